@@ -1,0 +1,8 @@
+"""python -m glasslm is the same program as glasslm."""
+
+import sys
+
+from glasslm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

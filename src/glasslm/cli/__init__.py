@@ -1,0 +1,56 @@
+"""The command line: one small module a command, each parsing its flags and calling one function."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from glasslm.errors import GlasslmError
+
+COMMANDS = {
+    "train": "train a model from raw text",
+    "resume": "go on with an interrupted run, exactly where it stopped",
+    "generate": "let a trained model write",
+    "evaluate": "loss, perplexity and bits per byte on any text",
+    "check": "compare every hand-written gradient with finite differences",
+    "corpus": "list, get or inspect text to train on",
+    "report": "make a run's report.html again",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for bad input, others in errors.py, without a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from glasslm import __version__
+
+        print(f"glasslm {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f": did you mean '{close[0]}'?" if close else ""
+        print(f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_help()}", file=sys.stderr)
+        return 2
+    try:
+        result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+        return result
+    except GlasslmError as error:
+        print(f"glasslm {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return (
+        "glasslm: train, see through and trust a small language model.\n\n"
+        f"usage: glasslm COMMAND [FLAGS]\n\n{rows}\n\n"
+        "Each command has help with an example: glasslm COMMAND --help\n"
+        "Start with: glasslm train"
+    )

@@ -1,0 +1,341 @@
+"""What a run is, as frozen dataclasses: ModelConfig, DataConfig, OptimizerConfig, TrainConfig, together a RunConfig.
+
+A RunConfig and a seed determine a run; ComputeConfig says only where and how it is computed. The docstring under a
+field is its help text on the command line. Field names are unique over all classes, because the flags are flat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from glasslm.errors import InputError
+
+Corpus = Literal["shakespeare", "python"]
+Norm = Literal["rmsnorm", "layernorm"]
+NormPosition = Literal["pre", "post"]
+FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
+Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
+ScheduleName = Literal["cosine", "wsd", "constant"]
+EngineName = Literal["auto", "numpy"]
+DeviceName = Literal["auto", "cpu"]
+Precision = Literal["auto", "fp32", "fp64"]
+
+GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture. Every field is a switch that both engines and the tests enumerate."""
+
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Number of blocks."""
+    n_heads: int = 4
+    """Number of query heads; must divide d_model."""
+    n_kv_heads: int = 0
+    """Number of key and value heads (0: as many as n_heads; 1: multi-query attention); must divide n_heads."""
+    d_ff: int = 0
+    """Inner width of the feed-forward (0: 4 d_model, or 8/3 d_model rounded up to a multiple of 32 when gated)."""
+    block_size: Annotated[int, tyro.conf.arg(aliases=["--seq-len"])] = 128
+    """Context length in tokens."""
+    dropout: float = 0.0
+    """Share of the activations dropped after the embedding and after each sublayer."""
+    attention_dropout: float = 0.0
+    """Share of the attention probabilities dropped."""
+    norm: Norm = "rmsnorm"
+    """Normalisation: RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
+    norm_position: NormPosition = "pre"
+    """Normalise the input of each sublayer (pre) or the sum after it (post, as in the original transformer)."""
+    feedforward: FeedForward = "swiglu"
+    """Feed-forward: gated by SiLU or GELU (arXiv:2002.05202), or plain GELU, ReLU, squared ReLU (arXiv:2109.08668)."""
+    position: Position = "rope"
+    """How order enters: not at all, added sinusoids, learned vectors, rotation (arXiv:2104.09864), ALiBi (2108.12409)."""
+    tie_embeddings: bool = True
+    """Use the embedding matrix as the output head, too (arXiv:1608.05859)."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys per head, with a gain (arXiv:2010.04245)."""
+    bias: bool = False
+    """Give linear layers and LayerNorms a bias (keys never have one: softmax does not see it)."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "block_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("n_kv_heads", "d_ff"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (derived) or more")
+        for name in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        if self.d_model % self.n_heads:
+            raise InputError(
+                f"d_model is {self.d_model}, which {self.n_heads} heads do not divide: choose --d-model as a multiple "
+                f"of --n-heads, for example {self.n_heads * max(1, round(self.d_model / self.n_heads))}"
+            )
+        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
+            divisors = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]
+            raise InputError(
+                f"n_kv_heads is {self.n_kv_heads}, which does not divide the {self.n_heads} heads: choose --n-kv-heads "
+                f"from {', '.join(map(str, divisors))}"
+            )
+        if self.position == "rope" and self.head_size % 2:
+            raise InputError(
+                f"rope rotates pairs, so d_model / n_heads must be even, not {self.head_size}: change --n-heads or "
+                "--d-model, or choose another --position"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise InputError(f"sinusoidal positions need an even d_model, not {self.d_model}")
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def gated(self) -> bool:
+        return self.feedforward in GATED
+
+    def resolved(self) -> ModelConfig:
+        """The same model with the derived sizes (n_kv_heads, d_ff) written out."""
+        d_ff = math.ceil(8 * self.d_model / 3 / 32) * 32 if self.gated else 4 * self.d_model
+        return dataclasses.replace(self, n_kv_heads=self.n_kv_heads or self.n_heads, d_ff=self.d_ff or d_ff)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What text, cut into what tokens, split how."""
+
+    corpus: Corpus | None = None
+    """A named corpus, fetched once and cached (default: shakespeare, or python where there is no network)."""
+    text_file: tuple[str, ...] = ()
+    """Your own text instead: files, folders, glob patterns, or - for standard input."""
+    tokenizer: str = "char"
+    """char, byte, bpe (trained on this corpus), gpt2, or the path of a tokenizer.json."""
+    vocab_size: int = 4096
+    """Size of the vocabulary that --tokenizer bpe trains."""
+    val_fraction: float = 0.1
+    """Share of the text, at its end, kept for validation."""
+    test_fraction: float = 0.0
+    """Share of the text, after the validation part, kept for a final test."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What to do with bytes that are not UTF-8: stop and say where, or replace them by U+FFFD."""
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "at least 257 (256 bytes and one merge)")
+        _require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "above 0 and below 1")
+        _require(0 <= self.test_fraction < 1, "test_fraction", self.test_fraction, "at least 0 and below 1")
+        _require(
+            self.val_fraction + self.test_fraction < 1,
+            "val_fraction + test_fraction",
+            self.val_fraction + self.test_fraction,
+            "below 1, so that something is left to train on",
+        )
+        if self.corpus and self.text_file:
+            raise InputError("both --corpus and --text-file were given: choose one of them")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates. Rates are per update."""
+
+    optimizer: OptimizerName = "muon"
+    """adamw (arXiv:1711.05101), muon for the hidden matrices with adamw for the rest, or sgd with momentum."""
+    lr: float = 1e-2
+    """Peak learning rate. Muon's updates are scaled to AdamW's size (arXiv:2502.16982), so one rate serves both."""
+    min_lr: float = 0.0
+    """Learning rate of the last step."""
+    warmup_steps: int = 50
+    """Steps of linear warmup (at most half of the run)."""
+    schedule: ScheduleName = "cosine"
+    """After warmup: cosine to min_lr; wsd, flat and then linear over the last fifth; or constant."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and the second moment."""
+    momentum: float = 0.95
+    """Momentum of muon and sgd."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms, biases and embeddings are never decayed."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm, larger ones are scaled down to it (0: off)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", self.lr, "above 0")
+        _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"between 0 and lr ({self.lr:g})")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        for beta in (*self.betas, self.momentum):
+            _require(0 <= beta < 1, "betas or momentum", beta, "at least 0 and below 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (off) or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what portions, and what is written down on the way."""
+
+    batch_size: int = 16
+    """Sequences in one step."""
+    micro_batch_size: int = 0
+    """Sequences computed at once; gradients of several are summed (0: about 1,024 tokens' worth)."""
+    max_steps: int = 1000
+    """Number of steps (ignored when epochs or max_time is given)."""
+    epochs: float | None = None
+    """Passes over the training tokens, in place of max_steps; each pass visits every window once."""
+    max_time: str | None = None
+    """Time for training, such as 90s, 10m or 2h: speed is measured first, then the number of steps is fixed."""
+    stop_at_loss: float | None = None
+    """Stop as soon as the validation loss is at or below this."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better validation loss."""
+    eval_interval: int = 100
+    """Steps between evaluations."""
+    log_interval: int = 10
+    """Steps between logged steps."""
+    sample_interval: int = 250
+    """Steps between samples of text (0: none)."""
+    checkpoint_interval: int = 250
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept, besides the first and the best."""
+    seed: int = 42
+    """Seed of the weights, the order of the data and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "eval_interval", "log_interval", "checkpoint_interval", "keep"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("micro_batch_size", "sample_interval", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.epochs is not None:
+            _require(self.epochs > 0, "epochs", self.epochs, "above 0")
+        if self.stop_at_loss is not None:
+            _require(self.stop_at_loss > 0, "stop_at_loss", self.stop_at_loss, "above 0")
+        if self.patience is not None:
+            _require(self.patience >= 1, "patience", self.patience, "at least 1")
+        if self.max_time is not None:
+            seconds(self.max_time)
+        if self.epochs is not None and self.max_time is not None:
+            raise InputError("both --epochs and --max-time were given: choose one of them")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run's result."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def resolved(self) -> RunConfig:
+        """The same run with every derived number written out, as run.json records it."""
+        model = self.model.resolved()
+        micro = self.train.micro_batch_size or max(1, 1024 // model.block_size)
+        train = dataclasses.replace(self.train, micro_batch_size=min(micro, self.train.batch_size))
+        return dataclasses.replace(self, model=model, train=train)
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how a run is computed: it may change speed and rounding, nothing else."""
+
+    engine: EngineName = "auto"
+    """Which engine computes."""
+    device: DeviceName = "auto"
+    """Which device it computes on."""
+    precision: Precision = "auto"
+    """Floating-point precision (auto: fp32; fp64 is for checks)."""
+    threads: int = 0
+    """CPU threads (0: GLASSLM_THREADS, else one for each core)."""
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
+
+
+def seconds(duration: str) -> float:
+    """A duration such as "90s", "10m", "1.5h" or "45" (seconds), in seconds.
+
+    >>> seconds("1.5m")
+    90.0
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh]?)\s*", duration)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"'{duration}' is not a duration: write a number and s, m or h, such as 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
+    """`base` with some fields changed by their flat names: with_flags(tiny(), {"lr": 1e-3, "n_layers": 2}).
+
+    Raises InputError for a name that no part of a RunConfig has.
+    """
+    parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
+    known = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
+    for flag, value in flags.items():
+        if flag not in known:
+            raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, known)}")
+        part = parts[known[flag]]
+        checked = _checked(value, get_type_hints(type(part))[flag], flag)
+        parts[known[flag]] = dataclasses.replace(part, **{flag: checked})
+    return RunConfig(**parts)
+
+
+Config = TypeVar("Config", ModelConfig, DataConfig, OptimizerConfig, TrainConfig, RunConfig, ComputeConfig)
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A config from JSON's dictionaries; strict: unknown keys and wrong types are InputErrors, missing keys are not.
+
+    A missing key takes its default, so that runs written by an older version, which lacked the field, still read.
+    """
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{kind.__name__} has no field '{key}'{_did_you_mean(key, hints)}")
+    return kind(**{key: _checked(value, hints[key], key) for key, value in values.items()})
+
+
+def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type `hint`, or an InputError; lists become tuples and whole numbers floats, nothing else changes."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return from_dict(hint, value)  # type: ignore[type-var]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{name} is {value!r}: expected one of {', '.join(map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _checked(value, next(a for a in args if a is not type(None)), name)
+    if origin is tuple:
+        items = [value] if isinstance(value, (str, float)) else list(value)
+        kinds = [args[0]] * len(items) if args[-1] is Ellipsis else list(args)
+        if len(items) != len(kinds):
+            raise InputError(f"{name} is {value!r}: expected {len(kinds)} values")
+        return tuple(_checked(item, kind, name) for item, kind in zip(items, kinds))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and hasattr(value, "__fspath__"):
+        return str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{name} is {value!r}: expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean '{close[0]}'?" if close else f": known are {', '.join(sorted(known))}"
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:  # NaN fails every comparison, so it ends here as well
+        raise InputError(f"{name} is {value}: expected {expected}")

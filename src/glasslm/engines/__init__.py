@@ -1,0 +1,113 @@
+"""The seam: what an engine can do. Nothing above this line of the project asks which engine runs.
+
+An engine holds weights, gradients and moments and knows six verbs; loop, evaluation, generation and checkpoints are
+written once, in terms of them. Arrays cross the seam as NumPy arrays. B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.config import ComputeConfig, RunConfig
+
+Array = NDArray[Any]
+State = Iterable[tuple[str, Array]]
+
+
+class Batch(NamedTuple):
+    """The rows of one step that this process computes."""
+
+    tokens: NDArray[np.int64]  # (B, T)
+    targets: NDArray[np.int64]  # (B, T), the token after each position; -1 is not predicted
+    step: int  # with `rows`, the key of the dropout masks
+    rows: NDArray[np.int64]  # (B,), each row's index in the step's global batch
+
+
+class Update(NamedTuple):
+    """What became of a step's gradients."""
+
+    norm: float  # global L2 norm before clipping
+    finite: bool
+    applied: bool
+
+
+class Cache(Protocol):
+    """Keys and values of what was read so far; opaque but for its lengths."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(rows,) the number of tokens held for each row."""
+        ...
+
+    def clear(self, row: int) -> None:
+        """Forget one row, to use it for another text."""
+        ...
+
+
+class Engine(Protocol):
+    """Forward, backward, update, and nothing about files, text or time."""
+
+    name: str
+    updates: int  # updates applied so far: the t of Adam's bias correction
+
+    def accumulate(self, batch: Batch, weight: float) -> float:
+        """Forward and backward over `batch`; adds weight x the gradient of the summed nats of its targets.
+
+        `weight` is 1 / (valid targets of the whole step). Returns weight x the summed nats: the batch's part of the mean.
+        """
+        ...
+
+    def update(self, lr: float, skip_above: float = float("inf")) -> Update:
+        """Clip the gradients, step the optimizer, forget the gradients.
+
+        A norm that is not finite, or is above `skip_above`, leaves weights and moments as they were.
+        """
+        ...
+
+    def losses(self, tokens: Array, targets: Array) -> Array:
+        """(B, T) nats of each target given the tokens up to its position; 0 where the target is -1."""
+        ...
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        """Room for `rows` texts of up to `capacity` tokens."""
+        ...
+
+    def logits(self, tokens: Array, cache: Any, counts: Array, every: bool = False) -> Array:
+        """Read `counts[b]` further tokens of each row b of `tokens` (B, T), right-padded, into `cache`.
+
+        Returns the logits after each row's last new token, (B, V); with `every`, after each position, (B, T, V).
+        A row with count 0 is left alone and its logits mean nothing.
+        """
+        ...
+
+    def state(self) -> Iterator[tuple[str, Array]]:
+        """Weights under their names, then moments as `adamw.m/NAME`, one at a time, in the compute precision."""
+        ...
+
+    def load(self, state: State, updates: int = 0) -> None:
+        """Take weights, or weights and moments, by name. Every weight must be there, with its shape, and nothing else."""
+        ...
+
+
+def make_engine(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Engine:
+    """The engine that `compute` asks for, with weights that are yet to be loaded."""
+    from glasslm.engines.numpy.engine import NumpyEngine
+
+    dtype = np.float64 if compute.precision == "fp64" else np.float32
+    return NumpyEngine(config.resolved(), vocab_size, threads=thread_count(compute.threads), dtype=dtype)
+
+
+def thread_count(asked: int) -> int:
+    """`asked`, or GLASSLM_THREADS, or the number of cores this process may use."""
+    if asked:
+        return asked
+    from_environment = os.environ.get("GLASSLM_THREADS")
+    if from_environment:
+        return max(1, int(from_environment))
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
