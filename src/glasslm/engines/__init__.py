@@ -58,7 +58,7 @@ class Engine(Protocol):
     def accumulate(self, batch: Batch, weight: float) -> float:
         """Forward and backward over `batch`; adds weight x the gradient of the summed nats of its targets.
 
-        `weight` is 1 / (valid targets of the whole step). Returns weight x the summed nats: the batch's part of the mean.
+        `weight` is 1 / (valid targets of the whole step). Returns weight x the summed nats: this part of the mean.
         """
         ...
 
@@ -90,7 +90,7 @@ class Engine(Protocol):
         ...
 
     def load(self, state: State, updates: int = 0) -> None:
-        """Take weights, or weights and moments, by name. Every weight must be there, with its shape, and nothing else."""
+        """Take weights, or weights and moments, by name. Every weight must be there in its shape, and nothing else."""
         ...
 
 

@@ -1,0 +1,147 @@
+"""Causal self-attention and the ways order enters it, forward and backward side by side as in ops.py.
+
+Letters: B rows, T positions, H query heads, K key-value heads (each serves G = H / K query heads), Q head size. Heads
+are axes of one array (B, T, heads, Q), so splitting and merging them is a view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from glasslm.engines.numpy.ops import Array, New, dropout_mask
+
+SAFE_EXPONENT = 60.0  # exp(60) summed over any context stays far below float32's largest number, exp(88)
+
+
+def rope_tables(T: int, Q: int, dtype: DTypeLike) -> tuple[Array, Array]:
+    """cos and sin (T, Q / 2) of the angles position x 10000^(-2j / Q). arXiv:2104.09864, section 3.2.2."""
+    angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(0, Q, 2) / Q)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
+    """x (B, T, heads, Q), cos and sin (T, Q / 2): rotate the pairs (j, j + Q / 2), in x's own memory.
+
+    The halves are split as in Hugging Face's Llama. The backward pass is the rotation the other way.
+    """
+    cos, sin = cos[:, None], sin[:, None]
+
+    def rotate(x: Array, sin: Array) -> Array:
+        half = x.shape[-1] // 2
+        a, b = x[..., :half], x[..., half:]
+        a_sin = np.multiply(a, sin, out=new(a.shape))
+        b_sin = np.multiply(b, sin, out=new(b.shape))
+        a *= cos
+        a -= b_sin
+        b *= cos
+        b += a_sin
+        return x
+
+    return rotate(x, sin), lambda dx: rotate(dx, -sin)
+
+
+def sinusoids(T: int, D: int, rms: float, dtype: DTypeLike) -> Array:
+    """(T, D) sines and cosines of arXiv:1706.03762, section 3.5, scaled to a root mean square of `rms`.
+
+    The paper scales the embeddings up to the sinusoids instead; what matters is that the two are of a size.
+    """
+    angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(0, D, 2) / D)
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(T, D)
+    return (math.sqrt(2) * rms * table).astype(dtype)
+
+
+def alibi_slopes(H: int, dtype: DTypeLike) -> Array:
+    """(H,) the geometric sequence 2^(-8 h / H), h = 1..H. arXiv:2108.12409, section 3."""
+    return (2.0 ** (-8 * np.arange(1, H + 1) / H)).astype(dtype)
+
+
+def alibi_bias(slopes: Array, queries: Array, keys: Array) -> Array:
+    """Minus slope x distance, for the positions of queries (T,) or (B, T) and keys (S,): (H, T, S) or (B, H, T, S)."""
+    distance = (keys - queries[..., None]).astype(slopes.dtype)
+    bias: Array = slopes[:, None, None] * distance[..., None, :, :]
+    return bias
+
+
+def attention(
+    qk: Array, v: Array, bias: Array | None, drop: tuple[float, NDArray[np.uint32]] | None, new: New
+) -> tuple[Array, Callable[[Array], Array]]:
+    """softmax(q kᵀ / sqrt(Q) + bias, causal) v. arXiv:1706.03762, equation 1.
+
+    qk (B, T, H + K, Q) queries beside keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q). `drop` = (share, row keys
+    (B,)) of the attention probabilities. The queries are overwritten by q / sqrt(Q). backward returns one array of the
+    gradients of queries, keys and values, (B, T, H + 2K, Q).
+
+    The exponentials are kept unnormalised, e, beside their row sums: the division then happens on (T, Q) instead of
+    (T, T). A bound on the scores (|q| |k|) usually shows that no row maximum need be subtracted first.
+    """
+    B, T, K, Q = v.shape
+    H = qk.shape[2] - K
+    scale = 1 / math.sqrt(Q)
+    q, k = qk[:, :, :H], qk[:, :, H:]
+    q *= scale
+    qh, kh, vh = _heads(q, K), _heads(k, K), _heads(v, K)  # (B, K, G, T, Q) and (B, K, 1, T, Q)
+
+    e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
+    if bias is not None:
+        e += bias.reshape(K, H // K, T, T)
+    if _bound(q, k) > SAFE_EXPONENT:
+        e -= _causal_max(e)
+        np.minimum(e, 0, out=e)  # hidden entries may lie above the maximum of the visible ones; they are zeroed next
+    np.exp(e, out=e)
+    e *= np.tri(T, dtype=e.dtype)
+    rsum = 1 / (e.reshape(-1, T) @ np.ones(T, e.dtype)).reshape(B, K, H // K, T, 1)
+    kept = None if drop is None else dropout_mask(e.shape, *drop, new)
+    weights = e if kept is None else np.multiply(e, kept, out=new(e.shape))
+    out = new((B, T, H, Q))
+    outh = np.matmul(weights, vh, out=_heads(out, K))
+    outh *= rsum
+
+    def backward(dout: Array) -> Array:
+        # With p = e rsum and P = p kept: dv = Pᵀ dout, dP = dout vᵀ, ds = p (dP kept - sum(dP P)), where sum(dP P) =
+        # sum(dout out). The factor rsum is taken out of p and multiplied into dout, once.
+        dqkv = new((B, T, H + 2 * K, Q))
+        dq, dk, dv = dqkv[:, :, :H], dqkv[:, :, H : H + K], dqkv[:, :, H + K :]
+        along = np.vecdot(dout, out).reshape(B, T, K, H // K).transpose(0, 2, 3, 1)[..., None] * rsum
+        douth = _heads(dout, K)
+        douth *= rsum
+        _sum_groups(weights.swapaxes(-1, -2), douth, _heads(dv, K))
+        ds = np.matmul(douth, vh.swapaxes(-1, -2), out=new(e.shape))
+        if kept is not None:
+            ds *= kept
+        ds -= along
+        ds *= e
+        _sum_groups(ds.swapaxes(-1, -2), qh, _heads(dk, K))
+        np.matmul(ds, kh, out=_heads(dq, K))
+        dq *= scale
+        return dqkv
+
+    return out, backward
+
+
+def _heads(x: Array, K: int) -> Array:
+    """(B, T, heads, Q) seen as (B, K, heads / K, T, Q)."""
+    B, T, heads, Q = x.shape
+    return x.reshape(B, T, K, heads // K, Q).transpose(0, 2, 3, 1, 4)
+
+
+def _sum_groups(a: Array, b: Array, out: Array) -> None:
+    """out (B, K, 1, T, Q) = the sum over the G query heads of a (B, K, G, T, T) @ b (B, K, G, T, Q)."""
+    if a.shape[2] == 1:
+        np.matmul(a, b, out=out)
+    else:
+        np.sum(np.matmul(a, b), axis=2, keepdims=True, out=out)
+
+
+def _bound(q: Array, k: Array) -> float:
+    """An upper bound of |q . k| over all pairs (Cauchy and Schwarz); NaN and infinity count as too large."""
+    bound = math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max()))
+    return bound if bound == bound else math.inf
+
+
+def _causal_max(e: Array) -> Array:
+    T = e.shape[-1]
+    return np.where(np.tri(T, dtype=bool), e, -np.inf).max(-1, keepdims=True)

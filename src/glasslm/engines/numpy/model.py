@@ -1,0 +1,255 @@
+"""The transformer by hand: tokens to logits, and the gradient of the logits to the gradients of all weights.
+
+Letters: B rows, T positions, N = B T, D width, H query heads, K key-value heads, Q head size, F inner width, V
+vocabulary. Activations are (N, D); attention sees them as (B, T, heads, Q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.config import ModelConfig
+from glasslm.engines import dropout as sites
+from glasslm.engines.numpy import ops
+from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_tables, sinusoids
+from glasslm.engines.numpy.ops import Array, New
+from glasslm.engines.numpy.weights import Weights
+from glasslm.parameters import STD
+
+Gradients = dict[str, Array]
+Backward = Callable[[Array, Gradients], Array]  # takes d_output, writes weights' gradients, returns d_input
+Sublayer = Callable[[Array], tuple[Array, Backward]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass is about, beside weights and input."""
+
+    B: int
+    T: int
+    new: New
+    dropout_keys: Callable[[int], NDArray[np.uint32]] | None  # site -> (B,); None: no dropout
+
+
+class Model:
+    """Forward and backward over weights that somebody else owns."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = c = config
+        self.weights = weights
+        dtype = weights.flat.dtype
+        if c.position == "rope":
+            self.cos, self.sin = rope_tables(c.block_size, c.head_size, dtype)
+        elif c.position == "sinusoidal":
+            self.sinusoids = sinusoids(c.block_size, c.d_model, STD, dtype)
+        elif c.position == "alibi":
+            self.slopes = alibi_slopes(c.n_heads, dtype)
+
+    def forward(
+        self, tokens: Array, new: New, dropout_keys: Callable[[int], NDArray[np.uint32]] | None = None
+    ) -> tuple[Array, Callable[[Array], Gradients]]:
+        """tokens (B, T) -> logits (N, V), and backward: d_logits (N, V) -> the gradient of every weight by name."""
+        c, w = self.config, self.weights
+        run = Pass(tokens.shape[0], tokens.shape[1], new, dropout_keys)
+        x, embed_back = self._embed(tokens.reshape(-1), run)
+        block_backs = []
+        for i in range(c.n_layers):
+            for sublayer in self._sublayers(i, run):
+                x, back = sublayer(x)
+                block_backs.append(back)
+        final_back = None
+        if c.norm_position == "pre":
+            x, final_back = self._norm("norm", x, new)
+        head = "embedding.weight" if c.tie_embeddings else "head.weight"
+        logits, head_back = ops.linear(x, w[head], new)
+
+        def backward(dlogits: Array) -> Gradients:
+            gradients: Gradients = {}
+            dx, gradients[head] = head_back(dlogits)
+            if final_back is not None:
+                dx = final_back(dx, gradients)
+            while block_backs:  # popping frees what a block kept as soon as its gradient is done
+                dx = block_backs.pop()(dx, gradients)
+            embed_back(dx, gradients)
+            return gradients
+
+        return logits, backward
+
+    def _embed(self, tokens: Array, run: Pass) -> tuple[Array, Callable[[Array, Gradients], None]]:
+        c, w, (B, T) = self.config, self.weights, (run.B, run.T)
+        x, embedding_back = ops.embedding(tokens, w["embedding.weight"], run.new)
+        positions = x.reshape(B, T, -1)
+        if c.position == "learned":
+            positions += w["position.weight"][:T]
+        elif c.position == "sinusoidal":
+            positions += self.sinusoids[:T]
+        x, dropout_back = self._dropout(x, sites.EMBEDDING_SITE, run)
+
+        def backward(dx: Array, gradients: Gradients) -> None:
+            dx = dropout_back(dx)
+            if c.position == "learned":
+                gradients["position.weight"] = np.zeros_like(w["position.weight"])
+                dx.reshape(B, T, -1).sum(0, out=gradients["position.weight"][:T])
+            dtable = embedding_back(dx)
+            if c.tie_embeddings:
+                dtable += gradients["embedding.weight"]
+            gradients["embedding.weight"] = dtable
+
+        return x, backward
+
+    def _sublayers(self, i: int, run: Pass) -> tuple[Sublayer, Sublayer]:
+        """Attention and feed-forward of block i, each with its norm and its residual connection."""
+
+        def attend(x: Array) -> tuple[Array, Backward]:
+            return self._attention(f"blocks.{i}.attention", i, x, run)
+
+        def feed(x: Array) -> tuple[Array, Backward]:
+            return self._feedforward(f"blocks.{i}.feedforward", i, x, run)
+
+        return (
+            lambda x: self._residual(f"blocks.{i}.attention_norm", attend, x, run.new),
+            lambda x: self._residual(f"blocks.{i}.feedforward_norm", feed, x, run.new),
+        )
+
+    def _residual(self, norm: str, inner: Sublayer, x: Array, new: New) -> tuple[Array, Backward]:
+        """pre: x + inner(norm(x)); post: norm(x + inner(x))."""
+        if self.config.norm_position == "pre":
+            h, norm_back = self._norm(norm, x, new)
+            y, inner_back = inner(h)
+            y += x
+
+            def pre_backward(dy: Array, gradients: Gradients) -> Array:
+                dx = norm_back(inner_back(dy, gradients), gradients)
+                dx += dy
+                return dx
+
+            return y, pre_backward
+
+        h, inner_back = inner(x)
+        h += x
+        y, norm_back = self._norm(norm, h, new)
+
+        def post_backward(dy: Array, gradients: Gradients) -> Array:
+            dh = norm_back(dy, gradients)
+            dx = inner_back(dh, gradients)
+            dx += dh
+            return dx
+
+        return y, post_backward
+
+    def _attention(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
+        c, w, new, (B, T) = self.config, self.weights, run.new, (run.B, run.T)
+        H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
+        qkv, qkv_back = ops.linear(x, w[f"{prefix}.qkv.weight"], new)
+        if c.bias:
+            qkv[:, : H * Q] += w[f"{prefix}.q.bias"]
+            qkv[:, (H + K) * Q :] += w[f"{prefix}.v.bias"]
+        heads = qkv.reshape(B, T, H + 2 * K, Q)
+        qk, v = heads[:, :, : H + K], heads[:, :, H + K :]
+        if c.qk_norm:
+            qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new)
+        if c.position == "rope":
+            qk, rope_back = rope(qk, self.cos[:T], self.sin[:T], new)
+        drop = None
+        if run.dropout_keys and c.attention_dropout:
+            drop = (c.attention_dropout, run.dropout_keys(sites.site(layer, sites.PROBABILITIES)))
+        mixed, attention_back = attention(qk, v, self._bias(T), drop, new)
+        y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
+        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_ATTENTION), run)
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dmixed = o_back(dropout_back(dy), gradients)
+            dheads = attention_back(dmixed.reshape(B, T, H, Q))
+            dqk = dheads[:, :, : H + K]
+            if c.position == "rope":
+                rope_back(dqk)
+            if c.qk_norm:
+                dqk[...], dgain = qk_norm_back(dqk)
+                gradients[f"{prefix}.q_norm.weight"] = dgain[:H].sum(0)
+                gradients[f"{prefix}.k_norm.weight"] = dgain[H:].sum(0)
+            dqkv = dheads.reshape(qkv.shape)
+            if c.bias:
+                gradients[f"{prefix}.q.bias"] = dqkv[:, : H * Q].sum(0)
+                gradients[f"{prefix}.v.bias"] = dqkv[:, (H + K) * Q :].sum(0)
+            dx, gradients[f"{prefix}.qkv.weight"] = qkv_back(dqkv)
+            return dx
+
+        return y, backward
+
+    def qk_gain(self, prefix: str) -> Array:
+        """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
+        c, w = self.config, self.weights
+        gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [w[f"{prefix}.k_norm.weight"]] * c.n_kv_heads
+        return np.stack(gains)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        return np.empty(shape, self.weights.flat.dtype)
+
+    def _bias(self, T: int) -> Array | None:
+        if self.config.position != "alibi":
+            return None
+        return alibi_bias(self.slopes, np.arange(T), np.arange(T))
+
+    def _feedforward(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
+        c, new = self.config, run.new
+        activation = ops.ACTIVATIONS[c.feedforward]
+        activation_back: Callable[[Array], Array]
+        if c.gated:
+            inner, into_back = self._linear(f"{prefix}.gate_up", x, new)
+            h, activation_back = ops.gate(inner, activation, new)
+        else:
+            inner, into_back = self._linear(f"{prefix}.up", x, new)
+            h, activation_back = activation(inner, new)
+        y, down_back = self._linear(f"{prefix}.down", h, new)
+        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_FEEDFORWARD), run)
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dh = down_back(dropout_back(dy), gradients)
+            return into_back(activation_back(dh), gradients)
+
+        return y, backward
+
+    def _linear(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
+        w = self.weights
+        y, linear_back = ops.linear(x, w[f"{name}.weight"], new)
+        if self.config.bias:
+            y += w[f"{name}.bias"]
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dx, gradients[f"{name}.weight"] = linear_back(dy)
+            if self.config.bias:
+                gradients[f"{name}.bias"] = dy.sum(0)
+            return dx
+
+        return y, backward
+
+    def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
+        gain = self.weights[f"{name}.weight"]
+        if self.config.norm == "rmsnorm":
+            y, rms_back = ops.rms_norm(x, gain, new)
+
+            def rms_backward(dy: Array, gradients: Gradients) -> Array:
+                dx, gradients[f"{name}.weight"] = rms_back(dy)
+                return dx
+
+            return y, rms_backward
+
+        y, layer_back = ops.layer_norm(x, gain, self.weights[f"{name}.bias"] if self.config.bias else None, new)
+
+        def layer_backward(dy: Array, gradients: Gradients) -> Array:
+            dx, gradients[f"{name}.weight"], dbias = layer_back(dy)
+            if self.config.bias:
+                gradients[f"{name}.bias"] = dbias
+            return dx
+
+        return y, layer_backward
+
+    def _dropout(self, x: Array, site: int, run: Pass) -> tuple[Array, Callable[[Array], Any]]:
+        if not (self.config.dropout and run.dropout_keys):
+            return x, lambda dy: dy
+        return ops.dropout(x, self.config.dropout, run.dropout_keys(site), run.new)

@@ -1,0 +1,98 @@
+"""The optimizers: how a gradient and moments move a weight, in place, chunk by chunk so that a chunk stays in cache.
+
+AdamW (arXiv:1711.05101, algorithm 2), SGD with momentum, and Muon (K. Jordan, 2024; its use at scale and the size of
+its updates: arXiv:2502.16982) for the hidden matrices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from glasslm.engines.numpy.ops import Array
+
+ADAM_EPS = 1e-8
+CHUNK = 1 << 15  # elements: weight, gradient, two moments and two temporaries of float32 make 768 kB
+
+
+def adamw(
+    p: Array, g: Array, m: Array, v: Array, *, t: int, lr: float, decay: float, betas: tuple[float, float], scale: float
+) -> None:
+    """One update of p (any shape) at update number t = 1, 2, ...; the gradient is `scale` x g, and g is overwritten."""
+    b1, b2 = betas
+    rate = lr / (1 - b1**t)
+    root = 1 / math.sqrt(1 - b2**t)
+    p, g, m, v = p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1)
+    for start in range(0, p.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        _adamw_chunk(p[part], g[part], m[part], v[part], b1, b2, rate, root, 1 - lr * decay, scale)
+
+
+def _adamw_chunk(
+    p: Array, g: Array, m: Array, v: Array, b1: float, b2: float, rate: float, root: float, shrink: float, scale: float
+) -> None:
+    g *= scale
+    change = g - m
+    change *= 1 - b1
+    m += change
+    g *= g
+    g -= v
+    g *= 1 - b2
+    v += g
+    np.sqrt(v, out=g)
+    g *= root
+    g += ADAM_EPS
+    np.divide(m, g, out=change)
+    change *= rate
+    if shrink != 1:
+        p *= shrink
+    p -= change
+
+
+def sgd(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float) -> None:
+    """m = momentum m + g; p = (1 - lr decay) p - lr m. The gradient is `scale` x g, and g is overwritten."""
+    g *= scale
+    m *= momentum
+    m += g
+    if decay:
+        p *= 1 - lr * decay
+    np.multiply(m, lr, out=g)
+    p -= g
+
+
+def muon(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float) -> None:
+    """Nesterov momentum, made orthogonal: all singular values of the update become about 1. p, g, m are (O, I).
+
+    The update has the root mean square of a typical AdamW update, 0.2, whatever the shape (arXiv:2502.16982, equation
+    4), so that weight matrices and the rest, which AdamW moves, share a learning rate.
+    """
+    g *= scale
+    m *= momentum
+    m += g
+    update = orthogonalised(m * momentum + g)
+    update *= 0.2 * lr * math.sqrt(max(p.shape))
+    if decay:
+        p *= 1 - lr * decay
+    p -= update
+
+
+def orthogonalised(g: Array) -> Array:
+    """About U Vᵀ for g = U S Vᵀ (O, I): five steps of a quintic Newton-Schulz iteration, singular values to 0.7 .. 1.2.
+
+    The coefficients are Jordan's: steepest at zero, so that small singular values grow fastest.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[0] > g.shape[1]
+    x = g.T if tall else g
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        polynomial = gram @ gram
+        polynomial *= c
+        gram *= b
+        polynomial += gram
+        step = polynomial @ x
+        x *= a
+        x += step
+    return x.T if tall else x

@@ -1,0 +1,51 @@
+"""The rows of the parameter table as views of one flat array, so that neighbours can be computed with as one matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from glasslm.parameters import Table
+
+# q, k and v (gate and up) multiply the same input: stacked, they are one product instead of three (two).
+STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+
+
+class Weights:
+    """One array for all rows, `flat`, and by name its views: each row, and each stack (blocks.0.attention.qkv.weight).
+
+    The same class holds weights, gradients and moments.
+    """
+
+    def __init__(self, rows: Table, dtype: DTypeLike) -> None:
+        self.flat: NDArray[Any] = np.zeros(sum(row.size for row in rows.values()), dtype)
+        self.rows: dict[str, NDArray[Any]] = {}
+        starts, position = {}, 0
+        for name, row in rows.items():
+            starts[name] = position
+            position += row.size
+            self.rows[name] = self.flat[starts[name] : position].reshape(row.shape)
+        self._views = self.rows | {stack: self._together(parts, rows, starts) for stack, parts in _stacks(rows).items()}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._views[name]
+
+    def _together(self, names: list[str], rows: Table, starts: dict[str, int]) -> NDArray[Any]:
+        start, end = starts[names[0]], starts[names[-1]] + rows[names[-1]].size
+        height = sum(rows[name].shape[0] for name in names)
+        return self.flat[start:end].reshape(height, *rows[names[0]].shape[1:])
+
+
+def _stacks(rows: Table) -> dict[str, list[str]]:
+    """The names that each stack's name stands for."""
+    stacks = {}
+    for name in rows:
+        prefix, _, suffix = name.rpartition(".")
+        module, _, part = prefix.rpartition(".")
+        for stack, parts in STACKED.items():
+            names = [f"{module}.{other}.{suffix}" for other in parts]
+            if part == parts[0] and all(other in rows for other in names):
+                stacks[f"{module}.{stack}.{suffix}"] = names
+    return stacks
