@@ -17,31 +17,41 @@ from glasslm.engines.numpy.ops import Array, New, dropout_mask
 SAFE_EXPONENT = 60.0  # exp(60) summed over any context stays far below float32's largest number, exp(88)
 
 
-def rope_tables(T: int, Q: int, dtype: DTypeLike) -> tuple[Array, Array]:
-    """cos and sin (T, Q / 2) of the angles position x 10000^(-2j / Q). arXiv:2104.09864, section 3.2.2."""
+def rope_tables(T: int, heads: int, Q: int, dtype: DTypeLike) -> tuple[Array, Array]:
+    """cos and sin (T, heads, Q) of the angles position x 10000^(-2j / Q), the same for each head.
+
+    arXiv:2104.09864, section 3.2.2. The second half of Q repeats the first; sin is negative in the first half, so that
+    the rotation of x is x cos + swap(x) sin.
+    """
     angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(0, Q, 2) / Q)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    cos = np.tile(np.cos(angles), (1, 2 * heads))
+    sin = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), (1, heads))
+    return cos.reshape(T, heads, Q).astype(dtype), sin.reshape(T, heads, Q).astype(dtype)
 
 
 def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """x (B, T, heads, Q), cos and sin (T, Q / 2): rotate the pairs (j, j + Q / 2), in x's own memory.
+    """x (B, T, heads, Q), cos and sin (T, heads, Q): rotate the pairs (j, j + Q / 2), in x's own memory.
 
-    The halves are split as in Hugging Face's Llama. The backward pass is the rotation the other way.
+    The halves are split as in Hugging Face's Llama. The backward pass is the rotation the other way. All heads are
+    rotated by whole rows, because NumPy's loops over half a head would be too short to be fast.
     """
-    cos, sin = cos[:, None], sin[:, None]
 
     def rotate(x: Array, sin: Array) -> Array:
-        half = x.shape[-1] // 2
-        a, b = x[..., :half], x[..., half:]
-        a_sin = np.multiply(a, sin, out=new(a.shape))
-        b_sin = np.multiply(b, sin, out=new(b.shape))
-        a *= cos
-        a -= b_sin
-        b *= cos
-        b += a_sin
+        swapped = swap_halves(x, new(x.shape))
+        swapped *= sin
+        x *= cos
+        x += swapped
         return x
 
     return rotate(x, sin), lambda dx: rotate(dx, -sin)
+
+
+def swap_halves(x: Array, out: Array) -> Array:
+    """The two halves of the last axis, exchanged."""
+    half = x.shape[-1] // 2
+    out[..., :half] = x[..., half:]
+    out[..., half:] = x[..., :half]
+    return out
 
 
 def sinusoids(T: int, D: int, rms: float, dtype: DTypeLike) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias
+from glasslm.engines.numpy.attention import alibi_bias, swap_halves
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
 
@@ -112,7 +112,8 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     if c.qk_norm:
         qk = _rms(qk) * model.qk_gain(prefix)
     if c.position == "rope":
-        qk = _rope(qk, model.cos[place.positions], model.sin[place.positions])
+        swapped = swap_halves(qk, np.empty_like(qk))
+        qk = qk * model.cos[place.positions] + swapped * model.sin[place.positions]
     keys, values = cache.keys[i], cache.values[i]
     place.write(keys, qk[:, :, H:])
     place.write(values, heads[:, :, H + K :])
@@ -130,17 +131,6 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     if c.bias:
         y += w[f"{prefix}.o.bias"]
     return y
-
-
-def _rope(x: Array, cos: Array, sin: Array) -> Array:
-    """attention.rope with cos and sin (T, Q / 2) or (B, T, Q / 2)."""
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    turned = np.empty_like(x)
-    np.subtract(a * cos, b * sin, out=turned[..., :half])
-    np.add(b * cos, a * sin, out=turned[..., half:])
-    return turned
 
 
 def _feedforward(model: Model, prefix: str, x: Array) -> Array:

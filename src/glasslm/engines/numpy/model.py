@@ -44,7 +44,7 @@ class Model:
         self.weights = weights
         dtype = weights.flat.dtype
         if c.position == "rope":
-            self.cos, self.sin = rope_tables(c.block_size, c.head_size, dtype)
+            self.cos, self.sin = rope_tables(c.block_size, c.n_heads + c.n_kv_heads, c.head_size, dtype)
         elif c.position == "sinusoidal":
             self.sinusoids = sinusoids(c.block_size, c.d_model, STD, dtype)
         elif c.position == "alibi":

@@ -1,0 +1,141 @@
+"""Training tokens/s of the NumPy engine against PyTorch eager float32 with fused AdamW: same model, batch and threads.
+
+    python benchmarks/train_speed.py [--preset tiny --block-size 64 --batch-size 32 --threads 2 --seconds 60]
+
+The two take turns; medians and the median of the paired ratios are printed. Needs torch (not a dependency of glasslm).
+Before timing, both compute the loss and the gradients of the same weights and batch, and must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import platform
+import statistics
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from glasslm.config import ModelConfig
+from glasslm.engines import Batch
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.parameters import initial_weights
+from glasslm.presets import PRESETS
+
+
+class TorchPeer(torch.nn.Module):
+    """The same rmsnorm + rope + swiglu + tied model, as one would write it in PyTorch, with fused projections."""
+
+    def __init__(self, c: ModelConfig, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.c = c
+        join = lambda i, part, names: np.concatenate([weights[f"blocks.{i}.{part}.{n}.weight"] for n in names])  # noqa: E731
+        arrays = {"emb": weights["embedding.weight"], "norm": weights["norm.weight"]}
+        for i in range(c.n_layers):
+            arrays |= {
+                f"n1_{i}": weights[f"blocks.{i}.attention_norm.weight"],
+                f"qkv_{i}": join(i, "attention", "qkv"),
+                f"o_{i}": weights[f"blocks.{i}.attention.o.weight"],
+                f"n2_{i}": weights[f"blocks.{i}.feedforward_norm.weight"],
+                f"gu_{i}": join(i, "feedforward", ("gate", "up")),
+                f"down_{i}": weights[f"blocks.{i}.feedforward.down.weight"],
+            }
+        self.p = torch.nn.ParameterDict({k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in arrays.items()})
+        angles = torch.arange(c.block_size)[:, None] * 10000.0 ** (-torch.arange(0, c.head_size, 2) / c.head_size)
+        self.register_buffer("cos", angles.cos()[None, :, None])
+        self.register_buffer("sin", angles.sin()[None, :, None])
+
+    def rope(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, -1)
+        cos, sin = self.cos[:, : x.shape[1]], self.sin[:, : x.shape[1]]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        c, p = self.c, self.p
+        B, T = tokens.shape
+        x = F.embedding(tokens, p["emb"])
+        for i in range(c.n_layers):
+            h = F.rms_norm(x, (c.d_model,), p[f"n1_{i}"], 1e-5)
+            q, k, v = F.linear(h, p[f"qkv_{i}"]).view(B, T, 3, c.n_heads, c.head_size).unbind(2)
+            q, k, v = self.rope(q).transpose(1, 2), self.rope(k).transpose(1, 2), v.transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, c.d_model)
+            x = x + F.linear(y, p[f"o_{i}"])
+            gate, up = F.linear(F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, p[f"down_{i}"])
+        logits = F.linear(F.rms_norm(x, (c.d_model,), p["norm"], 1e-5), p["emb"])
+        return F.cross_entropy(logits.view(B * T, -1), targets.view(-1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--block-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--micro-batch-size", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60)
+    args = parser.parse_args()
+
+    config = PRESETS[args.preset]()
+    model = ModelConfig(  # the peer's architecture at the preset's size
+        d_model=config.model.d_model, n_layers=config.model.n_layers, n_heads=config.model.n_heads, block_size=args.block_size
+    )
+    config = dataclasses.replace(
+        config,
+        model=model,
+        optimizer=dataclasses.replace(config.optimizer, optimizer="adamw", lr=1e-3, grad_clip=0.0),
+        train=dataclasses.replace(config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size),
+    ).resolved()
+    V, B, T = 65, args.batch_size, args.block_size
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
+    engine = NumpyEngine(config, V, args.threads)
+    weights = dict(initial_weights(engine.rows, 0))
+    engine.load(weights.items())
+    batch = Batch(tokens, targets, 0, np.arange(B))
+
+    torch.set_num_threads(args.threads)
+    peer = TorchPeer(config.model, weights)
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    x, y = torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    def numpy_step() -> float:
+        loss = engine.accumulate(batch, 1 / (B * T))
+        engine.update(1e-3)
+        return loss
+
+    def torch_step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = peer(x, y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    losses = numpy_step(), torch_step()
+    assert abs(losses[0] - losses[1]) < 1e-4, losses
+
+    steps = {"glasslm NumPy": numpy_step, "PyTorch eager": torch_step}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    repeat = max(1, 8192 // (B * T))
+    end = time.perf_counter() + args.seconds
+    while time.perf_counter() < end:
+        for name, step in steps.items():
+            step()
+            start = time.perf_counter()
+            for _ in range(repeat):
+                step()
+            times[name].append((time.perf_counter() - start) / repeat)
+    ratio = statistics.median(b / a for a, b in zip(*times.values()))
+    print(f"{datetime.date.today()}  {platform.processor() or platform.machine()}, {args.threads} threads, "
+          f"numpy {np.__version__}, torch {torch.__version__}")  # fmt: skip
+    print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {config.train.micro_batch_size}, {len(times['PyTorch eager'])} pairs")
+    for name, seconds in times.items():
+        print(f"{name:15} {B * T / statistics.median(seconds):9,.0f} tokens/s")
+    print(f"ratio           {ratio:9.2f} (median of pairs)")
+
+
+if __name__ == "__main__":
+    main()
