@@ -1,3 +1,65 @@
-"""glasslm: a glass-box language-model lab."""
+"""glasslm: a glass-box language-model lab.
+
+    import glasslm
+
+    run = glasslm.train(text_file="book.txt", max_steps=500)
+    print(run.history.best_val_loss)
+    model = glasslm.load(run.path)
+    print(model.generate("Once upon a time", temperature=0.8))
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glasslm.runs import Run
+    from glasslm.trained import Model
 
 __version__ = "0.1.0"
+__all__ = ["load", "train"]
+
+
+def train(
+    *,
+    preset: str = "tiny",
+    run_dir: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    **flags: Any,
+) -> Run:
+    """Train a model; the flags are those of `glasslm train`, with underscores: text_file, max_steps, d_model, lr ...
+
+    Returns the run, with its `path` and `history`. Raises what the command line reports: InputError (a ValueError)
+    for a wrong setting, DivergedError, ...
+    """
+    from pathlib import Path
+
+    from glasslm import launch
+    from glasslm.config import ComputeConfig, from_dict, with_flags
+    from glasslm.errors import DivergedError, InputError
+    from glasslm.presets import PRESETS
+    from glasslm.runs import Run
+
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
+    compute = from_dict(
+        ComputeConfig, {"engine": engine, "device": device, "precision": precision, "threads": threads}
+    )
+    outcome = launch.train(
+        with_flags(PRESETS[preset](), flags), compute, Path(run_dir) if run_dir else None, preset=preset
+    )
+    if outcome.status == "diverged":
+        raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
+    return Run(outcome.run_dir)
+
+
+def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute: Any) -> Model:
+    """A trained model, by the path or name of its run, at its best or latest checkpoint or at that of a step."""
+    from glasslm import trained
+
+    which = checkpoint if isinstance(checkpoint, int) else trained.parse_checkpoint(checkpoint)
+    return trained.load(run, which, **compute)

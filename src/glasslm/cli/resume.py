@@ -1,0 +1,33 @@
+"""glasslm resume: go on with a run exactly where its latest checkpoint stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from glasslm.config import ComputeConfig
+
+DESCRIPTION = """Go on with an interrupted run, exactly where it stopped.
+
+Example:
+  glasslm resume runs/shakespeare-tiny-20260314-153000"""
+
+
+@dataclass(frozen=True)
+class ResumeFlags:
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name under ./runs."""
+    json: bool = False
+    """Print one JSON object at the end."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+def main(argv: list[str]) -> int:
+    from glasslm import launch, runs
+    from glasslm.cli.parsing import parse
+    from glasslm.cli.train import finish
+
+    flags = parse(ResumeFlags, argv, "glasslm resume", DESCRIPTION)
+    return finish(launch.resume(runs.find(flags.run), flags.compute), flags.json)
