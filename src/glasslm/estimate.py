@@ -27,7 +27,9 @@ def memory_bytes(config: RunConfig, vocab_size: int, threads: int, bytes_per_num
     total = sum(row.size for row in rows.values())
     moments = {"adamw": 2, "sgd": 1}.get(config.optimizer.optimizer)
     moment_numbers = (
-        sum(row.size * (1 if row.group == "muon" else 2) for row in rows.values()) if moments is None else moments * total
+        sum(row.size * (1 if row.group == "muon" else 2) for row in rows.values())
+        if moments is None
+        else moments * total
     )
     parts = -(-config.train.batch_size // config.train.micro_batch_size)
     at_once = min(threads, parts)

@@ -19,7 +19,7 @@ import numpy as np
 
 from glasslm import checkpoint, corpora, display, estimate, files, provenance, runs, tokens
 from glasslm.checkpoint import Progress
-from glasslm.config import ComputeConfig, RunConfig, seconds, to_dict
+from glasslm.config import ComputeConfig, RunConfig, seconds, to_dict, with_flags
 from glasslm.engines import Batch, Engine, make_engine, thread_count
 from glasslm.errors import DivergedError, ExhaustedError, InputError
 from glasslm.metrics import Line, Log
@@ -43,7 +43,12 @@ class Outcome:
 
 
 def train(
-    config: RunConfig, compute: ComputeConfig, run_dir: Path | None = None, *, preset: str = "tiny", say: Say | None = None
+    config: RunConfig,
+    compute: ComputeConfig,
+    run_dir: Path | None = None,
+    *,
+    preset: str = "tiny",
+    say: Say | None = None,
 ) -> Outcome:
     """Train a new model; `say` takes what is worth a line before the display begins (default: standard error)."""
     started = time.perf_counter()
@@ -64,15 +69,16 @@ def train(
     per_step = seconds_per_step(config, engine, dataset)
     engine.load(initial_weights(rows, seed, dtype))
     config = with_steps(config, dataset, per_step, time.perf_counter() - started)
-    if config.data.corpus is None and not config.data.text_file:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=source.name))
+    if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
+        config = with_flags(config, {"corpus": source.name})
     with files.lock(run_dir):
         runs.create(run_dir, _record(config, compute, dataset, engine, vocab_size), dataset.tokenizer.to_json())
         plan = _plan(config, compute, dataset, engine, per_step, started) | {
             "preset": preset, "corpus": source.name, "run_dir": str(run_dir),
         }  # fmt: skip
         say(display.plan_text(plan))
-        return _to_the_end(run_dir, config, engine, dataset, None, started)
+        hashes = _hashes(runs.config_sha256(to_dict(config)), dataset)
+        return _to_the_end(run_dir, config, engine, dataset, hashes, None, started)
 
 
 def resume(run_dir: Path, compute: ComputeConfig, say: Say | None = None) -> Outcome:
@@ -91,19 +97,26 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say | None = None) -> Out
         dataset = tokens.reopen(run.record["data"]["sha256"])
         if dataset is None:
             dataset = tokens.prepare(run.config.data, corpora.find(run.config.data, say), say)
-        checkpoint.check(latest, **_hashes(run.config, dataset))
+        hashes = _hashes(run.config_sha256, dataset)
+        checkpoint.check(latest, **hashes)
         engine = make_engine(run.config, dataset.tokenizer.vocab_size, compute)
         engine.load(latest.state(), latest.progress.updates)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
-        return _to_the_end(run_dir, run.config, engine, dataset, latest.progress, started)
+        return _to_the_end(run_dir, run.config, engine, dataset, hashes, latest.progress, started)
 
 
 def _to_the_end(
-    run_dir: Path, config: RunConfig, engine: Engine, dataset: Dataset, progress: Progress | None, started: float
+    run_dir: Path,
+    config: RunConfig,
+    engine: Engine,
+    dataset: Dataset,
+    hashes: dict[str, str],
+    progress: Progress | None,
+    started: float,
 ) -> Outcome:
     """The loop inside its log and display, and the last line whatever happens."""
-    past = list(runs.Run(run_dir).metrics()) if progress else []
     log = Log(run_dir / "metrics.jsonl", progress.metrics_bytes if progress else 0)
+    past = list(runs.Run(run_dir).metrics())
     sample: list[str] = []
     with log, display.Display(config.train.max_steps, run_dir.name, past) as shown:
 
@@ -113,7 +126,7 @@ def _to_the_end(
             if line["kind"] == "sample":
                 sample[:] = [line["text"]]
 
-        loop = Loop(config, engine, dataset, run_dir, _hashes(config, dataset), write, lambda: log.bytes, shown.tick, progress)
+        loop = Loop(config, engine, dataset, run_dir, hashes, write, lambda: log.bytes, shown.tick, progress)
         if progress:
             write({"kind": "resume", "step": progress.step, "from": f"checkpoints/{progress.step:06d}"})
         else:
@@ -126,7 +139,7 @@ def _to_the_end(
             write({"kind": "warning", "step": loop.step, "code": "nonfinite", "message": str(error)})
         except MemoryError:
             raise ExhaustedError(
-                f"out of memory in a micro-batch of {config.train.micro_batch_size} x {config.model.block_size} tokens: "
+                f"out of memory in micro-batches of {config.train.micro_batch_size} x {config.model.block_size} tokens: "
                 "lower --micro-batch-size, --block-size or --threads"
             ) from None
         finally:
@@ -173,9 +186,9 @@ def _evaluation_seconds(config: RunConfig, dataset: Dataset, per_step: float) ->
     return per_step * windows / config.train.batch_size / 3
 
 
-def _hashes(config: RunConfig, dataset: Dataset) -> dict[str, str]:
+def _hashes(config_sha256: str, dataset: Dataset) -> dict[str, str]:
     return {
-        "config_sha256": runs.config_sha256(to_dict(config)),
+        "config_sha256": config_sha256,
         "tokenizer_sha256": dataset.tokenizer.sha256,
         "data_sha256": dataset.sha256,
     }

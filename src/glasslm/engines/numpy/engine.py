@@ -78,6 +78,11 @@ class NumpyEngine:
 
     def _differentiate(self, batch: Batch, part: slice, weight: float) -> tuple[float, dict[str, Array]]:
         """The summed nats of some rows of the batch, and weight x their gradient by name of the weight."""
+        nats, backward = self.forward(batch, part)
+        return math.fsum(nats), backward(weight)
+
+    def forward(self, batch: Batch, part: slice = slice(None)) -> tuple[Array, Callable[[float], dict[str, Array]]]:
+        """The nats (N,) of some rows of a training batch, dropout included; backward(weight) as in `accumulate`."""
         c, rows, new = self.config, batch.rows[part], self._arena()
 
         def keys(site: int) -> NDArray[np.uint32]:
@@ -86,7 +91,15 @@ class NumpyEngine:
         dropping = c.model.dropout or c.model.attention_dropout
         logits, model_back = self.model.forward(batch.tokens[part], new, keys if dropping else None)
         nats, loss_back = cross_entropy(logits, batch.targets[part].reshape(-1), new)
-        return math.fsum(nats), model_back(loss_back(weight))
+        return nats, lambda weight: model_back(loss_back(weight))
+
+    def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
+        """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
+        self._fresh = True
+        self.accumulate(batch, weight)
+        self._fresh = True
+        assert self._gradients is not None
+        return self._gradients.rows
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         assert self._gradients is not None, "update before accumulate"

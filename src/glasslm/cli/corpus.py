@@ -1,0 +1,163 @@
+"""glasslm corpus: list the named corpora, get one, or look closely at any text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import tyro
+
+from glasslm import corpora
+from glasslm.cli import parsing
+from glasslm.config import Corpus, DataConfig
+from glasslm.errors import InputError
+from glasslm.wording import harmless, one_line
+
+HELP = """usage: glasslm corpus list | get NAME | inspect [NAME | --text-file PATH] [FLAGS]
+
+  list       the named corpora
+  get        download one (or find it) and check it
+  inspect    sizes, vocabulary, compression, an excerpt, duplicates between training and validation
+
+Examples:
+  glasslm corpus get shakespeare
+  glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"""
+
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class GetFlags:
+    """Which corpus."""
+
+    name: tyro.conf.Positional[Corpus]
+    """A named corpus."""
+
+
+@dataclass(frozen=True)
+class InspectFlags:
+    """Which text, how tokenised, how shown."""
+
+    name: Annotated[tyro.conf.Positional[Corpus | None], tyro.conf.arg(metavar="[NAME]")] = None
+    """A named corpus."""
+    data: DataConfig = field(default_factory=DataConfig)
+    json: bool = False
+    """Print one JSON object."""
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    actions = {"list": _list, "get": _get, "inspect": _inspect}
+    if argv[0] not in actions:
+        raise InputError(f"there is no 'corpus {argv[0]}': choose from {', '.join(actions)}")
+    return actions[argv[0]](argv[1:])
+
+
+def _list(argv: list[str]) -> int:
+    if argv:
+        raise InputError(f"'corpus list' takes nothing after it, not {' '.join(argv)}")
+    _show("", [(name, description) for name, description in corpora.DESCRIPTIONS.items()])
+    return 0
+
+
+def _get(argv: list[str]) -> int:
+    flags = parsing.parse(GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare")
+    source = corpora.find(DataConfig(corpus=flags.name), _say)
+    size = sum(file.bytes for file in source.files)
+    where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
+    print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")
+    return 0
+
+
+def _inspect(argv: list[str]) -> int:
+    example = "Example: glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"
+    flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", example)
+    from glasslm import corpus_facts, tokens
+
+    data = replace(flags.data, corpus=flags.name) if flags.name else flags.data
+    source = corpora.find(data, _say)
+    facts = corpus_facts.facts(data, source, tokens.prepare(data, source, _say))
+    if flags.json:
+        print(json.dumps(facts))
+    else:
+        _print(facts)
+    return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    tokenizer, split = facts["tokenizer"], facts["split"]
+    rows: Rows = [
+        ("text", f"{facts['bytes']:,} bytes, {facts['characters']:,} characters"),
+        ("characters", f"{facts['distinct_characters']:,} different ones"),
+        ("tokenizer", f"{tokenizer['kind']}, a vocabulary of {tokenizer['vocab_size']:,}"),
+        ("tokens", f"{facts['tokens']:,}"),
+        ("compression", f"{_ratios(facts)[0]} bytes, {_ratios(facts)[1]} characters a token"),
+    ]
+    for name in ("train", "val", "test"):
+        if f"{name}_tokens" in split:
+            rows.append((name, f"{split[f'{name}_tokens']:,} tokens, {split[f'{name}_bytes']:,} bytes"))
+    _show(harmless(facts["name"]), rows)
+    files = facts["files"]
+    listed: Rows = [(f"{file['bytes']:,}", file["sha256"][:12], harmless(file["path"])) for file in files[:10]]
+    more: Rows = [("", "", f"and {len(files) - 10:,} more")] if len(files) > 10 else []
+    _show("files", listed + more, ("bytes", "sha256", "path"))
+    if "vocabulary" in facts:
+        shown = repr(facts["vocabulary"])
+        _show("vocabulary", [(harmless(shown if len(shown) <= 400 else shown[:400] + "..."),)])
+    if facts.get("first_merges"):
+        merges = [f"{a!r}+{b!r}".replace("\\\\x", "\\x") for a, b in facts["first_merges"]]
+        _show("first merges", [("  ".join(merges[i : i + 5]),) for i in range(0, len(merges), 5)])
+    head = ("characters", "bytes a token", "characters a token")
+    for kind in ("script", "suffix"):
+        groups = facts[f"by_{kind}"]
+        if groups:
+            _show(f"by {kind}", [(g[kind], f"{g['characters']:,}", *_ratios(g)) for g in groups], (kind, *head))
+    _show("validation text begins", [(one_line(facts["excerpt"], 200),)])
+    _show("validation text that is in the training text as well", _duplicates(facts["duplicates"]))
+
+
+def _ratios(facts: dict[str, Any]) -> tuple[str, str]:
+    return f"{facts['bytes_per_token']:.2f}", f"{facts['characters_per_token']:.2f}"
+
+
+def _duplicates(found: dict[str, Any]) -> Rows:
+    rows: Rows = []
+    for kind, what in (("lines", "lines of 20 characters or more"), ("windows", "windows of 50 characters")):
+        share = "none to compare" if found[kind] is None else f"{found[kind]:.1%} of {found[f'{kind}_compared']:,}"
+        rows.append((what, share))
+    if found["share_of_training_text"] < 1:
+        rows.append(("compared with", f"{found['share_of_training_text']:.0%} of the training text"))
+    return rows
+
+
+def _show(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
+    """A table: with rich on a terminal, else aligned columns."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*head, show_header=bool(head), header_style="dim", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console = Console(highlight=False)
+        if title:
+            console.print(Text(title, style="bold"))
+        console.print(table, "")
+        return
+    if title:
+        print(f"{title}:")
+    lines = [head, *rows] if head else rows
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    for row in lines:
+        print(("  " if title else "") + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if title:
+        print()

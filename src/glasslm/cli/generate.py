@@ -1,0 +1,210 @@
+"""`glasslm generate`: let a trained model write: a stream, lines of JSON, a conversation, or sampler beside sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, TextIO
+
+import tyro
+
+from glasslm.config import ComputeConfig
+from glasslm.errors import InputError
+from glasslm.generation import Piece
+from glasslm.sampling import Sampling
+from glasslm.trained import GrammarName, Model, load, parse_checkpoint
+
+SAMPLERS = {
+    "greedy": Sampling(temperature=0.0),
+    "temperature 0.3": Sampling(temperature=0.3),
+    "temperature 0.7": Sampling(temperature=0.7),
+    "temperature 1.0": Sampling(temperature=1.0),
+    "temperature 1.5": Sampling(temperature=1.5),
+    "top-k 40": Sampling(temperature=1.0, top_k=40),
+    "top-p 0.9": Sampling(temperature=1.0, top_p=0.9),
+    "min-p 0.05": Sampling(temperature=1.0, min_p=0.05),
+    "repetition penalty 1.2": Sampling(temperature=1.0, repetition_penalty=1.2),
+}
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0x9B: 0x241B}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Let a trained model write.
+
+    Example: glasslm generate runs/mine --prompt "ROMEO:" --temperature 0.8 --max-new-tokens 300
+
+    Without --prompt the prompt is read from a pipe; on a terminal you type one after another. The text goes to standard
+    output as it is written, after its prompt (not so with --grammar, where the output is the JSON alone).
+    """
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """A run's folder, or its name under ./runs."""
+    prompt: Annotated[str | None, tyro.conf.arg(constructor=str, metavar="TEXT", help_behavior_hint="")] = None
+    """Text to go on from; of one longer than the context the newest tokens are read."""
+    max_new_tokens: int = 200
+    """Tokens to write at most."""
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """Stop before this text appears; may be given several times."""
+    num_samples: int = 1
+    """Number of texts."""
+    grammar: Annotated[GrammarName | None, tyro.conf.arg(metavar="json")] = None
+    """json: write one JSON object or array that parses, within max_new_tokens."""
+    compare: bool = False
+    """Show the usual samplers side by side on one prompt."""
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
+    """Which of the run's checkpoints."""
+    compute: tyro.conf.OmitArgPrefixes[ComputeConfig] = field(default_factory=ComputeConfig)
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = tyro.cli(Flags, prog="glasslm generate", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    c = flags.compute
+    model = load(
+        flags.run,
+        parse_checkpoint(flags.checkpoint),
+        engine=c.engine,
+        device=c.device,
+        precision=c.precision,
+        threads=c.threads,
+    )
+    if flags.grammar and model.json_grammar.note:
+        print(f"note: {model.json_grammar.note}", file=sys.stderr)
+    talk = flags.prompt is None and not flags.compare and not flags.as_json and _is_terminal(sys.stdin)
+    try:
+        if talk:
+            _converse(model, flags)
+            return 0
+        prompt = _piped() if flags.prompt is None else flags.prompt
+        (_compare if flags.compare else _print_texts)(model, flags, prompt, flags.sampling)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    return 0
+
+
+def _converse(model: Model, flags: Flags) -> None:
+    """Prompt after prompt. Ctrl-C ends a text that is being written, or else, like Ctrl-D, the conversation."""
+    with contextlib.suppress(ImportError):  # not on Windows, where the console itself keeps a history
+        import readline  # noqa: F401 - gives input() arrow keys and a history
+    print("Type the beginning of a text and press Enter; Ctrl-C stops a text, Ctrl-D leaves.", file=sys.stderr)
+    for turn in itertools.count():
+        try:
+            prompt = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        try:  # a new seed each turn: the same prompt again gives another text
+            _print_texts(model, flags, prompt, replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64))
+        except KeyboardInterrupt:
+            print()
+        except InputError as error:
+            print(error, file=sys.stderr)
+
+
+class _Text:
+    """One text as its pieces come."""
+
+    def __init__(self) -> None:
+        self.text, self.tokens, self.finish = "", 0, ""
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.tokens += 1
+        self.finish = piece.finish or ""
+
+
+def _pieces(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Iterator[Piece]:
+    """Checked when called, computed as it is read."""
+    return model.pieces(
+        [prompt],
+        flags.max_new_tokens,
+        sampling=sampling,
+        samples=flags.num_samples,
+        stop=flags.stop,
+        grammar=flags.grammar,
+    )
+
+
+def _texts(pieces: Iterator[Piece], count: int, show: Callable[[str], None] = lambda text: None) -> list[_Text]:
+    """All texts, once they are written; `show` is given the first one while it is."""
+    texts = [_Text() for _ in range(count)]
+    for piece in pieces:
+        texts[piece.sample].add(piece)
+        if piece.sample == 0:
+            show(piece.text)
+    return texts
+
+
+def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
+    """Each text after its prompt, or as a line of JSON; the speed goes to stderr."""
+    start = time.monotonic()
+    pieces = _pieces(model, flags, prompt, sampling)
+    if flags.as_json:
+        texts = _texts(pieces, flags.num_samples)
+        _print_json(texts, prompt, sampling.seed)
+    else:
+        before = "" if flags.grammar else prompt
+        _show(before)
+        texts = _texts(pieces, flags.num_samples, _show)
+        _show("".join(f"\n---\n{before}{text.text}" for text in texts[1:]) + "\n")
+    seconds, tokens = time.monotonic() - start, sum(text.tokens for text in texts)
+    print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+
+
+def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
+    """The same prompt and seed through each sampler: a table on a terminal, plain blocks elsewhere."""
+    results = {
+        name: _texts(_pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)), flags.num_samples)
+        for name, sampler in SAMPLERS.items()
+    }
+    if flags.as_json:
+        for name, texts in results.items():
+            _print_json(texts, prompt, sampling.seed, sampler=name)
+    elif _is_terminal(sys.stdout):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("sampler", "text", show_lines=True)
+        for name, texts in results.items():
+            for text in texts:
+                table.add_row(name, Text.assemble((prompt, "dim"), text.text.translate(VISIBLE)))
+        Console().print(table)
+    else:
+        for name, texts in results.items():
+            _show("".join(f"== {name} ==\n{prompt}{text.text}\n\n" for text in texts))
+
+
+def _print_json(texts: list[_Text], prompt: str, seed: int, **more: str) -> None:
+    for text in texts:
+        line = {"text": text.text, "prompt": prompt, "tokens": text.tokens, "finish": text.finish, "seed": seed}
+        print(json.dumps(line | more), flush=True)
+
+
+def _show(text: str) -> None:
+    """To stdout at once; on a terminal control characters become symbols, for a model may write any."""
+    sys.stdout.write(text.translate(VISIBLE) if _is_terminal(sys.stdout) else text)
+    sys.stdout.flush()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _piped() -> str:
+    """The prompt from a pipe or file on standard input, as it is; empty where there is none."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on standard input is not UTF-8 (byte {error.start}): convert it first") from None

@@ -1,0 +1,28 @@
+"""glasslm report RUN: make a run's report.html, report.md and figures again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Make a run's report again: report.html, report.md and figures. Prints the path of report.html.
+
+    Example: glasslm report runs/shakespeare-tiny-20260314-153000
+    """
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """A run's folder, or its name under ./runs."""
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = tyro.cli(Flags, prog="glasslm report", args=argv)
+    from glasslm import report, runs
+
+    print(report.write(runs.find(flags.run)))
+    return 0

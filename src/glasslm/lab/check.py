@@ -1,0 +1,279 @@
+"""Every hand-written gradient against finite differences: each op, each switch of the model, random combinations.
+
+The cases follow from the code: every op of the NumPy engine has a row in OPS, and the switches are read off the
+`Literal`s of ModelConfig, so that a new one is checked without an edit here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.config import ModelConfig, RunConfig, TrainConfig
+from glasslm.engines import Batch
+from glasslm.engines.dropout import row_keys
+from glasslm.engines.numpy import attention, ops
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.errors import InputError
+from glasslm.lab.differences import Finding, compare
+from glasslm.parameters import initial_weights
+
+Array = NDArray[Any]
+Case = tuple[dict[str, Array], Callable[[], tuple[Array, Callable[[Array], Any]]]]  # inputs, and the op over them
+
+B, T, V = 2, 5, 7  # rows, positions, vocabulary of all cases
+KINKED = {"relu", "relu2"}
+RUN_TOKENS, RUN_ELEMENTS = 32, 12  # of a trained model: tokens of each passage, elements of each weight
+
+
+def check_ops(seed: int = 0) -> Iterator[Finding]:
+    """Each op with random inputs and a random upstream gradient, every element of every input."""
+    for name, make in OPS.items():
+        rng = np.random.default_rng([seed, len(name)])
+        inputs, run = make(rng)
+        upstream = rng.standard_normal(run()[0].shape)
+
+        def gradients(
+            inputs: dict[str, Array] = inputs, run: Callable[[], Any] = run, upstream: Array = upstream
+        ) -> dict[str, Array]:
+            result = run()[1](upstream.copy())
+            parts = result if isinstance(result, tuple) else (result,)
+            return dict(zip(inputs, parts))
+
+        def value(run: Callable[[], Any] = run, upstream: Array = upstream) -> float:
+            return float(np.sum(run()[0] * upstream))
+
+        yield compare(name, inputs, value, gradients, rng, kinks=name in KINKED)
+
+
+def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[Finding]:
+    """The loss of the whole model, for each switch by itself and for random combinations of all."""
+    for name, config in [*single_switches(), *combinations(random_combinations, seed)]:
+        yield check_model(name, config, seed)
+
+
+def check_model(name: str, config: ModelConfig, seed: int = 0) -> Finding:
+    """Every element of every weight, two sequences in two micro-batches, one target masked, dropout as configured."""
+    rng = np.random.default_rng([seed, len(name)])
+    run = RunConfig(model=config, train=TrainConfig(batch_size=B, micro_batch_size=1, seed=seed)).resolved()
+    engine = NumpyEngine(run, V, threads=1, dtype=np.float64)
+    # Larger than a real start, so that attention and gates are far from their linear range.
+    engine.load(
+        (key, array + 0.3 * rng.standard_normal(array.shape)) for key, array in initial_weights(engine.rows, seed)
+    )
+    tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
+    targets[0, 2] = -1
+    batch = Batch(tokens, targets, step=3, rows=np.arange(B))
+    return check_engine(name, engine, batch, rng, kinks=config.feedforward in KINKED)
+
+
+def check_engine(
+    name: str,
+    engine: NumpyEngine,
+    batch: Batch,
+    rng: np.random.Generator,
+    kinks: bool,
+    sample: int | None = None,
+    only: str | None = None,
+) -> Finding:
+    """An engine's weights (or `only` one of them) as they are, in float64, on a batch."""
+    weight = 1 / np.count_nonzero(batch.targets >= 0)
+    return compare(
+        name,
+        engine.weights.rows if only is None else {only: engine.weights.rows[only]},
+        lambda: weight * float(np.sum(engine.forward(batch)[0])),
+        lambda: engine.gradients(batch, weight),
+        rng,
+        kinks,
+        sample,
+    )
+
+
+def check_run(run: str, seed: int = 0) -> Iterator[Finding]:
+    """A trained model on two passages of its validation text: some elements of each of its weights."""
+    from glasslm import checkpoint, runs, tokens
+
+    found = runs.Run(runs.find(run))
+    dataset = tokens.reopen(found.record["data"]["sha256"])
+    if dataset is None:
+        raise InputError(
+            f"the tokens of {found.path} are not in the cache any more: `glasslm evaluate` makes them again"
+        )
+    width = min(RUN_TOKENS, found.config.model.block_size)
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, len(dataset.val.tokens) - width, B)
+    text = np.stack([dataset.val.tokens[start : start + width + 1] for start in starts]).astype(np.int64)
+    engine = NumpyEngine(found.config.resolved(), found.tokenizer.vocab_size, threads=1, dtype=np.float64)
+    held = checkpoint.load(found.path, "best")
+    engine.load(held.weights().items())
+    batch = Batch(text[:, :-1], text[:, 1:], step=held.step, rows=np.arange(B))
+    kinks = found.config.model.feedforward in KINKED
+    for name in engine.rows:
+        yield check_engine(name, engine, batch, rng, kinks, sample=RUN_ELEMENTS, only=name)
+
+
+def single_switches() -> Iterator[tuple[str, ModelConfig]]:
+    """A small model, and for each switch each value that differs from it."""
+    base = small_model()
+    yield "the default switches", base
+    for field, values in SWITCHES.items():
+        for value in values:
+            if getattr(base, field) != value:
+                yield f"{field} {value}", dataclasses.replace(base, **{field: value})
+
+
+def combinations(count: int, seed: int) -> Iterator[tuple[str, ModelConfig]]:
+    """`count` different models, every switch drawn at random."""
+    rng = np.random.default_rng(seed)
+    seen: set[ModelConfig] = set()
+    while len(seen) < count:
+        choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
+        config = dataclasses.replace(small_model(), **choice)
+        if config not in seen:
+            seen.add(config)
+            yield describe(choice), config
+
+
+def describe(choice: dict[str, Any]) -> str:
+    """The switches in few words: "layernorm post relu alibi, bias, n_kv_heads 2, n_layers 1"."""
+    words = " ".join(value for value in choice.values() if isinstance(value, str))
+    on = [field for field, value in choice.items() if value is True]
+    numbers = [f"{field} {value}" for field, value in choice.items() if not isinstance(value, (str, bool)) and value]
+    return ", ".join([words, *on, *numbers])
+
+
+def small_model() -> ModelConfig:
+    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1)
+
+
+def _switches() -> dict[str, tuple[Any, ...]]:
+    """The fields of ModelConfig that choose between variants, with all their values, and some sizes that matter."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for field, hint in get_type_hints(ModelConfig).items():
+        if get_origin(hint) is Literal:
+            found[field] = get_args(hint)
+        elif hint is bool:
+            found[field] = (False, True)
+    return found | {"n_kv_heads": (1, 2, 4), "dropout": (0.0, 0.3), "attention_dropout": (0.0, 0.3), "n_layers": (1, 2)}
+
+
+SWITCHES = _switches()
+
+# -- the ops ----------------------------------------------------------------------------------------------------------
+
+N, D, F = B * T, 6, 4  # tokens, width, inner width
+H, K, Q = 4, 2, 4  # query heads, key-value heads, head size
+
+
+def new(shape: tuple[int, ...]) -> Array:
+    """What an arena would give, filled with rubbish that no op may rely on."""
+    return np.full(shape, np.nan)
+
+
+def _embedding(rng: np.random.Generator) -> Case:
+    inputs = {"table": rng.standard_normal((V, D))}
+    tokens = rng.integers(0, V - 1, N)  # the last symbol never occurs
+    return inputs, lambda: ops.embedding(tokens, inputs["table"], new)
+
+
+def _linear(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, D)), "w": rng.standard_normal((F, D))}
+    return inputs, lambda: ops.linear(inputs["x"], inputs["w"], new)
+
+
+def _rms_norm(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, D)), "gain": rng.standard_normal(D)}
+    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new)
+
+
+def _rms_norm_heads(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((B, T, H, Q)), "gain": rng.standard_normal((H, Q))}
+    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new)
+
+
+def _layer_norm(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, D)), "gain": rng.standard_normal(D), "bias": rng.standard_normal(D)}
+    return inputs, lambda: ops.layer_norm(inputs["x"], inputs["gain"], inputs["bias"], new)
+
+
+def _activation(name: str) -> Callable[[np.random.Generator], Case]:
+    def make(rng: np.random.Generator) -> Case:
+        inputs = {"x": rng.standard_normal((N, F))}
+        return inputs, lambda: getattr(ops, name)(inputs["x"], new)
+
+    return make
+
+
+def _gate(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, 2 * F))}
+    return inputs, lambda: ops.gate(inputs["x"], ops.silu, new)
+
+
+def _dropout(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, D))}
+    keys = row_keys(0, 1, np.arange(B), 2)
+    return inputs, lambda: ops.dropout(inputs["x"], 0.3, keys, new)
+
+
+def _cross_entropy(rng: np.random.Generator) -> Case:
+    inputs = {"logits": rng.standard_normal((N, V))}
+    targets = rng.integers(0, V, N)
+    targets[3] = -1
+
+    def run() -> tuple[Array, Callable[[Array], Array]]:
+        nats, backward = ops.cross_entropy(inputs["logits"], targets, new)
+        return np.sum(nats, keepdims=True), lambda upstream: backward(float(upstream[0]))
+
+    return inputs, run
+
+
+def _rope(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((B, T, H, Q))}
+    cos, sin = attention.rope_tables(T, H, Q, np.float64)
+    return inputs, lambda: attention.rope(inputs["x"].copy(), cos, sin, new)  # rope works in place
+
+
+def _attention(scale: float, biased: bool, dropping: bool) -> Callable[[np.random.Generator], Case]:
+    def make(rng: np.random.Generator) -> Case:
+        inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
+        bias = rng.standard_normal((H, T, T)) if biased else None
+        drop = (0.3, row_keys(0, 1, np.arange(B), 2)) if dropping else None
+
+        def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+            qk = inputs["qk"].copy()  # the queries are scaled in place
+            y, backward = attention.attention(qk, inputs["v"], bias, drop, new)
+
+            def split(upstream: Array) -> tuple[Array, Array]:
+                dqkv = backward(upstream)
+                return dqkv[:, :, : H + K], dqkv[:, :, H + K :]
+
+            return y, split
+
+        return inputs, run
+
+    return make
+
+
+OPS: dict[str, Callable[[np.random.Generator], Case]] = {
+    "embedding": _embedding,
+    "linear": _linear,
+    "rms_norm": _rms_norm,
+    "rms_norm of heads": _rms_norm_heads,
+    "layer_norm": _layer_norm,
+    "gelu": _activation("gelu"),
+    "silu": _activation("silu"),
+    "relu": _activation("relu"),
+    "relu2": _activation("relu2"),
+    "gate": _gate,
+    "dropout": _dropout,
+    "cross_entropy": _cross_entropy,
+    "rope": _rope,
+    "attention": _attention(1.0, biased=False, dropping=False),
+    "attention with bias": _attention(1.0, biased=True, dropping=False),
+    "attention with dropout": _attention(1.0, biased=False, dropping=True),
+    "attention, large scores": _attention(12.0, biased=False, dropping=False),  # the branch that subtracts the maximum
+}

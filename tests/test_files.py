@@ -1,0 +1,204 @@
+"""Files are there as a whole or not at all; a folder is what its manifest says; a JSON file is strict."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glasslm import files
+from glasslm.errors import DamagedError, InputError, InUseError
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a file, ümlaut"
+    files.write_atomic(path, b"old")
+    files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert files.sha256_of(path) == hashlib.sha256(b"new").hexdigest()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    files.write_atomic(path, b"old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_sync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_holds_its_bytes_and_arrays_and_a_manifest_of_them(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    contents: dict[str, list[files.Chunk]] = {
+        "a": [b"head", array.T],
+        "empty": [np.empty((0, 4), np.float32)],
+        "number": [np.array(1.5)],
+    }
+    files.write_folder(tmp_path / "deep" / "folder", contents)
+    folder = tmp_path / "deep" / "folder"
+    files.verify_folder(folder)
+    assert (folder / "a").read_bytes() == b"head" + array.T.tobytes()
+    assert (folder / "number").read_bytes() == np.float64(1.5).tobytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"]["empty"] == {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    files.write_folder(folder, {"b": [b"other"]})  # replaces it as a whole
+    assert {entry.name for entry in folder.iterdir()} == {"b", "manifest.json"}
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for operation in ("_write", "_sync", "_sync_folder", "_rename"):
+        original = getattr(files, operation)
+
+        def noted(*arguments: Any, original: Any = original, operation: str = operation) -> None:
+            where = arguments[0]
+            order.append(f"{operation} {Path(where if isinstance(where, Path) else where.name).name.partition('.')[0]}")
+            original(*arguments)
+
+        monkeypatch.setattr(files, operation, noted)
+    files.write_atomic(tmp_path / "file", b"1")
+    assert order == ["_write file", "_sync file", "_rename file", f"_sync_folder {tmp_path.name}"]
+    order.clear()
+    files.write_folder(tmp_path / "folder", {"one": [b"1"], "two": [b"2"]})
+    written = [f"{operation} {name}" for name in ("one", "two", "manifest") for operation in ("_write", "_sync")]
+    assert order == [*written, "_sync_folder folder", "_rename folder", f"_sync_folder {tmp_path.name}"]
+
+
+def test_every_kind_of_damage_is_named_with_the_file(tmp_path: Path) -> None:
+    def damaged(change: str, file: str) -> str:
+        folder = tmp_path / change
+        files.write_folder(folder, {"one": [b"1234"], "two": [b"5678"]})
+        path = folder / file
+        match change:
+            case "missing" | "no manifest":
+                path.unlink()
+            case "extra" | "altered":
+                path.write_bytes(b"4321")
+            case "cut":
+                path.write_bytes(b"12")
+            case "reformatted":
+                path.write_text(json.dumps(json.loads(path.read_text())))
+            case "emptied":
+                path.write_text("{}\n")
+            case "overflowing":
+                path.write_text(path.read_text().replace('"bytes": 4', '"bytes": 4e999'))
+            case "folder":
+                path.unlink()
+                path.mkdir()
+        with pytest.raises(DamagedError) as caught:
+            files.verify_folder(folder)
+        assert str(path) in str(caught.value)
+        return str(caught.value)
+
+    damaged("missing", "one")
+    damaged("extra", "three")
+    altered = damaged("altered", "two")
+    assert hashlib.sha256(b"4321").hexdigest() in altered
+    assert hashlib.sha256(b"5678").hexdigest() in altered
+    cut = damaged("cut", "one")
+    assert " 2 bytes" in cut
+    assert "says 4" in cut
+    damaged("folder", "one")
+    damaged("no manifest", "manifest.json")
+    damaged("reformatted", "manifest.json")
+    damaged("emptied", "manifest.json")
+    damaged("overflowing", "manifest.json")
+
+
+def test_a_removed_folder_is_never_seen_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_folder(tmp_path / "x", {"one": [b"1"], "two": [b"2"]})
+
+    def look(path: Path) -> None:
+        assert not (tmp_path / "x").exists()
+        files.verify_folder(path)
+
+    monkeypatch.setattr(files, "_remove", look)
+    files.remove_folder(tmp_path / "x")
+    files.remove_folder(tmp_path / "never there")
+
+
+def test_sweeping_removes_what_is_half_written_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "000500.tmp-123").mkdir()
+    (tmp_path / "000500.tmp-123" / "model").write_bytes(b"half")
+    (tmp_path / "run.json.tmp-9-removed").write_bytes(b"half")
+    for name in ("000400", "run.json", "notes.tmp", "my.tmp-notes"):
+        (tmp_path / name).write_bytes(b"whole")
+    files.sweep(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"000400", "run.json", "notes.tmp", "my.tmp-notes"}
+
+
+def test_an_appender_cuts_to_the_end_of_a_line_and_grows_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\nthr")
+    log = files.Appender(path, start_bytes=4)
+    log.append(b"2\n")
+    assert path.read_bytes() == b"one\n2\n"
+    assert log.bytes == 6
+    log.close()
+    for wrong in (3, 7, 100):
+        with pytest.raises(DamagedError, match=str(wrong)):
+            files.Appender(path, start_bytes=wrong)
+        assert path.read_bytes() == b"one\n2\n"
+    files.Appender(path).close()
+    assert path.read_bytes() == b""
+
+
+def test_a_lock_is_held_once_says_who_holds_it_and_sweeps(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with files.lock(folder):
+        signature = json.loads((folder / "run.lock").read_text())
+        assert signature["pid"] == os.getpid()
+        assert set(signature) == {"pid", "host", "start"}
+        with pytest.raises(InUseError, match=f"process {os.getpid()} on {signature['host']}"), files.lock(folder):
+            pass
+        (folder / "file.tmp-77").write_bytes(b"half")
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "000001.tmp-77").mkdir()
+    with files.lock(folder):
+        assert not (folder / "file.tmp-77").exists()
+        assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="choose another place"), files.lock(tmp_path / "file" / "run"):
+        pass
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_json_survives_to_the_bit(value: object) -> None:
+    assert files.parse_json(files.json_bytes(value)) == value
+
+
+def test_a_lone_surrogate_becomes_an_escape() -> None:
+    assert files.json_bytes("\udcff", indent=None) == b'"\\udcff"\n'
+    assert files.parse_json(b'"\\udcff"') == "\udcff"
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"[Infinity]", b"{", b"\xff", b"[" * 200_000, b"1" * 5000], ids=repr)
+def test_what_is_not_strict_json_is_damage(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text)
+    with pytest.raises(DamagedError, match=r"x\.json"):
+        files.read_json(path)
+    with pytest.raises(DamagedError, match=r"y\.json is missing"):
+        files.read_json(tmp_path / "y.json")
