@@ -1,11 +1,11 @@
 """glasslm: a glass-box language-model lab.
 
-    import glasslm
+import glasslm
 
-    run = glasslm.train(text_file="book.txt", max_steps=500)
-    print(run.history.best_val_loss)
-    model = glasslm.load(run.path)
-    print(model.generate("Once upon a time", temperature=0.8))
+run = glasslm.train(text_file="book.txt", max_steps=500)
+print(run.history.best_val_loss)
+model = glasslm.load(run.path)
+print(model.generate("Once upon a time", temperature=0.8))
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def train(
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
-    compute = from_dict(
-        ComputeConfig, {"engine": engine, "device": device, "precision": precision, "threads": threads}
-    )
+    compute = from_dict(ComputeConfig, {"engine": engine, "device": device, "precision": precision, "threads": threads})
     outcome = launch.train(
         with_flags(PRESETS[preset](), flags), compute, Path(run_dir) if run_dir else None, preset=preset
     )

@@ -60,7 +60,7 @@ class ModelConfig:
     feedforward: FeedForward = "swiglu"
     """Feed-forward: gated by SiLU or GELU (arXiv:2002.05202), or plain GELU, ReLU, squared ReLU (arXiv:2109.08668)."""
     position: Position = "rope"
-    """How order enters: not at all, added sinusoids, learned vectors, rotation (arXiv:2104.09864), ALiBi (2108.12409)."""
+    """How order enters: nothing, added sinusoids, learned vectors, rotation (arXiv:2104.09864), ALiBi (2108.12409)."""
     tie_embeddings: bool = True
     """Use the embedding matrix as the output head, too (arXiv:1608.05859)."""
     qk_norm: bool = False
@@ -304,7 +304,7 @@ def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint`, or an InputError; lists become tuples and whole numbers floats, nothing else changes."""
+    """`value` as the type `hint`, or an InputError; lists become tuples, whole numbers floats, nothing else changes."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return from_dict(hint, value)  # type: ignore[type-var]
     origin, args = get_origin(hint), get_args(hint)

@@ -5,7 +5,7 @@ A message says what was wrong, what was expected and the cure, in that order.
 
 
 class GlasslmError(Exception):
-    """Base of every error that is the world's fault rather than a bug; the command line prints it without a traceback."""
+    """Base of every error that is the world's fault, not a bug; the command line prints it without a traceback."""
 
     exit_code = 1
 

@@ -72,7 +72,11 @@ def train(
     if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
         config = with_flags(config, {"corpus": source.name})
     with files.lock(run_dir):
-        runs.create(run_dir, _record(config, compute, dataset, engine, vocab_size), dataset.tokenizer.to_json())
+        runs.create(
+            run_dir,
+            {"preset": preset} | _record(config, compute, dataset, engine, vocab_size),
+            dataset.tokenizer.to_json(),
+        )
         plan = _plan(config, compute, dataset, engine, per_step, started) | {
             "preset": preset, "corpus": source.name, "run_dir": str(run_dir),
         }  # fmt: skip
@@ -139,7 +143,7 @@ def _to_the_end(
             write({"kind": "warning", "step": loop.step, "code": "nonfinite", "message": str(error)})
         except MemoryError:
             raise ExhaustedError(
-                f"out of memory in micro-batches of {config.train.micro_batch_size} x {config.model.block_size} tokens: "
+                f"out of memory with micro-batches of {config.train.micro_batch_size} x {config.model.block_size}: "
                 "lower --micro-batch-size, --block-size or --threads"
             ) from None
         finally:

@@ -105,7 +105,7 @@ def initial_weights(rows: Table, seed: int, dtype: DTypeLike = np.float32) -> It
             yield name, np.full(row.shape, row.fill, dtype)
         else:
             key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-            draw = np.random.Generator(np.random.Philox(key=[seed, key]))
+            draw = np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
             yield name, (draw.standard_normal(row.shape) * row.std).astype(dtype)
 
 

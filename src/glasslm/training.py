@@ -73,11 +73,13 @@ class Loop:
 
     def run(self) -> str:
         train = self.config.train
-        if self.step == 0:
-            self.evaluate()
-            self.save()
         with interruptible() as interrupted:
-            while self.step < self.max_steps:
+            if self.step == 0:
+                self.evaluate()
+                if train.sample_interval:
+                    self.sample()
+                self.save()
+            while not self.is_over():
                 began = time.perf_counter()
                 loss, update = self.advance()
                 self.seconds_training += time.perf_counter() - began
@@ -97,9 +99,7 @@ class Loop:
                 if due(self.step, train.checkpoint_interval) or self.is_best():
                     self.save()
                 self.tick(self.step)
-                if self.reached_goal():
-                    break
-                if interrupted.is_set() and self.step < self.max_steps:
+                if interrupted.is_set() and not self.is_over():
                     self.save()
                     self.signal = interrupted.received
                     return "interrupted"
@@ -136,9 +136,11 @@ class Loop:
     def is_best(self) -> bool:
         return self.best is not None and self.best.step == self.step
 
-    def reached_goal(self) -> bool:
-        """Whether the last evaluation ends the run early."""
+    def is_over(self) -> bool:
+        """Whether all steps are done or the evaluations end the run early; the same before and after a resume."""
         goal, patience = self.config.train.stop_at_loss, self.config.train.patience
+        if self.step >= self.max_steps:
+            return True
         if goal is not None and self.best is not None and self.best.loss <= goal:
             return True
         return patience is not None and self.patience_used >= patience
@@ -258,9 +260,9 @@ def evaluation_windows(config: RunConfig, val_tokens: int) -> int | None:
 
     A forward pass costs a third of a training step's FLOPs.
     """
-    block = config.model.block_size
     affordable = 3 * EVALUATION_SHARE * config.train.max_steps * config.train.batch_size  # windows
-    return None if val_tokens / block <= affordable else max(32, int(affordable))
+    taken = max(32, int(affordable))
+    return None if val_tokens - 1 <= taken * config.model.block_size else taken
 
 
 def peak_memory_bytes() -> int | None:

@@ -35,12 +35,17 @@ def main(argv: list[str] | None = None) -> int:
         hint = f": did you mean '{close[0]}'?" if close else ""
         print(f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_help()}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):  # a model may write what the terminal's encoding lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
         return result
     except GlasslmError as error:
         print(f"glasslm {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         sys.stderr.close()
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ import tyro
 from numpy.typing import NDArray
 
 from glasslm import corpora, runs, tokens
+from glasslm.cli import parsing
 from glasslm.config import ComputeConfig, DataConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.evaluation import baselines
@@ -21,14 +21,16 @@ from glasslm.trained import load, parse_checkpoint
 BASELINE_BYTES = 4 << 20  # about a second of gzip at its best
 
 
+DESCRIPTION = """Loss, perplexity and bits per byte of a trained model on a whole text.
+
+Examples:
+  glasslm evaluate RUN                             the validation part of the run's own text
+  glasslm evaluate RUN --text-file other.txt"""
+
+
 @dataclass(frozen=True)
 class Flags:
-    """Loss, perplexity and bits per byte of a trained model on a whole text.
-
-    Example: glasslm evaluate runs/mine --text-file other.txt
-
-    Without --text-file it is a part of the run's own text that was not trained on.
-    """
+    """What to score, and with which weights."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run's folder, or its name under ./runs."""
@@ -38,24 +40,16 @@ class Flags:
     """Which part of the run's own text (val unless --text-file is given)."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
-    compute: tyro.conf.OmitArgPrefixes[ComputeConfig] = field(default_factory=ComputeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object: loss, perplexity, bpb, tokens, bytes, whole, text, step, unigram_bpb, gzip_bpb."""
 
 
-def main(argv: Sequence[str]) -> int:
-    flags = tyro.cli(Flags, prog="glasslm evaluate", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+def main(argv: list[str]) -> int:
+    flags = parsing.parse(Flags, argv, "glasslm evaluate", DESCRIPTION)
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
-    c = flags.compute
-    model = load(
-        flags.run,
-        parse_checkpoint(flags.checkpoint),
-        engine=c.engine,
-        device=c.device,
-        precision=c.precision,
-        threads=c.threads,
-    )
+    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.compute))
     if flags.text_file:
         source = corpora.find(DataConfig(text_file=flags.text_file), _say)
         text = "".join(source.text(model.config.data.encoding_errors))

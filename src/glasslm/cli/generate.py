@@ -7,12 +7,13 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, TextIO
 
 import tyro
 
+from glasslm.cli.parsing import parse
 from glasslm.config import ComputeConfig
 from glasslm.errors import InputError
 from glasslm.generation import Piece
@@ -33,15 +34,20 @@ SAMPLERS = {
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0x9B: 0x241B}
 
 
+DESCRIPTION = """Let a trained model write.
+
+Examples:
+  glasslm generate RUN --prompt "ROMEO:" --temperature 0.7 --max-new-tokens 300
+  glasslm generate RUN                             type one prompt after another
+  echo -n "ROMEO:" | glasslm generate RUN --json
+  glasslm generate RUN --prompt "ROMEO:" --compare
+
+The text is shown after its prompt; with --grammar the output is the JSON alone."""
+
+
 @dataclass(frozen=True)
 class Flags:
-    """Let a trained model write.
-
-    Example: glasslm generate runs/mine --prompt "ROMEO:" --temperature 0.8 --max-new-tokens 300
-
-    Without --prompt the prompt is read from a pipe; on a terminal you type one after another. The text goes to standard
-    output as it is written, after its prompt (not so with --grammar, where the output is the JSON alone).
-    """
+    """What to write, and how."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run's folder, or its name under ./runs."""
@@ -65,17 +71,9 @@ class Flags:
     """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
 
 
-def main(argv: Sequence[str]) -> int:
-    flags = tyro.cli(Flags, prog="glasslm generate", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    c = flags.compute
-    model = load(
-        flags.run,
-        parse_checkpoint(flags.checkpoint),
-        engine=c.engine,
-        device=c.device,
-        precision=c.precision,
-        threads=c.threads,
-    )
+def main(argv: list[str]) -> int:
+    flags = parse(Flags, argv, "glasslm generate", DESCRIPTION, repeatable=("--stop",))
+    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.compute))
     if flags.grammar and model.json_grammar.note:
         print(f"note: {model.json_grammar.note}", file=sys.stderr)
     talk = flags.prompt is None and not flags.compare and not flags.as_json and _is_terminal(sys.stdin)

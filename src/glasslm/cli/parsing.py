@@ -9,17 +9,24 @@ from glasslm.errors import InputError
 Flags = TypeVar("Flags")
 
 
-def parse(kind: type[Flags], argv: list[str], program: str, description: str, default: Any = None) -> Flags:
+def parse(
+    kind: type[Flags],
+    argv: list[str],
+    program: str,
+    description: str,
+    default: Any = None,
+    repeatable: tuple[str, ...] = (),
+) -> Flags:
     """`argv` as a `kind` (a frozen dataclass); unknown flags end the program with exit code 2 and what was meant.
 
-    Raises InputError for a flag given twice: the parser would keep the last one in silence.
+    Raises InputError for a flag given twice, unless it is `repeatable`: the parser would keep the last one in silence.
     """
     import tyro
 
     seen = set()
     for word in argv:
         flag = word.partition("=")[0]
-        if flag.startswith("--") and flag in seen:
+        if flag.startswith("--") and flag in seen and flag not in repeatable:
             raise InputError(f"{flag} was given twice: give it once, with all its values after it")
         seen.add(flag)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)

@@ -21,7 +21,7 @@ class Flags:
 
 
 def main(argv: Sequence[str]) -> int:
-    flags = tyro.cli(Flags, prog="glasslm report", args=argv)
+    flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
     from glasslm import report, runs
 
     print(report.write(runs.find(flags.run)))

@@ -152,7 +152,8 @@ class NumpyEngine:
         return KeyValueCache(c.n_layers, rows, c.n_kv_heads, capacity, c.head_size, self.dtype)
 
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
-        return read(self.model, tokens, cache, np.asarray(counts, np.int64), every)
+        with self._blas.limit(limits=1, user_api="blas"):
+            return read(self.model, tokens, cache, np.asarray(counts, np.int64), every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
         for name in self.rows:

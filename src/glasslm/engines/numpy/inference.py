@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.config import ModelConfig
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import alibi_bias, swap_halves
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
+from glasslm.engines.numpy.weights import Weights
 
 
 class KeyValueCache:
@@ -77,48 +79,52 @@ def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.i
     if c.position == "alibi":
         K = c.n_kv_heads
         bias = alibi_bias(model.slopes, place.positions, place.keys).reshape(-1, K, c.n_heads // K, T, place.S)
+    x = x.reshape(B * T, c.d_model)
     for i in range(c.n_layers):
         x = _block(model, i, x, cache, place, bias)
     cache._lengths += counts
     if not every:
-        x = x[np.arange(B), np.maximum(counts - 1, 0)]
+        x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
     if c.norm_position == "pre":
-        x = _norm(model, "norm", x)
+        x = _norm(c, w, "norm", x)
     logits: Array = x @ w["embedding.weight" if c.tie_embeddings else "head.weight"].T
-    return logits
+    return logits.reshape(B, T, -1) if every else logits
 
 
 def _block(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place, bias: Array | None) -> Array:
-    attention_norm, feedforward_norm = f"blocks.{i}.attention_norm", f"blocks.{i}.feedforward_norm"
-    if model.config.norm_position == "pre":
-        x = x + _attention(model, i, _norm(model, attention_norm, x), cache, place, bias)
-        x += _feedforward(model, f"blocks.{i}.feedforward", _norm(model, feedforward_norm, x))
+    c, w = model.config, model.blocks[i]
+    if c.norm_position == "pre":
+        x = x + _attention(model, i, _norm(c, w, "attention_norm", x), cache, place, bias)
+        x += _feedforward(model, w, _norm(c, w, "feedforward_norm", x))
         return x
-    x = _norm(model, attention_norm, x + _attention(model, i, x, cache, place, bias))
-    return _norm(model, feedforward_norm, x + _feedforward(model, f"blocks.{i}.feedforward", x))
+    x = _norm(c, w, "attention_norm", x + _attention(model, i, x, cache, place, bias))
+    return _norm(c, w, "feedforward_norm", x + _feedforward(model, w, x))
 
 
 def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place, bias: Array | None) -> Array:
-    """x (B, T, D) -> (B, T, D); appends this layer's keys and values to the cache."""
-    c, w, prefix = model.config, model.weights, f"blocks.{i}.attention"
-    B, T, _ = x.shape
+    """x (N, D) -> (N, D), N = B T; appends this layer's keys and values to the cache."""
+    c, w = model.config, model.blocks[i]
+    B, T = len(place.before), x.shape[0] // len(place.before)
     H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
-    qkv = x @ w[f"{prefix}.qkv.weight"].T
+    qkv = x @ w["attention.qkv.weight"].T
     if c.bias:
-        qkv[..., : H * Q] += w[f"{prefix}.q.bias"]
-        qkv[..., (H + K) * Q :] += w[f"{prefix}.v.bias"]
+        qkv[:, : H * Q] += w["attention.q.bias"]
+        qkv[:, (H + K) * Q :] += w["attention.v.bias"]
     heads = qkv.reshape(B, T, H + 2 * K, Q)
     qk = heads[:, :, : H + K]
     if c.qk_norm:
-        qk = _rms(qk) * model.qk_gain(prefix)
+        qk = _rms(qk) * model.qk_gain(f"blocks.{i}.attention")
     if c.position == "rope":
         swapped = swap_halves(qk, np.empty_like(qk))
-        qk = qk * model.cos[place.positions] + swapped * model.sin[place.positions]
+        swapped *= model.sin[place.positions]
+        qk = qk * model.cos[place.positions]
+        qk += swapped
     keys, values = cache.keys[i], cache.values[i]
     place.write(keys, qk[:, :, H:])
     place.write(values, heads[:, :, H + K :])
-    q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4) * (1 / math.sqrt(Q))
+    q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)
     scores = q @ keys[:, :, None, : place.S].swapaxes(-1, -2)  # (B, K, G, T, S)
+    scores *= 1 / math.sqrt(Q)
     if bias is not None:
         scores += bias
     if place.hidden is not None:
@@ -127,42 +133,45 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     np.exp(scores, out=scores)
     scores /= scores.sum(-1, keepdims=True)
     mixed = scores @ values[:, :, None, : place.S]
-    y: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H * Q) @ w[f"{prefix}.o.weight"].T
+    y: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q) @ w["attention.o.weight"].T
     if c.bias:
-        y += w[f"{prefix}.o.bias"]
+        y += w["attention.o.bias"]
     return y
 
 
-def _feedforward(model: Model, prefix: str, x: Array) -> Array:
-    c, w = model.config, model.weights
-    into = "gate_up" if c.gated else "up"
-    h = x @ w[f"{prefix}.{into}.weight"].T
+def _feedforward(model: Model, w: dict[str, Array], x: Array) -> Array:
+    c = model.config
+    into = "feedforward.gate_up" if c.gated else "feedforward.up"
+    h = x @ w[f"{into}.weight"].T
     if c.bias:
-        h += w[f"{prefix}.{into}.bias"]
+        h += w[f"{into}.bias"]
     activation = ops.ACTIVATIONS[c.feedforward]
     if c.gated:
-        gates, values = h[..., : c.d_ff], h[..., c.d_ff :]
-        opened, _ = activation(gates, model.empty)
-        h = opened * values
+        gates, values = h[:, : c.d_ff], h[:, c.d_ff :]
+        h, _ = activation(gates, model.empty)
+        h *= values
     else:
         h, _ = activation(h, model.empty)
-    y: Array = h @ w[f"{prefix}.down.weight"].T
+    y: Array = h @ w["feedforward.down.weight"].T
     if c.bias:
-        y += w[f"{prefix}.down.bias"]
+        y += w["feedforward.down.bias"]
     return y
 
 
-def _norm(model: Model, name: str, x: Array) -> Array:
-    gain = model.weights[f"{name}.weight"]
-    if model.config.norm == "rmsnorm":
-        return _rms(x) * gain
-    y = _rms(x - x.mean(-1, keepdims=True)) * gain
-    if model.config.bias:
-        y += model.weights[f"{name}.bias"]
+def _norm(c: ModelConfig, w: Weights | dict[str, Array], name: str, x: Array) -> Array:
+    if c.norm == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    y = _rms(x)
+    y *= w[f"{name}.weight"]
+    if c.norm == "layernorm" and c.bias:
+        y += w[f"{name}.bias"]
     return y
 
 
 def _rms(x: Array) -> Array:
+    if x.shape[0] == 1 and x.ndim == 2:  # one token at a time: arithmetic on a Python number is four times as quick
+        square = float(np.dot(x[0], x[0])) / x.shape[1]
+        return x * (1 / math.sqrt(square + ops.EPS))
     scale = np.vecdot(x, x)[..., None]
     scale /= x.shape[-1]
     scale += ops.EPS

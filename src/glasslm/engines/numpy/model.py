@@ -42,6 +42,7 @@ class Model:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = c = config
         self.weights = weights
+        self.blocks = [weights.under(f"blocks.{i}.") for i in range(c.n_layers)]
         dtype = weights.flat.dtype
         if c.position == "rope":
             self.cos, self.sin = rope_tables(c.block_size, c.n_heads + c.n_kv_heads, c.head_size, dtype)

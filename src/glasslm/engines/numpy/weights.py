@@ -32,6 +32,10 @@ class Weights:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._views[name]
 
+    def under(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
+        return {name.removeprefix(prefix): view for name, view in self._views.items() if name.startswith(prefix)}
+
     def _together(self, names: list[str], rows: Table, starts: dict[str, int]) -> NDArray[Any]:
         start, end = starts[names[0]], starts[names[-1]] + rows[names[-1]].size
         height = sum(rows[name].shape[0] for name in names)

@@ -1,0 +1,38 @@
+"""Where text comes from: named corpora and your own files, found, hashed and read in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from glasslm.config import Corpus, DataConfig
+from glasslm.corpora import files, python_code, shakespeare
+from glasslm.corpora.cache import cache_dir
+from glasslm.corpora.download import HURRIED, DownloadError, Say
+from glasslm.corpora.files import Source, SourceFile
+
+__all__ = ["DESCRIPTIONS", "Source", "SourceFile", "cache_dir", "find"]
+
+DESCRIPTIONS: dict[Corpus, str] = {
+    "shakespeare": shakespeare.DESCRIPTION,
+    "python": python_code.DESCRIPTION,
+}
+
+
+def find(data: DataConfig, say: Say) -> Source:
+    """The text that `data` asks for, downloaded if it must be; `say` gets what a person should know.
+
+    Without a corpus and without files it is Shakespeare, or, when that cannot be had within 5 seconds, loudly, Python's
+    own library. Raises InputError when what was asked for by name is not there.
+    """
+    if data.text_file:
+        return files.find(data.text_file, say)
+    if data.corpus == "python":
+        return python_code.find(say)
+    if data.corpus == "shakespeare":
+        return shakespeare.find(say)
+    try:
+        return shakespeare.find(say, attempts=HURRIED)
+    except DownloadError as error:
+        say(f"WARNING: {error}")
+        say("WARNING: falling back to the corpus 'python'; with --corpus shakespeare this is an error instead")
+        return replace(python_code.find(say), fallback=True)

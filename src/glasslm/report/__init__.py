@@ -1,0 +1,133 @@
+"""A run's report: report.html (one file, no scripts, nothing fetched), report.md and figures/*.png.
+
+Everything in it comes from run.json, metrics.jsonl and the checkpoints; it can be made again at any time. Prompts,
+samples and names are foreign text: made harmless by `finalize`, escaped by the templates.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm import files, tokens, trained
+from glasslm.errors import GlasslmError
+from glasslm.report import facts, figures, samples, surprise
+from glasslm.runs import Run
+from glasslm.wording import harmless
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MODEL_S = 5.0  # seconds that the model may take for samples and surprise
+EXCERPT = 600  # tokens of unseen text
+
+
+def write(run_dir: Path) -> Path:
+    """Write the report of a run, whatever state it is in, into its folder; returns the path of report.html.
+
+    Raises DamagedError when run.json or metrics.jsonl cannot be read.
+    """
+    run = Run(run_dir)
+    context = _context(run)
+    history, clip = run.history, run.config.optimizer.grad_clip
+    (run.path / "figures").mkdir(exist_ok=True)
+    image = figures.png(figures.training(history, clip, figures.ON_WHITE))
+    files.write_atomic(run.path / "figures" / "training.png", image)
+    svg = figures.inline_svg(figures.training(history, clip, figures.VARIABLES), "Loss, learning rate, gradient norm")
+    markdown = _environment(escape=False).get_template("report.md.j2").render(context)
+    files.write_atomic(run.path / "report.md", markdown.encode())
+    html = _environment(escape=True).get_template("report.html.j2").render(context, training_svg=svg)
+    path = run.path / "report.html"
+    files.write_atomic(path, html.encode())
+    return path
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What the templates show."""
+    record, lines, history = run.record, list(run.metrics()), run.history
+    vocab_size = record["tokenizer"]["vocab_size"]
+    best = facts.best_eval(lines, history)
+    preset = str(record.get("preset", "tiny"))
+    return {
+        "name": run.path.resolve().name,
+        "preset": preset,
+        "corpus": facts.text_name(run.config.data),
+        "created": record.get("created", ""),
+        "status": history.status or "not ended",
+        "ending": facts.ENDINGS.get(history.status, ""),
+        "tiles": facts.headline(best, lines, vocab_size),
+        "measured_on": facts.measured_on(best),
+        "evaluations": facts.evaluations(lines, best),
+        "progress": facts.spaced([line for line in lines if line["kind"] == "sample"]),
+        "warnings": [line for line in lines if line["kind"] == "warning"],
+        "configuration": facts.configuration(run.config, preset),
+        "parameters": facts.parameter_parts(run.config.model, vocab_size),
+        "files": record.get("data", {}).get("files", []),
+        "data": facts.data(record),
+        "origin": facts.origin(record),
+        "char_level": record["tokenizer"].get("kind") == "char",
+        "commands": facts.commands(str(run.path), history.status),
+        **_from_model(run, lines),
+    }
+
+
+def _from_model(run: Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What only the weights can tell; without a usable checkpoint the reason why it is missing."""
+    deadline = time.monotonic() + MODEL_S
+    shown: dict[str, Any] = {"by_temperature": [], "by_checkpoint": [], "pieces": []}
+    try:
+        model = trained.load(run.path)
+        dataset = tokens.reopen(run.record.get("data", {}).get("sha256", ""))
+        unseen: NDArray[Any] = dataset.val.tokens[:EXCERPT] if dataset else np.zeros(0, np.int64)
+        pieces = surprise.read(model, unseen, deadline) if len(unseen) else []
+        shown |= {"step": model.step, "pieces": pieces, "half_share": surprise.half_share(pieces)}
+        prompts = samples.choose_prompts(lines, model.tokenizer.decode(unseen) if len(unseen) else "")
+        shown["by_temperature"] = samples.by_temperature(model, prompts, deadline)
+        shown["by_checkpoint"] = samples.by_checkpoint(run.path, prompts[0], 0.7, deadline)
+    except GlasslmError as error:
+        shown["no_model"] = str(error)
+    return shown
+
+
+def _environment(escape: bool) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: harmless(value) if type(value) is str else value,
+    )
+    environment.filters |= {"inline": inline_markdown, "fence": fenced, "heat": heat, "shown": shown, "svg": Markup}
+    return environment
+
+
+def heat(nats: float) -> int:
+    """Surprise in eight steps of 0.75 nats, from 0 (expected) to 7 (probability below 0.5%)."""
+    return min(7, int(nats / 0.75))
+
+
+def shown(text: str) -> str:
+    """A short text in quotes, with its spaces and line breaks to be seen."""
+    return "\u201c" + harmless(text).replace("\n", "\u21b5").replace(" ", "\u2423") + "\u201d"
+
+
+def inline_markdown(text: Any) -> str:
+    """Foreign text inside a line of Markdown: one line, and nothing in it is markup."""
+    line = " ".join(harmless(str(text)).split())
+    return re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", line)
+
+
+def fenced(text: Any) -> str:
+    """Foreign text as a code block, with a fence longer than any run of backticks in it."""
+    clean = harmless(str(text))
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", clean)), default=0))
+    return f"{fence}text\n{clean}\n{fence}"

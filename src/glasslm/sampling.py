@@ -1,0 +1,142 @@
+"""Logits to a token: greedy, temperature, top-k, top-p, min-p and repetition penalty, in NumPy.
+
+`probabilities` is the exact distribution that a `Sampling` describes; `choose` draws one token from it with one uniform
+number, which depends on nothing but (seed, sample, position). So text does not depend on what else is in the batch, on
+streaming or, up to the rounding of the logits, on the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.errors import DivergedError, InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults but temperature and seed change nothing."""
+
+    temperature: float = 0.8
+    """Divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens (0: all)."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens that has this share of the probability (arXiv:1904.09751)."""
+    min_p: float = 0.0
+    """Keep the tokens at least this probable relative to the likeliest (arXiv:2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens in the text so far, and multiplies negative ones (arXiv:1909.05858)."""
+    seed: int = 42
+    """Seed of the draws: the same seed gives the same text."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more, and finite")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
+        penalty = self.repetition_penalty
+        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1: off), and finite")
+        _require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2^64 - 1")
+
+
+def probabilities(
+    logits: NDArray[Any],
+    sampling: Sampling,
+    seen: NDArray[np.bool_] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """The distribution (V,) from which the next token is drawn, in float64; zero where a token cannot come.
+
+    The order is repetition penalty, `allowed`, temperature, top-k, top-p, min-p; each filter sees what the one before
+    left, renormalised. Among equals the lower token stays. `seen` (V,) marks the tokens of the text so far, and at
+    least one token must be `allowed`. Raises DivergedError when the logits are not finite.
+
+    >>> probabilities(np.log([0.5, 0.3, 0.2]), Sampling(temperature=1.0, top_k=2)).round(3).tolist()
+    [0.625, 0.375, 0.0]
+    """
+    scores = logits.astype(np.float64)
+    if sampling.repetition_penalty != 1 and seen is not None:
+        penalty = sampling.repetition_penalty
+        scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+    if allowed is not None:
+        scores[~allowed] = -np.inf
+    likeliest = int(scores.argmax())  # the lowest among equals
+    if not math.isfinite(scores[likeliest]):
+        raise DivergedError(
+            "the model's logits are not finite: train again with a lower --lr, or use another checkpoint"
+        )
+    if sampling.temperature == 0:
+        certain = np.zeros_like(scores)
+        certain[likeliest] = 1.0
+        return certain
+    scores -= scores[likeliest]
+    with np.errstate(over="ignore"):  # a tiny temperature sends the rest to -inf: the greedy limit
+        scores /= sampling.temperature
+    if 0 < sampling.top_k < len(scores):
+        scores[_beyond_top_k(scores, sampling.top_k)] = -np.inf
+    weights: NDArray[np.float64] = np.exp(scores)
+    weights /= weights.sum()
+    if sampling.top_p < 1:
+        weights[_beyond_top_p(weights, sampling.top_p)] = 0.0
+    if sampling.min_p > 0:
+        weights[weights < sampling.min_p * weights[likeliest]] = 0.0
+    weights /= weights.sum()
+    return weights
+
+
+def _beyond_top_k(scores: NDArray[np.float64], k: int) -> NDArray[Any]:
+    """Indices of all but the k highest scores; equals stay in the order of their index."""
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    equal = np.flatnonzero(scores == threshold)
+    spare = k - np.count_nonzero(scores > threshold)
+    return np.concatenate([np.flatnonzero(scores < threshold), equal[spare:]])
+
+
+def _beyond_top_p(weights: NDArray[np.float64], p: float) -> NDArray[Any]:
+    """Indices of the tokens that follow once the likeliest ones reach the share p."""
+    order = np.argsort(-weights, kind="stable")
+    return order[np.searchsorted(np.cumsum(weights[order]), p) + 1 :]
+
+
+def uniform(seed: int, sample: int, position: int) -> float:
+    """The draw in [0, 1) for the token at `position` of a text: Philox keyed by (seed, sample), counter = position."""
+    # the key as one number: a list with one entry above 2^63 would pass through float64
+    bits = np.random.Philox(key=seed | sample << 64, counter=position).random_raw()
+    return float(int(bits) >> 11) * 2.0**-53
+
+
+def choose(
+    logits: NDArray[Any],
+    sampling: Sampling,
+    position: int,
+    sample: int = 0,
+    seen: NDArray[np.bool_] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
+    """The token at `position` (tokens before it in the text, prompt included) of the `sample`-th text from this prompt.
+
+    Inverse CDF in float64 over the distribution in the order of the vocabulary; see `probabilities` for the rest.
+    """
+    distribution = probabilities(logits, sampling, seen, allowed)
+    if sampling.temperature == 0:
+        return int(distribution.argmax())
+    cdf = np.cumsum(distribution)
+    # u < 1, so u * total < total: the found token has a step in the cdf, that is, a probability above zero
+    return int(np.searchsorted(cdf, uniform(sampling.seed, sample, position) * cdf[-1], side="right"))
+
+
+def log_probability(logits: NDArray[Any], token: int) -> float:
+    """Natural log of the probability that the model itself gives to `token`, before any of the filters."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    return float(scores[token] - math.log(np.exp(scores).sum()))
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {value}: expected {expected}")

@@ -1,0 +1,352 @@
+"""Tokens on disk and in batches: text is split, tokenised once into memory-mapped shards, and read by step and row.
+
+Shards live in the cache under tokens/<sha256>/, where the hash is the identity of text, split and tokenizer. A folder
+appears whole (built beside and renamed, manifest of hashes last), and is built again if a hash does not match. The
+batch of a step is a pure function of (seed, step, row). N tokens, B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from glasslm import tokenizers
+from glasslm.config import DataConfig
+from glasslm.corpora import Source, cache_dir
+from glasslm.corpora.cache import writing
+from glasslm.corpora.download import Say
+from glasslm.corpora.files import source_file
+from glasslm.errors import InputError
+from glasslm.tokenizers import Tokenizer
+
+Shard = NDArray[np.uint16] | NDArray[np.uint32]
+
+FORMAT = 1
+PIECE = 1 << 20  # characters tokenised at once
+BPE_SAMPLE = 50_000_000  # bytes of the training text that BPE is trained on, at most
+WORTH_SAYING = 20_000_000  # bytes of text from which on preparing it takes noticeable time
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the text."""
+
+    tokens: Shard  # (N,) memory-mapped
+    bytes: int  # of its text
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A tokenised text. `facts` is the "data" of run.json; `sha256` identifies text, split and tokenizer together."""
+
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    test: Split | None
+    facts: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What must be known of a text before it is split."""
+
+    bytes: int
+    characters: int
+    alphabet: str
+    nuls: int
+    replaced: int  # U+FFFD, which stands for what was not UTF-8 where errors are replaced
+
+
+def prepare(data: DataConfig, source: Source, say: Say, tokenizer: Tokenizer | None = None) -> Dataset:
+    """The tokens of `source`, from the cache if it has them, with the given tokenizer or the one that `data` asks for.
+
+    Raises InputError for an empty text, bad UTF-8 or an unusable tokenizer, ExhaustedError when the disk is full.
+    """
+    folder = cache_dir("tokens")
+    recipe = folder / f"{_recipe(data, source)}.json"
+    with writing(folder), _alone(folder, say):
+        dataset = None
+        if tokenizer is not None:
+            dataset = reopen(_identity(data, source, tokenizer))
+        elif recipe.is_file():
+            dataset = reopen(recipe.read_text(encoding="utf-8", errors="replace"))
+        if dataset is None:
+            key = _build(folder, data, source, say, tokenizer)
+            if tokenizer is None:
+                recipe.write_text(key, encoding="utf-8")
+            dataset = reopen(key)
+            assert dataset is not None, f"tokens just written to {folder / key} do not verify"
+    return replace(dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]})
+
+
+def reopen(data_sha256: str) -> Dataset | None:
+    """The tokens that were prepared under this identity, or None if the cache has lost or damaged them."""
+    folder = cache_dir("tokens") / data_sha256
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name, recorded in manifest["hashes"].items():
+            if source_file(folder / name).sha256 != recorded:
+                return None
+        tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        facts, dtype = manifest["facts"], np.dtype(manifest["dtype"])
+        parts = {name: Split(_mapped(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"]) for name in _names(facts)}
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: InputError is a ValueError, too
+        return None
+    return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
+
+
+def require_room(dataset: Dataset, block_size: int, batch_size: int = 1) -> None:
+    """Raises InputError unless each part has a window, and the training part as many different ones as a batch."""
+    for name, split in (("training", dataset.train), ("validation", dataset.val), ("test", dataset.test)):
+        if split is None or len(split.tokens) > block_size:
+            continue
+        share = {"training": "", "validation": ", a larger --val-fraction", "test": ", a larger --test-fraction"}[name]
+        raise InputError(
+            f"the {name} part has {len(split.tokens)} tokens ({split.bytes} bytes), but a window of --block-size "
+            f"{block_size} takes {block_size + 1}: use a smaller --block-size{share}, or more text"
+        )
+    windows = len(dataset.train.tokens) - block_size
+    if batch_size > windows:
+        raise InputError(
+            f"the training part has {len(dataset.train.tokens)} tokens, which make {windows} different windows of "
+            f"{block_size}, but a batch takes {batch_size}: use a smaller --batch-size or --block-size, or more text"
+        )
+
+
+def parts_of(source: Source, data: DataConfig, total_bytes: int) -> Iterator[tuple[str, str]]:
+    """The text in order, in pieces (part, text): part is train, val or test.
+
+    train is the first floor((1 - val - test) x bytes) of it, test the last; a boundary inside a character moves to its
+    beginning.
+    """
+    val, test = Fraction(str(data.val_fraction)), Fraction(str(data.test_fraction))  # exactly as written
+    ends = {"train": math.floor((1 - val - test) * total_bytes), "val": math.floor((1 - test) * total_bytes)}
+    if test:
+        ends["test"] = total_bytes
+    parts = iter(ends.items())
+    part, end = next(parts)
+    position = 0
+    for text in source.text(data.encoding_errors):
+        body = text.encode()
+        while position + len(body) > end:
+            room = end - position
+            while room and body[room] & 0xC0 == 0x80:  # a continuation byte: its character began before
+                room -= 1
+            yield part, body[:room].decode()
+            position, body = position + room, body[room:]
+            part, end = next(parts)
+        yield part, body.decode()
+        position += len(body)
+
+
+def thinned(texts: Iterable[str], share: float) -> Iterator[str]:
+    """This share of `texts`, evenly spaced; all of them where it is 1 or more."""
+    for i, text in enumerate(texts):
+        if math.floor((i + 1) * share) > math.floor(i * share):
+            yield text
+
+
+def survey(source: Source, errors: str) -> Survey:
+    """Size and characters of the whole text. Raises InputError if there are none."""
+    total = characters = nuls = replaced = 0
+    seen = np.zeros(0x110000, bool)
+    for text in source.text(errors):
+        total += len(text.encode())
+        characters += len(text)
+        nuls += text.count("\0")
+        replaced += text.count("\ufffd")
+        seen[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
+    if not characters:
+        raise InputError(f"the text of {source.name} is empty")
+    return Survey(total, characters, "".join(map(chr, np.flatnonzero(seen))), nuls, replaced)
+
+
+def _recipe(data: DataConfig, source: Source) -> str:
+    """Names what determines the tokens before a tokenizer is there, so that the second run need not train one."""
+    tokenizer: list[Any] = [data.tokenizer]
+    if data.tokenizer == "bpe":
+        tokenizer.append(data.vocab_size)
+    elif data.tokenizer not in tokenizers.KINDS:
+        tokenizer = [tokenizers.from_file(data.tokenizer).sha256]
+    return _digest(FORMAT, source.sha256, data.encoding_errors, data.val_fraction, data.test_fraction, *tokenizer)
+
+
+def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
+    return _digest(source.sha256, data.encoding_errors, data.val_fraction, data.test_fraction, tokenizer.sha256)
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Only one process at a time builds; what an interrupted one left behind goes."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say("waiting for another process that is preparing tokens")
+        lock.acquire()
+    try:
+        for left in folder.glob("*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, data: DataConfig, source: Source, say: Say, tokenizer: Tokenizer | None) -> str:
+    """Tokenise into folder/<identity>, which is returned."""
+    known = survey(source, data.encoding_errors)
+    if known.nuls:
+        say(f"the text holds {known.nuls} NUL characters; they are kept")
+    if known.replaced and data.encoding_errors == "replace":
+        say(f"the text holds {known.replaced} U+FFFD in place of what was not UTF-8")
+    if known.bytes >= WORTH_SAYING:
+        say(f"tokenising {known.bytes / 1e6:,.0f} MB of text, once; the tokens are kept in {folder}")
+    if tokenizer is None:
+        tokenizer = _make_tokenizer(data, source, known, say)
+    key = _identity(data, source, tokenizer)
+    building = folder / f"{key[:16]}-{os.getpid()}.tmp"
+    building.mkdir()
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
+    (building / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+    for name in ("train", "val", "test")[: 3 if data.test_fraction else 2]:
+        (building / f"{name}.bin").touch()
+        facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
+    for name, pieces in itertools.groupby(parts_of(source, data, known.bytes), key=lambda piece: piece[0]):
+        with open(building / f"{name}.bin", "wb") as shard:
+            for text in tokenizers.cut((text for _, text in pieces), PIECE):
+                ids = tokenizer.encode(text)
+                shard.write(ids.astype(dtype).tobytes())
+                facts[f"{name}_tokens"] += len(ids)
+                facts[f"{name}_bytes"] += len(text.encode())
+    hashes = {path.name: source_file(path).sha256 for path in sorted(building.iterdir())}
+    manifest = {"format": FORMAT, "dtype": dtype.name, "facts": facts, "hashes": hashes}
+    (building / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    shutil.rmtree(folder / key, ignore_errors=True)  # what did not verify
+    building.rename(folder / key)
+    return key
+
+
+def _make_tokenizer(data: DataConfig, source: Source, known: Survey, say: Say) -> Tokenizer:
+    match data.tokenizer:
+        case "char":
+            return tokenizers.CharTokenizer(known.alphabet)
+        case "byte":
+            return tokenizers.ByteTokenizer()
+        case "gpt2":
+            return tokenizers.gpt2(say)
+        case "bpe":
+            trained = tokenizers.train_bpe(_bpe_sample(data, source, known, say), data.vocab_size)
+            if trained.vocab_size < data.vocab_size:
+                reached = f"{trained.vocab_size} tokens instead of the {data.vocab_size} asked for"
+                say(f"the vocabulary has {reached}: no further pair occurs twice in the training text")
+            return trained
+    return tokenizers.from_file(data.tokenizer)
+
+
+def _bpe_sample(data: DataConfig, source: Source, known: Survey, say: Say) -> Iterator[str]:
+    """The training text, or evenly spaced pieces of about BPE_SAMPLE bytes of it."""
+    training = (text for part, text in parts_of(source, data, known.bytes) if part == "train")
+    share = BPE_SAMPLE / (known.bytes * (1 - data.val_fraction - data.test_fraction))
+    if share < 1:
+        say(f"training BPE on {BPE_SAMPLE / 1e6:.0f} MB, evenly spaced, {share:.0%} of the training text")
+    yield from thinned(tokenizers.cut(training, PIECE), share)
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> Shard:
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def _names(facts: dict[str, Any]) -> list[str]:
+    return [name for name in ("train", "val", "test") if f"{name}_tokens" in facts]
+
+
+class Order:
+    """Which windows of the training tokens make up the batch of a step.
+
+    By default each row is a window drawn at random. With `epochs`, windows do not overlap, and each pass visits every
+    one of them once, in an order of its own and shifted by a phase of its own, so that its edges fall elsewhere.
+    """
+
+    def __init__(self, n_tokens: int, block_size: int, batch_size: int, seed: int, epochs: bool) -> None:
+        assert n_tokens > block_size, "require_room comes first"
+        self.n_tokens, self.block_size, self.batch_size = n_tokens, block_size, batch_size
+        self.seed, self.epochs = seed, epochs
+        self.windows = (n_tokens - 1) // block_size  # of one pass: every target is predicted once
+
+    def batch(self, tokens: Shard, step: int, rows: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and targets, each (len(rows), T), of these rows of the batch of `step` (from 0)."""
+        starts = self.starts(step, np.asarray(rows, np.int64))
+        windows = tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+    def starts(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(len(rows),) position of each row's first token."""
+        if not self.epochs:
+            draws = np.random.Generator(self._philox(step)).random(self.batch_size)
+            drawn: NDArray[np.int64] = (draws * (self.n_tokens - self.block_size)).astype(np.int64)[rows]
+            return drawn
+        passes, samples = np.divmod(step * self.batch_size + rows, self.windows)
+        starts = np.empty(len(rows), np.int64)
+        for one in np.unique(passes):
+            keys = self._philox(int(one)).random_raw(ROUNDS + 1)
+            phase = int(keys[-1]) % ((self.n_tokens - 1) % self.block_size + 1)
+            mine = passes == one
+            starts[mine] = phase + self.block_size * permuted(samples[mine], self.windows, keys[:-1])
+        return starts
+
+    def _philox(self, index: int) -> np.random.Philox:
+        return np.random.Philox(key=np.array([self.seed, index], np.uint64))
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training tokens after `step` steps."""
+        return step * self.batch_size / self.windows
+
+    def steps_for(self, epochs: float) -> int:
+        """The number of steps that visit every window `epochs` times."""
+        return math.ceil(Fraction(str(epochs)) * self.windows / self.batch_size)
+
+
+ROUNDS = 6
+
+
+def permuted(indices: NDArray[np.int64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where a bijection of range(n), drawn by `keys`, sends each index: in constant time and memory, whatever n.
+
+    A Feistel network permutes the least power of four that holds n; what falls outside range(n) is sent on until it
+    falls inside, which keeps it a bijection (Black and Rogaway 2002, "cycle walking").
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result = indices.astype(np.uint64)
+    outside = np.ones(len(result), bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: its high bits mix well
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's second factor
+            left, right = right, left ^ (mixed >> np.uint64(40)) & mask
+        result[outside] = left << half | right
+        outside = result >= n
+    return result.astype(np.int64)

@@ -1,0 +1,91 @@
+"""Stand-ins that behave: an engine without a model, and a run folder without training."""
+
+from pathlib import Path
+
+import numpy as np
+
+from glasslm import checkpoint, runs
+from glasslm.config import ComputeConfig, ModelConfig, RunConfig, to_dict
+from glasslm.engines import make_engine
+from glasslm.parameters import initial_weights, table
+from glasslm.tokenizers import CharTokenizer
+
+
+class HistoryCache:
+    """The tokens that each row has read."""
+
+    def __init__(self, rows, capacity):
+        self.capacity = capacity
+        self.read = [[] for _ in range(rows)]
+
+    @property
+    def lengths(self):
+        return np.array([len(tokens) for tokens in self.read])
+
+    def clear(self, row):
+        self.read[row] = []
+
+
+class HistoryEngine:
+    """Logits that depend on every token read, on its place and on nothing else: a wrong cache gives other text."""
+
+    name = "history"
+
+    def __init__(self, vocab_size, seed=0, spread=2.0):
+        self.vocab_size = vocab_size
+        self.table = np.random.default_rng(seed).normal(size=(vocab_size, vocab_size)) * spread
+        self.calls = 0
+
+    def after(self, tokens):
+        """(V,) the logits after these tokens, read into an empty cache."""
+        places = np.arange(len(tokens))
+        weights = 0.6 ** places[::-1] * np.cos(places)
+        return (weights[:, None] * self.table[np.array(tokens, int)]).sum(0).astype(np.float32)
+
+    def new_cache(self, rows, capacity):
+        return HistoryCache(rows, capacity)
+
+    def logits(self, tokens, cache, counts, every=False):
+        assert not every
+        assert tokens.dtype == np.int64
+        assert tokens.shape == (len(cache.read), max(counts))
+        self.calls += 1
+        result = np.full((len(tokens), self.vocab_size), np.nan, np.float32)  # means nothing where the count is 0
+        for row, (new, count) in enumerate(zip(tokens.tolist(), counts)):
+            cache.read[row] += new[:count]
+            assert len(cache.read[row]) <= cache.capacity, "the cache is full"
+            if count:
+                result[row] = self.after(cache.read[row])
+        return result
+
+    def losses(self, tokens, targets):
+        nats = np.zeros(targets.shape, np.float32)
+        for row, position in zip(*np.nonzero(targets >= 0)):
+            logits = self.after(tokens[row, : position + 1]).astype(np.float64)
+            nats[row, position] = (
+                np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[targets[row, position]]
+            )
+        return nats
+
+
+def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) -> Path:
+    """A run folder with a checkpoint of step 0, whose weights are drawn and widened so that the model has opinions."""
+    sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2, "block_size": 16}
+    config = RunConfig(model=ModelConfig(**sizes | model)).resolved()
+    tokenizer = CharTokenizer(alphabet)
+    engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(threads=1))
+    weights = initial_weights(table(config.model, tokenizer.vocab_size), seed=1)
+    engine.load((name, array * 12 if array.std() else array) for name, array in weights)
+    record = {
+        "config": to_dict(config),
+        "data": {"sha256": data_sha256},
+        "tokenizer": {"kind": "char", "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+    }
+    runs.create(folder, record, tokenizer.to_json())
+    identity = {
+        "config_sha256": runs.Run(folder).config_sha256,
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_sha256": data_sha256,
+    }
+    checkpoint.save(folder, engine, checkpoint.Progress(0, 0, 0, 0), **identity)
+    return folder

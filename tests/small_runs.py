@@ -1,0 +1,119 @@
+"""Small texts and small runs, in this process or as a child, for the tests of the loop and of the commands."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glasslm import launch, metrics, runs
+from glasslm.config import ComputeConfig, RunConfig, with_flags
+from glasslm.launch import Outcome
+from glasslm.presets import PRESETS
+
+SMALL: dict[str, Any] = {
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "block_size": 32,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "max_steps": 20,
+    "warmup_steps": 4,
+    "eval_interval": 5,
+    "log_interval": 1,
+    "sample_interval": 10,
+    "checkpoint_interval": 5,
+    "keep": 100,
+}
+COMPUTE = ComputeConfig(threads=1)
+
+
+def write_text(path: Path, sentences: int = 150) -> Path:
+    """A few kB of sentences with a grammar that a small model learns within a hundred steps."""
+    draw = random.Random(1)
+    nouns, verbs = ["the cat", "a dog", "the old king", "my sister"], ["sees", "likes", "calls", "follows"]
+    lines = [f"{draw.choice(nouns)} {draw.choice(verbs)} {draw.choice(nouns)}.\n" for _ in range(sentences)]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    return path
+
+
+def small(text: Path, **flags: Any) -> RunConfig:
+    return with_flags(PRESETS["tiny"](), SMALL | {"text_file": (str(text),)} | flags)
+
+
+def train(text: Path, run_dir: Path, **flags: Any) -> Outcome:
+    return launch.train(small(text, **flags), COMPUTE, run_dir, say=quiet)
+
+
+def resume(run_dir: Path) -> Outcome:
+    return launch.resume(run_dir, COMPUTE, say=quiet)
+
+
+def quiet(message: str) -> None:
+    """For `say`."""
+
+
+def words(text: Path, run_dir: Path, **flags: Any) -> list[str]:
+    """The command line of the same small run."""
+    given = SMALL | {"text_file": text, "run_dir": run_dir, "threads": 1} | flags
+    return ["train", *(word for key, value in given.items() for word in ("--" + key.replace("_", "-"), str(value)))]
+
+
+def glasslm(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The program, to its end."""
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """The program, under way in a child, in which Ctrl-C means what it means in a terminal.
+
+    A job in a shell's background ignores SIGINT and its children inherit that, so it is undone here.
+    """
+    command = [sys.executable, "-m", "glasslm", *map(str, arguments)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            **{"env": os.environ | {"PYTHONIOENCODING": "utf-8"}, **options},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    """Return as soon as the condition holds; fail when the child ends, or the time is over, before that."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the child ended: {process.communicate()[1]}"
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in metrics.jsonl."""
+    return [line for line in metrics.read(run_dir / "metrics.jsonl") if line["kind"] == kind]
+
+
+def essence(run_dir: Path, step: int) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What two equal runs have in common (docs/formats.md): the hashes of the last safetensors, and the metrics."""
+    folder = run_dir / "checkpoints" / f"{step:06d}"
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    assert len(hashes) == 2
+    return hashes, metrics.comparable(runs.Run(run_dir).metrics())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
