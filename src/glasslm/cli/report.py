@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from glasslm.cli.parsing import parse
+
+DESCRIPTION = """Make a run's report again: report.html, report.md and figures. Prints the path of report.html.
+
+Example:
+  glasslm report runs/shakespeare-tiny-20260314-153000"""
+
 
 @dataclass(frozen=True)
 class Flags:
-    """Make a run's report again: report.html, report.md and figures. Prints the path of report.html.
-
-    Example: glasslm report runs/shakespeare-tiny-20260314-153000
-    """
-
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run's folder, or its name under ./runs."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
     from glasslm import report, runs
 
