@@ -32,12 +32,15 @@ class TorchPeer(torch.nn.Module):
     def __init__(self, c: ModelConfig, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
         self.c = c
-        join = lambda i, part, names: np.concatenate([weights[f"blocks.{i}.{part}.{n}.weight"] for n in names])  # noqa: E731
+
+        def join(i: int, part: str, names: tuple[str, ...]) -> np.ndarray:
+            return np.concatenate([weights[f"blocks.{i}.{part}.{name}.weight"] for name in names])
+
         arrays = {"emb": weights["embedding.weight"], "norm": weights["norm.weight"]}
         for i in range(c.n_layers):
             arrays |= {
                 f"n1_{i}": weights[f"blocks.{i}.attention_norm.weight"],
-                f"qkv_{i}": join(i, "attention", "qkv"),
+                f"qkv_{i}": join(i, "attention", ("q", "k", "v")),
                 f"o_{i}": weights[f"blocks.{i}.attention.o.weight"],
                 f"n2_{i}": weights[f"blocks.{i}.feedforward_norm.weight"],
                 f"gu_{i}": join(i, "feedforward", ("gate", "up")),
@@ -81,7 +84,10 @@ def main() -> None:
 
     config = PRESETS[args.preset]()
     model = ModelConfig(  # the peer's architecture at the preset's size
-        d_model=config.model.d_model, n_layers=config.model.n_layers, n_heads=config.model.n_heads, block_size=args.block_size
+        d_model=config.model.d_model,
+        n_layers=config.model.n_layers,
+        n_heads=config.model.n_heads,
+        block_size=args.block_size,
     )
     config = dataclasses.replace(
         config,
@@ -129,9 +135,11 @@ def main() -> None:
                 step()
             times[name].append((time.perf_counter() - start) / repeat)
     ratio = statistics.median(b / a for a, b in zip(*times.values()))
-    print(f"{datetime.date.today()}  {platform.processor() or platform.machine()}, {args.threads} threads, "
-          f"numpy {np.__version__}, torch {torch.__version__}")  # fmt: skip
-    print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {config.train.micro_batch_size}, {len(times['PyTorch eager'])} pairs")
+    machine = platform.processor() or platform.machine()
+    versions = f"numpy {np.__version__}, torch {torch.__version__}"
+    print(f"{datetime.date.today()}  {machine}, {args.threads} threads, {versions}")
+    pairs, micro = len(times["PyTorch eager"]), config.train.micro_batch_size
+    print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {micro}, {pairs} pairs")
     for name, seconds in times.items():
         print(f"{name:15} {B * T / statistics.median(seconds):9,.0f} tokens/s")
     print(f"ratio           {ratio:9.2f} (median of pairs)")

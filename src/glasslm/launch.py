@@ -58,16 +58,15 @@ def train(
         runs.require_new(run_dir)
     source = corpora.find(config.data, say)
     dataset = tokens.prepare(config.data, source, say)
-    tokens.require_room(dataset, config.model.block_size)
+    tokens.require_room(dataset, config.model.block_size, config.train.batch_size)
     run_dir = run_dir or runs.RUNS / runs.default_name(source.name, preset)
     vocab_size = dataset.tokenizer.vocab_size
     engine = make_engine(config, vocab_size, compute)
     seed = config.train.seed
     rows = table(config.model, vocab_size)
-    dtype = np.float64 if compute.precision == "fp64" else np.float32
-    engine.load(initial_weights(rows, seed, dtype))
+    engine.load(initial_weights(rows, seed))
     per_step = seconds_per_step(config, engine, dataset)
-    engine.load(initial_weights(rows, seed, dtype))
+    engine.load(initial_weights(rows, seed))
     config = with_steps(config, dataset, per_step, time.perf_counter() - started)
     if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
         config = with_flags(config, {"corpus": source.name})
@@ -92,12 +91,15 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say | None = None) -> Out
     run = runs.Run(run_dir)
     with files.lock(run_dir):
         latest = checkpoint.load(run_dir, "latest", say)
-        status = run.history.status
-        if status in ("finished", "stopped"):
+        history = run.history
+        ended = history.status in ("finished", "stopped")
+        if ended and latest.step == max(history.eval_steps):  # else its last checkpoint is lost, and made again
             raise InputError(
-                f"{run_dir} is {status} at step {latest.step}: there is nothing left to do. Train a new run with more "
-                "--max-steps, or use this one by `glasslm generate`"
+                f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to do. Train a new run "
+                "with more --max-steps, or use this one by `glasslm generate`"
             )
+        if compute.precision == "auto":
+            compute = dataclasses.replace(compute, precision=run.record["precision"])
         dataset = tokens.reopen(run.record["data"]["sha256"])
         if dataset is None:
             dataset = tokens.prepare(run.config.data, corpora.find(run.config.data, say), say)

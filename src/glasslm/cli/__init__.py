@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except KeyboardInterrupt:  # where there is nothing to save; a run under way saves first (training.py)
+        print(f"\nglasslm {argv[0]}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         sys.stderr.close()
         return 0

@@ -18,7 +18,11 @@ ALIGNMENT = 64  # bytes: a cache line and an AVX-512 register
 
 
 class Arena:
-    """`arena(shape)` is np.empty(shape): an array whose memory returns to the arena when its last view is gone."""
+    """`arena(shape)` is np.empty(shape): an array whose memory returns to the arena when its last view is gone.
+
+    Threads share one: every step on its books is a single operation of a list or a dictionary, which no other thread
+    can split.
+    """
 
     def __init__(self, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
@@ -28,8 +32,10 @@ class Arena:
 
     def __call__(self, shape: tuple[int, ...]) -> NDArray[Any]:
         size = prod(shape)
-        idle = self._idle.setdefault(size, [])
-        memory = idle.pop() if idle else self._take(size)
+        try:
+            memory = self._idle.setdefault(size, []).pop()
+        except IndexError:
+            memory = self._take(size)
         # An array made from a memoryview is the base of all its views, so its own end is the end of the last of them.
         array = np.frombuffer(memory, self.dtype)
         loan = _Loan(array, self._return)

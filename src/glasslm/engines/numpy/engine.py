@@ -7,7 +7,6 @@ each; their gradients are added in ascending order. So the bits of a result do n
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -56,7 +55,7 @@ class NumpyEngine:
                 -self.rows[name].size,
             ),
         )
-        self._local = threading.local()
+        self._memory = Arena(dtype)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController()
 
@@ -83,7 +82,7 @@ class NumpyEngine:
 
     def forward(self, batch: Batch, part: slice = slice(None)) -> tuple[Array, Callable[[float], dict[str, Array]]]:
         """The nats (N,) of some rows of a training batch, dropout included; backward(weight) as in `accumulate`."""
-        c, rows, new = self.config, batch.rows[part], self._arena()
+        c, rows, new = self.config, batch.rows[part], self._memory
 
         def keys(site: int) -> NDArray[np.uint32]:
             return row_keys(c.train.seed, batch.step, rows, site)
@@ -141,8 +140,8 @@ class NumpyEngine:
         parts = [slice(start, start + micro) for start in range(0, len(tokens), micro)]
 
         def one(part: slice) -> Array:
-            logits, _ = self.model.forward(tokens[part], new := self._arena())
-            nats, _ = cross_entropy(logits, targets[part].reshape(-1), new)
+            logits, _ = self.model.forward(tokens[part], self._memory)
+            nats, _ = cross_entropy(logits, targets[part].reshape(-1), self._memory)
             return nats.reshape(targets[part].shape)
 
         return np.concatenate(list(self._spread(one, parts)))
@@ -187,13 +186,6 @@ class NumpyEngine:
         """function(item) for each item, computed on all threads, given out in the order of the items."""
         with self._blas.limit(limits=1, user_api="blas"):
             yield from self._pool.map(function, items) if self._pool else map(function, items)
-
-    def _arena(self) -> Arena:
-        """This thread's memory."""
-        if not hasattr(self._local, "arena"):
-            self._local.arena = Arena(self.dtype)
-        arena: Arena = self._local.arena
-        return arena
 
 
 MOMENTS = {"adamw": ("m", "v"), "muon": ("m",), "sgd": ("m",)}

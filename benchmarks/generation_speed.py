@@ -1,0 +1,109 @@
+"""Tokens/s of one stream through the key-value cache: the NumPy engine against PyTorch eager on the same weights.
+
+    python benchmarks/generation_speed.py [--preset tiny --threads 1 --seconds 40]
+
+The peer writes into a cache allocated once, as a careful PyTorch program does. Both read the same tokens and must give
+the same logits. The two take turns; medians and the median of the paired ratios are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import statistics
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from glasslm.config import ModelConfig
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.parameters import initial_weights
+from glasslm.presets import PRESETS
+from train_speed import TorchPeer
+
+
+class CachedPeer(TorchPeer):
+    """The training peer's weights, one token at a time."""
+
+    def reset(self) -> None:
+        c = self.c
+        self.keys = torch.zeros(c.n_layers, 1, c.n_heads, c.block_size, c.head_size)
+        self.values = torch.zeros_like(self.keys)
+
+    @torch.inference_mode()
+    def read(self, token: torch.Tensor, position: int) -> torch.Tensor:
+        c, p = self.c, self.p
+        x = F.embedding(token, p["emb"])  # (1, D)
+        cos, sin = self.cos[0, position], self.sin[0, position]
+        for i in range(c.n_layers):
+            h = F.rms_norm(x, (c.d_model,), p[f"n1_{i}"], 1e-5)
+            qkv = F.linear(h, p[f"qkv_{i}"]).view(3, c.n_heads, c.head_size)
+            a, b = qkv[:2].chunk(2, -1)
+            qk = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+            self.keys[i, 0, :, position] = qk[1]
+            self.values[i, 0, :, position] = qkv[2]
+            keys, values = self.keys[i, :, :, : position + 1], self.values[i, :, :, : position + 1]
+            y = F.scaled_dot_product_attention(qk[0].view(1, c.n_heads, 1, c.head_size), keys, values)
+            x = x + F.linear(y.reshape(1, c.d_model), p[f"o_{i}"])
+            gate, up = F.linear(F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, p[f"down_{i}"])
+        return F.linear(F.rms_norm(x, (c.d_model,), p["norm"], 1e-5), p["emb"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one")
+    parser.add_argument("--seconds", type=float, default=40)
+    args = parser.parse_args()
+
+    sizes = PRESETS[args.preset]().model
+    model = ModelConfig(
+        d_model=sizes.d_model, n_layers=sizes.n_layers, n_heads=sizes.n_heads, block_size=sizes.block_size
+    )
+    config = dataclasses.replace(PRESETS[args.preset](), model=model).resolved()
+    V, T = 65, model.block_size
+    engine = NumpyEngine(config, V, threads=1)
+    weights = {name: array * (4 if array.ndim == 2 else 1) for name, array in initial_weights(engine.rows, 0)}
+    engine.load(weights.items())
+    torch.set_num_threads(args.threads)
+    peer = CachedPeer(config.model, weights).eval()
+    tokens = np.random.default_rng(0).integers(0, V, T)
+    arrays, tensors = [np.array([[t]]) for t in tokens], [torch.tensor([t]) for t in tokens]
+
+    def numpy_text() -> np.ndarray:
+        cache = engine.new_cache(1, T)
+        for token in arrays:
+            logits = engine.logits(token, cache, [1])
+        return logits[0]
+
+    def torch_text() -> np.ndarray:
+        peer.reset()
+        for position, token in enumerate(tensors):
+            logits = peer.read(token, position)
+        return logits[0].numpy()
+
+    difference = np.abs(numpy_text() - torch_text()).max()
+    assert difference < 1e-3, difference
+
+    texts = {"glasslm NumPy": numpy_text, "PyTorch eager": torch_text}
+    times: dict[str, list[float]] = {name: [] for name in texts}
+    end = time.perf_counter() + args.seconds
+    while time.perf_counter() < end:
+        for name, text in texts.items():
+            start = time.perf_counter()
+            text()
+            times[name].append(time.perf_counter() - start)
+    ratio = statistics.median(b / a for a, b in zip(*times.values()))
+    print(f"{datetime.date.today()}  numpy {np.__version__}, torch {torch.__version__} with {args.threads} thread(s)")
+    print(f"preset {args.preset}, {T} tokens, one stream, {len(times['PyTorch eager'])} pairs")
+    for name, seconds in times.items():
+        print(f"{name:15} {T / statistics.median(seconds):9,.0f} tokens/s")
+    print(f"ratio           {ratio:9.2f} (median of pairs)")
+
+
+if __name__ == "__main__":
+    main()
