@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the code.
+settings.register_profile("glasslm", deadline=None, database=None)
+settings.load_profile("glasslm")
 
 
 @pytest.fixture(scope="session", autouse=True)

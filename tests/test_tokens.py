@@ -178,7 +178,7 @@ def test_the_smallest_text_with_room_has_room(tmp_path: Path) -> None:
 
 
 @given(
-    n_tokens=st.integers(2, 500),
+    n_tokens=st.integers(2, 200),
     block=st.integers(1, 40),
     batch=st.integers(1, 9),
     seed=st.integers(0, 2**32),

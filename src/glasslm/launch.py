@@ -102,7 +102,7 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say | None = None) -> Out
             compute = dataclasses.replace(compute, precision=run.record["precision"])
         dataset = tokens.reopen(run.record["data"]["sha256"])
         if dataset is None:
-            dataset = tokens.prepare(run.config.data, corpora.find(run.config.data, say), say)
+            dataset = tokens.prepare(run.config.data, corpora.find(run.config.data, say), say, run.tokenizer)
         hashes = _hashes(run.config_sha256, dataset)
         checkpoint.check(latest, **hashes)
         engine = make_engine(run.config, dataset.tokenizer.vocab_size, compute)

@@ -71,7 +71,7 @@ def alibi_slopes(H: int, dtype: DTypeLike) -> Array:
 
 def alibi_bias(slopes: Array, queries: Array, keys: Array) -> Array:
     """Minus slope x distance, for the positions of queries (T,) or (B, T) and keys (S,): (H, T, S) or (B, H, T, S)."""
-    distance = (keys - queries[..., None]).astype(slopes.dtype)
+    distance = np.minimum(keys - queries[..., None], 0).astype(slopes.dtype)  # hidden keys must not overflow exp
     bias: Array = slopes[:, None, None] * distance[..., None, :, :]
     return bias
 

@@ -74,7 +74,7 @@ def rms_norm(x: Array, gain: Array, new: New) -> tuple[Array, Callable[[Array], 
         dx = np.multiply(dy, gain, out=dy)  # so far the gradient of `unit`
         along = np.vecdot(dx, unit)[..., None]
         along *= 1 / D
-        dx -= np.multiply(unit, along, out=new(x.shape))
+        dx -= np.multiply(unit, along, out=new(unit.shape))
         dx *= rstd
         return dx, dgain
 
@@ -105,7 +105,7 @@ def layer_norm(
         along = np.vecdot(dx, unit)[..., None]
         along *= 1 / D
         dx -= dx.mean(-1, keepdims=True)
-        dx -= np.multiply(unit, along, out=new(x.shape))
+        dx -= np.multiply(unit, along, out=new(unit.shape))
         dx *= rstd
         return dx, dgain, dbias
 
@@ -151,7 +151,7 @@ def silu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
     y = np.multiply(x, s, out=new(x.shape))
 
     def backward(dy: Array) -> Array:
-        slope = np.subtract(1, s, out=new(x.shape))  # dy (s + y (1 - s))
+        slope = np.subtract(1, s, out=new(s.shape))  # dy (s + y (1 - s))
         slope *= y
         slope += s
         slope *= dy
@@ -165,7 +165,7 @@ def relu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
     y = np.maximum(x, 0, out=new(x.shape))
 
     def backward(dy: Array) -> Array:
-        return np.multiply(dy, y > 0, out=new(x.shape))
+        return np.multiply(dy, y > 0, out=new(y.shape))
 
     return y, backward
 
@@ -176,7 +176,7 @@ def relu2(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
     y = np.multiply(positive, positive, out=new(x.shape))
 
     def backward(dy: Array) -> Array:
-        dx = np.multiply(positive, 2, out=new(x.shape))
+        dx = np.multiply(positive, 2, out=new(dy.shape))
         dx *= dy
         return dx
 

@@ -78,7 +78,7 @@ def muon(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: flo
 
 
 def orthogonalised(g: Array) -> Array:
-    """About U Vᵀ for g = U S Vᵀ (O, I): five steps of a quintic Newton-Schulz iteration, singular values to 0.7 .. 1.2.
+    """About U Vᵀ for g = U S Vᵀ (O, I): five steps of a quintic Newton-Schulz iteration, singular values to about 0.7 .. 1.2.
 
     The coefficients are Jordan's: steepest at zero, so that small singular values grow fastest.
     """

@@ -1,0 +1,174 @@
+"""Attention and positions: against a plain loop, as a rotation, and proven causal by gradients."""
+
+import dataclasses
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glasslm.config import ModelConfig, Position, RunConfig, TrainConfig
+from glasslm.engines import Batch
+from glasslm.engines.dropout import row_keys
+from glasslm.engines.numpy import attention as module
+from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_tables, sinusoids
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.numpy.ops import dropout_mask
+from glasslm.lab.check import single_switches, small_model
+from glasslm.parameters import initial_weights
+
+Array = np.ndarray[Any, Any]
+B, T, Q = 2, 7, 4
+
+
+def plain(q: Array, k: Array, v: Array, bias: Array | None = None, kept: Array | None = None) -> Array:
+    """Equation 1 of arXiv:1706.03762, one query at a time, in float64. q (B, T, H, Q), k and v (B, T, K, Q)."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    rows, positions, H, _ = q.shape
+    group = H // k.shape[2]
+    out = np.zeros(q.shape)
+    for b in range(rows):
+        for h in range(H):
+            for t in range(positions):
+                scores = [q[b, t, h] @ k[b, s, h // group] / math.sqrt(q.shape[-1]) for s in range(t + 1)]
+                if bias is not None:
+                    scores = [score + bias[h, t, s] for s, score in enumerate(scores)]
+                e = np.exp(np.array(scores) - max(scores))
+                p = e / e.sum()
+                if kept is not None:
+                    p = p * kept[b, h, t, : t + 1]
+                out[b, t, h] = sum(p[s] * v[b, s, h // group] for s in range(t + 1))
+    return out
+
+
+def draw(H: int, K: int, scale: float = 1.0, dtype: Any = np.float64) -> tuple[Array, Array]:
+    rng = np.random.default_rng(H + K)
+    qk = scale * rng.standard_normal((B, T, H + K, Q))
+    return qk.astype(dtype), rng.standard_normal((B, T, K, Q)).astype(dtype)
+
+
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (4, 1), (1, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_equals_a_plain_loop(H: int, K: int, biased: bool) -> None:
+    qk, v = draw(H, K)
+    bias = alibi_bias(alibi_slopes(H, np.float64), np.arange(T), np.arange(T)) if biased else None
+    y, _ = attention(qk.copy(), v, bias, None, np.empty)
+    np.testing.assert_allclose(y, plain(qk[:, :, :H], qk[:, :, H:], v, bias), atol=1e-13)
+
+
+def test_dropped_probabilities_equal_a_plain_loop() -> None:
+    qk, v = draw(4, 2)
+    keys = row_keys(0, 1, np.arange(B), 1)
+    kept = dropout_mask((B, 4, T, T), 0.4, keys, np.empty)
+    y, _ = attention(qk.copy(), v, None, (0.4, keys), np.empty)
+    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept), atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0, 30.0, 300.0])
+def test_large_scores_in_float32_equal_the_float64_loop(scale: float) -> None:
+    """With scores of 1e5 nothing overflows: there the row maximum is subtracted first."""
+    qk, v = draw(4, 2, scale, np.float32)
+    y, backward = attention(qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32))
+    rounding = 1e-6 * max(1, scale * scale)  # of a score, which the exponential turns into a relative error
+    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v), atol=rounding)
+    assert np.isfinite(backward(np.ones_like(y))).all()
+
+
+def test_the_two_branches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    qk, v = draw(4, 4, 3.0)
+    results = []
+    for limit in (0.0, 1e9):
+        monkeypatch.setattr(module, "SAFE_EXPONENT", limit)
+        y, backward = attention(qk.copy(), v, None, None, np.empty)
+        results.append((y, backward(np.ones_like(y))))
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_what_is_not_finite_stays_visible() -> None:
+    qk, v = draw(2, 2)
+    qk[0, 3, 0, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        y, _ = attention(qk, v, None, None, np.empty)
+    assert np.isnan(y[0, 3, 0]).all()
+    assert np.isfinite(y[1]).all()
+
+
+# -- positions --------------------------------------------------------------------------------------------------------
+
+
+def rotated(x: Array, positions: Array) -> Array:
+    cos, sin = rope_tables(int(positions.max()) + 1, x.shape[2], x.shape[3], np.float64)
+    y, _ = rope(x.copy(), cos[positions], sin[positions], np.empty)
+    return y
+
+
+@given(start=st.integers(0, 500), Q=st.sampled_from([2, 8, 32]))
+def test_rotation_keeps_norms_and_sees_only_distances(start: int, Q: int) -> None:
+    x = np.random.default_rng(Q).standard_normal((1, 6, 2, Q))
+    at_zero, moved = rotated(x, np.arange(6)), rotated(x, np.arange(6) + start)
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12)
+    scores = [np.einsum("bthq,bshq->bhts", y, y) for y in (at_zero, moved)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-10)
+    if start:
+        assert np.abs(at_zero - moved).max() > 1e-3
+
+
+def test_position_zero_is_not_rotated_and_the_pairs_are_split_in_halves() -> None:
+    x = np.zeros((1, 2, 1, 4))
+    x[0, :, 0, 0] = 1.0  # the first pair is (0, 2), and turns by one radian a position
+    y = rotated(x, np.arange(2))
+    np.testing.assert_array_equal(y[0, 0], x[0, 0])
+    np.testing.assert_allclose(y[0, 1, 0], [math.cos(1), 0, math.sin(1), 0])
+
+
+def test_sinusoids_of_the_paper() -> None:
+    table = sinusoids(50, 16, math.sqrt(0.5), np.float64)
+    assert table[7, 4] == pytest.approx(math.sin(7 / 10000 ** (4 / 16)))
+    assert table[7, 5] == pytest.approx(math.cos(7 / 10000 ** (4 / 16)))
+    assert math.sqrt((sinusoids(50, 16, 0.02, np.float64) ** 2).mean()) == pytest.approx(0.02)
+
+
+def test_alibi_of_the_paper() -> None:
+    np.testing.assert_allclose(alibi_slopes(8, np.float64), [2.0**-i for i in range(1, 9)])
+    bias = alibi_bias(alibi_slopes(8, np.float64), np.arange(5), np.arange(5))
+    assert bias[0, 4, 1] == -3 * 0.5
+    assert bias[7, 2, 2] == 0
+
+
+# -- causality --------------------------------------------------------------------------------------------------------
+
+
+def engine_of(config: ModelConfig) -> NumpyEngine:
+    run = RunConfig(model=config, train=TrainConfig(batch_size=1, micro_batch_size=1)).resolved()
+    engine = NumpyEngine(run, 11, threads=1, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    engine.load((name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(engine.rows, 0))
+    return engine
+
+
+@pytest.mark.parametrize(("name", "config"), list(single_switches()))
+def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> None:
+    """By gradients: the loss at t alone has none for the embeddings of tokens after t, and has them for those before.
+
+    Each position has a token of its own, so that a row of the embedding's gradient is that of a position.
+    """
+    engine = engine_of(dataclasses.replace(config, tie_embeddings=False, dropout=0.0, attention_dropout=0.0))
+    tokens = np.arange(6)[None]
+    for t in range(6):
+        targets = np.full((1, 6), -1)
+        targets[0, t] = 9
+        gradient = engine.gradients(Batch(tokens, targets, 0, np.arange(1)), 1.0)["embedding.weight"]
+        seen = np.abs(gradient[:6]).max(1) > 0
+        np.testing.assert_array_equal(seen, np.arange(6) <= t)
+
+
+@pytest.mark.parametrize("position", get_args(Position))
+def test_order_matters_where_there_are_positions(position: str) -> None:
+    """One block without positions cannot tell the order of the tokens before the last; every other kind can."""
+    engine = engine_of(dataclasses.replace(small_model(), n_layers=1, position=position))  # type: ignore[arg-type]
+    tokens = np.array([[1, 2, 3, 4], [3, 1, 2, 4]])
+    last = engine.losses(tokens, np.array([[-1, -1, -1, 5]] * 2))[:, 3]
+    assert (abs(last[0] - last[1]) < 1e-12) == (position == "none")

@@ -1,0 +1,126 @@
+"""The key-value cache: what it computes is what a pass over the whole text computes, for every switch."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm.config import ModelConfig, RunConfig, TrainConfig
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.lab.check import combinations, single_switches, small_model
+from glasslm.parameters import initial_weights
+
+Array = np.ndarray[Any, Any]
+V, BLOCK = 7, 6
+TOLERANCE = {np.float64: 1e-10, np.float32: 1e-4}
+TEXTS = np.random.default_rng(0).integers(0, V, (3, BLOCK))
+MODELS = [*single_switches(), *combinations(6, seed=1)]
+
+
+def engine_of(config: ModelConfig, dtype: Any = np.float64) -> NumpyEngine:
+    run = RunConfig(model=config, train=TrainConfig(micro_batch_size=8)).resolved()
+    engine = NumpyEngine(run, V, threads=1, dtype=dtype)
+    rng = np.random.default_rng(0)
+    # Far from the start, so that attention is sharp and a wrong mask or position shows.
+    engine.load((name, w + 0.5 * rng.standard_normal(w.shape)) for name, w in initial_weights(engine.rows, 0))
+    return engine
+
+
+def uncached(engine: NumpyEngine, tokens: Array) -> Array:
+    """(B, T, V) log-probabilities by the pass that training takes, one candidate for the next token at a time."""
+    return -np.stack([engine.losses(tokens, np.full_like(tokens, v)) for v in range(V)], -1)
+
+
+def log_softmax(logits: Array) -> Array:
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("name", "config"), MODELS)
+def test_cached_equals_uncached(name: str, config: ModelConfig, dtype: Any) -> None:
+    """In portions of unequal length for each row, one of them of nothing, and then token by token."""
+    engine = engine_of(config, dtype)
+    expected = uncached(engine, TEXTS)
+    bound = TOLERANCE[dtype] * np.abs(expected).max()
+    cache = engine.new_cache(3, BLOCK)
+    for counts in ([2, 0, 1], [1, 3, 2], [1, 1, 1], [1, 1, 1], [1, 0, 1]):
+        before, width = cache.lengths, max(counts)
+        tokens = np.full((3, width), V - 1)
+        for row, count in enumerate(counts):
+            tokens[row, :count] = TEXTS[row, before[row] : before[row] + count]
+        logits = engine.logits(tokens, cache, np.array(counts))
+        assert logits.shape == (3, V)
+        np.testing.assert_array_equal(cache.lengths, before + counts)
+        for row in np.flatnonzero(counts):
+            np.testing.assert_allclose(
+                log_softmax(logits[row]), expected[row, cache.lengths[row] - 1], rtol=0, atol=bound
+            )
+    np.testing.assert_array_equal(cache.lengths, [6, 5, 6])
+
+
+@pytest.mark.parametrize(("name", "config"), MODELS)
+def test_every_gives_the_logits_after_each_position(name: str, config: ModelConfig) -> None:
+    engine = engine_of(config)
+    expected = uncached(engine, TEXTS)
+    cache = engine.new_cache(3, BLOCK)
+    first = engine.logits(TEXTS[:, :4], cache, np.array([4, 4, 4]), every=True)
+    rest = engine.logits(TEXTS[:, 4:], cache, np.array([2, 2, 2]), every=True)
+    assert first.shape == (3, 4, V)
+    both = log_softmax(np.concatenate([first, rest], 1))
+    np.testing.assert_allclose(both, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("name", "config"), MODELS)
+def test_greedy_text_is_the_same_token_for_token(name: str, config: ModelConfig) -> None:
+    engine = engine_of(config)
+    prompts = TEXTS[:, :1]
+    slow = prompts
+    while slow.shape[1] < BLOCK:
+        slow = np.concatenate([slow, uncached(engine, slow)[:, -1:].argmax(-1)], 1)
+    cache = engine.new_cache(3, BLOCK)
+    fast, new = prompts, prompts
+    while fast.shape[1] < BLOCK:
+        new = engine.logits(new, cache, np.ones(3, np.int64)).argmax(-1)[:, None]
+        fast = np.concatenate([fast, new], 1)
+    np.testing.assert_array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned", "alibi"])
+def test_a_cleared_row_starts_anew_and_the_others_go_on(position: str) -> None:
+    engine = engine_of(dataclasses.replace(small_model(), position=position))  # type: ignore[arg-type]
+    expected = uncached(engine, TEXTS)
+    cache = engine.new_cache(2, BLOCK)
+    engine.logits(TEXTS[:2, :4], cache, np.array([4, 4]))
+    cache.clear(0)
+    np.testing.assert_array_equal(cache.lengths, [0, 4])
+    logits = engine.logits(np.array([[TEXTS[2, 0], TEXTS[2, 1]], [TEXTS[1, 4], 0]]), cache, np.array([2, 1]))
+    np.testing.assert_allclose(log_softmax(logits[0]), expected[2, 1], atol=1e-10)
+    np.testing.assert_allclose(log_softmax(logits[1]), expected[1, 4], atol=1e-10)
+
+
+def test_what_stands_in_the_padding_does_not_matter() -> None:
+    engine = engine_of(small_model())
+    results = []
+    for padding in (0, V - 1):
+        cache = engine.new_cache(2, BLOCK)
+        tokens = np.array([[1, 2, 3, 4], [5, padding, padding, padding]])
+        engine.logits(tokens, cache, np.array([4, 1]))
+        results.append(engine.logits(np.array([[1], [2]]), cache, np.array([1, 1])))
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_lengths_are_a_copy() -> None:
+    cache = engine_of(small_model()).new_cache(2, BLOCK)
+    cache.lengths[0] = 5
+    np.testing.assert_array_equal(cache.lengths, [0, 0])
+
+
+def test_looking_at_logits_changes_no_weight_and_no_moment() -> None:
+    engine = engine_of(small_model())
+    before = {name: array.tobytes() for name, array in engine.state()}
+    engine.logits(TEXTS, engine.new_cache(3, BLOCK), np.full(3, BLOCK))
+    engine.losses(TEXTS, TEXTS)
+    assert {name: array.tobytes() for name, array in engine.state()} == before
