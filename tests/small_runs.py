@@ -25,6 +25,8 @@ SMALL: dict[str, Any] = {
     "batch_size": 8,
     "micro_batch_size": 4,
     "max_steps": 20,
+    "optimizer": "muon",
+    "lr": 0.01,
     "warmup_steps": 4,
     "eval_interval": 5,
     "log_interval": 1,

@@ -141,7 +141,9 @@ def test_explicit_flags_beat_the_preset_and_leave_the_rest_of_it() -> None:
 
 def test_aliases_of_the_course() -> None:
     course = "--seq-len 64 --epochs 50 --lr 3e-4 --d-model 256 --n-layers 6 --text-file a.txt b.txt"
-    flags = parse([*course.split(), "--sample-interval", "5", "--log-interval", "1", "--no-tie-embeddings", "--qk-norm"])
+    flags = parse(
+        [*course.split(), "--sample-interval", "5", "--log-interval", "1", "--no-tie-embeddings", "--qk-norm"]
+    )
     assert flags.model.block_size == 64
     assert flags.train.epochs == 50
     assert flags.data.text_file == ("a.txt", "b.txt")

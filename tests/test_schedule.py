@@ -1,5 +1,6 @@
 """The learning rate of every step."""
 
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -51,7 +52,7 @@ def test_wsd_is_flat_and_then_falls_in_a_line_over_the_last_fifth() -> None:
     run = rates(100, schedule="wsd")
     fall = run[-round(100 * WSD_DECAY) - 1 :]
     assert set(run[9 : -len(fall)]) <= {1.0}
-    steps = [a - b for a, b in zip(fall, fall[1:])]
+    steps = [a - b for a, b in pairwise(fall)]
     assert steps == pytest.approx([0.9 / 20] * 20)
 
 

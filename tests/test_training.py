@@ -1,4 +1,4 @@
-"""The loop: it learns, evaluates and stops when it should, and goes on from any checkpoint as if it had never stopped."""
+"""The loop: it learns, evaluates and stops when it should, and goes on from any checkpoint as if it had not stopped."""
 
 import json
 import math
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_runs import COMPUTE, essence, logged, quiet, resume, small, train, write_text
 
 from glasslm import launch, metrics, runs, tokens
 from glasslm.engines import Update
@@ -19,6 +18,7 @@ from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import InputError
 from glasslm.schedule import lr_at
 from glasslm.training import Loop, due, evaluation_windows, make_order
+from small_runs import COMPUTE, essence, logged, quiet, resume, small, train, write_text
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def test_it_learns_more_than_how_often_each_character_occurs(text: Path, tmp_pat
     evals = logged(run.run_dir, "eval")
     assert evals[0]["loss"] == pytest.approx(math.log(len(characters)), abs=0.15)  # knows nothing yet
     assert run.best is not None
-    assert run.best["loss"] < 0.3 * entropy
+    assert run.best["loss"] < 0.4 * entropy
     assert evals[-1]["loss"] == run.best["loss"]
     samples = [line["text"] for line in logged(run.run_dir, "sample")]
     known = set(text.read_text(encoding="utf-8").split())
-    shares = [np.mean([word in known for word in sample.split()]) for sample in samples]
-    assert shares[-1] > max(shares[0], 0.5)
+    shares = [float(np.mean([word in known for word in sample.split()])) for sample in samples]
+    assert shares[-1] > shares[0] + 0.15
 
 
 # -- what is written when ---------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(text:
     ).run_dir
     assert [line["step"] for line in logged(run, "eval")] == [0, 4, 8, 12, 13]
     assert [line["step"] for line in logged(run, "step")] == [3, 6, 9, 12, 13]
-    assert [line["step"] for line in logged(run, "sample")] == [5, 10, 13]
+    assert [line["step"] for line in logged(run, "sample")] == [0, 5, 10, 13]
     best = {line["step"] for line in logged(run, "eval") if line["best"]}
     steps = [line["step"] for line in logged(run, "checkpoint")]
     assert steps == sorted({0, 6, 12, 13} | best)
@@ -145,7 +145,7 @@ def test_patience_counts_evaluations_without_a_better_loss(text: Path, tmp_path:
     run = train(text, tmp_path / "run", max_steps=500, patience=2, eval_interval=2, lr=0.5, schedule="constant")
     assert run.status == "stopped"
     best = [line["best"] for line in logged(run.run_dir, "eval")]
-    assert best[-3:] == [True, False, False] or best[:3] == [True, False, False]
+    assert best[-3:] == [True, False, False]
     assert "".join("x" if is_best else "." for is_best in best).count("..") == 1
 
 
@@ -198,7 +198,12 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(variant: str, text: P
         interrupted_at(15, patch, signal.SIGTERM)
         second = resume(tmp_path / "cut")
     assert (second.status, second.signal) == ("interrupted", signal.SIGTERM)
-    assert resume(tmp_path / "cut").status == "finished"
+    last = resume(tmp_path / "cut")
+    assert last.status == "finished"
+    assert last.sample == whole.sample
+    assert last.best is not None
+    assert whole.best is not None
+    assert last.best["loss"] == whole.best["loss"]
     assert essence(tmp_path / "cut", steps) == essence(whole.run_dir, steps)
     assert [line["from"] for line in logged(tmp_path / "cut", "resume")] == ["checkpoints/000008", "checkpoints/000015"]
 
@@ -225,10 +230,11 @@ def test_every_checkpoint_leads_to_the_same_end(text: Path, tmp_path: Path) -> N
 
 def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further(text: Path, tmp_path: Path) -> None:
     """The checkpoint of the goal is there, the last line is not."""
-    for name, flags in {
+    goals: dict[str, dict[str, Any]] = {
         "goal": {"stop_at_loss": 2.5},
         "patience": {"patience": 2, "eval_interval": 2, "lr": 0.5, "schedule": "constant"},
-    }.items():
+    }
+    for name, flags in goals.items():
         whole = train(text, tmp_path / name, max_steps=500, **flags).run_dir
         (end,) = logged(whole, "end")
         path = whole / "metrics.jsonl"

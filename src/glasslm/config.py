@@ -234,7 +234,9 @@ class RunConfig:
     def resolved(self) -> RunConfig:
         """The same run with every derived number written out, as run.json records it."""
         model = self.model.resolved()
-        micro = self.train.micro_batch_size or max(1, 1024 // model.block_size)
+        # Two at least, where the batch allows it, so that two threads have work; never by the number of threads.
+        derived = min(max(1, 1024 // model.block_size), math.ceil(self.train.batch_size / 2))
+        micro = self.train.micro_batch_size or derived
         train = dataclasses.replace(self.train, micro_batch_size=min(micro, self.train.batch_size))
         return dataclasses.replace(self, model=model, train=train)
 
@@ -317,7 +319,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return None
         return _checked(value, next(a for a in args if a is not type(None)), name)
     if origin is tuple:
-        items = [value] if isinstance(value, (str, float)) else list(value)
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
         kinds = [args[0]] * len(items) if args[-1] is Ellipsis else list(args)
         if len(items) != len(kinds):
             raise InputError(f"{name} is {value!r}: expected {len(kinds)} values")

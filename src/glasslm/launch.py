@@ -105,7 +105,7 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say | None = None) -> Out
             dataset = tokens.prepare(run.config.data, corpora.find(run.config.data, say), say, run.tokenizer)
         hashes = _hashes(run.config_sha256, dataset)
         checkpoint.check(latest, **hashes)
-        engine = make_engine(run.config, dataset.tokenizer.vocab_size, compute)
+        engine = make_engine(run.config, run.tokenizer.vocab_size, compute)
         engine.load(latest.state(), latest.progress.updates)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         return _to_the_end(run_dir, run.config, engine, dataset, hashes, latest.progress, started)
@@ -123,7 +123,7 @@ def _to_the_end(
     """The loop inside its log and display, and the last line whatever happens."""
     log = Log(run_dir / "metrics.jsonl", progress.metrics_bytes if progress else 0)
     past = list(runs.Run(run_dir).metrics())
-    sample: list[str] = []
+    sample = [line["text"] for line in past if line["kind"] == "sample"][-1:]
     with log, display.Display(config.train.max_steps, run_dir.name, past) as shown:
 
         def write(line: Line) -> None:
@@ -151,8 +151,11 @@ def _to_the_end(
         finally:
             best_step, best_loss = loop.best or (None, None)
             write({"kind": "end", "step": loop.step, "status": status, "best_step": best_step, "best_loss": best_loss})
+    best = loop.best_line
+    if best is None and loop.best is not None:  # it was before the resume
+        best = next(line for line in reversed(past) if line["kind"] == "eval" and line["step"] == loop.best.step)
     elapsed = time.perf_counter() - started
-    return Outcome(run_dir, status, loop.signal, loop.best_line, sample[0] if sample else None, elapsed)
+    return Outcome(run_dir, status, loop.signal, best, sample[0] if sample else None, elapsed)
 
 
 def seconds_per_step(config: RunConfig, engine: Engine, dataset: Dataset) -> float:

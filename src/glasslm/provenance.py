@@ -13,7 +13,7 @@ import numpy as np
 
 from glasslm import __version__
 
-_LIBRARIES = ("numpy", "safetensors", "tokenizers", "tiktoken")  # those that can change a result
+_LIBRARIES = ("numpy", "safetensors", "tokenizers")  # those that can change a result
 
 
 def versions() -> dict[str, str]:

@@ -163,6 +163,8 @@ class Run:
             tokenizer = tokenizers.from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
+        except ValueError as error:  # also an InputError, which it is for a file that a user gives
+            raise DamagedError(f"{path} is not as glasslm wrote it: {error}") from None
         expected = self._part("tokenizer")["sha256"]
         if tokenizer.sha256 != expected:
             raise DamagedError(

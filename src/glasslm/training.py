@@ -74,7 +74,7 @@ class Loop:
     def run(self) -> str:
         train = self.config.train
         with interruptible() as interrupted:
-            if self.step == 0:
+            if self.evaluated_at < 0:  # a new run
                 self.evaluate()
                 if train.sample_interval:
                     self.sample()
@@ -162,7 +162,8 @@ class Loop:
             chosen = eval_line(self.best.step, self.score(None), is_best=True) | {"timing": self.clock()}
             self.engine.load(moments, self.engine.updates)
             self.log(last)
-        self.log(chosen | {"best": True})
+        chosen["best"] = True
+        self.log(chosen)
         self.best, self.best_line = Best(self.best.step, chosen["loss"]), chosen
 
     def score(self, max_windows: int | None) -> evaluation.Score:

@@ -35,7 +35,7 @@ def uncached(engine: NumpyEngine, tokens: Array) -> Array:
 def log_softmax(logits: Array) -> Array:
     wide = logits.astype(np.float64)
     wide = wide - wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -54,7 +54,7 @@ def test_cached_equals_uncached(name: str, config: ModelConfig, dtype: Any) -> N
         logits = engine.logits(tokens, cache, np.array(counts))
         assert logits.shape == (3, V)
         np.testing.assert_array_equal(cache.lengths, before + counts)
-        for row in np.flatnonzero(counts):
+        for row in np.flatnonzero(counts).tolist():
             np.testing.assert_allclose(
                 log_softmax(logits[row]), expected[row, cache.lengths[row] - 1], rtol=0, atol=bound
             )
@@ -109,7 +109,7 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
         tokens = np.array([[1, 2, 3, 4], [5, padding, padding, padding]])
         engine.logits(tokens, cache, np.array([4, 1]))
         results.append(engine.logits(np.array([[1], [2]]), cache, np.array([1, 1])))
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_the_lengths_are_a_copy() -> None:

@@ -125,7 +125,8 @@ def test_targets_of_minus_one_are_not_there() -> None:
     full = batch(rows=2)
     targets = full.targets.copy()
     targets[:, 5:] = -1
-    padded = {name: array.copy() for name, array in engine.gradients(Batch(full.tokens, targets, 0, full.rows), 0.1).items()}  # fmt: skip
+    with_padding = engine.gradients(Batch(full.tokens, targets, 0, full.rows), 0.1)
+    padded = {name: array.copy() for name, array in with_padding.items()}
     cut = engine.gradients(Batch(full.tokens[:, :5], full.targets[:, :5], 0, full.rows), 0.1)
     for name in cut:
         np.testing.assert_allclose(padded[name], cut[name], rtol=1e-9, atol=1e-14)

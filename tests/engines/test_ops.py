@@ -52,7 +52,7 @@ class Draw32:
         self.rng = rng
 
     def standard_normal(self, shape: Any) -> Array:
-        return self.rng.standard_normal(shape, np.float32)
+        return np.asarray(self.rng.standard_normal(shape, np.float32))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rng, name)

@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-import small_runs
 
+import small_runs
 from glasslm.cli import check as command
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch
@@ -128,7 +128,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
             monkeypatch.setitem(ops.ACTIVATIONS, key, wrong)
 
 
-@pytest.mark.parametrize(("case", "part"), [(case, part) for case in OPS for part in range(parts_of(function_of(case)))])
+@pytest.mark.parametrize(
+    ("case", "part"), [(case, part) for case in OPS for part in range(parts_of(function_of(case)))]
+)
 def test_a_turned_sign_in_any_gradient_of_any_op_is_found(
     case: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,8 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     except GlasslmError as error:
         print(f"glasslm {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except KeyboardInterrupt:  # where there is nothing to save; a run under way saves first (training.py)
         print(f"\nglasslm {argv[0]}: interrupted", file=sys.stderr)
         return 130

@@ -78,9 +78,10 @@ def muon(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: flo
 
 
 def orthogonalised(g: Array) -> Array:
-    """About U Vᵀ for g = U S Vᵀ (O, I): five steps of a quintic Newton-Schulz iteration, singular values to about 0.7 .. 1.2.
+    """About U Vᵀ for g = U S Vᵀ (O, I), by five steps of a quintic Newton-Schulz iteration.
 
-    The coefficients are Jordan's: steepest at zero, so that small singular values grow fastest.
+    Singular values come to about 0.7 .. 1.2. The coefficients are Jordan's: steepest at zero, so that small ones grow
+    fastest.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[0] > g.shape[1]

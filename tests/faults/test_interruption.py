@@ -1,0 +1,162 @@
+"""Signals and kills, real ones to real processes: whatever happens, the run ends with the bits it would have had."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_runs import essence, glasslm, logged, resume, start, train, wait_for, words, write_text
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+LONG: dict[str, Any] = {
+    "max_steps": 120, "eval_interval": 30, "sample_interval": 60, "checkpoint_interval": 20, "dropout": 0.2
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupted."""
+    return train(text, tmp_path_factory.mktemp("runs") / "whole", **LONG).run_dir
+
+
+def steps_logged(run_dir: Path) -> int:
+    return len(logged(run_dir, "step")) if (run_dir / "metrics.jsonl").exists() else 0
+
+
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_ends_the_same(
+    number: signal.Signals, code: int, text: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(*words(text, run, **LONG))
+    wait_for(lambda: steps_logged(run) >= 7, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert "glasslm resume" in out + err
+    (end,) = logged(run, "end")
+    assert end["status"] == "interrupted"
+    assert (run / "checkpoints" / f"{end['step']:06d}" / "manifest.json").is_file()
+    done = glasslm("resume", run, "--threads", "2")
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").is_file()
+    assert essence(run, 120) == essence(whole, 120)
+
+
+@posix
+def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path: Path) -> None:
+    """In the middle of a step that takes long."""
+    run = tmp_path / "run"
+    heavy = {"d_model": 256, "n_layers": 6, "block_size": 256, "batch_size": 16, "micro_batch_size": 1, "max_steps": 2}
+    process = start(*words(write_text(tmp_path / "long.txt", 400), run, sample_interval=0, **heavy))
+    wait_for(lambda: (run / "metrics.jsonl").exists() and bool(logged(run, "checkpoint")), process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None, "the first signal waits for the end of the step"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert time.monotonic() - sent < 5
+    assert logged(run, "end") == []
+
+
+@posix
+def test_ctrl_c_before_there_is_anything_to_save_is_no_traceback(tmp_path: Path) -> None:
+    """While it waits for text on standard input."""
+    process = start("train", "--text-file", "-", "--run-dir", tmp_path / "run", stdin=subprocess.PIPE)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode == 130 or err == ""  # so early that Python itself was not up yet
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@posix
+def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path) -> None:
+    """Such a job starts with SIGINT ignored."""
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glasslm", *map(str, words(text, run, **LONG))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: steps_logged(run) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def killed_and_resumed(text: Path, whole: Path, run: Path, after: int) -> None:
+    """kill -9 when about `after` steps are logged, and the rest in this process."""
+    process = start(*words(text, run, **LONG))
+    wait_for(lambda: steps_logged(run) >= after, process)
+    process.kill()
+    process.communicate(timeout=30)
+    assert logged(run, "end") == []
+    assert resume(run).status == "finished"
+    assert essence(run, 120) == essence(whole, 120)
+
+
+def test_kill_9_at_a_random_moment(text: Path, whole: Path, tmp_path: Path) -> None:
+    killed_and_resumed(text, whole, tmp_path / "run", random.randint(1, 90))
+
+
+@pytest.mark.slow
+def test_kill_9_at_twenty_moments(text: Path, whole: Path, tmp_path: Path) -> None:
+    for after in range(1, 100, 5):
+        killed_and_resumed(text, whole, tmp_path / str(after), after)
+
+
+@posix
+def test_killed_again_and_again_it_still_arrives(text: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = words(text, run, **LONG)
+    for after in (30, 60, 90):
+        process = start(*command)
+        wait_for(lambda after=after: steps_logged(run) >= after, process)  # type: ignore[misc]
+        process.kill()
+        process.communicate(timeout=30)
+        command = ["resume", str(run), "--threads", "1"]
+    assert resume(run).status == "finished"
+    assert essence(run, 120) == essence(whole, 120)
+    assert not list(run.rglob("*.tmp-*"))
+
+
+def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*words(text, run, **LONG | {"max_steps": 2000}))
+    wait_for(lambda: steps_logged(run) >= 1, process)
+    rival = glasslm("resume", run)
+    assert rival.returncode == 5, rival.stderr
+    assert str(process.pid) in rival.stderr
+    rival = glasslm(*words(text, run, **LONG))
+    assert rival.returncode == 5, rival.stderr
+    process.kill()
+    process.communicate(timeout=30)
+    second = start("resume", run, "--threads", "1")  # the lock file of the dead process is still there
+    wait_for(lambda: bool(logged(run, "resume")), second)
+    second.kill()
+    second.communicate(timeout=30)

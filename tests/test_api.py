@@ -1,0 +1,106 @@
+"""The Python functions: train and load, in the words of the README."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import glasslm
+from glasslm.errors import DivergedError, InputError
+from glasslm.runs import Run
+from glasslm.training import Loop
+from small_runs import SMALL, write_text
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return glasslm.train(text_file=text, run_dir=folder, threads=1, **SMALL | {"max_steps": 60, "eval_interval": 20})
+
+
+def test_train_returns_the_run_with_its_history(run: Run) -> None:
+    history = run.history
+    assert history.steps == list(range(1, 61))
+    assert history.eval_steps == [0, 20, 40, 60]
+    assert len(history.train_losses) == len(history.grad_norms) == len(history.lrs) == 60
+    assert None not in history.train_losses
+    assert history.val_losses[-1] == history.best_val_loss == run.best_val_loss
+    assert history.best_val_loss is not None
+    assert history.best_val_loss < 1.5
+    assert (run.path / "run.json").is_file()
+
+
+def test_load_gives_a_model_that_writes_and_scores(run: Run) -> None:
+    model = glasslm.load(run.path, threads=1)
+    written = model.generate("the ", max_new_tokens=40, temperature=0.8, seed=3)
+    assert len(written) == 40
+    assert written == model.generate("the ", max_new_tokens=40, temperature=0.8, seed=3)
+    assert written != model.generate("the ", max_new_tokens=40, temperature=0.8, seed=4)
+    logits = model.logits("the ki")
+    assert logits.dtype == np.float32
+    assert logits.shape == (model.tokenizer.vocab_size,)
+    assert model.tokenizer.decode([int(logits.argmax())]) == "n"
+    losses = model.losses("the king sees a dog.")
+    assert losses.shape == (19,)
+    assert losses.mean() < model.losses("gnik eht sees a .god").mean()
+    assert model.config.model.d_model == 32
+
+
+def test_logits_and_losses_agree(run: Run) -> None:
+    """-log softmax of the logits after each beginning is the loss of what comes next."""
+    model = glasslm.load(run.path)
+    passage = "my sister likes"
+    for i, loss in enumerate(model.losses(passage), 1):
+        logits = model.logits(passage[:i]).astype(np.float64)
+        target = int(model.tokenizer.encode(passage[i])[0])
+        assert np.log(np.exp(logits).sum()) - logits[target] == pytest.approx(loss, abs=1e-4)
+
+
+def test_checkpoints_by_name_and_by_step(run: Run) -> None:
+    untrained, best = glasslm.load(run.path, 0), glasslm.load(run.path, "best")
+    assert (untrained.step, glasslm.load(run.path, "latest").step) == (0, 60)
+    assert untrained.losses("the king").mean() > best.losses("the king").mean() + 1
+    for wrong in (7, "newest"):
+        with pytest.raises(InputError):
+            glasslm.load(run.path, wrong)
+
+
+def test_what_the_command_line_refuses_is_a_value_error(text: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'max_steps'"):
+        glasslm.train(text_file=text, max_step=5)
+    with pytest.raises(ValueError, match="capstone-10m"):
+        glasslm.train(text_file=text, preset="huge")
+    with pytest.raises(ValueError, match="numpy"):
+        glasslm.train(text_file=text, engine="jax")
+    with pytest.raises(ValueError, match="nothing"):
+        glasslm.load("nothing")
+
+
+def test_a_diverged_run_raises(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(self: Loop) -> str:
+        raise DivergedError("no")
+
+    monkeypatch.setattr(Loop, "run", diverge)
+    with pytest.raises(DivergedError, match="run"):
+        glasslm.train(text_file=text, run_dir=tmp_path / "run", **SMALL)
+
+
+def test_training_needs_no_torch(text: Path, tmp_path: Path) -> None:
+    """Neither does importing it, and importing the package loads nothing but itself."""
+    code = (
+        "import sys, glasslm\n"
+        "assert not {'numpy', 'torch'} & set(sys.modules), 'import glasslm is not light'\n"
+        f"run = glasslm.train(text_file={str(text)!r}, run_dir={str(tmp_path / 'run')!r}, max_steps=2, d_model=16, "
+        "n_layers=1, n_heads=2, block_size=16, batch_size=2)\n"
+        "glasslm.load(run.path).generate('the', max_new_tokens=5)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

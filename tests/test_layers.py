@@ -1,0 +1,186 @@
+"""A file imports only what stands above it, so that a stranger can read the project from top to bottom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import glasslm
+
+ROOT = Path(glasslm.__file__).parent
+
+# From top to bottom, in the order in which text becomes a model and a model is used. Where a package's __init__ joins
+# its files it stands below them.
+LAYERS = """
+    errors
+    config
+    presets
+    wording
+
+    corpora.cache
+    corpora.download
+    corpora.files
+    corpora.shakespeare
+    corpora.python_code
+    corpora
+    tokenizers
+    tokens
+    corpus_facts
+
+    parameters
+    engines
+    engines.dropout
+    engines.numpy
+    engines.numpy.arena
+    engines.numpy.weights
+    engines.numpy.ops
+    engines.numpy.attention
+    engines.numpy.model
+    engines.numpy.optimizer
+    engines.numpy.inference
+    engines.numpy.engine
+
+    sampling
+    json_grammar
+    generation
+    evaluation
+
+    schedule
+    estimate
+    files
+    metrics
+    checkpoint
+    runs
+    provenance
+    trained
+    panel
+    display
+    training
+    launch
+
+    lab
+    lab.differences
+    lab.check
+    report.facts
+    report.figures
+    report.samples
+    report.surprise
+    report
+    cli.parsing
+    cli.train
+    cli.resume
+    cli.generate
+    cli.evaluate
+    cli.check
+    cli.corpus
+    cli.report
+    cli
+    __main__
+    glasslm
+"""
+ORDER = LAYERS.split()
+
+EXCEPTIONS = {
+    (
+        "engines",
+        "engines.numpy.engine",
+    ): "make_engine chooses the engine, inside the function, so that nobody else does",
+    ("provenance", "glasslm"): "the version",
+    ("cli", "glasslm"): "the version",
+}
+HEAVY = {
+    "matplotlib",
+    "tokenizers",
+    "tiktoken",
+    "requests",
+    "pooch",
+    "torch",
+}  # imported inside the function using them
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name or "glasslm"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a file's syntax but what only type checkers see."""
+    found: list[ast.AST] = []
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        found.append(node)
+        waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def imported(name: str) -> set[str]:
+    """The modules of glasslm that a module imports, anywhere in it."""
+    found = set()
+    for node in nodes(MODULES[name]):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "glasslm":
+            package = node.module.removeprefix("glasslm").removeprefix(".")
+            for alias in node.names:
+                whole = f"{package}.{alias.name}".removeprefix(".")
+                found.add(whole if whole in MODULES else package or "glasslm")
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "imports are absolute here"
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("glasslm.") for alias in node.names if alias.name.startswith("glasslm")}
+    return found
+
+
+def test_the_list_has_every_file() -> None:
+    assert sorted(ORDER) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_what_stands_above_it(name: str) -> None:
+    above = set(ORDER[: ORDER.index(name)]) | {other for this, other in EXCEPTIONS if this == name}
+    assert imported(name) <= above
+
+
+def test_every_exception_is_needed() -> None:
+    for this, other in EXCEPTIONS:
+        assert other in imported(this)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_nobody_asks_which_engine_runs(name: str) -> None:
+    """Only the engines themselves and the check of their gradients know the NumPy engine's files."""
+    if not name.startswith("engines") and name != "lab.check":
+        assert {other for other in imported(name) if other.startswith("engines.")} == set()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_slow_libraries_are_imported_where_they_are_used(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    at_the_top = {
+        root.split(".")[0]
+        for node in tree.body
+        for root in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert at_the_top & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_no_pickle_and_no_torch_in_the_numpy_engine(name: str) -> None:
+    for node in nodes(MODULES[name]):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & {"pickle", "torch", "marshal", "shelve"}
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in {"pickle", "torch", "marshal", "shelve"}
