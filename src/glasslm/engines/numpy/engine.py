@@ -6,9 +6,12 @@ each; their gradients are added in ascending order. So the bits of a result do n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -46,18 +49,11 @@ class NumpyEngine:
         self.threads = threads
         self._gradients: Weights | None = None  # made when training starts; inference needs none
         self._fresh = True  # the next gradient replaces what is there
-        self._moments: dict[str, Array] = {}
-        # Muon's products first and then by size, so that the threads end their part of an update together.
-        self._costly_first = sorted(
-            self.rows,
-            key=lambda name: (
-                moment_kind(self.rows[name], config.optimizer.optimizer) != "muon",
-                -self.rows[name].size,
-            ),
-        )
+        self._kinds = {name: moment_kind(row, config.optimizer.optimizer) for name, row in self.rows.items()}
+        self._moments: dict[str, Weights] = {}  # "adamw.m": the first moments of the rows that AdamW moves, ...
         self._memory = Arena(dtype)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._blas = ThreadpoolController()
+        self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
 
     def accumulate(self, batch: Batch, weight: float) -> float:
         if self._gradients is None:
@@ -103,9 +99,9 @@ class NumpyEngine:
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         assert self._gradients is not None, "update before accumulate"
         assert not self._fresh, "update before accumulate"
-        gradients = self._gradients.rows
         self._fresh = True
-        squares = self._spread(lambda name: float(np.vdot(gradients[name], gradients[name])), self.rows)
+        flat = self._gradients.flat
+        squares = self._spread(lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size))
         norm = math.sqrt(sum(squares))
         finite = math.isfinite(norm)
         if not finite or norm > skip_above:
@@ -113,27 +109,38 @@ class NumpyEngine:
         clip = self.config.optimizer.grad_clip
         scale = min(1.0, clip / norm) if clip and norm else 1.0
         self.updates += 1
-        for _ in self._spread(lambda name: self._step(name, gradients[name], lr, scale), self._costly_first):
+        for _ in self._spread(lambda step: step(), self._steps(self._gradients, lr, scale)):
             pass
         return Update(norm, finite, applied=True)
 
-    def _step(self, name: str, gradient: Array, lr: float, scale: float) -> None:
-        c, p = self.config.optimizer, self.weights[name]
-        decay = c.weight_decay if self.rows[name].decay else 0.0
-        kind = moment_kind(self.rows[name], c.optimizer)
-        moments = [self._moment(f"{kind}.{which}/{name}", p) for which in MOMENTS[kind]]
-        if kind == "adamw":
-            m, v = moments
-            optimizer.adamw(p, gradient, m, v, t=self.updates, lr=lr, decay=decay, betas=c.betas, scale=scale)
-        elif kind == "muon":
-            optimizer.muon(p, gradient, *moments, lr=lr, decay=decay, momentum=c.momentum, scale=scale)
-        else:
-            optimizer.sgd(p, gradient, *moments, lr=lr, decay=decay, momentum=c.momentum, scale=scale)
+    def _steps(self, gradients: Weights, lr: float, scale: float) -> Iterator[Callable[[], None]]:
+        """The pieces of an update, independent of each other: Muon's matrices first, which take longest."""
+        c = self.config.optimizer
+        for name in sorted(self.rows, key=lambda name: -self.rows[name].size):
+            if self._kinds[name] == "muon":
+                p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
+                decay = c.weight_decay if self.rows[name].decay else 0.0
+                yield partial(optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale)
+        for kind, decays in itertools.product(("adamw", "sgd"), (False, True)):
+            names = [name for name, row in self.rows.items() if self._kinds[name] == kind and row.decay == decays]
+            if not names:
+                continue
+            decay = c.weight_decay if decays else 0.0
+            run = [held.run(names) for held in (self.weights, gradients, *map(self._moment, MOMENTS[kind]))]
+            for part in chunks(run[0].size):
+                arrays = [array[part] for array in run]
+                if kind == "adamw":
+                    step = partial(optimizer.adamw, t=self.updates, betas=c.betas)
+                else:
+                    step = partial(optimizer.sgd, momentum=c.momentum)
+                yield partial(step, *arrays, lr=lr, decay=decay, scale=scale)
 
-    def _moment(self, key: str, like: Array) -> Array:
-        if key not in self._moments:
-            self._moments[key] = np.zeros_like(like)
-        return self._moments[key]
+    def _moment(self, which: str) -> Weights:
+        if which not in self._moments:
+            kind = which.partition(".")[0]
+            rows = {name: row for name, row in self.rows.items() if self._kinds[name] == kind}
+            self._moments[which] = Weights(rows, self.dtype)
+        return self._moments[which]
 
     def losses(self, tokens: Array, targets: Array) -> Array:
         micro = max(1, self.config.train.micro_batch_size)
@@ -151,23 +158,22 @@ class NumpyEngine:
         return KeyValueCache(c.n_layers, rows, c.n_kv_heads, capacity, c.head_size, self.dtype)
 
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
-        with self._blas.limit(limits=1, user_api="blas"):
+        with self._one_blas_thread():
             return read(self.model, tokens, cache, np.asarray(counts, np.int64), every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
         for name in self.rows:
             yield name, self.weights[name]
-        for name, row in self.rows.items():
-            kind = moment_kind(row, self.config.optimizer.optimizer)
+        for name, kind in self._kinds.items():
             for which in MOMENTS[kind]:
-                yield f"{kind}.{which}/{name}", self._moment(f"{kind}.{which}/{name}", self.weights[name])
+                yield f"{which}/{name}", self._moment(which)[name]
 
     def load(self, state: State, updates: int = 0) -> None:
         wanted = {name: row.shape for name, row in self.rows.items()}
         missing, loaded = set(wanted), {}
         for key, array in state:
-            name = key.rpartition("/")[2]
-            if name not in wanted:
+            which, _, name = key.rpartition("/")
+            if name not in wanted or (which and which not in MOMENTS[self._kinds[name]]):
                 raise DamagedError(
                     f"the entry '{key}' belongs to no weight of this model: is it another architecture's?"
                 )
@@ -177,18 +183,39 @@ class NumpyEngine:
             missing.discard(key)
         if missing:
             raise DamagedError(f"the entry '{min(missing)}' is missing ({len(missing)} of {len(wanted)} weights are)")
-        self._moments = {key: array.astype(self.dtype) for key, array in loaded.items() if "/" in key}
+        self._moments = {}
+        for key, array in loaded.items():
+            which, _, name = key.rpartition("/")
+            if which:
+                self._moment(which)[name][...] = array
         for name in wanted:
             self.weights[name][...] = loaded[name]
         self.updates = updates
 
     def _spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """function(item) for each item, computed on all threads, given out in the order of the items."""
-        with self._blas.limit(limits=1, user_api="blas"):
+        with self._one_blas_thread():
             yield from self._pool.map(function, items) if self._pool else map(function, items)
 
+    @contextmanager
+    def _one_blas_thread(self) -> Iterator[None]:
+        """BLAS computes on the calling thread alone: as threadpool_limits does, at a tenth of its price a token."""
+        before = [library.num_threads for library in self._blas]
+        for library in self._blas:
+            library.set_num_threads(1)
+        try:
+            yield
+        finally:
+            for library, threads in zip(self._blas, before):
+                library.set_num_threads(threads)
 
-MOMENTS = {"adamw": ("m", "v"), "muon": ("m",), "sgd": ("m",)}
+
+MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
+
+
+def chunks(size: int) -> list[slice]:
+    """Cuts `size` numbers at fixed places, whatever the number of threads."""
+    return [slice(start, start + optimizer.CHUNK) for start in range(0, size, optimizer.CHUNK)]
 
 
 def moment_kind(row: Row, chosen: str) -> str:

@@ -40,26 +40,33 @@ class _Place:
     """Where the new tokens stand, and which cached positions each of them may see."""
 
     def __init__(self, cache: KeyValueCache, counts: NDArray[np.int64], T: int) -> None:
-        before, capacity = cache.lengths, cache.keys.shape[3]
+        before, capacity = cache._lengths, cache.keys.shape[3]
+        after = before + counts
         assert counts.max() <= T, "more tokens counted than given"
-        assert (before + counts <= capacity).all(), "more tokens than the cache has room for"
-        self.counts, self.before = counts, before
-        # Rows that are alike (the usual case) are written and masked as one; then positions are (T,), else (B, T).
-        self.alike = bool((before == before[0]).all() and (counts == T).all())
-        self.S = int((before + counts).max())
-        self.positions = before[0] + np.arange(T) if self.alike else before[:, None] + np.arange(T)
-        self.positions = np.minimum(self.positions, capacity - 1)  # padding may point past the end
-        self.keys = np.arange(self.S)
+        assert after.max() <= capacity, "more tokens than the cache has room for"
+        self.counts, self.before = counts, before.copy()
+        self.start, self.S = int(before[0]), int(after.max())
+        # Rows that are alike (the usual case) are written and masked as one; then positions are a slice, else (B, T).
+        self.alike = (
+            (len(before) == 1 and int(counts[0]) == T) or bool((before == self.start).all() and (counts == T).all())
+        )
+        self.positions: slice | NDArray[np.int64] = slice(self.start, self.S)
+        if not self.alike:
+            self.positions = np.minimum(before[:, None] + np.arange(T), capacity - 1)  # padding may point past the end
         self.hidden: NDArray[np.bool_] | None = None
         if T > 1 or not self.alike:
-            later = self.keys > self.positions[..., None]
+            later = np.arange(self.S) > self.queries[..., None]
             self.hidden = later.reshape(-1, 1, 1, T, self.S)
+
+    @property
+    def queries(self) -> NDArray[np.int64]:
+        """(T,) or (B, T) the positions as numbers."""
+        return np.arange(self.start, self.S) if isinstance(self.positions, slice) else self.positions
 
     def write(self, cached: Array, new: Array) -> None:
         """new (B, T, K, Q) into cached (B, K, capacity, Q), after what each row holds."""
         if self.alike:
-            start = int(self.before[0])
-            cached[:, :, start : start + new.shape[1]] = new.swapaxes(1, 2)
+            cached[:, :, self.start : self.S] = new.swapaxes(1, 2)
             return
         for b, (start, count) in enumerate(zip(self.before, self.counts)):
             cached[b, :, start : start + count] = new[b, :count].swapaxes(0, 1)
@@ -78,12 +85,12 @@ def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.i
     bias = None
     if c.position == "alibi":
         K = c.n_kv_heads
-        bias = alibi_bias(model.slopes, place.positions, place.keys).reshape(-1, K, c.n_heads // K, T, place.S)
+        bias = alibi_bias(model.slopes, place.queries, np.arange(place.S)).reshape(-1, K, c.n_heads // K, T, place.S)
     x = x.reshape(B * T, c.d_model)
     for i in range(c.n_layers):
         x = _block(model, i, x, cache, place, bias)
     cache._lengths += counts
-    if not every:
+    if not every and T > 1:
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
     if c.norm_position == "pre":
         x = _norm(c, w, "norm", x)
@@ -129,9 +136,9 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
         scores += bias
     if place.hidden is not None:
         scores[np.broadcast_to(place.hidden, scores.shape)] = -math.inf
-    scores -= scores.max(-1, keepdims=True)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    scores /= scores.sum(-1, keepdims=True)
+    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     mixed = scores @ values[:, :, None, : place.S]
     y: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q) @ w["attention.o.weight"].T
     if c.bias:
@@ -170,7 +177,7 @@ def _norm(c: ModelConfig, w: Weights | dict[str, Array], name: str, x: Array) ->
 
 def _rms(x: Array) -> Array:
     if x.shape[0] == 1 and x.ndim == 2:  # one token at a time: arithmetic on a Python number is four times as quick
-        square = float(np.dot(x[0], x[0])) / x.shape[1]
+        square = float(np.vdot(x, x)) / x.shape[1]
         return x * (1 / math.sqrt(square + ops.EPS))
     scale = np.vecdot(x, x)[..., None]
     scale /= x.shape[-1]

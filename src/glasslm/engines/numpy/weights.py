@@ -16,18 +16,20 @@ STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 class Weights:
     """One array for all rows, `flat`, and by name its views: each row, and each stack (blocks.0.attention.qkv.weight).
 
-    The same class holds weights, gradients and moments.
+    The same class holds weights, gradients and moments. In `flat`, rows that an optimizer treats alike (group, decay)
+    are neighbours, so that it moves them in a few long runs.
     """
 
     def __init__(self, rows: Table, dtype: DTypeLike) -> None:
         self.flat: NDArray[Any] = np.zeros(sum(row.size for row in rows.values()), dtype)
         self.rows: dict[str, NDArray[Any]] = {}
-        starts, position = {}, 0
-        for name, row in rows.items():
-            starts[name] = position
+        self._starts: dict[str, int] = {}
+        position = 0
+        for name, row in sorted(rows.items(), key=lambda item: (item[1].group, item[1].decay)):
+            self._starts[name] = position
             position += row.size
-            self.rows[name] = self.flat[starts[name] : position].reshape(row.shape)
-        self._views = self.rows | {stack: self._together(parts, rows, starts) for stack, parts in _stacks(rows).items()}
+            self.rows[name] = self.flat[self._starts[name] : position].reshape(row.shape)
+        self._views = self.rows | {stack: self._together(parts) for stack, parts in _stacks(rows).items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._views[name]
@@ -36,10 +38,14 @@ class Weights:
         """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
         return {name.removeprefix(prefix): view for name, view in self._views.items() if name.startswith(prefix)}
 
-    def _together(self, names: list[str], rows: Table, starts: dict[str, int]) -> NDArray[Any]:
-        start, end = starts[names[0]], starts[names[-1]] + rows[names[-1]].size
-        height = sum(rows[name].shape[0] for name in names)
-        return self.flat[start:end].reshape(height, *rows[names[0]].shape[1:])
+    def run(self, names: list[str]) -> NDArray[Any]:
+        """(numbers,) the rows `names`, which must be neighbours."""
+        start = min(self._starts[name] for name in names)
+        return self.flat[start : start + sum(self.rows[name].size for name in names)]
+
+    def _together(self, names: list[str]) -> NDArray[Any]:
+        height = sum(len(self.rows[name]) for name in names)
+        return self.run(names).reshape(height, *self.rows[names[0]].shape[1:])
 
 
 def _stacks(rows: Table) -> dict[str, list[str]]:
