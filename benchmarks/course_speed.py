@@ -1,10 +1,11 @@
 """Training tokens/s at the course's own small setting: 795,392 parameters, batch 4 x 64, AdamW, two threads.
 
-    python benchmarks/course_speed.py [--seconds 60 --threads 2]
+    python benchmarks/course_speed.py [--pairs 7 --seconds 4 --threads 2]
 
 The peer is a plain float64 NumPy program of the kind that the course teaches: layers that cache what their backward
 needs, no buffers, gradients accumulated into parameters, BLAS on all threads. It was written for this benchmark: the
-course's own code is not ours to ship. Both compute the loss of the same weights and batch first, and must agree.
+course's own code is not ours to ship. Both compute the loss of the same weights and batch first, and must agree. Each
+measurement is a process of its own, because BLAS threads that have nothing to do spin for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -139,11 +143,8 @@ class PlainTransformer:
             p.data -= lr * (p.m / (1 - b1**self.t) / (np.sqrt(p.v / (1 - b2**self.t)) + 1e-8) + decay * p.data)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def measure(side: str, seconds: float, threads: int) -> None:
+    """Print one side's loss on the first step and its tokens/s, the median over the steps."""
     base = tiny()
     config = dataclasses.replace(
         base,
@@ -151,7 +152,7 @@ def main() -> None:
         optimizer=dataclasses.replace(base.optimizer, optimizer="adamw", lr=3e-4, weight_decay=0.01),
         train=dataclasses.replace(base.train, batch_size=B),
     ).resolved()
-    engine = NumpyEngine(config, V, args.threads)
+    engine = NumpyEngine(config, V, threads)
     weights = dict(initial_weights(engine.rows, 0))
     engine.load(weights.items())
     assert sum(array.size for array in weights.values()) == 795_392
@@ -165,27 +166,44 @@ def main() -> None:
         engine.update(3e-4)
         return loss
 
-    def theirs() -> float:
-        return plain.step(tokens, targets, 3e-4)
-
-    losses = ours(), theirs()
-    assert abs(losses[0] - losses[1]) < 1e-4, losses
-    times: dict[str, list[float]] = {"glasslm NumPy": [], "plain float64": []}
-    end = time.perf_counter() + args.seconds
+    step = ours if side == "glasslm" else lambda: plain.step(tokens, targets, 3e-4)
+    loss, times = step(), []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        for name, step in zip(times, (ours, theirs)):
-            step()
-            start = time.perf_counter()
-            for _ in range(5):
-                step()
-            times[name].append((time.perf_counter() - start) / 5)
-    ratio = statistics.median(b / a for a, b in zip(*times.values()))
-    print(
-        f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, {len(times['plain float64'])} pairs"
-    )
-    for name, seconds in times.items():
-        print(f"{name:15} {B * T / statistics.median(seconds):9,.0f} tokens/s")
-    print(f"ratio           {ratio:9.2f} (median of pairs)")
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    print(loss, B * T / statistics.median(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", choices=("glasslm", "plain"), help="measure one side in this process")
+    args = parser.parse_args()
+    if args.side:
+        measure(args.side, args.seconds, args.threads)
+        return
+    rates: dict[str, list[float]] = {"glasslm": [], "plain": []}
+    for _ in range(args.pairs):
+        losses = []
+        for side in rates:
+            command = [sys.executable, __file__, "--side", side, "--seconds", str(args.seconds)]
+            blas = "1" if side == "glasslm" else str(args.threads)  # as glasslm's command line sets it
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": blas}
+            command += ["--threads", str(args.threads)]
+            printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            loss, rate = map(float, printed.split())
+            losses.append(loss)
+            rates[side].append(rate)
+        assert abs(losses[0] - losses[1]) < 1e-4, losses
+    ratio = statistics.median(a / b for a, b in zip(*rates.values()))
+    print(f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, {args.pairs} pairs of processes")
+    for name, found in rates.items():
+        print(f"{name:10} {statistics.median(found):9,.0f} tokens/s")
+    print(f"ratio      {ratio:9.2f} (median of pairs)")
 
 
 if __name__ == "__main__":

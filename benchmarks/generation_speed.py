@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import os
 import statistics
 import time
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 import torch
 import torch.nn.functional as F

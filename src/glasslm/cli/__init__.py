@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 from glasslm.errors import GlasslmError
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a model may write what the terminal's encoding lacks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # The NumPy engine has threads of its own and holds BLAS to one; telling BLAS so before it starts spares the rest.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
         return result

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config import ComputeConfig, RunConfig
+from glasslm.errors import InputError
 
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
@@ -103,11 +104,16 @@ def make_engine(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> E
 
 
 def thread_count(asked: int) -> int:
-    """`asked`, or GLASSLM_THREADS, or the number of cores this process may use."""
+    """`asked`, or GLASSLM_THREADS, or the number of cores this process may use.
+
+    Raises InputError where GLASSLM_THREADS is no number.
+    """
     if asked:
         return asked
-    from_environment = os.environ.get("GLASSLM_THREADS")
+    from_environment = os.environ.get("GLASSLM_THREADS", "").strip()
     if from_environment:
-        return max(1, int(from_environment))
+        if not (from_environment.isascii() and from_environment.isdigit() and int(from_environment)):
+            raise InputError(f"GLASSLM_THREADS is '{from_environment}': expected a whole number, 1 or more")
+        return int(from_environment)
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)

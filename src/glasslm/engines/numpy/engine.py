@@ -200,13 +200,13 @@ class NumpyEngine:
     @contextmanager
     def _one_blas_thread(self) -> Iterator[None]:
         """BLAS computes on the calling thread alone: as threadpool_limits does, at a tenth of its price a token."""
-        before = [library.num_threads for library in self._blas]
-        for library in self._blas:
+        before = [(library, threads) for library in self._blas if (threads := library.num_threads) != 1]
+        for library, _ in before:
             library.set_num_threads(1)
         try:
             yield
         finally:
-            for library, threads in zip(self._blas, before):
+            for library, threads in before:
                 library.set_num_threads(threads)
 
 

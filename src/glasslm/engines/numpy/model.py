@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Pass:
     T: int
     new: New
     dropout_keys: Callable[[int], NDArray[np.uint32]] | None  # site -> (B,); None: no dropout
+    bias: Array | None  # (H, T, T) of the scores
 
 
 class Model:
@@ -44,6 +46,7 @@ class Model:
         self.weights = weights
         self.blocks = [weights.under(f"blocks.{i}.") for i in range(c.n_layers)]
         dtype = weights.flat.dtype
+        self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
         if c.position == "rope":
             self.cos, self.sin = rope_tables(c.block_size, c.n_heads + c.n_kv_heads, c.head_size, dtype)
         elif c.position == "sinusoidal":
@@ -56,7 +59,8 @@ class Model:
     ) -> tuple[Array, Callable[[Array], Gradients]]:
         """tokens (B, T) -> logits (N, V), and backward: d_logits (N, V) -> the gradient of every weight by name."""
         c, w = self.config, self.weights
-        run = Pass(tokens.shape[0], tokens.shape[1], new, dropout_keys)
+        B, T = tokens.shape
+        run = Pass(B, T, new, dropout_keys, self._bias(T))
         x, embed_back = self._embed(tokens.reshape(-1), run)
         block_backs = []
         for i in range(c.n_layers):
@@ -159,7 +163,7 @@ class Model:
         drop = None
         if run.dropout_keys and c.attention_dropout:
             drop = (c.attention_dropout, run.dropout_keys(sites.site(layer, sites.PROBABILITIES)))
-        mixed, attention_back = attention(qk, v, self._bias(T), drop, new)
+        mixed, attention_back = attention(qk, v, run.bias, drop, new)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_ATTENTION), run)
 
@@ -187,9 +191,6 @@ class Model:
         c, w = self.config, self.weights
         gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [w[f"{prefix}.k_norm.weight"]] * c.n_kv_heads
         return np.stack(gains)
-
-    def empty(self, shape: tuple[int, ...]) -> Array:
-        return np.empty(shape, self.weights.flat.dtype)
 
     def _bias(self, T: int) -> Array | None:
         if self.config.position != "alibi":

@@ -41,7 +41,9 @@ class Weights:
     def run(self, names: list[str]) -> NDArray[Any]:
         """(numbers,) the rows `names`, which must be neighbours."""
         start = min(self._starts[name] for name in names)
-        return self.flat[start : start + sum(self.rows[name].size for name in names)]
+        end = max(self._starts[name] + self.rows[name].size for name in names)
+        assert end - start == sum(self.rows[name].size for name in names), "the rows are not neighbours"
+        return self.flat[start:end]
 
     def _together(self, names: list[str]) -> NDArray[Any]:
         height = sum(len(self.rows[name]) for name in names)
