@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glasslm import launch, metrics, runs
+import pytest
+
+from glasslm import launch, metrics, report, runs
 from glasslm.config import ComputeConfig, RunConfig, with_flags
 from glasslm.launch import Outcome
 from glasslm.presets import PRESETS
@@ -51,11 +54,21 @@ def small(text: Path, **flags: Any) -> RunConfig:
 
 
 def train(text: Path, run_dir: Path, **flags: Any) -> Outcome:
-    return launch.train(small(text, **flags), COMPUTE, run_dir, say=quiet)
+    with no_report():
+        return launch.train(small(text, **flags), COMPUTE, run_dir, say=quiet)
 
 
 def resume(run_dir: Path) -> Outcome:
-    return launch.resume(run_dir, COMPUTE, say=quiet)
+    with no_report():
+        return launch.resume(run_dir, COMPUTE, say=quiet)
+
+
+@contextmanager
+def no_report() -> Iterator[None]:
+    """Runs in here end without a report, which takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda run_dir: run_dir / "report.html")
+        yield
 
 
 def quiet(message: str) -> None:

@@ -1,8 +1,11 @@
 """The Python functions: train and load, in the words of the README."""
 
+import ast
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +93,45 @@ def test_a_diverged_run_raises(text: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Loop, "run", diverge)
     with pytest.raises(DivergedError, match="run"):
         glasslm.train(text_file=text, run_dir=tmp_path / "run", **SMALL)
+
+
+def test_it_makes_the_report_too_and_remembers_how_it_was_called(run: Run, text: Path) -> None:
+    assert (run.path / "report.html").stat().st_size > 1000
+    called = ast.parse(run.record["command"], mode="eval").body
+    assert isinstance(called, ast.Call)
+    assert ast.unparse(called.func) == "glasslm.train"
+    given = {word.arg: ast.literal_eval(word.value) for word in called.keywords}
+    expected = SMALL | {"text_file": str(text), "run_dir": str(run.path), "max_steps": 60, "eval_interval": 20}
+    assert given.items() >= expected.items()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_is_a_keyboard_interrupt(
+    number: signal.Signals, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM is what the program makes of it, once all is saved."""
+    right = Loop.advance
+
+    def advance(self: Loop) -> Any:
+        if self.step == 4:
+            signal.raise_signal(number)
+        return right(self)
+
+    class Ended(BaseException):
+        pass
+
+    def end(*_: Any) -> None:
+        raise Ended
+
+    monkeypatch.setattr(Loop, "advance", advance)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Ended):
+            glasslm.train(text_file=text, run_dir=tmp_path / "run", threads=1, **SMALL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert Run(tmp_path / "run").history.status == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "000005" / "manifest.json").is_file()
 
 
 def test_training_needs_no_torch(text: Path, tmp_path: Path) -> None:

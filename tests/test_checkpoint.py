@@ -125,6 +125,38 @@ def test_rotation_counts_only_checkpoints_that_are_whole(tmp_path: Path) -> None
     assert checkpoint.list_steps(tmp_path) == [0, 100, 300]  # 200 is useless, 100 is not
 
 
+def test_rotation_reads_an_older_checkpoint_once_and_never_what_it_wrote_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    sha256_of = files.sha256_of
+
+    def counted(path: Path) -> str:
+        read.append(path.parent.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(files, "sha256_of", counted)
+    for step in (100, 200, 300):
+        save(tmp_path, step, keep=9)
+    assert read == []
+    monkeypatch.setattr(checkpoint, "_seen_whole", set())  # another process goes on
+    for step in (400, 500):
+        save(tmp_path, step, keep=9)
+    assert read == ["000300"] * 3 + ["000200"] * 3 + ["000100"] * 3
+
+
+def test_rotation_finds_a_flipped_bit_in_what_another_process_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (100, 200):
+        save(tmp_path, step)
+    path = tmp_path / "checkpoints" / "000200" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    monkeypatch.setattr(checkpoint, "_seen_whole", set())
+    save(tmp_path, 300)
+    assert checkpoint.list_steps(tmp_path) == [100, 300]
+
+
 def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
     for step in (0, 100, 200):
         save(tmp_path, step)

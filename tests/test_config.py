@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,9 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (OptimizerConfig, {"lr": -1e-3}, "above 0"),
     (OptimizerConfig, {"lr": 0}, "above 0"),
     (OptimizerConfig, {"lr": "fast"}, "float"),
+    (OptimizerConfig, {"lr": math.inf}, "finite"),
+    (OptimizerConfig, {"weight_decay": math.inf}, "finite"),
+    (OptimizerConfig, {"grad_clip": math.inf}, "finite"),
     (OptimizerConfig, {"min_lr": 1.0}, "between 0 and lr"),
     (OptimizerConfig, {"betas": [0.9]}, "2 values"),
     (OptimizerConfig, {"betas": [0.9, 1.0]}, "below 1"),
@@ -59,7 +64,12 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (OptimizerConfig, {"warmup_steps": -1}, "0 or more"),
     (TrainConfig, {"batch_size": 0}, "at least 1"),
     (TrainConfig, {"seed": -1}, "0 or more"),
+    (TrainConfig, {"seed": 2**64}, "below 2**64"),
     (TrainConfig, {"epochs": 0.0}, "above 0"),
+    (TrainConfig, {"epochs": math.inf}, "finite"),
+    (TrainConfig, {"stop_at_loss": math.inf}, "finite"),
+    (TrainConfig, {"max_time": "9" * 400 + "h"}, "90s, 10m or 2h"),
+    (TrainConfig, {"max_time": "1" * 100 + "x"}, "90s, 10m or 2h"),
     (TrainConfig, {"patience": 0}, "at least 1"),
     (TrainConfig, {"stop_at_loss": float("nan")}, "above 0"),
     (TrainConfig, {"max_time": "soon"}, "90s, 10m or 2h"),
@@ -131,6 +141,37 @@ def test_flags_by_flat_names() -> None:
         with_flags(RunConfig(), {"n_layer": 2})
 
 
+def test_the_order_of_flags_does_not_matter() -> None:
+    """Six heads do not divide the width of 128 that stands there before."""
+    for flags in ({"n_heads": 6, "d_model": 384}, {"d_model": 384, "n_heads": 6}):
+        assert with_flags(RunConfig(), flags).model == ModelConfig(d_model=384, n_heads=6)
+    assert with_flags(RunConfig(), {"min_lr": 0.02, "lr": 0.1}).optimizer.min_lr == 0.02
+
+
+def test_numbers_of_numpy_and_words_of_the_course() -> None:
+    given = {"seq_len": np.int64(64), "lr": np.float32(0.5), "qk_norm": np.bool_(True), "betas": np.array([0.5, 0.75])}
+    run = with_flags(RunConfig(), given)
+    assert run == with_flags(RunConfig(), {"block_size": 64, "lr": 0.5, "qk_norm": True, "betas": (0.5, 0.75)})
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(run)))) == run
+    with pytest.raises(InputError, match="block_size was given twice"):
+        with_flags(RunConfig(), {"seq_len": 64, "block_size": 64})
+    hints = get_type_hints(ModelConfig, include_extras=True)
+    for alias, field in config.ALIASES.items():
+        assert hints[field].__metadata__[0].aliases == ("--" + alias.replace("_", "-"),)
+
+
+def test_a_small_rate_takes_the_least_rate_of_the_preset_along() -> None:
+    for lr in (5e-5, 1e-6):
+        by_name = with_flags(PRESETS["nanogpt"](), {"lr": lr}).optimizer
+        assert by_name.min_lr == pytest.approx(lr / 10)
+        assert by_name == parse(["--preset", "nanogpt", "--lr", str(lr)]).optimizer
+        assert by_name == parse([f"--lr={lr}", "--preset=nanogpt"]).optimizer
+    assert with_flags(PRESETS["nanogpt"](), {"lr": 2e-4}).optimizer.min_lr == 1e-4  # no need
+    assert parse(["--preset", "nanogpt", "--lr", "5e-5", "--min-lr", "4e-5"]).optimizer.min_lr == 4e-5
+    with pytest.raises(InputError, match="between 0 and lr"):
+        with_flags(PRESETS["nanogpt"](), {"lr": 5e-5, "min_lr": 1e-4})
+
+
 def test_explicit_flags_beat_the_preset_and_leave_the_rest_of_it() -> None:
     flags = parse(["--n-layers", "2", "--preset", "nanogpt", "--lr", "0.002"])
     preset = PRESETS["nanogpt"]()
@@ -165,11 +206,20 @@ def test_durations(number: float, unit: str) -> None:
     assert seconds(f" {text} ") == float(text)
 
 
+def test_durations_as_people_write_them() -> None:
+    written = {"1h30m": 5400, "10min": 600, ".5m": 30, "2h 5m 3s": 7503, "1.5h": 5400, "5.m": 300}
+    assert {text: seconds(text) for text in written} == written
+    for text in ("1h30", "h", "", "-5m", "1m-2s", "1e3s", "nan", "0h0m"):
+        with pytest.raises(InputError, match="90s, 10m"):
+            seconds(text)
+
+
 def test_derived_sizes() -> None:
     assert ModelConfig().resolved().d_ff == 352  # 8/3 of 128 is 341.3
     assert ModelConfig(feedforward="gelu").resolved().d_ff == 512
     assert ModelConfig().resolved().n_kv_heads == 4
     assert ModelConfig(d_ff=100, n_kv_heads=2).resolved() == ModelConfig(d_ff=100, n_kv_heads=2)
     run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolved()
-    assert run.train.micro_batch_size == 4  # never more than there are
+    assert run.train.micro_batch_size == 2  # half of what there is, for two threads
+    assert with_flags(run, {"micro_batch_size": 9}).resolved().train.micro_batch_size == 4  # never more than there is
     assert run.resolved() == run

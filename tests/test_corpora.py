@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from glasslm import corpora
 from glasslm.config import DataConfig
 from glasslm.corpora import files
 from glasslm.corpora.files import Source, source_file
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
 
 
 def quiet(message: str) -> None:
@@ -81,6 +82,41 @@ def test_a_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with subprocess.Popen([sys.executable, "-c", f"open({str(pipe)!r}, 'w').write('through a pipe')"]):
         assert text_of(find(pipe)) == "through a pipe"
+
+
+def test_paths_are_absolute_wherever_they_were_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "deep")
+    source = find("../b.txt", "c.md", "../a.*")
+    assert [Path(file.path) for file in source.files] == [folder / "a.txt", folder / "b.txt", folder / "deep" / "c.md"]
+
+
+def test_the_text_of_a_run_is_that_of_its_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(text_file=("*.txt", "deep"))
+    monkeypatch.chdir(folder)
+    source = corpora.find(data, quiet)
+    facts = {"files": [asdict(file) for file in source.files]}
+    monkeypatch.chdir(folder / "deep")
+    (folder / "c.txt").write_text("not there when the run was made")
+    assert corpora.of_run(data, facts, quiet).files == source.files
+    (folder / "b.txt").write_text("other")
+    with pytest.raises(
+        DamagedError, match=rf"b\.txt has changed .* was {source.files[1].sha256}, it is [0-9a-f]{{64}} now"
+    ):
+        corpora.of_run(data, facts, quiet)
+    (folder / "b.txt").unlink()
+    with pytest.raises(DamagedError, match=rf"b\.txt, on which .* is gone: .* sha256 {source.files[1].sha256}"):
+        corpora.of_run(data, facts, quiet)
+
+
+def test_a_run_from_standard_input_does_not_read_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"only once")))
+    data = DataConfig(text_file=("-",))
+    facts = {"files": [asdict(file) for file in corpora.find(data, quiet).files]}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"something else")))
+    assert text_of(corpora.of_run(data, facts, quiet)) == "only once"
+    Path(facts["files"][0]["path"]).unlink()
+    with pytest.raises(DamagedError, match="a copy of what came through a pipe"):
+        corpora.of_run(data, facts, quiet)
 
 
 def test_identity_is_of_contents_not_paths(tmp_path: Path) -> None:

@@ -218,6 +218,42 @@ def test_the_past_of_a_resumed_run_is_drawn_and_not_printed() -> None:
     assert (display.view.best, display.view.ended) == (display.view.validation[-1], "")
 
 
+class Gone(io.StringIO):
+    """A stream that nobody reads after a few writes: a pipe into `head`, or a terminal that was closed."""
+
+    encoding = "utf-8"
+
+    def __init__(self, problem: OSError, after: int, terminal: bool) -> None:
+        super().__init__()
+        self.problem, self.left, self.terminal = problem, after, terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise self.problem
+        return super().write(text)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+@pytest.mark.parametrize(("problem", "live"), [(BrokenPipeError(32, "broken pipe"), False), (OSError(5, "gone"), True)])
+def test_the_run_goes_on_when_nobody_reads_any_more(
+    problem: OSError, live: bool, after: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Gone(problem, after, live)
+    monkeypatch.setattr(sys, "stderr", out)
+    with Display(STEPS, stream=out, live=live) as display:
+        for line in lines():
+            clock.now += 1
+            display.show(line)
+            display.tick(line["step"])
+    assert display.view.validation[-1][0] == STEPS  # it saw all
+    assert out.left == -1 or live, "it went on writing"
+    assert sys.stderr is out  # and not what draws above the panel
+
+
 def test_live_only_where_a_terminal_can_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     assert can_draw(Terminal())

@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import glasslm.cli
+import small_runs
 from doubles import HistoryEngine, make_run
 from glasslm import corpora, tokens
 from glasslm.config import DataConfig
@@ -152,6 +155,30 @@ def test_the_command_scores_files_and_splits(tmp_path, capsys, monkeypatch):
     assert "--test-fraction" in capsys.readouterr().err
     assert glasslm.cli.main(["evaluate", str(run), "--split", "val", "--text-file", str(other)]) == 2
     assert "choose one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_the_text_of_a_run_is_found_again_from_anywhere(tmp_path, capsys, monkeypatch, piped):
+    """The run was given a relative path or standard input; the cache has lost its tokens since."""
+    text = small_runs.write_text(tmp_path / "text.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
+    with open("text.txt", encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        small_runs.train(text, tmp_path / "run", text_file=("-",) if piped else ("text.txt",), max_steps=1)
+    monkeypatch.setattr(sys, "stdin", None)
+    command = ["evaluate", str(tmp_path / "run"), "--json"]
+    assert glasslm.cli.main(command) == 0
+    before = capsys.readouterr().out
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "new cache"))
+    monkeypatch.chdir(tmp_path / "run")
+    assert glasslm.cli.main(command) == 0
+    assert capsys.readouterr().out == before
+    for cache in ("cache", "new cache"):
+        shutil.rmtree(tmp_path / cache)
+    text.write_bytes(text.read_bytes().replace(b"king", b"sing"))
+    assert glasslm.cli.main(command) == 4
+    assert ("a copy of what came through a pipe" if piped else "text.txt has changed") in capsys.readouterr().err
 
 
 def test_shakespeare_is_no_longer_than_its_file(data_dir):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,46 @@ def test_a_folder_holds_its_bytes_and_arrays_and_a_manifest_of_them(tmp_path: Pa
     files.write_folder(folder, {"b": [b"other"]})  # replaces it as a whole
     assert {entry.name for entry in folder.iterdir()} == {"b", "manifest.json"}
     assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_an_iterator_is_written_as_it_comes_and_the_next_file_after_it(tmp_path: Path) -> None:
+    count = 0
+
+    def numbers() -> Iterator[bytes]:
+        nonlocal count
+        for count in range(1, 4):
+            yield bytes([count])
+
+    files.write_folder(tmp_path / "folder", {"numbers": numbers(), "count": (bytes([count]) for _ in range(1))})
+    files.verify_folder(tmp_path / "folder")
+    assert (tmp_path / "folder" / "numbers").read_bytes() == b"\1\2\3"
+    assert (tmp_path / "folder" / "count").read_bytes() == b"\3"
+
+
+def test_a_file_can_have_the_hash_of_its_content_as_its_name(tmp_path: Path) -> None:
+    path = files.write_by_hash(tmp_path, iter([b"a", b"b"]), ".txt")
+    assert path == tmp_path / f"{hashlib.sha256(b'ab').hexdigest()}.txt"
+    assert path.read_bytes() == b"ab"
+    assert files.write_by_hash(tmp_path, [b"ab"], ".txt") == path
+
+    def broken() -> Iterator[bytes]:
+        yield b"c"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_by_hash(tmp_path, broken(), ".txt")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_hashes_only_names_and_sizes_count(tmp_path: Path) -> None:
+    files.write_folder(tmp_path / "folder", {"one": [b"1234"]})
+    (tmp_path / "folder" / "one").write_bytes(b"4321")
+    files.verify_folder(tmp_path / "folder", hashes=False)
+    with pytest.raises(DamagedError, match="altered"):
+        files.verify_folder(tmp_path / "folder")
+    (tmp_path / "folder" / "one").write_bytes(b"123")
+    with pytest.raises(DamagedError, match="3 bytes"):
+        files.verify_folder(tmp_path / "folder", hashes=False)
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,8 @@ def test_the_command_compares_samplers_and_obeys_a_grammar(run, capsys):
     ],
 )
 def test_the_command_refuses_in_one_line(run, capsys, arguments, says):
-    assert glasslm.cli.main(["generate", str(run), "--prompt", "a", *arguments]) == 2
+    prompt = [] if "--prompt" in arguments else ["--prompt", "a"]
+    assert glasslm.cli.main(["generate", str(run), *prompt, *arguments]) == 2
     err = capsys.readouterr().err
     assert says in err
     assert "Traceback" not in err

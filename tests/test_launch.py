@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from glasslm import engines, files, launch, metrics, runs
+from glasslm import corpora, engines, files, launch, metrics, report, runs, wording
 from glasslm.cli.train import finish
 from glasslm.config import ComputeConfig, RunConfig, from_dict
+from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
+from glasslm.estimate import memory_bytes
 from glasslm.parameters import count, table
 from glasslm.training import Loop
-from small_runs import COMPUTE, essence, logged, quiet, read_json, resume, small, train, write_text
+from small_runs import COMPUTE, essence, logged, no_report, quiet, read_json, resume, small, train, write_text
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,8 @@ def test_the_number_of_threads_changes_no_bit(text: Path, tmp_path: Path) -> Non
     ends = []
     for threads in (1, 2, 3):
         config = small(text, dropout=0.2, micro_batch_size=3)
-        run = launch.train(config, ComputeConfig(threads=threads), tmp_path / str(threads), say=quiet).run_dir
+        with no_report():
+            run = launch.train(config, ComputeConfig(threads=threads), tmp_path / str(threads), say=quiet).run_dir
         ends.append(essence(run, 20))
     assert ends[0] == ends[1] == ends[2]
 
@@ -154,12 +157,32 @@ def test_the_name_of_a_run_says_what_it_is(text: Path, tmp_path: Path, monkeypat
 
 
 def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    launch.train(small(text, max_steps=2), COMPUTE, tmp_path / "run", say=said.append)
-    plan = "\n".join(said)
-    total = count(table(small(text).model, 21))["total"]
-    for expected in (f"{total:,} parameters", "2 steps", "512", "FLOPs", "memory", "expected"):
-        assert expected in plan
+    plans = {}
+    for precision in ("fp32", "fp64"):
+        said: list[str] = []
+        with no_report():
+            compute = dataclasses.replace(COMPUTE, precision=precision)
+            launch.train(small(text, max_steps=2), compute, tmp_path / precision, say=said.append)
+        plans[precision] = "\n".join(said)
+    config = small(text).resolved()
+    total = count(table(config.model, 21))["total"]
+    for expected in (f"{total:,} parameters", "2 steps", "512", "FLOPs", "expected", "the engine is numpy"):
+        assert expected in plans["fp32"]
+    for precision, size_of_a_number in (("fp32", 4), ("fp64", 8)):
+        memory = wording.size(memory_bytes(config, 21, 1, size_of_a_number))
+        assert f"{memory} of memory" in plans[precision]
+
+
+def test_a_fallback_is_recorded_where_the_report_finds_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = corpora.find
+    monkeypatch.setattr(corpora, "find", lambda data, say: dataclasses.replace(right(data, say), fallback=True))
+    run = train(text, tmp_path / "run", max_steps=1).run_dir
+    assert [line["kind"] for line in metrics.read(run / "metrics.jsonl")][:3] == ["plan", "warning", "eval"]
+    (warning,) = logged(run, "warning")
+    assert (warning["step"], warning["code"]) == (0, "fallback")
+    assert "text" in warning["message"]
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -243,7 +266,7 @@ def test_another_text_is_refused_with_both_hashes(
     with monkeypatch.context() as patch:
         patch.setenv("GLASSLM_CACHE", str(tmp_path / "first"))
         run = unfinished(train(mine, tmp_path / "whole").run_dir, tmp_path / "run")
-    sha256 = runs.Run(run).record["data"]["sha256"]
+    sha256 = runs.Run(run).record["data"]["files"][0]["sha256"]
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "second"))
     mine.write_text(mine.read_text(encoding="utf-8").replace("king", "sing"), encoding="utf-8")
     before = (run / "metrics.jsonl").read_bytes()
@@ -301,7 +324,7 @@ def test_a_diverged_run_says_so_and_has_a_report(
         return engine
 
     monkeypatch.setattr(launch, "make_engine", make_broken)
-    outcome = train(text, tmp_path / "run")
+    outcome = launch.train(small(text), COMPUTE, tmp_path / "run", say=quiet)
     assert outcome.status == "diverged"
     assert finish(outcome, as_json=True) == 3
     assert json.loads(capsys.readouterr().out)["status"] == "diverged"
@@ -323,6 +346,47 @@ def test_out_of_memory_names_the_flags_that_need_less(
     assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
     monkeypatch.undo()
     assert resume(tmp_path / "run").status == "finished"
+
+
+def test_too_large_a_model_names_them_too(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is a run, and when one is resumed elsewhere."""
+
+    def full(*arguments: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    for name in ("__init__", "accumulate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(NumpyEngine, name, full)
+            with pytest.raises(ExhaustedError, match="--block-size"):
+                train(text, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "advance", full)
+        with pytest.raises(ExhaustedError):
+            train(text, tmp_path / "run")
+        patch.setattr(NumpyEngine, "__init__", full)
+        with pytest.raises(ExhaustedError):
+            resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("problem", [PermissionError(13, "read-only"), ExhaustedError("the disk is full")])
+def test_a_report_that_cannot_be_written_loses_nothing_else(
+    problem: Exception,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(run_dir: Path) -> Path:
+        raise problem
+
+    monkeypatch.setattr(report, "write", fail)
+    said: list[str] = []
+    outcome = launch.train(small(text, max_steps=2), COMPUTE, tmp_path / "run", say=said.append)
+    assert (outcome.status, outcome.report) == ("finished", None)
+    assert "glasslm report" in said[-1]
+    assert finish(outcome, as_json=False) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
 
 def test_a_bug_leaves_a_last_line_and_a_free_folder(

@@ -1,6 +1,7 @@
 """A file imports only what stands above it, so that a stranger can read the project from top to bottom."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ LAYERS = """
     config
     presets
     wording
+    files
 
     corpora.cache
     corpora.download
@@ -47,7 +49,6 @@ LAYERS = """
 
     schedule
     estimate
-    files
     metrics
     checkpoint
     runs
@@ -56,7 +57,7 @@ LAYERS = """
     panel
     display
     training
-    launch
+    pace
 
     lab
     lab.differences
@@ -66,6 +67,7 @@ LAYERS = """
     report.samples
     report.surprise
     report
+    launch
     cli.parsing
     cli.train
     cli.resume
@@ -146,6 +148,23 @@ def test_the_list_has_every_file() -> None:
 def test_a_file_imports_only_what_stands_above_it(name: str) -> None:
     above = set(ORDER[: ORDER.index(name)]) | {other for this, other in EXCEPTIONS if this == name}
     assert imported(name) <= above
+
+
+def test_the_map_of_the_readme_has_every_file_in_this_order() -> None:
+    """Each row names files of one folder, or a package with all that is in it."""
+    rows = re.findall(
+        r"^\| (`[^|]+`) \|", (ROOT.parents[1] / "README.md").read_text("utf-8").split("| `src/glasslm/` |")[1], re.M
+    )
+    listed = []
+    for row in rows:
+        first, *others = re.findall(r"`([^`]+)`", row)
+        for path in (first, *(f"{first.rpartition('/')[0]}/{other}".lstrip("/") for other in others)):
+            name = path.removesuffix("/").removesuffix(".py").replace("/", ".")
+            whole = "glasslm" if name == "__init__" else name.removesuffix(".__init__")
+            inside = [other for other in ORDER if other.startswith(f"{whole}.")] if path.endswith("/") else []
+            listed += [other for other in ORDER if other == whole or other in inside]
+    unnamed = {"engines.numpy"}  # an empty file
+    assert [name for name in ORDER if name not in unnamed] == listed
 
 
 def test_every_exception_is_needed() -> None:

@@ -73,7 +73,7 @@ def test_numpy_numbers_are_numbers_and_what_is_not_finite_is_null(tmp_path: Path
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_loss_keeps_every_bit(loss: float) -> None:
-    line = metrics._plain({"loss": np.float64(loss)})
+    line = metrics.plain({"loss": np.float64(loss)})
     assert json.loads(json.dumps(line))["loss"].hex() == loss.hex()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 
-from glasslm import checkpoint, cli, corpora, metrics, parameters, report, runs, tokens, trained
+from glasslm import checkpoint, cli, corpora, files, metrics, parameters, report, runs, tokens, trained
 from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
 from glasslm.engines import make_engine
 from glasslm.presets import tiny
@@ -295,6 +297,21 @@ def test_parameters_by_part_add_up(config: RunConfig) -> None:
 def test_time_adds_up_over_resumes() -> None:
     part = [step(2, 1.0), step(4, 1.0)]
     assert facts.elapsed_s([*part, {"kind": "resume", "step": 4}, *part, {"kind": "resume", "step": 4}]) == 4.0
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
+def test_a_run_that_cannot_be_written_is_said_in_one_line(
+    reason: int, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> Any:
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr(files, "_open", refused)
+    assert cli.main(["report", str(run_dir)]) == 2
+    out, err = capsys.readouterr()
+    assert f"{run_dir} cannot be written" in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
 
 
 def test_the_command_prints_the_path(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm import tokenizers, tokens
+from glasslm import corpora, tokenizers, tokens
 from glasslm.config import DataConfig
 from glasslm.corpora.files import Source, source_file
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
 from glasslm.tokens import Dataset, Order
 
 
@@ -153,6 +153,58 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert dataset.facts["train_bytes"] + dataset.facts["val_bytes"] == path.stat().st_size
     assert peak < 24e6
+
+
+def test_a_text_by_itself_is_encoded_in_bounded_memory_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
+    text = "".join(f"line {i} of a text, ümlaut included\n" for i in range(150_000))
+    source = source_of(tmp_path, text)
+    tokenizer = tokenizers.CharTokenizer(text)
+    tracemalloc.start()
+    try:
+        ids = tokens.encoded(source, tokenizer, "strict")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(text) > 5_000_000
+    assert peak < 24e6  # the ids alone would take as much, as the tokenizer gives them
+    assert ids.dtype == np.uint16
+    assert tokenizer.decode(np.asarray(ids)) == text
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(tokens.encoded(source_of(tmp_path, "", "empty.txt"), tokenizer, "strict")) == 0
+
+
+def test_the_tokens_of_a_run_are_made_again_from_its_text_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(text_file=(str(tmp_path / "text.txt"),), tokenizer="bpe", vocab_size=260)
+    with monkeypatch.context() as patch:
+        patch.setenv("GLASSLM_CACHE", str(tmp_path / "first"))
+        before = prepared(tmp_path, "the cat and the dog\n" * 60, data)
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "second"))
+    again = tokens.of_run(data, before.facts, before.tokenizer, quiet)
+    assert (again.sha256, again.facts) == (before.sha256, before.facts)
+    (tmp_path / "text.txt").unlink()
+    assert tokens.of_run(data, before.facts, before.tokenizer, quiet).sha256 == before.sha256  # from the cache
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "third"))
+    with pytest.raises(DamagedError, match="gone"):
+        tokens.of_run(data, before.facts, before.tokenizer, quiet)
+
+
+def test_a_named_corpus_that_has_changed_is_refused_with_both_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the library does with every version of Python."""
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
+    found = [source_of(tmp_path, "one " * 60, "one.txt"), source_of(tmp_path, "two " * 60, "two.txt")]
+    monkeypatch.setattr(corpora, "find", lambda data, say: found.pop())
+    data = DataConfig(corpus="python", tokenizer="byte")
+    before = tokens.prepare(data, corpora.find(data, quiet), quiet)
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(DamagedError, match=f"its sha256 was {before.sha256}, it is [0-9a-f]{{64}} now"):
+        tokens.of_run(data, before.facts, before.tokenizer, quiet)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import launch, metrics, runs, tokens
+from glasslm import checkpoint, launch, metrics, runs, tokens
 from glasslm.engines import Update
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import InputError
+from glasslm.evaluation import Score
 from glasslm.schedule import lr_at
 from glasslm.training import Loop, due, evaluation_windows, make_order
 from small_runs import COMPUTE, essence, logged, quiet, resume, small, train, write_text
+
+SAMPLED: dict[str, Any] = {"block_size": 4, "val_fraction": 0.5}  # validation on the way takes 32 windows of many
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,6 @@ def test_the_loss_on_the_line_is_that_of_the_batch(text: Path, tmp_path: Path) -
     dataset = tokens.reopen(runs.Run(run).record["data"]["sha256"])
     assert dataset is not None
     engine = NumpyEngine(config, dataset.tokenizer.vocab_size, threads=1)
-    from glasslm import checkpoint
-
     engine.load(checkpoint.load(run, 0).weights().items())
     batch = make_order(config, len(dataset.train.tokens)).batch(dataset.train.tokens, 0, np.arange(8))
     (line,) = logged(run, "step")
@@ -103,7 +104,7 @@ def test_validation_takes_the_whole_split_or_a_labelled_sample(text: Path) -> No
 
 def test_last_and_best_are_measured_on_the_whole_split(text: Path, tmp_path: Path) -> None:
     """Where evaluations on the way took a sample of the validation part."""
-    run = train(text, tmp_path / "run", max_steps=10, block_size=4, val_fraction=0.5).run_dir
+    run = train(text, tmp_path / "run", max_steps=10, **SAMPLED).run_dir
     lines = logged(run, "eval")
     on_the_way, whole = lines[:3], lines[3:]
     assert [line["whole"] for line in on_the_way] == [False] * 3
@@ -114,6 +115,67 @@ def test_last_and_best_are_measured_on_the_whole_split(text: Path, tmp_path: Pat
     (end,) = logged(run, "end")
     assert (end["best_step"], end["best_loss"]) == (whole[-1]["step"], whole[-1]["loss"])
     assert runs.Run(run).history.best_val_loss == whole[-1]["loss"]
+
+
+def scores(sampled: dict[int, float], whole: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluations on the way give these losses by step, those of the whole split give those, one after another."""
+    left = iter(whole)
+
+    def score(self: Loop, max_windows: int | None) -> Score:
+        loss = next(left) if max_windows is None else sampled[self.step]
+        return Score(loss, math.exp(loss), loss, 100, 100, max_windows is None)
+
+    monkeypatch.setattr(Loop, "score", score)
+
+
+@pytest.mark.parametrize(
+    ("whole", "best"), [([1.2, 1.4], (10, 1.2)), ([1.4, 1.2], (5, 1.2)), ([math.nan, 9.0], (5, 9.0))]
+)
+def test_the_best_is_the_better_one_on_the_whole_split(
+    whole: list[float], best: tuple[int, float], text: Path, tmp_path: Path
+) -> None:
+    """Of the last weights and those that were best on the sample; every file says the same."""
+    plain = train(text, tmp_path / "plain", max_steps=10, sample_interval=0, **SAMPLED).run_dir
+    with pytest.MonkeyPatch.context() as patch:
+        scores({0: 3.0, 5: 1.0, 10: 1.5}, whole, patch)
+        run = train(text, tmp_path / "run", max_steps=10, sample_interval=0, **SAMPLED)
+    (end,) = logged(run.run_dir, "end")
+    assert (end["best_step"], end["best_loss"]) == best
+    assert run.best is not None
+    assert (run.best["step"], run.best["loss"], run.best["best"]) == (*best, True)
+    assert [line["step"] for line in logged(run.run_dir, "eval")[3:] if line["best"]] == [best[0]]
+    last = checkpoint.load(run.run_dir, "latest")
+    assert last.progress.best == best
+    assert checkpoint.load(run.run_dir, "best").step == best[0]
+    assert (last.step, last.progress.updates) == (10, 10)
+    assert essence(run.run_dir, 10)[0] == essence(plain, 10)[0]  # whatever was measured, weights and moments stay
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores({0: 3.0, 5: 1.0, 10: 1.5}, [2.0], monkeypatch)
+    right = Loop.sample
+
+    def sample(self: Loop) -> None:
+        if self.step == 10:
+            (self.run_dir / "checkpoints" / "000005" / "model.safetensors").unlink()
+        right(self)
+
+    monkeypatch.setattr(Loop, "sample", sample)
+    run = train(text, tmp_path / "run", max_steps=10, **SAMPLED).run_dir
+    (warning,) = logged(run, "warning")
+    assert warning["code"] == "damaged"
+    assert "000005" in warning["message"]
+    assert logged(run, "end")[0]["best_step"] == 10
+
+
+def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Path) -> None:
+    """Also where a checkpoint was due and an evaluation was not."""
+    run = train(text, tmp_path / "run", max_steps=12, eval_interval=5, checkpoint_interval=4).run_dir
+    (end,) = logged(run, "end")
+    assert end["best_step"] == 12
+    assert checkpoint.load(run, "best").progress.best == (12, end["best_loss"])
 
 
 def test_an_evaluation_that_was_whole_is_not_repeated(text: Path, tmp_path: Path) -> None:
@@ -208,6 +270,50 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(variant: str, text: P
     assert [line["from"] for line in logged(tmp_path / "cut", "resume")] == ["checkpoints/000008", "checkpoints/000015"]
 
 
+WORSE = SAMPLED | {"lr": 1.0, "schedule": "constant"}  # the last weights are not the best
+
+
+@pytest.mark.parametrize(
+    ("moment", "flags", "complete"),
+    [
+        ("evaluate", SAMPLED, False),
+        ("sample", SAMPLED, False),
+        ("save", SAMPLED, False),
+        ("score", WORSE, False),  # while the last weights are measured: the best ones are not
+        ("score", SAMPLED, True),  # the last are the best
+        ("sample", {}, True),
+    ],
+)
+def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
+    moment: str, flags: dict[str, Any], complete: bool, text: Path, tmp_path: Path
+) -> None:
+    """What is missing then is measured by a resumed run; where nothing is, the run is finished."""
+    flags = flags | {"eval_interval": 7}
+    whole = train(text, tmp_path / "whole", **flags)
+    right = getattr(Loop, moment)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def signalled(self: Loop, *arguments: Any, **more: Any) -> Any:
+            if self.step == 20 and (moment != "score" or arguments == (None,)):
+                signal.raise_signal(signal.SIGTERM)
+            return right(self, *arguments, **more)
+
+        patch.setattr(Loop, moment, signalled)
+        cut = train(text, tmp_path / "cut", **flags)
+    assert cut.status == ("finished" if complete else "interrupted")
+    assert (tmp_path / "cut" / "checkpoints" / "000020" / "manifest.json").is_file()
+    assert logged(tmp_path / "cut", "end")[-1]["status"] == cut.status
+    assert len(logged(tmp_path / "cut", "sample")) == len(logged(tmp_path / "whole", "sample"))
+    if not complete:
+        assert cut.signal == signal.SIGTERM
+        last = resume(tmp_path / "cut")
+        assert last.status == "finished"
+        assert last.best is not None
+        assert whole.best is not None
+        assert last.best["loss"] == whole.best["loss"]
+    assert essence(tmp_path / "cut", 20) == essence(tmp_path / "whole", 20)
+
+
 def cut_back(run: Path, copy: Path, step: int) -> Path:
     """The run as a kill after the checkpoint of `step` may leave it: later checkpoints gone, metrics as they are."""
     shutil.copytree(run, copy)
@@ -233,9 +339,10 @@ def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further
     goals: dict[str, dict[str, Any]] = {
         "goal": {"stop_at_loss": 2.5},
         "patience": {"patience": 2, "eval_interval": 2, "lr": 0.5, "schedule": "constant"},
+        "goal on a sample": {"stop_at_loss": 2.6, "max_steps": 50, **SAMPLED},
     }
     for name, flags in goals.items():
-        whole = train(text, tmp_path / name, max_steps=500, **flags).run_dir
+        whole = train(text, tmp_path / name, **{"max_steps": 500} | flags).run_dir
         (end,) = logged(whole, "end")
         path = whole / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -33,9 +33,11 @@ def train(
 ) -> Run:
     """Train a model; the flags are those of `glasslm train`, with underscores: text_file, max_steps, d_model, lr ...
 
-    Returns the run, with its `path` and `history`. Raises what the command line reports: InputError (a ValueError)
-    for a wrong setting, DivergedError, ...
+    Returns the run, with its `path` and `history`; its report is in its folder. Raises what the command line reports:
+    InputError (a ValueError) for a wrong setting, DivergedError, ... Ctrl-C saves, and is a KeyboardInterrupt then:
+    `glasslm resume` goes on.
     """
+    import signal
     from pathlib import Path
 
     from glasslm import launch
@@ -46,12 +48,24 @@ def train(
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
-    compute = from_dict(ComputeConfig, {"engine": engine, "device": device, "precision": precision, "threads": threads})
+    settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
+    compute = from_dict(ComputeConfig, settings)
+    given = {"preset": preset, "run_dir": run_dir, **settings, **flags}
+    plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+    command = ", ".join(f"{name}={value!r}" for name, value in plain.items())
     outcome = launch.train(
-        with_flags(PRESETS[preset](), flags), compute, Path(run_dir) if run_dir else None, preset=preset
+        with_flags(PRESETS[preset](), flags),
+        compute,
+        Path(run_dir) if run_dir else None,
+        preset=preset,
+        command=f"glasslm.train({command})",
     )
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
+    if outcome.status == "interrupted":
+        if outcome.signal == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)  # now that all is saved, it ends the program
+        raise KeyboardInterrupt(f"saved in {outcome.run_dir}, which `glasslm resume` goes on with")
     return Run(outcome.run_dir)
 
 

@@ -114,6 +114,7 @@ def save(
         _STATE: [files.json_bytes(state)],
     }
     files.write_folder(path, contents)
+    _seen_whole.add(path.absolute())
     _rotate(run_dir, progress, keep)
     return path
 
@@ -192,11 +193,17 @@ def _rotate(run_dir: Path, progress: Progress, keep: int) -> None:
             files.remove_folder(path)
 
 
+# Checkpoints that this process has written, or compared with their hashes: from then on a look at their sizes will do,
+# or each save would read hundreds of megabytes of older ones. Whoever loads one compares its hashes again.
+_seen_whole: set[Path] = set()
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        files.verify_folder(path)
+        files.verify_folder(path, hashes=path.absolute() not in _seen_whole)
     except DamagedError:
         return False
+    _seen_whole.add(path.absolute())
     return True
 
 

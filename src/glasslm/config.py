@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from glasslm.errors import InputError
+from glasslm.errors import InputError, require
 
 Corpus = Literal["shakespeare", "python"]
 Norm = Literal["rmsnorm", "layernorm"]
@@ -31,6 +31,7 @@ DeviceName = Literal["auto", "cpu"]
 Precision = Literal["auto", "fp32", "fp64"]
 
 GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
+ALIASES = {"seq_len": "block_size"}  # the course's word -> the field
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "block_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("n_kv_heads", "d_ff"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (derived) or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 (derived) or more")
         for name in ("dropout", "attention_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         if self.d_model % self.n_heads:
             raise InputError(
                 f"d_model is {self.d_model}, which {self.n_heads} heads do not divide: choose --d-model as a multiple "
@@ -128,10 +129,10 @@ class DataConfig:
     """What to do with bytes that are not UTF-8: stop and say where, or replace them by U+FFFD."""
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "at least 257 (256 bytes and one merge)")
-        _require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "above 0 and below 1")
-        _require(0 <= self.test_fraction < 1, "test_fraction", self.test_fraction, "at least 0 and below 1")
-        _require(
+        require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "at least 257 (256 bytes and one merge)")
+        require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "above 0 and below 1")
+        require(0 <= self.test_fraction < 1, "test_fraction", self.test_fraction, "at least 0 and below 1")
+        require(
             self.val_fraction + self.test_fraction < 1,
             "val_fraction + test_fraction",
             self.val_fraction + self.test_fraction,
@@ -150,11 +151,11 @@ class OptimizerConfig:
     lr: float = 1e-2
     """Peak learning rate. Muon's updates are scaled to AdamW's size (arXiv:2502.16982), so one rate serves both."""
     min_lr: float = 0.0
-    """Learning rate of the last step."""
+    """Learning rate of the last step (constant has none; a single step takes the peak). A preset's falls with lr."""
     warmup_steps: int = 50
     """Steps of linear warmup (at most half of the run)."""
     schedule: ScheduleName = "cosine"
-    """After warmup: cosine to min_lr; wsd, flat and then linear over the last fifth; or constant."""
+    """After warmup: cosine to min_lr; wsd, flat and then linear to it over the last fifth; or constant, at lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and the second moment."""
     momentum: float = 0.95
@@ -165,13 +166,13 @@ class OptimizerConfig:
     """Largest global gradient norm, larger ones are scaled down to it (0: off)."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"between 0 and lr ({self.lr:g})")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        require(0 < self.lr < math.inf, "lr", self.lr, "above 0 and finite")
+        require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"between 0 and lr ({self.lr:g})")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         for beta in (*self.betas, self.momentum):
-            _require(0 <= beta < 1, "betas or momentum", beta, "at least 0 and below 1")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (off) or more")
+            require(0 <= beta < 1, "betas or momentum", beta, "at least 0 and below 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
+        require(0 <= self.grad_clip < math.inf, "grad_clip", self.grad_clip, "0 (off) or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training tokens, in place of max_steps; each pass visits every window once."""
     max_time: str | None = None
-    """Time for training, such as 90s, 10m or 2h: speed is measured first, then the number of steps is fixed."""
+    """Time for training, such as 90s, 10m or 1h30m: speed is measured first, then the number of steps is fixed."""
     stop_at_loss: float | None = None
     """Stop as soon as the validation loss is at or below this."""
     patience: int | None = None
@@ -207,15 +208,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_steps", "eval_interval", "log_interval", "checkpoint_interval", "keep"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("micro_batch_size", "sample_interval", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("micro_batch_size", "sample_interval"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "0 or more and below 2**64")
         if self.epochs is not None:
-            _require(self.epochs > 0, "epochs", self.epochs, "above 0")
+            require(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0 and finite")
         if self.stop_at_loss is not None:
-            _require(self.stop_at_loss > 0, "stop_at_loss", self.stop_at_loss, "above 0")
+            require(0 < self.stop_at_loss < math.inf, "stop_at_loss", self.stop_at_loss, "above 0 and finite")
         if self.patience is not None:
-            _require(self.patience >= 1, "patience", self.patience, "at least 1")
+            require(self.patience >= 1, "patience", self.patience, "at least 1")
         if self.max_time is not None:
             seconds(self.max_time)
         if self.epochs is not None and self.max_time is not None:
@@ -255,35 +257,51 @@ class ComputeConfig:
     """CPU threads (0: GLASSLM_THREADS, else one for each core)."""
 
     def __post_init__(self) -> None:
-        _require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
+        require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
+
+
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
 
 
 def seconds(duration: str) -> float:
-    """A duration such as "90s", "10m", "1.5h" or "45" (seconds), in seconds.
+    """A duration such as "90s", "10min", "1h30m", ".5h" or "45" (seconds), in seconds.
 
-    >>> seconds("1.5m")
-    90.0
+    >>> seconds("1h30m")
+    5400.0
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh]?)\s*", duration)
-    if match is None or float(match[1]) == 0:
-        raise InputError(f"'{duration}' is not a duration: write a number and s, m or h, such as 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    with_unit = rf"{_NUMBER}\s*({'|'.join(_UNITS)})\s*"
+    total = math.nan
+    if re.fullmatch(rf"\s*(?:{with_unit})+", duration):
+        total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(with_unit, duration))
+    elif alone := re.fullmatch(rf"\s*{_NUMBER}\s*", duration):
+        total = float(alone[1])
+    if not 0 < total < math.inf:
+        raise InputError(f"'{duration}' is not a duration: write numbers with s, m or h, such as 90s, 10m or 2h30m")
+    return total
 
 
 def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
     """`base` with some fields changed by their flat names: with_flags(tiny(), {"lr": 1e-3, "n_layers": 2}).
 
+    A learning rate below the min_lr of `base` takes that down with it, in proportion, unless min_lr is given, too.
     Raises InputError for a name that no part of a RunConfig has.
     """
     parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
     known = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
     for flag, value in flags.items():
-        if flag not in known:
+        name = ALIASES.get(flag, flag)
+        if name not in known:
             raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, known)}")
-        part = parts[known[flag]]
-        checked = _checked(value, get_type_hints(type(part))[flag], flag)
-        parts[known[flag]] = dataclasses.replace(part, **{flag: checked})
-    return RunConfig(**parts)
+        of_part = changes[known[name]]
+        if name in of_part:
+            raise InputError(f"{name} was given twice, by two of its names: give it once")
+        of_part[name] = _checked(value, get_type_hints(type(parts[known[name]]))[name], flag)
+    rates = changes["optimizer"]
+    if "min_lr" not in rates and rates.get("lr", base.optimizer.lr) < base.optimizer.min_lr:
+        rates["min_lr"] = rates["lr"] * (base.optimizer.min_lr / base.optimizer.lr)
+    return RunConfig(**{name: dataclasses.replace(part, **changes[name]) for name, part in parts.items()})
 
 
 Config = TypeVar("Config", ModelConfig, DataConfig, OptimizerConfig, TrainConfig, RunConfig, ComputeConfig)
@@ -306,7 +324,12 @@ def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint`, or an InputError; lists become tuples, whole numbers floats, nothing else changes."""
+    """`value` as the type `hint`, or an InputError.
+
+    Lists become tuples, whole numbers floats, NumPy's numbers and arrays Python's; nothing else changes.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return from_dict(hint, value)  # type: ignore[type-var]
     origin, args = get_origin(hint), get_args(hint)
@@ -336,8 +359,3 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
 def _did_you_mean(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean '{close[0]}'?" if close else f": known are {', '.join(sorted(known))}"
-
-
-def _require(condition: bool, name: str, value: Any, expected: str) -> None:
-    if not condition:  # NaN fails every comparison, so it ends here as well
-        raise InputError(f"{name} is {value}: expected {expected}")

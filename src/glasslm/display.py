@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -29,7 +30,8 @@ TALLEST = 32  # rows
 class Display:
     """A context manager that shows a run on `stream` (standard error), live where that is a terminal.
 
-    `past` are lines of an earlier part of the run: they are drawn in the curves and not printed again.
+    `past` are lines of an earlier part of the run: they are drawn in the curves and not printed again. When nobody
+    reads the stream any more (a closed terminal, `| head`), the display falls silent and the run goes on.
     """
 
     def __init__(
@@ -45,22 +47,50 @@ class Display:
         for line in past:
             self.view.take(line)
         self._live: Live | None = _live(self.stream) if (can_draw(self.stream) if live is None else live) else None
+        self._silent = False
         self._drawn_at = self._printed_at = -math.inf
         self._began = time.monotonic()
 
     def __enter__(self) -> Display:
         if self._live is not None:
-            self._live.start()
+            with self._while_read():
+                self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
-            self._draw(self._live)
-            self._live.stop()
+            with self._while_read():
+                self._draw(self._live)
+        if self._live is not None:
+            with self._while_read():
+                self._live.stop()
 
     def show(self, line: Line) -> None:
         """Take in one line of metrics.jsonl."""
         self.view.take(line)
+        if not self._silent:
+            with self._while_read():
+                self._show(line)
+
+    def tick(self, step: int) -> None:
+        """A step is done; costs next to nothing unless it is time to redraw."""
+        self.view.step = step
+        if self._live is not None and self._due():
+            with self._while_read():
+                self._draw(self._live)
+
+    @contextmanager
+    def _while_read(self) -> Iterator[None]:
+        """Around whatever writes to the stream."""
+        try:
+            yield
+        except OSError:
+            live, self._live, self._silent = self._live, None, True
+            if live is not None:
+                with suppress(OSError):
+                    live.stop()  # gives the standard streams back
+
+    def _show(self, line: Line) -> None:
         if self._live is None:
             self._print(line)
             return
@@ -69,12 +99,6 @@ class Display:
 
             self._live.console.print(Text(f"{plain(line, None)}", style="yellow"))
         if line["kind"] != "step" or self._due():
-            self._draw(self._live)
-
-    def tick(self, step: int) -> None:
-        """A step is done; costs next to nothing unless it is time to redraw."""
-        self.view.step = step
-        if self._live is not None and self._due():
             self._draw(self._live)
 
     def _due(self) -> bool:
@@ -218,6 +242,6 @@ def summary_text(
         lines += ["", *(f"    {row}" for row in harmless(sample).strip("\n").split("\n")), ""]
     lines += [f"report: {report}"] if report is not None else []
     lines += ["try next:"]
-    lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed", "time") else []
+    lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed") else []
     lines += [f"  glasslm generate {run}", f"  glasslm evaluate {run} --text-file FILE"]
     return harmless("\n".join(lines))

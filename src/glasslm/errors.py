@@ -38,3 +38,9 @@ class ExhaustedError(GlasslmError, OSError):
     """The disk or the memory is full."""
 
     exit_code = 6
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise InputError unless a setting's `condition` holds."""
+    if not condition:  # NaN fails every comparison, so it ends here as well
+        raise InputError(f"{name} is {value}: expected {expected}")

@@ -1,4 +1,4 @@
-"""The one place that touches the disk for a run: atomic, hashed, locked writing.
+"""The one place that writes files that must not be half there, for runs and the cache: atomic, hashed, locked.
 
 Whatever is written here is either there as a whole, under its final name, or not at all, also when the process or the
 machine dies at any moment. The functions `_make_folder` to `_remove` below are every operation that changes the disk,
@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
@@ -30,7 +30,7 @@ Chunk = bytes | NDArray[Any]
 
 MANIFEST = "manifest.json"
 LOCK = "run.lock"
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _LARGEST_JSON = 64 << 20  # bytes; ours are a few kB, a crafted one must not fill the memory
 _WINDOWS = os.name == "nt"
 
@@ -41,17 +41,19 @@ _WINDOWS = os.name == "nt"
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that its name holds either the old content or the new one, and keeps it when the power fails.
 
-    Raises ExhaustedError when the disk is full; the old content is intact then.
+    Raises ExhaustedError when the disk is full; the old content is intact then. So do the other functions that write.
     """
-    temporary = _temporary(path)
-    with _room(path, len(data)):
-        try:
-            _put(temporary, [data])
-            _rename(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+    with _room(path, len(data)), _aside(path) as temporary:
+        _put(temporary, [data])
+        _rename(temporary, path)
+
+
+def write_by_hash(folder: Path, chunks: Iterable[Chunk], suffix: str) -> Path:
+    """Write a file atomically under the hash of its content, which may be larger than the memory; returns its path."""
+    with _room(folder, 0), _aside(folder / "new") as temporary:
+        path = folder / f"{_put(temporary, chunks)['sha256']}{suffix}"
+        _rename(temporary, path)
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,31 +61,26 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_bytes(value))
 
 
-def write_folder(path: Path, contents: Mapping[str, Sequence[Chunk]]) -> None:
-    """Write a folder of files, each a sequence of bytes and arrays, and manifest.json with their sizes and hashes.
+def write_folder(path: Path, contents: Mapping[str, Iterable[Chunk]]) -> None:
+    """Write a folder of files, each of bytes and arrays, and manifest.json with their sizes and hashes.
 
-    The folder takes its name when everything in it is on the disk, and then replaces one of the same name. Raises
-    ExhaustedError when the disk is full; an older folder is intact then.
+    The folder takes its name when everything in it is on the disk, and then replaces one of the same name. The files
+    are written in the order of `contents`, and an iterator is read as its file grows.
     """
-    temporary = _temporary(path)
-    with _room(path, sum(_size(chunks) for chunks in contents.values())):
-        try:
-            if temporary.exists():
-                _remove(temporary)  # left by a dead process with our number
-            _make_folder(temporary)
-            manifest = {name: _put(temporary / name, chunks) for name, chunks in contents.items()}
-            _put(temporary / MANIFEST, [json_bytes({"files": manifest})])
-            _sync_folder(temporary)
-            remove_folder(path)
-            _rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync_folder(path.parent)
+    known = [chunks for chunks in contents.values() if isinstance(chunks, Sequence)]
+    with _room(path, sum(map(_size, known))), _aside(path) as temporary:
+        if temporary.exists():
+            _remove(temporary)  # left by a dead process with our number
+        _make_folder(temporary)
+        manifest = {name: _put(temporary / name, chunks) for name, chunks in contents.items()}
+        _put(temporary / MANIFEST, [json_bytes({"files": manifest})])
+        _sync_folder(temporary)
+        remove_folder(path)
+        _rename(temporary, path)
 
 
-def verify_folder(path: Path) -> None:
-    """Compare every file of a folder with its manifest.
+def verify_folder(path: Path, hashes: bool = True) -> None:
+    """Compare every file of a folder with its manifest; without `hashes` only their names and sizes, which is quick.
 
     Raises DamagedError for a missing, extra, truncated or altered file, with the file's name and both sizes or hashes.
     """
@@ -104,7 +101,7 @@ def verify_folder(path: Path) -> None:
             raise DamagedError(f"{file} is missing, though {manifest} lists it")
         if file.stat().st_size != size:
             raise DamagedError(f"{file} has {file.stat().st_size:,} bytes where {manifest} says {size}: it was cut")
-        if (found := sha256_of(file)) != sha256:
+        if hashes and (found := sha256_of(file)) != sha256:
             raise DamagedError(f"{file} was altered: its sha256 is {found}, {manifest} says {sha256}")
 
 
@@ -339,16 +336,17 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _put(path: Path, chunks: Sequence[Chunk]) -> dict[str, Any]:
+def _put(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
     """Write a new file, to the disk; its manifest entry."""
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     with _open(path) as file:
         for chunk in chunks:
             data = chunk if isinstance(chunk, bytes) else np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
             digest.update(data)
             _write(file, data)
+            size += len(data)
         _sync(file)
-    return {"bytes": _size(chunks), "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _size(chunks: Sequence[Chunk]) -> int:
@@ -360,14 +358,26 @@ def _room(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         free = shutil.disk_usage(path.parent).free
+        needs = f"{needed:,} bytes are needed, " if needed else ""  # an iterator does not tell
         raise ExhaustedError(
-            f"no room to write {path} ({error.strerror}): {needed:,} bytes are needed, {free:,} are free. Free some "
-            "space; what was written before is intact"
+            f"no room to write {path} ({error.strerror}): {needs}{free:,} are free. Free some space; what was written "
+            "before is intact"
         ) from error
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Where to make what shall be renamed to `path`: on the disk for good when the block ends, gone when it fails."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)

@@ -39,7 +39,7 @@ class Log:
 
     def write(self, line: Line) -> None:
         """Append a line, visible to every reader when this returns."""
-        self._file.append(files.json_bytes(_plain(line), indent=None))
+        self._file.append(files.json_bytes(plain(line), indent=None))
 
     def close(self) -> None:
         self._file.close()
@@ -80,14 +80,14 @@ def comparable(lines: Iterable[Line]) -> list[Line]:
     ]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON has it: NumPy's numbers and arrays as Python's, what is not finite as None."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.errors import DivergedError, InputError
+from glasslm.errors import DivergedError, require
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Sampling:
     """Seed of the draws: the same seed gives the same text."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more, and finite")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
+        require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more, and finite")
+        require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
         penalty = self.repetition_penalty
-        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1: off), and finite")
-        _require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2^64 - 1")
+        require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1: off), and finite")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2^64 - 1")
 
 
 def probabilities(
@@ -135,8 +135,3 @@ def log_probability(logits: NDArray[Any], token: int) -> float:
     scores = logits.astype(np.float64)
     scores -= scores.max()
     return float(scores[token] - math.log(np.exp(scores).sum()))
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {value}: expected {expected}")

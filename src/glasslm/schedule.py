@@ -13,15 +13,15 @@ def lr_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
     """The rate of update `step` = 0 .. max_steps - 1.
 
     Linear warmup (step + 1) / W to the peak, at most half of the run long; then by schedule down to min_lr, which the
-    last step has (`constant` stays at the peak).
+    last step has. `constant` stays at the peak, and so does a run of a single step, which would learn nothing at 0.
     """
     lr, low = config.lr, config.min_lr
     warmup = min(config.warmup_steps, max_steps // 2)
     if step < warmup:
         return lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return lr
     last = max_steps - 1
+    if config.schedule == "constant" or last == 0:
+        return lr
     if step >= last:
         return low
     if config.schedule == "cosine":

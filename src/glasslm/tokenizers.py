@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.corpora.cache import cache_dir
-from glasslm.corpora.download import Remote, Say, download
+from glasslm.corpora.download import Remote, download
 from glasslm.errors import InputError
+from glasslm.wording import Say
 
 if TYPE_CHECKING:
     import tokenizers

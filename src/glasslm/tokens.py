@@ -1,8 +1,8 @@
 """Tokens on disk and in batches: text is split, tokenised once into memory-mapped shards, and read by step and row.
 
 Shards live in the cache under tokens/<sha256>/, where the hash is the identity of text, split and tokenizer. A folder
-appears whole (built beside and renamed, manifest of hashes last), and is built again if a hash does not match. The
-batch of a step is a pure function of (seed, step, row). N tokens, B rows, T positions.
+appears whole, with a manifest of hashes (files.py), and is built again if a hash does not match. The batch of a step is
+a pure function of (seed, step, row). N tokens, B rows, T positions.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,18 +23,17 @@ import filelock
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from glasslm import tokenizers
+from glasslm import corpora, files, tokenizers
 from glasslm.config import DataConfig
 from glasslm.corpora import Source, cache_dir
 from glasslm.corpora.cache import writing
-from glasslm.corpora.download import Say
-from glasslm.corpora.files import source_file
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
 from glasslm.tokenizers import Tokenizer
+from glasslm.wording import Say
 
 Shard = NDArray[np.uint16] | NDArray[np.uint32]
 
-FORMAT = 1
+FORMAT = 2
 PIECE = 1 << 20  # characters tokenised at once
 BPE_SAMPLE = 50_000_000  # bytes of the training text that BPE is trained on, at most
 WORTH_SAYING = 20_000_000  # bytes of text from which on preparing it takes noticeable time
@@ -88,7 +86,7 @@ def prepare(data: DataConfig, source: Source, say: Say, tokenizer: Tokenizer | N
         if dataset is None:
             key = _build(folder, data, source, say, tokenizer)
             if tokenizer is None:
-                recipe.write_text(key, encoding="utf-8")
+                files.write_atomic(recipe, key.encode())
             dataset = reopen(key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
     return replace(dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]})
@@ -98,16 +96,38 @@ def reopen(data_sha256: str) -> Dataset | None:
     """The tokens that were prepared under this identity, or None if the cache has lost or damaged them."""
     folder = cache_dir("tokens") / data_sha256
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for name, recorded in manifest["hashes"].items():
-            if source_file(folder / name).sha256 != recorded:
-                return None
+        files.verify_folder(folder)
         tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        facts, dtype = manifest["facts"], np.dtype(manifest["dtype"])
+        facts, dtype = files.read_json(folder / "facts.json"), _dtype(tokenizer)
         parts = {name: Split(_mapped(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"]) for name in _names(facts)}
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: InputError is a ValueError, too
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: DamagedError is an OSError, too
         return None
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
+
+
+def of_run(data: DataConfig, facts: dict[str, Any], tokenizer: Tokenizer, say: Say) -> Dataset:
+    """The tokens of a run, from the cache or else made again from its text. `facts` is the "data" of its run.json.
+
+    Raises DamagedError when its text is gone or has changed.
+    """
+    dataset = reopen(facts["sha256"])
+    if dataset is None:
+        dataset = prepare(data, corpora.of_run(data, facts, say), say, tokenizer)
+        if dataset.sha256 != facts["sha256"]:
+            raise DamagedError(
+                f"the text of this run has changed since: its sha256 was {facts['sha256']}, it is {dataset.sha256} now"
+            )
+    return dataset
+
+
+def encoded(source: Source, tokenizer: Tokenizer, errors: str) -> Shard:
+    """The whole of a text as tokens (N,), mapped from a file without a name, which is gone when nobody uses it."""
+    folder, dtype = cache_dir(), _dtype(tokenizer)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for text in tokenizers.cut(source.text(errors), PIECE):
+            file.write(tokenizer.encode(text).astype(dtype).tobytes())
+        file.flush()
+        return np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
 
 
 def require_room(dataset: Dataset, block_size: int, batch_size: int = 1) -> None:
@@ -204,8 +224,7 @@ def _alone(folder: Path, say: Say) -> Iterator[None]:
         say("waiting for another process that is preparing tokens")
         lock.acquire()
     try:
-        for left in folder.glob("*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        files.sweep(folder)
         yield
     finally:
         lock.release()
@@ -223,27 +242,29 @@ def _build(folder: Path, data: DataConfig, source: Source, say: Say, tokenizer: 
     if tokenizer is None:
         tokenizer = _make_tokenizer(data, source, known, say)
     key = _identity(data, source, tokenizer)
-    building = folder / f"{key[:16]}-{os.getpid()}.tmp"
-    building.mkdir()
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
-    (building / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+    parts = itertools.groupby(parts_of(source, data, known.bytes), key=lambda piece: piece[0])
+
+    def counted() -> Iterator[bytes]:  # asked for when the shards before it are written, and so counted
+        yield files.json_bytes(facts)
+
+    contents: dict[str, Iterable[files.Chunk]] = {"tokenizer.json": [tokenizer.to_json().encode()]}
     for name in ("train", "val", "test")[: 3 if data.test_fraction else 2]:
-        (building / f"{name}.bin").touch()
-        facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
-    for name, pieces in itertools.groupby(parts_of(source, data, known.bytes), key=lambda piece: piece[0]):
-        with open(building / f"{name}.bin", "wb") as shard:
-            for text in tokenizers.cut((text for _, text in pieces), PIECE):
-                ids = tokenizer.encode(text)
-                shard.write(ids.astype(dtype).tobytes())
-                facts[f"{name}_tokens"] += len(ids)
-                facts[f"{name}_bytes"] += len(text.encode())
-    hashes = {path.name: source_file(path).sha256 for path in sorted(building.iterdir())}
-    manifest = {"format": FORMAT, "dtype": dtype.name, "facts": facts, "hashes": hashes}
-    (building / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    shutil.rmtree(folder / key, ignore_errors=True)  # what did not verify
-    building.rename(folder / key)
+        contents[f"{name}.bin"] = _shard(name, parts, tokenizer, facts)
+    files.write_folder(folder / key, contents | {"facts.json": counted()})
     return key
+
+
+def _shard(name: str, parts: Iterator[tuple[str, Any]], tokenizer: Tokenizer, facts: dict[str, Any]) -> Iterator[Shard]:
+    """The tokens of the next of the `parts`, counted into `facts`; none where the text is too short to have it."""
+    facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
+    found, pieces = next(parts, (name, ()))
+    assert found == name
+    for text in tokenizers.cut((text for _, text in pieces), PIECE):
+        ids = tokenizer.encode(text).astype(_dtype(tokenizer))
+        yield ids
+        facts[f"{name}_tokens"] += len(ids)
+        facts[f"{name}_bytes"] += len(text.encode())
 
 
 def _make_tokenizer(data: DataConfig, source: Source, known: Survey, say: Say) -> Tokenizer:
@@ -270,6 +291,10 @@ def _bpe_sample(data: DataConfig, source: Source, known: Survey, say: Say) -> It
     if share < 1:
         say(f"training BPE on {BPE_SAMPLE / 1e6:.0f} MB, evenly spaced, {share:.0%} of the training text")
     yield from thinned(tokenizers.cut(training, PIECE), share)
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> Shard:

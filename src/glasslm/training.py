@@ -10,9 +10,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,9 +20,11 @@ import numpy as np
 from glasslm import checkpoint, evaluation, generation
 from glasslm.checkpoint import Best, Progress
 from glasslm.config import RunConfig
+from glasslm.display import Display
 from glasslm.engines import Batch, Engine, Update
 from glasslm.errors import DivergedError
-from glasslm.metrics import Line
+from glasslm.metrics import Line, Log
+from glasslm.runs import Run
 from glasslm.sampling import Sampling
 from glasslm.schedule import lr_at
 from glasslm.tokens import Dataset, Order
@@ -34,78 +35,80 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
 
 
 class Loop:
-    """One run under way. `log` takes every line of metrics.jsonl; `tick` is told of every step.
-
-    `run` returns the status for the last line: finished, stopped (stop_at_loss or patience) or interrupted.
-    """
+    """One run under way, whose lines go to `metrics` and to `display`."""
 
     def __init__(
         self,
-        config: RunConfig,
+        run: Run,
         engine: Engine,
         dataset: Dataset,
-        run_dir: Path,
-        hashes: dict[str, str],
-        log: Callable[[Line], None],
-        log_bytes: Callable[[], int],
-        tick: Callable[[int], None],
+        metrics: Log,
+        display: Display,
         progress: Progress | None = None,
     ) -> None:
-        self.config, self.engine, self.dataset = config, engine, dataset
-        self.run_dir, self.hashes = run_dir, hashes
-        self.log, self.log_bytes, self.tick = log, log_bytes, tick
-        self.max_steps = config.train.max_steps
-        self.order = make_order(config, len(dataset.train.tokens))
-        self.max_windows = evaluation_windows(config, len(dataset.val.tokens))
+        self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
+        self.run_dir, self.config = run.path, run.config
+        self.hashes = hashes(run, dataset)
+        self.max_steps = self.config.train.max_steps
+        self.order = make_order(self.config, len(dataset.train.tokens))
+        self.max_windows = evaluation_windows(self.config, len(dataset.val.tokens))
         self.step = progress.step if progress else 0
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
-        self.best_line: Line | None = None  # the eval line of the best, for the summary
         memory = progress.loop if progress else {}
         self.nonfinite: int = memory.get("nonfinite", 0)  # steps in a row
         self.patience_used: int = memory.get("patience_used", 0)  # evaluations since the best
         self.evaluated_at: int = memory.get("evaluated_at", -1)
         self.sampled_at: int = memory.get("sampled_at", -1)
+        self.measured: bool = memory.get("measured", False)  # on the whole split, at the end
         self.saved_at = self.step if progress else -1
         self.signal: int | None = None  # that interrupted the run
         self.started = time.perf_counter()
         self.seconds_training, self.steps_timed = 0.0, 0  # since the last logged step
 
     def run(self) -> str:
-        train = self.config.train
+        """Train to the end, or to a signal; the status for the last line.
+
+        That is finished, stopped (by stop_at_loss or patience) or interrupted: something is left for a resumed run.
+        """
         with interruptible() as interrupted:
             if self.evaluated_at < 0:  # a new run
                 self.evaluate()
-                if train.sample_interval:
+                if self.config.train.sample_interval:
                     self.sample()
                 self.save()
-            while not self.is_over():
-                began = time.perf_counter()
-                loss, update = self.advance()
-                self.seconds_training += time.perf_counter() - began
-                self.steps_timed += 1
-                if due(self.step, train.log_interval) or self.step == self.max_steps or not update.finite:
-                    self.log(self.step_line(loss, update))
-                if self.nonfinite >= NONFINITE_LIMIT:
-                    raise DivergedError(
-                        f"the gradients of {NONFINITE_LIMIT} steps in a row, up to step {self.step}, are not finite: "
-                        f"lower --lr (now {self.config.optimizer.lr:g}) or lengthen --warmup-steps"
-                    )
-                if due(self.step, train.eval_interval):
-                    self.evaluate()
-                if due(self.step, train.sample_interval):
-                    self.sample()
-                # After all else that this step writes, so that a resumed run repeats none of it and misses none.
-                if due(self.step, train.checkpoint_interval) or self.is_best():
-                    self.save()
-                self.tick(self.step)
-                if interrupted.is_set() and not self.is_over():
-                    self.save()
-                    self.signal = interrupted.received
-                    return "interrupted"
-        stopped = self.step < self.max_steps
-        self.finish()
-        return "stopped" if stopped else "finished"
+            while not (self.is_over() or interrupted.is_set()):
+                self.do_step()
+            if not self.is_over():
+                self.save()
+            elif self.finish(interrupted):
+                return "finished" if self.step == self.max_steps else "stopped"
+            self.signal = interrupted.received
+            return "interrupted"
+
+    def do_step(self) -> None:
+        """One step and all that is due after it."""
+        train = self.config.train
+        began = time.perf_counter()
+        loss, update = self.advance()
+        self.seconds_training += time.perf_counter() - began
+        self.steps_timed += 1
+        if due(self.step, train.log_interval) or self.step == self.max_steps or not update.finite:
+            self.log(self.step_line(loss, update))
+        if self.nonfinite >= NONFINITE_LIMIT:
+            raise DivergedError(
+                f"the gradients of {NONFINITE_LIMIT} steps in a row, up to step {self.step}, are not finite: "
+                f"lower --lr (now {self.config.optimizer.lr:g}) or lengthen --warmup-steps"
+            )
+        if due(self.step, train.eval_interval):
+            self.evaluate()
+        if due(self.step, train.sample_interval):
+            self.sample()
+        # After all else that this step writes, so that a resumed run repeats none of it and misses none. `finish` saves
+        # the last one, when it has evaluated.
+        if (due(self.step, train.checkpoint_interval) or self.is_best()) and not self.is_over():
+            self.save()
+        self.display.tick(self.step)
 
     def advance(self) -> tuple[float, Update]:
         """One step: a batch through the engine."""
@@ -117,19 +120,17 @@ class Loop:
         self.tokens += targets.size
         self.nonfinite = 0 if update.finite else self.nonfinite + 1
         if self.nonfinite == 1:
-            message = f"the gradient of step {self.step} is not finite: the step was skipped"
-            self.log({"kind": "warning", "step": self.step, "code": "nonfinite", "message": message})
+            self.warn("nonfinite", f"the gradient of step {self.step} is not finite: the step was skipped")
         return loss, update
 
     def evaluate(self) -> None:
         """The validation loss now."""
         score = self.score(self.max_windows)
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
-        line = eval_line(self.step, score, is_best) | {"timing": self.clock()}
-        self.log(line)
+        self.log(self.eval_line(self.step, score, is_best))
         self.evaluated_at = self.step
         if is_best:
-            self.best, self.best_line, self.patience_used = Best(self.step, score.loss), line, 0
+            self.best, self.patience_used = Best(self.step, score.loss), 0
         else:
             self.patience_used += 1
 
@@ -139,32 +140,51 @@ class Loop:
     def is_over(self) -> bool:
         """Whether all steps are done or the evaluations end the run early; the same before and after a resume."""
         goal, patience = self.config.train.stop_at_loss, self.config.train.patience
-        if self.step >= self.max_steps:
+        if self.step >= self.max_steps or self.measured:
             return True
         if goal is not None and self.best is not None and self.best.loss <= goal:
             return True
         return patience is not None and self.patience_used >= patience
 
-    def finish(self) -> None:
-        """The last weights and the best ones, measured on the whole split."""
+    def finish(self, interrupted: Interrupt) -> bool:
+        """The last weights evaluated and saved, and measured on the whole split, with the best ones, if need be.
+
+        False when a signal came before the measurements: they are skipped, and a resumed run makes them.
+        """
         if self.evaluated_at != self.step:
             self.evaluate()
         if self.sampled_at != self.step and self.config.train.sample_interval:
             self.sample()
         self.save()
-        if self.max_windows is None or self.best is None:
-            return
-        last = eval_line(self.step, self.score(None), is_best=False) | {"timing": self.clock()}
-        chosen = last
-        if self.best.step != self.step:
-            moments = [(name, array.copy()) for name, array in self.engine.state()]
-            self.engine.load(checkpoint.load(self.run_dir, self.best.step).weights().items())
-            chosen = eval_line(self.best.step, self.score(None), is_best=True) | {"timing": self.clock()}
-            self.engine.load(moments, self.engine.updates)
-            self.log(last)
-        chosen["best"] = True
-        self.log(chosen)
-        self.best, self.best_line = Best(self.best.step, chosen["loss"]), chosen
+        if self.max_windows is not None and not self.measured:
+            lines = self.whole_lines(interrupted)
+            if lines is None:
+                return False
+            finite = [line for line in lines if math.isfinite(line["loss"])]
+            if finite:
+                best = min(finite, key=lambda line: line["loss"])
+                best["best"] = True
+                self.best = Best(best["step"], best["loss"])
+            for line in sorted(lines, key=lambda line: line["best"]):
+                self.log(line)
+            self.measured = True
+            self.save(again=True)  # what came out best, too, is for the checkpoint to know
+        return True
+
+    def whole_lines(self, interrupted: Interrupt) -> list[Line] | None:
+        """The losses of the last and of the best weights on the whole split; None when a signal came before."""
+        if interrupted.is_set():
+            return None
+        lines = [self.eval_line(self.step, self.score(None), is_best=False)]
+        best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
+        if best.step != self.step:
+            if interrupted.is_set():
+                return None
+            self.engine.load(best.weights().items())
+            lines.append(self.eval_line(best.step, self.score(None), is_best=False))
+            last = checkpoint.load(self.run_dir, self.step)  # saved a moment ago, moments and all
+            self.engine.load(last.state(), last.progress.updates)
+        return lines
 
     def score(self, max_windows: int | None) -> evaluation.Score:
         return evaluation.evaluate(
@@ -193,21 +213,22 @@ class Loop:
         line = {"kind": "sample", "step": self.step, "prompt": "", "text": text}
         self.log(line | {"temperature": SAMPLE_TEMPERATURE, "seed": seed})
 
-    def save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
-        if self.saved_at == self.step:
+    def save(self, again: bool = False) -> None:
+        """A checkpoint of this step, unless there is one and it need not be written again."""
+        if self.saved_at == self.step and not again:
             return
         progress = Progress(
             step=self.step,
             updates=self.engine.updates,
             tokens=self.tokens,
-            metrics_bytes=self.log_bytes(),
+            metrics_bytes=self.metrics.bytes,
             best=self.best,
             loop={
                 "nonfinite": self.nonfinite,
                 "patience_used": self.patience_used,
                 "evaluated_at": self.evaluated_at,
                 "sampled_at": self.sampled_at,
+                "measured": self.measured,
             },
         )
         path = checkpoint.save(self.run_dir, self.engine, progress, keep=self.config.train.keep, **self.hashes)
@@ -238,6 +259,18 @@ class Loop:
             },
         }
 
+    def eval_line(self, step: int, score: evaluation.Score, is_best: bool) -> Line:
+        line = {"kind": "eval", "step": step, "split": "val", **score._asdict(), "best": is_best}
+        return line | {"timing": self.clock()}
+
+    def log(self, line: Line) -> None:
+        """A line into metrics.jsonl, and then before people's eyes."""
+        self.metrics.write(line)
+        self.display.show(line)
+
+    def warn(self, code: str, message: str) -> None:
+        self.log({"kind": "warning", "step": self.step, "code": code, "message": message})
+
     def clock(self) -> dict[str, Any]:
         return {"elapsed_s": round(time.perf_counter() - self.started, 3)}
 
@@ -246,8 +279,13 @@ def due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def eval_line(step: int, score: evaluation.Score, is_best: bool) -> Line:
-    return {"kind": "eval", "step": step, "split": "val", **score._asdict(), "best": is_best}
+def hashes(run: Run, dataset: Dataset) -> dict[str, str]:
+    """What a checkpoint belongs to."""
+    return {
+        "config_sha256": run.config_sha256,
+        "tokenizer_sha256": dataset.tokenizer.sha256,
+        "data_sha256": dataset.sha256,
+    }
 
 
 def make_order(config: RunConfig, n_tokens: int) -> Order:

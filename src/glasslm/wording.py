@@ -1,13 +1,24 @@
-"""Numbers in words, and text made safe to show: for the display, the report and whatever a command prints."""
+"""Numbers in words, text made safe to show, and a line for a person: for the display, the report and the commands."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+Say = Callable[[str], None]  # takes a message that a person should read
+
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def tell(message: str) -> None:
+    """A message to standard error, at once; lost where nobody reads that any more (`2>&1 | head`)."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def as_float(value: Any) -> float:

@@ -109,6 +109,39 @@ def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path
     assert process.returncode == 130
 
 
+@posix
+@pytest.mark.parametrize("stage", ["from the start", "under way"])
+def test_a_pipe_that_nobody_reads_does_not_stop_the_training(
+    stage: str, text: Path, whole: Path, tmp_path: Path
+) -> None:
+    """As in `glasslm train 2>&1 | head`, with an exit code that tells how the training went."""
+    run = tmp_path / "run"
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "glasslm", *map(str, words(text, run, **LONG))]
+    process = subprocess.Popen(command, stdout=writing, stderr=writing)
+    os.close(writing)
+    if stage == "under way":
+        while steps_logged(run) < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+    os.close(reading)
+    assert process.wait(timeout=60) == 0
+    assert logged(run, "end")[0]["status"] == "finished"
+    assert (run / "report.html").is_file()
+    assert essence(run, 120) == essence(whole, 120)
+
+
+@posix
+def test_output_that_nobody_reads_is_no_error(whole: Path) -> None:
+    """As in `glasslm generate RUN | head -c 1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "glasslm", "generate", str(whole), "--prompt", "the", "--threads", "1"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def killed_and_resumed(text: Path, whole: Path, run: Path, after: int) -> None:
     """kill -9 when about `after` steps are logged, and the rest in this process."""
     process = start(*words(text, run, **LONG))

@@ -288,13 +288,12 @@ def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
 
 KILLED = textwrap.dedent("""
     import os, sys
-    from pathlib import Path
-    from glasslm import corpora, tokens
+    from glasslm import corpora, files, tokens
     from glasslm.config import DataConfig
 
     where, count = sys.argv[2], int(sys.argv[3])
-    owner, name = {"encode": (tokens.tokenizers.CharTokenizer, "encode"), "write": (Path, "write_text"),
-                   "rename": (Path, "rename")}[where]
+    owner, name = {"encode": (tokens.tokenizers.CharTokenizer, "encode"), "write": (files, "_write"),
+                   "rename": (files, "_rename")}[where]
     real, calls = getattr(owner, name), 0
 
     def killing(*args, **kwargs):
@@ -328,7 +327,10 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize(("where", "count"), [("encode", 1), ("encode", 20), ("write", 1), ("rename", 1), ("write", 3)])
+# Of the renames the first is that of the tokens, the second that of the recipe.
+@pytest.mark.parametrize(
+    ("where", "count"), [("encode", 1), ("encode", 20), ("write", 1), ("rename", 1), ("write", 30), ("rename", 2)]
+)
 def test_a_killed_tokenisation_is_redone(text: Path, cache: Path, where: str, count: int) -> None:
     died = subprocess.run([sys.executable, "-c", KILLED, str(text), where, str(count)], capture_output=True)
     assert died.returncode == 137, died.stderr.decode()
@@ -336,7 +338,8 @@ def test_a_killed_tokenisation_is_redone(text: Path, cache: Path, where: str, co
     dataset = tokens.prepare(data, corpora.find(data, quiet), quiet)
     both = dataset.tokenizer.decode([*dataset.train.tokens.tolist(), *dataset.val.tokens.tolist()])
     assert both == text.read_text(encoding="utf-8")
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [dataset.sha256]  # nothing half done is left
+    recipe = tokens._recipe(data, corpora.find(data, quiet))
+    assert {path.name for path in cache.iterdir()} == {dataset.sha256, f"{recipe}.json", ".lock"}  # nothing half done
 
 
 def test_any_damage_is_found_and_repaired(text: Path, cache: Path) -> None:
@@ -344,7 +347,7 @@ def test_any_damage_is_found_and_repaired(text: Path, cache: Path) -> None:
     source = corpora.find(data, quiet)
     folder = cache / tokens.prepare(data, source, quiet).sha256
     whole = shards(folder)
-    assert set(whole) == {"train.bin", "val.bin", "tokenizer.json", "manifest.json"}
+    assert set(whole) == {"train.bin", "val.bin", "tokenizer.json", "facts.json", "manifest.json"}
     for name, body in whole.items():
         for damage in (body[:-1], body[:20] + bytes([body[20] ^ 1]) + body[21:], b"", None):
             if damage is None:

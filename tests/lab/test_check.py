@@ -1,6 +1,7 @@
 """The gradient check: honest gradients pass, and a mistake planted anywhere is found."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import small_runs
+from glasslm import files
 from glasslm.cli import check as command
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch
@@ -336,12 +338,34 @@ def test_the_command_fails_when_a_gradient_is_wrong(
     assert "wrong" in out.splitlines()[-1]
 
 
-def test_a_trained_run_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [("good", 1e-9), ("bad", math.nan), ("wrong", 0.5)]
+    findings = [differences.Finding(case, error, "x[0]", 1, 0) for case, error in cases]
+    monkeypatch.setattr(check, "check_ops", lambda seed: iter(findings))
+    monkeypatch.setattr(check, "check_models", lambda combinations, seed: iter([]))
+    assert command.main(["--json"]) == 1
+    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
+    assert facts["largest_error"] is None
+    assert (facts["passed"], facts["wrong"]) == (False, ["bad", "wrong"])
+
+
+def test_every_case_has_numbers_of_its_own() -> None:
+    names = [*OPS, *(name for name, _ in check.single_switches())]
+    assert len({check._generator(0, name).random() for name in names}) == len(set(names))
+
+
+def test_a_trained_run_passes_also_without_its_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = small_runs.write_text(tmp_path / "text.txt")
     small_runs.train(text, tmp_path / "run", max_steps=3, feedforward="relu2", n_layers=1)
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "another"))
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     rows = table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
-    assert facts["cases"] == len(rows)
+    assert facts["cases"] == len(rows)  # every weight
+    assert facts["elements"] == check.RUN_ELEMENTS * len(rows)
     with pytest.raises(InputError):
         command.main([str(tmp_path / "nothing")])

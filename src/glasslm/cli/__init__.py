@@ -6,8 +6,10 @@ import difflib
 import importlib
 import os
 import sys
+from typing import TextIO
 
 from glasslm.errors import GlasslmError
+from glasslm.wording import tell
 
 COMMANDS = {
     "train": "train a model from raw text",
@@ -18,6 +20,9 @@ COMMANDS = {
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }
+
+
+WRITERS = {"generate", "evaluate", "corpus", "report"}  # done when the reader of their output (head, less) is
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,14 +50,29 @@ def main(argv: list[str] | None = None) -> int:
         result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
         return result
     except GlasslmError as error:
-        print(f"glasslm {argv[0]}: {error}", file=sys.stderr)
+        tell(f"glasslm {argv[0]}: {error}")
         return error.exit_code
     except KeyboardInterrupt:  # where there is nothing to save; a run under way saves first (training.py)
-        print(f"\nglasslm {argv[0]}: interrupted", file=sys.stderr)
+        tell(f"\nglasslm {argv[0]}: interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        if argv[0] in WRITERS:
+            return 0
+        tell(f"glasslm {argv[0]}: its output was closed before the end")
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """Send what nobody reads any more to nowhere, or Python would fail to write it once more when it exits."""
+    if stream is None:  # it was closed from the start
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _help() -> str:

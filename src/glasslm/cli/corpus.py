@@ -13,7 +13,7 @@ from glasslm import corpora
 from glasslm.cli import parsing
 from glasslm.config import Corpus, DataConfig
 from glasslm.errors import InputError
-from glasslm.wording import harmless, one_line
+from glasslm.wording import harmless, one_line, tell
 
 HELP = """usage: glasslm corpus list | get NAME | inspect [NAME | --text-file PATH] [FLAGS]
 
@@ -66,7 +66,7 @@ def _list(argv: list[str]) -> int:
 
 def _get(argv: list[str]) -> int:
     flags = parsing.parse(GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare")
-    source = corpora.find(DataConfig(corpus=flags.name), _say)
+    source = corpora.find(DataConfig(corpus=flags.name), tell)
     size = sum(file.bytes for file in source.files)
     where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
     print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")
@@ -79,17 +79,13 @@ def _inspect(argv: list[str]) -> int:
     from glasslm import corpus_facts, tokens
 
     data = replace(flags.data, corpus=flags.name) if flags.name else flags.data
-    source = corpora.find(data, _say)
-    facts = corpus_facts.facts(data, source, tokens.prepare(data, source, _say))
+    source = corpora.find(data, tell)
+    facts = corpus_facts.facts(data, source, tokens.prepare(data, source, tell))
     if flags.json:
         print(json.dumps(facts))
     else:
         _print(facts)
     return 0
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 def _print(facts: dict[str, Any]) -> None:

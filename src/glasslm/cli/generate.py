@@ -67,7 +67,7 @@ class Flags:
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
     compute: tyro.conf.OmitArgPrefixes[ComputeConfig] = field(default_factory=ComputeConfig)
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    json: bool = False
     """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
 
 
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.compute))
     if flags.grammar and model.json_grammar.note:
         print(f"note: {model.json_grammar.note}", file=sys.stderr)
-    talk = flags.prompt is None and not flags.compare and not flags.as_json and _is_terminal(sys.stdin)
+    talk = flags.prompt is None and not flags.compare and not flags.json and _is_terminal(sys.stdin)
     try:
         if talk:
             _converse(model, flags)
@@ -146,7 +146,7 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
     """Each text after its prompt, or as a line of JSON; the speed goes to stderr."""
     start = time.monotonic()
     pieces = _pieces(model, flags, prompt, sampling)
-    if flags.as_json:
+    if flags.json:
         texts = _texts(pieces, flags.num_samples)
         _print_json(texts, prompt, sampling.seed)
     else:
@@ -164,7 +164,7 @@ def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Non
         name: _texts(_pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)), flags.num_samples)
         for name, sampler in SAMPLERS.items()
     }
-    if flags.as_json:
+    if flags.json:
         for name, texts in results.items():
             _print_json(texts, prompt, sampling.seed, sampler=name)
     elif _is_terminal(sys.stdout):

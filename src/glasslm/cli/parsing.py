@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from typing import Any, TypeVar
 
+from glasslm.config import ALIASES
 from glasslm.errors import InputError
 
 Flags = TypeVar("Flags")
@@ -17,21 +21,24 @@ def parse(
     default: Any = None,
     repeatable: tuple[str, ...] = (),
 ) -> Flags:
-    """`argv` as a `kind` (a frozen dataclass); unknown flags end the program with exit code 2 and what was meant.
+    """`argv` as a `kind` (a frozen dataclass); --help ends the program.
 
-    Raises InputError for a flag given twice, unless it is `repeatable`: the parser would keep the last one in silence.
+    Raises InputError, in one line, for an unknown flag (with what was meant), a value that cannot be, and a flag given
+    twice unless it is `repeatable`: the parser would keep the last one in silence.
     """
     import tyro
 
-    seen = set()
-    for word in argv:
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and flag in seen and flag not in repeatable:
-            raise InputError(f"{flag} was given twice: give it once, with all its values after it")
-        seen.add(flag)
+    _refuse_repetition(argv, repeatable)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=program, description=description, args=argv, config=config, **given)
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            return tyro.cli(kind, prog=program, description=description, args=argv, config=config, **given)
+    except SystemExit as left:
+        if not left.code:
+            raise
+        raise InputError(_one_line(framed.getvalue(), program)) from None
 
 
 def value_of(flag: str, argv: list[str], default: str) -> str:
@@ -42,3 +49,30 @@ def value_of(flag: str, argv: list[str], default: str) -> str:
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return default
+
+
+def _refuse_repetition(argv: list[str], repeatable: tuple[str, ...]) -> None:
+    seen: dict[str, str] = {}  # the field that a flag stands for -> the flag as it was written
+    for word in argv:
+        flag = word.partition("=")[0]
+        if not flag.startswith("--") or flag in repeatable:
+            continue
+        name = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
+        name = ALIASES.get(name, name)
+        if name in seen:
+            before = seen[name]
+            what = f"{flag} was given twice" if flag == before else f"{before} and {flag} are the same setting"
+            raise InputError(f"{what}: give it once, with all its values after it")
+        seen[name] = flag
+
+
+def _one_line(framed: str, program: str) -> str:
+    """tyro's message without its frame: what was wrong and, for an unknown flag, what was perhaps meant."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", framed)
+    rows = [row.strip("│ ") for row in text.splitlines() if not row.startswith(("╭", "╰"))]
+    text = " ".join(" ".join(rows).split())
+    message = re.sub(r"^Error parsing (?:\w+: )?", "", text.partition(" ──")[0])  # a word is a part of the config
+    if not message.startswith("Unrecognized"):
+        return message
+    meant = sorted(set(re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (-[^\s,]+)", text)))
+    return f"{message}: did you mean {' and '.join(meant)}?" if meant else f"{message}: see {program} --help"

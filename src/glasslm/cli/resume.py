@@ -16,8 +16,8 @@ Example:
 
 
 @dataclass(frozen=True)
-class ResumeFlags:
-    run: Annotated[str, tyro.conf.Positional]
+class Flags:
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run's folder, or its name under ./runs."""
     json: bool = False
     """Print one JSON object at the end."""
@@ -29,5 +29,5 @@ def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
     from glasslm.cli.train import finish
 
-    flags = parse(ResumeFlags, argv, "glasslm resume", DESCRIPTION)
+    flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
     return finish(launch.resume(runs.find(flags.run), flags.compute), flags.json)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import signal
-import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, with_flags
 from glasslm.errors import InputError
+from glasslm.metrics import plain
 from glasslm.presets import PRESETS
+from glasslm.wording import tell
+
+if TYPE_CHECKING:
+    from glasslm.launch import Outcome
 
 DESCRIPTION = """Train a language model from raw text.
 
@@ -25,7 +31,7 @@ Flags beat the preset. Ctrl-C saves; `glasslm resume RUN` goes on exactly where 
 
 
 @dataclass(frozen=True)
-class TrainFlags:
+class Flags:
     """All that can be said about a run."""
 
     preset: str = "tiny"
@@ -46,11 +52,11 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
-    outcome = launch.train(config, flags.compute, flags.run_dir, preset=flags.preset)
-    return finish(outcome, flags.json)
+    command = shlex.join(["glasslm", "train", *argv])
+    return finish(launch.train(config, flags.compute, flags.run_dir, preset=flags.preset, command=command), flags.json)
 
 
-def parse(argv: list[str]) -> TrainFlags:
+def parse(argv: list[str]) -> Flags:
     """The flags over the preset that they name."""
     from glasslm.cli import parsing
 
@@ -58,27 +64,28 @@ def parse(argv: list[str]) -> TrainFlags:
     if name not in PRESETS:
         raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
     preset = PRESETS[name]()
+    with suppress(ValueError):  # the parser says better what is no number
+        preset = with_flags(preset, {"lr": float(parsing.value_of("--lr", argv, default=""))})  # takes min_lr along
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
-    return parsing.parse(TrainFlags, argv, "glasslm train", DESCRIPTION, default=TrainFlags(preset=name, **parts))
+    return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=Flags(preset=name, **parts))
 
 
-def finish(outcome: Any, as_json: bool) -> int:
-    """The report, the summary and the exit code: what train and resume have in common at the end."""
-    from glasslm import display, report
+def finish(outcome: Outcome, as_json: bool) -> int:
+    """The summary and the exit code: what train and resume have in common at the end."""
+    from glasslm import display
 
-    interrupted = outcome.status == "interrupted"
-    page = None if interrupted else report.write(outcome.run_dir)
-    code = {"diverged": 3, "interrupted": 128 + (outcome.signal or signal.SIGINT)}.get(outcome.status, 0)
     text = display.summary_text(
-        outcome.run_dir, outcome.status, outcome.best, outcome.sample, page, outcome.elapsed_s
+        outcome.run_dir, outcome.status, outcome.best, outcome.sample, outcome.report, outcome.elapsed_s
     )  # fmt: skip
     if as_json:
-        print(text, file=sys.stderr)
+        tell(text)
         best = outcome.best or {}
-        facts = {"run": str(outcome.run_dir), "status": outcome.status, "report": str(page) if page else None}
+        report = str(outcome.report) if outcome.report else None
+        facts = {"run": str(outcome.run_dir), "status": outcome.status, "report": report}
         facts |= {f"best_{key}": best.get(key) for key in ("step", "loss", "perplexity", "bpb")}
-        print(json.dumps(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
+        text = json.dumps(plain(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
     else:
-        print(text)
-        print(f"run: {outcome.run_dir}")
-    return code
+        text = f"{text}\nrun: {outcome.run_dir}"
+    with suppress(BrokenPipeError):  # nobody reads it: the run is what it is all the same
+        print(text, flush=True)
+    return {"diverged": 3, "interrupted": 128 + (outcome.signal or signal.SIGINT)}.get(outcome.status, 0)

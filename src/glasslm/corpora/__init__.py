@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from glasslm.config import Corpus, DataConfig
 from glasslm.corpora import files, python_code, shakespeare
 from glasslm.corpora.cache import cache_dir
-from glasslm.corpora.download import HURRIED, DownloadError, Say
+from glasslm.corpora.download import HURRIED, DownloadError
 from glasslm.corpora.files import Source, SourceFile
+from glasslm.wording import Say
 
-__all__ = ["DESCRIPTIONS", "Source", "SourceFile", "cache_dir", "find"]
+__all__ = ["DESCRIPTIONS", "Source", "SourceFile", "cache_dir", "find", "of_run"]
 
 DESCRIPTIONS: dict[Corpus, str] = {
     "shakespeare": shakespeare.DESCRIPTION,
@@ -36,3 +38,12 @@ def find(data: DataConfig, say: Say) -> Source:
         say(f"WARNING: {error}")
         say("WARNING: falling back to the corpus 'python'; with --corpus shakespeare this is an error instead")
         return replace(python_code.find(say), fallback=True)
+
+
+def of_run(data: DataConfig, facts: dict[str, Any], say: Say) -> Source:
+    """The text that a run was trained on, wherever it is resumed: `data` is its config, `facts` its record of the data.
+
+    A named corpus is found again; your own files are those that were recorded, also where they came through a pipe.
+    Raises DamagedError when one of them is gone or has changed.
+    """
+    return files.of_run(facts["files"]) if data.text_file else find(data, say)

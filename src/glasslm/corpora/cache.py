@@ -5,14 +5,13 @@ Everything in it can be deleted at any time; the next run makes it again.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from glasslm import files
 from glasslm.errors import ExhaustedError, GlasslmError, InputError
 
 
@@ -36,15 +35,15 @@ def writing(folder: Path) -> Iterator[None]:
     """Turns the failures of writing into `folder` into one clear line: ExhaustedError (disk full) or InputError."""
     try:
         yield
-    except GlasslmError:  # some of ours are OSErrors as well, and already say it better
-        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
+        if isinstance(error, ExhaustedError) or error.errno in files.FULL:
             there = next(path for path in (folder, *folder.parents) if path.exists())
             raise ExhaustedError(
                 f"the disk of the cache {folder} is full ({shutil.disk_usage(there).free:,} bytes free): make room, or "
                 "set GLASSLM_CACHE to a folder on another disk"
             ) from error
+        if isinstance(error, GlasslmError):  # DamagedError is an OSError as well
+            raise
         raise InputError(
             f"the cache folder {folder} cannot be written ({error.strerror or error}): set GLASSLM_CACHE to another one"
         ) from error
@@ -54,11 +53,4 @@ def keep(path: Path, body: bytes) -> None:
     """Write a file into the cache so that it is there whole or not at all."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with open(handle, "wb") as file:
-                file.write(body)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        files.write_atomic(path, body)

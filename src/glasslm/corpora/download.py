@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 
 from glasslm.corpora.cache import keep
 from glasslm.errors import InputError
-
-Say = Callable[[str], None]
+from glasslm.wording import Say
 
 # Seconds that each attempt may take before it has to be faster than SLOWEST bytes a second; between attempts, the pause
 # doubles from PAUSE seconds. HURRIED is for a download that nobody asked for by name.

@@ -13,15 +13,16 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from glasslm import files
 from glasslm.corpora.cache import cache_dir, writing
-from glasslm.corpora.download import Say
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
+from glasslm.wording import Say
 
 SEPARATOR = "\n\n"
 CHUNK = 1 << 20  # bytes read at once
@@ -29,7 +30,7 @@ CHUNK = 1 << 20  # bytes read at once
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file as it was found: its raw size and hash."""
+    """One file as it was found: its absolute path, raw size and hash."""
 
     path: str
     bytes: int
@@ -59,17 +60,14 @@ class Source:
 
 def source_file(path: Path | str) -> SourceFile:
     """Size and hash of a file. Raises InputError if it cannot be read."""
-    digest, size = hashlib.sha256(), 0
     with _opened(str(path)) as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-            size += len(block)
-    return SourceFile(str(path), size, digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256")
+        return SourceFile(os.path.abspath(path), file.tell(), digest.hexdigest())
 
 
 def find(given: tuple[str, ...], say: Say) -> Source:
     """The text that `--text-file` names. Raises InputError when a path is missing, or when there is no text in it."""
-    found: dict[str, str] = {}  # real path -> path as given: a file named twice is read once
+    found: dict[str, str] = {}  # real path -> absolute path as given: a file named twice is read once
     spooled = []
     for name in given:
         if name == "-":
@@ -79,12 +77,30 @@ def find(given: tuple[str, ...], say: Say) -> Source:
                 spooled.append(_spool(pipe))
         else:
             for path in _expand(os.path.expanduser(name), say):
-                found.setdefault(os.path.realpath(path), path)
+                found.setdefault(os.path.realpath(path), os.path.abspath(path))
     paths = sorted(found.values(), key=lambda path: Path(path).as_posix())
-    files = tuple(source_file(path) for path in spooled + paths)
-    if not any(file.bytes for file in files):
+    sources = tuple(source_file(path) for path in spooled + paths)
+    if not any(file.bytes for file in sources):
         raise InputError(f"there is no text in {', '.join(given)}: every file is empty")
-    return Source("stdin" if given[0] == "-" else Path(given[0]).stem.strip("*?") or "text", files)
+    return Source("stdin" if given[0] == "-" else Path(given[0]).stem.strip("*?") or "text", sources)
+
+
+def of_run(recorded: list[dict[str, Any]]) -> Source:
+    """The text of a run from the `files` of its run.json. Raises DamagedError for one that is gone or has changed."""
+    found = []
+    for path, sha256 in ((file["path"], file["sha256"]) for file in recorded):
+        if not os.path.isfile(path):
+            copy = " (a copy of what came through a pipe)" if Path(path).stem == sha256 else ""
+            raise DamagedError(
+                f"{path}{copy}, on which this run was trained, is gone: put the text with sha256 {sha256} there again"
+            )
+        found.append(source_file(path))
+        if found[-1].sha256 != sha256:
+            raise DamagedError(
+                f"{path} has changed since this run was trained on it: its sha256 was {sha256}, it is "
+                f"{found[-1].sha256} now. Put the original back"
+            )
+    return Source("text", tuple(found))
 
 
 def _expand(name: str, say: Say) -> list[str]:
@@ -152,23 +168,11 @@ def _standard_input() -> BinaryIO:
 def _spool(stream: BinaryIO) -> str:
     """Copy a stream, which can be read only once, into the cache, under the hash of its content."""
     folder = cache_dir("stdin")
-    digest = hashlib.sha256()
     with writing(folder):
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        try:
-            with open(handle, "wb") as file:
-                while block := stream.read(CHUNK):
-                    digest.update(block)
-                    file.write(block)
-            path = folder / f"{digest.hexdigest()}.txt"
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    return str(path)
+        return str(files.write_by_hash(folder, iter(lambda: stream.read(CHUNK), b""), ".txt"))
 
 
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str) -> BufferedReader:
     try:
         return open(path, "rb")
     except OSError as error:

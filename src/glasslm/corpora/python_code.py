@@ -12,9 +12,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from glasslm.corpora.download import Say
 from glasslm.corpora.files import SEPARATOR, Source, SourceFile, source_file
 from glasslm.errors import InputError
+from glasslm.wording import Say
 
 DESCRIPTION = "this Python's standard library without its tests, at most 5 MB, nothing to download"
 

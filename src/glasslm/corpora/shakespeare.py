@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glasslm.corpora.cache import cache_dir
-from glasslm.corpora.download import PATIENT, DownloadError, Remote, Say, download
+from glasslm.corpora.download import PATIENT, DownloadError, Remote, download
 from glasslm.corpora.files import Source, source_file
+from glasslm.wording import Say
 
 DESCRIPTION = "plays of Shakespeare, 1.1 MB, downloaded once"
 

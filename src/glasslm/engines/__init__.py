@@ -1,6 +1,6 @@
 """The seam: what an engine can do. Nothing above this line of the project asks which engine runs.
 
-An engine holds weights, gradients and moments and knows six verbs; loop, evaluation, generation and checkpoints are
+An engine holds weights, gradients and moments and knows seven verbs; loop, evaluation, generation and checkpoints are
 written once, in terms of them. Arrays cross the seam as NumPy arrays. B rows, T positions, V vocabulary.
 """
 

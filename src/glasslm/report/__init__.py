@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import files, tokens, trained
-from glasslm.errors import GlasslmError
+from glasslm.errors import GlasslmError, InputError
 from glasslm.report import facts, figures, samples, surprise
 from glasslm.runs import Run
 from glasslm.wording import harmless
@@ -30,21 +30,26 @@ EXCERPT = 600  # tokens of unseen text
 def write(run_dir: Path) -> Path:
     """Write the report of a run, whatever state it is in, into its folder; returns the path of report.html.
 
-    Raises DamagedError when run.json or metrics.jsonl cannot be read.
+    Raises DamagedError when run.json or metrics.jsonl cannot be read, InputError when nothing can be written there and
+    ExhaustedError when the disk is full.
     """
     run = Run(run_dir)
     context = _context(run)
     history, clip = run.history, run.config.optimizer.grad_clip
-    (run.path / "figures").mkdir(exist_ok=True)
     image = figures.png(figures.training(history, clip, figures.ON_WHITE))
-    files.write_atomic(run.path / "figures" / "training.png", image)
     svg = figures.inline_svg(figures.training(history, clip, figures.VARIABLES), "Loss, learning rate, gradient norm")
     markdown = _environment(escape=False).get_template("report.md.j2").render(context)
-    files.write_atomic(run.path / "report.md", markdown.encode())
     html = _environment(escape=True).get_template("report.html.j2").render(context, training_svg=svg)
-    path = run.path / "report.html"
-    files.write_atomic(path, html.encode())
-    return path
+    try:
+        files.make_folder(run.path / "figures")
+        files.write_atomic(run.path / "figures" / "training.png", image)
+        files.write_atomic(run.path / "report.md", markdown.encode())
+        files.write_atomic(run.path / "report.html", html.encode())
+    except GlasslmError:  # a full disk: some of ours are OSErrors as well
+        raise
+    except OSError as error:
+        raise InputError(f"{run.path} cannot be written ({error.strerror}): copy the run and report on that") from error
+    return run.path / "report.html"
 
 
 def _context(run: Run) -> dict[str, Any]:

@@ -22,7 +22,6 @@ SPLITS = ("train", "val", "test")
 ENDINGS = {
     "finished": "The run did all its steps.",
     "stopped": "The run stopped early, as it was told to: the loss asked for was reached, or it no longer improved.",
-    "time": "The run stopped because its time was over.",
     "interrupted": "The run was interrupted and can go on where it stopped.",
     "diverged": "The run left the finite numbers and did not come back: try a lower learning rate first.",
     "failed": "The run ended with an error and can go on from its latest checkpoint.",

@@ -13,7 +13,7 @@ import numpy as np
 from glasslm.engines.numpy.ops import Array
 
 ADAM_EPS = 1e-8
-CHUNK = 1 << 17  # numbers moved at once: few enough for the cache, enough to outweigh a hand-over between threads
+CHUNK = 1 << 18  # numbers moved at once: few enough for the cache, enough to outweigh a hand-over between threads
 
 
 def adamw(
