@@ -24,25 +24,14 @@ import time
 from pathlib import Path
 
 GOAL = 1.88
-GLASSLM = [
-    "--stop-at-loss", str(GOAL), "--block-size", "64", "--batch-size", "32", "--max-steps", "260",
-    "--warmup-steps", "20", "--eval-interval", "20", "--sample-interval", "0", "--checkpoint-interval", "1000",
-]  # fmt: skip
-NANOGPT = [
-    "config/train_shakespeare_char.py",
-    "--device=cpu",
-    "--compile=False",
-    "--eval_iters=20",
-    "--log_interval=1",
-    "--block_size=64",
-    "--batch_size=12",
-    "--n_layer=4",
-    "--n_head=4",
-    "--n_embd=128",
-    "--max_iters=2000",
-    "--lr_decay_iters=2000",
-    "--dropout=0.0",
-]
+GLASSLM = (
+    f"--stop-at-loss {GOAL} --qk-norm --block-size 64 --batch-size 32 --max-steps 145 --warmup-steps 15 "
+    "--eval-interval 145 --sample-interval 0 --checkpoint-interval 1000"
+).split()
+NANOGPT = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+).split(" ")
 
 
 def glasslm_seconds(text: Path, folder: Path) -> tuple[float, float, int]:
