@@ -187,7 +187,10 @@ def test_time_goes_on_between_lines(clock: Clock) -> None:
     assert (view.elapsed_s(), view.remaining_s()) == (15.0, None)
 
 
-def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(clock: Clock) -> None:
+def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")  # where the tests run it may be "dumb", on which nothing is redrawn
     out = Terminal()
     with Display(STEPS, "a run", stream=out, live=True) as display:
         for line in lines():
