@@ -353,7 +353,7 @@ def test_a_plan_shows_what_it_has(keys: set[str]) -> None:
 
 def test_the_summary_says_how_good_and_what_next() -> None:
     best = {"step": 900, "loss": 1.58731, "perplexity": 4.8906, "bpb": 2.29, "tokens": 10, "whole": True}
-    text = summary_text("runs/my run", "finished", best, HOSTILE, "runs/my run/report.html", 112)
+    text = summary_text("runs/my run", "finished", best, {"step": 90, "text": HOSTILE}, "runs/my run/report.html", 112)
     assert "1.5873" in text
     assert "step 900" in text
     assert 'glasslm generate "runs/my run"' in text

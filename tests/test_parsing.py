@@ -104,3 +104,9 @@ def test_one_value_before_the_rest_is_parsed() -> None:
     assert value_of("--preset", ["--lr", "1", "--preset", "small"], "tiny") == "small"
     assert value_of("--preset", ["--preset=small"], "tiny") == "small"
     assert value_of("--preset", ["--preset"], "tiny") == "tiny"
+
+
+def test_a_forgotten_path_is_refused() -> None:
+    for argv in (["--text-file"], ["--text-file", "--lr", "1e-3"]):
+        with pytest.raises(InputError, match="--text-file has no value"):
+            parse(Flags, argv, "glasslm train", "")

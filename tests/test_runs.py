@@ -49,6 +49,7 @@ def test_a_configs_identity_sees_every_value_and_no_order() -> None:
 
 def test_an_existing_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = made(tmp_path / "run")
+    (path / "checkpoints" / "000000").mkdir()
     before = (path / "run.json").read_bytes()
     for refuse in (lambda: runs.require_new(path), lambda: made(path, seed=7)):
         with pytest.raises(InputError, match="glasslm resume"):
@@ -223,3 +224,11 @@ def test_the_commit_is_that_of_the_source_and_none_elsewhere(tmp_path: Path, mon
     assert found["dirty"] is True
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git() is None  # no git at all
+
+
+def test_a_run_without_a_checkpoint_is_not_sent_to_resume(tmp_path: Path) -> None:
+    run_dir = tmp_path / "died early"
+    with files.lock(run_dir):
+        runs.create(run_dir, {}, "{}")
+    with pytest.raises(InputError, match="ended before its first checkpoint: delete it"):
+        runs.require_new(run_dir)

@@ -174,7 +174,7 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
         if problem:
             warn(f"a checkpoint is damaged ({problem}); going back to step {step}")
         return found
-    reason = f"every checkpoint is damaged ({problem})" if steps else f"{run_dir} has no checkpoint yet"
+    reason = f"every checkpoint is damaged ({problem})" if steps else f"{run_dir} ended before its first checkpoint"
     raise DamagedError(f"{reason}: nothing to go on from; start a new run")
 
 

@@ -77,9 +77,10 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         if self.d_model % self.n_heads:
+            fits = 2 * self.n_heads  # an even head size, which rope needs
             raise InputError(
                 f"d_model is {self.d_model}, which {self.n_heads} heads do not divide: choose --d-model as a multiple "
-                f"of --n-heads, for example {self.n_heads * max(1, round(self.d_model / self.n_heads))}"
+                f"of --n-heads, for example {fits * max(1, round(self.d_model / fits))}"
             )
         if self.n_kv_heads and self.n_heads % self.n_kv_heads:
             divisors = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]

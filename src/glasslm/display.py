@@ -225,11 +225,14 @@ def summary_text(
     run_dir: Path | str,
     status: str,
     best: Line | None = None,
-    sample: str | None = None,
+    sample: Line | None = None,
     report: Path | str | None = None,
     elapsed_s: float | None = None,
 ) -> str:
-    """What came of it and what to try next. `best` is the eval line with the lowest validation loss."""
+    """What came of it and what to try next.
+
+    `best` is the eval line with the lowest validation loss, `sample` the last sample line.
+    """
     run = quoted(run_dir)
     lines = [status if elapsed_s is None else f"{status} after {duration(elapsed_s)}"]
     if best is not None:
@@ -239,9 +242,11 @@ def summary_text(
             f"perplexity {number(best.get('perplexity'), '.2f')}, {number(best.get('bpb'), '.3f')} bits per byte",
         ]
     if sample:
-        lines += ["", *(f"    {row}" for row in harmless(sample).strip("\n").split("\n")), ""]
+        rows = harmless(f"{sample.get('prompt', '')}{sample.get('text', '')}").strip("\n").split("\n")
+        lines += [f"what it wrote at step {sample.get('step', 0):,}:", "", *(f"    {row}" for row in rows), ""]
     lines += [f"report: {report}"] if report is not None else []
     lines += ["try next:"]
     lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed") else []
+    lines += ["  training again with a lower --lr or a longer --warmup-steps"] if status == "diverged" else []
     lines += [f"  glasslm generate {run}", f"  glasslm evaluate {run} --text-file FILE"]
     return harmless("\n".join(lines))

@@ -38,7 +38,7 @@ class Outcome:
     status: str
     signal: int | None  # that interrupted it
     best: Line | None  # the eval line of the best validation loss
-    sample: str | None
+    sample: Line | None  # the last one
     elapsed_s: float  # without the report
     report: Path | None = None  # none of a run that is to go on, or where it could not be written
 
@@ -145,7 +145,7 @@ def _to_the_end(
             loop.log(end)
     elapsed = time.perf_counter() - started
     lines = list(run.metrics())
-    samples = [line["text"] for line in lines if line["kind"] == "sample"]
+    samples = [line for line in lines if line["kind"] == "sample"]
     page = None if status == "interrupted" else _report(run.path, say)
     sample = samples[-1] if samples else None
     return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, page)

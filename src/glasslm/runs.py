@@ -88,6 +88,10 @@ def create(run_dir: Path, record: dict[str, Any], tokenizer_json: str) -> None:
 
 def _refuse_existing(run_dir: Path) -> None:
     if (run_dir / _RECORD).exists():
+        if not checkpoint.list_steps(run_dir):
+            raise InputError(
+                f"{run_dir} holds a run that ended before its first checkpoint: delete it, or choose another --run-dir"
+            )
         raise InputError(
             f"{run_dir} already holds a run: go on with it by `glasslm resume {run_dir}`, or choose another --run-dir"
         )

@@ -7,7 +7,9 @@ a function of the step, the weights and the moments, so a run goes on from a che
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -310,8 +312,6 @@ def peak_memory_bytes() -> int | None:
         import resource
     except ImportError:
         return None
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -341,6 +341,8 @@ class Interrupt(threading.Event):
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if self.is_set():
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the live display has hidden the cursor
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number

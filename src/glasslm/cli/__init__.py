@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from typing import TextIO
 
 from glasslm.errors import GlasslmError
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     # The NumPy engine has threads of its own and holds BLAS to one; telling BLAS so before it starts spares the rest.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A run that diverges says so in its own words.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     try:
         result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
         return result

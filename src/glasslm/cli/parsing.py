@@ -29,6 +29,7 @@ def parse(
     import tyro
 
     _refuse_repetition(argv, repeatable)
+    _refuse_no_path(argv)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     given = {} if default is None else {"default": default}
     framed = io.StringIO()
@@ -66,6 +67,15 @@ def _refuse_repetition(argv: list[str], repeatable: tuple[str, ...]) -> None:
         seen[name] = flag
 
 
+def _refuse_no_path(argv: list[str]) -> None:
+    """--text-file takes any number of paths; none at all is a forgotten one (or an empty shell variable)."""
+    for word, following in zip(argv, [*argv[1:], "--"]):
+        if word in ("--text-file", "--text_file") and following.startswith("--"):
+            raise InputError(
+                "--text-file has no value: give files, folders or patterns after it, or - for standard input"
+            )
+
+
 def _one_line(framed: str, program: str) -> str:
     """tyro's message without its frame: what was wrong and, for an unknown flag, what was perhaps meant."""
     text = re.sub(r"\x1b\[[\d;]*m", "", framed)
@@ -73,6 +83,6 @@ def _one_line(framed: str, program: str) -> str:
     text = " ".join(" ".join(rows).split())
     message = re.sub(r"^Error parsing (?:\w+: )?", "", text.partition(" ──")[0])  # a word is a part of the config
     if not message.startswith("Unrecognized"):
-        return message
+        return message.replace("'None', ", "").replace(", 'None'", "")  # Python's word for a flag that is not given
     meant = sorted(set(re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (-[^\s,]+)", text)))
     return f"{message}: did you mean {' and '.join(meant)}?" if meant else f"{message}: see {program} --help"

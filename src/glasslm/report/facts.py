@@ -167,7 +167,7 @@ def commands(run_dir: str, status: str | None) -> list[Row]:
         ("let it write", f"glasslm generate {run}"),
         ("compare ways of sampling", f"glasslm generate {run} --compare"),
         ("score a text of your own", f"glasslm evaluate {run} --text-file SOME.txt"),
-        ("check every gradient of this model", f"glasslm check {run}"),
+        ("check gradients of this model by finite differences", f"glasslm check {run}"),
         ("make this report again", f"glasslm report {run}"),
     ]
 
