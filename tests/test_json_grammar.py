@@ -151,6 +151,7 @@ def test_the_bounds_hold():
     assert walk(b"1." + b"1" * DIGITS + b"e")[-1] is None
     assert walk(b"[" + b" " * SPACES)[-1] is not None
     assert walk(b"[" + b" " * (SPACES + 1))[-1] is None
+    assert walk(b" ")[-1] is None
 
 
 @pytest.mark.parametrize("symbols", ['{}[]":,0a', '{}":,', "[],-1", "[]{", "{}truefals", "[],truefals\\"])

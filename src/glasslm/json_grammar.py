@@ -126,6 +126,8 @@ def step(state: State, byte: int) -> State | None:
             return None
         mode, _, run = _ended(stack)  # the byte after a number belongs to what is around it
     if byte in WHITE:
+        if not stack and mode != "done":  # before the text begins, small models would write nothing else
+            return None
         return State(mode, stack, run + 1) if run < SPACES or mode == "done" else None
     return _structure(mode, stack, chr(byte))
 
