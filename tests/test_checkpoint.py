@@ -201,7 +201,7 @@ def test_a_damaged_best_falls_back_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match="no checkpoint yet"):
+    with pytest.raises(DamagedError, match="ended before its first checkpoint"):
         checkpoint.load(tmp_path)
     path = save(tmp_path, 0)
     (path / "state.json").unlink()
