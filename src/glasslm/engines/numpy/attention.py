@@ -6,8 +6,10 @@ are axes of one array (B, T, heads, Q), so splitting and merging them is a view.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -102,8 +104,9 @@ def attention(
         e -= _causal_max(e)
         np.minimum(e, 0, out=e)  # hidden entries may lie above the maximum of the visible ones; they are zeroed next
     np.exp(e, out=e)
-    e *= np.tri(T, dtype=e.dtype)
-    rsum = 1 / (e.reshape(-1, T) @ np.ones(T, e.dtype)).reshape(B, K, H // K, T, 1)
+    visible, ones = _masks(T, e.dtype)
+    e *= visible
+    rsum = 1 / (e.reshape(-1, T) @ ones).reshape(B, K, H // K, T, 1)
     kept = None if drop is None else dropout_mask(e.shape, *drop, new)
     weights = e if kept is None else np.multiply(e, kept, out=new(e.shape))
     out = new((B, T, H, Q))
@@ -130,6 +133,12 @@ def attention(
         return dqkv
 
     return out, backward
+
+
+@functools.cache
+def _masks(T: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """(T, T) 1 where a key is not after its query, else 0; and T ones, which sum a row in a product."""
+    return np.tri(T, dtype=dtype), np.ones(T, dtype)
 
 
 def _heads(x: Array, K: int) -> Array:
