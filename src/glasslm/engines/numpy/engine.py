@@ -26,6 +26,7 @@ from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.inference import KeyValueCache, read
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array, cross_entropy
+from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
 from glasslm.errors import DamagedError
 from glasslm.parameters import Row, table
@@ -58,9 +59,7 @@ class NumpyEngine:
     def accumulate(self, batch: Batch, weight: float) -> float:
         if self._gradients is None:
             self._gradients = Weights(self.rows, self.dtype)
-        micro = self.config.train.micro_batch_size
-        parts = [slice(start, start + micro) for start in range(0, len(batch.tokens), micro)]
-        loss = 0.0
+        loss, parts = 0.0, chunks(len(batch.tokens), self.config.train.micro_batch_size)
         for nats, of_weights in self._spread(lambda part: self._differentiate(batch, part, weight), parts):
             loss += weight * nats
             for name, gradient in of_weights.items():
@@ -101,7 +100,7 @@ class NumpyEngine:
         assert not self._fresh, "update before accumulate"
         self._fresh = True
         flat = self._gradients.flat
-        squares = self._spread(lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size))
+        squares = self._spread(lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK))
         norm = math.sqrt(sum(squares))
         finite = math.isfinite(norm)
         if not finite or norm > skip_above:
@@ -127,7 +126,7 @@ class NumpyEngine:
                 continue
             decay = c.weight_decay if decays else 0.0
             run = [held.run(names) for held in (self.weights, gradients, *map(self._moment, MOMENTS[kind]))]
-            for part in chunks(run[0].size):
+            for part in chunks(run[0].size, CHUNK):
                 arrays = [array[part] for array in run]
                 if kind == "adamw":
                     step = partial(optimizer.adamw, t=self.updates, betas=c.betas)
@@ -143,15 +142,12 @@ class NumpyEngine:
         return self._moments[which]
 
     def losses(self, tokens: Array, targets: Array) -> Array:
-        micro = max(1, self.config.train.micro_batch_size)
-        parts = [slice(start, start + micro) for start in range(0, len(tokens), micro)]
-
         def one(part: slice) -> Array:
             logits, _ = self.model.forward(tokens[part], self._memory)
             nats, _ = cross_entropy(logits, targets[part].reshape(-1), self._memory)
             return nats.reshape(targets[part].shape)
 
-        return np.concatenate(list(self._spread(one, parts)))
+        return np.concatenate(list(self._spread(one, chunks(len(tokens), self.config.train.micro_batch_size))))
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         c = self.config.model
@@ -213,9 +209,9 @@ class NumpyEngine:
 MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
 
 
-def chunks(size: int) -> list[slice]:
-    """Cuts `size` numbers at fixed places, whatever the number of threads."""
-    return [slice(start, start + optimizer.CHUNK) for start in range(0, size, optimizer.CHUNK)]
+def chunks(size: int, chunk: int) -> list[slice]:
+    """Cuts `size` rows or numbers at fixed places, whatever the number of threads."""
+    return [slice(start, start + chunk) for start in range(0, size, chunk)]
 
 
 def moment_kind(row: Row, chosen: str) -> str:
