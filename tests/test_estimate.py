@@ -9,6 +9,7 @@ import pytest
 
 from glasslm.config import ComputeConfig, ModelConfig, RunConfig, with_flags
 from glasslm.engines import Batch, make_engine
+from glasslm.engines.numpy.engine import micro_batch_size
 from glasslm.estimate import flops_per_token, memory_bytes
 from glasslm.parameters import initial_weights, table
 from glasslm.presets import PRESETS
@@ -50,7 +51,8 @@ def test_peak_memory_is_what_was_foretold(name: str) -> None:
     threads, vocab = flags.pop("threads", 1), flags.pop("vocab", V)
     config = with_flags(PRESETS["tiny"](), flags).resolved()
     peak = peak_of_three_steps(config, vocab, threads)
-    assert 0.4 <= peak / memory_bytes(config, vocab, threads) <= 1.5
+    rows = micro_batch_size(config)
+    assert 0.4 <= peak / memory_bytes(config, vocab, rows, threads) <= 1.5
 
 
 def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
@@ -60,7 +62,7 @@ def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
     gc.collect()
     tracemalloc.start()
     try:
-        engine = make_engine(config, vocab, ComputeConfig(threads=threads))
+        engine = make_engine(config, vocab, ComputeConfig(engine="numpy", threads=threads))
         engine.load(initial_weights(table(config.model, vocab), 0))
         for step in range(3):
             batch = Batch(tokens, np.roll(tokens, -1, 1), step, np.arange(len(tokens)))

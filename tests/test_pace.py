@@ -37,6 +37,7 @@ class SlowEngine:
 
     def __init__(self, micro: int, threads: int) -> None:
         self.micro, self.threads, self.now = micro, threads, 0.0
+        self.rows_at_once = micro * threads
 
     def turns(self, rows: int) -> int:
         return math.ceil(math.ceil(rows / self.micro) / self.threads)
@@ -63,7 +64,7 @@ def test_a_step_takes_as_many_turns_as_its_micro_batches_need(batch: int, micro:
     engine: Any = SlowEngine(min(micro, batch), threads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: engine.now)
-        measured = pace.measure(config(batch_size=batch, micro_batch_size=micro), engine, dataset(), threads)
+        measured = pace.measure(config(batch_size=batch, micro_batch_size=micro), engine, dataset())
     assert measured.step == engine.turns(batch) + 0.25
     assert measured.window == 0.25
     assert measured.sample == 0

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from glasslm.engines.numpy.engine import micro_batch_size
 from glasslm.parameters import count, table
 from glasslm.presets import PRESETS
 
@@ -50,4 +51,4 @@ def test_the_default_stays_where_transformers_can_load_it() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_resolves(name: str) -> None:
     run = PRESETS[name]().resolved()
-    assert run.train.batch_size % run.train.micro_batch_size == 0
+    assert run.train.batch_size % micro_batch_size(run) == 0

@@ -50,6 +50,7 @@ class Progress:
     tokens: int  # tokens trained on
     metrics_bytes: int  # length of metrics.jsonl
     best: Best | None = None
+    loss_scale: float = 1.0  # of float16
     loop: dict[str, Any] = field(default_factory=dict)  # the loop's own memory, as JSON: guard window, patience ...
 
 
@@ -234,6 +235,7 @@ def _open(path: Path) -> Checkpoint:
             tokens=_count(state["tokens"]),
             metrics_bytes=_count(state["metrics_bytes"]),
             best=Best(_count(state["best"]["step"]), float(state["best"]["loss"])) if state["best"] else None,
+            loss_scale=float(state.get("loss_scale", 1.0)),  # which the first runs did not have
             loop=dict(state["loop"]),
         )
         hashes = [str(state[f"{name}_sha256"]) for name in ("config", "tokenizer", "data")]

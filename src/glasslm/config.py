@@ -26,9 +26,9 @@ FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["cosine", "wsd", "constant"]
-EngineName = Literal["auto", "numpy"]
-DeviceName = Literal["auto", "cpu"]
-Precision = Literal["auto", "fp32", "fp64"]
+EngineName = Literal["auto", "numpy", "torch"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
 ALIASES = {"seq_len": "block_size"}  # the course's word -> the field
@@ -183,7 +183,7 @@ class TrainConfig:
     batch_size: int = 16
     """Sequences in one step."""
     micro_batch_size: int = 0
-    """Sequences computed at once; gradients of several are summed (0: about 1,024 tokens' worth)."""
+    """Sequences computed at once; gradients of several are summed (0: as many as suit the engine)."""
     max_steps: int = 1000
     """Number of steps (ignored when epochs or max_time is given)."""
     epochs: float | None = None
@@ -235,13 +235,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def resolved(self) -> RunConfig:
-        """The same run with every derived number written out, as run.json records it."""
-        model = self.model.resolved()
-        # Two at least, where the batch allows it, so that two threads have work; never by the number of threads.
-        derived = min(max(1, 1024 // model.block_size), math.ceil(self.train.batch_size / 2))
-        micro = self.train.micro_batch_size or derived
-        train = dataclasses.replace(self.train, micro_batch_size=min(micro, self.train.batch_size))
-        return dataclasses.replace(self, model=model, train=train)
+        """The same run with the derived sizes of the model written out, as run.json records it."""
+        return dataclasses.replace(self, model=self.model.resolved())
 
 
 @dataclass(frozen=True)
@@ -249,11 +244,17 @@ class ComputeConfig:
     """Where and how a run is computed: it may change speed and rounding, nothing else."""
 
     engine: EngineName = "auto"
-    """Which engine computes."""
+    """numpy, by hand; torch; or auto, which says why: torch on a GPU and for larger models, where it is installed."""
     device: DeviceName = "auto"
-    """Which device it computes on."""
+    """Which device computes (auto: a GPU where there is one and PyTorch is installed)."""
     precision: Precision = "auto"
-    """Floating-point precision (auto: fp32; fp64 is for checks)."""
+    """Precision of the activations; weights stay in fp32 (auto: bf16 where it is faster; fp64 is for checks)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model with torch.compile (auto: when the run is long enough to repay it)."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: copies of the model (ddp, which auto means), or one model cut over all processes (fsdp)."""
+    deterministic: bool = False
+    """On a GPU: the same bits again, at some cost in speed (on a CPU they are always the same)."""
     threads: int = 0
     """CPU threads (0: GLASSLM_THREADS, else one for each core)."""
 

@@ -186,7 +186,8 @@ def plan_text(plan: Line) -> str:
     """What is about to happen, in a few aligned lines; every entry of `plan` is optional.
 
     Entries: preset, corpus, parameters {total, non_embedding}, vocab_size, train_tokens, val_tokens, batch_tokens,
-    max_steps, total_tokens, epochs, flops, memory_bytes, seconds, engine, threads, run_dir, why (a list of notes).
+    max_steps, total_tokens, epochs, flops, memory_bytes, seconds, engine, device, precision, threads, processes,
+    run_dir, why (a list of notes).
     """
     parameters = plan.get("parameters", {})
     rows = [
@@ -195,7 +196,8 @@ def plan_text(plan: Line) -> str:
         ("training", _some(plan, "{max_steps:,} steps of {batch_tokens:,} tokens", "{total_tokens:,} in all",
                            "{epochs:.3g} epochs")),
         ("expected", ", ".join(_expected(plan))),
-        ("computes", _some(plan, "{flops:.2g} FLOPs", "{engine} engine", "{threads} threads")),
+        ("computes", _some(plan, "{flops:.2g} FLOPs", "{engine} engine", "{device}", "{precision}", "{threads} threads",
+                           "{processes} processes")),
         ("run", str(plan.get("run_dir", ""))),
     ]  # fmt: skip
     title = " on ".join(str(plan[key]) for key in ("preset", "corpus") if plan.get(key))

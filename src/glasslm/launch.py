@@ -20,6 +20,7 @@ from glasslm.checkpoint import Progress
 from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
 from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
+from glasslm.engines.choice import choose, ranks, torch_installed
 from glasslm.errors import DivergedError, ExhaustedError, GlasslmError, InputError
 from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
@@ -66,12 +67,13 @@ def train(
     if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
         config = with_flags(config, {"corpus": source.name})
     run_dir = run_dir or runs.RUNS / runs.default_name(source.name, preset)
+    compute, why = _choose(config, dataset.tokenizer.vocab_size, compute)
     with _enough_memory(config):
-        engine, config, expected_s = _prepare(config, compute, dataset, started)
+        engine, config, expected_s = _prepare(config, compute, dataset, started, why)
     with files.lock(run_dir):
         record = {"preset": preset, "command": command} | _record(config, compute, dataset, engine)
         runs.create(run_dir, record, dataset.tokenizer.to_json())
-        plan = {"preset": preset, "corpus": source.name, "run_dir": str(run_dir), "seconds": expected_s}
+        plan = {"preset": preset, "corpus": source.name, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
         say(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         first = [{"kind": "plan", "step": 0, "max_steps": config.train.max_steps}, *_fallback(source)]
         return _to_the_end(Run(run_dir), engine, dataset, first, None, started, say)
@@ -90,31 +92,66 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
                 f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to do. Train a new run "
                 "with more --max-steps, or use this one by `glasslm generate`"
             )
-        if compute.precision == "auto":
-            compute = dataclasses.replace(compute, precision=run.record["precision"])
+        compute, _ = _choose(run.config, run.tokenizer.vocab_size, _as_recorded(compute, run.record, say))
         dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
         checkpoint.check(latest, **hashes(run, dataset))
         with _enough_memory(run.config):
-            engine = make_engine(run.config, run.tokenizer.vocab_size, compute)
-            engine.load(latest.state(), latest.progress.updates)
+            engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
+            engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         first = [{"kind": "resume", "step": latest.step, "from": f"checkpoints/{latest.step:06d}"}]
         return _to_the_end(run, engine, dataset, first, latest.progress, started, say)
 
 
+def _choose(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> tuple[ComputeConfig, list[str]]:
+    """`compute` with nothing automatic left but compiling, and what there is to say about it."""
+    parameters = count(table(config.model, vocab_size))["total"]
+    automatic = compute.engine == "auto"
+    compute, reason = choose(compute, parameters, training=True)
+    compute = dataclasses.replace(compute, threads=thread_count(compute.threads))
+    return compute, [f"the {compute.engine} engine computes, because {reason}"] if automatic and reason else []
+
+
+def _as_recorded(compute: ComputeConfig, record: dict[str, Any], say: Say) -> ComputeConfig:
+    """What `compute` leaves open as it was when the run began, where this machine has it: so the bits are the same."""
+    if compute.engine == "auto" and record["engine"] == "torch" and not torch_installed():
+        say("note: this run was computed by PyTorch, which is not installed here: the NumPy engine goes on")
+    elif compute.engine == "auto":
+        compute = dataclasses.replace(compute, engine=record["engine"])
+    same = compute.engine == record["engine"]
+    if same and compute.device == "auto" and record["device"] == "cpu":
+        compute = dataclasses.replace(compute, device="cpu")
+    if compute.precision == "auto" and (same or record["precision"] in ("fp32", "fp64")):
+        compute = dataclasses.replace(compute, precision=record["precision"])
+    if compute.compile == "auto":
+        again = same and record.get("compiled", False)
+        compute = dataclasses.replace(compute, compile="on" if again else "off")
+    if same and compute.engine == "torch" and not compute.threads and "threads" in record:
+        compute = dataclasses.replace(compute, threads=record["threads"])
+    return compute
+
+
 def _prepare(
-    config: RunConfig, compute: ComputeConfig, dataset: Dataset, started: float
+    config: RunConfig, compute: ComputeConfig, dataset: Dataset, started: float, why: list[str]
 ) -> tuple[Engine, RunConfig, float]:
     """The engine with its first weights, the config with its number of steps, and how long all will take (seconds)."""
     vocab_size = dataset.tokenizer.vocab_size
-    engine = make_engine(config, vocab_size, compute)
     rows, seed = table(config.model, vocab_size), config.train.seed
-    engine.load(initial_weights(rows, seed))
-    measured = pace.measure(config, engine, dataset, thread_count(compute.threads))
-    engine.load(initial_weights(rows, seed))  # measuring changed them
-    spent = time.perf_counter() - started
-    config = pace.with_steps(config, dataset, measured, spent)
-    return engine, config, spent + pace.run_seconds(config, dataset, measured)
+
+    def measured(compute: ComputeConfig) -> tuple[Engine, RunConfig, float]:
+        engine = make_engine(config, vocab_size, compute, training=True)
+        engine.load(initial_weights(rows, seed))
+        speed = pace.measure(config, engine, dataset)
+        engine.load(initial_weights(rows, seed))  # measuring changed them
+        spent = time.perf_counter() - started
+        fixed = pace.with_steps(config, dataset, speed, spent)
+        return engine, fixed, spent + pace.run_seconds(fixed, dataset, speed)
+
+    prepared = measured(compute)
+    if pace.compiling_pays(compute, expected_s=prepared[2]):
+        why.append("compiling first: the run is long enough to repay it")
+        prepared = measured(dataclasses.replace(compute, compile="on"))
+    return prepared
 
 
 def _to_the_end(
@@ -167,7 +204,8 @@ def _enough_memory(config: RunConfig) -> Iterator[None]:
         yield
     except MemoryError:
         raise ExhaustedError(
-            f"out of memory with micro-batches of {config.train.micro_batch_size} x {config.model.block_size}: "
+            f"out of memory with batches of {config.train.batch_size} x {config.model.block_size} tokens, "
+            f"{f'{micro} sequences' if (micro := config.train.micro_batch_size) else 'several'} at a time: "
             "lower --micro-batch-size, --block-size or --threads, or choose a smaller model"
         ) from None
 
@@ -188,8 +226,11 @@ def _record(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine:
         "seed": config.train.seed,
         "config": to_dict(config),
         "engine": engine.name,
-        "device": "cpu",
-        "precision": "fp64" if compute.precision == "fp64" else "fp32",
+        "device": engine.device,
+        "precision": engine.precision,
+        "compiled": engine.compiled,
+        "threads": compute.threads,
+        "processes": ranks(),
         "parameters": count(table(config.model, tokenizer.vocab_size)),
         "flops_per_token": estimate.flops_per_token(config.model, tokenizer.vocab_size),
         "data": dataset.facts,
@@ -205,8 +246,6 @@ def _plan(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine: E
     train, vocab_size = config.train, dataset.tokenizer.vocab_size
     batch_tokens = train.batch_size * config.model.block_size
     total = train.max_steps * batch_tokens
-    threads = thread_count(compute.threads)
-    bytes_per_number = 8 if compute.precision == "fp64" else 4
     return {
         "parameters": count(table(config.model, vocab_size)),
         "vocab_size": vocab_size,
@@ -217,8 +256,19 @@ def _plan(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine: E
         "total_tokens": total,
         "epochs": total / len(dataset.train.tokens),
         "flops": total * estimate.flops_per_token(config.model, vocab_size),
-        "memory_bytes": estimate.memory_bytes(config, vocab_size, threads, bytes_per_number),
+        "memory_bytes": _memory_bytes(config, vocab_size, compute, engine),
         "engine": engine.name,
-        "threads": threads,
-        "why": ["the engine is numpy, the only one so far"] if compute.engine == "auto" else [],
+        "device": engine.device,
+        "precision": engine.precision,
+        "threads": compute.threads if engine.device == "cpu" else None,
+        "processes": ranks() if ranks() > 1 else None,
     }
+
+
+def _memory_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, engine: Engine) -> int:
+    """An estimate for this process."""
+    rows = engine.micro_batch_size
+    if engine.name == "torch":
+        return estimate.torch_memory_bytes(config, vocab_size, rows, engine.precision)
+    bytes_per_number = 8 if engine.precision == "fp64" else 4
+    return estimate.memory_bytes(config, vocab_size, rows, compute.threads, bytes_per_number)

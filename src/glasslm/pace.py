@@ -16,14 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from glasslm import generation
-from glasslm.config import RunConfig, seconds
+from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.engines import Batch, Engine
+from glasslm.engines.choice import can_compile
 from glasslm.sampling import Sampling
 from glasslm.tokens import Dataset
 from glasslm.training import SAMPLE_TOKENS, evaluation_windows, make_order
 
 TIMED_TOKENS = 20  # of a sample
 DISK_BYTES_PER_S, DISK_S = 100e6, 0.05  # a slow disk; what a checkpoint takes besides, to be safe there
+
+
+# Compiling takes 15 to 30 s on a CPU, and longer for deep models; it saves about an eighth of each step there and a
+# third or more on a GPU (docs/log.md). A run must be this long, in seconds, to gain by it.
+COMPILING_REPAID = {"cpu": 600.0, "cuda": 180.0}
 
 
 class Pace(NamedTuple):
@@ -35,14 +41,13 @@ class Pace(NamedTuple):
     checkpoint: float
 
 
-def measure(config: RunConfig, engine: Engine, dataset: Dataset, threads: int) -> Pace:
+def measure(config: RunConfig, engine: Engine, dataset: Dataset) -> Pace:
     """Time a step, an evaluation and a sample on as much as gives an answer soon. Changes the weights.
 
-    The threads take micro-batches side by side, and the micro-batches of a step take turns: one turn is timed.
+    An engine computes so many rows side by side, and those of a step take turns: one turn is timed.
     """
-    batch_size, micro = config.train.batch_size, config.train.micro_batch_size
-    turns = math.ceil(math.ceil(batch_size / micro) / threads)
-    rows = np.arange(min(batch_size, threads * micro))
+    turns = math.ceil(config.train.batch_size / engine.rows_at_once)
+    rows = np.arange(min(config.train.batch_size, engine.rows_at_once))
     batch = Batch(*make_order(config, len(dataset.train.tokens)).batch(dataset.train.tokens, 0, rows), 0, rows)
 
     def sample() -> None:
@@ -70,6 +75,12 @@ def measure(config: RunConfig, engine: Engine, dataset: Dataset, threads: int) -
         sample=clocked(sample) * SAMPLE_TOKENS / TIMED_TOKENS if config.train.sample_interval else 0.0,
         checkpoint=size / DISK_BYTES_PER_S + DISK_S,
     )
+
+
+def compiling_pays(compute: ComputeConfig, expected_s: float) -> bool:
+    """Whether a run that takes so long uncompiled should be compiled. `compute` has its engine and device chosen."""
+    repaid = COMPILING_REPAID.get(compute.device, math.inf)
+    return compute.compile == "auto" and expected_s > repaid and can_compile(compute)
 
 
 def clocked(work: Callable[[], object]) -> float:

@@ -185,7 +185,7 @@ class Loop:
             self.engine.load(best.weights().items())
             lines.append(self.eval_line(best.step, self.score(None), is_best=False))
             last = checkpoint.load(self.run_dir, self.step)  # saved a moment ago, moments and all
-            self.engine.load(last.state(), last.progress.updates)
+            self.engine.load(last.state(), last.progress.updates, last.progress.loss_scale)
         return lines
 
     def score(self, max_windows: int | None) -> evaluation.Score:
@@ -194,7 +194,7 @@ class Loop:
             self.dataset.val.tokens,
             self.dataset.tokenizer.byte_lengths,
             self.config.model.block_size,
-            rows=self.config.train.micro_batch_size * 16,
+            rows=self.engine.micro_batch_size * 16,
             max_windows=max_windows,
         )
 
@@ -222,6 +222,7 @@ class Loop:
         progress = Progress(
             step=self.step,
             updates=self.engine.updates,
+            loss_scale=self.engine.loss_scale,
             tokens=self.tokens,
             metrics_bytes=self.metrics.bytes,
             best=self.best,

@@ -6,6 +6,7 @@ written once, in terms of them. Arrays cross the seam as NumPy arrays. B rows, T
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ComputeConfig, RunConfig
+from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
 from glasslm.errors import InputError
+from glasslm.parameters import count, table
 
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
@@ -33,7 +35,7 @@ class Update(NamedTuple):
     """What became of a step's gradients."""
 
     norm: float  # global L2 norm before clipping
-    finite: bool
+    finite: bool  # also where float16 overflowed and the loss scale went down: that is no fault
     applied: bool
 
 
@@ -53,8 +55,14 @@ class Cache(Protocol):
 class Engine(Protocol):
     """Forward, backward, update, and nothing about files, text or time."""
 
-    name: str
+    name: EngineName
+    device: DeviceName
+    precision: Precision
+    compiled: bool
+    micro_batch_size: int  # rows whose activations are in memory together
+    rows_at_once: int  # rows computed side by side: those of all threads or ranks
     updates: int  # updates applied so far: the t of Adam's bias correction
+    loss_scale: float  # that keeps float16's gradients in range; 1 in every other precision
 
     def accumulate(self, batch: Batch, weight: float) -> float:
         """Forward and backward over `batch`; adds weight x the gradient of the summed nats of its targets.
@@ -90,21 +98,37 @@ class Engine(Protocol):
         """Weights under their names, then moments as `adamw.m/NAME`, one at a time, in the compute precision."""
         ...
 
-    def load(self, state: State, updates: int = 0) -> None:
-        """Take weights, or weights and moments, by name. Every weight must be there in its shape, and nothing else."""
+    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        """Take weights, or weights and moments, by name. Every weight must be there in its shape, and nothing else.
+
+        Moments that are not there become zero.
+        """
         ...
 
 
-def make_engine(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Engine:
-    """The engine that `compute` asks for, with weights that are yet to be loaded."""
-    from glasslm.engines.numpy.engine import NumpyEngine
+def make_engine(config: RunConfig, vocab_size: int, compute: ComputeConfig, training: bool = False) -> Engine:
+    """The engine that `compute` asks for (choice.py says what auto means), with weights that are yet to be loaded."""
+    from glasslm.engines.choice import choose, ranks
 
-    dtype = np.float64 if compute.precision == "fp64" else np.float32
-    return NumpyEngine(config.resolved(), vocab_size, threads=thread_count(compute.threads), dtype=dtype)
+    config = config.resolved()
+    parameters = count(table(config.model, vocab_size))["total"]
+    compute, _ = choose(compute, parameters, training)
+    threads = thread_count(compute.threads)
+    if compute.engine == "numpy":
+        from glasslm.engines.numpy.engine import NumpyEngine
+
+        return NumpyEngine(config, vocab_size, threads, np.float64 if compute.precision == "fp64" else np.float32)
+    if ranks() > 1:
+        from glasslm.engines.torch import distributed
+
+        return distributed.lead(config, vocab_size, dataclasses.replace(compute, threads=threads))
+    from glasslm.engines.torch.engine import make
+
+    return make(config, vocab_size, dataclasses.replace(compute, threads=threads))
 
 
 def thread_count(asked: int) -> int:
-    """`asked`, or GLASSLM_THREADS, or the number of cores this process may use.
+    """`asked`, or GLASSLM_THREADS, or the cores this process may use, divided among the processes of torchrun here.
 
     Raises InputError where GLASSLM_THREADS is no number.
     """
@@ -116,4 +140,5 @@ def thread_count(asked: int) -> int:
             raise InputError(f"GLASSLM_THREADS is '{from_environment}': expected a whole number, 1 or more")
         return int(from_environment)
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import ThreadpoolController
 
-from glasslm.config import RunConfig
+from glasslm.config import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines import Batch, State, Update
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import optimizer
@@ -28,8 +28,10 @@ from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array, cross_entropy
 from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
-from glasslm.errors import DamagedError
-from glasslm.parameters import Row, table
+from glasslm.engines.state import MOMENTS, moment_kind, read_state
+from glasslm.parameters import table
+
+TOKENS_AT_ONCE = 1024  # in a micro-batch, unless the config says how many rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,16 +40,20 @@ Result = TypeVar("Result")
 class NumpyEngine:
     """`config` must be resolved. Weights are zero until `load`."""
 
-    name = "numpy"
+    name: EngineName = "numpy"
+    device: DeviceName = "cpu"
+    compiled = False
 
     def __init__(self, config: RunConfig, vocab_size: int, threads: int, dtype: DTypeLike = np.float32) -> None:
         self.config = config
-        self.updates = 0
+        self.precision: Precision = "fp64" if np.dtype(dtype) == np.float64 else "fp32"
+        self.updates, self.loss_scale = 0, 1.0
         self.rows = table(config.model, vocab_size)
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)
-        self.threads = threads
+        self.micro_batch_size = micro_batch_size(config)
+        self.rows_at_once = threads * self.micro_batch_size
         self._gradients: Weights | None = None  # made when training starts; inference needs none
         self._fresh = True  # the next gradient replaces what is there
         self._kinds = {name: moment_kind(row, config.optimizer.optimizer) for name, row in self.rows.items()}
@@ -59,7 +65,7 @@ class NumpyEngine:
     def accumulate(self, batch: Batch, weight: float) -> float:
         if self._gradients is None:
             self._gradients = Weights(self.rows, self.dtype)
-        loss, parts = 0.0, chunks(len(batch.tokens), self.config.train.micro_batch_size)
+        loss, parts = 0.0, chunks(len(batch.tokens), self.micro_batch_size)
         for nats, of_weights in self._spread(lambda part: self._differentiate(batch, part, weight), parts):
             loss += weight * nats
             for name, gradient in of_weights.items():
@@ -147,7 +153,7 @@ class NumpyEngine:
             nats, _ = cross_entropy(logits, targets[part].reshape(-1), self._memory)
             return nats.reshape(targets[part].shape)
 
-        return np.concatenate(list(self._spread(one, chunks(len(tokens), self.config.train.micro_batch_size))))
+        return np.concatenate(list(self._spread(one, chunks(len(tokens), self.micro_batch_size))))
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         c = self.config.model
@@ -164,28 +170,14 @@ class NumpyEngine:
             for which in MOMENTS[kind]:
                 yield f"{which}/{name}", self._moment(which)[name]
 
-    def load(self, state: State, updates: int = 0) -> None:
-        wanted = {name: row.shape for name, row in self.rows.items()}
-        missing, loaded = set(wanted), {}
-        for key, array in state:
-            which, _, name = key.rpartition("/")
-            if name not in wanted or (which and which not in MOMENTS[self._kinds[name]]):
-                raise DamagedError(
-                    f"the entry '{key}' belongs to no weight of this model: is it another architecture's?"
-                )
-            if array.shape != wanted[name]:
-                raise DamagedError(f"the entry '{key}' has shape {array.shape}, but this model's is {wanted[name]}")
-            loaded[key] = array
-            missing.discard(key)
-        if missing:
-            raise DamagedError(f"the entry '{min(missing)}' is missing ({len(missing)} of {len(wanted)} weights are)")
+    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        weights, moments = read_state(state, self.rows, self.config.optimizer.optimizer)
         self._moments = {}
-        for key, array in loaded.items():
+        for key, array in moments.items():
             which, _, name = key.rpartition("/")
-            if which:
-                self._moment(which)[name][...] = array
-        for name in wanted:
-            self.weights[name][...] = loaded[name]
+            self._moment(which)[name][...] = array
+        for name, array in weights.items():
+            self.weights[name][...] = array
         self.updates = updates
 
     def _spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -206,14 +198,13 @@ class NumpyEngine:
                 library.set_num_threads(threads)
 
 
-MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
+def micro_batch_size(config: RunConfig) -> int:
+    """As configured, or 1,024 tokens' worth of rows. Never by the number of threads: the bits depend on it."""
+    batch_size = config.train.batch_size
+    derived = min(max(1, TOKENS_AT_ONCE // config.model.block_size), math.ceil(batch_size / 2))  # two threads have work
+    return min(config.train.micro_batch_size or derived, batch_size)
 
 
 def chunks(size: int, chunk: int) -> list[slice]:
     """Cuts `size` rows or numbers at fixed places, whatever the number of threads."""
     return [slice(start, start + chunk) for start in range(0, size, chunk)]
-
-
-def moment_kind(row: Row, chosen: str) -> str:
-    """The optimizer that moves a row: muon leaves all but the hidden matrices to adamw."""
-    return row.group if chosen == "muon" else chosen

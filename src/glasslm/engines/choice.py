@@ -1,0 +1,113 @@
+"""Which engine computes, on which device and in which precision, and why: `auto` made into words and reasons.
+
+Nothing here imports PyTorch unless it is going to compute, because that takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+
+from glasslm.config import ComputeConfig, EngineName, Precision
+from glasslm.errors import InputError
+
+TRAIN_WITH_TORCH = 3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
+USE_TORCH = 30_000_000  # to generate and evaluate, where NumPy starts seconds earlier
+
+
+def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[ComputeConfig, str]:
+    """`compute` with engine, device and precision decided, and the reason for the engine.
+
+    Raises InputError where what was asked for is not there, or does not go together.
+    """
+    engine, why = (compute.engine, "") if compute.engine != "auto" else _engine(compute, parameters, training)
+    if engine == "numpy":
+        _require_numpy_can(compute)
+        exactly: Precision = "fp32" if compute.precision == "auto" else compute.precision
+        return dataclasses.replace(compute, engine=engine, device="cpu", precision=exactly), why
+    if not torch_installed():
+        asked = "--engine torch" if compute.engine == "torch" else why
+        raise InputError(f"{asked} needs PyTorch, which is not installed: pip install torch, or use --engine numpy")
+    from glasslm.engines.torch import hardware
+
+    device = hardware.device(compute.device)
+    if compute.engine == "auto" and not _asks_for_torch(compute) and device == "cpu" and parameters < TRAIN_WITH_TORCH:
+        numpy = dataclasses.replace(compute, engine="numpy")  # what looked like a GPU is none for PyTorch
+        return choose(numpy, parameters, training)[0], f"PyTorch sees no GPU, and {_size(parameters)} are few"
+    precision = hardware.precision(compute.precision, device, parameters)
+    return dataclasses.replace(compute, engine=engine, device=device, precision=precision), why
+
+
+def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
+    if asked := _asks_for_torch(compute):
+        return "torch", asked
+    size = _size(parameters)
+    if compute.precision == "fp64":
+        return "numpy", "float64 is for checks"
+    if not torch_installed():
+        return "numpy", "PyTorch is not installed" if parameters >= TRAIN_WITH_TORCH else f"{size} are few"
+    if training and compute.device == "auto" and gpu_in_sight():
+        return "torch", "there is a GPU"
+    if parameters >= (TRAIN_WITH_TORCH if training else USE_TORCH):
+        return "torch", f"{size} are many"
+    return "numpy", f"{size} are few"
+
+
+def _asks_for_torch(compute: ComputeConfig) -> str:
+    """The flag that only PyTorch can honour."""
+    if compute.device in ("cuda", "mps"):
+        return f"--device {compute.device}"
+    if compute.precision in ("bf16", "fp16"):
+        return f"--precision {compute.precision}"
+    if compute.compile == "on":
+        return "--compile on"
+    if ranks() > 1:
+        return f"a group of {ranks()} processes"
+    return ""
+
+
+def _require_numpy_can(compute: ComputeConfig) -> None:
+    asked = _asks_for_torch(dataclasses.replace(compute, engine="auto"))
+    if asked:
+        raise InputError(
+            f"the NumPy engine computes on the CPU in fp32 or fp64, in one process: leave out --engine numpy, because "
+            f"{asked} needs PyTorch"
+        )
+
+
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f}M parameters"
+
+
+def can_compile(compute: ComputeConfig) -> bool:
+    """Whether the engine chosen can be compiled here. A model cut over ranks (fsdp) is not."""
+    if compute.engine != "torch" or compute.parallel == "fsdp":
+        return False
+    from glasslm.engines.torch import hardware
+
+    return not hardware.compiler_missing(compute.device)
+
+
+def torch_installed() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def ranks() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@cache
+def gpu_in_sight() -> bool:
+    """Whether this machine seems to have a GPU that PyTorch may know, found out without importing it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if sys.platform == "win32":
+        return shutil.which("nvidia-smi") is not None
+    return any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))  # NVIDIA, AMD, WSL

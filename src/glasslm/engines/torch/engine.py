@@ -1,0 +1,255 @@
+"""The PyTorch engine: the verbs of engines/__init__.py over the model in model.py and autograd.
+
+On several ranks each verb is called on all of them at once with the same arguments; a rank computes every size-th row
+of what it is given. distributed.py sees to the calling.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
+from glasslm.engines import Batch, State, Update
+from glasslm.engines.dropout import row_keys, site
+from glasslm.engines.state import read_state
+from glasslm.engines.torch import hardware
+from glasslm.engines.torch.attention import KeyValueCache
+from glasslm.engines.torch.layers import widened
+from glasslm.engines.torch.model import Transformer
+from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
+from glasslm.errors import InputError
+from glasslm.parameters import table
+
+if TYPE_CHECKING:
+    from glasslm.engines.torch.distributed import Ranks
+
+Array = NDArray[Any]
+
+COMPUTE: dict[str, torch.dtype] = {
+    "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+TOKENS_AT_ONCE = 16384  # in a micro-batch, unless the config says how many rows
+GROWTH_INTERVAL = 2000  # updates between attempts at a larger scale of float16's losses
+LARGEST_SCALE = 2.0**16
+
+
+class TorchEngine:
+    """`config` must be resolved. Weights are zero until `load`."""
+
+    name: EngineName = "torch"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        *,
+        device: DeviceName,
+        precision: Precision,
+        threads: int = 0,
+        compiled: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        # Gradients of text learnt by heart underflow, and arithmetic with denormals takes 30 times as long.
+        torch.set_flush_denormal(True)
+        self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
+        self.device, self.place = device, torch.device(ranks.device(device) if ranks else device)
+        self.updates = 0
+        self.loss_scale = LARGEST_SCALE if precision == "fp16" else 1.0
+        self.rows = table(config.model, vocab_size)
+        self.exact = torch.float64 if precision == "fp64" else torch.float32  # of weights, gradients and moments
+        self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
+        self._zero()
+        self.forward: Callable[..., Any] = ranks.spread(self.model, self.place) if ranks else self.model
+        self._training_nats = torch.compile(self._nats) if compiled else self._nats
+        size = ranks.size if ranks else 1
+        largest = math.ceil(config.train.batch_size / size)
+        derived = max(1, TOKENS_AT_ONCE // config.model.block_size)
+        self.micro_batch_size = min(config.train.micro_batch_size or derived, largest)
+        self.rows_at_once = self.micro_batch_size * size
+
+    @cached_property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """By the table's names."""
+        found = dict(self.model.named_parameters())
+        assert set(found) == set(self.rows), "the modules are not named as the table is"
+        return found
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """Made when training starts; inference needs none."""
+        return Optimizer(self.parameters, self.rows, self.config.optimizer)
+
+    @torch.no_grad()
+    def _zero(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.zero_()
+
+    def accumulate(self, batch: Batch, weight: float) -> float:
+        mine = np.arange(len(batch.tokens))[self.ranks.mine if self.ranks else slice(None)]
+        # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
+        scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
+        total = torch.zeros((), dtype=torch.float64 if self.place.type != "mps" else torch.float32, device=self.place)
+        parts = [mine[start : start + self.micro_batch_size] for start in range(0, len(mine), self.micro_batch_size)]
+        with memory_errors():
+            for part in parts:
+                last = part is parts[-1]
+                with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
+                    nats = self._training_nats(*self._inputs(batch, part))
+                    loss = nats.sum()
+                    (loss * scale).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+        if self.ranks:
+            self.ranks.sum_(total)
+        return weight * float(total)
+
+    def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens and targets (B, T) of some rows of the batch, and the dropout keys of all sites (sites, B)."""
+        c, keys = self.config, None
+        if c.model.dropout or c.model.attention_dropout:
+            rows, sites = batch.rows[part], range(site(c.model.n_layers, 0) + 1)
+            by_site = [row_keys(c.train.seed, batch.step, rows, place) for place in sites]
+            keys = self._to_device(np.stack(by_site).view(np.int32))
+        return self._to_device(batch.tokens[part]), self._to_device(batch.targets[part]), keys
+
+    def _nats(self, tokens: Tensor, targets: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B T,) nats of each target; 0 where it is -1."""
+        logits = widened(self.forward(tokens, keys)).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
+
+    def update(self, lr: float, skip_above: float = math.inf) -> Update:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        assert gradients, "update before accumulate"
+        norm = float(whole(torch.nn.utils.get_total_norm(gradients))) / self.loss_scale
+        finite = math.isfinite(norm)
+        applied = finite and norm <= skip_above
+        if applied:
+            clip = self.config.optimizer.grad_clip
+            factor = (min(1.0, clip / norm) if clip and norm else 1.0) / self.loss_scale
+            if factor != 1:
+                torch._foreach_mul_(gradients, factor)
+            self.optimizer.step(lr)
+            self.updates += 1
+        overflow = not finite and self.loss_scale > 1
+        if overflow:
+            self.loss_scale /= 2
+        elif self.precision == "fp16" and applied and self.updates % GROWTH_INTERVAL == 0:
+            self.loss_scale = min(2 * self.loss_scale, LARGEST_SCALE)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return Update(norm, finite or overflow, applied)
+
+    def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
+        """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
+        self.accumulate(batch, weight)
+        found = {}
+        for name, parameter in self.parameters.items():
+            assert parameter.grad is not None
+            found[name] = to_numpy(whole(parameter.grad)) / self.loss_scale
+            parameter.grad = None
+        return found
+
+    @torch.no_grad()
+    def losses(self, tokens: Array, targets: Array) -> Array:
+        mine = np.arange(len(tokens))[self.ranks.mine if self.ranks else slice(None)]
+        found = torch.zeros(tokens.shape, dtype=self.exact, device=self.place)
+        rounds = math.ceil(len(tokens) / self.rows_at_once)  # the same on every rank, as FSDP's forward passes must be
+        with memory_errors():
+            for index in range(rounds):
+                part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
+                some = part if len(part) else np.zeros(1, np.int64)
+                nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
+                if len(part):
+                    found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
+        if self.ranks:
+            self.ranks.sum_(found)
+        return to_numpy(found)
+
+    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
+        return KeyValueCache(self.config.model, rows, capacity, self.place, COMPUTE[self.precision])
+
+    @torch.inference_mode()
+    def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
+        counts = np.asarray(counts, np.int64)
+        with memory_errors():
+            reading = cache.reading(counts, tokens.shape[1])
+            x = self.model.hidden(self._to_device(tokens), reading=reading)
+            if not every:
+                last = self._to_device(np.maximum(counts - 1, 0))
+                x = x[torch.arange(len(x), device=self.place), last]
+            return to_numpy(widened(self.model.logits(x)))
+
+    def state(self) -> Iterator[tuple[str, Array]]:
+        for name in self.rows:
+            yield name, to_numpy(whole(self.parameters[name].detach()))
+        for name, moment in self.optimizer.moments.items():
+            yield name, to_numpy(whole(moment))
+
+    @torch.no_grad()
+    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        weights, moments = read_state(state, self.rows, self.config.optimizer.optimizer)
+        for name, parameter in self.parameters.items():
+            self._fill(parameter, weights[name])
+        self.updates = updates
+        if self.precision == "fp16":
+            self.loss_scale = loss_scale if loss_scale > 1 else LARGEST_SCALE  # 1: another precision came before
+        if not moments and "optimizer" not in self.__dict__:
+            return
+        for name, moment in self.optimizer.moments.items():
+            self._fill(moment, moments[name] if name in moments else np.zeros(tuple(moment.shape)))
+        self.optimizer.resume(updates)
+
+    def _fill(self, tensor: Tensor, array: Array) -> None:
+        """All of `tensor`, or this rank's part, from the whole array."""
+        tensor.copy_(cut_like(tensor, self._to_device(array.astype(array.dtype, copy=False)).to(self.exact)))
+
+    def _to_device(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self.place, non_blocking=True)
+
+
+def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: Ranks | None = None) -> TorchEngine:
+    """The engine that `compute`, with nothing left to choose, describes."""
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    if compute.compile == "on" and (missing := hardware.compiler_missing(compute.device)):
+        raise InputError(f"--compile on: {missing}: install it, or use --compile off")
+    return TorchEngine(
+        config,
+        vocab_size,
+        device=compute.device,
+        precision=compute.precision,
+        threads=compute.threads,
+        compiled=compute.compile == "on",
+        ranks=ranks,
+    )
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().numpy()
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """What PyTorch says when memory is full, on whatever device, as Python's MemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise MemoryError from None
+        raise

@@ -1,0 +1,60 @@
+"""What this machine's PyTorch can do: devices, precisions, compiling."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from glasslm.config import DeviceName, Precision
+from glasslm.errors import InputError
+
+BF16_FROM = 3_000_000  # parameters: below, on a CPU, casting costs more than it saves (docs/log.md)
+
+
+def device(asked: DeviceName) -> DeviceName:
+    """`asked`, if it is there, or the best one there is."""
+    there: list[DeviceName] = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    if asked == "auto":
+        return there[0]
+    if asked not in there:
+        raise InputError(f"--device {asked}: this machine's PyTorch has {' and '.join(there)} only")
+    return asked
+
+
+def precision(asked: Precision, device: DeviceName, parameters: int) -> Precision:
+    """`asked`, if the device has it, or bf16 where that is faster, else fp32."""
+    if asked == "auto":
+        pays = device == "cuda" or parameters >= BF16_FROM
+        return "bf16" if pays and has_bf16(device) else "fp32"
+    if asked == "bf16" and not has_bf16(device):
+        raise InputError(f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: use --precision fp32")
+    if asked == "fp64" and device == "mps":
+        raise InputError("--precision fp64: mps has no float64: use --device cpu")
+    return asked
+
+
+def has_bf16(device: DeviceName) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones, as hardware does, not emulation."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False
+    can = torch.cpu.get_capabilities()
+    return any(can.get(feature, False) for feature in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def compiler_missing(device: DeviceName) -> str:
+    """What torch.compile lacks here, in words; empty if nothing."""
+    if device == "cuda":
+        return "" if importlib.util.find_spec("triton") else "Triton is not installed"
+    if device == "mps":
+        return "it is not ready for mps"
+    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl")
+    return "" if any(name and shutil.which(name) for name in names) else "there is no C++ compiler"
