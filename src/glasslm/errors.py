@@ -40,6 +40,10 @@ class ExhaustedError(GlasslmError, OSError):
     exit_code = 6
 
 
+class GroupError(GlasslmError, ConnectionError):
+    """A process of the group that computes a run together is gone or does not answer."""
+
+
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise InputError unless a setting's `condition` holds."""
     if not condition:  # NaN fails every comparison, so it ends here as well

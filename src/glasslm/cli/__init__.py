@@ -9,6 +9,7 @@ import sys
 import warnings
 from typing import TextIO
 
+from glasslm.engines.choice import ranks
 from glasslm.errors import GlasslmError
 from glasslm.wording import tell
 
@@ -50,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     # A run that diverges says so in its own words.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     try:
-        result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
-        return result
+        if argv[0] in ("train", "resume") and ranks() > 1:
+            return _in_a_group(argv)
+        return _command(argv)
     except GlasslmError as error:
         tell(f"glasslm {argv[0]}: {error}")
         return error.exit_code
@@ -66,6 +68,23 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)
+
+
+def _command(argv: list[str]) -> int:
+    result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+    return result
+
+
+def _in_a_group(argv: list[str]) -> int:
+    """As one of torchrun's processes: the first runs the command, the others help it compute."""
+    from glasslm.engines.torch import distributed
+
+    if int(os.environ["RANK"]) > 0:
+        return distributed.follow()
+    try:
+        return _command(argv)
+    finally:
+        distributed.dismiss()
 
 
 def _let_go(stream: TextIO | None) -> None:

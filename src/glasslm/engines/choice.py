@@ -111,3 +111,13 @@ def gpu_in_sight() -> bool:
     if sys.platform == "win32":
         return shutil.which("nvidia-smi") is not None
     return any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))  # NVIDIA, AMD, WSL
+
+
+def require_divisible(batch_size: int, ranks: int) -> None:
+    """Raise InputError unless the processes of a group can share a batch evenly."""
+    if batch_size % ranks:
+        fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        raise InputError(
+            f"{ranks} processes cannot share a batch of {batch_size} sequences: choose --batch-size as a multiple of "
+            f"{ranks}, or start {', '.join(map(str, fits))} processes"
+        )

@@ -6,7 +6,7 @@ Letters: B rows, T positions, S keys, D width, H query heads, K key-value heads,
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from glasslm.config import ModelConfig
 from glasslm.engines.torch.layers import Linear, RMSNorm, dropout_mask, widened
+
+if TYPE_CHECKING:
+    from glasslm.engines.torch.model import Transformer
 
 TILES = 4  # of queries, when attention is written out: keys after a tile's last query are not computed at all
 
@@ -43,9 +46,11 @@ class KeyValueCache:
     Where the rows stand is known on the CPU, so that no step waits for the device.
     """
 
-    def __init__(self, c: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
+        c = model.config
         shape = (c.n_layers, rows, c.n_kv_heads, capacity + 1, c.head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.model = model  # whose keys and values these are
+        self.keys = torch.zeros(shape, device=model.embedding.weight.device, dtype=model.dtype)
         self.values = torch.zeros_like(self.keys)
         self.capacity = capacity
         self._lengths = np.zeros(rows, np.int64)

@@ -1,6 +1,244 @@
 """Many processes, one run: rank 0 leads, the others follow.
 
-Only rank 0 runs the loop, reads text and writes files. Each verb that it calls on its engine is sent to the other ranks,
+Only rank 0 runs the loop, reads text and writes files. Each verb that it calls on its engine is told to the other ranks,
 which do the same with theirs, so that nothing above the seam knows of ranks, and only the first machine needs the text.
-torchrun starts the processes; what they say to each other is numbers and JSON, never a pickle.
+torchrun starts the processes; what they tell each other is JSON and arrays, never a pickle.
 """
+
+from __future__ import annotations
+
+import datetime
+import gc
+import inspect
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from glasslm.config import ComputeConfig, RunConfig, from_dict, to_dict
+from glasslm.engines import Array, Batch, State, Update, thread_count
+from glasslm.engines.choice import ranks, require_divisible
+from glasslm.engines.torch.attention import KeyValueCache
+from glasslm.engines.torch.engine import TorchEngine, make
+from glasslm.engines.torch.model import Transformer
+from glasslm.errors import GroupError
+
+PATIENCE_S = 1800.0  # before a rank gives the others up; GLASSLM_GROUP_TIMEOUT says otherwise
+
+
+class Ranks:
+    """This process among the others, and how they share the work: "ddp", or "fsdp"."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.rank, self.size = kind, dist.get_rank(), dist.get_world_size()
+        self.mine = slice(self.rank, None, self.size)  # of the rows of a batch
+
+    def place(self, device: str) -> str:
+        """The device of this rank."""
+        return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+
+    def spread(self, model: Transformer, place: torch.device) -> Any:
+        """What to call in place of `model`, so that gradients are averaged over the ranks."""
+        if self.kind == "fsdp":
+            for block in model.blocks:
+                fully_shard(block)
+            return fully_shard(model)
+        ids = [place] if place.type == "cuda" else None
+        # The buffers are the same tables everywhere, never to be sent; PyTorch is renaming the word for that.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_buffers)
+
+    def synchronising(self, forward: Any, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch: gradients cross the network with the last one only."""
+        if isinstance(forward, FSDPModule):
+            forward.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else forward.no_sync()
+
+    def reshard(self, model: Transformer) -> None:
+        """Let go of weights that a forward pass gathered and no backward pass has dropped: they would go stale."""
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+    def sum_(self, tensor: Tensor) -> None:
+        """The sum over all ranks, in place of each one's."""
+        dist.all_reduce(tensor)
+
+
+class Leader:
+    """The engine of rank 0: what is asked of it, it tells the others first."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self.name, self.device, self.precision = engine.name, engine.device, engine.precision
+        self.compiled, self.micro_batch_size = engine.compiled, engine.micro_batch_size
+        self.rows_at_once = engine.rows_at_once
+
+    @property
+    def updates(self) -> int:
+        return self._engine.updates
+
+    @property
+    def loss_scale(self) -> float:
+        return self._engine.loss_scale
+
+    def accumulate(self, batch: Batch, weight: float) -> float:
+        with group():
+            arrays = [batch.tokens, batch.targets, batch.rows]
+            tell({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
+            return self._engine.accumulate(batch, weight)
+
+    def update(self, lr: float, skip_above: float = math.inf) -> Update:
+        with group():
+            tell({"verb": "update", "lr": lr, "skip_above": skip_above})
+            return self._engine.update(lr, skip_above)
+
+    def losses(self, tokens: Array, targets: Array) -> Array:
+        with group():
+            tell({"verb": "losses"}, [tokens, targets])
+            return self._engine.losses(tokens, targets)
+
+    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
+        """Text is written by this rank alone, from all weights, which it gathers for the while."""
+        with group():
+            tell({"verb": "new_cache"})
+            return self._engine.new_cache(rows, capacity)
+
+    def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
+        return self._engine.logits(tokens, cache, counts, every)
+
+    def state(self) -> Iterator[tuple[str, Array]]:
+        with group():
+            tell({"verb": "state"})
+            yield from self._engine.state()
+
+    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        entries = dict(state)
+        with group():
+            numbers = {"updates": updates, "loss_scale": loss_scale}
+            tell({"verb": "load", "names": list(entries), **numbers}, list(entries.values()))
+            self._engine.load(entries.items(), updates, loss_scale)
+
+
+def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
+    """Rank 0's engine, once every rank has made its own. Raises InputError where the ranks cannot share the batch."""
+    require_divisible(config.train.batch_size, ranks())
+    with group():
+        _join()
+        what = {"config": to_dict(config), "vocab_size": vocab_size, "compute": to_dict(compute)}
+        tell({"verb": "engine", **what})
+        return Leader(make(config, vocab_size, compute, Ranks(compute.parallel)))
+
+
+def follow() -> int:
+    """Do what rank 0 does until it is done, and return the exit code."""
+    _join()
+    # Whoever interrupts a run interrupts rank 0, too, which saves with the help of all and then lets them go.
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, signal.SIG_IGN)
+    engine: Any = None
+    while True:
+        with group():
+            told, arrays = hear()
+            match told["verb"]:
+                case "engine":
+                    compute = from_dict(ComputeConfig, told["compute"])
+                    engine = make(
+                        from_dict(RunConfig, told["config"]), told["vocab_size"], compute, Ranks(compute.parallel)
+                    )
+                case "accumulate":
+                    tokens, targets, rows = arrays
+                    engine.accumulate(Batch(tokens, targets, told["step"], rows), told["weight"])
+                case "update":
+                    engine.update(told["lr"], told["skip_above"])
+                case "losses":
+                    engine.losses(*arrays)
+                case "new_cache":
+                    engine.gathered()
+                case "state":
+                    for _ in engine.state():
+                        pass
+                case "load":
+                    engine.load(zip(told["names"], arrays), told["updates"], told["loss_scale"])
+                case "stop":
+                    engine = None
+                    _leave()
+                    return 0
+
+
+def dismiss() -> None:
+    """Let the other ranks go, if there are any and they are still there."""
+    if dist.is_initialized():
+        tell({"verb": "stop"})
+        _leave()
+
+
+def tell(message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+    """From rank 0 to all others: a message and arrays."""
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    message = message | {"arrays": [[array.dtype.name, array.shape] for array in arrays]}
+    text = np.frombuffer(json.dumps(message).encode(), np.uint8)
+    dist.broadcast(torch.tensor([text.size]), 0)
+    for array in (text, *arrays):
+        dist.broadcast(torch.from_numpy(array.copy()), 0)
+
+
+def hear() -> tuple[dict[str, Any], list[Array]]:
+    """What rank 0 tells."""
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.broadcast(size, 0)
+    text = torch.zeros(int(size), dtype=torch.uint8)
+    dist.broadcast(text, 0)
+    message = json.loads(text.numpy().tobytes())
+    arrays = [torch.from_numpy(np.empty(shape, kind)) for kind, shape in message["arrays"]]
+    for array in arrays:
+        dist.broadcast(array, 0)
+    return message, [array.numpy() for array in arrays]
+
+
+def _join() -> None:
+    """Meet the other ranks, once."""
+    if dist.is_initialized():
+        return
+    torch.set_num_threads(thread_count(0))
+    patience = datetime.timedelta(seconds=float(os.environ.get("GLASSLM_GROUP_TIMEOUT", PATIENCE_S)))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=patience)
+    else:
+        dist.init_process_group("gloo", timeout=patience)
+
+
+def _leave() -> None:
+    gc.collect()  # what still holds on to the group when Python ends takes the process down with it
+    dist.destroy_process_group()
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """A rank that is gone or hangs, in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        dist.destroy_process_group()  # or the others, where they hang, would be waited for once more
+        raise GroupError(
+            f"rank {os.environ['RANK']} has lost the others: one of them has ended or hangs ({_first_line(error)}). "
+            "Start the same processes with `glasslm resume RUN` to go on from the latest checkpoint"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

@@ -44,11 +44,25 @@ GROWTH_INTERVAL = 2000  # updates between attempts at a larger scale of float16'
 LARGEST_SCALE = 2.0**16
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """What PyTorch says when memory is full, on whatever device, as Python's MemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
+    except RuntimeError as error:  # the allocator of CPUs has words of its own on each system
+        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
+            raise MemoryError from None
+        raise
+
+
 class TorchEngine:
     """`config` must be resolved. Weights are zero until `load`."""
 
     name: EngineName = "torch"
 
+    @memory_errors()
     def __init__(
         self,
         config: RunConfig,
@@ -65,8 +79,8 @@ class TorchEngine:
         # Gradients of text learnt by heart underflow, and arithmetic with denormals takes 30 times as long.
         torch.set_flush_denormal(True)
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
-        self.device, self.place = device, torch.device(ranks.device(device) if ranks else device)
-        self.updates = 0
+        self.device, self.place = device, torch.device(ranks.place(device) if ranks else device)
+        self.vocab_size, self.updates = vocab_size, 0
         self.loss_scale = LARGEST_SCALE if precision == "fp16" else 1.0
         self.rows = table(config.model, vocab_size)
         self.exact = torch.float64 if precision == "fp64" else torch.float32  # of weights, gradients and moments
@@ -88,6 +102,7 @@ class TorchEngine:
         return found
 
     @cached_property
+    @memory_errors()
     def optimizer(self) -> Optimizer:
         """Made when training starts; inference needs none."""
         return Optimizer(self.parameters, self.rows, self.config.optimizer)
@@ -97,20 +112,20 @@ class TorchEngine:
         for parameter in self.model.parameters():
             parameter.zero_()
 
+    @memory_errors()
     def accumulate(self, batch: Batch, weight: float) -> float:
         mine = np.arange(len(batch.tokens))[self.ranks.mine if self.ranks else slice(None)]
         # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
         total = torch.zeros((), dtype=torch.float64 if self.place.type != "mps" else torch.float32, device=self.place)
         parts = [mine[start : start + self.micro_batch_size] for start in range(0, len(mine), self.micro_batch_size)]
-        with memory_errors():
-            for part in parts:
-                last = part is parts[-1]
-                with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
-                    nats = self._training_nats(*self._inputs(batch, part))
-                    loss = nats.sum()
-                    (loss * scale).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+        for part in parts:
+            last = part is parts[-1]
+            with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
+                nats = self._training_nats(*self._inputs(batch, part))
+                loss = nats.sum()
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         if self.ranks:
             self.ranks.sum_(total)
         return weight * float(total)
@@ -126,9 +141,11 @@ class TorchEngine:
 
     def _nats(self, tokens: Tensor, targets: Tensor, keys: Tensor | None = None) -> Tensor:
         """(B T,) nats of each target; 0 where it is -1."""
-        logits = widened(self.forward(tokens, keys)).flatten(0, 1)
+        forward = self.forward if torch.is_grad_enabled() else self.model  # nothing to average without gradients
+        logits = widened(forward(tokens, keys)).flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
 
+    @memory_errors()
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         assert gradients, "update before accumulate"
@@ -153,6 +170,8 @@ class TorchEngine:
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
         """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
         self.accumulate(batch, weight)
         found = {}
         for name, parameter in self.parameters.items():
@@ -161,35 +180,50 @@ class TorchEngine:
             parameter.grad = None
         return found
 
+    @memory_errors()
     @torch.no_grad()
     def losses(self, tokens: Array, targets: Array) -> Array:
         mine = np.arange(len(tokens))[self.ranks.mine if self.ranks else slice(None)]
         found = torch.zeros(tokens.shape, dtype=self.exact, device=self.place)
         rounds = math.ceil(len(tokens) / self.rows_at_once)  # the same on every rank, as FSDP's forward passes must be
-        with memory_errors():
-            for index in range(rounds):
-                part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
-                some = part if len(part) else np.zeros(1, np.int64)
-                nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
-                if len(part):
-                    found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
+        for index in range(rounds):
+            part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
+            some = part if len(part) else np.zeros(1, np.int64)
+            nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
+            if len(part):
+                found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
         if self.ranks:
             self.ranks.sum_(found)
+            self.ranks.reshard(self.model)
         return to_numpy(found)
 
+    @memory_errors()
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        return KeyValueCache(self.config.model, rows, capacity, self.place, COMPUTE[self.precision])
+        return KeyValueCache(self.gathered(), rows, capacity)
 
+    @torch.no_grad()
+    def gathered(self) -> Transformer:
+        """The model with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
+        if not (self.ranks and self.ranks.kind == "fsdp"):
+            return self.model
+        leads = self.ranks.rank == 0
+        model = Transformer(self.config.model, self.vocab_size, self.model.dtype).to(self.place, self.exact)
+        for name, parameter in model.named_parameters():
+            weight = whole(self.parameters[name])
+            if leads:
+                parameter.copy_(weight)
+        return model
+
+    @memory_errors()
     @torch.inference_mode()
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
         counts = np.asarray(counts, np.int64)
-        with memory_errors():
-            reading = cache.reading(counts, tokens.shape[1])
-            x = self.model.hidden(self._to_device(tokens), reading=reading)
-            if not every:
-                last = self._to_device(np.maximum(counts - 1, 0))
-                x = x[torch.arange(len(x), device=self.place), last]
-            return to_numpy(widened(self.model.logits(x)))
+        reading = cache.reading(counts, tokens.shape[1])
+        x = cache.model.hidden(self._to_device(tokens), reading=reading)
+        if not every:
+            last = self._to_device(np.maximum(counts - 1, 0))
+            x = x[torch.arange(len(x), device=self.place), last]
+        return to_numpy(widened(cache.model.logits(x)))
 
     def state(self) -> Iterator[tuple[str, Array]]:
         for name in self.rows:
@@ -197,6 +231,7 @@ class TorchEngine:
         for name, moment in self.optimizer.moments.items():
             yield name, to_numpy(whole(moment))
 
+    @memory_errors()
     @torch.no_grad()
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
         weights, moments = read_state(state, self.rows, self.config.optimizer.optimizer)
@@ -240,16 +275,3 @@ def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: Rank
 
 def to_numpy(tensor: Tensor) -> Array:
     return tensor.detach().cpu().numpy()
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """What PyTorch says when memory is full, on whatever device, as Python's MemoryError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise MemoryError from None
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            raise MemoryError from None
-        raise

@@ -1,0 +1,156 @@
+"""Two processes under torchrun train the model that one process trains, and a killed one ends the group."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from glasslm import launch
+from glasslm.config import ComputeConfig, with_flags
+from glasslm.presets import PRESETS
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and signals as on Linux")
+
+STEPS = 6
+FLAGS = {
+    "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "batch_size": 8, "micro_batch_size": 2, "dropout": 0.1,
+    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3, "keep": 9,
+}  # fmt: skip
+ENVIRONMENT = {"GLASSLM_GROUP_TIMEOUT": "60", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("".join(f"Line {i} of a text, {i * i} in all.\n" for i in range(400)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    config = with_flags(PRESETS["tiny"](), FLAGS | {"text_file": str(text)})
+    launch.train(config, ComputeConfig(engine="torch", precision="fp64", threads=1), path, say=lambda line: None)
+    return path
+
+
+def torchrun(*words: object, processes: int = 2) -> subprocess.Popen[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [*start, "-m", "glasslm", *map(str, words)],
+        env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def flags(text: Path, run_dir: Path, **changed: object) -> list[str]:
+    settings = FLAGS | {"text_file": text, "run_dir": run_dir, "engine": "torch", "precision": "fp64"} | changed
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def weights(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    folder = run / "checkpoints" / f"{step:06d}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def lines(run: Path) -> list[dict]:
+    """The metrics that do not depend on the clock."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k != "timing"} for line in read if line["kind"] in ("step", "eval")]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """The same tokens exactly, and weights and moments within what the order of a sum can change."""
+    for name, expected in weights(other).items():
+        np.testing.assert_allclose(
+            weights(run)[name], expected, rtol=0, atol=1e-10 * np.abs(expected).max(), err_msg=name
+        )
+    for line, wanted in zip(lines(run), lines(other), strict=True):
+        assert line.get("tokens") == wanted.get("tokens")
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-10)
+        if line["kind"] == "step":
+            assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-9)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_are_one_rank_with_twice_the_micro_batches(
+    parallel: str, text: Path, alone: Path, tmp_path: Path
+) -> None:
+    code, output = finished(torchrun("train", *flags(text, tmp_path / "run", parallel=parallel)))
+    assert code == 0, output
+    assert_same_run(tmp_path / "run", alone)
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["processes"] == 2
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(text: Path, tmp_path: Path) -> None:
+    code, output = finished(torchrun("train", *flags(text, tmp_path / "run", batch_size=3)))
+    assert code != 0
+    assert "2 processes cannot share a batch of 3 sequences" in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(victim: int, text: Path, tmp_path: Path) -> None:
+    """Bit for bit the end of a run that nobody disturbed."""
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    longer = {"max_steps": 90, "sample_interval": 0}
+    group = torchrun("train", *flags(text, killed, **longer))
+    kill_rank(victim, group, after=killed / "checkpoints" / "000006")
+    code, output = finished(group)
+    assert code != 0, output
+    assert not (killed / "checkpoints" / "000090").exists(), "it was over before the kill"
+    for process in (torchrun("resume", killed), torchrun("train", *flags(text, undisturbed, **longer))):
+        code, output = finished(process)
+        assert code == 0, output
+    assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(killed, 90).items())
+    assert lines(killed) == lines(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, text: Path, alone: Path, tmp_path: Path) -> None:
+    """The last checkpoint is taken away, as if the group had been killed before it."""
+    run = tmp_path / "run"
+    code, output = finished(torchrun("train", *flags(text, run)))
+    assert code == 0, output
+    before = weights(run)
+    for path in (run / "checkpoints" / f"{STEPS:06d}").iterdir():
+        path.unlink()
+    (run / "checkpoints" / f"{STEPS:06d}").rmdir()
+    code, output = finished(torchrun("resume", run, processes=processes))
+    assert code == 0, output
+    assert_same_run(run, alone)
+    if processes == 2:
+        assert all((array == before[name]).all() for name, array in weights(run).items())  # bit for bit
+
+
+def kill_rank(rank: int, group: subprocess.Popen[str], after: Path) -> None:
+    """kill -9 one of the group's processes, once a checkpoint is there."""
+    end = time.monotonic() + 120
+    while not after.exists():
+        assert group.poll() is None, group.communicate()[0]
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.05)
+    children = Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()
+    for child in map(int, children):
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environment:
+            os.kill(child, signal.SIGKILL)
+            return
+    raise AssertionError(f"no process of rank {rank} among {children}")
