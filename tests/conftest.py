@@ -1,9 +1,11 @@
-"""Shared by all tests: a cache folder of their own, no network, and the data folder beside the repository."""
+"""Shared by all tests: a cache folder of their own, no network, the data folder, and what CI lets a test skip for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -11,6 +13,44 @@ from hypothesis import settings
 # No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the code.
 settings.register_profile("glasslm", deadline=None, database=None)
 settings.load_profile("glasslm")
+
+# In CI a skip for any other reason is a failure: a test that nobody runs proves nothing. Each is how a reason begins.
+MAY_SKIP: tuple[str, ...] = (
+    "needs the data folder beside the repository",
+    "needs a CUDA device",
+    "needs fork, SIGKILL or resource limits",
+    "needs POSIX signals",
+    "needs named pipes",
+    "needs resource limits",
+    "needs permissions that bind",
+    "torchrun and signals as on Linux",
+    "no /dev/full here",
+    "root may read everything",
+)
+if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # the leg of .ci/run that has the core dependencies alone
+    MAY_SKIP += ("could not import 'torch'", "could not import 'tiktoken'")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _judged(report: Report) -> Report:
+    """The report of a test, or of a whole file, failed if CI does not know the reason why it was skipped."""
+    if os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple):  # an xfail has no tuple
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(MAY_SKIP):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI for a reason that tests/conftest.py does not list: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _judged((yield))
 
 
 @pytest.fixture(scope="session", autouse=True)
