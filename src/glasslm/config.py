@@ -240,8 +240,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
-    """Where and how a run is computed: it may change speed and rounding, nothing else."""
+class DeviceConfig:
+    """Where a model is computed: it may change speed and rounding, nothing else."""
 
     engine: EngineName = "auto"
     """numpy, by hand; torch; or auto, which says why: torch on a GPU and for larger models, where it is installed."""
@@ -249,17 +249,23 @@ class ComputeConfig:
     """Which device computes (auto: a GPU where there is one and PyTorch is installed)."""
     precision: Precision = "auto"
     """Precision of the activations; weights stay in fp32 (auto: bf16 where it is faster; fp64 is for checks)."""
+    threads: int = 0
+    """CPU threads (0: GLASSLM_THREADS, else one for each core)."""
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
+
+
+@dataclass(frozen=True)
+class ComputeConfig(DeviceConfig):
+    """Where and how a run is trained: this, too, changes speed and rounding only."""
+
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model with torch.compile (auto: when the run is long enough to repay it)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun: copies of the model (ddp, which auto means), or one model cut over all processes (fsdp)."""
     deterministic: bool = False
     """On a GPU: the same bits again, at some cost in speed (on a CPU they are always the same)."""
-    threads: int = 0
-    """CPU threads (0: GLASSLM_THREADS, else one for each core)."""
-
-    def __post_init__(self) -> None:
-        require(self.threads >= 0, "threads", self.threads, "0 (automatic) or more")
 
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"

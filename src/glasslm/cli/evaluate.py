@@ -10,7 +10,7 @@ import tyro
 
 from glasslm import corpora, runs, tokens
 from glasslm.cli.parsing import parse
-from glasslm.config import ComputeConfig, DataConfig
+from glasslm.config import DataConfig, DeviceConfig
 from glasslm.errors import InputError
 from glasslm.evaluation import baselines
 from glasslm.metrics import plain
@@ -40,7 +40,7 @@ class Flags:
     """Which part of the run's own text (val unless --text-file is given)."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: DeviceConfig = field(default_factory=DeviceConfig)
     json: bool = False
     """Print one JSON object: loss, perplexity, bpb, tokens, bytes, whole, text, step, unigram_bpb, gzip_bpb."""
 

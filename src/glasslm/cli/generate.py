@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 import tyro
 
 from glasslm.cli.parsing import parse
-from glasslm.config import ComputeConfig
+from glasslm.config import DeviceConfig
 from glasslm.errors import InputError
 from glasslm.generation import Piece
 from glasslm.sampling import Sampling
@@ -66,7 +66,7 @@ class Flags:
     """Show the usual samplers side by side on one prompt."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
-    compute: tyro.conf.OmitArgPrefixes[ComputeConfig] = field(default_factory=ComputeConfig)
+    compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
     json: bool = False
     """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
 

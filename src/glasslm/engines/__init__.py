@@ -61,8 +61,16 @@ class Engine(Protocol):
     compiled: bool
     micro_batch_size: int  # rows whose activations are in memory together
     rows_at_once: int  # rows computed side by side: those of all threads or ranks
-    updates: int  # updates applied so far: the t of Adam's bias correction
-    loss_scale: float  # that keeps float16's gradients in range; 1 in every other precision
+
+    @property
+    def updates(self) -> int:
+        """Updates applied so far: the t of Adam's bias correction."""
+        ...
+
+    @property
+    def loss_scale(self) -> float:
+        """What keeps float16's gradients in range; 1 in every other precision."""
+        ...
 
     def accumulate(self, batch: Batch, weight: float) -> float:
         """Forward and backward over `batch`; adds weight x the gradient of the summed nats of its targets.

@@ -26,18 +26,25 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
 
     Raises InputError where what was asked for is not there, or does not go together.
     """
+    if compute.parallel != "auto" and ranks() == 1:
+        raise InputError(
+            f"--parallel {compute.parallel} spreads a run over processes, and this is a single one: torchrun starts "
+            f"them, as in `torchrun --nproc-per-node 2 -m glasslm train --parallel {compute.parallel}`"
+        )
     engine, why = (compute.engine, "") if compute.engine != "auto" else _engine(compute, parameters, training)
     if engine == "numpy":
         _require_numpy_can(compute)
         exactly: Precision = "fp32" if compute.precision == "auto" else compute.precision
         return dataclasses.replace(compute, engine=engine, device="cpu", precision=exactly), why
     if not torch_installed():
-        asked = "--engine torch" if compute.engine == "torch" else why
-        raise InputError(f"{asked} needs PyTorch, which is not installed: pip install torch, or use --engine numpy")
+        asked, instead = "--engine torch", "use --engine numpy"
+        if compute.engine == "auto":
+            asked, instead = asks_for_torch(compute), "do without"
+        raise InputError(f"{asked} needs PyTorch, which is not installed: `pip install torch`, or {instead}")
     from glasslm.engines.torch import hardware
 
     device = hardware.device(compute.device)
-    if compute.engine == "auto" and not _asks_for_torch(compute) and device == "cpu" and parameters < TRAIN_WITH_TORCH:
+    if compute.engine == "auto" and not asks_for_torch(compute) and device == "cpu" and parameters < TRAIN_WITH_TORCH:
         numpy = dataclasses.replace(compute, engine="numpy")  # what looked like a GPU is none for PyTorch
         return choose(numpy, parameters, training)[0], f"PyTorch sees no GPU, and {_size(parameters)} are few"
     precision = hardware.precision(compute.precision, device, parameters)
@@ -45,8 +52,8 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
 
 
 def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
-    if asked := _asks_for_torch(compute):
-        return "torch", asked
+    if asked := asks_for_torch(compute):
+        return "torch", f"{asked} asks for it"
     size = _size(parameters)
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
@@ -59,7 +66,7 @@ def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[En
     return "numpy", f"{size} are few"
 
 
-def _asks_for_torch(compute: ComputeConfig) -> str:
+def asks_for_torch(compute: ComputeConfig) -> str:
     """The flag that only PyTorch can honour."""
     if compute.device in ("cuda", "mps"):
         return f"--device {compute.device}"
@@ -73,11 +80,10 @@ def _asks_for_torch(compute: ComputeConfig) -> str:
 
 
 def _require_numpy_can(compute: ComputeConfig) -> None:
-    asked = _asks_for_torch(dataclasses.replace(compute, engine="auto"))
-    if asked:
+    if asked := asks_for_torch(compute):
         raise InputError(
-            f"the NumPy engine computes on the CPU in fp32 or fp64, in one process: leave out --engine numpy, because "
-            f"{asked} needs PyTorch"
+            f"--engine numpy and {asked} do not go together: the NumPy engine computes on the CPU, in one process, in "
+            "fp32 or fp64, and is not compiled. Leave out one of them"
         )
 
 
@@ -116,8 +122,8 @@ def gpu_in_sight() -> bool:
 def require_divisible(batch_size: int, ranks: int) -> None:
     """Raise InputError unless the processes of a group can share a batch evenly."""
     if batch_size % ranks:
-        fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        fitting = max(n for n in range(1, ranks) if batch_size % n == 0)
         raise InputError(
-            f"{ranks} processes cannot share a batch of {batch_size} sequences: choose --batch-size as a multiple of "
-            f"{ranks}, or start {', '.join(map(str, fits))} processes"
+            f"{ranks} processes cannot share a batch of {batch_size} sequences evenly: choose --batch-size as a "
+            f"multiple of {ranks}, for example {-(-batch_size // ranks) * ranks}, or start {fitting} of them"
         )

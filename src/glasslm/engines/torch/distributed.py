@@ -1,6 +1,6 @@
 """Many processes, one run: rank 0 leads, the others follow.
 
-Only rank 0 runs the loop, reads text and writes files. Each verb that it calls on its engine is told to the other ranks,
+Only rank 0 runs the loop, reads text and writes files. Each verb that it calls on its engine is told to the others,
 which do the same with theirs, so that nothing above the seam knows of ranks, and only the first machine needs the text.
 torchrun starts the processes; what they tell each other is JSON and arrays, never a pickle.
 """
@@ -56,7 +56,7 @@ class Ranks:
         ids = [place] if place.type == "cuda" else None
         # The buffers are the same tables everywhere, never to be sent; PyTorch is renaming the word for that.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        no_buffers: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_buffers)
 
     def synchronising(self, forward: Any, last: bool) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,16 @@ LARGEST_SCALE = 2.0**16
 
 
 @contextmanager
+def no_denormals() -> Iterator[None]:
+    """Gradients of text learnt by heart underflow, and a CPU takes 30 times as long for numbers that small."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)  # it holds for all of this thread, which is not ours alone
+
+
+@contextmanager
 def memory_errors() -> Iterator[None]:
     """What PyTorch says when memory is full, on whatever device, as Python's MemoryError."""
     try:
@@ -76,8 +86,6 @@ class TorchEngine:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        # Gradients of text learnt by heart underflow, and arithmetic with denormals takes 30 times as long.
-        torch.set_flush_denormal(True)
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
         self.device, self.place = device, torch.device(ranks.place(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
@@ -86,8 +94,10 @@ class TorchEngine:
         self.exact = torch.float64 if precision == "fp64" else torch.float32  # of weights, gradients and moments
         self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
         self._zero()
+        if compiled:
+            for block in self.model.blocks:
+                block.compile()  # in place, so that no name changes; they are alike, and one compilation serves all
         self.forward: Callable[..., Any] = ranks.spread(self.model, self.place) if ranks else self.model
-        self._training_nats = torch.compile(self._nats) if compiled else self._nats
         size = ranks.size if ranks else 1
         largest = math.ceil(config.train.batch_size / size)
         derived = max(1, TOKENS_AT_ONCE // config.model.block_size)
@@ -113,6 +123,7 @@ class TorchEngine:
             parameter.zero_()
 
     @memory_errors()
+    @no_denormals()
     def accumulate(self, batch: Batch, weight: float) -> float:
         mine = np.arange(len(batch.tokens))[self.ranks.mine if self.ranks else slice(None)]
         # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
@@ -122,7 +133,7 @@ class TorchEngine:
         for part in parts:
             last = part is parts[-1]
             with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
-                nats = self._training_nats(*self._inputs(batch, part))
+                nats = self._nats(*self._inputs(batch, part))
                 loss = nats.sum()
                 (loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -189,7 +200,8 @@ class TorchEngine:
         for index in range(rounds):
             part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
             some = part if len(part) else np.zeros(1, np.int64)
-            nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
+            with self._eagerly():
+                nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
             if len(part):
                 found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
         if self.ranks:
@@ -206,12 +218,14 @@ class TorchEngine:
         """The model with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
         if not (self.ranks and self.ranks.kind == "fsdp"):
             return self.model
-        leads = self.ranks.rank == 0
+        if self.ranks.rank > 0:  # it helps rank 0 and keeps nothing
+            for name in self.rows:
+                whole(self.parameters[name])
+            return self.model
         model = Transformer(self.config.model, self.vocab_size, self.model.dtype).to(self.place, self.exact)
-        for name, parameter in model.named_parameters():
-            weight = whole(self.parameters[name])
-            if leads:
-                parameter.copy_(weight)
+        weights = dict(model.named_parameters())
+        for name in self.rows:
+            weights[name].copy_(whole(self.parameters[name]))
         return model
 
     @memory_errors()
@@ -219,7 +233,8 @@ class TorchEngine:
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
         counts = np.asarray(counts, np.int64)
         reading = cache.reading(counts, tokens.shape[1])
-        x = cache.model.hidden(self._to_device(tokens), reading=reading)
+        with self._eagerly():
+            x = cache.model.hidden(self._to_device(tokens), reading=reading)
         if not every:
             last = self._to_device(np.maximum(counts - 1, 0))
             x = x[torch.arange(len(x), device=self.place), last]
@@ -248,7 +263,11 @@ class TorchEngine:
 
     def _fill(self, tensor: Tensor, array: Array) -> None:
         """All of `tensor`, or this rank's part, from the whole array."""
-        tensor.copy_(cut_like(tensor, self._to_device(array.astype(array.dtype, copy=False)).to(self.exact)))
+        tensor.copy_(cut_like(tensor, self._to_device(array).to(self.exact)))
+
+    def _eagerly(self) -> AbstractContextManager[Any]:
+        """Where shapes change from call to call, compiling would take longer than it saves."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -24,7 +24,10 @@ def device(asked: DeviceName) -> DeviceName:
     if asked == "auto":
         return there[0]
     if asked not in there:
-        raise InputError(f"--device {asked}: this machine's PyTorch has {' and '.join(there)} only")
+        raise InputError(
+            f"--device {asked}: PyTorch finds no such device here, only {' and '.join(there)}: leave --device out, or "
+            f"see to its driver and to a PyTorch made for it"
+        )
     return asked
 
 
@@ -48,6 +51,11 @@ def has_bf16(device: DeviceName) -> bool:
         return False
     can = torch.cpu.get_capabilities()
     return any(can.get(feature, False) for feature in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def free_bytes() -> int:
+    """Free memory of the GPU."""
+    return torch.cuda.mem_get_info()[0]
 
 
 def compiler_missing(device: DeviceName) -> str:

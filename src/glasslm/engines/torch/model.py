@@ -19,6 +19,8 @@ from glasslm.engines.torch.attention import Attention, Drop, Place, Reading
 from glasslm.engines.torch.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, RMSNorm, dropout
 from glasslm.parameters import STD
 
+SITES = sites.AFTER_FEEDFORWARD + 1  # rows of dropout keys that a block is handed: its own, from place 0 on
+
 
 class Transformer(nn.Module):
     """`dtype` is that of the activations; the weights may be wider."""
@@ -73,8 +75,9 @@ class Transformer(nn.Module):
             x = x + self.sinusoids[where]
         x = _dropped(x.to(self.dtype), c, keys, sites.EMBEDDING_SITE)
         place = self._place(T, reading)
-        for block in self.blocks:
-            x = block(x, place, keys, reading)
+        for layer, block in enumerate(self.blocks):
+            first = sites.site(layer, 0)
+            x = block(x, place, None if keys is None else keys[first : first + SITES], reading)
         return self.norm(x) if c.norm_position == "pre" else x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -99,25 +102,27 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its norm and its residual connection."""
+    """Attention and feed-forward, each with its norm and its residual connection.
+
+    Nothing that is computed in training depends on which block it is, so that all are compiled as one.
+    """
 
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = c, layer
+        self.config = c
         self.attention_norm, self.attention = _norm(c), Attention(c, layer)
         self.feedforward_norm, self.feedforward = _norm(c), FeedForward(c)
 
     def forward(self, x: Tensor, place: Place, keys: Tensor | None, reading: Reading | None) -> Tensor:
-        c, layer = self.config, self.layer
+        c = self.config
         if keys is not None and c.attention_dropout:
-            place = place._replace(drop=Drop(c.attention_dropout, keys[sites.site(layer, sites.PROBABILITIES)]))
+            place = place._replace(drop=Drop(c.attention_dropout, keys[sites.PROBABILITIES]))
 
         def attend(x: Tensor) -> Tensor:
-            y = self.attention(x, place, reading)
-            return _dropped(y, c, keys, sites.site(layer, sites.AFTER_ATTENTION))
+            return _dropped(self.attention(x, place, reading), c, keys, sites.AFTER_ATTENTION)
 
         def feed(x: Tensor) -> Tensor:
-            return _dropped(self.feedforward(x), c, keys, sites.site(layer, sites.AFTER_FEEDFORWARD))
+            return _dropped(self.feedforward(x), c, keys, sites.AFTER_FEEDFORWARD)
 
         if c.norm_position == "pre":
             x = x + attend(self.attention_norm(x))
