@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from glasslm import corpora, engines, files, launch, metrics, report, runs, wording
 from glasslm.cli.train import finish
 from glasslm.config import ComputeConfig, RunConfig, from_dict
+from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
 from glasslm.estimate import memory_bytes
@@ -43,10 +44,12 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     record = read_json(finished / "run.json")
     assert set(record) == {
         "format", "preset", "glasslm", "created", "command", "seed", "config", "engine", "device", "precision",
-        "parameters", "flops_per_token", "data", "tokenizer", "versions", "machine", "git",
+        "compiled", "threads", "processes", "parameters", "flops_per_token", "data", "tokenizer", "versions",
+        "machine", "git",
     }  # fmt: skip
     assert (record["format"], record["seed"], record["engine"]) == (1, 42, "numpy")
     assert (record["device"], record["precision"]) == ("cpu", "fp32")
+    assert (record["compiled"], record["threads"], record["processes"]) == (False, 1, 1)
     assert datetime.fromisoformat(record["created"]).tzinfo is not None
     assert set(record["config"]) == {"model", "data", "optimizer", "train"}
     config = from_dict(RunConfig, record["config"])
@@ -106,8 +109,8 @@ def test_a_checkpoint_has_the_files_and_fields_that_are_promised(finished: Path)
             assert entry == {"bytes": (folder / name).stat().st_size, "sha256": files.sha256_of(folder / name)}
         state = read_json(folder / "state.json")
         assert set(state) == {
-            "format", "step", "updates", "tokens", "metrics_bytes", "best", "loop", "config_sha256",
-            "tokenizer_sha256", "data_sha256",
+            "format", "step", "updates", "tokens", "metrics_bytes", "best", "loop", "loss_scale",
+            "config_sha256", "tokenizer_sha256", "data_sha256",
         }  # fmt: skip
         assert state["step"] == state["updates"] == int(folder.name)
         assert state["tokens"] == state["step"] * 256
@@ -166,10 +169,10 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
         plans[precision] = "\n".join(said)
     config = small(text).resolved()
     total = count(table(config.model, 21))["total"]
-    for expected in (f"{total:,} parameters", "2 steps", "512", "FLOPs", "expected", "the engine is numpy"):
+    for expected in (f"{total:,} parameters", "2 steps", "512", "FLOPs", "expected", "numpy engine"):
         assert expected in plans["fp32"]
     for precision, size_of_a_number in (("fp32", 4), ("fp64", 8)):
-        memory = wording.size(memory_bytes(config, 21, 1, size_of_a_number))
+        memory = wording.size(memory_bytes(config, 21, micro_batch_size(config, "numpy"), 1, size_of_a_number))
         assert f"{memory} of memory" in plans[precision]
 
 
@@ -317,8 +320,8 @@ def test_a_diverged_run_says_so_and_has_a_report(
 ) -> None:
     right = engines.make_engine
 
-    def make_broken(*arguments: Any) -> Any:
-        engine: Any = right(*arguments)
+    def make_broken(*arguments: Any, **named: Any) -> Any:
+        engine: Any = right(*arguments, **named)
         accumulate = engine.accumulate
         engine.accumulate = lambda batch, weight: accumulate(batch, np.nan if batch.step >= 5 else weight)
         return engine

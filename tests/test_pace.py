@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm import pace
-from glasslm.config import RunConfig, with_flags
-from glasslm.engines import Batch, Update
-from glasslm.pace import Pace, run_seconds, with_steps
+from glasslm.config import ComputeConfig, RunConfig, with_flags
+from glasslm.engines import Batch, Update, make_engine
+from glasslm.pace import COMPILING_REPAID, Pace, compiling_pays, run_seconds, with_steps
+from glasslm.parameters import initial_weights, table
 from glasslm.tokenizers import ByteTokenizer
 from glasslm.tokens import Dataset, Split
 from glasslm.training import evaluation_windows
@@ -110,3 +111,55 @@ def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
     assert with_steps(config(max_steps=7), dataset(), costs, 0).train.max_steps == 7
     asked = config(epochs=2, batch_size=10)
     assert with_steps(asked, dataset(train_tokens=801), costs, 0).train.max_steps == 20  # 100 windows
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_either_engine_is_timed(engine: Any) -> None:
+    """Each part takes some time, and none, by far, more than was spent; the updates are those of three steps."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
+    small = config(d_model=32, n_layers=2, n_heads=2, batch_size=8, micro_batch_size=2, sample_interval=5)
+    made = make_engine(small, 256, compute, training=True)
+    made.load(initial_weights(table(small.model, 256), 0))
+    data = dataset()
+    began = time.perf_counter()
+    measured = pace.measure(small, made, data)
+    assert made.updates == 3
+    assert all(0 < part < 100 * (time.perf_counter() - began) for part in measured)
+    assert 0 < run_seconds(small, data, measured) < math.inf
+
+
+@pytest.fixture
+def _can_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "can_compile", lambda compute: True)
+
+
+@pytest.mark.usefixtures("_can_compile")
+@pytest.mark.parametrize("device", COMPILING_REPAID)
+def test_compiling_pays_in_long_runs(device: Any) -> None:
+    compute = ComputeConfig(engine="torch", device=device, precision="fp32")
+    repaid = COMPILING_REPAID[device]
+    assert not compiling_pays(compute, repaid)
+    assert compiling_pays(compute, 1.01 * repaid)
+
+
+@pytest.mark.usefixtures("_can_compile")
+def test_compiling_never_pays_where_it_was_decided_or_is_not_ready() -> None:
+    for decided in ("on", "off"):
+        compute = ComputeConfig(engine="torch", device="cpu", compile=decided)  # type: ignore[arg-type]
+        assert not compiling_pays(compute, math.inf)
+    assert not compiling_pays(ComputeConfig(engine="torch", device="mps"), 1e9)
+
+
+def test_compiling_needs_pytorch_and_a_compiler_and_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compiling_pays(ComputeConfig(engine="numpy", device="cpu"), math.inf)
+    pytest.importorskip("torch")
+    from glasslm.engines.torch import hardware
+
+    compute = ComputeConfig(engine="torch", device="cpu")
+    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "")
+    assert compiling_pays(compute, math.inf)
+    assert not compiling_pays(dataclasses.replace(compute, parallel="fsdp"), math.inf)
+    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "there is no C++ compiler")
+    assert not compiling_pays(compute, math.inf)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from glasslm.engines.numpy.engine import micro_batch_size
+from glasslm.engines.choice import micro_batch_size
 from glasslm.parameters import count, table
 from glasslm.presets import PRESETS
 
@@ -51,4 +51,4 @@ def test_the_default_stays_where_transformers_can_load_it() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_resolves(name: str) -> None:
     run = PRESETS[name]().resolved()
-    assert run.train.batch_size % micro_batch_size(run) == 0
+    assert run.train.batch_size % micro_batch_size(run, "numpy") == 0

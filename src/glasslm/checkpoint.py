@@ -50,8 +50,8 @@ class Progress:
     tokens: int  # tokens trained on
     metrics_bytes: int  # length of metrics.jsonl
     best: Best | None = None
-    loss_scale: float = 1.0  # of float16
     loop: dict[str, Any] = field(default_factory=dict)  # the loop's own memory, as JSON: guard window, patience ...
+    loss_scale: float = 1.0  # of float16
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,44 @@
-"""What training will take, before it starts: FLOPs and memory, from the parameter table and the shapes of a pass."""
+"""What training will take, before it starts: FLOPs and memory, from the parameter table and the shapes of a pass.
+
+And how much memory there is, and with which flags it would do.
+"""
 
 from __future__ import annotations
 
-from glasslm.config import ModelConfig, Precision, RunConfig
-from glasslm.parameters import count, table
+import math
+
+from glasslm.config import ComputeConfig, DeviceName, ModelConfig, Precision, RunConfig
+from glasslm.parameters import Table, count, table
+
+# PyTorch's tensors on a CPU come from the C library's heap, which keeps the holes between pieces of different sizes:
+# 1.1 to 1.6 times what the tensors take was resident on Linux, 1.0 with each in a mapping of its own (docs/log.md).
+WITH_HOLES = 1.3
+# Of attention written out in four tiles of queries (engines/torch/attention.py): keys after a tile's end are left out.
+TILE, SEEN = 1 / 4, 5 / 8
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
     """Training FLOPs a token: 6 for each weight that multiplies, and 12 L H Q T for attention.
 
     PaLM, arXiv:2204.02311, appendix B. A forward pass is a third of it. Attention is counted over the whole context,
-    as it is computed, though half of it is masked.
+    as most kernels compute it, though half of it is masked.
     """
     c = config.resolved()
     matmul = count(table(c, vocab_size))["matmul"]
     return 6.0 * matmul + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size
+
+
+def course_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """N = 12 L d² + V d, as courses count: 4 d² in attention, 8 d² in a feed-forward of width 4 d, and the embedding.
+
+    It knows no norms, biases and learned positions, and no other shapes: parameters.count has them all.
+    """
+    return 12 * config.n_layers * config.d_model**2 + vocab_size * config.d_model
+
+
+def course_flops(parameters: int, tokens: int) -> float:
+    """C = 6 N D, to train N parameters on D tokens, without the scores of attention. arXiv:2001.08361, section 2.1."""
+    return 6.0 * parameters * tokens
 
 
 def memory_bytes(config: RunConfig, vocab_size: int, rows: int, threads: int, bytes_per_number: int = 4) -> int:
@@ -25,16 +49,17 @@ def memory_bytes(config: RunConfig, vocab_size: int, rows: int, threads: int, by
     config = config.resolved()
     weights = table(config.model, vocab_size)
     total = sum(row.size for row in weights.values())
-    moments = {"adamw": 2, "sgd": 1}.get(config.optimizer.optimizer)
-    moment_numbers = (
-        sum(row.size * (1 if row.group == "muon" else 2) for row in weights.values())
-        if moments is None
-        else moments * total
-    )
     at_once = min(threads, -(-config.train.batch_size // rows))
     # Each pass makes gradients of its own, which wait to be added; one more may be under way in its place.
-    numbers = 2 * total + moment_numbers + at_once * (rows * _row_numbers(config.model, vocab_size) + total) + total
-    return numbers * bytes_per_number
+    passes = at_once * (rows * _row_numbers(config.model, vocab_size) + total) + total
+    return (2 * total + _moment_numbers(weights, config) + passes) * bytes_per_number
+
+
+def _moment_numbers(weights: Table, config: RunConfig) -> int:
+    """AdamW keeps two moments of each weight; Muon, where it moves it, and SGD keep one."""
+    optimizer = config.optimizer.optimizer
+    one = {name for name, row in weights.items() if optimizer == "sgd" or (optimizer, row.group) == ("muon", "muon")}
+    return sum(row.size * (1 if name in one else 2) for name, row in weights.items())
 
 
 def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
@@ -58,9 +83,83 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     return T * (c.n_layers * kept + passing + outside)
 
 
-def torch_memory_bytes(config: RunConfig, vocab_size: int, rows: int, precision: Precision) -> int:
-    """Peak memory of training with the PyTorch engine, micro-batches of `rows`, on one device."""
+def torch_memory_bytes(
+    config: RunConfig, vocab_size: int, rows: int, precision: Precision, device: DeviceName = "cpu"
+) -> int:
+    """Peak memory of training with the PyTorch engine on one device, in micro-batches of `rows` sequences.
+
+    Weights and moments are always there. A forward pass keeps what the backward pass reads, which lets go of it from
+    the end to the beginning while gradients take its place. So the peak is between the two passes, on top of the
+    gradients of earlier micro-batches if there are any, or else in the update. PyTorch itself (350 MB) comes on top.
+    """
     config = config.resolved()
-    total = count(table(config.model, vocab_size))["total"]
-    exact, narrow = (8, 8) if precision == "fp64" else (4, 4 if precision == "fp32" else 2)
-    return 4 * total * exact + rows * _row_numbers(config.model, vocab_size) * narrow
+    c, weights, (wide, _) = config.model, table(config.model, vocab_size), _widths(precision)
+    total = sum(row.size for row in weights.values())
+    between = torch_kept_bytes(c, vocab_size, rows, precision, device)
+    logits = 2 * vocab_size * wide  # their gradient, and that of the log-probabilities, when the backward pass begins
+    masks = 4 * c.n_heads * TILE * c.block_size * wide if c.attention_dropout else 0  # while those of a tile are drawn
+    between += round(rows * c.block_size * max(logits, masks))
+    if rows < config.train.batch_size:
+        between += total * wide
+    update = (total + _update_numbers(weights, config)) * wide
+    always = (total + _moment_numbers(weights, config)) * wide
+    return round((always + max(between, update)) * (WITH_HOLES if device == "cpu" else 1))
+
+
+def torch_kept_bytes(c: ModelConfig, vocab_size: int, rows: int, precision: Precision, device: DeviceName) -> int:
+    """What autograd keeps of a forward pass over `rows` sequences until the backward pass. `c` must be resolved."""
+    wide, narrow = _widths(precision)
+    kept = c.n_layers * _block_bytes(c, wide, narrow, device)
+    kept += c.d_model * narrow  # what the head reads, a norm's output
+    if c.norm_position == "pre":
+        kept += _norm_bytes(c.norm, c.d_model, wide, narrow, device)
+    if c.dropout:
+        kept += c.d_model * narrow  # the mask of the embedding
+    kept += vocab_size * wide  # log-probabilities
+    casts = count(table(c, vocab_size))["matmul"] * narrow if narrow < wide else 0  # matrices as activations are
+    return round(rows * c.block_size * kept) + casts
+
+
+def _widths(precision: Precision) -> tuple[int, int]:
+    """Bytes of a number of the weights, norms, scores and loss, and of one of the other activations."""
+    return {"fp64": (8, 8), "bf16": (4, 2), "fp16": (4, 2)}.get(precision, (4, 4))
+
+
+def _update_numbers(weights: Table, config: RunConfig) -> int:
+    """What Muon makes of all matrices of one shape together: four stacks of them and two of their small squares."""
+    if config.optimizer.optimizer != "muon":
+        return 0
+    shapes = [row.shape for row in weights.values() if row.group == "muon"]
+    return max(shapes.count(shape) * (4 * math.prod(shape) + 2 * min(shape) ** 2) for shape in shapes)
+
+
+def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> float:
+    """What autograd keeps of one block a token: what each operation needs to differentiate itself, shared or not."""
+    D, F, HQ, KQ, HT = c.d_model, c.d_ff, c.n_heads * c.head_size, c.n_kv_heads * c.head_size, c.n_heads * c.block_size
+    kept: float = 2 * (_norm_bytes(c.norm, D, wide, narrow, device) + D * narrow)  # the norms, and what they give
+    if c.qk_norm:
+        kept += _norm_bytes("rmsnorm", HQ + KQ, wide, narrow, device)
+    if c.attention_dropout:  # attention written out
+        kept += 3 * HQ * narrow + SEEN * HT * (2 * wide + narrow)  # q, k, v of each head; softmax, mask, product
+    else:
+        kept += (HQ + 2 * KQ) * narrow + c.n_heads * wide  # q, k, v; the logarithm of each softmax's sum
+        if c.position == "alibi" and device == "cpu":
+            kept += HT * wide  # this kernel takes no bias, so that PyTorch keeps the softmax
+    kept += HQ * narrow  # the mixture
+    inner = 4 if c.gated else 1 if c.feedforward == "relu" else 2  # gate, activation, up, product; or two, one of them
+    kept += inner * F * narrow
+    if c.dropout:
+        kept += 2 * D * narrow  # masks
+    return kept
+
+
+def _norm_bytes(kind: str, width: int, wide: int, narrow: int, device: DeviceName) -> int:
+    """The input, and on a CPU, where RMSNorm is several operations in `wide`, also the input at unit size."""
+    return 2 * width * wide if kind == "rmsnorm" and device == "cpu" else width * narrow
+
+
+def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int) -> int:
+    """Peak memory of this process in training, in micro-batches of `rows`. `compute` has nothing left to choose."""
+    if compute.engine == "torch":
+        return torch_memory_bytes(config, vocab_size, rows, compute.precision, compute.device)
+    return memory_bytes(config, vocab_size, rows, compute.threads, 8 if compute.precision == "fp64" else 4)

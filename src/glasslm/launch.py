@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from glasslm.checkpoint import Progress
 from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
 from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
-from glasslm.engines.choice import choose, ranks, torch_installed
-from glasslm.errors import DivergedError, ExhaustedError, GlasslmError, InputError
+from glasslm.engines.choice import asks_for_torch, choose, ranks, torch_installed
+from glasslm.errors import DivergedError, GlasslmError, InputError
+from glasslm.memory import enough_memory, warn_of_shortage
 from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
 from glasslm.report.facts import best_eval
@@ -68,7 +68,8 @@ def train(
         config = with_flags(config, {"corpus": source.name})
     run_dir = run_dir or runs.RUNS / runs.default_name(source.name, preset)
     compute, why = _choose(config, dataset.tokenizer.vocab_size, compute)
-    with _enough_memory(config):
+    warn_of_shortage(config, dataset.tokenizer.vocab_size, compute, say)
+    with enough_memory(config, compute.engine):
         engine, config, expected_s = _prepare(config, compute, dataset, started, why)
     with files.lock(run_dir):
         record = {"preset": preset, "command": command} | _record(config, compute, dataset, engine)
@@ -95,7 +96,7 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
         compute, _ = _choose(run.config, run.tokenizer.vocab_size, _as_recorded(compute, run.record, say))
         dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
         checkpoint.check(latest, **hashes(run, dataset))
-        with _enough_memory(run.config):
+        with enough_memory(run.config, compute.engine):
             engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
@@ -116,7 +117,7 @@ def _as_recorded(compute: ComputeConfig, record: dict[str, Any], say: Say) -> Co
     """What `compute` leaves open as it was when the run began, where this machine has it: so the bits are the same."""
     if compute.engine == "auto" and record["engine"] == "torch" and not torch_installed():
         say("note: this run was computed by PyTorch, which is not installed here: the NumPy engine goes on")
-    elif compute.engine == "auto":
+    elif compute.engine == "auto" and not (record["engine"] == "numpy" and asks_for_torch(compute)):
         compute = dataclasses.replace(compute, engine=record["engine"])
     same = compute.engine == record["engine"]
     if same and compute.device == "auto" and record["device"] == "cpu":
@@ -171,7 +172,7 @@ def _to_the_end(
             loop.log(line)
         status = "failed"
         try:
-            with _enough_memory(run.config):
+            with enough_memory(run.config, engine.name):
                 status = loop.run()
         except DivergedError as error:
             status = "diverged"
@@ -195,19 +196,6 @@ def _report(run_dir: Path, say: Say) -> Path | None:
     except (OSError, GlasslmError) as error:
         say(f"warning: the report was not written ({error}); `glasslm report {quoted(run_dir)}` makes it again")
         return None
-
-
-@contextmanager
-def _enough_memory(config: RunConfig) -> Iterator[None]:
-    """What has no room raises ExhaustedError, with the flags that need less."""
-    try:
-        yield
-    except MemoryError:
-        raise ExhaustedError(
-            f"out of memory with batches of {config.train.batch_size} x {config.model.block_size} tokens, "
-            f"{f'{micro} sequences' if (micro := config.train.micro_batch_size) else 'several'} at a time: "
-            "lower --micro-batch-size, --block-size or --threads, or choose a smaller model"
-        ) from None
 
 
 def _fallback(source: Source) -> list[Line]:
@@ -256,19 +244,10 @@ def _plan(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine: E
         "total_tokens": total,
         "epochs": total / len(dataset.train.tokens),
         "flops": total * estimate.flops_per_token(config.model, vocab_size),
-        "memory_bytes": _memory_bytes(config, vocab_size, compute, engine),
+        "memory_bytes": estimate.training_bytes(config, vocab_size, compute, engine.micro_batch_size),
         "engine": engine.name,
         "device": engine.device,
         "precision": engine.precision,
         "threads": compute.threads if engine.device == "cpu" else None,
         "processes": ranks() if ranks() > 1 else None,
     }
-
-
-def _memory_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, engine: Engine) -> int:
-    """An estimate for this process."""
-    rows = engine.micro_batch_size
-    if engine.name == "torch":
-        return estimate.torch_memory_bytes(config, vocab_size, rows, engine.precision)
-    bytes_per_number = 8 if engine.precision == "fp64" else 4
-    return estimate.memory_bytes(config, vocab_size, rows, compute.threads, bytes_per_number)

@@ -10,7 +10,8 @@ from test_ops import wide_variables
 
 from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, with_flags
 from glasslm.engines import Batch, Engine, make_engine, thread_count
-from glasslm.engines.numpy.engine import NumpyEngine, micro_batch_size
+from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError
 from glasslm.lab.check import single_switches
 from glasslm.parameters import initial_weights
@@ -279,6 +280,6 @@ def test_make_engine_obeys_precision_and_threads(monkeypatch: pytest.MonkeyPatch
 
 def test_a_micro_batch_is_no_more_than_half_of_what_there_is_for_two_threads_to_have_work() -> None:
     run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolved()
-    assert micro_batch_size(run) == 2
-    assert micro_batch_size(with_flags(run, {"micro_batch_size": 9})) == 4  # never more than there is
-    assert micro_batch_size(with_flags(run, {"block_size": 512, "batch_size": 64})) == 2  # about 1,024 tokens
+    assert micro_batch_size(run, "numpy") == 2
+    assert micro_batch_size(with_flags(run, {"micro_batch_size": 9}), "numpy") == 4  # never more than there is
+    assert micro_batch_size(with_flags(run, {"block_size": 512, "batch_size": 64}), "numpy") == 2  # about 1,024 tokens

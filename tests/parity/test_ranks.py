@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and si
 
 STEPS = 6
 FLAGS = {
-    "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "batch_size": 8, "micro_batch_size": 2, "dropout": 0.1,
-    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3, "keep": 9,
+    "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "dropout": 0.1, "batch_size": 8, "micro_batch_size": 2,
+    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3,
+    "keep": 9,
 }  # fmt: skip
 ENVIRONMENT = {"GLASSLM_GROUP_TIMEOUT": "60", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 

@@ -9,7 +9,6 @@ import sys
 import warnings
 from typing import TextIO
 
-from glasslm.engines.choice import ranks
 from glasslm.errors import GlasslmError
 from glasslm.wording import tell
 
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     # A run that diverges says so in its own words.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     try:
-        if argv[0] in ("train", "resume") and ranks() > 1:
+        if argv[0] in ("train", "resume") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return _in_a_group(argv)
         return _command(argv)
     except GlasslmError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -14,10 +15,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from glasslm.config import ComputeConfig, EngineName, Precision
+from glasslm.config import ComputeConfig, EngineName, Precision, RunConfig
 from glasslm.errors import InputError
 
 TRAIN_WITH_TORCH = 3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
+NUMPY_TOKENS, TORCH_TOKENS = 1024, 16384  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
 USE_TORCH = 30_000_000  # to generate and evaluate, where NumPy starts seconds earlier
 
 
@@ -26,6 +28,10 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
 
     Raises InputError where what was asked for is not there, or does not go together.
     """
+    if compute.parallel == "fsdp" and compute.compile == "on":
+        raise InputError(
+            "--compile on: a model that --parallel fsdp cuts over processes is not compiled: leave one out"
+        )
     if compute.parallel != "auto" and ranks() == 1:
         raise InputError(
             f"--parallel {compute.parallel} spreads a run over processes, and this is a single one: torchrun starts "
@@ -66,6 +72,25 @@ def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[En
     return "numpy", f"{size} are few"
 
 
+def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
+    """Rows computed together: as configured, or as many as suit the engine.
+
+    Never by the number of threads, because NumPy's bits depend on it; two threads have work where the batch allows it.
+    """
+    at_once, shares = (NUMPY_TOKENS, 2) if engine == "numpy" else (TORCH_TOKENS, ranks())
+    largest = math.ceil(config.train.batch_size / shares)
+    if config.train.micro_batch_size:
+        return min(config.train.micro_batch_size, config.train.batch_size if engine == "numpy" else largest)
+    return min(max(1, at_once // config.model.block_size), largest)
+
+
+def device_free_bytes() -> int:
+    """Free memory of the GPU."""
+    from glasslm.engines.torch import hardware
+
+    return hardware.free_bytes()
+
+
 def asks_for_torch(compute: ComputeConfig) -> str:
     """The flag that only PyTorch can honour."""
     if compute.device in ("cuda", "mps"):
@@ -88,7 +113,7 @@ def _require_numpy_can(compute: ComputeConfig) -> None:
 
 
 def _size(parameters: int) -> str:
-    return f"{parameters / 1e6:.1f}M parameters"
+    return f"{parameters / 1e6:.1f}M parameters" if parameters >= 1e6 else f"{parameters:,} parameters"
 
 
 def can_compile(compute: ComputeConfig) -> bool:

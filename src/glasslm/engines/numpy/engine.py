@@ -20,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from glasslm.config import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines import Batch, State, Update
+from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import optimizer
 from glasslm.engines.numpy.arena import Arena
@@ -30,8 +31,6 @@ from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.state import MOMENTS, moment_kind, read_state
 from glasslm.parameters import table
-
-TOKENS_AT_ONCE = 1024  # in a micro-batch, unless the config says how many rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,7 +51,7 @@ class NumpyEngine:
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)
-        self.micro_batch_size = micro_batch_size(config)
+        self.micro_batch_size = micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
         self._gradients: Weights | None = None  # made when training starts; inference needs none
         self._fresh = True  # the next gradient replaces what is there
@@ -196,13 +195,6 @@ class NumpyEngine:
         finally:
             for library, threads in before:
                 library.set_num_threads(threads)
-
-
-def micro_batch_size(config: RunConfig) -> int:
-    """As configured, or 1,024 tokens' worth of rows. Never by the number of threads: the bits depend on it."""
-    batch_size = config.train.batch_size
-    derived = min(max(1, TOKENS_AT_ONCE // config.model.block_size), math.ceil(batch_size / 2))  # two threads have work
-    return min(config.train.micro_batch_size or derived, batch_size)
 
 
 def chunks(size: int, chunk: int) -> list[slice]:

@@ -161,6 +161,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     H, T, Q = q.shape[1:]
     if k.size(1) != H:
         k, v = (x.repeat_interleave(H // k.size(1), 1) for x in (k, v))
+    k, v = k.contiguous(), v.contiguous()  # once, or every tile would make a copy of its own
     position = torch.arange(T, device=q.device)
     parts = []
     for start in range(0, T, step := math.ceil(T / TILES)):

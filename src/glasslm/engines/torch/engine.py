@@ -21,6 +21,7 @@ from torch import Tensor
 
 from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines import Batch, State, Update
+from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys, site
 from glasslm.engines.state import read_state
 from glasslm.engines.torch import hardware
@@ -39,7 +40,6 @@ Array = NDArray[Any]
 COMPUTE: dict[str, torch.dtype] = {
     "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
-TOKENS_AT_ONCE = 16384  # in a micro-batch, unless the config says how many rows
 GROWTH_INTERVAL = 2000  # updates between attempts at a larger scale of float16's losses
 LARGEST_SCALE = 2.0**16
 
@@ -98,11 +98,8 @@ class TorchEngine:
             for block in self.model.blocks:
                 block.compile()  # in place, so that no name changes; they are alike, and one compilation serves all
         self.forward: Callable[..., Any] = ranks.spread(self.model, self.place) if ranks else self.model
-        size = ranks.size if ranks else 1
-        largest = math.ceil(config.train.batch_size / size)
-        derived = max(1, TOKENS_AT_ONCE // config.model.block_size)
-        self.micro_batch_size = min(config.train.micro_batch_size or derived, largest)
-        self.rows_at_once = self.micro_batch_size * size
+        self.micro_batch_size = micro_batch_size(config, "torch")
+        self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
 
     @cached_property
     def parameters(self) -> dict[str, torch.nn.Parameter]:

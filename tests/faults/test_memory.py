@@ -1,0 +1,128 @@
+"""Runs that find no room in memory: both engines say so in one line with what to lower, and leave nothing behind.
+
+This file is also the program of the children: `python test_memory.py MEGABYTES COMMAND...`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import cli, launch, memory
+from glasslm.config import ComputeConfig
+from glasslm.errors import ExhaustedError
+from glasslm.estimate import training_bytes
+from glasslm.runs import Run
+from small_runs import no_report, quiet, small, words, write_text
+
+LINE = r"glasslm (train|resume): out of memory with micro-batches of (\d+) x (\d+) tokens: lower (.*)"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt", sentences=600)
+
+
+@linux
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("flags", "lower"),
+    [
+        ({"batch_size": 512, "micro_batch_size": 512, "block_size": 64}, "--micro-batch-size to at most 256"),
+        ({"d_model": 2048}, "--block-size"),
+    ],
+    ids=["activations", "weights"],
+)
+def test_what_has_no_room_ends_in_one_line(
+    engine: Any, flags: dict[str, Any], lower: str, text: Path, tmp_path: Path
+) -> None:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    run_dir = tmp_path / "run"
+    done = child(150, words(text, run_dir, engine=engine, **flags))
+    assert done.returncode == ExhaustedError.exit_code, done.stderr
+    *_, last = done.stderr.splitlines()
+    assert re.fullmatch(LINE, last), done.stderr
+    assert lower in last
+    assert "choose a smaller model" in last
+    assert "Traceback" not in done.stderr
+    assert not run_dir.exists()
+    with no_report():
+        again = launch.train(small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, say=quiet)
+    assert again.status == "finished"
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_too_little_memory_is_told_before_the_start(
+    engine: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the flag that would do, and the run goes on; where there is enough, nothing is said."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
+    config, vocab = small(text, max_steps=1).resolved(), 21
+
+    def said_with(room: int) -> list[str]:
+        said: list[str] = []
+        monkeypatch.setattr(memory, "free_bytes", lambda: room)
+        with no_report():
+            launch.train(config, compute, tmp_path / str(room), say=said.append)
+        return [line for line in said if line.startswith(("warning", "glasslm"))]
+
+    enough, less = (training_bytes(config, vocab, compute, rows) for rows in (4, 2))
+    (plan,) = said_with(enough)
+    assert plan.startswith("glasslm")
+    warning, plan = said_with(less)
+    assert plan.startswith("glasslm")
+    assert re.fullmatch(
+        r"warning: training is expected to take [\d.]+ [kM]B of memory, and [\d.]+ [kM]B are free: "
+        r"--micro-batch-size 2 would take [\d.]+ [kM]B",
+        warning,
+    )
+    assert Run(tmp_path / str(less)).history.status == "finished"
+
+
+def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    cpu = ComputeConfig(engine="numpy", device="cpu")
+    assert memory.room_for(cpu) == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.room_for(cpu) == 250
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    assert memory.room_for(cpu) is None
+    pytest.importorskip("torch")
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (77, 99))
+    assert memory.room_for(ComputeConfig(engine="torch", device="cuda")) == 77
+
+
+# -- children ---------------------------------------------------------------------------------------------------------
+
+
+def child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}  # a thread more is 100 MB more
+    program = [sys.executable, __file__, str(megabytes), *map(str, command)]
+    return subprocess.run(program, capture_output=True, encoding="utf-8", env=environment, timeout=120)
+
+
+def main(megabytes: int, command: list[str]) -> int:
+    """Run a command in so much memory besides what a small run with its text and engine has taken."""
+    import resource
+    import tempfile
+
+    text, engine = (command[command.index(flag) + 1] for flag in ("--text-file", "--engine"))
+    with no_report(), tempfile.TemporaryDirectory() as folder:
+        assert cli.main(list(map(str, words(Path(text), Path(folder, "run"), engine=engine)))) == 0
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + megabytes * 10**6
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return cli.main(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
