@@ -27,9 +27,9 @@ TIMED_TOKENS = 20  # of a sample
 DISK_BYTES_PER_S, DISK_S = 100e6, 0.05  # a slow disk; what a checkpoint takes besides, to be safe there
 
 
-# Compiling takes 15 to 30 s on a CPU, and longer for deep models; it saves about an eighth of each step there and a
+# Compiling takes 10 to 30 s on a CPU, whatever the depth; it saves about an eighth of each step there, and a
 # third or more on a GPU (docs/log.md). A run must be this long, in seconds, to gain by it.
-COMPILING_REPAID = {"cpu": 600.0, "cuda": 180.0}
+COMPILING_REPAID = {"cpu": 240.0, "cuda": 180.0}
 
 
 class Pace(NamedTuple):

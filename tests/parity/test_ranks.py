@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and si
 
 STEPS = 6
 FLAGS = {
-    "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "dropout": 0.1, "batch_size": 8, "micro_batch_size": 2,
+    "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "dropout": 0.1, "batch_size": 8,
+    "micro_batch_size": 2,
     "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3,
     "keep": 9,
 }  # fmt: skip

@@ -1,0 +1,71 @@
+"""What torch.compile makes of the model computes the same, and is made once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from glasslm.config import ModelConfig
+
+torch = pytest.importorskip("torch")
+
+from test_torch_engine import (  # noqa: E402 - needs PyTorch
+    MODEL,
+    B,
+    T,
+    batch,
+    copy,
+    engine_of,
+)
+
+from glasslm.engines.torch.hardware import compiler_missing  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # PyTorch warns of its own compiler's parts
+
+MODELS: dict[str, ModelConfig] = {
+    "rope, dropping": MODEL,
+    "alibi, shared keys": dataclasses.replace(
+        MODEL, position="alibi", n_kv_heads=2, norm="layernorm", bias=True, dropout=0.0, attention_dropout=0.0
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled_yet() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
+    """Of the largest entry 1e-4, also where the last micro-batch is smaller; and the same three updates follow."""
+    assert not compiler_missing("cpu")
+    eager, compiled = (engine_of(MODELS[name], micro=4, compiled=compiled) for compiled in (False, True))
+    assert (eager.compiled, compiled.compiled) == (False, True)
+    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
+    assert one.keys() == other.keys() == eager.rows.keys()
+    largest = max(np.abs(array).max() for array in one.values())
+    for key, array in one.items():
+        bound = 1e-4 * max(np.abs(array).max(), 1e-3 * largest)
+        np.testing.assert_allclose(other[key], array, rtol=0, atol=bound, err_msg=key)
+    for step in range(3):
+        losses = [engine.accumulate(batch(step), 1 / (B * T)) for engine in (eager, compiled)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        norms = [engine.update(1e-3).norm for engine in (eager, compiled)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for key, array in copy(eager).items():
+        np.testing.assert_allclose(copy(compiled)[key], array, rtol=0, atol=1e-3 * max(np.abs(array).max(), 1e-3))
+    tokens, targets, *_ = batch()
+    np.testing.assert_allclose(compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-3)
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_it_is_compiled_once() -> None:
+    """One block for all, and not again for another step, an evaluation or a sample."""
+    engine = engine_of(compiled=True, micro=3)
+    for step in range(4):
+        engine.accumulate(batch(step), 1 / (B * T))
+        engine.update(1e-3)
+        engine.losses(batch().tokens[: step + 1], batch().targets[: step + 1])
+        cache = engine.new_cache(1, T)
+        for token in batch(step).tokens[0]:
+            engine.logits(np.full((1, 1), token), cache, np.ones(1, np.int64))

@@ -1,0 +1,390 @@
+"""The PyTorch engine: names, causality, micro-batches, dropout, updates that are skipped, state, and full memory."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainConfig
+from glasslm.engines import Batch, Engine
+from glasslm.errors import DamagedError
+from glasslm.lab.check import combinations, single_switches
+from glasslm.parameters import initial_weights, table
+
+torch = pytest.importorskip("torch")
+
+from glasslm.engines.torch import engine as torch_engine  # noqa: E402 - needs PyTorch
+from glasslm.engines.torch.attention import Drop, Place, attention, written_out  # noqa: E402
+from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
+from glasslm.engines.torch.layers import dropout_mask  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+V, B, T = 13, 6, 8
+MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, block_size=T, dropout=0.2, attention_dropout=0.1)
+OPTIMIZERS = get_args(OptimizerName)
+
+
+def engine_of(
+    model: ModelConfig = MODEL, precision: Precision = "fp32", micro: int = 2, device: Any = "cpu", **settings: Any
+) -> TorchEngine:
+    compiled = settings.pop("compiled", False)
+    train = TrainConfig(batch_size=B, micro_batch_size=micro)
+    run = RunConfig(model=model, optimizer=OptimizerConfig(**settings), train=train).resolved()
+    engine = TorchEngine(run, V, device=device, precision=precision, threads=1, compiled=compiled)
+    engine.load(initial_weights(engine.rows, 0))
+    return engine
+
+
+def batch(step: int = 0, rows: int = B, width: int = T) -> Batch:
+    tokens = np.random.default_rng(step).integers(0, V, (rows, width + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], step, np.arange(rows))
+
+
+def train(engine: Engine, steps: int, first: int = 0) -> list[float]:
+    """The losses of so many steps."""
+    losses = []
+    for step in range(first, first + steps):
+        losses.append(engine.accumulate(batch(step), 1 / (B * T)))
+        engine.update(1e-2)
+    return losses
+
+
+def copy(engine: Engine) -> dict[str, Array]:
+    return {name: array.copy() for name, array in engine.state()}
+
+
+def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "model"), [*single_switches(), *combinations(20, seed=2)])
+def test_the_modules_are_named_as_the_table_is(name: str, model: ModelConfig) -> None:
+    engine = engine_of(model)
+    found = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
+    assert found == {name: row.shape for name, row in table(model, V).items()}
+    assert set(engine.model.state_dict()) == set(found), "a table of positions is no part of a checkpoint"
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+@pytest.mark.parametrize(("name", "model"), list(single_switches()))
+def test_no_logit_depends_on_a_later_token_or_another_row(name: str, model: ModelConfig, dropping: bool) -> None:
+    """By the gradient of each with respect to what is embedded; every earlier token has a part in it."""
+    if dropping:
+        model = dataclasses.replace(model, attention_dropout=0.5)
+    engine = engine_of(model, "fp64")
+    with torch.no_grad():
+        for parameter in engine.parameters.values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    embedded: list[Any] = []
+    engine.model.embedding.register_forward_hook(lambda module, args, output: embedded.append(output))
+    some = batch(rows=3, width=model.block_size)
+    tokens, _, keys = engine._inputs(some, np.arange(3))
+    logits = engine.model(tokens, keys)
+    for t in range(model.block_size):
+        (gradient,) = torch.autograd.grad(logits[1, t].square().sum(), embedded[0], retain_graph=True)
+        parts = gradient.abs().amax(-1)
+        assert not parts[1, t + 1 :].any()
+        assert not parts[[0, 2]].any()
+        if not dropping:
+            assert (parts[1, : t + 1] > 0).all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_written_out_is_pytorchs_own(biased: bool, width: int, kv_heads: int) -> None:
+    """For texts that its tiles cut evenly and unevenly."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    q, k, v = normal(3, 4, width, 6), normal(3, kv_heads, width, 6), normal(3, kv_heads, width, 6)
+    later = torch.ones(width, width, dtype=torch.bool).triu(1)
+    bias = normal(4, width, width).masked_fill(later, -math.inf) if biased else None
+    place = Place(rotation=None, bias=bias, hidden=None, causal=width > 1)
+    torch.testing.assert_close(written_out(q, k, v, place), attention(q, k, v, place), rtol=1e-12, atol=1e-12)
+
+
+def test_attention_drops_probabilities() -> None:
+    """With values that are the identity, the output is the probabilities themselves."""
+    width, p = 8, 0.5
+    keys = torch.tensor([3, -7], dtype=torch.int32)
+    q, k = torch.zeros(2, 4, width, width), torch.zeros(2, 4, width, width)  # all keys are alike
+    v = torch.eye(width).expand(2, 4, width, width)
+    place = Place(rotation=None, bias=None, hidden=None, causal=True, drop=Drop(p, keys))
+    expected = torch.ones(width, width).tril() / torch.arange(1, width + 1)[:, None]
+    mask = dropout_mask(torch.arange(4 * width * width).view(4, width, width), p, keys, torch.float32)
+    torch.testing.assert_close(attention(q, k, v, place), expected * mask)
+    assert 0.4 < float((mask == 0).float().mean()) < 0.6
+
+
+# -- what is added up -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4, 5])
+def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro: int) -> None:
+    """With dropout, whose mask is a row's own; also where the last micro-batch is smaller."""
+    whole, parts = engine_of(precision="fp64", micro=B), engine_of(precision="fp64", micro=micro)
+    assert (whole.micro_batch_size, parts.micro_batch_size) == (B, micro)
+    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (whole, parts))
+    for name in one:
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-9, atol=1e-13)
+    tokens, targets, *_ = batch()
+    np.testing.assert_allclose(parts.losses(tokens, targets), whole.losses(tokens, targets), rtol=1e-12)
+
+
+def test_accumulating_twice_is_one_large_batch() -> None:
+    """The rows keep their indices in the step's batch, and with them their dropout."""
+    whole, twice = engine_of(precision="fp64"), engine_of(precision="fp64")
+    full = batch()
+    loss = whole.accumulate(full, 1 / (B * T))
+    halves = [Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows]) for rows in (slice(0, 2), slice(2, B))]
+    assert sum(twice.accumulate(half, 1 / (B * T)) for half in halves) == pytest.approx(loss, rel=1e-12)
+    assert twice.update(1e-2).norm == pytest.approx(whole.update(1e-2).norm, rel=1e-10)
+    for name, array in copy(whole).items():
+        np.testing.assert_allclose(copy(twice)[name], array, rtol=1e-7, atol=1e-10)
+
+
+def test_dropout_depends_on_seed_step_and_row_alone() -> None:
+    def loss(step: int = 0, row: int = 0, beside: int = 3, seed: int = 42) -> float:
+        engine = engine_of(precision="fp64", micro=1)
+        engine.config = dataclasses.replace(engine.config, train=dataclasses.replace(engine.config.train, seed=seed))
+        tokens = np.tile(batch().tokens[:1], (beside, 1))
+        targets = np.full_like(tokens, -1)
+        targets[0] = batch().targets[0]
+        rows = np.arange(beside) + 10
+        rows[0] = row
+        return engine.accumulate(Batch(tokens, targets, step, rows), 1.0)
+
+    base = loss()
+    assert loss() == loss(beside=1) == base
+    assert len({base, loss(step=1), loss(row=1), loss(seed=43)}) == 4
+
+
+def test_the_loss_is_the_weighted_sum_of_the_nats() -> None:
+    engine = engine_of(dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0))
+    nats = engine.losses(batch().tokens, batch().targets)
+    assert nats.shape == (B, T)
+    assert engine.accumulate(batch(), 0.25) == pytest.approx(0.25 * float(nats.sum()), rel=1e-5)
+
+
+def test_the_gradients_told_are_those_of_one_batch_alone() -> None:
+    """Whatever was accumulated before, and they are forgotten again, as in the other engine."""
+    engine, fresh = engine_of(), engine_of()
+    engine.accumulate(batch(1), 1.0)
+    assert_same_bits(engine.gradients(batch(0), 1.0), fresh.gradients(batch(0), 1.0))
+    with pytest.raises(AssertionError, match="before accumulate"):
+        engine.update(1e-2)
+
+
+# -- updates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e25])
+def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: OptimizerName, bad: float) -> None:
+    """Nor one that overflows only when it is squared."""
+    engine, healthy = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
+    for one in (engine, healthy):
+        train(one, 2)
+    before = copy(engine)
+    engine.accumulate(batch(5), bad)
+    told = engine.update(1e-2)
+    assert (told.finite, told.applied) == (False, False)
+    assert not math.isfinite(told.norm)
+    assert (engine.updates, engine.loss_scale) == (2, 1.0)
+    assert_same_bits(copy(engine), before)
+    for one in (engine, healthy):  # and the next steps are as if there had been none
+        train(one, 2, first=2)
+    assert_same_bits(copy(engine), copy(healthy))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_norm_above_the_limit_is_skipped_and_one_below_is_not(optimizer: OptimizerName) -> None:
+    engine = engine_of(optimizer=optimizer)
+    engine.accumulate(batch(), 1 / (B * T))
+    norm = engine.update(1e-2).norm
+    before = copy(engine)
+    engine.accumulate(batch(), 1 / (B * T))
+    told = engine.update(1e-2, skip_above=norm / 2)
+    assert (told.finite, told.applied, engine.updates) == (True, False, 1)
+    assert_same_bits(copy(engine), before)
+    engine.accumulate(batch(), 1 / (B * T))
+    assert engine.update(1e-2, skip_above=2 * norm).applied
+    assert engine.updates == 2
+
+
+def test_the_gradient_is_clipped_to_the_norm_and_the_norm_told_is_that_before() -> None:
+    """With SGD without momentum or decay, where a step is the rate times the gradient."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "precision": "fp64"}
+    gradient = engine_of(**settings).gradients(batch(), 1.0)
+    norm = math.sqrt(sum(float((array**2).sum()) for array in gradient.values()))
+    for clip, factor in ((norm / 3, 1 / 3), (norm * 3, 1.0), (0.0, 1.0)):
+        engine = engine_of(**settings, grad_clip=clip)
+        before = copy(engine)
+        engine.accumulate(batch(), 1.0)
+        assert engine.update(0.1).norm == pytest.approx(norm, rel=1e-12)
+        for name, array in gradient.items():
+            np.testing.assert_allclose(copy(engine)[name], before[name] - 0.1 * factor * array, rtol=1e-9, atol=1e-12)
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_state_and_load_are_a_round_trip(optimizer: OptimizerName) -> None:
+    """Weights and moments, under their names: the next updates have the same bits."""
+    engine, other = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
+    train(engine, 3)
+    other.load(list(copy(engine).items()), engine.updates)
+    assert other.updates == 3
+    assert_same_bits(copy(other), copy(engine))
+    for one in (engine, other):
+        train(one, 2, first=3)
+    assert_same_bits(copy(other), copy(engine))
+
+
+def test_loading_weights_alone_forgets_the_moments() -> None:
+    engine, fresh = engine_of(), engine_of()
+    train(engine, 1)
+    engine.load(initial_weights(engine.rows, 0))
+    assert engine.updates == 0
+    for one in (engine, fresh):
+        train(one, 2)
+    assert_same_bits(copy(engine), copy(fresh))
+
+
+def test_a_loaded_engine_has_weights_of_its_own() -> None:
+    engine = engine_of()
+    weights = dict(initial_weights(engine.rows, 1))
+    before = {name: array.copy() for name, array in weights.items()}
+    engine.load(weights.items())
+    train(engine, 1)
+    assert_same_bits(weights, before)
+
+
+def test_writing_and_scoring_take_no_memory_for_moments() -> None:
+    engine = engine_of()
+    engine.losses(batch().tokens, batch().targets)
+    engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T))
+    engine.load(initial_weights(engine.rows, 1))
+    assert "optimizer" not in vars(engine)
+    train(engine, 1)
+    assert "optimizer" in vars(engine)
+
+
+def spoiled(kind: str) -> Iterator[tuple[str, Array]]:
+    for name, array in initial_weights(table(MODEL, V), 1):
+        if name == "blocks.1.attention.q.weight":
+            if kind == "missing":
+                continue
+            if kind == "renamed":
+                name = "blocks.1.attention.query.weight"
+            if kind == "reshaped":
+                array = array[:, :-1]
+        yield name, array
+    if kind == "extra":
+        yield "blocks.2.norm.weight", np.zeros(16, np.float32)
+    if kind == "moment":
+        yield "adamw.m/blocks.0.attention_norm.weight", np.zeros(17, np.float32)
+    if kind == "another optimizer's":
+        yield "sgd.m/blocks.0.attention_norm.weight", np.zeros(16, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("missing", "blocks.1.attention.q.weight"),
+        ("renamed", "blocks.1.attention.query.weight"),
+        ("reshaped", "blocks.1.attention.q.weight"),
+        ("extra", "blocks.2.norm.weight"),
+        ("moment", "adamw.m/blocks.0.attention_norm.weight"),
+        ("another optimizer's", "sgd.m/blocks.0.attention_norm.weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_loads_nothing(kind: str, named: str) -> None:
+    engine = engine_of()
+    before = copy(engine)
+    with pytest.raises(DamagedError, match=named):
+        engine.load(spoiled(kind))
+    assert_same_bits(copy(engine), before)
+
+
+def test_numbers_near_zero_are_left_to_others_as_they_were() -> None:
+    """The engine flushes them to zero while it trains, where it can; that holds for a whole thread."""
+    engine, flushed = engine_of(), []
+    engine.model.register_forward_hook(lambda *_: flushed.append(np.full(3, 5e-324) @ np.ones(3) == 0))
+    train(engine, 1)
+    assert set(flushed) == {torch.set_flush_denormal(False)}
+    engine.losses(batch().tokens, batch().targets)
+    engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T))
+    with pytest.raises(IndexError):
+        engine.accumulate(batch()._replace(tokens=batch().tokens + V), 1.0)
+    assert np.full(3, 5e-324) @ np.ones(3) > 0
+    assert float(torch.full((3,), 5e-324, dtype=torch.float64).sum()) > 0
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def too_much(*arguments: Any, **more: Any) -> Any:
+    """4 PiB, which PyTorch itself refuses."""
+    return torch.empty(1 << 50, dtype=torch.float32)
+
+
+def on_a_gpu(*arguments: Any, **more: Any) -> Any:
+    raise torch.OutOfMemoryError("Allocation on device")
+
+
+VERBS: dict[str, Any] = {
+    "accumulate": lambda engine: engine.accumulate(batch(), 1.0),
+    "losses": lambda engine: engine.losses(batch().tokens, batch().targets),
+    "logits": lambda engine: engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T)),
+}
+
+
+@pytest.mark.parametrize("full", [too_much, on_a_gpu])
+@pytest.mark.parametrize("verb", VERBS)
+def test_full_memory_is_a_memory_error(verb: str, full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    monkeypatch.setattr(engine.model, "hidden", full)
+    with pytest.raises(MemoryError):
+        VERBS[verb](engine)
+
+
+@pytest.mark.parametrize("full", [too_much, on_a_gpu])
+def test_so_it_is_where_there_is_no_room_for_moments(full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made at the first update, or when they are asked for."""
+    engine = engine_of()
+    engine.accumulate(batch(), 1.0)
+    monkeypatch.setattr(torch_engine, "Optimizer", full)
+    with pytest.raises(MemoryError):
+        engine.update(1e-2)
+    with pytest.raises(MemoryError):
+        list(engine.state())
+
+
+def test_so_it_is_for_a_model_or_a_cache_that_is_too_large() -> None:
+    engine = engine_of()
+    with pytest.raises(MemoryError):
+        engine.new_cache(1 << 44, T)
+    with pytest.raises(MemoryError):
+        TorchEngine(engine.config, 1 << 46, device="cpu", precision="fp32")
+
+
+def test_other_errors_of_pytorch_stay_what_they_are() -> None:
+    engine = engine_of()
+    with pytest.raises(IndexError):
+        engine.losses(batch().tokens + V, batch().targets)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        engine.losses(np.zeros((1, T + 1), np.int64), np.zeros((1, T + 1), np.int64))

@@ -1,0 +1,221 @@
+"""The PyTorch engine on a GPU: the numbers of the CPU, the fast ways to them, and runs from text to text."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import glasslm
+from glasslm import launch, runs
+from glasslm.config import ComputeConfig, ModelConfig
+from glasslm.engines import Batch
+from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.lab.check import single_switches
+from small_runs import essence, logged, no_report, quiet, small, words, write_text
+from small_runs import glasslm as program
+
+torch = pytest.importorskip("torch")
+
+from test_torch_engine import B, T, V, batch, copy, engine_of, train  # noqa: E402 - needs PyTorch
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
+from test_training import interrupted_at  # noqa: E402
+
+DEVICE: Any = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),  # PyTorch warns of many things that differ from card to card
+]
+
+Array = np.ndarray[Any, Any]
+DROPPING = [
+    (f"{name}, dropping", dataclasses.replace(model, dropout=0.2, attention_dropout=0.1))
+    for name, model in single_switches()
+]
+# Wide enough for sums to show what a TF32 product, with its three digits, would do to them.
+WIDE = ModelConfig(d_model=256, n_layers=2, n_heads=4, n_kv_heads=2, block_size=T)
+WIDE_DROPPING = dataclasses.replace(WIDE, dropout=0.2, attention_dropout=0.1)
+
+
+def wide_weights(engine: TorchEngine) -> dict[str, Array]:
+    """Far from their start, so that nothing is near its linear range."""
+    rng = np.random.default_rng(0)
+    scale = 0.3 if engine.config.model.d_model < 100 else 0.05
+    return {
+        name: (array + scale * rng.standard_normal(array.shape)).astype(array.dtype)
+        for name, array in engine.state()
+        if "/" not in name
+    }
+
+
+def assert_near(found: dict[str, Array], expected: dict[str, Array], tolerance: float) -> None:
+    """Of a tensor's largest entry, or a thousandth of the largest of all."""
+    assert found.keys() == expected.keys()
+    largest = max(np.abs(array).max() for array in expected.values())
+    for name, array in expected.items():
+        bound = tolerance * max(np.abs(array).max(), 1e-3 * largest)
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=bound, err_msg=name)
+
+
+# -- the same numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "precision"),
+    [
+        *[(name, model, "fp64") for name, model in DROPPING],
+        *[
+            (name, model, "fp32")
+            for name, model in [*single_switches(), ("wide", WIDE), ("wide, dropping", WIDE_DROPPING)]
+        ],
+    ],
+)
+def test_gradients_by_hand_are_those_of_the_gpu(name: str, model: ModelConfig, precision: Any) -> None:
+    """So float32 is float32, and not TF32; and the same elements are dropped."""
+    dtype, tolerance = {"fp64": (np.float64, 1e-10), "fp32": (np.float32, 1e-4)}[precision]
+    engine = engine_of(model, precision, device=DEVICE)
+    by_hand = NumpyEngine(engine.config, V, threads=1, dtype=dtype)
+    weights = wide_weights(engine)
+    for one in (engine, by_hand):
+        one.load(weights.items())
+    some = batch(width=model.block_size)
+    expected = {key: array.copy() for key, array in by_hand.gradients(some, 1 / some.targets.size).items()}
+    assert_near(engine.gradients(some, 1 / some.targets.size), expected, tolerance)
+    assert {parameter.device.type for parameter in engine.parameters.values()} == {DEVICE}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_updates_are_those_of_the_cpu(optimizer: Any) -> None:
+    here, there = (engine_of(precision="fp64", device=device, optimizer=optimizer) for device in ("cpu", DEVICE))
+    np.testing.assert_allclose(train(there, 4), train(here, 4), rtol=1e-10)
+    assert_near(copy(there), copy(here), 1e-9)
+    there.load(list(copy(here).items()), 4)
+    np.testing.assert_allclose(train(there, 2, first=4), train(here, 2, first=4), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "model"), list(single_switches()))
+def test_reading_into_a_cache_is_that_of_the_cpu(name: str, model: ModelConfig) -> None:
+    """Rows of unequal length, one of nothing, and padding past the end of the cache."""
+    here, there = (engine_of(model, "fp64", device=device) for device in ("cpu", DEVICE))
+    there.load(weights := list(wide_weights(here).items()))
+    here.load(weights)
+    rng = np.random.default_rng(1)
+    for schedule in ([[6, 6, 6]], [[1, 1, 1]] * 6, [[5, 1, 0], [1, 4, 3], [0, 1, 3]]):
+        caches = [engine.new_cache(3, model.block_size) for engine in (here, there)]
+        for counts in schedule:
+            tokens = rng.integers(0, V, (3, max(counts)))
+            one, other = (
+                engine.logits(tokens, cache, np.array(counts), every=True)
+                for engine, cache in zip((here, there), caches)
+            )
+            for row, count in enumerate(counts):
+                np.testing.assert_allclose(other[row, :count], one[row, :count], rtol=1e-9, atol=1e-9)
+
+
+# -- the fast ways ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "distance"), [("bf16", 0.03), ("fp16", 0.006)])
+def test_narrow_training_is_near_that_of_float32_and_learns(precision: Any, distance: float) -> None:
+    exact, narrow = (engine_of(WIDE, kind, device=DEVICE) for kind in ("fp32", precision))
+    tokens, targets, *_ = batch()
+    difference = np.abs(narrow.losses(tokens, targets) - exact.losses(tokens, targets)).max()
+    assert 0 < difference < distance
+    losses = []
+    for _ in range(20):
+        losses.append(narrow.accumulate(batch(), 1 / (B * T)))
+        assert narrow.update(1e-2).finite
+    assert losses[-1] < 0.7 * losses[0]
+    assert {array.dtype for _, array in narrow.state()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_a_long_context_takes_the_flash_kernel(kv_heads: int) -> None:
+    """In training and in the first read of a long prompt; a kernel that cannot be used would be an error here."""
+    width = 2048
+    model = ModelConfig(d_model=512, n_layers=1, n_heads=8, n_kv_heads=kv_heads, block_size=width)
+    exact, fast = (engine_of(model, kind, micro=1, device=DEVICE) for kind in ("fp32", "bf16"))
+    tokens = np.random.default_rng(0).integers(0, V, (2, width + 1))
+    some = Batch(tokens[:, :-1], tokens[:, 1:], 0, np.arange(2))
+    expected = exact.gradients(some, 1 / some.targets.size)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        found = fast.gradients(some, 1 / some.targets.size)
+        logits = fast.logits(some.tokens, fast.new_cache(2, width), np.full(2, width))
+    for name, array in expected.items():
+        assert np.linalg.norm(found[name] - array) < 0.05 * np.linalg.norm(array), name
+    right = exact.logits(some.tokens, exact.new_cache(2, width), np.full(2, width))
+    np.testing.assert_allclose(logits, right, rtol=0, atol=0.03 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("model", [WIDE, WIDE_DROPPING])
+def test_a_compiled_model_has_the_eager_gradients(model: ModelConfig) -> None:
+    """Also where the last micro-batch is smaller, and updates follow."""
+    eager, compiled = (engine_of(model, micro=4, device=DEVICE, compiled=compiled) for compiled in (False, True))
+    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
+    assert_near(other, one, 1e-4)
+    np.testing.assert_allclose(train(compiled, 3), train(eager, 3), rtol=1e-3)
+    tokens, targets, *_ = batch()
+    np.testing.assert_allclose(compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-2)
+
+
+def test_full_memory_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError):
+        engine_of(device=DEVICE).new_cache(1 << 40, T)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def test_deterministic_runs_have_the_same_bits(text: Path, tmp_path: Path) -> None:
+    """Each in a process of its own, because that is for all of a process."""
+    flags = ["--engine", "torch", "--device", DEVICE, "--precision", "bf16", "--deterministic"]
+    ends = []
+    for name in ("one", "other"):
+        done = program(*words(text, tmp_path / name, dropout=0.2, attention_dropout=0.1), *flags)
+        assert done.returncode == 0, done.stderr
+        ends.append(essence(tmp_path / name, 20))
+    assert ends[0] == ends[1]
+
+
+def test_a_run_is_trained_interrupted_resumed_and_written_from(text: Path, tmp_path: Path) -> None:
+    """In float64, so that what a GPU adds up in another order each time does not show."""
+    compute = ComputeConfig(engine="torch", device=DEVICE, precision="fp64", threads=1)
+    config = small(text, dropout=0.2, attention_dropout=0.1, sample_interval=0)
+    with no_report():
+        whole = launch.train(config, compute, tmp_path / "whole", say=quiet).run_dir
+        with pytest.MonkeyPatch.context() as patch:
+            interrupted_at(8, patch)
+            assert launch.train(config, compute, tmp_path / "run", say=quiet).status == "interrupted"
+        assert launch.resume(tmp_path / "run", ComputeConfig(), say=quiet).status == "finished"
+    record = runs.Run(tmp_path / "run").record
+    assert (record["engine"], record["device"], record["precision"]) == ("torch", DEVICE, "fp64")
+    losses = [[line["loss"] for line in logged(run, "eval")] for run in (whole, tmp_path / "run")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    texts = {
+        glasslm.load(tmp_path / "run", engine="torch", device=device, precision="fp64").generate("the old ", 80)
+        for device in ("cpu", DEVICE)
+    }
+    assert len(texts) == 1
+    by_numpy = glasslm.load(tmp_path / "run", engine="numpy", precision="fp64")
+    assert texts == {by_numpy.generate("the old ", 80)}
+
+
+def test_a_run_in_narrow_precision_goes_on_where_numpy_is(text: Path, tmp_path: Path) -> None:
+    """What a GPU computed in bfloat16 is resumed by NumPy in float32, and learns on."""
+    compute = ComputeConfig(engine="torch", device=DEVICE, precision="auto", threads=1)
+    with no_report(), pytest.MonkeyPatch.context() as patch:
+        interrupted_at(10, patch)
+        run = launch.train(small(text, sample_interval=0), compute, tmp_path / "run", say=quiet).run_dir
+        patch.undo()
+        assert launch.resume(run, ComputeConfig(engine="numpy", threads=1), say=quiet).status == "finished"
+    losses = [line["loss"] for line in logged(run, "eval")]
+    assert losses[-1] < losses[2] < losses[0]

@@ -1,0 +1,459 @@
+"""Engine against engine: honest engines agree, and a difference planted in either of them is found and named."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_check import USED_BY, handful, plant  # noqa: E402 - need PyTorch
+
+import small_runs  # noqa: E402
+from glasslm import corpora, files, tokens  # noqa: E402
+from glasslm.cli import check as command  # noqa: E402
+from glasslm.config import DataConfig, ModelConfig  # noqa: E402
+from glasslm.engines.dropout import row_keys  # noqa: E402
+from glasslm.engines.numpy import engine as numpy_engine  # noqa: E402
+from glasslm.engines.numpy import inference, model, ops  # noqa: E402
+from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
+from glasslm.engines.numpy.engine import NumpyEngine  # noqa: E402
+from glasslm.engines.torch import layers  # noqa: E402
+from glasslm.engines.torch import optimizer as torch_optimizer  # noqa: E402
+from glasslm.engines.torch.attention import KeyValueCache  # noqa: E402
+from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
+from glasslm.lab import check, differences, overlay, parity  # noqa: E402
+from glasslm.lab.check import small_model  # noqa: E402
+from glasslm.lab.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
+from glasslm.report import figures  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+Patch = pytest.MonkeyPatch
+
+
+def of(precision: parity.Exactness = "fp64", **switches: Any) -> Parity:
+    """What is found for a model with these switches."""
+    config = dataclasses.replace(small_model(), d_model=16, block_size=12, **switches)
+    return check_model(str(switches), config, precision)
+
+
+# -- honest engines ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("config", handful(), ids=lambda config: f"{config.feedforward} {config.position}")
+def test_the_engines_agree(config: ModelConfig, precision: parity.Exactness) -> None:
+    found = check_model("handful", dataclasses.replace(config, d_model=32, block_size=12), precision)
+    assert found.wrong == [], found
+    assert all(getattr(found, column).error > 0 for column in COLUMNS), "rounding differs: something was compared"
+
+
+def test_every_switch_and_the_random_combinations_have_a_row(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(parity, "check_model", lambda case, config, precision, seed: (case, config, precision))
+    rows: list[Any] = list(parity.check_models("fp64", 7))
+    cases = [*check.single_switches(), *check.combinations(7, 0)]
+    assert [row[0] for row in rows] == [case for case, _ in cases]
+    for (_, config, _), (_, small) in zip(rows, cases):
+        assert {field: getattr(config, field) for field in check.SWITCHES} == {
+            field: getattr(small, field) for field in check.SWITCHES
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "combinations"), [("fp64", 25), ("fp32", 0)])
+def test_all_switches_agree(precision: parity.Exactness, combinations: int) -> None:
+    assert [row for row in parity.check_models(precision, combinations) if row.wrong] == []
+
+
+# -- planted in the NumPy engine --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", USED_BY)
+def test_a_turned_sign_in_any_op_is_found(name: str, monkeypatch: Patch) -> None:
+    plant(monkeypatch, name)
+    found = of(**USED_BY[name])
+    assert found.wrong == ["gradients", "steps"]  # a forward pass has no sign to turn
+    assert found.gradients.error > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "switches", "where"),
+    [
+        ("rms_norm", 1, {"norm_position": "pre"}, "norm.weight"),
+        ("layer_norm", 2, {"norm": "layernorm", "bias": True}, "norm.bias"),
+        ("embedding", 0, {"tie_embeddings": False}, "embedding.weight"),
+        ("attention", 1, {}, "attention.k.weight"),
+    ],
+)
+def test_the_weight_is_named_whose_gradient_is_wrong(
+    name: str, part: int, switches: dict[str, Any], where: str, monkeypatch: Patch
+) -> None:
+    """In one block: there nothing below the op passes its error on."""
+    plant(monkeypatch, name, part)
+    assert of(n_layers=1, **switches).gradients.where.endswith(where)
+
+
+def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
+    cases = [case for case in check.single_switches() if "l" in case[0].partition("feedforward ")[2]]
+    assert len(cases) >= 3
+    monkeypatch.setattr(check, "single_switches", lambda: cases)
+    plant(monkeypatch, "relu2")
+    assert [row.case for row in parity.check_models("fp64") if row.wrong] == ["feedforward relu2"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "switches"),
+    [(ops, "EPS", {}), (ops, "EPS", {"norm": "layernorm"}), (model, "STD", {"position": "sinusoidal"})],
+)
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_constant_that_no_finite_difference_can_see_is_found(
+    precision: parity.Exactness, module: Any, name: str, switches: dict[str, Any], monkeypatch: Patch
+) -> None:
+    """The gradients are right, but those of another model. In float32 where it is not smaller than rounding."""
+    monkeypatch.setattr(module, name, getattr(module, name) * (1.001 if precision == "fp64" else 100))
+    assert of(precision, **switches).wrong == ["gradients", "steps", "logits"]
+
+
+def test_another_dropout_key_is_found(monkeypatch: Patch) -> None:
+    def next_site(seed: int, step: int, rows: Any, site: int) -> Any:
+        return row_keys(seed, step, rows, site + 1)
+
+    monkeypatch.setattr(numpy_engine, "row_keys", next_site)
+    assert of(dropout=0.3).wrong == of(attention_dropout=0.3).wrong == ["gradients", "steps"]
+    assert of().wrong == []
+
+
+def test_a_dropout_key_that_forgets_the_step_or_the_row_is_found(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, 0, rows, site))
+    assert of(dropout=0.3).wrong == ["steps"]  # the gradients are those of step 0
+    monkeypatch.setattr(
+        numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, step, np.arange(len(rows)), site)
+    )
+    assert "gradients" in of(dropout=0.3).wrong
+
+
+# -- planted in the PyTorch engine ------------------------------------------------------------------------------------
+
+
+def test_a_wrong_activation_in_pytorch_is_found(monkeypatch: Patch) -> None:
+    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", torch.nn.functional.gelu)  # the exact form, without tanh
+    assert of(feedforward="gelu").wrong == list(COLUMNS)
+    assert of(feedforward="geglu").wrong == []
+
+
+def test_a_wrong_norm_in_pytorch_is_found(monkeypatch: Patch) -> None:
+    right = layers.RMSNorm.forward
+    monkeypatch.setattr(layers.RMSNorm, "forward", lambda self, x: 1.00001 * right(self, x))
+    assert of("fp64").wrong == list(COLUMNS)
+    assert of("fp64", norm="layernorm").wrong == []
+
+
+# -- planted in the optimizers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [numpy_optimizer, torch_optimizer])
+def test_another_epsilon_of_adamw_is_found(module: Any, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(module, "ADAM_EPS", 1.1e-8)
+    found = of()
+    assert found.wrong == ["steps"]
+    assert found.steps.where.startswith("adamw, ")
+
+
+@pytest.mark.parametrize("module", [numpy_optimizer, torch_optimizer])
+def test_another_coefficient_of_muon_is_found(module: Any, monkeypatch: Patch) -> None:
+    code = module.orthogonalised.__code__
+    right, wrong = (3.4445, -4.7750, 2.0315), (3.4445, -4.7750, 2.0314)
+    assert right in code.co_consts
+    constants = tuple(wrong if constant == right else constant for constant in code.co_consts)
+    monkeypatch.setattr(module.orthogonalised, "__code__", code.replace(co_consts=constants))
+    found = of()
+    assert found.wrong == ["steps"]
+    assert found.steps.where.startswith("muon, ")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
+def test_another_decay_is_found(kind: str, monkeypatch: Patch) -> None:
+    right: Callable[..., None] = getattr(numpy_optimizer, kind)
+
+    def wrong(*arrays: Array, decay: float, **options: Any) -> None:
+        right(*arrays, decay=1.01 * decay, **options)
+
+    monkeypatch.setattr(numpy_optimizer, kind, wrong)
+    found = of()
+    assert found.wrong == ["steps"]
+    assert kind == "adamw" or found.steps.where.startswith(f"{kind}, ")
+
+
+@pytest.mark.parametrize("moment", ["adamw.m", "adamw.v", "muon.m", "sgd.m"])
+def test_a_wrong_moment_is_found_and_named(moment: str, monkeypatch: Patch) -> None:
+    right, name = TorchEngine.state, f"{moment}/blocks.0.attention.k.weight"
+
+    def state(self: TorchEngine) -> Any:
+        return ((key, array * 1.001 if key == name else array) for key, array in right(self))
+
+    monkeypatch.setattr(TorchEngine, "state", state)
+    found = of()
+    assert found.wrong == ["steps"]
+    assert found.steps.where == f"{moment[:-2]}, {name}"
+
+
+# -- planted in the caches --------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_rotation_in_the_cache_is_found(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(inference, "swap_halves", lambda x, out: np.multiply(x, 1, out=out))
+    found = of(position="rope")
+    assert found.wrong == ["logits"]
+    assert "NumPy" in found.logits.where
+    assert of(position="alibi").wrong == []
+
+
+def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypatch: Patch) -> None:
+    right = KeyValueCache.reading
+
+    def wrong(self: KeyValueCache, counts: Any, T: int) -> Any:
+        reading = right(self, counts, T)
+        return reading if reading.start is not None else reading._replace(positions=(reading.positions - 1).clamp(0))
+
+    monkeypatch.setattr(KeyValueCache, "reading", wrong)
+    found = of(position="learned")
+    assert found.wrong == ["logits"]
+    assert found.logits.where.startswith(("rows apart, ", "a row read again, "))
+
+
+def test_an_error_that_both_caches_share_is_found(monkeypatch: Patch) -> None:
+    for engine in (NumpyEngine, TorchEngine):
+        right = engine.logits
+        monkeypatch.setattr(engine, "logits", lambda *given, right=right, **more: 1.001 * right(*given, **more))
+    found = of()
+    assert found.wrong == ["logits"]
+    assert found.logits.where.endswith("with cache against without")
+
+
+def test_a_row_that_is_cleared_badly_is_found(monkeypatch: Patch) -> None:
+    """It begins again at its second place, so that the first key is left over from before."""
+
+    def clear(self: KeyValueCache, row: int) -> None:
+        self._lengths[row] = 1
+
+    monkeypatch.setattr(KeyValueCache, "clear", clear)
+    monkeypatch.setattr(KeyValueCache, "__init__", widened(KeyValueCache.__init__))
+    found = of()
+    assert found.wrong == ["logits"]
+    assert found.logits.where.startswith("a row read again, ")
+
+
+def widened(init: Callable[..., None]) -> Callable[..., None]:
+    def with_room(self: Any, c: Any, rows: int, capacity: int, device: Any, dtype: Any) -> None:
+        init(self, c, rows, capacity + 1, device, dtype)
+
+    return with_room
+
+
+# -- what is no number ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("engine", [NumpyEngine, TorchEngine])
+def test_a_gradient_that_is_no_number_is_found_and_named(engine: Any, value: float, monkeypatch: Patch) -> None:
+    right, name = engine.gradients, "blocks.1.attention.k.weight"
+
+    def gradients(*given: Any) -> dict[str, Array]:
+        found = {key: array.copy() for key, array in right(*given).items()}
+        found[name][3, 2] = value
+        return found
+
+    monkeypatch.setattr(engine, "gradients", gradients)
+    found = of()
+    assert found.wrong == ["gradients"]
+    assert found.gradients.where == name
+    assert math.isnan(found.gradients.error)
+
+
+def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(monkeypatch: Patch) -> None:
+    """Where both are NaN they are not equal."""
+    for engine in (NumpyEngine, TorchEngine):
+        accumulate, logits = engine.accumulate, engine.logits
+        monkeypatch.setattr(engine, "accumulate", lambda *given, right=accumulate: right(*given) * math.nan)
+        monkeypatch.setattr(engine, "logits", lambda *given, right=logits, **more: right(*given, **more) * math.nan)
+    found = of()
+    assert found.wrong == ["steps", "logits"]
+    assert found.steps.where == "adamw, loss of step 1"
+
+
+def test_the_largest_error_is_a_nan_wherever_it_stands() -> None:
+    errors = [1e-3, math.nan, 2.0, math.inf]
+    for turn in range(4):
+        assert math.isnan(parity.largest(Worst(error, "") for error in errors[turn:] + errors[:turn]).error) or (
+            parity.largest(Worst(error, "") for error in errors[turn:] + errors[:turn]).error == math.inf
+        )
+    assert math.isnan(parity.largest([Worst(1.0, ""), Worst(math.nan, ""), Worst(2.0, "")]).error)
+    assert parity.largest([Worst(1.0, "a"), Worst(3.0, "b"), Worst(2.0, "c")]) == Worst(3.0, "b")
+
+
+def test_errors_are_relative_to_the_tensor_but_not_below_the_floor() -> None:
+    a = {"large": np.array([100.0, -1.0]), "small": np.array([0.001, 0.0]), "middle": np.array([2.0, -4.0])}
+    b = {"large": np.array([100.0, -2.0]), "small": np.array([0.002, 0.0]), "middle": np.array([2.0, -4.5])}
+    found = {worst.where: worst.error for worst in parity.differences(a, b)}
+    assert found == pytest.approx({"large": 0.01, "small": 0.001 / 0.1, "middle": 0.5 / 4.5})
+    nothing = {"w": np.zeros(3)}
+    assert parity.differences(nothing, nothing) == [Worst(0.0, "w")]
+    assert parity.differences(nothing, {"w": np.array([0, 1e-30, 0])})[0].error == 1
+
+
+# -- the losses on a text ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return small_runs.write_text(tmp_path / "text.txt")
+
+
+def dataset_of(text: Path) -> tokens.Dataset:
+    data = DataConfig(text_file=(str(text),))
+    return tokens.prepare(data, corpora.find(data, small_runs.quiet), small_runs.quiet)
+
+
+def brief(steps: int = 4, seed: int = 0) -> Any:
+    full = overlay.recipe(seed)
+    return dataclasses.replace(full, train=dataclasses.replace(full.train, max_steps=steps))
+
+
+def test_the_losses_of_both_engines_stay_together_and_fall(text: Path) -> None:
+    points = list(overlay.curves(dataset_of(text), brief(12)))
+    assert [point.step for point in points] == list(range(1, 13))
+    assert not any(point.wrong for point in points)
+    assert points[-1].losses["fp32"][1] < points[0].losses["fp32"][1] - 0.3
+
+
+def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
+    config = brief()
+    flags = {**vars(config.model), **vars(config.train), **vars(config.optimizer), "log_interval": 1}
+    small_runs.train(text, tmp_path / "run", **flags)
+    logged = [line["loss"] for line in small_runs.logged(tmp_path / "run", "step")]
+    assert logged == [point.losses["fp32"][0] for point in overlay.curves(dataset_of(text), config)]
+
+
+def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
+    assert [point.wrong for point in overlay.curves(dataset_of(text), brief(3))] == [False, True, True]
+
+
+def test_a_loss_that_is_no_number_is_wrong() -> None:
+    good, bad = (2.0, 2.0), (math.nan, math.nan)
+    assert not overlay.Point(1, {"fp32": good, "fp64": good}).wrong
+    assert overlay.Point(1, {"fp32": good, "fp64": bad}).wrong
+    assert overlay.Point(1, {"fp32": bad, "fp64": good}).wrong
+    assert overlay.Point(1, {"fp32": (2.0, 2.001), "fp64": good}).apart("fp32") == pytest.approx(5e-4)
+
+
+def test_the_figure_shows_both_losses_and_their_differences() -> None:
+    losses = [((4.0, 4.0 + 4e-6), (4.0, 4.0)), ((3.0, 3.0), (3.0, 3.0 + 3e-15)), ((math.nan, 2.0), (2.0, 2.0))]
+    points = [overlay.Point(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)]
+    curves, gaps = figures.overlay(points, TOLERANCE, "shakespeare", figures.ON_WHITE).axes
+    by_hand, by_autograd = (np.array(line.get_ydata(), float) for line in curves.lines)
+    np.testing.assert_array_equal(by_hand, [4, 3, np.nan])
+    np.testing.assert_array_equal(by_autograd, [4.000004, 3, 2])
+    assert curves.lines[0].get_linestyle() != curves.lines[1].get_linestyle()
+    assert "nats" in curves.get_ylabel()
+    drawn = {line.get_label(): np.array(line.get_ydata(), float) for line in gaps.lines}
+    np.testing.assert_allclose(drawn["float32 (nothing in 1 of 3 steps)"], [1e-6, np.nan, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(drawn["float64 (nothing in 2 of 3 steps)"], [np.nan, 1e-15, np.nan], rtol=0.2)
+    assert gaps.get_yscale() == "log"
+    assert (gaps.get_xlabel(), gaps.get_ylabel()) == ("step", "share of the loss")
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(text: Path, monkeypatch: Patch) -> None:
+    """No op, one switch, three steps on a small text."""
+    finding = differences.Finding("an op", 1e-9, "x[0]", 3, 0)
+    monkeypatch.setattr(check, "check_ops", lambda seed: iter([finding]))
+    monkeypatch.setattr(check, "check_models", lambda combinations, seed: iter([]))
+    monkeypatch.setattr(check, "single_switches", lambda: [("the smallest", small_model())])
+    monkeypatch.setattr(overlay, "find_text", lambda say: (dataset_of(text), "sentences"))
+    monkeypatch.setattr(overlay, "recipe", lambda seed: brief(3, seed))
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_tells_every_row_and_draws_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "parity.png"
+    assert command.main(["--combinations", "9", "--figure", str(figure), "--json"]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert (facts["passed"], facts["wrong"], facts["cases"]) == (True, [], 1)
+    parities = facts["parity"]
+    assert parities["cases"] == 3  # the switch twice, and a fifth of the combinations
+    for precision, tolerance in {"fp64": 1e-10, "fp32": 1e-4}.items():
+        assert parities["tolerance"][precision] == tolerance
+        assert set(parities["largest_error"][precision]) == set(COLUMNS)
+        assert all(0 < error <= tolerance for error in parities["largest_error"][precision].values())
+    assert (parities["curves"]["text"], parities["curves"]["steps"]) == ("sentences", 3)
+    assert err.count("  the smallest\n") == 2
+    for heading in ("float64, at most 1e-10", "float32, at most 0.0001", "gradients", "10 steps", "logits"):
+        assert heading in err
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_fails_and_says_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> None:
+    monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
+    assert command.main(["--combinations", "0", "--json"]) == 1
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert not facts["passed"]
+    assert facts["wrong"] == ["the smallest, float64 steps", "the losses of step 2", "the losses of step 3"]
+    (line,) = [line for line in err.splitlines() if "WRONG: " in line]
+    assert "  the smallest  WRONG: steps (adamw, " in line
+    assert err.splitlines()[-1].endswith("3 wrong")
+
+
+@pytest.mark.usefixtures("short")
+def test_an_error_that_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> None:
+    good, bad = Worst(1e-12, "here"), Worst(math.nan, "there")
+
+    def rows(precision: parity.Exactness, random_combinations: int = 0, seed: int = 0) -> Any:
+        return iter([Parity("a", precision, good, good, bad), Parity("b", precision, good, good, good)])
+
+    monkeypatch.setattr(parity, "check_models", rows)
+    assert command.main(["--json"]) == 1
+    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
+    assert facts["parity"]["largest_error"]["fp64"] == {"gradients": 1e-12, "steps": 1e-12, "logits": None}
+    assert facts["wrong"] == ["a, float64 logits", "a, float32 logits"]
+
+
+def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    small_runs.train(text, tmp_path / "run", max_steps=3, n_layers=1, dropout=0.2)
+    monkeypatch.setattr(check, "check_run", lambda run, seed: iter([differences.Finding("w", 0.0, "w[0]", 1, 0)]))
+    assert command.main([str(tmp_path / "run"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["parity"]
+    assert facts["cases"] == 2
+    assert "curves" not in facts
+    assert all(error > 0 for errors in facts["largest_error"].values() for error in errors.values())
+    monkeypatch.setattr(torch_optimizer, "orthogonalised", lambda g: 1.001 * g)  # small_runs trains by muon
+    assert command.main([str(tmp_path / "run"), "--json"]) == 1
+    assert "the trained model, float64 steps" in json.loads(capsys.readouterr().out)["wrong"]
+
+
+def test_the_steps_go_on_from_the_moments_of_the_run(text: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    small_runs.train(text, tmp_path / "run", max_steps=5, n_layers=1)
+    seen = []
+    right = parity.compare_steps
+
+    def watched(pair: parity.Pair, batches: Any, lr: float) -> Worst:
+        state = dict(pair[1].state())
+        seen.append((pair[1].updates, np.abs(state["muon.m/blocks.0.attention.q.weight"]).max() > 0))
+        return right(pair, batches, lr)
+
+    monkeypatch.setattr(parity, "compare_steps", watched)
+    assert [row.precision for row in parity.check_run(str(tmp_path / "run"))] == ["fp64", "fp32"]
+    assert seen == [(5, True), (5, True)]

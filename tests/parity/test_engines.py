@@ -1,0 +1,135 @@
+"""By hand against by autograd: gradients, losses, updates and dropout of the two engines, for every switch."""
+
+import dataclasses
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from both_engines import OPTIMIZERS, TOLERANCE, TRAINED, assert_near, batch, copy, pair  # noqa: E402 - need PyTorch
+
+from glasslm.config import ModelConfig, Position, Precision  # noqa: E402
+from glasslm.engines.dropout import mix, row_keys  # noqa: E402
+from glasslm.engines.numpy import ops  # noqa: E402
+from glasslm.engines.torch import layers  # noqa: E402
+
+cases = pytest.mark.parametrize(("name", "model", "precision"), TRAINED)
+
+
+@cases
+def test_gradients_by_hand_are_those_of_autograd(name: str, model: ModelConfig, precision: Precision) -> None:
+    by_hand, by_autograd = pair(model, precision)
+    weight = 1 / np.count_nonzero(batch().targets >= 0)
+    expected = copy(by_hand.gradients(batch(), weight))
+    assert_near(by_autograd.gradients(batch(), weight), expected, TOLERANCE[precision])
+    loss = by_hand.accumulate(batch(), weight)
+    assert by_autograd.accumulate(batch(), weight) == pytest.approx(loss, rel=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@cases
+def test_updates_are_the_same(name: str, model: ModelConfig, precision: Precision, optimizer: str) -> None:
+    """Four steps, the first of which is clipped and the second is not: weights, moments, and what is told.
+
+    Then each engine goes on from where the other one stands.
+    """
+    one, other = pair(model, precision, optimizer=optimizer, weight_decay=0.3, grad_clip=1.0)
+    tolerance, clipped = TOLERANCE[precision], []
+    for step, weight in enumerate((10.0, 1e-3, 0.1, 0.1)):
+        loss = one.accumulate(batch(step), weight)
+        assert other.accumulate(batch(step), weight) == pytest.approx(loss, rel=tolerance)
+        told, expected = other.update(1e-2 / (step + 1)), one.update(1e-2 / (step + 1))
+        assert told.norm == pytest.approx(expected.norm, rel=tolerance)
+        assert told[1:] == expected[1:] == (True, True)
+        clipped.append(expected.norm > 1)
+    assert clipped[:2] == [True, False]
+    states = copy(one.state()), copy(other.state())
+    assert_near(states[1], states[0], tolerance)
+    assert other.updates == one.updates == 4
+    for engine, state in zip((other, one), states):
+        engine.load(state.items(), 4)
+        engine.accumulate(batch(4), 0.1)
+        engine.update(1e-2)
+    assert_near(dict(other.state()), dict(one.state()), tolerance)
+
+
+@cases
+def test_losses_are_the_same_and_nothing_where_nothing_is_predicted(
+    name: str, model: ModelConfig, precision: Precision
+) -> None:
+    one, other = pair(model, precision)
+    tokens, targets = batch().tokens, batch().targets
+    expected, found = one.losses(tokens, targets), other.losses(tokens, targets)
+    assert found.shape == targets.shape
+    assert_near({"nats": found}, {"nats": expected}, TOLERANCE[precision])
+    np.testing.assert_array_equal(found[targets < 0], 0)
+    assert (found[targets >= 0] > 0).all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("position", ["rope", "alibi", "learned"])
+def test_a_model_of_a_usual_size_in_float32(position: Any, dropout: float) -> None:
+    """Its attention is computed in blocks, and its sums are long enough for rounding to matter."""
+    model = ModelConfig(
+        d_model=96, n_layers=3, n_heads=6, n_kv_heads=3, block_size=80, position=position, dropout=dropout
+    )
+    model = dataclasses.replace(model, attention_dropout=dropout)
+    by_hand, by_autograd = pair(model, "fp32", vocab_size=65)
+    some = batch(vocab_size=65, width=80)
+    expected = copy(by_hand.gradients(some, 1 / some.targets.size))
+    assert_near(by_autograd.gradients(some, 1 / some.targets.size), expected, TOLERANCE["fp32"])
+
+
+def test_every_position_is_compared_with_dropout_and_without() -> None:
+    """Dropout of the attention probabilities takes another way through the engine."""
+    for dropping in (False, True):
+        positions = {model.position for _, model, _ in TRAINED if bool(model.attention_dropout) == dropping}
+        assert positions == set(get_args(Position))
+
+
+# -- dropout ----------------------------------------------------------------------------------------------------------
+
+SHAPES = [(3, 4, 5), (2, 300, 257)]  # the second has elements whose number takes more than 16 bits
+
+
+def masks(p: float, shape: tuple[int, ...], dtype: str, mask_of: Any) -> tuple[Any, Any]:
+    """The mask of both engines."""
+    keys = row_keys(seed=42, step=7, rows=np.arange(shape[0]) + 3, site=2)
+    assert (keys >= 2**31).any(), "a key that is negative in PyTorch's integers"
+    expected = ops.dropout_mask(shape, p, keys, lambda shape: np.full(shape, np.nan, dtype))
+    element = torch.arange(expected[0].size).view(shape[1:])
+    found = mask_of(element, p, torch.from_numpy(keys.view(np.int32)), getattr(torch, dtype))
+    return found.numpy(), expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("p", [1e-12, 0.1, 0.3, 0.5, 0.75, 0.999])
+def test_dropout_removes_the_same_elements_bit_for_bit(p: float, shape: tuple[int, ...], dtype: str) -> None:
+    found, expected = masks(p, shape, dtype, layers.dropout_mask)
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+    if expected.size > 10_000:
+        assert (found == 0).mean() == pytest.approx(p, abs=0.005)
+
+
+def test_an_element_whose_hash_is_the_threshold_is_kept() -> None:
+    keys = row_keys(seed=1, step=2, rows=np.arange(2), site=0)
+    hashes = mix(np.arange(12, dtype=np.uint32) ^ keys[:, None])
+    p = float(hashes[1, 5]) / 2**32
+    element = torch.arange(12)
+    found = layers.dropout_mask(element, p, torch.from_numpy(keys.view(np.int32)), torch.float64).numpy()
+    np.testing.assert_array_equal(found > 0, hashes >= hashes[1, 5])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own compiler's parts
+def test_dropout_removes_the_same_elements_where_it_is_compiled() -> None:
+    """A compiler may take it for granted that signed integers do not overflow; those of a hash do."""
+    compiled = torch.compile(layers.dropout_mask)
+    for p in (0.1, 0.5):
+        for shape in SHAPES:
+            found, expected = masks(p, shape, "float32", compiled)
+            assert found.tobytes() == expected.tobytes()
