@@ -44,8 +44,8 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     record = read_json(finished / "run.json")
     assert set(record) == {
         "format", "preset", "glasslm", "created", "command", "seed", "config", "engine", "device", "precision",
-        "compiled", "threads", "processes", "parameters", "flops_per_token", "data", "tokenizer", "versions",
-        "machine", "git",
+        "compiled", "threads", "processes", "parallel", "deterministic", "parameters", "flops_per_token", "data",
+        "tokenizer", "versions", "machine", "git",
     }  # fmt: skip
     assert (record["format"], record["seed"], record["engine"]) == (1, 42, "numpy")
     assert (record["device"], record["precision"]) == ("cpu", "fp32")

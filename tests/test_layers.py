@@ -73,6 +73,8 @@ LAYERS = """
     lab
     lab.differences
     lab.check
+    lab.parity
+    lab.overlay
     report.facts
     report.figures
     report.samples
@@ -187,7 +189,7 @@ def test_every_exception_is_needed() -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_nobody_asks_which_engine_runs(name: str) -> None:
     """Only the engines themselves and the check of their gradients know the NumPy engine's files."""
-    if not name.startswith("engines") and name != "lab.check":
+    if not name.startswith("engines") and name not in ("lab.check", "lab.parity"):
         leading = {"engines.torch.distributed"} if name == "cli" else set()  # torchrun's processes part there
         assert {other for other in imported(name) if other.startswith("engines.")} - leading <= {"engines.choice"}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from glasslm.config import ComputeConfig, DeviceName, ModelConfig, Precision, RunConfig
+from glasslm.engines.choice import ranks as group_size
 from glasslm.parameters import Table, count, table
 
 # PyTorch's tensors on a CPU come from the C library's heap, which keeps the holes between pieces of different sizes:
@@ -84,9 +85,18 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
 
 
 def torch_memory_bytes(
-    config: RunConfig, vocab_size: int, rows: int, precision: Precision, device: DeviceName = "cpu"
+    config: RunConfig,
+    vocab_size: int,
+    rows: int,
+    precision: Precision,
+    device: DeviceName = "cpu",
+    *,
+    ranks: int = 1,
+    cut: bool = False,
 ) -> int:
     """Peak memory of training with the PyTorch engine on one device, in micro-batches of `rows` sequences.
+
+    Of several `ranks`, each takes its part of the batch, and of the weights, too, where they are `cut` (fsdp).
 
     Weights and moments are always there. A forward pass keeps what the backward pass reads, which lets go of it from
     the end to the beginning while gradients take its place. So the peak is between the two passes, on top of the
@@ -99,10 +109,12 @@ def torch_memory_bytes(
     logits = 2 * vocab_size * wide  # their gradient, and that of the log-probabilities, when the backward pass begins
     masks = 4 * c.n_heads * TILE * c.block_size * wide if c.attention_dropout else 0  # while those of a tile are drawn
     between += round(rows * c.block_size * max(logits, masks))
-    if rows < config.train.batch_size:
+    if rows * ranks < config.train.batch_size:
         between += total * wide
     update = (total + _update_numbers(weights, config)) * wide
-    always = (total + _moment_numbers(weights, config)) * wide
+    always: float = (total + _moment_numbers(weights, config)) * wide
+    if cut:  # and a block is gathered while it is computed, with its gradients
+        always, update = always / ranks + 2 * total * wide / c.n_layers, update // ranks
     return round((always + max(between, update)) * (WITH_HOLES if device == "cpu" else 1))
 
 
@@ -161,5 +173,8 @@ def _norm_bytes(kind: str, width: int, wide: int, narrow: int, device: DeviceNam
 def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int) -> int:
     """Peak memory of this process in training, in micro-batches of `rows`. `compute` has nothing left to choose."""
     if compute.engine == "torch":
-        return torch_memory_bytes(config, vocab_size, rows, compute.precision, compute.device)
+        cut = compute.parallel == "fsdp"
+        return torch_memory_bytes(
+            config, vocab_size, rows, compute.precision, compute.device, ranks=group_size(), cut=cut
+        )
     return memory_bytes(config, vocab_size, rows, compute.threads, 8 if compute.precision == "fp64" else 4)

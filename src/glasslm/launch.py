@@ -19,7 +19,7 @@ from glasslm.checkpoint import Progress
 from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
 from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
-from glasslm.engines.choice import asks_for_torch, choose, ranks, torch_installed
+from glasslm.engines.choice import as_recorded, choose, ranks
 from glasslm.errors import DivergedError, GlasslmError, InputError
 from glasslm.memory import enough_memory, warn_of_shortage
 from glasslm.metrics import Line, Log
@@ -93,7 +93,10 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
                 f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to do. Train a new run "
                 "with more --max-steps, or use this one by `glasslm generate`"
             )
-        compute, _ = _choose(run.config, run.tokenizer.vocab_size, _as_recorded(compute, run.record, say))
+        compute, notes = as_recorded(compute, run.record)
+        for note in notes:
+            say(f"note: {note}")
+        compute, _ = _choose(run.config, run.tokenizer.vocab_size, compute)
         dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
         checkpoint.check(latest, **hashes(run, dataset))
         with enough_memory(run.config, compute.engine):
@@ -113,25 +116,6 @@ def _choose(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> tuple
     return compute, [f"the {compute.engine} engine computes, because {reason}"] if automatic and reason else []
 
 
-def _as_recorded(compute: ComputeConfig, record: dict[str, Any], say: Say) -> ComputeConfig:
-    """What `compute` leaves open as it was when the run began, where this machine has it: so the bits are the same."""
-    if compute.engine == "auto" and record["engine"] == "torch" and not torch_installed():
-        say("note: this run was computed by PyTorch, which is not installed here: the NumPy engine goes on")
-    elif compute.engine == "auto" and not (record["engine"] == "numpy" and asks_for_torch(compute)):
-        compute = dataclasses.replace(compute, engine=record["engine"])
-    same = compute.engine == record["engine"]
-    if same and compute.device == "auto" and record["device"] == "cpu":
-        compute = dataclasses.replace(compute, device="cpu")
-    if compute.precision == "auto" and (same or record["precision"] in ("fp32", "fp64")):
-        compute = dataclasses.replace(compute, precision=record["precision"])
-    if compute.compile == "auto":
-        again = same and record.get("compiled", False)
-        compute = dataclasses.replace(compute, compile="on" if again else "off")
-    if same and compute.engine == "torch" and not compute.threads and "threads" in record:
-        compute = dataclasses.replace(compute, threads=record["threads"])
-    return compute
-
-
 def _prepare(
     config: RunConfig, compute: ComputeConfig, dataset: Dataset, started: float, why: list[str]
 ) -> tuple[Engine, RunConfig, float]:
@@ -148,11 +132,12 @@ def _prepare(
         fixed = pace.with_steps(config, dataset, speed, spent)
         return engine, fixed, spent + pace.run_seconds(fixed, dataset, speed)
 
-    prepared = measured(compute)
-    if pace.compiling_pays(compute, expected_s=prepared[2]):
-        why.append("compiling first: the run is long enough to repay it")
-        prepared = measured(dataclasses.replace(compute, compile="on"))
-    return prepared
+    engine, fixed, expected_s = measured(compute)
+    if pace.compiling_pays(compute, expected_s):
+        why.append("compiled first, because the run is long enough to repay it")
+        del engine  # there may be no room for two
+        engine, fixed, expected_s = measured(dataclasses.replace(compute, compile="on"))
+    return engine, fixed, expected_s
 
 
 def _to_the_end(
@@ -193,8 +178,9 @@ def _report(run_dir: Path, say: Say) -> Path | None:
     """report.html; a full disk, say, is no reason to lose what else there is to tell of a run."""
     try:
         return report.write(run_dir)
-    except (OSError, GlasslmError) as error:
-        say(f"warning: the report was not written ({error}); `glasslm report {quoted(run_dir)}` makes it again")
+    except (OSError, GlasslmError, MemoryError) as error:
+        why = error or "out of memory"
+        say(f"warning: the report was not written ({why}); `glasslm report {quoted(run_dir)}` makes it again")
         return None
 
 
@@ -219,6 +205,8 @@ def _record(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine:
         "compiled": engine.compiled,
         "threads": compute.threads,
         "processes": ranks(),
+        "parallel": compute.parallel,
+        "deterministic": compute.deterministic,
         "parameters": count(table(config.model, tokenizer.vocab_size)),
         "flops_per_token": estimate.flops_per_token(config.model, tokenizer.vocab_size),
         "data": dataset.facts,

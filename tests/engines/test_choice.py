@@ -13,7 +13,7 @@ import pytest
 from glasslm import cli
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import choice, make_engine
-from glasslm.engines.choice import TRAIN_WITH_TORCH, USE_TORCH, choose, require_divisible
+from glasslm.engines.choice import TRAIN_WITH_TORCH, USE_TORCH, as_recorded, choose, ranks, require_divisible
 from glasslm.errors import InputError
 from small_runs import words, write_text
 
@@ -98,7 +98,8 @@ def test_a_flag_that_only_torch_honours_chooses_it(
 
 
 def test_a_group_of_processes_needs_torch(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": 4, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "a"}.items():
+        monkeypatch.setenv(name, str(value))
     assert choose(AUTO, FEW, training=True)[0].engine == "torch"
     assert choose(ComputeConfig(parallel="fsdp"), FEW, training=True)[0].parallel == "fsdp"
     with pytest.raises(InputError, match="--engine numpy and a group of 4 processes do not go together"):
@@ -238,3 +239,28 @@ def refusal(asked: dict[str, Any]) -> str:
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_resume_takes_what_the_run_had_where_it_can(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {
+        "engine": "torch", "device": "cpu", "precision": "bf16", "compiled": True, "threads": 5, "processes": 1,
+        "parallel": "auto", "deterministic": True,
+    }  # fmt: skip
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: True)
+    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "")
+    same, notes = as_recorded(AUTO, record)
+    assert (same.engine, same.device, same.precision, same.compile) == ("torch", "cpu", "bf16", "on")
+    assert (same.threads, same.deterministic, notes) == (5, True, [])
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
+    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "there is none")
+    other, notes = as_recorded(AUTO, record)
+    assert (other.precision, other.compile) == ("fp32", "off")
+    assert "bf16" in notes[0]
+    asked, notes = as_recorded(ComputeConfig(engine="numpy"), record)
+    assert (asked.engine, asked.precision, asked.compile, asked.threads, notes) == ("numpy", "auto", "off", 0, [])
+    assert as_recorded(AUTO, record | {"processes": 2})[0].threads == 0
+
+
+def test_a_job_system_that_counts_processes_is_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert ranks() == 1

@@ -49,7 +49,7 @@ def test_bf16_is_automatic_where_it_pays(
     assert hardware.precision("auto", device, parameters) == "fp32"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bf16_is_refused_where_the_hardware_lacks_it(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)

@@ -204,8 +204,7 @@ def test_without_pytorch_numpy_goes_on_and_says_so(
     """In the same precision, where NumPy has it."""
     run = cut(text, tmp_path / "run", 8, precisely(TORCH, precision))
     whole = train(text, tmp_path / "whole", precisely(TORCH, precision)).run_dir
-    for module in (launch, choice):
-        monkeypatch.setattr(module, "torch_installed", lambda: False)
+    monkeypatch.setattr(choice, "torch_installed", lambda: False)
     made = engines_made(monkeypatch)
     said: list[str] = []
     assert resume(run, said=said).status == "finished"

@@ -50,12 +50,15 @@ def main(argv: list[str] | None = None) -> int:
     # A run that diverges says so in its own words.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     try:
-        if argv[0] in ("train", "resume") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if argv[0] in ("train", "resume") and "WORLD_SIZE" in os.environ and not {"-h", "--help"} & set(argv):
             return _in_a_group(argv)
         return _command(argv)
     except GlasslmError as error:
         tell(f"glasslm {argv[0]}: {error}")
         return error.exit_code
+    except MemoryError:
+        tell(f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or less text at once")
+        return 6
     except KeyboardInterrupt:  # where there is nothing to save; a run under way saves first (training.py)
         tell(f"\nglasslm {argv[0]}: interrupted")
         return 130
@@ -76,6 +79,10 @@ def _command(argv: list[str]) -> int:
 
 def _in_a_group(argv: list[str]) -> int:
     """As one of torchrun's processes: the first runs the command, the others help it compute."""
+    from glasslm.engines.choice import ranks, torch_installed
+
+    if ranks() == 1 or not torch_installed():
+        return _command(argv)
     from glasslm.engines.torch import distributed
 
     if int(os.environ["RANK"]) > 0:

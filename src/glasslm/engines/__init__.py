@@ -126,7 +126,7 @@ def make_engine(config: RunConfig, vocab_size: int, compute: ComputeConfig, trai
         from glasslm.engines.numpy.engine import NumpyEngine
 
         return NumpyEngine(config, vocab_size, threads, np.float64 if compute.precision == "fp64" else np.float32)
-    if ranks() > 1:
+    if training and ranks() > 1:
         from glasslm.engines.torch import distributed
 
         return distributed.lead(config, vocab_size, dataclasses.replace(compute, threads=threads))

@@ -14,12 +14,13 @@ import shutil
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from glasslm.config import ComputeConfig, EngineName, Precision, RunConfig
 from glasslm.errors import InputError
 
 TRAIN_WITH_TORCH = 3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
-NUMPY_TOKENS, TORCH_TOKENS = 1024, 16384  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
+NUMPY_TOKENS, TORCH_TOKENS = 1024, 8192  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
 USE_TORCH = 30_000_000  # to generate and evaluate, where NumPy starts seconds earlier
 
 
@@ -39,26 +40,29 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
         )
     engine, why = (compute.engine, "") if compute.engine != "auto" else _engine(compute, parameters, training)
     if engine == "numpy":
-        _require_numpy_can(compute)
+        _require_numpy_can(compute, training)
         exactly: Precision = "fp32" if compute.precision == "auto" else compute.precision
         return dataclasses.replace(compute, engine=engine, device="cpu", precision=exactly), why
     if not torch_installed():
         asked, instead = "--engine torch", "use --engine numpy"
         if compute.engine == "auto":
-            asked, instead = asks_for_torch(compute), "do without"
+            asked, instead = asks_for_torch(compute, training), "do without"
         raise InputError(f"{asked} needs PyTorch, which is not installed: `pip install torch`, or {instead}")
     from glasslm.engines.torch import hardware
 
     device = hardware.device(compute.device)
-    if compute.engine == "auto" and not asks_for_torch(compute) and device == "cpu" and parameters < TRAIN_WITH_TORCH:
+    few = device == "cpu" and parameters < TRAIN_WITH_TORCH
+    if few and compute.engine == "auto" and not asks_for_torch(compute, training):
         numpy = dataclasses.replace(compute, engine="numpy")  # what looked like a GPU is none for PyTorch
         return choose(numpy, parameters, training)[0], f"PyTorch sees no GPU, and {_size(parameters)} are few"
-    precision = hardware.precision(compute.precision, device, parameters)
+    precision: Precision = "fp32"  # what is used says the same on every machine; only training is in a hurry
+    if training or compute.precision != "auto":
+        precision = hardware.precision(compute.precision, device, parameters)
     return dataclasses.replace(compute, engine=engine, device=device, precision=precision), why
 
 
 def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
-    if asked := asks_for_torch(compute):
+    if asked := asks_for_torch(compute, training):
         return "torch", f"{asked} asks for it"
     size = _size(parameters)
     if compute.precision == "fp64":
@@ -70,6 +74,45 @@ def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[En
     if parameters >= (TRAIN_WITH_TORCH if training else USE_TORCH):
         return "torch", f"{size} are many"
     return "numpy", f"{size} are few"
+
+
+def as_recorded(compute: ComputeConfig, record: dict[str, Any]) -> tuple[ComputeConfig, list[str]]:
+    """What `compute` leaves open as run.json has it, where that is possible, and what is not: for the same bits."""
+    flags: dict[str, Any] = {"parallel": record.get("parallel", "auto")} if ranks() > 1 else {}
+    flags |= {"deterministic": record.get("deterministic", False), "engine": record["engine"]}
+    notes = []
+    if record["engine"] == "torch" and not torch_installed():
+        flags["engine"] = "numpy"
+        notes.append("this run was computed by PyTorch, which is not installed here: the NumPy engine goes on")
+    elif record["engine"] == "numpy" and asks_for_torch(compute, training=True):
+        flags["engine"] = "torch"
+    engine = flags["engine"] if compute.engine == "auto" else compute.engine
+    if engine == record["engine"]:
+        flags |= {"precision": record["precision"]} | ({"device": "cpu"} if record["device"] == "cpu" else {})
+        if engine == "torch" and record.get("processes", 1) == ranks():
+            flags["threads"] = record.get("threads", 0)
+    elif record["precision"] == "fp64":
+        flags["precision"] = "fp64"
+    left_open = {"parallel": "auto", "deterministic": False, "engine": "auto", "precision": "auto", "device": "auto",
+                 "threads": 0}  # fmt: skip
+    compute = dataclasses.replace(compute, **{k: v for k, v in flags.items() if getattr(compute, k) == left_open[k]})
+    return _possible_here(compute, record, notes)
+
+
+def _possible_here(compute: ComputeConfig, record: dict[str, Any], notes: list[str]) -> tuple[ComputeConfig, list[str]]:
+    """Without what the run had and this machine lacks: narrow numbers, a compiler."""
+    if compute.engine != "torch":
+        return dataclasses.replace(compute, compile="off") if compute.compile == "auto" else compute, notes
+    from glasslm.engines.torch import hardware
+
+    device = hardware.device(compute.device)
+    if compute.precision == "bf16" == record["precision"] and device == "cpu" and not hardware.has_bf16(device):
+        notes.append("this run was computed in bf16, which this machine lacks: it goes on in fp32")
+        compute = dataclasses.replace(compute, precision="fp32")
+    if compute.compile == "auto":
+        again = record.get("compiled", False) and can_compile(dataclasses.replace(compute, device=device))
+        compute = dataclasses.replace(compute, compile="on" if again else "off")
+    return compute, notes
 
 
 def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
@@ -91,7 +134,7 @@ def device_free_bytes() -> int:
     return hardware.free_bytes()
 
 
-def asks_for_torch(compute: ComputeConfig) -> str:
+def asks_for_torch(compute: ComputeConfig, training: bool) -> str:
     """The flag that only PyTorch can honour."""
     if compute.device in ("cuda", "mps"):
         return f"--device {compute.device}"
@@ -99,13 +142,13 @@ def asks_for_torch(compute: ComputeConfig) -> str:
         return f"--precision {compute.precision}"
     if compute.compile == "on":
         return "--compile on"
-    if ranks() > 1:
+    if training and ranks() > 1:
         return f"a group of {ranks()} processes"
     return ""
 
 
-def _require_numpy_can(compute: ComputeConfig) -> None:
-    if asked := asks_for_torch(compute):
+def _require_numpy_can(compute: ComputeConfig, training: bool) -> None:
+    if asked := asks_for_torch(compute, training):
         raise InputError(
             f"--engine numpy and {asked} do not go together: the NumPy engine computes on the CPU, in one process, in "
             "fp32 or fp64, and is not compiled. Leave out one of them"
@@ -130,8 +173,9 @@ def torch_installed() -> bool:
 
 
 def ranks() -> int:
-    """How many processes torchrun has started for this run; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started for this run; 1 without it, whatever a job system has left behind."""
+    by_torchrun = {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    return int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun else 1
 
 
 @cache

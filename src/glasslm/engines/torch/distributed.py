@@ -45,7 +45,10 @@ class Ranks:
 
     def place(self, device: str) -> str:
         """The device of this rank."""
-        return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+        if device != "cuda":
+            return device
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return f"cuda:{os.environ['LOCAL_RANK']}"
 
     def spread(self, model: Transformer, place: torch.device) -> Any:
         """What to call in place of `model`, so that gradients are averaged over the ranks."""
@@ -94,24 +97,24 @@ class Leader:
         return self._engine.loss_scale
 
     def accumulate(self, batch: Batch, weight: float) -> float:
-        with group():
+        with in_words():
             arrays = [batch.tokens, batch.targets, batch.rows]
             tell({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
             return self._engine.accumulate(batch, weight)
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
-        with group():
+        with in_words():
             tell({"verb": "update", "lr": lr, "skip_above": skip_above})
             return self._engine.update(lr, skip_above)
 
     def losses(self, tokens: Array, targets: Array) -> Array:
-        with group():
+        with in_words():
             tell({"verb": "losses"}, [tokens, targets])
             return self._engine.losses(tokens, targets)
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """Text is written by this rank alone, from all weights, which it gathers for the while."""
-        with group():
+        with in_words():
             tell({"verb": "new_cache"})
             return self._engine.new_cache(rows, capacity)
 
@@ -119,13 +122,13 @@ class Leader:
         return self._engine.logits(tokens, cache, counts, every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        with group():
+        with in_words():
             tell({"verb": "state"})
             yield from self._engine.state()
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
         entries = dict(state)
-        with group():
+        with in_words():
             numbers = {"updates": updates, "loss_scale": loss_scale}
             tell({"verb": "load", "names": list(entries), **numbers}, list(entries.values()))
             self._engine.load(entries.items(), updates, loss_scale)
@@ -134,7 +137,7 @@ class Leader:
 def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
     """Rank 0's engine, once every rank has made its own. Raises InputError where the ranks cannot share the batch."""
     require_divisible(config.train.batch_size, ranks())
-    with group():
+    with in_words():
         _join()
         what = {"config": to_dict(config), "vocab_size": vocab_size, "compute": to_dict(compute)}
         tell({"verb": "engine", **what})
@@ -143,16 +146,18 @@ def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
 
 def follow() -> int:
     """Do what rank 0 does until it is done, and return the exit code."""
-    _join()
+    with in_words():
+        _join()
     # Whoever interrupts a run interrupts rank 0, too, which saves with the help of all and then lets them go.
     for which in (signal.SIGINT, signal.SIGTERM):
         signal.signal(which, signal.SIG_IGN)
     engine: Any = None
     while True:
-        with group():
+        with in_words():
             told, arrays = hear()
             match told["verb"]:
                 case "engine":
+                    engine = None  # before there is another
                     compute = from_dict(ComputeConfig, told["compute"])
                     engine = make(
                         from_dict(RunConfig, told["config"]), told["vocab_size"], compute, Ranks(compute.parallel)
@@ -213,11 +218,7 @@ def _join() -> None:
         return
     torch.set_num_threads(thread_count(0))
     patience = datetime.timedelta(seconds=float(os.environ.get("GLASSLM_GROUP_TIMEOUT", PATIENCE_S)))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=patience)
-    else:
-        dist.init_process_group("gloo", timeout=patience)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
 
 
 def _leave() -> None:
@@ -226,7 +227,7 @@ def _leave() -> None:
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def in_words() -> Iterator[None]:
     """A rank that is gone or hangs, in words."""
     try:
         yield

@@ -41,12 +41,15 @@ COMPUTE: dict[str, torch.dtype] = {
     "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
 GROWTH_INTERVAL = 2000  # updates between attempts at a larger scale of float16's losses
-LARGEST_SCALE = 2.0**16
+LARGEST_SCALE, SMALLEST_SCALE = 2.0**16, 2.0  # 1 is for the other precisions
 
 
 @contextmanager
 def no_denormals() -> Iterator[None]:
-    """Gradients of text learnt by heart underflow, and a CPU takes 30 times as long for numbers that small."""
+    """Gradients of text learnt by heart underflow, and a CPU takes 30 times as long for numbers that small.
+
+    It holds for the calling thread and for threads that begin meanwhile: PyTorch's own begin with the first large sum.
+    """
     torch.set_flush_denormal(True)
     try:
         yield
@@ -84,8 +87,10 @@ class TorchEngine:
         compiled: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        with no_denormals():
+            if threads:
+                torch.set_num_threads(threads)
+            torch.zeros(1 << 20).sum()  # so that all threads begin without denormals
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
         self.device, self.place = device, torch.device(ranks.place(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
@@ -154,6 +159,7 @@ class TorchEngine:
         return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
 
     @memory_errors()
+    @no_denormals()
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         assert gradients, "update before accumulate"
@@ -167,7 +173,7 @@ class TorchEngine:
                 torch._foreach_mul_(gradients, factor)
             self.optimizer.step(lr)
             self.updates += 1
-        overflow = not finite and self.loss_scale > 1
+        overflow = not finite and self.loss_scale > SMALLEST_SCALE
         if overflow:
             self.loss_scale /= 2
         elif self.precision == "fp16" and applied and self.updates % GROWTH_INTERVAL == 0:
@@ -251,16 +257,20 @@ class TorchEngine:
             self._fill(parameter, weights[name])
         self.updates = updates
         if self.precision == "fp16":
-            self.loss_scale = loss_scale if loss_scale > 1 else LARGEST_SCALE  # 1: another precision came before
+            self.loss_scale = loss_scale if loss_scale > 1 else LARGEST_SCALE  # another precision came before
         if not moments and "optimizer" not in self.__dict__:
             return
         for name, moment in self.optimizer.moments.items():
-            self._fill(moment, moments[name] if name in moments else np.zeros(tuple(moment.shape)))
+            if name in moments:
+                self._fill(moment, moments[name])
+            else:
+                moment.zero_()
         self.optimizer.resume(updates)
 
     def _fill(self, tensor: Tensor, array: Array) -> None:
         """All of `tensor`, or this rank's part, from the whole array."""
-        tensor.copy_(cut_like(tensor, self._to_device(array).to(self.exact)))
+        exact = torch.from_numpy(np.ascontiguousarray(array)).to(self.exact)  # here: not every device knows float64
+        tensor.copy_(cut_like(tensor, exact.to(self.place)))
 
     def _eagerly(self) -> AbstractContextManager[Any]:
         """Where shapes change from call to call, compiling would take longer than it saves."""

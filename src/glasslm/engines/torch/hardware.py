@@ -17,7 +17,8 @@ BF16_FROM = 3_000_000  # parameters: below, on a CPU, casting costs more than it
 def device(asked: DeviceName) -> DeviceName:
     """`asked`, if it is there, or the best one there is."""
     there: list[DeviceName] = ["cpu"]
-    if torch.backends.mps.is_available():
+    alone = "LOCAL_WORLD_SIZE" not in os.environ
+    if torch.backends.mps.is_available() and alone:  # what ranks send each other, they cannot send from there
         there.insert(0, "mps")
     if torch.cuda.is_available():
         there.insert(0, "cuda")
@@ -36,7 +37,7 @@ def precision(asked: Precision, device: DeviceName, parameters: int) -> Precisio
     if asked == "auto":
         pays = device == "cuda" or parameters >= BF16_FROM
         return "bf16" if pays and has_bf16(device) else "fp32"
-    if asked == "bf16" and not has_bf16(device):
+    if asked == "bf16" and device != "mps" and not has_bf16(device):
         raise InputError(f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: use --precision fp32")
     if asked == "fp64" and device == "mps":
         raise InputError("--precision fp64: mps has no float64: use --device cpu")
@@ -61,8 +62,14 @@ def free_bytes() -> int:
 def compiler_missing(device: DeviceName) -> str:
     """What torch.compile lacks here, in words; empty if nothing."""
     if device == "cuda":
-        return "" if importlib.util.find_spec("triton") else "Triton is not installed"
+        if not importlib.util.find_spec("triton"):
+            return "Triton is not installed"
+        return "" if _finds("CC", "cc", "gcc", "clang") else "there is no C compiler"
     if device == "mps":
         return "it is not ready for mps"
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl")
-    return "" if any(name and shutil.which(name) for name in names) else "there is no C++ compiler"
+    return "" if _finds("CXX", "c++", "g++", "clang++", "cl") else "there is no C++ compiler"
+
+
+def _finds(variable: str, *names: str) -> bool:
+    """Whether there is one of these programs, or the one that an environment variable names."""
+    return any(name and shutil.which(name) for name in (os.environ.get(variable, ""), *names))
