@@ -1,18 +1,20 @@
-"""Wall time to a validation loss of 1.88 on Shakespeare: glasslm's NumPy engine against nanoGPT's own CPU command.
+"""Wall time to a validation loss of 1.88 on Shakespeare: glasslm's engines against nanoGPT's own CPU command.
 
-    python benchmarks/time_to_loss.py --nanogpt PATH/TO/nanoGPT --text PATH/TO/tinyshakespeare.txt [--pairs 3]
+    python benchmarks/time_to_loss.py --nanogpt PATH/TO/nanoGPT --text PATH/TO/tinyshakespeare.txt \\
+        [--engine numpy torch --pairs 3]
 
 nanoGPT runs the command that its README gives for a CPU (which publishes a loss of 1.88), to its end. glasslm runs
-`glasslm train --stop-at-loss 1.88` with the flags below; its time is from the start of the process until the evaluation
-line is on the disk, over the whole validation split. The two take turns. The checkout is copied, not changed; its
-interpreter is this one, which must have torch.
+`glasslm train --stop-at-loss 1.88` with the flags below, once with each engine asked for, and must reach the loss over
+the whole validation split. All are timed from the start of the process to its end: imports, tokenising and compiling,
+checkpoints and the report included. They take turns. The checkout is copied, not changed; its interpreter is this one,
+which must have torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -21,7 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from glasslm.engines import thread_count
+from paired import heading
 
 GOAL = 1.88
 GLASSLM = (
@@ -31,72 +37,82 @@ GLASSLM = (
 NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
-).split(" ")
+).split()
 
 
-def glasslm_seconds(text: Path, folder: Path) -> tuple[float, float, int]:
-    """Seconds until the evaluation line that reaches the goal is written, its loss and its step."""
+def glasslm_seconds(text: Path, folder: Path, flags: Sequence[str], goal: float) -> tuple[float, float, int]:
+    """Seconds of the whole command, and the loss that reached the goal with its step."""
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "glasslm", "train", "--text-file", str(text), "--run-dir", str(folder), *GLASSLM]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found = None
-    while found is None and process.poll() is None:
-        time.sleep(0.05)
-        found = reached(folder / "metrics.jsonl")
-    seconds = time.perf_counter() - start
-    process.wait()
-    line = found or reached(folder / "metrics.jsonl")
-    if line is None:
-        raise SystemExit(f"glasslm did not reach {GOAL}")
-    return seconds, line["loss"], line["step"]
+    command = [sys.executable, "-m", "glasslm", "train", "--text-file", str(text), "--run-dir", str(folder), *flags]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    loss, step = min((line["loss"], line["step"]) for line in lines if line["kind"] == "eval" and line["whole"])
+    if loss > goal:
+        raise SystemExit(f"glasslm did not reach {goal}: its best was {loss:.4f} at step {step}, after {seconds:.0f} s")
+    return seconds, loss, step
 
 
-def reached(metrics: Path) -> dict | None:
-    if not metrics.exists():
-        return None
-    for raw in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            continue  # being written
-        if line["kind"] == "eval" and line["whole"] and line["loss"] <= GOAL:
-            return line
-    return None
+def nanogpt_seconds(checkout: Path, out: Path, flags: Sequence[str], goal: float = 0.0) -> tuple[float, float]:
+    """Seconds of the whole command, or until it prints a loss that reaches the goal, and the lowest loss it printed.
+
+    These are validation losses estimated from some batches.
+    """
+    command = [sys.executable, "-u", "train.py", *flags, f"--out_dir={out}"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+        lowest = math.inf
+        assert run.stdout is not None
+        for line in run.stdout:
+            if found := re.search(r"val loss ([\d.]+)", line):
+                lowest = min(lowest, float(found[1]))
+            if lowest <= goal:
+                run.terminate()
+                break
+    seconds = time.perf_counter() - began
+    if run.returncode and lowest > goal:
+        raise SystemExit(f"nanoGPT's command failed: {' '.join(command)}")
+    return seconds, lowest
 
 
-def nanogpt_seconds(checkout: Path, out: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and the last validation loss that it prints (an estimate from 20 batches)."""
-    start = time.perf_counter()
-    command = [sys.executable, "train.py", *NANOGPT, f"--out_dir={out}"]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    return time.perf_counter() - start, float(re.findall(r"val loss ([\d.]+)", done.stdout)[-1])
+def own_copy(checkout: Path, folder: Path, text: Path) -> Path:
+    """A copy of nanoGPT with its Shakespeare prepared from `text`."""
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git"))
+    data = folder / "data" / "shakespeare_char"
+    shutil.copy(text, data / "input.txt")
+    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare")
+    parser.add_argument("--engine", nargs="+", default=["numpy"], choices=["numpy", "torch"])
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
+    ratios: dict[str, list[float]] = {engine: [] for engine in args.engine}
+    print(heading("numpy", "torch", threads=thread_count(0)))
+    print(f"glasslm train {' '.join(GLASSLM)} --engine {' or '.join(args.engine)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["GLASSLM_CACHE"] = str(folder / "cache")
-        checkout = folder / "nanoGPT"
-        shutil.copytree(args.nanogpt, checkout, ignore=shutil.ignore_patterns(".git"))
-        data = checkout / "data" / "shakespeare_char"
-        shutil.copy(args.text, data / "input.txt")
-        subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
-        ratios = []
-        print(f"{datetime.date.today()}  glasslm train {' '.join(GLASSLM)}")
+        checkout = own_copy(args.nanogpt, folder / "nanoGPT", args.text)
         for _ in range(args.pairs):
-            shutil.rmtree(folder / "cache", ignore_errors=True)  # tokenising counts, each time
-            ours, loss, step = glasslm_seconds(args.text, folder / "run")
-            theirs, their_loss = nanogpt_seconds(checkout, folder / "out")
-            ratios.append(theirs / ours)
-            print(f"glasslm {loss:.4f} at step {step} after {ours:.1f} s", end="; ")
-            print(f"nanoGPT {their_loss:.4f} after {theirs:.1f} s: {ratios[-1]:.2f}x", flush=True)
-        print(f"ratio {statistics.median(ratios):.2f} (median of {len(ratios)} pairs)")
+            theirs, loss = nanogpt_seconds(checkout, folder / "out", NANOGPT)
+            print(f"nanoGPT {loss:.4f} after {theirs:.1f} s", end="")
+            for engine in args.engine:
+                shutil.rmtree(folder / "cache", ignore_errors=True)  # tokenising counts, each time
+                flags = [*GLASSLM, "--engine", engine]
+                ours, loss, step = glasslm_seconds(args.text, folder / "run", flags, GOAL)
+                ratios[engine].append(theirs / ours)
+                print(f"; {engine} {loss:.4f} at step {step} after {ours:.1f} s: {theirs / ours:.2f}x", end="")
+            print(flush=True)
+    for engine, found in ratios.items():
+        print(f"{engine} {statistics.median(found):.2f} times as fast (median of {len(found)} pairs)")
 
 
 if __name__ == "__main__":

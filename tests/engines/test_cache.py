@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.numpy.engine import ROWS_READ, NumpyEngine
 from glasslm.lab.check import combinations, single_switches, small_model
 from glasslm.parameters import initial_weights
 
@@ -124,3 +124,27 @@ def test_looking_at_logits_changes_no_weight_and_no_moment() -> None:
     engine.logits(TEXTS, engine.new_cache(3, BLOCK), np.full(3, BLOCK))
     engine.losses(TEXTS, TEXTS)
     assert {name: array.tobytes() for name, array in engine.state()} == before
+
+
+def test_many_rows_are_read_in_parts_that_do_not_depend_on_the_threads() -> None:
+    config = ModelConfig(d_model=16, n_layers=2, n_heads=2, block_size=8)
+    run = RunConfig(model=config, train=TrainConfig(micro_batch_size=8)).resolved()
+    rng = np.random.default_rng(0)
+    rows = 2 * ROWS_READ + 3
+    tokens, counts = rng.integers(0, 7, (rows, 4)), rng.integers(0, 5, rows)
+    found = []
+    for threads in (1, 3):
+        engine = NumpyEngine(run, 7, threads=threads)
+        engine.load(initial_weights(engine.rows, 0))
+        cache = engine.new_cache(rows, 8)
+        first = engine.logits(tokens, cache, counts)
+        found.append((first, engine.logits(tokens[:, :1], cache, np.ones(rows, np.int64))))
+        assert (cache.lengths == counts + 1).all()
+    for one, other in zip(*found):
+        assert (one[counts > 0] == other[counts > 0]).all()
+    for row in (0, ROWS_READ, rows - 1):
+        alone = engine.new_cache(1, 8)
+        if counts[row]:
+            engine.logits(tokens[row : row + 1, : counts[row]], alone, counts[row : row + 1])
+        again = engine.logits(tokens[row : row + 1, :1], alone, np.ones(1, np.int64))
+        np.testing.assert_allclose(again[0], found[0][1][row], rtol=0, atol=1e-5)

@@ -192,8 +192,8 @@ def test_one_process_is_no_group(parallel: str, engine: str) -> None:
 
 
 def test_a_batch_is_shared_evenly() -> None:
-    for batch_size, ranks in ((16, 1), (16, 2), (12, 4), (3, 3)):
-        require_divisible(batch_size, ranks)
+    for batch_size, processes in ((16, 1), (16, 2), (12, 4), (3, 3)):
+        require_divisible(batch_size, processes)
     with pytest.raises(
         InputError, match=r"3 processes cannot share a batch of 16 .* for example 18, or start 2 of them"
     ):

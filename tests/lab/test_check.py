@@ -13,7 +13,7 @@ import small_runs
 from glasslm import files
 from glasslm.cli import check as command
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.engines import Batch, choice
 from glasslm.engines.numpy import attention, engine, model, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import InputError
@@ -309,7 +309,13 @@ def test_a_sample_takes_that_many_elements() -> None:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where PyTorch is not installed; with it, the command is tested in test_parity.py."""
+    monkeypatch.setattr(choice, "torch_installed", lambda: False)
+
+
+@pytest.fixture
+def short(without_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "single_switches", lambda: [("the smallest", tiny())])
 
 
@@ -324,6 +330,8 @@ def test_the_command_prints_every_case_and_one_json_object_last(capsys: pytest.C
     assert facts["wrong"] == []
     for case in [*OPS, "the smallest"]:
         assert f"  {case}" in err
+    assert facts["parity"] is None
+    assert len([line for line in err.splitlines() if "pip install torch" in line]) == 1
 
 
 @pytest.mark.usefixtures("short")
@@ -338,6 +346,7 @@ def test_the_command_fails_when_a_gradient_is_wrong(
     assert "wrong" in out.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,11 +360,29 @@ def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     assert (facts["passed"], facts["wrong"]) == (False, ["bad", "wrong"])
 
 
+@pytest.mark.usefixtures("short")
+def test_a_figure_that_cannot_be_drawn_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="PyTorch"):
+        command.main(["--figure", str(tmp_path / "parity.png")])
+    monkeypatch.setattr(choice, "torch_installed", lambda: True)
+    for name in ("parity.pdf", "missing/parity.png"):
+        with pytest.raises(InputError, match=r"expected a \.png file"):
+            command.main(["--figure", str(tmp_path / name)])
+    with pytest.raises(InputError, match="RUN"):
+        command.main(["a-run", "--figure", str(tmp_path / "parity.png")])
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(InputError, match="seed is -1"):
+        command.main(["--seed", "-1"])
+
+
 def test_every_case_has_numbers_of_its_own() -> None:
     names = [*OPS, *(name for name, _ in check.single_switches())]
     assert len({check._generator(0, name).random() for name in names}) == len(set(names))
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_a_trained_run_passes_also_without_its_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from glasslm import files
-from glasslm.errors import InputError
+from glasslm.errors import InputError, require
 from glasslm.metrics import plain
 from glasslm.wording import tell
 
@@ -49,7 +49,7 @@ class Flags:
     run: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[RUN]")] = None
     """A run's folder, or its name under ./runs, to check its trained weights (default: random ones)."""
     combinations: int = 50
-    """Random combinations of switches; a fifth of them also engine against engine."""
+    """Random combinations of switches."""
     seed: int = 0
     """Seed of weights, inputs and combinations."""
     figure: Path | None = None
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
     from glasslm.engines.choice import torch_installed
 
     flags = parse(Flags, argv, "glasslm check", DESCRIPTION)
+    require(flags.seed >= 0, "seed", flags.seed, "0 or more")
     if flags.figure is not None:
         _require_figure(flags.figure, flags.run)
     out = sys.stderr if flags.json else sys.stdout
@@ -135,8 +136,7 @@ def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, An
     if flags.run is not None:
         rows = _told(parity.check_run(flags.run, flags.seed), out)
     else:
-        share = flags.combinations // parity.SEVERAL
-        rows = _told(parity.check_models("fp64", share, flags.seed), out)
+        rows = _told(parity.check_models("fp64", flags.combinations, flags.seed), out)
         rows += _told(parity.check_models("fp32", seed=flags.seed), out)
     wrong = [f"{row.case}, {IN_WORDS[row.precision]} {column}" for row in rows for column in row.wrong]
     facts: dict[str, Any] = {"cases": len(rows), "tolerance": parity.TOLERANCE, "largest_error": {}}
@@ -149,7 +149,7 @@ def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, An
     if flags.run is None:
         facts["curves"], unequal = _curves(flags, out)
         wrong += unequal
-    return f"{len(rows)} engine against engine", facts, wrong
+    return f"{len(rows)} models engine against engine", facts, wrong
 
 
 def _told(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
@@ -176,7 +176,9 @@ def _curves(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str]]:
 
     dataset, text = overlay.find_text(tell)
     recipe = overlay.recipe(flags.seed)
-    print(f"\nboth engines learn the text {text}, {overlay.STEPS} steps of {recipe.train.batch_size} windows", file=out)
+    train, block_size = recipe.train, recipe.model.block_size
+    batches = f"{train.max_steps} steps of {train.batch_size} x {block_size} tokens"
+    print(f"\nboth engines learn the text {text}, {batches}", file=out)
     print("step    NumPy  PyTorch  apart in float32  in float64, as a share of the loss", file=out)
     points: list[Point] = []
     wrong: list[str] = []

@@ -51,13 +51,13 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
     from glasslm.engines.torch import hardware
 
     device = hardware.device(compute.device)
-    few = device == "cpu" and parameters < TRAIN_WITH_TORCH
-    if few and compute.engine == "auto" and not asks_for_torch(compute, training):
-        numpy = dataclasses.replace(compute, engine="numpy")  # what looked like a GPU is none for PyTorch
-        return choose(numpy, parameters, training)[0], f"PyTorch sees no GPU, and {_size(parameters)} are few"
     precision: Precision = "fp32"  # what is used says the same on every machine; only training is in a hurry
     if training or compute.precision != "auto":
         precision = hardware.precision(compute.precision, device, parameters)
+    undecided = compute.engine == "auto" and not asks_for_torch(compute, training)
+    if undecided and training and device == "cpu" and precision == "fp32":
+        numpy, _ = choose(dataclasses.replace(compute, engine="numpy"), parameters, training)
+        return numpy, f"PyTorch sees no GPU here and would compute {_size(parameters)} in fp32, too"
     return dataclasses.replace(compute, engine=engine, device=device, precision=precision), why
 
 

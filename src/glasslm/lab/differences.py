@@ -9,6 +9,7 @@ next to the pole of a norm the third derivative can be that large. A wrong gradi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def compare(
             flat[index] = before
             error = relative(analytic, numeric, largest)
             elements += 1
-            if not error <= worst:  # so that NaN counts as the worst
+            if not (error <= worst or math.isnan(worst)):  # a NaN is the worst, and stays it
                 position = ", ".join(str(i) for i in np.unravel_index(index, array.shape))
                 worst, where = float(error), f"{name}[{position}]"
     return Finding(case, worst, where, elements, redrawn)

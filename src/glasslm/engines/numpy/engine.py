@@ -32,6 +32,8 @@ from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.state import MOMENTS, moment_kind, read_state
 from glasslm.parameters import table
 
+ROWS_READ = 16  # into a cache by one thread
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -159,8 +161,15 @@ class NumpyEngine:
         return KeyValueCache(c.n_layers, rows, c.n_kv_heads, capacity, c.head_size, self.dtype)
 
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
-        with self._one_blas_thread():
-            return read(self.model, tokens, cache, np.asarray(counts, np.int64), every)
+        counts = np.asarray(counts, np.int64)
+        if len(tokens) <= ROWS_READ:  # mostly a single one, where every call counts
+            with self._one_blas_thread():
+                return read(self.model, tokens, cache, counts, every)
+
+        def one(part: slice) -> Array:
+            return read(self.model, tokens[part], cache.part(part), counts[part], every)
+
+        return np.concatenate(list(self._spread(one, chunks(len(tokens), ROWS_READ))))
 
     def state(self) -> Iterator[tuple[str, Array]]:
         for name in self.rows:

@@ -4,10 +4,12 @@ Nothing is kept for gradients, and rows may hold texts of different lengths. B r
 positions, H query heads, K key-value heads, G = H / K, Q head size, D width, V vocabulary.
 
 One token at a time, calls cost as much as computing: hence `dot`, half a microsecond quicker than `@`, for products.
+OpenBLAS is slow with few rows and quick with few columns: hence a product of a handful of rows is turned round.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -20,6 +22,9 @@ from glasslm.engines.numpy.attention import alibi_bias, swap_halves
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.weights import Weights
+
+
+FEW_ROWS = 128
 
 
 class KeyValueCache:
@@ -36,6 +41,12 @@ class KeyValueCache:
 
     def clear(self, row: int) -> None:
         self._lengths[row] = 0
+
+    def part(self, rows: slice) -> KeyValueCache:
+        """Some of the rows, in the same memory."""
+        view = copy.copy(self)
+        view.keys, view.values, view._lengths = self.keys[:, rows], self.values[:, rows], self._lengths[rows]
+        return view
 
 
 class _Place:
@@ -98,7 +109,7 @@ def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.i
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
     if c.norm_position == "pre":
         x = _norm(c, w, "norm", x)
-    logits: Array = x.dot(w["embedding.weight" if c.tie_embeddings else "head.weight"].T)
+    logits = _product(x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
     return logits.reshape(B, T, -1) if every else logits
 
 
@@ -117,7 +128,7 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     c, w = model.config, model.blocks[i]
     B, T = len(place.before), x.shape[0] // len(place.before)
     H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
-    qkv = x.dot(w["attention.qkv.weight"].T)
+    qkv = _product(x, w["attention.qkv.weight"])
     if c.bias:
         qkv[:, : H * Q] += w["attention.q.bias"]
         qkv[:, (H + K) * Q :] += w["attention.v.bias"]
@@ -144,7 +155,7 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     np.exp(scores, out=scores)
     scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     mixed = scores @ values[:, :, None, : place.S]
-    y: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q).dot(w["attention.o.weight"].T)
+    y = _product(mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q), w["attention.o.weight"])
     if c.bias:
         y += w["attention.o.bias"]
     return y
@@ -153,7 +164,7 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
 def _feedforward(model: Model, w: dict[str, Array], x: Array) -> Array:
     c = model.config
     activation = ops.ACTIVATIONS[c.feedforward]
-    h = x.dot(w["feedforward.gate_up.weight" if c.gated else "feedforward.up.weight"].T)
+    h = _product(x, w["feedforward.gate_up.weight" if c.gated else "feedforward.up.weight"])
     if c.bias:
         h += w["feedforward.gate_up.bias" if c.gated else "feedforward.up.bias"]
     if c.gated:
@@ -162,9 +173,17 @@ def _feedforward(model: Model, w: dict[str, Array], x: Array) -> Array:
         h *= values
     else:
         h, _ = activation(h, model.empty)
-    y: Array = h.dot(w["feedforward.down.weight"].T)
+    y = _product(h, w["feedforward.down.weight"])
     if c.bias:
         y += w["feedforward.down.bias"]
+    return y
+
+
+def _product(x: Array, w: Array) -> Array:
+    """x (N, I), w (O, I) -> x wᵀ (N, O)."""
+    if 1 < len(x) <= FEW_ROWS:
+        return np.ascontiguousarray(w.dot(x.T).T)
+    y: Array = x.dot(w.T)
     return y
 
 

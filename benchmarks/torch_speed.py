@@ -1,0 +1,152 @@
+"""Training tokens/s of the PyTorch engine on a CPU against nanoGPT, on its architecture at a preset's size.
+
+    python benchmarks/torch_speed.py --nanogpt PATH/TO/nanoGPT \\
+        [--preset nanogpt --batch-size 16 --threads 2 --seconds 90]
+
+nanoGPT trains as its README has it on a CPU (float32, eager, its own AdamW), and with what one can give it by hand:
+bfloat16 autocast and fused AdamW. glasslm goes through its verbs, `accumulate` and `update`. All steps clip gradients
+and end with the loss as a number. Dropout is off. Before timing, both must give the same loss and gradient in float32
+(nanoGPT with the tanh form of GELU for that moment), and every way's loss in bfloat16 must be close to it.
+
+FLOPs a token are 6 for each weight that multiplies and 12 L H Q T for attention (arXiv:2204.02311, appendix B), though
+the engine does not compute all of the half that is masked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nanogpt
+from glasslm.config import ComputeConfig, ModelConfig, RunConfig
+from glasslm.engines import Batch, Engine, make_engine
+from glasslm.engines.torch.engine import TorchEngine
+from glasslm.estimate import flops_per_token
+from glasslm.parameters import count, initial_weights, table
+from glasslm.presets import PRESETS
+from matmul import DTYPES, products
+from paired import heading, print_speeds, ratio, take_turns
+
+V = 65
+README, BY_HAND = "nanoGPT, README", "nanoGPT, bf16 fused"
+
+
+def as_nanogpt(preset: str, batch_size: int) -> RunConfig:
+    """nanoGPT's architecture and optimizer, without dropout, at a preset's size."""
+    sizes, base = PRESETS[preset]().model, PRESETS["nanogpt"]()
+    model = ModelConfig(
+        d_model=sizes.d_model,
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        block_size=sizes.block_size,
+        norm=base.model.norm,
+        feedforward=base.model.feedforward,
+        position=base.model.position,
+    )
+    train = dataclasses.replace(base.train, batch_size=batch_size)
+    return dataclasses.replace(base, model=model, train=train).resolved()
+
+
+def random_batch(config: RunConfig, vocab_size: int) -> Batch:
+    B, T = config.train.batch_size, config.model.block_size
+    rng = np.random.default_rng(0)
+    return Batch(rng.integers(0, vocab_size, (B, T)), rng.integers(0, vocab_size, (B, T)), 0, np.arange(B))
+
+
+def larger(weights: nanogpt.Weights) -> nanogpt.Weights:
+    """Initial weights make every model say that all tokens are alike; these do not."""
+    return {name: array * (4 if array.ndim == 2 else 1) for name, array in weights.items()}
+
+
+def training(engine: Engine, batch: Batch) -> Callable[[], float]:
+    weight = 1 / batch.targets.size
+
+    def step() -> float:
+        loss = engine.accumulate(batch, weight)
+        engine.update(1e-3)
+        return loss
+
+    return step
+
+
+def check(checkout: Path, config: RunConfig, vocab_size: int, batch: Batch, weights: nanogpt.Weights) -> float:
+    """The loss in float32, on which both must agree, as on the gradient of the first layer's queries."""
+    engine = TorchEngine(config, vocab_size, device="cpu", precision="fp32")
+    engine.load(weights.items())
+    weight = 1 / batch.targets.size
+    ours = float(engine.losses(batch.tokens, batch.targets).sum() * weight)
+    gradient = engine.gradients(batch, weight)["blocks.0.attention.q.weight"]
+    peer = nanogpt.load(checkout, config.model, vocab_size, weights)
+    with nanogpt.tanh_gelu(peer):
+        _, loss = peer(torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
+        loss.backward()
+    their_gradient = peer.transformer.h[0].attn.c_attn.weight.grad[: len(gradient)].numpy()
+    assert abs(ours - loss.item()) < 1e-5 * ours, (ours, loss.item())
+    error = np.abs(gradient - their_gradient).max() / np.abs(gradient).max()
+    assert error < 1e-4, error
+    return ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--preset", default="nanogpt", choices=PRESETS)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=90)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    config = as_nanogpt(args.preset, args.batch_size)
+    batch = random_batch(config, V)
+    weights = larger(dict(initial_weights(table(config.model, V), 0)))
+    expected = check(args.nanogpt, config, V, batch, weights)
+
+    def ours(compile: str) -> Callable[[], float]:
+        compute = ComputeConfig(engine="torch", device="cpu", precision="bf16", compile=compile, threads=args.threads)
+        engine = make_engine(config, V, compute, training=True)
+        engine.load(weights.items())
+        return training(engine, batch)
+
+    def theirs(**how: bool) -> Callable[[], float]:
+        model = nanogpt.load(args.nanogpt, config.model, V, weights)
+        return nanogpt.trainer(model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), **how)
+
+    ways = {
+        README: theirs(),
+        BY_HAND: theirs(bf16=True, fused=True),
+        "glasslm, bf16": ours("off"),
+        "glasslm, bf16 compiled": ours("on"),
+    }
+    for name, way in ways.items():
+        loss = way()
+        assert abs(loss - expected) < 0.01 * expected, (name, loss, expected)
+    tokens = batch.tokens.size
+    ceilings = {name: products(config.model, tokens, dtype) for name, dtype in DTYPES.items()}
+    times = take_turns(ways | {name: work for name, (_, work) in ceilings.items()}, args.seconds)
+
+    print(heading("torch", threads=args.threads))
+    parameters, (B, T) = count(table(config.model, V))["total"], batch.tokens.shape
+    print(f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, {B} x {T} tokens")
+    print_speeds({name: times[name] for name in ways}, tokens, (README, BY_HAND))
+    flops = flops_per_token(config.model, V) * tokens
+    print(f"{flops / tokens / 1e6:.1f} MFLOPs a token; products of matrices of these shapes, alone: ", end="")
+    print(
+        ", ".join(
+            f"{name} {f / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s" for name, (f, _) in ceilings.items()
+        )
+    )
+    for name in ways:
+        dtype = "float32" if name == README else "bfloat16"
+        share = ratio(times, name, dtype) * flops / ceilings[dtype][0]
+        print(f"{name}: {flops / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s, {share:.0%} of those in {dtype}")
+
+
+if __name__ == "__main__":
+    main()
