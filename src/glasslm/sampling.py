@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -103,11 +104,22 @@ def _beyond_top_p(weights: NDArray[np.float64], p: float) -> NDArray[Any]:
     return order[np.searchsorted(np.cumsum(weights[order]), p) + 1 :]
 
 
+DRAWS = 64  # made at once
+
+
 def uniform(seed: int, sample: int, position: int) -> float:
     """The draw in [0, 1) for the token at `position` of a text: Philox keyed by (seed, sample), counter = position."""
-    # the key as one number: a list with one entry above 2^63 would pass through float64
-    bits = np.random.Philox(key=seed | sample << 64, counter=position).random_raw()
-    return float(int(bits) >> 11) * 2.0**-53
+    block, place = divmod(position, DRAWS)
+    return float(_draws(seed, sample, block)[place])
+
+
+@lru_cache(maxsize=1024)
+def _draws(seed: int, sample: int, block: int) -> NDArray[np.float64]:
+    """(DRAWS,) those of as many positions: to make a generator takes longer than to draw from it."""
+    # The key as one number: a list with one entry above 2^63 would pass through float64. Each count gives four numbers.
+    generator = np.random.Philox(key=seed | sample << 64, counter=block * DRAWS)
+    bits = generator.random_raw(4 * DRAWS)[::4] >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def choose(

@@ -76,8 +76,14 @@ def test_a_gpu_that_torch_does_not_know_is_none(hardware: Any, monkeypatch: pyte
     monkeypatch.setattr(choice, "gpu_in_sight", lambda: True)
     chosen, why = choose(AUTO, FEW, training=True)
     assert (chosen.engine, chosen.device) == ("numpy", "cpu")
-    assert why == "PyTorch sees no GPU, and 3.0M parameters are few"
+    assert why == "PyTorch sees no GPU here and would compute 3.0M parameters in fp32, too"
     assert choose(AUTO, MANY, training=True)[0].engine == "torch"
+
+
+def test_a_cpu_without_bfloat16_gains_nothing_by_torch(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
+    assert choose(AUTO, MANY, training=True)[0].engine == "numpy"
+    assert choose(ComputeConfig(engine="torch"), MANY, training=True)[0].precision == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ COMMANDS = {
     "resume": "go on with an interrupted run, exactly where it stopped",
     "generate": "let a trained model write",
     "evaluate": "loss, perplexity and bits per byte on any text",
-    "check": "compare every hand-written gradient with finite differences",
+    "check": "hand-written gradients against finite differences and PyTorch",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }

@@ -23,7 +23,6 @@ from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.weights import Weights
 
-
 FEW_ROWS = 128
 
 

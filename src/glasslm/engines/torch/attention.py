@@ -163,7 +163,6 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     H, T, Q = q.shape[1:]
     if k.size(1) != H:
         k, v = (x.repeat_interleave(H // k.size(1), 1) for x in (k, v))
-    k, v = k.contiguous(), v.contiguous()  # once, or every tile would make a copy of its own
     position = torch.arange(T, device=q.device)
     parts = []
     for start in range(0, T, step := math.ceil(T / TILES)):
@@ -171,7 +170,9 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
         scores = widened((q[:, :, start:end] * Q**-0.5) @ k[:, :, :end].mT)
         if place.bias is not None:
             scores = scores + place.bias[..., start:end, :end]
-        scores = scores.masked_fill(position[:end] > position[start:end, None], -math.inf)
+        later = position[:end] > position[start:end, None]
+        # Added, because the gradient of a sum needs no mask, which the gradient of masked scores would.
+        scores = scores + torch.zeros_like(later, dtype=scores.dtype).masked_fill(later, -math.inf)
         p = torch.softmax(scores, -1)
         if place.drop is not None:
             head = torch.arange(H, device=q.device)[:, None, None]
