@@ -157,7 +157,7 @@ def test_bpe_is_a_file_that_the_library_reads(bpe: SubwordTokenizer, tmp_path: P
 
 
 def test_gpt2_is_tiktokens(gpt2: SubwordTokenizer, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tiktoken
+    tiktoken = pytest.importorskip("tiktoken")
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data_dir / "gpt2"))
     reference = tiktoken.get_encoding("gpt2")
