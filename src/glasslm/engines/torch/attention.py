@@ -35,9 +35,8 @@ class Place(NamedTuple):
 
     rotation: tuple[Tensor, Tensor] | None  # cos and sin (T, 1, Q) or (B, T, 1, Q), with rope
     bias: Tensor | None  # (H, T, S) or (B, H, T, S), what alibi adds to the scores, -inf where a key is hidden
-    hidden: (
-        Tensor | None
-    )  # (1, T, S) or (B, 1, T, S), True where a key is hidden; None: those after the query, or none of them
+    # (1, T, S) or (B, 1, T, S), True where a key is hidden; None: those after the query, or none of them
+    hidden: Tensor | None
     causal: bool  # whether `hidden` None means that the keys after a query are hidden
     drop: Drop | None = None  # of the attention probabilities
 

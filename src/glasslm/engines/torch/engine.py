@@ -131,9 +131,9 @@ class TorchEngine:
         # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
         total = torch.zeros((), dtype=torch.float64 if self.place.type != "mps" else torch.float32, device=self.place)
-        parts = [mine[start : start + self.micro_batch_size] for start in range(0, len(mine), self.micro_batch_size)]
-        for part in parts:
-            last = part is parts[-1]
+        for start in range(0, len(mine), self.micro_batch_size):
+            part = mine[start : start + self.micro_batch_size]
+            last = start + self.micro_batch_size >= len(mine)
             with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
                 nats = self._nats(*self._inputs(batch, part))
                 loss = nats.sum()
