@@ -25,12 +25,16 @@ NormPosition = Literal["pre", "post"]
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
+AttentionName = Literal["auto", "plain", "flash"]
+RopeScaling = Literal["none", "linear", "ntk"]
 ScheduleName = Literal["cosine", "wsd", "constant"]
 EngineName = Literal["auto", "numpy", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
+RELATIVE: frozenset[Position] = frozenset({"none", "rope", "alibi"})  # attention sees distances, not places
+ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 ALIASES = {"seq_len": "block_size"}  # the course's word -> the field
 
 
@@ -68,12 +72,36 @@ class ModelConfig:
     """RMS-normalise queries and keys per head, with a gain (arXiv:2010.04245)."""
     bias: bool = False
     """Give linear layers and LayerNorms a bias (keys never have one: softmax does not see it)."""
+    scale_embeddings: bool = False
+    """Multiply the embeddings by sqrt(d_model) (arXiv:1706.03762, section 3.4)."""
+    attention: AttentionName = "auto"
+    """plain keeps all T x T weights; flash goes by tiles, in memory linear in T (arXiv:2205.14135); auto by length."""
+    window: int = 0
+    """Each token sees only this many of the newest, itself included (0: all; arXiv:2004.05150)."""
+    rope_scaling: RopeScaling = "none"
+    """Stretch rope for longer texts: linear (arXiv:2306.15595), or ntk, which leaves high frequencies as they are."""
+    rope_factor: float = 1.0
+    """How many times longer a text the scaled rope is for."""
+    n_experts: int = 0
+    """Experts in each feed-forward, of width d_ff each (0: an ordinary feed-forward; arXiv:2401.04088)."""
+    experts_per_token: int = 2
+    """Experts that compute each token: the most probable ones by the router."""
+    shared_expert: bool = False
+    """One expert more, which computes every token (arXiv:2401.06066)."""
+    lora_rank: int = 0
+    """Train only adapters of this rank, beside frozen weights (0: train all weights; arXiv:2106.09685)."""
+    lora_alpha: float = 16.0
+    """What the adapters add is multiplied by lora_alpha / lora_rank."""
+    lora_targets: str = "q,v"
+    """The matrices that get adapters, of q,k,v,o,gate,up,down."""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "block_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("n_kv_heads", "d_ff"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 (derived) or more")
+        for name in ("window", "lora_rank"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 (off) or more")
         for name in ("dropout", "attention_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         if self.d_model % self.n_heads:
@@ -95,6 +123,35 @@ class ModelConfig:
             )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise InputError(f"sinusoidal positions need an even d_model, not {self.d_model}")
+        self._require_parts_that_fit()
+
+    def _require_parts_that_fit(self) -> None:
+        if self.attention == "flash" and self.attention_dropout:
+            raise InputError("flash attention drops no probabilities: leave out --attention-dropout or --attention flash")
+        require(1 <= self.rope_factor < math.inf, "rope_factor", self.rope_factor, "1 or more, and finite")
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise InputError(f"--rope-scaling {self.rope_scaling} stretches rope, but --position is {self.position}")
+        require(self.n_experts == 0 or self.n_experts >= 2, "n_experts", self.n_experts, "0 (off), or 2 and more")
+        if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+            raise InputError(
+                f"experts_per_token is {self.experts_per_token}: expected 1 to {self.n_experts}, the number of experts"
+            )
+        if self.shared_expert and not self.n_experts:
+            raise InputError("a shared expert stands beside others: give --n-experts, or leave out --shared-expert")
+        require(0 < self.lora_alpha < math.inf, "lora_alpha", self.lora_alpha, "above 0 and finite")
+        known = ADAPTABLE if self.gated else tuple(name for name in ADAPTABLE if name != "gate")
+        if not self.adapted or not set(self.adapted) <= set(known):
+            raise InputError(f"lora_targets is '{self.lora_targets}': expected some of {','.join(known)}")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The matrices that LoRA adapts, by the last word of their names."""
+        return tuple(word for part in self.lora_targets.split(",") if (word := part.strip()))
+
+    @property
+    def rolling(self) -> bool:
+        """Whether a text may go on past the context as if there were none: attention forgets, and sees no places."""
+        return bool(self.window) and self.position in RELATIVE
 
     @property
     def head_size(self) -> int:
@@ -145,7 +202,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How gradients become updates. Rates are per update."""
+    """What is minimised beside the cross-entropy, and how gradients become updates. Rates are per update."""
 
     optimizer: OptimizerName = "muon"
     """adamw (arXiv:1711.05101), muon for the hidden matrices with adamw for the rest, or sgd with momentum."""
@@ -165,6 +222,16 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices; norms, biases and embeddings are never decayed."""
     grad_clip: float = 1.0
     """Largest global gradient norm, larger ones are scaled down to it (0: off)."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over the vocabulary, in training (arXiv:1512.00567, section 7)."""
+    z_loss: float = 0.0
+    """Times the squared logarithm of softmax's sum, which keeps logits small (arXiv:2204.02311, section 5)."""
+    balance_loss: float = 0.01
+    """Times the term that spreads tokens evenly over the experts (arXiv:2101.03961, equation 4)."""
+    router_z_loss: float = 0.001
+    """Times the squared logarithm of the sum of the router's softmax (arXiv:2202.08906, equation 5)."""
+    ema: float = 0.0
+    """Decay of an average of the weights, which is then what is evaluated and used (0: off; 0.99 is a start)."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "lr", self.lr, "above 0 and finite")
@@ -173,7 +240,10 @@ class OptimizerConfig:
         for beta in (*self.betas, self.momentum):
             require(0 <= beta < 1, "betas or momentum", beta, "at least 0 and below 1")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
-        require(0 <= self.grad_clip < math.inf, "grad_clip", self.grad_clip, "0 (off) or more, and finite")
+        for name in ("grad_clip", "z_loss", "balance_loss", "router_z_loss"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 (off) or more, and finite")
+        for name in ("label_smoothing", "ema"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 (off) or more, and below 1")
 
 
 @dataclass(frozen=True)
@@ -206,6 +276,8 @@ class TrainConfig:
     """Checkpoints kept, besides the first and the best."""
     seed: int = 42
     """Seed of the weights, the order of the data and dropout."""
+    init_from: str | None = None
+    """Start from the best weights of this run, with its architecture and its tokenizer, as `glasslm finetune` does."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_steps", "eval_interval", "log_interval", "checkpoint_interval", "keep"):

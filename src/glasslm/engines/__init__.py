@@ -31,6 +31,20 @@ class Batch(NamedTuple):
     rows: NDArray[np.int64]  # (B,), each row's index in the step's global batch
 
 
+class Losses(NamedTuple):
+    """What a forward pass over training rows came to: their parts of the means over the whole step."""
+
+    cross_entropy: float  # nats
+    auxiliary: dict[str, float]  # further terms that are minimised, by name, without their coefficients
+    experts: Array | None = None  # (layers, E) how many choices each expert got, in a mixture of experts
+
+    def __add__(self, other: Losses) -> Losses:  # type: ignore[override]
+        """Of these rows and of further ones."""
+        auxiliary = {name: value + other.auxiliary[name] for name, value in self.auxiliary.items()}
+        experts = None if self.experts is None else self.experts + other.experts
+        return Losses(self.cross_entropy + other.cross_entropy, auxiliary, experts)
+
+
 class Update(NamedTuple):
     """What became of a step's gradients."""
 
@@ -72,10 +86,11 @@ class Engine(Protocol):
         """What keeps float16's gradients in range; 1 in every other precision."""
         ...
 
-    def accumulate(self, batch: Batch, weight: float) -> float:
+    def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Forward and backward over `batch`; adds weight x the gradient of the summed nats of its targets.
 
-        `weight` is 1 / (valid targets of the whole step). Returns weight x the summed nats: this part of the mean.
+        `weight` is 1 / (valid targets of the whole step), so that what is returned is this part of the step's means.
+        Terms that belong to a sequence, such as the balance of experts, count weight x T each.
         """
         ...
 

@@ -19,6 +19,7 @@ from glasslm.engines import Batch
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, ops
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.errors import InputError
 from glasslm.lab.differences import Finding, compare
 from glasslm.parameters import initial_weights
 from glasslm.wording import tell
@@ -119,13 +120,14 @@ def _generator(seed: int, case: str) -> np.random.Generator:
 
 
 def single_switches() -> Iterator[tuple[str, ModelConfig]]:
-    """A small model, and for each switch each value that differs from it."""
+    """A small model, and for each switch each value that differs from it, with what that value needs beside it."""
     base = small_model()
     yield "the default switches", base
     for field, values in SWITCHES.items():
         for value in values:
             if getattr(base, field) != value:
-                yield f"{field} {value}", dataclasses.replace(base, **{field: value})
+                changes = NEEDS.get(field, {}) | {field: value}
+                yield f"{field} {value}", dataclasses.replace(base, **changes)
 
 
 def combinations(count: int, seed: int) -> Iterator[tuple[str, ModelConfig]]:
@@ -134,7 +136,10 @@ def combinations(count: int, seed: int) -> Iterator[tuple[str, ModelConfig]]:
     seen: set[ModelConfig] = set()
     while len(seen) < count:
         choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
-        config = dataclasses.replace(small_model(), **choice)
+        try:
+            config = dataclasses.replace(small_model(), **choice)
+        except InputError:  # parts that do not go together, such as scaled rope without rope
+            continue
         if config not in seen:
             seen.add(config)
             yield describe(choice), config
@@ -149,7 +154,7 @@ def describe(choice: dict[str, Any]) -> str:
 
 
 def small_model() -> ModelConfig:
-    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1)
+    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, rope_factor=2.0)
 
 
 def _switches() -> dict[str, tuple[Any, ...]]:
@@ -160,10 +165,25 @@ def _switches() -> dict[str, tuple[Any, ...]]:
             found[field] = get_args(hint)
         elif hint is bool:
             found[field] = (False, True)
-    return found | {"n_kv_heads": (1, 2, 4), "dropout": (0.0, 0.3), "attention_dropout": (0.0, 0.3), "n_layers": (1, 2)}
+    return found | {
+        "n_kv_heads": (1, 2, 4),
+        "dropout": (0.0, 0.3),
+        "attention_dropout": (0.0, 0.3),
+        "n_layers": (1, 2),
+        "window": (0, 1, 3),
+        "n_experts": (0, 4),
+        "experts_per_token": (1, 2, 4),
+        "lora_rank": (0, 2),
+        "lora_targets": ("q,v", "k,o,up,down"),
+    }
 
 
 SWITCHES = _switches()
+NEEDS: dict[str, dict[str, Any]] = {  # what makes a switch matter by itself
+    "shared_expert": {"n_experts": 4},
+    "experts_per_token": {"n_experts": 4},
+    "lora_targets": {"lora_rank": 2},
+}
 
 # -- the ops ----------------------------------------------------------------------------------------------------------
 
