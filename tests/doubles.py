@@ -35,6 +35,7 @@ class HistoryEngine:
         self.vocab_size = vocab_size
         self.table = np.random.default_rng(seed).normal(size=(vocab_size, vocab_size)) * spread
         self.calls = 0
+        self.widest = 0  # tokens of a row in one call
 
     def after(self, tokens):
         """(V,) the logits after these tokens, read into an empty cache."""
@@ -50,6 +51,7 @@ class HistoryEngine:
         assert tokens.dtype == np.int64
         assert tokens.shape == (len(cache.read), max(counts))
         self.calls += 1
+        self.widest = max(self.widest, tokens.shape[1])
         result = np.full((len(tokens), self.vocab_size), np.nan, np.float32)  # means nothing where the count is 0
         for row, (new, count) in enumerate(zip(tokens.tolist(), counts)):
             cache.read[row] += new[:count]

@@ -179,7 +179,7 @@ def test_what_a_pass_keeps_is_what_the_page_says() -> None:
     whole = NumpyEngine(config, V, threads=1)
     whole.load(initial_weights(whole.rows, seed=1))
     tokens = np.zeros((B, T), np.int64)
-    _, backward = whole.forward(Batch(tokens, tokens, 0, np.arange(B)))
+    _, backward = whole.forward(Batch(tokens, tokens, 0, np.arange(B)), 1 / N)
     said = re.search(r"a whole pass of tiny keeps \*\*([\d,]+) bytes a token", BACKWARD)
     assert said
     weights = whole.weights.flat

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import sys
 
@@ -38,42 +39,52 @@ def texts(pieces):
     return result
 
 
-def without_cache(engine, prompt, sampling, sample, block_size, n):
-    """Every token from the tokens that are visible, read afresh: the definition."""
+def without_cache(engine, prompt, sampling, sample, block_size, n, rolling):
+    """Every token from the tokens that are visible, or from all, read afresh: the definition."""
     ids = LETTERS.encode(prompt).tolist() or [0]
     start = len(ids)
     for _ in range(n):
         seen = np.isin(np.arange(LETTERS.vocab_size), ids)
-        logits = engine.after(ids[len(ids) - visible(len(ids), block_size) :])
+        logits = engine.after(ids if rolling else ids[len(ids) - visible(len(ids), block_size) :])
         ids.append(choose(logits, sampling, len(ids), sample, seen))
     return LETTERS.decode(ids[start:])
 
 
-@given(PROMPTS, SAMPLING, st.integers(1, 12), st.integers(1, 3), st.integers(1, 40))
+@given(PROMPTS, SAMPLING, st.integers(1, 12), st.integers(1, 3), st.integers(1, 40), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_batched_and_cached_text_is_that_of_the_definition(prompts, sampling, block_size, samples, n):
+def test_batched_and_cached_text_is_that_of_the_definition(prompts, sampling, block_size, samples, n, rolling):
     engine = HistoryEngine(LETTERS.vocab_size)
     pieces = list(
-        generate(engine, LETTERS, prompts, block_size=block_size, max_new_tokens=n, sampling=sampling, samples=samples)
-    )
+        generate(
+            engine, LETTERS, prompts, block_size=block_size, rolling=rolling, max_new_tokens=n, sampling=sampling,
+            samples=samples,
+        )
+    )  # fmt: skip
     expected = {
-        (p, s): without_cache(engine, prompt, sampling, s, block_size, n)
+        (p, s): without_cache(engine, prompt, sampling, s, block_size, n, rolling)
         for p, prompt in enumerate(prompts)
         for s in range(samples)
     }
     assert texts(pieces) == expected
-    assert engine.calls == n  # one for the prompts and one for each further token of all rows
+    # One for the prompts, or for each portion of them, and one for each further token of all rows.
+    portions = max(math.ceil(len(prompt) / block_size) or 1 for prompt in prompts) if rolling else 1
+    assert engine.calls == portions + n - 1
+    assert engine.widest <= block_size
     assert all(np.isfinite(piece.logprob) and piece.logprob <= 0 for piece in pieces)
 
 
-@given(st.text("abcdef", min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 30), st.integers(1, 30))
+@given(
+    st.text("abcdef", min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 30), st.integers(1, 30),
+    st.booleans(),
+)  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_a_text_goes_on_in_the_same_way_wherever_it_is_cut(prompt, block_size, first, second):
+def test_a_text_goes_on_in_the_same_way_wherever_it_is_cut(prompt, block_size, first, second, rolling):
     """Also past the context: what is visible depends on the length alone."""
     engine = HistoryEngine(LETTERS.vocab_size)
 
     def write(prompt, n):
-        return "".join(p.text for p in generate(engine, LETTERS, [prompt], block_size=block_size, max_new_tokens=n))
+        pieces = generate(engine, LETTERS, [prompt], block_size=block_size, rolling=rolling, max_new_tokens=n)
+        return "".join(piece.text for piece in pieces)
 
     begun = write(prompt, first)
     assert write(prompt, first + second) == begun + write(prompt + begun, second)

@@ -55,7 +55,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     config = from_dict(RunConfig, record["config"])
     assert config == config.resolved() == small(text, test_fraction=0.1).resolved()
     assert record["parameters"] == count(table(config.model, record["tokenizer"]["vocab_size"]))
-    assert set(record["parameters"]) == {"total", "non_embedding", "matmul"}
+    assert set(record["parameters"]) == {"total", "non_embedding", "active", "matmul", "trained"}
     assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256"}
     data = record["data"]
     assert set(data) == {

@@ -7,7 +7,7 @@ import pytest
 
 from glasslm.config import ModelConfig
 from glasslm.lab.check import single_switches
-from glasslm.parameters import STD, count, initial_weights, table
+from glasslm.parameters import STD, Row, count, initial_weights, table
 
 V = 65
 
@@ -17,7 +17,7 @@ def test_a_switch_moves_no_row_that_two_models_share(name: str, config: ModelCon
     _, base = next(iter(single_switches()))
     ours, theirs = table(base, V), table(config, V)
     one, other = dict(initial_weights(ours, seed=3)), dict(initial_weights(theirs, seed=3))
-    shared = [key for key in ours if ours[key] == theirs.get(key)]
+    shared = [key for key in ours if ours[key] == dataclasses.replace(theirs.get(key, Row((0,))), trained=True)]
     assert len(shared) >= 9
     for key in shared:
         np.testing.assert_array_equal(one[key], other[key])
@@ -64,9 +64,9 @@ def test_residual_outputs_start_smaller_by_the_root_of_the_sublayers() -> None:
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_matrices_decay_and_nothing_else_does(name: str, config: ModelConfig) -> None:
     for key, row in table(config, V).items():
-        hidden = key.startswith("blocks.") and len(row.shape) == 2
+        hidden = key.startswith("blocks.") and len(row.shape) == 2 and ".lora_" not in key
         assert row.decay == hidden
-        assert row.group == ("muon" if hidden else "adamw")
+        assert row.group == ("muon" if hidden and "router" not in key else "adamw")
 
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
@@ -76,8 +76,13 @@ def test_counts(name: str, config: ModelConfig) -> None:
     assert counts["total"] == sum(np.prod(row.shape) for row in rows.values())
     inside = [row.size for key, row in rows.items() if key.startswith(("blocks.", "norm."))]
     assert counts["non_embedding"] == sum(inside)
-    multiplied = [row.size for key, row in rows.items() if key.startswith("blocks.") and len(row.shape) == 2]
-    assert counts["matmul"] == sum(multiplied) + V * config.d_model  # the head, tied or not
+    share = config.experts_per_token / config.n_experts if config.n_experts else 1
+    active = {key: row.size * (share if ".experts." in key else 1) for key, row in rows.items()}
+    assert counts["active"] == round(sum(active.values()))
+    multiplied = [active[key] for key, row in rows.items() if key.startswith("blocks.") and len(row.shape) == 2]
+    assert counts["matmul"] == round(sum(multiplied)) + V * config.d_model  # the head, tied or not
+    trained = [row.size for key, row in rows.items() if ".lora_" in key or not config.lora_rank]
+    assert counts["trained"] == sum(trained)
 
 
 def test_tying_removes_exactly_the_head() -> None:

@@ -121,7 +121,7 @@ def scores(sampled: dict[int, float], whole: list[float], monkeypatch: pytest.Mo
     """The evaluations on the way give these losses by step, those of the whole split give those, one after another."""
     left = iter(whole)
 
-    def score(self: Loop, max_windows: int | None) -> Score:
+    def score(self: Loop, tokens: Any, max_windows: int | None) -> Score:
         loss = next(left) if max_windows is None else sampled[self.step]
         return Score(loss, math.exp(loss), loss, 100, 100, max_windows is None)
 

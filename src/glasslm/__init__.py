@@ -43,6 +43,7 @@ def train(
     from glasslm import launch
     from glasslm.config import ComputeConfig, from_dict, with_flags
     from glasslm.errors import DivergedError, InputError
+    from glasslm.finetune import Base, recipe
     from glasslm.presets import PRESETS
     from glasslm.runs import Run
 
@@ -53,8 +54,9 @@ def train(
     given = {"preset": preset, "run_dir": run_dir, **settings, **flags}
     plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
     command = ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    start = recipe(Base(os.fspath(flags["init_from"])), rank=0) if flags.get("init_from") else PRESETS[preset]()
     outcome = launch.train(
-        with_flags(PRESETS[preset](), flags),
+        with_flags(start, flags),
         compute,
         Path(run_dir) if run_dir else None,
         preset=preset,

@@ -2,7 +2,8 @@
 
 A checkpoint is the folder checkpoints/000500: model.safetensors (the table's names; float32, or float64 when the engine
 computes in float64), optimizer.safetensors (moments as `adamw.m/NAME`), state.json (Progress and the hashes of what it
-belongs to) and manifest.json. No file points to another: the latest is the highest step that verifies, and it knows the
+belongs to) and manifest.json. Of a run that trains adapters it holds these alone; the frozen weights are in the run's
+folder once, as base/model.safetensors. No file points to another: the latest is the highest step that verifies, and it knows the
 best. The same state gives the same bytes.
 """
 
@@ -11,25 +12,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from glasslm import files
 from glasslm.engines import Engine
+from glasslm.engines.state import AVERAGE
 from glasslm.errors import DamagedError, DivergedError, InputError
 
 Array = NDArray[Any]
 Which = Literal["latest", "best"] | int
 
 FORMAT = 1
-FOLDER = "checkpoints"
+FOLDER, BASE = "checkpoints", "base"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
 
@@ -69,13 +70,22 @@ class Checkpoint:
         return self.progress.step
 
     def weights(self) -> dict[str, Array]:
-        """The weights by name."""
-        return _read_arrays(self.path / _MODEL)
+        """The weights to use, by name: their average, where the run keeps one."""
+        averages = _read_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
+        return self._last_weights() | {name.removeprefix(f"{AVERAGE}/"): array for name, array in averages.items()}
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        """Weights and then moments, as Engine.load takes them."""
-        yield from self.weights().items()
+        """Weights as the last step left them, and then moments and averages, as Engine.load takes them."""
+        yield from self._last_weights().items()
         yield from _read_arrays(self.path / _OPTIMIZER).items()
+
+    def _last_weights(self) -> dict[str, Array]:
+        base = self.path.parent.parent / BASE
+        frozen: dict[str, Array] = {}
+        if base.is_dir():
+            files.verify_folder(base)
+            frozen = _read_arrays(base / _MODEL)
+        return frozen | _read_arrays(self.path / _MODEL)
 
 
 def save(
@@ -118,6 +128,11 @@ def save(
     _seen_whole.add(path.absolute())
     _rotate(run_dir, progress, keep)
     return path
+
+
+def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
+    """Write down, once, the weights of a run that its training does not change."""
+    files.write_folder(run_dir / BASE, {_MODEL: _safetensors(frozen)})
 
 
 def list_steps(run_dir: Path) -> list[int]:
@@ -268,12 +283,14 @@ def _safetensors(arrays: dict[str, Array]) -> list[files.Chunk]:
     return [len(text).to_bytes(8, "little"), text, *(arrays[name] for name in sorted(arrays))]
 
 
-def _read_arrays(path: Path) -> dict[str, Array]:
+def _read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
+    """The arrays whose names begin with `prefix`."""
     try:
-        arrays: Iterable[tuple[str, Array]] = load_file(path).items()
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is not a safetensors file that glasslm wrote ({error})") from None
-    for name, array in arrays:
+    for name, array in arrays.items():
         if array.dtype not in _KINDS:
             raise DamagedError(f"{path} holds {name} as {array.dtype}: expected float32 or float64")
-    return dict(arrays)
+    return arrays

@@ -127,7 +127,7 @@ class ModelConfig:
 
     def _require_parts_that_fit(self) -> None:
         if self.attention == "flash" and self.attention_dropout:
-            raise InputError("flash attention drops no probabilities: leave out --attention-dropout or --attention flash")
+            raise InputError("flash drops no probabilities: leave out --attention flash or --attention-dropout")
         require(1 <= self.rope_factor < math.inf, "rope_factor", self.rope_factor, "1 or more, and finite")
         if self.rope_scaling != "none" and self.position != "rope":
             raise InputError(f"--rope-scaling {self.rope_scaling} stretches rope, but --position is {self.position}")

@@ -158,7 +158,7 @@ def _words(kind: str, line: Line) -> list[str]:
         words += [f"{duration(timing['remaining_s'])} left"] if timing.get("remaining_s") is not None else []
         return words
     if kind == "eval":
-        name = "test loss" if line.get("split") == "test" else "val loss"
+        name = f"{line.get('split', 'val')} loss"
         words = [f"{name} {number(line.get('loss'), '.4f')}", f"perplexity {number(line.get('perplexity'), '.2f')}"]
         words += [f"bits/byte {number(line.get('bpb'), '.3f')}"]
         words += [f"on {line.get('tokens', 0):,} tokens"] if line.get("whole") is False else []

@@ -8,25 +8,29 @@ from __future__ import annotations
 import math
 
 from glasslm.config import ComputeConfig, DeviceName, ModelConfig, Precision, RunConfig
+from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.choice import ranks as group_size
-from glasslm.parameters import Table, count, table
+from glasslm.parameters import Table, count, multiplies, table
 
 # PyTorch's tensors on a CPU come from the C library's heap, which keeps the holes between pieces of different sizes:
 # 1.1 to 1.6 times what the tensors take was resident on Linux, 1.0 with each in a mapping of its own (docs/log.md).
 WITH_HOLES = 1.3
+ROUNDED_UP = 1.1  # memory of experts, which is taken in few sizes (engines/numpy/moe.py)
 # Of attention written out in four tiles of queries (engines/torch/attention.py): keys after a tile's end are left out.
 TILE, SEEN = 1 / 4, 5 / 8
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
-    """Training FLOPs a token: 6 for each weight that multiplies, and 12 L H Q T for attention.
+    """Training FLOPs a token: 6 for each weight that multiplies it (4 for a frozen one), and 12 L H Q T for attention.
 
     PaLM, arXiv:2204.02311, appendix B. A forward pass is a third of it. Attention is counted over the whole context,
-    as most kernels compute it, though half of it is masked.
+    as most kernels compute it, though half of it is masked. Of a mixture of experts those count that compute a token.
     """
     c = config.resolved()
-    matmul = count(table(c, vocab_size))["matmul"]
-    return 6.0 * matmul + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size
+    rows = table(c, vocab_size)
+    times = {name: (6.0 if row.trained else 4.0) * row.active for name, row in rows.items() if multiplies(name, rows)}
+    products = sum(rows[name].size * each for name, each in times.items())
+    return products + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size
 
 
 def course_parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -49,16 +53,18 @@ def memory_bytes(config: RunConfig, vocab_size: int, rows: int, threads: int, by
     """
     config = config.resolved()
     weights = table(config.model, vocab_size)
-    total = sum(row.size for row in weights.values())
+    total, trained = (count(weights)[which] for which in ("total", "trained"))
     at_once = min(threads, -(-config.train.batch_size // rows))
     # Each pass makes gradients of its own, which wait to be added; one more may be under way in its place.
-    passes = at_once * (rows * _row_numbers(config.model, vocab_size) + total) + total
-    return (2 * total + _moment_numbers(weights, config) + passes) * bytes_per_number
+    passes = at_once * (rows * _row_numbers(config.model, vocab_size) + trained) + trained
+    average = total if config.optimizer.ema else 0
+    return (total + trained + average + _moment_numbers(weights, config) + passes) * bytes_per_number
 
 
 def _moment_numbers(weights: Table, config: RunConfig) -> int:
     """AdamW keeps two moments of each weight; Muon, where it moves it, and SGD keep one."""
     optimizer = config.optimizer.optimizer
+    weights = {name: row for name, row in weights.items() if row.trained}
     one = {name for name, row in weights.items() if optimizer == "sgd" or (optimizer, row.group) == ("muon", "muon")}
     return sum(row.size * (1 if name in one else 2) for name, row in weights.items())
 
@@ -67,8 +73,12 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     """Numbers kept by a forward pass over one sequence, and the largest temporaries of its backward pass."""
     D, F, HQ, KQ, T = c.d_model, c.d_ff, c.n_heads * c.head_size, c.n_kv_heads * c.head_size, c.block_size
     into = 2 * F if c.gated else F
-    kept = 2 * D + (HQ + 2 * KQ) + c.n_heads * T + HQ + D  # norm, projections, exponentials, mixture, output
-    kept += 2 * D + into + (3 * F if c.gated else F) + D  # norm, inner products, activation, output
+    scores = 1 if attends_by_tiles(c, T) else T  # for each query and head: a logarithm, or its exponentials
+    kept: float = 2 * D + (HQ + 2 * KQ) + c.n_heads * scores + HQ + D  # norm, projections, scores, mixture, output
+    inner = into + (3 * F if c.gated else F)  # products, activation
+    kept += 2 * D + inner + D  # norm, feed-forward, output
+    if c.n_experts:  # the token as it was sent, and each expert's output
+        kept += ROUNDED_UP * c.experts_per_token * (inner + 3 * D) + (D - inner if not c.shared_expert else D)
     if c.norm_position == "post":
         kept += 2 * D
     if c.norm == "layernorm" or c.qk_norm:
@@ -79,9 +89,9 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
         kept += 4 * D
     if c.attention_dropout:
         kept += 2 * c.n_heads * T
-    passing = 2 * c.n_heads * T + 2 * (HQ + 2 * KQ) + 2 * into + 2 * F + 4 * D
+    passing = 2 * c.n_heads * scores + 2 * (HQ + 2 * KQ) + 2 * into + 2 * F + 4 * D
     outside = 4 * D + 3 * vocab_size
-    return T * (c.n_layers * kept + passing + outside)
+    return round(T * (c.n_layers * kept + passing + outside))
 
 
 def torch_memory_bytes(
@@ -104,15 +114,16 @@ def torch_memory_bytes(
     """
     config = config.resolved()
     c, weights, (wide, _) = config.model, table(config.model, vocab_size), _widths(precision)
-    total = sum(row.size for row in weights.values())
+    total, trained = (count(weights)[which] for which in ("total", "trained"))
     between = torch_kept_bytes(c, vocab_size, rows, precision, device)
     logits = 2 * vocab_size * wide  # their gradient, and that of the log-probabilities, when the backward pass begins
     masks = 4 * c.n_heads * TILE * c.block_size * wide if c.attention_dropout else 0  # while those of a tile are drawn
     between += round(rows * c.block_size * max(logits, masks))
     if rows * ranks < config.train.batch_size:
-        between += total * wide
-    update = (total + _update_numbers(weights, config)) * wide
-    always: float = (total + _moment_numbers(weights, config)) * wide
+        between += trained * wide
+    update = (trained + _update_numbers(weights, config)) * wide
+    average = total if config.optimizer.ema else 0
+    always: float = (total + average + _moment_numbers(weights, config)) * wide
     if cut:  # and a block is gathered while it is computed, with its gradients
         always, update = always / ranks + 2 * total * wide / c.n_layers, update // ranks
     return round((always + max(between, update)) * (WITH_HOLES if device == "cpu" else 1))
@@ -128,7 +139,9 @@ def torch_kept_bytes(c: ModelConfig, vocab_size: int, rows: int, precision: Prec
     if c.dropout:
         kept += c.d_model * narrow  # the mask of the embedding
     kept += vocab_size * wide  # log-probabilities
-    casts = count(table(c, vocab_size))["matmul"] * narrow if narrow < wide else 0  # matrices as activations are
+    weights = table(c, vocab_size)
+    matrices = sum(row.size for name, row in weights.items() if multiplies(name, weights))
+    casts = matrices * narrow if narrow < wide else 0  # as activations are
     return round(rows * c.block_size * kept) + casts
 
 
@@ -141,8 +154,8 @@ def _update_numbers(weights: Table, config: RunConfig) -> int:
     """What Muon makes of all matrices of one shape together: four stacks of them and two of their small squares."""
     if config.optimizer.optimizer != "muon":
         return 0
-    shapes = [row.shape for row in weights.values() if row.group == "muon"]
-    return max(shapes.count(shape) * (4 * math.prod(shape) + 2 * min(shape) ** 2) for shape in shapes)
+    shapes = [row.shape for row in weights.values() if row.group == "muon" and row.trained]
+    return max((shapes.count(shape) * (4 * math.prod(shape) + 2 * min(shape) ** 2) for shape in shapes), default=0)
 
 
 def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> float:
@@ -159,7 +172,10 @@ def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> 
             kept += HT * wide  # this kernel takes no bias, so that PyTorch keeps the softmax
     kept += HQ * narrow  # the mixture
     inner = 4 if c.gated else 1 if c.feedforward == "relu" else 2  # gate, activation, up, product; or two, one of them
-    kept += inner * F * narrow
+    feedforward = inner * F * narrow
+    if c.n_experts:  # the token as it was sent, and each expert's output
+        feedforward = (c.experts_per_token + c.shared_expert) * (feedforward + 2 * D * narrow)
+    kept += feedforward
     if c.dropout:
         kept += 2 * D * narrow  # masks
     return kept
@@ -178,3 +194,22 @@ def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, r
             config, vocab_size, rows, compute.precision, compute.device, ranks=group_size(), cut=cut
         )
     return memory_bytes(config, vocab_size, rows, compute.threads, 8 if compute.precision == "fp64" else 4)
+
+
+PRECISION_BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}  # of an activation, and so of a cached number
+
+
+def cache_numbers(config: ModelConfig, rows: int, capacity: int) -> dict[str, int]:
+    """The factors of how many numbers the cache of keys and values holds, for texts of up to `capacity` tokens.
+
+    A model that rolls keeps the newest of its window.
+    """
+    c = config.resolved()
+    kept = min(capacity, c.window) if c.rolling else capacity
+    sizes = {"layers": c.n_layers, "heads": c.n_kv_heads, "head size": c.head_size, "tokens": kept, "texts": rows}
+    return {"keys, values": 2} | sizes
+
+
+def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_number: int) -> int:
+    """Memory of the cache of keys and values: 2 L K Q min(capacity, window if it rolls) rows numbers."""
+    return math.prod(cache_numbers(config, rows, capacity).values()) * bytes_per_number

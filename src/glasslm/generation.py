@@ -45,7 +45,7 @@ class Grammar(Protocol):
 
 
 def visible(length: int, block_size: int) -> int:
-    """How many of a text's newest tokens the model sees when it has `length` of them.
+    """How many of a text's newest tokens a model that does not roll sees when it has `length` of them.
 
     All, up to the context. The token after that makes it read the newest half of a context afresh; the view then grows
     to a full context again, and so on. It is a rule of the length alone, so a text goes on in the same way whether
@@ -77,6 +77,7 @@ def generate(
     prompts: Sequence[str],
     *,
     block_size: int,
+    rolling: bool = False,
     max_new_tokens: int = 200,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     samples: int = 1,
@@ -87,8 +88,9 @@ def generate(
 
     The text of a prompt's sample i depends on the seed, i and the prompt; pieces of one text, joined, are its
     continuation, without the stop string that ended it. An empty prompt starts from a newline (`encode_prompt`). Of a
-    text longer than the context the newest tokens are read (`visible`). `grammar(max_new_tokens)` makes the grammar
-    of one text. Raises InputError for what cannot be used, before anything is computed.
+    text longer than the context the newest tokens are read (`visible`); by a model that is `rolling` (ModelConfig) all
+    of them, in portions of a context. `grammar(max_new_tokens)` makes the grammar of one text. Raises InputError for
+    what cannot be used, before anything is computed.
     """
     if max_new_tokens < 1 or samples < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens} and the number of samples {samples}: expected 1 or more")
@@ -101,23 +103,33 @@ def generate(
         for prompt, ids in enumerate([encode_prompt(tokenizer, text) for text in prompts])
         for sample in range(samples)
     ]
-    return _steps(engine, rows, block_size)
+    longest = max((len(row.ids) for row in rows), default=0)
+    capacity = cache_capacity(longest, max_new_tokens, block_size, rolling)
+    return _steps(engine, rows, block_size, rolling, capacity)
 
 
-def _steps(engine: Engine, rows: list[_Row], block_size: int) -> Iterator[Piece]:
-    cache = engine.new_cache(len(rows), block_size)
-    fresh = [row.newest(visible(len(row.ids), block_size)) for row in rows]
-    while any(fresh):
+def cache_capacity(longest: int, max_new_tokens: int, block_size: int, rolling: bool) -> int:
+    """Tokens for which the cache has room: a context; or a whole text, of which a model that rolls keeps a window."""
+    return longest + max_new_tokens if rolling else block_size
+
+
+def _steps(engine: Engine, rows: list[_Row], block_size: int, rolling: bool, capacity: int) -> Iterator[Piece]:
+    cache = engine.new_cache(len(rows), capacity)
+    unread = [row.ids if rolling else row.newest(visible(len(row.ids), block_size)) for row in rows]
+    while any(unread):
+        fresh = [ids[:block_size] for ids in unread]
+        unread = [ids[block_size:] for ids in unread]
         logits = engine.logits(*_padded(fresh, cache))
-        pieces = {index: row.write(logits[index]) for index, row in enumerate(rows) if fresh[index]}
+        read = [index for index in range(len(rows)) if fresh[index] and not unread[index]]
+        pieces = {index: rows[index].write(logits[index]) for index in read}
         for index, piece in pieces.items():
             if piece.finish:
-                fresh[index] = []
-            elif cache.lengths[index] < block_size:
-                fresh[index] = [piece.token]
+                continue
+            if rolling or cache.lengths[index] < block_size:
+                unread[index] = [piece.token]
             else:
                 cache.clear(index)
-                fresh[index] = rows[index].newest(visible(len(rows[index].ids), block_size))
+                unread[index] = rows[index].newest(visible(len(rows[index].ids), block_size))
         yield from pieces.values()  # after the last look at `logits`, which the engine may write over
 
 

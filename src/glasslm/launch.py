@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
 from glasslm.engines.choice import as_recorded, choose, ranks
 from glasslm.errors import DivergedError, GlasslmError, InputError
+from glasslm.finetune import Base
 from glasslm.memory import enough_memory, warn_of_shortage
 from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
@@ -61,8 +62,13 @@ def train(
     config = config.resolved()
     if run_dir is not None:
         runs.require_new(run_dir)
+    base = Base(config.train.init_from) if config.train.init_from else None
+    if base:
+        base.require_fit(config.model)
+    elif config.model.lora_rank:
+        raise InputError("adapters stand beside trained weights: give --init-from RUN, or use `glasslm finetune RUN`")
     source = corpora.find(config.data, say)
-    dataset = tokens.prepare(config.data, source, say)
+    dataset = tokens.prepare(config.data, source, say, base.run.tokenizer if base else None)
     tokens.require_room(dataset, config.model.block_size, config.train.batch_size)
     if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
         config = with_flags(config, {"corpus": source.name})
@@ -70,14 +76,18 @@ def train(
     compute, why = _choose(config, dataset.tokenizer.vocab_size, compute)
     warn_of_shortage(config, dataset.tokenizer.vocab_size, compute, say)
     with enough_memory(config, compute.engine):
-        engine, config, expected_s = _prepare(config, compute, dataset, started, why)
+        engine, config, expected_s = _prepare(config, compute, dataset, base, started, why)
     with files.lock(run_dir):
         record = {"preset": preset, "command": command} | _record(config, compute, dataset, engine)
+        if base:
+            record["base"] = {"run": str(base.run.path.resolve()), "step": base.held.step}
         runs.create(run_dir, record, dataset.tokenizer.to_json())
+        if base and config.model.lora_rank:
+            checkpoint.save_base(run_dir, base.weights())
         plan = {"preset": preset, "corpus": source.name, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
         say(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         first = [{"kind": "plan", "step": 0, "max_steps": config.train.max_steps}, *_fallback(source)]
-        return _to_the_end(Run(run_dir), engine, dataset, first, None, started, say)
+        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say)
 
 
 def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
@@ -104,7 +114,18 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         first = [{"kind": "resume", "step": latest.step, "from": f"checkpoints/{latest.step:06d}"}]
-        return _to_the_end(run, engine, dataset, first, latest.progress, started, say)
+        return _to_the_end(run, engine, dataset, first, latest.progress, _base_again(run, say), started, say)
+
+
+def _base_again(run: Run, say: Say) -> Base | None:
+    """The run that this one started from, to see what is forgotten; None, and a word why, where it is gone."""
+    if "base" not in run.record:
+        return None
+    try:
+        return Base(run.record["base"]["run"])
+    except GlasslmError as error:
+        say(f"note: what is forgotten is not measured any more: {error}")
+        return None
 
 
 def _choose(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> tuple[ComputeConfig, list[str]]:
@@ -117,17 +138,25 @@ def _choose(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> tuple
 
 
 def _prepare(
-    config: RunConfig, compute: ComputeConfig, dataset: Dataset, started: float, why: list[str]
+    config: RunConfig,
+    compute: ComputeConfig,
+    dataset: Dataset,
+    base: Base | None,
+    started: float,
+    why: list[str],
 ) -> tuple[Engine, RunConfig, float]:
     """The engine with its first weights, the config with its number of steps, and how long all will take (seconds)."""
     vocab_size = dataset.tokenizer.vocab_size
     rows, seed = table(config.model, vocab_size), config.train.seed
 
+    def first_weights() -> Iterator[tuple[str, Any]]:
+        return base.first_weights(config) if base else initial_weights(rows, seed)
+
     def measured(compute: ComputeConfig) -> tuple[Engine, RunConfig, float]:
         engine = make_engine(config, vocab_size, compute, training=True)
-        engine.load(initial_weights(rows, seed))
+        engine.load(first_weights())
         speed = pace.measure(config, engine, dataset)
-        engine.load(initial_weights(rows, seed))  # measuring changed them
+        engine.load(first_weights())  # measuring changed them
         spent = time.perf_counter() - started
         fixed = pace.with_steps(config, dataset, speed, spent)
         return engine, fixed, spent + pace.run_seconds(fixed, dataset, speed)
@@ -146,13 +175,15 @@ def _to_the_end(
     dataset: Dataset,
     first: Sequence[Line],
     progress: Progress | None,
+    base: Base | None,
     started: float,
     say: Say,
 ) -> Outcome:
     """The loop inside its log and display, from its first lines to the last one whatever happens, and the report."""
+    old_text = base.old_text(say) if base else None
     log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
     with log, display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
-        loop = Loop(run, engine, dataset, log, shown, progress)
+        loop = Loop(run, engine, dataset, log, shown, progress, old_text)
         for line in first:
             loop.log(line)
         status = "failed"

@@ -6,8 +6,10 @@ print(model.generate("ROMEO:", temperature=0.8))
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,7 +18,17 @@ from numpy.typing import NDArray
 
 from glasslm import checkpoint as checkpoints
 from glasslm import evaluation, generation, runs
-from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
+from glasslm.config import (
+    ComputeConfig,
+    DeviceName,
+    EngineName,
+    ModelConfig,
+    Precision,
+    RopeScaling,
+    RunConfig,
+    from_dict,
+    to_dict,
+)
 from glasslm.engines import Engine, make_engine
 from glasslm.errors import InputError
 from glasslm.json_grammar import JsonGrammar
@@ -27,10 +39,41 @@ GrammarName = Literal["json"]
 ROWS = 32  # windows handed to the engine at once when text is scored; it cuts them further
 
 
+@dataclass(frozen=True)
+class ContextConfig:
+    """How much text a trained model reads at once."""
+
+    context: int | None = None
+    """Context in tokens, instead of that of training; learned positions have no other."""
+    rope_scaling: RopeScaling | None = None
+    """Stretch rope to the longer --context: linear (arXiv:2306.15595), or ntk, which spares the high frequencies."""
+
+    def of(self, model: ModelConfig) -> ModelConfig:
+        """`model` with this context; InputError where its positions do not allow it."""
+        if self.rope_scaling is not None and (self.context or 0) <= model.block_size:
+            raise InputError(
+                f"--rope-scaling stretches rope to longer texts: give a --context above {model.block_size}"
+            )
+        if self.context is None:
+            return model
+        if model.position == "learned" and self.context != model.block_size:
+            raise InputError(
+                f"context is {self.context}, but this model learned a vector for each of {model.block_size} positions "
+                "and has no other: leave out --context, or train with --position rope, alibi, sinusoidal or none"
+            )
+        changes: dict[str, Any] = {"block_size": self.context}
+        if self.rope_scaling is not None:
+            trained = model.rope_factor if model.rope_scaling != "none" else 1.0
+            changes |= {"rope_scaling": self.rope_scaling, "rope_factor": trained * self.context / model.block_size}
+        return from_dict(ModelConfig, to_dict(model) | changes)
+
+
 def load(
     run: str | os.PathLike[str],
     checkpoint: checkpoints.Which = "best",
     *,
+    context: int | None = None,
+    rope_scaling: RopeScaling | None = None,
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -38,8 +81,9 @@ def load(
 ) -> Model:
     """The model of a run (a path, or a name under ./runs) at its best or latest checkpoint, or at that of a step.
 
-    Raises InputError where there is no such run or step, and DamagedError where its files are not as they were written
-    or do not belong together.
+    It reads `context` tokens at once, if that is given, instead of as many as in training. Rope can be stretched to
+    them by `rope_scaling` ("linear" or "ntk"). Raises InputError where there is no such run or step, or no such context
+    for its positions, and DamagedError where its files are not as they were written or do not belong together.
     """
     found = runs.Run(runs.find(run))
     held = checkpoints.load(found.path, checkpoint)
@@ -50,9 +94,10 @@ def load(
         data_sha256=found.record["data"]["sha256"],
     )
     compute = ComputeConfig(engine=engine, device=device, precision=precision, threads=threads)
-    machine = make_engine(found.config, found.tokenizer.vocab_size, compute)
+    config = dataclasses.replace(found.config, model=ContextConfig(context, rope_scaling).of(found.config.model))
+    machine = make_engine(config, found.tokenizer.vocab_size, compute)
     machine.load(held.weights().items())
-    return Model(found.config, found.tokenizer, machine, held.step)
+    return Model(config, found.tokenizer, machine, held.step)
 
 
 class Model:
@@ -111,6 +156,7 @@ class Model:
             self.tokenizer,
             prompts,
             block_size=self.config.model.block_size,
+            rolling=self.config.model.rolling,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             samples=samples,
@@ -124,11 +170,17 @@ class Model:
         return JsonGrammar(self.tokenizer.token_bytes)
 
     def logits(self, text: str) -> NDArray[np.float32]:
-        """(V,) the logits of what comes after `text`, of which the newest tokens are read (generation.visible)."""
-        block_size = self.config.model.block_size
-        ids = generation.encode_prompt(self.tokenizer, text)
-        ids = ids[len(ids) - generation.visible(len(ids), block_size) :]
-        last = self.engine.logits(np.array([ids]), self.engine.new_cache(1, block_size), np.array([len(ids)]))
+        """(V,) the logits of what comes after `text`, of which the newest tokens are read (generation.visible).
+
+        A model that rolls reads all of them.
+        """
+        c, ids = self.config.model, generation.encode_prompt(self.tokenizer, text)
+        if not c.rolling:
+            ids = ids[len(ids) - generation.visible(len(ids), c.block_size) :]
+        cache = self.engine.new_cache(1, len(ids))
+        for start in range(0, len(ids), c.block_size):
+            portion = np.array([ids[start : start + c.block_size]])
+            last = self.engine.logits(portion, cache, np.array([portion.size]))
         return np.array(last[0], np.float32)
 
     def losses(self, text: str) -> NDArray[np.float64]:

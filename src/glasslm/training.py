@@ -23,13 +23,13 @@ from glasslm import checkpoint, evaluation, generation
 from glasslm.checkpoint import Best, Progress
 from glasslm.config import RunConfig
 from glasslm.display import Display
-from glasslm.engines import Batch, Engine, Update
+from glasslm.engines import Batch, Engine, Losses, Update
 from glasslm.errors import DivergedError
 from glasslm.metrics import Line, Log
 from glasslm.runs import Run
 from glasslm.sampling import Sampling
 from glasslm.schedule import lr_at
-from glasslm.tokens import Dataset, Order
+from glasslm.tokens import Dataset, Order, Shard
 
 NONFINITE_LIMIT = 10  # steps in a row without a finite gradient: nothing will change any more
 EVALUATION_SHARE = 0.02  # of a run's FLOPs, for one pass over the validation split
@@ -47,7 +47,10 @@ class Loop:
         metrics: Log,
         display: Display,
         progress: Progress | None = None,
+        old_text: Shard | None = None,
     ) -> None:
+        """`old_text`: validation tokens of the run that this one starts from, to see what is forgotten."""
+        self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config = run.path, run.config
         self.hashes = hashes(run, dataset)
@@ -92,11 +95,11 @@ class Loop:
         """One step and all that is due after it."""
         train = self.config.train
         began = time.perf_counter()
-        loss, update = self.advance()
+        losses, update = self.advance()
         self.seconds_training += time.perf_counter() - began
         self.steps_timed += 1
         if due(self.step, train.log_interval) or self.step == self.max_steps or not update.finite:
-            self.log(self.step_line(loss, update))
+            self.log(self.step_line(losses, update))
         if self.nonfinite >= NONFINITE_LIMIT:
             raise DivergedError(
                 f"the gradients of {NONFINITE_LIMIT} steps in a row, up to step {self.step}, are not finite: "
@@ -112,24 +115,27 @@ class Loop:
             self.save()
         self.display.tick(self.step)
 
-    def advance(self) -> tuple[float, Update]:
+    def advance(self) -> tuple[Losses, Update]:
         """One step: a batch through the engine."""
         rows = np.arange(self.config.train.batch_size)
         tokens, targets = self.order.batch(self.dataset.train.tokens, self.step, rows)
-        loss = self.engine.accumulate(Batch(tokens, targets, self.step, rows), 1 / targets.size)
+        losses = self.engine.accumulate(Batch(tokens, targets, self.step, rows), 1 / targets.size)
         update = self.engine.update(lr_at(self.step, self.config.optimizer, self.max_steps))
         self.step += 1
         self.tokens += targets.size
         self.nonfinite = 0 if update.finite else self.nonfinite + 1
         if self.nonfinite == 1:
             self.warn("nonfinite", f"the gradient of step {self.step} is not finite: the step was skipped")
-        return loss, update
+        return losses, update
 
     def evaluate(self) -> None:
         """The validation loss now."""
-        score = self.score(self.max_windows)
+        score = self.score(self.dataset.val.tokens, self.max_windows)
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
         self.log(self.eval_line(self.step, score, is_best))
+        if self.old_text is not None:
+            windows = evaluation_windows(self.config, len(self.old_text))
+            self.log(self.eval_line(self.step, self.score(self.old_text, windows), is_best=False, split="old"))
         self.evaluated_at = self.step
         if is_best:
             self.best, self.patience_used = Best(self.step, score.loss), 0
@@ -177,21 +183,21 @@ class Loop:
         """The losses of the last and of the best weights on the whole split; None when a signal came before."""
         if interrupted.is_set():
             return None
-        lines = [self.eval_line(self.step, self.score(None), is_best=False)]
+        lines = [self.eval_line(self.step, self.score(self.dataset.val.tokens, None), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
             if interrupted.is_set():
                 return None
             self.engine.load(best.weights().items())
-            lines.append(self.eval_line(best.step, self.score(None), is_best=False))
+            lines.append(self.eval_line(best.step, self.score(self.dataset.val.tokens, None), is_best=False))
             last = checkpoint.load(self.run_dir, self.step)  # saved a moment ago, moments and all
             self.engine.load(last.state(), last.progress.updates, last.progress.loss_scale)
         return lines
 
-    def score(self, max_windows: int | None) -> evaluation.Score:
+    def score(self, tokens: Shard, max_windows: int | None) -> evaluation.Score:
         return evaluation.evaluate(
             self.engine,
-            self.dataset.val.tokens,
+            tokens,
             self.dataset.tokenizer.byte_lengths,
             self.config.model.block_size,
             rows=self.engine.micro_batch_size * 16,
@@ -207,6 +213,7 @@ class Loop:
             self.dataset.tokenizer,
             [""],
             block_size=self.config.model.block_size,
+            rolling=self.config.model.rolling,
             max_new_tokens=SAMPLE_TOKENS,
             sampling=sampling,
         )
@@ -241,14 +248,18 @@ class Loop:
             {"kind": "checkpoint", "step": self.step, "path": where, "best": self.is_best(), "timing": self.clock()}
         )
 
-    def step_line(self, loss: float, update: Update) -> Line:
+    def step_line(self, losses: Losses, update: Update) -> Line:
         clip = self.config.optimizer.grad_clip
         per_step = self.seconds_training / self.steps_timed
         self.seconds_training, self.steps_timed = 0.0, 0
+        further: Line = {"auxiliary": losses.auxiliary} if losses.auxiliary else {}
+        if losses.experts is not None:  # the share of the choices that each layer's experts got
+            further["experts"] = (losses.experts / losses.experts.sum(-1, keepdims=True)).round(4).tolist()
         return {
             "kind": "step",
             "step": self.step,
-            "loss": loss,
+            "loss": losses.cross_entropy,
+            **further,
             "lr": lr_at(self.step - 1, self.config.optimizer, self.max_steps),
             "grad_norm": update.norm,
             "clipped": bool(clip and update.norm > clip),
@@ -262,8 +273,8 @@ class Loop:
             },
         }
 
-    def eval_line(self, step: int, score: evaluation.Score, is_best: bool) -> Line:
-        line = {"kind": "eval", "step": step, "split": "val", **score._asdict(), "best": is_best}
+    def eval_line(self, step: int, score: evaluation.Score, is_best: bool, split: str = "val") -> Line:
+        line = {"kind": "eval", "step": step, "split": split, **score._asdict(), "best": is_best}
         return line | {"timing": self.clock()}
 
     def log(self, line: Line) -> None:

@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm.config import ModelConfig, Position, RunConfig, TrainConfig
+from glasslm.config import ModelConfig, OptimizerConfig, Position, RopeScaling, RunConfig, TrainConfig
 from glasslm.engines import Batch
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention as module
-from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_tables, sinusoids
+from glasslm.engines.numpy.attention import (
+    Slots,
+    alibi_bias,
+    alibi_slopes,
+    attention,
+    rope,
+    rope_at,
+    rope_tables,
+    sinusoids,
+)
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
 from glasslm.lab.check import single_switches, small_model
@@ -23,7 +32,7 @@ Array = np.ndarray[Any, Any]
 B, T, Q = 2, 7, 4
 
 
-def plain(q: Array, k: Array, v: Array, bias: Array | None = None, kept: Array | None = None) -> Array:
+def plain(q: Array, k: Array, v: Array, bias: Array | None = None, kept: Array | None = None, window: int = T) -> Array:
     """Equation 1 of arXiv:1706.03762, one query at a time, in float64. q (B, T, H, Q), k and v (B, T, K, Q)."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     rows, positions, H, _ = q.shape
@@ -32,14 +41,15 @@ def plain(q: Array, k: Array, v: Array, bias: Array | None = None, kept: Array |
     for b in range(rows):
         for h in range(H):
             for t in range(positions):
-                scores = [q[b, t, h] @ k[b, s, h // group] / math.sqrt(q.shape[-1]) for s in range(t + 1)]
+                seen = [s for s in range(positions) if t - window < s <= t]
+                scores = [q[b, t, h] @ k[b, s, h // group] / math.sqrt(q.shape[-1]) for s in seen]
                 if bias is not None:
-                    scores = [score + bias[h, t, s] for s, score in enumerate(scores)]
+                    scores = [score + bias[h, t, s] for s, score in zip(seen, scores)]
                 e = np.exp(np.array(scores) - max(scores))
                 p = e / e.sum()
                 if kept is not None:
-                    p = p * kept[b, h, t, : t + 1]
-                out[b, t, h] = sum(p[s] * v[b, s, h // group] for s in range(t + 1))
+                    p = p * kept[b, h, t, seen]
+                out[b, t, h] = sum(weight * v[b, s, h // group] for s, weight in zip(seen, p))
     return out
 
 
@@ -51,37 +61,43 @@ def draw(H: int, K: int, scale: float = 1.0, dtype: Any = np.float64) -> tuple[A
 
 @pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (4, 1), (1, 1)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_it_equals_a_plain_loop(H: int, K: int, biased: bool) -> None:
+@pytest.mark.parametrize("window", [0, 1, 3, T, T + 2])
+def test_it_equals_a_plain_loop(H: int, K: int, biased: bool, window: int) -> None:
     qk, v = draw(H, K)
     bias = alibi_bias(alibi_slopes(H, np.float64), np.arange(T), np.arange(T)) if biased else None
-    y, _ = attention(qk.copy(), v, bias, None, np.empty)
-    np.testing.assert_allclose(y, plain(qk[:, :, :H], qk[:, :, H:], v, bias), atol=1e-13)
+    y, _ = attention(qk.copy(), v, bias, None, np.empty, window)
+    np.testing.assert_allclose(y, plain(qk[:, :, :H], qk[:, :, H:], v, bias, window=window or T), atol=1e-13)
 
 
-def test_dropped_probabilities_equal_a_plain_loop() -> None:
+@pytest.mark.parametrize("window", [0, 3])
+def test_dropped_probabilities_equal_a_plain_loop(window: int) -> None:
     qk, v = draw(4, 2)
     keys = row_keys(0, 1, np.arange(B), 1)
     kept = dropout_mask((B, 4, T, T), 0.4, keys, np.empty)
-    y, _ = attention(qk.copy(), v, None, (0.4, keys), np.empty)
-    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept), atol=1e-13)
+    y, _ = attention(qk.copy(), v, None, (0.4, keys), np.empty, window)
+    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept, window=window or T), atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0, 30.0, 300.0])
-def test_large_scores_in_float32_equal_the_float64_loop(scale: float) -> None:
-    """With scores of 1e5 nothing overflows: there the row maximum is subtracted first."""
+@pytest.mark.parametrize("window", [0, 2])
+def test_large_scores_in_float32_equal_the_float64_loop(scale: float, window: int) -> None:
+    """With scores of 1e5 nothing overflows: there the maximum of those that are seen is subtracted first."""
     qk, v = draw(4, 2, scale, np.float32)
-    y, backward = attention(qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32))
+    y, backward = attention(qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32), window)
     rounding = 1e-6 * max(1, scale * scale)  # of a score, which the exponential turns into a relative error
-    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v), atol=rounding)
-    assert np.isfinite(backward(np.ones_like(y))).all()
+    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, window=window or T), atol=rounding)
+    dqkv = backward(np.ones_like(y))
+    assert np.isfinite(dqkv).all()
+    assert y.dtype == dqkv.dtype == np.float32
 
 
-def test_the_two_branches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_two_branches_agree(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     qk, v = draw(4, 4, 3.0)
     results = []
     for limit in (0.0, 1e9):
         monkeypatch.setattr(module, "SAFE_EXPONENT", limit)
-        y, backward = attention(qk.copy(), v, None, None, np.empty)
+        y, backward = attention(qk.copy(), v, None, None, np.empty, window)
         results.append((y, backward(np.ones_like(y))))
     for one, other in zip(*results):
         np.testing.assert_allclose(one, other, atol=1e-12)
@@ -124,6 +140,42 @@ def test_position_zero_is_not_rotated_and_the_pairs_are_split_in_halves() -> Non
     np.testing.assert_allclose(y[0, 1, 0], [math.cos(1), 0, math.sin(1), 0])
 
 
+def angles_of(scaling: RopeScaling, factor: float, positions: Array, Q: int = 16) -> Array:
+    """(positions, Q / 2) by how much each pair turns, up to whole turns."""
+    cos, sin = rope_at(positions, 3, Q, np.float64, scaling, factor)
+    np.testing.assert_array_equal(cos[:, 0], cos[:, 2])
+    return np.arctan2(sin[:, 0, Q // 2 :], cos[:, 0, : Q // 2])
+
+
+def test_scaled_rope_sees_a_longer_text_as_one_of_the_trained_length() -> None:
+    """Linear: at each position what is otherwise at the factor-th part of it. NTK: so does the slowest pair alone."""
+    factor, short = 4.0, np.arange(20)
+    long = 4 * short
+    plain_angles = angles_of("none", factor, short)
+    np.testing.assert_allclose(angles_of("linear", factor, long), plain_angles, atol=1e-12)
+    ntk = angles_of("ntk", factor, long)
+    np.testing.assert_allclose(ntk[:, -1], plain_angles[:, -1], atol=1e-12)
+    np.testing.assert_allclose(ntk[:, 0], angles_of("none", 1.0, long)[:, 0], atol=1e-12)  # the quickest as before
+    between = (angles_of("none", 1.0, np.array([1])) / angles_of("ntk", factor, np.array([1])))[0]
+    assert (np.diff(between) > 0).all()
+    for scaling in get_args(RopeScaling):
+        np.testing.assert_array_equal(angles_of(scaling, 1.0, short), plain_angles)
+    np.testing.assert_array_equal(angles_of("ntk", factor, short, Q=2), angles_of("none", 1.0, short, Q=2))
+
+
+def test_tables_are_made_for_any_positions_in_float32_as_in_float64() -> None:
+    """A million tokens into a text the angles are still exact, because they are made in float64."""
+    positions = np.array([[0, 3], [10**6, 7]])
+    exact, rounded = (rope_at(positions, 2, 8, dtype, "none", 1.0) for dtype in (np.float64, np.float32))
+    for wide, narrow in zip(exact, rounded):
+        assert wide.shape == (2, 2, 2, 8)
+        assert narrow.dtype == np.float32
+        np.testing.assert_allclose(narrow, wide, atol=1e-7)
+    cos, sin = rope_tables(4, 2, 8, np.float64)
+    np.testing.assert_array_equal(cos[3], exact[0][0, 1])
+    np.testing.assert_array_equal(sin[3], exact[1][0, 1])
+
+
 def test_sinusoids_of_the_paper() -> None:
     table = sinusoids(50, 16, math.sqrt(0.5), np.float64)
     assert table[7, 4] == pytest.approx(math.sin(7 / 10000 ** (4 / 16)))
@@ -138,11 +190,46 @@ def test_alibi_of_the_paper() -> None:
     assert bias[7, 2, 2] == 0
 
 
+# -- slots of a cache -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=4), st.integers(1, 12))
+def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(rows: list[tuple[int, int]], size: int) -> None:
+    """Played through with lists: what each slot holds, what new tokens replace, and which positions are looked at."""
+    before, counts = (np.array(numbers) for numbers in zip(*rows))
+    T = max(1, int(counts.max()))
+    rings = [{p % size: p for p in range(length)} for length in before.tolist()]  # the newest in each slot
+    slots = Slots(before, counts, T, size)
+    assert slots.end == (before + counts).max()
+    queries, keys = np.broadcast_to(slots.queries, (len(rows), T)), np.broadcast_to(slots.keys, (len(rows), slots.seen))
+    write = slots.write
+    for b, (start, count) in enumerate(rows):
+        np.testing.assert_array_equal(queries[b, :count], np.arange(start, start + count))
+        new = dict(enumerate(range(start, start + count)))
+        if isinstance(write, slice):
+            written = [(column, slot) for column, slot in enumerate(range(write.start, write.stop))]
+        else:
+            written = [(column, slot) for row, column, slot in zip(*write) if row == b]
+        assert len({slot for _, slot in written}) == len(written)  # else the order of writing would matter
+        after = rings[b] | {slot: new[column] for column, slot in written}
+        assert after == {p % size: p for p in range(start + count)}
+        if count == 0:
+            continue
+        held = rings[b] if slots.beside is not None else after
+        looked_at = [held.get(slot, -1) for slot in range(slots.seen if slots.beside is None else slots.beside)]
+        looked_at += [start + column for column in range(T)] if slots.beside is not None else []
+        seen = [p if 0 <= p < start + count else None for p in keys[b].tolist()]
+        assert seen == [p if 0 <= p < start + count else None for p in looked_at]
+        wanted = {p for q in new.values() for p in range(max(0, q - size + 1), q + 1)}
+        assert wanted <= set(seen)
+
+
 # -- causality --------------------------------------------------------------------------------------------------------
 
 
 def engine_of(config: ModelConfig) -> NumpyEngine:
-    run = RunConfig(model=config, train=TrainConfig(batch_size=1, micro_batch_size=1)).resolved()
+    alone = OptimizerConfig(balance_loss=0.0, router_z_loss=0.0)  # the loss of the tokens and nothing else
+    run = RunConfig(model=config, optimizer=alone, train=TrainConfig(batch_size=1, micro_batch_size=1)).resolved()
     engine = NumpyEngine(run, 11, threads=1, dtype=np.float64)
     rng = np.random.default_rng(0)
     engine.load((name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(engine.rows, 0))
@@ -153,16 +240,20 @@ def engine_of(config: ModelConfig) -> NumpyEngine:
 def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> None:
     """By gradients: the loss at t alone has none for the embeddings of tokens after t, and has them for those before.
 
-    Each position has a token of its own, so that a row of the embedding's gradient is that of a position.
+    A window shows a layer so many of the newest tokens, and each further layer makes them as many more, less one. Each
+    position has a token of its own, so that a row of the embedding's gradient is that of a position.
     """
-    engine = engine_of(dataclasses.replace(config, tie_embeddings=False, dropout=0.0, attention_dropout=0.0))
+    clear = {"tie_embeddings": False, "dropout": 0.0, "attention_dropout": 0.0, "lora_rank": 0}
+    config = dataclasses.replace(config, **clear)  # type: ignore[arg-type]
+    reach = config.n_layers * (config.window - 1) if config.window else 6
+    engine = engine_of(config)
     tokens = np.arange(6)[None]
     for t in range(6):
         targets = np.full((1, 6), -1)
         targets[0, t] = 9
         gradient = engine.gradients(Batch(tokens, targets, 0, np.arange(1)), 1.0)["embedding.weight"]
         seen = np.abs(gradient[:6]).max(1) > 0
-        np.testing.assert_array_equal(seen, np.arange(6) <= t)
+        np.testing.assert_array_equal(seen, (np.arange(6) <= t) & (np.arange(6) >= t - reach))
 
 
 @pytest.mark.parametrize("position", get_args(Position))

@@ -35,6 +35,7 @@ Array = np.ndarray[Any, Any]
 DROPPING = [
     (f"{name}, dropping", dataclasses.replace(model, dropout=0.2, attention_dropout=0.1))
     for name, model in single_switches()
+    if model.attention != "flash"  # which drops no probabilities
 ]
 # Wide enough for sums to show what a TF32 product, with its three digits, would do to them.
 WIDE = ModelConfig(d_model=256, n_layers=2, n_heads=4, n_kv_heads=2, block_size=T)
@@ -127,7 +128,7 @@ def test_narrow_training_is_near_that_of_float32_and_learns(precision: Any, dist
     assert 0 < difference < distance
     losses = []
     for _ in range(20):
-        losses.append(narrow.accumulate(batch(), 1 / (B * T)))
+        losses.append(narrow.accumulate(batch(), 1 / (B * T)).cross_entropy)
         assert narrow.update(1e-2).finite
     assert losses[-1] < 0.7 * losses[0]
     assert {array.dtype for _, array in narrow.state()} == {np.dtype(np.float32)}

@@ -56,10 +56,14 @@ class Types(TorchDispatchMode):
 
 @contextmanager
 def outputs_of_modules(engine: TorchEngine) -> Iterator[dict[str, Any]]:
-    """The type of what each module returns."""
+    """The type of what each module returns, first."""
     found: dict[str, Any] = {}
+
+    def note(name: str, output: Any) -> None:
+        found[name] = (output[0] if isinstance(output, tuple) else output).dtype
+
     hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: found.update({name: output.dtype}))
+        module.register_forward_hook(lambda module, args, output, name=name: note(name, output))
         for name, module in engine.model.named_modules()
     ]
     yield found
@@ -116,7 +120,8 @@ def test_activations_are_narrow_and_the_rest_is_float32(name: str, model: ModelC
     }  # fmt: skip
     assert types.seen.keys() == {torch.float32, narrow}
     wide = {name for name, dtype in outputs.items() if dtype != narrow}
-    assert wide == {"embedding"}  # which is looked up in the weights
+    routers = {name for name in outputs if name.endswith("router")}  # where a small difference sends a token elsewhere
+    assert wide == {"embedding"} | routers  # the first is looked up in the weights
     assert {"blocks.0.attention.q", "blocks.0.feedforward.down", "blocks.0.attention_norm"} <= outputs.keys()
 
 
@@ -159,7 +164,7 @@ def test_a_narrow_model_learns(precision: Precision, optimizer: Any) -> None:
     engine = engine_of(precision=precision, optimizer=optimizer)
     losses = []
     for _ in range(30):
-        losses.append(engine.accumulate(batch(), 1 / (B * T)))
+        losses.append(engine.accumulate(batch(), 1 / (B * T)).cross_entropy)
         assert engine.update(3e-2).finite
     assert engine.updates > 25
     assert losses[0] == pytest.approx(np.log(V), abs=0.1)

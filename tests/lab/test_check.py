@@ -14,7 +14,7 @@ from glasslm import files
 from glasslm.cli import check as command
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch, choice
-from glasslm.engines.numpy import attention, engine, model, ops
+from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import InputError
 from glasslm.lab import check, differences
@@ -23,7 +23,7 @@ from glasslm.lab.differences import TOLERANCE, compare
 from glasslm.parameters import count, initial_weights, table
 
 Array = np.ndarray[Any, Any]
-MODULES = (ops, attention, model, engine)
+MODULES = (ops, attention, flash, moe, model, engine)
 
 
 # -- honest gradients -------------------------------------------------------------------------------------------------
@@ -36,19 +36,23 @@ def test_every_op_passes() -> None:
 
 
 def handful() -> list[ModelConfig]:
-    """As few models as have every value of every switch between them."""
-    count = max(len(values) for values in SWITCHES.values())
-    return [
-        ModelConfig(**{**vars(small_model()), **{field: values[i % len(values)] for field, values in SWITCHES.items()}})
-        for i in range(count)
-    ]
+    """A few models that have every value of every switch between them."""
+    missing = {(field, value) for field, values in SWITCHES.items() for value in values}
+    found = []
+    for _, config in check.combinations(200, seed=1):
+        new = missing & {(field, getattr(config, field)) for field in SWITCHES}
+        if len(new) > min(2, len(missing) - 1):
+            found.append(config)
+            missing -= new
+    assert not missing
+    return found
 
 
 @pytest.mark.parametrize("config", handful(), ids=lambda config: f"{config.feedforward} {config.position}")
 def test_the_whole_model_passes(config: ModelConfig) -> None:
     finding = check_model("handful", config)
     assert finding.passed, finding
-    assert finding.elements == count(table(config, check.V))["total"]
+    assert finding.elements == count(table(config, check.V))["trained"]
 
 
 def test_the_handful_has_every_value_of_every_switch() -> None:
@@ -92,7 +96,8 @@ def function_of(case: str) -> str:
 
 def parts_of(name: str) -> int:
     """How many gradients a function returns, together or apart."""
-    return {"linear": 2, "rms_norm": 2, "layer_norm": 3, "gate": 2, "attention": 3}.get(name, 1)
+    parts = {"linear": 2, "adapter": 3, "rms_norm": 2, "layer_norm": 3, "gate": 2, "attention": 3, "flash_attention": 3}
+    return parts.get(name, 1)
 
 
 def planted(op: Op, name: str, part: int) -> Op:
@@ -101,26 +106,27 @@ def planted(op: Op, name: str, part: int) -> Op:
         "gate": [np.s_[:, : check.F], np.s_[:, check.F :]],
         "attention": [np.s_[:, :, :H], np.s_[:, :, H : H + K], np.s_[:, :, H + K :]],
     }
+    places["flash_attention"] = places["attention"]
 
-    def wrong(*arguments: Any) -> tuple[Any, Callable[[Any], Any]]:
-        y, backward = op(*arguments)
+    def wrong(*arguments: Any) -> tuple[Any, ...]:
+        *y, backward = op(*arguments)
 
-        def turned(dy: Any) -> Any:
-            result = backward(dy)
+        def turned(*upstream: Any) -> Any:
+            result = backward(*upstream)
             if isinstance(result, tuple):
                 assert len(result) == parts_of(name)
                 return tuple(-g if i == part else g for i, g in enumerate(result))
             result[places.get(name, [...])[part]] *= -1
             return result
 
-        return y, turned
+        return *y, turned
 
     return wrong
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
     """Put the wrong op wherever the right one is known by its name."""
-    right = getattr(attention if hasattr(attention, name) and not hasattr(ops, name) else ops, name)
+    right = next(getattr(module, name) for module in MODULES if hasattr(module, name))
     wrong = planted(right, name, part)
     for module in MODULES:
         if getattr(module, name, None) is right:
@@ -128,6 +134,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
     for key, function in ops.ACTIVATIONS.items():
         if function is right:
             monkeypatch.setitem(ops.ACTIVATIONS, key, wrong)
+    for key, term in ops.SOFTMAX_TERMS.items():
+        if term is right:
+            monkeypatch.setitem(ops.SOFTMAX_TERMS, key, wrong)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +155,13 @@ def test_a_turned_sign_in_any_gradient_of_any_op_is_found(
 USED_BY: dict[str, dict[str, Any]] = {
     "embedding": {},
     "linear": {},
+    "frozen_linear": {"lora_rank": 1},
+    "adapter": {"lora_rank": 1},
+    "route": {"n_experts": 2, "experts_per_token": 1},
+    "dispatch": {"n_experts": 2},
+    "smoothing": {},
+    "z_loss": {},
+    "flash_attention": {"attention": "flash"},
     "rms_norm": {},
     "layer_norm": {"norm": "layernorm", "bias": True},
     "gelu": {"feedforward": "gelu"},
@@ -170,10 +186,10 @@ def tiny(**switches: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("name", USED_BY)
 def test_the_whole_model_notices_it_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(**USED_BY[name])
-    assert check_model(name, config).passed
+    config, terms = tiny(**USED_BY[name]), {"smoothing": {"label_smoothing": 0.3}, "z_loss": {"z_loss": 0.1}}.get(name, {})
+    assert check_model(name, config, **terms).passed
     plant(monkeypatch, name)
-    assert not check_model(name, config).passed
+    assert not check_model(name, config, **terms).passed
 
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])

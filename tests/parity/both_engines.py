@@ -22,7 +22,9 @@ TOLERANCE, FLOOR = {"fp64": 1e-10, "fp32": 1e-4}, 1e-3
 SINGLE = list(single_switches())
 MODELS = [*SINGLE, *combinations(25, seed=0)]
 DROPPING = [
-    (f"{name}, dropping", dataclasses.replace(model, dropout=0.3, attention_dropout=0.3)) for name, model in SINGLE
+    (f"{name}, dropping", dataclasses.replace(model, dropout=0.3, attention_dropout=0.3))
+    for name, model in SINGLE
+    if model.attention != "flash"  # which drops no probabilities
 ]
 CASES = [*[(name, model, "fp64") for name, model in MODELS], *[(name, model, "fp32") for name, model in SINGLE]]
 TRAINED = [*CASES, *[(name, model, "fp64") for name, model in DROPPING]]

@@ -1,5 +1,6 @@
 """The key-value cache of the PyTorch engine computes what a pass over the whole text does, and what NumPy's does."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,10 @@ torch = pytest.importorskip("torch")
 from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, pair  # noqa: E402 - need PyTorch
 
 from glasslm.config import ModelConfig, Precision  # noqa: E402
+from glasslm.generation import generate, visible  # noqa: E402
 from glasslm.lab.check import small_model  # noqa: E402
+from glasslm.sampling import Sampling  # noqa: E402
+from glasslm.tokenizers import CharTokenizer  # noqa: E402
 
 BLOCK = small_model().block_size
 TEXTS = np.random.default_rng(0).integers(0, V, (3, BLOCK))
@@ -133,3 +137,39 @@ def test_reading_and_scoring_change_no_weight_and_no_moment() -> None:
     engine.losses(TEXTS, TEXTS)
     assert {name: array.tobytes() for name, array in engine.state()} == before
     assert all(parameter.grad is None for parameter in engine.parameters.values())
+
+
+# -- text past the context --------------------------------------------------------------------------------------------
+
+LETTERS = CharTokenizer("abcdefg")
+PROMPTS = ["b", "cage", "fadedbeefcafe"]  # shorter than the context, and longer
+LENGTH = 2 * BLOCK + 3
+LEARNED_WINDOW = [  # positions that end at the context, so that a window does not make them roll
+    (f"{position}, window 3", dataclasses.replace(small_model(), position=position, window=3))
+    for position in ("learned", "sinusoidal")
+]
+
+
+def afresh(engine: Any, prompt: str, model: ModelConfig) -> str:
+    """Greedy text without a cache: each token from a pass over all that the model sees of those before."""
+    ids = LETTERS.encode(prompt).tolist()
+    for _ in range(LENGTH):
+        seen = ids if model.rolling else ids[len(ids) - visible(len(ids), model.block_size) :]
+        candidates = np.full((V, len(seen)), -1)
+        candidates[:, -1] = np.arange(V)
+        ids.append(int(engine.losses(np.tile(seen, (V, 1)), candidates)[:, -1].argmin()))
+    return LETTERS.decode(ids[len(prompt) :])
+
+
+@pytest.mark.parametrize(("name", "model"), [*SINGLE, *LEARNED_WINDOW])
+def test_greedy_text_is_the_same_token_for_token(name: str, model: ModelConfig) -> None:
+    """With and without a cache, in both engines, of unequal prompts alone and together, until far past the context."""
+    engines = pair(model, "fp64")
+    expected = [afresh(engines[0], prompt, model) for prompt in PROMPTS]
+    settings: Any = {"block_size": BLOCK, "rolling": model.rolling, "max_new_tokens": LENGTH}
+    for engine in engines:
+        for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
+            written = dict.fromkeys(range(len(prompts)), "")
+            for piece in generate(engine, LETTERS, prompts, sampling=Sampling(temperature=0.0), **settings):
+                written[piece.prompt] += piece.text
+            assert list(written.values()) == [expected[PROMPTS.index(prompt)] for prompt in prompts]

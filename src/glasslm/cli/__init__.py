@@ -14,6 +14,8 @@ from glasslm.wording import tell
 
 COMMANDS = {
     "train": "train a model from raw text",
+    "finetune": "go on from a trained model with other text",
+    "merge": "make one model of weights and adapters",
     "resume": "go on with an interrupted run, exactly where it stopped",
     "generate": "let a trained model write",
     "evaluate": "loss, perplexity and bits per byte on any text",
@@ -50,7 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     # A run that diverges says so in its own words.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     try:
-        if argv[0] in ("train", "resume") and "WORLD_SIZE" in os.environ and not {"-h", "--help"} & set(argv):
+        if (
+            argv[0] in ("train", "finetune", "resume")
+            and "WORLD_SIZE" in os.environ
+            and not {"-h", "--help"} & set(argv)
+        ):
             return _in_a_group(argv)
         return _command(argv)
     except GlasslmError as error:

@@ -15,7 +15,7 @@ from glasslm.errors import InputError
 from glasslm.evaluation import baselines
 from glasslm.metrics import plain
 from glasslm.tokens import Shard
-from glasslm.trained import load, parse_checkpoint
+from glasslm.trained import ContextConfig, load, parse_checkpoint
 from glasslm.wording import tell
 
 BASELINE_BYTES = 4 << 20  # about a second of gzip at its best
@@ -25,7 +25,8 @@ DESCRIPTION = """Loss, perplexity and bits per byte of a trained model on a whol
 
 Examples:
   glasslm evaluate RUN                             the validation part of the run's own text
-  glasslm evaluate RUN --text-file other.txt"""
+  glasslm evaluate RUN --text-file other.txt
+  glasslm evaluate RUN --context 512 --rope-scaling ntk"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Flags:
     """Which part of the run's own text (val unless --text-file is given)."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
+    reading: ContextConfig = field(default_factory=ContextConfig)
     compute: DeviceConfig = field(default_factory=DeviceConfig)
     json: bool = False
     """Print one JSON object: loss, perplexity, bpb, tokens, bytes, whole, text, step, unigram_bpb, gzip_bpb."""
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm evaluate", DESCRIPTION)
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
-    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.compute))
+    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute))
     if flags.text_file:
         source = corpora.find(DataConfig(text_file=flags.text_file), tell)
         name = ", ".join(flags.text_file)

@@ -16,9 +16,11 @@ import tyro
 from glasslm.cli.parsing import parse
 from glasslm.config import DeviceConfig
 from glasslm.errors import InputError
-from glasslm.generation import Piece
+from glasslm.estimate import PRECISION_BYTES, cache_bytes, cache_numbers
+from glasslm.generation import Piece, cache_capacity, encode_prompt
 from glasslm.sampling import Sampling
-from glasslm.trained import GrammarName, Model, load, parse_checkpoint
+from glasslm.trained import ContextConfig, GrammarName, Model, load, parse_checkpoint
+from glasslm.wording import size
 
 SAMPLERS = {
     "greedy": Sampling(temperature=0.0),
@@ -41,6 +43,7 @@ Examples:
   glasslm generate RUN                             type one prompt after another
   echo -n "ROMEO:" | glasslm generate RUN --json
   glasslm generate RUN --prompt "ROMEO:" --compare
+  glasslm generate RUN --context 512 --rope-scaling ntk --max-new-tokens 1000
 
 The text is shown after its prompt; with --grammar the output is the JSON alone."""
 
@@ -66,6 +69,7 @@ class Flags:
     """Show the usual samplers side by side on one prompt."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
     """Which of the run's checkpoints."""
+    reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
     json: bool = False
     """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
@@ -73,7 +77,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION, repeatable=("--stop",))
-    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.compute))
+    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute))
     if flags.grammar and model.json_grammar.note:
         print(f"note: {model.json_grammar.note}", file=sys.stderr)
     talk = flags.prompt is None and not flags.compare and not flags.json and _is_terminal(sys.stdin)
@@ -83,6 +87,7 @@ def main(argv: list[str]) -> int:
             return 0
         prompt = _piped() if flags.prompt is None else flags.prompt
         (_compare if flags.compare else _print_texts)(model, flags, prompt, flags.sampling)
+        _tell_cache(model, flags, prompt)
     except KeyboardInterrupt:
         print()
         return 130
@@ -93,6 +98,7 @@ def _converse(model: Model, flags: Flags) -> None:
     """Prompt after prompt. Ctrl-C ends a text that is being written, or else, like Ctrl-D, the conversation."""
     with contextlib.suppress(ImportError):  # not on Windows, where the console itself keeps a history
         import readline  # noqa: F401 - gives input() arrow keys and a history
+    _tell_cache(model, flags, "")
     print("Type the beginning of a text and press Enter; Ctrl-C stops a text, Ctrl-D leaves.", file=sys.stderr)
     for turn in itertools.count():
         try:
@@ -106,6 +112,15 @@ def _converse(model: Model, flags: Flags) -> None:
             print()
         except InputError as error:
             print(error, file=sys.stderr)
+
+
+def _tell_cache(model: Model, flags: Flags, prompt: str) -> None:
+    """The memory of the keys and values, by its formula."""
+    c, rows, width = model.config.model, flags.num_samples, PRECISION_BYTES[model.engine.precision]
+    longest = len(encode_prompt(model.tokenizer, prompt))
+    capacity = cache_capacity(longest, flags.max_new_tokens, c.block_size, c.rolling)
+    factors = " x ".join(f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items())
+    print(f"cache: {factors} x {width} bytes = {size(cache_bytes(c, rows, capacity, width))}", file=sys.stderr)
 
 
 class _Text:

@@ -60,6 +60,14 @@ def parse(argv: list[str]) -> Flags:
     """The flags over the preset that they name."""
     from glasslm.cli import parsing
 
+    if base := parsing.value_of("--init-from", argv, default=""):
+        from glasslm.finetune import Base, recipe
+
+        if parsing.value_of("--preset", argv, default=""):
+            raise InputError("--preset describes a model, and --init-from brings one: give one of them")
+        config = recipe(Base(base), rank=0)
+        default = Flags("finetuned", None, False, config.model, config.data, config.optimizer, config.train)
+        return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
     name = parsing.value_of("--preset", argv, default="tiny")
     if name not in PRESETS:
         raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")

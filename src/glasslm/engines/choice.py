@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glasslm.config import ComputeConfig, EngineName, Precision, RunConfig
+from glasslm.config import ComputeConfig, EngineName, ModelConfig, Precision, RunConfig
 from glasslm.errors import InputError
 
 TRAIN_WITH_TORCH = 3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
 NUMPY_TOKENS, TORCH_TOKENS = 1024, 8192  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
+FLASH_FROM = 512  # positions, from which on tiles are as fast as whole rows of weights (docs/log.md)
 USE_TORCH = 30_000_000  # to generate and evaluate, where NumPy starts seconds earlier
 
 
@@ -113,6 +114,11 @@ def _possible_here(compute: ComputeConfig, record: dict[str, Any], notes: list[s
         again = record.get("compiled", False) and can_compile(dataclasses.replace(compute, device=device))
         compute = dataclasses.replace(compute, compile="on" if again else "off")
     return compute, notes
+
+
+def attends_by_tiles(c: ModelConfig, T: int) -> bool:
+    """Whether the NumPy engine's attention over T positions goes by tiles, which drop no probabilities."""
+    return c.attention == "flash" or (c.attention == "auto" and T >= FLASH_FROM and not c.attention_dropout)
 
 
 def micro_batch_size(config: RunConfig, engine: EngineName) -> int:

@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ModelConfig, RunConfig, TrainConfig
+from glasslm.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.numpy import attention, ops
+from glasslm.engines.numpy import attention, flash, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.objective import objective
 from glasslm.errors import InputError
 from glasslm.lab.differences import Finding, compare
 from glasslm.parameters import initial_weights
@@ -29,6 +30,9 @@ Case = tuple[dict[str, Array], Callable[[], tuple[Array, Callable[[Array], Any]]
 
 B, T, V = 2, 5, 7  # rows, positions, vocabulary of all cases
 KINKED = {"relu", "relu2"}
+# Coefficients large enough for a wrong gradient of what is minimised beside the cross-entropy to be seen.
+ROUTER_TERMS: dict[str, Any] = {"balance_loss": 0.3, "router_z_loss": 0.2}
+SOFTMAX_TERMS: dict[str, Any] = {"label_smoothing": 0.3, "z_loss": 0.1}
 RUN_TOKENS, RUN_ELEMENTS = 16, 4  # of a trained model: tokens of each passage, elements of each weight
 
 
@@ -56,12 +60,18 @@ def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[Findi
     """The loss of the whole model, for each switch by itself and for random combinations of all."""
     for name, config in [*single_switches(), *combinations(random_combinations, seed)]:
         yield check_model(name, config, seed)
+    for term, coefficient in SOFTMAX_TERMS.items():
+        yield check_model(f"{term} {coefficient}", small_model(), seed, **{term: coefficient})
 
 
-def check_model(name: str, config: ModelConfig, seed: int = 0) -> Finding:
-    """Every element of every weight, two sequences in two micro-batches, one target masked, dropout as configured."""
+def check_model(name: str, config: ModelConfig, seed: int = 0, **terms: Any) -> Finding:
+    """Every element of every trained weight, two sequences in two micro-batches, one target masked, with dropout.
+
+    `terms`: coefficients of what is minimised beside the cross-entropy.
+    """
     rng = _generator(seed, name)
-    run = RunConfig(model=config, train=TrainConfig(batch_size=B, micro_batch_size=1, seed=seed)).resolved()
+    train = TrainConfig(batch_size=B, micro_batch_size=1, seed=seed)
+    run = RunConfig(config, optimizer=OptimizerConfig(**(ROUTER_TERMS | terms)), train=train).resolved()
     engine = NumpyEngine(run, V, threads=1, dtype=np.float64)
     # Larger than a real start, so that attention and gates are far from their linear range.
     engine.load(
@@ -86,8 +96,8 @@ def check_engine(
     weight = 1 / np.count_nonzero(batch.targets >= 0)
     return compare(
         name,
-        engine.weights.rows if only is None else {only: engine.weights.rows[only]},
-        lambda: weight * float(np.sum(engine.forward(batch)[0])),
+        {name: engine.weights[name] for name, row in engine.rows.items() if row.trained and only in (None, name)},
+        lambda: objective(engine.forward(batch, weight)[0], engine.config),
         lambda: engine.gradients(batch, weight),
         rng,
         kinks,
@@ -110,7 +120,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[Finding]:
     engine.load(held.weights().items())
     batch = Batch(text[:, :-1], text[:, 1:], step=held.step, rows=np.arange(B))
     kinks = found.config.model.feedforward in KINKED
-    for name in engine.rows:
+    for name in (name for name, row in engine.rows.items() if row.trained):
         yield check_engine(name, engine, batch, rng, kinks, sample=RUN_ELEMENTS, only=name)
 
 
@@ -154,7 +164,7 @@ def describe(choice: dict[str, Any]) -> str:
 
 
 def small_model() -> ModelConfig:
-    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, rope_factor=2.0)
+    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, rope_factor=2.0, lora_alpha=2.0)
 
 
 def _switches() -> dict[str, tuple[Any, ...]]:
@@ -171,9 +181,9 @@ def _switches() -> dict[str, tuple[Any, ...]]:
         "attention_dropout": (0.0, 0.3),
         "n_layers": (1, 2),
         "window": (0, 1, 3),
-        "n_experts": (0, 4),
+        "n_experts": (0, 0, 0, 4),  # rarely, because of their many weights
         "experts_per_token": (1, 2, 4),
-        "lora_rank": (0, 2),
+        "lora_rank": (0, 0, 0, 2),  # of a random model rarely, because its other weights have no gradient
         "lora_targets": ("q,v", "k,o,up,down"),
     }
 
@@ -189,6 +199,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # what makes a switch matter by itself
 
 N, D, F = B * T, 6, 4  # tokens, width, inner width
 H, K, Q = 4, 2, 4  # query heads, key-value heads, head size
+R, E = 2, 4  # rank of an adapter, experts
 
 
 def new(shape: tuple[int, ...]) -> Array:
@@ -205,6 +216,16 @@ def _embedding(rng: np.random.Generator) -> Case:
 def _linear(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((N, D)), "w": rng.standard_normal((F, D))}
     return inputs, lambda: ops.linear(inputs["x"], inputs["w"], new)
+
+
+def _frozen_linear(rng: np.random.Generator) -> Case:
+    w, inputs = rng.standard_normal((F, D)), {"x": rng.standard_normal((N, D))}
+    return inputs, lambda: ops.frozen_linear(inputs["x"], w, new)
+
+
+def _adapter(rng: np.random.Generator) -> Case:
+    inputs = {name: rng.standard_normal(shape) for name, shape in (("x", (N, D)), ("a", (R, D)), ("b", (F, R)))}
+    return inputs, lambda: ops.adapter(inputs["x"], inputs["a"], inputs["b"], 0.7, new)
 
 
 def _rms_norm(rng: np.random.Generator) -> Case:
@@ -241,14 +262,48 @@ def _dropout(rng: np.random.Generator) -> Case:
     return inputs, lambda: ops.dropout(inputs["x"], 0.3, keys, new)
 
 
-def _cross_entropy(rng: np.random.Generator) -> Case:
-    inputs = {"logits": rng.standard_normal((N, V))}
-    targets = rng.integers(0, V, N)
-    targets[3] = -1
+def _loss(name: str) -> Callable[[np.random.Generator], Case]:
+    def make(rng: np.random.Generator) -> Case:
+        inputs = {"logits": rng.standard_normal((N, V))}
+        targets = rng.integers(0, V, N)
+        targets[3] = -1
+
+        def run() -> tuple[Array, Callable[[Array], Array]]:
+            values, backward = getattr(ops, name)(inputs["logits"], targets, new)
+            return np.sum(values, keepdims=True), lambda upstream: backward(float(upstream[0]))
+
+        return inputs, run
+
+    return make
+
+
+def _route(rng: np.random.Generator) -> Case:
+    """The gates, and behind them the two losses of a router."""
+    inputs = {"logits": rng.standard_normal((N, E))}
 
     def run() -> tuple[Array, Callable[[Array], Array]]:
-        nats, backward = ops.cross_entropy(inputs["logits"], targets, new)
-        return np.sum(nats, keepdims=True), lambda upstream: backward(float(upstream[0]))
+        gates, _, routing, backward = moe.route(inputs["logits"], 2, B, new)
+        y = np.concatenate([gates.reshape(-1), [routing.balance, routing.z]])
+        return y, lambda upstream: backward(upstream[:-2].reshape(gates.shape), *upstream[-2:].tolist())
+
+    return inputs, run
+
+
+def _dispatch(rng: np.random.Generator) -> Case:
+    """Experts that are one matrix each, and a last one that no token goes to."""
+    matrices, chosen = rng.standard_normal((E, D, D)), rng.permuted(np.tile(np.arange(E - 1), (N, 1)), axis=1)[:, :2]
+    inputs = {"x": rng.standard_normal((N, D))}
+
+    def expert(w: Array) -> moe.Expert:
+        def compute(x: Array) -> tuple[Array, Callable[[Array, dict[str, Array]], Array]]:
+            y, backward = ops.frozen_linear(x, w, new)
+            return y, lambda dy, gradients: backward(dy)
+
+        return compute
+
+    def run() -> tuple[Array, Callable[[Array], Array]]:
+        y, backward = moe.dispatch(inputs["x"], chosen, [expert(w) for w in matrices], new)
+        return y, lambda upstream: backward(upstream, {})
 
     return inputs, run
 
@@ -257,6 +312,25 @@ def _rope(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((B, T, H, Q))}
     cos, sin = attention.rope_tables(T, H, Q, np.float64)
     return inputs, lambda: attention.rope(inputs["x"].copy(), cos, sin, new)  # rope works in place
+
+
+def _flash_attention(scale: float, biased: bool, window: int) -> Callable[[np.random.Generator], Case]:
+    def make(rng: np.random.Generator) -> Case:
+        inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
+        slopes = attention.alibi_slopes(H, np.float64) if biased else None
+
+        def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+            y, backward = flash.flash_attention(inputs["qk"].copy(), inputs["v"], slopes, window, new)
+
+            def split(upstream: Array) -> tuple[Array, Array]:
+                dqkv = backward(upstream)
+                return dqkv[:, :, : H + K], dqkv[:, :, H + K :]
+
+            return y, split
+
+        return inputs, run
+
+    return make
 
 
 def _attention(scale: float, biased: bool, dropping: bool) -> Callable[[np.random.Generator], Case]:
@@ -283,6 +357,8 @@ def _attention(scale: float, biased: bool, dropping: bool) -> Callable[[np.rando
 OPS: dict[str, Callable[[np.random.Generator], Case]] = {
     "embedding": _embedding,
     "linear": _linear,
+    "frozen_linear": _frozen_linear,
+    "adapter": _adapter,
     "rms_norm": _rms_norm,
     "rms_norm of heads": _rms_norm_heads,
     "layer_norm": _layer_norm,
@@ -292,10 +368,17 @@ OPS: dict[str, Callable[[np.random.Generator], Case]] = {
     "relu2": _activation("relu2"),
     "gate": _gate,
     "dropout": _dropout,
-    "cross_entropy": _cross_entropy,
+    "cross_entropy": _loss("cross_entropy"),
+    "smoothing": _loss("smoothing"),
+    "z_loss": _loss("z_loss"),
+    "route": _route,
+    "dispatch": _dispatch,
     "rope": _rope,
     "attention": _attention(1.0, biased=False, dropping=False),
     "attention with bias": _attention(1.0, biased=True, dropping=False),
     "attention with dropout": _attention(1.0, biased=False, dropping=True),
     "attention, large scores": _attention(12.0, biased=False, dropping=False),  # the branch that subtracts the maximum
+    "flash_attention": _flash_attention(1.0, biased=False, window=0),
+    "flash_attention with slopes and a window": _flash_attention(1.0, biased=True, window=3),
+    "flash_attention, large scores": _flash_attention(12.0, biased=False, window=0),
 }

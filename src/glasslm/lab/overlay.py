@@ -67,7 +67,7 @@ def curves(dataset: Dataset, config: RunConfig) -> Iterator[Point]:
         lr = lr_at(step, config.optimizer, train.max_steps)
         losses: dict[Exactness, tuple[float, float]] = {}
         for precision, pair in pairs.items():
-            by_hand, by_autograd = (engine.accumulate(batch, mean_weight(batch)) for engine in pair)
+            by_hand, by_autograd = (engine.accumulate(batch, mean_weight(batch)).cross_entropy for engine in pair)
             losses[precision] = by_hand, by_autograd
             for engine in pair:
                 engine.update(lr)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MODEL_S = 5.0  # seconds that the model may take for samples and surprise
+FURTHER = (  # figures of runs that have what they show
+    ("forgetting.png", "What was learnt of the new text and forgotten of the old one", figures.forgetting),
+    ("experts.png", "The share of the tokens that each expert got; dashed: an even share", figures.experts),
+)
 EXCERPT = 600  # tokens of unseen text
 
 
@@ -36,13 +40,23 @@ def write(run_dir: Path) -> Path:
     run = Run(run_dir)
     context = _context(run)
     history, clip = run.history, run.config.optimizer.grad_clip
-    image = figures.png(figures.training(history, clip, figures.ON_WHITE))
+    images = {"training.png": figures.png(figures.training(history, clip, figures.ON_WHITE))}
     svg = figures.inline_svg(figures.training(history, clip, figures.VARIABLES), "Loss, learning rate, gradient norm")
+    further = []
+    lines = list(run.metrics())
+    for name, label, draw in FURTHER:
+        if on_white := draw(lines, figures.ON_WHITE):
+            images[name] = figures.png(on_white)
+            in_variables = draw(lines, figures.VARIABLES)
+            assert in_variables is not None
+            further.append({"name": name, "label": label, "svg": figures.inline_svg(in_variables, label)})
+    context["further"] = further
     markdown = _environment(escape=False).get_template("report.md.j2").render(context)
     html = _environment(escape=True).get_template("report.html.j2").render(context, training_svg=svg)
     try:
         files.make_folder(run.path / "figures")
-        files.write_atomic(run.path / "figures" / "training.png", image)
+        for name, image in images.items():
+            files.write_atomic(run.path / "figures" / name, image)
         files.write_atomic(run.path / "report.md", markdown.encode())
         files.write_atomic(run.path / "report.html", html.encode())
     except GlasslmError:  # a full disk: some of ours are OSErrors as well

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.metrics import Line
 from glasslm.panel import loss_range
 from glasslm.runs import History
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from glasslm.lab.adapters import Point as AdapterPoint
     from glasslm.lab.overlay import Point
     from glasslm.lab.parity import Exactness
 
@@ -125,6 +127,78 @@ def overlay(points: Sequence[Point], tolerance: Mapping[Exactness, float], text:
     figure.legend(
         handles=gaps.lines, loc="outside lower center", ncols=4, frameon=False, labelcolor=colours.ink, fontsize=9
     )
+    return figure
+
+
+def forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
+    """Bits per byte of the new text and of the old one, by step; None where no old text was measured."""
+    from matplotlib.figure import Figure
+
+    evals = {split: [line for line in lines if line["kind"] == "eval" and line.get("split", "val") == split]
+             for split in ("val", "old")}  # fmt: skip
+    if not evals["old"]:
+        return None
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _dress(axes, "What was learnt, and what was forgotten", "bits per byte", colours)
+    styles = (("val", "new text", "o-", colours.validation), ("old", "old text", "s--", colours.train))
+    for split, label, style, colour in styles:
+        bpb = dict(zip([line["step"] for line in evals[split]], as_array([line["bpb"] for line in evals[split]])))
+        axes.plot(list(bpb), list(bpb.values()), style, color=colour, markersize=3.5, linewidth=1.8, label=label)
+    axes.set_xlabel("step", color=colours.ink)
+    _finish(axes, colours)
+    return figure
+
+
+def experts(lines: Sequence[Line], colours: Palette) -> Figure | None:
+    """The share of the tokens' choices that each expert of each layer got, by step; None without experts."""
+    from matplotlib.figure import Figure
+
+    steps = [line for line in lines if line["kind"] == "step" and line.get("experts")]
+    if not steps:
+        return None
+    shares = np.array([line["experts"] for line in steps])  # (steps, layers, E)
+    layers, E = shares.shape[1:]
+    figure = Figure(figsize=(10, 2.4 * -(-layers // 4)), layout="constrained")
+    grid = figure.subplots(-(-layers // 4), min(layers, 4), sharex=True, sharey=True, squeeze=False)
+    for layer, axes in enumerate(grid.flat):
+        if layer >= layers:
+            axes.set_axis_off()
+            continue
+        _dress(axes, f"Layer {layer}", "share of the choices" if layer % 4 == 0 else "", colours)
+        axes.plot([line["step"] for line in steps], shares[:, layer], color=colours.train, alpha=0.6, linewidth=1)
+        axes.axhline(1 / E, color=colours.validation, linestyle="--", linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step", color=colours.ink)
+    return figure
+
+
+def adapters(kind: str, points: Sequence[AdapterPoint], front: Sequence[AdapterPoint], colours: Palette) -> Figure:
+    """What adapters of each size learnt of the new text, with the Pareto front, and what they forgot of the old."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    learnt, forgotten = figure.subplots(1, 2)
+    trained = [one.trained for one in points]
+    names = [str(one.rank) if kind == "rank" else one.targets for one in points]
+
+    _dress(learnt, "New text", "validation loss, nats per token", colours)
+    learnt.plot(trained, [one.val_loss for one in points], "o", color=colours.validation, label="each run, one seed")
+    learnt.step([one.trained for one in front], [one.val_loss for one in front], where="post", color=colours.faint,
+                linewidth=1.2, label="Pareto front")  # fmt: skip
+    for one, name in zip(points, names):
+        learnt.annotate(name, (one.trained, one.val_loss), xytext=(5, 5), textcoords="offset points", color=colours.ink)
+
+    _dress(forgotten, "Old text", "bits per byte", colours)
+    after = as_array([one.old_bpb_after for one in points])
+    forgotten.plot(trained, after, "s", color=colours.train, label="after fine-tuning")
+    if points[0].old_bpb_before is not None:
+        forgotten.axhline(points[0].old_bpb_before, color=colours.faint, linestyle="--", label="before")
+    for axes in (learnt, forgotten):
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xlabel("trained parameters" + (", labelled by rank" if kind == "rank" else ""), color=colours.ink)
+        _finish(axes, colours)
     return figure
 
 

@@ -14,21 +14,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from glasslm.config import RopeScaling
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
 
 SAFE_EXPONENT = 60.0  # exp(60) summed over any context stays far below float32's largest number, exp(88)
 
 
-def rope_tables(T: int, heads: int, Q: int, dtype: DTypeLike) -> tuple[Array, Array]:
-    """cos and sin (T, heads, Q) of the angles position x 10000^(-2j / Q), the same for each head.
+def rope_tables(
+    T: int, heads: int, Q: int, dtype: DTypeLike, scaling: RopeScaling = "none", factor: float = 1.0
+) -> tuple[Array, Array]:
+    """cos and sin (T, heads, Q) of the positions 0 to T - 1: `rope_at`."""
+    return rope_at(np.arange(T), heads, Q, dtype, scaling, factor)
+
+
+def rope_at(
+    positions: NDArray[np.int64], heads: int, Q: int, dtype: DTypeLike, scaling: RopeScaling, factor: float
+) -> tuple[Array, Array]:
+    """cos and sin (..., heads, Q) of the angles position x 10000^(-2j / Q), positions (...), the same for each head.
 
     arXiv:2104.09864, section 3.2.2. The second half of Q repeats the first; sin is negative in the first half, so that
-    the rotation of x is x cos + swap(x) sin.
+    the rotation of x is x cos + swap(x) sin. For texts `factor` times as long as those of training, `linear` divides
+    the positions by it (arXiv:2306.15595); `ntk` takes the base times factor^(Q / (Q - 2)) instead, which slows the
+    lowest frequency as much and leaves the highest as it is ("NTK-aware"; arXiv:2309.00071, section 3.1).
     """
-    angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(0, Q, 2) / Q)
-    cos = np.tile(np.cos(angles), (1, 2 * heads))
-    sin = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), (1, heads))
-    return cos.reshape(T, heads, Q).astype(dtype), sin.reshape(T, heads, Q).astype(dtype)
+    base = 10000.0
+    if scaling == "ntk" and Q > 2:  # with Q = 2 there is one frequency, the highest
+        base *= factor ** (Q / (Q - 2))
+    angles = positions[..., None] * base ** (-np.arange(0, Q, 2) / Q)
+    if scaling == "linear":
+        angles /= factor
+    cos = np.tile(np.cos(angles), 2 * heads)
+    sin = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
+    shape = (*positions.shape, heads, Q)
+    return cos.reshape(shape).astype(dtype), sin.reshape(shape).astype(dtype)
 
 
 def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
@@ -72,20 +90,25 @@ def alibi_slopes(H: int, dtype: DTypeLike) -> Array:
 
 
 def alibi_bias(slopes: Array, queries: Array, keys: Array) -> Array:
-    """Minus slope x distance, for the positions of queries (T,) or (B, T) and keys (S,): (H, T, S) or (B, H, T, S)."""
-    distance = np.minimum(keys - queries[..., None], 0).astype(slopes.dtype)  # hidden keys must not overflow exp
+    """Minus slope x distance, for the positions of queries (T,) or (B, T) and keys (S,) or (B, S).
+
+    -> (H, T, S), or (B, H, T, S) where one of them differs from row to row.
+    """
+    ahead = keys[..., None, :] - queries[..., None]
+    distance = np.minimum(ahead, 0).astype(slopes.dtype)  # hidden keys must not overflow exp
     bias: Array = slopes[:, None, None] * distance[..., None, :, :]
     return bias
 
 
 def attention(
-    qk: Array, v: Array, bias: Array | None, drop: tuple[float, NDArray[np.uint32]] | None, new: New
+    qk: Array, v: Array, bias: Array | None, drop: tuple[float, NDArray[np.uint32]] | None, new: New, window: int = 0
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v. arXiv:1706.03762, equation 1.
 
     qk (B, T, H + K, Q) queries beside keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q). `drop` = (share, row keys
-    (B,)) of the attention probabilities. The queries are overwritten by q / sqrt(Q). backward returns one array of the
-    gradients of queries, keys and values, (B, T, H + 2K, Q).
+    (B,)) of the attention probabilities. With a `window`, query i sees the keys i - window < j <= i (arXiv:2004.05150,
+    section 3.1). The queries are overwritten by q / sqrt(Q). backward returns one array of the gradients of queries,
+    keys and values, (B, T, H + 2K, Q).
 
     The exponentials are kept unnormalised, e, beside their row sums: the division then happens on (T, Q) instead of
     (T, T). A bound on the scores (|q| |k|) usually shows that no row maximum need be subtracted first.
@@ -100,11 +123,11 @@ def attention(
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
+    visible, ones = _masks(T, e.dtype, window)
     if _bound(q, k) > SAFE_EXPONENT:
-        e -= _causal_max(e)
+        e -= _visible_max(e, visible)
         np.minimum(e, 0, out=e)  # hidden entries may lie above the maximum of the visible ones; they are zeroed next
     np.exp(e, out=e)
-    visible, ones = _masks(T, e.dtype)
     e *= visible
     rsum = 1 / (e.reshape(-1, T) @ ones).reshape(B, K, H // K, T, 1)
     kept = None if drop is None else dropout_mask(e.shape, *drop, new)
@@ -136,9 +159,12 @@ def attention(
 
 
 @functools.cache
-def _masks(T: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """(T, T) 1 where a key is not after its query, else 0; and T ones, which sum a row in a product."""
-    return np.tri(T, dtype=dtype), np.ones(T, dtype)
+def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
+    """(T, T) 1 where a query sees a key, else 0; and T ones, which sum a row in a product."""
+    visible = np.tri(T, dtype=dtype)
+    if window:
+        visible -= np.tri(T, k=-window, dtype=dtype)
+    return visible, np.ones(T, dtype)
 
 
 def _heads(x: Array, K: int) -> Array:
@@ -161,6 +187,59 @@ def _bound(q: Array, k: Array) -> float:
     return bound if bound == bound else math.inf
 
 
-def _causal_max(e: Array) -> Array:
-    T = e.shape[-1]
-    return np.where(np.tri(T, dtype=bool), e, -np.inf).max(-1, keepdims=True)
+def _visible_max(e: Array, visible: Array) -> Array:
+    return np.where(visible > 0, e, -np.inf).max(-1, keepdims=True)
+
+
+class Slots:
+    """Where new tokens go in a cache of keys and values, and which ones they look at; it serves both engines.
+
+    Row b holds before[b] tokens already and reads the first counts[b] of T more. The token at position p goes into slot
+    p mod size, and where the ring is full it replaces the one `size` tokens before it, which no window of that size
+    shows to it. So a single new token is written first, and the slots are all that it sees. Of several the first may
+    still see what the last replace: they are looked at `beside` so many slots, and written afterwards.
+    """
+
+    def __init__(self, before: NDArray[np.int64], counts: NDArray[np.int64], T: int, size: int) -> None:
+        one = len(before) == 1
+        self.before, self.counts, self.T, self.size = before.copy(), counts, T, size
+        self.start = int(before[0])
+        self.end = self.start + int(counts[0]) if one else int((before + counts).max())
+        # Rows that are alike (the usual case) are written and masked as one.
+        self.alike = (one and int(counts[0]) == T) or bool((before == self.start).all() and (counts == T).all())
+        self.full = self.end > size
+        self.beside = min(int(before.max()), size) if self.full and T > 1 else None
+        self.seen = min(self.end, size) if self.beside is None else self.beside + T  # S, how many keys are looked at
+
+    @property
+    def queries(self) -> NDArray[np.int64]:
+        """(T,) if the rows are alike, else (B, T): the positions of the new tokens."""
+        if self.alike:
+            return np.arange(self.start, self.end)
+        return np.minimum(self.before[:, None] + np.arange(self.T), max(self.end - 1, 0))  # padding stays in tables
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """(S,), or (B, S) where they differ from row to row: the positions of the keys; below 0 a slot is empty."""
+        if not self.full:
+            return np.arange(self.end)
+        if self.beside is None:
+            keys = self._held(self.before + self.counts)
+        else:
+            numbers = self.before[:, None] + np.arange(self.T)
+            keys = np.concatenate([self._held(self.before)[:, : self.beside], numbers], 1)
+        return keys[0] if self.alike else keys
+
+    def _held(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B, size) the position that each slot holds in a row of this length."""
+        newest = lengths[:, None] - 1
+        return newest - (newest - np.arange(self.size)) % self.size
+
+    @functools.cached_property
+    def write(self) -> slice | tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The slots of the new tokens in every row; or rows, columns and slots, of those that are to be kept."""
+        if self.alike and (self.T == 1 or not self.full):
+            return slice(self.start % self.size, (self.end - 1) % self.size + 1)
+        column = np.arange(self.T)
+        rows, columns = np.nonzero((column < self.counts[:, None]) & (column >= self.counts[:, None] - self.size))
+        return rows, columns, (self.before[rows] + columns) % self.size

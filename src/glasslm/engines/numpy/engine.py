@@ -6,6 +6,7 @@ each; their gradients are added in ascending order. So the bits of a result do n
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,17 +20,18 @@ from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import ThreadpoolController
 
 from glasslm.config import DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines import Batch, State, Update
+from glasslm.engines import Batch, Losses, State, Update
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.numpy import optimizer
+from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.inference import KeyValueCache, read
 from glasslm.engines.numpy.model import Model
-from glasslm.engines.numpy.ops import Array, cross_entropy
+from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
-from glasslm.engines.state import MOMENTS, moment_kind, read_state
+from glasslm.engines.objective import coefficients
+from glasslm.engines.state import AVERAGE, MOMENTS, decay_of_average, moment_kind, read_state
 from glasslm.parameters import table
 
 ROWS_READ = 16  # into a cache by one thread
@@ -53,46 +55,72 @@ class NumpyEngine:
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)
+        self.average = Weights(self.rows, dtype) if config.optimizer.ema else None
+        self.used = Model(config.model, self.average) if self.average else self.model  # by all but training
         self.micro_batch_size = micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
+        self._trained = {name: row for name, row in self.rows.items() if row.trained}
+        self._coefficients = coefficients(config)
         self._gradients: Weights | None = None  # made when training starts; inference needs none
         self._fresh = True  # the next gradient replaces what is there
-        self._kinds = {name: moment_kind(row, config.optimizer.optimizer) for name, row in self.rows.items()}
+        self._kinds = {name: moment_kind(row, config.optimizer.optimizer) for name, row in self._trained.items()}
         self._moments: dict[str, Weights] = {}  # "adamw.m": the first moments of the rows that AdamW moves, ...
         self._memory = Arena(dtype)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
 
-    def accumulate(self, batch: Batch, weight: float) -> float:
+    def accumulate(self, batch: Batch, weight: float) -> Losses:
         if self._gradients is None:
-            self._gradients = Weights(self.rows, self.dtype)
-        loss, parts = 0.0, chunks(len(batch.tokens), self.micro_batch_size)
-        for nats, of_weights in self._spread(lambda part: self._differentiate(batch, part, weight), parts):
-            loss += weight * nats
+            self._gradients = Weights(self._trained, self.dtype)
+        parts = chunks(len(batch.tokens), self.micro_batch_size)
+        found = []
+        for losses, of_weights in self._spread(lambda part: self._differentiate(batch, part, weight), parts):
+            found.append(losses)
             for name, gradient in of_weights.items():
                 if self._fresh:
                     self._gradients[name][...] = gradient
                 else:
                     self._gradients[name][...] += gradient
             self._fresh = False
-        return loss
+        return functools.reduce(Losses.__add__, found)
 
-    def _differentiate(self, batch: Batch, part: slice, weight: float) -> tuple[float, dict[str, Array]]:
-        """The summed nats of some rows of the batch, and weight x their gradient by name of the weight."""
-        nats, backward = self.forward(batch, part)
-        return math.fsum(nats), backward(weight)
+    def _differentiate(self, batch: Batch, part: slice, weight: float) -> tuple[Losses, dict[str, Array]]:
+        """The losses of some rows of the batch, and their gradient by name of the weight."""
+        losses, backward = self.forward(batch, weight, part)
+        return losses, backward()
 
-    def forward(self, batch: Batch, part: slice = slice(None)) -> tuple[Array, Callable[[float], dict[str, Array]]]:
-        """The nats (N,) of some rows of a training batch, dropout included; backward(weight) as in `accumulate`."""
-        c, rows, new = self.config, batch.rows[part], self._memory
+    def forward(
+        self, batch: Batch, weight: float, part: slice = slice(None)
+    ) -> tuple[Losses, Callable[[], dict[str, Array]]]:
+        """The losses of some rows of a training batch, dropout included, and the way back, as in `accumulate`."""
+        c, rows, new, terms = self.config, batch.rows[part], self._memory, self._coefficients
+        targets = batch.targets[part].reshape(-1)
 
         def keys(site: int) -> NDArray[np.uint32]:
             return row_keys(c.train.seed, batch.step, rows, site)
 
         dropping = c.model.dropout or c.model.attention_dropout
-        logits, model_back = self.model.forward(batch.tokens[part], new, keys if dropping else None)
-        nats, loss_back = cross_entropy(logits, batch.targets[part].reshape(-1), new)
-        return nats, lambda weight: model_back(loss_back(weight))
+        each = weight * batch.tokens.shape[1] / c.model.n_layers  # a sequence's share of the mean over all, in a layer
+        penalties = (each * terms.get("balance", 0.0), each * terms.get("router_z", 0.0))
+        logits, routings, model_back = self.model.forward(
+            batch.tokens[part], new, keys if dropping else None, penalties
+        )
+        nats, nats_back = ops.cross_entropy(logits, targets, new)
+        further = {name: op(logits, targets, new) for name, op in ops.SOFTMAX_TERMS.items() if name in terms}
+        auxiliary = {name: weight * math.fsum(values) for name, (values, _) in further.items()}
+        experts = None
+        if routings:
+            auxiliary["balance"] = each * math.fsum(routing.balance for routing in routings)
+            auxiliary["router_z"] = each * math.fsum(routing.z for routing in routings)
+            experts = np.stack([routing.use for routing in routings])
+
+        def backward() -> dict[str, Array]:
+            dlogits = nats_back(weight)
+            for name, (_, term_back) in further.items():
+                dlogits += term_back(weight * terms[name])
+            return model_back(dlogits)
+
+        return Losses(weight * math.fsum(nats), auxiliary, experts), backward
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
         """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
@@ -117,18 +145,23 @@ class NumpyEngine:
         self.updates += 1
         for _ in self._spread(lambda step: step(), self._steps(self._gradients, lr, scale)):
             pass
+        if self.average:
+            average, now = self.average.flat, self.weights.flat
+            share = 1 - decay_of_average(self.config.optimizer.ema, self.updates)
+            for part in chunks(now.size, CHUNK):
+                optimizer.move_average(average[part], now[part], share)
         return Update(norm, finite, applied=True)
 
     def _steps(self, gradients: Weights, lr: float, scale: float) -> Iterator[Callable[[], None]]:
         """The pieces of an update, independent of each other: Muon's matrices first, which take longest."""
         c = self.config.optimizer
-        for name in sorted(self.rows, key=lambda name: -self.rows[name].size):
+        for name in sorted(self._trained, key=lambda name: -self.rows[name].size):
             if self._kinds[name] == "muon":
                 p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
                 decay = c.weight_decay if self.rows[name].decay else 0.0
                 yield partial(optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale)
         for kind, decays in itertools.product(("adamw", "sgd"), (False, True)):
-            names = [name for name, row in self.rows.items() if self._kinds[name] == kind and row.decay == decays]
+            names = [name for name, row in self._trained.items() if self._kinds[name] == kind and row.decay == decays]
             if not names:
                 continue
             decay = c.weight_decay if decays else 0.0
@@ -144,48 +177,52 @@ class NumpyEngine:
     def _moment(self, which: str) -> Weights:
         if which not in self._moments:
             kind = which.partition(".")[0]
-            rows = {name: row for name, row in self.rows.items() if self._kinds[name] == kind}
+            rows = {name: row for name, row in self._trained.items() if self._kinds[name] == kind}
             self._moments[which] = Weights(rows, self.dtype)
         return self._moments[which]
 
     def losses(self, tokens: Array, targets: Array) -> Array:
         def one(part: slice) -> Array:
-            logits, _ = self.model.forward(tokens[part], self._memory)
-            nats, _ = cross_entropy(logits, targets[part].reshape(-1), self._memory)
+            logits, _, _ = self.used.forward(tokens[part], self._memory)
+            nats, _ = ops.cross_entropy(logits, targets[part].reshape(-1), self._memory)
             return nats.reshape(targets[part].shape)
 
         return np.concatenate(list(self._spread(one, chunks(len(tokens), self.micro_batch_size))))
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        c = self.config.model
-        return KeyValueCache(c.n_layers, rows, c.n_kv_heads, capacity, c.head_size, self.dtype)
+        return KeyValueCache(self.config.model, rows, capacity, self.dtype)
 
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
         counts = np.asarray(counts, np.int64)
         if len(tokens) <= ROWS_READ:  # mostly a single one, where every call counts
             with self._one_blas_thread():
-                return read(self.model, tokens, cache, counts, every)
+                return read(self.used, tokens, cache, counts, every)
 
         def one(part: slice) -> Array:
-            return read(self.model, tokens[part], cache.part(part), counts[part], every)
+            return read(self.used, tokens[part], cache.part(part), counts[part], every)
 
         return np.concatenate(list(self._spread(one, chunks(len(tokens), ROWS_READ))))
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        for name in self.rows:
+        for name in self._trained:
             yield name, self.weights[name]
         for name, kind in self._kinds.items():
             for which in MOMENTS[kind]:
                 yield f"{which}/{name}", self._moment(which)[name]
+            if self.average:
+                yield f"{AVERAGE}/{name}", self.average[name]
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
-        weights, moments = read_state(state, self.rows, self.config.optimizer.optimizer)
+        weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
         self._moments = {}
         for key, array in moments.items():
             which, _, name = key.rpartition("/")
             self._moment(which)[name][...] = array
         for name, array in weights.items():
             self.weights[name][...] = array
+        if self.average:
+            for name, array in (weights | averages).items():
+                self.average[name][...] = array
         self.updates = updates
 
     def _spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

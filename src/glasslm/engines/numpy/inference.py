@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from glasslm.config import ModelConfig
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias, swap_halves
+from glasslm.engines.numpy.attention import Slots, alibi_bias, swap_halves
 from glasslm.engines.numpy.model import Model
+from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.weights import Weights
 
@@ -27,10 +29,15 @@ FEW_ROWS = 128
 
 
 class KeyValueCache:
-    """Keys and values of every layer, (layers, rows, K, capacity, Q) each, and how far each row is filled."""
+    """Keys and values of every layer, (layers, rows, K, size, Q) each, of up to `capacity` tokens a row.
 
-    def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_size: int, dtype: Any) -> None:
-        self.keys = np.zeros((layers, rows, heads, capacity, head_size), dtype)
+    Of a model that rolls only the newest of a window are kept, and when the whole window fits, a text has no end.
+    """
+
+    def __init__(self, c: ModelConfig, rows: int, capacity: int, dtype: Any) -> None:
+        self.size = min(capacity, c.window) if c.rolling else capacity
+        self.endless = c.rolling and c.window <= capacity
+        self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)
         self._lengths = np.zeros(rows, np.int64)
 
@@ -49,60 +56,58 @@ class KeyValueCache:
 
 
 class _Place:
-    """Where the new tokens stand, and which cached positions each of them may see."""
+    """Where the new tokens stand, and which of the cached ones each of them may see: the same in every layer."""
 
-    def __init__(self, cache: KeyValueCache, counts: NDArray[np.int64], T: int) -> None:
-        before, capacity = cache._lengths, cache.keys.shape[3]
-        self.counts, self.before = counts, before.copy()
-        self.start = int(before[0])
-        self.S = self.start + int(counts[0]) if len(counts) == 1 else int((before + counts).max())
-        assert capacity >= self.S, "more tokens than the cache has room for"
-        # Rows that are alike (the usual case) are written and masked as one; then positions are a slice, else (B, T).
-        self.alike = (len(before) == 1 and int(counts[0]) == T) or bool(
-            (before == self.start).all() and (counts == T).all()
-        )
-        self.positions: slice | NDArray[np.int64] = slice(self.start, self.S)
-        if not self.alike:
-            self.positions = np.minimum(before[:, None] + np.arange(T), capacity - 1)  # padding may point past the end
-        self.hidden: NDArray[np.bool_] | None = None
-        if T > 1 or not self.alike:
-            later = np.arange(self.S) > self.queries[..., None]
-            self.hidden = later.reshape(-1, 1, 1, T, self.S)
+    def __init__(self, model: Model, cache: KeyValueCache, counts: NDArray[np.int64], T: int) -> None:
+        c = model.config
+        self.slots = slots = Slots(cache._lengths, counts, T, cache.size)
+        assert cache.endless or slots.end <= cache.size, "more tokens than the cache has room for"
+        self.positions = slice(slots.start, slots.end) if slots.alike else slots.queries
+        self.rotation = model.rotation(self.positions)
+        self.bias = self.hidden = None
+        if c.position == "alibi":
+            heads = (c.n_kv_heads, c.n_heads // c.n_kv_heads)
+            self.bias = alibi_bias(model.slopes, slots.queries, slots.keys).reshape(-1, *heads, T, slots.seen)
+        if T > 1 or not slots.alike or 0 < c.window < slots.seen:
+            ahead = slots.keys[..., None, :] - slots.queries[..., None]
+            hidden = (ahead > 0) | (slots.keys[..., None, :] < 0)
+            if c.window:
+                hidden |= ahead <= -c.window
+            if not slots.alike:
+                hidden &= (counts > 0)[:, None, None]  # a row that reads nothing may hold nothing to look at
+            self.hidden = hidden.reshape(-1, 1, 1, T, slots.seen)
 
-    @property
-    def queries(self) -> NDArray[np.int64]:
-        """(T,) or (B, T) the positions as numbers."""
-        return np.arange(self.start, self.S) if isinstance(self.positions, slice) else self.positions
-
-    def write(self, cached: Array, new: Array) -> None:
-        """new (B, T, K, Q) into cached (B, K, capacity, Q), after what each row holds."""
-        if self.alike and new.shape[1] == 1:
-            cached[:, :, self.start] = new[:, 0]
-            return
-        if self.alike:
-            cached[:, :, self.start : self.S] = new.swapaxes(1, 2)
-            return
-        for b, (start, count) in enumerate(zip(self.before, self.counts)):
-            cached[b, :, start : start + count] = new[b, :count].swapaxes(0, 1)
+    def extend(self, cached: Array, new: Array) -> Array:
+        """new (B, T, K, Q) written into cached (B, K, size, Q); those that are looked at, (B, K, S, Q)."""
+        slots, write = self.slots, self.slots.write
+        looked_at = cached[:, :, : slots.seen]  # a view, in which the new ones will be
+        if slots.beside is not None:
+            looked_at = np.concatenate([cached[:, :, : slots.beside], new.swapaxes(1, 2)], 2)
+        if not isinstance(write, slice):
+            rows, columns, places = write
+            cached[rows, :, places] = new[rows, columns]
+        elif slots.T == 1:
+            cached[:, :, write.start] = new[:, 0]
+        else:
+            cached[:, :, write] = new.swapaxes(1, 2)
+        return looked_at
 
 
 def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.int64], every: bool) -> Array:
     """Engine.logits: tokens (B, T), right-padded, of which counts[b] are new in row b -> logits (B, V) or (B, T, V)."""
     c, w = model.config, model.weights
     B, T = tokens.shape
-    place = _Place(cache, counts, T)
+    place = _Place(model, cache, counts, T)
     x = w["embedding.weight"][tokens]
+    if c.scale_embeddings:
+        x *= math.sqrt(c.d_model)
     if c.position == "learned":
         x += w["position.weight"][place.positions]
     elif c.position == "sinusoidal":
         x += model.sinusoids[place.positions]
-    bias = None
-    if c.position == "alibi":
-        K = c.n_kv_heads
-        bias = alibi_bias(model.slopes, place.queries, np.arange(place.S)).reshape(-1, K, c.n_heads // K, T, place.S)
     x = x.reshape(B * T, c.d_model)
     for i in range(c.n_layers):
-        x = _block(model, i, x, cache, place, bias)
+        x = _block(model, i, x, cache, place)
     cache._lengths += counts
     if not every and T > 1:
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
@@ -112,69 +117,89 @@ def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.i
     return logits.reshape(B, T, -1) if every else logits
 
 
-def _block(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place, bias: Array | None) -> Array:
-    c, w = model.config, model.blocks[i]
+def _block(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place) -> Array:
+    c, w, B = model.config, model.blocks[i], len(x) // place.slots.T
     if c.norm_position == "pre":
-        x = x + _attention(model, i, _norm(c, w, "attention_norm", x), cache, place, bias)
-        x += _feedforward(model, w, _norm(c, w, "feedforward_norm", x))
+        x = x + _attention(model, i, _norm(c, w, "attention_norm", x), cache, place)
+        x += _feedforward(model, i, _norm(c, w, "feedforward_norm", x), B)
         return x
-    x = _norm(c, w, "attention_norm", x + _attention(model, i, x, cache, place, bias))
-    return _norm(c, w, "feedforward_norm", x + _feedforward(model, w, x))
+    x = _norm(c, w, "attention_norm", x + _attention(model, i, x, cache, place))
+    return _norm(c, w, "feedforward_norm", x + _feedforward(model, i, x, B))
 
 
-def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place, bias: Array | None) -> Array:
+def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Place) -> Array:
     """x (N, D) -> (N, D), N = B T; appends this layer's keys and values to the cache."""
-    c, w = model.config, model.blocks[i]
-    B, T = len(place.before), x.shape[0] // len(place.before)
+    c, T = model.config, place.slots.T
+    B = len(x) // T
     H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
-    qkv = _product(x, w["attention.qkv.weight"])
-    if c.bias:
-        qkv[:, : H * Q] += w["attention.q.bias"]
-        qkv[:, (H + K) * Q :] += w["attention.v.bias"]
+    qkv = _linear(model, i, "attention.qkv", x)
     heads = qkv.reshape(B, T, H + 2 * K, Q)
     qk = heads[:, :, : H + K]
     if c.qk_norm:
         qk = _rms(qk) * model.qk_gain(f"blocks.{i}.attention")
-    if c.position == "rope":
+    if place.rotation:
+        cos, sin = place.rotation
         swapped = swap_halves(qk, np.empty_like(qk))
-        swapped *= model.sin[place.positions]
-        qk = qk * model.cos[place.positions]
+        swapped *= sin
+        qk = qk * cos
         qk += swapped
-    keys, values = cache.keys[i], cache.values[i]
-    place.write(keys, qk[:, :, H:])
-    place.write(values, heads[:, :, H + K :])
+    keys = place.extend(cache.keys[i], qk[:, :, H:])
+    values = place.extend(cache.values[i], heads[:, :, H + K :])
     q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)
-    scores = q @ keys[:, :, None, : place.S].swapaxes(-1, -2)  # (B, K, G, T, S)
+    scores = q @ keys[:, :, None].swapaxes(-1, -2)  # (B, K, G, T, S)
     scores *= 1 / math.sqrt(Q)
-    if bias is not None:
-        scores += bias
+    if place.bias is not None:
+        scores += place.bias
     if place.hidden is not None:
         scores[np.broadcast_to(place.hidden, scores.shape)] = -math.inf
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= np.add.reduce(scores, axis=-1, keepdims=True)
-    mixed = scores @ values[:, :, None, : place.S]
-    y = _product(mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q), w["attention.o.weight"])
-    if c.bias:
-        y += w["attention.o.bias"]
+    mixed = scores @ values[:, :, None]
+    return _linear(model, i, "attention.o", mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q))
+
+
+def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:
+    """x (N, D) -> (N, D), N = B T."""
+    c = model.config
+    if not c.n_experts:
+        return _mlp(model, i, "feedforward", x)
+
+    def expert(number: int) -> Callable[[Array], tuple[Array, Any]]:
+        return lambda x: (_mlp(model, i, f"feedforward.experts.{number}", x) if len(x) else x, None)
+
+    logits = _linear(model, i, "feedforward.router", x)
+    y, _, _ = mixture(x, logits, [expert(e) for e in range(c.n_experts)], c.experts_per_token, B, model.empty)
+    if c.shared_expert:
+        y += _mlp(model, i, "feedforward.shared", x)
     return y
 
 
-def _feedforward(model: Model, w: dict[str, Array], x: Array) -> Array:
+def _mlp(model: Model, i: int, prefix: str, x: Array) -> Array:
     c = model.config
     activation = ops.ACTIVATIONS[c.feedforward]
-    h = _product(x, w["feedforward.gate_up.weight" if c.gated else "feedforward.up.weight"])
-    if c.bias:
-        h += w["feedforward.gate_up.bias" if c.gated else "feedforward.up.bias"]
     if c.gated:
+        h = _linear(model, i, f"{prefix}.gate_up", x)
         gates, values = h[:, : c.d_ff], h[:, c.d_ff :]
         h, _ = activation(gates, model.empty)
         h *= values
     else:
-        h, _ = activation(h, model.empty)
-    y = _product(h, w["feedforward.down.weight"])
-    if c.bias:
-        y += w["feedforward.down.bias"]
+        h, _ = activation(_linear(model, i, f"{prefix}.up", x), model.empty)
+    return _linear(model, i, f"{prefix}.down", h)
+
+
+def _linear(model: Model, i: int, name: str, x: Array) -> Array:
+    """x (N, I) -> (N, O): a matrix of block i, or a stack of some, with the biases and adapters of its parts."""
+    c, w = model.config, model.weights
+    y = _product(x, model.blocks[i][f"{name}.weight"])
+    if c.bias or c.lora_rank:
+        for part, columns in w.parts(f"blocks.{i}.{name}.weight"):
+            if f"{part}.bias" in w.rows:
+                y[:, columns] += w[f"{part}.bias"]
+            if f"{part}.lora_a" in w.rows:
+                inner = _product(x, w[f"{part}.lora_a"])
+                inner *= c.lora_alpha / c.lora_rank
+                y[:, columns] += _product(inner, w[f"{part}.lora_b"])
     return y
 
 

@@ -6,6 +6,7 @@ vocabulary. Activations are (N, D); attention sees them as (B, T, heads, Q).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 from glasslm.config import ModelConfig
 from glasslm.engines import dropout as sites
+from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_tables, sinusoids
+from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_at, sinusoids
+from glasslm.engines.numpy.flash import flash_attention
+from glasslm.engines.numpy.moe import Routing, mixture
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.engines.numpy.weights import Weights
 from glasslm.parameters import STD
@@ -35,7 +39,10 @@ class Pass:
     T: int
     new: New
     dropout_keys: Callable[[int], NDArray[np.uint32]] | None  # site -> (B,); None: no dropout
+    penalties: tuple[float, float]  # of each sequence's and layer's balance and router z-loss, in the gradient
+    routings: list[Routing]  # what the routers did so far, layer by layer
     bias: Array | None  # (H, T, T) of the scores
+    rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
 
 
 class Model:
@@ -48,19 +55,27 @@ class Model:
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
         if c.position == "rope":
-            self.cos, self.sin = rope_tables(c.block_size, c.n_heads + c.n_kv_heads, c.head_size, dtype)
+            self.cos, self.sin = self._rotation_at(np.arange(c.block_size))
         elif c.position == "sinusoidal":
             self.sinusoids = sinusoids(c.block_size, c.d_model, STD, dtype)
         elif c.position == "alibi":
             self.slopes = alibi_slopes(c.n_heads, dtype)
 
     def forward(
-        self, tokens: Array, new: New, dropout_keys: Callable[[int], NDArray[np.uint32]] | None = None
-    ) -> tuple[Array, Callable[[Array], Gradients]]:
-        """tokens (B, T) -> logits (N, V), and backward: d_logits (N, V) -> the gradient of every weight by name."""
+        self,
+        tokens: Array,
+        new: New,
+        dropout_keys: Callable[[int], NDArray[np.uint32]] | None = None,
+        penalties: tuple[float, float] = (0.0, 0.0),
+    ) -> tuple[Array, list[Routing], Callable[[Array], Gradients]]:
+        """tokens (B, T) -> logits (N, V), and what the router of each layer did, if there are any.
+
+        backward: d_logits (N, V) -> the gradient of every trained weight by name, to which the routings' balance and z
+        contribute, times `penalties`.
+        """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        run = Pass(B, T, new, dropout_keys, self._bias(T))
+        run = Pass(B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)))
         x, embed_back = self._embed(tokens.reshape(-1), run)
         block_backs = []
         for i in range(c.n_layers):
@@ -70,24 +85,27 @@ class Model:
         final_back = None
         if c.norm_position == "pre":
             x, final_back = self._norm("norm", x, new)
-        head = "embedding.weight" if c.tie_embeddings else "head.weight"
-        logits, head_back = ops.linear(x, w[head], new)
+        logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
 
         def backward(dlogits: Array) -> Gradients:
             gradients: Gradients = {}
-            dx, gradients[head] = head_back(dlogits)
+            dx = head_back(dlogits, gradients)
             if final_back is not None:
                 dx = final_back(dx, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
                 dx = block_backs.pop()(dx, gradients)
+            if c.lora_rank:  # norms and biases gave theirs, too
+                return {name: gradient for name, gradient in gradients.items() if name in w.trained}
             embed_back(dx, gradients)
             return gradients
 
-        return logits, backward
+        return logits, run.routings, backward
 
     def _embed(self, tokens: Array, run: Pass) -> tuple[Array, Callable[[Array, Gradients], None]]:
         c, w, (B, T) = self.config, self.weights, (run.B, run.T)
         x, embedding_back = ops.embedding(tokens, w["embedding.weight"], run.new)
+        if c.scale_embeddings:
+            x *= math.sqrt(c.d_model)
         positions = x.reshape(B, T, -1)
         if c.position == "learned":
             positions += w["position.weight"][:T]
@@ -101,6 +119,8 @@ class Model:
                 gradients["position.weight"] = np.zeros_like(w["position.weight"])
                 dx.reshape(B, T, -1).sum(0, out=gradients["position.weight"][:T])
             dtable = embedding_back(dx)
+            if c.scale_embeddings:
+                dtable *= math.sqrt(c.d_model)
             if c.tie_embeddings:
                 dtable += gradients["embedding.weight"]
             gradients["embedding.weight"] = dtable
@@ -148,22 +168,23 @@ class Model:
         return y, post_backward
 
     def _attention(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
-        c, w, new, (B, T) = self.config, self.weights, run.new, (run.B, run.T)
+        c, new, (B, T) = self.config, run.new, (run.B, run.T)
         H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
-        qkv, qkv_back = ops.linear(x, w[f"{prefix}.qkv.weight"], new)
-        if c.bias:
-            qkv[:, : H * Q] += w[f"{prefix}.q.bias"]
-            qkv[:, (H + K) * Q :] += w[f"{prefix}.v.bias"]
+        qkv, qkv_back = self._linear(f"{prefix}.qkv", x, new)
         heads = qkv.reshape(B, T, H + 2 * K, Q)
         qk, v = heads[:, :, : H + K], heads[:, :, H + K :]
         if c.qk_norm:
             qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new)
-        if c.position == "rope":
-            qk, rope_back = rope(qk, self.cos[:T], self.sin[:T], new)
+        if run.rotation:
+            qk, rope_back = rope(qk, *run.rotation, new)
         drop = None
         if run.dropout_keys and c.attention_dropout:
             drop = (c.attention_dropout, run.dropout_keys(sites.site(layer, sites.PROBABILITIES)))
-        mixed, attention_back = attention(qk, v, run.bias, drop, new)
+        if attends_by_tiles(c, T):
+            slopes = self.slopes if c.position == "alibi" else None
+            mixed, attention_back = flash_attention(qk, v, slopes, c.window, new)
+        else:
+            mixed, attention_back = attention(qk, v, run.bias, drop, new, c.window)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_ATTENTION), run)
 
@@ -171,18 +192,13 @@ class Model:
             dmixed = o_back(dropout_back(dy), gradients)
             dheads = attention_back(dmixed.reshape(B, T, H, Q))
             dqk = dheads[:, :, : H + K]
-            if c.position == "rope":
+            if run.rotation:
                 rope_back(dqk)
             if c.qk_norm:
                 dqk[...], dgain = qk_norm_back(dqk)
                 gradients[f"{prefix}.q_norm.weight"] = dgain[:H].sum(0)
                 gradients[f"{prefix}.k_norm.weight"] = dgain[H:].sum(0)
-            dqkv = dheads.reshape(qkv.shape)
-            if c.bias:
-                gradients[f"{prefix}.q.bias"] = dqkv[:, : H * Q].sum(0)
-                gradients[f"{prefix}.v.bias"] = dqkv[:, (H + K) * Q :].sum(0)
-            dx, gradients[f"{prefix}.qkv.weight"] = qkv_back(dqkv)
-            return dx
+            return qkv_back(dheads.reshape(qkv.shape), gradients)
 
         return y, backward
 
@@ -192,12 +208,32 @@ class Model:
         gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [w[f"{prefix}.k_norm.weight"]] * c.n_kv_heads
         return np.stack(gains)
 
+    def rotation(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
+        """cos and sin (..., H + K, Q) at positions, if it is rope: from a table up to the context, made beyond it."""
+        if self.config.position != "rope":
+            return None
+        end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
+        if end <= len(self.cos):
+            return self.cos[positions], self.sin[positions]
+        return self._rotation_at(np.arange(positions.start or 0, end) if isinstance(positions, slice) else positions)
+
+    def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
+        c, dtype = self.config, self.weights.flat.dtype
+        return rope_at(positions, c.n_heads + c.n_kv_heads, c.head_size, dtype, c.rope_scaling, c.rope_factor)
+
     def _bias(self, T: int) -> Array | None:
-        if self.config.position != "alibi":
+        if self.config.position != "alibi" or attends_by_tiles(self.config, T):
             return None
         return alibi_bias(self.slopes, np.arange(T), np.arange(T))
 
     def _feedforward(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
+        inner = self._mixture if self.config.n_experts else self._mlp
+        y, inner_back = inner(prefix, x, run)
+        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_FEEDFORWARD), run)
+        return y, lambda dy, gradients: inner_back(dropout_back(dy), gradients)
+
+    def _mlp(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
+        """A feed-forward, or one expert: down(activation(up(x))), or down(activation(gate(x)) up(x))."""
         c, new = self.config, run.new
         activation = ops.ACTIVATIONS[c.feedforward]
         activation_back: Callable[[Array], Array]
@@ -208,27 +244,76 @@ class Model:
             inner, into_back = self._linear(f"{prefix}.up", x, new)
             h, activation_back = activation(inner, new)
         y, down_back = self._linear(f"{prefix}.down", h, new)
-        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_FEEDFORWARD), run)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
-            dh = down_back(dropout_back(dy), gradients)
-            return into_back(activation_back(dh), gradients)
+            return into_back(activation_back(down_back(dy, gradients)), gradients)
+
+        return y, backward
+
+    def _mixture(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
+        """The experts that the router chose for each token, and the shared one, if there is one."""
+        c = self.config
+        logits, router_back = self._linear(f"{prefix}.router", x, run.new)
+        experts = [partial(self._mlp, f"{prefix}.experts.{e}", run=run) for e in range(c.n_experts)]
+        y, routing, mixture_back = mixture(x, logits, experts, c.experts_per_token, run.B, run.new)
+        run.routings.append(routing)
+        if c.shared_expert:
+            shared, shared_back = self._mlp(f"{prefix}.shared", x, run)
+            y += shared
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dx, dlogits = mixture_back(dy, gradients, *run.penalties)
+            dx += router_back(dlogits, gradients)
+            if c.shared_expert:
+                dx += shared_back(dy, gradients)
+            return dx
 
         return y, backward
 
     def _linear(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        w = self.weights
-        y, linear_back = ops.linear(x, w[f"{name}.weight"], new)
-        if self.config.bias:
-            y += w[f"{name}.bias"]
+        """x (N, I) -> (N, O): a matrix, or a stack of some, with the biases of its parts."""
+        if self.config.lora_rank:
+            return self._adapted(name, x, new)
+        y, linear_back = ops.linear(x, self.weights[f"{name}.weight"], new)
+        biases = self._add_biases(name, y)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
+            for bias, columns in biases:
+                gradients[bias] = dy[:, columns].sum(0)
             dx, gradients[f"{name}.weight"] = linear_back(dy)
-            if self.config.bias:
-                gradients[f"{name}.bias"] = dy.sum(0)
             return dx
 
         return y, backward
+
+    def _adapted(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
+        """The same with weights that stay as they are, and the adapters of the parts that have one."""
+        c, w = self.config, self.weights
+        y, linear_back = ops.frozen_linear(x, w[f"{name}.weight"], new)
+        self._add_biases(name, y)
+        adapters = []
+        for part, columns in w.parts(f"{name}.weight"):
+            a, b = f"{part}.lora_a", f"{part}.lora_b"
+            if a in w.rows:
+                added, adapter_back = ops.adapter(x, w[a], w[b], c.lora_alpha / c.lora_rank, new)
+                y[:, columns] += added
+                adapters.append((a, b, columns, adapter_back))
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dx = linear_back(dy)
+            for a, b, columns, adapter_back in adapters:
+                dx_adapter, gradients[a], gradients[b] = adapter_back(dy[:, columns])
+                dx += dx_adapter
+            return dx
+
+        return y, backward
+
+    def _add_biases(self, name: str, y: Array) -> list[tuple[str, slice]]:
+        """Adds to each part of a stack's product its bias, if it has one; their names and columns."""
+        w = self.weights
+        biases = [(f"{part}.bias", columns) for part, columns in w.parts(f"{name}.weight") if f"{part}.bias" in w.rows]
+        for bias, columns in biases:
+            y[:, columns] += w[bias]
+        return biases
 
     def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
         gain = self.weights[f"{name}.weight"]

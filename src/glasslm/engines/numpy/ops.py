@@ -55,6 +55,30 @@ def linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], tuple
     return y, backward
 
 
+def frozen_linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
+    """`linear` with a matrix that is not trained: backward gives dx alone."""
+    y = np.matmul(x, w.T, out=new((x.shape[0], w.shape[0])))
+    return y, lambda dy: np.matmul(dy, w, out=new(x.shape))
+
+
+def adapter(
+    x: Array, a: Array, b: Array, scale: float, new: New
+) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+    """x (N, I), a (r, I), b (O, r) -> scale (x aᵀ) bᵀ (N, O). LoRA, arXiv:2106.09685, equation 3."""
+    inner = np.matmul(x, a.T, out=new((x.shape[0], a.shape[0])))
+    inner *= scale
+    y = np.matmul(inner, b.T, out=new((x.shape[0], b.shape[0])))
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        db = np.matmul(dy.T, inner, out=new(b.shape))
+        dinner = np.matmul(dy, b, out=new(inner.shape))
+        dinner *= scale
+        da = np.matmul(dinner.T, x, out=new(a.shape))
+        return np.matmul(dinner, a, out=new(x.shape)), da, db
+
+    return y, backward
+
+
 def rms_norm(x: Array, gain: Array, new: New) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """x (..., D) -> gain x / rms(x). Root mean square norm, arXiv:1910.07467, equation 4.
 
@@ -245,3 +269,43 @@ def cross_entropy(logits: Array, targets: Array, new: New) -> tuple[Array, Calla
         return dlogits
 
     return nats, backward
+
+
+def smoothing(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[float], Array]]:
+    """logits (N, V), targets (N,) -> (N,) the mean nats of all symbols less those of the target; 0 without a target.
+
+    Label smoothing adds a share of it to the loss (arXiv:1512.00567, section 7). The softmax's sum is in both and
+    cancels: what is left is the target's logit less the mean one.
+    """
+    rows = np.arange(targets.size)
+    valid = targets >= 0
+    hit = np.where(valid, targets, 0)
+    nats = (logits[rows, hit] - logits.mean(-1)) * valid
+
+    def backward(weight: float) -> Array:
+        dlogits = new(logits.shape)
+        dlogits[...] = (valid[:, None] * (-weight / logits.shape[1])).astype(dlogits.dtype)
+        dlogits[rows, hit] += (weight * valid).astype(dlogits.dtype)
+        return dlogits
+
+    return nats, backward
+
+
+def z_loss(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[float], Array]]:
+    """logits (N, V), targets (N,) -> (N,) log² Z, which keeps softmax's sum Z near 1; 0 where there is no target.
+
+    arXiv:2204.02311, section 5.
+    """
+    top = logits.max(-1, keepdims=True)
+    p = np.subtract(logits, top, out=new(logits.shape))
+    np.exp(p, out=p)
+    total = p.sum(-1, keepdims=True)
+    log_z = (np.log(total) + top) * (targets >= 0)[:, None]
+
+    def backward(weight: float) -> Array:
+        return np.multiply(p, (2 * weight * log_z / total).astype(p.dtype), out=new(p.shape))
+
+    return (log_z * log_z)[:, 0], backward
+
+
+SOFTMAX_TERMS = {"smoothing": smoothing, "z": z_loss}  # what may be minimised beside the nats, by name

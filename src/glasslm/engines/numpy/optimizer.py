@@ -49,6 +49,13 @@ def sgd(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: floa
     p -= g
 
 
+def move_average(average: Array, p: Array, share: float) -> None:
+    """average = average + share (p - average)."""
+    difference = p - average
+    difference *= share
+    average += difference
+
+
 def muon(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float) -> None:
     """Nesterov momentum, made orthogonal: all singular values of the update become about 1. p, g, m are (O, I).
 

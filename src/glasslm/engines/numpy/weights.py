@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,26 @@ class Weights:
     def __init__(self, rows: Table, dtype: DTypeLike) -> None:
         self.flat: NDArray[Any] = np.zeros(sum(row.size for row in rows.values()), dtype)
         self.rows: dict[str, NDArray[Any]] = {}
+        self.trained = frozenset(name for name, row in rows.items() if row.trained)
         self._starts: dict[str, int] = {}
         position = 0
-        for name, row in sorted(rows.items(), key=lambda item: (item[1].group, item[1].decay)):
+        for name, row in sorted(rows.items(), key=lambda item: (item[1].trained, item[1].group, item[1].decay)):
             self._starts[name] = position
             position += row.size
             self.rows[name] = self.flat[self._starts[name] : position].reshape(row.shape)
-        self._views = self.rows | {stack: self._together(parts) for stack, parts in _stacks(rows).items()}
+        self._stacks = _stacks(rows)
+        self._views = self.rows | {stack: self._together(parts) for stack, parts in self._stacks.items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._views[name]
+
+    def parts(self, name: str) -> Iterator[tuple[str, slice]]:
+        """The modules of which a stack, or a matrix, consists, and which columns of its product each of them makes."""
+        start = 0
+        for part in self._stacks.get(name, [name]):
+            end = start + len(self.rows[part])
+            yield part.rpartition(".")[0], slice(start, end)
+            start = end
 
     def under(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
@@ -56,6 +67,8 @@ def _stacks(rows: Table) -> dict[str, list[str]]:
     for name in rows:
         prefix, _, suffix = name.rpartition(".")
         module, _, part = prefix.rpartition(".")
+        if suffix not in ("weight", "bias"):
+            continue
         for stack, parts in STACKED.items():
             names = [f"{module}.{other}.{suffix}" for other in parts]
             if part == parts[0] and all(other in rows for other in names):

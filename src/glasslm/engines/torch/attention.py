@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glasslm.config import ModelConfig
-from glasslm.engines.torch.layers import Linear, RMSNorm, dropout_mask, widened
+from glasslm.config import AttentionName, ModelConfig
+from glasslm.engines.numpy.attention import Slots
+from glasslm.engines.torch.layers import RMSNorm, dropout_mask, linear, widened
 
 if TYPE_CHECKING:
     from glasslm.engines.torch.model import Transformer
 
-TILES = 4  # of queries, when attention is written out: keys after a tile's last query are not computed at all
+TILES = 4  # of queries, when attention is written out: keys that no query of a tile sees are not computed at all
 
 
 class Drop(NamedTuple):
@@ -38,22 +39,26 @@ class Place(NamedTuple):
     # (1, T, S) or (B, 1, T, S), True where a key is hidden; None: those after the query, or none of them
     hidden: Tensor | None
     causal: bool  # whether `hidden` None means that the keys after a query are hidden
+    way: AttentionName | None = None  # how to compute it over a whole text; None: over a cache, by the fused kernels
+    window: int = 0
     drop: Drop | None = None  # of the attention probabilities
 
 
 class KeyValueCache:
-    """Keys and values of every layer, (layers, rows, K, capacity + 1, Q) each; padding is written into the last place.
+    """Keys and values of every layer, (layers, rows, K, size, Q) each, of up to `capacity` tokens a row.
 
-    Where the rows stand is known on the CPU, so that no step waits for the device.
+    Of a model that rolls only the newest of a window are kept, and when the whole window fits, a text has no end. Where
+    the rows stand is known on the CPU, so that no step waits for the device.
     """
 
     def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
         c = model.config
-        shape = (c.n_layers, rows, c.n_kv_heads, capacity + 1, c.head_size)
+        self.size = min(capacity, c.window) if c.rolling else capacity
+        self.endless = c.rolling and c.window <= capacity
+        shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
         self.model = model  # whose keys and values these are
         self.keys = torch.zeros(shape, device=model.embedding.weight.device, dtype=model.dtype)
         self.values = torch.zeros_like(self.keys)
-        self.capacity = capacity
         self._lengths = np.zeros(rows, np.int64)
 
     @property
@@ -65,44 +70,46 @@ class KeyValueCache:
 
     def reading(self, counts: NDArray[np.int64], T: int) -> Reading:
         """Make room for counts[b] tokens in each row b, the first of T that are given."""
-        before = self._lengths
-        S = int((before + counts).max())
-        assert self.capacity >= S, "more tokens than the cache has room for"
-        alike = bool((before == before[0]).all() and (counts == T).all())
-        positions = before[:, None] + np.arange(T)
-        places = np.where(np.arange(T) < counts[:, None], positions, self.capacity)
-        positions = np.minimum(positions, max(S - 1, 0))  # those of padding may be anything that has a row in a table
-        self._lengths = before + counts
-        device = self.keys.device
+        slots = Slots(self._lengths, counts, T, self.size)
+        assert self.endless or slots.end <= self.size, "more tokens than the cache has room for"
+        self._lengths = self._lengths + counts
+        numbers, write, device = slots.queries, slots.write, self.keys.device
         return Reading(
             self,
-            start=int(before[0]) if alike else None,
-            S=S,
-            positions=torch.from_numpy(positions[0] if alike else positions).to(device),
-            places=torch.from_numpy(places).to(device),
+            start=slots.start if slots.alike else None,
+            numbers=numbers,
+            positions=torch.from_numpy(numbers).to(device),
+            keys=torch.from_numpy(slots.keys).to(device) if slots.full else torch.arange(slots.end, device=device),
+            beside=slots.beside,
+            write=write if isinstance(write, slice) else tuple(torch.from_numpy(part).to(device) for part in write),
         )
 
 
 class Reading(NamedTuple):
-    """One call that reads new tokens into a cache."""
+    """One call that reads new tokens into a cache: numpy/attention.py's Slots, on the device."""
 
     cache: KeyValueCache
     start: int | None  # where all rows stand alike, that place
-    S: int  # keys in the longest row, with the new ones
+    numbers: NDArray[np.int64]  # the positions, on the CPU
     positions: Tensor  # (T,) or (B, T)
-    places: Tensor  # (B, T) where to write each token
+    keys: Tensor  # (S,) or (B, S) the positions of the keys that are looked at
+    beside: int | None
+    write: slice | tuple[Tensor, ...]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values (B, K, T, Q) written; all of them so far, (B, K, S, Q)."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if self.start is not None:
-            keys[:, :, self.start : self.S] = k
-            values[:, :, self.start : self.S] = v
+        """New keys and values (B, K, T, Q) written; those that are looked at, (B, K, S, Q)."""
+        return self._extend(self.cache.keys[layer], k), self._extend(self.cache.values[layer], v)
+
+    def _extend(self, cached: Tensor, new: Tensor) -> Tensor:
+        looked_at = cached[:, :, : self.keys.shape[-1]]  # a view, in which the new ones will be
+        if self.beside is not None:
+            looked_at = torch.cat([cached[:, :, : self.beside], new], 2)
+        if isinstance(self.write, slice):
+            cached[:, :, self.write] = new
         else:
-            rows = torch.arange(len(self.places), device=keys.device)[:, None]
-            keys[rows, :, self.places] = k.transpose(1, 2)
-            values[rows, :, self.places] = v.transpose(1, 2)
-        return keys[:, :, : self.S], values[:, :, : self.S]
+            rows, columns, places = self.write
+            cached[rows, :, places] = new[rows, :, columns]
+        return looked_at
 
 
 class Attention(nn.Module):
@@ -112,12 +119,12 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.heads, self.kv_heads, self.head_size = layer, c.n_heads, c.n_kv_heads, c.head_size
         HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-        self.q = Linear(c.d_model, HQ, bias=c.bias)
-        self.k = Linear(c.d_model, KQ, bias=False)  # softmax does not see a bias of the keys
-        self.v = Linear(c.d_model, KQ, bias=c.bias)
+        self.q = linear(c, "q", c.d_model, HQ, bias=c.bias)
+        self.k = linear(c, "k", c.d_model, KQ)  # softmax does not see a bias of the keys
+        self.v = linear(c, "v", c.d_model, KQ, bias=c.bias)
         self.q_norm = RMSNorm(c.head_size) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_size) if c.qk_norm else None
-        self.o = Linear(HQ, c.d_model, bias=c.bias)
+        self.o = linear(c, "o", HQ, c.d_model, bias=c.bias)
 
     def forward(self, x: Tensor, place: Place, reading: Reading | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -144,8 +151,8 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     """q (B, H, T, Q), k and v (B, K, S, Q) -> softmax(q kᵀ / sqrt(Q) + bias) v, (B, H, T, Q)."""
-    on_cpu = q.device.type == "cpu"
-    if place.drop is not None or (on_cpu and place.hidden is None and torch.compiler.is_compiling()):
+    compiled_on_cpu = q.device.type == "cpu" and torch.compiler.is_compiling()
+    if place.drop is not None or place.way == "plain" or (place.way == "auto" and compiled_on_cpu):
         return written_out(q, k, v, place)
     mask = None
     if place.bias is not None:
@@ -166,16 +173,18 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     parts = []
     for start in range(0, T, step := math.ceil(T / TILES)):
         end = min(start + step, T)
-        scores = widened((q[:, :, start:end] * Q**-0.5) @ k[:, :, :end].mT)
+        seen = slice(max(0, start - place.window + 1) if place.window else 0, end)  # by some query of this tile
+        scores = widened((q[:, :, start:end] * Q**-0.5) @ k[:, :, seen].mT)
         if place.bias is not None:
-            scores = scores + place.bias[..., start:end, :end]
-        later = position[:end] > position[start:end, None]
+            scores = scores + place.bias[..., start:end, seen]
+        ahead = position[seen] - position[start:end, None]
+        hidden = (ahead > 0) | (ahead <= -place.window) if place.window else ahead > 0
         # Added, because the gradient of a sum needs no mask, which the gradient of masked scores would.
-        scores = scores + torch.zeros_like(later, dtype=scores.dtype).masked_fill(later, -math.inf)
+        scores = scores + torch.zeros_like(hidden, dtype=scores.dtype).masked_fill(hidden, -math.inf)
         p = torch.softmax(scores, -1)
         if place.drop is not None:
             head = torch.arange(H, device=q.device)[:, None, None]
-            element = (head * T + position[start:end, None]) * T + position[:end]
+            element = (head * T + position[start:end, None]) * T + position[seen]
             p = p * dropout_mask(element, place.drop.p, place.drop.keys, p.dtype)
-        parts.append(p.to(v.dtype) @ v[:, :, :end])
+        parts.append(p.to(v.dtype) @ v[:, :, seen])
     return torch.cat(parts, 2)

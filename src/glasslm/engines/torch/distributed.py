@@ -26,12 +26,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from glasslm.config import ComputeConfig, RunConfig, from_dict, to_dict
-from glasslm.engines import Array, Batch, State, Update, thread_count
+from glasslm.engines import Array, Batch, Losses, State, Update, thread_count
 from glasslm.engines.choice import ranks, require_divisible
 from glasslm.engines.torch.attention import KeyValueCache
 from glasslm.engines.torch.engine import TorchEngine, make
 from glasslm.engines.torch.model import Transformer
-from glasslm.errors import GroupError
+from glasslm.errors import GroupError, InputError
 
 PATIENCE_S = 1800.0  # before a rank gives the others up; GLASSLM_GROUP_TIMEOUT says otherwise
 
@@ -96,7 +96,7 @@ class Leader:
     def loss_scale(self) -> float:
         return self._engine.loss_scale
 
-    def accumulate(self, batch: Batch, weight: float) -> float:
+    def accumulate(self, batch: Batch, weight: float) -> Losses:
         with in_words():
             arrays = [batch.tokens, batch.targets, batch.rows]
             tell({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
@@ -137,6 +137,8 @@ class Leader:
 def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
     """Rank 0's engine, once every rank has made its own. Raises InputError where the ranks cannot share the batch."""
     require_divisible(config.train.batch_size, ranks())
+    if config.optimizer.ema and compute.parallel == "fsdp":
+        raise InputError("--ema keeps a second copy of the weights, which fsdp does not cut: use --parallel ddp")
     with in_words():
         _join()
         what = {"config": to_dict(config), "vocab_size": vocab_size, "compute": to_dict(compute)}

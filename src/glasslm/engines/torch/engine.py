@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines import Batch, State, Update
+from glasslm.engines import Batch, Losses, State, Update
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys, site
-from glasslm.engines.state import read_state
+from glasslm.engines.objective import coefficients
+from glasslm.engines.state import AVERAGE, decay_of_average, read_state
 from glasslm.engines.torch import hardware
 from glasslm.engines.torch.attention import KeyValueCache
 from glasslm.engines.torch.layers import widened
 from glasslm.engines.torch.model import Transformer
+from glasslm.engines.torch.moe import Routing
 from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
 from glasslm.errors import InputError
 from glasslm.parameters import table
@@ -99,9 +101,17 @@ class TorchEngine:
         self.exact = torch.float64 if precision == "fp64" else torch.float32  # of weights, gradients and moments
         self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
         self._zero()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.rows[name].trained)
         if compiled:
             for block in self.model.blocks:
                 block.compile()  # in place, so that no name changes; they are alike, and one compilation serves all
+        self.average: Transformer | None = None  # of the weights as they were
+        if config.optimizer.ema:
+            self.average = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
+            self.average.requires_grad_(False)
+        self.used = self.average or self.model  # by all but training
+        self.coefficients = coefficients(config)
         self.forward: Callable[..., Any] = ranks.spread(self.model, self.place) if ranks else self.model
         self.micro_batch_size = micro_batch_size(config, "torch")
         self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
@@ -114,10 +124,15 @@ class TorchEngine:
         return found
 
     @cached_property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Those that training changes."""
+        return {name: parameter for name, parameter in self.parameters.items() if self.rows[name].trained}
+
+    @cached_property
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Made when training starts; inference needs none."""
-        return Optimizer(self.parameters, self.rows, self.config.optimizer)
+        return Optimizer(self.trained, self.rows, self.config.optimizer)
 
     @torch.no_grad()
     def _zero(self) -> None:
@@ -126,22 +141,48 @@ class TorchEngine:
 
     @memory_errors()
     @no_denormals()
-    def accumulate(self, batch: Batch, weight: float) -> float:
+    def accumulate(self, batch: Batch, weight: float) -> Losses:
         mine = np.arange(len(batch.tokens))[self.ranks.mine if self.ranks else slice(None)]
         # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
-        total = torch.zeros((), dtype=torch.float64 if self.place.type != "mps" else torch.float32, device=self.place)
+        exact = torch.float64 if self.place.type != "mps" else torch.float32
+        sums = [torch.zeros((), dtype=exact, device=self.place) for _ in range(1 + len(self.coefficients))]
+        use = torch.zeros(self.config.model.n_layers, self.config.model.n_experts, device=self.place)
         for start in range(0, len(mine), self.micro_batch_size):
             part = mine[start : start + self.micro_batch_size]
             last = start + self.micro_batch_size >= len(mine)
             with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
-                nats = self._nats(*self._inputs(batch, part))
-                loss = nats.sum()
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+                terms, routings = self._terms(*self._inputs(batch, part))
+                objective = terms[0] + sum(times * term for times, term in zip(self.coefficients.values(), terms[1:]))
+                (objective * scale).backward()  # type: ignore[no-untyped-call]
+            for total, term in zip(sums, terms):
+                total += term.detach()
+            for layer, routing in enumerate(routings):
+                use[layer] += routing.use
         if self.ranks:
-            self.ranks.sum_(total)
-        return weight * float(total)
+            for total in (*sums, use):
+                self.ranks.sum_(total)
+        means = [weight * float(total) for total in sums]
+        auxiliary = dict(zip(self.coefficients, means[1:]))
+        return Losses(means[0], auxiliary, to_numpy(use) if self.config.model.n_experts else None)
+
+    def _terms(self, tokens: Tensor, targets: Tensor, keys: Tensor | None) -> tuple[list[Tensor], list[Routing]]:
+        """The sums over these rows (B, T) of what is minimised: the nats, then the terms in `coefficients`."""
+        c, found = self.config.model, {}
+        logits, routings = self.forward(tokens, keys)
+        logits, targets = widened(logits).flatten(0, 1), targets.flatten()
+        valid = targets >= 0
+        nats = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+        if "smoothing" in self.coefficients:
+            hit = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            found["smoothing"] = ((hit - logits.mean(-1)) * valid).sum()
+        if "z" in self.coefficients:
+            found["z"] = (torch.logsumexp(logits, -1).square() * valid).sum()
+        if routings:
+            each = tokens.shape[1] / c.n_layers  # a sequence counts as its targets do, and a layer as a part of all
+            found["balance"] = each * torch.stack([routing.balance for routing in routings]).sum()
+            found["router_z"] = each * torch.stack([routing.z for routing in routings]).sum()
+        return [nats, *(found[name] for name in self.coefficients)], routings
 
     def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and targets (B, T) of some rows of the batch, and the dropout keys of all sites (sites, B)."""
@@ -151,12 +192,6 @@ class TorchEngine:
             by_site = [row_keys(c.train.seed, batch.step, rows, place) for place in sites]
             keys = self._to_device(np.stack(by_site).view(np.int32))
         return self._to_device(batch.tokens[part]), self._to_device(batch.targets[part]), keys
-
-    def _nats(self, tokens: Tensor, targets: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B T,) nats of each target; 0 where it is -1."""
-        forward = self.forward if torch.is_grad_enabled() else self.model  # nothing to average without gradients
-        logits = widened(forward(tokens, keys)).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
 
     @memory_errors()
     @no_denormals()
@@ -173,6 +208,9 @@ class TorchEngine:
                 torch._foreach_mul_(gradients, factor)
             self.optimizer.step(lr)
             self.updates += 1
+            if self.average is not None:
+                share = 1 - decay_of_average(self.config.optimizer.ema, self.updates)
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.parameters.values()), share)
         overflow = not finite and self.loss_scale > SMALLEST_SCALE
         if overflow:
             self.loss_scale /= 2
@@ -188,7 +226,7 @@ class TorchEngine:
             parameter.grad = None
         self.accumulate(batch, weight)
         found = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.trained.items():
             assert parameter.grad is not None
             found[name] = to_numpy(whole(parameter.grad)) / self.loss_scale
             parameter.grad = None
@@ -204,8 +242,10 @@ class TorchEngine:
             part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
             some = part if len(part) else np.zeros(1, np.int64)
             with self._eagerly():
-                nats = self._nats(self._to_device(tokens[some]), self._to_device(targets[some]))
+                logits, _ = self.used(self._to_device(tokens[some]))
             if len(part):
+                hit = self._to_device(targets[part]).flatten()
+                nats = F.cross_entropy(widened(logits).flatten(0, 1), hit, ignore_index=-1, reduction="none")
                 found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
         if self.ranks:
             self.ranks.sum_(found)
@@ -220,7 +260,7 @@ class TorchEngine:
     def gathered(self) -> Transformer:
         """The model with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
         if not (self.ranks and self.ranks.kind == "fsdp"):
-            return self.model
+            return self.used
         if self.ranks.rank > 0:  # it helps rank 0 and keeps nothing
             for name in self.rows:
                 whole(self.parameters[name])
@@ -237,24 +277,31 @@ class TorchEngine:
         counts = np.asarray(counts, np.int64)
         reading = cache.reading(counts, tokens.shape[1])
         with self._eagerly():
-            x = cache.model.hidden(self._to_device(tokens), reading=reading)
+            x, _ = cache.model.hidden(self._to_device(tokens), reading=reading)
         if not every:
             last = self._to_device(np.maximum(counts - 1, 0))
             x = x[torch.arange(len(x), device=self.place), last]
         return to_numpy(widened(cache.model.logits(x)))
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        for name in self.rows:
-            yield name, to_numpy(whole(self.parameters[name].detach()))
+        for name, parameter in self.trained.items():
+            yield name, to_numpy(whole(parameter.detach()))
         for name, moment in self.optimizer.moments.items():
             yield name, to_numpy(whole(moment))
+        if self.average is not None:
+            for name, parameter in self.average.named_parameters():
+                if name in self.trained:
+                    yield f"{AVERAGE}/{name}", to_numpy(parameter)
 
     @memory_errors()
     @torch.no_grad()
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
-        weights, moments = read_state(state, self.rows, self.config.optimizer.optimizer)
+        weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
         for name, parameter in self.parameters.items():
             self._fill(parameter, weights[name])
+        if self.average is not None:
+            for name, parameter in self.average.named_parameters():
+                self._fill(parameter, averages.get(name, weights[name]))
         self.updates = updates
         if self.precision == "fp16":
             self.loss_scale = loss_scale if loss_scale > 1 else LARGEST_SCALE  # another precision came before

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glasslm.config import ModelConfig
 from glasslm.engines.dropout import threshold
 
 EPS = 1e-5
@@ -21,14 +22,34 @@ def widened(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """x (..., I) -> x wᵀ + bias (..., O), in the type of x."""
+    """x (..., I) -> x wᵀ + bias (..., O), in the type of x; with an adapter of some `rank`, + scale (x aᵀ) bᵀ.
+
+    The adapter is LoRA's: arXiv:2106.09685, equation 3.
+    """
+
+    def __init__(self, width: int, height: int, bias: bool, rank: int = 0, scale: float = 1.0) -> None:
+        super().__init__(width, height, bias)
+        self.scale = scale
+        self.lora_a = nn.Parameter(torch.empty(rank, width)) if rank else None
+        self.lora_b = nn.Parameter(torch.empty(height, rank)) if rank else None
 
     def reset_parameters(self) -> None:
         """Nothing: the engine loads the table's initial values."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        y = F.linear(input, self.weight.to(input.dtype), bias)
+        if self.lora_a is None or self.lora_b is None:
+            return y
+        inner = F.linear(input, self.lora_a.to(input.dtype)) * self.scale
+        return y + F.linear(inner, self.lora_b.to(input.dtype))
+
+
+def linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = False) -> Linear:
+    """The matrix `name` of a block, with an adapter if the config asks for one."""
+    if c.lora_rank and name in c.adapted:
+        return Linear(width, height, bias, c.lora_rank, c.lora_alpha / c.lora_rank)
+    return Linear(width, height, bias)
 
 
 class Embedding(nn.Embedding):

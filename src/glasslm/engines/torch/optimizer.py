@@ -21,12 +21,12 @@ ADAM_EPS = 1e-8
 
 
 class Optimizer:
-    """Moves the parameters, by name, that the table assigns to AdamW, Muon or SGD; owns their moments."""
+    """Moves parameters, by name, by what the table assigns to them, AdamW, Muon or SGD; owns their moments."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], rows: Table, config: OptimizerConfig) -> None:
         self.config, self.parameters = config, parameters
         self.decay = {name: config.weight_decay if row.decay else 0.0 for name, row in rows.items()}
-        self.kinds = {name: moment_kind(row, config.optimizer) for name, row in rows.items()}
+        self.kinds = {name: moment_kind(rows[name], config.optimizer) for name in parameters}
         self.moments = {
             f"{which}/{name}": torch.zeros_like(parameters[name], requires_grad=False)
             for name, kind in self.kinds.items()

@@ -1,0 +1,105 @@
+"""What the key-value cache is worth: seconds for texts of 64, 256 and 1,024 tokens with it and without, and its memory.
+
+    python benchmarks/cache_speed.py [--engine numpy torch --threads 1 --seconds 20]
+
+The model is `tiny` with a context of 1,024. Without the cache every token is computed from all those before it, read
+afresh, but only the last token's logits; with it each token is read once. Both must come to the same last logits. The
+memory is measured as the growth that tracemalloc sees (NumPy) or as the size of the tensors (PyTorch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
+import numpy as np
+
+from glasslm.config import ComputeConfig, EngineName, RunConfig
+from glasslm.engines import make_engine
+from glasslm.estimate import cache_bytes
+from glasslm.parameters import initial_weights, table
+from glasslm.presets import PRESETS
+from glasslm.wording import size
+from paired import heading, ratio, take_turns
+
+LENGTHS, CONTEXT, WINDOW, V = (64, 256, 1024), 1024, 128, 65
+
+
+def engine_of(name: EngineName, threads: int, window: int = 0) -> Any:
+    tiny = PRESETS["tiny"]()
+    model = dataclasses.replace(tiny.model, block_size=CONTEXT, window=window)
+    config = RunConfig(model=model).resolved()
+    engine = make_engine(config, V, ComputeConfig(engine=name, device="cpu", precision="fp32", threads=threads))
+    wide = ((key, array * (4 if array.ndim == 2 else 1)) for key, array in initial_weights(table(config.model, V), 0))
+    engine.load(wide)
+    return engine
+
+
+def cached(engine: Any, tokens: np.ndarray) -> np.ndarray:
+    """The logits after the last token, each token read once."""
+    cache, one = engine.new_cache(1, len(tokens)), np.ones(1, np.int64)
+    for token in tokens:
+        logits = engine.logits(token.reshape(1, 1), cache, one)
+    return np.array(logits[0])
+
+
+def uncached(engine: Any, tokens: np.ndarray) -> np.ndarray:
+    """The same, each token with all those before it."""
+    for length in range(1, len(tokens) + 1):
+        logits = engine.logits(tokens[None, :length], engine.new_cache(1, length), np.array([length]))
+    return np.array(logits[0])
+
+
+def measured_bytes(name: str, make: Callable[[], Any]) -> int:
+    if name == "torch":
+        cache = make()
+        return cache.keys.untyped_storage().nbytes() + cache.values.untyped_storage().nbytes()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    cache = make()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cache.keys.any() is not None  # alive until here
+    return after - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", nargs="+", default=["numpy", "torch"], choices=["numpy", "torch"])
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one")
+    parser.add_argument("--seconds", type=float, default=20, help="for each engine and length, one pair at least")
+    args = parser.parse_args()
+    print(heading("numpy", *(["torch"] if "torch" in args.engine else []), threads=args.threads))
+    print(f"preset tiny, context {CONTEXT:,}, one text; medians of pairs")
+    print("engine  tokens   with cache, s   without, s   times as fast")
+    tokens = np.random.default_rng(0).integers(0, V, CONTEXT)
+    for name in args.engine:
+        engine = engine_of(name, args.threads)
+        for length in LENGTHS:
+            text = tokens[:length]
+            difference = np.abs(cached(engine, text) - uncached(engine, text)).max()
+            assert difference < 1e-3, difference
+            ways = {"with": partial(cached, engine, text), "without": partial(uncached, engine, text)}
+            times = take_turns(ways, args.seconds, rounds=1)
+            with_cache, without = (statistics.median(times[way]) for way in ways)
+            speed_up = ratio(times, "with", "without")
+            print(f"{name:6}  {length:6,}  {with_cache:14.3f}  {without:11.3f}  {speed_up:14.1f}", flush=True)
+    print("\nmemory of the cache: 2 L K Q min(capacity, window) rows numbers")
+    print("engine  window   by formula, bytes   measured, bytes")
+    for name in args.engine:
+        for window in (0, WINDOW):
+            engine = engine_of(name, args.threads, window)
+            formula = cache_bytes(engine.config.model, 1, CONTEXT, 4)
+            found = measured_bytes(name, partial(engine.new_cache, 1, CONTEXT))
+            print(f"{name:6}  {window or '-':>6}  {formula:18,}  {found:16,}   ({size(formula)})")
+
+
+if __name__ == "__main__":
+    main()

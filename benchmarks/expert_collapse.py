@@ -1,0 +1,142 @@
+"""What becomes of the experts without the loss that balances them: a small mixture of experts trained both ways.
+
+    python benchmarks/expert_collapse.py [--text-file PATH | --corpus shakespeare]
+        [--experts-per-token 1 2 --seeds 0 1 2 --max-steps 600 --lr .01 --figure docs/expert_use.png]
+
+For each number of experts a token and each seed, two runs that differ in --balance-loss alone: the default, and 0. Both
+start from the same weights and read the same batches. From the lines of metrics.jsonl, the share of the choices that
+each expert got (of one step's batch): the largest share; the entropy over log E, 1 if all are used alike and 0 if one
+gets all; and how many got less than a hundredth. Each is a mean over the layers of the last tenth of the steps, and
+loss is the validation loss at the end. The figure shows the first seed's shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
+import numpy as np
+from matplotlib.figure import Figure
+
+from glasslm import launch
+from glasslm.config import ComputeConfig, OptimizerConfig, RunConfig, with_flags
+from glasslm.presets import PRESETS
+from paired import heading
+
+MODEL = {
+    "d_model": 64, "n_layers": 4, "n_heads": 4, "d_ff": 96, "n_experts": 8, "block_size": 64, "batch_size": 16,
+    "log_interval": 10, "sample_interval": 0, "eval_interval": 10**6, "checkpoint_interval": 10**6,
+}  # fmt: skip
+LEAST = 0.01  # the share below which an expert counts as unused
+BALANCES = (OptimizerConfig().balance_loss, 0.0)
+
+
+class Course(NamedTuple):
+    """How the experts were used in one run."""
+
+    steps: np.ndarray[Any, Any]  # (lines,)
+    shares: np.ndarray[Any, Any]  # (lines, layers, E)
+    loss: float  # on the validation split, at the end
+
+    @property
+    def end(self) -> np.ndarray[Any, Any]:
+        """(lines of the last tenth of the steps, layers, E)"""
+        return self.shares[self.steps > 0.9 * self.steps[-1]]
+
+    @property
+    def largest(self) -> float:
+        return float(self.end.max(-1).mean())
+
+    @property
+    def entropy(self) -> float:
+        return float(entropy(self.end).mean())
+
+    @property
+    def unused(self) -> float:
+        return float((self.end < LEAST).sum(-1).mean())
+
+
+def entropy(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(..., E) -> (...), in parts of its largest value, log E."""
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return -(shares * logs).sum(-1) / np.log(shares.shape[-1])
+
+
+def train(config: RunConfig, threads: int) -> Course:
+    compute = ComputeConfig(engine="numpy", threads=threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run")
+        launch.train(config, compute, path, say=lambda line: None)
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    losses = [line["loss"] for line in lines if line["kind"] == "eval" and line["whole"]]
+    return Course(np.array([line["step"] for line in steps]), np.array([line["experts"] for line in steps]), losses[-1])
+
+
+def draw(courses: dict[str, Course]) -> Figure:
+    """A row for each run, a column for each layer: the shares on top of each other, the experts most used in the end
+    at the bottom.
+    """
+    layers = next(iter(courses.values())).shares.shape[1]
+    figure = Figure(figsize=(10, 1.9 * len(courses)), layout="constrained")
+    for row, (name, course) in zip(figure.subplots(len(courses), layers, sharex=True, sharey=True), courses.items()):
+        for layer, axes in enumerate(row):
+            shares = course.shares[:, layer]
+            shares = shares[:, np.argsort(-shares[-len(course.end) :].mean(0))]
+            shades = [(0.13 + 0.1 * e, 0.35 + 0.075 * e, 0.6 + 0.045 * e) for e in range(shares.shape[-1])]
+            axes.stackplot(course.steps, shares.T, colors=shades, edgecolor="white", linewidth=0.3)
+            axes.set(xlim=(course.steps[0], course.steps[-1]), ylim=(0, 1), yticks=[0, 0.5, 1])
+            end = entropy(course.end[:, layer]).mean()
+            axes.set_title(f"layer {layer + 1}: entropy {end:.2f} at the end", fontsize=9, loc="left")
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(name, fontsize=9)
+    figure.supxlabel("step", fontsize=9)
+    figure.suptitle("The share of tokens that each expert computes", fontsize=11, fontweight="bold")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text-file")
+    text.add_argument("--corpus", default="shakespeare")
+    parser.add_argument("--experts-per-token", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max-steps", type=int, default=600)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+
+    source = {"text_file": args.text_file} if args.text_file else {"corpus": args.corpus}
+    base = with_flags(PRESETS["tiny"](), MODEL | source | {"max_steps": args.max_steps, "lr": args.lr})
+    shown: dict[str, Course] = {}
+    print(heading("numpy", threads=args.threads))
+    print(f"{'':24}  largest share  entropy  unused of {MODEL['n_experts']}    loss  losses by seed")
+    for k in args.experts_per_token:
+        for balance in BALANCES:
+            chosen = with_flags(base, {"experts_per_token": k, "balance_loss": balance})
+            courses = [train(with_flags(chosen, {"seed": seed}), args.threads) for seed in args.seeds]
+            shown[f"{k} a token,\nbalance loss {balance:g}"] = courses[0]
+            means = {
+                name: statistics.mean(getattr(course, name) for course in courses)
+                for name in ("largest", "entropy", "unused", "loss")
+            }
+            print(
+                f"{k} a token, balance {balance:<5g}  {means['largest']:13.2f}  {means['entropy']:7.2f}  "
+                f"{means['unused']:11.1f}  {means['loss']:6.4f}  {' '.join(f'{c.loss:.4f}' for c in courses)}",
+                flush=True,
+            )
+    if args.figure:
+        draw(shown).savefig(args.figure, dpi=150, facecolor="white")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What the rank of adapters, or the choice of the matrices that get them, is worth: one fine-tuned run for each.
+
+A study is a folder: runs/ with an ordinary run for each variant, adapters.csv, adapters.png and report.md. A study that
+was interrupted goes on where it stopped: finished runs are not trained again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from glasslm import files, launch, runs
+from glasslm.config import ComputeConfig, RunConfig
+from glasslm.errors import InputError
+from glasslm.parameters import count, table
+from glasslm.report import figures
+from glasslm.runs import Run
+from glasslm.wording import Say, size, tell
+
+Kind = Literal["rank", "targets"]
+
+RANKS = (2, 4, 8, 16, 32, 64)
+TARGETS = ("q,v", "q,k,v,o", "q,k,v,o,gate,up,down")
+
+
+class Point(NamedTuple):
+    """One variant of a study, one seed."""
+
+    variant: str
+    rank: int
+    targets: str
+    trained: int  # parameters
+    val_loss: float  # nats per token of the new text, at the best step
+    bpb: float  # bits per byte of the new text
+    old_bpb_before: float | None  # of the old text; None where that is gone
+    old_bpb_after: float | None
+    checkpoint_bytes: int  # of the adapters alone
+
+
+def study(
+    kind: str, config: RunConfig, compute: ComputeConfig, folder: Path | None, command: str, say: Say = tell
+) -> str:
+    """Train and compare the variants of `config`; the last lines for people. Raises InputError for an unknown kind."""
+    variants = _variants(kind, config)
+    folder = folder or runs.RUNS / runs.default_name("adapters", kind)
+    for number, (name, variant) in enumerate(variants.items(), 1):
+        path = folder / "runs" / name
+        say(f"{number} of {len(variants)}: {name}")
+        if not (path / "run.json").exists():
+            outcome = launch.train(variant, compute, path, preset=name, command=command, say=_quiet)
+        elif Run(path).history.status in ("finished", "stopped"):
+            continue
+        else:
+            outcome = launch.resume(path, compute, say=_quiet)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+    points = [point(name, Run(folder / "runs" / name)) for name in variants]
+    text = report(kind, points)
+    files.write_atomic(folder / "adapters.csv", _csv(points).encode())
+    files.write_atomic(
+        folder / "adapters.png", figures.png(figures.adapters(kind, points, pareto(points), figures.ON_WHITE))
+    )
+    files.write_atomic(folder / "report.md", text.encode())
+    return f"{text}\nstudy: {folder}"
+
+
+def _variants(kind: str, config: RunConfig) -> dict[str, RunConfig]:
+    def with_model(**changes: Any) -> RunConfig:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+    if not config.model.lora_rank:
+        raise InputError("--study compares adapters: leave out --full")
+    if kind == "rank":
+        return {f"rank-{rank}": with_model(lora_rank=rank) for rank in RANKS}
+    if kind == "targets":
+        known = [",".join(t for t in targets.split(",") if t != "gate" or config.model.gated) for targets in TARGETS]
+        return {f"targets-{targets.replace(',', '')}": with_model(lora_targets=targets) for targets in known}
+    raise InputError(f"--study is '{kind}': expected rank or targets")
+
+
+def point(name: str, run: Run) -> Point:
+    """What came of one run."""
+    lines, history = list(run.metrics()), run.history
+    old = {line["step"]: line["bpb"] for line in lines if line["kind"] == "eval" and line["split"] == "old"}
+    best = min((line for line in lines if line["kind"] == "eval" and line["split"] == "val" and line["loss"]),
+               key=lambda line: line["loss"])  # fmt: skip
+    model = run.config.model
+    latest = run.path / "checkpoints" / f"{max(history.eval_steps):06d}"
+    return Point(
+        name,
+        model.lora_rank,
+        model.lora_targets,
+        count(table(model, run.tokenizer.vocab_size))["trained"],
+        best["loss"],
+        best["bpb"],
+        old.get(0),
+        old.get(best["step"]),
+        (latest / "model.safetensors").stat().st_size,
+    )
+
+
+def pareto(points: list[Point]) -> list[Point]:
+    """Those that none with fewer trained parameters equals, from few parameters to many."""
+    best: list[Point] = []
+    for one in sorted(points, key=lambda point: (point.trained, point.val_loss)):
+        if not best or one.val_loss < best[-1].val_loss:
+            best.append(one)
+    return best
+
+
+def report(kind: str, points: list[Point]) -> str:
+    """The study as Markdown."""
+    front = {one.variant for one in pareto(points)}
+    head = (
+        "| variant | trained parameters | checkpoint | new text, bits/byte | old text, bits/byte, before -> after | |"
+    )
+    rows = [
+        f"| {one.variant} | {one.trained:,} | {size(one.checkpoint_bytes)} | {one.bpb:.3f} | {_forgotten(one)} | "
+        f"{'on the Pareto front' if one.variant in front else ''} |"
+        for one in points
+    ]
+    note = "One seed each: differences of a hundredth mean nothing."
+    return "\n".join([f"# Adapters by {kind}", "", head, "|---|---|---|---|---|---|", *rows, "", note])
+
+
+def _forgotten(one: Point) -> str:
+    if one.old_bpb_before is None or one.old_bpb_after is None:
+        return "not measured"
+    return f"{one.old_bpb_before:.3f} -> {one.old_bpb_after:.3f}"
+
+
+def _csv(points: list[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Point._fields)
+    writer.writerows(points)
+    return text.getvalue()
+
+
+def _quiet(message: str) -> None:
+    """Of many runs only the study's own lines are shown."""
