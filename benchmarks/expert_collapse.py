@@ -98,7 +98,7 @@ def draw(courses: dict[str, Course]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(name, fontsize=9)
     figure.supxlabel("step", fontsize=9)
-    figure.suptitle("The share of tokens that each expert computes", fontsize=11, fontweight="bold")
+    figure.suptitle("The share of the router's choices that falls on each expert", fontsize=11, fontweight="bold")
     return figure
 
 

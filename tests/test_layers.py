@@ -76,17 +76,17 @@ LAYERS = """
     training
     pace
 
-    lab
-    lab.differences
-    lab.check
-    lab.parity
-    lab.overlay
     report.facts
     report.figures
     report.samples
     report.surprise
     report
     launch
+    lab
+    lab.differences
+    lab.check
+    lab.parity
+    lab.overlay
     lab.adapters
     cli.parsing
     cli.train

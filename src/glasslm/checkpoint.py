@@ -3,8 +3,8 @@
 A checkpoint is the folder checkpoints/000500: model.safetensors (the table's names; float32, or float64 when the engine
 computes in float64), optimizer.safetensors (moments as `adamw.m/NAME`), state.json (Progress and the hashes of what it
 belongs to) and manifest.json. Of a run that trains adapters it holds these alone; the frozen weights are in the run's
-folder once, as base/model.safetensors. No file points to another: the latest is the highest step that verifies, and it knows the
-best. The same state gives the same bytes.
+folder once, as base/model.safetensors. No file points to another: the latest is the highest step that verifies, and it
+knows the best. The same state gives the same bytes.
 """
 
 from __future__ import annotations

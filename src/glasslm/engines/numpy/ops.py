@@ -57,8 +57,9 @@ def linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], tuple
 
 def frozen_linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
     """`linear` with a matrix that is not trained: backward gives dx alone."""
-    y = np.matmul(x, w.T, out=new((x.shape[0], w.shape[0])))
-    return y, lambda dy: np.matmul(dy, w, out=new(x.shape))
+    N = x.shape[0]
+    y = np.matmul(x, w.T, out=new((N, w.shape[0])))
+    return y, lambda dy: np.matmul(dy, w, out=new((N, w.shape[1])))  # which keeps no x
 
 
 def adapter(
@@ -277,14 +278,13 @@ def smoothing(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[
     Label smoothing adds a share of it to the loss (arXiv:1512.00567, section 7). The softmax's sum is in both and
     cancels: what is left is the target's logit less the mean one.
     """
-    rows = np.arange(targets.size)
-    valid = targets >= 0
-    hit = np.where(valid, targets, 0)
+    (N, V), valid = logits.shape, targets >= 0
+    rows, hit = np.arange(N), np.where(valid, targets, 0)
     nats = (logits[rows, hit] - logits.mean(-1)) * valid
 
     def backward(weight: float) -> Array:
-        dlogits = new(logits.shape)
-        dlogits[...] = (valid[:, None] * (-weight / logits.shape[1])).astype(dlogits.dtype)
+        dlogits = new((N, V))
+        dlogits[...] = (valid[:, None] * (-weight / V)).astype(dlogits.dtype)
         dlogits[rows, hit] += (weight * valid).astype(dlogits.dtype)
         return dlogits
 
