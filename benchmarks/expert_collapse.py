@@ -3,17 +3,19 @@
     python benchmarks/expert_collapse.py [--text-file PATH | --corpus shakespeare]
         [--experts-per-token 1 2 --seeds 0 1 2 --max-steps 600 --lr .01 --figure docs/expert_use.png]
 
-For each number of experts a token and each seed, two runs that differ in --balance-loss alone: the default, and 0. Both
-start from the same weights and read the same batches. From the lines of metrics.jsonl, the share of the choices that
-each expert got (of one step's batch): the largest share; the entropy over log E, 1 if all are used alike and 0 if one
-gets all; and how many got less than a hundredth. Each is a mean over the layers of the last tenth of the steps, and
-loss is the validation loss at the end. The figure shows the first seed's shares.
+For each number of experts a token and each seed there are two runs that differ in --balance-loss alone: the default,
+and 0. Both start from the same weights and read the same batches. From the lines of metrics.jsonl, the share of the
+choices that each expert got (of one step's batch): the largest share; the entropy over log E, 1 if all are used alike
+and 0 if one gets all; and how many got less than a hundredth. Each is a mean over the layers and the last tenth of the
+steps. Loss is the validation loss at the end, also of a dense model in which as much computes each token. The figure
+shows the first seed's shares.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -68,15 +70,25 @@ def entropy(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return -(shares * logs).sum(-1) / np.log(shares.shape[-1])
 
 
-def train(config: RunConfig, threads: int) -> Course:
+def train(config: RunConfig, threads: int) -> list[dict[str, Any]]:
+    """The lines of the run's metrics.jsonl."""
     compute = ComputeConfig(engine="numpy", threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run")
         launch.train(config, compute, path, say=lambda line: None)
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def final_loss(lines: list[dict[str, Any]]) -> float:
+    """On the whole validation split."""
+    return [line["loss"] for line in lines if line["kind"] == "eval" and line["whole"]][-1]
+
+
+def course(lines: list[dict[str, Any]]) -> Course:
     steps = [line for line in lines if line["kind"] == "step"]
-    losses = [line["loss"] for line in lines if line["kind"] == "eval" and line["whole"]]
-    return Course(np.array([line["step"] for line in steps]), np.array([line["experts"] for line in steps]), losses[-1])
+    return Course(
+        np.array([line["step"] for line in steps]), np.array([line["experts"] for line in steps]), final_loss(lines)
+    )
 
 
 def draw(courses: dict[str, Course]) -> Figure:
@@ -102,6 +114,12 @@ def draw(courses: dict[str, Course]) -> Figure:
     return figure
 
 
+def print_row(name: str, use: list[float], losses: list[float]) -> None:
+    largest, even, unused = (f"{value:.2f}" if math.isfinite(value) else "" for value in use)
+    each = " ".join(f"{loss:.4f}" for loss in losses)
+    print(f"{name:24}  {largest:>13}  {even:>7}  {unused:>11}  {statistics.mean(losses):.4f}  {each}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = parser.add_mutually_exclusive_group()
@@ -121,19 +139,16 @@ def main() -> None:
     print(heading("numpy", threads=args.threads))
     print(f"{'':24}  largest share  entropy  unused of {MODEL['n_experts']}    loss  losses by seed")
     for k in args.experts_per_token:
+        dense = with_flags(base, {"n_experts": 0, "d_ff": k * base.model.d_ff})
+        losses = [final_loss(train(with_flags(dense, {"seed": seed}), args.threads)) for seed in args.seeds]
+        print_row(f"dense, width {dense.model.d_ff}", [math.nan, math.nan, math.nan], losses)
         for balance in BALANCES:
-            chosen = with_flags(base, {"experts_per_token": k, "balance_loss": balance})
-            courses = [train(with_flags(chosen, {"seed": seed}), args.threads) for seed in args.seeds]
+            mixture = with_flags(base, {"experts_per_token": k, "balance_loss": balance})
+            courses = [course(train(with_flags(mixture, {"seed": seed}), args.threads)) for seed in args.seeds]
             shown[f"{k} a token,\nbalance loss {balance:g}"] = courses[0]
-            means = {
-                name: statistics.mean(getattr(course, name) for course in courses)
-                for name in ("largest", "entropy", "unused", "loss")
-            }
-            print(
-                f"{k} a token, balance {balance:<5g}  {means['largest']:13.2f}  {means['entropy']:7.2f}  "
-                f"{means['unused']:11.1f}  {means['loss']:6.4f}  {' '.join(f'{c.loss:.4f}' for c in courses)}",
-                flush=True,
-            )
+            use = [(course.largest, course.entropy, course.unused) for course in courses]
+            means = [statistics.mean(values) for values in zip(*use)]
+            print_row(f"{k} a token, balance {balance:g}", means, [course.loss for course in courses])
     if args.figure:
         draw(shown).savefig(args.figure, dpi=150, facecolor="white")
 

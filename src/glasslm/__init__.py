@@ -43,7 +43,7 @@ def train(
     from glasslm import launch
     from glasslm.config import ComputeConfig, from_dict, with_flags
     from glasslm.errors import DivergedError, InputError
-    from glasslm.finetune import Base, recipe
+    from glasslm.finetune import RANK, Base, recipe
     from glasslm.presets import PRESETS
     from glasslm.runs import Run
 
@@ -54,7 +54,10 @@ def train(
     given = {"preset": preset, "run_dir": run_dir, **settings, **flags}
     plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
     command = ", ".join(f"{name}={value!r}" for name, value in plain.items())
-    start = recipe(Base(os.fspath(flags["init_from"])), rank=0) if flags.get("init_from") else PRESETS[preset]()
+    start = PRESETS[preset]()
+    if flags.get("init_from"):
+        preset = "finetuned"
+        start = recipe(Base(os.fspath(flags["init_from"])), rank=RANK if flags.get("lora_rank") else 0)
     outcome = launch.train(
         with_flags(start, flags),
         compute,

@@ -80,12 +80,12 @@ class Checkpoint:
         yield from _read_arrays(self.path / _OPTIMIZER).items()
 
     def _last_weights(self) -> dict[str, Array]:
+        weights = _read_arrays(self.path / _MODEL)
+        if not any(".lora_" in name for name in weights):
+            return weights
         base = self.path.parent.parent / BASE
-        frozen: dict[str, Array] = {}
-        if base.is_dir():
-            files.verify_folder(base)
-            frozen = _read_arrays(base / _MODEL)
-        return frozen | _read_arrays(self.path / _MODEL)
+        files.verify_folder(base)
+        return _read_arrays(base / _MODEL) | weights
 
 
 def save(

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from glasslm import checkpoint, files, runs, tokens
-from glasslm.checkpoint import Progress
+from glasslm import checkpoint, estimate, files, runs, tokens
+from glasslm.checkpoint import Best, Checkpoint, Progress
 from glasslm.config import ComputeConfig, DataConfig, ModelConfig, RunConfig, to_dict
 from glasslm.engines import make_engine
 from glasslm.errors import GlasslmError, InputError
 from glasslm.lora import merged, without_adapters
-from glasslm.metrics import Log
+from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
 from glasslm.runs import Run
 from glasslm.tokens import Shard
@@ -28,13 +28,19 @@ from glasslm.wording import Say, tell
 
 Weights = Iterator[tuple[str, NDArray[Any]]]
 
+RANK = 8
+LORA_LR, FULL_LR = 1e-2, 3e-3  # docs/log.md has what was tried
+# What may change of an architecture from run to run. The context may where its positions are computed, not learned.
+FREE = {"block_size", "dropout", "attention_dropout", "attention", "window", "rope_scaling", "rope_factor",
+        "lora_rank", "lora_alpha", "lora_targets"}  # fmt: skip
+
 
 class Base:
     """The run that another one starts from, at its best checkpoint, adapters merged."""
 
     def __init__(self, run: str) -> None:
         self.run = Run(runs.find(run))
-        self.held = checkpoint.load(self.run.path, "best")
+        self.held = _best_of(self.run)
         self.model = without_adapters(self.run.config.model)
 
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -47,18 +53,24 @@ class Base:
         for name, array in initial_weights(rows, config.train.seed):
             yield name, known.get(name, array)
 
-    def require_fit(self, config: ModelConfig) -> None:
-        """Raises InputError where a model of this config could not take these weights."""
-        vocab_size = self.run.tokenizer.vocab_size
-        here, there = (
-            {name: row.shape for name, row in table(model, vocab_size).items()}
-            for model in (without_adapters(config), self.model)
-        )
-        wrong = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        if wrong:
+    def require_fit(self, config: RunConfig) -> None:
+        """Raises InputError where these weights and this tokenizer would mean something else to a run of this config.
+
+        A shape that fits is not enough: other heads, say, or another activation leave all shapes as they are.
+        """
+        here, there = config.model.resolved(), self.model.resolved()
+        for name in (field.name for field in dataclasses.fields(ModelConfig)):
+            mine, its = getattr(here, name), getattr(there, name)
+            free = name in FREE and not (name == "block_size" and there.position == "learned")
+            if mine != its and not free:
+                raise InputError(
+                    f"{name} is {mine}, but {self.run.path} was trained with {its}: leave out "
+                    f"--{name.replace('_', '-')}, or train a new model instead of going on from this one"
+                )
+        if config.data.tokenizer != self.run.config.data.tokenizer:
             raise InputError(
-                f"{self.run.path} has another architecture ({wrong[0]} differs): leave out the flags that change it, "
-                "or train a new model without --init-from"
+                f"tokenizer is {config.data.tokenizer}, but the weights of {self.run.path} belong to its own: leave "
+                "out --tokenizer, or train a new model"
             )
 
     def old_text(self, say: Say) -> Shard | None:
@@ -76,7 +88,7 @@ def recipe(base: Base, rank: int) -> RunConfig:
     config = base.run.config
     return RunConfig(
         model=dataclasses.replace(base.model, lora_rank=rank),
-        data=DataConfig(tokenizer=config.data.tokenizer),
+        data=DataConfig(tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size),
         optimizer=dataclasses.replace(
             config.optimizer, optimizer="adamw", lr=LORA_LR if rank else FULL_LR, min_lr=0.0, warmup_steps=20
         ),
@@ -87,9 +99,6 @@ def recipe(base: Base, rank: int) -> RunConfig:
     )  # fmt: skip
 
 
-LORA_LR, FULL_LR = 1e-2, 3e-3  # docs/log.md has what was tried
-
-
 def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
     """A new run whose one checkpoint is `run` with its adapters merged into the weights; its folder.
 
@@ -98,29 +107,52 @@ def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
     if not run.config.model.lora_rank:
         raise InputError(f"{run.path} has no adapters to merge: it was trained without --lora-rank")
     runs.require_new(run_dir)
-    held = checkpoint.load(run.path, "best", say)
+    held = _best_of(run, say)
     config = dataclasses.replace(run.config, model=without_adapters(run.config.model))
     vocab_size = run.tokenizer.vocab_size
-    engine = make_engine(config, vocab_size, ComputeConfig(engine="numpy"))
+    exact = run.record.get("precision") == "fp64"
+    engine = make_engine(config, vocab_size, ComputeConfig(engine="numpy", precision="fp64" if exact else "fp32"))
     engine.load(merged(held.weights(), run.config.model).items())
     record = {name: value for name, value in run.record.items() if name not in ("format", "base")} | {
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": to_dict(config),
         "parameters": count(table(config.model, vocab_size)),
+        "flops_per_token": estimate.flops_per_token(config.model, vocab_size),
         "merged_from": {"run": str(run.path), "step": held.step},
     }
+    kept = [line for line in run.metrics() if line["kind"] in ("plan", "eval", "sample") and line["step"] <= held.step]
+    best = _measured(kept, held.step)
     with files.lock(run_dir):
         runs.create(run_dir, record, run.tokenizer.to_json())
-        best = held.progress.best
         with Log(run_dir / "metrics.jsonl", 0) as log:
-            for line in run.metrics():
-                if line["kind"] in ("plan", "eval", "sample") and line["step"] <= held.step:
-                    log.write(line)
+            for line in kept:
+                log.write(line)
             progress = Progress(held.step, held.progress.updates, held.progress.tokens, log.bytes, best)
-            hashes = {"tokenizer_sha256": run.tokenizer.sha256, "data_sha256": run.record["data"]["sha256"]}
-            checkpoint.save(run_dir, engine, progress, config_sha256=Run(run_dir).config_sha256, **hashes)
+            checkpoint.save(
+                run_dir,
+                engine,
+                progress,
+                config_sha256=Run(run_dir).config_sha256,
+                tokenizer_sha256=held.tokenizer_sha256,
+                data_sha256=held.data_sha256,
+            )
             best_step, best_loss = best or (None, None)
             end = {"kind": "end", "step": held.step, "status": "finished"}
             log.write(end | {"best_step": best_step, "best_loss": best_loss})
     return run_dir
+
+
+def _measured(lines: Sequence[Line], step: int) -> Best | None:
+    """The validation loss of the weights of a step, as it was measured last: on the whole split, if it was."""
+    found = ("eval", step, "val")
+    losses = [line["loss"] for line in lines if (line["kind"], line["step"], line.get("split")) == found]
+    return Best(step, losses[-1]) if losses and losses[-1] is not None else None
+
+
+def _best_of(run: Run, warn: Say | None = None) -> Checkpoint:
+    """The best checkpoint of a run. Raises DamagedError where it belongs to something else."""
+    held = checkpoint.load(run.path, "best", warn)
+    hashes = {"tokenizer_sha256": run.tokenizer.sha256, "data_sha256": run.record["data"]["sha256"]}
+    checkpoint.check(held, config_sha256=run.config_sha256, **hashes)
+    return held

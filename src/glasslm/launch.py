@@ -20,7 +20,7 @@ from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
 from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
 from glasslm.engines.choice import as_recorded, choose, ranks
-from glasslm.errors import DivergedError, GlasslmError, InputError
+from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.finetune import Base
 from glasslm.memory import enough_memory, warn_of_shortage
 from glasslm.metrics import Line, Log
@@ -64,7 +64,7 @@ def train(
         runs.require_new(run_dir)
     base = Base(config.train.init_from) if config.train.init_from else None
     if base:
-        base.require_fit(config.model)
+        base.require_fit(config)
     elif config.model.lora_rank:
         raise InputError("adapters stand beside trained weights: give --init-from RUN, or use `glasslm finetune RUN`")
     source = corpora.find(config.data, say)
@@ -80,7 +80,8 @@ def train(
     with files.lock(run_dir):
         record = {"preset": preset, "command": command} | _record(config, compute, dataset, engine)
         if base:
-            record["base"] = {"run": str(base.run.path.resolve()), "step": base.held.step}
+            old = base.run.record["data"]["sha256"]
+            record["base"] = {"run": str(base.run.path.resolve()), "step": base.held.step, "data_sha256": old}
         runs.create(run_dir, record, dataset.tokenizer.to_json())
         if base and config.model.lora_rank:
             checkpoint.save_base(run_dir, base.weights())
@@ -121,8 +122,12 @@ def _base_again(run: Run, say: Say) -> Base | None:
     """The run that this one started from, to see what is forgotten; None, and a word why, where it is gone."""
     if "base" not in run.record:
         return None
+    known = run.record["base"]
     try:
-        return Base(run.record["base"]["run"])
+        base = Base(known["run"])
+        if base.run.record["data"]["sha256"] != known["data_sha256"]:
+            raise DamagedError(f"{base.run.path} holds another run by now")
+        return base
     except GlasslmError as error:
         say(f"note: what is forgotten is not measured any more: {error}")
         return None

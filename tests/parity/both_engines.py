@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 
 from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.engines import Batch, Losses
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.torch.engine import TorchEngine
 from glasslm.lab.check import B, T, V, combinations, single_switches
@@ -57,6 +58,14 @@ def batch(step: int = 3, vocab_size: int = V, rows: int = B, width: int = T) -> 
     tokens, targets = rng.integers(0, vocab_size, (rows, width)), rng.integers(0, vocab_size, (rows, width))
     targets[0, 2] = -1
     return Batch(tokens, targets, step, np.arange(rows) + 5)
+
+
+def assert_losses_near(found: Losses, expected: Losses, tolerance: float) -> None:
+    assert found.cross_entropy == pytest.approx(expected.cross_entropy, rel=tolerance)
+    assert found.auxiliary == pytest.approx(expected.auxiliary, rel=tolerance)
+    assert (found.experts is None) == (expected.experts is None)
+    if expected.experts is not None:
+        np.testing.assert_array_equal(found.experts, expected.experts)
 
 
 def copy(arrays: Any) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +22,6 @@ Examples:
 
 It is `glasslm train` with other defaults, so that all its flags work here. What is forgotten of the old text is
 measured along with what is learnt of the new one. `glasslm merge` makes one model of weights and adapters."""
-
-RANK = 8
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> Flags:
     """The flags over the recipe that the trained model gives."""
     from glasslm.cli import parsing
-    from glasslm.finetune import Base, recipe
+    from glasslm.finetune import RANK, Base, recipe
 
     default = None
     if argv and not argv[0].startswith("-"):
@@ -79,4 +77,8 @@ def parse(argv: list[str]) -> Flags:
         raise InputError("RUN comes first: glasslm finetune RUN --text-file PATH")
     if flags.full and flags.model.lora_rank:
         raise InputError("both --full and --lora-rank were given: train all weights, or adapters")
-    return replace(flags, train=replace(flags.train, init_from=default.train.init_from))
+    if not (flags.full or flags.model.lora_rank):
+        raise InputError("lora_rank is 0, which leaves nothing to train: expected 1 or more, or --full for all weights")
+    if flags.train.init_from != default.train.init_from:
+        raise InputError("RUN says what to start from: leave out --init-from")
+    return flags

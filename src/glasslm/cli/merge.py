@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
 
     flags = parse(Flags, argv, "glasslm merge", DESCRIPTION)
     run = runs.Run(runs.find(flags.run))
-    path = flags.run_dir or run.path.with_name(f"{run.path.resolve().name}-merged")
+    whole = run.path.resolve()  # of which "." has a name, too
+    path = flags.run_dir or whole.with_name(f"{whole.name}-merged")
     print(f"run: {finetune.merge(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
     return 0

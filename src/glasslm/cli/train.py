@@ -61,11 +61,12 @@ def parse(argv: list[str]) -> Flags:
     from glasslm.cli import parsing
 
     if base := parsing.value_of("--init-from", argv, default=""):
-        from glasslm.finetune import Base, recipe
+        from glasslm.finetune import RANK, Base, recipe
 
         if parsing.value_of("--preset", argv, default=""):
             raise InputError("--preset describes a model, and --init-from brings one: give one of them")
-        config = recipe(Base(base), rank=0)
+        adapted = parsing.value_of("--lora-rank", argv, default="0") != "0"
+        config = recipe(Base(base), rank=RANK if adapted else 0)
         default = Flags("finetuned", None, False, config.model, config.data, config.optimizer, config.train)
         return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
     name = parsing.value_of("--preset", argv, default="tiny")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import signal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from glasslm import files, launch, runs
+from glasslm import checkpoint, files, launch, runs
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.parameters import count, table
@@ -51,11 +52,14 @@ def study(
         say(f"{number} of {len(variants)}: {name}")
         if not (path / "run.json").exists():
             outcome = launch.train(variant, compute, path, preset=name, command=command, say=_quiet)
-        elif Run(path).history.status in ("finished", "stopped"):
-            continue
         else:
+            _require_same(Run(path), variant)
+            if Run(path).history.status in ("finished", "stopped"):
+                continue
             outcome = launch.resume(path, compute, say=_quiet)
         if outcome.status == "interrupted":
+            if outcome.signal == signal.SIGTERM:
+                signal.raise_signal(signal.SIGTERM)  # now that all is saved, it ends the program
             raise KeyboardInterrupt
     points = [point(name, Run(folder / "runs" / name)) for name in variants]
     text = report(kind, points)
@@ -81,14 +85,23 @@ def _variants(kind: str, config: RunConfig) -> dict[str, RunConfig]:
     raise InputError(f"--study is '{kind}': expected rank or targets")
 
 
+def _require_same(run: Run, variant: RunConfig) -> None:
+    """Raises InputError where a run that the study finds was made with other settings than it has now."""
+    then, train = run.config, variant.train
+    if train.epochs is not None or train.max_time is not None:  # the number of steps was fixed when the run began
+        train = dataclasses.replace(train, max_steps=then.train.max_steps)
+    if then != dataclasses.replace(variant, train=train).resolved():
+        raise InputError(f"{run.path} was trained with other flags: give those of this study, or another --run-dir")
+
+
 def point(name: str, run: Run) -> Point:
     """What came of one run."""
-    lines, history = list(run.metrics()), run.history
+    lines = list(run.metrics())
     old = {line["step"]: line["bpb"] for line in lines if line["kind"] == "eval" and line["split"] == "old"}
     best = min((line for line in lines if line["kind"] == "eval" and line["split"] == "val" and line["loss"]),
                key=lambda line: line["loss"])  # fmt: skip
     model = run.config.model
-    latest = run.path / "checkpoints" / f"{max(history.eval_steps):06d}"
+    held = checkpoint.load(run.path)
     return Point(
         name,
         model.lora_rank,
@@ -98,7 +111,7 @@ def point(name: str, run: Run) -> Point:
         best["bpb"],
         old.get(0),
         old.get(best["step"]),
-        (latest / "model.safetensors").stat().st_size,
+        (held.path / "model.safetensors").stat().st_size,
     )
 
 

@@ -180,7 +180,7 @@ def _switches() -> dict[str, tuple[Any, ...]]:
         "dropout": (0.0, 0.3),
         "attention_dropout": (0.0, 0.3),
         "n_layers": (1, 2),
-        "window": (0, 1, 3),
+        "window": (0, 2, 3),  # not 1: queries and keys would have no gradient but rounding
         "n_experts": (0, 0, 0, 4),  # rarely, because of their many weights
         "experts_per_token": (1, 2, 4),
         "lora_rank": (0, 0, 0, 2),  # of a random model rarely, because its other weights have no gradient

@@ -125,13 +125,12 @@ def dispatch(
 def in_few_sizes(new: New) -> New:
     """`new` for what an expert computes: its rows are as many as the tokens it got, hardly ever the same number again.
 
-    An arena hands memory out again for arrays of the same size. So these take one of four sizes in each octave, the
-    next larger one, and leave its end alone; without that, the memory of a run would grow for hours.
+    An arena hands memory out again for arrays of the same size. So these take the next power of two and leave its end
+    alone; in their own sizes, they would take new memory for hours.
     """
 
     def rounded(shape: tuple[int, ...]) -> Array:
         size = prod(shape)
-        step = 1 << max(size.bit_length() - 3, 0)
-        return new((-(-size // step) * step,))[:size].reshape(shape)
+        return new((1 << (size - 1).bit_length(),))[:size].reshape(shape)
 
     return rounded

@@ -195,6 +195,7 @@ class TorchEngine:
 
     @memory_errors()
     @no_denormals()
+    @torch.no_grad()
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         assert gradients, "update before accumulate"
