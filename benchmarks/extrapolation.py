@@ -57,7 +57,7 @@ AT_LENGTH = {"context": LONG}
 LINES = {
     "no positions": Line("none", AT_LENGTH, "#000000", "-"),
     "sinusoidal": Line("sinusoidal", AT_LENGTH, "#e69f00", "-"),
-    "learned (ends here)": Line("learned", {}, "#cc79a7", "-"),
+    "learned": Line("learned", {}, "#cc79a7", "-"),
     "rope": Line("rope", AT_LENGTH, "#0072b2", "-"),
     "rope, linear x4": Line("rope", AT_LENGTH | {"rope_scaling": "linear"}, "#0072b2", "--"),
     "rope, NTK x4": Line("rope", AT_LENGTH | {"rope_scaling": "ntk"}, "#0072b2", ":"),
@@ -65,7 +65,7 @@ LINES = {
     "linear x4, 40 steps more": Line("linear-further", {}, "#56b4e9", "--"),
     "NTK x4, 40 steps more": Line("ntk-further", {}, "#56b4e9", ":"),
     "rope, window 32": Line("rope-window", AT_LENGTH, "#009e73", "-"),
-    "alibi": Line("alibi", AT_LENGTH, "#d55e00", "-"),
+    "alibi": Line("alibi", AT_LENGTH, "#d55e00", "-."),
 }
 
 
@@ -112,16 +112,18 @@ def draw(curves: dict[str, np.ndarray], path: Path) -> None:
     for name, curve in curves.items():
         middles = BIN * np.arange(len(curve)) + BIN / 2
         axes.plot(middles, curve, LINES[name].style, color=LINES[name].colour, linewidth=1.9)
-    low, high = axes.get_ylim()
-    long = {name: float(curve[-1]) for name, curve in curves.items() if len(curve) == LONG // BIN}
-    heights = dict(zip(long, spread(list(long.values()), (high - low) / 22)))
+    line_height = float(np.ptp(axes.get_ylim())) / 20
+    ends = {name: float(curve[-1]) for name, curve in curves.items() if len(curve) == LONG // BIN}
+    heights = dict(zip(ends, spread(list(ends.values()), line_height)))
     for name, curve in curves.items():
-        end = BIN * len(curve)
+        end, colour = BIN * len(curve), LINES[name].colour
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5)}
         axes.annotate(
-            name, (end - BIN / 2, curve[-1]), (end + 4, heights.get(name, curve[-1])), va="center", fontsize=9,
-            color=LINES[name].colour, arrowprops={"arrowstyle": "-", "color": LINES[name].colour, "linewidth": 0.5},
+            name, (end - BIN / 2, curve[-1]), (end + 6, heights.get(name, curve[-1] + line_height)), va="center",
+            fontsize=9, color=colour, arrowprops=leader,
         )  # fmt: skip
     axes.set(xlim=(0, LONG + 80), xticks=range(0, LONG + 1, BLOCK), xlabel="position in the text, tokens (characters)")
+    axes.set_ylim(bottom=min(heights.values()) - line_height)
     axes.set_ylabel("loss at that position, nats per token")
     axes.set_title("Reading on past the training length", loc="left", fontsize=11, fontweight="bold")
     axes.grid(color="#9a9a9a", alpha=0.3, linewidth=0.6)

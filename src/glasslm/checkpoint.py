@@ -64,6 +64,7 @@ class Checkpoint:
     config_sha256: str
     tokenizer_sha256: str
     data_sha256: str
+    base_sha256: str | None = None  # of the frozen weights, where there are such
 
     @property
     def step(self) -> int:
@@ -85,6 +86,11 @@ class Checkpoint:
             return weights
         base = self.path.parent.parent / BASE
         files.verify_folder(base)
+        if (found := _base_sha256(base)) != self.base_sha256:
+            raise DamagedError(
+                f"{base / _MODEL} is another run's: its sha256 is {found}, and {self.path} was trained beside "
+                f"{self.base_sha256}. Put the original back"
+            )
         return _read_arrays(base / _MODEL) | weights
 
 
@@ -115,6 +121,8 @@ def save(
         "tokenizer_sha256": tokenizer_sha256,
         "data_sha256": data_sha256,
     }
+    if (run_dir / BASE).is_dir():
+        state["base_sha256"] = _base_sha256(run_dir / BASE)
     metrics = run_dir / "metrics.jsonl"
     if metrics.exists():
         files.sync(metrics)  # as much of it as metrics_bytes says must outlive a power failure, too
@@ -253,12 +261,16 @@ def _open(path: Path) -> Checkpoint:
             loss_scale=float(state.get("loss_scale", 1.0)),  # which the first runs did not have
             loop=dict(state["loop"]),
         )
-        hashes = [str(state[f"{name}_sha256"]) for name in ("config", "tokenizer", "data")]
+        config, tokenizer, data = (str(state[f"{name}_sha256"]) for name in ("config", "tokenizer", "data"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedError(f"{path / _STATE} is not as glasslm wrote it ({error!r})") from None
     if path.name != f"{progress.step:06d}":
         raise DamagedError(f"{path} holds step {progress.step}: the folder was renamed")
-    return Checkpoint(path, progress, *hashes)
+    return Checkpoint(path, progress, config, tokenizer, data, state.get("base_sha256"))
+
+
+def _base_sha256(base: Path) -> str:
+    return str(files.read_json(base / files.MANIFEST)["files"][_MODEL]["sha256"])
 
 
 def _count(value: Any) -> int:

@@ -129,6 +129,11 @@ class ModelConfig:
         if self.attention == "flash" and self.attention_dropout:
             raise InputError("flash drops no probabilities: leave out --attention flash or --attention-dropout")
         require(1 <= self.rope_factor < math.inf, "rope_factor", self.rope_factor, "1 or more, and finite")
+        if (self.rope_scaling != "none") != (self.rope_factor > 1):
+            raise InputError(
+                f"rope_scaling is {self.rope_scaling} and rope_factor {self.rope_factor:g}: one does nothing without "
+                "the other, give both --rope-scaling linear (or ntk) and --rope-factor above 1, or neither"
+            )
         if self.rope_scaling != "none" and self.position != "rope":
             raise InputError(f"--rope-scaling {self.rope_scaling} stretches rope, but --position is {self.position}")
         require(self.n_experts == 0 or self.n_experts >= 2, "n_experts", self.n_experts, "0 (off), or 2 and more")
@@ -151,7 +156,11 @@ class ModelConfig:
     @property
     def rolling(self) -> bool:
         """Whether a text may go on past the context as if there were none: attention forgets, and sees no places."""
-        return bool(self.window) and self.position in RELATIVE
+        return 0 < self.window <= self.block_size and self.position in RELATIVE
+
+    def cached(self, capacity: int) -> int:
+        """How many tokens of a text a cache of keys and values keeps, where there is room for `capacity` asked."""
+        return min(capacity, self.window) if self.rolling else capacity
 
     @property
     def head_size(self) -> int:

@@ -209,6 +209,9 @@ def _parameters(parameters: Line) -> list[str]:
     words = [f"{parameters['total']:,} parameters"] if "total" in parameters else []
     if words and "non_embedding" in parameters:
         words[0] += f" ({parameters['non_embedding']:,} besides embeddings)"
+    for which, meaning in (("active", "compute each token"), ("trained", "are trained")):
+        if parameters.get(which, parameters.get("total")) != parameters.get("total"):
+            words.append(f"{parameters[which]:,} of them {meaning}")
     return words
 
 

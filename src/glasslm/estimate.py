@@ -15,7 +15,7 @@ from glasslm.parameters import Table, count, multiplies, table
 # PyTorch's tensors on a CPU come from the C library's heap, which keeps the holes between pieces of different sizes:
 # 1.1 to 1.6 times what the tensors take was resident on Linux, 1.0 with each in a mapping of its own (docs/log.md).
 WITH_HOLES = 1.3
-ROUNDED_UP = 1.1  # memory of experts, which is taken in few sizes (engines/numpy/moe.py)
+ROUNDED_UP = 1.5  # memory of experts, which is taken in powers of two (engines/numpy/moe.py)
 # Of attention written out in four tiles of queries (engines/torch/attention.py): keys after a tile's end are left out.
 TILE, SEEN = 1 / 4, 5 / 8
 
@@ -164,8 +164,9 @@ def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> 
     kept: float = 2 * (_norm_bytes(c.norm, D, wide, narrow, device) + D * narrow)  # the norms, and what they give
     if c.qk_norm:
         kept += _norm_bytes("rmsnorm", HQ + KQ, wide, narrow, device)
-    if c.attention_dropout:  # attention written out
-        kept += 3 * HQ * narrow + SEEN * HT * (2 * wide + narrow)  # q, k, v of each head; softmax, mask, product
+    if c.attention_dropout or c.attention == "plain":  # attention written out
+        scores = 2 * wide + narrow if c.attention_dropout else wide + narrow  # softmax, mask, product
+        kept += 3 * HQ * narrow + SEEN * HT * scores  # q, k, v of each head
     else:
         kept += (HQ + 2 * KQ) * narrow + c.n_heads * wide  # q, k, v; the logarithm of each softmax's sum
         if c.position == "alibi" and device == "cpu":
@@ -205,7 +206,7 @@ def cache_numbers(config: ModelConfig, rows: int, capacity: int) -> dict[str, in
     A model that rolls keeps the newest of its window.
     """
     c = config.resolved()
-    kept = min(capacity, c.window) if c.rolling else capacity
+    kept = c.cached(capacity)
     sizes = {"layers": c.n_layers, "heads": c.n_kv_heads, "head size": c.head_size, "tokens": kept, "texts": rows}
     return {"keys, values": 2} | sizes
 

@@ -41,7 +41,6 @@ class Base:
     def __init__(self, run: str) -> None:
         self.run = Run(runs.find(run))
         self.held = _best_of(self.run)
-        self.model = without_adapters(self.run.config.model)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         return merged(self.held.weights(), self.run.config.model)
@@ -58,7 +57,7 @@ class Base:
 
         A shape that fits is not enough: other heads, say, or another activation leave all shapes as they are.
         """
-        here, there = config.model.resolved(), self.model.resolved()
+        here, there = config.model.resolved(), self.run.config.model.resolved()
         for name in (field.name for field in dataclasses.fields(ModelConfig)):
             mine, its = getattr(here, name), getattr(there, name)
             free = name in FREE and not (name == "block_size" and there.position == "learned")
@@ -87,7 +86,7 @@ def recipe(base: Base, rank: int) -> RunConfig:
     """The defaults of fine-tuning: the base's architecture, few steps, low rates; with adapters of some rank, or 0."""
     config = base.run.config
     return RunConfig(
-        model=dataclasses.replace(base.model, lora_rank=rank),
+        model=dataclasses.replace(config.model, lora_rank=rank),
         data=DataConfig(tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size),
         optimizer=dataclasses.replace(
             config.optimizer, optimizer="adamw", lr=LORA_LR if rank else FULL_LR, min_lr=0.0, warmup_steps=20

@@ -17,15 +17,17 @@ from glasslm.config import ModelConfig
 def merged(weights: dict[str, NDArray[Any]], config: ModelConfig) -> dict[str, NDArray[Any]]:
     """The weights, by name, of a model without adapters that computes the same; as they are where there are none.
 
-    The products are summed in float64 and rounded once.
+    The products are summed in float64 and rounded once, to the wider type of the two: adapters that were trained in
+    float64 may stand beside weights of a run in float32.
     """
     found = {name: array for name, array in weights.items() if ".lora_" not in name}
     for name in weights:
         module, _, kind = name.rpartition(".")
         if kind == "lora_a":
-            a, b = (weights[f"{module}.{part}"].astype(np.float64) for part in ("lora_a", "lora_b"))
-            whole = found[f"{module}.weight"]
-            found[f"{module}.weight"] = (whole + config.lora_alpha / config.lora_rank * (b @ a)).astype(whole.dtype)
+            a, b, whole = (weights[f"{module}.{part}"] for part in ("lora_a", "lora_b", "weight"))
+            product = b.astype(np.float64) @ a.astype(np.float64)
+            product *= config.lora_alpha / config.lora_rank
+            found[f"{module}.weight"] = (whole + product).astype(np.result_type(whole, a))
     return found
 
 

@@ -21,7 +21,7 @@ from glasslm.engines import Batch, Engine
 from glasslm.engines.choice import can_compile
 from glasslm.sampling import Sampling
 from glasslm.tokens import Dataset
-from glasslm.training import SAMPLE_TOKENS, evaluation_windows, make_order
+from glasslm.training import SAMPLE_TOKENS, evaluation_windows, make_order, most_windows
 
 TIMED_TOKENS = 20  # of a sample
 DISK_BYTES_PER_S, DISK_S = 100e6, 0.05  # a slow disk; what a checkpoint takes besides, to be safe there
@@ -96,6 +96,8 @@ def run_seconds(config: RunConfig, dataset: Dataset, pace: Pace) -> float:
     sampled = evaluation_windows(config, len(dataset.val.tokens))
     evaluations = 1 + math.ceil(steps / train.eval_interval)
     windows = evaluations * (sampled or every_window) + (2 * every_window if sampled else 0)  # last and best: whole
+    if train.init_from:  # the old text, too, of which no more are taken than that
+        windows += evaluations * most_windows(config)
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
     checkpoints = evaluations + steps // train.checkpoint_interval
     return steps * pace.step + windows * pace.window + samples * pace.sample + checkpoints * pace.checkpoint

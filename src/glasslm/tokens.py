@@ -76,16 +76,16 @@ def prepare(data: DataConfig, source: Source, say: Say, tokenizer: Tokenizer | N
     Raises InputError for an empty text, bad UTF-8 or an unusable tokenizer, ExhaustedError when the disk is full.
     """
     folder = cache_dir("tokens")
-    recipe = folder / f"{_recipe(data, source)}.json"
+    recipe = folder / f"{_recipe(data, source)}.json" if tokenizer is None else None
     with writing(folder), _alone(folder, say):
         dataset = None
         if tokenizer is not None:
             dataset = reopen(_identity(data, source, tokenizer))
-        elif recipe.is_file():
+        elif recipe is not None and recipe.is_file():
             dataset = reopen(recipe.read_text(encoding="utf-8", errors="replace"))
         if dataset is None:
             key = _build(folder, data, source, say, tokenizer)
-            if tokenizer is None:
+            if recipe is not None:
                 files.write_atomic(recipe, key.encode())
             dataset = reopen(key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"

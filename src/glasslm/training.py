@@ -313,9 +313,13 @@ def evaluation_windows(config: RunConfig, val_tokens: int) -> int | None:
 
     A forward pass costs a third of a training step's FLOPs.
     """
-    affordable = 3 * EVALUATION_SHARE * config.train.max_steps * config.train.batch_size  # windows
-    taken = max(32, int(affordable))
+    taken = most_windows(config)
     return None if val_tokens - 1 <= taken * config.model.block_size else taken
+
+
+def most_windows(config: RunConfig) -> int:
+    """How many windows an evaluation may take."""
+    return max(32, int(3 * EVALUATION_SHARE * config.train.max_steps * config.train.batch_size))
 
 
 def peak_memory_bytes() -> int | None:

@@ -145,8 +145,9 @@ def test_all_but_training_uses_the_average(which: str) -> None:
     assert not np.array_equal(engine.losses(data.tokens, data.targets), raw.losses(data.tokens, data.targets))
 
     def logits(of: Any) -> Array:
-        cache = of.new_cache(B, T)
-        return np.stack([of.logits(data.tokens[:, i : i + 1], cache, np.ones(B, int)) for i in range(T)])
+        rows = np.tile(data.tokens, (5, 1))  # more than are read at once
+        cache = of.new_cache(len(rows), T)
+        return np.stack([of.logits(rows[:, i : i + 1], cache, np.ones(len(rows), int)) for i in range(T)])
 
     np.testing.assert_array_equal(logits(engine), logits(averaged))
     assert_same_bits(
@@ -245,7 +246,13 @@ def test_fsdp_refuses_it_in_one_line(
 ) -> None:
     """As rank 0 of two, before it waits for the other."""
     pytest.importorskip("torch")
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "::1",
+    }.items():
         monkeypatch.setenv(name, value)
     text = write_text(tmp_path / "text.txt")
     flags = {"ema": 0.9, "parallel": "fsdp", "engine": "torch", "device": "cpu"}

@@ -168,7 +168,8 @@ def test_a_float32_model_has_no_float64_anywhere(name: str, config: ModelConfig)
     assert {array.dtype for array in (logits, one, nats)} == {np.dtype(np.float32)}
     assert {array.dtype for _, array in engine.state()} == {np.dtype(np.float32)}
     assert {array.dtype for array in engine.gradients(small, 1.0).values()} == {np.dtype(np.float32)}
-    assert {array.dtype for array in vars(cache).values() if np.asarray(array).dtype.kind == "f"} == {np.dtype(np.float32)}
+    numbers = [array for array in vars(cache).values() if np.asarray(array).dtype.kind == "f"]
+    assert {array.dtype for array in numbers} == {np.dtype(np.float32)}
     assert wide == []
 
 

@@ -194,7 +194,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path) -> None:
-    """As the engine has them for that step's batch, without their coefficients; of a validation nothing but the nats."""
+    """As the engine has them for that batch, without their coefficients; of a validation nothing but the nats."""
     flags: dict[str, Any] = {"max_steps": 2, "eval_interval": 1, "checkpoint_interval": 1, "sample_interval": 0}
     with no_report():
         for name, terms in {"plain": {}, "terms": BOTH | {"n_experts": 4}}.items():

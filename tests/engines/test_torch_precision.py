@@ -122,7 +122,8 @@ def test_activations_are_narrow_and_the_rest_is_float32(name: str, model: ModelC
     wide = {name for name, dtype in outputs.items() if dtype != narrow}
     routers = {name for name in outputs if name.endswith("router")}  # where a small difference sends a token elsewhere
     assert wide == {"embedding"} | routers  # the first is looked up in the weights
-    assert {"blocks.0.attention.q", "blocks.0.feedforward.down", "blocks.0.attention_norm"} <= outputs.keys()
+    assert {"blocks.0.attention.q", "blocks.0.attention_norm"} <= outputs.keys()
+    assert any(name.endswith(".down") for name in outputs)
 
 
 @pytest.mark.parametrize(("name", "model"), SWITCHES)

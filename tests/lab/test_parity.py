@@ -77,8 +77,9 @@ def test_all_switches_agree(precision: parity.Exactness, combinations: int) -> N
 def test_a_turned_sign_in_any_op_is_found(name: str, monkeypatch: Patch) -> None:
     plant(monkeypatch, name)
     found = of(**USED_BY[name])
-    assert found.wrong == ["gradients", "steps"]  # a forward pass has no sign to turn
-    assert found.gradients.error > 0.1
+    in_steps_alone = name in ("smoothing", "z_loss")  # of one of the optimizers
+    assert found.wrong == ["gradients", "steps"][in_steps_alone:]  # a forward pass has no sign to turn
+    assert in_steps_alone or found.gradients.error > 0.1
 
 
 @pytest.mark.parametrize(
@@ -281,9 +282,10 @@ def test_a_gradient_that_is_no_number_is_found_and_named(engine: Any, value: flo
 
 def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(monkeypatch: Patch) -> None:
     """Where both are NaN they are not equal."""
+    nothing = {"cross_entropy": math.nan}
     for engine in (NumpyEngine, TorchEngine):
         accumulate, logits = engine.accumulate, engine.logits
-        monkeypatch.setattr(engine, "accumulate", lambda *given, right=accumulate: right(*given) * math.nan)
+        monkeypatch.setattr(engine, "accumulate", lambda *given, right=accumulate: right(*given)._replace(**nothing))
         monkeypatch.setattr(engine, "logits", lambda *given, right=logits, **more: right(*given, **more) * math.nan)
     found = of()
     assert found.wrong == ["steps", "logits"]

@@ -45,10 +45,13 @@ def parse(
 def value_of(flag: str, argv: list[str], default: str) -> str:
     """The value of one flag, before the rest can be parsed."""
     for index, word in enumerate(argv):
-        if word == flag and index + 1 < len(argv):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        if equals:
+            return value
+        if index + 1 < len(argv):
             return argv[index + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
     return default
 
 

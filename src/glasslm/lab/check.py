@@ -146,8 +146,9 @@ def combinations(count: int, seed: int) -> Iterator[tuple[str, ModelConfig]]:
     seen: set[ModelConfig] = set()
     while len(seen) < count:
         choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
+        factor = 1.0 if choice["rope_scaling"] == "none" else 2.0
         try:
-            config = dataclasses.replace(small_model(), **choice)
+            config = dataclasses.replace(small_model(), rope_factor=factor, **choice)
         except InputError:  # parts that do not go together, such as scaled rope without rope
             continue
         if config not in seen:
@@ -164,7 +165,7 @@ def describe(choice: dict[str, Any]) -> str:
 
 
 def small_model() -> ModelConfig:
-    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, rope_factor=2.0, lora_alpha=2.0)
+    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, lora_alpha=2.0)
 
 
 def _switches() -> dict[str, tuple[Any, ...]]:
@@ -190,6 +191,7 @@ def _switches() -> dict[str, tuple[Any, ...]]:
 
 SWITCHES = _switches()
 NEEDS: dict[str, dict[str, Any]] = {  # what makes a switch matter by itself
+    "rope_scaling": {"rope_factor": 2.0},
     "shared_expert": {"n_experts": 4},
     "experts_per_token": {"n_experts": 4},
     "lora_targets": {"lora_rank": 2},
@@ -283,7 +285,7 @@ def _route(rng: np.random.Generator) -> Case:
 
     def run() -> tuple[Array, Callable[[Array], Array]]:
         gates, _, routing, backward = moe.route(inputs["logits"], 2, B, new)
-        y = np.concatenate([gates.reshape(-1), [routing.balance, routing.z]])
+        y = np.concatenate([gates.reshape(-1), np.array([routing.balance, routing.z], gates.dtype)])
         return y, lambda upstream: backward(upstream[:-2].reshape(gates.shape), *upstream[-2:].tolist())
 
     return inputs, run
@@ -317,10 +319,10 @@ def _rope(rng: np.random.Generator) -> Case:
 def _flash_attention(scale: float, biased: bool, window: int) -> Callable[[np.random.Generator], Case]:
     def make(rng: np.random.Generator) -> Case:
         inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
-        slopes = attention.alibi_slopes(H, np.float64) if biased else None
 
         def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-            y, backward = flash.flash_attention(inputs["qk"].copy(), inputs["v"], slopes, window, new)
+            slopes = attention.alibi_slopes(H, inputs["v"].dtype) if biased else None
+            y, backward = flash.flash_attention(inputs["qk"].copy(), inputs["v"], slopes, window, new, tile=2)
 
             def split(upstream: Array) -> tuple[Array, Array]:
                 dqkv = backward(upstream)

@@ -127,11 +127,15 @@ def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int
     """Name, parameters, share of all and a remark, for each part of the model."""
     sizes: dict[str, int] = {}
     for name, row in parameters.table(config, vocab_size).items():
-        part = re.sub(r"^blocks\.\d+\.", "", name).split(".")[0]
-        part = "norms" if part.endswith("norm") else part
+        words = re.sub(r"^blocks\.\d+\.", "", name).split(".")
+        part = "norms" if words[0].endswith("norm") else words[0]
+        part = words[1] if words[1] in ("experts", "router", "shared") else part
+        part = "adapters" if words[-1].startswith("lora_") else part
         sizes[part] = sizes.get(part, 0) + row.size
     tied = "also the output head" if config.tie_embeddings else ""
-    remarks = {"embedding": tied, "attention": "queries, keys, values, output", "feedforward": config.feedforward}
+    per_token = f"{config.experts_per_token} of {config.n_experts} compute a token"
+    remarks = {"experts": per_token, "shared": "computes every token", "adapters": "trained; all else is frozen"}
+    remarks |= {"embedding": tied, "attention": "queries, keys, values, output", "feedforward": config.feedforward}
     total = sum(sizes.values())
     return [(name, count, count / total, remarks.get(name, "")) for name, count in sizes.items()]
 

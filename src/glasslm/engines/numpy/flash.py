@@ -26,21 +26,22 @@ TILE = 128  # R and C; with four heads two tiles fill half a MiB, and stay in a 
 
 
 def flash_attention(
-    qk: Array, v: Array, slopes: Array | None, window: int, new: New
+    qk: Array, v: Array, slopes: Array | None, window: int, new: New, tile: int = 0
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v, as `attention` has it, and nothing of size T x T.
 
     qk (B, T, H + K, Q) queries beside keys, v (B, T, K, Q) -> (B, T, H, Q). slopes (H,): the bias is ALiBi's, slope x
     (key - query); None: there is none. window: query i sees the keys j with i - window < j <= i; 0: all j <= i. The
     queries are overwritten by q / sqrt(Q). backward returns one array of the gradients of queries, keys and values,
-    (B, T, H + 2K, Q). Beside the inputs, the output and one logarithm for each query and head are kept.
+    (B, T, H + 2K, Q). Beside the inputs, the output and one logarithm for each query and head are kept. `tile`: how
+    many queries and keys a tile has (0: TILE).
     """
     B, T, K, Q = v.shape
     H = qk.shape[2] - K
     scale = 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
-    sight = _Sight(slopes, window)
+    sight = _Sight(slopes, window, tile or TILE)
     out, logs = new((B, T, H, Q)), new((B, K, H // K, T))
     for b in range(B):  # one after the other: the tiles of one fill the cache
         _forward(q[b], k[b], v[b], sight, out[b], logs[b], new)
@@ -121,16 +122,18 @@ class _Sight:
 
     slopes: Array | None  # (H,)
     window: int
+    tile: int  # R and C at the most
 
     def tiles(self, T: int) -> Iterator[tuple[slice, list[slice]]]:
         """Tiles of queries, each with the tiles of keys that some of them see, from the latest to the earliest.
 
         The first holds each query's own position, so that no row of scores begins with nothing to see.
         """
-        for start in range(0, T, TILE):
-            stop = min(start + TILE, T)
+        for start in range(0, T, self.tile):
+            stop = min(start + self.tile, T)
             first = max(0, start - self.window + 1) if self.window else 0
-            yield slice(start, stop), [slice(max(first, end - TILE), end) for end in range(stop, first, -TILE)]
+            ends = range(stop, first, -self.tile)
+            yield slice(start, stop), [slice(max(first, end - self.tile), end) for end in ends]
 
     def scores(self, qi: Array, kj: Array, queries: slice, keys: slice, new: New) -> Array:
         """A tile (K, C, G R) of scores, minus infinity where a key is hidden. qi (K, G R, Q), kj (K, C, Q)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_at, sinusoids
 from glasslm.engines.numpy.flash import flash_attention
-from glasslm.engines.numpy.moe import Routing, mixture
+from glasslm.engines.numpy.moe import Routing, in_few_sizes, mixture
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.engines.numpy.weights import Weights
 from glasslm.parameters import STD
@@ -254,7 +254,8 @@ class Model:
         """The experts that the router chose for each token, and the shared one, if there is one."""
         c = self.config
         logits, router_back = self._linear(f"{prefix}.router", x, run.new)
-        experts = [partial(self._mlp, f"{prefix}.experts.{e}", run=run) for e in range(c.n_experts)]
+        of_experts = replace(run, new=in_few_sizes(run.new))
+        experts = [partial(self._mlp, f"{prefix}.experts.{e}", run=of_experts) for e in range(c.n_experts)]
         y, routing, mixture_back = mixture(x, logits, experts, c.experts_per_token, run.B, run.new)
         run.routings.append(routing)
         if c.shared_expert:

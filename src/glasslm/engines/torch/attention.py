@@ -53,7 +53,7 @@ class KeyValueCache:
 
     def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
         c = model.config
-        self.size = min(capacity, c.window) if c.rolling else capacity
+        self.size = c.cached(capacity)
         self.endless = c.rolling and c.window <= capacity
         shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
         self.model = model  # whose keys and values these are
