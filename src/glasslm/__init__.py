@@ -75,7 +75,10 @@ def train(
 
 
 def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute: Any) -> Model:
-    """A trained model, by the path or name of its run, at its best or latest checkpoint or at that of a step."""
+    """A trained model, by the path or name of its run, at its best or latest checkpoint or at that of a step.
+
+    `compute`: engine, device, precision and threads; also context and rope_scaling, for texts longer than in training.
+    """
     from glasslm import trained
 
     which = checkpoint if isinstance(checkpoint, int) else trained.parse_checkpoint(checkpoint)

@@ -102,13 +102,13 @@ class CharTokenizer(Tokenizer):
 
     def _explain(self, text: str) -> str:
         unknown = sorted(set(text) - set(self.alphabet))
-        named = ", ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'unnamed')})" for c in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        named = ", ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'unnamed')})" for c in unknown[:50])
+        more = f" and {len(unknown) - 50} more" if len(unknown) > 50 else ""
         knows = self.alphabet if len(self.alphabet) <= 200 else self.alphabet[:200] + "..."
         return (
             f"this character tokenizer does not know {named}{more}, first at character "
             f"{min(text.index(c) for c in unknown)}; it knows only the {len(self.alphabet)} characters of its training "
-            f"text: {knows!r}. Train with --tokenizer byte or bpe for a model that reads any text"
+            f"text: {knows!r}. Leave these characters out, or train with --tokenizer byte or bpe a model that reads any text"
         )
 
 

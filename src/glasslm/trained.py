@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from glasslm import checkpoint as checkpoints
@@ -24,7 +25,6 @@ from glasslm.config import (
     EngineName,
     ModelConfig,
     Precision,
-    RopeScaling,
     RunConfig,
     from_dict,
     to_dict,
@@ -36,6 +36,7 @@ from glasslm.sampling import Sampling
 from glasslm.tokenizers import Tokenizer
 
 GrammarName = Literal["json"]
+Stretch = Literal["linear", "ntk"]
 ROWS = 32  # windows handed to the engine at once when text is scored; it cuts them further
 
 
@@ -43,9 +44,9 @@ ROWS = 32  # windows handed to the engine at once when text is scored; it cuts t
 class ContextConfig:
     """How much text a trained model reads at once."""
 
-    context: int | None = None
+    context: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Context in tokens, instead of that of training; learned positions have no other."""
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Annotated[Stretch | None, tyro.conf.arg(metavar="linear|ntk")] = None
     """Stretch rope to the longer --context: linear (arXiv:2306.15595), or ntk, which spares the high frequencies."""
 
     def of(self, model: ModelConfig) -> ModelConfig:
@@ -63,8 +64,8 @@ class ContextConfig:
             )
         changes: dict[str, Any] = {"block_size": self.context}
         if self.rope_scaling is not None:
-            trained = model.rope_factor if model.rope_scaling != "none" else 1.0
-            changes |= {"rope_scaling": self.rope_scaling, "rope_factor": trained * self.context / model.block_size}
+            factor = model.rope_factor * self.context / model.block_size
+            changes |= {"rope_scaling": self.rope_scaling, "rope_factor": factor}
         return from_dict(ModelConfig, to_dict(model) | changes)
 
 
@@ -73,7 +74,7 @@ def load(
     checkpoint: checkpoints.Which = "best",
     *,
     context: int | None = None,
-    rope_scaling: RopeScaling | None = None,
+    rope_scaling: Stretch | None = None,
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     precision: Precision = "auto",

@@ -73,6 +73,7 @@ def test_the_table_has_what_the_runs_say(done: Path) -> None:
         assert float(row["old_bpb_before"]) == old[0]
         assert float(row["old_bpb_after"]) == old[best["step"]] != old[0]
         assert (row["rank"], row["targets"]) == ("2", run.config.model.lora_targets)
+        assert row["status"] == "finished"
         model = checkpoint.load(run.path).path / "model.safetensors"
         assert int(row["checkpoint_bytes"]) == model.stat().st_size
         assert int(row["trained"]) == run.record["parameters"]["trained"]
@@ -184,14 +185,30 @@ def test_a_study_needs_adapters_to_compare(base: Path) -> None:
         adapters._variants("rank", recipe(Base(str(base)), rank=0))
 
 
-def test_the_front_has_those_that_nothing_smaller_equals() -> None:
-    def one(trained: int, loss: float) -> Point:
-        return Point(f"{trained}/{loss}", 1, "q", trained, loss, 0.0, None, None, 0)
+def one(trained: int, loss: float, status: str = "finished") -> Point:
+    return Point(f"{trained}/{loss}", 1, "q", trained, loss, 0.0, None, None, 0, status)
 
+
+def test_the_front_has_those_that_nothing_smaller_equals() -> None:
     points = [one(400, 1.0), one(100, 3.0), one(200, 3.0), one(300, 2.0), one(300, 2.5), one(800, 1.5), one(900, 0.5)]
     assert pareto(points) == [points[1], points[3], points[0], points[6]]
     assert adapters.report("rank", points).count("on the Pareto front") == 4
     assert adapters.report("rank", points).count("not measured") == 7
+
+
+def test_a_run_that_did_not_come_to_its_end_is_on_no_front() -> None:
+    """Its loss is that of its beginning; the report says what became of it."""
+    points = [one(100, 3.0), one(200, 1.0, "diverged"), one(300, 2.0, "stopped")]
+    assert pareto(points) == [points[0], points[2]]
+    line = next(line for line in adapters.report("rank", points).splitlines() if line.startswith("| 200/1.0"))
+    assert line.endswith("| diverged |")
+
+
+def test_the_folder_of_a_run_is_not_that_of_a_study(base: Path, new: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(base.iterdir())
+    assert study(base, new, base) == 2
+    assert "holds a run, not a study" in capsys.readouterr().err
+    assert sorted(base.iterdir()) == before
 
 
 def test_a_run_that_diverged_has_a_row_all_the_same(done: Path, tmp_path: Path) -> None:

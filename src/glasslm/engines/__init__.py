@@ -118,7 +118,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        """Weights under their names, then moments as `adamw.m/NAME`, one at a time, in the compute precision."""
+        """Trained weights by name, moments as `adamw.m/NAME`, averages as `ema/NAME`, in the compute precision."""
         ...
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:

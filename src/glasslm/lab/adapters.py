@@ -18,8 +18,9 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.parameters import count, table
 from glasslm.report import figures
+from glasslm.report.facts import best_eval
 from glasslm.runs import Run
-from glasslm.wording import Say, size, tell
+from glasslm.wording import Say, quoted, size, tell
 
 Kind = Literal["rank", "targets"]
 
@@ -39,6 +40,7 @@ class Point(NamedTuple):
     old_bpb_before: float | None  # of the old text; None where that is gone
     old_bpb_after: float | None
     checkpoint_bytes: int  # of the adapters alone
+    status: str  # how the run ended: finished, stopped or diverged
 
 
 def study(
@@ -47,6 +49,9 @@ def study(
     """Train and compare the variants of `config`; the last lines for people. Raises InputError for an unknown kind."""
     variants = _variants(kind, config)
     folder = folder or runs.RUNS / runs.default_name("adapters", kind)
+    if (folder / "run.json").exists():
+        raise InputError(f"{folder} holds a run, not a study: choose another --run-dir")
+    say(f"the study is in {folder}: the same command with --run-dir {quoted(folder)} goes on with it")
     for number, (name, variant) in enumerate(variants.items(), 1):
         path = folder / "runs" / name
         say(f"{number} of {len(variants)}: {name}")
@@ -65,7 +70,7 @@ def study(
     text = report(kind, points)
     files.write_atomic(folder / "adapters.csv", _csv(points).encode())
     files.write_atomic(
-        folder / "adapters.png", figures.png(figures.adapters(kind, points, pareto(points), figures.ON_WHITE))
+        folder / "adapters.png", figures.png(figures.adapters(kind, whole(points) or points, pareto(points), figures.ON_WHITE))
     )
     files.write_atomic(folder / "report.md", text.encode())
     return f"{text}\nstudy: {folder}"
@@ -98,8 +103,8 @@ def point(name: str, run: Run) -> Point:
     """What came of one run."""
     lines = list(run.metrics())
     old = {line["step"]: line["bpb"] for line in lines if line["kind"] == "eval" and line["split"] == "old"}
-    best = min((line for line in lines if line["kind"] == "eval" and line["split"] == "val" and line["loss"]),
-               key=lambda line: line["loss"])  # fmt: skip
+    best = best_eval(lines, run.history)
+    assert best is not None
     model = run.config.model
     held = checkpoint.load(run.path)
     return Point(
@@ -112,13 +117,19 @@ def point(name: str, run: Run) -> Point:
         old.get(0),
         old.get(best["step"]),
         (held.path / "model.safetensors").stat().st_size,
+        run.history.status or "failed",
     )
+
+
+def whole(points: list[Point]) -> list[Point]:
+    """Those whose runs came to their end: the loss of one that diverged is that of its beginning."""
+    return [one for one in points if one.status in ("finished", "stopped")]
 
 
 def pareto(points: list[Point]) -> list[Point]:
     """Those that none with fewer trained parameters equals, from few parameters to many."""
     best: list[Point] = []
-    for one in sorted(points, key=lambda point: (point.trained, point.val_loss)):
+    for one in sorted(whole(points), key=lambda point: (point.trained, point.val_loss)):
         if not best or one.val_loss < best[-1].val_loss:
             best.append(one)
     return best
@@ -132,7 +143,7 @@ def report(kind: str, points: list[Point]) -> str:
     )
     rows = [
         f"| {one.variant} | {one.trained:,} | {size(one.checkpoint_bytes)} | {one.bpb:.3f} | {_forgotten(one)} | "
-        f"{'on the Pareto front' if one.variant in front else ''} |"
+        f"{'on the Pareto front' if one.variant in front else '' if one in whole(points) else one.status} |"
         for one in points
     ]
     note = "One seed each: differences of a hundredth mean nothing."

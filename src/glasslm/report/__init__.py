@@ -84,6 +84,7 @@ def _context(run: Run) -> dict[str, Any]:
         "evaluations": facts.evaluations(lines, best),
         "progress": facts.spaced([line for line in lines if line["kind"] == "sample"]),
         "warnings": [line for line in lines if line["kind"] == "warning"],
+        "compared": facts.compared_with(preset),
         "configuration": facts.configuration(run.config, preset),
         "parameters": facts.parameter_parts(run.config.model, vocab_size),
         "files": record.get("data", {}).get("files", []),

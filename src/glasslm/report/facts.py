@@ -112,9 +112,14 @@ def spaced(items: list[Line], count: int = 5) -> list[Line]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
+def compared_with(preset: str) -> str:
+    """The preset whose values stand beside a run's: its own, and tiny for a run that has none."""
+    return preset if preset in PRESETS else "tiny"
+
+
 def configuration(config: RunConfig, preset: str) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
     """For each part its fields with their values, and the preset's value where it is another."""
-    base = PRESETS.get(preset, PRESETS["tiny"])().resolved()
+    base = PRESETS[compared_with(preset)]().resolved()
     parts = []
     for part in dataclasses.fields(config):
         here, there = (dataclasses.asdict(getattr(of, part.name)) for of in (config, base))

@@ -80,15 +80,14 @@ def orthogonalised(g: Array) -> Array:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[0] > g.shape[1]
-    x = g.T if tall else g
-    x = x / (np.linalg.norm(x) + 1e-7)
+    x = g / (np.linalg.norm(g) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x.T @ x if tall else x @ x.T  # the smaller of the two
         polynomial = gram @ gram
         polynomial *= c
         gram *= b
         polynomial += gram
-        step = polynomial @ x
+        step = x @ polynomial if tall else polynomial @ x
         x *= a
         x += step
-    return x.T if tall else x
+    return x
