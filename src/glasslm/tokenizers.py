@@ -108,7 +108,8 @@ class CharTokenizer(Tokenizer):
         return (
             f"this character tokenizer does not know {named}{more}, first at character "
             f"{min(text.index(c) for c in unknown)}; it knows only the {len(self.alphabet)} characters of its training "
-            f"text: {knows!r}. Leave these characters out, or train with --tokenizer byte or bpe a model that reads any text"
+            f"text: {knows!r}. Leave these characters out, or train a model that reads any text with --tokenizer byte "
+            "or bpe"
         )
 
 

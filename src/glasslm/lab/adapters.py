@@ -69,9 +69,8 @@ def study(
     points = [point(name, Run(folder / "runs" / name)) for name in variants]
     text = report(kind, points)
     files.write_atomic(folder / "adapters.csv", _csv(points).encode())
-    files.write_atomic(
-        folder / "adapters.png", figures.png(figures.adapters(kind, whole(points) or points, pareto(points), figures.ON_WHITE))
-    )
+    figure = figures.adapters(kind, whole(points) or points, pareto(points), figures.ON_WHITE)
+    files.write_atomic(folder / "adapters.png", figures.png(figure))
     files.write_atomic(folder / "report.md", text.encode())
     return f"{text}\nstudy: {folder}"
 
