@@ -108,8 +108,8 @@ def planted(op: Op, name: str, part: int) -> Op:
     }
     places["flash_attention"] = places["attention"]
 
-    def wrong(*arguments: Any) -> tuple[Any, ...]:
-        *y, backward = op(*arguments)
+    def wrong(*arguments: Any, **named: Any) -> tuple[Any, ...]:
+        *y, backward = op(*arguments, **named)
 
         def turned(*upstream: Any) -> Any:
             result = backward(*upstream)

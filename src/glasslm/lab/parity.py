@@ -163,7 +163,10 @@ def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> Worst:
         assert set(told[0]) == set(told[1]), "one engine has a term that the other lacks"
         for what, by_hand in told[0].items():
             by_autograd = told[1][what]
-            found.append(Worst(relative(by_hand, by_autograd, abs(by_hand)), f"{what} of step {number}"))
+            scale = abs(by_hand)
+            if what == "smoothing":  # a difference of two losses, which may pass through zero
+                scale = max(scale, told[0]["loss"])
+            found.append(Worst(relative(by_hand, by_autograd, scale), f"{what} of step {number}"))
     for of_kind in zip(*(by_kind(engine.state()) for engine in pair)):
         found += differences(*of_kind)
     return largest(found)
