@@ -228,7 +228,7 @@ def test_a_query_depends_on_the_keys_that_it_sees(window: int, monkeypatch: pyte
 @given(T=st.integers(1, 600), window=st.integers(0, 700))
 def test_tiles_cover_what_is_seen_once_and_little_else(T: int, window: int) -> None:
     times = np.zeros((T, T), int)
-    for queries, tiles in flash._Sight(None, window).tiles(T):
+    for queries, tiles in flash._Sight(None, window, TILE).tiles(T):
         assert tiles[0].start <= queries.start, "the first tile shows every query something"
         assert tiles[0].stop == queries.stop
         for keys in tiles:
