@@ -49,8 +49,8 @@ class Base:
         """What a run of this config starts from: these weights, and adapters that do nothing yet."""
         known = self.weights()
         rows = table(config.model, self.run.tokenizer.vocab_size)
-        for name, array in initial_weights(rows, config.train.seed):
-            yield name, known.get(name, array)
+        yield from known.items()
+        yield from initial_weights({name: row for name, row in rows.items() if name not in known}, config.train.seed)
 
     def require_fit(self, config: RunConfig) -> None:
         """Raises InputError where these weights and this tokenizer would mean something else to a run of this config.

@@ -323,42 +323,40 @@ def _rope(rng: np.random.Generator) -> Case:
 
 def _flash_attention(scale: float, biased: bool, window: int) -> Callable[[np.random.Generator], Case]:
     def make(rng: np.random.Generator) -> Case:
-        inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
+        def attend(qk: Array, v: Array) -> tuple[Array, Callable[[Array], Array]]:
+            slopes = attention.alibi_slopes(H, v.dtype) if biased else None
+            return flash.flash_attention(qk, v, slopes, window, new, tile=2)
 
-        def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-            slopes = attention.alibi_slopes(H, inputs["v"].dtype) if biased else None
-            y, backward = flash.flash_attention(inputs["qk"].copy(), inputs["v"], slopes, window, new, tile=2)
-
-            def split(upstream: Array) -> tuple[Array, Array]:
-                dqkv = backward(upstream)
-                return dqkv[:, :, : H + K], dqkv[:, :, H + K :]
-
-            return y, split
-
-        return inputs, run
+        return _attending(scale, rng, attend)
 
     return make
 
 
 def _attention(scale: float, biased: bool, dropping: bool) -> Callable[[np.random.Generator], Case]:
     def make(rng: np.random.Generator) -> Case:
-        inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
         bias = rng.standard_normal((H, T, T)) if biased else None
         drop = (0.3, row_keys(0, 1, np.arange(B), 2)) if dropping else None
-
-        def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-            qk = inputs["qk"].copy()  # the queries are scaled in place
-            y, backward = attention.attention(qk, inputs["v"], bias, drop, new)
-
-            def split(upstream: Array) -> tuple[Array, Array]:
-                dqkv = backward(upstream)
-                return dqkv[:, :, : H + K], dqkv[:, :, H + K :]
-
-            return y, split
-
-        return inputs, run
+        return _attending(scale, rng, lambda qk, v: attention.attention(qk, v, bias, drop, new))
 
     return make
+
+
+def _attending(
+    scale: float, rng: np.random.Generator, attend: Callable[[Array, Array], tuple[Array, Callable[[Array], Array]]]
+) -> Case:
+    """Attention over random queries and keys, which it may overwrite, and values."""
+    inputs = {"qk": scale * rng.standard_normal((B, T, H + K, Q)), "v": rng.standard_normal((B, T, K, Q))}
+
+    def run() -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+        y, backward = attend(inputs["qk"].copy(), inputs["v"])
+
+        def split(upstream: Array) -> tuple[Array, Array]:
+            dqkv = backward(upstream)
+            return dqkv[:, :, : H + K], dqkv[:, :, H + K :]
+
+        return y, split
+
+    return inputs, run
 
 
 OPS: dict[str, Callable[[np.random.Generator], Case]] = {
