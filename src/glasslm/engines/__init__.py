@@ -1,6 +1,6 @@
 """The seam: what an engine can do. Nothing above this line of the project asks which engine runs.
 
-An engine holds weights, gradients and moments and knows seven verbs; loop, evaluation, generation and checkpoints are
+An engine holds weights, gradients and moments and knows eight verbs; loop, evaluation, generation and checkpoints are
 written once, in terms of them. Arrays cross the seam as NumPy arrays. B rows, T positions, V vocabulary.
 """
 
@@ -114,6 +114,14 @@ class Engine(Protocol):
 
         Returns the logits after each row's last new token, (B, V); with `every`, after each position, (B, T, V).
         A row with count 0 is left alone and its logits mean nothing.
+        """
+        ...
+
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        """Copies of what inspection.py has names for, of the weights in training: looking never changes a run.
+
+        There is no dropout, and attention is written out, however it is trained. Gradients are of the mean over the
+        batch. In the compute precision, float32 at least. Raises InputError for a name that the model has not.
         """
         ...
 

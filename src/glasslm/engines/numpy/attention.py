@@ -158,6 +158,23 @@ def attention(
     return out, backward
 
 
+def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tuple[Array, Array]:
+    """What `attention` goes by, to be looked at: q kᵀ / sqrt(Q), -inf where a key is hidden, and its softmax with bias.
+
+    qk (B, T, H + K, Q), bias (H, T, T) -> (B, H, T, T) each.
+    """
+    B, T, heads, Q = qk.shape
+    H = heads - K
+    q, k = _heads(qk[:, :, :H], K), _heads(qk[:, :, H:], K)
+    scores = (np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(Q))).reshape(B, H, T, T)
+    visible, _ = _masks(T, scores.dtype, window)
+    scores[:, :, visible == 0] = -np.inf
+    weights = scores if bias is None else scores + bias
+    weights = np.exp(weights - weights.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return scores, weights
+
+
 @functools.cache
 def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
     """(T, T) 1 where a query sees a key, else 0; and T ones, which sum a row in a product."""

@@ -23,10 +23,11 @@ from glasslm.config import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines import Batch, Losses, State, Update
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys
+from glasslm.engines.inspection import GRADIENT, require_known
 from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.inference import KeyValueCache, read
-from glasslm.engines.numpy.model import Model
+from glasslm.engines.numpy.model import Look, Model
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
@@ -90,20 +91,24 @@ class NumpyEngine:
         return losses, backward()
 
     def forward(
-        self, batch: Batch, weight: float, part: slice = slice(None)
+        self, batch: Batch, weight: float, part: slice = slice(None), look: Look | None = None
     ) -> tuple[Losses, Callable[[], dict[str, Array]]]:
-        """The losses of some rows of a training batch, dropout included, and the way back, as in `accumulate`."""
-        c, rows, new, terms = self.config, batch.rows[part], self._memory, self._coefficients
+        """The losses of some rows of a training batch, dropout included, and the way back, as in `accumulate`.
+
+        Whoever looks sees the model without dropout, and in memory of its own.
+        """
+        c, rows, terms = self.config, batch.rows[part], self._coefficients
+        new = self._memory if look is None else self.model.empty
         targets = batch.targets[part].reshape(-1)
 
         def keys(site: int) -> NDArray[np.uint32]:
             return row_keys(c.train.seed, batch.step, rows, site)
 
-        dropping = c.model.dropout or c.model.attention_dropout
+        dropping = (c.model.dropout or c.model.attention_dropout) and look is None
         each = weight * batch.tokens.shape[1] / c.model.n_layers  # a sequence's share of the mean over all, in a layer
         penalties = (each * terms.get("balance", 0.0), each * terms.get("router_z", 0.0))
         logits, routings, model_back = self.model.forward(
-            batch.tokens[part], new, keys if dropping else None, penalties
+            batch.tokens[part], new, keys if dropping else None, penalties, look
         )
         nats, nats_back = ops.cross_entropy(logits, targets, new)
         further = {name: op(logits, targets, new) for name, op in ops.SOFTMAX_TERMS.items() if name in terms}
@@ -121,6 +126,19 @@ class NumpyEngine:
             return model_back(dlogits)
 
         return Losses(weight * math.fsum(nats), auxiliary, experts), backward
+
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        names = list(names)
+        require_known(names, self.config.model, self.rows)
+        look = Look(names)
+        with self._one_blas_thread():
+            _, backward = self.forward(batch, 1 / max(1, int((batch.targets >= 0).sum())), look=look)
+            if any(name.startswith(GRADIENT) for name in names):
+                gradients = Weights(self._trained, self.dtype)
+                for name, gradient in backward().items():
+                    gradients[name][...] = gradient
+                look.found |= {GRADIENT + name: gradient for name, gradient in gradients.rows.items()}
+        return {name: look.found[name] for name in names}
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
         """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""

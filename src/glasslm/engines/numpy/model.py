@@ -7,7 +7,7 @@ vocabulary. Activations are (N, D); attention sees them as (B, T, heads, Q).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,8 +18,17 @@ from numpy.typing import NDArray
 from glasslm.config import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.choice import attends_by_tiles
+from glasslm.engines.inspection import GRADIENT
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention, rope, rope_at, sinusoids
+from glasslm.engines.numpy.attention import (
+    alibi_bias,
+    alibi_slopes,
+    attention,
+    rope,
+    rope_at,
+    scores_and_weights,
+    sinusoids,
+)
 from glasslm.engines.numpy.flash import flash_attention
 from glasslm.engines.numpy.moe import Routing, in_few_sizes, mixture
 from glasslm.engines.numpy.ops import Array, New
@@ -29,6 +38,18 @@ from glasslm.parameters import STD
 Gradients = dict[str, Array]
 Backward = Callable[[Array, Gradients], Array]  # takes d_output, writes weights' gradients, returns d_input
 Sublayer = Callable[[Array], tuple[Array, Backward]]
+
+
+class Look:
+    """Copies of what is computed under some names, those of engines/inspection.py."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self.found: dict[str, Array] = {}
+
+    def at(self, name: str, array: Array, shape: tuple[int, ...] | None = None) -> None:
+        if name in self.names:
+            self.found[name] = array.reshape(shape or array.shape).copy()
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,12 @@ class Pass:
     routings: list[Routing]  # what the routers did so far, layer by layer
     bias: Array | None  # (H, T, T) of the scores
     rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
+    look: Look | None  # what is looked at on the way
+
+    def show(self, name: str, x: Array) -> None:
+        """x (N, any) to whoever looks, as (B, T, any)."""
+        if self.look is not None:
+            self.look.at(name, x, (self.B, self.T, -1))
 
 
 class Model:
@@ -67,6 +94,7 @@ class Model:
         new: New,
         dropout_keys: Callable[[int], NDArray[np.uint32]] | None = None,
         penalties: tuple[float, float] = (0.0, 0.0),
+        look: Look | None = None,
     ) -> tuple[Array, list[Routing], Callable[[Array], Gradients]]:
         """tokens (B, T) -> logits (N, V), and what the router of each layer did, if there are any.
 
@@ -75,17 +103,21 @@ class Model:
         """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        run = Pass(B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)))
+        run = Pass(B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)), look)
         x, embed_back = self._embed(tokens.reshape(-1), run)
+        run.show("embedding", x)
         block_backs = []
         for i in range(c.n_layers):
             for sublayer in self._sublayers(i, run):
                 x, back = sublayer(x)
                 block_backs.append(back)
+            run.show(f"blocks.{i}", x)
         final_back = None
         if c.norm_position == "pre":
             x, final_back = self._norm("norm", x, new)
+            run.show("norm", x)
         logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
+        run.show("logits", logits)
 
         def backward(dlogits: Array) -> Gradients:
             gradients: Gradients = {}
@@ -93,7 +125,10 @@ class Model:
             if final_back is not None:
                 dx = final_back(dx, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
+                if len(block_backs) % 2 == 0:
+                    run.show(f"{GRADIENT}blocks.{len(block_backs) // 2 - 1}", dx)
                 dx = block_backs.pop()(dx, gradients)
+            run.show(f"{GRADIENT}embedding", dx)
             if c.lora_rank:  # norms and biases gave theirs, too
                 return {name: gradient for name, gradient in gradients.items() if name in w.trained}
             embed_back(dx, gradients)
@@ -177,6 +212,8 @@ class Model:
             qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new)
         if run.rotation:
             qk, rope_back = rope(qk, *run.rotation, new)
+        if run.look is not None:
+            self._look_at_attention(prefix, qk, run.look)
         drop = None
         if run.dropout_keys and c.attention_dropout:
             drop = (c.attention_dropout, run.dropout_keys(sites.site(layer, sites.PROBABILITIES)))
@@ -187,6 +224,7 @@ class Model:
             mixed, attention_back = attention(qk, v, run.bias, drop, new, c.window)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_ATTENTION), run)
+        run.show(prefix, y)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
             dmixed = o_back(dropout_back(dy), gradients)
@@ -201,6 +239,16 @@ class Model:
             return qkv_back(dheads.reshape(qkv.shape), gradients)
 
         return y, backward
+
+    def _look_at_attention(self, prefix: str, qk: Array, look: Look) -> None:
+        """The scores and the weights (B, H, T, T), whichever way attention is computed."""
+        names = f"{prefix}.scores", f"{prefix}.weights"
+        if look.names.isdisjoint(names):
+            return
+        c, positions = self.config, np.arange(qk.shape[1])
+        bias = alibi_bias(self.slopes, positions, positions) if c.position == "alibi" else None
+        for name, array in zip(names, scores_and_weights(qk, c.n_kv_heads, bias, c.window)):
+            look.at(name, array)
 
     def qk_gain(self, prefix: str) -> Array:
         """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
@@ -230,6 +278,7 @@ class Model:
         inner = self._mixture if self.config.n_experts else self._mlp
         y, inner_back = inner(prefix, x, run)
         y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_FEEDFORWARD), run)
+        run.show(prefix, y)
         return y, lambda dy, gradients: inner_back(dropout_back(dy), gradients)
 
     def _mlp(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
@@ -239,9 +288,11 @@ class Model:
         activation_back: Callable[[Array], Array]
         if c.gated:
             inner, into_back = self._linear(f"{prefix}.gate_up", x, new)
+            self._look_at_preactivation(prefix, inner[:, : c.d_ff], run)
             h, activation_back = ops.gate(inner, activation, new)
         else:
             inner, into_back = self._linear(f"{prefix}.up", x, new)
+            self._look_at_preactivation(prefix, inner, run)
             h, activation_back = activation(inner, new)
         y, down_back = self._linear(f"{prefix}.down", h, new)
 
@@ -249,6 +300,12 @@ class Model:
             return into_back(activation_back(down_back(dy, gradients)), gradients)
 
         return y, backward
+
+    def _look_at_preactivation(self, prefix: str, x: Array, run: Pass) -> None:
+        """x (N, F), or (n, F) of the tokens that an expert got."""
+        if run.look is not None:
+            shape = x.shape if ".experts." in prefix else (run.B, run.T, -1)
+            run.look.at(f"{prefix}.preactivation", x, shape)
 
     def _mixture(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
         """The experts that the router chose for each token, and the shared one, if there is one."""

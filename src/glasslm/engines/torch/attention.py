@@ -129,6 +129,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, place: Place, reading: Reading | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
+        q, k, v = self.heads_of(x, place)
+        if reading is not None:
+            k, v = reading.extend(self.layer, k, v)
+        y = attention(q, k, v, place)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+    def heads_of(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> queries (B, H, T, Q), keys and values (B, K, T, Q)."""
+        B, T, _ = x.shape
         q = self.q(x).view(B, T, self.heads, self.head_size)
         k = self.k(x).view(B, T, self.kv_heads, self.head_size)
         v = self.v(x).view(B, T, self.kv_heads, self.head_size).transpose(1, 2)
@@ -136,11 +145,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if place.rotation is not None:
             q, k = rotated(q, *place.rotation), rotated(k, *place.rotation)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if reading is not None:
-            k, v = reading.extend(self.layer, k, v)
-        y = attention(q, k, v, place)
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+        return q.transpose(1, 2), k.transpose(1, 2), v
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -162,6 +167,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=place.causal and mask is None, enable_gqa=q.size(1) != k.size(1)
     )
+
+
+def scores_and_weights(q: Tensor, k: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """What `attention` goes by, to be looked at: q kᵀ / sqrt(Q), -inf where a key is hidden, and its softmax with bias.
+
+    q (B, H, T, Q), k (B, K, T, Q) -> (B, H, T, T) each.
+    """
+    H, T, Q = q.shape[1:]
+    scores = widened(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
+    position = torch.arange(T, device=q.device)
+    ahead = position - position[:, None]
+    hidden = (ahead > 0) | (ahead <= -place.window) if place.window else ahead > 0
+    scores = scores.masked_fill(hidden, -math.inf)
+    return scores, torch.softmax(scores if place.bias is None else scores + place.bias, -1)
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -115,8 +115,14 @@ class Leader:
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """Text is written by this rank alone, from all weights, which it gathers for the while."""
         with in_words():
-            tell({"verb": "new_cache"})
+            tell({"verb": "weights"})
             return self._engine.new_cache(rows, capacity)
+
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        """Likewise."""
+        with in_words():
+            tell({"verb": "weights"})
+            return self._engine.inspect(batch, names)
 
     def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
         return self._engine.logits(tokens, cache, counts, every)
@@ -171,8 +177,8 @@ def follow() -> int:
                     engine.update(told["lr"], told["skip_above"])
                 case "losses":
                     engine.losses(*arrays)
-                case "new_cache":
-                    engine.gathered()
+                case "weights":
+                    engine.gathered(engine.model)
                 case "state":
                     for _ in engine.state():
                         pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, Run
 from glasslm.engines import Batch, Losses, State, Update
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys, site
+from glasslm.engines.inspection import GRADIENT, require_known
 from glasslm.engines.objective import coefficients
 from glasslm.engines.state import AVERAGE, decay_of_average, read_state
 from glasslm.engines.torch import hardware
 from glasslm.engines.torch.attention import KeyValueCache
+from glasslm.engines.torch.inspection import Look
 from glasslm.engines.torch.layers import widened
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
@@ -153,8 +155,7 @@ class TorchEngine:
             last = start + self.micro_batch_size >= len(mine)
             with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
                 terms, routings = self._terms(*self._inputs(batch, part))
-                objective = terms[0] + sum(times * term for times, term in zip(self.coefficients.values(), terms[1:]))
-                (objective * scale).backward()  # type: ignore[no-untyped-call]
+                (self._objective(terms) * scale).backward()  # type: ignore[no-untyped-call]
             for total, term in zip(sums, terms):
                 total += term.detach()
             for layer, routing in enumerate(routings):
@@ -166,10 +167,15 @@ class TorchEngine:
         auxiliary = dict(zip(self.coefficients, means[1:]))
         return Losses(means[0], auxiliary, to_numpy(use) if self.config.model.n_experts else None)
 
-    def _terms(self, tokens: Tensor, targets: Tensor, keys: Tensor | None) -> tuple[list[Tensor], list[Routing]]:
+    def _objective(self, terms: list[Tensor]) -> Tensor:
+        return terms[0] + sum(times * term for times, term in zip(self.coefficients.values(), terms[1:]))
+
+    def _terms(
+        self, tokens: Tensor, targets: Tensor, keys: Tensor | None, forward: Callable[..., Any] | None = None
+    ) -> tuple[list[Tensor], list[Routing]]:
         """The sums over these rows (B, T) of what is minimised: the nats, then the terms in `coefficients`."""
         c, found = self.config.model, {}
-        logits, routings = self.forward(tokens, keys)
+        logits, routings = (forward or self.forward)(tokens, keys)
         logits, targets = widened(logits).flatten(0, 1), targets.flatten()
         valid = targets >= 0
         nats = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
@@ -254,14 +260,32 @@ class TorchEngine:
         return to_numpy(found)
 
     @memory_errors()
+    @no_denormals()
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        names = list(names)
+        require_known(names, self.config.model, self.rows)
+        model = self.gathered(self.model)
+        scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
+        tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
+        with self._eagerly(), Look(model, names) as look:
+            terms, _ = self._terms(tokens, targets, None, look.forward)
+            wanted = [name for name in names if name.startswith(GRADIENT)]
+            if wanted:
+                places = look.streams | dict(model.named_parameters())
+                of = [places[name.removeprefix(GRADIENT)] for name in wanted]
+                found = torch.autograd.grad(self._objective(terms) * scale, of)
+                look.found |= {name: widened(g) / self.loss_scale for name, g in zip(wanted, found)}
+        return {name: to_numpy(widened(look.found[name])) for name in names}
+
+    @memory_errors()
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        return KeyValueCache(self.gathered(), rows, capacity)
+        return KeyValueCache(self.gathered(self.used), rows, capacity)
 
     @torch.no_grad()
-    def gathered(self) -> Transformer:
-        """The model with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
+    def gathered(self, model: Transformer) -> Transformer:
+        """`model` with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
         if not (self.ranks and self.ranks.kind == "fsdp"):
-            return self.used
+            return model
         if self.ranks.rank > 0:  # it helps rank 0 and keeps nothing
             for name in self.rows:
                 whole(self.parameters[name])
