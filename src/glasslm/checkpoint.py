@@ -103,11 +103,12 @@ def save(
     tokenizer_sha256: str,
     data_sha256: str,
     keep: int = 2,
+    spare: int = 0,
 ) -> Path:
     """Write the checkpoint of `progress.step` and remove what `keep` does not cover; returns its folder.
 
-    The `keep` newest stay, and the best, and step 0. Raises DivergedError for a value that is not finite and
-    ExhaustedError when the disk is full; in both cases the older checkpoints are untouched.
+    The `keep` newest stay, and the best, and steps 0 and `spare`. Raises DivergedError for a value that is not finite
+    and ExhaustedError when the disk is full; in both cases the older checkpoints are untouched.
     """
     arrays = dict(engine.state())
     for name, array in arrays.items():
@@ -134,7 +135,7 @@ def save(
     }
     files.write_folder(path, contents)
     _seen_whole.add(path.absolute())
-    _rotate(run_dir, progress, keep)
+    _rotate(run_dir, progress, keep, spare)
     return path
 
 
@@ -202,12 +203,12 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
     raise DamagedError(f"{reason}: nothing to go on from; start a new run")
 
 
-def _rotate(run_dir: Path, progress: Progress, keep: int) -> None:
-    """Keep the checkpoint just written, the `keep - 1` before it that are whole, the best and step 0.
+def _rotate(run_dir: Path, progress: Progress, keep: int, further: int) -> None:
+    """Keep the checkpoint just written, the `keep - 1` before it that are whole, the best, step 0 and a `further` one.
 
     A later one is left over from before a damaged checkpoint made the run go back: it is no part of this history.
     """
-    spare = {0, progress.best.step if progress.best else 0}
+    spare = {0, further, progress.best.step if progress.best else 0}
     whole = 1
     for step in reversed(list_steps(run_dir)):
         path = _path(run_dir, step)

@@ -273,6 +273,9 @@ class TrainConfig:
     """Stop as soon as the validation loss is at or below this."""
     patience: int | None = None
     """Stop after this many evaluations without a better validation loss."""
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    """On a loss or gradient norm 6 deviations above the last 128: note it, skip the step, or take the weights of the
+    last checkpoint and go on with the next batch."""
     eval_interval: int = 100
     """Steps between evaluations."""
     log_interval: int = 10

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from glasslm.finetune import Base
 from glasslm.memory import enough_memory, warn_of_shortage
 from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
-from glasslm.report.facts import best_eval
+from glasslm.report.facts import best_eval, text_name
 from glasslm.runs import Run
 from glasslm.tokens import Dataset
 from glasslm.training import Loop, hashes
@@ -52,11 +54,14 @@ def train(
     *,
     preset: str = "tiny",
     command: str = "",
+    dataset: Dataset | None = None,
+    stop_at: int | None = None,
     say: Say = tell,
 ) -> Outcome:
     """Train a new model; `say` takes what is worth a line before the display begins.
 
-    `preset` and `command` (what the user wrote) are only recorded.
+    `preset` and `command` (what the user wrote) are only recorded. A `dataset` stands for the text that the config
+    names, which is not looked for then. The run is interrupted after the step `stop_at`, as Ctrl-C would do it.
     """
     started = time.perf_counter()
     config = config.resolved()
@@ -67,12 +72,15 @@ def train(
         base.require_fit(config)
     elif config.model.lora_rank:
         raise InputError("adapters stand beside trained weights: give --init-from RUN, or use `glasslm finetune RUN`")
-    source = corpora.find(config.data, say)
-    dataset = tokens.prepare(config.data, source, say, base.run.tokenizer if base else None)
+    source = None if dataset else corpora.find(config.data, say)
+    if source:
+        dataset = tokens.prepare(config.data, source, say, base.run.tokenizer if base else None)
+    assert dataset is not None
+    text = source.name if source else text_name(config.data)
     tokens.require_room(dataset, config.model.block_size, config.train.batch_size)
     if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
-        config = with_flags(config, {"corpus": source.name})
-    run_dir = run_dir or runs.RUNS / runs.default_name(source.name, preset)
+        config = with_flags(config, {"corpus": text})
+    run_dir = run_dir or runs.RUNS / runs.default_name(text, preset)
     compute, why = _choose(config, dataset.tokenizer.vocab_size, compute)
     warn_of_shortage(config, dataset.tokenizer.vocab_size, compute, say)
     with enough_memory(config, compute.engine):
@@ -85,10 +93,10 @@ def train(
         runs.create(run_dir, record, dataset.tokenizer.to_json())
         if base and config.model.lora_rank:
             checkpoint.save_base(run_dir, base.weights())
-        plan = {"preset": preset, "corpus": source.name, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
+        plan = {"preset": preset, "corpus": text, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
         say(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         first = [{"kind": "plan", "step": 0, "max_steps": config.train.max_steps}, *_fallback(source)]
-        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say)
+        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say, stop_at)
 
 
 def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
@@ -183,11 +191,13 @@ def _to_the_end(
     base: Base | None,
     started: float,
     say: Say,
+    stop_at: int | None = None,
 ) -> Outcome:
     """The loop inside its log and display, from its first lines to the last one whatever happens, and the report."""
     old_text = base.old_text(say) if base else None
     log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
-    with log, display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
+    show = display.Display if stop_at is None else partial(_Until, stop_at)
+    with log, show(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
         loop = Loop(run, engine, dataset, log, shown, progress, old_text)
         for line in first:
             loop.log(line)
@@ -197,7 +207,7 @@ def _to_the_end(
                 status = loop.run()
         except DivergedError as error:
             status = "diverged"
-            loop.warn("nonfinite", str(error))
+            loop.warn("diverged", str(error))
         finally:
             best_step, best_loss = loop.best or (None, None)
             end = {"kind": "end", "step": loop.step, "status": status, "best_step": best_step, "best_loss": best_loss}
@@ -210,6 +220,19 @@ def _to_the_end(
     return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, page)
 
 
+class _Until(display.Display):
+    """A display that interrupts the loop after a step."""
+
+    def __init__(self, stop_at: int, *shown: Any, **how: Any) -> None:
+        super().__init__(*shown, **how)
+        self.stop_at = stop_at
+
+    def tick(self, step: int) -> None:
+        super().tick(step)
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+
 def _report(run_dir: Path, say: Say) -> Path | None:
     """report.html; a full disk, say, is no reason to lose what else there is to tell of a run."""
     try:
@@ -220,10 +243,12 @@ def _report(run_dir: Path, say: Say) -> Path | None:
         return None
 
 
-def _fallback(source: Source) -> list[Line]:
+def _fallback(source: Source | None) -> list[Line]:
     """The warning that the text is not the one which was meant."""
+    if source is None or not source.fallback:
+        return []
     message = f"Shakespeare could not be downloaded: this is the corpus '{source.name}' instead"
-    return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}] if source.fallback else []
+    return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}]
 
 
 def _record(config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine: Engine) -> dict[str, Any]:

@@ -7,32 +7,29 @@ a function of the step, the weights and the moments, so a run goes on from a che
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from glasslm import checkpoint, evaluation, generation
+from glasslm import checkpoint, evaluation, files, generation, guard
 from glasslm.checkpoint import Best, Progress
 from glasslm.config import RunConfig
 from glasslm.display import Display
 from glasslm.engines import Batch, Engine, Losses, Update
-from glasslm.errors import DivergedError
+from glasslm.errors import DamagedError
+from glasslm.guard import Guard, Limits
+from glasslm.interruption import Interrupt, interruptible
 from glasslm.metrics import Line, Log
 from glasslm.runs import Run
 from glasslm.sampling import Sampling
 from glasslm.schedule import lr_at
 from glasslm.tokens import Dataset, Order, Shard
 
-NONFINITE_LIMIT = 10  # steps in a row without a finite gradient: nothing will change any more
+SKIP = -1.0  # no norm is below it
 EVALUATION_SHARE = 0.02  # of a run's FLOPs, for one pass over the validation split
+SPIKES, MOST_SPIKES = "spikes", 100  # the folder of their batches, and how many of these are written down
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
 
 
@@ -61,11 +58,12 @@ class Loop:
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
         memory = progress.loop if progress else {}
-        self.nonfinite: int = memory.get("nonfinite", 0)  # steps in a row
         self.patience_used: int = memory.get("patience_used", 0)  # evaluations since the best
         self.evaluated_at: int = memory.get("evaluated_at", -1)
         self.sampled_at: int = memory.get("sampled_at", -1)
         self.measured: bool = memory.get("measured", False)  # on the whole split, at the end
+        self.guard = Guard(self.config, dataset.tokenizer.vocab_size, memory.get("guard"))
+        self.safe_at: int = memory.get("safe_at", self.step)  # the last planned checkpoint, to roll back to
         self.saved_at = self.step if progress else -1
         self.signal: int | None = None  # that interrupted the run
         self.started = time.perf_counter()
@@ -85,7 +83,7 @@ class Loop:
             while not (self.is_over() or interrupted.is_set()):
                 self.do_step()
             if not self.is_over():
-                self.save()
+                self.save(planned=False)
             elif self.finish(interrupted):
                 return "finished" if self.step == self.max_steps else "stopped"
             self.signal = interrupted.received
@@ -95,16 +93,12 @@ class Loop:
         """One step and all that is due after it."""
         train = self.config.train
         began = time.perf_counter()
-        losses, update = self.advance()
+        batch, losses, update, limits = self.advance()
         self.seconds_training += time.perf_counter() - began
         self.steps_timed += 1
-        if due(self.step, train.log_interval) or self.step == self.max_steps or not update.finite:
+        if due(self.step, train.log_interval) or self.step == self.max_steps or not update.applied:
             self.log(self.step_line(losses, update))
-        if self.nonfinite >= NONFINITE_LIMIT:
-            raise DivergedError(
-                f"the gradients of {NONFINITE_LIMIT} steps in a row, up to step {self.step}, are not finite: "
-                f"lower --lr (now {self.config.optimizer.lr:g}) or lengthen --warmup-steps"
-            )
+        self.judge(batch, losses, update, limits)
         if due(self.step, train.eval_interval):
             self.evaluate()
         if due(self.step, train.sample_interval):
@@ -115,18 +109,49 @@ class Loop:
             self.save()
         self.display.tick(self.step)
 
-    def advance(self) -> tuple[Losses, Update]:
-        """One step: a batch through the engine."""
+    def advance(self) -> tuple[Batch, Losses, Update, Limits]:
+        """One step: a batch through the engine. What is not finite never reaches the weights; a spike may."""
         rows = np.arange(self.config.train.batch_size)
         tokens, targets = self.order.batch(self.dataset.train.tokens, self.step, rows)
-        losses = self.engine.accumulate(Batch(tokens, targets, self.step, rows), 1 / targets.size)
-        update = self.engine.update(lr_at(self.step, self.config.optimizer, self.max_steps))
+        largest, known = int(targets.max()), self.dataset.tokenizer.vocab_size
+        if largest >= known:  # an index into the embedding that would end in a traceback, or on a GPU in worse
+            raise DamagedError(
+                f"the batch of step {self.step + 1} holds token {largest}, of {known}: the tokens in the cache were "
+                "altered while the run went on. Go on with `glasslm resume`, which makes them again"
+            )
+        batch = Batch(tokens, targets, self.step, rows)
+        limits = self.guard.limits
+        losses = self.engine.accumulate(batch, 1 / targets.size)
+        allowed = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
+        hold = not math.isfinite(losses.cross_entropy) or losses.cross_entropy > allowed.loss
+        rate = lr_at(self.step, self.config.optimizer, self.max_steps)
+        update = self.engine.update(rate, SKIP if hold else allowed.norm)
         self.step += 1
         self.tokens += targets.size
-        self.nonfinite = 0 if update.finite else self.nonfinite + 1
-        if self.nonfinite == 1:
-            self.warn("nonfinite", f"the gradient of step {self.step} is not finite: the step was skipped")
-        return losses, update
+        return batch, losses, update, limits
+
+    def judge(self, batch: Batch, losses: Losses, update: Update, limits: Limits) -> None:
+        """What the numbers of a step say about the run, and what follows."""
+        verdict = self.guard.judge(self.step, losses.cross_entropy, update, limits)
+        if verdict == "nonfinite" and self.guard.nonfinite == 1:
+            self.warn("nonfinite", self.guard.nonfinite_text(self.engine, batch))
+        if verdict == "spike":
+            self.spike(batch, losses.cross_entropy, update.norm, limits)
+
+    def spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
+        """Noted, with its batch; and if that is wished the weights are those of the last planned checkpoint."""
+        action = self.config.train.on_spike
+        done = {"log": "", "skip": ": it was skipped", "rollback": f": back to the weights of step {self.safe_at}"}
+        self.warn("spike", guard.spike_text(self.step, loss, norm, limits, done[action]))
+        path = self.run_dir / SPIKES / f"{self.step:06d}.json"
+        if len(list(path.parent.glob("*.json"))) < MOST_SPIKES:
+            files.make_folder(path.parent)
+            texts = [self.dataset.tokenizer.decode(row) for row in batch.tokens]
+            record = {"step": self.step, "loss": loss, "grad_norm": norm, "limits": limits._asdict(), "action": action}
+            files.write_json(path, record | {"tokens": batch.tokens.tolist(), "texts": texts})
+        if action == "rollback":
+            held = checkpoint.load(self.run_dir, self.safe_at)
+            self.engine.load(held.state(), held.progress.updates, held.progress.loss_scale)
 
     def evaluate(self) -> None:
         """The validation loss now."""
@@ -141,6 +166,9 @@ class Loop:
             self.best, self.patience_used = Best(self.step, score.loss), 0
         else:
             self.patience_used += 1
+        last = self.step == self.max_steps
+        if warning := self.guard.evaluated(self.step, score.loss, self.best, self.patience_used, last):
+            self.warn("overfit", warning)
 
     def is_best(self) -> bool:
         return self.best is not None and self.best.step == self.step
@@ -222,10 +250,15 @@ class Loop:
         line = {"kind": "sample", "step": self.step, "prompt": "", "text": text}
         self.log(line | {"temperature": SAMPLE_TEMPERATURE, "seed": seed})
 
-    def save(self, again: bool = False) -> None:
-        """A checkpoint of this step, unless there is one and it need not be written again."""
+    def save(self, again: bool = False, planned: bool = True) -> None:
+        """A checkpoint of this step, unless there is one and it need not be written again.
+
+        One that is not planned comes from an interruption: a run without would not have it, so nothing rolls back to it.
+        """
         if self.saved_at == self.step and not again:
             return
+        if planned:
+            self.safe_at = self.step
         progress = Progress(
             step=self.step,
             updates=self.engine.updates,
@@ -234,14 +267,16 @@ class Loop:
             metrics_bytes=self.metrics.bytes,
             best=self.best,
             loop={
-                "nonfinite": self.nonfinite,
                 "patience_used": self.patience_used,
                 "evaluated_at": self.evaluated_at,
                 "sampled_at": self.sampled_at,
                 "measured": self.measured,
+                "guard": self.guard.memory,
+                "safe_at": self.safe_at,
             },
         )
-        path = checkpoint.save(self.run_dir, self.engine, progress, keep=self.config.train.keep, **self.hashes)
+        keep = self.config.train.keep
+        path = checkpoint.save(self.run_dir, self.engine, progress, keep=keep, spare=self.safe_at, **self.hashes)
         self.saved_at = self.step
         where = path.relative_to(self.run_dir).as_posix()
         self.log(
@@ -252,7 +287,9 @@ class Loop:
         clip = self.config.optimizer.grad_clip
         per_step = self.seconds_training / self.steps_timed
         self.seconds_training, self.steps_timed = 0.0, 0
-        further: Line = {"auxiliary": losses.auxiliary} if losses.auxiliary else {}
+        further: Line = {} if update.applied else {"skipped": True}
+        if losses.auxiliary:
+            further["auxiliary"] = losses.auxiliary
         if losses.experts is not None:  # the share of the choices that each layer's experts got
             further["experts"] = (losses.experts / losses.experts.sum(-1, keepdims=True)).round(4).tolist()
         return {
@@ -330,36 +367,3 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """An event that Ctrl-C (SIGINT) or SIGTERM sets; a second signal ends the process at once.
-
-    The handlers are installed explicitly, because a job that a shell starts in the background ignores SIGINT.
-    """
-    event = Interrupt()
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
-        yield event
-        return
-    before = {which: signal.signal(which, event.receive) for which in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-
-class Interrupt(threading.Event):
-    """Set by a signal, and remembers which."""
-
-    received: int | None = None
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set():
-            if sys.stderr.isatty():
-                os.write(2, b"\x1b[?25h\n")  # the live display has hidden the cursor
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = number
-        self.set()

@@ -1,0 +1,352 @@
+"""Values that are not finite, spikes, divergence and text learnt by heart: what becomes of a run, in both engines."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm import checkpoint, launch, report
+from glasslm.checkpoint import Best
+from glasslm.config import ComputeConfig
+from glasslm.engines import Batch, Losses, Update, make_engine
+from glasslm.errors import DamagedError, DivergedError
+from glasslm.guard import ENOUGH, NONFINITE_LIMIT, WINDOW, Guard, Limits, limit
+from glasslm.launch import Outcome
+from glasslm.parameters import initial_weights, table
+from glasslm.tokens import Order
+from glasslm.training import Loop
+from small_runs import essence, glasslm, logged, no_report, quiet, read_json, small, words, write_text
+
+ENGINES = ["numpy", "torch"]
+SPIKING: dict[str, Any] = {
+    "max_steps": 100,
+    "eval_interval": 25,
+    "checkpoint_interval": 25,
+    "sample_interval": 0,
+    "lr": 0.02,
+}
+BAD_STEP = 80  # more than the guard's least memory, and none at which anything else is due
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def compute(engine: str) -> ComputeConfig:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    return ComputeConfig(engine=engine, threads=1)  # type: ignore[arg-type]
+
+
+def train(text: Path, run_dir: Path, engine: str, **flags: Any) -> Outcome:
+    with no_report():
+        return launch.train(small(text, **flags), compute(engine), run_dir, say=quiet)
+
+
+def resume(run_dir: Path, engine: str) -> Outcome:
+    with no_report():
+        return launch.resume(run_dir, compute(engine), say=quiet)
+
+
+# -- values that are not finite ---------------------------------------------------------------------------------------
+
+
+def in_the_gradient(self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float) -> Losses:
+    right(batch, math.nan)
+    return Losses(1.0, {})
+
+
+def in_the_loss(self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float) -> Losses:
+    """As where a logit overflows only in the forward pass: the gradient looks fine and is not to be trusted."""
+    return right(batch, weight)._replace(cross_entropy=math.nan)
+
+
+def in_both(self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float) -> Losses:
+    return right(batch, math.nan)
+
+
+@contextmanager
+def broken(fault: Any, steps: Callable[[int], bool]) -> Iterator[None]:
+    """What the engine computes in these steps (from 1) is spoilt."""
+    advance = Loop.advance
+
+    def spoilt(self: Loop) -> Any:
+        if not steps(self.step + 1):
+            return advance(self)
+        right = self.engine.accumulate
+        self.engine.accumulate = lambda batch, weight: fault(self, right, batch, weight)  # type: ignore[method-assign]
+        try:
+            return advance(self)
+        finally:
+            del self.engine.accumulate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "advance", spoilt)
+        yield
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fault", [in_the_gradient, in_the_loss, in_both])
+def test_a_step_that_is_not_finite_never_reaches_the_weights(
+    fault: Any, engine: str, text: Path, tmp_path: Path
+) -> None:
+    """It is skipped, counted and told, and healthy steps follow."""
+    with broken(fault, lambda step: step == 7):
+        run = train(text, tmp_path / "run", engine, checkpoint_interval=1, max_steps=12).run_dir
+    before, after, later = (dict(checkpoint.load(run, step).state()) for step in (6, 7, 8))
+    assert all(array.tobytes() == after[name].tobytes() for name, array in before.items())
+    assert any(array.tobytes() != after[name].tobytes() for name, array in later.items())
+    assert [checkpoint.load(run, step).progress.updates for step in (6, 7, 8, 12)] == [6, 6, 7, 11]
+    (warning,) = logged(run, "warning")
+    assert (warning["code"], warning["step"]) == ("nonfinite", 7)
+    assert next(line for line in logged(run, "step") if line["step"] == 7)["skipped"]
+    assert logged(run, "end")[0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fault", [in_the_gradient, in_the_loss])
+def test_several_in_a_row_end_the_run_with_a_report(fault: Any, engine: str, text: Path, tmp_path: Path) -> None:
+    with broken(fault, lambda step: step > 7):
+        ended = launch.train(small(text, max_steps=100), compute(engine), tmp_path / "run", say=quiet)
+    assert ended.status == "diverged"
+    assert logged(ended.run_dir, "end")[0]["step"] == 7 + NONFINITE_LIMIT
+    assert [line["code"] for line in logged(ended.run_dir, "warning")] == ["nonfinite", "diverged"]
+    assert "diverged" in (ended.run_dir / "report.html").read_text(encoding="utf-8")
+    assert resume(ended.run_dir, engine).status == "finished"  # the fault is mended, and the run may go on
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tokens_that_are_none_are_named(
+    engine: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is altered under a run's hands."""
+    right = Order.batch
+
+    def altered(self: Order, tokens: Any, step: int, rows: Any) -> Any:
+        inputs, targets = right(self, tokens, step, rows)
+        if step == 4:
+            targets[2, 3] = 60_000
+        return inputs, targets
+
+    monkeypatch.setattr(Order, "batch", altered)
+    with pytest.raises(DamagedError, match=r"step 5 holds token 60000"):
+        train(text, tmp_path / "run", engine)
+    assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ("blocks.1.attention.q.weight", r"blocks\.1\.attention(\.weights)? is the first"),
+        ("blocks.0.feedforward.down.weight", r"blocks\.0\.feedforward is the first"),
+        ("norm.weight", "norm is the first"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow", "ignore:divide")
+def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text: Path) -> None:
+    import re
+
+    config = small(text).resolved()
+    machine = make_engine(config, 30, compute(engine), training=True)
+    weights = dict(initial_weights(table(config.model, 30), seed=1))
+    weights[weight] = np.full_like(weights[weight], np.inf)
+    machine.load(weights.items())
+    tokens = np.arange(8 * 32).reshape(8, 32) % 30
+    batch = Batch(tokens, tokens, 4, np.arange(8))
+    message = Guard(config, 30).nonfinite_text(machine, batch)
+    assert re.search(says, message), message
+    assert "step 5" in message
+    machine.load(initial_weights(table(config.model, 30), seed=1))
+    assert "all of it is" in Guard(config, 30).nonfinite_text(machine, batch)
+
+
+def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
+    config = small(text).resolved()
+
+    class Backwards:
+        micro_batch_size = 4
+
+        def inspect(self, batch: Batch, names: list[str]) -> dict[str, Any]:
+            assert len(batch.tokens) <= 4
+            bad = "gradient/blocks.0.feedforward.up.weight", "gradient/embedding.weight"
+            return {name: np.array([math.nan if name in bad else 1.0]) for name in names}
+
+    tokens = np.zeros((8, 4), np.int64)
+    message = Guard(config, 30).nonfinite_text(Backwards(), Batch(tokens, tokens, 0, np.arange(8)))  # type: ignore[arg-type]
+    assert "the gradient of blocks.0.feedforward.up.weight is the first" in message
+
+
+# -- spikes -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(3, 0.1, 400)
+    judge = Guard(small(Path("text")), 30)
+    for number, value in enumerate(values):
+        window = values[max(0, number - WINDOW) : number]
+        expected = math.inf if number < ENOUGH else window.mean() + 6 * window.std(ddof=1)
+        assert judge.limits.loss == pytest.approx(expected, rel=1e-12)
+        judge.judge(number, float(value), Update(1.0, True, True), judge.limits)
+        judge.judge(number, math.nan, Update(math.inf, True, True), judge.limits)  # stays out of the window
+    assert limit([2.0] * 100) == pytest.approx(2.012)  # what stands still does not spike by rounding
+    again = Guard(small(Path("text")), 30, json.loads(json.dumps(judge.memory)))
+    assert again.limits == judge.limits
+    assert again.judge(1, 3.9, Update(1.0, True, True), again.limits) == "spike"
+    assert again.judge(1, 3.3, Update(1.0, True, True), again.limits) == "fine"
+    assert again.judge(1, 3.3, Update(1.1, True, True), Limits(9, 1.05)) == "spike"
+
+
+@contextmanager
+def bad_batch(*steps: int) -> Iterator[None]:
+    """In these steps (from 1) the text is noise."""
+    right = Order.batch
+
+    def noise(self: Order, tokens: Any, step: int, rows: Any) -> Any:
+        inputs, targets = right(self, tokens, step, rows)
+        if step + 1 in steps:
+            generator = np.random.default_rng(step)
+            inputs, targets = (generator.integers(0, 18, array.shape) for array in (inputs, targets))
+        return inputs, targets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Order, "batch", noise)
+        yield
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("action", ["log", "skip", "rollback"])
+def test_a_spike_is_told_with_its_batch_and_answered(action: str, engine: str, text: Path, tmp_path: Path) -> None:
+    flags = SPIKING | {"on_spike": action, "eval_interval": 1, "checkpoint_interval": 25}
+    with bad_batch(BAD_STEP), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "is_best", lambda self: False)  # checkpoints at their interval alone
+        states: dict[int, dict[str, bytes]] = {}
+        right = Loop.do_step
+
+        def watched(self: Loop) -> None:
+            right(self)
+            if self.step in (75, 79, 80):
+                states[self.step] = {name: array.tobytes() for name, array in self.engine.state()}
+
+        patch.setattr(Loop, "do_step", watched)
+        run = train(text, tmp_path / "run", engine, **flags).run_dir
+    (warning,) = logged(run, "warning")
+    assert (warning["code"], warning["step"]) == ("spike", BAD_STEP)
+    assert f"--replay {BAD_STEP}" in warning["message"]
+    (path,) = (run / "spikes").iterdir()
+    record = read_json(path)
+    assert (path.name, record["step"], record["action"]) == ("000080.json", BAD_STEP, action)
+    assert record["loss"] > record["limits"]["loss"]
+    assert record["tokens"] == np.random.default_rng(BAD_STEP - 1).integers(0, 18, (8, 32)).tolist()
+    assert [len(row) for row in record["texts"]] == [32] * 8
+    same_as = {"log": None, "skip": 79, "rollback": 75}[action]
+    for step in (75, 79):
+        assert (states[80] == states[step]) == (step == same_as), (action, step)
+    skipped = [line["step"] for line in logged(run, "step") if line.get("skipped")]
+    assert skipped == ([] if action == "log" else [BAD_STEP])
+    assert logged(run, "end")[0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_rolls_back_is_resumed_to_the_bit(engine: str, text: Path, tmp_path: Path) -> None:
+    """Also after interruptions in between, whose checkpoints a run without them would not have to roll back to."""
+    flags = SPIKING | {"on_spike": "rollback", "eval_interval": 100}
+    with bad_batch(BAD_STEP, 93):
+        whole = train(text, tmp_path / "whole", engine, **flags).run_dir
+        assert [line["step"] for line in logged(whole, "warning")] == [BAD_STEP, 93]
+        for step in (77, 79, 84):
+            advance = Loop.advance
+
+            def signalled(self: Loop, at: int = step, right: Any = advance) -> Any:
+                if self.step + 1 == at:
+                    signal.raise_signal(signal.SIGTERM)
+                return right(self)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Loop, "advance", signalled)
+                cut = tmp_path / "cut"
+                ended = resume(cut, engine) if cut.exists() else train(text, cut, engine, **flags | {"keep": 1})
+                assert ended.status == "interrupted"
+        assert resume(cut, engine).status == "finished"
+        killed = tmp_path / "killed"  # before the checkpoint of step 100
+        shutil.copytree(whole, killed)
+        shutil.rmtree(killed / "checkpoints" / "000100")
+        assert resume(killed, engine).status == "finished"
+    assert essence(killed, 100) == essence(whole, 100)
+    assert essence(cut, 100) == essence(whole, 100)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_run_is_left_alone(seed: int, engine: str, text: Path, tmp_path: Path) -> None:
+    run = train(text, tmp_path / "run", engine, **SPIKING | {"seed": seed, "max_steps": 200}).run_dir
+    assert logged(run, "warning") == []
+    assert not (run / "spikes").exists()
+
+
+# -- divergence and learning by heart ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_rate_a_hundred_times_too_high_is_called_divergence(engine: str, text: Path, tmp_path: Path) -> None:
+    """The status, the exit code and the report, from the command itself."""
+    compute(engine)
+    flags = {"lr": 1, "max_steps": 300, "engine": engine, "warmup_steps": 0, "eval_interval": 50}
+    ended = glasslm(*words(text, tmp_path / "run", **flags))
+    assert ended.returncode == 3, ended.stderr
+    assert logged(tmp_path / "run", "end")[0]["status"] == "diverged"
+    assert logged(tmp_path / "run", "warning")[-1]["code"] == "diverged"
+    assert "lower --lr" in ended.stderr
+    assert "diverged" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+def test_hope_ends_a_nat_above_guessing_and_above_the_start() -> None:
+    config = small(Path("text"))
+    fine = Update(1.0, True, True)
+    for first, most in ((2.0, math.log(30) + 1), (5.0, 6.0), (math.nan, math.log(30) + 1)):
+        judge = Guard(config, 30)
+        judge.evaluated(0, first, None, 1, last=False)
+        for step in range(ENOUGH):
+            judge.judge(step, most - 0.01, fine, judge.limits)
+        for step in range(ENOUGH // 2 - 1):
+            judge.judge(step, most + 0.01, fine, judge.limits)
+        with pytest.raises(DivergedError, match="lower --lr"):
+            judge.judge(0, most + 0.5, fine, judge.limits)
+        with pytest.raises(DivergedError, match="validation loss"):
+            Guard(config, 30, judge.memory).evaluated(9, most + 0.01, Best(0, 2.0), 1, last=True)
+        Guard(config, 30, judge.memory).evaluated(9, most + 0.01, Best(0, 2.0), 1, last=False)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path) -> None:
+    """A few lines of noise can only be learnt by heart."""
+    letters = np.random.default_rng(0).choice(list("abcdefghij \n"), 1500)
+    text = tmp_path / "noise.txt"
+    text.write_text("".join(letters), encoding="utf-8")
+    flags = {"max_steps": 300, "eval_interval": 20, "checkpoint_interval": 300, "sample_interval": 0}
+    run = train(text, tmp_path / "run", engine, **flags).run_dir
+    (warning,) = logged(run, "warning")
+    assert warning["code"] == "overfit"
+    evaluations = [line for line in logged(run, "eval") if line["step"] <= warning["step"]]
+    best = min(evaluations, key=lambda line: line["loss"])
+    assert f"of step {best['step']}" in warning["message"]
+    assert f"{evaluations[-1]['loss']:.4f}" in warning["message"]
+    assert "--patience" in warning["message"]
+
+
+def test_the_report_shows_what_was_warned_of(text: Path, tmp_path: Path) -> None:
+    with bad_batch(BAD_STEP):
+        run = train(text, tmp_path / "run", "numpy", **SPIKING).run_dir
+    report.write(run)
+    assert f"--replay {BAD_STEP}" in (run / "report.html").read_text(encoding="utf-8")
