@@ -1,0 +1,256 @@
+"""One step of a run looked into: its batch, row by row, and its gradient, layer by layer.
+
+Resuming is exact, so a step can be brought back: a copy of the run goes on from the newest checkpoint before it, with
+all that the guard skipped or rolled back, and stops where the step begins.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasslm import checkpoint, tokens
+from glasslm.config import ComputeConfig, EngineName
+from glasslm.display import Display
+from glasslm.engines import Batch, Engine, make_engine
+from glasslm.engines.choice import as_recorded
+from glasslm.engines.inspection import GRADIENT, backward_names
+from glasslm.errors import DamagedError, InputError
+from glasslm.lab.findings import HEADER, Finding
+from glasslm.metrics import Line, Log
+from glasslm.parameters import table
+from glasslm.report.page import Section
+from glasslm.runs import Run
+from glasslm.training import Loop, hashes
+from glasslm.wording import Say, duration, number, one_line
+
+BEFORE = 4  # batches before the step, whose gradients are the usual ones
+STANDS_OUT = 6.0  # robust standard deviations (1.4826 x the median distance) above the median of the rows
+TIMES = 4.0  # a layer's gradient against its usual one
+EXCERPT = 60  # characters of a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text of the batch."""
+
+    index: int
+    start: int  # its first token, in the training tokens
+    loss: float  # nats a token, by the weights before the step
+    text: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step brought back."""
+
+    step: int
+    resumed_from: int
+    loss: float
+    grad_norm: float
+    logged: Line | None  # the line that the run wrote of it, if it wrote one
+    rows: list[Row]  # the hardest first
+    layers: dict[str, tuple[float, float]]  # gradient norm in this batch, and the median of those before
+    findings: list[Finding]
+
+
+def replay(run_dir: Path, step: int, engine: EngineName, say: Say) -> Replay:
+    """Bring back `step` (from 1) of a run, in a temporary folder. The run itself is only read.
+
+    Raises InputError for a step that the run has not, DamagedError where no checkpoint before it is whole.
+    """
+    run = Run(run_dir)
+    if not 1 <= step <= run.config.train.max_steps:
+        raise InputError(f"--replay {step}: this run has the steps 1 to {run.config.train.max_steps}")
+    held = _before(run, step)
+    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
+    checkpoint.check(held, **hashes(run, dataset))
+    compute, notes = as_recorded(ComputeConfig(engine=engine), run.record)
+    for note in notes:
+        say(f"note: {note}")
+    with tempfile.TemporaryDirectory(prefix="glasslm-replay-", ignore_cleanup_errors=True) as folder:
+        copy = _copy(run, held.step, Path(folder))
+        machine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
+        machine.load(held.state(), held.progress.updates, held.progress.loss_scale)
+        with Log(copy.path / "metrics.jsonl") as log:
+            loop = Loop(copy, machine, dataset, log, Display(stream=io.StringIO(), live=False), held.progress)
+            _go_to(loop, step - 1, say)
+            return _look(run, loop, held.step)
+
+
+def _before(run: Run, step: int) -> checkpoint.Checkpoint:
+    """The newest whole checkpoint from which `step` can be reached."""
+    for at in reversed([at for at in checkpoint.list_steps(run.path) if at < step]):
+        try:
+            return checkpoint.load(run.path, at)
+        except DamagedError:
+            continue
+    raise DamagedError(f"{run.path} has no whole checkpoint before step {step}: see `glasslm verify`")
+
+
+def _copy(run: Run, step: int, folder: Path) -> Run:
+    """As much of the run as going on from a checkpoint, and rolling back, may read."""
+    for name in ("run.json", "tokenizer.json"):
+        shutil.copy(run.path / name, folder / name)
+    if (run.path / checkpoint.BASE).is_dir():
+        shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
+    for at in checkpoint.list_steps(run.path):
+        if at <= step:
+            place = Path(checkpoint.FOLDER, f"{at:06d}")
+            shutil.copytree(run.path / place, folder / place)
+    return Run(folder)
+
+
+def _go_to(loop: Loop, step: int, say: Say) -> None:
+    """Train on until `step` batches are consumed, and tell now and then how far it is."""
+    first, began = loop.step, time.monotonic()
+    told = began
+    say(f"from the checkpoint of step {first}: {step - first} steps to go again")
+    while loop.step < step:
+        loop.do_step()
+        now = time.monotonic()
+        if now - told > 5:
+            told = now
+            left = (now - began) / (loop.step - first) * (step - loop.step)
+            say(f"step {loop.step} of {step}, about {duration(left)} left")
+
+
+def _look(run: Run, loop: Loop, resumed_from: int) -> Replay:
+    batch = _batch(loop, loop.step)
+    nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
+    starts = loop.order.starts(loop.step, batch.rows)
+    texts = [run.tokenizer.decode(row) for row in batch.tokens]
+    rows = [Row(*items) for items in zip(batch.rows.tolist(), starts.tolist(), nats.tolist(), texts)]
+    rows.sort(key=lambda row: -row.loss)
+    norms = _norms(loop.engine, batch, run)
+    usual = [_norms(loop.engine, _batch(loop, at), run) for at in range(max(0, loop.step - BEFORE), loop.step)]
+    layers = {
+        name: (norm, float(np.median([other[name] for other in usual])) if usual else norm)
+        for name, norm in norms.items()
+    }
+    _, losses, update, _ = loop.advance()
+    logged = [line for line in run.metrics() if line["kind"] == "step" and line["step"] == loop.step]
+    found = [
+        _same(losses.cross_entropy, logged[-1] if logged else None),
+        _of_rows(rows),
+        _of_layers(layers),
+    ]
+    loss, norm = losses.cross_entropy, update.norm
+    return Replay(loop.step, resumed_from, loss, norm, logged[-1] if logged else None, rows, layers, found)
+
+
+def _batch(loop: Loop, step: int) -> Batch:
+    rows = np.arange(loop.config.train.batch_size)
+    return Batch(*loop.order.batch(loop.dataset.train.tokens, step, rows), step, rows)
+
+
+def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
+    """The gradient norm of each block, and of what stands before and after them; without dropout."""
+    rows = table(run.config.model, run.tokenizer.vocab_size)
+    names = [name for name in backward_names(run.config.model, rows) if name.removeprefix(GRADIENT) in rows]
+    sums: dict[str, Any] = {}
+    for start in range(0, len(batch.tokens), engine.micro_batch_size):
+        part = slice(start, start + engine.micro_batch_size)
+        of_part = Batch(batch.tokens[part], batch.targets[part], batch.step, batch.rows[part])
+        share = len(of_part.tokens) / len(batch.tokens)
+        for name, gradient in engine.inspect(of_part, names).items():
+            sums[name] = sums.get(name, 0) + share * gradient.astype(np.float64)
+    squares: dict[str, float] = {}
+    for name, gradient in sums.items():
+        words = name.removeprefix(GRADIENT).split(".")
+        layer = ".".join(words[:2]) if words[0] == "blocks" else words[0]
+        squares[layer] = squares.get(layer, 0.0) + float(np.vdot(gradient, gradient))
+    return {layer: square**0.5 for layer, square in reversed(squares.items())}
+
+
+def _same(loss: float, logged: Line | None) -> Finding:
+    if logged is None:
+        return Finding("replay", "ok", "the run logged no line of this step", "there is nothing to compare it with")
+    if logged["loss"] is None or loss == logged["loss"]:
+        return Finding("replay", "ok", f"loss {number(loss, '.6f')}, as logged, to the bit", "this is the very step")
+    seen = f"loss {number(loss, '.6f')}, logged {number(logged['loss'], '.6f')}"
+    means = "another machine, engine or number of threads computes now: what follows is close to that step"
+    return Finding("replay", "watch", seen, means, "replay where the run was trained to see the very step")
+
+
+def _of_rows(rows: Sequence[Row]) -> Finding:
+    losses = np.array([row.loss for row in rows])
+    finite = losses[np.isfinite(losses)]
+    middle = float(np.median(finite)) if len(finite) else np.nan
+    spread = 1.4826 * float(np.median(np.abs(finite - middle))) if len(finite) else np.nan
+    outside = [row for row in rows if not row.loss <= middle + max(STANDS_OUT * spread, 0.05 * middle)]
+    if not outside:
+        seen = f"all {len(rows)} rows lie between {losses.min():.3f} and {losses.max():.3f} nats, median {middle:.3f}"
+        return Finding(
+            "rows", "ok", seen, "no single text stands out: if the step spiked, look at the weights or the rate"
+        )
+    numbers = ", ".join(f"{row.index} ({row.loss:.3f})" for row in outside[:5])
+    means = "these texts are unlike the others: damaged, foreign, or one thing repeated"
+    advice = "look at the text below; clean the corpus, or train with --on-spike skip"
+    return Finding(
+        "rows",
+        "bad",
+        f"{len(outside)} of {len(rows)} rows stand out of a median of {middle:.3f}: {numbers}",
+        means,
+        advice,
+    )
+
+
+def _of_layers(layers: dict[str, tuple[float, float]]) -> Finding:
+    times = {name: norm / usual for name, (norm, usual) in layers.items() if usual > 0}
+    if not times:
+        return Finding("gradients", "watch", "no gradient at all before this step", "nothing can be compared", "")
+    name = max(times, key=times.__getitem__)
+    seen = f"largest in {name}: {times[name]:.2g} times that of the batches before"
+    if times[name] <= TIMES:
+        return Finding("gradients", "ok", seen, "the batch pulls no harder than others")
+    return Finding(
+        "gradients", "bad", seen, "one batch moves the weights far", "lower --grad-clip, or train with --on-spike skip"
+    )
+
+
+def text(found: Replay) -> str:
+    """For the terminal."""
+    norm = number(found.grad_norm, ".4g")
+    lines = [
+        f"step {found.step}, replayed from step {found.resumed_from}: loss {number(found.loss, '.4f')}, norm {norm}"
+    ]
+    for finding in found.findings:
+        lines.append(f"  {finding.verdict:<6} {finding.signal:<10} {finding.seen}: {finding.means}")
+        if finding.advice:
+            lines.append(f"  {'':<17} {finding.advice}")
+    lines += ["", "   row       loss  at token  text"]
+    for row in found.rows[:10]:
+        lines.append(f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  {one_line(row.text)[:EXCERPT]}")
+    lines += ["", "  gradient norm       this batch   usual"]
+    lines += [f"  {name:<18}  {norm:10.4g}  {usual:6.4g}" for name, (norm, usual) in found.layers.items()]
+    return "\n".join(lines)
+
+
+def sections(found: Replay) -> list[Section]:
+    """For the page."""
+    rows = [(str(row.index), f"{row.start:,}", f"{row.loss:.4f}", row.text) for row in found.rows]
+    layers = [(name, f"{norm:.4g}", f"{usual:.4g}") for name, (norm, usual) in found.layers.items()]
+    return [
+        Section("Verdicts", (), HEADER, [finding.row for finding in found.findings]),
+        Section(
+            "The texts of the batch, the hardest first",
+            ("Losses are in nats a token, by the weights before the step.",),
+            ("row", "first token", "loss", "text"),
+            rows,
+        ),
+        Section(
+            "Gradient norms",
+            ("Without dropout; the usual one is the median of the batches before.",),
+            ("layer", "this batch", "usual"),
+            layers,
+        ),
+    ]

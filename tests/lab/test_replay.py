@@ -1,0 +1,107 @@
+"""A step brought back is that very step, and the text that spoilt it is found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm import launch
+from glasslm.config import ComputeConfig
+from glasslm.errors import InputError
+from glasslm.lab.replay import replay, sections, text
+from glasslm.report import page
+from glasslm.tokens import Order
+from small_runs import logged, no_report, quiet, small, write_text
+
+BAD_STEP, BAD_ROW = 80, 5
+FLAGS: dict[str, Any] = {
+    "max_steps": 90, "eval_interval": 45, "checkpoint_interval": 30, "sample_interval": 0, "dropout": 0.1, "keep": 2,
+}  # fmt: skip
+
+
+@contextmanager
+def bad_row(step: int = BAD_STEP) -> Iterator[None]:
+    """One row of the batch of this step is noise."""
+    right = Order.batch
+
+    def noise(self: Order, tokens: Any, at: int, rows: Any) -> Any:
+        inputs, targets = right(self, tokens, at, rows)
+        if at + 1 == step:
+            generator = np.random.default_rng(at)
+            inputs[BAD_ROW], targets[BAD_ROW] = generator.integers(0, 18, (2, inputs.shape[1]))
+        return inputs, targets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Order, "batch", noise)
+        yield
+
+
+def train(folder: Path, engine: str, **flags: Any) -> Path:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    config = small(write_text(folder / "text.txt"), **FLAGS | flags)
+    with no_report():
+        launch.train(config, ComputeConfig(engine=engine, threads=1), folder / "run", say=quiet)  # type: ignore[arg-type]
+    return folder / "run"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+@pytest.mark.parametrize("action", ["log", "rollback"])
+def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str, engine: str, tmp_path: Path) -> None:
+    with bad_row():
+        run = train(tmp_path, engine, on_spike=action)
+        before = contents(run)
+        for step in (BAD_STEP, BAD_STEP + 5):  # what comes after a rolled back step is another run's but for it
+            found = replay(run, step, "auto", quiet)
+            (line,) = [line for line in logged(run, "step") if line["step"] == step]
+            assert (found.loss, found.grad_norm) == (line["loss"], line["grad_norm"])
+            assert found.resumed_from == 60
+            same, rows, layers = found.findings
+            assert same.verdict == "ok"
+            assert rows.verdict == ("bad" if step == BAD_STEP else "ok")
+            assert layers.signal == "gradients"
+            if step == BAD_STEP:
+                assert found.rows[0].index == BAD_ROW
+                assert found.rows[0].loss > 2 * found.rows[1].loss
+                assert f"{BAD_ROW} (" in rows.seen
+        assert contents(run) == before
+        found = replay(run, BAD_STEP, "auto", quiet)
+    assert f"{BAD_ROW}  " in text(found)
+    assert "to the bit" in text(found)
+    assert page.write(tmp_path / "page", "replay", "Step 80", "", sections(found)).is_file()
+
+
+def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) -> None:
+    """Without dropout the layers' norms add up to the logged one."""
+    run = train(tmp_path, "numpy", dropout=0.0)
+    found = replay(run, 33, "auto", quiet)
+    total = sum(norm**2 for norm, _ in found.layers.values()) ** 0.5
+    assert total == pytest.approx(found.grad_norm, rel=1e-5)
+    assert list(found.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
+
+
+def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
+    run = train(tmp_path, "numpy")
+    pytest.importorskip("torch")
+    found = replay(run, 33, "torch", quiet)
+    assert found.findings[0].verdict in ("ok", "watch")
+    (line,) = [line for line in logged(run, "step") if line["step"] == 33]
+    assert found.loss == pytest.approx(line["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("step", [0, -3, 91])
+def test_a_step_that_the_run_has_not_is_refused(step: int, tmp_path: Path) -> None:
+    run = train(tmp_path, "numpy", max_steps=90)
+    with pytest.raises(InputError, match="1 to 90"):
+        replay(run, step, "auto", quiet)
