@@ -20,7 +20,7 @@ import tyro
 from glasslm.errors import InputError, require
 
 Corpus = Literal["shakespeare", "python"]
-Norm = Literal["rmsnorm", "layernorm"]
+Norm = Literal["rmsnorm", "layernorm", "none"]
 NormPosition = Literal["pre", "post"]
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
@@ -36,6 +36,10 @@ GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
 RELATIVE: frozenset[Position] = frozenset({"none", "rope", "alibi"})  # attention sees distances, not places
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")
 ALIASES = {"seq_len": "block_size"}  # the course's word -> the field
+
+
+# Beyond every machine. A run.json from elsewhere must not keep us busy with the mere list of its weights.
+WIDEST, MOST_BLOCKS = 1 << 20, 10_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     """Share of the attention probabilities dropped."""
     norm: Norm = "rmsnorm"
-    """Normalisation: RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
+    """Normalisation: RMSNorm (arXiv:1910.07467), LayerNorm (arXiv:1607.06450), or none, to see what it is good for."""
     norm_position: NormPosition = "pre"
     """Normalise the input of each sublayer (pre) or the sum after it (post, as in the original transformer)."""
     feedforward: FeedForward = "swiglu"
@@ -102,6 +106,10 @@ class ModelConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 (derived) or more")
         for name in ("window", "lora_rank"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 (off) or more")
+        for name in ("d_model", "n_heads", "n_kv_heads", "d_ff", "lora_rank"):
+            require(getattr(self, name) <= WIDEST, name, getattr(self, name), f"at most {WIDEST:,}")
+        blocks = self.n_layers * max(1, self.n_experts)
+        require(blocks <= MOST_BLOCKS, "n_layers x n_experts", blocks, f"at most {MOST_BLOCKS:,}")
         for name in ("dropout", "attention_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         if self.d_model % self.n_heads:

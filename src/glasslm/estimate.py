@@ -184,6 +184,8 @@ def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> 
 
 def _norm_bytes(kind: str, width: int, wide: int, narrow: int, device: DeviceName) -> int:
     """The input, and on a CPU, where RMSNorm is several operations in `wide`, also the input at unit size."""
+    if kind == "none":
+        return 0
     return 2 * width * wide if kind == "rmsnorm" and device == "cpu" else width * narrow
 
 

@@ -104,6 +104,8 @@ def _residual_std(c: ModelConfig) -> float:
 
 
 def _norm(c: ModelConfig, name: str) -> Table:
+    if c.norm == "none":
+        return {}
     rows: Table = {f"{name}.weight": Row((c.d_model,), fill=1.0)}
     if c.norm == "layernorm" and c.bias:
         rows[f"{name}.bias"] = Row((c.d_model,))

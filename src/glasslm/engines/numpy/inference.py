@@ -212,6 +212,8 @@ def _product(x: Array, w: Array) -> Array:
 
 
 def _norm(c: ModelConfig, w: Weights | dict[str, Array], name: str, x: Array) -> Array:
+    if c.norm == "none":
+        return x
     if c.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = _rms(x)

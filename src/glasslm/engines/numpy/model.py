@@ -374,6 +374,8 @@ class Model:
         return biases
 
     def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
+        if self.config.norm == "none":
+            return x, lambda dy, gradients: dy
         gain = self.weights[f"{name}.weight"]
         if self.config.norm == "rmsnorm":
             y, rms_back = ops.rms_norm(x, gain, new)

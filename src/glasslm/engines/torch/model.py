@@ -188,6 +188,8 @@ class FeedForward(nn.Module):
 
 
 def _norm(c: ModelConfig) -> nn.Module:
+    if c.norm == "none":
+        return nn.Identity()
     return RMSNorm(c.d_model) if c.norm == "rmsnorm" else LayerNorm(c.d_model, bias=c.bias)
 
 
