@@ -1,6 +1,5 @@
 """Evaluation: every token but the first predicted once, bytes of exactly these, sums as by hand."""
 
-import gzip
 import json
 import math
 import shutil
@@ -17,7 +16,7 @@ from doubles import HistoryEngine, make_run
 from glasslm import corpora, tokens
 from glasslm.config import DataConfig
 from glasslm.errors import InputError
-from glasslm.evaluation import baselines, evaluate, windows
+from glasslm.evaluation import evaluate, windows
 from glasslm.tokenizers import CharTokenizer
 
 
@@ -115,15 +114,6 @@ def test_a_diverged_model_has_a_score(bad):
 def test_too_short_a_text_is_refused(n):
     with pytest.raises(InputError, match="at least 2"):
         evaluate(UniformEngine(3), np.zeros(n, np.uint16), np.ones(3, np.int64), 8)
-
-
-def test_baselines_are_entropy_and_gzip():
-    noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
-    assert baselines(noise)["unigram_bpb"] == pytest.approx(8, abs=0.01)
-    assert baselines(noise)["gzip_bpb"] == pytest.approx(8, abs=0.01)
-    assert baselines(b"aaaa")["unigram_bpb"] == 0
-    text = b"to be or not to be " * 50
-    assert baselines(text)["gzip_bpb"] == pytest.approx(8 * len(gzip.compress(text)) / len(text))
 
 
 def test_the_command_scores_files_and_splits(tmp_path, capsys, monkeypatch):

@@ -83,8 +83,12 @@ def config(tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def run_dir(tmp_path: Path, config: RunConfig) -> Path:
     """A run without checkpoints and metrics."""
+    return new_run(tmp_path / "a run <i>", config)
+
+
+def new_run(path: Path, config: RunConfig) -> Path:
     dataset = tokens.prepare(config.data, corpora.find(config.data, print), print)
-    tokenizer, path = dataset.tokenizer, tmp_path / "a run <i>"
+    tokenizer = dataset.tokenizer
     record = {
         "glasslm": "0.1.0", "created": "2026-01-02T03:04:05+00:00", "command": HOSTILE, "seed": 42,
         "config": to_dict(config), "engine": "numpy", "device": "cpu", "precision": "fp32", "data": dataset.facts,
@@ -321,3 +325,28 @@ def test_the_command_prints_the_path(
     assert capsys.readouterr().out == f"{run_dir / 'report.html'}\n"
     assert cli.main(["report", str(run_dir / "nowhere")]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_copied_passage_stays_text(tmp_path: Path, config: RunConfig) -> None:
+    passage = "<script>alert(2)</script> & `````\n# not a heading | and so on and on"
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefgh \n"), 20_000))
+    text = letters[:9_000] + passage + letters[9_000:]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="\n")
+    run = new_run(tmp_path / "run", with_flags(config, {"text_file": (str(tmp_path / "text.txt"),)}))
+    wrote = {"kind": "sample", "step": 20, "prompt": "", "text": "x" + passage, "temperature": 0.8, "seed": 42}
+    found = page(report.write(with_metrics(run, evaluation(20, 9.0), wrote)))
+    assert found.text.count("<script>alert(2)</script>") == 2  # as it was written, and in its place
+    assert f"from byte {text.index(passage):,} of the training text" in found.text
+    assert (
+        found.text.count("it recites") == found.text.count("does better. Train longer") == 2
+    )  # above, and in the table
+    markdown = (run / "report.md").read_text(encoding="utf-8")
+    assert f"as it stands at byte {text.index(passage):,}" in markdown
+    assert markdown.count(f"``````text\n{passage}\n``````") == 1
+
+
+def test_without_its_tokens_a_report_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "new cache"))
+    found = page(report.write(with_metrics(run_dir, *WHOLE_RUN)))
+    assert "no longer in the cache" in found.text
+    assert "no longer in the cache" in (run_dir / "report.md").read_text(encoding="utf-8")

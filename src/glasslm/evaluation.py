@@ -1,11 +1,7 @@
-"""Loss, perplexity and bits per byte of tokens, by windows that do not overlap: one definition for everybody.
-
-Also what a model has to beat: the entropy of single bytes and gzip.
-"""
+"""Loss, perplexity and bits per byte of tokens, by windows that do not overlap: one definition for everybody."""
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -72,17 +68,3 @@ def windows(
         inputs = tokens[np.minimum(at, last)].astype(np.int64)
         targets = np.where(at < last, tokens[np.minimum(at + 1, last)].astype(np.int64), -1)
         yield inputs, targets
-
-
-def baselines(text: bytes) -> dict[str, float]:
-    """Bits per byte without a model: the entropy of the text's own bytes taken one by one, and gzip at its best.
-
-    >>> baselines(b"abab" * 1000)["unigram_bpb"]
-    1.0
-    """
-    shares = np.bincount(np.frombuffer(text, np.uint8)) / len(text)
-    shares = shares[shares > 0]
-    return {
-        "unigram_bpb": float(-(shares * np.log2(shares)).sum()),
-        "gzip_bpb": 8 * len(gzip.compress(text, compresslevel=9, mtime=0)) / len(text),
-    }

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from glasslm import corpora, runs, tokens
+from glasslm.baselines import baselines
 from glasslm.cli.parsing import parse
 from glasslm.config import DataConfig, DeviceConfig
 from glasslm.errors import InputError
-from glasslm.evaluation import baselines
 from glasslm.metrics import plain
 from glasslm.tokens import Shard
 from glasslm.trained import ContextConfig, load, parse_checkpoint

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from glasslm import files, tokens, trained
 from glasslm.errors import GlasslmError, InputError
-from glasslm.report import facts, figures, samples, surprise
+from glasslm.report import facts, figures, honesty, samples, surprise
+from glasslm.report.page import MARKS
 from glasslm.runs import Run
 from glasslm.wording import harmless
 
@@ -72,6 +73,10 @@ def _context(run: Run) -> dict[str, Any]:
     vocab_size = record["tokenizer"]["vocab_size"]
     best = facts.best_eval(lines, history)
     preset = str(record.get("preset", "tiny"))
+    dataset = _dataset(run)
+    progress = facts.spaced([line for line in lines if line["kind"] == "sample"])
+    of_model = _from_model(run, lines, dataset)
+    written = [sample.text for row in (*of_model["by_temperature"], of_model["by_checkpoint"]) for sample in row]
     return {
         "name": run.path.resolve().name,
         "preset": preset,
@@ -82,7 +87,7 @@ def _context(run: Run) -> dict[str, Any]:
         "tiles": facts.headline(best, lines, vocab_size),
         "measured_on": facts.measured_on(best),
         "evaluations": facts.evaluations(lines, best),
-        "progress": facts.spaced([line for line in lines if line["kind"] == "sample"]),
+        "progress": progress,
         "warnings": [line for line in lines if line["kind"] == "warning"],
         "compared": facts.compared_with(preset),
         "configuration": facts.configuration(run.config, preset),
@@ -92,17 +97,26 @@ def _context(run: Run) -> dict[str, Any]:
         "origin": facts.origin(record),
         "char_level": record["tokenizer"].get("kind") == "char",
         "commands": facts.commands(str(run.path), history.status),
-        **_from_model(run, lines),
+        "honesty": honesty.examine(dataset, [line["text"] for line in progress] + written, best),
+        "marks": MARKS,
+        **of_model,
     }
 
 
-def _from_model(run: Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _dataset(run: Run) -> tokens.Dataset | None:
+    """The tokens of the run's text, if the cache has them; nothing is made again for a report."""
+    try:
+        return tokens.reopen(run.record.get("data", {}).get("sha256", ""))
+    except GlasslmError:  # there cannot even be a cache
+        return None
+
+
+def _from_model(run: Run, lines: list[dict[str, Any]], dataset: tokens.Dataset | None) -> dict[str, Any]:
     """What only the weights can tell; without a usable checkpoint the reason why it is missing."""
     deadline = time.monotonic() + MODEL_S
     shown: dict[str, Any] = {"by_temperature": [], "by_checkpoint": [], "pieces": []}
     try:
         model = trained.load(run.path)
-        dataset = tokens.reopen(run.record.get("data", {}).get("sha256", ""))
         unseen: NDArray[Any] = dataset.val.tokens[:EXCERPT] if dataset else np.zeros(0, np.int64)
         pieces = surprise.read(model, unseen, deadline) if len(unseen) else []
         shown |= {"step": model.step, "pieces": pieces, "half_share": surprise.half_share(pieces)}
