@@ -89,7 +89,7 @@ def test_inspect_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["corpus", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shakespeare", "python"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shakespeare", "python", "arxiv"]
     assert cli.main(["corpus", "get", "python"]) == 0
     assert capsys.readouterr().out.startswith("python: ")
 

@@ -19,7 +19,7 @@ import tyro
 
 from glasslm.errors import InputError, require
 
-Corpus = Literal["shakespeare", "python"]
+Corpus = Literal["shakespeare", "python", "arxiv"]
 Norm = Literal["rmsnorm", "layernorm", "none"]
 NormPosition = Literal["pre", "post"]
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
@@ -190,6 +190,10 @@ class DataConfig:
 
     corpus: Corpus | None = None
     """A named corpus, fetched once and cached (default: shakespeare, or python where there is no network)."""
+    category: str = "cs.RO"
+    """Which abstracts --corpus arxiv takes (https://arxiv.org/category_taxonomy)."""
+    max_results: int = 5000
+    """How many of them, the newest first."""
     text_file: tuple[str, ...] = ()
     """Your own text instead: files, folders, glob patterns, or - for standard input."""
     tokenizer: str = "char"
@@ -204,6 +208,11 @@ class DataConfig:
     """What to do with bytes that are not UTF-8: stop and say where, or replace them by U+FFFD."""
 
     def __post_init__(self) -> None:
+        known = re.fullmatch(r"[A-Za-z-]+(\.[A-Za-z-]+)?", self.category) is not None
+        require(known, "category", self.category, "one of arXiv's, such as cs.RO or hep-th")
+        require(
+            1 <= self.max_results <= 30_000, "max_results", self.max_results, "1 to 30,000, the most that arXiv gives"
+        )
         require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "at least 257 (256 bytes and one merge)")
         require(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "above 0 and below 1")
         require(0 <= self.test_fraction < 1, "test_fraction", self.test_fraction, "at least 0 and below 1")

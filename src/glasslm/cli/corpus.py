@@ -34,6 +34,10 @@ class GetFlags:
 
     name: tyro.conf.Positional[Corpus]
     """A named corpus."""
+    category: str = DataConfig.category
+    """Which abstracts of arXiv (https://arxiv.org/category_taxonomy)."""
+    max_results: int = DataConfig.max_results
+    """How many of them, the newest first."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def _list(argv: list[str]) -> int:
 
 def _get(argv: list[str]) -> int:
     flags = parsing.parse(GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare")
-    source = corpora.find(DataConfig(corpus=flags.name), tell)
+    source = corpora.find(DataConfig(flags.name, flags.category, flags.max_results), tell)
     size = sum(file.bytes for file in source.files)
     where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
     print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from glasslm.config import Corpus, DataConfig
-from glasslm.corpora import files, python_code, shakespeare
+from glasslm.corpora import arxiv, files, python_code, shakespeare
 from glasslm.corpora.cache import cache_dir
 from glasslm.corpora.download import HURRIED, DownloadError
 from glasslm.corpora.files import Source, SourceFile
@@ -17,6 +17,7 @@ __all__ = ["DESCRIPTIONS", "Source", "SourceFile", "cache_dir", "find", "of_run"
 DESCRIPTIONS: dict[Corpus, str] = {
     "shakespeare": shakespeare.DESCRIPTION,
     "python": python_code.DESCRIPTION,
+    "arxiv": arxiv.DESCRIPTION,
 }
 
 
@@ -30,6 +31,8 @@ def find(data: DataConfig, say: Say) -> Source:
         return files.find(data.text_file, say)
     if data.corpus == "python":
         return python_code.find(say)
+    if data.corpus == "arxiv":
+        return arxiv.find(data.category, data.max_results, say)
     if data.corpus == "shakespeare":
         return shakespeare.find(say)
     try:

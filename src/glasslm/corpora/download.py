@@ -1,4 +1,4 @@
-"""Fetching a file whose size and hash are known beforehand: bounded in bytes and in time, never a bad file in place.
+"""Fetching from the web: bounded in bytes and in time; and files of known size and hash, never a bad one in place.
 
 Every download goes through here, so that GLASSLM_MIRROR can stand in for the servers of all of them.
 """
@@ -9,15 +9,20 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from glasslm.corpora.cache import keep
 from glasslm.errors import InputError
 from glasslm.wording import Say
+
+if TYPE_CHECKING:
+    from requests import Session
 
 # Seconds that each attempt may take before it has to be faster than SLOWEST bytes a second; between attempts, the pause
 # doubles from PAUSE seconds. HURRIED is for a download that nobody asked for by name.
@@ -45,8 +50,21 @@ class Remote:
     @property
     def address(self) -> str:
         """Where to ask for it: the same path on GLASSLM_MIRROR, where that is set."""
-        mirror = os.environ.get("GLASSLM_MIRROR")
-        return mirror.rstrip("/") + urlsplit(self.url).path if mirror else self.url
+        return mirrored(self.url)
+
+
+class Answer(NamedTuple):
+    """What a server says: at most a little more of the body than was wanted."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def mirrored(url: str) -> str:
+    """`url`, or the same path and query on GLASSLM_MIRROR, where that is set."""
+    mirror = os.environ.get("GLASSLM_MIRROR")
+    return mirror.rstrip("/") + urlsplit(url)._replace(scheme="", netloc="").geturl() if mirror else url
 
 
 def download(remote: Remote, target: Path, say: Say, attempts: Sequence[float] = PATIENT) -> None:
@@ -63,7 +81,9 @@ def download(remote: Remote, target: Path, say: Say, attempts: Sequence[float] =
             say(f"{reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
         try:
-            body = _receive(remote.address, remote.size, patience)
+            status, _, body = receive(remote.address, remote.size, patience)
+            if status >= 400:
+                raise OSError(f"the server answers {status}")
         except OSError as error:
             reason = str(error)
             continue
@@ -84,20 +104,21 @@ def _mismatch(remote: Remote, body: bytes) -> str:
     return f"the answer has sha256 {hashlib.sha256(body).hexdigest()} instead of {remote.sha256}"
 
 
-def _receive(url: str, size: int, patience: float) -> bytes:
-    """At most a little over `size` bytes of `url`; OSError when it fails or is slow.
+def receive(
+    url: str, most: int, patience: float, session: Session | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """The answer to a GET, of at most a little over `most` bytes; OSError when it fails or is slow.
 
     In a thread, because no time-out of a socket bounds the sum of name lookup, every address tried, and a body that
     comes byte by byte. The thread is left behind when it is too slow, and ends by its own time-out.
     """
     body = bytearray()
-    done: Future[None] = Future()
+    done: Future[tuple[int, Mapping[str, str]]] = Future()
     given_up = threading.Event()
 
     def work() -> None:
         try:
-            _read_into(body, url, size, patience, given_up)
-            done.set_result(None)
+            done.set_result(_read_into(body, url, most, patience, given_up, session, headers or {}))
         except Exception as error:  # handed to the caller's thread
             done.set_exception(error)
 
@@ -114,22 +135,31 @@ def _receive(url: str, size: int, patience: float) -> bytes:
             continue
         if error:
             raise error
-        return bytes(body)
+        return Answer(*done.result(), bytes(body))
 
 
-def _read_into(body: bytearray, url: str, size: int, patience: float, given_up: threading.Event) -> None:
+def _read_into(
+    body: bytearray,
+    url: str,
+    most: int,
+    patience: float,
+    given_up: threading.Event,
+    session: Session | None,
+    headers: Mapping[str, str],
+) -> tuple[int, Mapping[str, str]]:
+    """Status and headers; the body goes where the caller can see how much has come."""
     import requests
 
-    with requests.Session() as session:
-        session.max_redirects = 5
-        headers = {"Accept-Encoding": "identity"}  # a compressed answer could grow without bound
+    with nullcontext(session) if session else requests.Session() as opened:
+        opened.max_redirects = 5
+        headers = {"Accept-Encoding": "identity", **headers}  # a compressed answer could grow without bound
         try:
-            with session.get(url, stream=True, timeout=patience + 1, headers=headers) as answer:
-                answer.raise_for_status()
+            with opened.get(url, stream=True, timeout=patience + 1, headers=headers) as answer:
                 for block in answer.iter_content(8192):
                     body += block
-                    if len(body) > size or given_up.is_set():
-                        return
+                    if len(body) > most or given_up.is_set():
+                        break
+                return answer.status_code, answer.headers
         except requests.RequestException as error:
             raise OSError(_plainly(error)) from error
 
