@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,15 +194,14 @@ def _to_the_end(
     """The loop inside its log and display, from its first lines to the last one whatever happens, and the report."""
     old_text = base.old_text(say) if base else None
     log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
-    show = display.Display if stop_at is None else partial(_Until, stop_at)
-    with log, show(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
+    with log, display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
         loop = Loop(run, engine, dataset, log, shown, progress, old_text)
         for line in first:
             loop.log(line)
         status = "failed"
         try:
             with enough_memory(run.config, engine.name):
-                status = loop.run()
+                status = loop.run(stop_at)
         except DivergedError as error:
             status = "diverged"
             loop.warn("diverged", str(error))
@@ -218,19 +215,6 @@ def _to_the_end(
     page = None if status == "interrupted" else _report(run.path, say)
     sample = samples[-1] if samples else None
     return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, page)
-
-
-class _Until(display.Display):
-    """A display that interrupts the loop after a step."""
-
-    def __init__(self, stop_at: int, *shown: Any, **how: Any) -> None:
-        super().__init__(*shown, **how)
-        self.stop_at = stop_at
-
-    def tick(self, step: int) -> None:
-        super().tick(step)
-        if step == self.stop_at:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _report(run_dir: Path, say: Say) -> Path | None:

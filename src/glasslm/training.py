@@ -69,8 +69,8 @@ class Loop:
         self.started = time.perf_counter()
         self.seconds_training, self.steps_timed = 0.0, 0  # since the last logged step
 
-    def run(self) -> str:
-        """Train to the end, or to a signal; the status for the last line.
+    def run(self, stop_at: int | None = None) -> str:
+        """Train to the end, to a signal, or to the step `stop_at`; the status for the last line.
 
         That is finished, stopped (by stop_at_loss or patience) or interrupted: something is left for a resumed run.
         """
@@ -80,7 +80,7 @@ class Loop:
                 if self.config.train.sample_interval:
                     self.sample()
                 self.save()
-            while not (self.is_over() or interrupted.is_set()):
+            while not (self.is_over() or interrupted.is_set() or self.step == stop_at):
                 self.do_step()
             if not self.is_over():
                 self.save(planned=False)

@@ -20,12 +20,16 @@ COMMANDS = {
     "generate": "let a trained model write",
     "evaluate": "loss, perplexity and bits per byte on any text",
     "check": "hand-written gradients against finite differences and PyTorch",
+    "diagnose": "what is wrong with a run, a model or a loss curve, and what to do",
+    "compare": "runs side by side: what differs, and what came of it",
+    "reproduce": "train a run again from its record, and compare",
+    "verify": "whether a run folder is whole, and whether it resumes to the bit",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }
 
-
-WRITERS = {"generate", "evaluate", "corpus", "report"}  # done when the reader of their output (head, less) is
+# Done when the reader of their output (head, less) is.
+WRITERS = {"generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify"}
 
 
 def main(argv: list[str] | None = None) -> int:

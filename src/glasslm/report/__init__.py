@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from glasslm import files, tokens, trained
 from glasslm.errors import GlasslmError, InputError
-from glasslm.report import facts, figures, honesty, samples, surprise
-from glasslm.report.page import MARKS
+from glasslm.report import facts, figures, honesty, page, samples, surprise
 from glasslm.runs import Run
 from glasslm.wording import harmless
 
@@ -98,7 +97,7 @@ def _context(run: Run) -> dict[str, Any]:
         "char_level": record["tokenizer"].get("kind") == "char",
         "commands": facts.commands(str(run.path), history.status),
         "honesty": honesty.examine(dataset, [line["text"] for line in progress] + written, best),
-        "marks": MARKS,
+        "marks": page.MARKS,
         **of_model,
     }
 
@@ -129,19 +128,11 @@ def _from_model(run: Run, lines: list[dict[str, Any]], dataset: tokens.Dataset |
 
 
 def _environment(escape: bool) -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: harmless(value) if type(value) is str else value,
-    )
-    environment.filters |= {"inline": inline_markdown, "fence": fenced, "heat": heat, "shown": shown, "svg": Markup}
-    return environment
+    made = page.environment(escape)
+    made.filters |= {"fence": fenced, "heat": heat, "shown": shown, "svg": Markup}
+    return made
 
 
 def heat(nats: float) -> int:
@@ -152,12 +143,6 @@ def heat(nats: float) -> int:
 def shown(text: str) -> str:
     """A short text in quotes, with its spaces and line breaks to be seen."""
     return "\u201c" + harmless(text).replace("\n", "\u21b5").replace(" ", "\u2423") + "\u201d"
-
-
-def inline_markdown(text: Any) -> str:
-    """Foreign text inside a line of Markdown: one line, and nothing in it is markup."""
-    line = " ".join(harmless(str(text)).split())
-    return re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", line)
 
 
 def fenced(text: Any) -> str:

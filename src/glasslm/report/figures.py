@@ -54,21 +54,21 @@ def training(history: History, grad_clip: float, colours: Palette) -> Figure:
     smoothed = mean_around(steps, losses, before=window, after=window)
     raw: dict[str, Any] = {"alpha": 0.35, "linewidth": 0.8, "label": "each logged step"}
 
-    _dress(train, "Training loss", "nats per token", colours)
+    dress(train, "Training loss", "nats per token", colours)
     train.plot(steps, losses, color=colours.train, **raw)
     train.plot(steps, smoothed, color=colours.train, linewidth=1.8, label="smoothed")
 
-    _dress(validation, "Validation loss", "nats per token", colours)
+    dress(validation, "Validation loss", "nats per token", colours)
     validation.plot(steps, smoothed, color=colours.train, alpha=0.6, linewidth=1, label="training, smoothed")
     _validation(validation, history, colours)
     points = [*zip(history.eval_steps, as_array(history.val_losses)), *zip(history.steps, losses)]
     if np.isfinite([loss for _, loss in points]).any():
         validation.set_ylim(*loss_range(points))
 
-    _dress(rate, "Learning rate", "per update", colours)
+    dress(rate, "Learning rate", "per update", colours)
     rate.plot(steps, lrs, color=colours.third, linewidth=1.8)
 
-    _dress(norm, "Gradient norm before clipping", "global L2 norm", colours)
+    dress(norm, "Gradient norm before clipping", "global L2 norm", colours)
     norm.plot(steps, norms, color=colours.third, **raw)
     mean = mean_around(steps, norms, before=99, after=0)
     norm.plot(steps, mean, color=colours.third, linewidth=1.8, label="mean of the last 100 steps")
@@ -79,7 +79,7 @@ def training(history: History, grad_clip: float, colours: Palette) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step", color=colours.ink)
     for axes in (train, validation, rate, norm):
-        _finish(axes, colours)
+        finish(axes, colours)
     return figure
 
 
@@ -106,12 +106,12 @@ def overlay(points: Sequence[Point], tolerance: Mapping[Exactness, float], text:
     steps = [point.step for point in points]
     by_hand, by_autograd = np.array([point.losses["fp32"] for point in points]).T
 
-    _dress(curves, f"Both engines learn the text {text}, in float32", "loss, nats per token", colours)
+    dress(curves, f"Both engines learn the text {text}, in float32", "loss, nats per token", colours)
     curves.plot(steps, by_hand, color=colours.validation, alpha=0.5, linewidth=5, label="NumPy, gradients by hand")
     curves.plot(steps, by_autograd, "--", color=colours.train, linewidth=1.5, label="PyTorch, autograd")
-    _finish(curves, colours)
+    finish(curves, colours)
 
-    _dress(gaps, "How far apart they are", "share of the loss", colours)
+    dress(gaps, "How far apart they are", "share of the loss", colours)
     styles: tuple[tuple[Exactness, str, str, str], ...] = (
         ("fp32", "float32", "o", colours.third), ("fp64", "float64", "s", colours.ink),
     )  # fmt: skip
@@ -140,13 +140,13 @@ def forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
         return None
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    _dress(axes, "What was learnt, and what was forgotten", "bits per byte", colours)
+    dress(axes, "What was learnt, and what was forgotten", "bits per byte", colours)
     styles = (("val", "new text", "o-", colours.validation), ("old", "old text", "s--", colours.train))
     for split, label, style, colour in styles:
         bpb = dict(zip([line["step"] for line in evals[split]], as_array([line["bpb"] for line in evals[split]])))
         axes.plot(list(bpb), list(bpb.values()), style, color=colour, markersize=3.5, linewidth=1.8, label=label)
     axes.set_xlabel("step", color=colours.ink)
-    _finish(axes, colours)
+    finish(axes, colours)
     return figure
 
 
@@ -165,7 +165,7 @@ def experts(lines: Sequence[Line], colours: Palette) -> Figure | None:
         if layer >= layers:
             axes.set_axis_off()
             continue
-        _dress(axes, f"Layer {layer}", "share of the choices" if layer % 4 == 0 else "", colours)
+        dress(axes, f"Layer {layer}", "share of the choices" if layer % 4 == 0 else "", colours)
         axes.plot([line["step"] for line in steps], shares[:, layer], color=colours.train, alpha=0.6, linewidth=1)
         axes.axhline(1 / E, color=colours.validation, linestyle="--", linewidth=1.2)
         axes.set_ylim(bottom=0)
@@ -182,14 +182,14 @@ def adapters(kind: str, points: Sequence[AdapterPoint], front: Sequence[AdapterP
     trained = [one.trained for one in points]
     names = [str(one.rank) if kind == "rank" else one.targets for one in points]
 
-    _dress(learnt, "New text", "validation loss, nats per token", colours)
+    dress(learnt, "New text", "validation loss, nats per token", colours)
     learnt.plot(trained, [one.val_loss for one in points], "o", color=colours.validation, label="each run, one seed")
     learnt.step([one.trained for one in front], [one.val_loss for one in front], where="post", color=colours.faint,
                 linewidth=1.2, label="Pareto front")  # fmt: skip
     for one, name in zip(points, names):
         learnt.annotate(name, (one.trained, one.val_loss), xytext=(5, 5), textcoords="offset points", color=colours.ink)
 
-    _dress(forgotten, "Old text", "bits per byte", colours)
+    dress(forgotten, "Old text", "bits per byte", colours)
     after = as_array([one.old_bpb_after for one in points])
     forgotten.plot(trained, after, "s", color=colours.train, label="after fine-tuning")
     if points[0].old_bpb_before is not None:
@@ -198,11 +198,11 @@ def adapters(kind: str, points: Sequence[AdapterPoint], front: Sequence[AdapterP
         axes.set_xscale("log")
         axes.margins(x=0.15)
         axes.set_xlabel("trained parameters" + (", labelled by rank" if kind == "rank" else ""), color=colours.ink)
-        _finish(axes, colours)
+        finish(axes, colours)
     return figure
 
 
-def _dress(axes: Axes, title: str, unit: str, colours: Palette) -> None:
+def dress(axes: Axes, title: str, unit: str, colours: Palette) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=colours.ink)
     axes.set_ylabel(unit, color=colours.ink)
     axes.patch.set_alpha(0)
@@ -212,7 +212,7 @@ def _dress(axes: Axes, title: str, unit: str, colours: Palette) -> None:
     axes.spines[["left", "bottom"]].set_color(colours.faint)
 
 
-def _finish(axes: Axes, colours: Palette) -> None:
+def finish(axes: Axes, colours: Palette) -> None:
     """A legend where several things are drawn; a word where there is nothing to draw."""
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in axes.lines):
         axes.set(xticks=[], yticks=[])

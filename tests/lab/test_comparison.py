@@ -1,0 +1,160 @@
+"""Runs side by side: only what differs, results as the runs have them, and said where numbers cannot be compared."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm import cli
+from glasslm.errors import InputError
+from glasslm.lab import comparison
+from glasslm.lab.comparison import Side
+from glasslm.report import figures
+from glasslm.runs import Run
+from small_runs import train, write_text
+
+FEW: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "checkpoint_interval": 10}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one text, of which each changes one thing, and one of another text."""
+    path = tmp_path_factory.mktemp("compared")
+    text, other = write_text(path / "text.txt"), write_text(path / "other.txt", sentences=170)
+    train(text, path / "plain", **FEW)
+    train(text, path / "seed", seed=7, **FEW)
+    train(text, path / "rate", lr=1e-3, **FEW)
+    train(text, path / "bytes", tokenizer="byte", **FEW)
+    train(other, path / "text", **FEW)
+    return path
+
+
+def compared(folder: Path, *names: str) -> list[Side]:
+    return comparison.sides([Run(folder / name) for name in names])
+
+
+def test_only_what_differs_is_listed(folder: Path) -> None:
+    assert comparison.differences(compared(folder, "plain", "plain")) == []
+    assert comparison.differences(compared(folder, "plain", "rate")) == [("optimizer.lr", ["0.01", "0.001"])]
+    three = dict(comparison.differences(compared(folder, "plain", "seed", "rate")))
+    assert set(three) == {"optimizer.lr", "train.seed"}
+    assert three["optimizer.lr"] == ["0.01", "0.01", "0.001"]
+    assert three["train.seed"][1] == "7"
+    tokens = {name for name, _ in comparison.differences(compared(folder, "plain", "bytes"))}
+    assert {"data.tokenizer", "tokenizer", "parameters: total", "FLOPs per token"} <= tokens
+    assert "text" not in tokens  # it is the same text
+    assert {"text", "data.text_file"} <= {name for name, _ in comparison.differences(compared(folder, "plain", "text"))}
+
+
+def test_circumstances_are_compared_like_settings(folder: Path) -> None:
+    here, there = compared(folder, "plain", "plain")
+    changed = json.loads(json.dumps(there.run.record)) | {"engine": "torch"}
+    changed["versions"]["numpy"] = "0.0"
+    there.run.__dict__["record"] = changed
+    assert {name for name, _ in comparison.differences([here, there])} == {"engine", "versions: numpy"}
+
+
+def test_results_are_those_of_the_log(folder: Path) -> None:
+    side = compared(folder, "plain", "rate")[0]
+    lines = list(Run(folder / "plain").metrics())
+    evals = [line for line in lines if line["kind"] == "eval"]
+    best = min(evals, key=lambda line: line["loss"])
+    assert side.results["best validation loss"] == best["loss"]
+    assert side.results["best bits per byte"] == best["bpb"]
+    assert side.results["at step"] == best["step"]
+    assert side.results["last validation loss"] == evals[-1]["loss"]
+    assert (side.results["steps"], side.results["tokens"]) == (10, 10 * 8 * 32)
+    assert side.results["FLOPs"] == 10 * 8 * 32 * side.run.record["flops_per_token"]
+    assert side.results["status"] == "finished"
+
+
+def test_the_clock_goes_on_over_a_resume() -> None:
+    def line(kind: str, elapsed: float | None = None) -> dict[str, Any]:
+        return {"kind": kind, "step": 1} | ({} if elapsed is None else {"timing": {"elapsed_s": elapsed}})
+
+    lines = [line("step", 3), line("eval", 5), line("resume"), line("step", 1), line("step", 4), line("end")]
+    assert [clocked["elapsed_s"] for clocked in comparison.timed(lines)] == [3, 5, 5, 6, 9, 9]
+
+
+def test_other_tokens_are_compared_by_bits_per_byte(folder: Path) -> None:
+    sides = compared(folder, "plain", "bytes")
+    assert comparison.in_bits(sides)
+    said = " ".join(comparison.remarks(sides))
+    assert "cannot be compared" in said
+    assert "lowest best bits per byte" in said
+    assert "validation texts differ" not in said
+    values = [side.results["best bits per byte"] for side in sides]
+    assert f"{abs(values[0] - values[1]):.4f} below" in said
+    _, bits = sides[1].curve(sides[1].steps, "step", in_bits=True)
+    nats = [line["loss"] for line in sides[1].steps]
+    np.testing.assert_allclose(bits, np.array(nats) / math.log(2))  # a byte a token
+
+
+def test_other_text_and_one_seed_are_said(folder: Path) -> None:
+    assert "validation texts differ" in " ".join(comparison.remarks(compared(folder, "plain", "text")))
+    plain = " ".join(comparison.remarks(compared(folder, "plain", "rate")))
+    assert "validation texts differ" not in plain
+    assert "no proof" in plain
+    seeds = " ".join(comparison.remarks(compared(folder, "plain", "seed")))
+    assert "what a seed does" in seeds
+    assert "no proof" not in seeds
+    assert "the same best validation loss" in " ".join(comparison.remarks(compared(folder, "plain", "plain")))
+
+
+def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    for name in ("run.json", "tokenizer.json"):
+        (copy / name).write_bytes((folder / "plain" / name).read_bytes())
+    said = " ".join(comparison.remarks(comparison.sides([Run(folder / "plain"), Run(copy)])))  # it has logged nothing
+    assert "B has not come to its end" in said
+    assert "nothing to compare" in said
+    lines = (folder / "plain" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_bytes(b"".join(lines[:6]))
+    sides = comparison.sides([Run(folder / "plain"), Run(copy)])
+    assert sides[1].results["status"] == "not ended"
+    assert comparison.write(sides, tmp_path / "out").is_file()
+
+
+def test_the_curves_lie_over_steps_tokens_and_time(folder: Path) -> None:
+    sides = compared(folder, "plain", "rate", "seed", "plain", "rate")
+    drawn = comparison.draw(sides, figures.ON_WHITE)
+    assert len(drawn.axes) == 3
+    for axes in drawn.axes:
+        bold = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        assert [line.get_label() for line in bold] == ["A", "B", "C", "D", "E"]
+        looks = {(line.get_color(), line.get_linestyle()) for line in bold}
+        assert len(looks) == 5
+        assert min(line.get_linewidth() for line in bold) > max(
+            line.get_linewidth() for line in axes.lines if line not in bold
+        )
+    over_tokens = drawn.axes[1].lines[0]
+    assert np.asarray(over_tokens.get_xdata()).tolist() == [line["tokens"] for line in sides[0].steps]
+
+
+def test_the_command_prints_a_table_and_writes_a_page(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", str(folder / "plain"), str(folder / "rate")]) == 0
+    out = capsys.readouterr().out
+    assert "optimizer.lr  0.01  0.001" in out
+    page = tmp_path / "comparisons" / "plain-rate" / "comparison.html"
+    assert "optimizer.lr" in page.read_text(encoding="utf-8")
+    assert page.with_suffix(".md").is_file()
+    assert (page.parent / "figures" / "comparison.png").is_file()
+    assert cli.main(["compare", str(folder / "plain"), str(folder / "rate"), "--out", "there", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["differences"] == {"optimizer.lr": ["0.01", "0.001"]}
+    assert [run["letter"] for run in facts["runs"]] == ["A", "B"]
+    assert (tmp_path / "there" / "comparison.html").is_file()
+
+
+def test_one_run_is_too_few(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(folder / "plain")]) == 2
+    assert "two or more" in capsys.readouterr().err
+    with pytest.raises(InputError):
+        compared(folder, "plain")

@@ -1,0 +1,190 @@
+"""A run trained again from its record has the same bits; where it has not, it is said when and by how much."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import checkpoint, cli, files
+from glasslm.errors import DamagedError, InputError
+from glasslm.lab import reproduction
+from glasslm.lab.reproduction import Reproduction
+from glasslm.runs import Run
+from small_runs import no_report, quiet, train, write_text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reproduced")
+    train(write_text(path / "text.txt"), path / "run", dropout=0.1)
+    return path
+
+
+def reproduce(run: Path, again: Path, steps: int | None = None) -> Reproduction:
+    with no_report():
+        return reproduction.reproduce(Run(run), again, steps, "glasslm reproduce", quiet)
+
+
+def copy(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    return to
+
+
+def edit_metrics(run: Path, step: int, **changes: Any) -> None:
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["kind"] == "step" and line["step"] == step:
+            line |= changes
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+
+def test_the_same_bits_again(folder: Path, tmp_path: Path) -> None:
+    came = reproduce(folder / "run", tmp_path / "again")
+    assert came.same
+    assert came.parting is None
+    assert (came.steps, came.reached) == (20, 20)
+    assert [pair.step for pair in came.checkpoints] == checkpoint.list_steps(folder / "run")
+    assert len(came.checkpoints) >= 5
+    assert came.lines == 20 + 5 + 3  # steps, evaluations at 0, 5, ..., samples at 0, 10, 20
+    assert came.circumstances == []
+
+
+def test_the_first_steps_are_those_of_the_same_schedule(folder: Path, tmp_path: Path) -> None:
+    came = reproduce(folder / "run", tmp_path / "again", steps=7)
+    assert came.same
+    assert (came.steps, came.reached, came.interrupted_by) == (7, 7, None)
+    assert [pair.step for pair in came.checkpoints] == [0, 5]
+    assert Run(tmp_path / "again").config.train.max_steps == 20
+    assert checkpoint.list_steps(tmp_path / "again")[-1] == 7
+
+
+def test_an_interrupted_run_is_compared_as_far_as_it_got(folder: Path, tmp_path: Path) -> None:
+    first = reproduce(folder / "run", tmp_path / "part", steps=8)
+    assert Run(first.again).history.status == "interrupted"
+    came = reproduce(first.again, tmp_path / "again")
+    assert came.same
+    assert came.steps == 8
+    assert [pair.step for pair in came.checkpoints] == [0, 5, 8]
+
+
+def test_where_they_part_is_told(folder: Path, tmp_path: Path) -> None:
+    then = copy(folder / "run", tmp_path / "run")
+    loss = [line["loss"] for line in Run(then).metrics() if line["kind"] == "step"][11]
+    edit_metrics(then, 12, loss=loss + 0.25)
+    edit_metrics(then, 15, loss=0.0)
+    came = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True)
+    assert not came.same
+    assert came.parting is not None
+    assert (came.parting.step, came.parting.where) == (12, "step: loss")
+    assert came.parting.apart == pytest.approx(0.25)
+    assert reproduction.compare(Run(then), Run(folder / "run"), 11, whole=False).parting is None
+    edit_metrics(then, 12, loss=loss, extra="of another version", timing={"elapsed_s": 9})
+    edit_metrics(then, 15, kind="warning")
+    missing = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True).parting
+    assert missing is not None
+    assert missing.step in (15, 16)
+    path = then / "metrics.jsonl"
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"kind":"sample"' in line.replace(" ", ""))
+    path.write_text("".join(lines[:last] + lines[last + 1 :]), encoding="utf-8")
+    cut = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True).parting
+    assert cut is not None
+    assert (cut.step, cut.where) == (20, "number of lines")
+    assert reproduction.compare(Run(then), Run(folder / "run"), 20, whole=False).parting is None
+
+
+def test_checkpoints_are_compared_value_by_value(folder: Path, tmp_path: Path) -> None:
+    train(folder / "text.txt", tmp_path / "other", dropout=0.1, seed=8)
+    shutil.copyfile(folder / "run" / "metrics.jsonl", tmp_path / "other" / "metrics.jsonl")
+    came = reproduction.compare(Run(folder / "run"), Run(tmp_path / "other"), 20, whole=True)
+    assert came.parting is None
+    assert not came.same
+    assert all(not pair.same and pair.difference > 0 and pair.where for pair in came.checkpoints)
+
+
+def test_a_damaged_checkpoint_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
+    then = copy(folder / "run", tmp_path / "run")
+    weights = then / "checkpoints" / "000010" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    came = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True)
+    assert 10 not in [pair.step for pair in came.checkpoints]
+    assert len(came.notes) == 1
+    assert "step 10" in came.notes[0]
+
+
+def test_a_time_limit_has_become_a_number_of_steps(folder: Path, tmp_path: Path) -> None:
+    then = copy(folder / "run", tmp_path / "run")
+    record = json.loads((then / "run.json").read_text(encoding="utf-8"))
+    record["config"]["train"]["max_time"] = "1s"
+    (then / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    came = reproduce(then, tmp_path / "again", steps=2)
+    assert came.same
+    assert Run(came.again).config.train.max_steps == 20
+
+
+def test_other_text_is_refused_with_both_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_text(tmp_path / "text.txt")
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
+    train(text, tmp_path / "run", max_steps=2)
+    shutil.rmtree(tmp_path / "cache")
+    known = files.sha256_of(text)
+    text.write_text(text.read_text(encoding="utf-8").upper(), encoding="utf-8")
+    assert cli.main(["reproduce", str(tmp_path / "run")]) == 4
+    message = capsys.readouterr().err
+    assert known in message
+    assert files.sha256_of(text) in message
+    assert not (tmp_path / "run-reproduced").exists()
+
+
+def test_text_that_is_gone_comes_from_the_cache(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt", sentences=140)
+    train(text, tmp_path / "run", max_steps=3)
+    text.unlink()
+    assert reproduce(tmp_path / "run", tmp_path / "again").same
+
+
+def test_a_fine_tuned_run_needs_its_base(folder: Path, tmp_path: Path) -> None:
+    base = copy(folder / "run", tmp_path / "base")
+    train(folder / "text.txt", tmp_path / "tuned", init_from=str(base), dropout=0.1, max_steps=4)
+    assert reproduce(tmp_path / "tuned", tmp_path / "again").same
+    record = json.loads((tmp_path / "tuned" / "run.json").read_text(encoding="utf-8"))
+    (tmp_path / "tuned" / "run.json").write_text(
+        json.dumps(record | {"base": record["base"] | {"step": 3}}), encoding="utf-8"
+    )
+    with pytest.raises(DamagedError, match="its step is"):
+        reproduce(tmp_path / "tuned", tmp_path / "third")
+    shutil.rmtree(base)
+    with pytest.raises(InputError, match="there is no run"):
+        reproduce(tmp_path / "tuned", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_command_has_a_verdict_and_a_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with no_report():
+        then = copy(folder / "run", tmp_path / "run")
+        assert cli.main(["reproduce", str(then), "--steps", "3"]) == 0
+        assert "the same, bit for bit" in capsys.readouterr().out
+        assert (tmp_path / "run-reproduced" / "run.json").is_file()
+        assert cli.main(["reproduce", str(then), "--steps", "3"]) == 2  # there is one by now
+        capsys.readouterr()
+        edit_metrics(then, 2, loss=1.0)
+        again = ["--run-dir", str(tmp_path / "again")]
+        assert cli.main(["reproduce", str(then), "--steps", "3", "--json", *again]) == 1
+        facts = json.loads(capsys.readouterr().out)
+        assert not facts["same"]
+        assert facts["parting"]["step"] == 2
+        shutil.rmtree(tmp_path / "again")
+        assert cli.main(["reproduce", str(then), "--steps", "3", *again]) == 1
+        out = capsys.readouterr().out
+        assert "they part at step 2 (step: loss)" in out
+        assert "Equal bits are promised" in out
+        assert cli.main(["reproduce", str(then), "--steps", "0"]) == 2
