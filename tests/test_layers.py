@@ -24,6 +24,7 @@ LAYERS = """
     corpora.files
     corpora.shakespeare
     corpora.python_code
+    corpora.arxiv
     corpora
     tokenizers
     tokens
@@ -35,6 +36,7 @@ LAYERS = """
     engines.dropout
     engines.objective
     engines.state
+    engines.inspection
     engines.choice
     engines.numpy
     engines.numpy.arena
@@ -53,6 +55,7 @@ LAYERS = """
     engines.torch.attention
     engines.torch.moe
     engines.torch.model
+    engines.torch.inspection
     engines.torch.optimizer
     engines.torch.engine
     engines.torch.distributed
@@ -61,12 +64,16 @@ LAYERS = """
     json_grammar
     generation
     evaluation
+    baselines
+    overlap
 
     schedule
     estimate
     memory
     metrics
     checkpoint
+    guard
+    interruption
     runs
     provenance
     trained
@@ -80,6 +87,8 @@ LAYERS = """
     report.figures
     report.samples
     report.surprise
+    report.honesty
+    report.page
     report
     launch
     lab
@@ -88,6 +97,17 @@ LAYERS = """
     lab.parity
     lab.overlay
     lab.adapters
+    lab.findings
+    lab.curve_files
+    lab.curves
+    lab.comparison
+    lab.verification
+    lab.reproduction
+    lab.signals
+    lab.trials
+    lab.diagnosis
+    lab.replay
+    lab.cookbook
     cli.parsing
     cli.train
     cli.finetune
@@ -96,6 +116,10 @@ LAYERS = """
     cli.generate
     cli.evaluate
     cli.check
+    cli.diagnose
+    cli.compare
+    cli.reproduce
+    cli.verify
     cli.corpus
     cli.report
     cli
@@ -111,9 +135,11 @@ EXCEPTIONS = {
     ("engines", "engines.torch.distributed"): "likewise",
     ("engines.choice", "engines.torch.hardware"): "what PyTorch sees is asked when PyTorch is going to compute",
     ("provenance", "glasslm"): "the version",
+    ("corpora.arxiv", "glasslm"): "the version, which its server is told",
     ("cli", "glasslm"): "the version",
 }
-ANYBODYS = {"engines.choice", "engines.state"}  # what chooses an engine, and what arrays are called that leave it
+# What chooses an engine, what arrays are called that leave it, and what may be looked at inside.
+ANYBODYS = {"engines.choice", "engines.state", "engines.inspection"}
 HEAVY = {
     "matplotlib",
     "tokenizers",
