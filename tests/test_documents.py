@@ -1,6 +1,7 @@
 """The documents say what the code does: quoted lines are in the source, examples run, tables are measured."""
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import math
@@ -268,3 +269,59 @@ def test_the_commands_in_first_principles_are_understood() -> None:
     flags = set(re.findall(r"`--([a-z-]+)", FIRST_PRINCIPLES))
     assert len(flags) > 8
     assert {flag.replace("-", "_") for flag in flags} <= known | {"preset", "compare"}
+
+
+# -- what survives which fault ----------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+FAULTS = (DOCS / "faults.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of docs/faults.md, without its head."""
+    lines = FAULTS.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_every_fault_has_tests_and_every_test_exists() -> None:
+    runs, texts = rows("Runs and checkpoints"), rows("Text in")
+    assert (len(runs), len(texts)) == (18, 7)
+    for fault, what_happens, tests in runs + texts:
+        named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`", tests)
+        assert len(named) == tests.count("::") > 0, fault
+        assert what_happens
+        for path, name in named:
+            source = (TESTS / path).read_text(encoding="utf-8")
+            found = re.search(rf"((?:^@.*\n(?:^[ )].*\n)*)*)^def {name}\(", source, re.MULTILINE)
+            assert found, f"{path} has no {name}"
+            alone = re.search(r"^@pytest\.mark\.slow$", found[1], re.MULTILINE) is not None
+            assert alone == (tests.find("slow: ") != -1 and tests.find("slow: ") < tests.find(name)), name
+
+
+def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
+    def of(path: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"counted_{Path(path).stem}", TESTS / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    folder, resume, crafted = (of(f"faults/test_{name}.py") for name in ("run_folder", "resume", "crafted"))
+    engines = len(resume.ENGINES)
+    counted = {
+        "kills in the middle of a step": engines * resume.STEPS,
+        "deaths at an operation": folder.DEATHS,
+        "flipped bits": folder.FLIPS,
+        "cuts": folder.CUTS,
+        "resumes from each step": engines * resume.RESUMES,
+        "signals during a save": engines * (2 * len(resume.MOMENTS) + resume.DEATHS),
+        "crafted files": len(crafted.CRAFTED),
+        "kinds of damage": len(of("lab/test_verification.py").DAMAGE),
+        "races": folder.RACES,
+    }
+    said = {what: number(cell) for what, cell in rows("In numbers")}
+    assert len(said) == len(counted)
+    for what, times in counted.items():
+        assert [value for key, value in said.items() if key.startswith(what)] == [times], what

@@ -207,6 +207,8 @@ def from_json(text: str) -> Tokenizer:
     """
     try:
         described = json.loads(text)
+    except RecursionError:
+        raise InputError("this is not a tokenizer: its JSON is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"this is not a tokenizer: not even JSON ({error})") from error
     match described:

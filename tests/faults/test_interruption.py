@@ -11,7 +11,22 @@ from typing import Any
 
 import pytest
 
-from small_runs import essence, glasslm, logged, resume, start, train, wait_for, words, write_text
+from glasslm import launch
+from glasslm.config import ComputeConfig
+from small_runs import (
+    essence,
+    glasslm,
+    logged,
+    no_report,
+    quiet,
+    resume,
+    small,
+    start,
+    train,
+    wait_for,
+    words,
+    write_text,
+)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 LONG: dict[str, Any] = {
@@ -28,6 +43,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupted."""
     return train(text, tmp_path_factory.mktemp("runs") / "whole", **LONG).run_dir
+
+
+@pytest.fixture(scope="module")
+def whole_by_torch(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    compute = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
+    with no_report():
+        return launch.train(small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", say=quiet).run_dir
 
 
 def steps_logged(run_dir: Path) -> int:
@@ -55,6 +78,31 @@ def test_a_signal_saves_and_resume_ends_the_same(
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").is_file()
     assert essence(run, 120) == essence(whole, 120)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_pytorch_loses_nothing_either(
+    number: signal.Signals, code: int, text: Path, whole_by_torch: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    by_torch = {"engine": "torch", "device": "cpu", "precision": "fp32"}
+    process = start(*words(text, run, **LONG | by_torch))
+    wait_for(lambda: steps_logged(run) >= 27, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert [line["status"] for line in logged(run, "end")] == ["interrupted"] * (number != signal.SIGKILL)
+    assert resume(run).status == "finished"
+    assert essence(run, 120) == essence(whole_by_torch, 120)
 
 
 @posix

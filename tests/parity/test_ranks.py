@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ FLAGS = {
     "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3,
     "keep": 9,
 }  # fmt: skip
-ENVIRONMENT = {"GLASSLM_GROUP_TIMEOUT": "60", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,12 @@ def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def torchrun(*words: object, processes: int = 2) -> subprocess.Popen[str]:
+def torchrun(*words: object, processes: int = 2, timeout_s: int = 60) -> subprocess.Popen[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | ENVIRONMENT | {"GLASSLM_GROUP_TIMEOUT": str(timeout_s)}
     return subprocess.Popen(
         [*start, "-m", "glasslm", *map(str, words)],
-        env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(victim: int,
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     longer = {"max_steps": 90, "sample_interval": 0}
     group = torchrun("train", *flags(text, killed, **longer))
-    kill_rank(victim, group, after=killed / "checkpoints" / "000006")
+    signal_rank(victim, signal.SIGKILL, group, after=killed / "checkpoints" / "000006")
     code, output = finished(group)
     assert code != 0, output
     assert not (killed / "checkpoints" / "000090").exists(), "it was over before the kill"
@@ -122,6 +124,32 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(victim: int,
         assert code == 0, output
     assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(killed, 90).items())
     assert lines(killed) == lines(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
+    victim: int, text: Path, tmp_path: Path
+) -> None:
+    """Stopped as by a debugger or a broken network: the others give it up when GLASSLM_GROUP_TIMEOUT is over."""
+    hung, undisturbed = tmp_path / "hung", tmp_path / "undisturbed"
+    longer = {"max_steps": 90, "sample_interval": 0}
+    group = torchrun("train", *flags(text, hung, **longer), timeout_s=8)
+    rank = signal_rank(victim, signal.SIGSTOP, group, after=hung / "checkpoints" / "000006")
+    stopped = time.monotonic()
+    try:
+        code, output = finished(group)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+    assert code != 0, output
+    assert time.monotonic() - stopped < 8 + 60, "torchrun grants a process that does not answer half a minute"
+    assert not (hung / "checkpoints" / "000090").exists(), "it was over before the stop"
+    for process in (torchrun("resume", hung), torchrun("train", *flags(text, undisturbed, **longer))):
+        code, output = finished(process)
+        assert code == 0, output
+    assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(hung, 90).items())
+    assert lines(hung) == lines(undisturbed)
 
 
 @pytest.mark.slow
@@ -142,8 +170,8 @@ def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, text: Path, 
         assert all((array == before[name]).all() for name, array in weights(run).items())  # bit for bit
 
 
-def kill_rank(rank: int, group: subprocess.Popen[str], after: Path) -> None:
-    """kill -9 one of the group's processes, once a checkpoint is there."""
+def signal_rank(rank: int, number: signal.Signals, group: subprocess.Popen[str], after: Path) -> int:
+    """Send a signal to one of the group's processes, once a checkpoint is there; its number."""
     end = time.monotonic() + 120
     while not after.exists():
         assert group.poll() is None, group.communicate()[0]
@@ -153,6 +181,6 @@ def kill_rank(rank: int, group: subprocess.Popen[str], after: Path) -> None:
     for child in map(int, children):
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         if f"RANK={rank}".encode() in environment:
-            os.kill(child, signal.SIGKILL)
-            return
+            os.kill(child, number)
+            return child
     raise AssertionError(f"no process of rank {rank} among {children}")

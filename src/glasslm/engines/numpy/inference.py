@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from glasslm.config import ModelConfig
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import Slots, alibi_bias, swap_halves
+from glasslm.engines.numpy.attention import Slots, alibi_bias
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
@@ -64,6 +64,9 @@ class _Place:
         assert cache.endless or slots.end <= cache.size, "more tokens than the cache has room for"
         self.positions = slice(slots.start, slots.end) if slots.alike else slots.queries
         self.rotation = model.rotation(self.positions)
+        if self.rotation:
+            cos, sin = self.rotation
+            self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
         self.bias = self.hidden = None
         if c.position == "alibi":
             heads = (c.n_kv_heads, c.n_heads // c.n_kv_heads)
@@ -139,10 +142,9 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
         qk = _rms(qk) * model.qk_gain(f"blocks.{i}.attention")
     if place.rotation:
         cos, sin = place.rotation
-        swapped = swap_halves(qk, np.empty_like(qk))
-        swapped *= sin
+        halves = qk.reshape(B, T, H + K, 2, Q // 2)
         qk = qk * cos
-        qk += swapped
+        qk += (halves[..., ::-1, :] * sin).reshape(qk.shape)
     keys = place.extend(cache.keys[i], qk[:, :, H:])
     values = place.extend(cache.values[i], heads[:, :, H + K :])
     q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)

@@ -1,0 +1,239 @@
+"""Files that somebody made to do harm: each is an error in a second and in little memory, and nothing in it is run.
+
+They are given to the public commands. This file is also the program of the child, which forks a process for each:
+`python test_crafted.py FOLDER`.
+"""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm import cli, files, runs
+from small_runs import no_report, read_json, train, write_text
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+ROOM = 250 << 20  # bytes of address space beside what the small run has taken
+SECOND = 1.0
+LAST = "checkpoints/000004"
+SENTINEL = "sentinel"  # a file that crafted code would make in the working directory
+
+
+class Payload:
+    """What does its harm when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (SENTINEL, "w")
+
+
+def pickled() -> bytes:
+    return pickle.dumps({"model": Payload()})
+
+
+def zipped(**entries: bytes) -> bytes:
+    """As torch.save writes it, or an archive that climbs out of its folder."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, body in entries.items():
+            archive.writestr(name.replace("__", "/").replace("UP", ".."), body)
+    return held.getvalue()
+
+
+def objects() -> bytes:
+    """A .npy file of objects, which NumPy pickles."""
+    held = io.BytesIO()
+    np.save(held, np.array([Payload()], object), allow_pickle=True)
+    return held.getvalue()
+
+
+def tensors(header: Any, body: bytes = b"\0" * 8) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def entry(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[str, Any]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+
+
+DEEP = b"[" * 200_000
+ARRAYS: dict[str, bytes] = {
+    "nothing": b"",
+    "a pickle": pickled(),
+    "a pickle of PyTorch": zipped(archive__data_pkl=pickled()),
+    "an archive that climbs": zipped(UP__UP__sentinel=b"x"),
+    "objects of NumPy": objects(),
+    "a header of an exabyte": (1 << 60).to_bytes(8, "little") + b"{}",
+    "a header longer than the file": (90_000_000).to_bytes(8, "little") + b"{",
+    "a header without an end": tensors(DEEP),
+    "a tensor of a yottabyte": tensors({"a": entry([1 << 40, 1 << 40], 0, 8)}),
+    "a shape whose product overflows": tensors({"a": entry([1 << 32, 1 << 32, 2], 0, 8)}),
+    "an end beyond the file": tensors({"a": entry([2], 0, 1 << 62)}),
+    "an end before the beginning": tensors({"a": entry([2], 8, 0)}),
+    "overlapping tensors": tensors({name: entry([2], 0, 8) for name in "ab"}),
+    "a hole": tensors({"a": entry([1], 0, 4)}),
+    "objects": tensors({"a": entry([1], 0, 8, "O")}),
+    "a name that climbs": tensors({"../../sentinel": entry([2], 0, 8)}),
+}
+
+
+def of_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    values = read_json(path)
+    change(values)
+    return files.json_bytes(values)
+
+
+def checkpoint_with(run: Path, name: str, data: bytes) -> None:
+    """The file in the newest checkpoint, with a manifest that agrees."""
+    folder = run / LAST
+    kept = {path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST}
+    files.write_folder(folder, kept | {name: [data]})
+
+
+def manifest_of(run: Path, name: str) -> bytes:
+    listed = {name: {"bytes": 1, "sha256": ""}}
+    return of_json(run / LAST / "manifest.json", lambda values: values["files"].update(listed))
+
+
+def large(path: Path, size: int) -> None:
+    """A sparse file."""
+    with open(path, "r+b") as file:
+        file.truncate(size)
+
+
+def model(run: Path, **changes: Any) -> None:
+    """Another architecture, to which the newest checkpoint says that it belongs."""
+    (run / "run.json").write_bytes(of_json(run / "run.json", lambda record: record["config"]["model"].update(changes)))
+    now = runs.config_sha256(read_json(run / "run.json")["config"])
+    state = of_json(run / LAST / "state.json", lambda values: values.update(config_sha256=now))
+    checkpoint_with(run, "state.json", state)
+
+
+CRAFTED: dict[str, Callable[[Path], Any]] = {
+    **{
+        f"model.safetensors: {what}": lambda run, data=data: checkpoint_with(run, "model.safetensors", data)
+        for what, data in ARRAYS.items()
+    },
+    "optimizer.safetensors: a pickle": lambda run: checkpoint_with(run, "optimizer.safetensors", pickled()),
+    "a checkpoint of torch.distributed": lambda run: checkpoint_with(run, ".metadata", pickled()) or (
+        run / LAST / "model.safetensors").unlink(),
+    "state.json: no end": lambda run: checkpoint_with(run, "state.json", DEEP),
+    "state.json: a pickle": lambda run: checkpoint_with(run, "state.json", pickled()),
+    "state.json: a loss beyond all numbers": lambda run: checkpoint_with(run, "state.json", of_json(
+        run / LAST / "state.json", lambda values: values.update(best={"step": 0, "loss": 10**400}))),
+    "state.json: a log of an exabyte": lambda run: checkpoint_with(run, "state.json", of_json(
+        run / LAST / "state.json", lambda values: values.update(metrics_bytes=1 << 60))),
+    "manifest.json: a gigabyte": lambda run: large(run / LAST / "manifest.json", 1 << 30),
+    "manifest.json: a file elsewhere": lambda run: (run / LAST / "manifest.json").write_bytes(
+        manifest_of(run, "../../run.json")),
+    "manifest.json: no end": lambda run: (run / LAST / "manifest.json").write_bytes(DEEP),
+    "run.json: no end": lambda run: (run / "run.json").write_bytes(DEEP),
+    "run.json: a pickle": lambda run: (run / "run.json").write_bytes(pickled()),
+    "run.json: a gigabyte": lambda run: large(run / "run.json", 1 << 30),
+    "run.json: a model of an exabyte": lambda run: model(run, d_model=1 << 30, d_ff=1 << 30),
+    "run.json: the widest model that may be": lambda run: model(run, d_model=1 << 20, d_ff=1 << 20, n_layers=100),
+    "run.json: a billion layers": lambda run: model(run, n_layers=10**9),
+    "run.json: a context of a terabyte": lambda run: model(run, block_size=1 << 40),
+    "tokenizer.json: a pickle": lambda run: (run / "tokenizer.json").write_bytes(pickled()),
+    "tokenizer.json: no end": lambda run: (run / "tokenizer.json").write_bytes(DEEP),
+    "tokenizer.json: another": lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}', encoding="utf-8"),
+    "metrics.jsonl: no end": lambda run: (run / "metrics.jsonl").write_bytes(DEEP + b"\n"),
+    "metrics.jsonl: a pickle": lambda run: (run / "metrics.jsonl").write_bytes(pickled() + b"\n"),
+}  # fmt: skip
+FALLS_BACK = ("state.json", "manifest.json", "a checkpoint of torch.distributed")  # to the checkpoint before it
+COMMANDS = {
+    "resume": ["--threads", "1"],
+    "generate": ["--prompt", "the", "--max-new-tokens", "2", "--checkpoint", "latest", "--engine", "numpy"],
+    "verify": [],
+}
+ERRORS = {2, 4, 6}
+
+
+@linux
+def test_crafted_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ends) == len(CRAFTED) * len(COMMANDS) >= 3 * 30
+    for end in ends:
+        assert not end["executed"], end
+        assert end["seconds"] < SECOND, end
+        assert "Traceback" not in end["said"], end
+        assert end["code"] in allowed(**end), end
+
+
+def allowed(crafted: str, command: str, **_: Any) -> set[int]:
+    if command == "verify":
+        return {1}
+    if crafted.startswith("metrics.jsonl") and command == "generate":  # which does not read it
+        return {0}
+    if crafted == "state.json: a log of an exabyte" and command == "generate":
+        return {0}
+    if crafted.startswith("optimizer.safetensors"):
+        return ERRORS
+    return ERRORS | {0} if crafted.startswith(FALLS_BACK) else ERRORS
+
+
+def main(folder: Path) -> None:
+    """Each command on each crafted run; what became of it as a line of JSON."""
+    import resource
+
+    text = write_text(folder / "text.txt")
+    flags = {"max_steps": 6, "eval_interval": 4, "checkpoint_interval": 4, "sample_interval": 0}
+    small = {"d_model": 16, "n_layers": 1, "block_size": 16, "batch_size": 2}
+    whole = train(text, folder / "whole", **flags | small).run_dir
+    shutil.rmtree(whole / "checkpoints" / "000006")
+    for command, options in COMMANDS.items():  # once, so that nothing is imported within the limits
+        with redirect_stdout(io.StringIO()):
+            assert cli.main([command, str(shutil.copytree(whole, folder / f"whole-{command}")), *options]) == 0, command
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + ROOM
+    for number, (crafted, craft) in enumerate(CRAFTED.items()):
+        for command, options in COMMANDS.items():
+            place = folder / f"{number}-{command}"
+            run = shutil.copytree(whole, place / "run")
+            craft(run)
+            pid = os.fork()
+            if pid == 0:
+                os.chdir(place)
+                said = os.open("said", os.O_CREAT | os.O_WRONLY)
+                os.dup2(said, 1)
+                os.dup2(said, 2)
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                signal.alarm(20)
+                try:
+                    with no_report():
+                        os._exit(cli.main([command, "run", *options]))
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                    os._exit(99)
+            _, status, used = os.wait4(pid, 0)
+            end = {
+                "crafted": crafted,
+                "command": command,
+                "code": os.waitstatus_to_exitcode(status),
+                "seconds": used.ru_utime + used.ru_stime,  # others may be busy on this machine
+                "executed": [str(path) for path in folder.rglob(SENTINEL)],
+                "said": (place / "said").read_text(encoding="utf-8", errors="replace")[-2000:],
+            }
+            print(json.dumps(end), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

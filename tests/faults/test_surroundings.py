@@ -1,0 +1,270 @@
+"""Odd clocks, odd paths, folders that cannot be written, small disks: a run does not depend on them, or says so."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import checkpoint, cli, launch, runs
+from glasslm.config import ComputeConfig
+from glasslm.errors import ExhaustedError
+from small_runs import essence, glasslm, logged, no_report, quiet, resume, small, train, words, write_text
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals or links")
+ENGINES = ["numpy", "torch"]
+TINY: dict[str, Any] = {"d_model": 16, "n_layers": 1, "max_steps": 10, "sample_interval": 0, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(text, tmp_path_factory.mktemp("runs") / "whole", **TINY).run_dir
+
+
+# -- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def backwards() -> Iterator[float]:
+    """A wall clock that is set back by an hour whenever it is asked."""
+    return itertools.count(2e9, -3600.0)
+
+
+def standing() -> Iterator[float]:
+    return itertools.repeat(1.7e9)
+
+
+def from_the_first_day() -> Iterator[float]:
+    return itertools.repeat(0.0)
+
+
+@pytest.mark.parametrize("clock", [backwards, standing, from_the_first_day])
+def test_the_wall_clock_decides_nothing(
+    clock: Any, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a result nor a duration, which are monotonic time."""
+    ticks = clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: next(ticks))
+        run = train(text, tmp_path / "run", **TINY).run_dir
+    assert essence(run, 10) == essence(whole, 10)
+    elapsed = [line["timing"]["elapsed_s"] for line in runs.Run(run).metrics() if "timing" in line]
+    assert elapsed == sorted(elapsed)
+    assert 0 <= elapsed[0] <= elapsed[-1] < 60
+
+
+@pytest.mark.parametrize("stamps", ["equal", "the other way round", "before 1970"])
+def test_steps_order_checkpoints_and_their_timestamps_do_not(
+    stamps: str, text: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    found = sorted((run / "checkpoints").iterdir())
+    for number, folder in enumerate(found):
+        when = {"equal": 1e9, "the other way round": 1e9 - 1e6 * number, "before 1970": -1e6}[stamps]
+        for path in (folder, *folder.iterdir()):
+            os.utime(path, (when, when))
+    assert checkpoint.load(run).step == 10
+    shutil.rmtree(found[-1])
+    assert checkpoint.load(run).step == int(found[-2].name) < 10
+    assert resume(run).status == "finished"
+    assert essence(run, 10) == essence(whole, 10)
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "spaces": " a run  with spaces ",
+    "unicode": "Läufe ö 走る 🏃",
+    "decomposed": "e\u0301te\u0301",  # which some file systems compose
+    "quotes": 'it\'s a "run"' if os.name == "posix" else "it's a run",
+    "shell": "$HOME; echo `x` & #!%",
+    "looks like a flag": "--run",
+    "looks like a pattern": "run[1]",
+    "dots": "run.v1.tmp",
+    "a checkpoint's name": "000005",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_any_name_will_do_for_a_run_and_its_text(
+    name: str, text: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    own = folder / f"{name}.txt"
+    shutil.copyfile(text, own)
+    run = train(own, folder / name, **TINY).run_dir
+    assert essence(run, 10) == essence(whole, 10)
+    shutil.rmtree(run / "checkpoints" / "000010")
+    assert resume(run).status == "finished"
+    assert essence(run, 10) == essence(whole, 10)
+    assert cli.main(["verify", str(run)]) == 0
+    assert cli.main(["generate", str(run), "--prompt", "the", "--max-new-tokens", "3"]) == 0
+    assert "damaged" not in capsys.readouterr().out
+
+
+def linked_folder(place: Path) -> Path:
+    (place / "real").mkdir()
+    (place / "link").symlink_to(place / "real", target_is_directory=True)
+    return place / "link"
+
+
+def linked_parent(place: Path) -> Path:
+    return linked_folder(place) / "run"
+
+
+def relative_link(place: Path) -> Path:
+    (place / "real").mkdir()
+    (place / "link").symlink_to("real", target_is_directory=True)
+    return place / "link" / ".." / "link" / "run"
+
+
+@posix
+@pytest.mark.parametrize("link", [linked_folder, linked_parent, relative_link])
+def test_a_run_may_be_behind_a_link(link: Any, text: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").symlink_to(text)
+    run = train(tmp_path / "text.txt", link(tmp_path), **TINY).run_dir
+    shutil.rmtree(run / "checkpoints" / "000010")
+    moved = run.resolve()
+    assert moved != run
+    assert resume(run).status == "finished"
+    assert essence(moved, 10) == essence(whole, 10)
+    assert cli.main(["verify", str(run)]) == 0
+
+
+@posix
+@pytest.mark.parametrize("broken", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_said_before_training(
+    broken: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / ("link" if broken == "itself" else "nothing"))
+    code = cli.main([str(word) for word in words(text, tmp_path / "link", **TINY)])
+    said = capsys.readouterr().err
+    assert (code, "Traceback" in said) == (2, False), said
+    assert "link" in said
+    assert "step" not in said
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(text: Path, tmp_path: Path) -> None:
+    """In the words of one who is not root, if need be."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    tmp_path.chmod(0o755)
+    if os.access(closed, os.W_OK):
+        pytest.skip("root may read everything, and write it")
+    done = glasslm(*words(text, closed / "run", **TINY))
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "step" not in done.stderr
+    assert not any(closed.iterdir())
+
+
+@posix
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_a_read_only_file_system_is_said_before_training(
+    command: str, text: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted(tmp_path / "disk", "16m") as disk:
+        run = disk / "run"
+        if command == "resume":
+            shutil.copytree(whole, run)
+            shutil.rmtree(run / "checkpoints" / "000010")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
+        argv = words(text, run, **TINY) if command == "train" else ["resume", str(run)]
+        code = cli.main([str(word) for word in argv])
+        said = capsys.readouterr().err
+        assert (code, "Traceback" in said) == (2, False), said
+        assert "cannot be written" in said
+        assert "loss" not in said
+
+
+# -- a small disk -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own of that size in memory, where the system allows it."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs resource limits: a small disk, which only root may mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+@posix
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
+    engine: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a save; the checkpoint before it is whole, no half file stays, and a resumed run has the same bits."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
+    sizes = {"d_model": 32, "n_layers": 7, "max_steps": 10, "sample_interval": 0, "batch_size": 4, "keep": 9}
+    with no_report():
+        launch.train(small(text, **sizes), compute, tmp_path / "whole", say=quiet)
+    one = sum(path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "000000").iterdir())
+    assert 2 * one < 2 << 20 < 3 * one, "the third checkpoint does not fit"
+    with mounted(tmp_path / "disk", "2m") as disk:
+        run = disk / "run"
+        with no_report(), pytest.raises(ExhaustedError) as caught:
+            launch.train(small(text, **sizes), compute, run, say=quiet)
+        assert "000010" in str(caught.value)
+        assert "bytes are needed" in str(caught.value)
+        assert "are free" in str(caught.value)
+        assert checkpoint.load(run).step == 5
+        assert checkpoint.list_steps(run) == [0, 5]
+        assert not list(run.rglob("*.tmp-*"))
+        assert logged(run, "end")[0]["status"] == "failed"
+        capsys.readouterr()
+        assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
+        said = capsys.readouterr().err
+        assert "Free some space" in said
+        assert "Traceback" not in said
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True)
+        with no_report():
+            assert launch.resume(run, compute, say=quiet).status == "finished"
+        assert essence(run, 10) == essence(tmp_path / "whole", 10)
+
+
+def fill(path: Path) -> None:
+    """Leave no room for anything else."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+
+
+@posix
+def test_a_disk_without_room_for_a_line_of_the_log_keeps_whole_lines(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two checkpoints; what the system took of the line that had no room is taken back."""
+    seldom = {"max_steps": 40, "eval_interval": 1000, "checkpoint_interval": 1000}
+    whole = train(text, tmp_path / "whole", **TINY | seldom).run_dir
+    with mounted(tmp_path / "disk", "4m") as disk:
+        run = shutil.copytree(whole, disk / "run")
+        shutil.rmtree(run / "checkpoints" / "000040")
+        os.truncate(run / "metrics.jsonl", checkpoint.load(run).progress.metrics_bytes)
+        fill(disk / "ballast")
+        assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
+        assert f"no room to write {run / 'metrics.jsonl'}" in capsys.readouterr().err
+        assert checkpoint.load(run).step == 0
+        assert 0 < len(logged(run, "step")) < 40
+        assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
+        (disk / "ballast").unlink()
+        assert resume(run).status == "finished"
+        assert essence(run, 40) == essence(whole, 40)

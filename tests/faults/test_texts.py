@@ -1,0 +1,147 @@
+"""Texts too short or too large, and prompts that a model cannot read: in words, before anything is computed.
+
+This file is also the program of a child: `python test_texts.py TEXT`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import glasslm
+from glasslm import cli, corpora, generation, launch, tokens
+from glasslm.config import ComputeConfig, DataConfig
+from small_runs import no_report, quiet, small, words, write_text
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+ENGINES = ["numpy", "torch"]
+BLOCK = 16
+
+# -- too short --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("", "every file is empty"),
+        ("\ufeff", "is empty"),
+        ("a", "training part has 0 tokens (0 bytes), but a window of --block-size 16 takes 17"),
+        ("é", "training part has 0 tokens (0 bytes), but a window of --block-size 16 takes 17"),
+        ("ab" * 5, "training part has 9 tokens (9 bytes), but a window of --block-size 16 takes 17"),
+        ("ab" * 9, "training part has 16 tokens (16 bytes), but a window of --block-size 16 takes 17"),
+        ("ab" * 50, "validation part has 10 tokens (10 bytes), but a window of --block-size 16 takes 17"),
+    ],
+    ids=["nothing", "a mark alone", "one character", "one of two bytes", "ten", "one too few", "no validation"],
+)
+def test_a_text_that_is_too_short_is_refused_with_both_sizes(
+    body: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(body, encoding="utf-8", newline="\n")
+    command = words(tmp_path / "text.txt", tmp_path / "run", block_size=BLOCK)
+    assert cli.main(list(map(str, command))) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert says in message
+    assert not (tmp_path / "run").exists()
+
+
+# -- too large --------------------------------------------------------------------------------------------------------
+
+LINE = b"a line of a text that is much larger than the memory that there is to read it\n"
+
+
+def stream(path: Path) -> None:
+    """Tokenise a text with 64 MB more than a small text takes, which a copy of the text would not fit into."""
+    import resource
+
+    (path.parent / "small.txt").write_bytes(LINE * 1000)
+
+    def prepared(name: str) -> tokens.Dataset:
+        data = DataConfig(text_file=(str(path.parent / name),))
+        return tokens.prepare(data, corpora.find(data, quiet), quiet)
+
+    prepared("small.txt")
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    taken = int(status.partition("VmData:")[2].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + (64 << 20),) * 2)  # what is mapped from a file does not count
+    try:
+        path.read_bytes()
+        raise AssertionError("the limit does not bind")
+    except MemoryError:
+        pass
+    facts = prepared(path.name).facts
+    print(json.dumps({"bytes": facts["train_bytes"] + facts["val_bytes"]}))
+
+
+@linux
+@pytest.mark.parametrize("megabytes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_text_larger_than_the_memory_is_tokenised(megabytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    block = LINE * (10**6 // len(LINE))
+    with open(path, "wb") as file:
+        for _ in range(megabytes):
+            file.write(block)
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    alone = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders), "GLASSLM_CACHE": str(tmp_path / "c")}
+    command = [sys.executable, __file__, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes"] == megabytes * len(block)
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def trained(engine: Any, folder: Path) -> Path:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    flags = {"max_steps": 12, "block_size": BLOCK, "sample_interval": 0, "d_model": 16}
+    compute = ComputeConfig(engine=engine, device="cpu", precision="fp64", threads=1)
+    with no_report():
+        return launch.train(small(write_text(folder / "text.txt"), **flags), compute, folder / "run", say=quiet).run_dir
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompt_that_a_model_cannot_read_is_refused_with_what_it_knows(
+    engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(engine, tmp_path)
+    capsys.readouterr()
+    for prompt, says in {
+        "the cät": "'ä' (U+00E4 LATIN SMALL LETTER A WITH DIAERESIS)",
+        "a 走": "U+8D70",
+        "the \udcff": "lone surrogate U+DCFF at character 4",
+        "x\x1b[31m": "U+001B",
+    }.items():
+        assert cli.main(["generate", str(run), "--engine", engine, "--prompt", prompt]) == 2
+        said = capsys.readouterr()
+        assert says in said.err
+        assert said.out == ""
+        assert "\x1b" not in said.err
+        if "surrogate" not in says:
+            assert "acdefghiklmnorstwy" in said.err
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompt_longer_than_the_context_is_read_as_documented(engine: Any, tmp_path: Path) -> None:
+    """The newest tokens, as many as generation.visible says, and never anything else."""
+    model = glasslm.load(trained(engine, tmp_path), engine=engine, device="cpu", precision="fp64")
+    text = "the old king follows my sister. a dog likes the cat. " * 3
+    for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 3 * BLOCK, len(text)):
+        prompt = text[:length]
+        seen = generation.visible(length, BLOCK)
+        assert seen <= BLOCK
+        newest = prompt[-seen:]
+        np.testing.assert_allclose(model.logits(prompt), model.logits(newest), rtol=1e-6)
+        assert model.generate(prompt, 1, temperature=0) == model.generate(newest, 1, temperature=0)
+    other = model.logits("my sister calls " + text[BLOCK:])  # what is out of sight does not matter
+    np.testing.assert_array_equal(other, model.logits(text))
+    assert (model.logits(text[:-3] + "aaa") != model.logits(text)).any()
+
+
+if __name__ == "__main__":
+    stream(Path(sys.argv[1]))
