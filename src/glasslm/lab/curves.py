@@ -43,7 +43,7 @@ def findings(curve: Curve) -> list[Finding]:
         if len(curve.validation.finite) >= 3:
             found += [_overfitting(train, curve.validation.finite), _gap(train, curve.validation.finite)]
         if len(curve.grad_norm.finite) >= SHORTEST:
-            found += [_vanishing(level, curve.grad_norm.finite), _exploding(curve)]
+            found += [_vanishing(level, curve.grad_norm.finite), _exploding(level, curve)]
     return sorted(found, key=lambda finding: -SEVERITY[finding.verdict])
 
 
@@ -336,7 +336,8 @@ def _vanishing(level: Level, norm: Series) -> Finding:
     return Finding(signal, "ok", seen, "gradients arrive as long as there is something to learn")
 
 
-def _exploding(curve: Curve) -> Finding:
+def _exploding(train: Level, curve: Curve) -> Finding:
+    """A norm that grows while the loss goes on falling to its lowest level is how text is learnt by heart."""
     signal, norm = "exploding gradients", curve.grad_norm.finite
     medians = Level(norm).medians
     low = float(np.minimum.accumulate(medians)[-1])
@@ -350,9 +351,10 @@ def _exploding(curve: Curve) -> Finding:
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."
     if grown > 20:
         return Finding(signal, "bad", seen, f"the norm grew {grown:.0f}-fold: the run leaves the stable region", advice)
-    if grown > 6 or (share > 0.9 and grown > 3):
+    if (grown > 6 or (share > 0.9 and grown > 3)) and train.rise:
         return Finding(signal, "watch", seen, f"the norm grew {grown:.1f}-fold", advice)
-    return Finding(signal, "ok", seen, "the norm keeps its size")
+    means = "the norm keeps its size" if grown < 3 else f"the norm grew {grown:.1f}-fold while the loss went on falling"
+    return Finding(signal, "ok", seen, means)
 
 
 def draw(curve: Curve, colours: Palette) -> Figure:
@@ -384,7 +386,9 @@ def draw(curve: Curve, colours: Palette) -> Figure:
         axes.plot(norms.steps, norms.values, color=colours.third, linewidth=0.9)
         if (norms.values > 0).all():
             axes.set_yscale("log")
-            axes.tick_params(which="minor", colors=colours.ink, labelsize=8)
+            axes.tick_params(
+                which="minor", labelleft=np.ptp(np.log10(norms.values)) < 1, colors=colours.ink, labelsize=8
+            )
     (below or [losses])[-1].set_xlabel("step", color=colours.ink)
     for axes in (losses, *below):
         figures.finish(axes, colours)

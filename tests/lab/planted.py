@@ -1,0 +1,133 @@
+"""Small subjects for a diagnosis, and engines with a fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm import corpora, tokens
+from glasslm.config import ComputeConfig, DataConfig, RunConfig, with_flags
+from glasslm.engines import Batch, Engine, Update
+from glasslm.engines.inspection import GRADIENT
+from glasslm.lab.diagnosis import Subject
+from glasslm.lab.trials import Bench
+from glasslm.parameters import initial_weights, table
+from glasslm.presets import PRESETS
+from glasslm.tokens import Dataset
+from small_runs import quiet, write_text
+
+Array = NDArray[Any]
+SIZES: dict[str, Any] = {"d_model": 48, "n_layers": 2, "n_heads": 3, "block_size": 32, "batch_size": 8}
+# The presets' shapes and recipes, cut down; their warmup in proportion to fewer steps.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("tiny", SIZES | {"warmup_steps": 20}),
+    "tiny by adamw": ("tiny", SIZES | {"warmup_steps": 20, "optimizer": "adamw", "lr": 3e-3}),
+    "nanogpt": ("nanogpt", SIZES | {"n_layers": 3, "warmup_steps": 10}),
+    "capstone": ("capstone", SIZES | {"n_layers": 4, "d_ff": 192, "warmup_steps": 20}),
+}
+
+
+def compute(engine: str = "numpy") -> ComputeConfig:
+    return ComputeConfig(engine=engine, threads=1)  # type: ignore[arg-type]
+
+
+def config_of(shape: str = "tiny", **flags: Any) -> RunConfig:
+    preset, sizes = SHAPES[shape]
+    return with_flags(PRESETS[preset](), {"max_steps": 80} | sizes | flags).resolved()
+
+
+@cache
+def dataset_in(folder: Path) -> Dataset:
+    """60 kB of a grammar with 20 letters."""
+    data = DataConfig(text_file=(str(write_text(folder / "text.txt", 3000)),))
+    return tokens.prepare(data, corpora.find(data, quiet), quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted(Subject):
+    """A subject whose engines or batches are doctored."""
+
+    engines: Callable[[Engine], Any] = lambda engine: engine
+    batches: Callable[[Batch], Batch] = lambda batch: batch
+
+    @property
+    def bench(self) -> Bench:
+        plain = super().bench
+        return dataclasses.replace(plain, make=lambda config: self.engines(plain.make(config)), batch=self.batch)
+
+    def batch(self, step: int, rows: int) -> Batch:
+        return self.batches(super().batch(step, rows))
+
+
+def subject(
+    folder: Path,
+    config: RunConfig,
+    weights: Callable[[str, Array], Array] = lambda name, array: array,
+    engine: str = "numpy",
+    **doctored: Any,
+) -> Planted:
+    """A configuration on the small text whose first weights went through `weights`."""
+    dataset = dataset_in(folder)
+    rows = table(config.model, dataset.tokenizer.vocab_size)
+
+    def first() -> list[tuple[str, Array]]:
+        return [(name, weights(name, array)) for name, array in initial_weights(rows, config.train.seed)]
+
+    return Planted(config, dataset, compute(engine), first, tuned=False, **doctored)
+
+
+class Doctored:
+    """An engine as it is, but for what a subclass changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+class Frozen(Doctored):
+    """The up matrix of the first block gets no update, though it gets a gradient: the optimizer forgot it."""
+
+    NAME = "blocks.0.feedforward.up.weight"
+
+    def update(self, lr: float, skip_above: float = float("inf")) -> Update:
+        kept = dict(self.engine.state())[self.NAME].copy()
+        update = self.engine.update(lr, skip_above)
+        state = {name: array.copy() for name, array in self.engine.state()}
+        state[self.NAME] = kept
+        self.engine.load(state.items(), self.engine.updates)
+        return update
+
+
+class Detached(Doctored):
+    """The up matrix of the first block gets no gradient."""
+
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        seen = self.engine.inspect(batch, names)
+        return {name: 0 * array if name == GRADIENT + Frozen.NAME else array for name, array in seen.items()}
+
+
+class Leaky(Doctored):
+    """Each position's logits know a little of the next token."""
+
+    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        seen = self.engine.inspect(batch, names)
+        if "logits" in seen:
+            following = np.roll(batch.tokens, -1, 1)[..., None]
+            logits = seen["logits"]
+            np.put_along_axis(logits, following, np.take_along_axis(logits, following, -1) + 0.1 * logits.std(), -1)
+        return seen
+
+
+class Numb(Doctored):
+    """No rate moves a weight."""
+
+    def update(self, lr: float, skip_above: float = float("inf")) -> Update:
+        return self.engine.update(0.0, skip_above)

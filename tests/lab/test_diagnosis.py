@@ -1,0 +1,245 @@
+"""The whole diagnosis: planted faults light their own lamp, clean runs light none, and looking changes no bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted
+import pytest
+from planted import SHAPES, Planted, config_of, subject
+
+from glasslm import launch
+from glasslm.cli import main
+from glasslm.config import ComputeConfig, RunConfig
+from glasslm.corpora import cache_dir
+from glasslm.engines import Batch
+from glasslm.errors import DamagedError
+from glasslm.lab import diagnosis
+from glasslm.lab.diagnosis import Diagnosis
+from glasslm.lab.findings import Finding
+from glasslm.tokens import Order
+from small_runs import essence, no_report, quiet, resume, write_text
+from test_training import interrupted_at
+
+ENGINES = ["numpy", "torch"]
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1 else []) for seed in range(1, 6)]
+QUICK = {("numpy", "tiny"), ("numpy", "nanogpt"), ("torch", "capstone")}  # the others are slow
+CLEAN = [
+    pytest.param(engine, shape, seed, marks=[pytest.mark.slow] if seed > 1 or (engine, shape) not in QUICK else [])
+    for engine in ENGINES
+    for shape in SHAPES
+    for seed in range(1, 6)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+def require(engine: str) -> None:
+    if engine == "torch":
+        pytest.importorskip("torch")
+
+
+def lamps(made: Diagnosis) -> dict[str, str]:
+    """The signals that are not ok, and their verdicts."""
+    return {finding.signal: finding.verdict for finding in made.serious}
+
+
+def train(config: RunConfig, run_dir: Path, engine: str = "numpy") -> Path:
+    with no_report():
+        launch.train(config, planted.compute(engine), run_dir, say=quiet)
+    return run_dir
+
+
+def text_in(folder: Path) -> Path:
+    """Long enough for short runs not to know it by heart."""
+    path = folder / "long.txt"
+    return path if path.exists() else write_text(path, 8000)
+
+
+def times(factor: float, *parts: str) -> Callable[[str, Any], Any]:
+    """First weights of which those whose names have one of the parts are scaled."""
+    return lambda name, array: array * np.float32(factor) if any(part in name for part in parts) else array
+
+
+def shifted(batch: Batch) -> Batch:
+    return batch._replace(targets=batch.tokens.copy())
+
+
+def closed(name: str, array: Any) -> Any:
+    return array - np.float32(10) if name.endswith("up.bias") else array
+
+
+def planted_by(shape: str = "tiny", weights: Any = None, doctored: dict[str, Any] | None = None, **flags: Any) -> Any:
+    """What plants a fault: (folder, seed) -> subject."""
+    return lambda folder, seed: subject(
+        folder, config_of(shape, seed=seed, **flags), weights or times(1), **(doctored or {})
+    )
+
+
+# For each fault the signal that is its own, and how it is planted.
+RATES: dict[str, Callable[[Path, int], Planted]] = {
+    "x30": planted_by(lr=0.3),
+    "x100": planted_by(lr=1.0),
+    "x30 by adamw": planted_by(optimizer="adamw", lr=0.3),
+    "x100 of nanogpt": planted_by("nanogpt", lr=0.1),
+}
+FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
+    "no warmup": ("update to weight", planted_by(optimizer="adamw", lr=0.01, warmup_steps=0)),
+    "init x10": ("initial loss", planted_by(weights=times(10, "embedding", "blocks"))),
+    "gains x1000": ("signal through depth", planted_by(weights=times(1e3, "norm"))),
+    "gains 0": ("signal through depth", planted_by(weights=times(0, "norm"))),
+    "forgotten by the optimizer": ("update to weight", planted_by(doctored={"engines": planted.Frozen})),
+    "detached": ("gradients by layer", planted_by(doctored={"engines": planted.Detached})),
+    "dead relu": ("dead units", planted_by(weights=closed, feedforward="relu", bias=True)),
+    "post-norm at depth": ("norm position", planted_by(norm_position="post", n_layers=12)),
+    "q and k x30": ("attention logits", planted_by(weights=times(30, "attention.q.", "attention.k."))),
+    "shifted targets": ("targets", planted_by(doctored={"batches": shifted})),
+    "no mask": ("causality", planted_by(doctored={"engines": planted.Leaky})),
+}
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_model_lights_its_own_lamp(fault: str, seed: int, folder: Path) -> None:
+    lamp, plant = FAULTS[fault]
+    made = Diagnosis(fault)
+    diagnosis.at_rest(plant(folder, seed), made, quiet)
+    assert lamp in lamps(made)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fault", RATES)
+def test_too_high_a_rate_lights_its_own_lamp_and_a_sound_model_no_other(fault: str, seed: int, folder: Path) -> None:
+    made = Diagnosis(fault)
+    diagnosis.under_load(RATES[fault](folder, seed), made, quiet)
+    assert list(lamps(made)) == ["learning rate"]
+
+
+def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: Path) -> None:
+    made = Diagnosis("numb")
+    diagnosis.under_load(planted_by(doctored={"engines": planted.Numb})(folder, 1), made, quiet)
+    assert lamps(made) == {"one batch by heart": "bad", "learning rate": "bad"}
+    rate = next(finding for finding in made.findings if finding.signal == "learning rate")
+    assert "no rate" in rate.seen
+    assert "--lr" not in rate.advice
+
+
+@pytest.mark.parametrize(("engine", "shape", "seed"), CLEAN)
+def test_a_clean_run_lights_no_lamp(engine: str, shape: str, seed: int, folder: Path, tmp_path: Path) -> None:
+    require(engine)
+    config = config_of(shape, seed=seed, text_file=(str(text_in(folder)),), eval_interval=15, log_interval=2,
+                       sample_interval=0, checkpoint_interval=30, max_steps=60)  # fmt: skip
+    run_dir = train(config, tmp_path / "run", engine)
+    made = diagnosis.diagnose(diagnosis.of_run(run_dir, planted.compute(engine), quiet), quiet)
+    assert lamps(made) == {}
+    assert {"initial loss", "learning rate", "one batch by heart", "warnings", "divergence"} <= {
+        finding.signal for finding in made.findings
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_bad_batch_is_a_spike_in_the_history(
+    seed: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Order.batch
+
+    def batch(self: Order, tokens: Any, step: int, rows: Any) -> Any:
+        inputs, targets = honest(self, tokens, step, rows)
+        return (inputs, targets) if step != 70 else (inputs * 0 + 3, targets * 0 + 5)
+
+    monkeypatch.setattr(Order, "batch", batch)
+    config = config_of(seed=seed, text_file=(str(text_in(folder)),), log_interval=1, sample_interval=0)
+    run_dir = train(config, tmp_path / "run")
+    monkeypatch.undo()
+    made = Diagnosis("history")
+    diagnosis.history(diagnosis.of_run(run_dir, planted.compute(), quiet), made)
+    assert {"spikes", "warning: spike"} <= set(lamps(made))
+    assert "71" in next(finding.seen for finding in made.findings if finding.signal == "spikes")
+
+
+def test_the_two_engines_see_the_same(folder: Path) -> None:
+    pytest.importorskip("torch")
+    ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
+    for made, engine in ((ours, "numpy"), (theirs, "torch")):
+        diagnosis.at_rest(subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet)
+    assert [(one.signal, one.verdict) for one in ours.findings] == [
+        (one.signal, one.verdict) for one in theirs.findings
+    ]
+    for signal in ("initial loss", "initialisation", "signal through depth"):  # rounded to three digits and more
+        assert [one.seen for one in ours.findings if one.signal == signal] == [
+            one.seen for one in theirs.findings if one.signal == signal
+        ]
+
+
+def hashes(run_dir: Path) -> dict[str, str]:
+    files = [path for path in run_dir.rglob("*") if path.is_file() and "diagnosis" not in path.parts]
+    return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def test_looking_changes_no_bit_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped, diagnosed and resumed ends like one that nobody looked at."""
+    flags: dict[str, Any] = {"text_file": (str(text_in(folder)),), "max_steps": 20, "checkpoint_interval": 5,
+                             "sample_interval": 10, "eval_interval": 5, "log_interval": 1, "dropout": 0.1}  # fmt: skip
+    whole = train(config_of(**flags), tmp_path / "whole")
+    interrupted_at(10, monkeypatch)
+    halved = train(config_of(**flags), tmp_path / "halved")
+    monkeypatch.undo()
+    before = hashes(halved)
+    assert main(["diagnose", str(halved), "--engine", "numpy", "--threads", "1"]) in (0, 1)
+    assert (halved / "diagnosis" / "diagnosis.html").stat().st_size > 10_000
+    assert hashes(halved) == before
+    resume(halved)
+    assert essence(halved, 20) == essence(whole, 20)
+
+
+def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "mine.txt", 300)
+    run_dir = train(config_of(text_file=(str(text),), max_steps=2, sample_interval=0), tmp_path / "run")
+    text.write_text("something else", encoding="utf-8")
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
+    with pytest.raises(DamagedError, match=r"mine\.txt"):
+        diagnosis.of_run(run_dir, ComputeConfig(), quiet)
+
+
+def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
+    config = config_of(text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0)
+    run_dir = train(config, tmp_path / "run")
+    file = run_dir / "checkpoints" / "000002" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    said: list[str] = []
+    made = Diagnosis("damaged")
+    diagnosis.at_rest(diagnosis.of_run(run_dir, planted.compute(), quiet), made, said.append)
+    assert [line for line in said if "step 2 is left out" in line]
+    logits = next(finding for finding in made.findings if finding.signal == "attention logits")
+    assert [step in logits.seen for step in ("step 0", "step 2", "step 4")] == [True, False, True]
+
+
+def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> None:
+    """Units that were dead at first, and are not any more."""
+    config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0, feedforward="relu", bias=True)
+    found = diagnosis.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    first = [(name, closed(name, array)) for name, array in found.first()]
+    made = Diagnosis("dead at first")
+    diagnosis.at_rest(dataclasses.replace(found, first=lambda: first), made, quiet)
+    assert lamps(made)["dead units"] == "bad"
+    assert "step 0" in next(finding.seen for finding in made.findings if finding.signal == "dead units")
+
+
+def test_the_table_puts_first_what_is_worst() -> None:
+    made = Diagnosis("title", [Finding("a", "ok", "1", "fine"), Finding("b", "watch", "2", "odd", "look"),
+                               Finding("c", "bad", "3", "wrong", "mend it")])  # fmt: skip
+    text = made.text()
+    assert [finding.signal for finding in made.serious] == ["c", "b"]
+    assert text.index("mend it") < text.index("look")
+    assert "1 bad, 1 to watch, 1 ok" in text
+    assert made.verdict == "bad"
