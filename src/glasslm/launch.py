@@ -54,12 +54,14 @@ def train(
     command: str = "",
     dataset: Dataset | None = None,
     stop_at: int | None = None,
+    page: bool = True,
     say: Say = tell,
 ) -> Outcome:
     """Train a new model; `say` takes what is worth a line before the display begins.
 
     `preset` and `command` (what the user wrote) are only recorded. A `dataset` stands for the text that the config
     names, which is not looked for then. The run is interrupted after the step `stop_at`, as Ctrl-C would do it.
+    Without `page` there is no report, which `glasslm report` makes at any time.
     """
     started = time.perf_counter()
     config = config.resolved()
@@ -94,10 +96,10 @@ def train(
         plan = {"preset": preset, "corpus": text, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
         say(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         first = [{"kind": "plan", "step": 0, "max_steps": config.train.max_steps}, *_fallback(source)]
-        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say, stop_at)
+        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say, page, stop_at)
 
 
-def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
+def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell, *, page: bool = True) -> Outcome:
     """Go on from the latest checkpoint that is whole. Raises InputError when the run is finished."""
     started = time.perf_counter()
     run = Run(run_dir)
@@ -121,7 +123,7 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell) -> Outcome:
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         first = [{"kind": "resume", "step": latest.step, "from": f"checkpoints/{latest.step:06d}"}]
-        return _to_the_end(run, engine, dataset, first, latest.progress, _base_again(run, say), started, say)
+        return _to_the_end(run, engine, dataset, first, latest.progress, _base_again(run, say), started, say, page)
 
 
 def _base_again(run: Run, say: Say) -> Base | None:
@@ -189,6 +191,7 @@ def _to_the_end(
     base: Base | None,
     started: float,
     say: Say,
+    page: bool,
     stop_at: int | None = None,
 ) -> Outcome:
     """The loop inside its log and display, from its first lines to the last one whatever happens, and the report."""
@@ -212,9 +215,9 @@ def _to_the_end(
     elapsed = time.perf_counter() - started
     lines = list(run.metrics())
     samples = [line for line in lines if line["kind"] == "sample"]
-    page = None if status == "interrupted" else _report(run.path, say)
+    written = _report(run.path, say) if page and status != "interrupted" else None
     sample = samples[-1] if samples else None
-    return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, page)
+    return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, written)
 
 
 def _report(run_dir: Path, say: Say) -> Path | None:

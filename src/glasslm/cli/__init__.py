@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "runs side by side: what differs, and what came of it",
     "reproduce": "train a run again from its record, and compare",
     "verify": "whether a run folder is whole, and whether it resumes to the bit",
+    "ablate": "what each choice of a model is worth, over several seeds",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }

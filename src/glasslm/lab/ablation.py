@@ -1,0 +1,316 @@
+"""An ablation: a baseline and variants of it, one thing changed at a time, over paired seeds, with honest verdicts.
+
+The seeds of all variants are the same: initial values, order of the text and dropout agree wherever they can, and what
+is compared is the difference of each pair. The rules are those of lab/statistics.py, the axes those of lab/axes.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from glasslm import corpora, estimate, pace, tokens
+from glasslm.config import ComputeConfig, RunConfig, seconds, with_flags
+from glasslm.engines import make_engine
+from glasslm.errors import InputError
+from glasslm.lab import sweep
+from glasslm.lab.axes import AXES, Match, Variant, matched, variants
+from glasslm.lab.statistics import Comparison, Verdict, compare, verdicts
+from glasslm.lab.sweep import Ended, RunnerName, Trial
+from glasslm.parameters import count, initial_weights, table
+from glasslm.runs import Run
+from glasslm.tokens import Dataset
+from glasslm.wording import Say, duration
+
+BASELINE = "baseline"
+FEWEST_STEPS = 30
+SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
+TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is about, all that determines its runs."""
+
+    base: RunConfig
+    variants: list[Variant]
+    seeds: tuple[int, ...]
+    match: Match
+    margin: float | None  # nats that would be too little to matter
+    rates: tuple[float, ...]  # times the baseline's rate, of which each variant takes its best; () for the rate itself
+    vocab_size: int
+
+    @property
+    def family(self) -> int:
+        return len(self.variants)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run."""
+
+    seed: int
+    status: str
+    final_loss: float | None  # nats per token of validation; None where the run diverged or failed
+    best_loss: float | None
+    bpb: float | None
+    wall_s: float
+    step_ms: float | None
+    peak_bytes: int | None
+    sample: str
+    run: Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant, or the baseline, over all its seeds."""
+
+    axis: str
+    value: str
+    config: RunConfig
+    parameters: int
+    flops: float  # of a whole run
+    rate: float
+    at_edge: bool  # the best rate is the largest or the smallest that was tried
+    rows: list[Row]
+    comparison: Comparison | None  # none of the baseline itself
+    verdict: Verdict | None
+
+    @property
+    def name(self) -> str:
+        return BASELINE if self.axis == BASELINE else f"{self.axis} {self.value}"
+
+    @property
+    def losses(self) -> list[float | None]:
+        return [row.final_loss for row in self.rows]
+
+
+def plan(
+    base: RunConfig,
+    axes: Sequence[str],
+    seeds: int,
+    match: Match,
+    margin: float | None,
+    rates: Sequence[float],
+    budget: str | None,
+    compute: ComputeConfig,
+    workers: int,
+    say: Say,
+) -> Plan:
+    """Fix everything before the first run: the text, the variants, the number of steps."""
+    source = corpora.find(base.data, say)
+    if base.data.corpus is None and not base.data.text_file:
+        base = with_flags(base, {"corpus": source.name})
+    dataset = tokens.prepare(base.data, source, say)
+    V = dataset.tokenizer.vocab_size
+    base = base.resolved()
+    found = variants(axes, base)
+    if not found:
+        raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
+
+    @cache
+    def step_seconds(config: RunConfig) -> float:
+        return _step_seconds(config, compute, dataset)
+
+    if budget is not None:
+        base = _fitting(base, found, seeds * (1 + bool(rates)), seconds(budget), workers, step_seconds(base), V, say)
+        found = variants(axes, base)
+    base = _sparing(base)
+    found = [
+        variant._replace(config=_sparing(matched(variant.config, base, match, V, step_seconds)))
+        for variant in variants(axes, base)
+    ]
+    first = base.train.seed
+    return Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), V)
+
+
+def _sparing(config: RunConfig) -> RunConfig:
+    """The same training with fewer evaluations, one sample at the end and few checkpoints."""
+    steps = config.train.max_steps
+    train = dataclasses.replace(
+        config.train,
+        eval_interval=max(1, math.ceil(steps / 5)), log_interval=max(1, steps // 100), sample_interval=steps,
+        checkpoint_interval=max(1, math.ceil(steps / 4)), keep=1,
+    )  # fmt: skip
+    return dataclasses.replace(config, train=train)
+
+
+def _step_seconds(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> float:
+    engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
+    engine.load(initial_weights(table(config.model, dataset.tokenizer.vocab_size), config.train.seed))
+    return pace.measure(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0)), engine, dataset
+    ).step
+
+
+def _fitting(
+    base: RunConfig,
+    found: Sequence[Variant],
+    runs_each: int,
+    budget_s: float,
+    workers: int,
+    step_s: float,
+    vocab_size: int,
+    say: Say,
+) -> RunConfig:
+    """The baseline with as many steps as the whole study has time for, each run on a core of its own."""
+    each = [estimate.flops_per_token(config.model, vocab_size) for config in (base, *(one.config for one in found))]
+    per_step = step_s * sum(flops / each[0] for flops in each) * runs_each / workers
+    steps = int(SPARE * budget_s / per_step)
+    if steps < FEWEST_STEPS:
+        raise InputError(
+            f"{len(each) * runs_each} runs within {duration(budget_s)} would have {steps} steps each: give a longer "
+            "--budget, fewer --axes or --seeds, or a smaller model"
+        )
+    say(f"{len(each) * runs_each} runs of {steps:,} steps: about {duration(steps * per_step)} on {workers} cores")
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=steps))
+
+
+def run(
+    made: Plan,
+    study: Path,
+    compute: ComputeConfig,
+    runner: RunnerName,
+    address: str | None,
+    workers: int,
+    command: str,
+    say: Say,
+) -> list[Result]:
+    """Train what is not there yet, and judge. The baseline comes first."""
+
+    def train(trials: list[Trial]) -> dict[str, Ended]:
+        return sweep.run_all(
+            study,
+            trials,
+            compute,
+            made.vocab_size,
+            say,
+            runner=runner,
+            address=address,
+            workers=workers,
+            command=command,
+        )
+
+    all_of = [Variant(BASELINE, "", made.base), *made.variants]
+    rates: dict[str, tuple[float, bool]] = {_stem(one): (one.config.optimizer.lr, False) for one in all_of}
+    if made.rates:
+        rates = _tuned(made, all_of, train)
+    trials = {
+        (_stem(one), seed): Trial(f"{_stem(one)}-s{seed}", _with(one.config, rates[_stem(one)][0], seed))
+        for one in all_of
+        for seed in made.seeds
+    }
+    ended = train(list(trials.values()))
+    rows = {_stem(one): [row(seed, ended[trials[_stem(one), seed].name]) for seed in made.seeds] for one in all_of}
+    return judge(made, rows, rates)
+
+
+def judge(made: Plan, rows: dict[str, list[Row]], rates: dict[str, tuple[float, bool]]) -> list[Result]:
+    """The verdicts over the whole family; `rows` by the stem of their names."""
+    base = [row.final_loss for row in rows[BASELINE]]
+    comparisons = [
+        compare([row.final_loss for row in rows[_stem(one)]], base, margin=made.margin, family=made.family)
+        for one in made.variants
+    ]
+    judged: list[tuple[Comparison | None, Verdict | None]] = [(None, None)]
+    judged += list(zip(comparisons, verdicts(comparisons)))
+    found = []
+    for one, (comparison, verdict) in zip([Variant(BASELINE, "", made.base), *made.variants], judged):
+        size = count(table(one.config.model, made.vocab_size))["total"]
+        rate, at_edge = rates[_stem(one)]
+        flops = sweep.cost(one.config, made.vocab_size)
+        found.append(
+            Result(one.axis, one.value, one.config, size, flops, rate, at_edge, rows[_stem(one)], comparison, verdict)
+        )
+    return found
+
+
+def _tuned(
+    made: Plan, all_of: Sequence[Variant], train: Callable[[list[Trial]], dict[str, Ended]]
+) -> dict[str, tuple[float, bool]]:
+    """Each variant's best rate, on a seed that is not compared, and whether it is the last one that was tried."""
+    seed = made.seeds[0] + TUNING_SEED
+    trials = {
+        (_stem(one), times): Trial(
+            f"tune-{_stem(one)}-x{times:g}", _with(one.config, one.config.optimizer.lr * times, seed)
+        )
+        for one in all_of
+        for times in made.rates
+    }
+    ended = train(list(trials.values()))
+    found = {}
+    for one in all_of:
+        losses = {times: row(seed, ended[trials[_stem(one), times].name]).final_loss for times in made.rates}
+        finite = {times: loss for times, loss in losses.items() if loss is not None}
+        best = min(finite, key=finite.__getitem__, default=min(made.rates))
+        found[_stem(one)] = one.config.optimizer.lr * best, best in (min(made.rates), max(made.rates))
+    return found
+
+
+def _stem(one: Variant) -> str:
+    return BASELINE if one.axis == BASELINE else one.name
+
+
+def _with(config: RunConfig, rate: float, seed: int) -> RunConfig:
+    changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
+    return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()
+
+
+def row(seed: int, ended: Ended) -> Row:
+    """What came of a run; a diverged one has no loss, whatever it had before."""
+    lines = [] if ended.status == "failed" else list(ended.run.metrics())
+    evals = [line for line in lines if line["kind"] == "eval" and line["split"] == "val"]
+    sound = ended.status != "diverged" and bool(evals)
+    last = max(evals, key=lambda line: line["step"]) if sound else {}
+    if sound:
+        last = [line for line in evals if line["step"] == last["step"]][-1]  # measured again, on the whole split
+    best = min((line["loss"] for line in evals if line["loss"] is not None), default=None) if sound else None
+    steps = [line for line in lines if line["kind"] == "step"]
+    speeds = sorted(line["timing"]["tokens_per_s"] for line in steps)
+    step_tokens = ended.run.config.train.batch_size * ended.run.config.model.block_size if steps else 0
+    memory = [line["timing"]["memory_bytes"] for line in steps if line["timing"]["memory_bytes"]]
+    samples = [line["text"] for line in lines if line["kind"] == "sample"]
+    return Row(
+        seed, ended.status, last.get("loss"), best, last.get("bpb"),
+        wall_s=max((line["timing"]["elapsed_s"] for line in lines if line.get("timing")), default=0.0),
+        step_ms=1e3 * step_tokens / speeds[len(speeds) // 2] if speeds else None,
+        peak_bytes=max(memory, default=None), sample=samples[-1] if samples else "", run=ended.run,
+    )  # fmt: skip
+
+
+COLUMNS = (
+    "variant", "axis", "value", "seed", "parameters", "final_val_loss", "best_val_loss", "bpb", "delta", "ci_low",
+    "ci_high", "p", "p_holm", "verdict", "wall_s", "step_ms", "peak_bytes",
+)  # fmt: skip
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """ablation_table.csv: a row for each run; from delta to verdict, what holds for the variant as a whole."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for result in results:
+        of, verdict = result.comparison, result.verdict
+        shared: list[object] = [of.delta, of.ci_low, of.ci_high, of.p] if of else [None] * 4
+        shared += [verdict.p_holm, verdict.words] if verdict else [None, "the baseline"]
+        for one in result.rows:
+            writer.writerow(
+                _cell(value)
+                for value in (
+                    result.name, result.axis, result.value, one.seed, result.parameters, one.final_loss, one.best_loss,
+                    one.bpb, *shared, one.wall_s, one.step_ms, one.peak_bytes,
+                )
+            )  # fmt: skip
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,243 @@
+"""Many runs, one study: what is finished is skipped, what was interrupted goes on, what fails does not end it.
+
+A study is a folder with an ordinary run for each trial under runs/, and what each process said under logs/. The state
+of a study is the state of its runs: there is nothing else to lose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from glasslm import estimate, files
+from glasslm.config import ComputeConfig, RunConfig, to_dict
+from glasslm.errors import DamagedError, InputError
+from glasslm.interruption import Interrupt, interruptible
+from glasslm.runs import Run
+from glasslm.wording import Say, duration
+
+RunnerName = Literal["local", "ray"]
+OVER = ("finished", "stopped", "diverged")  # what need not be trained again
+TOLD_EVERY_S = 20.0
+
+
+class Trial(NamedTuple):
+    """One run of a study."""
+
+    name: str  # of its folder
+    config: RunConfig
+
+
+class Ended(NamedTuple):
+    """What became of a trial."""
+
+    status: str  # finished, stopped or diverged; failed where there is no result
+    run: Run
+    why: str = ""  # it failed
+
+
+def run_all(
+    study: Path,
+    trials: Sequence[Trial],
+    compute: ComputeConfig,
+    vocab_size: int,
+    say: Say,
+    *,
+    runner: RunnerName = "local",
+    address: str | None = None,
+    workers: int = 0,
+    command: str = "",
+) -> dict[str, Ended]:
+    """Train what is not over yet, one core a run, and tell what became of every trial.
+
+    `vocab_size` weighs the trials against each other, for the time left. `workers`: runs at once (0: one for each core
+    here, or for each of a cluster's). A signal interrupts all runs, which save, and then ends the program as it would
+    any. Raises InputError where a run in the folder was made with other settings than its trial has.
+    """
+    if len({trial.name for trial in trials}) < len(trials):
+        raise InputError("two trials have the same name")
+    waiting = [trial for trial in trials if not _is_over(study, trial)]
+    work = {trial.name: cost(trial.config, vocab_size) for trial in trials}
+    if len(waiting) < len(trials):
+        say(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already")
+    waiting.sort(key=lambda trial: -work[trial.name])  # the longest first, or the last core works alone at the end
+    with interruptible() as interrupted, _runner(runner, address, workers, interrupted) as (execute, slots):
+        progress = _Progress(study, work, [trial.name for trial in waiting], say)
+        with ThreadPoolExecutor(slots) as pool:
+            jobs = {pool.submit(execute, study, _job(study, trial, compute, command)): trial for trial in waiting}
+            codes = _wait(jobs, progress, interrupted)
+    if interrupted.received:
+        signal.signal(interrupted.received, signal.SIG_DFL)
+        signal.raise_signal(interrupted.received)
+    return {trial.name: _ended(study, trial, codes.get(trial.name)) for trial in trials}
+
+
+def cost(config: RunConfig, vocab_size: int) -> float:
+    """FLOPs of a whole run."""
+    tokens = config.train.max_steps * config.train.batch_size * config.model.block_size
+    return tokens * estimate.flops_per_token(config.model, vocab_size)
+
+
+def _is_over(study: Path, trial: Trial) -> bool:
+    path = _path(study, trial)
+    if not (path / "run.json").exists():
+        return False
+    run = Run(path)
+    if run.config != trial.config.resolved():
+        raise InputError(f"{path} was trained with other settings: choose another folder for this study")
+    return run.history.status in OVER
+
+
+def _ended(study: Path, trial: Trial, code: int | None) -> Ended:
+    run = Run(_path(study, trial))
+    try:
+        status = run.history.status
+    except DamagedError as error:
+        return Ended("failed", run, str(error))
+    if status in OVER:
+        return Ended(str(status), run)
+    log = study / "logs" / f"{trial.name}.log"
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    return Ended("failed", run, f"exit code {code}: {said[-1] if said else 'it said nothing'}")
+
+
+def _path(study: Path, trial: Trial) -> Path:
+    return study / "runs" / trial.name
+
+
+def _job(study: Path, trial: Trial, compute: ComputeConfig, command: str) -> dict[str, Any]:
+    return {
+        "run_dir": str(_path(study, trial).absolute()),
+        "config": to_dict(trial.config),
+        "compute": to_dict(compute),
+        "preset": trial.name,
+        "command": command,
+        "core": None,
+    }
+
+
+def _wait(jobs: dict[Future[int], Trial], progress: _Progress, interrupted: Interrupt) -> dict[str, int]:
+    """The exit codes, by name, as far as there are some when a signal comes."""
+    codes: dict[str, int] = {}
+    pending = dict(jobs)
+    while pending:
+        if interrupted.is_set():
+            for job in pending:
+                job.cancel()
+        for job in list(pending):
+            if job.cancelled():
+                del pending[job]
+            elif job.done():
+                trial = pending.pop(job)
+                codes[trial.name] = job.result()
+                progress.end(trial.name, codes[trial.name])
+        if pending:
+            with suppress(NotYet):
+                next(iter(pending)).result(timeout=0.2)
+            progress.tell()
+    return codes
+
+
+class _Progress:
+    """How far a study is, in FLOPs, which is what costs time."""
+
+    def __init__(self, study: Path, work: dict[str, float], waiting: list[str], say: Say) -> None:
+        self.study, self.work, self.say = study, work, say
+        self.left = set(waiting)
+        self.before = {name: work[name] * self.share(name) for name in waiting}  # done in earlier parts
+        self.total = sum(work[name] - self.before[name] for name in waiting)
+        self.began = self.told = time.monotonic()
+
+    def share(self, name: str) -> float:
+        """The share of a run's steps that its log has told of."""
+        try:
+            lines = list(Run(self.study / "runs" / name).metrics())
+        except DamagedError:
+            return 0.0
+        steps = [line["step"] for line in lines if line["kind"] == "step"]
+        plan = [line["max_steps"] for line in lines if line["kind"] == "plan"]
+        return steps[-1] / plan[0] if steps and plan else 0.0
+
+    def end(self, name: str, code: int) -> None:
+        self.left.discard(name)
+        how = {0: "done", 3: "diverged"}.get(code, "interrupted" if code >= 128 or code < 0 else f"failed ({code})")
+        self.say(f"{name}: {how}; {len(self.left)} runs to go")
+
+    def tell(self) -> None:
+        now = time.monotonic()
+        if now - self.told < TOLD_EVERY_S:
+            return
+        self.told = now
+        done = self.total - sum(self.work[n] * (1 - self.share(n)) for n in self.left)
+        if done > 0 and self.left:
+            left = (now - self.began) * (self.total / done - 1)
+            self.say(f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about {duration(left)} left")
+
+
+Execute = Callable[[Path, dict[str, Any]], int]
+
+
+@contextmanager
+def _runner(
+    name: RunnerName, address: str | None, workers: int, interrupted: Interrupt
+) -> Iterator[tuple[Execute, int]]:
+    """What executes a job and returns its exit code, and how many it can execute at once."""
+    if name == "ray":
+        from glasslm.lab import ray_runner
+
+        with ray_runner.connected(address, interrupted) as (on_cluster, cpus):
+            yield on_cluster, workers or cpus
+        return
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores: list[int | None] = sorted(affinity(0)) if affinity else [None] * (os.cpu_count() or 1)
+    slots = workers or len(cores)
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for number in range(slots):
+        free.put(cores[number % len(cores)])
+
+    def execute(study: Path, job: dict[str, Any]) -> int:
+        core = free.get()
+        try:
+            return execute_here(study, job | {"core": core}, interrupted)
+        finally:
+            free.put(core)
+
+    yield execute, slots
+
+
+def execute_here(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """A process of its own for one run; its exit code. A signal is passed on, once, and waited for."""
+    if interrupted.is_set():
+        return 128 + signal.SIGTERM
+    files.make_folder(study / "logs")
+    log = study / "logs" / f"{Path(job['run_dir']).name}.log"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    with (
+        open(log, "ab") as out,
+        subprocess.Popen(
+            [sys.executable, "-m", "glasslm.lab.worker"],
+            stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True,
+        ) as child,
+    ):  # fmt: skip
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()
+        told = False
+        while (code := child.poll()) is None:
+            if interrupted.wait(0.1) and not told:
+                child.terminate()
+                told = True
+            elif told:
+                time.sleep(0.1)
+        return code
