@@ -26,6 +26,7 @@ MAY_SKIP: tuple[str, ...] = (
     "torchrun and signals as on Linux",
     "no /dev/full here",
     "root may read everything",
+    "Ray is an extra",
 )
 if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # the leg of .ci/run that has the core dependencies alone
     MAY_SKIP += ("could not import 'torch'", "could not import 'tiktoken'")

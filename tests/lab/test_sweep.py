@@ -140,6 +140,7 @@ def _is_held(run: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an extra")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
