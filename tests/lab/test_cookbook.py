@@ -1,0 +1,237 @@
+"""`glasslm diagnose --cookbook`: every sentence follows from the numbers, and whatever comes can be told and drawn."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm.config import ComputeConfig, DataConfig
+from glasslm.errors import InputError
+from glasslm.lab import cookbook, experiments, plates
+from glasslm.lab.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS, Cooked, compare, outcome
+from glasslm.lab.recipes import Look, Recipe, Trial, attempt
+from glasslm.report import figures
+from glasslm.tokens import Dataset
+from small_runs import quiet, write_text
+
+NUMPY = ComputeConfig(engine="numpy", threads=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    return DataConfig(text_file=(str(write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)),))
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+def trial(val_loss: float, losses: tuple[float, ...] = (4.0, 3.0), first: float = 1.0, last: float = 1.0) -> Trial:
+    looks = [Look(step, np.array([first, 1, 1, last]), np.ones(64, int), 0.1, 0.0, 0.5, 0.02) for step in (0, 100)]
+    return Trial(list(losses), val_loss, looks)
+
+
+def doctored(changes: dict[Recipe, list[float]]) -> Cooked:
+    """All recipes came to 2.0, 2.1 and 2.2, but those of `changes`."""
+    found = {recipe: changes.get(recipe, [2.0, 2.1, 2.2]) for recipe in experiments.every_recipe().values()}
+    cooked = Cooked("a text", 65, 3.3, 100, 3)
+    cooked.trials = {recipe: [trial(loss) for loss in losses] for recipe, losses in found.items()}
+    return cooked
+
+
+def trials_of(*losses: float) -> list[Trial]:
+    return [trial(loss) for loss in losses]
+
+
+def test_losses_in_words() -> None:
+    assert outcome(trials_of(2.0, 2.5)) == "2.250 (2.000 to 2.500)"
+    assert outcome(trials_of(2.0)) == "2.000"
+    assert outcome([trial(math.inf, (4.0,))] * 2) == "diverged in 2 of 2, at step 1"
+    assert outcome([trial(math.inf, (4.0, math.nan)), trial(3.0)]) == "3.000; diverged in 1 of 2, at step 2"
+
+
+def test_differences_in_words() -> None:
+    base = trials_of(2.0, 2.1, 2.2)
+    assert compare(trials_of(2.5, 2.7, 2.9), base) == "0.600 nats worse (0.500 to 0.700)"
+    assert compare(trials_of(1.9, 1.9, 1.9), base) == "0.200 nats better (0.100 to 0.300)"
+    # differences of .1, -.1 and 0: sd .1, and 3.26 sd are found in 4 of 5 cases
+    assert (
+        compare(trials_of(2.1, 2.0, 2.2), base) == "no clear difference (-0.100 to +0.100 nats; 0.326 would be found)"
+    )
+    assert compare(base, base) == "no clear difference (+0.000 to +0.000 nats)"
+    assert compare(trials_of(math.inf, math.inf, 2.9), base) == "diverged in 2 of 3 seeds; 0.700 nats worse, one seed"
+    assert compare(trials_of(math.inf), trials_of(math.inf)) == "both diverged"
+
+
+def test_tricks_are_ranked_by_what_they_cost() -> None:
+    bad, worse, gone = TRICKS["no clipping"], TRICKS["no normalisation"], TRICKS["start with deviation 1"]
+    losses = {bad: [2.1, 2.2, 2.3], worse: [3.0, 3.1, 3.2], gone: [math.inf] * 3, NOTHING: [math.inf] * 3}
+    cooked = doctored(losses | {TRICKS["constant rate"]: [1.9, 2.4, 2.5]})  # worse in the mean, but not in every seed
+    first, hurts, harmless = experiments.tricks_said(cooked)
+    assert "With all tricks: 2.100" in first
+    assert "With none: diverged in 3 of 3" in first
+    order = [hurts.index(name) for name in ("start with deviation 1", "no normalisation", "no clipping")]
+    assert order == sorted(order)
+    assert "warmup" not in hurts
+    assert "Not worse in every seed: no warmup (no clear" in harmless
+    assert "constant rate (no clear" in harmless
+    assert cooked.sick == ("no normalisation", worse)
+    assert cooked.fails(gone)
+    assert not cooked.fails(bad)
+    everything = {recipe: [3.0, 3.1, 3.2] for name, recipe in TRICKS.items() if name != "all tricks"}
+    assert not any("Not worse" in sentence for sentence in experiments.tricks_said(doctored(everything)))
+
+
+def test_starts_that_fail_are_named() -> None:
+    good, bare = STARTS["he"]
+    said = " ".join(experiments.starts_said(doctored({good: [2.9, 2.9, 2.9], bare: [3.25, 3.25, 2.0]})))
+    assert "between 2.100 (scaled) and 2.900 (he)" in said
+    assert "0 fail with all other tricks." in said
+    assert "1 fail with no other trick: he." in said
+
+
+def test_rates_are_judged_by_the_best_one() -> None:
+    others = {recipe: [3.0, 3.0, 3.0] for rate, recipe in RATES.items() if rate not in (1.0, 3.0)}
+    others |= {RATES[0.3]: [2.25] * 3, RATES[3.0]: [1.9, 2.1, 2.2], RATES[100.0]: [3.4] * 3}
+    first, ten, hundred = experiments.rates_said(doctored(others))
+    assert first == "The best rate is x3 (0.009); within 0.1 nats of it: x1 and x3."
+    assert ten == "x10 against x1: 0.900 nats worse (0.800 to 1.000)."
+    assert hundred.endswith("and fails in 3 of 3.")
+    assert "edge of what was tried" in experiments.rates_said(doctored({RATES[100.0]: [1.0] * 3}))[0]
+
+
+def test_warmup_is_judged_at_each_rate() -> None:
+    said = experiments.warmup_said(doctored({COLD[10.0]: [2.5, 2.6, 2.7], COLD[100.0]: [1.0, 1.0, 1.0]}))
+    assert said[2].startswith("Without warmup at x10: 0.500 nats worse")
+    assert "better" in said[-1]
+    assert "no clear difference" in said[0]
+
+
+def test_depths_at_which_post_norm_fails_are_named() -> None:
+    assert experiments.depth_said(doctored({}))[0] == "Post-norm did not fail here, up to 16 blocks."
+    failing = {DEPTHS[8][1]: [3.3, 3.3, 2.0], DEPTHS[16][1]: [3.3, math.inf, 3.3]}
+    post, pre, ratios = experiments.depth_said(doctored(failing))
+    assert post == "Post-norm fails here at 8 blocks in 2 of 3 seeds and at 16 blocks in 3 of 3 seeds."
+    assert pre == "Pre-norm did not fail here, up to 16 blocks."
+    assert "pre 1, post 1" in ratios
+    said = experiments.depth_said(doctored({DEPTHS[2][0]: [3.3, 2.0, 2.0]}))
+    assert said[1] == "Pre-norm fails here at 2 blocks in 1 of 3 seeds."
+
+
+def test_a_recipe_fails_where_most_seeds_do() -> None:
+    one = RATES[30.0]
+    assert not doctored({one: [3.3, 2.0, 2.0]}).fails(one)
+    assert doctored({one: [3.21, 3.19, 3.21]}).fails(one)  # 3.2 is a tenth below the guess by frequencies
+
+
+def test_gradients_of_the_first_block_over_the_last() -> None:
+    cooked = doctored({})
+    cooked.trials[ALL] = [trial(2.0, first=6.0, last=2.0)] * 3
+    assert "all tricks: the first block's gradient over the last's is 3 at step 0, 3 at step 100." in (
+        experiments.gradients_said(cooked)
+    )
+
+
+def test_float16_is_told_with_and_without_torch() -> None:
+    cooked = doctored({})
+    said = experiments.half_said(cooked)
+    assert "10.00% are lost" in said[0]
+    assert "50.0% and 2.00%" in said[0]
+    assert "needs PyTorch" in said[-1]
+    cooked.halves = dict(zip(experiments.HALVES, (trials_of(2.0, 2.0), trials_of(2.0, 2.0), trials_of(2.5, 2.5))))
+    scaled, unscaled = experiments.half_said(cooked)[2:]
+    assert "no clear difference" in scaled
+    assert "0.500 nats worse" in unscaled
+
+
+def test_the_checklist_tells_what_each_was_worth_here() -> None:
+    rows = experiments.checklist(doctored({TRICKS["no normalisation"]: [3.0, 3.1, 3.2], COLD[10.0]: [1.0, 1.1, 1.2]}))
+    here = {look: cell for _, look, _, cell in rows}
+    assert [row[0] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
+    assert here["A norm in each sublayer"] == "without: 1.000 nats worse (1.000 to 1.000)"
+    assert here["Warmup"] == "without, at x10: 1.000 nats better (1.000 to 1.000)"
+    assert here["The first loss is ln V"].startswith("4.000, and ln V is 4.174")
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_is_tried_once() -> None:
+    every = experiments.every_recipe()
+    needed = {*TRICKS.values(), *RATES.values(), *COLD.values()}
+    needed |= {recipe for pair in (*STARTS.values(), *DEPTHS.values()) for recipe in pair}
+    assert len(set(every.values())) == len(every)
+    assert set(every.values()) == needed
+
+
+@pytest.fixture(scope="module")
+def cooked(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cooked, list[str]]:
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cookbook, "torch_installed", lambda: False)
+        patch.setattr(cookbook, "attempt", _quickly)
+        return cookbook.cook(data, NUMPY, tmp_path_factory.mktemp("out"), told.append, steps=2, seeds=1), told
+
+
+def _quickly(dataset: Dataset, compute: ComputeConfig, recipe: Recipe, *how: Any) -> Trial:
+    """Every model with a single block, which takes no time."""
+    return attempt(dataset, compute, dataclasses.replace(recipe, n_layers=1), *how)
+
+
+def test_the_page_has_every_experiment(cooked: tuple[Cooked, list[str]]) -> None:
+    made, told = cooked
+    assert made.page is not None
+    assert made.page.name == "cookbook.html"
+    html, markdown = (made.page.with_suffix(end).read_text(encoding="utf-8") for end in (".html", ".md"))
+    text = cookbook.text(made)
+    for section in cookbook.sections(made):
+        assert section.title in html
+        assert section.title in markdown
+        assert section.title in text
+        assert all(sentence in text for sentence in section.text)
+    names = {path.stem for path in (made.page.parent / "figures").iterdir()}
+    assert names == {f"cookbook-{name}" for name in ("tricks", "starts", "rates", "depth", "gradients", "float16")}
+    assert len(told) == 1 + len(made.trials)
+    assert all("left" in line for line in told[1:])
+    assert all(len(found) == 1 for found in made.trials.values())
+    assert made.cpu_s > 0
+
+
+def test_the_facts_are_plain() -> None:
+    facts = cookbook.facts(doctored({NOTHING: [math.inf, 3.0, math.inf]}))
+    losses = facts["recipes"]
+    assert isinstance(losses, dict)
+    assert losses["no trick"] == [None, 3.0, None]
+    assert losses["all tricks"] == [2.0, 2.1, 2.2]
+    assert len(json.dumps(facts, allow_nan=False)) > 100
+
+
+@pytest.mark.parametrize("everything", [math.inf, 2.0])
+def test_whatever_came_can_be_told_and_drawn(everything: float) -> None:
+    losses = {recipe: [everything] * 3 for recipe in experiments.every_recipe().values()}
+    made = doctored(losses)
+    if everything == math.inf:
+        made.trials = {recipe: [Trial([math.nan], math.inf, [])] * 3 for recipe in losses}
+        for found in made.trials.values():
+            found[0] = Trial([math.nan], math.inf, [Look(0, np.full(4, np.nan), np.zeros(64, int), 0.0, 0.0, 0.0, 0.0)])
+    assert ("failed" in cookbook.text(made).partition("The learning rate")[2]) == (everything == math.inf)
+    assert figures.png(plates.sheet(made, figures.ON_WHITE)).startswith(b"\x89PNG")
+
+
+def test_a_text_without_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
+    with pytest.raises(InputError, match="more text"):
+        cookbook.cook(DataConfig(text_file=(str(tmp_path / "short.txt"),)), NUMPY, tmp_path, quiet)
+
+
+def test_interrupted_it_ends_and_writes_nothing(data: DataConfig, tmp_path: Path) -> None:
+    def stop(message: str) -> None:
+        if message.startswith("1 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cookbook.cook(data, NUMPY, tmp_path / "out", stop, steps=1, seeds=1)
+    assert not (tmp_path / "out").exists()
