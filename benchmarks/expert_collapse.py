@@ -27,8 +27,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from glasslm import launch
-from glasslm.config import ComputeConfig, OptimizerConfig, RunConfig, with_flags
+from glasslm.config import ComputeConfig, OptimizerConfig, RunConfig
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from paired import heading
 
 MODEL = {

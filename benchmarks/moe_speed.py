@@ -18,11 +18,12 @@ from collections.abc import Callable
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 
-from glasslm.config import ComputeConfig, RunConfig, with_flags
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Batch, make_engine
 from glasslm.estimate import flops_per_token
 from glasslm.parameters import count, initial_weights, table
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from paired import heading, print_speeds, ratio, take_turns
 
 V = 65

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from glasslm import checkpoint, launch, report
-from glasslm.config import ComputeConfig, with_flags
+from glasslm.config import ComputeConfig
 from glasslm.display import Display
 from glasslm.guard import WINDOW, Guard
 from glasslm.metrics import Log
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from glasslm.training import Loop
 
 SPENT: dict[str, list[float]] = defaultdict(list)

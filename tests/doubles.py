@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from glasslm import checkpoint, runs
-from glasslm.config import ComputeConfig, ModelConfig, RunConfig, to_dict
+from glasslm.config import ComputeConfig, ModelConfig, RunConfig
 from glasslm.engines import make_engine
 from glasslm.parameters import initial_weights, table
+from glasslm.settings import to_dict
 from glasslm.tokenizers import CharTokenizer
 
 

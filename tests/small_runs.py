@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from glasslm import launch, metrics, report, runs
-from glasslm.config import ComputeConfig, RunConfig, with_flags
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.launch import Outcome
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 
 SMALL: dict[str, Any] = {
     "d_model": 32,

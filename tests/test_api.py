@@ -87,7 +87,7 @@ def test_what_the_command_line_refuses_is_a_value_error(text: Path) -> None:
 
 
 def test_a_diverged_run_raises(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(self: Loop) -> str:
+    def diverge(self: Loop, stop_at: object = None) -> str:
         raise DivergedError("no")
 
     monkeypatch.setattr(Loop, "run", diverge)

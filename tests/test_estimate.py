@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from glasslm import estimate
-from glasslm.config import ComputeConfig, ModelConfig, Precision, RunConfig, with_flags
+from glasslm.config import ComputeConfig, ModelConfig, Precision, RunConfig
 from glasslm.engines import Batch, make_engine
 from glasslm.engines.choice import micro_batch_size
 from glasslm.estimate import (
@@ -33,6 +33,7 @@ from glasslm.estimate import (
 from glasslm.memory import advice, free_bytes
 from glasslm.parameters import count, initial_weights, table
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 
 V = 65
 

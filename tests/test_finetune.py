@@ -16,11 +16,12 @@ import glasslm
 from doubles import make_run
 from glasslm import checkpoint, launch, runs, tokens
 from glasslm.cli import main
-from glasslm.config import ComputeConfig, Precision, with_flags
+from glasslm.config import ComputeConfig, Precision
 from glasslm.engines import EngineName
 from glasslm.errors import DamagedError, InputError
 from glasslm.finetune import FULL_LR, LORA_LR, RANK, Base, recipe
 from glasslm.launch import Outcome
+from glasslm.settings import with_flags
 from small_runs import COMPUTE, essence, logged, no_report, quiet, read_json
 from test_training import interrupted_at
 from tuned_runs import QUICK, finetune, make_base, words, write_new_text

@@ -16,12 +16,13 @@ from safetensors.numpy import load_file
 
 from glasslm import corpora, engines, files, launch, metrics, report, runs, wording
 from glasslm.cli.train import finish
-from glasslm.config import ComputeConfig, RunConfig, from_dict
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
 from glasslm.estimate import memory_bytes
 from glasslm.parameters import count, table
+from glasslm.settings import from_dict
 from glasslm.training import Loop
 from small_runs import COMPUTE, essence, logged, no_report, quiet, read_json, resume, small, train, write_text
 

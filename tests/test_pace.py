@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm import pace
-from glasslm.config import ComputeConfig, RunConfig, with_flags
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Batch, Update, make_engine
 from glasslm.pace import COMPILING_REPAID, Pace, compiling_pays, run_seconds, with_steps
 from glasslm.parameters import initial_weights, table
+from glasslm.settings import with_flags
 from glasslm.tokenizers import ByteTokenizer
 from glasslm.tokens import Dataset, Split
 from glasslm.training import evaluation_windows

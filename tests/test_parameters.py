@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glasslm.config import ModelConfig
-from glasslm.lab.check import single_switches
+from glasslm.lab.proofs.check import single_switches
 from glasslm.parameters import STD, Row, count, initial_weights, table
 
 V = 65

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from matplotlib import image
 
 from glasslm import checkpoint, cli, corpora, files, metrics, parameters, report, runs, tokens, trained
-from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import make_engine
 from glasslm.presets import tiny
 from glasslm.report import facts, figures, samples, surprise
+from glasslm.settings import to_dict, with_flags
 
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=x> \x1b[31m\x00 `````\n# h | & \u202e"
 TEXT = "The quick brown fox jumps over the lazy dog.\nTo be, or not to be.\nA rose by any other name: a rose.\n" * 40

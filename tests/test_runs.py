@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from glasslm import files, metrics, provenance, runs
-from glasslm.config import RunConfig, to_dict
+from glasslm.config import RunConfig
 from glasslm.errors import DamagedError, InputError, InUseError
 from glasslm.presets import PRESETS
+from glasslm.settings import to_dict
 
 RECORD: dict[str, Any] = {"glasslm": "0.1.0", "seed": 42, "config": to_dict(RunConfig()), "engine": "numpy"}
 

@@ -41,11 +41,12 @@ def train(
     from pathlib import Path
 
     from glasslm import launch
-    from glasslm.config import ComputeConfig, from_dict, with_flags
+    from glasslm.config import ComputeConfig
     from glasslm.errors import DivergedError, InputError
     from glasslm.finetune import RANK, Base, recipe
     from glasslm.presets import PRESETS
     from glasslm.runs import Run
+    from glasslm.settings import from_dict, with_flags
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from glasslm import checkpoint, estimate, files, runs, tokens
 from glasslm.checkpoint import Best, Checkpoint, Progress
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, RunConfig, to_dict
+from glasslm.config import ComputeConfig, DataConfig, ModelConfig, RunConfig
 from glasslm.engines import make_engine
 from glasslm.errors import GlasslmError, InputError
 from glasslm.lora import merged, without_adapters
 from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from glasslm.tokens import Shard
 from glasslm.wording import Say, tell
 

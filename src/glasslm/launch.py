@@ -16,7 +16,7 @@ from typing import Any
 
 from glasslm import checkpoint, corpora, display, estimate, files, pace, provenance, report, runs, tokens
 from glasslm.checkpoint import Progress
-from glasslm.config import ComputeConfig, RunConfig, to_dict, with_flags
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.corpora import Source
 from glasslm.engines import Engine, make_engine, thread_count
 from glasslm.engines.choice import as_recorded, choose, ranks
@@ -27,6 +27,7 @@ from glasslm.metrics import Line, Log
 from glasslm.parameters import count, initial_weights, table
 from glasslm.report.facts import best_eval, text_name
 from glasslm.runs import Run
+from glasslm.settings import to_dict, with_flags
 from glasslm.tokens import Dataset
 from glasslm.training import Loop, hashes
 from glasslm.wording import Say, quoted, tell

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from glasslm.config import ComputeConfig, EngineName, RunConfig, with_flags
+from glasslm.config import ComputeConfig, EngineName, RunConfig
 from glasslm.engines.choice import device_free_bytes, micro_batch_size
 from glasslm.errors import ExhaustedError
 from glasslm.estimate import training_bytes
+from glasslm.settings import with_flags
 from glasslm.wording import Say, size
 
 

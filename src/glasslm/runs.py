@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasslm import checkpoint, files, metrics
-from glasslm.config import RunConfig, from_dict
+from glasslm.config import RunConfig
 from glasslm.errors import DamagedError, InputError
+from glasslm.settings import from_dict
 
 if TYPE_CHECKING:
     from glasslm.tokenizers import Tokenizer

@@ -19,20 +19,12 @@ from numpy.typing import NDArray
 
 from glasslm import checkpoint as checkpoints
 from glasslm import evaluation, generation, runs
-from glasslm.config import (
-    ComputeConfig,
-    DeviceName,
-    EngineName,
-    ModelConfig,
-    Precision,
-    RunConfig,
-    from_dict,
-    to_dict,
-)
+from glasslm.config import ComputeConfig, DeviceName, EngineName, ModelConfig, Precision, RunConfig
 from glasslm.engines import Engine, make_engine
 from glasslm.errors import InputError
 from glasslm.json_grammar import JsonGrammar
 from glasslm.sampling import Sampling
+from glasslm.settings import from_dict, to_dict
 from glasslm.tokenizers import Tokenizer
 
 GrammarName = Literal["json"]

@@ -253,7 +253,7 @@ class Loop:
     def save(self, again: bool = False, planned: bool = True) -> None:
         """A checkpoint of this step, unless there is one and it need not be written again.
 
-        One that is not planned comes from an interruption: a run without would not have it, so nothing rolls back to it.
+        One that is not planned is an interruption's: a run without would not have it, so nothing rolls back to it.
         """
         if self.saved_at == self.step and not again:
             return

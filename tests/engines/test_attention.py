@@ -25,7 +25,7 @@ from glasslm.engines.numpy.attention import (
 )
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
-from glasslm.lab.check import single_switches, small_model
+from glasslm.lab.proofs.check import single_switches, small_model
 from glasslm.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]

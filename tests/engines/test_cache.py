@@ -8,7 +8,7 @@ import pytest
 
 from glasslm.config import ModelConfig, RunConfig, TrainConfig
 from glasslm.engines.numpy.engine import ROWS_READ, NumpyEngine
-from glasslm.lab.check import combinations, single_switches, small_model
+from glasslm.lab.proofs.check import combinations, single_switches, small_model
 from glasslm.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]

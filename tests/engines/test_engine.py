@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from test_ops import wide_variables
 
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, with_flags
+from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch, Engine, make_engine, thread_count
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError
-from glasslm.lab.check import single_switches
+from glasslm.lab.proofs.check import single_switches
 from glasslm.parameters import initial_weights
+from glasslm.settings import with_flags
 
 Array = np.ndarray[Any, Any]
 V, B, T = 13, 6, 8

@@ -14,7 +14,7 @@ from glasslm.engines.numpy import flash
 from glasslm.engines.numpy.arena import ALIGNMENT, Arena
 from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention
 from glasslm.engines.numpy.flash import TILE, flash_attention
-from glasslm.lab.differences import compare
+from glasslm.lab.proofs.differences import compare
 
 Array = np.ndarray[Any, Any]
 WINDOWS = (0, 1, 3, 1000)

@@ -10,7 +10,7 @@ from test_ops import wide_variables
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.moe import Expert, Routing, in_few_sizes, mixture
-from glasslm.lab.differences import compare
+from glasslm.lab.proofs.differences import compare
 
 Array = np.ndarray[Any, Any]
 Gradients = dict[str, Array]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from glasslm.engines.dropout import EMBEDDING_SITE, row_keys, site, threshold
 from glasslm.engines.numpy import attention, ops
 from glasslm.engines.numpy.arena import Arena
-from glasslm.lab import check
-from glasslm.lab.check import OPS
+from glasslm.lab.proofs import check
+from glasslm.lab.proofs.check import OPS
 
 Array = np.ndarray[Any, Any]
 

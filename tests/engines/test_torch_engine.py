@@ -11,7 +11,7 @@ import pytest
 from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainConfig
 from glasslm.engines import Batch, Engine
 from glasslm.errors import DamagedError
-from glasslm.lab.check import combinations, single_switches
+from glasslm.lab.proofs.check import combinations, single_switches
 from glasslm.parameters import initial_weights, table
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ from glasslm import launch, runs
 from glasslm.config import ComputeConfig, ModelConfig
 from glasslm.engines import Batch
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.lab.check import single_switches
+from glasslm.lab.proofs.check import single_switches
 from small_runs import essence, logged, no_report, quiet, small, words, write_text
 from small_runs import glasslm as program
 

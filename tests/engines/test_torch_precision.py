@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glasslm.config import ModelConfig, Precision
-from glasslm.lab.check import single_switches
+from glasslm.lab.proofs.check import single_switches
 from glasslm.parameters import initial_weights, table
 
 torch = pytest.importorskip("torch")

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from glasslm import cli
-from glasslm.config import ComputeConfig, RunConfig, to_dict
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.estimate import flops_per_token
-from glasslm.lab import ablation, ablation_report
-from glasslm.lab.ablation import BASELINE, COLUMNS, Plan, Result, Row, as_csv, judge
-from glasslm.lab.axes import AXES, Variant, matched, variants
+from glasslm.lab.study import ablation, ablation_report
+from glasslm.lab.study.ablation import BASELINE, COLUMNS, Plan, Result, Row, as_csv, judge
+from glasslm.lab.study.axes import AXES, Variant, matched, variants
 from glasslm.parameters import count, table
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from small_runs import small, write_text
 
 V = 20

@@ -14,8 +14,8 @@ from glasslm.cli import main
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.finetune import Base, recipe
-from glasslm.lab import adapters
-from glasslm.lab.adapters import Point, pareto
+from glasslm.lab.study import adapters
+from glasslm.lab.study.adapters import Point, pareto
 from glasslm.launch import Outcome
 from small_runs import logged, no_report
 from test_training import interrupted_at

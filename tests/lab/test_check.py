@@ -17,9 +17,9 @@ from glasslm.engines import Batch, choice
 from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import InputError
-from glasslm.lab import check, differences
-from glasslm.lab.check import OPS, SWITCHES, H, K, check_model, check_ops
-from glasslm.lab.differences import TOLERANCE, compare
+from glasslm.lab.proofs import check, differences
+from glasslm.lab.proofs.check import OPS, SWITCHES, H, K, check_model, check_ops
+from glasslm.lab.proofs.differences import TOLERANCE, compare
 from glasslm.parameters import count, initial_weights, table
 
 Array = np.ndarray[Any, Any]

@@ -10,8 +10,8 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import InputError
-from glasslm.lab import comparison
-from glasslm.lab.comparison import Side
+from glasslm.lab.records import comparison
+from glasslm.lab.records.comparison import Side
 from glasslm.report import figures
 from glasslm.runs import Run
 from small_runs import train, write_text

@@ -11,9 +11,20 @@ import pytest
 
 from glasslm.config import ComputeConfig, DataConfig
 from glasslm.errors import InputError
-from glasslm.lab import cookbook, experiments, plates
-from glasslm.lab.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS, Cooked, compare, outcome
-from glasslm.lab.recipes import Look, Recipe, Trial, attempt
+from glasslm.lab.diagnosis import cookbook, experiments, plates
+from glasslm.lab.diagnosis.experiments import (
+    ALL,
+    COLD,
+    DEPTHS,
+    NOTHING,
+    RATES,
+    STARTS,
+    TRICKS,
+    Cooked,
+    compare,
+    outcome,
+)
+from glasslm.lab.diagnosis.recipes import Look, Recipe, Trial, attempt
 from glasslm.report import figures
 from glasslm.tokens import Dataset
 from small_runs import quiet, write_text

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from glasslm.errors import InputError
-from glasslm.lab import curves
-from glasslm.lab.curve_files import Array, Curve, Series
+from glasslm.lab.diagnosis import curves
+from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
 from glasslm.report import figures
 from small_runs import train, write_text
 

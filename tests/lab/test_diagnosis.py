@@ -20,9 +20,9 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.corpora import cache_dir
 from glasslm.engines import Batch
 from glasslm.errors import DamagedError
-from glasslm.lab import diagnosis
-from glasslm.lab.diagnosis import Diagnosis
-from glasslm.lab.findings import Finding
+from glasslm.lab.diagnosis import diagnose
+from glasslm.lab.diagnosis.diagnose import Diagnosis
+from glasslm.lab.diagnosis.findings import Finding
 from glasslm.tokens import Order
 from small_runs import essence, no_report, quiet, resume, write_text
 from test_training import interrupted_at
@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
 def test_a_fault_in_the_model_lights_its_own_lamp(fault: str, seed: int, folder: Path) -> None:
     lamp, plant = FAULTS[fault]
     made = Diagnosis(fault)
-    diagnosis.at_rest(plant(folder, seed), made, quiet)
+    diagnose.at_rest(plant(folder, seed), made, quiet)
     assert lamp in lamps(made)
 
 
@@ -120,13 +120,13 @@ def test_a_fault_in_the_model_lights_its_own_lamp(fault: str, seed: int, folder:
 @pytest.mark.parametrize("fault", RATES)
 def test_too_high_a_rate_lights_its_own_lamp_and_a_sound_model_no_other(fault: str, seed: int, folder: Path) -> None:
     made = Diagnosis(fault)
-    diagnosis.under_load(RATES[fault](folder, seed), made, quiet)
+    diagnose.under_load(RATES[fault](folder, seed), made, quiet)
     assert list(lamps(made)) == ["learning rate"]
 
 
 def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: Path) -> None:
     made = Diagnosis("numb")
-    diagnosis.under_load(planted_by(doctored={"engines": planted.Numb})(folder, 1), made, quiet)
+    diagnose.under_load(planted_by(doctored={"engines": planted.Numb})(folder, 1), made, quiet)
     assert lamps(made) == {"one batch by heart": "bad", "learning rate": "bad"}
     rate = next(finding for finding in made.findings if finding.signal == "learning rate")
     assert "no rate" in rate.seen
@@ -139,7 +139,7 @@ def test_a_clean_run_lights_no_lamp(engine: str, shape: str, seed: int, folder: 
     config = config_of(shape, seed=seed, text_file=(str(text_in(folder)),), eval_interval=15, log_interval=2,
                        sample_interval=0, checkpoint_interval=30, max_steps=60)  # fmt: skip
     run_dir = train(config, tmp_path / "run", engine)
-    made = diagnosis.diagnose(diagnosis.of_run(run_dir, planted.compute(engine), quiet), quiet)
+    made = diagnose.diagnose(diagnose.of_run(run_dir, planted.compute(engine), quiet), quiet)
     assert lamps(made) == {}
     assert {"initial loss", "learning rate", "one batch by heart", "warnings", "divergence"} <= {
         finding.signal for finding in made.findings
@@ -161,7 +161,7 @@ def test_one_bad_batch_is_a_spike_in_the_history(
     run_dir = train(config, tmp_path / "run")
     monkeypatch.undo()
     made = Diagnosis("history")
-    diagnosis.history(diagnosis.of_run(run_dir, planted.compute(), quiet), made)
+    diagnose.history(diagnose.of_run(run_dir, planted.compute(), quiet), made)
     assert {"spikes", "warning: spike"} <= set(lamps(made))
     assert "71" in next(finding.seen for finding in made.findings if finding.signal == "spikes")
 
@@ -170,7 +170,7 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
     pytest.importorskip("torch")
     ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
     for made, engine in ((ours, "numpy"), (theirs, "torch")):
-        diagnosis.at_rest(subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet)
+        diagnose.at_rest(subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet)
     assert [(one.signal, one.verdict) for one in ours.findings] == [
         (one.signal, one.verdict) for one in theirs.findings
     ]
@@ -208,7 +208,7 @@ def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
     with pytest.raises(DamagedError, match=r"mine\.txt"):
-        diagnosis.of_run(run_dir, ComputeConfig(), quiet)
+        diagnose.of_run(run_dir, ComputeConfig(), quiet)
 
 
 def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     file.write_bytes(file.read_bytes()[:-1])
     said: list[str] = []
     made = Diagnosis("damaged")
-    diagnosis.at_rest(diagnosis.of_run(run_dir, planted.compute(), quiet), made, said.append)
+    diagnose.at_rest(diagnose.of_run(run_dir, planted.compute(), quiet), made, said.append)
     assert [line for line in said if "step 2 is left out" in line]
     logits = next(finding for finding in made.findings if finding.signal == "attention logits")
     assert [step in logits.seen for step in ("step 0", "step 2", "step 4")] == [True, False, True]
@@ -227,10 +227,10 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
 def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> None:
     """Units that were dead at first, and are not any more."""
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0, feedforward="relu", bias=True)
-    found = diagnosis.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
     first = [(name, closed(name, array)) for name, array in found.first()]
     made = Diagnosis("dead at first")
-    diagnosis.at_rest(dataclasses.replace(found, first=lambda: first), made, quiet)
+    diagnose.at_rest(dataclasses.replace(found, first=lambda: first), made, quiet)
     assert lamps(made)["dead units"] == "bad"
     assert "step 0" in next(finding.seen for finding in made.findings if finding.signal == "dead units")
 

@@ -27,9 +27,9 @@ from glasslm.engines.torch import layers  # noqa: E402
 from glasslm.engines.torch import optimizer as torch_optimizer  # noqa: E402
 from glasslm.engines.torch.attention import KeyValueCache  # noqa: E402
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
-from glasslm.lab import check, differences, overlay, parity  # noqa: E402
-from glasslm.lab.check import small_model  # noqa: E402
-from glasslm.lab.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
+from glasslm.lab.proofs import check, differences, overlay, parity  # noqa: E402
+from glasslm.lab.proofs.check import small_model  # noqa: E402
+from glasslm.lab.proofs.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
 from glasslm.report import figures  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -206,7 +206,15 @@ def test_a_wrong_moment_is_found_and_named(moment: str, monkeypatch: Patch) -> N
 
 
 def test_a_wrong_rotation_in_the_cache_is_found(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(inference, "swap_halves", lambda x, out: np.multiply(x, 1, out=out))
+    right = inference._Place.__init__
+
+    def wrong(self: Any, *arguments: Any) -> None:
+        right(self, *arguments)
+        if self.rotation:
+            cos, sin = self.rotation
+            self.rotation = cos, -sin
+
+    monkeypatch.setattr(inference._Place, "__init__", wrong)
     found = of(position="rope")
     assert found.wrong == ["logits"]
     assert "NumPy" in found.logits.where

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from glasslm import corpora, launch, tokens
-from glasslm.config import ComputeConfig, DataConfig, EngineName, RunConfig, to_dict
+from glasslm.config import ComputeConfig, DataConfig, EngineName, RunConfig
 from glasslm.engines import Batch
-from glasslm.lab import recipes, trials
-from glasslm.lab.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS
-from glasslm.lab.recipes import Recipe, Start, attempt, lost, started
+from glasslm.lab.diagnosis import recipes, trials
+from glasslm.lab.diagnosis.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS
+from glasslm.lab.diagnosis.recipes import Recipe, Start, attempt, lost, started
 from glasslm.parameters import initial_weights, table
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from glasslm.tokens import Dataset, Order
 from small_runs import no_report, quiet, write_text
 

@@ -14,7 +14,7 @@ import pytest
 from glasslm import launch
 from glasslm.config import ComputeConfig
 from glasslm.errors import InputError
-from glasslm.lab.replay import replay, sections, text
+from glasslm.lab.diagnosis.replay import replay, sections, text
 from glasslm.report import page
 from glasslm.tokens import Order
 from small_runs import logged, no_report, quiet, small, write_text

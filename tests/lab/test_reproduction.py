@@ -9,8 +9,8 @@ import pytest
 
 from glasslm import checkpoint, cli, files
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab import reproduction
-from glasslm.lab.reproduction import Reproduction
+from glasslm.lab.records import reproduction
+from glasslm.lab.records.reproduction import Reproduction
 from glasslm.runs import Run
 from small_runs import no_report, quiet, train, write_text
 

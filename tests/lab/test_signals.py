@@ -14,8 +14,8 @@ from planted import config_of, subject
 
 from glasslm.config import RunConfig
 from glasslm.engines import Batch, Engine
-from glasslm.lab import signals
-from glasslm.lab.signals import Reading, Units
+from glasslm.lab.diagnosis import signals
+from glasslm.lab.diagnosis.signals import Reading, Units
 from glasslm.parameters import table
 
 ENGINES = ["numpy", "torch"]

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from glasslm.errors import InputError
-from glasslm.lab import statistics
-from glasslm.lab.statistics import Comparison, compare, detectable, holm, noncentrality, summary, verdict, verdicts
+from glasslm.lab.study import statistics
+from glasslm.lab.study.statistics import (
+    Comparison,
+    compare,
+    detectable,
+    holm,
+    noncentrality,
+    summary,
+    verdict,
+    verdicts,
+)
 
 stats = pytest.importorskip("scipy.stats")
 integrate = pytest.importorskip("scipy.integrate")

@@ -18,7 +18,7 @@ from glasslm import tokens
 from glasslm.config import ComputeConfig
 from glasslm.corpora import find
 from glasslm.errors import InputError
-from glasslm.lab.sweep import Trial, cost, run_all
+from glasslm.lab.study.sweep import Trial, cost, run_all
 from glasslm.runs import Run
 from small_runs import essence, small, train, wait_for, write_text
 
@@ -84,7 +84,7 @@ SCRIPT = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from glasslm.lab.sweep import Trial, run_all
+    from glasslm.lab.study.sweep import Trial, run_all
     from glasslm.config import ComputeConfig
     from small_runs import small
     flags = {{"max_steps": 600, "sample_interval": 0, "checkpoint_interval": 50, "eval_interval": 500, "keep": 2}}

@@ -15,8 +15,8 @@ from planted import config_of, subject
 from glasslm.config import OptimizerConfig
 from glasslm.engines import Batch, Losses, Update
 from glasslm.engines.inspection import GRADIENT
-from glasslm.lab import trials
-from glasslm.lab.trials import Bench, Coordinates, Range
+from glasslm.lab.diagnosis import trials
+from glasslm.lab.diagnosis.trials import Bench, Coordinates, Range
 from glasslm.parameters import table
 
 ENGINES = ["numpy", "torch"]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from glasslm import checkpoint, cli, files, launch
 from glasslm.config import ComputeConfig
 from glasslm.engines import Engine, make_engine
-from glasslm.lab import verification
+from glasslm.lab.records import verification
 from small_runs import logged, no_report, quiet, read_json, small, start, wait_for, words, write_text
 
 FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4, "ema": 0.9}

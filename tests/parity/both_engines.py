@@ -11,7 +11,7 @@ from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precisio
 from glasslm.engines import Batch, Losses
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.torch.engine import TorchEngine
-from glasslm.lab.check import B, T, V, combinations, single_switches
+from glasslm.lab.proofs.check import B, T, V, combinations, single_switches
 from glasslm.parameters import initial_weights, table
 
 Array = np.ndarray[Any, Any]

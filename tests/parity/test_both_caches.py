@@ -13,7 +13,7 @@ from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, pair  
 
 from glasslm.config import ModelConfig, Precision  # noqa: E402
 from glasslm.generation import generate, visible  # noqa: E402
-from glasslm.lab.check import small_model  # noqa: E402
+from glasslm.lab.proofs.check import small_model  # noqa: E402
 from glasslm.sampling import Sampling  # noqa: E402
 from glasslm.tokenizers import CharTokenizer  # noqa: E402
 

@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from glasslm import launch
-from glasslm.config import ComputeConfig, with_flags
+from glasslm.config import ComputeConfig
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and signals as on Linux")

@@ -19,7 +19,7 @@ from glasslm.engines.numpy.attention import rope_at  # noqa: E402
 from glasslm.engines.torch import attention as module  # noqa: E402
 from glasslm.engines.torch.attention import Place, attention, written_out  # noqa: E402
 from glasslm.estimate import cache_bytes  # noqa: E402
-from glasslm.lab.check import small_model  # noqa: E402
+from glasslm.lab.proofs.check import small_model  # noqa: E402
 
 V, BLOCK = 7, small_model().block_size
 LONG = 3 * BLOCK

@@ -13,21 +13,13 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import (
-    ComputeConfig,
-    DataConfig,
-    DeviceConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-    with_flags,
-)
+from glasslm.config import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError, require
-from glasslm.lab.axes import AXES, Match
-from glasslm.lab.sweep import RunnerName
+from glasslm.lab.study.axes import AXES, Match
+from glasslm.lab.study.sweep import RunnerName
 from glasslm.metrics import plain
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from glasslm.wording import quoted, tell
 
 DESCRIPTION = f"""What each choice is worth: a baseline, and variants of it with one thing changed, over paired seeds.
@@ -79,7 +71,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm import runs
-    from glasslm.lab import ablation, ablation_report
+    from glasslm.lab.study import ablation, ablation_report
 
     flags = parse(argv)
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")

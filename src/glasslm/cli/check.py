@@ -20,9 +20,9 @@ from glasslm.metrics import plain
 from glasslm.wording import tell
 
 if TYPE_CHECKING:
-    from glasslm.lab.differences import Finding
-    from glasslm.lab.overlay import Point
-    from glasslm.lab.parity import Exactness, Parity
+    from glasslm.lab.proofs.differences import Finding
+    from glasslm.lab.proofs.overlay import Point
+    from glasslm.lab.proofs.parity import Exactness, Parity
 
 DESCRIPTION = """Compare every hand-written gradient with central differences and, with PyTorch, with those of autograd.
 
@@ -97,7 +97,7 @@ def _require_figure(figure: Path, run: str | None) -> None:
 
 def _against_differences(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]]:
     """Print a line for each case; the summary, and the facts for JSON."""
-    from glasslm.lab import check, differences
+    from glasslm.lab.proofs import check, differences
 
     def sections() -> Iterator[tuple[str, Iterator[Finding]]]:
         if flags.run is not None:
@@ -131,7 +131,7 @@ def _against_differences(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]
 
 def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:
     """Print a line for each model, and the two losses; the summary, the facts for JSON, and what is wrong."""
-    from glasslm.lab import parity
+    from glasslm.lab.proofs import parity
 
     if flags.run is not None:
         rows = _told(parity.check_run(flags.run, flags.seed), out)
@@ -154,7 +154,7 @@ def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, An
 
 def _told(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
     """The rows, each printed as soon as it is known, with a head where the precision changes."""
-    from glasslm.lab import parity
+    from glasslm.lab.proofs import parity
 
     found: list[Parity] = []
     for row in rows:
@@ -172,7 +172,7 @@ def _told(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
 
 def _curves(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str]]:
     """Print the losses of both engines on a text, and draw them; the facts for JSON, and what is wrong."""
-    from glasslm.lab import overlay, parity
+    from glasslm.lab.proofs import overlay, parity
 
     dataset, text = overlay.find_text(tell)
     recipe = overlay.recipe(flags.seed)

@@ -17,7 +17,7 @@ from glasslm.metrics import plain
 from glasslm.wording import harmless
 
 if TYPE_CHECKING:
-    from glasslm.lab.comparison import Side
+    from glasslm.lab.records.comparison import Side
 
 WIDEST = 28  # columns of a value
 
@@ -43,7 +43,7 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab import comparison
+    from glasslm.lab.records import comparison
     from glasslm.runs import Run
 
     flags = parse(Flags, argv, "glasslm compare", DESCRIPTION)

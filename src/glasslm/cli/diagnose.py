@@ -13,11 +13,12 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, with_flags
+from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
-from glasslm.lab.findings import SEVERITY, Finding, worst
+from glasslm.lab.diagnosis.findings import SEVERITY, Finding, worst
 from glasslm.metrics import plain
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from glasslm.wording import tell
 
 DESCRIPTION = """Say what is wrong, what it means and what to do, one verdict for each signal: ok, watch or bad.
@@ -111,21 +112,21 @@ def parse(argv: list[str]) -> Flags:
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
-    from glasslm.lab import diagnosis
+    from glasslm.lab.diagnosis import diagnose
 
     if run_dir is not None:
-        subject = diagnosis.of_run(run_dir, flags.compute, tell)
+        subject = diagnose.of_run(run_dir, flags.compute, tell)
     else:
-        subject = diagnosis.of_config(flags.config, flags.compute, tell)
-    made = diagnosis.diagnose(subject, tell)
+        subject = diagnose.of_config(flags.config, flags.compute, tell)
+    made = diagnose.diagnose(subject, tell)
     page = made.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
     return _finish(made.text(), made.findings, page, flags.json)
 
 
 def _curve(file: Path, out: Path, as_json: bool) -> int:
     """Anybody's loss curve."""
-    from glasslm.lab import curves
-    from glasslm.lab.diagnosis import Diagnosis
+    from glasslm.lab.diagnosis import curves
+    from glasslm.lab.diagnosis.diagnose import Diagnosis
     from glasslm.report.page import Picture
 
     curve = curves.read(file)
@@ -136,7 +137,7 @@ def _curve(file: Path, out: Path, as_json: bool) -> int:
 
 def _replay(run_dir: Path, step: int, flags: Flags) -> int:
     """One step of a run, brought back."""
-    from glasslm.lab import replay
+    from glasslm.lab.diagnosis import replay
     from glasslm.report import page
 
     found = replay.replay(run_dir, step, flags.compute.engine, tell)
@@ -147,7 +148,7 @@ def _replay(run_dir: Path, step: int, flags: Flags) -> int:
 
 def _cookbook(flags: Flags) -> int:
     """The tricks that keep training stable, each shown by leaving it out."""
-    from glasslm.lab import cookbook
+    from glasslm.lab.diagnosis import cookbook
 
     out = flags.out or OUT
     cooked = cookbook.cook(flags.data, flags.compute, out, tell)

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "finetune", *argv])
     if flags.study:
-        from glasslm.lab.adapters import study
+        from glasslm.lab.study.adapters import study
 
         print(study(flags.study, config, flags.compute, flags.run_dir, command))
         return 0

@@ -17,7 +17,7 @@ from glasslm.metrics import plain
 from glasslm.wording import tell
 
 if TYPE_CHECKING:
-    from glasslm.lab.reproduction import Reproduction
+    from glasslm.lab.records.reproduction import Reproduction
 
 DESCRIPTION = """Train a run again, from run.json and the same text, into a new folder, and compare: every logged number
 but the clock's, and the bits of every checkpoint that both have. Exit code 0 when all is the same, 1 when not.
@@ -44,7 +44,7 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab.reproduction import reproduce
+    from glasslm.lab.records.reproduction import reproduce
     from glasslm.runs import Run
 
     flags = parse(Flags, argv, "glasslm reproduce", DESCRIPTION)
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _readable(came: Reproduction) -> str:
-    from glasslm.lab.reproduction import PROMISE
+    from glasslm.lab.records.reproduction import PROMISE
 
     compared = f"{came.lines:,} lines and {len(came.checkpoints)} checkpoints up to step {came.reached:,}"
     lines = [f"compared: {compared}"]

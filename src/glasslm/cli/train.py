@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, with_flags
+from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
 from glasslm.metrics import plain
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from glasslm.wording import tell
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import tyro
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glasslm.lab.verification import Part, Resumption
+    from glasslm.lab.records.verification import Part, Resumption
 
 DESCRIPTION = """Look at every file of a run: its record, its tokenizer, its metrics, each checkpoint against its
 manifest and against the table of its weights, and the text that it was trained on. One line for each part: ok, note, or
@@ -43,7 +43,7 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab import verification
+    from glasslm.lab.records import verification
 
     flags = parse(Flags, argv, "glasslm verify", DESCRIPTION)
     run_dir = runs.find(flags.run)
@@ -70,7 +70,7 @@ def _tell(part: Part, out: TextIO) -> None:
 def _resumed(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None:
     """Print what the trial says; where it cannot be made because of damage, that is a damaged part."""
     from glasslm.errors import DamagedError
-    from glasslm.lab import verification
+    from glasslm.lab.records import verification
     from glasslm.wording import tell
 
     try:

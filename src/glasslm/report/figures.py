@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from glasslm.lab.adapters import Point as AdapterPoint
-    from glasslm.lab.overlay import Point
-    from glasslm.lab.parity import Exactness
+    from glasslm.lab.proofs.overlay import Point
+    from glasslm.lab.proofs.parity import Exactness
+    from glasslm.lab.study.adapters import Point as AdapterPoint
 
 Array = NDArray[np.float64]
 

@@ -67,9 +67,9 @@ class Pass:
     look: Look | None  # what is looked at on the way
 
     def show(self, name: str, x: Array) -> None:
-        """x (N, any) to whoever looks, as (B, T, any)."""
+        """x (N, any) to whoever looks, as (B, T, any); an expert's, of the tokens that it got, as it is."""
         if self.look is not None:
-            self.look.at(name, x, (self.B, self.T, -1))
+            self.look.at(name, x, x.shape if ".experts." in name else (self.B, self.T, -1))
 
 
 class Model:
@@ -288,11 +288,11 @@ class Model:
         activation_back: Callable[[Array], Array]
         if c.gated:
             inner, into_back = self._linear(f"{prefix}.gate_up", x, new)
-            self._look_at_preactivation(prefix, inner[:, : c.d_ff], run)
+            run.show(f"{prefix}.preactivation", inner[:, : c.d_ff])
             h, activation_back = ops.gate(inner, activation, new)
         else:
             inner, into_back = self._linear(f"{prefix}.up", x, new)
-            self._look_at_preactivation(prefix, inner, run)
+            run.show(f"{prefix}.preactivation", inner)
             h, activation_back = activation(inner, new)
         y, down_back = self._linear(f"{prefix}.down", h, new)
 
@@ -300,12 +300,6 @@ class Model:
             return into_back(activation_back(down_back(dy, gradients)), gradients)
 
         return y, backward
-
-    def _look_at_preactivation(self, prefix: str, x: Array, run: Pass) -> None:
-        """x (N, F), or (n, F) of the tokens that an expert got."""
-        if run.look is not None:
-            shape = x.shape if ".experts." in prefix else (run.B, run.T, -1)
-            run.look.at(f"{prefix}.preactivation", x, shape)
 
     def _mixture(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
         """The experts that the router chose for each token, and the shared one, if there is one."""

@@ -25,13 +25,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from glasslm.config import ComputeConfig, RunConfig, from_dict, to_dict
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Array, Batch, Losses, State, Update, thread_count
 from glasslm.engines.choice import ranks, require_divisible
 from glasslm.engines.torch.attention import KeyValueCache
 from glasslm.engines.torch.engine import TorchEngine, make
 from glasslm.engines.torch.model import Transformer
 from glasslm.errors import GroupError, InputError
+from glasslm.settings import from_dict, to_dict
 
 PATIENCE_S = 1800.0  # before a rank gives the others up; GLASSLM_GROUP_TIMEOUT says otherwise
 

@@ -20,9 +20,9 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Batch, State
 from glasslm.errors import DamagedError, InputError
 from glasslm.finetune import Base
-from glasslm.lab import curves, drawings, signals, trials
-from glasslm.lab.findings import HEADER, SEVERITY, Finding, Verdict, worst
-from glasslm.lab.trials import Bench
+from glasslm.lab.diagnosis import curves, drawings, signals, trials
+from glasslm.lab.diagnosis.findings import HEADER, SEVERITY, Finding, Verdict, worst
+from glasslm.lab.diagnosis.trials import Bench
 from glasslm.parameters import initial_weights, table
 from glasslm.report import page
 from glasslm.report.page import Picture, Section

@@ -6,12 +6,9 @@ of a study is the state of its runs: there is nothing else to lose.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from glasslm import estimate, files
-from glasslm.config import ComputeConfig, RunConfig, to_dict
+from glasslm import estimate
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interruption import Interrupt, interruptible
+from glasslm.lab.study.process import in_a_process
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from glasslm.wording import Say, duration
 
 RunnerName = Literal["local", "ray"]
@@ -194,7 +193,7 @@ def _runner(
 ) -> Iterator[tuple[Execute, int]]:
     """What executes a job and returns its exit code, and how many it can execute at once."""
     if name == "ray":
-        from glasslm.lab import ray_runner
+        from glasslm.lab.study import ray_runner
 
         with ray_runner.connected(address, interrupted) as (on_cluster, cpus):
             yield on_cluster, workers or cpus
@@ -209,35 +208,8 @@ def _runner(
     def execute(study: Path, job: dict[str, Any]) -> int:
         core = free.get()
         try:
-            return execute_here(study, job | {"core": core}, interrupted)
+            return in_a_process(study, job | {"core": core}, interrupted)
         finally:
             free.put(core)
 
     yield execute, slots
-
-
-def execute_here(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
-    """A process of its own for one run; its exit code. A signal is passed on, once, and waited for."""
-    if interrupted.is_set():
-        return 128 + signal.SIGTERM
-    files.make_folder(study / "logs")
-    log = study / "logs" / f"{Path(job['run_dir']).name}.log"
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    with (
-        open(log, "ab") as out,
-        subprocess.Popen(
-            [sys.executable, "-m", "glasslm.lab.worker"],
-            stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True,
-        ) as child,
-    ):  # fmt: skip
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(job).encode() + b"\n")
-        child.stdin.flush()
-        told = False
-        while (code := child.poll()) is None:
-            if interrupted.wait(0.1) and not told:
-                child.terminate()
-                told = True
-            elif told:
-                time.sleep(0.1)
-        return code

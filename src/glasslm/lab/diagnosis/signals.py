@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from glasslm.config import ModelConfig
 from glasslm.engines import Batch, Engine
 from glasslm.engines.inspection import GRADIENT, feedforwards, forward_names
-from glasslm.lab.findings import SEVERITY, Finding, Verdict
+from glasslm.lab.diagnosis.findings import SEVERITY, Finding, Verdict
 from glasslm.parameters import Table
 
 Array = NDArray[Any]

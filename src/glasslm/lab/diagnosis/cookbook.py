@@ -10,8 +10,8 @@ from pathlib import Path
 from glasslm import corpora, tokens
 from glasslm.config import ComputeConfig, DataConfig
 from glasslm.engines.choice import torch_installed
-from glasslm.lab import experiments, plates
-from glasslm.lab.experiments import (
+from glasslm.lab.diagnosis import experiments, plates
+from glasslm.lab.diagnosis.experiments import (
     ALL,
     COLD,
     DEPTHS,
@@ -27,7 +27,7 @@ from glasslm.lab.experiments import (
     compare,
     outcome,
 )
-from glasslm.lab.recipes import BLOCK, LARGE_BATCH, ROWS, STEPS, Recipe, attempt, unigram_loss
+from glasslm.lab.diagnosis.recipes import BLOCK, LARGE_BATCH, ROWS, STEPS, Recipe, attempt, unigram_loss
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
 from glasslm.wording import Say, duration

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from glasslm.config import Precision
-from glasslm.lab.recipes import LARGE_BATCH, RATE, UNSCALED, Recipe, Start, Trial, ratio
+from glasslm.lab.diagnosis.recipes import LARGE_BATCH, RATE, UNSCALED, Recipe, Start, Trial, ratio
 
 ALL, UNIT = Recipe(), Recipe(start="unit")
 NOTHING = Recipe(norm="none", start="unit", warmup=False, cosine=False, clip=False)

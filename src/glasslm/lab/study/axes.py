@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from glasslm.config import ModelConfig, RunConfig, from_dict, to_dict
+from glasslm.config import ModelConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.estimate import flops_per_token
 from glasslm.parameters import count, table
+from glasslm.settings import from_dict, to_dict
 
 Match = Literal["tokens", "flops", "time", "parameters"]
 

@@ -21,7 +21,7 @@ from glasslm.engines.numpy import attention, flash, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.objective import objective
 from glasslm.errors import InputError
-from glasslm.lab.differences import Finding, compare
+from glasslm.lab.proofs.differences import Finding, compare
 from glasslm.parameters import initial_weights
 from glasslm.wording import tell
 

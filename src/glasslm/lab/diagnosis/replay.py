@@ -24,7 +24,7 @@ from glasslm.engines import Batch, Engine, make_engine
 from glasslm.engines.choice import as_recorded
 from glasslm.engines.inspection import GRADIENT, backward_names
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.findings import HEADER, Finding
+from glasslm.lab.diagnosis.findings import HEADER, Finding
 from glasslm.metrics import Line, Log
 from glasslm.parameters import table
 from glasslm.report.page import Section

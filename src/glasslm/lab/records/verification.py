@@ -22,7 +22,7 @@ import numpy as np
 
 from glasslm import checkpoint, files, launch, metrics, runs, tokens
 from glasslm.checkpoint import Checkpoint
-from glasslm.config import ComputeConfig, to_dict
+from glasslm.config import ComputeConfig
 from glasslm.display import Display
 from glasslm.engines import Array, Engine, make_engine
 from glasslm.engines.choice import as_recorded
@@ -32,6 +32,7 @@ from glasslm.memory import enough_memory
 from glasslm.metrics import Log
 from glasslm.parameters import Table, count, table
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from glasslm.tokens import Dataset
 from glasslm.training import Loop, hashes
 from glasslm.wording import Say

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
 from glasslm.engines import Batch, Engine, State
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.lab import check
-from glasslm.lab.differences import FLOOR
+from glasslm.lab.proofs import check
+from glasslm.lab.proofs.differences import FLOOR
 from glasslm.parameters import initial_weights, table
 from glasslm.wording import tell
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from glasslm.lab.curve_files import Array, Curve, Series
-from glasslm.lab.curve_files import read as read
-from glasslm.lab.findings import SEVERITY, Finding, Verdict
+from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
+from glasslm.lab.diagnosis.curve_files import read as read
+from glasslm.lab.diagnosis.findings import SEVERITY, Finding, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasslm.config import to_dict
 from glasslm.errors import InputError
 from glasslm.metrics import Line
 from glasslm.panel import loss_range
@@ -19,6 +18,7 @@ from glasslm.report import figures, page
 from glasslm.report.facts import ENDINGS, best_eval
 from glasslm.report.page import Picture, Section
 from glasslm.runs import Run
+from glasslm.settings import to_dict
 from glasslm.wording import duration, number
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glasslm.config import ModelConfig
-from glasslm.lab.signals import Reading, block_gradients
-from glasslm.lab.trials import BY_HEART, Coordinates, Range, Ratio
+from glasslm.lab.diagnosis.signals import Reading, block_gradients
+from glasslm.lab.diagnosis.trials import BY_HEART, Coordinates, Range, Ratio
 from glasslm.report import figures
 from glasslm.report.figures import Palette
 

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: `python -m glasslm.lab.worker`, which reads what to do from its input.
+"""One run of a study, in a process of its own: `python -m glasslm.lab.study.worker` reads its task from its input.
 
 The process that started it holds the other end of that input. When it goes away, however it ends, this one notices,
 saves a checkpoint and ends as well.
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from glasslm import launch
-from glasslm.config import ComputeConfig, RunConfig, from_dict
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import GlasslmError
 from glasslm.runs import Run
+from glasslm.settings import from_dict
 
 
 def main() -> int:

@@ -16,15 +16,16 @@ from functools import cache
 from pathlib import Path
 
 from glasslm import corpora, estimate, pace, tokens
-from glasslm.config import ComputeConfig, RunConfig, seconds, with_flags
+from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.engines import make_engine
 from glasslm.errors import InputError
-from glasslm.lab import sweep
-from glasslm.lab.axes import AXES, Match, Variant, matched, variants
-from glasslm.lab.statistics import Comparison, Verdict, compare, verdicts
-from glasslm.lab.sweep import Ended, RunnerName, Trial
+from glasslm.lab.study import sweep
+from glasslm.lab.study.axes import AXES, Match, Variant, matched, variants
+from glasslm.lab.study.statistics import Comparison, Verdict, compare, verdicts
+from glasslm.lab.study.sweep import Ended, RunnerName, Trial
 from glasslm.parameters import count, initial_weights, table
 from glasslm.runs import Run
+from glasslm.settings import with_flags
 from glasslm.tokens import Dataset
 from glasslm.wording import Say, duration
 

@@ -15,7 +15,7 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines.choice import as_recorded
 from glasslm.errors import DamagedError, InputError, require
 from glasslm.finetune import Base
-from glasslm.lab.comparison import circumstances
+from glasslm.lab.records.comparison import circumstances
 from glasslm.metrics import Line
 from glasslm.runs import Run
 from glasslm.wording import Say

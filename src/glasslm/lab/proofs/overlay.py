@@ -14,7 +14,7 @@ import numpy as np
 from glasslm import corpora, tokens
 from glasslm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch
-from glasslm.lab.parity import TOLERANCE, Exactness, make_pair, mean_weight, relative
+from glasslm.lab.proofs.parity import TOLERANCE, Exactness, make_pair, mean_weight, relative
 from glasslm.parameters import initial_weights, table
 from glasslm.schedule import lr_at
 from glasslm.tokens import Dataset, Order

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glasslm import files
-from glasslm.lab.ablation import BASELINE, Plan, Result, as_csv
-from glasslm.lab.axes import AXES
+from glasslm.lab.study.ablation import BASELINE, Plan, Result, as_csv
+from glasslm.lab.study.axes import AXES
 from glasslm.report import figures, page
 from glasslm.report.figures import Palette, dress, finish
 from glasslm.report.page import Picture, Section

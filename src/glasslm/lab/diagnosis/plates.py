@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasslm.lab.experiments import ALL, COLD, DEPTHS, RATES, STARTS, TRICKS, Cooked
-from glasslm.lab.recipes import (
+from glasslm.lab.diagnosis.experiments import ALL, COLD, DEPTHS, RATES, STARTS, TRICKS, Cooked
+from glasslm.lab.diagnosis.recipes import (
     BLOCK,
     EXPONENTS,
     LARGE_BATCH,

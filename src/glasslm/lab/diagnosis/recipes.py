@@ -19,7 +19,7 @@ from glasslm import evaluation
 from glasslm.config import ComputeConfig, ModelConfig, Norm, NormPosition, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch, Engine
 from glasslm.engines.inspection import GRADIENT
-from glasslm.lab import trials
+from glasslm.lab.diagnosis import trials
 from glasslm.parameters import Table, initial_weights, table
 from glasslm.schedule import lr_at
 from glasslm.tokens import Dataset, Order

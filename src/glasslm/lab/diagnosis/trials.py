@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
 from glasslm.engines import Batch, Engine, State, make_engine
 from glasslm.engines.state import moment_kind
-from glasslm.lab.findings import Finding, Verdict
-from glasslm.lab.signals import graded, rms, some
+from glasslm.lab.diagnosis.findings import Finding, Verdict
+from glasslm.lab.diagnosis.signals import graded, rms, some
 from glasslm.parameters import initial_weights, table
 
 Array = NDArray[Any]

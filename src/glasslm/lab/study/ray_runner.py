@@ -11,6 +11,7 @@ from typing import Any
 
 from glasslm.errors import InputError
 from glasslm.interruption import Interrupt
+from glasslm.lab.study.process import in_a_process
 
 
 @contextmanager
@@ -54,6 +55,4 @@ def connected(
 
 def _execute(study: str, job: str) -> int:
     """On a worker of the cluster. When it is cancelled, the input of the run's process ends, which saves and ends."""
-    from glasslm.lab.sweep import execute_here
-
-    return execute_here(Path(study), json.loads(job), Interrupt())
+    return in_a_process(Path(study), json.loads(job), Interrupt())

@@ -1,0 +1,42 @@
+"""A process of its own for a run of a study: started, listened to, and told when to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from glasslm import files
+from glasslm.interruption import Interrupt
+
+
+def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """A process of its own for one run; its exit code. A signal is passed on, once, and waited for."""
+    if interrupted.is_set():
+        return 128 + signal.SIGTERM
+    files.make_folder(study / "logs")
+    log = study / "logs" / f"{Path(job['run_dir']).name}.log"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    with (
+        open(log, "ab") as out,
+        subprocess.Popen(
+            [sys.executable, "-m", "glasslm.lab.study.worker"],
+            stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True,
+        ) as child,
+    ):  # fmt: skip
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()
+        told = False
+        while (code := child.poll()) is None:
+            if interrupted.wait(0.1) and not told:
+                child.terminate()
+                told = True
+            elif told:
+                time.sleep(0.1)
+        return code
