@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import corpora, tokens
-from glasslm.config import ComputeConfig, DataConfig, RunConfig, with_flags
+from glasslm.config import ComputeConfig, DataConfig, RunConfig
 from glasslm.engines import Batch, Engine, Update
 from glasslm.engines.inspection import GRADIENT
-from glasslm.lab.diagnosis import Subject
-from glasslm.lab.trials import Bench
+from glasslm.lab.diagnosis.diagnose import Subject
+from glasslm.lab.diagnosis.trials import Bench
 from glasslm.parameters import initial_weights, table
 from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 from glasslm.tokens import Dataset
 from small_runs import quiet, write_text
 
