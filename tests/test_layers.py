@@ -115,11 +115,14 @@ LAYERS = """
     lab.records.comparison
     lab.records.verification
     lab.records.reproduction
-    lab.power_terms
-    lab.scaling_law
-    lab.scaling_checks
-    lab.scaling_plan
-    lab.isoflop
+    lab.scaling
+    lab.scaling.power_terms
+    lab.scaling.law
+    lab.scaling.checks
+    lab.scaling.isoflop
+    lab.scaling.plan
+    lab.scaling.table
+    lab.scaling.fitted
     lab.study
     lab.study.adapters
     lab.study.statistics
@@ -143,6 +146,7 @@ LAYERS = """
     cli.reproduce
     cli.verify
     cli.ablate
+    cli.scale
     cli.corpus
     cli.report
     cli

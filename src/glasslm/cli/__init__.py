@@ -25,12 +25,13 @@ COMMANDS = {
     "reproduce": "train a run again from its record, and compare",
     "verify": "whether a run folder is whole, and whether it resumes to the bit",
     "ablate": "what each choice of a model is worth, over several seeds",
+    "scale": "a scaling law fitted to runs, and what to train with a given compute",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }
 
 # Done when the reader of their output (head, less) is.
-WRITERS = {"generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify"}
+WRITERS = {"generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale"}
 
 
 def main(argv: list[str] | None = None) -> int:

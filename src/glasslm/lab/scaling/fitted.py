@@ -1,0 +1,249 @@
+"""A scaling law fitted to a table of runs, with all that is needed to doubt it: text, figures, fit.json and a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glasslm import files
+from glasslm.errors import InputError
+from glasslm.lab.scaling import isoflop
+from glasslm.lab.scaling.checks import Backtest, Bootstrap, Variation, backtest, bootstrap, sensitivity
+from glasslm.lab.scaling.isoflop import KAPLAN, Frontier, SizeLaw
+from glasslm.lab.scaling.law import Interval, Observation, levels
+from glasslm.lab.scaling.plan import Plan
+from glasslm.metrics import plain
+from glasslm.report import figures, page
+from glasslm.report.figures import Palette, dress, finish
+from glasslm.report.page import Picture, Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a table of runs says. `why` tells for what could not be made the reason."""
+
+    runs: list[Observation]
+    boot: Bootstrap
+    backtest: Backtest | None
+    variations: list[Variation]
+    frontiers: list[Frontier]  # approaches 1, 2 and 3, as far as they could be used
+    size: SizeLaw | None
+    why: list[str]
+
+
+def analyse(runs: Sequence[Observation]) -> Analysis:
+    """All of it. Raises InputError where the runs are too few for a law at all."""
+    boot = bootstrap(runs)
+    why: list[str] = list(boot.fit.warnings)
+    frontiers: list[Frontier] = []
+    for approach in (_envelope, _isoflop):
+        try:
+            frontiers.append(approach(runs))
+        except InputError as error:
+            why.append(str(error))
+    tested: Backtest | None = None
+    size: SizeLaw | None = None
+    try:
+        tested = backtest(runs)
+    except InputError as error:
+        why.append(f"No backtest: {error}")
+    try:
+        size = isoflop.size_law(_longest(runs), floor=len({o.N for o in runs}) >= 4)
+    except InputError as error:
+        why.append(f"No law of size alone: {error}")
+    return Analysis(list(runs), boot, tested, sensitivity(runs), [*frontiers, isoflop.parametric(boot)], size, why)
+
+
+def _envelope(runs: Sequence[Observation]) -> Frontier:
+    return isoflop.envelope(isoflop.curves_of(runs))
+
+
+def _isoflop(runs: Sequence[Observation]) -> Frontier:
+    """Of the runs themselves where they were planned so, else read off the curves of a grid."""
+    found = isoflop.parabolas(runs)
+    if len(found) >= 3:
+        return isoflop.isoflop(found)
+    return isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.curves_of(runs))))
+
+
+def _longest(runs: Sequence[Observation]) -> list[Observation]:
+    """The runs of the largest number of tokens."""
+    groups = levels([o.D for o in runs])
+    return [o for o, group in zip(runs, groups) if group == max(groups)]
+
+
+def as_json(found: Analysis) -> dict[str, Any]:
+    """fit.json."""
+    fit = found.boot.fit
+    parameters = {name: _interval(value) for name, value in found.boot.parameters().items()}
+    tested = found.backtest
+    return plain(
+        {
+            **parameters,
+            "objective": fit.objective,
+            "delta": fit.delta,
+            "n": fit.n,
+            "cells": fit.cells,
+            "residual_sd": fit.residual_sd,
+            "largest_C": fit.largest_C,
+            "backtest_error": tested.error if tested else None,
+            "backtest_inside": f"{tested.inside} of {len(tested.forecasts)}" if tested else None,
+            "approaches": {one.approach: {"a": _interval(one.a), "k": one.k} for one in found.frontiers},
+            "notes": found.why,
+        }
+    )
+
+
+def _interval(value: Interval) -> dict[str, float]:
+    return {"value": value.value, "ci_low": value.ci_low, "ci_high": value.ci_high}
+
+
+def _said(value: Interval, form: str = ".3g") -> str:
+    return f"{value.value:{form}} ({value.ci_low:{form}} to {value.ci_high:{form}})"
+
+
+def sentences(found: Analysis) -> list[str]:
+    """What the numbers say, the headline first."""
+    said = []
+    if tested := found.backtest:
+        said.append(
+            f"Backtest: from the runs up to {tested.fit.largest_C:.3g} FLOPs, those of {tested.factor:.3g} times as "
+            f"many were predicted with a mean error of {tested.error:.2%}; {tested.inside} of {len(tested.forecasts)} "
+            "lie inside their 95% interval."
+        )
+    of = found.boot.parameters()
+    said.append(
+        f"L(N, D) = {of['E'].value:.4g} + {of['A'].value:.4g} / N^{of['alpha'].value:.3f} + {of['B'].value:.4g} / "
+        f"D^{of['beta'].value:.3f}: alpha {_said(of['alpha'])}, beta {_said(of['beta'])}, E {_said(of['E'])} (95%)."
+    )
+    exponents = ", ".join(f"{one.approach} {_said(one.a)}" for one in found.frontiers)
+    said.append(f"The optimal size grows as C^a; a by approach: {exponents}. {isoflop.disagreement(found.frontiers)}")
+    if size := found.size:
+        said.append(
+            f"Size alone, at the most tokens: alpha {_said(size.alpha)}, R^2 {size.r2:.4f}; Kaplan's exponent is "
+            f"{KAPLAN} (without embeddings, far from the floor, on other text)."
+        )
+    return said + found.why
+
+
+def text(found: Analysis) -> str:
+    rows = [f"  {name:<6} {_said(value, '.4g')}" for name, value in found.boot.parameters().items()]
+    return "\n".join([f"{len(found.runs)} runs, {found.boot.fit.cells} cells", *rows, "", *sentences(found)])
+
+
+def plan_text(made: Plan) -> str:
+    """Which N and D for a compute."""
+    lines = [f"for {made.C:.3g} FLOPs:"]
+    for name, choice in (("20 tokens a parameter", made.rule), ("by the fit", made.fitted)):
+        if choice is not None:
+            loss = f", loss {_said(choice.loss, '.4g')}" if choice.loss else ""
+            ratio = choice.tokens_per_parameter
+            lines.append(f"  {name:<22} N = {choice.N:.3g}, D = {choice.D:.3g} ({ratio:.3g} tokens a parameter){loss}")
+    if made.N_opt:
+        lines.append(f"  the fit's N with its interval: {_said(made.N_opt)}")
+    return "\n".join([*lines, *([made.banner] if made.banner else [])])
+
+
+def write(folder: Path, found: Analysis, title: str) -> Path:
+    """fit.json, scaling_curve.png, isoflop.png and report.html/.md; returns the path of the page."""
+    files.make_folder(folder)
+    files.write_json(folder / "fit.json", as_json(found))
+    for name, draw in (("scaling_curve", curve), ("isoflop", slices)):
+        files.write_atomic(folder / f"{name}.png", figures.png(draw(found, figures.ON_WHITE)))
+    lead = f"{len(found.runs)} runs of {found.boot.fit.cells} cells, up to {found.boot.fit.largest_C:.3g} FLOPs."
+    return page.write(folder, "report", title, lead, sections(found))
+
+
+def sections(found: Analysis) -> list[Section]:
+    of = found.boot.parameters()
+    tested = found.backtest
+    forecasts = [
+        (f"{f.run.N:.3g}", f"{f.run.D:.3g}", f"{f.run.loss:.4f}", _said(f.predicted, ".4f"), f"{f.relative_error:+.2%}",
+         "inside" if f.inside else "outside")
+        for f in (tested.forecasts if tested else ())
+    ]  # fmt: skip
+    leaning = [
+        (
+            one.changed,
+            *([f"{x:.3f}" for x in (one.law.alpha, one.law.beta, one.law.a)] if one.law else [""] * 3),
+            one.reason,
+        )
+        for one in found.variations
+    ]
+    return [
+        Section("What the numbers say", sentences(found)),
+        Section("The law", (), ("parameter", "value and 95% interval"), [(n, _said(v, ".4g")) for n, v in of.items()],
+                (Picture("scaling_curve", "Losses against compute, the fitted law for each size and its frontier",
+                         lambda colours: curve(found, colours)),)),
+        Section("The largest runs, predicted from the others", (),
+                ("N", "D", "loss", "predicted", "error", ""), forecasts),
+        Section("What the fit leans on", ("The same fit with another delta, or with one size or budget left out.",),
+                ("changed", "alpha", "beta", "a", ""), leaning),
+        Section("IsoFLOP", pictures=(Picture("isoflop", "Loss against size for each compute",
+                                             lambda colours: slices(found, colours)),)),
+        Section("All runs", (), ("N", "D", "C", "loss", "by the fit"),
+                [(f"{o.N:.4g}", f"{o.D:.4g}", f"{o.C:.3g}", f"{o.loss:.4f}", f"{found.boot.fit.loss(o.N, o.D):.4f}")
+                 for o in sorted(found.runs, key=lambda o: o.C)]),
+    ]  # fmt: skip
+
+
+def curve(found: Analysis, colours: Palette) -> Figure:
+    """Loss over compute: the runs, the law of each size, and the lowest loss that the law allows."""
+    from matplotlib.figure import Figure
+
+    fit, sizes = found.boot.fit, sorted({o.N for o in found.runs})
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    dress(axes, "Loss against compute", "validation loss, nats a token", colours)
+    hues = (colours.train, colours.validation, colours.third)
+    for i, N in enumerate(sizes):
+        runs = sorted((o for o in found.runs if o.N == N), key=lambda o: o.C)
+        hue = hues[i % 3]
+        axes.plot([o.C for o in runs], [o.loss for o in runs], "osD^v"[i // 3 % 5], color=hue, label=f"N = {N:.3g}")
+        C = np.geomspace(runs[0].C / 1.5, runs[-1].C * 1.5, 60)
+        axes.plot(C, [fit.loss(N, c / (6 * N)) for c in C], color=hue, linewidth=0.8, alpha=0.7)
+    every = [o.C for o in found.runs]
+    C = np.geomspace(min(every), max(every) * 4, 100)
+    axes.plot(C, [fit.optimal_loss(c) for c in C], "--", color=colours.ink, linewidth=1.6, label="frontier of the fit")
+    axes.set(xscale="log", yscale="log", xlabel="training compute, FLOPs (6 N D)")
+    axes.xaxis.label.set_color(colours.ink)
+    finish(axes, colours)
+    return figure
+
+
+def slices(found: Analysis, colours: Palette) -> Figure:
+    """Loss over size at equal compute, with the parabolas and their minima."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    dress(axes, "Loss against size at equal compute", "validation loss, nats a token", colours)
+    runs: Sequence[Observation] = found.runs
+    parabolas = isoflop.parabolas(runs)
+    if len(parabolas) < 3:
+        try:
+            runs = isoflop.slices(isoflop.curves_of(runs))
+            parabolas = isoflop.parabolas(runs)
+        except InputError:
+            runs, parabolas = [], []
+    hues = (colours.train, colours.validation, colours.third)
+    for i, one in enumerate(parabolas):
+        hue, style = hues[i % 3], ("-", "--", ":")[i // 3 % 3]
+        shown = [o for o in runs if math.isclose(o.C, one.C, rel_tol=0.1)]
+        axes.plot([o.N for o in shown], [o.loss for o in shown], "o", color=hue, label=f"C = {one.C:.2g}")
+        if one.verdict in ("centred", "off-centre"):
+            N = np.geomspace(one.sizes[0], one.sizes[-1], 60)
+            axes.plot(N, one.lowest + one.curvature / 2 * np.log(N / one.N_opt) ** 2, color=hue, linestyle=style)
+            axes.plot([one.N_opt], [one.lowest], "*", color=hue, markersize=13, markeredgecolor=colours.ink)
+    axes.set(xscale="log", xlabel="parameters N; a star is the best size")
+    axes.xaxis.label.set_color(colours.ink)
+    finish(axes, colours)
+    return figure

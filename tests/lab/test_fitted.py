@@ -1,0 +1,96 @@
+"""`glasslm scale --fit` and `--plan`: anybody's table in, a law with its doubts out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glasslm import cli
+from glasslm.errors import InputError
+from glasslm.lab.scaling.law import Law
+from glasslm.lab.scaling.table import read
+
+TRUE = Law(alpha=0.35, beta=0.3, A=40.0, B=60.0, E=1.2)
+SIZES, TOKENS = (1e5, 3e5, 1e6, 3e6, 1e7), (1e6, 4e6, 1.6e7, 6.4e7)
+
+
+def table(path: Path, noise: float = 0.0, columns: str = "N,D,loss", seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for N in SIZES:
+        for D in TOKENS:
+            values = {"N": N, "D": D, "C": 6 * N * D, "loss": TRUE.loss(N, D) * math.exp(rng.normal(0, noise))}
+            values |= {"parameters": N, "flops": values["C"], "val_loss": values["loss"]}
+            rows.append(",".join(f"{values[name]:.12g}" for name in columns.split(",")))
+    path.write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("columns", ["N,D,loss", "loss,C,N", "parameters,flops,val_loss"])
+def test_an_exact_law_is_recovered_from_any_of_the_columns(
+    columns: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["scale", "--fit", str(table(tmp_path / "runs.csv", columns=columns)), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("alpha", "beta", "A", "B", "E"):
+        assert found[name]["value"] == pytest.approx(getattr(TRUE, name), rel=1e-4)
+        assert found[name]["ci_low"] <= found[name]["value"] <= found[name]["ci_high"]
+    assert found["backtest_error"] < 1e-6
+    assert (found["n"], found["delta"]) == (20, 1e-3)
+    for name in ("fit.json", "scaling_curve.png", "isoflop.png", "report.html", "report.md"):
+        assert (tmp_path / "scaling" / name).stat().st_size > 100
+    assert json.loads((tmp_path / "scaling" / "fit.json").read_text(encoding="utf-8"))["alpha"] == found["alpha"]
+
+
+def test_the_report_and_the_plan_follow_from_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "runs.csv", noise=0.004)
+    assert cli.main(["scale", "--fit", str(path), "--plan", "1e15", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "Backtest: from the runs up to" in shown
+    assert "20 tokens a parameter" in shown
+    assert "by the fit" in shown
+    assert "Extrapolation" not in shown
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "What the fit leans on" in page
+    assert "without N = 1e+05" in page
+    assert cli.main(["scale", "--fit", str(path), "--plan", "1e18", "--out", str(tmp_path / "out")]) == 0
+    assert "Extrapolation: 1e+18 FLOPs are" in capsys.readouterr().out
+
+
+def test_a_plan_alone_goes_by_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scale", "--plan", "1.2e15", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)["plan"]
+    assert made["rule"]["D"] == pytest.approx(20 * made["rule"]["N"])
+    assert 6 * made["rule"]["N"] * made["rule"]["D"] == pytest.approx(1.2e15)
+    assert "fit" not in made
+
+
+def test_runs_without_a_loss_are_named_and_bad_tables_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path / "runs.csv")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("1e6,1e6,nan\n2e6,1e6,\n")
+    runs, lost = read(path)
+    assert len(runs) == 20
+    assert [line.split(":")[0] for line in lost] == ["line 22", "line 23"]
+    for text, says in (
+        ("N,loss\n1,2\n", "expected N, D or C, and loss"),
+        ("N,D,loss\n1e6,1e6,two\n", "line 2 .* 'two' is no number"),
+        ("N,D,loss\n-1,1e6,2\n", "line 2 .* above 0"),
+        ("N,D,loss\n1e6,1e6,2\n", "too few"),
+        ("", "none"),
+    ):
+        bad = tmp_path / "bad.csv"
+        bad.write_text(text, encoding="utf-8")
+        assert cli.main(["scale", "--fit", str(bad)]) == 2
+        assert re.search(says, capsys.readouterr().err)
+    with pytest.raises(InputError, match="no file"):
+        read(tmp_path / "nothing.csv")
+    assert cli.main(["scale"]) == 2
+    assert "--plan FLOPS" in capsys.readouterr().err

@@ -1,0 +1,253 @@
+"""Approaches 1 and 2, and L(N): against laws whose frontier is known, and SciPy's regressions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from glasslm.errors import InputError
+from glasslm.lab.scaling import isoflop
+from glasslm.lab.scaling.checks import bootstrap
+from glasslm.lab.scaling.isoflop import Frontier, TrainingCurve
+from glasslm.lab.scaling.law import Interval, Law, Observation
+
+LAW = Law(alpha=0.34, beta=0.28, A=60, B=40, E=1.2)
+
+
+def grid(sizes: int, tokens: int, noise: float = 0, seed: int = 0) -> list[Observation]:
+    rng = np.random.default_rng(seed)
+    return [
+        Observation(N, D, LAW.loss(N, D) * math.exp(noise * float(rng.standard_normal())))
+        for N in np.geomspace(1e5, 1e7, sizes) for D in np.geomspace(2e5, 2e7, tokens)
+    ]  # fmt: skip
+
+
+def at_equal_compute(computes: Sequence[float], off: float = 1, drift: float = 0, law: Law = LAW) -> list[Observation]:
+    """Five sizes a budget around off times the optimum, which drifts away with compute."""
+    found = []
+    for C in computes:
+        for ratio in np.geomspace(0.2, 5, 5):
+            N = law.N_opt(C) * off * (C / computes[0]) ** drift * ratio
+            found.append(Observation(N, C / 6 / N, law.loss(N, C / 6 / N)))
+    return found
+
+
+def curves(sizes: int, points: int = 60) -> list[TrainingCurve]:
+    D = np.geomspace(2e5, 2e8, points)
+    return [
+        TrainingCurve(N, list(6 * N * D), [LAW.loss(N, float(d)) for d in D]) for N in np.geomspace(1e5, 1e7, sizes)
+    ]
+
+
+# -- approach 1 -------------------------------------------------------------------------------------------------------
+
+
+def test_the_envelope_finds_the_frontier_of_its_law() -> None:
+    """A line through the staircase itself would be (1 - 1/k^2) of this for k steps."""
+    found = isoflop.envelope(curves(7))
+    assert found.a.value == pytest.approx(LAW.a, abs=0.01)
+    assert found.a.ci_high - found.a.ci_low < 0.05
+    for C, N in found.points:
+        assert pytest.approx(LAW.N_opt(C), rel=0.05) == N
+    assert found.N_opt(1e14) == pytest.approx(LAW.N_opt(1e14), rel=0.05)
+
+
+def test_the_envelope_bears_noise() -> None:
+    rng = np.random.default_rng(0)
+    noisy = [
+        TrainingCurve(curve.N, curve.C, list(np.array(curve.loss) * np.exp(0.002 * rng.standard_normal(60))))
+        for curve in curves(7)
+    ]
+    assert isoflop.envelope(noisy).a.value == pytest.approx(LAW.a, abs=0.04)
+
+
+def test_a_size_whose_curve_ends_too_soon_is_no_optimum() -> None:
+    """That a larger size takes over because the smaller one was not trained further says nothing."""
+    short = curves(7)
+    short[3] = TrainingCurve(short[3].N, short[3].C[:20], short[3].loss[:20])
+    whole, cut = isoflop.envelope(curves(7)), isoflop.envelope(short)
+    passage = math.sqrt(short[3].N * short[4].N)
+    assert cut.points == tuple(point for point in whole.points if point[1] != passage)
+    assert len(cut.points) == len(whole.points) - 1
+    assert "N = 1e+06 and 2.15e+06 do not cross" in cut.warnings[1]
+
+
+def test_several_runs_of_one_size_are_one_curve() -> None:
+    doubled = [*curves(7), *(TrainingCurve(c.N, c.C, list(np.array(c.loss) * 1.1)) for c in curves(7)[::2])]
+    assert isoflop.envelope(doubled) == isoflop.envelope(curves(7))
+
+
+def test_too_few_optima_are_refused() -> None:
+    with pytest.raises(InputError, match="envelope found 1 optima"):
+        isoflop.envelope(curves(3))
+    with pytest.raises(InputError, match="number of curves"):
+        isoflop.envelope([])
+
+
+@pytest.mark.parametrize(("C", "loss"), [
+    ([1.0], [2.0]), ([1.0, 2.0], [2.0]), ([2.0, 1.0], [2.0, 1.0]), ([0.0, 1.0], [2.0, 1.0]),
+    ([1.0, 2.0], [2.0, math.nan]),
+])  # fmt: skip
+def test_a_curve_that_is_none_is_refused(C: list[float], loss: list[float]) -> None:
+    with pytest.raises(InputError, match="the curve of N = 10"):
+        TrainingCurve(10, C, loss)
+
+
+def test_finished_runs_make_curves() -> None:
+    runs = [Observation(10, 4, 2.0), Observation(10, 8, 1.0), Observation(10, 8, 1.5, seed=1), Observation(20, 4, 2.0)]
+    assert isoflop.curves_of(runs) == [TrainingCurve(10, [240, 480], [2.0, 1.25])]
+
+
+# -- approach 2 -------------------------------------------------------------------------------------------------------
+
+
+def test_centred_sizes_give_the_exponent_without_bias() -> None:
+    """At constant ratios to the optimum, L - E has the same shape at each compute, so all minima err alike."""
+    found = isoflop.parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
+    assert [p.verdict for p in found] == ["centred"] * 4
+    frontier = isoflop.isoflop(found)
+    assert frontier.a.value == pytest.approx(LAW.a, abs=1e-4)
+    assert frontier.N_opt(1e13) == pytest.approx(LAW.N_opt(1e13), rel=0.1)
+    assert not frontier.warnings
+    assert all(p.curvature > 0 and p.lowest == pytest.approx(LAW.optimal_loss(p.C), rel=0.01) for p in found)
+
+
+def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() -> None:
+    """Without any noise; Czech, arXiv:2603.22339. The more, the less the two exponents are alike."""
+    law = Law(alpha=0.6, beta=0.2, A=3000, B=20, E=1.2)
+    runs = at_equal_compute([1e12, 1e13, 1e14, 1e15], drift=0.2, law=law)
+    frontier = isoflop.isoflop(isoflop.parabolas(runs))
+    assert abs(frontier.a.value - law.a) > 0.01
+    assert "off the centre" in frontier.warnings[0]
+
+
+def test_a_parabola_is_itself() -> None:
+    """With three points, seeds, and a minimum off the centre."""
+    runs = [
+        Observation(N, 1e14 / 6 / N, 2 + 0.03 * math.log(N / 3e6) ** 2 + shift)
+        for N in (1e6, 2e6, 4e6) for shift in (-0.01, 0.01)
+    ]  # fmt: skip
+    (found,) = isoflop.parabolas(runs)
+    assert pytest.approx(3e6) == found.N_opt
+    assert pytest.approx(1e14) == found.C
+    assert (found.lowest, found.curvature) == pytest.approx((2, 0.06))
+    assert found.verdict == "off-centre"
+
+
+def test_minima_outside_the_sizes_are_left_out() -> None:
+    computes = [1e12, 1e13, 1e14]
+    outside = isoflop.parabolas(at_equal_compute([1e15], off=9))
+    assert [p.verdict for p in outside] == ["outside the grid"]
+    upside_down = isoflop.parabolas([Observation(N, 1e16 / 6 / N, 3 - math.log(N / 2e6) ** 2) for N in (1e6, 2e6, 4e6)])
+    assert [p.verdict for p in upside_down] == ["no minimum"]
+    good = isoflop.parabolas(at_equal_compute(computes))
+    frontier = isoflop.isoflop([*good, *outside, *upside_down])
+    assert frontier.points == isoflop.isoflop(good).points
+    assert len(frontier.warnings) == 2
+    assert all("left out" in warning for warning in frontier.warnings)
+    with pytest.raises(InputError, match="IsoFLOP found 2 optima"):
+        isoflop.isoflop(good[:2])
+
+
+def test_two_sizes_are_no_parabola() -> None:
+    assert isoflop.parabolas([Observation(N, 1e14 / 6 / N, 2.0) for N in (1e6, 2e6)]) == []
+
+
+def test_a_grid_of_runs_gives_isoflop_data() -> None:
+    cut = isoflop.slices(isoflop.curves_of(grid(9, 6)))
+    for o in cut:
+        assert o.loss == pytest.approx(LAW.loss(o.N, o.D), rel=0.005)
+    assert isoflop.isoflop(isoflop.parabolas(cut)).a.value == pytest.approx(LAW.a, abs=0.01)
+    with pytest.raises(InputError, match="no compute is reached"):
+        isoflop.slices(curves(3))
+
+
+# -- side by side -----------------------------------------------------------------------------------------------------
+
+
+def test_the_three_approaches_agree_on_a_law() -> None:
+    runs = grid(9, 6, noise=0.001)
+    three = [
+        isoflop.envelope(isoflop.curves_of(runs)),
+        isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.curves_of(runs)))),
+        isoflop.parametric(bootstrap(runs)),
+    ]
+    assert [frontier.a.value for frontier in three] == pytest.approx([LAW.a] * 3, abs=0.03)
+    assert three[2].N_opt(1e15) == pytest.approx(LAW.N_opt(1e15), rel=0.1)
+    assert "all intervals meet" in isoflop.disagreement(three)
+
+
+def test_a_disagreement_is_named() -> None:
+    one, two, three = (
+        Frontier(name, Interval(a, a - 0.02, a + 0.02), 1.0, ())
+        for name, a in (("one", 0.45), ("two", 0.48), ("three", 0.6))
+    )
+    said = isoflop.disagreement([one, two, three])
+    assert "0.450 to 0.600" in said
+    assert "one and three, two and three do not meet" in said
+    assert "three and two, three and one do not meet" in isoflop.disagreement([three, two, one])
+    assert "nothing to compare" in isoflop.disagreement([one])
+
+
+# -- size alone -------------------------------------------------------------------------------------------------------
+
+
+def test_kaplans_law_of_size_is_recovered() -> None:
+    """L(N) = (8.8e13 / N)^.076; Kaplan et al. 2020, arXiv:2001.08361, equation 1.1."""
+    runs = [Observation(N, 1e9, (8.8e13 / N) ** isoflop.KAPLAN) for N in np.geomspace(1e3, 1e9, 7)]
+    found = isoflop.size_law(runs)
+    assert found.alpha.value == pytest.approx(0.076)
+    assert found.k ** (1 / found.alpha.value) == pytest.approx(8.8e13)
+    assert found.r2 == pytest.approx(1)
+    assert found.loss(1e6) == pytest.approx((8.8e13 / 1e6) ** 0.076)
+
+
+def test_the_slope_s_interval_is_that_of_the_regression() -> None:
+    from scipy.stats import linregress, t
+
+    rng = np.random.default_rng(0)
+    N = np.geomspace(1e5, 1e7, 6)
+    L = 8 * N**-0.1 * np.exp(0.01 * rng.standard_normal(6))
+    found = isoflop.size_law([Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)])
+    coefficients, covariance = np.polyfit(np.log(N), np.log(L), 1, cov=True)
+    half = t.ppf(0.975, 4) * math.sqrt(covariance[0, 0])
+    assert found.alpha.value == pytest.approx(-coefficients[0])
+    assert (found.alpha.ci_low, found.alpha.ci_high) == pytest.approx(
+        (-coefficients[0] - half, -coefficients[0] + half)
+    )
+    assert found.r2 == pytest.approx(linregress(np.log(N), np.log(L)).rvalue ** 2)
+
+
+def test_a_floor_is_found_and_its_neglect_flattens_the_slope() -> None:
+    runs = [Observation(N, 2e7, LAW.loss(N, 2e7)) for N in np.geomspace(1e5, 1e7, 6)]
+    with_floor, without = isoflop.size_law(runs, floor=True), isoflop.size_law(runs)
+    assert with_floor.alpha.value == pytest.approx(LAW.alpha, rel=1e-6)
+    assert pytest.approx(LAW.loss(1e99, 2e7), rel=1e-6) == with_floor.E
+    assert without.alpha.value < with_floor.alpha.value / 2
+    assert without.r2 < with_floor.r2
+
+
+def test_a_floor_s_interval_is_that_of_scipy_s_curve_fit() -> None:
+    from scipy.optimize import curve_fit
+    from scipy.stats import t
+
+    rng = np.random.default_rng(1)
+    N = np.geomspace(1e5, 1e7, 12)
+    L = (1.2 + 60 * N**-0.34) * np.exp(0.003 * rng.standard_normal(12))
+    found = isoflop.size_law([Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)], floor=True)
+    best, covariance = curve_fit(
+        lambda n, e, k, alpha: np.log(e + k * (n / 1e6) ** -alpha), N, np.log(L), p0=(1, 0.5, 0.3)
+    )
+    half = t.ppf(0.975, 9) * math.sqrt(covariance[2, 2])
+    assert found.alpha.value == pytest.approx(best[2], rel=1e-4)
+    assert found.alpha.ci_high - found.alpha.value == pytest.approx(half, rel=1e-3)
+
+
+def test_size_alone_wants_sizes_and_one_number_of_tokens() -> None:
+    runs = [Observation(N, 1e6 * N**0.3, 2.0 - i / 10) for i, N in enumerate((1e5, 1e6, 1e7))]
+    assert "D runs from" in isoflop.size_law(runs).warnings[0]
+    with pytest.raises(InputError, match="sizes is 3: expected at least 4"):
+        isoflop.size_law(runs, floor=True)
