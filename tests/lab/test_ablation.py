@@ -211,7 +211,10 @@ def test_a_study_by_the_command_and_again(tmp_path: Path, capsys: pytest.Capture
 def test_each_variant_may_have_its_own_best_rate(tmp_path: Path) -> None:
     config = small(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1, max_steps=30, lr=0.003)
     compute = ComputeConfig(engine="numpy", threads=1)
-    made = ablation.plan(config, ["depth=2"], 1, "tokens", None, (0.1, 1, 4), None, compute, 2, lambda message: None)
+    study = tmp_path / "study"
+    made = ablation.plan(
+        config, ["depth=2"], 1, "tokens", None, (0.1, 1, 4), None, compute, 2, study, lambda message: None
+    )
     results = ablation.run(made, tmp_path / "study", compute, "local", None, 0, "", lambda message: None)
     names = sorted(path.name for path in (tmp_path / "study" / "runs").iterdir())
     assert [name for name in names if name.startswith("tune-")] == sorted(
@@ -229,14 +232,52 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(tmp_path:
     config = small(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1)
     compute = ComputeConfig(engine="numpy", threads=1)
 
-    def steps(budget: str, seeds: int) -> int:
-        made = ablation.plan(config, ["depth=2"], seeds, "tokens", None, (), budget, compute, 2, lambda message: None)
+    def steps(budget: str, seeds: int, rates: tuple[float, ...] = ()) -> int:
+        said: list[str] = []
+        study = tmp_path / f"{budget}-{seeds}-{len(rates)}"
+        made = ablation.plan(config, ["depth=2"], seeds, "tokens", None, rates, budget, compute, 2, study, said.append)
+        assert said[-1].startswith(f"{2 * (seeds + len(rates))} runs")  # the rates are tried on a seed of their own
         assert {one.config.train.max_steps for one in made.variants} == {made.base.train.max_steps}
         return made.base.train.max_steps
 
-    assert steps("60s", 1) > 1.5 * steps("60s", 4) > 100  # the clock of a busy machine is no exact one
+    one, with_rates = steps("60s", 1), steps("60s", 1, (0.1, 1, 3))
+    assert one > 1.5 * steps("60s", 4) > 100  # the clock of a busy machine is no exact one
+    assert one > 1.5 * with_rates
     with pytest.raises(InputError, match="longer --budget"):
         steps("0.01s", 3)
+
+
+def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "study"
+    words = ["ablate", "--text-file", str(text), "--axes", "depth=2", "--seeds", "1", "--out", str(out), *TINY]
+    words += ["--budget", "4s", "--match", "time"]
+    assert cli.main(words) == 0
+    planned = (out / "plan.json").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "_step_seconds", lambda *arguments: 100.0)  # the machine is another one by now
+        assert cli.main(words) == 0
+    assert "2 of 2 runs are there already" in capsys.readouterr().err
+    assert (out / "plan.json").read_bytes() == planned
+    assert cli.main([*words[:-1], "flops"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert cli.main(["ablate", "--text-file", str(text), "--out", str(tmp_path / "other"), "--epochs", "1"]) == 2
+    assert "--max-steps, or by --budget" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_missing_and_did_not_diverge() -> None:
+    made = plan_of(["depth=2/8"])
+    rows = {name: [row(seed, 2.0 + 0.01 * seed) for seed in range(3)] for name in (BASELINE, "depth-2", "depth-8")}
+    rows["depth-2"][1] = row(1, None, "failed")
+    results = judge(made, rows, dict.fromkeys(rows, (0.01, False)))
+    assert [one.verdict.words for one in results if one.verdict] == [
+        "not tested: 1 runs failed: see logs/", "identical in all 3 pairs"
+    ]  # fmt: skip
+    said = " ".join(ablation_report.findings(made, results))
+    assert "1 runs failed" in said
+    assert "Diverged" not in said
+    assert "failed" in ablation_report.text(made, results)
 
 
 def test_unknown_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     made = ablation.plan(
         base, flags.axes.split(","), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget, compute,
-        workers, tell,
+        workers, study, tell,
     )  # fmt: skip
     tell(f"the study is in {study}: the same command with --out {quoted(study)} goes on with it")
     command = shlex.join(["glasslm", "ablate", *argv])
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(plain(found | {"findings": ablation_report.findings(made, results)})))
     else:
         print(f"{text}\n\nreport: {page}\nstudy: {study}")
-    return 0
+    return 1 if any(row.status == "failed" for one in results for row in one.rows) else 0
 
 
 def parse(argv: list[str]) -> Flags:

@@ -14,22 +14,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from glasslm import corpora, estimate, pace, tokens
+from glasslm import corpora, estimate, files, pace, tokens
 from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.engines import make_engine
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
+from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
 from glasslm.lab.study import sweep
 from glasslm.lab.study.axes import AXES, Match, Variant, matched, variants
-from glasslm.lab.study.statistics import Comparison, Verdict, compare, verdicts
 from glasslm.lab.study.sweep import Ended, RunnerName, Trial
+from glasslm.metrics import plain
 from glasslm.parameters import count, initial_weights, table
 from glasslm.runs import Run
-from glasslm.settings import with_flags
+from glasslm.settings import from_dict, to_dict, with_flags
 from glasslm.tokens import Dataset
 from glasslm.wording import Say, duration
 
-BASELINE = "baseline"
+BASELINE, PLAN, FORMAT = "baseline", "plan.json", 1
 FEWEST_STEPS = 30
 SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
 TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
@@ -102,9 +104,19 @@ def plan(
     budget: str | None,
     compute: ComputeConfig,
     workers: int,
+    study: Path,
     say: Say,
 ) -> Plan:
-    """Fix everything before the first run: the text, the variants, the number of steps."""
+    """Fix everything before the first run: the text, the variants, the number of steps. It is written to plan.json.
+
+    What depends on the clock is measured once: a study that goes on reads its plan there. Raises InputError where that
+    is of other flags.
+    """
+    if base.train.epochs is not None or base.train.max_time is not None:
+        raise InputError("the length of a study's runs is given by --max-steps, or by --budget for all of them")
+    asked = plain([to_dict(base), list(axes), seeds, match, margin, list(rates), budget])
+    if (study / PLAN).exists():
+        return _read_plan(study / PLAN, asked)
     source = corpora.find(base.data, say)
     if base.data.corpus is None and not base.data.text_file:
         base = with_flags(base, {"corpus": source.name})
@@ -120,7 +132,7 @@ def plan(
         return _step_seconds(config, compute, dataset)
 
     if budget is not None:
-        base = _fitting(base, found, seeds * (1 + bool(rates)), seconds(budget), workers, step_seconds(base), V, say)
+        base = _fitting(base, found, seeds + len(rates), seconds(budget), workers, step_seconds(base), V, say)
         found = variants(axes, base)
     base = _sparing(base)
     found = [
@@ -128,7 +140,27 @@ def plan(
         for variant in variants(axes, base)
     ]
     first = base.train.seed
-    return Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), V)
+    made = Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), V)
+    files.make_folder(study)
+    variants_ = [[one.axis, one.value, to_dict(one.config)] for one in found]
+    files.write_json(
+        study / PLAN, {"format": FORMAT, "asked": asked, "base": to_dict(base), "variants": variants_, "vocab_size": V}
+    )
+    return made
+
+
+def _read_plan(path: Path, asked: list[Any]) -> Plan:
+    """A plan as it was made."""
+    held = files.read_json(path)
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise DamagedError(f"{path} is not a plan of format {FORMAT}: restore it, or choose another folder")
+    if held["asked"] != asked:
+        raise InputError(f"{path} is of a study with other settings: give the same flags, or choose another --out")
+    base = from_dict(RunConfig, held["base"])
+    found = [Variant(axis, value, from_dict(RunConfig, config)) for axis, value, config in held["variants"]]
+    _, _, seeds, match, margin, rates, _ = asked
+    first = base.train.seed
+    return Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), held["vocab_size"])
 
 
 def _sparing(config: RunConfig) -> RunConfig:
@@ -214,11 +246,7 @@ def run(
 
 def judge(made: Plan, rows: dict[str, list[Row]], rates: dict[str, tuple[float, bool]]) -> list[Result]:
     """The verdicts over the whole family; `rows` by the stem of their names."""
-    base = [row.final_loss for row in rows[BASELINE]]
-    comparisons = [
-        compare([row.final_loss for row in rows[_stem(one)]], base, margin=made.margin, family=made.family)
-        for one in made.variants
-    ]
+    comparisons = [_compared(made, rows[_stem(one)], rows[BASELINE]) for one in made.variants]
     judged: list[tuple[Comparison | None, Verdict | None]] = [(None, None)]
     judged += list(zip(comparisons, verdicts(comparisons)))
     found = []
@@ -230,6 +258,16 @@ def judge(made: Plan, rows: dict[str, list[Row]], rates: dict[str, tuple[float, 
             Result(one.axis, one.value, one.config, size, flops, rate, at_edge, rows[_stem(one)], comparison, verdict)
         )
     return found
+
+
+def _compared(made: Plan, variant: list[Row], baseline: list[Row]) -> Comparison:
+    """A run that failed is missing, which is another thing than one that diverged: then there is no test."""
+    failed = sum(row.status == "failed" for row in (*variant, *baseline))
+    if failed:
+        n = len(variant)
+        return Comparison(n, n, 0, 0, True, ALPHA, made.family, made.margin, why=f"{failed} runs failed: see logs/")
+    losses, of_baseline = ([row.final_loss for row in of] for of in (variant, baseline))
+    return compare(losses, of_baseline, margin=made.margin, family=made.family)
 
 
 def _tuned(
@@ -271,7 +309,7 @@ def row(seed: int, ended: Ended) -> Row:
     last = max(evals, key=lambda line: line["step"]) if sound else {}
     if sound:
         last = [line for line in evals if line["step"] == last["step"]][-1]  # measured again, on the whole split
-    best = min((line["loss"] for line in evals if line["loss"] is not None), default=None) if sound else None
+    best = ended.run.history.best_val_loss if sound else None
     steps = [line for line in lines if line["kind"] == "step"]
     speeds = sorted(line["timing"]["tokens_per_s"] for line in steps)
     step_tokens = ended.run.config.train.batch_size * ended.run.config.model.block_size if steps else 0

@@ -212,7 +212,8 @@ def _cells(one: Result) -> tuple[str, ...]:
 
 def _loss(one: Result) -> str:
     mean = _mean(one)
-    return "diverged" if mean is None else f"{mean:.4f}"
+    lost = "failed" if any(row.status == "failed" for row in one.rows) else "diverged"
+    return lost if mean is None else f"{mean:.4f}"
 
 
 def _mean(one: Result) -> float | None:

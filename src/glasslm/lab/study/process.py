@@ -16,7 +16,7 @@ from glasslm.interruption import Interrupt
 
 
 def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
-    """A process of its own for one run; its exit code. A signal is passed on, once, and waited for."""
+    """A process of its own for one run; its exit code. A signal ends its input, at which it saves and ends."""
     if interrupted.is_set():
         return 128 + signal.SIGTERM
     files.make_folder(study / "logs")
@@ -32,11 +32,9 @@ def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> in
         assert child.stdin is not None
         child.stdin.write(json.dumps(job).encode() + b"\n")
         child.stdin.flush()
-        told = False
         while (code := child.poll()) is None:
-            if interrupted.wait(0.1) and not told:
-                child.terminate()
-                told = True
-            elif told:
+            if interrupted.wait(0.1) and not child.stdin.closed:
+                child.stdin.close()
+            elif interrupted.is_set():
                 time.sleep(0.1)
         return code

@@ -6,6 +6,7 @@ of a study is the state of its runs: there is nothing else to lose.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import queue
 import signal
@@ -92,8 +93,10 @@ def _is_over(study: Path, trial: Trial) -> bool:
     path = _path(study, trial)
     if not (path / "run.json").exists():
         return False
-    run = Run(path)
-    if run.config != trial.config.resolved():
+    run, train = Run(path), trial.config.train
+    if train.epochs is not None or train.max_time is not None:  # the number of steps was fixed when the run began
+        train = dataclasses.replace(train, max_steps=run.config.train.max_steps)
+    if run.config != dataclasses.replace(trial.config, train=train).resolved():
         raise InputError(f"{path} was trained with other settings: choose another folder for this study")
     return run.history.status in OVER
 

@@ -45,7 +45,7 @@ def main() -> int:
 def _end_with_parent() -> None:
     """The input ends when the parent does, and there is nothing more to read before."""
     sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":
