@@ -76,6 +76,15 @@ def test_a_step_is_replayed(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "replay-13.html").is_file()
 
 
+def test_a_step_is_replayed_as_it_is_asked_for(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["diagnose", str(run_dir), "--replay", "13", "--precision", "fp64", "--out", str(tmp_path)])
+    assert "another machine, engine" in capsys.readouterr().out
+    main(["diagnose", str(run_dir), "--replay", "13", "--out", str(tmp_path)])
+    assert "to the bit" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,6 +96,14 @@ def test_a_step_is_replayed(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
         (["no-such-run"], "there is no run"),
         (["--curve", "no-such-file.csv"], "no-such-file.csv"),
         (["--lora-rank", "4"], "--init-from RUN"),
+        (["{run}", "--curve", "f.csv"], "--curve stands for itself and would not read RUN"),
+        (["--curve", "f.csv", "--engine", "numpy"], "would not read --engine"),
+        (["--curve=f.csv", "--replay", "3"], "glasslm diagnose RUN --replay STEP"),
+        (["--curve", "f.csv", "--cookbook"], "would not read --cookbook"),
+        (["{run}", "--cookbook"], "--cookbook stands for itself and would not read RUN"),
+        (["--cookbook", "--preset", "nanogpt"], "would not read --preset"),
+        (["--cookbook", "--lr=1"], "would not read --lr"),
+        (["{run}", "--cookbook", "--replay", "3"], "would not read --replay"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(

@@ -10,6 +10,7 @@ import pytest
 
 from glasslm.baselines import after_reading
 from glasslm.report import honesty
+from glasslm.report.findings import Finding
 from glasslm.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
 from glasslm.tokens import Dataset, Split
 
@@ -34,9 +35,9 @@ def measured(bpb: float | None) -> dict[str, Any]:
     return {"kind": "eval", "step": 7, "split": "val", "bpb": bpb, "whole": True}
 
 
-def judged(dataset: Dataset, written: list[str], bpb: float | None = None) -> dict[str, honesty.Judged]:
+def judged(dataset: Dataset, written: list[str], bpb: float | None = None) -> dict[str, Finding]:
     found = honesty.examine(dataset, written, None if bpb is None else measured(bpb)).judged
-    return {one.question.split()[-1]: one for one in found}
+    return {one.signal.split()[-1]: one for one in found}
 
 
 def test_natural_text_is_above_suspicion() -> None:
@@ -83,7 +84,7 @@ def test_duplicates_between_the_parts_are_a_leak() -> None:
 def test_a_model_worse_than_counting_is_told_so() -> None:
     dataset = dataset_of(prose(9_000, 1), prose(1_000, 2))
     found = honesty.examine(dataset, [], measured(5.5))
-    assert [one.question for one in found.judged] == [
+    assert [one.signal for one in found.judged] == [
         "Is its validation text new to it?",
         "Is it better than counting?",
     ]
@@ -107,23 +108,29 @@ def test_the_bytes_of_tokens(kind: str) -> None:
     assert honesty.text_of(ids, kinds[kind], 1 << 20) == text.encode()
     assert honesty.text_of(ids, kinds[kind], 1_000) == text.encode()[:1_000]
     assert honesty.text_of(ids[:0], kinds[kind], 1_000) == b""
+    assert honesty.end_of(ids, kinds[kind], 1_000) == text.encode()[-1_000:]
+    assert honesty.end_of(ids[:0], kinds[kind], 1_000) == b""
 
 
 def test_the_bytes_of_many_tokens() -> None:
     ids = np.random.default_rng(0).integers(0, 256, 2_300_000, dtype=np.uint16)
     for most in (10, 1 << 20, 1_500_000, 2_300_000, 9_000_000):
         assert honesty.text_of(ids, ByteTokenizer(), most) == ids[:most].astype(np.uint8).tobytes()
+        assert honesty.end_of(ids, ByteTokenizer(), most) == ids[-most:].astype(np.uint8).tobytes()
 
 
 def test_a_large_text_is_searched_in_part_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies from its beginning on; counting and packing have read its end, as the table says."""
     for name, size in (("SEARCHED", 20_000), ("COUNTED", 10_000), ("UNSEEN", 3_000)):
         monkeypatch.setattr(honesty, name, size)
     train, val = prose(9_000, 1), prose(1_000, 2)
+    train = train[:-5_000] + val[:3_000] + train[-2_000:]  # gzip and xz look back on the very text that they pack
     found = honesty.examine(dataset_of(train, val), [train[30_000:30_200], train[15_000:15_100]], None)
     assert "has 100 bytes" in found.judged[0].seen
-    reached = after_reading(train[10_000:20_000].encode(), val[:3_000].encode())
+    reached = after_reading(train[-10_000:].encode(), val[:3_000].encode())
     rows = {name: bpb for name, bpb, _ in found.baselines}
     assert rows["single bytes"] == f"{reached.ngrams[0]:.3f}"
-    assert rows["xz, after reading"] == f"{reached.xz_after:.3f}"
-    for words in ("first 20 kB of the training text", "counted in 10 kB", "first 3 kB were taken"):
+    assert float(rows["xz, after reading"]) < 0.5 < float(rows["xz"])
+    assert float(rows["gzip, after reading"]) < 0.5 < float(rows["gzip"])
+    for words in ("first 20 kB of the training text", "in the last 10 kB of the training", "first 3 kB were taken"):
         assert words in found.extent

@@ -88,18 +88,19 @@ LAYERS = """
     report.figures
     report.samples
     report.surprise
+    report.findings
     report.honesty
     report.page
     report
     launch
     lab
+    lab.statistics
     lab.proofs
     lab.proofs.differences
     lab.proofs.check
     lab.proofs.parity
     lab.proofs.overlay
     lab.diagnosis
-    lab.diagnosis.findings
     lab.diagnosis.curve_files
     lab.diagnosis.curves
     lab.diagnosis.signals
@@ -114,6 +115,7 @@ LAYERS = """
     lab.records
     lab.records.comparison
     lab.records.verification
+    lab.records.resumption
     lab.records.reproduction
     lab.scaling
     lab.scaling.power_terms
@@ -125,7 +127,6 @@ LAYERS = """
     lab.scaling.fitted
     lab.study
     lab.study.adapters
-    lab.study.statistics
     lab.study.worker
     lab.study.process
     lab.study.ray_runner

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glasslm.checkpoint import Best
 from glasslm.config import RunConfig
@@ -162,8 +163,14 @@ def limit(values: Iterable[float]) -> float:
     window = np.fromiter(values, float)
     if len(window) < ENOUGH:
         return math.inf
-    mean = float(window.mean())
-    return mean + DEVIATIONS * max(float(window.std(ddof=1)), EVEN * abs(mean))
+    return float(limit_of(window))
+
+
+def limit_of(windows: NDArray[np.float64], deviations: float = DEVIATIONS) -> NDArray[np.float64]:
+    """The same of each of the windows (..., N), however short they are."""
+    mean = windows.mean(-1)
+    limits: NDArray[np.float64] = mean + deviations * np.maximum(windows.std(-1, ddof=1), EVEN * np.abs(mean))
+    return limits
 
 
 def spike_text(step: int, loss: float, norm: float, limits: Limits, done: str) -> str:

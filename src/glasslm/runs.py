@@ -187,6 +187,11 @@ class Run:
         return _history(self.metrics())
 
     @property
+    def length(self) -> int:
+        """How many steps the run has made, as far as its log and its checkpoints know."""
+        return max([0, *(line["step"] for line in self.metrics()), *checkpoint.list_steps(self.path)])
+
+    @property
     def best_val_loss(self) -> float | None:
         return self.history.best_val_loss
 

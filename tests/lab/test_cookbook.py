@@ -21,7 +21,7 @@ from glasslm.lab.diagnosis.experiments import (
     STARTS,
     TRICKS,
     Cooked,
-    compare,
+    judged,
     outcome,
 )
 from glasslm.lab.diagnosis.recipes import Look, Recipe, Trial, attempt
@@ -65,35 +65,58 @@ def test_losses_in_words() -> None:
 
 
 def test_differences_in_words() -> None:
+    """As the statistics of a study has them: three seeds that agree are no proof yet."""
     base = trials_of(2.0, 2.1, 2.2)
-    assert compare(trials_of(2.5, 2.7, 2.9), base) == "0.600 nats worse (0.500 to 0.700)"
-    assert compare(trials_of(1.9, 1.9, 1.9), base) == "0.200 nats better (0.100 to 0.300)"
-    # differences of .1, -.1 and 0: sd .1, and 3.26 sd are found in 4 of 5 cases
-    assert (
-        compare(trials_of(2.1, 2.0, 2.2), base) == "no clear difference (-0.100 to +0.100 nats; 0.326 would be found)"
-    )
-    assert compare(base, base) == "no clear difference (+0.000 to +0.000 nats)"
-    assert compare(trials_of(math.inf, math.inf, 2.9), base) == "diverged in 2 of 3 seeds; 0.700 nats worse, one seed"
-    assert compare(trials_of(math.inf), trials_of(math.inf)) == "both diverged"
+
+    def words(*losses: float, among: int = 1) -> str:
+        others = {str(number): (base, base) for number in range(1, among)}
+        return judged({"it": (trials_of(*losses), base)} | others)["it"].words
+
+    assert words(2.5, 2.7, 2.9) == "worse by 0.6 nats"
+    assert words(1.9, 1.9, 1.9) == "not distinguishable (less than 0.326 nats would not be seen with n = 3)"
+    assert words(2.001, 2.2, 2.5).startswith("not distinguishable")  # worse in every seed
+    assert words(1.49, 1.6, 1.71) == "better by 0.5 nats"
+    assert words(2.5, 2.7, 2.9, among=6).startswith("not distinguishable")
+    assert words(2.5, 2.7, 2.9, among=6).endswith("among 6 comparisons)")
+    assert words(2.0, 2.1, 2.2) == "identical in all 3 pairs"
+    assert words(math.inf, math.inf, 2.9) == "diverged in 2 of 3"
+    gone = trials_of(math.inf)
+    assert judged({"it": (gone, gone)})["it"].words == "diverged in 1 of 1 (the baseline in 1 of 1)"
+    assert judged({"it": (trials_of(2.0), gone)})["it"].words == "not tested: the baseline diverged in 1 of 1"
 
 
 def test_tricks_are_ranked_by_what_they_cost() -> None:
     bad, worse, gone = TRICKS["no clipping"], TRICKS["no normalisation"], TRICKS["start with deviation 1"]
-    losses = {bad: [2.1, 2.2, 2.3], worse: [3.0, 3.1, 3.2], gone: [math.inf] * 3, NOTHING: [math.inf] * 3}
-    cooked = doctored(losses | {TRICKS["constant rate"]: [1.9, 2.4, 2.5]})  # worse in the mean, but not in every seed
+    losses = {bad: [2.1, 2.2, 2.301], worse: [2.9, 3.0, 3.101], gone: [math.inf] * 3, NOTHING: [math.inf] * 3}
+    cooked = doctored(losses | {TRICKS["constant rate"]: [2.001, 2.4, 2.6]})  # in every seed, but by how much?
     first, hurts, harmless = experiments.tricks_said(cooked)
     assert "With all tricks: 2.100" in first
     assert "With none: diverged in 3 of 3" in first
     order = [hurts.index(name) for name in ("start with deviation 1", "no normalisation", "no clipping")]
     assert order == sorted(order)
     assert "warmup" not in hurts
-    assert "Not worse in every seed: no warmup (no clear" in harmless
-    assert "constant rate (no clear" in harmless
+    assert "start with deviation 1 (diverged in 3 of 3)" in hurts
+    assert "no normalisation (worse by 0.9 nats)" in hurts
+    assert harmless.startswith("Not shown to hurt: constant rate (not distinguishable (less than")
+    assert "among 6 comparisons" in harmless
+    assert "no warmup (identical in all 3 pairs)" in harmless
     assert cooked.sick == ("no normalisation", worse)
     assert cooked.fails(gone)
     assert not cooked.fails(bad)
-    everything = {recipe: [3.0, 3.1, 3.2] for name, recipe in TRICKS.items() if name != "all tricks"}
-    assert not any("Not worse" in sentence for sentence in experiments.tricks_said(doctored(everything)))
+    everything = {recipe: [2.9, 3.0, 3.101] for name, recipe in TRICKS.items() if name != "all tricks"}
+    assert not any("Not shown" in sentence for sentence in experiments.tricks_said(doctored(everything)))
+
+
+def test_what_learns_nothing_hurts_whatever_a_test_of_means_sees() -> None:
+    """Losses of three seeds may lie so far apart that their mean says little."""
+    wild = TRICKS["start with deviation 1"]
+    cooked = doctored({wild: [3.3, 9.0, 60.0]})
+    assert cooked.judged(experiments.WITHOUT)["start with deviation 1"].kind == "not distinguishable"
+    hurts = experiments.tricks_said(cooked)[1]
+    assert hurts.startswith("What hurts, the worst first: start with deviation 1 (not distinguishable")
+    assert hurts.endswith("; fails in 3 of 3).")
+    here = {look: cell for _, look, _, cell in experiments.checklist(cooked)}
+    assert here["A small start, smaller into the stream"].endswith("; fails in 3 of 3")
 
 
 def test_starts_that_fail_are_named() -> None:
@@ -105,20 +128,20 @@ def test_starts_that_fail_are_named() -> None:
 
 
 def test_rates_are_judged_by_the_best_one() -> None:
-    others = {recipe: [3.0, 3.0, 3.0] for rate, recipe in RATES.items() if rate not in (1.0, 3.0)}
-    others |= {RATES[0.3]: [2.25] * 3, RATES[3.0]: [1.9, 2.1, 2.2], RATES[100.0]: [3.4] * 3}
+    others = {recipe: [2.9, 3.001, 3.1] for rate, recipe in RATES.items() if rate not in (1.0, 3.0)}
+    others |= {RATES[0.3]: [2.25] * 3, RATES[3.0]: [1.9, 2.1, 2.2], RATES[100.0]: [3.4, 3.5, 3.7]}
     first, ten, hundred = experiments.rates_said(doctored(others))
     assert first == "The best rate is x3 (0.009); within 0.1 nats of it: x1 and x3."
-    assert ten == "x10 against x1: 0.900 nats worse (0.800 to 1.000)."
-    assert hundred.endswith("and fails in 3 of 3.")
+    assert ten == "x10 against x1: worse by 0.9 nats."
+    assert hundred.endswith("nats; fails in 3 of 3.")
     assert "edge of what was tried" in experiments.rates_said(doctored({RATES[100.0]: [1.0] * 3}))[0]
 
 
 def test_warmup_is_judged_at_each_rate() -> None:
-    said = experiments.warmup_said(doctored({COLD[10.0]: [2.5, 2.6, 2.7], COLD[100.0]: [1.0, 1.0, 1.0]}))
-    assert said[2].startswith("Without warmup at x10: 0.500 nats worse")
+    said = experiments.warmup_said(doctored({COLD[10.0]: [2.5, 2.6, 2.701], COLD[100.0]: [1.0, 1.1, 1.201]}))
+    assert said[2].startswith("Without warmup at x10: worse by 0.5 nats")
     assert "better" in said[-1]
-    assert "no clear difference" in said[0]
+    assert "identical" in said[0]
 
 
 def test_depths_at_which_post_norm_fails_are_named() -> None:
@@ -152,18 +175,20 @@ def test_float16_is_told_with_and_without_torch() -> None:
     assert "10.00% are lost" in said[0]
     assert "50.0% and 2.00%" in said[0]
     assert "needs PyTorch" in said[-1]
-    cooked.halves = dict(zip(experiments.HALVES, (trials_of(2.0, 2.0), trials_of(2.0, 2.0), trials_of(2.5, 2.5))))
+    cooked.halves = dict(zip(experiments.HALVES, (trials_of(2.0, 2.1), trials_of(2.0, 2.1), trials_of(2.5, 2.601))))
     scaled, unscaled = experiments.half_said(cooked)[2:]
-    assert "no clear difference" in scaled
-    assert "0.500 nats worse" in unscaled
+    assert "identical in all 2 pairs" in scaled
+    assert "worse by 0.5 nats" in unscaled
 
 
 def test_the_checklist_tells_what_each_was_worth_here() -> None:
-    rows = experiments.checklist(doctored({TRICKS["no normalisation"]: [3.0, 3.1, 3.2], COLD[10.0]: [1.0, 1.1, 1.2]}))
+    rows = experiments.checklist(
+        doctored({TRICKS["no normalisation"]: [2.9, 3.0, 3.101], COLD[10.0]: [1.0, 1.1, 1.201]})
+    )
     here = {look: cell for _, look, _, cell in rows}
     assert [row[0] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
-    assert here["A norm in each sublayer"] == "without: 1.000 nats worse (1.000 to 1.000)"
-    assert here["Warmup"] == "without, at x10: 1.000 nats better (1.000 to 1.000)"
+    assert here["A norm in each sublayer"] == "without: worse by 0.9 nats"
+    assert here["Warmup"] == "without, at x10: better by 1 nats"
     assert here["The first loss is ln V"].startswith("4.000, and ln V is 4.174")
 
 

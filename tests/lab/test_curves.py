@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glasslm import guard
 from glasslm.errors import InputError
 from glasslm.lab.diagnosis import curves
 from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
@@ -54,6 +55,10 @@ def jumps(curve: Curve, draw: np.random.Generator) -> Curve:
 
 def explodes_at_the_end(curve: Curve, draw: np.random.Generator) -> Curve:
     return with_loss(curve, lambda x: np.where(share(curve) > 0.95, 10 * x, x))
+
+
+def explodes_at_the_start(curve: Curve, draw: np.random.Generator) -> Curve:
+    return with_loss(curve, lambda x: np.where(share(curve) > 0.01, 9 + 0.3 * draw.standard_normal(len(x)), x))
 
 
 def learns_nothing(curve: Curve, draw: np.random.Generator) -> Curve:
@@ -108,6 +113,7 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
     explodes: ("divergence", "bad"),
     jumps: ("divergence", "bad"),
     explodes_at_the_end: ("divergence", "bad"),
+    explodes_at_the_start: ("divergence", "bad"),
     learns_nothing: ("plateau", "bad"),
     spikes_twice: ("spikes", "watch"),
     overflows: ("non-finite values", "bad"),
@@ -127,9 +133,11 @@ def test_each_illness_lights_its_own_lamp(illness: Illness, N: int) -> None:
     """In at least four of five seeds; the gap between training and validation is part of overfitting."""
     signal, verdict = ILLNESSES[illness]
     N = max(N, 150) if illness is is_noisy else N  # so much noise on fewer points hides whether anything was learnt
+    N = max(N, 200) if illness is explodes_at_the_start else N  # or nothing comes before it
     lit = [lamps(illness(healthy(seed, N), np.random.default_rng(1000 + seed))) for seed in SEEDS]
     assert sum(found.get(signal) == verdict for found in lit) >= 4, lit
-    if illness in (learns_nothing, overflows, overfits, has_an_easy_validation, has_growing_gradients, explodes):
+    if illness in (learns_nothing, overflows, overfits, has_an_easy_validation, has_growing_gradients, explodes,
+                   explodes_at_the_start):  # fmt: skip
         companions = {signal} | ({"generalisation gap"} if illness is overfits else set())
         assert set().union(*lit) <= companions
 
@@ -175,12 +183,24 @@ def test_the_numbers_are_those_of_the_curve() -> None:
 
 
 def test_a_spike_is_six_deviations_above_the_128_values_before() -> None:
-    x = np.tile([1.9, 2.1], 100)  # mean 2, sd 0.1
-    for height, expected in ((2 + 0.1 * 5.9 + 0.02, []), (2 + 0.1 * 6.1 + 0.02, [150])):  # and 1% of the mean
-        x[150] = height
-        assert curves.spikes(Series(np.arange(200.0), x)) == expected
+    """By the guard's own rule, so that a run and its curve have the same spikes."""
+    for swing in (0.1, 0.001):  # where the loss stands still the least deviation is .1% of the mean
+        x = np.tile([2 - swing, 2 + swing], 100)
+        limit = guard.limit(x[22:150])
+        assert limit == pytest.approx(2 + 6 * max(swing * math.sqrt(128 / 127), 0.002))
+        for height, expected in ((limit - 1e-9, []), (limit + 1e-9, [150])):
+            x[150] = height
+            assert curves.spikes(Series(np.arange(200.0), x)) == expected
     x[150:] = 5  # stays there: that is no spike
     assert curves.spikes(Series(np.arange(200.0), x)) == []
+
+
+def test_weights_that_know_their_text_have_little_left_to_learn() -> None:
+    """What stands still from the start is ill where it began with nothing, and perhaps not where it did not."""
+    curve = with_loss(healthy(0, 300), lambda x: 0.9 + 0.02 * np.random.default_rng(0).standard_normal(len(x)))
+    told = [curves.findings(curve, tuned) for tuned in (False, True)]
+    verdicts = [[one.verdict for one in of_one if one.verdict != "ok"] for of_one in told]
+    assert verdicts == [["bad"], ["watch"]]
 
 
 def test_falling_is_the_closest_sequence_that_never_rises() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import planted
 import pytest
 from planted import SHAPES, Planted, config_of, subject
 
-from glasslm import launch
+from glasslm import checkpoint, launch
 from glasslm.cli import main
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.corpora import cache_dir
@@ -22,7 +23,7 @@ from glasslm.engines import Batch
 from glasslm.errors import DamagedError
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnose import Diagnosis
-from glasslm.lab.diagnosis.findings import Finding
+from glasslm.report.findings import Finding
 from glasslm.tokens import Order
 from small_runs import essence, no_report, quiet, resume, write_text
 from test_training import interrupted_at
@@ -222,6 +223,56 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     assert [line for line in said if "step 2 is left out" in line]
     logits = next(finding for finding in made.findings if finding.signal == "attention logits")
     assert [step in logits.seen for step in ("step 0", "step 2", "step 4")] == [True, False, True]
+
+
+def test_a_run_under_way_may_remove_what_is_being_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0)
+    found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    load = checkpoint.load
+
+    def and_lose(run_dir: Path, step: Any) -> Any:
+        held = load(run_dir, step)
+        if step == 2:
+            shutil.rmtree(held.path)
+        return held
+
+    monkeypatch.setattr(checkpoint, "load", and_lose)
+    said: list[str] = []
+    diagnose.at_rest(found, Diagnosis("lost"), said.append)
+    assert [line for line in said if "step 2 is left out" in line]
+    for held, state in diagnose._checkpoints(found, quiet):
+        shutil.rmtree(held.path)
+        assert "embedding.weight" in dict(state)
+
+
+def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint(folder: Path, tmp_path: Path) -> None:
+    config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
+    run_dir = train(config, tmp_path / "run")
+    held = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
+    (run_dir / "checkpoints" / "000000" / "model.safetensors").write_bytes(b"")
+    first = dict(diagnose.of_run(run_dir, planted.compute(), quiet).first())
+    assert first.keys() == held.keys()
+    assert all(np.array_equal(first[name], held[name]) for name in held)
+
+
+def test_a_run_is_looked_at_as_it_was_computed(folder: Path, tmp_path: Path) -> None:
+    config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
+    with no_report():
+        launch.train(config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", say=quiet)
+    compute = diagnose.of_run(tmp_path / "run", ComputeConfig(), quiet).compute
+    assert (compute.engine, compute.precision) == ("numpy", "fp64")
+    assert diagnose.of_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision == "fp32"
+
+
+def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(folder: Path, tmp_path: Path) -> None:
+    text = {"text_file": (str(text_in(folder)),), "sample_interval": 0, "log_interval": 1}
+    base = train(config_of(max_steps=250, **text), tmp_path / "base")
+    again: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 10, "max_steps": 40}
+    run_dir = train(config_of(init_from=str(base), **text | again), tmp_path / "run")
+    made = diagnose.diagnose(diagnose.of_run(run_dir, planted.compute(), quiet), quiet)
+    assert lamps(made) == {"plateau": "watch"}
 
 
 def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> None:

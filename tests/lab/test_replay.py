@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import launch
+from glasslm import checkpoint, launch
 from glasslm.config import ComputeConfig
-from glasslm.errors import InputError
-from glasslm.lab.diagnosis.replay import replay, sections, text
+from glasslm.errors import DamagedError, InputError
+from glasslm.lab.diagnosis.replay import _same, replay, sections, text
 from glasslm.report import page
 from glasslm.tokens import Order
 from small_runs import logged, no_report, quiet, small, write_text
+from test_training import interrupted_at
 
 BAD_STEP, BAD_ROW = 80, 5
+AUTO = ComputeConfig()
 FLAGS: dict[str, Any] = {
     "max_steps": 90, "eval_interval": 45, "checkpoint_interval": 30, "sample_interval": 0, "dropout": 0.1, "keep": 2,
 }  # fmt: skip
@@ -63,7 +66,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str,
         run = train(tmp_path, engine, on_spike=action)
         before = contents(run)
         for step in (BAD_STEP, BAD_STEP + 5):  # what comes after a rolled back step is another run's but for it
-            found = replay(run, step, "auto", quiet)
+            found = replay(run, step, AUTO, quiet)
             (line,) = [line for line in logged(run, "step") if line["step"] == step]
             assert (found.loss, found.grad_norm) == (line["loss"], line["grad_norm"])
             assert found.resumed_from == 60
@@ -76,7 +79,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str,
                 assert found.rows[0].loss > 2 * found.rows[1].loss
                 assert f"{BAD_ROW} (" in rows.seen
         assert contents(run) == before
-        found = replay(run, BAD_STEP, "auto", quiet)
+        found = replay(run, BAD_STEP, AUTO, quiet)
     assert f"{BAD_ROW}  " in text(found)
     assert "to the bit" in text(found)
     assert page.write(tmp_path / "page", "replay", "Step 80", "", sections(found)).is_file()
@@ -85,7 +88,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str,
 def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) -> None:
     """Without dropout the layers' norms add up to the logged one."""
     run = train(tmp_path, "numpy", dropout=0.0)
-    found = replay(run, 33, "auto", quiet)
+    found = replay(run, 33, AUTO, quiet)
     total = sum(norm**2 for norm, _ in found.layers.values()) ** 0.5
     assert total == pytest.approx(found.grad_norm, rel=1e-5)
     assert list(found.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
@@ -94,14 +97,53 @@ def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) ->
 def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
     run = train(tmp_path, "numpy")
     pytest.importorskip("torch")
-    found = replay(run, 33, "torch", quiet)
-    assert found.findings[0].verdict in ("ok", "watch")
+    found = replay(run, 33, ComputeConfig(engine="torch"), quiet)
     (line,) = [line for line in logged(run, "step") if line["step"] == 33]
     assert found.loss == pytest.approx(line["loss"], rel=1e-3)
+    same = found.findings[0]
+    assert same.verdict == ("ok" if found.loss == line["loss"] else "watch")
+    assert ("another machine, engine" in same.means) == (found.loss != line["loss"])
 
 
-@pytest.mark.parametrize("step", [0, -3, 91])
-def test_a_step_that_the_run_has_not_is_refused(step: int, tmp_path: Path) -> None:
-    run = train(tmp_path, "numpy", max_steps=90)
-    with pytest.raises(InputError, match="1 to 90"):
-        replay(run, step, "auto", quiet)
+def test_a_step_that_the_run_has_not_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_at(40, monkeypatch)
+    run = train(tmp_path, "numpy")
+    monkeypatch.undo()
+    for step in (0, -3, 41, 90, 91):
+        with pytest.raises(InputError, match="steps 1 to 40"):
+            replay(run, step, AUTO, quiet)
+    assert replay(run, 40, AUTO, quiet).findings[0].verdict == "ok"
+
+
+@pytest.mark.parametrize("action", ["log", "rollback"])
+def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arrays were read before; only what a rollback may need is copied, and said if it is lost."""
+    run = train(tmp_path, "numpy", on_spike=action, keep=100)
+    copied: list[str] = []
+    copytree = shutil.copytree
+
+    def noted(source: Path, *arguments: Any, **options: Any) -> Any:
+        copied.append(Path(source).name)
+        return copytree(source, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "copytree", noted)
+    assert replay(run, 63, AUTO, quiet).findings[0].verdict == "ok"
+    assert copied == ([] if action == "log" else ["000060"])
+    monkeypatch.setattr(checkpoint, "check", lambda held, **hashes: shutil.rmtree(held.path))
+    if action == "log":
+        assert "to the bit" in replay(run, 63, AUTO, quiet).findings[0].seen
+    else:
+        with pytest.raises(DamagedError, match="000060, to which a spike would go back"):
+            replay(run, 63, AUTO, quiet)
+
+
+@pytest.mark.parametrize(
+    ("loss", "logged", "same"),
+    [(2.5, 2.5, True), (2.5, 2.6, False), (2.5, None, False), (np.nan, None, True), (np.inf, None, True)],
+)
+def test_only_the_logged_loss_is_the_very_step(loss: float, logged: float | None, same: bool) -> None:
+    """What was not finite is logged as none."""
+    finding = _same(loss, {"loss": logged})
+    assert (finding.verdict, "to the bit" in finding.seen) == ("ok" if same else "watch", same)

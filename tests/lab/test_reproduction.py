@@ -188,3 +188,34 @@ def test_the_command_has_a_verdict_and_a_code(
         assert "they part at step 2 (step: loss)" in out
         assert "Equal bits are promised" in out
         assert cli.main(["reproduce", str(then), "--steps", "0"]) == 2
+
+
+def test_without_a_step_to_compare_nothing_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_text(tmp_path / "text.txt")
+    rarely = {"log_interval": 10, "eval_interval": 10, "checkpoint_interval": 10}
+    train(text, tmp_path / "run", max_steps=20, **rarely)
+    assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "5"]) == 2
+    assert "give --steps 10 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run-reproduced").exists()
+    with no_report():
+        assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "10"]) == 0
+    capsys.readouterr()
+    early = reproduction.compare(Run(tmp_path / "run"), Run(tmp_path / "run-reproduced"), 9, whole=False)
+    assert (early.trained, early.same) == (0, False)
+    train(text, tmp_path / "short", max_steps=20, **rarely | {"checkpoint_interval": 4})
+    assert reproduce(tmp_path / "short", tmp_path / "again", steps=5).same
+    monkeypatch.setattr(reproduction, "reproduce", lambda *arguments: early)
+    assert cli.main(["reproduce", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "no step was compared" in said
+    assert "the same" not in said
+
+
+def test_the_first_field_that_differs_is_the_first_of_the_line() -> None:
+    names = [f"field {index}" for index in range(40)]
+    line = {"kind": "step", "step": 1}
+    parting = reproduction._parting([line | dict.fromkeys(names, 1)], [line | dict.fromkeys(names[::-1], 2)], True)
+    assert parting is not None
+    assert parting.where == "step: field 0"

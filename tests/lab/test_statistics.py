@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from glasslm.errors import InputError
-from glasslm.lab.study import statistics
-from glasslm.lab.study.statistics import (
+from glasslm.lab import statistics
+from glasslm.lab.statistics import (
     Comparison,
     compare,
     detectable,

@@ -126,6 +126,18 @@ def test_the_rate_is_judged_against_the_limit() -> None:
     assert trials.judge_range(flat, OptimizerConfig()).verdict == "bad"
 
 
+def test_tuned_weights_may_have_nothing_to_gain_at_any_rate() -> None:
+    """What the noise of single batches brings down is no gain, and no limit follows from it."""
+    losses = 0.9 + 0.05 * np.random.default_rng(0).standard_normal(60)
+    losses[0] = 1.0
+    found = Range(np.geomspace(1e-5, 1, 60), losses, np.linspace(1.0, 0.9, 60), limit=2e-5)
+    tuned = trials.judge_range(found, OptimizerConfig(lr=1e-4), tuned=True)
+    assert (tuned.verdict, trials.judge_range(found, OptimizerConfig(lr=1e-4)).verdict) == ("ok", "bad")
+    assert "old text" in tuned.means
+    learns = found._replace(losses=np.linspace(4, 2, 60), smooth=np.linspace(4, 2, 60))
+    assert trials.judge_range(learns, OptimizerConfig(lr=1e-4), tuned=True).verdict == "bad"
+
+
 def test_the_slope_of_a_power_law_is_its_exponent() -> None:
     widths = [64, 128, 256]
     found = Coordinates(widths, {"logits": [w**0.5 for w in widths], "stream": [3.0] * 3})

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from glasslm import checkpoint, cli, files, launch
 from glasslm.config import ComputeConfig
 from glasslm.engines import Engine, make_engine
-from glasslm.lab.records import verification
+from glasslm.lab.records import resumption, verification
 from small_runs import logged, no_report, quiet, read_json, small, start, wait_for, words, write_text
 
 FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4, "ema": 0.9}
@@ -268,7 +268,7 @@ def test_adapters_are_verified_beside_the_weights_that_they_adapt(text: Path, or
     parts = judged(run)
     assert {part.verdict for part in parts.values()} == {"ok"}
     assert "base" in parts
-    found = verification.try_resume(run, quiet)
+    found = resumption.try_resume(run, quiet)
     assert (found.difference, found.same_lines) == (0.0, True)
     flip(run / "base" / "model.safetensors")
     assert judged(run)["base"].verdict == "damaged"
@@ -305,7 +305,7 @@ def test_a_run_resumes_to_the_bit(
 def test_a_run_that_was_killed_resumes_to_the_bit(run: Path) -> None:
     shutil.rmtree(run / LAST)
     with no_report():
-        found = verification.try_resume(run, quiet)
+        found = resumption.try_resume(run, quiet)
     assert (found.passed, found.begin) == (True, 5)
 
 

@@ -15,9 +15,9 @@ import tyro
 
 from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
-from glasslm.lab.diagnosis.findings import SEVERITY, Finding, worst
 from glasslm.metrics import plain
 from glasslm.presets import PRESETS
+from glasslm.report.findings import SEVERITY, Finding, worst
 from glasslm.settings import with_flags
 from glasslm.wording import tell
 
@@ -76,9 +76,7 @@ def main(argv: list[str]) -> int:
     if flags.cookbook:
         return _cookbook(flags)
     run_dir = runs.find(flags.run) if flags.run is not None else None
-    if flags.replay is not None:
-        if run_dir is None:
-            raise InputError("--replay goes back to a step of a run: glasslm diagnose RUN --replay STEP")
+    if flags.replay is not None and run_dir is not None:
         return _replay(run_dir, flags.replay, flags)
     return _diagnose(run_dir, flags)
 
@@ -106,9 +104,26 @@ def parse(argv: list[str]) -> Flags:
     flags = parsing.parse(Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts))
     if flags.run != run:
         raise InputError("RUN comes first: glasslm diagnose RUN")
+    _refuse_unread(flags, argv)
     if run is not None and (flags.config != config or flags.preset != name):
         raise InputError("RUN says how it was trained: leave out the flags of model, data, optimizer and training")
     return flags
+
+
+def _refuse_unread(flags: Flags, argv: list[str]) -> None:
+    """A curve and the cookbook read few of the flags: the others would be dropped in silence."""
+    if flags.replay is not None and flags.run is None:
+        raise InputError("--replay goes back to a step of a run: glasslm diagnose RUN --replay STEP")
+    if flags.curve is None and not flags.cookbook:
+        return
+    mode, parts = ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
+    read = {mode, "--out", "--json"}
+    read |= {"--" + each.name.replace("_", "-") for part in parts for each in dataclasses.fields(part)}
+    given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    unread = [flag for flag in given if flag.replace("--no-", "--") not in read]
+    if flags.run is not None or unread:
+        what = unread[0] if unread else "RUN"
+        raise InputError(f"{mode} stands for itself and would not read {what}: leave one of them out")
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
@@ -140,7 +155,7 @@ def _replay(run_dir: Path, step: int, flags: Flags) -> int:
     from glasslm.lab.diagnosis import replay
     from glasslm.report import page
 
-    found = replay.replay(run_dir, step, flags.compute.engine, tell)
+    found = replay.replay(run_dir, step, flags.compute, tell)
     title, lead = f"Step {step:,} of {run_dir.name}", f"replayed from the checkpoint of step {found.resumed_from:,}"
     written = page.write(flags.out or run_dir / OUT, f"replay-{step}", title, lead, replay.sections(found))
     return _finish(replay.text(found), found.findings, written, flags.json)

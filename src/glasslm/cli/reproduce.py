@@ -74,8 +74,10 @@ def _readable(came: Reproduction) -> str:
         lines.append(f"they part at step {parting.step:,} ({parting.where}){how_far}")
         if not isinstance(parting.then, str):
             lines.append(f"  then {parting.then!r}, now {parting.now!r}")
-    else:
+    elif came.trained:
         lines.append("every logged number is the same, but checkpoints are not")
+    else:
+        lines.append("no step was compared: nothing is known")
     for pair in came.checkpoints:
         if not pair.same:
             lines.append(f"  checkpoint {pair.step:,}: up to {pair.difference:.3g} apart ({pair.where})")
@@ -83,7 +85,7 @@ def _readable(came: Reproduction) -> str:
     if came.circumstances:
         lines.append("what differs around them:")
         lines += [f"  {name}: {then} -> {now}" for name, then, now in came.circumstances]
-    if not came.same:
+    if not came.same and came.trained:
         lines.append(PROMISE)
     if came.interrupted_by is not None:
         lines.append(f"interrupted before step {came.steps:,}")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import tyro
@@ -13,7 +14,8 @@ import tyro
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glasslm.lab.records.verification import Part, Resumption
+    from glasslm.lab.records.resumption import Resumption
+    from glasslm.lab.records.verification import Part
 
 DESCRIPTION = """Look at every file of a run: its record, its tokenizer, its metrics, each checkpoint against its
 manifest and against the table of its weights, and the text that it was trained on. One line for each part: ok, note, or
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
     from glasslm import runs
     from glasslm.cli.parsing import parse
     from glasslm.lab.records import verification
+    from glasslm.wording import tell
 
     flags = parse(Flags, argv, "glasslm verify", DESCRIPTION)
     run_dir = runs.find(flags.run)
@@ -52,7 +55,11 @@ def main(argv: list[str]) -> int:
     for part in verification.examine(run_dir):
         parts.append(part)
         _tell(part, out)
-    resumption = _resumed(run_dir, parts, out) if flags.resume and parts[0].verdict == "ok" else None
+    try:
+        resumption = _resumed(run_dir, parts, out) if flags.resume and parts[0].verdict == "ok" else None
+    except KeyboardInterrupt as error:
+        tell("\nglasslm verify: interrupted")
+        return 128 + (error.args[0] if error.args else SIGINT)
     damaged, notes = (sum(part.verdict == which for part in parts) for which in ("damaged", "note"))
     verdict = f"{damaged} of {len(parts)} parts damaged" if damaged else f"whole: {len(parts)} parts"
     print(f"\n{verdict}{f', {notes} notes' if notes else ''}{_in_short(resumption)}", file=out)
@@ -68,15 +75,19 @@ def _tell(part: Part, out: TextIO) -> None:
 
 
 def _resumed(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None:
-    """Print what the trial says; where it cannot be made because of damage, that is a damaged part."""
-    from glasslm.errors import DamagedError
-    from glasslm.lab.records import verification
+    """Print what the trial says; where it comes to no end, that is a part: damaged, or a note where it diverges."""
+    from glasslm.errors import DamagedError, DivergedError
+    from glasslm.lab.records.resumption import try_resume
+    from glasslm.lab.records.verification import Part
     from glasslm.wording import tell
 
     try:
-        found = verification.try_resume(run_dir, tell)
+        found = try_resume(run_dir, tell)
     except DamagedError as error:
-        parts.append(verification.Part("resume", "damaged", str(error)))
+        parts.append(Part("resume", "damaged", str(error)))
+    except DivergedError as error:
+        parts.append(Part("resume", "note", f"not known: a copy that goes on diverges before its end ({error})"))
+    if parts[-1].name == "resume":
         _tell(parts[-1], out)
         return None
     print(

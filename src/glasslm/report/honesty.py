@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +16,18 @@ from numpy.typing import NDArray
 from glasslm.baselines import ORDERS, Baselines, after_reading
 from glasslm.overlap import WINDOW, Passage, longest_shared, windows_found
 from glasslm.report.facts import Line
+from glasslm.report.findings import Finding
 from glasslm.tokenizers import Tokenizer
 from glasslm.tokens import Dataset
 from glasslm.wording import size
 
-SEARCHED = 16 << 20  # bytes of training text searched for copies, about a second
-COUNTED = 4 << 20  # the last of them, in which n-grams are counted
+SEARCHED = 16 << 20  # bytes of training text, from its beginning, searched for copies: about a second
+COUNTED = 4 << 20  # bytes of training text, up to its end, that the others read: gzip and xz look back from there
 UNSEEN = 512 << 10  # bytes of validation text
 AROUND = 60  # bytes shown on either side of a copied passage
 SHOWN = 400  # bytes of a copied passage
 RECITES = 2.0  # times the copied length of natural text
 LEAKING, LEAKED = 0.01, 0.1  # shares of the validation text; of Shakespeare's, nothing is in the training text
-
-
-class Judged(NamedTuple):
-    """One question about a run, answered in sentences."""
-
-    verdict: Literal["ok", "watch", "bad"]
-    question: str
-    seen: str
-    means: str
 
 
 class Copied(NamedTuple):
@@ -52,7 +44,7 @@ class Honesty:
     """What the section shows; all empty but `missing` where the text is gone."""
 
     missing: str = ""
-    judged: tuple[Judged, ...] = ()
+    judged: tuple[Finding, ...] = ()  # its signals are questions
     copied: Copied | None = None
     baselines: tuple[tuple[str, str, str], ...] = ()  # who, bits per byte, remark
     extent: str = ""  # how much of the text was looked at
@@ -68,7 +60,7 @@ def examine(dataset: Dataset | None, samples: Iterable[str], best: Line | None) 
     if not (train and val):
         return Honesty("The text of its tokens is empty.")
     leakage = _leakage(train, val)
-    reached = after_reading(train[-COUNTED:], val)
+    reached = after_reading(end_of(dataset.train.tokens, dataset.tokenizer, COUNTED), val)
     pieces = [sample.encode("utf-8", "replace") for sample in samples if sample]
     copying, copied = _copying(pieces, train, val, leakage) if pieces else (None, None)
     judged = (copying, leakage, _worth(reached, best))
@@ -97,7 +89,18 @@ def text_of(tokens: NDArray[Any], tokenizer: Tokenizer, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _copying(pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Judged) -> tuple[Judged, Copied]:
+def end_of(tokens: NDArray[Any], tokenizer: Tokenizer, most: int) -> bytes:
+    """The last `most` bytes of `tokens` (N,), or all there are."""
+    parts, room, stop = [], most, len(tokens)
+    while room > 0 and stop > 0:
+        begin = max(0, stop - (1 << 20))
+        part = text_of(tokens[begin:stop], tokenizer, int(tokenizer.byte_lengths[tokens[begin:stop]].sum()))
+        parts.append(part[-room:])
+        room, stop = room - len(parts[-1]), begin
+    return b"".join(reversed(parts))
+
+
+def _copying(pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Finding) -> tuple[Finding, Copied]:
     """What samples copy, beside what evenly spaced pieces of unseen text of the same lengths copy."""
     found = longest_shared(pieces, train)
     starts = [i * max(0, len(val) - len(piece)) // max(1, len(pieces) - 1) for i, piece in enumerate(pieces)]
@@ -109,17 +112,17 @@ def _copying(pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Judged)
     )
     question = "Does it copy?"
     if leakage.verdict == "bad":
-        judged = Judged("watch", question, seen, "The validation text is no yardstick here: it is copied itself.")
+        judged = Finding(question, "watch", seen, "The validation text is no yardstick here: it is copied itself.")
     elif found.length > RECITES * usual:
         means = (
             "More than twice as much as natural text does: it recites. More text, fewer epochs (--patience stops at "
             "the best validation loss) or --dropout help."
         )
-        judged = Judged("bad", question, seen, means)
+        judged = Finding(question, "bad", seen, means)
     elif found.length > usual:
-        judged = Judged("ok", question, seen, "Not much more than natural text, which repeats itself, too.")
+        judged = Finding(question, "ok", seen, "Not much more than natural text, which repeats itself, too.")
     else:
-        judged = Judged("ok", question, seen, "No more than natural text does, which repeats itself, too.")
+        judged = Finding(question, "ok", seen, "No more than natural text does, which repeats itself, too.")
     end = found.place + found.length
     around = train[max(0, found.place - AROUND) : found.place], train[end : end + AROUND]
     if found.length > SHOWN:
@@ -127,7 +130,7 @@ def _copying(pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Judged)
     return judged, Copied(_shown(around[0]), _shown(passage), _shown(around[1]), found.place)
 
 
-def _leakage(train: bytes, val: bytes) -> Judged:
+def _leakage(train: bytes, val: bytes) -> Finding:
     """How much of the validation text stands in the training text."""
     width = min(WINDOW, len(val))
     found = windows_found(val, train, width)
@@ -140,15 +143,15 @@ def _leakage(train: bytes, val: bytes) -> Judged:
     )
     question = "Is its validation text new to it?"
     if share < LEAKING:
-        return Judged("ok", question, seen, "Yes: the loss there tells how it does elsewhere.")
+        return Finding(question, "ok", seen, "Yes: the loss there tells how it does elsewhere.")
     if share < LEAKED:
         means = "Most of it: on text that is wholly new the loss would be a little higher."
-        return Judged("watch", question, seen, means)
+        return Finding(question, "watch", seen, means)
     means = "No: the validation loss tells of memory as well. Take duplicates out of the text, then train again."
-    return Judged("bad", question, seen, means)
+    return Finding(question, "bad", seen, means)
 
 
-def _worth(reached: Baselines, best: Line | None) -> Judged:
+def _worth(reached: Baselines, best: Line | None) -> Finding:
     """The model's bits per byte beside the best of the others."""
     rivals = {f"the best n-gram of bytes (order {reached.best_order})": min(reached.ngrams),
               "xz": min(reached.xz, reached.xz_after), "gzip": min(reached.gzip, reached.gzip_after)}  # fmt: skip
@@ -156,14 +159,14 @@ def _worth(reached: Baselines, best: Line | None) -> Judged:
     bpb, question = (best or {}).get("bpb"), "Is it better than counting?"
     if bpb is None:
         seen = f"Bits a byte of the validation text: {others}."
-        return Judged("watch", question, seen, "Nobody knows: no finite validation loss was recorded.")
+        return Finding(question, "watch", seen, "Nobody knows: no finite validation loss was recorded.")
     seen = f"The model needs {bpb:.2f} bits a byte of the validation text, {others}."
     name, least = min(rivals.items(), key=lambda rival: rival[1])
     if bpb < least:
         means = f"Yes: it needs {1 - bpb / least:.0%} less than {name}."
-        return Judged("ok", question, seen, means)
+        return Finding(question, "ok", seen, means)
     means = f"No: {name} needs no network and does better. Train longer, or ask `glasslm diagnose` what holds it back."
-    return Judged("bad", question, seen, means)
+    return Finding(question, "bad", seen, means)
 
 
 def _table(reached: Baselines, best: Line | None) -> list[tuple[str, str, str]]:
@@ -189,8 +192,8 @@ def _extent(dataset: Dataset, train: bytes, val: bytes) -> str:
     told = []
     if dataset.train.bytes > len(train):
         told.append(f"Copies were looked for in the first {size(len(train))} of the training text.")
-    if len(train) > COUNTED:
-        told.append(f"n-grams were counted in {size(COUNTED)} of it.")
+    if dataset.train.bytes > COUNTED:
+        told.append(f"n-grams were counted in the last {size(COUNTED)} of the training text.")
     if dataset.val.bytes > len(val):
         told.append(f"Of the validation text the first {size(len(val))} were taken.")
     return " ".join(told)

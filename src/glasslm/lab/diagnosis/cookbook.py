@@ -12,7 +12,6 @@ from glasslm.config import ComputeConfig, DataConfig
 from glasslm.engines.choice import torch_installed
 from glasslm.lab.diagnosis import experiments, plates
 from glasslm.lab.diagnosis.experiments import (
-    ALL,
     COLD,
     DEPTHS,
     HALF,
@@ -20,14 +19,18 @@ from glasslm.lab.diagnosis.experiments import (
     HALF_WORK,
     HALVES,
     NO_CONTEXT,
+    OTHER_RATES,
+    POST,
     RATES,
     STARTS,
     TRICKS,
+    WITHOUT,
+    WITHOUT_WARMUP,
     Cooked,
-    compare,
     outcome,
 )
 from glasslm.lab.diagnosis.recipes import BLOCK, LARGE_BATCH, ROWS, STEPS, Recipe, attempt, unigram_loss
+from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
 from glasslm.wording import Say, duration
@@ -74,7 +77,8 @@ def lead(cooked: Cooked) -> str:
         f"{len(cooked.trials)} recipes on {cooked.text}, {cooked.seeds} seed(s) each: AdamW, {cooked.steps} steps of "
         f"{ROWS * BLOCK} tokens. Losses are nats per token of the same validation text at the end, mean and range over "
         f"seeds; a guess by frequencies has {cooked.unigram:.3f}, and what is no further than {NO_CONTEXT:g} below it "
-        "counts as failed."
+        "counts as failed. Differences are of runs with the same seed, tested by paired t, and by "
+        "Holm's rule for as many comparisons as an experiment makes."
     )
 
 
@@ -82,19 +86,21 @@ def sections(cooked: Cooked) -> list[Section]:
     """The experiments with tables and figures, and the checklist."""
     found = cooked.trials
 
-    def row(name: str, recipe: Recipe, base: Recipe = ALL) -> list[str]:
-        versus = "" if recipe == base else compare(found[recipe], found[base])
-        return [name, outcome(found[recipe]), versus, "failed" if cooked.fails(recipe) else ""]
+    def row(name: str, recipe: Recipe, versus: Verdict | None) -> list[str]:
+        words = versus.words if versus else ""
+        return [name, outcome(found[recipe]), words, "failed" if cooked.fails(recipe) else ""]
 
     def picture(name: str, label: str, draw: plates.Draw) -> list[Picture]:
         return [Picture(f"cookbook-{name}", label, lambda colours: plates.alone(draw, cooked, colours))]
 
-    tricks = [row(name, recipe) for name, recipe in TRICKS.items()]
+    without, other = cooked.judged(WITHOUT), cooked.judged(OTHER_RATES)
+    no_warmup, after = cooked.judged(WITHOUT_WARMUP), cooked.judged(POST)
+    tricks = [row(name, recipe, without.get(name)) for name, recipe in TRICKS.items()]
     starts = [[start, outcome(found[good]), outcome(found[bare])] for start, (good, bare) in STARTS.items()]
-    rates = [row(f"x{rate:g}", recipe) for rate, recipe in RATES.items()]
-    cold = [row(f"x{rate:g}", recipe, RATES[rate]) for rate, recipe in COLD.items()]
+    rates = [row(f"x{rate:g}", recipe, other.get(rate)) for rate, recipe in RATES.items()]
+    cold = [row(f"x{rate:g}", recipe, no_warmup[rate]) for rate, recipe in COLD.items()]
     depths = [
-        [str(depth), outcome(found[pre]), outcome(found[post]), compare(found[post], found[pre])]
+        [str(depth), outcome(found[pre]), outcome(found[post]), after[depth].words]
         for depth, (pre, post) in DEPTHS.items()
     ]
     halves = [[name, outcome(trials)] for name, trials in cooked.halves.items()]

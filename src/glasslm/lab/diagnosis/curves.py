@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from glasslm import guard
 from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
 from glasslm.lab.diagnosis.curve_files import read as read
-from glasslm.lab.diagnosis.findings import SEVERITY, Finding, Verdict
+from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
     from glasslm.report.figures import Palette
 
 SHORTEST = 10  # finite values that can be judged
-SPIKE_SD, WINDOW = 6.0, 128  # OLMo-core's rule: more than 6 sd above the mean of the 128 finite values before
-FEWER = ((32, 7.0), (16, 8.0), (8, 12.0))  # with fewer before: of so many, and more sd, as an sd of few is unsure
+FEWER = ((32, 7.0), (16, 8.0), (8, 12.0))  # before the guard's window is full: of so many, and more sd
 SEGMENTS = 20
 
 
-def findings(curve: Curve) -> list[Finding]:
-    """Every signal that the curve's columns can tell of, the worst first."""
+def findings(curve: Curve, tuned: bool = False) -> list[Finding]:
+    """Every signal that the curve's columns can tell of, the worst first. `tuned`: it did not start from nothing."""
     train = curve.train.finite
     found = [_nonfinite(curve)]
     if len(train) < SHORTEST:
@@ -37,7 +37,8 @@ def findings(curve: Curve) -> list[Finding]:
                              "Log more often, or train longer."))  # fmt: skip
     else:
         level = Level(train)
-        found += [_divergence(level), _plateau(level, curve.vocab_size), _spikes(train), _noise(level), _end(level)]
+        found += [_divergence(level), _plateau(level, curve.vocab_size, tuned), _spikes(train)]
+        found += [_noise(level), _end(level)]
         if curve.vocab_size:
             found.append(_initial(train, curve.vocab_size))
         if len(curve.validation.finite) >= 3:
@@ -60,7 +61,8 @@ class Level:
         self.at = np.array([steps[part[len(part) // 2]] for part in parts])
         self.error = 1.25 * self.noise / math.sqrt(min(map(len, parts)))  # standard error of such a median
         first = np.sort(values[: min(5, max(1, len(values) // 25))])
-        self.start = float(first[-2:][0])  # not the highest: it may be a spike
+        # Not the highest, which may be a spike; and where the second or third step exploded, what was before it
+        self.start = float(min(first[-2:][0], np.median(values[:3])))
         self.low = float(self.medians.min())
         self.fall = max(self.start - self.low, 0.0)
         tail = values[-max(3, len(values) // 100) :]
@@ -72,6 +74,12 @@ class Level:
         """How far the end lies above the lowest level; 0 unless that is more than noise."""
         rises = [(self.medians[-1] - self.low, self.error), (self.end - self.low, self.end_error)]
         return max(rise if rise > 8 * error else 0.0 for rise, error in rises)
+
+    @property
+    def exploded(self) -> bool:
+        """It ended far above where it began, or has not been as low since: no fall is there to be measured by."""
+        levels = ((self.low, self.error, 0.02), (self.end, self.end_error, 0.1))
+        return any(x > self.start + max(8 * e, 4 * self.noise, share * abs(self.start)) for x, e, share in levels)
 
     @property
     def never_fell(self) -> bool:
@@ -114,6 +122,9 @@ def _divergence(level: Level) -> Finding:
     signal = "divergence"
     advice = "Lower --lr three- to tenfold, lengthen --warmup-steps, clip gradients (--grad-clip 1), try --qk-norm."
     where = level.at[int(level.medians.argmin())]
+    if level.exploded:
+        seen = f"{level.start:.4g} at first, {level.low:.4g} near step {where:,g}, {level.end:.4g} at the end"
+        return Finding(signal, "bad", seen, "the loss exploded and did not come back", advice)
     gain = max(level.fall, 8 * level.error)
     if level.rise > 0.15 * gain:
         bad = level.rise > 0.5 * gain or level.end > level.start + 8 * level.end_error
@@ -125,12 +136,11 @@ def _divergence(level: Level) -> Finding:
         peak = int(above.argmax())
         seen = f"up by {above[peak]:.3g} near step {level.at[peak]:,g}, and down again"
         return Finding(signal, "watch", seen, "the run was unstable for a while", advice)
-    return Finding(
-        signal, "ok", f"{level.start:.4g} at first, {level.end:.4g} at the end", "the loss never rose for long"
-    )
+    seen = f"{level.start:.4g} at first, {level.end:.4g} at the end"
+    return Finding(signal, "ok", seen, "the loss never rose for long")
 
 
-def _plateau(level: Level, vocab_size: int | None) -> Finding:
+def _plateau(level: Level, vocab_size: int | None, tuned: bool) -> Finding:
     signal = "plateau"
     advice = (
         "Check that gradients arrive (a learning rate of 0, frozen weights, targets shifted wrongly), learn one batch "
@@ -138,8 +148,13 @@ def _plateau(level: Level, vocab_size: int | None) -> Finding:
     )
     uniform = math.log(vocab_size) if vocab_size else None
     guess = f"; ln {vocab_size} = {uniform:.3f}" if uniform else ""
+    if level.exploded:
+        return Finding(signal, "ok", "not judged", "see divergence")
     if level.never_fell:
         seen = f"{level.start:.4g} at first, {level.low:.4g} at its lowest{guess}"
+        if tuned:
+            return Finding(signal, "watch", seen, "little was left to learn, or it hardly learnt anything",
+                           "Compare with the weights it began with, on both texts.")  # fmt: skip
         near = uniform is not None and abs(level.low - uniform) < 0.1 * uniform
         means = "it guesses uniformly: nothing was learnt" if near else "it hardly learnt anything"
         return Finding(signal, "bad", seen, means, advice)
@@ -177,25 +192,19 @@ def _stalled(level: Level) -> float | None:
 def spikes(series: Series) -> list[int]:
     """Indices of finite values far above those before them, the first of each group; those that come down again."""
     x = series.values
-    limits = np.full(len(x), np.inf)
-    for i in range(FEWER[-1][0], min(WINDOW, len(x))):
+    limits, window = np.full(len(x), np.inf), guard.WINDOW
+    for i in range(FEWER[-1][0], min(window, len(x))):
         count, sds = next(few for few in FEWER if i >= 2 * few[0] or few == FEWER[-1])
-        limits[i] = _limit(x[i - count : i], sds)
-    for first in range(WINDOW, len(x), 4096):  # in pieces, because the windows of a long curve would fill the memory
+        limits[i] = guard.limit_of(x[i - count : i], sds)
+    for first in range(window, len(x), 4096):  # in pieces, because the windows of a long curve would fill the memory
         end = min(first + 4096, len(x))
-        limits[first:end] = _limit(sliding_window_view(x[first - WINDOW : end - 1], WINDOW), SPIKE_SD)
+        limits[first:end] = guard.limit_of(sliding_window_view(x[first - window : end - 1], window))
     found: list[int] = []
     for i in np.flatnonzero(x > limits).tolist():
         comes_down = i + 1 == len(x) or np.median(x[i + 1 : i + 17]) < limits[i]
         if comes_down and not (found and i - found[-1] <= 5):
             found.append(i)
     return found
-
-
-def _limit(before: Array, sds: float) -> Array:
-    mean = before.mean(-1)
-    limit: Array = mean + sds * before.std(-1) + 0.01 * np.abs(mean)
-    return limit
 
 
 def _spikes(train: Series) -> Finding:
@@ -228,9 +237,8 @@ def _noise(level: Level) -> Finding:
     seen = f"{scale:.1%} of the whole fall is noise from one value to the next"
     advice = "Lower --lr, use a larger --batch-size, or raise momentum and the second of --betas."
     if scale > 0.25:
-        return Finding(
-            signal, "watch", seen, "the noise hides the progress: the rate is high or the batch small", advice
-        )
+        means = "the noise hides the progress: the rate is high or the batch small"
+        return Finding(signal, "watch", seen, means, advice)
     if swing > max(0.05, 4 * expected):
         seen = f"swings of {swing:.1%} of the whole fall, slower than noise"
         return Finding(signal, "watch", seen, "the loss swings: too high a rate, a rate that cycles, or text in blocks",
@@ -326,9 +334,7 @@ def _gap(train: Series, validation: Series) -> Finding:
 def _vanishing(level: Level, norm: Series) -> Finding:
     signal, medians = "vanishing gradients", Level(norm).medians
     top, end = float(medians.max()), float(medians[-1])
-    seen = (
-        f"gradient norm {top:.3g} at its highest level, {end:.3g} at the end; loss {level.start:.4g} to {level.end:.4g}"
-    )
+    seen = f"gradient norm {top:.3g} at its highest, {end:.3g} at the end; loss {level.start:.4g} to {level.end:.4g}"
     if end < max(1e-3 * top, 1e-7) and level.end > 0.4 * level.start:
         return Finding(signal, "bad", seen, "nothing flows back any more, while the loss is still high",
                        "Look at the gradient norm of each layer (`glasslm diagnose RUN`): saturated or dead units, too "
@@ -345,9 +351,8 @@ def _exploding(train: Level, curve: Curve) -> Finding:
     end = float(medians[-1])
     clipped = curve.clipped.finite.values
     share = float(clipped[len(clipped) // 2 :].mean()) if len(clipped) else 0.0
-    seen = f"gradient norm {low:.3g} at its lowest level, {end:.3g} at the end" + (
-        f"; {share:.0%} clipped in the second half" if len(clipped) else ""
-    )
+    seen = f"gradient norm {low:.3g} at its lowest level, {end:.3g} at the end"
+    seen += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."
     if grown > 20:
         return Finding(signal, "bad", seen, f"the norm grew {grown:.0f}-fold: the run leaves the stable region", advice)
@@ -386,9 +391,8 @@ def draw(curve: Curve, colours: Palette) -> Figure:
         axes.plot(norms.steps, norms.values, color=colours.third, linewidth=0.9)
         if (norms.values > 0).all():
             axes.set_yscale("log")
-            axes.tick_params(
-                which="minor", labelleft=np.ptp(np.log10(norms.values)) < 1, colors=colours.ink, labelsize=8
-            )
+            close = np.ptp(np.log10(norms.values)) < 1
+            axes.tick_params(which="minor", labelleft=close, colors=colours.ink, labelsize=8)
     (below or [losses])[-1].set_xlabel("step", color=colours.ink)
     for axes in (losses, *below):
         figures.finish(axes, colours)

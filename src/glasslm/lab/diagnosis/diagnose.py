@@ -7,24 +7,27 @@ go on meanwhile.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glasslm import checkpoint, corpora, estimate, tokens
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Batch, State
+from glasslm.engines.choice import as_recorded
 from glasslm.errors import DamagedError, InputError
 from glasslm.finetune import Base
 from glasslm.lab.diagnosis import curves, drawings, signals, trials
-from glasslm.lab.diagnosis.findings import HEADER, SEVERITY, Finding, Verdict, worst
 from glasslm.lab.diagnosis.trials import Bench
 from glasslm.parameters import initial_weights, table
 from glasslm.report import page
+from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst
 from glasslm.report.page import Picture, Section
 from glasslm.runs import Run
 from glasslm.schedule import lr_at
@@ -136,15 +139,21 @@ def of_config(config: RunConfig, compute: ComputeConfig, say: Say) -> Subject:
 
 
 def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
-    """A run, finished, interrupted or under way. Raises DamagedError where its text is gone."""
+    """A run, finished, interrupted or under way, computed as it was where that is possible.
+
+    Raises DamagedError where its text is gone.
+    """
     run = Run(run_dir)
+    compute, notes = as_recorded(compute, run.record)
+    for note in notes:
+        say(f"note: {note}")
     dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
     rows = table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_nothing = run.config.train.init_from is None and "merged_from" not in run.record
 
     def first() -> State:
-        if from_nothing and 0 not in steps:  # what the run began with all the same
+        if from_nothing:  # a function of the seed, whatever has become of the checkpoint of step 0
             return initial_weights(rows, run.config.train.seed)
         held = checkpoint.load(run_dir, steps[0] if steps else "latest")
         return ((name, array) for name, array in held.state() if "/" not in name)
@@ -171,10 +180,10 @@ def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
     batch = subject.batch(0, many)
     engine = bench.make(trials.with_rows(config, many, {}, {}))
     readings, updates, found = [], [], made.findings
-    for held in (None, *_checkpoints(subject, say)):
+    for held, state in itertools.chain([(None, None)], _checkpoints(subject, say)):
         step = held.step if held else 0
         say(f"looking at the weights of step {step:,}")
-        engine.load(held.state() if held else subject.first(), held.progress.updates if held else 0)
+        engine.load(state if state else subject.first(), held.progress.updates if held else 0)
         readings.append(signals.read(engine, batch, c, rows, step))
         if step == 0:
             found += [signals.causality(engine, batch, V), signals.targets(batch)]
@@ -212,10 +221,10 @@ def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
     ]
 
 
-def _checkpoints(subject: Subject, say: Say) -> Iterator[Checkpoint]:
+def _checkpoints(subject: Subject, say: Say) -> Iterator[tuple[Checkpoint, list[tuple[str, NDArray[Any]]]]]:
     """Of the run's checkpoints after the first weights the best, the latest and one or two between, as far as whole.
 
-    A run under way may remove one before it is read.
+    A run under way may remove one before it is read: each comes with its arrays, read at once.
     """
     if subject.run is None:
         return
@@ -229,9 +238,12 @@ def _checkpoints(subject: Subject, say: Say) -> Iterator[Checkpoint]:
         chosen = {best, *sorted(chosen)[1:]} if len(chosen) == MOST_CHECKPOINTS - 1 else {best, *chosen}
     for step in sorted(chosen):
         try:
-            yield checkpoint.load(path, step)
+            held = checkpoint.load(path, step)
+            state = list(held.state())
         except (DamagedError, InputError) as error:
             say(f"note: the checkpoint of step {step:,} is left out: {error}")
+            continue
+        yield held, state
 
 
 def _rate(config: RunConfig, step: int) -> float:
@@ -266,7 +278,7 @@ def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
         )
     say("trying all learning rates")
     found, lr = trials.range_test(bench, subject.rows(RANGE_TOKENS)), subject.config.optimizer.lr
-    made.findings.append(trials.judge_range(found, subject.config.optimizer))
+    made.findings.append(trials.judge_range(found, subject.config.optimizer, subject.tuned))
     made.pictures.append(
         Picture("range", "The loss while the rate grows from step to step", lambda p: drawings.range_test(found, lr, p))
     )
@@ -293,7 +305,7 @@ def history(subject: Subject, made: Diagnosis) -> None:
         return
     curve = curves.read(run.path)
     known = {finding.signal for finding in made.findings}
-    made.findings += [finding for finding in curves.findings(curve) if finding.signal not in known]
+    made.findings += [finding for finding in curves.findings(curve, subject.tuned) if finding.signal not in known]
     made.pictures.append(Picture("history", "What the run has logged", lambda p: curves.draw(curve, p)))
 
 

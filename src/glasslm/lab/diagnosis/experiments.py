@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from statistics import fmean
+from typing import TypeVar, get_args
 
 from glasslm.config import Precision
 from glasslm.lab.diagnosis.recipes import LARGE_BATCH, RATE, UNSCALED, Recipe, Start, Trial, ratio
+from glasslm.lab.statistics import Verdict, compare, verdicts
 
 ALL, UNIT = Recipe(), Recipe(start="unit")
 NOTHING = Recipe(norm="none", start="unit", warmup=False, cosine=False, clip=False)
@@ -32,6 +33,11 @@ STARTS = {start: (Recipe(start=start), dataclasses.replace(NOTHING, start=start)
 RATES = {rate: Recipe(rate=rate) for rate in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 COLD = {rate: Recipe(rate=rate, warmup=False) for rate in (1.0, 3.0, 10.0, 30.0, 100.0)}
 DEPTHS = {depth: (Recipe(n_layers=depth), Recipe(n_layers=depth, norm_position="post")) for depth in (2, 4, 8, 16)}
+# What is compared with what: each of these is one family, in which many comparisons ask for clearer differences.
+WITHOUT = {name: (one, ALL) for name, one in TRICKS.items() if one != ALL}
+OTHER_RATES = {rate: (one, ALL) for rate, one in RATES.items() if one != ALL}
+WITHOUT_WARMUP = {rate: (one, RATES[rate]) for rate, one in COLD.items()}
+POST = {depth: (post, pre) for depth, (pre, post) in DEPTHS.items()}
 HALF = Recipe(n_layers=2)
 HALVES: dict[str, tuple[Precision, float]] = {
     "float32": ("fp32", 1.0),
@@ -43,7 +49,9 @@ HALF_WORK = 12  # of each, in blocks of the NumPy engine trained for all steps: 
 
 NO_CONTEXT = 0.1  # nats: what is no further below a guess by frequencies has failed to learn
 USABLE = 0.1  # nats above the best rate
-DETECTABLE = {3: 3.26, 5: 1.68, 8: 1.16}  # sd of paired differences that a t test finds in 4 of 5 cases, by seeds
+
+Name = TypeVar("Name", str, float, int)
+Tried = Sequence[Trial]
 
 
 @dataclass
@@ -67,6 +75,17 @@ class Cooked:
     def fails(self, recipe: Recipe) -> bool:
         """Whether most of its trials failed."""
         return sum(map(self.failed, self.trials[recipe])) * 2 > len(self.trials[recipe])
+
+    def judged(self, family: Mapping[Name, tuple[Recipe, Recipe]]) -> dict[Name, Verdict]:
+        """Each recipe of a family against its other one."""
+        return judged({name: (self.trials[one], self.trials[base]) for name, (one, base) in family.items()})
+
+    def said(self, recipe: Recipe, verdict: Verdict) -> str:
+        """The verdict on a recipe, and in how many seeds it failed: of losses that far apart a test may see nothing."""
+        trials = self.trials[recipe]
+        failed = sum(map(self.failed, trials))
+        more = f"; fails in {failed} of {len(trials)}" if failed and verdict.kind != "diverged" else ""
+        return verdict.words + more
 
     @property
     def sick(self) -> tuple[str, Recipe]:
@@ -96,7 +115,7 @@ def every_recipe() -> dict[str, Recipe]:
 
 def mean(trials: Iterable[Trial]) -> float:
     """The mean validation loss; infinite if one diverged."""
-    return statistics.fmean(trial.val_loss for trial in trials)
+    return fmean(trial.val_loss for trial in trials)
 
 
 def nats(value: float) -> str:
@@ -111,44 +130,21 @@ def outcome(trials: Sequence[Trial]) -> str:
     words = []
     if finite:
         spread = f" ({nats(min(finite))} to {nats(max(finite))})" if len(finite) > 1 else ""
-        words.append(nats(statistics.fmean(finite)) + spread)
+        words.append(nats(fmean(finite)) + spread)
     if gone:
         words.append(f"diverged in {len(gone)} of {len(trials)}, at step {listed(list(map(str, steps)))}")
     return "; ".join(words)
 
 
-def compare(trials: Sequence[Trial], base: Sequence[Trial]) -> str:
-    """The trials against others with the same seeds: better or worse where every seed says so, and by how much."""
-    gone = sum(one.diverged and not other.diverged for one, other in zip(trials, base))
-    pairs = [one.val_loss - other.val_loss for one, other in zip(trials, base) if not (one.diverged or other.diverged)]
-    words = [f"diverged in {gone} of {len(base)} seeds"] if gone else []
-    if pairs:
-        sign = direction(pairs)
-        if sign:
-            many = (
-                f" ({nats(min(map(abs, pairs)))} to {nats(max(map(abs, pairs)))})" if len(pairs) > 1 else ", one seed"
-            )
-            words.append(f"{nats(abs(statistics.fmean(pairs)))} nats {'worse' if sign > 0 else 'better'}{many}")
-        else:
-            found = f"; {nats(least)} would be found" if (least := detectable(pairs)) else ""
-            words.append(f"no clear difference ({min(pairs):+.3f} to {max(pairs):+.3f} nats{found})")
-    return "; ".join(words) or "both diverged"
+def judged(family: Mapping[Name, tuple[Tried, Tried]]) -> dict[Name, Verdict]:
+    """Trials, each against others with the same seeds, where the experiment makes all these comparisons."""
+    losses = [tuple([trial.val_loss for trial in trials] for trials in both) for both in family.values()]
+    return dict(zip(family, verdicts([compare(one, base, family=len(family)) for one, base in losses])))
 
 
-def direction(pairs: Sequence[float]) -> int:
-    """1 where every difference is above 0, -1 where every one is below, else 0."""
-    return (min(pairs) > 0) - (max(pairs) < 0)
-
-
-def detectable(pairs: Sequence[float]) -> float:
-    """The mean difference that a paired t test at 5% would find in 4 of 5 cases; 0 where no rule is known."""
-    return DETECTABLE[len(pairs)] * statistics.stdev(pairs) if len(pairs) in DETECTABLE else 0.0
-
-
-def harm(cooked: Cooked, recipe: Recipe) -> float:
-    """By how much a recipe is worse than all tricks, in every seed; 0 where not every seed says so."""
-    pairs = [one.val_loss - good.val_loss for one, good in zip(cooked.trials[recipe], cooked.trials[ALL])]
-    return mean(cooked.trials[recipe]) - mean(cooked.trials[ALL]) if min(pairs) > 0 else 0.0
+def halves_judged(cooked: Cooked) -> dict[str, Verdict]:
+    exact = cooked.halves["float32"]
+    return judged({name: (trials, exact) for name, trials in cooked.halves.items() if trials is not exact})
 
 
 def listed(names: Sequence[str]) -> str:
@@ -162,15 +158,16 @@ def tricks_said(cooked: Cooked) -> list[str]:
     """All tricks against none, and what each one alone is worth."""
     found = cooked.trials
     said = [f"With all tricks: {outcome(found[ALL])} nats per token. With none: {outcome(found[NOTHING])}."]
-    alone = {name: harm(cooked, one) for name, one in TRICKS.items() if one not in (ALL, NOTHING)}
-    worst = sorted((name for name in alone if alone[name] > 0), key=lambda name: -alone[name])
-    if worst:
-        ranked = [f"{name} ({compare(found[TRICKS[name]], found[ALL])})" for name in worst]
-        said.append(f"What hurts in every seed, the worst first: {', '.join(ranked)}.")
-    if harmless := [f"{name} ({compare(found[TRICKS[name]], found[ALL])})" for name in alone if not alone[name]]:
+    versus, base = cooked.judged(WITHOUT), sum(map(cooked.failed, found[ALL]))
+    alone = sorted((name for name in versus if TRICKS[name] != NOTHING), key=lambda name: -mean(found[TRICKS[name]]))
+    words = {name: f"{name} ({cooked.said(TRICKS[name], versus[name])})" for name in alone}
+    fails = {name for name in alone if sum(map(cooked.failed, found[TRICKS[name]])) > base}
+    if worse := [name for name in alone if versus[name].kind == "worse" or name in fails]:
+        said.append(f"What hurts, the worst first: {', '.join(words[name] for name in worse)}.")
+    if rest := [words[name] for name in alone if name not in worse]:
         said.append(
-            f"Not worse in every seed: {', '.join(harmless)}. One small model, {cooked.steps} steps, one rate: what "
-            "they are worth elsewhere this does not say."
+            f"Not shown to hurt: {', '.join(rest)}. One small model, {cooked.steps} steps, one rate: what they are "
+            "worth elsewhere this does not say."
         )
     return said
 
@@ -198,11 +195,9 @@ def rates_said(cooked: Cooked) -> list[str]:
     said = [
         f"The best rate is x{best:g} ({at}); within {USABLE:g} nats of it: {listed([f'x{rate:g}' for rate in usable])}."
     ]
+    versus = cooked.judged(OTHER_RATES)
     for rate in (10.0, 100.0):
-        trials = cooked.trials[RATES[rate]]
-        failed = sum(map(cooked.failed, trials))
-        end = f", and fails in {failed} of {len(trials)}" if failed else ""
-        said.append(f"x{rate:g} against x1: {compare(trials, cooked.trials[ALL])}{end}.")
+        said.append(f"x{rate:g} against x1: {cooked.said(RATES[rate], versus[rate])}.")
     return said
 
 
@@ -210,11 +205,11 @@ def warmup_said(cooked: Cooked) -> list[str]:
     def highest(trials: Sequence[Trial]) -> float:
         return max(max((x if math.isfinite(x) else math.inf) for x in trial.losses) for trial in trials)
 
-    said = []
+    said, versus = [], cooked.judged(WITHOUT_WARMUP)
     for rate, recipe in COLD.items():
         cold, warm = cooked.trials[recipe], cooked.trials[RATES[rate]]
         peaks = f"highest training loss {nats(highest(cold))} against {nats(highest(warm))}"
-        said.append(f"Without warmup at x{rate:g}: {compare(cold, warm)}; {peaks}.")
+        said.append(f"Without warmup at x{rate:g}: {versus[rate].words}; {peaks}.")
     return said
 
 
@@ -256,38 +251,34 @@ def half_said(cooked: Cooked) -> list[str]:
     ]
     if not cooked.halves:
         return [*said, "Training in float16 was not tried: it needs PyTorch."]
-    exact = cooked.halves["float32"]
     return said + [
-        f"Trained with gradients of that size, {name}: {outcome(trials)}; against float32 {compare(trials, exact)}."
-        for name, trials in cooked.halves.items() if trials is not exact
-    ]  # fmt: skip
+        f"Trained with gradients of that size, {name}: {outcome(cooked.halves[name])}; against float32 {verdict.words}."
+        for name, verdict in halves_judged(cooked).items()
+    ]
 
 
 def checklist(cooked: Cooked) -> list[tuple[str, str, str, str]]:
     """What to look at, in this order, how, and what it was worth here."""
     found, uniform = cooked.trials, math.log(cooked.vocab_size)
-
-    def without(recipe: Recipe) -> str:
-        return f"without: {compare(found[recipe], found[ALL])}"
-
-    first = [nats(statistics.fmean(trial.losses[0] for trial in found[one])) for one in (ALL, UNIT)]
+    without = {name: cooked.said(TRICKS[name], verdict) for name, verdict in cooked.judged(WITHOUT).items()}
+    rates = cooked.judged(OTHER_RATES)
+    first = [nats(fmean(trial.losses[0] for trial in found[one])) for one in (ALL, UNIT)]
     losses = {rate: mean(found[recipe]) for rate, recipe in RATES.items()}
     best, deepest = min(losses, key=losses.__getitem__), max(DEPTHS)
-    pre, post = DEPTHS[deepest]
     items = [
         ("The first loss is ln V", "glasslm diagnose",
          f"{first[0]}, and ln V is {uniform:.3f}; from deviation 1 it is {first[1]}"),
-        ("A norm in each sublayer", "--norm rmsnorm", without(TRICKS["no normalisation"])),
+        ("A norm in each sublayer", "--norm rmsnorm", f"without: {without['no normalisation']}"),
         ("Before the sublayer, not after it", "--norm-position pre",
-         f"after, {deepest} blocks: {compare(found[post], found[pre])}"),
+         f"after, {deepest} blocks: {cooked.said(DEPTHS[deepest][1], cooked.judged(POST)[deepest])}"),
         ("A small start, smaller into the stream", "0.02, 0.02 / sqrt(2 layers)",
-         f"deviation 1: {compare(found[UNIT], found[ALL])}"),
+         f"deviation 1: {without['start with deviation 1']}"),
         ("Gradients of a like size in every block", "glasslm diagnose",
          f"first over last: {ratio(found[ALL], 0):.2g} at the start, {ratio(found[ALL], -1):.2g} at the end"),
-        ("A rate from a range test", "--lr", f"best x{best:g}; x100: {compare(found[RATES[100.0]], found[ALL])}"),
-        ("Clipping of the global norm", "--grad-clip 1", without(TRICKS["no clipping"])),
-        ("Warmup", "--warmup-steps", f"without, at x10: {compare(found[COLD[10.0]], found[RATES[10.0]])}"),
-        ("A rate that falls", "--schedule cosine", f"constant: {compare(found[TRICKS['constant rate']], found[ALL])}"),
+        ("A rate from a range test", "--lr", f"best x{best:g}; x100: {cooked.said(RATES[100.0], rates[100.0])}"),
+        ("Clipping of the global norm", "--grad-clip 1", f"without: {without['no clipping']}"),
+        ("Warmup", "--warmup-steps", f"without, at x10: {cooked.judged(WITHOUT_WARMUP)[10.0].words}"),
+        ("A rate that falls", "--schedule cosine", f"constant: {without['constant rate']}"),
         ("bfloat16, or a scaled loss", "--precision bf16",
          f"lost unscaled in a large batch: {found[ALL][0].looks[-1].lost_large:.1%} of the gradients"),
     ]  # fmt: skip

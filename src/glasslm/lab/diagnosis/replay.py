@@ -7,6 +7,7 @@ all that the guard skipped or rolled back, and stops where the step begins.
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import tempfile
 import time
@@ -16,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glasslm import checkpoint, tokens
-from glasslm.config import ComputeConfig, EngineName
+from glasslm.config import ComputeConfig
 from glasslm.display import Display
 from glasslm.engines import Batch, Engine, make_engine
 from glasslm.engines.choice import as_recorded
 from glasslm.engines.inspection import GRADIENT, backward_names
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.diagnosis.findings import HEADER, Finding
 from glasslm.metrics import Line, Log
 from glasslm.parameters import table
+from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
 from glasslm.runs import Run
 from glasslm.training import Loop, hashes
@@ -62,50 +64,63 @@ class Replay:
     findings: list[Finding]
 
 
-def replay(run_dir: Path, step: int, engine: EngineName, say: Say) -> Replay:
-    """Bring back `step` (from 1) of a run, in a temporary folder. The run itself is only read.
+def replay(run_dir: Path, step: int, compute: ComputeConfig, say: Say) -> Replay:
+    """Bring back `step` (from 1) of a run, in a temporary folder. The run itself is only read, and may go on.
 
-    Raises InputError for a step that the run has not, DamagedError where no checkpoint before it is whole.
+    What `compute` leaves open is as the run had it. Raises InputError for a step that the run has not made, and
+    DamagedError where no checkpoint before it is whole.
     """
     run = Run(run_dir)
-    if not 1 <= step <= run.config.train.max_steps:
-        raise InputError(f"--replay {step}: this run has the steps 1 to {run.config.train.max_steps}")
-    held = _before(run, step)
+    made = run.length
+    if not 1 <= step <= made:
+        raise InputError(f"--replay {step}: this run has made " + (f"the steps 1 to {made}" if made else "no step yet"))
+    held, state = _before(run, step)
     dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
     checkpoint.check(held, **hashes(run, dataset))
-    compute, notes = as_recorded(ComputeConfig(engine=engine), run.record)
+    compute, notes = as_recorded(compute, run.record)
     for note in notes:
         say(f"note: {note}")
     with tempfile.TemporaryDirectory(prefix="glasslm-replay-", ignore_cleanup_errors=True) as folder:
-        copy = _copy(run, held.step, Path(folder))
+        copy = _copy(run, held, Path(folder))
         machine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
-        machine.load(held.state(), held.progress.updates, held.progress.loss_scale)
+        machine.load(state, held.progress.updates, held.progress.loss_scale)
         with Log(copy.path / "metrics.jsonl") as log:
             loop = Loop(copy, machine, dataset, log, Display(stream=io.StringIO(), live=False), held.progress)
             _go_to(loop, step - 1, say)
             return _look(run, loop, held.step)
 
 
-def _before(run: Run, step: int) -> checkpoint.Checkpoint:
-    """The newest whole checkpoint from which `step` can be reached."""
+def _before(run: Run, step: int) -> tuple[checkpoint.Checkpoint, list[tuple[str, NDArray[Any]]]]:
+    """The newest whole checkpoint from which `step` can be reached, and its arrays, before the run removes it."""
     for at in reversed([at for at in checkpoint.list_steps(run.path) if at < step]):
         try:
-            return checkpoint.load(run.path, at)
-        except DamagedError:
+            held = checkpoint.load(run.path, at)
+            return held, list(held.state())
+        except (DamagedError, InputError):
             continue
     raise DamagedError(f"{run.path} has no whole checkpoint before step {step}: see `glasslm verify`")
 
 
-def _copy(run: Run, step: int, folder: Path) -> Run:
-    """As much of the run as going on from a checkpoint, and rolling back, may read."""
+def _copy(run: Run, held: checkpoint.Checkpoint, folder: Path) -> Run:
+    """As much of the run as going on from a checkpoint, and rolling back, may read.
+
+    Only a rollback reads weights again: those of the last planned checkpoint, which the run keeps for that.
+    """
     for name in ("run.json", "tokenizer.json"):
         shutil.copy(run.path / name, folder / name)
-    if (run.path / checkpoint.BASE).is_dir():
-        shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
-    for at in checkpoint.list_steps(run.path):
-        if at <= step:
-            place = Path(checkpoint.FOLDER, f"{at:06d}")
+    if run.config.train.on_spike != "rollback":
+        return Run(folder)
+    safe_at = held.progress.loop.get("safe_at", held.step)
+    places = [Path(checkpoint.FOLDER, f"{safe_at:06d}")]
+    places += [Path(checkpoint.BASE)] if (run.path / checkpoint.BASE).is_dir() else []
+    try:
+        for place in places:
             shutil.copytree(run.path / place, folder / place)
+    except (OSError, shutil.Error) as error:
+        raise DamagedError(
+            f"{run.path / places[0]}, to which a spike would go back, cannot be copied ({error}): if the run is under "
+            "way, try again"
+        ) from error
     return Run(folder)
 
 
@@ -174,7 +189,7 @@ def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
 def _same(loss: float, logged: Line | None) -> Finding:
     if logged is None:
         return Finding("replay", "ok", "the run logged no line of this step", "there is nothing to compare it with")
-    if logged["loss"] is None or loss == logged["loss"]:
+    if loss == logged["loss"] or (logged["loss"] is None and not math.isfinite(loss)):
         return Finding("replay", "ok", f"loss {number(loss, '.6f')}, as logged, to the bit", "this is the very step")
     seen = f"loss {number(loss, '.6f')}, logged {number(logged['loss'], '.6f')}"
     means = "another machine, engine or number of threads computes now: what follows is close to that step"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from glasslm.config import ModelConfig
 from glasslm.engines import Batch, Engine
 from glasslm.engines.inspection import GRADIENT, feedforwards, forward_names
-from glasslm.lab.diagnosis.findings import SEVERITY, Finding, Verdict
 from glasslm.parameters import Table
+from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 Array = NDArray[Any]
 

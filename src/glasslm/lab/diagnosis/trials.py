@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
 from glasslm.engines import Batch, Engine, State, make_engine
 from glasslm.engines.state import moment_kind
-from glasslm.lab.diagnosis.findings import Finding, Verdict
+from glasslm.lab.diagnosis.curves import noise_of
 from glasslm.lab.diagnosis.signals import graded, rms, some
 from glasslm.parameters import initial_weights, table
+from glasslm.report.findings import Finding, Verdict
 
 Array = NDArray[Any]
 MakeEngine = Callable[[RunConfig], Engine]
@@ -226,15 +227,19 @@ def range_test(bench: Bench, rows: int) -> Range:
     return Range(np.array(rates), np.array(losses), levels, rates[enough])
 
 
-def judge_range(found: Range, config: OptimizerConfig) -> Finding:
-    """The configured peak against the limit.
+def judge_range(found: Range, config: OptimizerConfig, tuned: bool = False) -> Finding:
+    """The configured peak against the limit; of weights that are `tuned` already there may be nothing to gain.
 
     Sound recipes lie at .1 to 1 of it (muon at 1e-2, adamw at 1e-3 to 1e-2), and 30 times as high at 5 and more.
     """
     signal, lr = "learning rate", config.lr
     seen = f"hardly more is learnt above a rate of {found.limit:.1g}; the run's is {lr:g}"
     gained = found.smooth[0] - np.nanmin(found.smooth)
-    if not gained > 0.02 * abs(found.smooth[0]):
+    least = 0.02 * abs(found.smooth[0])
+    if tuned and not gained > max(least, 3 * noise_of(found.losses)):
+        seen = f"no rate up to {found.rates[-1]:.1g} brings the loss clearly down from {found.smooth[0]:.3f}"
+        return Finding(signal, "ok", seen, "nothing to gain at any rate: judge by the old text")
+    if not gained > least:
         seen = f"no rate up to {found.rates[-1]:.1g} brings the loss down from {found.smooth[0]:.3f}"
         return Finding(signal, "bad", seen, "the rate is not what is wrong", "Look for a fault in the model first.")
     verdict = graded(lr / found.limit, RATE_WATCH, RATE_BAD)

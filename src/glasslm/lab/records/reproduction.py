@@ -63,6 +63,7 @@ class Reproduction:
     steps: int  # up to here both are compared
     reached: int  # by the new run
     lines: int  # compared
+    trained: int  # of these and of the checkpoints, how many come after a step: the others know the first weights only
     parting: Parting | None
     checkpoints: list[Pair]
     circumstances: list[tuple[str, str, str]]  # that differ: name, then, now
@@ -71,7 +72,7 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        return self.parting is None and all(pair.same for pair in self.checkpoints)
+        return self.trained > 0 and self.parting is None and all(pair.same for pair in self.checkpoints)
 
 
 def reproduce(run: Run, run_dir: Path, steps: int | None, command: str, say: Say) -> Reproduction:
@@ -82,9 +83,10 @@ def reproduce(run: Run, run_dir: Path, steps: int | None, command: str, say: Say
     """
     runs.require_new(run_dir)
     config = _recipe(run)
-    length = _length(run)
+    length = run.length
     end = length if steps is None else min(steps, length)
     require(end >= 1, "steps", end, f"1 or more, and {run.path} itself got to step {length}")
+    _require_comparable(run, end)
     dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
     compute, notes = as_recorded(ComputeConfig(threads=run.record.get("threads", 0)), run.record)
     for note in notes:
@@ -117,14 +119,23 @@ def _recipe(run: Run) -> RunConfig:
     return dataclasses.replace(run.config, train=train)
 
 
-def _length(run: Run) -> int:
-    """How many steps a run made, as far as its log and its checkpoints know."""
-    return max([0, *(line["step"] for line in run.metrics()), *checkpoint.list_steps(run.path)])
+def _require_comparable(run: Run, end: int) -> None:
+    """Up to the step `end` the run has written down something that training made."""
+    logged = [line["step"] for line in run.metrics() if _is_trained(line)]
+    first = min([*logged, *filter(None, checkpoint.list_steps(run.path))], default=None)
+    if first is None:
+        raise InputError(f"{run.path} wrote down no step and has no checkpoint after one: there is nothing to compare")
+    require(end >= first, "steps", end, f"the first step that {run.path} wrote down: give --steps {first} or more")
+
+
+def _is_trained(line: Line) -> bool:
+    """Whether it has numbers that a step was needed for."""
+    return line["kind"] in ("step", "eval") and line["step"] > 0
 
 
 def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
     """Both runs up to the step `end`; `whole`: both are over, so that neither may have a line more."""
-    reached = min(end, _length(again))
+    reached = min(end, again.length)
     theirs, ours = (
         list(itertools.takewhile(lambda line: line["step"] <= reached, metrics.comparable(one.metrics())))
         for one in (run, again)
@@ -144,6 +155,7 @@ def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
         steps=end,
         reached=reached,
         lines=min(len(theirs), len(ours)),
+        trained=sum(_is_trained(line) for line, _ in zip(theirs, ours)) + sum(pair.step > 0 for pair in pairs),
         parting=_parting(theirs, ours, whole),
         checkpoints=pairs,
         circumstances=_unlike(circumstances(run.record), circumstances(again.record)),
@@ -153,7 +165,7 @@ def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
 
 def _parting(theirs: list[Line], ours: list[Line], whole: bool) -> Parting | None:
     for then, now in zip(theirs, ours):
-        for name in then.keys() & now.keys():  # another version may log more
+        for name in (name for name in then if name in now):  # another version may log more
             if then[name] != now[name]:
                 return Parting(then["step"], f"{then['kind']}: {name}", then[name], now[name])
     if whole and len(theirs) != len(ours):

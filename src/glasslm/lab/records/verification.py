@@ -1,41 +1,24 @@
-"""Whether a run folder is whole, and whether it resumes to the bit.
+"""Whether a run folder is whole.
 
-`examine` looks at every file of a run and never writes there, so that it may look while the run goes on. `try_resume`
-trains a short copy of the run twice in a temporary folder, once to its end and once with a sudden death on the way.
+`examine` looks at every file of a run and never writes there, so that it may look while the run goes on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 
-from glasslm import checkpoint, files, launch, metrics, runs, tokens
+from glasslm import checkpoint, files, metrics
 from glasslm.checkpoint import Checkpoint
-from glasslm.config import ComputeConfig
-from glasslm.display import Display
-from glasslm.engines import Array, Engine, make_engine
-from glasslm.engines.choice import as_recorded
 from glasslm.engines.state import AVERAGE, MOMENTS, moment_kind, read_state
 from glasslm.errors import DamagedError, GlasslmError
-from glasslm.memory import enough_memory
-from glasslm.metrics import Log
 from glasslm.parameters import Table, count, table
 from glasslm.runs import Run
-from glasslm.settings import to_dict
-from glasslm.tokens import Dataset
-from glasslm.training import Loop, hashes
-from glasslm.wording import Say
 
 Verdict = Literal["ok", "note", "damaged"]
 
@@ -52,8 +35,6 @@ CURES = {
     "best": "use the latest by --checkpoint latest, or restore it from a copy",
     "text": "put the original back",
 }
-STEPS, STOPPED_AFTER = 12, 7  # of the copy: in all, and before its sudden death, which follows no save
-TORN = b'{"kind": "step", "step": 9, "lo'  # what a line is when a process dies in the middle of it
 
 
 @dataclass(frozen=True)
@@ -63,31 +44,6 @@ class Part:
     name: str
     verdict: Verdict
     message: str
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """What became of the copy that was interrupted, beside the one that was not."""
-
-    engine: str
-    precision: str
-    begin: int  # the step of the checkpoint that both copies start from
-    died: int  # the step after which one of them died
-    resumed: int  # the step of the checkpoint that it went on from
-    end: int
-    entries: int  # weights and moments compared
-    difference: float  # the largest of any element of any of them
-    where: str  # the entry with that difference
-    lines: int  # of metrics.jsonl compared, without their timing
-    same_lines: bool
-    same_progress: bool  # counters, best and the loop's own memory
-
-    @property
-    def passed(self) -> bool:
-        return self.difference == 0.0 and self.same_lines and self.same_progress
-
-
-# -- whether it is whole ----------------------------------------------------------------------------------------------
 
 
 def examine(run_dir: Path) -> Iterator[Part]:
@@ -152,14 +108,14 @@ def _checkpoint(run: Run, step: int, known: bool, held: list[Checkpoint]) -> Par
     name = f"{checkpoint.FOLDER}/{step:06d}"
     path = run.path / name
     while path.exists():
-        before = _written(path)
+        before = written(path)
         part = _judged(name, "checkpoint", lambda: _whole(run, step, known, held))
-        if part.verdict == "ok" or (path.exists() and _written(path) == before):
+        if part.verdict == "ok" or (path.exists() and written(path) == before):
             return part
     return Part(name, "note", "the run, which goes on, removed it meanwhile")
 
 
-def _written(path: Path) -> tuple[int, int] | None:
+def written(path: Path) -> tuple[int, int] | None:
     """Which writing of a checkpoint this is."""
     try:
         manifest = os.stat(path / files.MANIFEST)
@@ -278,120 +234,3 @@ def _leftovers(run_dir: Path) -> Iterator[Part]:
         for path in sorted(folder.glob("*.tmp-[0-9]*")):
             why = "half written, by a save under way or a process that was killed: the next one that trains removes it"
             yield Part(path.relative_to(run_dir).as_posix(), "note", why)
-
-
-# -- whether it resumes -----------------------------------------------------------------------------------------------
-
-
-def try_resume(run_dir: Path, say: Say) -> Resumption:
-    """Train on from the latest checkpoint twice, once interrupted, in a temporary folder, and compare the ends.
-
-    The copies have the run's weights, moments, text, dropout, engine, precision and threads, but `STEPS` steps of their
-    own at the peak learning rate: the schedule of a finished run is over. Raises DamagedError where there is no whole
-    checkpoint, or the text is gone, and KeyboardInterrupt for a signal.
-    """
-    run = Run(run_dir)
-    latest = checkpoint.load(run_dir, "latest", say)
-    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
-    checkpoint.check(latest, **hashes(run, dataset))
-    with tempfile.TemporaryDirectory(prefix="glasslm-verify-", ignore_cleanup_errors=True) as folder:
-        whole, cut = (_copy(run, latest, dataset, Path(folder, name)) for name in ("whole", "cut"))
-        with contextlib.redirect_stderr(io.StringIO()):  # the display of a run, which nobody need see
-            with _training(whole, dataset) as loop:
-                _require_end(loop.run())
-            with _training(cut, dataset) as loop:
-                while loop.step < latest.step + STOPPED_AFTER or loop.saved_at == loop.step:
-                    loop.do_step()
-            died, resumed = loop.step, max(checkpoint.list_steps(cut.path))
-            _as_a_kill_leaves_it(cut.path)
-            _require_end(launch.resume(cut.path, _compute(cut)[0], lambda message: None).status)
-        return _compare(whole, cut, latest.step, died, resumed)
-
-
-def _copy(run: Run, latest: Checkpoint, dataset: Dataset, folder: Path) -> Run:
-    """A run that stands where `latest` does and has STEPS more to go."""
-    train = dataclasses.replace(
-        run.config.train, max_steps=latest.step + STEPS, log_interval=1, eval_interval=STEPS // 2, sample_interval=0,
-        checkpoint_interval=STEPS // 3, stop_at_loss=None, patience=None, max_time=None,
-    )  # fmt: skip
-    optimizer = dataclasses.replace(run.config.optimizer, schedule="constant")
-    config = dataclasses.replace(run.config, train=train, optimizer=optimizer)
-    record = {name: value for name, value in run.record.items() if name not in ("format", "base")}
-    with files.lock(folder):
-        runs.create(folder, record | {"config": to_dict(config)}, run.tokenizer.to_json())
-        if (run.path / checkpoint.BASE).is_dir():
-            shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
-        with open(run.path / "metrics.jsonl", "rb") as file:
-            files.write_atomic(folder / "metrics.jsonl", file.read(latest.progress.metrics_bytes))
-        copy = Run(folder)
-        memory = latest.progress.loop | {"measured": False, "safe_at": latest.step}
-        progress = dataclasses.replace(latest.progress, best=None, loop=memory)
-        held = cast(Engine, _Held(latest, table(config.model, run.tokenizer.vocab_size)))
-        belongs_to: dict[str, Any] = hashes(copy, dataset)
-        checkpoint.save(folder, held, progress, keep=train.keep, **belongs_to)
-    return copy
-
-
-@dataclass(frozen=True)
-class _Held:
-    """An engine as far as a checkpoint to be written knows one."""
-
-    latest: Checkpoint
-    rows: Table
-
-    def state(self) -> Iterator[tuple[str, Array]]:
-        return ((name, array) for name, array in self.latest.state() if "/" in name or self.rows[name].trained)
-
-
-def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
-    """As recorded; a GPU adds in a fixed order, or no two runs would be equal."""
-    return as_recorded(ComputeConfig(deterministic=run.record["device"] != "cpu"), run.record)
-
-
-@contextmanager
-def _training(run: Run, dataset: Dataset) -> Iterator[Loop]:
-    """The loop from the latest checkpoint; when the block ends it is gone, with nothing saved."""
-    start = checkpoint.load(run.path)
-    log = Log(run.path / "metrics.jsonl", start.progress.metrics_bytes)
-    with enough_memory(run.config, run.record["engine"]), log, Display() as shown:
-        engine = make_engine(run.config, run.tokenizer.vocab_size, _compute(run)[0], training=True)
-        engine.load(start.state(), start.progress.updates, start.progress.loss_scale)
-        yield Loop(run, engine, dataset, log, shown, start.progress)
-
-
-def _require_end(status: str) -> None:
-    if status != "finished":  # nothing but a signal ends it early
-        raise KeyboardInterrupt
-
-
-def _as_a_kill_leaves_it(run_dir: Path) -> None:
-    """Half a line of metrics, and half a checkpoint."""
-    with open(run_dir / "metrics.jsonl", "ab") as file:
-        file.write(TORN)
-    half = run_dir / checkpoint.FOLDER / "999999.tmp-1"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-
-
-def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resumption:
-    one, other = (checkpoint.load(run.path) for run in (whole, cut))
-    expected, found = dict(one.state()), dict(other.state())
-    assert expected.keys() == found.keys()
-    differences = {name: float(np.abs(array - found[name]).max()) for name, array in expected.items()}
-    where = max(differences, key=differences.__getitem__)
-    lines, same = (metrics.comparable(run.metrics()) for run in (whole, cut))
-    one_at, other_at = (dataclasses.replace(held.progress, metrics_bytes=0) for held in (one, other))
-    return Resumption(
-        engine=whole.record["engine"],
-        precision=whole.record["precision"],
-        begin=begin,
-        died=died,
-        resumed=resumed,
-        end=one.step,
-        entries=len(expected),
-        difference=differences[where],
-        where=where,
-        lines=sum(line["step"] > begin for line in lines),
-        same_lines=lines == same,
-        same_progress=one_at == other_at,
-    )

@@ -59,7 +59,7 @@ def study(
             outcome = launch.train(variant, compute, path, preset=name, command=command, say=_quiet)
         else:
             _require_same(Run(path), variant)
-            if Run(path).history.status in ("finished", "stopped"):
+            if Run(path).history.status in ("finished", "stopped", "diverged"):
                 continue
             outcome = launch.resume(path, compute, say=_quiet)
         if outcome.status == "interrupted":

@@ -1,0 +1,172 @@
+"""Runs that are merged, diverged, under way or interrupted are tried as well as those that came to their end."""
+
+import dataclasses
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import checkpoint, cli, files, launch
+from glasslm.checkpoint import Checkpoint
+from glasslm.engines import Array
+from glasslm.errors import DamagedError
+from glasslm.finetune import merge
+from glasslm.lab.records import resumption
+from glasslm.runs import Run
+from glasslm.training import Loop
+from small_runs import logged, no_report, quiet, train, write_text
+
+FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def original(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(text, tmp_path_factory.mktemp("runs") / "run", **FLAGS).run_dir
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def try_resume(run: Path) -> resumption.Resumption:
+    with no_report():
+        return resumption.try_resume(run, quiet)
+
+
+def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: Path) -> None:
+    flags = FLAGS | {"optimizer": "adamw", "sample_interval": 10}
+    tuned = train(text, tmp_path / "tuned", init_from=str(original), lora_rank=2, **flags)
+    whole = merge(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
+    assert checkpoint.load(whole).progress.loop == {}
+    assert try_resume(whole).passed
+
+
+def test_a_diverged_run_has_a_verdict_of_its_own(text: Path, tmp_path: Path) -> None:
+    """Its guard, with these windows and the loss that it began with, would end the copy at the first step."""
+    run = train(text, tmp_path / "run", **FLAGS | {"lr": 3.0, "max_steps": 90, "warmup_steps": 0}).run_dir
+    assert logged(run, "end")[-1]["status"] == "diverged"
+    assert try_resume(run).passed
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_copy_that_diverges_is_a_note(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(text, tmp_path / "run", **FLAGS | {"lr": 1e30, "max_steps": 30, "warmup_steps": 0}).run_dir
+    assert logged(run, "end")[-1]["status"] == "diverged"
+    capsys.readouterr()
+    with no_report():
+        assert cli.main(["verify", str(run), "--resume"]) == 0
+    *_, note, _, verdict = capsys.readouterr().out.splitlines()
+    assert note.split()[:2] == ["note", "resume"]
+    assert "diverges" in note
+    assert "1 notes" in verdict
+    assert "bit" not in verdict
+
+
+def test_divergence_after_a_resume_only_is_damage(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = launch.resume
+
+    def diverged(*arguments: Any) -> Any:
+        return dataclasses.replace(resume(*arguments), status="diverged")
+
+    monkeypatch.setattr(launch, "resume", diverged)
+    with no_report():
+        assert cli.main(["verify", str(run), "--resume"]) == 1
+    assert "damaged  resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [3, 12 + 3, 12 + 7 + 1 + 3], ids=["whole", "cut", "resumed"])
+def test_a_signal_ends_it_with_its_own_code(
+    at: int, number: signal.Signals, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_step, steps = Loop.do_step, []
+
+    def step(self: Loop) -> None:
+        do_step(self)
+        steps.append(self.step)
+        if len(steps) == at:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Loop, "do_step", step)
+    with no_report():
+        assert cli.main(["verify", str(run), "--resume"]) == 128 + number
+    assert len(steps) == at
+
+
+def rotating(run: Path, monkeypatch: pytest.MonkeyPatch, before_reading: bool) -> list[Path]:
+    """As if the run, at step 5, wrote its next checkpoint, and removed the last one, when that is read."""
+    later, earlier = run / "checkpoints" / "000010", run / "checkpoints" / "000005"
+    aside, reads = run / "later", list[Path]()
+    later.rename(aside)
+    state = Checkpoint.state
+
+    def seen(self: Checkpoint) -> Iterator[tuple[str, Array]]:
+        if run not in self.path.parents:
+            return state(self)
+        reads.append(self.path)
+        arrays = [] if before_reading else list(state(self))
+        if aside.exists():
+            files.remove_folder(earlier)
+            aside.rename(later)
+        return state(self) if before_reading else iter(arrays)
+
+    monkeypatch.setattr(Checkpoint, "state", seen)
+    return reads
+
+
+def test_a_checkpoint_that_is_rotated_away_before_it_is_read_gives_way_to_the_next(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = rotating(run, monkeypatch, before_reading=True)
+    found = try_resume(run)
+    assert (found.passed, found.begin) == (True, 10)
+    assert [path.name for path in reads] == ["000005", "000010"]
+
+
+def test_a_checkpoint_that_is_rotated_away_later_was_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = rotating(run, monkeypatch, before_reading=False)
+    found = try_resume(run)
+    assert (found.passed, found.begin) == (True, 5)
+    assert [path.name for path in reads] == ["000005"]
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_verified_is_not_said_to_be_damaged(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, verify, told = run / "later", files.verify_folder, list[str]()
+    (run / "checkpoints" / "000010").rename(aside)
+
+    def look(path: Path, hashes: bool = True) -> None:
+        if path.name == "000005" and aside.exists():
+            files.remove_folder(path)
+            aside.rename(run / "checkpoints" / "000010")
+        verify(path, hashes)
+
+    monkeypatch.setattr(files, "verify_folder", look)
+    with no_report():
+        found = resumption.try_resume(run, told.append)
+    assert (found.passed, found.begin) == (True, 10)
+    assert not any("damaged" in message for message in told)
+
+
+def test_a_damaged_checkpoint_of_a_run_at_rest_is_told(run: Path) -> None:
+    told: list[str] = []
+    for name, expected in (("000010", 5), ("000005", 0)):
+        (run / "checkpoints" / name / "state.json").unlink()
+        with no_report():
+            assert resumption.try_resume(run, told.append).begin == expected
+        assert any("damaged" in message for message in told)
+    (run / "checkpoints" / "000000" / "state.json").unlink()
+    with pytest.raises(DamagedError):
+        try_resume(run)
