@@ -1,7 +1,7 @@
 """An ablation: a baseline and variants of it, one thing changed at a time, over paired seeds, with honest verdicts.
 
 The seeds of all variants are the same: initial values, order of the text and dropout agree wherever they can, and what
-is compared is the difference of each pair. The rules are those of lab/statistics.py, the axes those of lab/study/axes.py.
+is compared is the difference of each pair. The rules are those of lab/statistics.py, the axes those of axes.py.
 """
 
 from __future__ import annotations
