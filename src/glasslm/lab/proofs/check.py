@@ -151,6 +151,8 @@ def combinations(count: int, seed: int) -> Iterator[tuple[str, ModelConfig]]:
     seen: set[ModelConfig] = set()
     while len(seen) < count:
         choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
+        if choice["norm"] == "none":  # is a single switch: with others, it amplifies rounding from step to step
+            continue
         factor = 1.0 if choice["rope_scaling"] == "none" else 2.0
         try:
             config = dataclasses.replace(small_model(), rope_factor=factor, **choice)
