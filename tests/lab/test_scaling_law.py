@@ -224,7 +224,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.002, 0.005, 0.01, 0.02])
+@pytest.mark.parametrize("noise", [0.005, 0.02])
 def test_intervals_hold_the_truth_about_as_often_as_they_say_in_many_studies(noise: float) -> None:
     shares = covered(400, noise)
     assert min(shares.values()) >= 0.92, shares
