@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glasslm import launch, metrics, report, runs
@@ -20,6 +21,7 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.launch import Outcome
 from glasslm.presets import PRESETS
 from glasslm.settings import with_flags
+from glasslm.tokens import Order
 
 SMALL: dict[str, Any] = {
     "d_model": 32,
@@ -69,6 +71,24 @@ def no_report() -> Iterator[None]:
     """Runs in here end without a report, which takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write", lambda run_dir: run_dir / "report.html")
+        yield
+
+
+@contextmanager
+def noise(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
+    """In these steps (from 1) those rows of the batch are noise, of 18 symbols."""
+    right = Order.batch
+
+    def batch(self: Order, tokens: Any, step: int, of: Any) -> Any:
+        inputs, targets = right(self, tokens, step, of)
+        if step + 1 in steps:
+            generator = np.random.default_rng(step)
+            for array in (inputs, targets):
+                array[rows] = generator.integers(0, 18, array[rows].shape)
+        return inputs, targets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Order, "batch", batch)
         yield
 
 

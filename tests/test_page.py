@@ -3,7 +3,6 @@
 import errno
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,35 +14,9 @@ from glasslm.errors import ExhaustedError, InputError
 from glasslm.report import page
 from glasslm.report.figures import Palette
 from glasslm.report.page import Picture, Section
+from html_pages import Page
 
 HOSTILE = '</td><script>alert(1)</script><img src=http://evil.example/x onerror=x> \x1b[31m\x00 | `a` *b* \u202e & "q"'
-VOID = {"meta", "br", "img", "link", "hr", "input"}
-
-
-class Parsed(HTMLParser):
-    """Checks the nesting and collects tags and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.open += [] if tag in VOID else [tag]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self.open and self.open[-1] == "style" else data
 
 
 def line(colours: Palette) -> Figure:
@@ -55,7 +28,7 @@ def line(colours: Palette) -> Figure:
 def test_foreign_text_stays_text_everywhere(tmp_path: Path) -> None:
     section = Section(HOSTILE, [HOSTILE], [HOSTILE, "b"], [["ok", HOSTILE]], [Picture("one", HOSTILE, line)])
     html = page.write(tmp_path / "new", "x", HOSTILE, HOSTILE, [section]).read_text(encoding="utf-8")
-    parsed = Parsed(html)
+    parsed = Page(html)
     assert not {"script", "img", "link", "iframe"} & {tag for tag, _ in parsed.tags}
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert parsed.text.count("<script>alert(1)</script>") == 8  # in the page's title, too, and below the figure
@@ -70,7 +43,7 @@ def test_foreign_text_stays_text_everywhere(tmp_path: Path) -> None:
 def test_a_verdict_is_marked_by_a_sign_and_a_class_and_only_in_the_first_cell(tmp_path: Path) -> None:
     rows = [["ok", "bad"], ["watch", "x"], ["bad", "y"], ["okay", "z"]]
     path = page.write(tmp_path, "x", "t", "l", [Section("s", rows=rows)])
-    parsed = Parsed(path.read_text(encoding="utf-8"))
+    parsed = Page(path.read_text(encoding="utf-8"))
     marked = [attributes["class"] for tag, attributes in parsed.tags if tag == "td" and "class" in attributes]
     assert marked == ["verdict ok", "verdict watch", "verdict bad"]
     assert len(set(page.MARKS.values())) == 3
@@ -95,7 +68,7 @@ def test_a_figure_is_drawn_for_the_page_and_on_white(tmp_path: Path) -> None:
 
 def test_what_is_empty_is_left_out(tmp_path: Path) -> None:
     path = page.write(tmp_path, "x", "t", "l", [Section("only a title")])
-    tags = {tag for tag, _ in Parsed(path.read_text(encoding="utf-8")).tags}
+    tags = {tag for tag, _ in Page(path.read_text(encoding="utf-8")).tags}
     assert not tags & {"table", "figure", "svg"}
     assert {entry.name for entry in tmp_path.iterdir()} == {"x.html", "x.md"}
 

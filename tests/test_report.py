@@ -8,7 +8,6 @@ import json
 import os
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +23,15 @@ from glasslm.engines import make_engine
 from glasslm.presets import tiny
 from glasslm.report import facts, figures, samples, surprise
 from glasslm.settings import to_dict, with_flags
+from html_pages import Page
 
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=x> \x1b[31m\x00 `````\n# h | & \u202e"
 TEXT = "The quick brown fox jumps over the lazy dog.\nTo be, or not to be.\nA rose by any other name: a rose.\n" * 40
-VOID = {"meta", "br", "img", "link", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Checks the nesting and collects what a test asks about."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text += data
 
 
 def page(path: Path) -> Page:
     html = path.read_text(encoding="utf-8")
     found = Page(html)
-    assert found.open == []
     assert not {"script", "iframe", "link", "img", "object", "base"} & {tag for tag, _ in found.tags}
     for tag, attributes in found.tags:
         for name, value in attributes.items():

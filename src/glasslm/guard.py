@@ -145,10 +145,8 @@ class Guard:
         c = self.config.model
         forward = [name for name in forward_names(c) if not name.endswith(".scores")]  # -inf hides keys there
         for names in (forward, backward_names(c, table(c, self.vocab_size))):
-            for start in range(0, len(batch.tokens), engine.micro_batch_size):
-                part = slice(start, start + engine.micro_batch_size)
-                rows = Batch(batch.tokens[part], batch.targets[part], batch.step, batch.rows[part])
-                seen = engine.inspect(rows, names)
+            for part in batch.parts(engine.micro_batch_size):
+                seen = engine.inspect(part, names)
                 for name in names:
                     if not np.isfinite(seen[name]).all():
                         return f"the gradient of {name.removeprefix(GRADIENT)}" if name.startswith(GRADIENT) else name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Outcome:
     sample: Line | None  # the last one
     elapsed_s: float  # without the report
     report: Path | None = None  # none of a run that is to go on, or where it could not be written
+
+    @property
+    def exit_code(self) -> int:
+        """What a process that did nothing else ends with."""
+        return {"diverged": 3, "interrupted": 128 + (self.signal or signal.SIGINT)}.get(self.status, 0)
 
 
 def train(

@@ -24,7 +24,7 @@ from glasslm.launch import Outcome
 from glasslm.parameters import initial_weights, table
 from glasslm.tokens import Order
 from glasslm.training import Loop
-from small_runs import essence, glasslm, logged, no_report, quiet, read_json, small, words, write_text
+from small_runs import essence, glasslm, logged, no_report, noise, quiet, read_json, small, words, write_text
 
 ENGINES = ["numpy", "torch"]
 SPIKING: dict[str, Any] = {
@@ -208,28 +208,11 @@ def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
     assert again.judge(1, 3.3, Update(1.1, True, True), Limits(9, 1.05)) == "spike"
 
 
-@contextmanager
-def bad_batch(*steps: int) -> Iterator[None]:
-    """In these steps (from 1) the text is noise."""
-    right = Order.batch
-
-    def noise(self: Order, tokens: Any, step: int, rows: Any) -> Any:
-        inputs, targets = right(self, tokens, step, rows)
-        if step + 1 in steps:
-            generator = np.random.default_rng(step)
-            inputs, targets = (generator.integers(0, 18, array.shape) for array in (inputs, targets))
-        return inputs, targets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Order, "batch", noise)
-        yield
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("action", ["log", "skip", "rollback"])
 def test_a_spike_is_told_with_its_batch_and_answered(action: str, engine: str, text: Path, tmp_path: Path) -> None:
     flags = SPIKING | {"on_spike": action, "eval_interval": 1, "checkpoint_interval": 25}
-    with bad_batch(BAD_STEP), pytest.MonkeyPatch.context() as patch:
+    with noise(BAD_STEP), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "is_best", lambda self: False)  # checkpoints at their interval alone
         states: dict[int, dict[str, bytes]] = {}
         right = Loop.do_step
@@ -262,7 +245,7 @@ def test_a_spike_is_told_with_its_batch_and_answered(action: str, engine: str, t
 def test_a_run_that_rolls_back_is_resumed_to_the_bit(engine: str, text: Path, tmp_path: Path) -> None:
     """Also after interruptions in between, whose checkpoints a run without them would not have to roll back to."""
     flags = SPIKING | {"on_spike": "rollback", "eval_interval": 100}
-    with bad_batch(BAD_STEP, 93):
+    with noise(BAD_STEP, 93):
         whole = train(text, tmp_path / "whole", engine, **flags).run_dir
         assert [line["step"] for line in logged(whole, "warning")] == [BAD_STEP, 93]
         for step in (77, 79, 84):
@@ -346,7 +329,7 @@ def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path
 
 
 def test_the_report_shows_what_was_warned_of(text: Path, tmp_path: Path) -> None:
-    with bad_batch(BAD_STEP):
+    with noise(BAD_STEP):
         run = train(text, tmp_path / "run", "numpy", **SPIKING).run_dir
     report.write(run)
     assert f"--replay {BAD_STEP}" in (run / "report.html").read_text(encoding="utf-8")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from glasslm.config import ComputeConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis.replay import _same, replay, sections, text
 from glasslm.report import page
-from glasslm.tokens import Order
-from small_runs import logged, no_report, quiet, small, write_text
+from small_runs import logged, no_report, noise, quiet, small, write_text
 from test_training import interrupted_at
 
 BAD_STEP, BAD_ROW = 80, 5
@@ -26,23 +23,6 @@ AUTO = ComputeConfig()
 FLAGS: dict[str, Any] = {
     "max_steps": 90, "eval_interval": 45, "checkpoint_interval": 30, "sample_interval": 0, "dropout": 0.1, "keep": 2,
 }  # fmt: skip
-
-
-@contextmanager
-def bad_row(step: int = BAD_STEP) -> Iterator[None]:
-    """One row of the batch of this step is noise."""
-    right = Order.batch
-
-    def noise(self: Order, tokens: Any, at: int, rows: Any) -> Any:
-        inputs, targets = right(self, tokens, at, rows)
-        if at + 1 == step:
-            generator = np.random.default_rng(at)
-            inputs[BAD_ROW], targets[BAD_ROW] = generator.integers(0, 18, (2, inputs.shape[1]))
-        return inputs, targets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Order, "batch", noise)
-        yield
 
 
 def train(folder: Path, engine: str, **flags: Any) -> Path:
@@ -62,7 +42,7 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 @pytest.mark.parametrize("action", ["log", "rollback"])
 def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str, engine: str, tmp_path: Path) -> None:
-    with bad_row():
+    with noise(BAD_STEP, rows=slice(BAD_ROW, BAD_ROW + 1)):
         run = train(tmp_path, engine, on_spike=action)
         before = contents(run)
         for step in (BAD_STEP, BAD_STEP + 5):  # what comes after a rolled back step is another run's but for it

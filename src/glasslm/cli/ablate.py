@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +16,6 @@ from glasslm.errors import InputError, require
 from glasslm.lab.study.axes import AXES, Match
 from glasslm.lab.study.sweep import RunnerName
 from glasslm.metrics import plain
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
 from glasslm.wording import quoted, tell
 
 DESCRIPTION = f"""What each choice is worth: a baseline, and variants of it with one thing changed, over paired seeds.
@@ -39,7 +35,7 @@ class Flags:
     """What varies, and around which baseline."""
 
     axes: str = "depth,width,heads,activation,norm"
-    """What is varied, by name, with commas between; NAME=A/B/C for values of your own."""
+    """What is varied, by name, with commas between; NAME=A/B/C for values of your own (norm=A/pre|B/post)."""
     seeds: int = 3
     """Runs of each variant, with the same seeds for all."""
     budget: str | None = None
@@ -71,6 +67,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm import runs
+    from glasslm.engines import cores
     from glasslm.lab.study import ablation, ablation_report
 
     flags = parse(argv)
@@ -79,10 +76,8 @@ def main(argv: list[str]) -> int:
     study = flags.out or runs.RUNS / runs.default_name("ablation", flags.preset)
     if (study / "run.json").exists():
         raise InputError(f"{study} holds a run, not a study: choose another --out")
-    affinity = getattr(os, "sched_getaffinity", None)
-    workers = flags.workers or (len(affinity(0)) if affinity else os.cpu_count() or 1)
-    asked = ComputeConfig(engine=flags.compute.engine, device=flags.compute.device, precision=flags.compute.precision)
-    compute = dataclasses.replace(asked, threads=flags.compute.threads or 1)  # a core is a run's
+    workers = flags.workers or len(cores())
+    compute = ComputeConfig(**vars(flags.compute) | {"threads": flags.compute.threads or 1})  # a core is a run's
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     made = ablation.plan(
         base, flags.axes.split(","), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget, compute,
@@ -113,12 +108,7 @@ def parse(argv: list[str]) -> Flags:
     """The flags over the preset that they name."""
     from glasslm.cli import parsing
 
-    name = parsing.value_of("--preset", argv, default="tiny")
-    if name not in PRESETS:
-        raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
-    preset = PRESETS[name]()
-    with suppress(ValueError):  # the parser says better what is no number
-        preset = with_flags(preset, {"lr": float(parsing.value_of("--lr", argv, default=""))})
+    name, preset = parsing.preset_of(argv)
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
     return parsing.parse(Flags, argv, "glasslm ablate", DESCRIPTION, default=Flags(preset=name, **parts))
 

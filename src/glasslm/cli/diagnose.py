@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,7 @@ import tyro
 from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
 from glasslm.metrics import plain
-from glasslm.presets import PRESETS
 from glasslm.report.findings import SEVERITY, Finding, worst
-from glasslm.settings import with_flags
 from glasslm.wording import tell
 
 DESCRIPTION = """Say what is wrong, what it means and what to do, one verdict for each signal: ok, watch or bad.
@@ -85,21 +82,14 @@ def parse(argv: list[str]) -> Flags:
     """The flags over what the run, or the preset, says."""
     from glasslm import runs
     from glasslm.cli import parsing
-    from glasslm.finetune import RANK, Base, recipe
 
     run = argv[0] if argv and not argv[0].startswith("-") else None
     if run is not None:
         name, config = "tiny", runs.Run(runs.find(run)).config
     elif base := parsing.value_of("--init-from", argv, default=""):
-        adapted = parsing.value_of("--lora-rank", argv, default="0") != "0"
-        name, config = "tiny", recipe(Base(base), rank=RANK if adapted else 0)
+        name, config = "tiny", parsing.recipe_of(base, argv)
     else:
-        name = parsing.value_of("--preset", argv, default="tiny")
-        if name not in PRESETS:
-            raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
-        config = PRESETS[name]()
-        with suppress(ValueError):  # the parser says better what is no number
-            config = with_flags(config, {"lr": float(parsing.value_of("--lr", argv, default=""))})
+        name, config = parsing.preset_of(argv)
     parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
     flags = parsing.parse(Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts))
     if flags.run != run:

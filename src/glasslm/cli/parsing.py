@@ -7,8 +7,10 @@ import io
 import re
 from typing import Any, TypeVar
 
-from glasslm.config import ALIASES
+from glasslm.config import ALIASES, RunConfig
 from glasslm.errors import InputError
+from glasslm.presets import PRESETS
+from glasslm.settings import with_flags
 
 Flags = TypeVar("Flags")
 
@@ -53,6 +55,25 @@ def value_of(flag: str, argv: list[str], default: str) -> str:
         if index + 1 < len(argv):
             return argv[index + 1]
     return default
+
+
+def preset_of(argv: list[str]) -> tuple[str, RunConfig]:
+    """The preset that the flags name, and its config, whose min_lr follows --lr. InputError if there is none."""
+    name = value_of("--preset", argv, default="tiny")
+    if name not in PRESETS:
+        raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
+    config = PRESETS[name]()
+    with contextlib.suppress(ValueError):  # the parser says better what is no number
+        config = with_flags(config, {"lr": float(value_of("--lr", argv, default=""))})
+    return name, config
+
+
+def recipe_of(base: str, argv: list[str]) -> RunConfig:
+    """How to go on from the run `base`, with adapters if the flags ask for some."""
+    from glasslm.finetune import RANK, Base, recipe
+
+    adapted = value_of("--lora-rank", argv, default="0") != "0"
+    return recipe(Base(base), rank=RANK if adapted else 0)
 
 
 def _refuse_repetition(argv: list[str], repeatable: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import TYPE_CHECKING
 from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
 from glasslm.metrics import plain
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
 from glasslm.wording import tell
 
 if TYPE_CHECKING:
@@ -62,20 +59,12 @@ def parse(argv: list[str]) -> Flags:
     from glasslm.cli import parsing
 
     if base := parsing.value_of("--init-from", argv, default=""):
-        from glasslm.finetune import RANK, Base, recipe
-
         if parsing.value_of("--preset", argv, default=""):
             raise InputError("--preset describes a model, and --init-from brings one: give one of them")
-        adapted = parsing.value_of("--lora-rank", argv, default="0") != "0"
-        config = recipe(Base(base), rank=RANK if adapted else 0)
+        config = parsing.recipe_of(base, argv)
         default = Flags("finetuned", None, False, config.model, config.data, config.optimizer, config.train)
         return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
-    name = parsing.value_of("--preset", argv, default="tiny")
-    if name not in PRESETS:
-        raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
-    preset = PRESETS[name]()
-    with suppress(ValueError):  # the parser says better what is no number
-        preset = with_flags(preset, {"lr": float(parsing.value_of("--lr", argv, default=""))})  # takes min_lr along
+    name, preset = parsing.preset_of(argv)
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
     return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=Flags(preset=name, **parts))
 
@@ -98,4 +87,4 @@ def finish(outcome: Outcome, as_json: bool) -> int:
         text = f"{text}\nrun: {outcome.run_dir}"
     with suppress(BrokenPipeError):  # nobody reads it: the run is what it is all the same
         print(text, flush=True)
-    return {"diverged": 3, "interrupted": 128 + (outcome.signal or signal.SIGINT)}.get(outcome.status, 0)
+    return outcome.exit_code

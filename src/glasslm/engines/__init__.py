@@ -30,6 +30,12 @@ class Batch(NamedTuple):
     step: int  # with `rows`, the key of the dropout masks
     rows: NDArray[np.int64]  # (B,), each row's index in the step's global batch
 
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """The same in portions of so many rows, the last one perhaps of fewer."""
+        for start in range(0, len(self.tokens), rows):
+            part = slice(start, start + rows)
+            yield Batch(self.tokens[part], self.targets[part], self.step, self.rows[part])
+
 
 class Losses(NamedTuple):
     """What a forward pass over training rows came to: their parts of the means over the whole step."""
@@ -170,6 +176,10 @@ def thread_count(asked: int) -> int:
         if not (from_environment.isascii() and from_environment.isdigit() and int(from_environment)):
             raise InputError(f"GLASSLM_THREADS is '{from_environment}': expected a whole number, 1 or more")
         return int(from_environment)
+    return max(1, len(cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))

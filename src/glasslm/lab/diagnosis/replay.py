@@ -128,9 +128,13 @@ def _go_to(loop: Loop, step: int, say: Say) -> None:
     """Train on until `step` batches are consumed, and tell now and then how far it is."""
     first, began = loop.step, time.monotonic()
     told = began
+    rolls_back = loop.config.train.on_spike == "rollback"  # to a checkpoint, which an evaluation may have caused
     say(f"from the checkpoint of step {first}: {step - first} steps to go again")
     while loop.step < step:
-        loop.do_step()
+        if rolls_back:
+            loop.do_step()
+        else:  # nothing else that is due after a step changes the weights
+            loop.judge(*loop.advance())
         now = time.monotonic()
         if now - told > 5:
             told = now
@@ -172,11 +176,9 @@ def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
     rows = table(run.config.model, run.tokenizer.vocab_size)
     names = [name for name in backward_names(run.config.model, rows) if name.removeprefix(GRADIENT) in rows]
     sums: dict[str, Any] = {}
-    for start in range(0, len(batch.tokens), engine.micro_batch_size):
-        part = slice(start, start + engine.micro_batch_size)
-        of_part = Batch(batch.tokens[part], batch.targets[part], batch.step, batch.rows[part])
-        share = len(of_part.tokens) / len(batch.tokens)
-        for name, gradient in engine.inspect(of_part, names).items():
+    for part in batch.parts(engine.micro_batch_size):
+        share = len(part.tokens) / len(batch.tokens)
+        for name, gradient in engine.inspect(part, names).items():
             sums[name] = sums.get(name, 0) + share * gradient.astype(np.float64)
     squares: dict[str, float] = {}
     for name, gradient in sums.items():

@@ -133,7 +133,6 @@ def plan(
 
     if budget is not None:
         base = _fitting(base, found, seeds + len(rates), seconds(budget), workers, step_seconds(base), V, say)
-        found = variants(axes, base)
     base = _sparing(base)
     found = [
         variant._replace(config=_sparing(matched(variant.config, base, match, V, step_seconds)))

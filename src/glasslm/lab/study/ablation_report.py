@@ -34,8 +34,9 @@ def write(study: Path, made: Plan, results: Sequence[Result]) -> Path:
     for name, draw in (("ablation_bars", bars), ("training_curves", curves)):
         files.write_atomic(study / f"{name}.png", figures.png(draw(made, results, figures.ON_WHITE)))
     title, lead = f"Ablation of {', '.join(_axes(made))}", _lead(made, results)
-    for stem in ("report", "ablation_report"):  # the name that every study has, and the one of this kind
-        written = page.write(study, stem, title, lead, sections(made, results))
+    written = page.write(study, "ablation_report", title, lead, sections(made, results))
+    for suffix in (".html", ".md"):  # under the name that every study has, too
+        files.write_atomic(study / f"report{suffix}", written.with_suffix(suffix).read_bytes())
     return written
 
 

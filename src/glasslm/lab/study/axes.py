@@ -103,7 +103,8 @@ def variants(asked: Sequence[str], base: RunConfig) -> list[Variant]:
         if name not in AXES:
             raise InputError(f"there is no axis '{name}': choose from {', '.join(AXES)}")
         axis = AXES[name]
-        for word in words.split("/") if given and name != "norm" else words.split("|") if given else axis.values:
+        separator = "|" if "/" in axis.values[0] else "/"
+        for word in words.split(separator) if given else axis.values:
             try:
                 config = axis.change(base, word).resolved()
             except (InputError, ValueError) as error:

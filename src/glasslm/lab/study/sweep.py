@@ -7,7 +7,6 @@ of a study is the state of its runs: there is nothing else to lose.
 from __future__ import annotations
 
 import dataclasses
-import os
 import queue
 import signal
 import time
@@ -20,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from glasslm import estimate
 from glasslm.config import ComputeConfig, RunConfig
+from glasslm.engines import cores
 from glasslm.errors import DamagedError, InputError
 from glasslm.interruption import Interrupt, interruptible
 from glasslm.lab.study.process import in_a_process
@@ -157,9 +157,12 @@ class _Progress:
     def __init__(self, study: Path, work: dict[str, float], waiting: list[str], say: Say) -> None:
         self.study, self.work, self.say = study, work, say
         self.left = set(waiting)
-        self.before = {name: work[name] * self.share(name) for name in waiting}  # done in earlier parts
-        self.total = sum(work[name] - self.before[name] for name in waiting)
+        self.total = self.to_do  # the rest was done in earlier parts
         self.began = self.told = time.monotonic()
+
+    @property
+    def to_do(self) -> float:
+        return sum(self.work[name] * (1 - self.share(name)) for name in self.left)
 
     def share(self, name: str) -> float:
         """The share of a run's steps that its log has told of."""
@@ -181,7 +184,7 @@ class _Progress:
         if now - self.told < TOLD_EVERY_S:
             return
         self.told = now
-        done = self.total - sum(self.work[n] * (1 - self.share(n)) for n in self.left)
+        done = self.total - self.to_do
         if done > 0 and self.left:
             left = (now - self.began) * (self.total / done - 1)
             self.say(f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about {duration(left)} left")
@@ -201,12 +204,11 @@ def _runner(
         with ray_runner.connected(address, interrupted) as (on_cluster, cpus):
             yield on_cluster, workers or cpus
         return
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores: list[int | None] = sorted(affinity(0)) if affinity else [None] * (os.cpu_count() or 1)
-    slots = workers or len(cores)
-    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    here = cores()
+    slots = workers or len(here)
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(slots):
-        free.put(cores[number % len(cores)])
+        free.put(here[number % len(here)])
 
     def execute(study: Path, job: dict[str, Any]) -> int:
         core = free.get()

@@ -39,7 +39,7 @@ def main() -> int:
         return error.exit_code
     except MemoryError:
         return 6
-    return {"diverged": 3, "interrupted": 128 + (outcome.signal or signal.SIGINT)}.get(outcome.status, 0)
+    return outcome.exit_code
 
 
 def _end_with_parent() -> None:
