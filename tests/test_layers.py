@@ -131,9 +131,14 @@ LAYERS = """
     lab.study.process
     lab.study.ray_runner
     lab.study.sweep
+    lab.study.setting
+    lab.study.results
     lab.study.axes
     lab.study.ablation
     lab.study.ablation_report
+    lab.study.ladder
+    lab.study.scaling
+    lab.study.scaling_report
     cli.parsing
     cli.train
     cli.finetune

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from glasslm.config import (
@@ -18,6 +20,8 @@ from glasslm.config import (
     TrainConfig,
 )
 from glasslm.errors import InputError
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
@@ -36,7 +40,7 @@ def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
         of_part = changes[known[name]]
         if name in of_part:
             raise InputError(f"{name} was given twice, by two of its names: give it once")
-        of_part[name] = _checked(value, get_type_hints(type(parts[known[name]]))[name], flag)
+        of_part[name] = _checked(value, _hints(type(parts[known[name]]))[name], flag)
     rates = changes["optimizer"]
     if "min_lr" not in rates and rates.get("lr", base.optimizer.lr) < base.optimizer.min_lr:
         rates["min_lr"] = rates["lr"] * (base.optimizer.min_lr / base.optimizer.lr)
@@ -51,7 +55,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
     A missing key takes its default, so that runs written by an older version, which lacked the field, still read.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for key in values:
         if key not in hints:
             raise InputError(f"{kind.__name__} has no field '{key}'{_did_you_mean(key, hints)}")

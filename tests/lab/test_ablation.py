@@ -16,8 +16,10 @@ from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.estimate import flops_per_token
 from glasslm.lab.study import ablation, ablation_report
-from glasslm.lab.study.ablation import BASELINE, COLUMNS, Plan, Result, Row, as_csv, judge
+from glasslm.lab.study.ablation import BASELINE, COLUMNS, Plan, Result, as_csv, judge
 from glasslm.lab.study.axes import AXES, Variant, matched, variants
+from glasslm.lab.study.results import Row
+from glasslm.pace import Pace
 from glasslm.parameters import count, table
 from glasslm.runs import Run
 from glasslm.settings import to_dict
@@ -256,7 +258,9 @@ def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     assert cli.main(words) == 0
     planned = (out / "plan.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "_step_seconds", lambda *arguments: 100.0)  # the machine is another one by now
+        patch.setattr(
+            ablation, "measured", lambda *arguments: Pace(100.0, 1.0, 0.0, 0.0)
+        )  # the machine is another one by now
         assert cli.main(words) == 0
     assert "2 of 2 runs are there already" in capsys.readouterr().err
     assert (out / "plan.json").read_bytes() == planned

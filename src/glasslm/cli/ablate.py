@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from dataclasses import dataclass, field
@@ -106,11 +105,9 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Flags:
     """The flags over the preset that they name."""
-    from glasslm.cli import parsing
+    from glasslm.cli.parsing import over_preset
 
-    name, preset = parsing.preset_of(argv)
-    parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
-    return parsing.parse(Flags, argv, "glasslm ablate", DESCRIPTION, default=Flags(preset=name, **parts))
+    return over_preset(Flags, argv, "glasslm ablate", DESCRIPTION)
 
 
 def _rates(text: str) -> tuple[float, ...]:

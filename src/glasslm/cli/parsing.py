@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from glasslm.config import ALIASES, RunConfig
@@ -57,9 +59,17 @@ def value_of(flag: str, argv: list[str], default: str) -> str:
     return default
 
 
-def preset_of(argv: list[str]) -> tuple[str, RunConfig]:
+def over_preset(kind: type[Flags], argv: list[str], program: str, description: str, default: str = "tiny") -> Flags:
+    """The flags over the preset that they name: `kind` has a field `preset` and one for each part of a config."""
+    name, preset = preset_of(argv, default)
+    parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
+    defaults: Callable[..., Flags] = kind
+    return parse(kind, argv, program, description, default=defaults(preset=name, **parts))
+
+
+def preset_of(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig]:
     """The preset that the flags name, and its config, whose min_lr follows --lr. InputError if there is none."""
-    name = value_of("--preset", argv, default="tiny")
+    name = value_of("--preset", argv, default)
     if name not in PRESETS:
         raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
     config = PRESETS[name]()

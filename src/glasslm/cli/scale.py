@@ -1,24 +1,34 @@
-"""glasslm scale: a scaling law fitted to a table of runs, and what to train with a given compute."""
+"""glasslm scale: a scaling law of a ladder of runs or of anybody's table; what to train with a given compute."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from glasslm.errors import InputError
+from glasslm.config import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.errors import InputError, require
+from glasslm.lab.study.sweep import RunnerName
 from glasslm.metrics import plain
-from glasslm.wording import tell
+from glasslm.wording import quoted, tell
 
-DESCRIPTION = """A scaling law fitted to anybody's runs, with intervals and a backtest; what to train with a compute.
+if TYPE_CHECKING:
+    from glasslm.lab.scaling.fitted import Analysis
 
-The table is a CSV file with the columns N (parameters), D (training tokens) or C (training FLOPs), and loss. At least
-three sizes on three token budgets each; five by four is a design.
+DESCRIPTION = """How loss depends on size and tokens: a law with intervals, a backtest, a prediction that is checked.
+
+--budget trains a ladder of sizes at several computes, planned to fit a time (or FLOPs, as a plain number): learning
+rates are tuned by size, every run decays to its end, and a run of four times the largest compute is predicted in
+writing before it is trained. The recipe is a preset with the flags of `glasslm train`. --fit takes a CSV file with the
+columns N (parameters), D (training tokens) or C (training FLOPs), and loss: three sizes on three token budgets at
+least; five by four is a design.
 
 Examples:
+  glasslm scale --budget 40m
   glasslm scale --fit runs.csv
   glasslm scale --plan 1e15
   glasslm scale --fit runs.csv --plan 1e15"""
@@ -26,36 +36,52 @@ Examples:
 
 @dataclass(frozen=True)
 class Flags:
-    """What to fit, what to plan."""
+    """What to train, what to fit, what to plan."""
 
+    budget: Annotated[str | None, tyro.conf.arg(metavar="TIME|FLOPS")] = None
+    """Train a ladder, and the run that it predicts, in this time (30m) or with this compute (1e14)."""
     fit: Annotated[Path | None, tyro.conf.arg(metavar="TABLE.csv")] = None
-    """Runs to fit the law to."""
+    """Fit the law to runs of your own instead."""
     plan: Annotated[float | None, tyro.conf.arg(metavar="FLOPS")] = None
     """A compute to divide between size and tokens: by 20 tokens a parameter, and by the fit, if there is one."""
+    runner: RunnerName = "local"
+    """local: processes on this machine, one core each; ray: the cores of a cluster (pip install 'glasslm[ray]')."""
+    address: str | None = None
+    """Of the Ray cluster (default: one on this machine)."""
+    workers: int = 0
+    """Runs at once (0: one for each core)."""
     out: Path | None = None
-    """Folder for fit.json, the figures and the report (default: scaling, beside the table)."""
+    """The study's folder (default: a new one under ./runs, or scaling beside the table); one there goes on."""
     json: bool = False
     """Print one JSON object at the end."""
+    preset: str = "tiny"
+    """The recipe: a named model, whose width is varied."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    compute: Annotated[DeviceConfig, tyro.conf.arg(name="")] = field(default_factory=DeviceConfig)
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.parsing import parse
     from glasslm.lab.scaling import fitted
     from glasslm.lab.scaling.plan import plan
-    from glasslm.lab.scaling.table import read
 
-    flags = parse(Flags, argv, "glasslm scale", DESCRIPTION)
-    if flags.fit is None and flags.plan is None:
-        raise InputError("nothing to do: give --fit TABLE.csv, --plan FLOPS, or both")
-    found = None
-    facts: dict[str, object] = {}
+    flags = parse(argv)
+    require(flags.workers >= 0, "workers", flags.workers, "0 (one for each core) or more")
+    if flags.budget is not None and flags.fit is not None:
+        raise InputError("both --budget and --fit were given: choose one of them")
+    facts: dict[str, Any] = {}
     said = []
-    if flags.fit is not None:
-        runs, lost = read(flags.fit)
-        for line in lost:
-            tell(f"note: {line}")
-        found = fitted.analyse(runs)
-        page = fitted.write(flags.out or flags.fit.parent / "scaling", found, f"Scaling law of {flags.fit.name}")
+    found: Analysis | None = None
+    if flags.budget is not None:
+        found, page, study = _ladder(flags, flags.budget, argv)
+        facts["study"] = str(study)
+    elif flags.fit is not None:
+        found, page = _table(flags, flags.fit)
+    elif flags.plan is None:
+        raise InputError("nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them")
+    if found:
         facts |= fitted.as_json(found) | {"report": str(page)}
         said += [fitted.text(found), f"report: {page}"]
     if flags.plan is not None:
@@ -68,3 +94,38 @@ def main(argv: list[str]) -> int:
         said.append(fitted.plan_text(made))
     print(json.dumps(plain(facts)) if flags.json else "\n\n".join(said))
     return 0
+
+
+def parse(argv: list[str]) -> Flags:
+    """The flags over the preset that they name."""
+    from glasslm.cli.parsing import over_preset
+
+    return over_preset(Flags, argv, "glasslm scale", DESCRIPTION)
+
+
+def _table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
+    from glasslm.lab.scaling import fitted
+    from glasslm.lab.scaling.table import read
+
+    runs, lost = read(path)
+    for line in lost:
+        tell(f"note: {line}")
+    found = fitted.analyse(runs)
+    return found, fitted.write(flags.out or path.parent / "scaling", found, f"Scaling law of {path.name}")
+
+
+def _ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path, Path]:
+    from glasslm import runs
+    from glasslm.lab.study import scaling, scaling_report
+
+    folder = flags.out or runs.RUNS / runs.default_name("scaling", flags.preset)
+    if (folder / "run.json").exists():
+        raise InputError(f"{folder} holds a run, not a study: choose another --out")
+    tell(f"the study is in {folder}: the same command with --out {quoted(folder)} goes on with it")
+    base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
+    study = scaling.study(
+        base, budget, ComputeConfig(**vars(flags.compute)), folder, tell,
+        runner=flags.runner, address=flags.address, workers=flags.workers,
+        command=shlex.join(["glasslm", "scale", *argv]),
+    )  # fmt: skip
+    return study.found, scaling_report.write(folder, study), folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from contextlib import suppress
@@ -64,9 +63,7 @@ def parse(argv: list[str]) -> Flags:
         config = parsing.recipe_of(base, argv)
         default = Flags("finetuned", None, False, config.model, config.data, config.optimizer, config.train)
         return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
-    name, preset = parsing.preset_of(argv)
-    parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
-    return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=Flags(preset=name, **parts))
+    return parsing.over_preset(Flags, argv, "glasslm train", DESCRIPTION)
 
 
 def finish(outcome: Outcome, as_json: bool) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from glasslm import files
 from glasslm.errors import GlasslmError, InputError
@@ -36,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A title, paragraphs, a table and figures, in this order; what is empty is left out.
+    """A title, paragraphs, a table, figures and links, in this order; what is empty is left out.
 
     A row whose first cell is ok, watch or bad is marked so, by a sign and a colour.
     """
@@ -46,6 +47,7 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = ()
+    links: Sequence[tuple[str, str]] = ()  # what it is, and its path from the page's folder
 
 
 def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Section]) -> Path:
@@ -84,6 +86,7 @@ def environment(escape: bool) -> Environment:
         finalize=lambda value: harmless(value) if type(value) is str else value,
     )
     made.filters["inline"] = inline_markdown
+    made.filters["address"] = quote
     return made
 
 

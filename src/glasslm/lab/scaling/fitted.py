@@ -13,9 +13,9 @@ import numpy as np
 from glasslm import files
 from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
-from glasslm.lab.scaling.checks import Backtest, Bootstrap, Variation, backtest, bootstrap, sensitivity
+from glasslm.lab.scaling.checks import Backtest, Bootstrap, Forecast, Variation, backtest, bootstrap, sensitivity
 from glasslm.lab.scaling.isoflop import KAPLAN, Frontier, SizeLaw
-from glasslm.lab.scaling.law import Interval, Observation, levels
+from glasslm.lab.scaling.law import Interval, Observation
 from glasslm.lab.scaling.plan import Plan
 from glasslm.metrics import plain
 from glasslm.report import figures, page
@@ -35,8 +35,10 @@ class Analysis:
     backtest: Backtest | None
     variations: list[Variation]
     frontiers: list[Frontier]  # approaches 1, 2 and 3, as far as they could be used
-    size: SizeLaw | None
+    equal: list[Observation]  # sizes at one number of tokens
+    size_laws: list[SizeLaw]  # through these: a power law alone, and where they are enough one above a floor
     why: list[str]
+    beyond: Forecast | None = None  # a larger run, predicted before it was trained
 
 
 def analyse(runs: Sequence[Observation]) -> Analysis:
@@ -50,16 +52,20 @@ def analyse(runs: Sequence[Observation]) -> Analysis:
         except InputError as error:
             why.append(str(error))
     tested: Backtest | None = None
-    size: SizeLaw | None = None
+    equal = isoflop.at_equal_tokens(runs)
+    size_laws: list[SizeLaw] = []
     try:
         tested = backtest(runs)
     except InputError as error:
         why.append(f"No backtest: {error}")
     try:
-        size = isoflop.size_law(_longest(runs), floor=len({o.N for o in runs}) >= 4)
+        size_laws.append(isoflop.size_law(equal))
+        if len(equal) >= 5:
+            size_laws.append(isoflop.size_law(equal, floor=True))
     except InputError as error:
         why.append(f"No law of size alone: {error}")
-    return Analysis(list(runs), boot, tested, sensitivity(runs), [*frontiers, isoflop.parametric(boot)], size, why)
+    frontiers.append(isoflop.parametric(boot))
+    return Analysis(list(runs), boot, tested, sensitivity(runs), frontiers, equal, size_laws, why)
 
 
 def _envelope(runs: Sequence[Observation]) -> Frontier:
@@ -72,12 +78,6 @@ def _isoflop(runs: Sequence[Observation]) -> Frontier:
     if len(found) >= 3:
         return isoflop.isoflop(found)
     return isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.curves_of(runs))))
-
-
-def _longest(runs: Sequence[Observation]) -> list[Observation]:
-    """The runs of the largest number of tokens."""
-    groups = levels([o.D for o in runs])
-    return [o for o, group in zip(runs, groups) if group == max(groups)]
 
 
 def as_json(found: Analysis) -> dict[str, Any]:
@@ -96,10 +96,21 @@ def as_json(found: Analysis) -> dict[str, Any]:
             "largest_C": fit.largest_C,
             "backtest_error": tested.error if tested else None,
             "backtest_inside": f"{tested.inside} of {len(tested.forecasts)}" if tested else None,
+            "beyond": _forecast(found.beyond) if found.beyond else None,
+            "size_alone": [
+                {"alpha": _interval(law.alpha), "k": law.k, "E": law.E, "r2": law.r2} for law in found.size_laws
+            ],
             "approaches": {one.approach: {"a": _interval(one.a), "k": one.k} for one in found.frontiers},
             "notes": found.why,
         }
     )
+
+
+def _forecast(of: Forecast) -> dict[str, Any]:
+    return {
+        "N": of.run.N, "D": of.run.D, "C": of.run.C, "predicted": _interval(of.predicted), "loss": of.run.loss,
+        "error": of.relative_error, "inside": of.inside,
+    }  # fmt: skip
 
 
 def _interval(value: Interval) -> dict[str, float]:
@@ -113,6 +124,14 @@ def _said(value: Interval, form: str = ".3g") -> str:
 def sentences(found: Analysis) -> list[str]:
     """What the numbers say, the headline first."""
     said = []
+    if one := found.beyond:
+        times = one.run.C / found.boot.fit.largest_C
+        said.append(
+            f"Predicted before it was trained, with {times:.3g} times the largest compute of the fit: a loss of "
+            f"{_said(one.predicted, '.4f')} for N = {one.run.N:.4g} on D = {one.run.D:.4g} tokens. It ended with "
+            f"{one.run.loss:.4f}, {-one.relative_error:+.2%} of the prediction away and "
+            f"{'inside' if one.inside else 'outside'} its 95% interval."
+        )
     if tested := found.backtest:
         said.append(
             f"Backtest: from the runs up to {tested.fit.largest_C:.3g} FLOPs, those of {tested.factor:.3g} times as "
@@ -126,12 +145,18 @@ def sentences(found: Analysis) -> list[str]:
     )
     exponents = ", ".join(f"{one.approach} {_said(one.a)}" for one in found.frontiers)
     said.append(f"The optimal size grows as C^a; a by approach: {exponents}. {isoflop.disagreement(found.frontiers)}")
-    if size := found.size:
+    if found.size_laws:
+        laws = " ".join(_size_law(law) for law in found.size_laws)
         said.append(
-            f"Size alone, at the most tokens: alpha {_said(size.alpha)}, R^2 {size.r2:.4f}; Kaplan's exponent is "
-            f"{KAPLAN} (without embeddings, far from the floor, on other text)."
+            f"Size alone, {len(found.equal)} sizes at {found.equal[0].D:.3g} tokens: {laws} Kaplan's exponent is "
+            f"{KAPLAN} (without embeddings, with more tokens than the models could use, on other text)."
         )
     return said + found.why
+
+
+def _size_law(law: SizeLaw) -> str:
+    floor = f"{law.E:.3f} + " if law.E else ""
+    return f"L(N) = {floor}{law.k:.3g} / N^alpha with alpha {_said(law.alpha)}, R^2 {law.r2:.4f}."
 
 
 def text(found: Analysis) -> str:
@@ -152,14 +177,18 @@ def plan_text(made: Plan) -> str:
     return "\n".join([*lines, *([made.banner] if made.banner else [])])
 
 
-def write(folder: Path, found: Analysis, title: str) -> Path:
-    """fit.json, scaling_curve.png, isoflop.png and report.html/.md; returns the path of the page."""
+def write(folder: Path, found: Analysis, title: str, further: Sequence[Section] = ()) -> Path:
+    """fit.json, scaling_curve.png, isoflop.png and report.html/.md; returns the path of the page.
+
+    `further` sections come after what the numbers say.
+    """
     files.make_folder(folder)
     files.write_json(folder / "fit.json", as_json(found))
     for name, draw in (("scaling_curve", curve), ("isoflop", slices)):
         files.write_atomic(folder / f"{name}.png", figures.png(draw(found, figures.ON_WHITE)))
     lead = f"{len(found.runs)} runs of {found.boot.fit.cells} cells, up to {found.boot.fit.largest_C:.3g} FLOPs."
-    return page.write(folder, "report", title, lead, sections(found))
+    first, *others = sections(found)
+    return page.write(folder, "report", title, lead, [first, *further, *others])
 
 
 def sections(found: Analysis) -> list[Section]:
@@ -211,8 +240,13 @@ def curve(found: Analysis, colours: Palette) -> Figure:
         C = np.geomspace(runs[0].C / 1.5, runs[-1].C * 1.5, 60)
         axes.plot(C, [fit.loss(N, c / (6 * N)) for c in C], color=hue, linewidth=0.8, alpha=0.7)
     every = [o.C for o in found.runs]
-    C = np.geomspace(min(every), max(every) * 4, 100)
+    C = np.geomspace(min(every), max(every) * 6, 100)
     axes.plot(C, [fit.optimal_loss(c) for c in C], "--", color=colours.ink, linewidth=1.6, label="frontier of the fit")
+    if one := found.beyond:
+        reach = [[one.predicted.value - one.predicted.ci_low], [one.predicted.ci_high - one.predicted.value]]
+        axes.errorbar(one.run.C, one.predicted.value, reach, fmt="none", color=colours.ink, capsize=5,
+                      label="predicted before training (95%)")  # fmt: skip
+        axes.plot([one.run.C], [one.run.loss], "*", color=colours.ink, markersize=12, label="what it ended with")
     axes.set(xscale="log", yscale="log", xlabel="training compute, FLOPs (6 N D)")
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)

@@ -232,6 +232,31 @@ def disagreement(frontiers: Sequence[Frontier]) -> str:
 # -- size alone -------------------------------------------------------------------------------------------------------
 
 
+def at_equal_tokens(observations: Sequence[Observation]) -> list[Observation]:
+    """For each size its loss at one number of tokens: the largest that the most sizes reach.
+
+    Of a grid that is its longest column. Of other designs losses are read off between a size's own runs, by monotone
+    cubics in logarithms; a size with one run counts where that has as many tokens.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    def losses(tokens: float) -> dict[float, float]:
+        found = {}
+        for size in {o.N for o in observations}:
+            runs = [o for o in observations if size == o.N]
+            D = sorted({o.D for o in runs})
+            means = [float(np.mean([o.loss for o in runs if d == o.D])) for d in D]
+            close = [mean for d, mean in zip(D, means) if max(d / tokens, tokens / d) < ALIKE]
+            if close:
+                found[size] = close[-1]
+            elif D[0] < tokens < D[-1]:
+                found[size] = math.exp(float(PchipInterpolator(np.log(D), np.log(means))(math.log(tokens))))
+        return found
+
+    most = max({o.D for o in observations}, key=lambda D: (len(losses(D)), D))
+    return [Observation(N, most, loss) for N, loss in sorted(losses(most).items())]
+
+
 @dataclass(frozen=True)
 class SizeLaw:
     """L(N) = E + k N^-alpha at one number of tokens. Kaplan's exponent, to set beside it, is KAPLAN."""

@@ -9,31 +9,30 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glasslm import corpora, estimate, files, pace, tokens
+from glasslm import estimate
 from glasslm.config import ComputeConfig, RunConfig, seconds
-from glasslm.engines import make_engine
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
 from glasslm.lab.study import sweep
 from glasslm.lab.study.axes import AXES, Match, Variant, matched, variants
+from glasslm.lab.study.results import Row, row
+from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
 from glasslm.lab.study.sweep import Ended, RunnerName, Trial
 from glasslm.metrics import plain
-from glasslm.parameters import count, initial_weights, table
-from glasslm.runs import Run
+from glasslm.parameters import count, table
 from glasslm.settings import from_dict, to_dict, with_flags
-from glasslm.tokens import Dataset
 from glasslm.wording import Say, duration
 
-BASELINE, PLAN, FORMAT = "baseline", "plan.json", 1
+BASELINE = "baseline"
 FEWEST_STEPS = 30
 SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
+START_S = 1.0  # of a run: a process, its imports, its text
 TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
 
 
@@ -52,22 +51,6 @@ class Plan:
     @property
     def family(self) -> int:
         return len(self.variants)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run."""
-
-    seed: int
-    status: str
-    final_loss: float | None  # nats per token of validation; None where the run diverged or failed
-    best_loss: float | None
-    bpb: float | None
-    wall_s: float
-    step_ms: float | None
-    peak_bytes: int | None
-    sample: str
-    run: Run
 
 
 @dataclass(frozen=True)
@@ -112,96 +95,67 @@ def plan(
     What depends on the clock is measured once: a study that goes on reads its plan there. Raises InputError where that
     is of other flags.
     """
-    if base.train.epochs is not None or base.train.max_time is not None:
-        raise InputError("the length of a study's runs is given by --max-steps, or by --budget for all of them")
     asked = plain([to_dict(base), list(axes), seeds, match, margin, list(rates), budget])
-    if (study / PLAN).exists():
-        return _read_plan(study / PLAN, asked)
-    source = corpora.find(base.data, say)
-    if base.data.corpus is None and not base.data.text_file:
-        base = with_flags(base, {"corpus": source.name})
-    dataset = tokens.prepare(base.data, source, say)
+    if held := held_plan(study, asked):
+        return _read_plan(held)
+    base, dataset = with_text(base, say)
     V = dataset.tokenizer.vocab_size
-    base = base.resolved()
     found = variants(axes, base)
     if not found:
         raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
 
     @cache
     def step_seconds(config: RunConfig) -> float:
-        return _step_seconds(config, compute, dataset)
+        return measured(config, compute, dataset).step
 
     if budget is not None:
-        base = _fitting(base, found, seeds + len(rates), seconds(budget), workers, step_seconds(base), V, say)
-    base = _sparing(base)
+        each = seeds + len(rates)
+        steps = steps_within(seconds(budget), base, found, each, workers, step_seconds(base), V)
+        several = f"{(1 + len(found)) * each} runs"
+        if steps < FEWEST_STEPS:
+            raise InputError(
+                f"{several} within {duration(seconds(budget))} would have {steps} steps each: give a longer --budget, "
+                "fewer --axes or --seeds, or a smaller model"
+            )
+        say(f"{several} of {steps:,} steps each, on {workers} cores")
+        base = with_flags(base, {"max_steps": steps})
+    base = sparing(base)
     found = [
-        variant._replace(config=_sparing(matched(variant.config, base, match, V, step_seconds)))
+        variant._replace(config=sparing(matched(variant.config, base, match, V, step_seconds)))
         for variant in variants(axes, base)
     ]
     first = base.train.seed
     made = Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), V)
-    files.make_folder(study)
-    variants_ = [[one.axis, one.value, to_dict(one.config)] for one in found]
-    files.write_json(
-        study / PLAN, {"format": FORMAT, "asked": asked, "base": to_dict(base), "variants": variants_, "vocab_size": V}
-    )
+    listed = [[one.axis, one.value, to_dict(one.config)] for one in found]
+    hold_plan(study, asked, {"base": to_dict(base), "variants": listed, "vocab_size": V})
     return made
 
 
-def _read_plan(path: Path, asked: list[Any]) -> Plan:
+def _read_plan(held: dict[str, Any]) -> Plan:
     """A plan as it was made."""
-    held = files.read_json(path)
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise DamagedError(f"{path} is not a plan of format {FORMAT}: restore it, or choose another folder")
-    if held["asked"] != asked:
-        raise InputError(f"{path} is of a study with other settings: give the same flags, or choose another --out")
     base = from_dict(RunConfig, held["base"])
     found = [Variant(axis, value, from_dict(RunConfig, config)) for axis, value, config in held["variants"]]
-    _, _, seeds, match, margin, rates, _ = asked
+    _, _, seeds, match, margin, rates, _ = held["asked"]
     first = base.train.seed
     return Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), held["vocab_size"])
 
 
-def _sparing(config: RunConfig) -> RunConfig:
-    """The same training with fewer evaluations, one sample at the end and few checkpoints."""
-    steps = config.train.max_steps
-    train = dataclasses.replace(
-        config.train,
-        eval_interval=max(1, math.ceil(steps / 5)), log_interval=max(1, steps // 100), sample_interval=steps,
-        checkpoint_interval=max(1, math.ceil(steps / 4)), keep=1,
-    )  # fmt: skip
-    return dataclasses.replace(config, train=train)
-
-
-def _step_seconds(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> float:
-    engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
-    engine.load(initial_weights(table(config.model, dataset.tokenizer.vocab_size), config.train.seed))
-    return pace.measure(
-        dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0)), engine, dataset
-    ).step
-
-
-def _fitting(
+def steps_within(
+    budget_s: float,
     base: RunConfig,
     found: Sequence[Variant],
     runs_each: int,
-    budget_s: float,
     workers: int,
     step_s: float,
     vocab_size: int,
-    say: Say,
-) -> RunConfig:
-    """The baseline with as many steps as the whole study has time for, each run on a core of its own."""
+) -> int:
+    """How many steps each run may have, so that all are done in time, each on a core of its own.
+
+    `step_s` is a step's time of the baseline; those of the others are taken to go with their FLOPs.
+    """
     each = [estimate.flops_per_token(config.model, vocab_size) for config in (base, *(one.config for one in found))]
-    per_step = step_s * sum(flops / each[0] for flops in each) * runs_each / workers
-    steps = int(SPARE * budget_s / per_step)
-    if steps < FEWEST_STEPS:
-        raise InputError(
-            f"{len(each) * runs_each} runs within {duration(budget_s)} would have {steps} steps each: give a longer "
-            "--budget, fewer --axes or --seeds, or a smaller model"
-        )
-    say(f"{len(each) * runs_each} runs of {steps:,} steps: about {duration(steps * per_step)} on {workers} cores")
-    return dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=steps))
+    per_step = step_s * sum(flops / each[0] for flops in each) * runs_each
+    return max(0, int((SPARE * budget_s * workers - START_S * len(each) * runs_each) / per_step))
 
 
 def run(
@@ -298,28 +252,6 @@ def _stem(one: Variant) -> str:
 def _with(config: RunConfig, rate: float, seed: int) -> RunConfig:
     changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
     return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()
-
-
-def row(seed: int, ended: Ended) -> Row:
-    """What came of a run; a diverged one has no loss, whatever it had before."""
-    lines = [] if ended.status == "failed" else list(ended.run.metrics())
-    evals = [line for line in lines if line["kind"] == "eval" and line["split"] == "val"]
-    sound = ended.status != "diverged" and bool(evals)
-    last = max(evals, key=lambda line: line["step"]) if sound else {}
-    if sound:
-        last = [line for line in evals if line["step"] == last["step"]][-1]  # measured again, on the whole split
-    best = ended.run.history.best_val_loss if sound else None
-    steps = [line for line in lines if line["kind"] == "step"]
-    speeds = sorted(line["timing"]["tokens_per_s"] for line in steps)
-    step_tokens = ended.run.config.train.batch_size * ended.run.config.model.block_size if steps else 0
-    memory = [line["timing"]["memory_bytes"] for line in steps if line["timing"]["memory_bytes"]]
-    samples = [line["text"] for line in lines if line["kind"] == "sample"]
-    return Row(
-        seed, ended.status, last.get("loss"), best, last.get("bpb"),
-        wall_s=max((line["timing"]["elapsed_s"] for line in lines if line.get("timing")), default=0.0),
-        step_ms=1e3 * step_tokens / speeds[len(speeds) // 2] if speeds else None,
-        peak_bytes=max(memory, default=None), sample=samples[-1] if samples else "", run=ended.run,
-    )  # fmt: skip
 
 
 COLUMNS = (

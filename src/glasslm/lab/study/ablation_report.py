@@ -12,6 +12,7 @@ from glasslm import files
 from glasslm.lab.study.ablation import BASELINE, Plan, Result, as_csv
 from glasslm.lab.study.axes import AXES
 from glasslm.report import figures, page
+from glasslm.report.facts import text_name
 from glasslm.report.figures import Palette, dress, finish
 from glasslm.report.page import Picture, Section
 from glasslm.wording import duration, number, one_line, size
@@ -33,8 +34,8 @@ def write(study: Path, made: Plan, results: Sequence[Result]) -> Path:
     files.write_atomic(study / "ablation_table.csv", as_csv(results).encode())
     for name, draw in (("ablation_bars", bars), ("training_curves", curves)):
         files.write_atomic(study / f"{name}.png", figures.png(draw(made, results, figures.ON_WHITE)))
-    title, lead = f"Ablation of {', '.join(_axes(made))}", _lead(made, results)
-    written = page.write(study, "ablation_report", title, lead, sections(made, results))
+    title = f"Ablation of {', '.join(_axes(made))}"
+    written = page.write(study, "ablation_report", title, lead(made), sections(made, results))
     for suffix in (".html", ".md"):  # under the name that every study has, too
         files.write_atomic(study / f"report{suffix}", written.with_suffix(suffix).read_bytes())
     return written
@@ -49,22 +50,27 @@ def text(made: Plan, results: Sequence[Result]) -> str:
         delta = f"{of.delta:+.4f}" if of and of.delta is not None else ""
         words = verdict.words if verdict else "the baseline"
         lines.append(f"{result.name:<{wide}}  {result.parameters:>10,}  {_loss(result):<6}  {delta:>10}  {words}")
-    return "\n".join([_lead(made, results), "", *lines, "", *(f"- {sentence}" for sentence in findings(made, results))])
+    return "\n".join([lead(made), "", *lines, "", *(f"- {sentence}" for sentence in findings(made, results))])
 
 
 def _axes(made: Plan) -> list[str]:
     return list(dict.fromkeys(one.axis for one in made.variants))
 
 
-def _lead(made: Plan, results: Sequence[Result]) -> str:
+def lead(made: Plan) -> str:
+    """How the study was made, in a paragraph."""
     train, n = made.base.train, len(made.seeds)
     tokens = train.max_steps * train.batch_size * made.base.model.block_size
     margin = f", the same means within {made.margin:g} nats" if made.margin else ""
     rate = "each at its own best rate" if made.rates else f"all at the rate {made.base.optimizer.lr:g}"
+    model = made.base.model
     return (
         f"{len(made.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), {EQUAL[made.match]}: "
         f"{train.max_steps:,} steps of {tokens // train.max_steps:,} tokens for the baseline, {rate}. Losses are of "
-        f"the last weights, nats a token, on the validation text; a family of {made.family} comparisons{margin}."
+        f"the last weights, nats a token, on the validation text; a family of {made.family} comparisons{margin}. The "
+        f"baseline has {model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
+        f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, {model.position} positions, "
+        f"trained by {made.base.optimizer.optimizer} on {text_name(made.base.data)}."
     )
 
 

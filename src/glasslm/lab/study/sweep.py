@@ -213,7 +213,8 @@ def _runner(
     def execute(study: Path, job: dict[str, Any]) -> int:
         core = free.get()
         try:
-            return in_a_process(study, job | {"core": core}, interrupted)
+            alone = job["compute"]["threads"] == 1  # several threads take what cores there are
+            return in_a_process(study, job | {"core": core if alone else None}, interrupted)
         finally:
             free.put(core)
 

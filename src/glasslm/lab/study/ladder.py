@@ -1,0 +1,246 @@
+"""A ladder of runs to fit a scaling law to: sizes x compute, each run decayed to its end. And one run beyond it.
+
+At each of COMPUTES budgets of compute, SIZES sizes share it (an IsoFLOP design, approach 2 of arXiv:2203.15556): small
+models see more tokens, large ones fewer. From one budget to the next sizes grow by the square root of the compute, so
+that each size meets several budgets and each number of tokens several sizes. C = 6 N D throughout, where N counts the
+parameters that multiply a token, the head included. The width is what grows; depth and the number of heads stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from glasslm import pace
+from glasslm.config import ComputeConfig, RunConfig, seconds
+from glasslm.errors import InputError
+from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
+from glasslm.lab.study.axes import with_model
+from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
+from glasslm.lab.study.sweep import Trial
+from glasslm.metrics import plain
+from glasslm.pace import Pace
+from glasslm.parameters import count, table
+from glasslm.settings import from_dict, to_dict, with_flags
+from glasslm.tokens import Dataset
+from glasslm.wording import Say, duration
+
+COMPUTES, SIZES, GROWTH = 4, 5, 3.0  # budgets of compute, sizes at each, and the factor from budget to budget
+BEYOND = 4.0  # times the largest compute of the ladder: the run that is predicted
+FEWEST_STEPS, LEAST_STEPS = 100, 30  # of the shortest run: wanted, and without which there is no ladder
+SPARE = 0.85  # of a budget of time is planned for
+MULTIPLES = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate, tried at three sizes
+TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that the law is not fitted to
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What a study of scaling is about, all that determines its runs but their learning rates, which are tuned."""
+
+    base: RunConfig
+    rungs: list[list[RunConfig]]  # for each compute, the smallest first, its sizes
+    vocab_size: int
+    unique_tokens: int
+
+    @property
+    def cells(self) -> list[RunConfig]:
+        return [config for rung in self.rungs for config in rung]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return sorted({size_of(config, self.vocab_size) for config in self.cells})
+
+    @cached_property
+    def largest_C(self) -> float:
+        return max(compute_of(config, self.vocab_size) for config in self.cells)
+
+
+def size_of(config: RunConfig, vocab_size: int) -> int:
+    """N: the parameters that multiply a token."""
+    return count(table(config.model.resolved(), vocab_size))["matmul"]
+
+
+def tokens_of(config: RunConfig) -> int:
+    """D."""
+    return config.train.max_steps * config.train.batch_size * config.model.block_size
+
+
+def compute_of(config: RunConfig, vocab_size: int) -> float:
+    """C = 6 N D."""
+    return 6.0 * size_of(config, vocab_size) * tokens_of(config)
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan(base: RunConfig, budget: str, compute: ComputeConfig, workers: int, study: Path, say: Say) -> Ladder:
+    """Fix the sizes and steps of all runs, so that they, and the one beyond them, fit the budget. Kept in plan.json.
+
+    `budget` is a time ("40m") or, as a plain number from a million up, FLOPs. Raises InputError for one too small.
+    """
+    asked = plain([to_dict(base), budget])
+    if held := held_plan(study, asked):
+        rungs = [[from_dict(RunConfig, config) for config in rung] for rung in held["rungs"]]
+        return Ladder(from_dict(RunConfig, held["base"]), rungs, held["vocab_size"], held["unique_tokens"])
+    base, dataset = with_text(base, say)
+    V = dataset.tokenizer.vocab_size
+    flops = _as_flops(budget)
+    if flops is None:
+        made, told = _fitting(base, seconds(budget), compute, workers, dataset)
+    else:
+        units = (SIZES + 1) * sum(GROWTH**-k for k in range(COMPUTES)) + BEYOND
+        made, told = built(base, flops / units, dataset), f"{flops:.3g} FLOPs, the rates of learning besides"
+    shortest = min(config.train.max_steps for config in made.cells)
+    if shortest < LEAST_STEPS:
+        raise InputError(
+            f"a budget of {budget} leaves {shortest} steps to the shortest run, expected {LEAST_STEPS}: give a longer "
+            "--budget, or a recipe with a smaller --batch-size or --block-size"
+        )
+    say(
+        f"{len(made.cells)} cells of {len(made.sizes)} sizes, {made.sizes[0]:,} to {made.sizes[-1]:,} parameters, up "
+        f"to {made.largest_C:.3g} FLOPs: {told}"
+    )
+    hold_plan(study, asked, {
+        "base": to_dict(made.base), "rungs": [[to_dict(config) for config in rung] for rung in made.rungs],
+        "vocab_size": V, "unique_tokens": made.unique_tokens,
+    })  # fmt: skip
+    return made
+
+
+def _as_flops(budget: str) -> float | None:
+    """A plain number of at least a million is no time that anybody waits for."""
+    try:
+        number = float(budget)
+    except ValueError:
+        return None
+    return number if 1e6 <= number < math.inf else None
+
+
+def built(base: RunConfig, largest_C: float, dataset: Dataset) -> Ladder:
+    """The ladder whose largest compute is this.
+
+    The middle size of each compute has TOKENS_PER_PARAMETER tokens a parameter, as long as there are smaller sizes.
+    """
+    V = dataset.tokenizer.vocab_size
+    widths = _widths(base, V)
+    computes = [largest_C / GROWTH ** (COMPUTES - 1 - k) for k in range(COMPUTES)]
+    smallest = math.sqrt(computes[0] / (6 * TOKENS_PER_PARAMETER)) / GROWTH ** ((SIZES - 1) / 4)
+    first = max(smallest, widths[1][1])
+    chosen: list[int] = []
+    for i in range(COMPUTES + SIZES - 1):
+        wanted = first * GROWTH ** (i / 2)
+        larger = [pair for pair in widths if not chosen or pair[0] > chosen[-1]]
+        chosen.append(min(larger, key=lambda pair: abs(math.log(pair[1] / wanted)))[0])
+    models = [with_model(base, d_model=d) for d in chosen]
+    batch = base.train.batch_size
+    fewest = computes[0] / (6 * size_of(models[SIZES - 1], V)) / base.model.block_size  # rows of the shortest run
+    while batch > 1 and fewest / batch < FEWEST_STEPS:
+        batch //= 2
+    base = with_flags(base, {"batch_size": batch})
+    rungs = [
+        [at_compute(with_flags(model, {"batch_size": batch}), C, V) for model in models[k : k + SIZES]]
+        for k, C in enumerate(computes)
+    ]
+    return Ladder(base, rungs, V, len(dataset.train.tokens))
+
+
+@cache
+def _widths(base: RunConfig, vocab_size: int) -> list[tuple[int, int]]:
+    """(width, N) of what the recipe can be made into, the narrowest first."""
+    step = 2 * base.model.n_heads  # rotary positions turn pairs
+    return [(d, size_of(with_model(base, d_model=d), vocab_size)) for d in range(step, 256 * step + 1, step)]
+
+
+def at_compute(config: RunConfig, C: float, vocab_size: int) -> RunConfig:
+    """With as many steps as C = 6 N D leaves to this size, of which at most a tenth are warmup."""
+    batch_tokens = config.train.batch_size * config.model.block_size
+    return lasting(config, max(1, round(C / (6.0 * size_of(config, vocab_size) * batch_tokens))))
+
+
+def lasting(config: RunConfig, steps: int) -> RunConfig:
+    warmup = min(config.optimizer.warmup_steps, steps // 10)
+    return sparing(with_flags(config, {"max_steps": steps, "warmup_steps": warmup})).resolved()
+
+
+def _fitting(
+    base: RunConfig, budget_s: float, compute: ComputeConfig, workers: int, dataset: Dataset
+) -> tuple[Ladder, str]:
+    """The largest ladder that is done in time, and a word on it.
+
+    The speed is measured at three sizes of a first guess, on one core; between them, and beyond, its logarithm is
+    taken as a line over that of the size.
+    """
+    V = dataset.tokenizer.vocab_size
+    step_s = measured(base, compute, dataset).step
+    speed = compute_of(dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1)), V) / step_s
+    guess = built(base, speed * budget_s * workers / 15, dataset)
+    models = sorted(guess.rungs[0][:1] + guess.rungs[-1][:1] + guess.rungs[-1][-1:], key=lambda one: size_of(one, V))
+    sizes = np.log([size_of(one, V) for one in models])
+    paces = np.log([measured(one, compute, dataset)[:2] for one in models])  # (3, 2): step and window
+
+    def pace_of(config: RunConfig) -> Pace:
+        x = math.log(size_of(config, V))
+        i = 0 if x < sizes[1] else 1
+        slope = (paces[i + 1] - paces[i]) / max(sizes[i + 1] - sizes[i], 1e-9)
+        step, window = np.exp(paces[i] + slope * (x - sizes[i]))
+        step *= config.train.batch_size / models[0].train.batch_size
+        return Pace(float(step), float(window), 0.0, 0.1)
+
+    def core_seconds(configs: Sequence[RunConfig]) -> float:
+        return sum(1.0 + pace.run_seconds(one, dataset, pace_of(one)) for one in configs)
+
+    def parts(made: Ladder) -> tuple[float, float]:
+        """Seconds of the ladder, and of the run beyond it, which has all cores."""
+        repeats = [rung[SIZES // 2] for rung in made.rungs]
+        tried = [trial.config for trial in tuning(made).values()]
+        last = beyond(made, made.sizes[-1])
+        return core_seconds(made.cells + repeats + tried) / workers, core_seconds([last]) / workers
+
+    low, high = 1e6, speed * budget_s * workers
+    for _ in range(24):
+        middle = math.sqrt(low * high)
+        if sum(parts(built(base, middle, dataset))) <= SPARE * budget_s:
+            low = middle
+        else:
+            high = middle
+    made = built(base, low, dataset)
+    ladder_s, beyond_s = parts(made)
+    return made, f"about {duration(ladder_s)} on {workers} cores, then {duration(beyond_s)} for the run beyond"
+
+
+def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:
+    """By size and multiple: three rates at a small, a middle and a large size, all on as many tokens."""
+    V, seed = made.vocab_size, made.base.train.seed + TUNING_SEED
+    models = [made.rungs[0][0], made.rungs[0][COMPUTES - 1], made.rungs[-1][SIZES - 2]]
+    steps = at_compute(models[-1], compute_of(made.rungs[1][0], V), V).train.max_steps
+    found = {}
+    for model in models:
+        N, config = size_of(model, V), lasting(model, steps)
+        for times in MULTIPLES:
+            found[N, times] = Trial(f"tune-n{N}-x{times:.2g}", seeded(config, config.optimizer.lr * times, seed))
+    return found
+
+
+def seeded(config: RunConfig, rate: float, seed: int) -> RunConfig:
+    """With another peak rate, which the last rate follows, and another seed."""
+    changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
+    return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()
+
+
+def beyond(made: Ladder, wanted_N: float) -> RunConfig:
+    """The run of BEYOND times the largest compute: the size nearest to what is wanted, at most twice the largest."""
+    V = made.vocab_size
+    least, most = made.sizes[len(made.sizes) // 2], 2 * made.sizes[-1]
+    widths = [(d, N) for d, N in _widths(made.base, V) if least <= N <= most]
+    d = min(widths, key=lambda pair: abs(math.log(pair[1] / wanted_N)))[0]
+    C = BEYOND * made.largest_C
+    config = at_compute(with_model(made.base, d_model=d), C, V)
+    while compute_of(config, V) < C:  # a rounded number of steps may fall short
+        config = lasting(config, config.train.max_steps + 1)
+    return config
