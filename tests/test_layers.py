@@ -139,6 +139,17 @@ LAYERS = """
     lab.study.ladder
     lab.study.scaling
     lab.study.scaling_report
+    lab.capstone
+    lab.capstone.questions
+    lab.capstone.specimen
+    lab.capstone.about_attention
+    lab.capstone.about_order
+    lab.capstone.about_size
+    lab.capstone.about_text
+    lab.capstone.answers
+    lab.capstone.quiz
+    lab.capstone.capstone
+    lab.capstone.handout
     cli.parsing
     cli.train
     cli.finetune
@@ -153,6 +164,7 @@ LAYERS = """
     cli.verify
     cli.ablate
     cli.scale
+    cli.capstone
     cli.corpus
     cli.report
     cli

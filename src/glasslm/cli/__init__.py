@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "whether a run folder is whole, and whether it resumes to the bit",
     "ablate": "what each choice of a model is worth, over several seeds",
     "scale": "a scaling law fitted to runs, and what to train with a given compute",
+    "capstone": "a whole capstone: a model, an ablation, a scaling study, the questions",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }

@@ -72,7 +72,7 @@ def _context(run: Run) -> dict[str, Any]:
     vocab_size = record["tokenizer"]["vocab_size"]
     best = facts.best_eval(lines, history)
     preset = str(record.get("preset", "tiny"))
-    dataset = _dataset(run)
+    dataset = dataset_of(run)
     progress = facts.spaced([line for line in lines if line["kind"] == "sample"])
     of_model = _from_model(run, lines, dataset)
     written = [sample.text for row in (*of_model["by_temperature"], of_model["by_checkpoint"]) for sample in row]
@@ -102,7 +102,7 @@ def _context(run: Run) -> dict[str, Any]:
     }
 
 
-def _dataset(run: Run) -> tokens.Dataset | None:
+def dataset_of(run: Run) -> tokens.Dataset | None:
     """The tokens of the run's text, if the cache has them; nothing is made again for a report."""
     try:
         return tokens.reopen(run.record.get("data", {}).get("sha256", ""))

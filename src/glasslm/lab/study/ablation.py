@@ -19,7 +19,7 @@ from glasslm import estimate
 from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
-from glasslm.lab.study import sweep
+from glasslm.lab.study import setting, sweep
 from glasslm.lab.study.axes import AXES, Match, Variant, matched, variants
 from glasslm.lab.study.results import Row, row
 from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
@@ -32,7 +32,6 @@ from glasslm.wording import Say, duration
 BASELINE = "baseline"
 FEWEST_STEPS = 30
 SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
-START_S = 1.0  # of a run: a process, its imports, its text
 TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
 
 
@@ -155,7 +154,7 @@ def steps_within(
     """
     each = [estimate.flops_per_token(config.model, vocab_size) for config in (base, *(one.config for one in found))]
     per_step = step_s * sum(flops / each[0] for flops in each) * runs_each
-    return max(0, int((SPARE * budget_s * workers - START_S * len(each) * runs_each) / per_step))
+    return max(0, int((SPARE * budget_s * workers - setting.START_S * len(each) * runs_each) / per_step))
 
 
 def run(

@@ -21,6 +21,7 @@ from glasslm import pace
 from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.errors import InputError
 from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
+from glasslm.lab.study import setting
 from glasslm.lab.study.axes import with_model
 from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
 from glasslm.lab.study.sweep import Trial
@@ -193,7 +194,7 @@ def _fitting(
         return Pace(float(step), float(window), 0.0, 0.1)
 
     def core_seconds(configs: Sequence[RunConfig]) -> float:
-        return sum(1.0 + pace.run_seconds(one, dataset, pace_of(one)) for one in configs)
+        return sum(setting.START_S + pace.run_seconds(one, dataset, pace_of(one)) for one in configs)
 
     def parts(made: Ladder) -> tuple[float, float]:
         """Seconds of the ladder, and of the run beyond it, which has all cores."""

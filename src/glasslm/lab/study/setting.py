@@ -18,6 +18,7 @@ from glasslm.tokens import Dataset
 from glasslm.wording import Say
 
 PLAN, FORMAT = "plan.json", 1
+START_S = 1.0  # of a run: a process, its imports, its text
 
 
 def with_text(base: RunConfig, say: Say) -> tuple[RunConfig, Dataset]:

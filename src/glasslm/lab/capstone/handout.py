@@ -1,0 +1,116 @@
+"""index.html of a capstone: what there is to hand in, on one page, with the files behind each number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from glasslm.lab.capstone import quiz
+from glasslm.lab.capstone.capstone import SEEDS, Capstone
+from glasslm.lab.capstone.questions import Answer
+from glasslm.lab.scaling import fitted
+from glasslm.lab.study import ablation_report
+from glasslm.metrics import Line
+from glasslm.report import figures, page
+from glasslm.report.facts import best_eval, commands, text_name
+from glasslm.report.page import Picture, Section
+from glasslm.wording import one_line
+
+SAMPLE = 600  # characters of the last sample
+
+
+def write(of: Capstone, answers: Sequence[Answer]) -> Path:
+    """index.html and index.md, with what a quiz kept, if there was one. Returns the path of the page."""
+    lines = list(of.run.metrics())
+    marks = quiz.marked(quiz.given(of.folder), answers)
+    sections = [
+        _deliverables(of), _checkpoint(of, lines), _curves(of), _ablation(of), _scaling(of),
+        *([quiz.section(marks)] if marks else []), *itertools.starmap(_answer, enumerate(answers, 1)),
+    ]  # fmt: skip
+    title = f"Capstone: a language model of {text_name(of.run.config.data)}"
+    return page.write(of.folder, "index", title, _lead(of, lines), sections)
+
+
+def _lead(of: Capstone, lines: list[Line]) -> str:
+    record = of.run.record
+    best = best_eval(lines, of.run.history) or {}
+    loss = f"{best['loss']:.4f} nats a token, {best['bpb']:.3f} bits a byte" if best else "not measured"
+    return (
+        f"{record['parameters']['total']:,} parameters trained from nothing; validation loss {loss}. Made by "
+        f"glasslm {record['glasslm']}, {record['created'][:10]}."
+    )
+
+
+def _deliverables(of: Capstone) -> Section:
+    rows = [
+        ("1. a trained checkpoint", f"{_name(of, 'best')}, by `glasslm generate {of.run.path}`"),
+        ("2. training curves", "loss, learning rate and gradient norm over all steps; run/report.html has more"),
+        ("3. an ablation report", f"{len(of.plan.variants)} variants, {SEEDS} seeds each: ablation/report.html"),
+        ("4. a scaling analysis", f"{len(of.scaling.cells)} runs and a prediction: scaling/report.html"),
+        ("5. the checkpoint questions", "answered below, with this run's own numbers"),
+    ]
+    links = [
+        ("the run's report", "run/report.html"), ("the ablation", "ablation/report.html"),
+        ("its table", "ablation/ablation_table.csv"), ("the scaling study", "scaling/report.html"),
+        ("its runs", "scaling/runs.csv"), ("its fit", "scaling/fit.json"),
+    ]  # fmt: skip
+    return Section("What is handed in", (), ("", ""), rows, (), links)
+
+
+def _name(of: Capstone, which: str) -> str:
+    step = of.run.history.best_step
+    return f"checkpoints/{step:06d} ({which})" if step is not None else "checkpoints/"
+
+
+def _checkpoint(of: Capstone, lines: list[Line]) -> Section:
+    best = best_eval(lines, of.run.history) or {}
+    model, record = of.run.config.model, of.run.record
+    samples = [line for line in lines if line["kind"] == "sample"]
+    rows = [
+        ("model", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, context {model.block_size}"),
+        ("parameters", f"{record['parameters']['total']:,}"),
+        ("training text", f"{record['data']['train_tokens']:,} tokens"),
+        ("validation text", f"{record['data']['val_tokens']:,} tokens"),
+        ("steps", f"{of.run.config.train.max_steps:,}"),
+    ]  # fmt: skip
+    if best:
+        rows += [
+            ("validation loss", f"{best['loss']:.4f} nats a token at step {best['step']:,}, perplexity "
+             f"{best['perplexity']:.3f}, {best['bpb']:.3f} bits a byte, over the whole split"),
+        ]  # fmt: skip
+    rows += commands(str(of.run.path), of.run.history.status)[:3]
+    text = [f"It writes: {one_line(samples[-1]['text'])[:SAMPLE]}"] if samples else []
+    links = [("run.json", "run/run.json"), ("metrics.jsonl", "run/metrics.jsonl"), ("report", "run/report.html")]
+    return Section("1. The checkpoint", text, ("", ""), rows, (), links)
+
+
+def _curves(of: Capstone) -> Section:
+    history, clip = of.run.history, of.run.config.optimizer.grad_clip
+    label = "Training loss, validation loss with its best, learning rate, gradient norm before clipping"
+    picture = Picture("training", label, lambda colours: figures.training(history, clip, colours))
+    return Section("2. Training curves", pictures=(picture,), links=[("every number", "run/metrics.jsonl")])
+
+
+def _ablation(of: Capstone) -> Section:
+    found = ablation_report.findings(of.plan, of.results)
+    label = "Difference of each variant's final loss from the baseline's, equal tokens, with 95% intervals"
+    picture = Picture("bars", label, lambda colours: ablation_report.bars(of.plan, of.results, colours))
+    links = [("report, with a sample of each", "ablation/report.html"), ("table", "ablation/ablation_table.csv"),
+             ("training curves", "ablation/training_curves.png")]  # fmt: skip
+    return Section("3. What each choice is worth", [ablation_report.lead(of.plan), *found], (), (), (picture,), links)
+
+
+def _scaling(of: Capstone) -> Section:
+    label = "Losses against compute, the fitted law for each size, its frontier, and the run that was predicted"
+    picture = Picture("scaling", label, lambda colours: fitted.curve(of.scaling.found, colours))
+    links = [("report", "scaling/report.html"), ("runs", "scaling/runs.csv"), ("fit", "scaling/fit.json"),
+             ("the prediction, as it was written before", "scaling/prediction.json")]  # fmt: skip
+    said = fitted.sentences(of.scaling.found)
+    return Section("4. How loss depends on size and data", said, (), (), (picture,), links)
+
+
+def _answer(number: int, answer: Answer) -> Section:
+    of = answer.section
+    links = [(label, f"run/{path}") for label, path in answer.sources]
+    return Section(f"5.{number} {of.title}", of.text, of.header, of.rows, of.pictures, links)

@@ -1,0 +1,176 @@
+"""A capstone: one folder with all that is to be handed in, made within its budget, and gone on with where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import cli, launch
+from glasslm.config import ComputeConfig, RunConfig
+from glasslm.errors import DamagedError, InputError
+from glasslm.interruption import Interrupt
+from glasslm.lab.capstone import capstone
+from glasslm.lab.capstone.capstone import Ledger
+from glasslm.lab.study import ablation, ladder, scaling, setting, sweep
+from glasslm.runs import Run
+from glasslm.settings import from_dict
+from html_pages import Page
+from small_runs import no_report, quiet, write_text
+
+WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4 --warmup-steps 3".split()  # noqa: SIM905 - as one types it
+
+
+def in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """What a process of its own would do, without the half second that it takes to start."""
+    config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
+    return launch.train(config, compute, Path(job["run_dir"]), page=False, say=quiet).exit_code
+
+
+def of_few_flops(base: RunConfig, budget: str, *others: Any, of: Any = scaling.study, **named: Any) -> Any:
+    """A scaling study of so much compute, instead of so much time."""
+    assert budget.endswith("s")
+    return of(base, "1e9", *others, **named)
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Studies of few and short runs, so that a capstone of seconds has time for them."""
+    with pytest.MonkeyPatch.context() as patch, no_report():
+        patch.setattr("glasslm.cli.capstone.LEAST_S", 1.0)
+        patch.setattr(sweep, "in_a_process", in_this_process)
+        patch.setattr(setting, "START_S", 0.05)
+        patch.setattr(capstone, "SEEDS", 2)
+        patch.setattr(capstone, "BASELINES", ((2, 24, 2),))
+        patch.setattr(capstone, "_axes", lambda shape: ["depth=1", "activation=gelu"])
+        patch.setattr(ladder, "COMPUTES", 3)
+        patch.setattr(ladder, "SIZES", 4)
+        patch.setattr(ladder, "FEWEST_STEPS", 5)
+        patch.setattr(ladder, "LEAST_STEPS", 5)
+        patch.setattr(scaling, "study", of_few_flops)
+        yield
+
+
+def test_everything_is_in_one_folder_and_made_once(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    words = ["capstone", "--text-file", str(text), "--budget", "8s", "--out", str(out), *WORDS]
+    assert cli.main(words) == 0
+    page = out / "index.html"
+    assert f"hand in: {page}" in capsys.readouterr().out
+    for name in (
+        "run/run.json", "run/metrics.jsonl", "run/checkpoints", "ablation/ablation_table.csv",
+        "ablation/ablation_bars.png", "ablation/report.html", "scaling/fit.json", "scaling/prediction.json",
+        "scaling/scaling_curve.png", "scaling/isoflop.png", "scaling/report.html", "index.md", "figures/training.png",
+    ):  # fmt: skip
+        assert (out / name).exists(), name
+    shown = Page(page.read_text(encoding="utf-8"))
+    titles = ("1. The checkpoint", "2. Training curves", "3. What each choice is worth", "4. How loss depends")
+    for title in (*titles, "5.1 ", "5.8 ", "The KV cache", "Chinchilla"):
+        assert title in shown.text, title
+    links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
+    assert len(links) > 20
+    for link in links:  # each number's file is there; the report of a run is left out of these tests
+        assert (out / link).exists() or link == "run/report.html", link
+    best = Run(out / "run").history.best_val_loss
+    assert f"{best:.4f}" in shown.text
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert cli.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    assert cli.main([*words, "--lr", "0.5"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_questions_come_first_and_answers_are_set_beside(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    given = iter(["it compares queries with keys", "8"])
+
+    def read() -> str:
+        assert not (out / "run").exists()
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    def stop(*arguments: object) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(capstone, "train", stop)
+    words = ["capstone", "--text-file", str(text), "--budget", "8s", "--quiz", "--out", str(out), *WORDS]
+    assert cli.main(words) == 2
+    kept = json.loads((out / "quiz.json").read_text(encoding="utf-8"))["answers"]
+    assert [one["given"] for one in kept.values()][:2] == ["it compares queries with keys", "8"]
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_took_long_costs_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("glasslm.lab.capstone.capstone.time.monotonic", lambda: now)
+    ledger = Ledger(tmp_path, ["flags"], 1000.0)
+    assert ledger.seconds("run") == pytest.approx(1000 * capstone.SHARES["run"])
+    now += 500
+    assert ledger.seconds("run") == pytest.approx(1000 * capstone.SHARES["run"])  # it was decided
+    assert ledger.seconds("ablation") == pytest.approx(500 * capstone.SHARES["ablation"])
+    now += 5000  # another day, in another process, which knows what was spent
+    again = Ledger(tmp_path, ["flags"], 1000.0)
+    now += 100
+    again.keep()
+    assert again.seconds("ablation") == ledger.seconds("ablation")
+    assert again.seconds("scaling") == pytest.approx(400 * capstone.SHARES["scaling"])
+    assert sum(float(capstone.SHARES[part]) for part in ("run",)) < 0.5
+
+
+def test_a_record_of_other_flags_or_of_nobody_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, ["flags"], 10.0).keep()
+    with pytest.raises(InputError, match="other settings"):
+        Ledger(tmp_path, ["others"], 10.0)
+    (tmp_path / "capstone.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DamagedError, match="restore it"):
+        Ledger(tmp_path, ["flags"], 10.0)
+
+
+def test_budgets_and_what_goes_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from glasslm.cli.capstone import parse
+
+    assert [parse(["--budget", budget]).preset for budget in ("30m", "3h", "overnight")] == ["tiny", "small", "medium"]
+    assert parse(["--budget", "overnight", "--preset", "tiny"]).preset == "tiny"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
+    for words, says in (
+        (["--budget", "10s"], "two minutes at least"),
+        (["--budget", "soon"], "is not a duration"),
+        (["--epochs", "2"], "--budget says how long"),
+        (["--out", str(tmp_path / "run")], "holds a run"),
+    ):
+        assert cli.main(["capstone", *words]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_where_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glasslm.estimate import flops_per_token
+    from glasslm.pace import Pace
+    from small_runs import small
+
+    def pace(config: RunConfig, compute: ComputeConfig, dataset: Any) -> Pace:
+        tokens = config.train.batch_size * config.model.block_size
+        return Pace(tokens * flops_per_token(config.model, dataset.tokenizer.vocab_size) / 30e9, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(capstone, "measured", pace)
+    monkeypatch.setattr(capstone, "cores", lambda: [0, 1])
+    recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
+    shapes = [capstone._affordable(recipe, hours * 3600, ComputeConfig(), quiet) for hours in (0.15, 1, 100)]
+    assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
+    axes = capstone._axes([6, 384, 6])
+    assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
+    assert len(ablation.variants(axes, capstone._baseline(recipe, [6, 384, 6]).resolved())) >= 15
