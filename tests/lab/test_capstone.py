@@ -1,4 +1,4 @@
-"""A capstone: one folder with all that is to be handed in, made within its budget, and gone on with where it stopped."""
+"""A capstone: one folder with all that is to be handed in, made within its budget, gone on with where it stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from glasslm.settings import from_dict
 from html_pages import Page
 from small_runs import no_report, quiet, write_text
 
-WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4 --warmup-steps 3".split()  # noqa: SIM905 - as one types it
+WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
 
 
 def in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:

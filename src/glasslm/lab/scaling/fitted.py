@@ -125,11 +125,11 @@ def sentences(found: Analysis) -> list[str]:
     """What the numbers say, the headline first."""
     said = []
     if one := found.beyond:
-        times = one.run.C / found.boot.fit.largest_C
+        times, off = one.run.C / found.boot.fit.largest_C, one.run.loss / one.predicted.value - 1
         said.append(
             f"Predicted before it was trained, with {times:.3g} times the largest compute of the fit: a loss of "
-            f"{_said(one.predicted, '.4f')} for N = {one.run.N:.4g} on D = {one.run.D:.4g} tokens. It ended with "
-            f"{one.run.loss:.4f}, {-one.relative_error:+.2%} of the prediction away and "
+            f"{_said(one.predicted, '.4f')} for N = {one.run.N:,.0f} on D = {one.run.D:,.0f} tokens. It ended with "
+            f"{one.run.loss:.4f}, {abs(off):.2%} {'below' if off < 0 else 'above'} the prediction and "
             f"{'inside' if one.inside else 'outside'} its 95% interval."
         )
     if tested := found.backtest:
@@ -155,7 +155,7 @@ def sentences(found: Analysis) -> list[str]:
 
 
 def _size_law(law: SizeLaw) -> str:
-    floor = f"{law.E:.3f} + " if law.E else ""
+    floor = f"{law.E:.3f} + " if law.E >= 5e-4 else ""
     return f"L(N) = {floor}{law.k:.3g} / N^alpha with alpha {_said(law.alpha)}, R^2 {law.r2:.4f}."
 
 

@@ -141,7 +141,7 @@ def _activations(others: Sequence[Result], base: Result) -> list[str]:
         f"GELU against SwiGLU at this scale: {pair.name} is {pair.verdict.words} than "
         f"{'the baseline, which has' if other is base else ''} {other.config.model.feedforward}."
         if kind in ("better", "worse")
-        else f"GELU against SwiGLU at this scale: {'' if settled else 'this study cannot say. '}{pair.verdict.words}."
+        else f"GELU against SwiGLU at this scale: {'' if settled else 'this study cannot say: '}{pair.verdict.words}."
     ]
 
 
