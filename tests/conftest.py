@@ -1,4 +1,5 @@
-"""Shared by all tests: a cache folder of their own, no network, the data folder, and what CI lets a test skip for."""
+"""Shared by all tests: a cache folder of their own, no network, no waiting for the disk, the data folder, and what CI
+lets a test skip for."""
 
 from __future__ import annotations
 
@@ -62,6 +63,32 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """In this process fsync returns at once: only a machine that loses its power can tell, and no test takes it away.
+
+    The programs that tests start wait for the disk, and tests/test_files.py shows that nothing has its name before.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_samples() -> Iterator[None]:
+    """Samples on the way of 50 tokens: those of 200 take longer than the steps of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glasslm.training.SAMPLE_TOKENS", 50)
+        yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without their pictures, which take longer than all else about a page."""
+    monkeypatch.setattr("glasslm.report.figures.png", lambda figure: b"")
+    monkeypatch.setattr("glasslm.report.figures.inline_svg", lambda figure, label: "")
 
 
 @pytest.fixture(scope="session")

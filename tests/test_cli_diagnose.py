@@ -42,6 +42,7 @@ def test_a_run_is_diagnosed_into_its_folder(run_dir: Path, capsys: pytest.Captur
     assert "| verdict |" in (run_dir / "diagnosis" / "diagnosis.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_configuration_is_diagnosed_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = write_text(tmp_path / "text.txt", 2000)
     out_dir = tmp_path / "here"
@@ -76,6 +77,7 @@ def test_a_step_is_replayed(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "replay-13.html").is_file()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_step_is_replayed_as_it_is_asked_for(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +115,7 @@ def test_what_cannot_be_is_said_in_a_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_fine_tuned_run_is_not_asked_for_a_first_loss(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

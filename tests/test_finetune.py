@@ -26,6 +26,8 @@ from small_runs import COMPUTE, essence, logged, no_report, quiet, read_json
 from test_training import interrupted_at
 from tuned_runs import QUICK, finetune, make_base, words, write_new_text
 
+pytestmark = pytest.mark.usefixtures("short_samples")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -152,6 +152,7 @@ def test_a_whole_run(run_dir: Path, config: RunConfig) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_numbers_are_those_of_the_metrics(run_dir: Path) -> None:
     rows = facts.evaluations(WHOLE_RUN, facts.best_eval(WHOLE_RUN, runs.Run(with_metrics(run_dir, *WHOLE_RUN)).history))
     shown = [(row[0], row[2], row[-1]) for row in rows]
@@ -205,6 +206,7 @@ def test_a_damaged_checkpoint_only_costs_its_sample(
     assert [sample.step for sample in found] == [0, 20]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_markdown_keeps_foreign_text_in_its_fence(run_dir: Path) -> None:
     report.write(with_metrics(run_dir, *WHOLE_RUN))
     text = (run_dir / "report.md").read_text(encoding="utf-8")
@@ -298,6 +300,7 @@ def test_the_command_prints_the_path(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_copied_passage_stays_text(tmp_path: Path, config: RunConfig) -> None:
     passage = "<script>alert(2)</script> & `````\n# not a heading | and so on and on"
     letters = "".join(np.random.default_rng(0).choice(list("abcdefgh \n"), 20_000))
@@ -316,6 +319,7 @@ def test_a_copied_passage_stays_text(tmp_path: Path, config: RunConfig) -> None:
     assert markdown.count(f"``````text\n{passage}\n``````") == 1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_without_its_tokens_a_report_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "new cache"))
     found = page(report.write(with_metrics(run_dir, *WHOLE_RUN)))

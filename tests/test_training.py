@@ -21,6 +21,7 @@ from glasslm.schedule import lr_at
 from glasslm.training import Loop, due, evaluation_windows, make_order
 from small_runs import COMPUTE, essence, logged, quiet, resume, small, train, write_text
 
+pytestmark = pytest.mark.usefixtures("short_samples")
 SAMPLED: dict[str, Any] = {"block_size": 4, "val_fraction": 0.5}  # validation on the way takes 32 windows of many
 
 
@@ -64,7 +65,7 @@ def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(text:
 def test_the_logged_rate_is_that_of_the_update(text: Path, tmp_path: Path) -> None:
     """Warmup from the first update on: (i + 1) / W; the last has min_lr."""
     config = small(text, max_steps=12, warmup_steps=4, lr=0.01, min_lr=0.001)
-    run = launch.train(config, COMPUTE, tmp_path / "run", say=quiet).run_dir
+    run = launch.train(config, COMPUTE, tmp_path / "run", page=False, say=quiet).run_dir
     lines = logged(run, "step")
     assert [line["lr"] for line in lines[:4]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert [line["lr"] for line in lines] == [lr_at(step, config.optimizer, 12) for step in range(12)]

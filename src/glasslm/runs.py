@@ -87,6 +87,12 @@ def create(run_dir: Path, record: dict[str, Any], tokenizer_json: str) -> None:
     files.write_json(run_dir / _RECORD, {"format": FORMAT, **record})  # last: with it the run exists
 
 
+def clear(run_dir: Path) -> None:
+    """Forget a run that ended before its first checkpoint, of which nothing can be gone on with. The lock is held."""
+    for name in (_RECORD, _METRICS, _TOKENIZER):
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def _refuse_existing(run_dir: Path) -> None:
     if (run_dir / _RECORD).exists():
         if not checkpoint.list_steps(run_dir):

@@ -116,8 +116,9 @@ def main(megabytes: int, command: list[str]) -> int:
     import tempfile
 
     text, engine = (command[command.index(flag) + 1] for flag in ("--text-file", "--engine"))
+    small = {"engine": engine, "max_steps": 5, "sample_interval": 0}
     with no_report(), tempfile.TemporaryDirectory() as folder:
-        assert cli.main(list(map(str, words(Path(text), Path(folder, "run"), engine=engine)))) == 0
+        assert cli.main(list(map(str, words(Path(text), Path(folder, "run"), **small)))) == 0
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + megabytes * 10**6
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

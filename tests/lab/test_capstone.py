@@ -16,6 +16,7 @@ from glasslm.interruption import Interrupt
 from glasslm.lab.capstone import capstone
 from glasslm.lab.capstone.capstone import Ledger
 from glasslm.lab.study import ablation, ladder, scaling, setting, sweep
+from glasslm.lab.study.sweep import Runner
 from glasslm.runs import Run
 from glasslm.settings import from_dict
 from html_pages import Page
@@ -112,21 +113,41 @@ def test_questions_come_first_and_answers_are_set_beside(
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_part_that_took_long_costs_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr("glasslm.lab.capstone.capstone.time.monotonic", lambda: now)
-    ledger = Ledger(tmp_path, ["flags"], 1000.0)
-    assert ledger.seconds("run") == pytest.approx(1000 * capstone.SHARES["run"])
-    now += 500
-    assert ledger.seconds("run") == pytest.approx(1000 * capstone.SHARES["run"])  # it was decided
-    assert ledger.seconds("ablation") == pytest.approx(500 * capstone.SHARES["ablation"])
-    now += 5000  # another day, in another process, which knows what was spent
-    again = Ledger(tmp_path, ["flags"], 1000.0)
-    now += 100
-    again.keep()
-    assert again.seconds("ablation") == ledger.seconds("ablation")
-    assert again.seconds("scaling") == pytest.approx(400 * capstone.SHARES["scaling"])
-    assert sum(float(capstone.SHARES[part]) for part in ("run",)) < 0.5
+    for late in (1.0, 1.3):
+        ledger, began = Ledger(tmp_path / str(late), ["flags"], 1800.0), now
+        for part in capstone.SHARES:
+            with ledger.counting():
+                now += late * ledger.seconds(part)
+        assert 1500 < now - began <= (1800 if late == 1 else 2100)
+    now += 5000  # another day, in another process, which knows what was spent and what was decided
+    again = Ledger(tmp_path / "1.0", ["flags"], 1800.0)
+    assert again.seconds("ablation") == Ledger(tmp_path / "1.0", ["flags"], 1800.0).seconds("ablation")
+    assert again.spent == pytest.approx(1800 * (1 - 0.68 * 0.55 * 0.1), rel=0.05)
+    interrupted = Ledger(tmp_path / "interrupted", ["flags"], 1800.0)
+    now += 700
+    with pytest.raises(KeyboardInterrupt), interrupted.counting():
+        raise KeyboardInterrupt
+    assert Ledger(tmp_path / "interrupted", ["flags"], 1800.0).seconds("run") == pytest.approx(1100 * 0.32)
+
+
+def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise InputError("no time for it")
+
+    monkeypatch.setattr(scaling, "study", never)
+    monkeypatch.setattr(ablation, "plan", never)
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    assert cli.main(["capstone", "--text-file", str(text), "--budget", "3s", "--out", str(out), *WORDS]) == 1
+    shown = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert shown.text.count("no time for it") == 4
+    assert "5.8 " in shown.text
 
 
 def test_a_record_of_other_flags_or_of_nobody_is_refused(tmp_path: Path) -> None:
@@ -146,7 +167,7 @@ def test_budgets_and_what_goes_with_them(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
     for words, says in (
-        (["--budget", "10s"], "two minutes at least"),
+        (["--budget", "10s"], "five minutes at least"),
         (["--budget", "soon"], "is not a duration"),
         (["--epochs", "2"], "--budget says how long"),
         (["--out", str(tmp_path / "run")], "holds a run"),
@@ -167,9 +188,9 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
         return Pace(tokens * flops_per_token(config.model, dataset.tokenizer.vocab_size) / 30e9, 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(capstone, "measured", pace)
-    monkeypatch.setattr(capstone, "cores", lambda: [0, 1])
     recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
-    shapes = [capstone._affordable(recipe, hours * 3600, ComputeConfig(), quiet) for hours in (0.15, 1, 100)]
+    runner = Runner(ComputeConfig(engine="numpy"), workers=2)
+    shapes = [capstone._affordable(recipe, hours * 3600, runner, quiet) for hours in (0.15, 1, 100)]
     assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
     axes = capstone._axes([6, 384, 6])
     assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them

@@ -186,6 +186,7 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_looking_changes_no_bit_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is stopped, diagnosed and resumed ends like one that nobody looked at."""
     flags: dict[str, Any] = {"text_file": (str(text_in(folder)),), "max_steps": 20, "checkpoint_interval": 5,

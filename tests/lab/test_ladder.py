@@ -30,14 +30,15 @@ from glasslm.lab.study import ladder, scaling, scaling_report
 from glasslm.lab.study.ladder import COMPUTES, GROWTH, SIZES, Ladder, compute_of, size_of, tokens_of
 from glasslm.lab.study.results import Row
 from glasslm.lab.study.scaling import Study
-from glasslm.lab.study.sweep import Ended, Trial
+from glasslm.lab.study.sweep import Ended, Runner, Trial
 from glasslm.pace import Pace
 from glasslm.runs import Run
 from glasslm.tokens import Dataset
 from small_runs import small, write_text
 
 TRUE = Law(alpha=0.36, beta=0.31, A=35.0, B=55.0, E=1.1)
-COMPUTE = ComputeConfig(engine="numpy", threads=1)
+COMPUTE = ComputeConfig(engine="numpy", precision="fp32", threads=1)
+RUNNER = Runner(COMPUTE, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def base(text: Path, **flags: Any) -> RunConfig:
 
 @pytest.mark.parametrize("largest_C", [3e11, 2e13, 1e16])
 def test_sizes_share_each_compute_and_move_on_with_it(largest_C: float, text: Path, dataset: Dataset) -> None:
-    made = ladder.built(base(text), largest_C, dataset)
+    made = ladder.built(base(text), largest_C, dataset, COMPUTE)
     V = made.vocab_size
     assert [len(rung) for rung in made.rungs] == [SIZES] * COMPUTES
     for k, rung in enumerate(made.rungs):
@@ -86,7 +87,7 @@ def test_sizes_share_each_compute_and_move_on_with_it(largest_C: float, text: Pa
 
 
 def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(text: Path, dataset: Dataset) -> None:
-    made = ladder.built(base(text, warmup_steps=50), 2e13, dataset)
+    made = ladder.built(base(text, warmup_steps=50), 2e13, dataset, COMPUTE)
     for config in made.cells:
         c = config.model
         assert (c.n_layers, c.n_heads, c.block_size) == (4, 4, 64)
@@ -98,7 +99,7 @@ def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(text: Pat
 
 
 def test_portions_are_halved_until_the_shortest_run_has_steps_enough(text: Path, dataset: Dataset) -> None:
-    large = ladder.built(base(text, batch_size=64), 3e11, dataset)
+    large = ladder.built(base(text, batch_size=64), 3e11, dataset, COMPUTE)
     assert large.base.train.batch_size < 64
     assert min(config.train.max_steps for config in large.cells) >= ladder.FEWEST_STEPS
     assert max(config.train.max_steps for config in large.cells) < 100 * ladder.FEWEST_STEPS
@@ -121,23 +122,23 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path) -> None:
         data = small(text).data
         dataset = tokens.prepare(data, find(data, lambda message: None), lambda message: None)
         hour, day = (
-            ladder.plan(base(text), budget, COMPUTE, 2, tmp_path / budget, said.append) for budget in ("1h", "24h")
+            ladder.plan(base(text), budget, RUNNER, tmp_path / budget, said.append) for budget in ("1h", "24h")
         )
         assert 0.5 * 3600 < seconds(hour) < 3600
         assert 0.7 * 86400 < seconds(day) < 86400
         assert day.largest_C > 15 * hour.largest_C
-        assert "on 2 cores" in said[-1]
+        assert "2 runs at once" in said[-1]
         patch.setattr(ladder, "measured", lambda *arguments: Pace(1.0, 1.0, 1.0, 1.0))  # by now another machine
-        again = ladder.plan(base(text), "1h", COMPUTE, 2, tmp_path / "1h", said.append)
+        again = ladder.plan(base(text), "1h", RUNNER, tmp_path / "1h", said.append)
         assert again == hour
         with pytest.raises(InputError, match="other settings"):
-            ladder.plan(base(text, lr=0.5), "1h", COMPUTE, 2, tmp_path / "1h", said.append)
+            ladder.plan(base(text, lr=0.5), "1h", RUNNER, tmp_path / "1h", said.append)
         with pytest.raises(InputError, match="longer --budget"):
-            ladder.plan(base(text), "2s", COMPUTE, 2, tmp_path / "2s", said.append)
+            ladder.plan(base(text), "2s", RUNNER, tmp_path / "2s", said.append)
 
 
 def test_a_budget_in_flops_is_what_is_spent(text: Path, tmp_path: Path) -> None:
-    made = ladder.plan(base(text), "1e13", COMPUTE, 2, tmp_path, lambda message: None)
+    made = ladder.plan(base(text), "1e13", RUNNER, tmp_path, lambda message: None)
     V = made.vocab_size
     spent = sum(compute_of(config, V) for config in made.cells)
     spent += sum(compute_of(rung[SIZES // 2], V) for rung in made.rungs)
@@ -145,7 +146,7 @@ def test_a_budget_in_flops_is_what_is_spent(text: Path, tmp_path: Path) -> None:
 
 
 def test_the_run_beyond_has_four_times_the_compute_wherever_the_law_wants_it(text: Path, dataset: Dataset) -> None:
-    made = ladder.built(base(text), 2e13, dataset)
+    made = ladder.built(base(text), 2e13, dataset, COMPUTE)
     for wanted in (1.0, made.sizes[-1], 1e12):
         config = ladder.beyond(made, wanted)
         N = size_of(config, made.vocab_size)
@@ -161,11 +162,14 @@ def test_the_best_rate_is_the_parabolas_and_stays_within_what_was_tried() -> Non
     def losses(best: float) -> list[tuple[float, float | None]]:
         return [(rate, 2 + 0.1 * math.log(rate / best) ** 2) for rate in (0.003, 0.01, 0.03)]
 
-    assert scaling.best_rate(losses(0.007)) == pytest.approx(0.007)
-    assert scaling.best_rate(losses(0.3)) == pytest.approx(0.03)
-    assert scaling.best_rate([(0.003, 2.0), (0.01, 1.9), (0.03, None)]) == pytest.approx(0.01)  # diverged
-    assert scaling.best_rate([(0.003, 2.0), (0.01, 2.1), (0.03, 2.1)]) == pytest.approx(0.003)  # no minimum
-    assert scaling.best_rate([(0.003, None), (0.01, None), (0.03, None)]) == 0.003
+    for pairs, best, at_edge in (
+        (losses(0.007), 0.007, False),
+        (losses(0.3), 0.03, True),
+        ([(0.003, 2.0), (0.01, 1.9), (0.03, None)], 0.01, False),  # diverged
+        ([(0.003, 2.0), (0.01, 2.1), (0.03, 2.1)], 0.003, True),  # no minimum
+        ([(0.003, None), (0.01, None), (0.03, None)], 0.003, True),
+    ):
+        assert scaling.best_rate(pairs) == (pytest.approx(best), at_edge)
 
 
 # -- a whole study, of runs that a law stands for ---------------------------------------------------------------------
@@ -190,6 +194,8 @@ class Standing:
 
     def row(self, seed: int, ended: Ended) -> Row:
         config = self.by_path[ended.run.path]
+        if ended.status == "failed":
+            return Row(seed, "failed", None, None, None, 0.0, None, None, "", ended.run)
         rate = 0.012 * (size_of(config, self.V) / 1e5) ** -0.25
         rng = np.random.default_rng([seed % 2**32, size_of(config, self.V), config.train.max_steps])
         loss: float | None = TRUE.loss(size_of(config, self.V), tokens_of(config)) * math.exp(rng.normal(0, self.noise))
@@ -207,7 +213,11 @@ def exact(text: Path, V: int, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("exact")
     with pytest.MonkeyPatch.context() as patch:
         standing = Standing(V, 0.0, patch)
-        return scaling.study(base(text), "1e14", COMPUTE, folder, lambda message: None, workers=2), standing, folder
+        return (
+            scaling.study(base(text), "1e14", RUNNER, folder, lambda message: None),
+            standing,
+            folder,
+        )
 
 
 def test_an_exact_law_is_found_and_what_lies_beyond_predicted(exact: tuple[Study, Standing, Path]) -> None:
@@ -256,13 +266,32 @@ def test_what_was_predicted_stands_whatever_came_of_it(
 def test_diverged_runs_are_told_and_left_out_and_so_is_repeated_text(text: Path, tmp_path: Path, V: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Standing(V, 0.001, patch, lost="c0-")
-        study = scaling.study(base(text), "1e14", COMPUTE, tmp_path, lambda message: None, workers=2)
+        study = scaling.study(base(text), "1e14", RUNNER, tmp_path, lambda message: None)
     assert len(study.found.runs) == (COMPUTES - 1) * (SIZES + 1)
     assert sum("diverged" in line for line in study.found.why) == SIZES + 1
     scaling_report.write(tmp_path, study)
     rows = list(csv.DictReader((tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines()))
     assert sum(row["loss"] == "" for row in rows) == SIZES + 1
-    assert any("epochs of" in line for line in study.found.why)  # of a text of a few kB
+    assert sum("times over the" in line for line in study.found.why) == 1  # a text of a few kB
+
+
+def test_without_a_run_that_failed_nothing_is_decided(text: Path, tmp_path: Path, V: int) -> None:
+    """Going on would find another rate, another fit, another prediction."""
+    for lost in ("tune-", "c2-"):
+        folder = tmp_path / lost
+        with pytest.MonkeyPatch.context() as patch:
+            standing = Standing(V, 0.001, patch)
+            real = standing.run_all
+
+            def failing(folder: Path, trials: list[Trial], *_: Any, real: Any = real, lost: str = lost) -> Any:
+                found = real(folder, trials)
+                name = next((name for name in found if name.startswith(lost)), None)
+                return found | ({name: Ended("failed", found[name].run, "the disk was full")} if name else {})
+
+            patch.setattr(scaling.sweep, "run_all", failing)
+            with pytest.raises(InputError, match="the disk was full"):
+                scaling.study(base(text), "1e14", RUNNER, folder, lambda message: None)
+        assert not (folder / "prediction.json").exists()
 
 
 # -- a whole study, by the command ------------------------------------------------------------------------------------

@@ -329,10 +329,12 @@ def test_pairing_is_what_sees_it() -> None:
 
 def test_what_was_not_seen_says_what_would_have_been() -> None:
     found = compare(shifted(0.001), BASE)
-    assert words(found) == f"not distinguishable (less than {found.detectable:.3g} nats would not be seen with n = 5)"
+    assert (
+        words(found) == f"not distinguishable ({found.detectable:.3g} nats would be seen in 4 of 5 studies with n = 5)"
+    )
     assert "n = 3 against 5" in words(compare(BASE[:3], BASE, pairs=False))
     among = verdict(compare(shifted(0.001), BASE, family=15), 1.0, unit="bits per byte")
-    assert "bits per byte would not be seen with n = 5 among 15 comparisons" in among.words
+    assert "bits per byte would be seen in 4 of 5 studies with n = 5 among 15 comparisons" in among.words
 
 
 def test_holm_decides_and_not_the_p_of_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, pair  # noqa: E402 - need PyTorch
+from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, assert_within, pair  # noqa: E402 - need PyTorch
 
 from glasslm.config import ModelConfig, Precision  # noqa: E402
 from glasslm.generation import generate, visible  # noqa: E402
@@ -70,8 +70,8 @@ def test_cached_equals_uncached(name: str, model: ModelConfig, precision: Precis
             assert after_each.shape == (*tokens.shape, V)
             for row, count in enumerate(counts):
                 right = expected[row, before[row] : before[row] + count]
-                np.testing.assert_allclose(log_softmax(after_each[row, :count]), right, rtol=0, atol=bound)
-                np.testing.assert_allclose(log_softmax(after_last[row])[None][:count], right[-1:], rtol=0, atol=bound)
+                assert_within(log_softmax(after_each[row, :count]), right, bound)
+                assert_within(log_softmax(after_last[row])[None][:count], right[-1:], bound)
         np.testing.assert_array_equal(last.lengths, np.sum(SCHEDULES[schedule], 0))
 
 

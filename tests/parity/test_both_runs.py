@@ -270,7 +270,7 @@ def test_a_run_of_pytorch_is_used_without_importing_it(command: list[Any], unint
 
 
 def test_a_small_model_is_trained_without_importing_pytorch(text: Path, tmp_path: Path) -> None:
-    flags = ["--text-file", text, "--max-steps", 1, "--d-model", 16, "--sample-interval", 0]
+    flags = ["--text-file", text, "--max-steps", 1, "--d-model", 16, "--block-size", 32, "--sample-interval", 0]
     assert without_torch("train", *flags, "--run-dir", tmp_path / "run") == ""
     assert read_json(tmp_path / "run" / "run.json")["engine"] == "numpy"
     loading = "from glasslm.engines.torch import engine\n"  # which such a check does notice

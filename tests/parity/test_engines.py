@@ -31,13 +31,13 @@ def test_gradients_by_hand_are_those_of_autograd(name: str, model: ModelConfig, 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @cases
 def test_updates_are_the_same(name: str, model: ModelConfig, precision: Precision, optimizer: str) -> None:
-    """Four steps, the first of which is clipped and the second is not: weights, moments, and what is told.
+    """Three steps, the first of which is clipped and the second is not: weights, moments, and what is told.
 
     Then each engine goes on from where the other one stands.
     """
     one, other = pair(model, precision, optimizer=optimizer, weight_decay=0.3, grad_clip=1.0)
     tolerance, clipped = TOLERANCE[precision], []
-    for step, weight in enumerate((10.0, 1e-3, 0.1, 0.1)):
+    for step, weight in enumerate((10.0, 1e-3, 0.1)):
         assert_losses_near(other.accumulate(batch(step), weight), one.accumulate(batch(step), weight), tolerance)
         told, expected = other.update(1e-2 / (step + 1)), one.update(1e-2 / (step + 1))
         assert told.norm == pytest.approx(expected.norm, rel=tolerance)
@@ -46,11 +46,11 @@ def test_updates_are_the_same(name: str, model: ModelConfig, precision: Precisio
     assert clipped[:2] == [True, False]
     states = copy(one.state()), copy(other.state())
     assert_near(states[1], states[0], tolerance)
-    assert other.updates == one.updates == 4
+    assert other.updates == one.updates == 3
     frozen = {name: array for name, array in one.weights.rows.items() if not one.rows[name].trained}
     for engine, state in zip((other, one), states):
-        engine.load((frozen | state).items(), 4)
-        engine.accumulate(batch(4), 0.1)
+        engine.load((frozen | state).items(), 3)
+        engine.accumulate(batch(3), 0.1)
         engine.update(1e-2)
     assert_near(dict(other.state()), dict(one.state()), tolerance)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,11 @@ from glasslm.settings import with_flags
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and signals as on Linux")
 
-STEPS = 6
+STEPS, LONGER = 6, {"max_steps": 90, "sample_interval": 0}
 FLAGS = {
     "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "dropout": 0.1, "batch_size": 8,
     "micro_batch_size": 2,
-    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 3, "checkpoint_interval": 3,
+    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 6, "checkpoint_interval": 3,
     "keep": 9,
 }  # fmt: skip
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -109,20 +110,38 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(text: Path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def of_two(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes."""
+    return trained_by_two(text, tmp_path_factory.mktemp("two") / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A longer run of two processes, to its end."""
+    return trained_by_two(text, tmp_path_factory.mktemp("undisturbed") / "run", **LONGER)
+
+
+def trained_by_two(text: Path, run: Path, **changed: object) -> Path:
+    code, output = finished(torchrun("train", *flags(text, run, **changed)))
+    assert code == 0, output
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(victim: int, text: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(
+    victim: int, text: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     """Bit for bit the end of a run that nobody disturbed."""
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    longer = {"max_steps": 90, "sample_interval": 0}
-    group = torchrun("train", *flags(text, killed, **longer))
+    killed = tmp_path / "killed"
+    group = torchrun("train", *flags(text, killed, **LONGER))
     signal_rank(victim, signal.SIGKILL, group, after=killed / "checkpoints" / "000006")
     code, output = finished(group)
     assert code != 0, output
     assert not (killed / "checkpoints" / "000090").exists(), "it was over before the kill"
-    for process in (torchrun("resume", killed), torchrun("train", *flags(text, undisturbed, **longer))):
-        code, output = finished(process)
-        assert code == 0, output
+    code, output = finished(torchrun("resume", killed))
+    assert code == 0, output
     assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(killed, 90).items())
     assert lines(killed) == lines(undisturbed)
 
@@ -130,12 +149,11 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(victim: int,
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
-    victim: int, text: Path, tmp_path: Path
+    victim: int, text: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Stopped as by a debugger or a broken network: the others give it up when GLASSLM_GROUP_TIMEOUT is over."""
-    hung, undisturbed = tmp_path / "hung", tmp_path / "undisturbed"
-    longer = {"max_steps": 90, "sample_interval": 0}
-    group = torchrun("train", *flags(text, hung, **longer), timeout_s=8)
+    hung = tmp_path / "hung"
+    group = torchrun("train", *flags(text, hung, **LONGER), timeout_s=8)
     rank = signal_rank(victim, signal.SIGSTOP, group, after=hung / "checkpoints" / "000006")
     stopped = time.monotonic()
     try:
@@ -146,24 +164,19 @@ def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
     assert code != 0, output
     assert time.monotonic() - stopped < 8 + 60, "torchrun grants a process that does not answer half a minute"
     assert not (hung / "checkpoints" / "000090").exists(), "it was over before the stop"
-    for process in (torchrun("resume", hung), torchrun("train", *flags(text, undisturbed, **longer))):
-        code, output = finished(process)
-        assert code == 0, output
+    code, output = finished(torchrun("resume", hung))
+    assert code == 0, output
     assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(hung, 90).items())
     assert lines(hung) == lines(undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, text: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, of_two: Path, alone: Path, tmp_path: Path) -> None:
     """The last checkpoint is taken away, as if the group had been killed before it."""
-    run = tmp_path / "run"
-    code, output = finished(torchrun("train", *flags(text, run)))
-    assert code == 0, output
+    run = shutil.copytree(of_two, tmp_path / "run")
     before = weights(run)
-    for path in (run / "checkpoints" / f"{STEPS:06d}").iterdir():
-        path.unlink()
-    (run / "checkpoints" / f"{STEPS:06d}").rmdir()
+    shutil.rmtree(run / "checkpoints" / f"{STEPS:06d}")
     code, output = finished(torchrun("resume", run, processes=processes))
     assert code == 0, output
     assert_same_run(run, alone)

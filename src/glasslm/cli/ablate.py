@@ -66,8 +66,8 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm import runs
-    from glasslm.engines import cores
     from glasslm.lab.study import ablation, ablation_report
+    from glasslm.lab.study.sweep import Runner
 
     flags = parse(argv)
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
@@ -75,16 +75,14 @@ def main(argv: list[str]) -> int:
     study = flags.out or runs.RUNS / runs.default_name("ablation", flags.preset)
     if (study / "run.json").exists():
         raise InputError(f"{study} holds a run, not a study: choose another --out")
-    workers = flags.workers or len(cores())
-    compute = ComputeConfig(**vars(flags.compute) | {"threads": flags.compute.threads or 1})  # a core is a run's
+    asked = ablation.Asked(
+        tuple(flags.axes.split(",")), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget
+    )
+    runner = Runner(ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers)
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
-    made = ablation.plan(
-        base, flags.axes.split(","), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget, compute,
-        workers, study, tell,
-    )  # fmt: skip
+    made = ablation.plan(base, asked, runner, study, tell)
     tell(f"the study is in {study}: the same command with --out {quoted(study)} goes on with it")
-    command = shlex.join(["glasslm", "ablate", *argv])
-    results = ablation.run(made, study, compute, flags.runner, flags.address, flags.workers, command, tell)
+    results = ablation.run(made, study, runner, shlex.join(["glasslm", "ablate", *argv]), tell)
     page = ablation_report.write(study, made, results)
     text = ablation_report.text(made, results)
     if flags.json:

@@ -37,7 +37,7 @@ Examples:
 OVERNIGHT = "8h"
 PRESETS = ((3600.0, "tiny"), (4 * 3600.0, "small"))  # below these budgets; above, the one that a night is enough for
 LARGE = "medium"
-LEAST_S = 120.0  # below it neither study would say anything
+LEAST_S = 300.0  # below it neither study would say anything
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     budget_s = _seconds(flags.budget)
-    require(budget_s >= LEAST_S, "budget", flags.budget, "two minutes at least, and better half an hour")
+    require(budget_s >= LEAST_S, "budget", flags.budget, "five minutes at least, and better half an hour")
     if flags.train.epochs is not None or flags.train.max_time is not None:
         raise InputError("--epochs and --max-time do not go with a capstone, whose --budget says how long")
     folder = flags.out or runs.RUNS / runs.default_name("capstone", flags.preset)
@@ -78,13 +78,14 @@ def main(argv: list[str]) -> int:
     tell(f"the capstone is in {folder}: the same command with --out {quoted(folder)} goes on with it")
     if flags.quiz:
         quiz.hold(capstone.questions(base, tell), folder)
+        ledger.restart()
     outcome = capstone.train(ledger, base, flags.preset, compute, command, tell)
-    if outcome and outcome.exit_code:
+    if outcome and outcome.status == "interrupted":
         return outcome.exit_code
     made = capstone.study(ledger, base, compute, command, tell)
     page = handout.write(made, answers.answer(made.run.path))
     print(f"hand in: {page}\ncapstone: {folder}")
-    return 0
+    return 3 if made.run.history.status == "diverged" else int(made.failed)
 
 
 def parse(argv: list[str]) -> Flags:

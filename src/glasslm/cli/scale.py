@@ -117,15 +117,13 @@ def _table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
 def _ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path, Path]:
     from glasslm import runs
     from glasslm.lab.study import scaling, scaling_report
+    from glasslm.lab.study.sweep import Runner
 
     folder = flags.out or runs.RUNS / runs.default_name("scaling", flags.preset)
     if (folder / "run.json").exists():
         raise InputError(f"{folder} holds a run, not a study: choose another --out")
     tell(f"the study is in {folder}: the same command with --out {quoted(folder)} goes on with it")
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
-    study = scaling.study(
-        base, budget, ComputeConfig(**vars(flags.compute)), folder, tell,
-        runner=flags.runner, address=flags.address, workers=flags.workers,
-        command=shlex.join(["glasslm", "scale", *argv]),
-    )  # fmt: skip
+    runner = Runner(ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers)
+    study = scaling.study(base, budget, runner, folder, tell, shlex.join(["glasslm", "scale", *argv]))
     return study.found, scaling_report.write(folder, study), folder

@@ -348,5 +348,5 @@ def _judged(one: Comparison, p_holm: float | None, p_same_holm: float | None, un
         return kind, f"{kind} by {abs(one.delta):.3g} {unit}"
     runs = f"n = {one.n}" if one.n == one.n_baseline else f"n = {one.n} against {one.n_baseline}"
     among = f" among {one.family} comparisons" if one.family > 1 else ""
-    unseen = f"less than {one.detectable:.3g} {unit} would not be seen with {runs}{among}"
-    return "not distinguishable", f"not distinguishable ({unseen})"
+    seen = f"{one.detectable:.3g} {unit} would be seen in 4 of 5 studies with {runs}{among}"
+    return "not distinguishable", f"not distinguishable ({seen})"

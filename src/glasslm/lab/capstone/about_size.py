@@ -102,11 +102,11 @@ def _verdict(D: float, wanted: float, best_N: float) -> str:
     if share < 1:
         return (
             f"This run saw {share:.1%} of that: by the rule its model is too large for its compute, and one of "
-            f"{best_N:,.0f} parameters on more tokens would have reached less loss."
+            f"{best_N:,.0f} parameters on more tokens would reach less loss."
         )
     return (
         f"This run saw {share:.3g} times that: by the rule a model of {best_N:,.0f} parameters on fewer tokens would "
-        "have reached less loss for the same compute; the smaller one is cheaper to use."
+        "reach less loss for the same compute; the smaller one is cheaper to use."
     )
 
 

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from glasslm import files, launch
 from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import cores
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.capstone.questions import Question, ask
 from glasslm.lab.study import ablation, ablation_report, scaling, scaling_report
-from glasslm.lab.study.ablation import steps_within
 from glasslm.lab.study.axes import variants, with_model
 from glasslm.lab.study.scaling import Study
-from glasslm.lab.study.setting import measured, with_text
-from glasslm.lab.study.sweep import OVER
+from glasslm.lab.study.setting import measured, with_engine, with_text
+from glasslm.lab.study.sweep import OVER, Runner, cost
 from glasslm.launch import Outcome
 from glasslm.metrics import plain
 from glasslm.runs import Run
@@ -69,8 +68,21 @@ class Ledger:
 
     def seconds(self, part: str) -> float:
         """What a part may take: its share of what is left when it begins."""
+        self.keep()
         left = self.budget_s - self.spent
         return float(self.once(f"{part}_s", lambda: round(max(left * SHARES[part], 1.0), 1)))
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What is done in here takes time of the budget, however it ends."""
+        try:
+            yield
+        finally:
+            self.keep()
+
+    def restart(self) -> None:
+        """What passed since the last look was not the machine's: a person was asked."""
+        self.began = time.monotonic()
 
     def keep(self) -> None:
         now = time.monotonic()
@@ -79,15 +91,29 @@ class Ledger:
         files.write_json(self.folder / RECORD, record)
 
 
+class Ablation(NamedTuple):
+    plan: ablation.Plan
+    results: list[ablation.Result]
+
+
 @dataclass(frozen=True)
 class Capstone:
-    """All that there is to tell of."""
+    """All that there is to tell of; in place of a study that could not be made the reason."""
 
     folder: Path
     run: Run
-    plan: ablation.Plan
-    results: list[ablation.Result]
-    scaling: Study
+    ablation: Ablation | str
+    scaling: Study | str
+    budget_s: float
+    spent_s: float
+    command: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is missing."""
+        if isinstance(self.ablation, str) or isinstance(self.scaling, str):
+            return True
+        return any(row.status == "failed" for one in self.ablation.results for row in one.rows)
 
 
 def begin(folder: Path, base: RunConfig, preset: str, budget_s: float) -> Ledger:
@@ -105,45 +131,70 @@ def train(
 ) -> Outcome | None:
     """The run, begun or gone on with; None where it is over already."""
     path, time_s = ledger.folder / RUN, ledger.seconds("run")
-    if (path / "run.json").exists():
-        return None if Run(path).history.status in OVER else launch.resume(path, compute, say)
-    say(f"1 of 3: the model, in {duration(time_s)}")
-    config = dataclasses.replace(base, train=dataclasses.replace(base.train, max_time=f"{time_s:g}s"))
-    return launch.train(config, compute, path, preset=preset, command=command, say=say)
+    with ledger.counting():
+        if (path / "run.json").exists():
+            return None if Run(path).history.status in OVER else launch.resume(path, compute, say)
+        say(f"1 of 3: the model, in {duration(time_s)}")
+        config, _ = with_text(base, say)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_time=f"{time_s:g}s"))
+        return launch.train(config, compute, path, preset=preset, command=command, say=say)
 
 
 def study(ledger: Ledger, base: RunConfig, compute: ComputeConfig, command: str, say: Say) -> Capstone:
     """The ablation and the scaling study of a run that is over. A signal ends the program as it would end any study."""
-    run, one_core = Run(ledger.folder / RUN), dataclasses.replace(compute, threads=compute.threads or 1)
+    run, runner = Run(ledger.folder / RUN), Runner(compute)
     # The text as the run found it, which may be a fallback; and no dropout, which small models have no use for.
     recipe = with_flags(dataclasses.replace(base, data=run.config.data), {"dropout": 0.0, "attention_dropout": 0.0})
+    ablated = _or_why(lambda: _ablated(ledger, recipe, runner, command, say), say)
+    scaled = _or_why(lambda: _scaled(ledger, recipe, runner, command, say), say)
+    ledger.keep()
+    return Capstone(ledger.folder, run, ablated, scaled, ledger.budget_s, ledger.spent, command)
 
+
+Made = TypeVar("Made")
+
+
+def _or_why(make: Callable[[], Made], say: Say) -> Made | str:
+    """A part, or why it could not be made: what else there is can be handed in all the same."""
+    try:
+        return make()
+    except InputError as error:
+        say(f"warning: {error}")
+        return str(error)
+
+
+def _ablated(ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, say: Say) -> Ablation:
     folder, time_s = ledger.folder / "ablation", ledger.seconds("ablation")
     say(f"2 of 3: the ablation, in {duration(time_s)}")
-    shape = ledger.once("baseline", lambda: _affordable(recipe, time_s, one_core, say))
-    plan = ablation.plan(
-        _baseline(recipe, shape), _axes(shape), SEEDS, "tokens", None, (), f"{time_s:g}s", one_core, len(cores()),
-        folder, say,
-    )  # fmt: skip
-    results = ablation.run(plan, folder, one_core, "local", None, 0, command, say)
-    ablation_report.write(folder, plan, results)
+    with ledger.counting():
+        shape = ledger.once("baseline", lambda: _affordable(recipe, time_s, runner, say))
+        asked = ablation.Asked(tuple(_axes(shape)), SEEDS, budget=f"{time_s:g}s")
+        plan = ablation.plan(_baseline(recipe, shape), asked, runner, folder, say)
+        results = ablation.run(plan, folder, runner, command, say)
+        ablation_report.write(folder, plan, results)
+    return Ablation(plan, results)
 
+
+def _scaled(ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, say: Say) -> Study:
     folder, time_s = ledger.folder / "scaling", ledger.seconds("scaling")
     say(f"3 of 3: the scaling study, in {duration(time_s)}")
-    law = scaling.study(recipe, f"{time_s:g}s", compute, folder, say, command=command)
-    scaling_report.write(folder, law)
-    ledger.keep()
-    return Capstone(ledger.folder, run, plan, results, law)
+    with ledger.counting():
+        law = scaling.study(recipe, f"{time_s:g}s", runner, folder, say, command)
+        scaling_report.write(folder, law)
+    return law
 
 
-def _affordable(recipe: RunConfig, budget_s: float, compute: ComputeConfig, say: Say) -> list[int]:
+def _affordable(recipe: RunConfig, budget_s: float, runner: Runner, say: Say) -> list[int]:
     """The largest of BASELINES that has time for enough steps, or the smallest."""
     recipe, dataset = with_text(recipe, say)
     V = dataset.tokenizer.vocab_size
     for shape in BASELINES:
         base = _baseline(recipe, shape).resolved()
-        found, step_s = variants(_axes(shape), base), measured(base, compute, dataset).step
-        if steps_within(budget_s, base, found, SEEDS, len(cores()), step_s, V) >= ENOUGH_STEPS:
+        others = [one.config for one in variants(_axes(shape), base)]
+        compute = with_engine(runner.compute, max((base, *others), key=lambda one: cost(one, V)), V)
+        costs = ablation.costs_of(base, others, "tokens", V)
+        step_s = measured(base, compute, dataset).step
+        if ablation.steps_within(budget_s, costs, SEEDS, runner.slots, step_s) >= ENOUGH_STEPS:
             break
     return list(shape)
 

@@ -64,6 +64,8 @@ def analyse(runs: Sequence[Observation]) -> Analysis:
             size_laws.append(isoflop.size_law(equal, floor=True))
     except InputError as error:
         why.append(f"No law of size alone: {error}")
+    why += [f"{one.approach}: {warning}" for one in frontiers for warning in one.warnings]
+    why += [f"size alone: {warning}" for warning in (size_laws[0].warnings if size_laws else ())]
     frontiers.append(isoflop.parametric(boot))
     return Analysis(list(runs), boot, tested, sensitivity(runs), frontiers, equal, size_laws, why)
 
@@ -117,7 +119,8 @@ def _interval(value: Interval) -> dict[str, float]:
     return {"value": value.value, "ci_low": value.ci_low, "ci_high": value.ci_high}
 
 
-def _said(value: Interval, form: str = ".3g") -> str:
+def ranged(value: Interval, form: str = ".3g") -> str:
+    """A number with its interval."""
     return f"{value.value:{form}} ({value.ci_low:{form}} to {value.ci_high:{form}})"
 
 
@@ -128,7 +131,7 @@ def sentences(found: Analysis) -> list[str]:
         times, off = one.run.C / found.boot.fit.largest_C, one.run.loss / one.predicted.value - 1
         said.append(
             f"Predicted before it was trained, with {times:.3g} times the largest compute of the fit: a loss of "
-            f"{_said(one.predicted, '.4f')} for N = {one.run.N:,.0f} on D = {one.run.D:,.0f} tokens. It ended with "
+            f"{ranged(one.predicted, '.4f')} for N = {one.run.N:,.0f} on D = {one.run.D:,.0f} tokens. It ended with "
             f"{one.run.loss:.4f}, {abs(off):.2%} {'below' if off < 0 else 'above'} the prediction and "
             f"{'inside' if one.inside else 'outside'} its 95% interval."
         )
@@ -141,14 +144,15 @@ def sentences(found: Analysis) -> list[str]:
     of = found.boot.parameters()
     said.append(
         f"L(N, D) = {of['E'].value:.4g} + {of['A'].value:.4g} / N^{of['alpha'].value:.3f} + {of['B'].value:.4g} / "
-        f"D^{of['beta'].value:.3f}: alpha {_said(of['alpha'])}, beta {_said(of['beta'])}, E {_said(of['E'])} (95%)."
+        f"D^{of['beta'].value:.3f}: alpha {ranged(of['alpha'])}, beta {ranged(of['beta'])}, E {ranged(of['E'])} (95%)."
     )
-    exponents = ", ".join(f"{one.approach} {_said(one.a)}" for one in found.frontiers)
+    exponents = ", ".join(f"{one.approach} {ranged(one.a)}" for one in found.frontiers)
     said.append(f"The optimal size grows as C^a; a by approach: {exponents}. {isoflop.disagreement(found.frontiers)}")
     if found.size_laws:
         laws = " ".join(_size_law(law) for law in found.size_laws)
         said.append(
-            f"Size alone, {len(found.equal)} sizes at {found.equal[0].D:.3g} tokens: {laws} Kaplan's exponent is "
+            f"Size alone, {len(found.equal)} sizes at {found.equal[0].D:.3g} tokens (read off between a size's "
+            f"runs where it has none there): {laws} Kaplan's exponent is "
             f"{KAPLAN} (without embeddings, with more tokens than the models could use, on other text)."
         )
     return said + found.why
@@ -156,11 +160,11 @@ def sentences(found: Analysis) -> list[str]:
 
 def _size_law(law: SizeLaw) -> str:
     floor = f"{law.E:.3f} + " if law.E >= 5e-4 else ""
-    return f"L(N) = {floor}{law.k:.3g} / N^alpha with alpha {_said(law.alpha)}, R^2 {law.r2:.4f}."
+    return f"L(N) = {floor}{law.k:.3g} / N^alpha with alpha {ranged(law.alpha)}, R^2 {law.r2:.4f}."
 
 
 def text(found: Analysis) -> str:
-    rows = [f"  {name:<6} {_said(value, '.4g')}" for name, value in found.boot.parameters().items()]
+    rows = [f"  {name:<6} {ranged(value, '.4g')}" for name, value in found.boot.parameters().items()]
     return "\n".join([f"{len(found.runs)} runs, {found.boot.fit.cells} cells", *rows, "", *sentences(found)])
 
 
@@ -169,11 +173,11 @@ def plan_text(made: Plan) -> str:
     lines = [f"for {made.C:.3g} FLOPs:"]
     for name, choice in (("20 tokens a parameter", made.rule), ("by the fit", made.fitted)):
         if choice is not None:
-            loss = f", loss {_said(choice.loss, '.4g')}" if choice.loss else ""
+            loss = f", loss {ranged(choice.loss, '.4g')}" if choice.loss else ""
             ratio = choice.tokens_per_parameter
             lines.append(f"  {name:<22} N = {choice.N:.3g}, D = {choice.D:.3g} ({ratio:.3g} tokens a parameter){loss}")
     if made.N_opt:
-        lines.append(f"  the fit's N with its interval: {_said(made.N_opt)}")
+        lines.append(f"  the fit's N with its interval: {ranged(made.N_opt)}")
     return "\n".join([*lines, *([made.banner] if made.banner else [])])
 
 
@@ -184,7 +188,7 @@ def write(folder: Path, found: Analysis, title: str, further: Sequence[Section] 
     """
     files.make_folder(folder)
     files.write_json(folder / "fit.json", as_json(found))
-    for name, draw in (("scaling_curve", curve), ("isoflop", slices)):
+    for name, draw in (("scaling_curve", curve), ("isoflop", slices), ("size_law", size_curve)):
         files.write_atomic(folder / f"{name}.png", figures.png(draw(found, figures.ON_WHITE)))
     lead = f"{len(found.runs)} runs of {found.boot.fit.cells} cells, up to {found.boot.fit.largest_C:.3g} FLOPs."
     first, *others = sections(found)
@@ -194,9 +198,11 @@ def write(folder: Path, found: Analysis, title: str, further: Sequence[Section] 
 def sections(found: Analysis) -> list[Section]:
     of = found.boot.parameters()
     tested = found.backtest
+    largest = found.boot.fit.largest_C
+    computes = (largest / 10, largest, largest * 4)
     forecasts = [
-        (f"{f.run.N:.3g}", f"{f.run.D:.3g}", f"{f.run.loss:.4f}", _said(f.predicted, ".4f"), f"{f.relative_error:+.2%}",
-         "inside" if f.inside else "outside")
+        (f"{f.run.N:.3g}", f"{f.run.D:.3g}", f"{f.run.loss:.4f}", ranged(f.predicted, ".4f"),
+         f"{f.relative_error:+.2%}", "inside" if f.inside else "outside")
         for f in (tested.forecasts if tested else ())
     ]  # fmt: skip
     leaning = [
@@ -209,9 +215,18 @@ def sections(found: Analysis) -> list[Section]:
     ]
     return [
         Section("What the numbers say", sentences(found)),
-        Section("The law", (), ("parameter", "value and 95% interval"), [(n, _said(v, ".4g")) for n, v in of.items()],
+        Section("The law", (), ("parameter", "value and 95% interval"), [(n, ranged(v, ".4g")) for n, v in of.items()],
                 (Picture("scaling_curve", "Losses against compute, the fitted law for each size and its frontier",
                          lambda colours: curve(found, colours)),)),
+        Section("Three approaches", (
+            "N_opt = k C^a: by the envelope of the runs (1), by parabolas at equal compute (2), by the fitted law (3). "
+            "Where their intervals do not meet, that is a result.",
+        ), ("approach", "a and 95% interval", "k", "optima", *(f"N_opt at {C:.2g} FLOPs" for C in computes)),
+            [(one.approach, ranged(one.a), f"{one.k:.3g}", f"{len(one.points) or ''}",
+              *(f"{one.N_opt(C):,.0f}" for C in computes)) for one in found.frontiers]),
+        Section("Size alone", [_size_law(law) for law in found.size_laws], pictures=(
+            Picture("size_law", "Loss against size at equal tokens, with a power law alone and one above a floor",
+                    lambda colours: size_curve(found, colours)),) if found.size_laws else ()),
         Section("The largest runs, predicted from the others", (),
                 ("N", "D", "loss", "predicted", "error", ""), forecasts),
         Section("What the fit leans on", ("The same fit with another delta, or with one size or budget left out.",),
@@ -278,6 +293,27 @@ def slices(found: Analysis, colours: Palette) -> Figure:
             axes.plot(N, one.lowest + one.curvature / 2 * np.log(N / one.N_opt) ** 2, color=hue, linestyle=style)
             axes.plot([one.N_opt], [one.lowest], "*", color=hue, markersize=13, markeredgecolor=colours.ink)
     axes.set(xscale="log", xlabel="parameters N; a star is the best size")
+    axes.xaxis.label.set_color(colours.ink)
+    finish(axes, colours)
+    return figure
+
+
+def size_curve(found: Analysis, colours: Palette) -> Figure:
+    """Loss over size at equal tokens, both axes logarithmic, with the laws of size alone and Kaplan's slope."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    sizes, losses = [o.N for o in found.equal], [o.loss for o in found.equal]
+    dress(axes, f"Loss against size at {found.equal[0].D:.3g} tokens", "validation loss, nats a token", colours)
+    axes.plot(sizes, losses, "o", color=colours.train, label="runs, or read off between them")
+    N = np.geomspace(min(sizes) / 1.2, max(sizes) * 1.5, 60)
+    for law, hue, style in zip(found.size_laws, (colours.validation, colours.third), ("-", "--")):
+        floor = f"{law.E:.2f} + " if law.E >= 5e-3 else ""
+        label = f"{floor}{law.k:.3g} / N^{law.alpha.value:.3f}, R² {law.r2:.4f}"
+        axes.plot(N, [law.loss(n) for n in N], style, color=hue, label=label)
+    axes.plot(N, losses[0] * (N / sizes[0]) ** -KAPLAN, ":", color=colours.ink, label=f"Kaplan's slope, {KAPLAN}")
+    axes.set(xscale="log", yscale="log", xlabel="parameters N")
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)
     return figure

@@ -39,13 +39,6 @@ class Plan:
     banner: str | None
 
 
-def affordable(seconds: float, flops_per_second: float) -> float:
-    """The compute that fits a budget of time at a measured speed (of training, as C counts it)."""
-    require(math.isfinite(seconds) and seconds > 0, "budget", seconds, "seconds above 0")
-    require(math.isfinite(flops_per_second) and flops_per_second > 0, "speed", flops_per_second, "FLOP/s above 0")
-    return seconds * flops_per_second
-
-
 def plan(C: float, boot: Bootstrap | None = None) -> Plan:
     """N and D for C = 6 N D. The rule is N = sqrt(C / 120), D = 20 N."""
     require(math.isfinite(C) and C > 0, "compute", C, "FLOPs above 0")
@@ -74,13 +67,14 @@ def extrapolation(C: float, largest_C: float) -> str | None:
     )
 
 
-def repeated(observations: Sequence[Observation], unique_tokens: float) -> list[str]:
-    """A warning for each cell that went over its data more than four times: the law takes all tokens for fresh ones."""
+def repeated(observations: Sequence[Observation], unique_tokens: float) -> str:
+    """A warning if runs went over their data more than four times: the law takes all tokens for fresh ones."""
     require(unique_tokens > 0, "unique tokens", unique_tokens, "a number above 0")
-    epochs = {o.cell: o.D / unique_tokens for o in observations}
-    return [
-        f"N = {N:.3g}, D = {D:.3g}: {epochs[N, D]:.1f} epochs of {unique_tokens:.3g} unique tokens; beyond "
-        f"{EPOCHS:g}, repeated tokens are worth less than fresh ones (arXiv:2305.16264)"
-        for N, D in sorted(epochs)
-        if epochs[N, D] > EPOCHS
-    ]
+    epochs = [D / unique_tokens for _, D in sorted({o.cell for o in observations})]
+    many = [each for each in epochs if each > EPOCHS]
+    if not many:
+        return ""
+    return (
+        f"{len(many)} of {len(epochs)} cells went more than {EPOCHS:g} times over the {unique_tokens:,.0f} tokens "
+        f"there are, up to {max(many):.1f} times; repeated tokens are worth less than fresh ones (arXiv:2305.16264)."
+    )

@@ -15,15 +15,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glasslm import estimate
 from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
 from glasslm.lab.study import setting, sweep
-from glasslm.lab.study.axes import AXES, Match, Variant, matched, variants
+from glasslm.lab.study.axes import AXES, Match, Variant, left_out, matched, variants
 from glasslm.lab.study.results import Row, row
-from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
-from glasslm.lab.study.sweep import Ended, RunnerName, Trial
+from glasslm.lab.study.setting import (
+    TUNING_SEED,
+    held_plan,
+    hold_plan,
+    measured,
+    seeded,
+    sparing,
+    with_engine,
+    with_text,
+)
+from glasslm.lab.study.sweep import Ended, Runner, Trial
 from glasslm.metrics import plain
 from glasslm.parameters import count, table
 from glasslm.settings import from_dict, to_dict, with_flags
@@ -32,7 +40,18 @@ from glasslm.wording import Say, duration
 BASELINE = "baseline"
 FEWEST_STEPS = 30
 SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
-TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be found out, but for the baseline."""
+
+    axes: tuple[str, ...]
+    seeds: int = 3
+    match: Match = "tokens"
+    margin: float | None = None  # nats that would be too little to matter
+    rates: tuple[float, ...] = ()  # times a variant's rate, of which each takes its best; () for the rate itself
+    budget: str | None = None  # time for the whole study
 
 
 @dataclass(frozen=True)
@@ -41,11 +60,14 @@ class Plan:
 
     base: RunConfig
     variants: list[Variant]
-    seeds: tuple[int, ...]
-    match: Match
-    margin: float | None  # nats that would be too little to matter
-    rates: tuple[float, ...]  # times the baseline's rate, of which each variant takes its best; () for the rate itself
+    asked: Asked
     vocab_size: int
+    compute: ComputeConfig  # of each run
+
+    @property
+    def seeds(self) -> range:
+        first = self.base.train.seed
+        return range(first, first + self.asked.seeds)
 
     @property
     def family(self) -> int:
@@ -76,118 +98,100 @@ class Result:
         return [row.final_loss for row in self.rows]
 
 
-def plan(
-    base: RunConfig,
-    axes: Sequence[str],
-    seeds: int,
-    match: Match,
-    margin: float | None,
-    rates: Sequence[float],
-    budget: str | None,
-    compute: ComputeConfig,
-    workers: int,
-    study: Path,
-    say: Say,
-) -> Plan:
+def plan(base: RunConfig, asked: Asked, runner: Runner, study: Path, say: Say) -> Plan:
     """Fix everything before the first run: the text, the variants, the number of steps. It is written to plan.json.
 
     What depends on the clock is measured once: a study that goes on reads its plan there. Raises InputError where that
     is of other flags.
     """
-    asked = plain([to_dict(base), list(axes), seeds, match, margin, list(rates), budget])
-    if held := held_plan(study, asked):
-        return _read_plan(held)
+    flags = plain([to_dict(base), dataclasses.astuple(asked)])
+    if held := held_plan(study, flags):
+        return _read_plan(held, asked)
     base, dataset = with_text(base, say)
     V = dataset.tokenizer.vocab_size
-    found = variants(axes, base)
+    found = variants(asked.axes, base)
     if not found:
         raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
+    for line in left_out(asked.axes, base):
+        say(f"note: {line}")
+    largest = max((base, *(one.config for one in found)), key=lambda config: sweep.cost(config, V))
+    compute = with_engine(runner.compute, largest, V)
 
     @cache
     def step_seconds(config: RunConfig) -> float:
         return measured(config, compute, dataset).step
 
-    if budget is not None:
-        each = seeds + len(rates)
-        steps = steps_within(seconds(budget), base, found, each, workers, step_seconds(base), V)
-        several = f"{(1 + len(found)) * each} runs"
-        if steps < FEWEST_STEPS:
-            raise InputError(
-                f"{several} within {duration(seconds(budget))} would have {steps} steps each: give a longer --budget, "
-                "fewer --axes or --seeds, or a smaller model"
-            )
-        say(f"{several} of {steps:,} steps each, on {workers} cores")
-        base = with_flags(base, {"max_steps": steps})
+    if asked.budget is not None:
+        base = _fitting(base, found, asked, runner.slots, V, step_seconds, say)
     base = sparing(base)
     found = [
-        variant._replace(config=sparing(matched(variant.config, base, match, V, step_seconds)))
-        for variant in variants(axes, base)
+        variant._replace(config=sparing(matched(variant.config, base, asked.match, V, step_seconds)))
+        for variant in variants(asked.axes, base)
     ]
-    first = base.train.seed
-    made = Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), V)
     listed = [[one.axis, one.value, to_dict(one.config)] for one in found]
-    hold_plan(study, asked, {"base": to_dict(base), "variants": listed, "vocab_size": V})
-    return made
+    hold_plan(study, flags, {
+        "base": to_dict(base), "variants": listed, "vocab_size": V, "compute": to_dict(compute),
+    })  # fmt: skip
+    return Plan(base, found, asked, V, compute)
 
 
-def _read_plan(held: dict[str, Any]) -> Plan:
+def _read_plan(held: dict[str, Any], asked: Asked) -> Plan:
     """A plan as it was made."""
-    base = from_dict(RunConfig, held["base"])
     found = [Variant(axis, value, from_dict(RunConfig, config)) for axis, value, config in held["variants"]]
-    _, _, seeds, match, margin, rates, _ = held["asked"]
-    first = base.train.seed
-    return Plan(base, found, tuple(range(first, first + seeds)), match, margin, tuple(rates), held["vocab_size"])
+    compute = from_dict(ComputeConfig, held["compute"])
+    return Plan(from_dict(RunConfig, held["base"]), found, asked, held["vocab_size"], compute)
 
 
-def steps_within(
-    budget_s: float,
+def _fitting(
     base: RunConfig,
     found: Sequence[Variant],
-    runs_each: int,
+    asked: Asked,
     workers: int,
-    step_s: float,
     vocab_size: int,
-) -> int:
-    """How many steps each run may have, so that all are done in time, each on a core of its own.
-
-    `step_s` is a step's time of the baseline; those of the others are taken to go with their FLOPs.
-    """
-    each = [estimate.flops_per_token(config.model, vocab_size) for config in (base, *(one.config for one in found))]
-    per_step = step_s * sum(flops / each[0] for flops in each) * runs_each
-    return max(0, int((SPARE * budget_s * workers - setting.START_S * len(each) * runs_each) / per_step))
-
-
-def run(
-    made: Plan,
-    study: Path,
-    compute: ComputeConfig,
-    runner: RunnerName,
-    address: str | None,
-    workers: int,
-    command: str,
+    step_seconds: Callable[[RunConfig], float],
     say: Say,
-) -> list[Result]:
+) -> RunConfig:
+    """The baseline with as many steps as the whole study has time for."""
+    assert asked.budget is not None
+    budget_s, each = seconds(asked.budget), asked.seeds + len(asked.rates)
+    equal = [matched(one.config, base, asked.match, vocab_size, step_seconds) for one in found]
+    costs = costs_of(base, equal, asked.match, vocab_size)
+    steps = steps_within(budget_s, costs, each, workers, step_seconds(base))
+    several = f"{len(costs) * each} runs"
+    if steps < FEWEST_STEPS:
+        raise InputError(
+            f"{several} within {duration(budget_s)} would have {steps} steps each: give a longer budget, fewer axes or "
+            "seeds, or a smaller model"
+        )
+    say(f"{several}, {steps:,} steps of the baseline each, {workers} at once")
+    return with_flags(base, {"max_steps": steps})
+
+
+def costs_of(base: RunConfig, others: Sequence[RunConfig], match: Match, vocab_size: int) -> list[float]:
+    """What each run costs, the baseline's first, in steps of the baseline: by FLOPs, unless the time is equal."""
+    each = [sweep.cost(config, vocab_size) for config in (base, *others)]
+    return [1.0 if match == "time" else cost / each[0] for cost in each]
+
+
+def steps_within(budget_s: float, costs: Sequence[float], runs_each: int, workers: int, step_s: float) -> int:
+    """How many steps each run may have, so that all are done in time, so many at once."""
+    per_step = step_s * sum(costs) * runs_each
+    return max(0, int((SPARE * budget_s * workers - setting.START_S * len(costs) * runs_each) / per_step))
+
+
+def run(made: Plan, study: Path, runner: Runner, command: str, say: Say) -> list[Result]:
     """Train what is not there yet, and judge. The baseline comes first."""
+    runner = dataclasses.replace(runner, compute=made.compute)
 
     def train(trials: list[Trial]) -> dict[str, Ended]:
-        return sweep.run_all(
-            study,
-            trials,
-            compute,
-            made.vocab_size,
-            say,
-            runner=runner,
-            address=address,
-            workers=workers,
-            command=command,
-        )
+        return sweep.run_all(study, trials, runner, made.vocab_size, say, command)
 
     all_of = [Variant(BASELINE, "", made.base), *made.variants]
     rates: dict[str, tuple[float, bool]] = {_stem(one): (one.config.optimizer.lr, False) for one in all_of}
-    if made.rates:
+    if made.asked.rates:
         rates = _tuned(made, all_of, train)
     trials = {
-        (_stem(one), seed): Trial(f"{_stem(one)}-s{seed}", _with(one.config, rates[_stem(one)][0], seed))
+        (_stem(one), seed): Trial(f"{_stem(one)}-s{seed}", seeded(one.config, rates[_stem(one)][0], seed))
         for one in all_of
         for seed in made.seeds
     }
@@ -216,10 +220,10 @@ def _compared(made: Plan, variant: list[Row], baseline: list[Row]) -> Comparison
     """A run that failed is missing, which is another thing than one that diverged: then there is no test."""
     failed = sum(row.status == "failed" for row in (*variant, *baseline))
     if failed:
-        n = len(variant)
-        return Comparison(n, n, 0, 0, True, ALPHA, made.family, made.margin, why=f"{failed} runs failed: see logs/")
+        n, why = len(variant), f"{failed} runs failed: see logs/"
+        return Comparison(n, n, 0, 0, True, ALPHA, made.family, made.asked.margin, why=why)
     losses, of_baseline = ([row.final_loss for row in of] for of in (variant, baseline))
-    return compare(losses, of_baseline, margin=made.margin, family=made.family)
+    return compare(losses, of_baseline, margin=made.asked.margin, family=made.family)
 
 
 def _tuned(
@@ -229,28 +233,24 @@ def _tuned(
     seed = made.seeds[0] + TUNING_SEED
     trials = {
         (_stem(one), times): Trial(
-            f"tune-{_stem(one)}-x{times:g}", _with(one.config, one.config.optimizer.lr * times, seed)
+            f"tune-{_stem(one)}-x{times:g}", seeded(one.config, one.config.optimizer.lr * times, seed)
         )
         for one in all_of
-        for times in made.rates
+        for times in made.asked.rates
     }
     ended = train(list(trials.values()))
+    sweep.require_results(ended)
     found = {}
     for one in all_of:
-        losses = {times: row(seed, ended[trials[_stem(one), times].name]).final_loss for times in made.rates}
+        losses = {times: row(seed, ended[trials[_stem(one), times].name]).final_loss for times in made.asked.rates}
         finite = {times: loss for times, loss in losses.items() if loss is not None}
-        best = min(finite, key=finite.__getitem__, default=min(made.rates))
-        found[_stem(one)] = one.config.optimizer.lr * best, best in (min(made.rates), max(made.rates))
+        best = min(finite, key=finite.__getitem__, default=min(made.asked.rates))
+        found[_stem(one)] = one.config.optimizer.lr * best, best in (min(made.asked.rates), max(made.asked.rates))
     return found
 
 
 def _stem(one: Variant) -> str:
     return BASELINE if one.axis == BASELINE else one.name
-
-
-def _with(config: RunConfig, rate: float, seed: int) -> RunConfig:
-    changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
-    return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()
 
 
 COLUMNS = (

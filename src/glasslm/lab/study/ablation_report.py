@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from glasslm import files
 from glasslm.lab.study.ablation import BASELINE, Plan, Result, as_csv
-from glasslm.lab.study.axes import AXES
+from glasslm.lab.study.axes import AXES, left_out
 from glasslm.report import figures, page
 from glasslm.report.facts import text_name
 from glasslm.report.figures import Palette, dress, finish
@@ -59,25 +60,26 @@ def _axes(made: Plan) -> list[str]:
 
 def lead(made: Plan) -> str:
     """How the study was made, in a paragraph."""
-    train, n = made.base.train, len(made.seeds)
+    train, n = made.base.train, made.asked.seeds
     tokens = train.max_steps * train.batch_size * made.base.model.block_size
-    margin = f", the same means within {made.margin:g} nats" if made.margin else ""
-    rate = "each at its own best rate" if made.rates else f"all at the rate {made.base.optimizer.lr:g}"
-    model = made.base.model
+    margin = f", the same means within {made.asked.margin:g} nats" if made.asked.margin else ""
+    rate = "each at its own best rate" if made.asked.rates else f"all at the rate {made.base.optimizer.lr:g}"
+    model, equal = made.base.model, EQUAL[made.asked.match]
     return (
-        f"{len(made.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), {EQUAL[made.match]}: "
+        f"{len(made.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), {equal}: "
         f"{train.max_steps:,} steps of {tokens // train.max_steps:,} tokens for the baseline, {rate}. Losses are of "
         f"the last weights, nats a token, on the validation text; a family of {made.family} comparisons{margin}. The "
         f"baseline has {model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
         f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, {model.position} positions, "
-        f"trained by {made.base.optimizer.optimizer} on {text_name(made.base.data)}."
+        f"trained by {made.base.optimizer.optimizer} on {text_name(made.base.data)} ({made.compute.engine}, "
+        f"{made.compute.precision})."
     )
 
 
 def findings(made: Plan, results: Sequence[Result]) -> list[str]:
     """The key findings, each from numbers of this study."""
     base, others = results[0], results[1:]
-    n, said = len(made.seeds), []
+    n, said = made.asked.seeds, []
     by_kind = {kind: [one for one in others if one.verdict and one.verdict.kind == kind] for kind in MARKS}
     for kind in ("better", "worse"):
         found = sorted(by_kind[kind], key=lambda one: -abs(_delta(one)))
@@ -92,8 +94,8 @@ def findings(made: Plan, results: Sequence[Result]) -> list[str]:
             one.comparison.detectable for one in unclear if one.comparison and one.comparison.detectable
         )
         said.append(
-            f"Not distinguishable from the baseline with {n} seeds: {', '.join(one.name for one in unclear)}. Half of "
-            f"these comparisons would have missed a difference below {least:.3g} nats."
+            f"Not distinguishable from the baseline with {n} seeds: {', '.join(one.name for one in unclear)}. A "
+            f"difference of {least:.3g} nats (the median over these) would be seen in 4 of 5 such studies."
         )
     if lost := [one for one in results if any(row.status == "diverged" for row in one.rows)]:
         listed = ", ".join(f"{one.name} ({sum(r.status == 'diverged' for r in one.rows)} of {n})" for one in lost)
@@ -108,7 +110,7 @@ def findings(made: Plan, results: Sequence[Result]) -> list[str]:
 
 
 def _returns(others: Sequence[Result], base: Result) -> list[str]:
-    """What each step along an axis of sizes bought, and where it bought less than half of the step before."""
+    """What each step along an axis of sizes bought, and where a doubling bought less than half of the one before."""
     said = []
     for axis in ("depth", "width"):
         own = str(base.config.model.n_layers if axis == "depth" else base.config.model.d_model)
@@ -118,9 +120,10 @@ def _returns(others: Sequence[Result], base: Result) -> list[str]:
         if len(known) < 3:
             continue
         steps = [f"{a} to {b}: {lb - la:+.3f}" for (a, la), (b, lb) in itertools.pairwise(known)]
-        gains = [la - lb for (_, la), (_, lb) in itertools.pairwise(known)]
-        where = next((known[i][0] for i in range(1, len(gains)) if gains[i] < gains[i - 1] / 2), None)
-        tail = f" Beyond {where}, a step buys less than half of the one before." if where else ""
+        gains = [(la - lb) / math.log2(b / a) for (a, la), (b, lb) in itertools.pairwise(known)]
+        bends = (known[i][0] for i in range(1, len(gains)) if gains[i - 1] > 0 and gains[i] < gains[i - 1] / 2)
+        where = next(bends, None)
+        tail = f" From {where} on, a doubling buys less than half of what the one before did." if where else ""
         said.append(f"Returns of {axis}, nats a step: {', '.join(steps)}.{tail}")
     return said
 
@@ -170,7 +173,7 @@ def _surprises(others: Sequence[Result], base: Result) -> list[str]:
 
 def sections(made: Plan, results: Sequence[Result]) -> list[Section]:
     """For the page."""
-    budget = EQUAL[made.match]
+    budget = EQUAL[made.asked.match]
     found = [
         Section("Key findings", findings(made, results)),
         Section("Differences from the baseline", (
@@ -184,10 +187,12 @@ def sections(made: Plan, results: Sequence[Result]) -> list[Section]:
     ]  # fmt: skip
     for axis in _axes(made):
         shown = [results[0], *(one for one in results if one.axis == axis)]
-        note = AXES[axis].note
+        notes = [*left_out([axis], made.base), *([AXES[axis].note] if AXES[axis].note else [])]
+        if made.asked.match == "parameters":
+            notes = ["the width follows, so that the number of parameters stays (or the depth, where the width varies)"]
         found.append(
             Section(
-                axis.capitalize(), (f"{note[0].upper()}{note[1:]}.",) if note else (),
+                axis.capitalize(), [f"{note[0].upper()}{note[1:]}." for note in notes],
                 HEADER,
                 [_cells(one) for one in shown],
             )
@@ -196,8 +201,11 @@ def sections(made: Plan, results: Sequence[Result]) -> list[Section]:
     found.append(
         Section("A sample of each", ("Of the first seed, after the last step.",), ("variant", "text"), samples)
     )
-    runs = [(one.name, str(row.seed), row.status, number(row.final_loss, ".4f"), f"runs/{row.run.path.name}")
-            for one in results for row in one.rows]  # fmt: skip
+    runs = [
+        (one.name, str(row.seed), ": ".join(filter(None, (row.status, row.why))), number(row.final_loss, ".4f"),
+         f"runs/{row.run.path.name}")
+        for one in results for row in one.rows
+    ]  # fmt: skip
     found.append(Section("All runs", (), ("variant", "seed", "status", "loss", "folder"), runs))
     return found
 
@@ -250,8 +258,8 @@ def bars(made: Plan, results: Sequence[Result], colours: Palette) -> Figure:
     shown = list(reversed(results[1:]))
     figure = Figure(figsize=(9, 1.4 + 0.32 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    n = len(made.seeds)
-    dress(axes, f"Final validation loss against the baseline's, {EQUAL[made.match]}, {n} seeds", "", colours)
+    n = made.asked.seeds
+    dress(axes, f"Final validation loss against the baseline's, {EQUAL[made.asked.match]}, {n} seeds", "", colours)
     axes.axvline(0, color=colours.ink, linewidth=1)
     hues = {axis: _line(i, colours)[0] for i, axis in enumerate(_axes(made))}
     for place, one in enumerate(shown):
@@ -287,7 +295,7 @@ def curves(made: Plan, results: Sequence[Result], colours: Palette) -> Figure:
             hue, style = (colours.ink, "-") if one.axis == BASELINE else _line(i - 1, colours)
             label = "baseline" if one.axis == BASELINE else one.value
             axes.plot(*_curve(one), color=hue, linestyle=style, linewidth=1.6, label=label)
-        axes.set_xlabel(f"training tokens, {EQUAL[made.match]}", color=colours.ink)
+        axes.set_xlabel(f"training tokens, {EQUAL[made.asked.match]}", color=colours.ink)
         finish(axes, colours)
     return figure
 
@@ -298,12 +306,15 @@ def _line(i: int, colours: Palette) -> tuple[str, str]:
 
 
 def _curve(one: Result) -> tuple[list[int], list[float]]:
-    """Validation losses by tokens, the means over the seeds that have a number there."""
-    found: dict[int, list[float]] = {}
+    """Validation losses by tokens, the means over the seeds; where a seed has none, as it diverged, there is no mean.
+
+    Inner points are of a sample of the validation text, the last one is of all of it.
+    """
     per_step = one.config.train.batch_size * one.config.model.block_size
+    seeds = []
     for row in one.rows:
-        for line in row.run.metrics():
-            if line["kind"] == "eval" and line["split"] == "val" and line["loss"] is not None:
-                found.setdefault(line["step"] * per_step, []).append(line["loss"])
-    xs = sorted(found)
-    return xs, [statistics.mean(found[x]) for x in xs]
+        history = row.run.history
+        points = zip(history.eval_steps, history.val_losses)
+        seeds.append({step * per_step: loss for step, loss in points if loss is not None})
+    xs = sorted(set.intersection(*(set(points) for points in seeds)))
+    return xs, [statistics.mean(points[x] for points in seeds) for x in xs]

@@ -116,6 +116,18 @@ def variants(asked: Sequence[str], base: RunConfig) -> list[Variant]:
     return found
 
 
+def left_out(asked: Sequence[str], base: RunConfig) -> list[str]:
+    """A line for each of the axes' own values that does not go together with the baseline, with the reason."""
+    found = []
+    for name in asked:
+        for word in AXES[name].values if name in AXES else ():
+            try:
+                AXES[name].change(base, word).resolved()
+            except (InputError, ValueError) as error:
+                found.append(f"{name} {word} is left out: {error}")
+    return found
+
+
 def matched(
     variant: RunConfig, base: RunConfig, match: Match, vocab_size: int, pace: Callable[[RunConfig], float]
 ) -> RunConfig:

@@ -23,8 +23,17 @@ from glasslm.errors import InputError
 from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
 from glasslm.lab.study import setting
 from glasslm.lab.study.axes import with_model
-from glasslm.lab.study.setting import held_plan, hold_plan, measured, sparing, with_text
-from glasslm.lab.study.sweep import Trial
+from glasslm.lab.study.setting import (
+    TUNING_SEED,
+    held_plan,
+    hold_plan,
+    measured,
+    seeded,
+    sparing,
+    with_engine,
+    with_text,
+)
+from glasslm.lab.study.sweep import Runner, Trial
 from glasslm.metrics import plain
 from glasslm.pace import Pace
 from glasslm.parameters import count, table
@@ -37,7 +46,6 @@ BEYOND = 4.0  # times the largest compute of the ladder: the run that is predict
 FEWEST_STEPS, LEAST_STEPS = 100, 30  # of the shortest run: wanted, and without which there is no ladder
 SPARE = 0.85  # of a budget of time is planned for
 MULTIPLES = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate, tried at three sizes
-TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that the law is not fitted to
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Ladder:
     rungs: list[list[RunConfig]]  # for each compute, the smallest first, its sizes
     vocab_size: int
     unique_tokens: int
+    compute: ComputeConfig  # of each run
 
     @property
     def cells(self) -> list[RunConfig]:
@@ -80,7 +89,7 @@ def compute_of(config: RunConfig, vocab_size: int) -> float:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def plan(base: RunConfig, budget: str, compute: ComputeConfig, workers: int, study: Path, say: Say) -> Ladder:
+def plan(base: RunConfig, budget: str, runner: Runner, study: Path, say: Say) -> Ladder:
     """Fix the sizes and steps of all runs, so that they, and the one beyond them, fit the budget. Kept in plan.json.
 
     `budget` is a time ("40m") or, as a plain number from a million up, FLOPs. Raises InputError for one too small.
@@ -88,15 +97,15 @@ def plan(base: RunConfig, budget: str, compute: ComputeConfig, workers: int, stu
     asked = plain([to_dict(base), budget])
     if held := held_plan(study, asked):
         rungs = [[from_dict(RunConfig, config) for config in rung] for rung in held["rungs"]]
-        return Ladder(from_dict(RunConfig, held["base"]), rungs, held["vocab_size"], held["unique_tokens"])
+        compute = from_dict(ComputeConfig, held["compute"])
+        return Ladder(from_dict(RunConfig, held["base"]), rungs, held["vocab_size"], held["unique_tokens"], compute)
     base, dataset = with_text(base, say)
-    V = dataset.tokenizer.vocab_size
     flops = _as_flops(budget)
     if flops is None:
-        made, told = _fitting(base, seconds(budget), compute, workers, dataset)
+        made, told = _fitting(base, seconds(budget), runner, dataset)
     else:
         units = (SIZES + 1) * sum(GROWTH**-k for k in range(COMPUTES)) + BEYOND
-        made, told = built(base, flops / units, dataset), f"{flops:.3g} FLOPs, the rates of learning besides"
+        made, told = built(base, flops / units, dataset, runner.compute), f"{flops:.3g} FLOPs, tuning besides"
     shortest = min(config.train.max_steps for config in made.cells)
     if shortest < LEAST_STEPS:
         raise InputError(
@@ -109,7 +118,7 @@ def plan(base: RunConfig, budget: str, compute: ComputeConfig, workers: int, stu
     )
     hold_plan(study, asked, {
         "base": to_dict(made.base), "rungs": [[to_dict(config) for config in rung] for rung in made.rungs],
-        "vocab_size": V, "unique_tokens": made.unique_tokens,
+        "vocab_size": made.vocab_size, "unique_tokens": made.unique_tokens, "compute": to_dict(made.compute),
     })  # fmt: skip
     return made
 
@@ -123,10 +132,11 @@ def _as_flops(budget: str) -> float | None:
     return number if 1e6 <= number < math.inf else None
 
 
-def built(base: RunConfig, largest_C: float, dataset: Dataset) -> Ladder:
+def built(base: RunConfig, largest_C: float, dataset: Dataset, compute: ComputeConfig) -> Ladder:
     """The ladder whose largest compute is this.
 
     The middle size of each compute has TOKENS_PER_PARAMETER tokens a parameter, as long as there are smaller sizes.
+    Raises InputError where the recipe cannot be made so wide.
     """
     V = dataset.tokenizer.vocab_size
     widths = _widths(base, V)
@@ -137,6 +147,11 @@ def built(base: RunConfig, largest_C: float, dataset: Dataset) -> Ladder:
     for i in range(COMPUTES + SIZES - 1):
         wanted = first * GROWTH ** (i / 2)
         larger = [pair for pair in widths if not chosen or pair[0] > chosen[-1]]
+        if not larger or larger[-1][1] < wanted / 2:
+            raise InputError(
+                f"{largest_C:.3g} FLOPs want models of {wanted:.3g} parameters, and {widths[-1][0]} is the widest that "
+                f"is made ({widths[-1][1]:,}): give a smaller budget, or a recipe with more --n-layers"
+            )
         chosen.append(min(larger, key=lambda pair: abs(math.log(pair[1] / wanted)))[0])
     models = [with_model(base, d_model=d) for d in chosen]
     batch = base.train.batch_size
@@ -148,7 +163,8 @@ def built(base: RunConfig, largest_C: float, dataset: Dataset) -> Ladder:
         [at_compute(with_flags(model, {"batch_size": batch}), C, V) for model in models[k : k + SIZES]]
         for k, C in enumerate(computes)
     ]
-    return Ladder(base, rungs, V, len(dataset.train.tokens))
+    compute = with_engine(compute, models[-1], V)
+    return Ladder(base, rungs, V, len(dataset.train.tokens), compute)
 
 
 @cache
@@ -169,21 +185,19 @@ def lasting(config: RunConfig, steps: int) -> RunConfig:
     return sparing(with_flags(config, {"max_steps": steps, "warmup_steps": warmup})).resolved()
 
 
-def _fitting(
-    base: RunConfig, budget_s: float, compute: ComputeConfig, workers: int, dataset: Dataset
-) -> tuple[Ladder, str]:
+def _fitting(base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset) -> tuple[Ladder, str]:
     """The largest ladder that is done in time, and a word on it.
 
-    The speed is measured at three sizes of a first guess, on one core; between them, and beyond, its logarithm is
-    taken as a line over that of the size.
+    The speed is measured at three sizes of a first guess, each alone on the machine; between them, and beyond, its
+    logarithm is taken as a line over that of the size.
     """
-    V = dataset.tokenizer.vocab_size
-    step_s = measured(base, compute, dataset).step
+    V, workers = dataset.tokenizer.vocab_size, runner.slots
+    step_s = measured(base, with_engine(runner.compute, base, V), dataset).step
     speed = compute_of(dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1)), V) / step_s
-    guess = built(base, speed * budget_s * workers / 15, dataset)
+    guess = built(base, speed * budget_s * workers / 15, dataset, runner.compute)
     models = sorted(guess.rungs[0][:1] + guess.rungs[-1][:1] + guess.rungs[-1][-1:], key=lambda one: size_of(one, V))
     sizes = np.log([size_of(one, V) for one in models])
-    paces = np.log([measured(one, compute, dataset)[:2] for one in models])  # (3, 2): step and window
+    paces = np.log([measured(one, guess.compute, dataset)[:2] for one in models])  # (3, 2): step and window
 
     def pace_of(config: RunConfig) -> Pace:
         x = math.log(size_of(config, V))
@@ -203,16 +217,20 @@ def _fitting(
         last = beyond(made, made.sizes[-1])
         return core_seconds(made.cells + repeats + tried) / workers, core_seconds([last]) / workers
 
+    def fits(C: float) -> Ladder | None:
+        try:
+            made = built(base, C, dataset, guess.compute)
+        except InputError:  # wider than any model is made
+            return None
+        return made if sum(parts(made)) <= SPARE * budget_s else None
+
     low, high = 1e6, speed * budget_s * workers
     for _ in range(24):
         middle = math.sqrt(low * high)
-        if sum(parts(built(base, middle, dataset))) <= SPARE * budget_s:
-            low = middle
-        else:
-            high = middle
-    made = built(base, low, dataset)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    made = built(base, low, dataset, guess.compute)
     ladder_s, beyond_s = parts(made)
-    return made, f"about {duration(ladder_s)} on {workers} cores, then {duration(beyond_s)} for the run beyond"
+    return made, f"about {duration(ladder_s)}, {workers} runs at once, then {duration(beyond_s)} for the run beyond"
 
 
 def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:
@@ -226,12 +244,6 @@ def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:
         for times in MULTIPLES:
             found[N, times] = Trial(f"tune-n{N}-x{times:.2g}", seeded(config, config.optimizer.lr * times, seed))
     return found
-
-
-def seeded(config: RunConfig, rate: float, seed: int) -> RunConfig:
-    """With another peak rate, which the last rate follows, and another seed."""
-    changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
-    return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()
 
 
 def beyond(made: Ladder, wanted_N: float) -> RunConfig:

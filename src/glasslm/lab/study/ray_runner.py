@@ -16,9 +16,11 @@ from glasslm.lab.study.process import in_a_process
 
 @contextmanager
 def connected(
-    address: str | None, interrupted: Interrupt
+    address: str | None, threads: int, gpus: int, interrupted: Interrupt
 ) -> Iterator[tuple[Callable[[Path, dict[str, Any]], int], int]]:
-    """What executes a job on the cluster at `address` (None: on this machine), and how many cores it has.
+    """What executes a job on the cluster at `address` (None: on this machine), and how many it has room for.
+
+    A job takes as many cores as it has threads, and as many GPUs as are asked for.
 
     Raises InputError where Ray is not installed or no cluster answers.
     """
@@ -30,7 +32,7 @@ def connected(
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from None
-    remote = ray.remote(num_cpus=1, max_retries=0)(_execute)
+    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_execute)
 
     def execute(study: Path, job: dict[str, Any]) -> int:
         if interrupted.is_set():
@@ -48,7 +50,9 @@ def connected(
             return 143 if cancelled else 1
 
     try:
-        yield execute, max(1, int(ray.cluster_resources().get("CPU", 1)))
+        has = ray.cluster_resources()
+        room = has.get("GPU", 1) / gpus if gpus else has.get("CPU", 1) / threads
+        yield execute, max(1, int(room))
     finally:
         ray.shutdown()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glasslm.lab.study.sweep import Ended
+from glasslm.metrics import Line
 from glasslm.runs import Run
 
 
@@ -22,6 +24,7 @@ class Row:
     peak_bytes: int | None
     sample: str
     run: Run
+    why: str = ""  # it failed
 
 
 def row(seed: int, ended: Ended) -> Row:
@@ -40,7 +43,18 @@ def row(seed: int, ended: Ended) -> Row:
     samples = [line["text"] for line in lines if line["kind"] == "sample"]
     return Row(
         seed, ended.status, last.get("loss"), best, last.get("bpb"),
-        wall_s=max((line["timing"]["elapsed_s"] for line in lines if line.get("timing")), default=0.0),
+        wall_s=_seconds(lines),
         step_ms=1e3 * step_tokens / speeds[len(speeds) // 2] if speeds else None,
-        peak_bytes=max(memory, default=None), sample=samples[-1] if samples else "", run=ended.run,
+        peak_bytes=max(memory, default=None), sample=samples[-1] if samples else "", run=ended.run, why=ended.why,
     )  # fmt: skip
+
+
+def _seconds(lines: Sequence[Line]) -> float:
+    """What the run took; its clock begins again whenever it goes on."""
+    pieces = [0.0]
+    for line in lines:
+        if line["kind"] == "resume":
+            pieces.append(0.0)
+        elif line.get("timing"):
+            pieces[-1] = max(pieces[-1], line["timing"]["elapsed_s"])
+    return sum(pieces)

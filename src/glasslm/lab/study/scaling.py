@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glasslm import files
-from glasslm.config import ComputeConfig, RunConfig
+from glasslm.config import RunConfig
 from glasslm.engines import cores
 from glasslm.lab.scaling import fitted
 from glasslm.lab.scaling.checks import Bootstrap, Forecast
@@ -21,9 +21,10 @@ from glasslm.lab.scaling.fitted import Analysis
 from glasslm.lab.scaling.law import Interval, Observation
 from glasslm.lab.scaling.plan import repeated
 from glasslm.lab.study import ladder, sweep
-from glasslm.lab.study.ladder import BEYOND, MULTIPLES, SIZES, Ladder, beyond, seeded, size_of, tokens_of, tuning
+from glasslm.lab.study.ladder import BEYOND, MULTIPLES, SIZES, Ladder, beyond, size_of, tokens_of, tuning
 from glasslm.lab.study.results import Row, row
-from glasslm.lab.study.sweep import Ended, RunnerName, Trial
+from glasslm.lab.study.setting import seeded
+from glasslm.lab.study.sweep import Ended, Runner, Trial
 from glasslm.settings import from_dict, to_dict
 from glasslm.wording import Say
 
@@ -33,16 +34,26 @@ Train = Callable[[list[Trial]], dict[str, Ended]]
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Learning rates that were tried at one size."""
+
+    N: int
+    pairs: tuple[tuple[float, float | None], ...]  # (rate, loss), None of one that diverged
+    best: float
+    at_edge: bool  # it is the largest or the smallest that was tried
+
+
+@dataclass(frozen=True)
 class RateRule:
     """The learning rate of a size: a power of N through the best rates of three sizes."""
 
-    tried: tuple[tuple[int, tuple[tuple[float, float | None], ...], float], ...]  # N, (rate, loss) each, the best rate
+    tried: tuple[Tried, ...]
     slope: float
     intercept: float
 
     def rate(self, N: float) -> float:
         """Never outside of what was tried."""
-        every = [rate for _, pairs, _ in self.tried for rate, _ in pairs]
+        every = [rate for one in self.tried for rate, _ in one.pairs]
         return float(np.clip(math.exp(self.intercept + self.slope * math.log(N)), min(every), max(every)))
 
 
@@ -70,22 +81,27 @@ def tune(made: Ladder, train: Train) -> RateRule:
     for N in sorted({N for N, _ in trials}):
         rates = {times: trials[N, times].config.optimizer.lr for times in MULTIPLES}
         pairs = tuple((rates[t], row(0, ended[trials[N, t].name]).final_loss) for t in MULTIPLES)
-        tried.append((N, pairs, best_rate(pairs)))
-    slope, intercept = np.polyfit(np.log([N for N, _, _ in tried]), np.log([best for _, _, best in tried]), 1)
+        tried.append(Tried(N, pairs, *best_rate(pairs)))
+    slope, intercept = np.polyfit(np.log([one.N for one in tried]), np.log([one.best for one in tried]), 1)
     return RateRule(tuple(tried), float(slope), float(intercept))
 
 
-def best_rate(pairs: Sequence[tuple[float, float | None]]) -> float:
-    """Where the parabola through three losses over log rate is lowest, within those tried; else the best of them."""
+def best_rate(pairs: Sequence[tuple[float, float | None]]) -> tuple[float, bool]:
+    """Where the parabola through three losses over log rate is lowest, and whether that is an end of what was tried.
+
+    Where there is no such parabola, because a rate diverged or the losses do not bend upwards, the best rate tried.
+    """
+    ends = min(rate for rate, _ in pairs), max(rate for rate, _ in pairs)
     sound = [(math.log(rate), loss) for rate, loss in pairs if loss is not None]
     if not sound:
-        return min(rate for rate, _ in pairs)
+        return ends[0], True
+    best = min(sound, key=lambda pair: pair[1])[0]
     if len(sound) == 3:
         x, y = zip(*sound)
         c2, c1, _ = np.polyfit(x, y, 2)
         if c2 > 0:
-            return math.exp(float(np.clip(-c1 / (2 * c2), min(x), max(x))))
-    return math.exp(min(sound, key=lambda pair: pair[1])[0])
+            best = float(np.clip(-c1 / (2 * c2), min(x), max(x)))
+    return math.exp(best), any(math.isclose(math.exp(best), end) for end in ends)
 
 
 def run(made: Ladder, rule: RateRule, train: Train) -> list[Cell]:
@@ -151,59 +167,47 @@ class Study:
     prediction: dict[str, Any]  # prediction.json
 
 
-def study(
-    base: RunConfig,
-    budget: str,
-    compute: ComputeConfig,
-    folder: Path,
-    say: Say,
-    *,
-    runner: RunnerName = "local",
-    address: str | None = None,
-    workers: int = 0,
-    command: str = "",
-) -> Study:
+def study(base: RunConfig, budget: str, runner: Runner, folder: Path, say: Say, command: str = "") -> Study:
     """Plan, tune, train, fit, predict, check; what is there already is taken as it is.
 
-    A run of the ladder has one core, that beyond it has them all. Raises InputError for a budget that is too small and
-    where too few runs ended with a loss.
+    Several runs of the ladder are trained at once, that beyond it alone, with all cores. Raises InputError for a budget
+    that is too small, where too few runs ended with a loss, and where any failed: a fit without it would be another.
     """
-    at_once = workers or len(cores())
-    one_core = dataclasses.replace(compute, threads=compute.threads or 1)
-    made = ladder.plan(base, budget, one_core, at_once, folder, say)
+    made = ladder.plan(base, budget, runner, folder, say)
+    runner = dataclasses.replace(runner, compute=made.compute)
+    alone = Runner(dataclasses.replace(made.compute, threads=max(len(cores()), runner.threads)), workers=1)
 
     def train(trials: list[Trial]) -> dict[str, Ended]:
-        return sweep.run_all(
-            folder, trials, one_core, made.vocab_size, say,
-            runner=runner, address=address, workers=workers, command=command,
-        )  # fmt: skip
-
-    def train_alone(trials: list[Trial]) -> dict[str, Ended]:
-        every_core = dataclasses.replace(compute, threads=compute.threads or at_once)
-        return sweep.run_all(folder, trials, every_core, made.vocab_size, say, workers=1, command=command)
+        ended = sweep.run_all(folder, trials, runner, made.vocab_size, say, command)
+        sweep.require_results(ended)
+        return ended
 
     say("first, learning rates at three sizes")
     rule = tune(made, train)
     say(f"second, the ladder, with rates that go as N^{rule.slope:.2f}")
     cells = run(made, rule, train)
-    found = analyse(made, cells)
+    found = analyse(made, rule, cells)
     prediction = predict(made, found.boot, rule, folder)
-    loss = prediction["loss"]
+    expected = fitted.ranged(Interval(**prediction["loss"]), ".4f")
     say(
         f"third, N = {prediction['N']:,} on {prediction['D']:,} tokens, {prediction['times_largest_C']:.3g} times the "
-        f"largest compute: the law predicts {loss['value']:.4f} ({loss['ci_low']:.4f} to {loss['ci_high']:.4f}), which "
-        f"is written in {folder / PREDICTION}; now it is trained"
+        f"largest compute: the law predicts {expected}, which is written in {folder / PREDICTION}; now it is trained"
     )
-    return Study(made, rule, cells, dataclasses.replace(found, beyond=check(prediction, train_alone)), prediction)
+    beyond = check(prediction, lambda trials: sweep.run_all(folder, trials, alone, made.vocab_size, say, command))
+    return Study(made, rule, cells, dataclasses.replace(found, beyond=beyond), prediction)
 
 
-def analyse(made: Ladder, cells: Sequence[Cell]) -> Analysis:
+def analyse(made: Ladder, rule: RateRule, cells: Sequence[Cell]) -> Analysis:
     """The law of the cells, and what there is to say against it. InputError where too few runs have a loss."""
     found = fitted.analyse([o for cell in cells if (o := cell.observation)])
-    lost = [cell for cell in cells if cell.observation is None]
     notes = [
-        f"N = {cell.N:,} on {cell.D:,} tokens {'diverged' if cell.row.status == 'diverged' else 'failed: see logs/'}; "
-        "it is missing from the fit"
-        for cell in lost
+        f"N = {cell.N:,} on {cell.D:,} tokens diverged; it is missing from the fit"
+        for cell in cells
+        if cell.observation is None
     ]
-    return dataclasses.replace(found, why=found.why + notes + repeated(found.runs, made.unique_tokens))
+    edges = [f"{tried.N:,}" for tried in rule.tried if tried.at_edge]
+    if edges:
+        notes.append(f"The best learning rate is the last one tried for N = {', '.join(edges)}: it may lie beyond.")
+    if told := repeated(found.runs, made.unique_tokens):
+        notes.append(told)
+    return dataclasses.replace(found, why=found.why + notes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from glasslm import files
 from glasslm.estimate import flops_per_token
 from glasslm.lab.scaling import fitted
-from glasslm.lab.scaling.law import Observation, fit
+from glasslm.lab.scaling.law import Interval, Observation, fit
 from glasslm.lab.study.ladder import MULTIPLES, Ladder
 from glasslm.lab.study.scaling import Cell, RateRule, Study
 from glasslm.parameters import count, table
@@ -49,8 +49,7 @@ def as_csv(cells: Sequence[Cell]) -> str:
 
 def _prediction(of: Study) -> Section:
     prediction, beyond = of.prediction, of.found.beyond
-    loss = prediction["loss"]
-    said = f"{loss['value']:.4f} ({loss['ci_low']:.4f} to {loss['ci_high']:.4f})"
+    said = fitted.ranged(Interval(**prediction["loss"]), ".4f")
     outcome = "the run diverged or failed: there is nothing to set beside it"
     if beyond:
         outcome = f"{beyond.run.loss:.4f}, {'inside' if beyond.inside else 'outside'} the interval"
@@ -85,7 +84,7 @@ def _design(made: Ladder, cells: Sequence[Cell]) -> Section:
         f"{model.n_layers} layers and {model.n_heads} heads throughout, {train.batch_size} x {model.block_size} tokens "
         "a step, the learning rate decayed to its end in every run. N counts the parameters that multiply a token, the "
         "head included, and C = 6 N D; the exact count, with attention's scores, is larger by the factor beside it. "
-        "Every run is in runs.csv with its folder.",
+        f"Every run is in runs.csv with its folder. All on {made.compute.engine}, {made.compute.precision}.",
     )  # fmt: skip
     header = ("width", "N", "all parameters", "without embeddings", "exact FLOPs / 6 N D", "rate", "tokens of its runs")
     return Section("The ladder", text, header, rows)
@@ -93,10 +92,13 @@ def _design(made: Ladder, cells: Sequence[Cell]) -> Section:
 
 def _rates(rule: RateRule) -> Section:
     rows = [
-        (f"{N:,}", *(f"{rate:.3g}: {number(loss, '.4f') if loss is not None else 'diverged'}" for rate, loss in pairs),
-         f"{best:.3g}{' (an edge of what was tried)' if best in (pairs[0][0], pairs[-1][0]) else ''}")
-        for N, pairs, best in rule.tried
-    ]  # fmt: skip
+        (
+            f"{one.N:,}",
+            *(f"{rate:.3g}: {number(loss, '.4f') if loss is not None else 'diverged'}" for rate, loss in one.pairs),
+            f"{one.best:.3g}{' (an edge of what was tried)' if one.at_edge else ''}",
+        )
+        for one in rule.tried
+    ]
     text = (
         "Three rates at three sizes, all on as many tokens, with a seed that the law does not see; the best by a "
         "parabola in the logarithm. Every size takes its rate from the line through them: "
@@ -114,10 +116,12 @@ def rates(rule: RateRule, colours: Palette) -> Figure:
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     dress(axes, "Loss over the learning rate, equal tokens", "validation loss, nats a token", colours)
-    for hue, mark, (N, pairs, best) in zip((colours.train, colours.validation, colours.third), "osD", rule.tried):
-        sound = [(rate, loss) for rate, loss in pairs if loss is not None]
-        axes.plot(*zip(*sound), f"{mark}-", color=hue, label=f"N = {N:,}") if sound else None
-        axes.axvline(best, color=hue, linewidth=0.8, linestyle=":")
+    for hue, mark, one in zip((colours.train, colours.validation, colours.third), "osD", rule.tried):
+        sound = [(rate, loss) for rate, loss in one.pairs if loss is not None]
+        axes.plot(
+            [rate for rate, _ in sound], [loss for _, loss in sound], f"{mark}-", color=hue, label=f"N = {one.N:,}"
+        )
+        axes.axvline(one.best, color=hue, linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="peak learning rate; dotted: the best")
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)

@@ -1,4 +1,4 @@
-"""What every study begins with: its text, its plan, which is made once, and what its runs write down."""
+"""What every study begins with: its text, its plan, which is made once, where it computes, what its runs write down."""
 
 from __future__ import annotations
 
@@ -10,28 +10,46 @@ from typing import Any
 from glasslm import corpora, files, pace, tokens
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import make_engine
+from glasslm.engines.choice import choose
 from glasslm.errors import DamagedError, InputError
 from glasslm.pace import Pace
-from glasslm.parameters import initial_weights, table
+from glasslm.parameters import count, initial_weights, table
 from glasslm.settings import with_flags
 from glasslm.tokens import Dataset
 from glasslm.wording import Say
 
 PLAN, FORMAT = "plan.json", 1
 START_S = 1.0  # of a run: a process, its imports, its text
+TUNING_SEED = 1_000_003  # added to the first seed: rates are chosen on runs that are not compared
 
 
 def with_text(base: RunConfig, say: Say) -> tuple[RunConfig, Dataset]:
     """The recipe with its corpus named, wherever that was found, and its tokens.
 
-    Raises InputError for a recipe whose length depends on its own clock: a study fixes it for all its runs.
+    What came through a pipe is read again from the cache, as it comes only once. Raises InputError for a recipe whose
+    runs would end when they like (a study fixes their length), that goes on from another run, or whose text is short.
     """
-    if base.train.epochs is not None or base.train.max_time is not None:
+    train = base.train
+    if train.epochs is not None or train.max_time is not None:
         raise InputError("the length of a study's runs is given by --max-steps, or by --budget for all of them")
+    if train.patience is not None or train.stop_at_loss is not None:
+        raise InputError("--patience and --stop-at-loss end each run at another step: leave them out of a study")
+    if train.init_from is not None:
+        raise InputError("--init-from goes on from a trained run, and those of a study begin anew: leave it out")
     source = corpora.find(base.data, say)
     if base.data.corpus is None and not base.data.text_file:
         base = with_flags(base, {"corpus": source.name})
-    return base.resolved(), tokens.prepare(base.data, source, say)
+    if "-" in base.data.text_file:
+        base = with_flags(base, {"text_file": tuple(str(file.path) for file in source.files)})
+    dataset = tokens.prepare(base.data, source, say)
+    tokens.require_room(dataset, base.model.block_size, train.batch_size)
+    return base.resolved(), dataset
+
+
+def with_engine(compute: ComputeConfig, largest: RunConfig, vocab_size: int, threads: int = 1) -> ComputeConfig:
+    """Engine, device and precision decided once, by the largest model, so that no size is computed in another way."""
+    size = count(table(largest.model.resolved(), vocab_size))["total"]
+    return choose(dataclasses.replace(compute, threads=compute.threads or threads), size, training=True)[0]
 
 
 def held_plan(study: Path, asked: Any) -> dict[str, Any] | None:
@@ -71,3 +89,9 @@ def measured(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> Pac
     engine.load(initial_weights(table(config.model, V), config.train.seed))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0))
     return pace.measure(config, engine, dataset)
+
+
+def seeded(config: RunConfig, rate: float, seed: int) -> RunConfig:
+    """With another peak rate, which the last rate follows, and another seed."""
+    changed = with_flags(config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr})
+    return dataclasses.replace(changed, train=dataclasses.replace(changed.train, seed=seed)).resolved()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,28 @@ class Trial(NamedTuple):
     config: RunConfig
 
 
+@dataclass(frozen=True)
+class Runner:
+    """Where the runs of a study are trained, and how many at once."""
+
+    compute: ComputeConfig  # of each run
+    name: RunnerName = "local"
+    address: str | None = None  # of a Ray cluster
+    workers: int = 0  # runs at once; 0: as many as there are cores for
+
+    @property
+    def threads(self) -> int:
+        """Of each run: one, unless more were asked for."""
+        return self.compute.threads or 1
+
+    @property
+    def slots(self) -> int:
+        """Runs at once on this machine; of a cluster it is what is planned with, unless `workers` says more."""
+        if self.compute.device not in ("auto", "cpu"):
+            return self.workers or 1  # a GPU is shared by those who ask for it
+        return self.workers or max(1, len(cores()) // self.threads)
+
+
 class Ended(NamedTuple):
     """What became of a trial."""
 
@@ -48,22 +71,13 @@ class Ended(NamedTuple):
 
 
 def run_all(
-    study: Path,
-    trials: Sequence[Trial],
-    compute: ComputeConfig,
-    vocab_size: int,
-    say: Say,
-    *,
-    runner: RunnerName = "local",
-    address: str | None = None,
-    workers: int = 0,
-    command: str = "",
+    study: Path, trials: Sequence[Trial], runner: Runner, vocab_size: int, say: Say, command: str = ""
 ) -> dict[str, Ended]:
-    """Train what is not over yet, one core a run, and tell what became of every trial.
+    """Train what is not over yet, and tell what became of every trial.
 
-    `vocab_size` weighs the trials against each other, for the time left. `workers`: runs at once (0: one for each core
-    here, or for each of a cluster's). A signal interrupts all runs, which save, and then ends the program as it would
-    any. Raises InputError where a run in the folder was made with other settings than its trial has.
+    `vocab_size` weighs the trials against each other, for the time left. A signal interrupts all runs, which save, and
+    then ends the program as it would any. Raises InputError where a run in the folder was made with other settings than
+    its trial has.
     """
     if len({trial.name for trial in trials}) < len(trials):
         raise InputError("two trials have the same name")
@@ -72,15 +86,26 @@ def run_all(
     if len(waiting) < len(trials):
         say(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already")
     waiting.sort(key=lambda trial: -work[trial.name])  # the longest first, or the last core works alone at the end
-    with interruptible() as interrupted, _runner(runner, address, workers, interrupted) as (execute, slots):
+    with interruptible() as interrupted, _executing(runner, interrupted) as (execute, slots):
         progress = _Progress(study, work, [trial.name for trial in waiting], say)
         with ThreadPoolExecutor(slots) as pool:
-            jobs = {pool.submit(execute, study, _job(study, trial, compute, command)): trial for trial in waiting}
+            jobs = {pool.submit(execute, study, _job(study, trial, runner, command)): trial for trial in waiting}
             codes = _wait(jobs, progress, interrupted)
     if interrupted.received:
         signal.signal(interrupted.received, signal.SIG_DFL)
         signal.raise_signal(interrupted.received)
     return {trial.name: _ended(study, trial, codes.get(trial.name)) for trial in trials}
+
+
+def require_results(ended: dict[str, Ended]) -> None:
+    """Raise InputError where runs failed on whose results others depend: going on tries them again."""
+    failed = {name: end.why for name, end in ended.items() if end.status == "failed"}
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise InputError(
+            f"{len(failed)} of {len(ended)} runs failed, on which the rest depends ({name}: {why}): mend the cause, "
+            "and give the same command again, which tries them again"
+        )
 
 
 def cost(config: RunConfig, vocab_size: int) -> float:
@@ -118,7 +143,8 @@ def _path(study: Path, trial: Trial) -> Path:
     return study / "runs" / trial.name
 
 
-def _job(study: Path, trial: Trial, compute: ComputeConfig, command: str) -> dict[str, Any]:
+def _job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[str, Any]:
+    compute = dataclasses.replace(runner.compute, threads=runner.threads)
     return {
         "run_dir": str(_path(study, trial).absolute()),
         "config": to_dict(trial.config),
@@ -194,28 +220,26 @@ Execute = Callable[[Path, dict[str, Any]], int]
 
 
 @contextmanager
-def _runner(
-    name: RunnerName, address: str | None, workers: int, interrupted: Interrupt
-) -> Iterator[tuple[Execute, int]]:
+def _executing(runner: Runner, interrupted: Interrupt) -> Iterator[tuple[Execute, int]]:
     """What executes a job and returns its exit code, and how many it can execute at once."""
-    if name == "ray":
+    if runner.name == "ray":
         from glasslm.lab.study import ray_runner
 
-        with ray_runner.connected(address, interrupted) as (on_cluster, cpus):
-            yield on_cluster, workers or cpus
+        gpus = int(runner.compute.device == "cuda")
+        with ray_runner.connected(runner.address, runner.threads, gpus, interrupted) as (on_cluster, at_once):
+            yield on_cluster, runner.workers or at_once
         return
     here = cores()
-    slots = workers or len(here)
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(slots):
+    for number in range(runner.slots):
         free.put(here[number % len(here)])
 
     def execute(study: Path, job: dict[str, Any]) -> int:
         core = free.get()
         try:
-            alone = job["compute"]["threads"] == 1  # several threads take what cores there are
-            return in_a_process(study, job | {"core": core if alone else None}, interrupted)
+            # several threads take what cores there are
+            return in_a_process(study, job | {"core": core if runner.threads == 1 else None}, interrupted)
         finally:
             free.put(core)
 
-    yield execute, slots
+    yield execute, runner.slots

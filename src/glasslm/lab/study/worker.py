@@ -11,14 +11,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from glasslm import launch
+from glasslm import checkpoint, files, launch, runs
 from glasslm.config import ComputeConfig, RunConfig
-from glasslm.errors import GlasslmError
-from glasslm.runs import Run
+from glasslm.errors import GlasslmError, InUseError
+from glasslm.launch import Outcome
 from glasslm.settings import from_dict
+
+WAITS_S = 30.0  # for another process to give the run back
 
 
 def main() -> int:
@@ -27,19 +30,33 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     if job["core"] is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {job["core"]})
-    compute, path = from_dict(ComputeConfig, job["compute"]), Path(job["run_dir"])
-    try:
-        if (path / "run.json").exists():
-            outcome = launch.resume(path, compute, page=False)
-        else:
-            config = from_dict(RunConfig, job["config"])
-            outcome = launch.train(config, compute, path, preset=job["preset"], command=job["command"], page=False)
-    except GlasslmError as error:
-        print(f"{Run(path)}: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError:
-        return 6
-    return outcome.exit_code
+    path = Path(job["run_dir"])
+    patience = time.monotonic() + WAITS_S
+    while True:
+        try:
+            return _run(job, path).exit_code
+        except InUseError as error:  # of a study that was killed, the run may still be saving
+            if time.monotonic() > patience:
+                print(f"{path}: {error}", file=sys.stderr)
+                return error.exit_code
+            time.sleep(0.5)
+        except GlasslmError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return error.exit_code
+        except MemoryError:
+            print(f"{path}: out of memory", file=sys.stderr)
+            return 6
+
+
+def _run(job: dict[str, Any], path: Path) -> Outcome:
+    compute = from_dict(ComputeConfig, job["compute"])
+    if (path / "run.json").exists() and not checkpoint.list_steps(path):
+        with files.lock(path):
+            runs.clear(path)
+    if (path / "run.json").exists():
+        return launch.resume(path, compute, page=False)
+    config = from_dict(RunConfig, job["config"])
+    return launch.train(config, compute, path, preset=job["preset"], command=job["command"], page=False)
 
 
 def _end_with_parent() -> None:
