@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glasslm import tokens
+from glasslm import files, tokens
 from glasslm.config import ComputeConfig
 from glasslm.corpora import find
 from glasslm.errors import InputError
-from glasslm.lab.study.sweep import Runner, Trial, cost, run_all
+from glasslm.lab.study import setting, sweep
+from glasslm.lab.study.sweep import Ended, Runner, Trial, cost, require_results, run_all
 from glasslm.runs import Run
 from small_runs import essence, small, train, wait_for, write_text
 
@@ -159,3 +163,91 @@ def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
     assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
     assert json.loads((alone / "run.json").read_text(encoding="utf-8"))["seed"] == 7
     assert Run(alone).best_val_loss is not None
+
+
+# -- what a killed study leaves ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(text: Path, tmp_path: Path) -> None:
+    trials, path = [trial(text, "one")], tmp_path / "study" / "runs" / "one"
+    run_all(tmp_path / "whole", trials, RUNNER, 20, lambda message: None)
+    whole = tmp_path / "whole" / "runs" / "one"
+    (path / "checkpoints").mkdir(parents=True)
+    for name in ("run.json", "tokenizer.json", "run.lock"):
+        shutil.copy(whole / name, path / name)
+    (path / "metrics.jsonl").write_text('{"kind": "plan", "step": 0, "max_steps": 12}\n', encoding="utf-8")
+    ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
+    assert ended["one"].status == "finished"
+    assert essence(path, STEPS) == essence(whole, STEPS)
+
+
+def test_a_run_that_is_still_saving_is_waited_for(text: Path, tmp_path: Path) -> None:
+    path, began = tmp_path / "study" / "runs" / "one", time.monotonic()
+    path.mkdir(parents=True)
+    held = threading.Event()
+
+    def hold() -> None:
+        with files.lock(path):
+            held.set()
+            time.sleep(2.5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    ended = run_all(tmp_path / "study", [trial(text, "one")], RUNNER, 20, lambda message: None)
+    holder.join()
+    assert ended["one"].status == "finished"
+    assert time.monotonic() - began > 2.5
+
+
+def test_what_fails_says_why_and_nothing_is_built_on_it() -> None:
+    run = Run("nowhere")
+    require_results({"one": Ended("finished", run), "two": Ended("diverged", run)})
+    with pytest.raises(InputError, match=r"1 of 2 runs failed.*two: the disk was full.*tries them again"):
+        require_results({"one": Ended("finished", run), "two": Ended("failed", run, "the disk was full")})
+
+
+def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: [0, 1, 2, 3])
+    assert Runner(ComputeConfig()).slots == 4
+    assert Runner(ComputeConfig(threads=2)).slots == 2
+    assert Runner(ComputeConfig(threads=8)).slots == 1
+    assert Runner(ComputeConfig(device="cuda")).slots == 1
+    assert Runner(ComputeConfig(device="cuda"), workers=3).slots == 3
+
+
+# -- what every study begins with -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"epochs": 2.0}, "--max-steps, or by --budget"),
+        ({"patience": 3}, "end each run at another step"),
+        ({"stop_at_loss": 2.0}, "end each run at another step"),
+        ({"init_from": "runs/old"}, "begin anew"),
+        ({"block_size": 8000}, "tokens"),
+    ],
+)
+def test_a_recipe_that_makes_no_study_is_refused(text: Path, flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        setting.with_text(small(text, **flags), lambda message: None)
+
+
+def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Piped:
+        buffer = io.BytesIO(text.read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Piped())
+    base, dataset = setting.with_text(small(Path("-")), lambda message: None)
+    assert base.data.text_file != ("-",)
+    again, same = setting.with_text(base, lambda message: None)
+    assert again == base
+    assert same.facts["sha256"] == dataset.facts["sha256"]
+
+
+def test_one_engine_serves_a_whole_study(text: Path) -> None:
+    for compute in (ComputeConfig(), ComputeConfig(engine="numpy", threads=3)):
+        found = setting.with_engine(compute, small(text), 20)
+        assert "auto" not in (found.engine, found.device, found.precision)
+        assert found.threads == (compute.threads or 1)

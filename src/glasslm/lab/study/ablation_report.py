@@ -295,7 +295,7 @@ def curves(made: Plan, results: Sequence[Result], colours: Palette) -> Figure:
             hue, style = (colours.ink, "-") if one.axis == BASELINE else _line(i - 1, colours)
             label = "baseline" if one.axis == BASELINE else one.value
             axes.plot(*_curve(one), color=hue, linestyle=style, linewidth=1.6, label=label)
-        axes.set_xlabel(f"training tokens, {EQUAL[made.asked.match]}", color=colours.ink)
+        axes.set_xlabel(f"million training tokens, {EQUAL[made.asked.match]}", color=colours.ink)
         finish(axes, colours)
     return figure
 
@@ -305,16 +305,17 @@ def _line(i: int, colours: Palette) -> tuple[str, str]:
     return (colours.train, colours.validation, colours.third)[i % 3], ("-", "--", ":", "-.")[i // 3 % 4]
 
 
-def _curve(one: Result) -> tuple[list[int], list[float]]:
-    """Validation losses by tokens, the means over the seeds; where a seed has none, as it diverged, there is no mean.
+def _curve(one: Result) -> tuple[list[float], list[float]]:
+    """Validation losses by millions of tokens, the means over the seeds; where a seed has none there is no mean.
 
-    Inner points are of a sample of the validation text, the last one is of all of it.
+    Without the untrained model, beside which all others look alike. Inner points are of a sample of the validation
+    text, the last one is of all of it.
     """
     per_step = one.config.train.batch_size * one.config.model.block_size
     seeds = []
     for row in one.rows:
         history = row.run.history
         points = zip(history.eval_steps, history.val_losses)
-        seeds.append({step * per_step: loss for step, loss in points if loss is not None})
+        seeds.append({step * per_step / 1e6: loss for step, loss in points if step and loss is not None})
     xs = sorted(set.intersection(*(set(points) for points in seeds)))
     return xs, [statistics.mean(points[x] for points in seeds) for x in xs]
