@@ -296,7 +296,7 @@ def test_without_a_run_that_failed_nothing_is_decided(text: Path, tmp_path: Path
 
 # -- a whole study, by the command ------------------------------------------------------------------------------------
 
-TINY = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4 --budget 4e9".split()  # noqa: SIM905 - as one types it
+TINY = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 8 --batch-size 4 --budget 6e9".split()  # noqa: SIM905 - as one types it
 
 
 def tables(study: Path) -> list[str]:
@@ -314,7 +314,7 @@ def test_killed_at_random_it_goes_on_to_the_same_tables(text: Path, tmp_path: Pa
 
     assert cli.main(words(tmp_path / "whole")) == 0
     rng, out = np.random.default_rng(3), tmp_path / "killed"
-    for i in range(6):
+    for i in range(4):
         child = subprocess.Popen(
             [sys.executable, "-m", "glasslm", *words(out)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
