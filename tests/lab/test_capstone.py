@@ -55,6 +55,7 @@ def quick() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_everything_is_in_one_folder_and_made_once(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,15 +214,14 @@ def _fitting(base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset)
         """Seconds of the ladder, and of the run beyond it, which has all cores."""
         repeats = [rung[SIZES // 2] for rung in made.rungs]
         tried = [trial.config for trial in tuning(made).values()]
-        last = beyond(made, made.sizes[-1])
+        last = beyond(made, made.sizes[len(made.sizes) // 2])  # the slowest that it can be: small ones do less at once
         return core_seconds(made.cells + repeats + tried) / workers, core_seconds([last]) / workers
 
-    def fits(C: float) -> Ladder | None:
+    def fits(C: float) -> bool:
         try:
-            made = built(base, C, dataset, guess.compute)
+            return sum(parts(built(base, C, dataset, guess.compute))) <= SPARE * budget_s
         except InputError:  # wider than any model is made
-            return None
-        return made if sum(parts(made)) <= SPARE * budget_s else None
+            return False
 
     low, high = 1e6, speed * budget_s * workers
     for _ in range(24):
@@ -234,10 +233,13 @@ def _fitting(base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset)
 
 
 def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:
-    """By size and multiple: three rates at a small, a middle and a large size, all on as many tokens."""
+    """By size and multiple: three rates at a small, a middle and a large size, all on as many tokens.
+
+    On as many as the large one has at the last compute but one: the best rate of a short run is too high for long ones.
+    """
     V, seed = made.vocab_size, made.base.train.seed + TUNING_SEED
     models = [made.rungs[0][0], made.rungs[0][COMPUTES - 1], made.rungs[-1][SIZES - 2]]
-    steps = at_compute(models[-1], compute_of(made.rungs[1][0], V), V).train.max_steps
+    steps = at_compute(models[-1], compute_of(made.rungs[-2][0], V), V).train.max_steps
     found = {}
     for model in models:
         N, config = size_of(model, V), lasting(model, steps)
