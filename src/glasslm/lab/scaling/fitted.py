@@ -23,6 +23,7 @@ from glasslm.report.figures import Palette, dress, finish
 from glasslm.report.page import Picture, Section
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -263,6 +264,7 @@ def curve(found: Analysis, colours: Palette) -> Figure:
                       label="predicted before training (95%)")  # fmt: skip
         axes.plot([one.run.C], [one.run.loss], "*", color=colours.ink, markersize=12, label="what it ended with")
     axes.set(xscale="log", yscale="log", xlabel="training compute, FLOPs (6 N D)")
+    _plain_losses(axes)
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)
     return figure
@@ -287,12 +289,13 @@ def slices(found: Analysis, colours: Palette) -> Figure:
     for i, one in enumerate(parabolas):
         hue, style = hues[i % 3], ("-", "--", ":")[i // 3 % 3]
         shown = [o for o in runs if math.isclose(o.C, one.C, rel_tol=0.1)]
-        axes.plot([o.N for o in shown], [o.loss for o in shown], "o", color=hue, label=f"C = {one.C:.2g}")
+        axes.plot([o.N for o in shown], [o.loss for o in shown], "osD"[i // 3 % 3], color=hue, label=f"C = {one.C:.2g}")
         if one.verdict in ("centred", "off-centre"):
             N = np.geomspace(one.sizes[0], one.sizes[-1], 60)
             axes.plot(N, one.lowest + one.curvature / 2 * np.log(N / one.N_opt) ** 2, color=hue, linestyle=style)
             axes.plot([one.N_opt], [one.lowest], "*", color=hue, markersize=13, markeredgecolor=colours.ink)
     axes.set(xscale="log", xlabel="parameters N; a star is the best size")
+    _plain_sizes(axes)
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)
     return figure
@@ -314,6 +317,26 @@ def size_curve(found: Analysis, colours: Palette) -> Figure:
         axes.plot(N, [law.loss(n) for n in N], style, color=hue, label=label)
     axes.plot(N, losses[0] * (N / sizes[0]) ** -KAPLAN, ":", color=colours.ink, label=f"Kaplan's slope, {KAPLAN}")
     axes.set(xscale="log", yscale="log", xlabel="parameters N")
+    _plain_sizes(axes)
+    _plain_losses(axes)
     axes.xaxis.label.set_color(colours.ink)
     finish(axes, colours)
     return figure
+
+
+def _plain_losses(axes: Axes) -> None:
+    """1.5 on a logarithmic axis, not 1.5 x 10^0."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain_sizes(axes: Axes) -> None:
+    """20k, 50k, 100k on a logarithmic axis."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
