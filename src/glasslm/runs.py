@@ -60,6 +60,14 @@ def default_name(corpus_or_stem: str, preset: str) -> str:
     return name
 
 
+def study_folder(given: Path | None, kind: str, of: str, flag: str = "--out") -> Path:
+    """The folder that a study of several runs is in or goes to; InputError where that is a run itself."""
+    folder = given or RUNS / default_name(kind, of)
+    if (folder / _RECORD).exists():
+        raise InputError(f"{folder} holds a run, not a study: choose another {flag}")
+    return folder
+
+
 def require_new(run_dir: Path) -> None:
     """Make sure, before any work is done, that a run can be started in `run_dir`; nothing is created.
 

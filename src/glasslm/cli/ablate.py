@@ -72,9 +72,7 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
     require(flags.workers >= 0, "workers", flags.workers, "0 (one for each core) or more")
-    study = flags.out or runs.RUNS / runs.default_name("ablation", flags.preset)
-    if (study / "run.json").exists():
-        raise InputError(f"{study} holds a run, not a study: choose another --out")
+    study = runs.study_folder(flags.out, "ablation", flags.preset)
     asked = ablation.Asked(
         tuple(flags.axes.split(",")), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget
     )

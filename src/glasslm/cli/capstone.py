@@ -68,9 +68,7 @@ def main(argv: list[str]) -> int:
     require(budget_s >= LEAST_S, "budget", flags.budget, "five minutes at least, and better half an hour")
     if flags.train.epochs is not None or flags.train.max_time is not None:
         raise InputError("--epochs and --max-time do not go with a capstone, whose --budget says how long")
-    folder = flags.out or runs.RUNS / runs.default_name("capstone", flags.preset)
-    if (folder / "run.json").exists():
-        raise InputError(f"{folder} holds a run: choose another --out")
+    folder = runs.study_folder(flags.out, "capstone", flags.preset)
     compute = ComputeConfig(**vars(flags.compute))
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "capstone", *argv])

@@ -119,9 +119,7 @@ def _ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path,
     from glasslm.lab.study import scaling, scaling_report
     from glasslm.lab.study.sweep import Runner
 
-    folder = flags.out or runs.RUNS / runs.default_name("scaling", flags.preset)
-    if (folder / "run.json").exists():
-        raise InputError(f"{folder} holds a run, not a study: choose another --out")
+    folder = runs.study_folder(flags.out, "scaling", flags.preset)
     tell(f"the study is in {folder}: the same command with --out {quoted(folder)} goes on with it")
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     runner = Runner(ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers)

@@ -48,9 +48,7 @@ def study(
 ) -> str:
     """Train and compare the variants of `config`; the last lines for people. Raises InputError for an unknown kind."""
     variants = _variants(kind, config)
-    folder = folder or runs.RUNS / runs.default_name("adapters", kind)
-    if (folder / "run.json").exists():
-        raise InputError(f"{folder} holds a run, not a study: choose another --run-dir")
+    folder = runs.study_folder(folder, "adapters", kind, "--run-dir")
     say(f"the study is in {folder}: the same command with --run-dir {quoted(folder)} goes on with it")
     for number, (name, variant) in enumerate(variants.items(), 1):
         path = folder / "runs" / name
