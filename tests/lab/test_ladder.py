@@ -81,7 +81,7 @@ def test_sizes_share_each_compute_and_move_on_with_it(largest_C: float, text: Pa
     assert min(growth) > 0.2
     middle = made.rungs[-1][SIZES // 2]
     if largest_C >= 2e13:
-        assert tokens_of(middle) / size_of(middle, V) == pytest.approx(20, rel=0.5)
+        assert tokens_of(middle) / size_of(middle, V) == pytest.approx(ladder.MIDDLE, rel=0.5)
     observations = [Observation(size_of(one, V), tokens_of(one), 1.0) for one in made.cells]
     assert len(isoflop.parabolas(observations)) == COMPUTES
 

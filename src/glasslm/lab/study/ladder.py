@@ -20,7 +20,6 @@ import numpy as np
 from glasslm import pace
 from glasslm.config import ComputeConfig, RunConfig, seconds
 from glasslm.errors import InputError
-from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
 from glasslm.lab.study import setting
 from glasslm.lab.study.axes import with_model
 from glasslm.lab.study.setting import (
@@ -42,6 +41,7 @@ from glasslm.tokens import Dataset
 from glasslm.wording import Say, duration
 
 COMPUTES, SIZES, GROWTH = 4, 5, 3.0  # budgets of compute, sizes at each, and the factor from budget to budget
+MIDDLE = 40.0  # tokens a parameter at the middle size: characters wanted 32 to 56 (docs/log.md), subwords want 20
 BEYOND = 4.0  # times the largest compute of the ladder: the run that is predicted
 FEWEST_STEPS, LEAST_STEPS = 100, 30  # of the shortest run: wanted, and without which there is no ladder
 SPARE = 0.85  # of a budget of time is planned for
@@ -135,13 +135,13 @@ def _as_flops(budget: str) -> float | None:
 def built(base: RunConfig, largest_C: float, dataset: Dataset, compute: ComputeConfig) -> Ladder:
     """The ladder whose largest compute is this.
 
-    The middle size of each compute has TOKENS_PER_PARAMETER tokens a parameter, as long as there are smaller sizes.
+    The middle size of each compute has MIDDLE tokens a parameter, as long as there are smaller sizes.
     Raises InputError where the recipe cannot be made so wide.
     """
     V = dataset.tokenizer.vocab_size
     widths = _widths(base, V)
     computes = [largest_C / GROWTH ** (COMPUTES - 1 - k) for k in range(COMPUTES)]
-    smallest = math.sqrt(computes[0] / (6 * TOKENS_PER_PARAMETER)) / GROWTH ** ((SIZES - 1) / 4)
+    smallest = math.sqrt(computes[0] / (6 * MIDDLE)) / GROWTH ** ((SIZES - 1) / 4)
     first = max(smallest, widths[1][1])
     chosen: list[int] = []
     for i in range(COMPUTES + SIZES - 1):
