@@ -105,16 +105,22 @@ def test_portions_are_halved_until_the_shortest_run_has_steps_enough(text: Path,
     assert max(config.train.max_steps for config in large.cells) < 100 * ladder.FEWEST_STEPS
 
 
-def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: float) -> None:
     def pace(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> Pace:
-        """A machine of 20 GFLOP/s, with a millisecond a step besides."""
+        """A core of 20 GFLOP/s, with a millisecond a step besides; several make one run faster by the gain."""
         flops = flops_per_token(config.model, dataset.tokenizer.vocab_size) * config.model.block_size
-        return Pace(config.train.batch_size * flops / 20e9 + 1e-3, flops / 3 / 20e9, 0.0, 0.0)
+        per_second = 20e9 * (1.0 if compute.threads == 1 else gain)
+        return Pace(config.train.batch_size * flops / per_second + 1e-3 / gain, flops / 3 / per_second, 0.0, 0.0)
 
     def seconds(made: Ladder) -> float:
-        all_of = [*made.cells, *(rung[SIZES // 2] for rung in made.rungs)]
-        all_of += [one.config for one in ladder.tuning(made).values()] + [ladder.beyond(made, made.sizes[-1])]
-        return sum(one.train.max_steps * pace(one, COMPUTE, dataset).step for one in all_of) / 2
+        """Two at once, and the last one alone."""
+        every = [*made.cells, *(rung[SIZES // 2] for rung in made.rungs)]
+        every += [one.config for one in ladder.tuning(made).values()]
+        one, all_of = (ComputeConfig(threads=threads) for threads in (1, 2))
+        last = ladder.beyond(made, made.sizes[-1])
+        of_each = sum(config.train.max_steps * pace(config, one, dataset).step for config in every)
+        return of_each / 2 + last.train.max_steps * pace(last, all_of, dataset).step
 
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glasslm import pace
 from glasslm.config import ComputeConfig, RunConfig, seconds
@@ -188,48 +189,72 @@ def lasting(config: RunConfig, steps: int) -> RunConfig:
 def _fitting(base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset) -> tuple[Ladder, str]:
     """The largest ladder that is done in time, and a word on it.
 
-    The speed is measured at three sizes of a first guess, each alone on the machine; between them, and beyond, its
-    logarithm is taken as a line over that of the size.
+    Speeds are measured on a first guess, and again on what follows from it, whose batch may be another.
     """
     V, workers = dataset.tokenizer.vocab_size, runner.slots
     step_s = measured(base, with_engine(runner.compute, base, V), dataset).step
-    speed = compute_of(dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1)), V) / step_s
-    guess = built(base, speed * budget_s * workers / 15, dataset, runner.compute)
-    models = sorted(guess.rungs[0][:1] + guess.rungs[-1][:1] + guess.rungs[-1][-1:], key=lambda one: size_of(one, V))
-    sizes = np.log([size_of(one, V) for one in models])
-    paces = np.log([measured(one, guess.compute, dataset)[:2] for one in models])  # (3, 2): step and window
+    most = compute_of(dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1)), V) / step_s
+    most *= budget_s * workers
+    made = built(base, most / 15, dataset, runner.compute)
+    for _ in range(2):
+        speed = Speed.of(made, runner, dataset)
+        low, high = 1e6, most
+        for _ in range(24):
+            middle = math.sqrt(low * high)
+            try:
+                fits = sum(speed.seconds(built(base, middle, dataset, runner.compute))) <= SPARE * budget_s
+            except InputError:  # wider than any model is made
+                fits = False
+            low, high = (middle, high) if fits else (low, middle)
+        made = built(base, low, dataset, runner.compute)
+    ladder_s, beyond_s = speed.seconds(made)
+    return made, f"about {duration(ladder_s)}, {workers} runs at once, then {duration(beyond_s)} for the run beyond"
 
-    def pace_of(config: RunConfig) -> Pace:
-        x = math.log(size_of(config, V))
-        i = 0 if x < sizes[1] else 1
-        slope = (paces[i + 1] - paces[i]) / max(sizes[i + 1] - sizes[i], 1e-9)
-        step, window = np.exp(paces[i] + slope * (x - sizes[i]))
-        step *= config.train.batch_size / models[0].train.batch_size
-        return Pace(float(step), float(window), 0.0, 0.1)
 
-    def core_seconds(configs: Sequence[RunConfig]) -> float:
-        return sum(setting.START_S + pace.run_seconds(one, dataset, pace_of(one)) for one in configs)
+@dataclass(frozen=True)
+class Speed:
+    """How fast the runs of a ladder are on this machine, measured at three sizes, each alone."""
 
-    def parts(made: Ladder) -> tuple[float, float]:
-        """Seconds of the ladder, and of the run beyond it, which has all cores."""
+    dataset: Dataset
+    workers: int
+    batch_size: int
+    sizes: NDArray[np.float64]  # (3,) logarithms
+    paces: NDArray[np.float64]  # (3, 2) likewise, of a step and a window of an evaluation; between, a line is taken
+    faster: float  # what all cores gain for the run beyond, to whose small batches several have little to do
+
+    @staticmethod
+    def of(made: Ladder, runner: Runner, dataset: Dataset) -> Speed:
+        V, batch_size = made.vocab_size, made.base.train.batch_size
+        models = sorted(made.rungs[0][:1] + made.rungs[-1][:1] + made.rungs[-1][-1:], key=lambda one: size_of(one, V))
+        sizes = np.log([size_of(one, V) for one in models])
+        paces = np.log([measured(one, made.compute, dataset)[:2] for one in models])
+        alone = Speed(dataset, runner.slots, batch_size, sizes, paces, 1.0)
+        last = _slowest_beyond(made)
+        all_cores = measured(last, runner.alone(made.compute).compute, dataset).step
+        return dataclasses.replace(alone, faster=alone.pace(last, V).step / all_cores)
+
+    def pace(self, config: RunConfig, vocab_size: int) -> Pace:
+        x = math.log(size_of(config, vocab_size))
+        i = 0 if x < self.sizes[1] else 1
+        slope = (self.paces[i + 1] - self.paces[i]) / max(self.sizes[i + 1] - self.sizes[i], 1e-9)
+        step, window = np.exp(self.paces[i] + slope * (x - self.sizes[i]))
+        return Pace(float(step) * config.train.batch_size / self.batch_size, float(window), 0.0, 0.1)
+
+    def seconds(self, made: Ladder) -> tuple[float, float]:
+        """Of the ladder, and of the run beyond it."""
+
+        def of_core(configs: Sequence[RunConfig]) -> float:
+            V = made.vocab_size
+            return sum(setting.START_S + pace.run_seconds(one, self.dataset, self.pace(one, V)) for one in configs)
+
         repeats = [rung[SIZES // 2] for rung in made.rungs]
         tried = [trial.config for trial in tuning(made).values()]
-        last = beyond(made, made.sizes[len(made.sizes) // 2])  # the slowest that it can be: small ones do less at once
-        return core_seconds(made.cells + repeats + tried) / workers, core_seconds([last]) / workers
+        return of_core(made.cells + repeats + tried) / self.workers, of_core([_slowest_beyond(made)]) / self.faster
 
-    def fits(C: float) -> bool:
-        try:
-            return sum(parts(built(base, C, dataset, guess.compute))) <= SPARE * budget_s
-        except InputError:  # wider than any model is made
-            return False
 
-    low, high = 1e6, speed * budget_s * workers
-    for _ in range(24):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    made = built(base, low, dataset, guess.compute)
-    ladder_s, beyond_s = parts(made)
-    return made, f"about {duration(ladder_s)}, {workers} runs at once, then {duration(beyond_s)} for the run beyond"
+def _slowest_beyond(made: Ladder) -> RunConfig:
+    """The run beyond at the slowest that it can be: small models do less at once."""
+    return beyond(made, made.sizes[len(made.sizes) // 2])
 
 
 def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:

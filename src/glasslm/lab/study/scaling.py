@@ -14,7 +14,6 @@ import numpy as np
 
 from glasslm import files
 from glasslm.config import RunConfig
-from glasslm.engines import cores
 from glasslm.lab.scaling import fitted
 from glasslm.lab.scaling.checks import Bootstrap, Forecast
 from glasslm.lab.scaling.fitted import Analysis
@@ -175,7 +174,7 @@ def study(base: RunConfig, budget: str, runner: Runner, folder: Path, say: Say, 
     """
     made = ladder.plan(base, budget, runner, folder, say)
     runner = dataclasses.replace(runner, compute=made.compute)
-    alone = Runner(dataclasses.replace(made.compute, threads=max(len(cores()), runner.threads)), workers=1)
+    alone = runner.alone(made.compute)
 
     def train(trials: list[Trial]) -> dict[str, Ended]:
         ended = sweep.run_all(folder, trials, runner, made.vocab_size, say, command)

@@ -61,6 +61,10 @@ class Runner:
             return self.workers or 1  # a GPU is shared by those who ask for it
         return self.workers or max(1, len(cores()) // self.threads)
 
+    def alone(self, compute: ComputeConfig) -> Runner:
+        """For one run at a time, here, with all cores."""
+        return Runner(dataclasses.replace(compute, threads=max(len(cores()), self.threads)), workers=1)
+
 
 class Ended(NamedTuple):
     """What became of a trial."""
