@@ -18,7 +18,7 @@ import pytest
 import glasslm
 from glasslm import presets
 from glasslm.cli.train import parse
-from glasslm.engines import Batch
+from glasslm.engines import Batch, positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
 from glasslm.engines.numpy.engine import NumpyEngine
@@ -123,7 +123,7 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "rms_norm": lambda: ops.rms_norm(numbers(N, D), numbers(D), new),
     "layer_norm": lambda: ops.layer_norm(numbers(N, D), numbers(D), numbers(D), new),
     "linear, q, k and v": linear(D, (H + 2 * K) * Q),
-    "rope": lambda: attention.rope(numbers(B, T, H + K, Q), *attention.rope_tables(T, H + K, Q, np.float32), new),
+    "rope": lambda: attention.rope(numbers(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new),
     "attention": lambda: attend(None),
     "attention with dropout": lambda: attend((0.1, keys())),
     "flash_attention": attend_by_tiles,

@@ -16,15 +16,12 @@ from glasslm.engines.numpy import attention as module
 from glasslm.engines.numpy.attention import (
     Slots,
     alibi_bias,
-    alibi_slopes,
     attention,
     rope,
-    rope_at,
-    rope_tables,
-    sinusoids,
 )
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
+from glasslm.engines.positions import alibi_slopes, rope_at, rope_tables, sinusoids
 from glasslm.lab.proofs.check import single_switches, small_model
 from glasslm.parameters import initial_weights
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from glasslm.engines.numpy import flash
 from glasslm.engines.numpy.arena import ALIGNMENT, Arena
-from glasslm.engines.numpy.attention import alibi_bias, alibi_slopes, attention
+from glasslm.engines.numpy.attention import alibi_bias, attention
 from glasslm.engines.numpy.flash import TILE, flash_attention
+from glasslm.engines.positions import alibi_slopes
 from glasslm.lab.proofs.differences import compare
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glasslm.engines import positions
 from glasslm.engines.dropout import EMBEDDING_SITE, row_keys, site, threshold
-from glasslm.engines.numpy import attention, ops
+from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.arena import Arena
 from glasslm.lab.proofs import check
 from glasslm.lab.proofs.check import OPS
@@ -61,9 +62,9 @@ class Draw32:
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_keeps_float32_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in its intermediates, which an output of the right type would hide."""
-    tables = attention.rope_tables
+    tables = positions.rope_tables
     monkeypatch.setattr(check, "new", lambda shape: np.full(shape, np.nan, np.float32))
-    monkeypatch.setattr(attention, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32))
+    monkeypatch.setattr(positions, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32))
     inputs, run = OPS[name](Draw32(np.random.default_rng(0)))  # type: ignore[arg-type]
     with wide_variables() as wide:
         y, backward = run()

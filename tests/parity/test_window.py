@@ -15,7 +15,7 @@ from torch import Tensor  # noqa: E402
 
 from glasslm.config import RELATIVE, AttentionName, ModelConfig, Position, Precision  # noqa: E402
 from glasslm.engines import Batch  # noqa: E402
-from glasslm.engines.numpy.attention import rope_at  # noqa: E402
+from glasslm.engines.positions import rope_at  # noqa: E402
 from glasslm.engines.torch import attention as module  # noqa: E402
 from glasslm.engines.torch.attention import Place, attention, written_out  # noqa: E402
 from glasslm.estimate import cache_bytes  # noqa: E402

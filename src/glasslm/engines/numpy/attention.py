@@ -12,41 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from glasslm.config import RopeScaling
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
 
 SAFE_EXPONENT = 60.0  # exp(60) summed over any context stays far below float32's largest number, exp(88)
-
-
-def rope_tables(
-    T: int, heads: int, Q: int, dtype: DTypeLike, scaling: RopeScaling = "none", factor: float = 1.0
-) -> tuple[Array, Array]:
-    """cos and sin (T, heads, Q) of the positions 0 to T - 1: `rope_at`."""
-    return rope_at(np.arange(T), heads, Q, dtype, scaling, factor)
-
-
-def rope_at(
-    positions: NDArray[np.int64], heads: int, Q: int, dtype: DTypeLike, scaling: RopeScaling, factor: float
-) -> tuple[Array, Array]:
-    """cos and sin (..., heads, Q) of the angles position x 10000^(-2j / Q), positions (...), the same for each head.
-
-    arXiv:2104.09864, section 3.2.2. The second half of Q repeats the first; sin is negative in the first half, so that
-    the rotation of x is x cos + swap(x) sin. For texts `factor` times as long as those of training, `linear` divides
-    the positions by it (arXiv:2306.15595); `ntk` takes the base times factor^(Q / (Q - 2)) instead, which slows the
-    lowest frequency as much and leaves the highest as it is ("NTK-aware"; arXiv:2309.00071, section 3.1).
-    """
-    base = 10000.0
-    if scaling == "ntk" and Q > 2:  # with Q = 2 there is one frequency, the highest
-        base *= factor ** (Q / (Q - 2))
-    angles = positions[..., None] * base ** (-np.arange(0, Q, 2) / Q)
-    if scaling == "linear":
-        angles /= factor
-    cos = np.tile(np.cos(angles), 2 * heads)
-    sin = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
-    shape = (*positions.shape, heads, Q)
-    return cos.reshape(shape).astype(dtype), sin.reshape(shape).astype(dtype)
 
 
 def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
@@ -72,21 +42,6 @@ def swap_halves(x: Array, out: Array) -> Array:
     out[..., :half] = x[..., half:]
     out[..., half:] = x[..., :half]
     return out
-
-
-def sinusoids(T: int, D: int, rms: float, dtype: DTypeLike) -> Array:
-    """(T, D) sines and cosines of arXiv:1706.03762, section 3.5, scaled to a root mean square of `rms`.
-
-    The paper scales the embeddings up to the sinusoids instead; what matters is that the two are of a size.
-    """
-    angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(0, D, 2) / D)
-    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(T, D)
-    return (math.sqrt(2) * rms * table).astype(dtype)
-
-
-def alibi_slopes(H: int, dtype: DTypeLike) -> Array:
-    """(H,) the geometric sequence 2^(-8 h / H), h = 1..H. arXiv:2108.12409, section 3."""
-    return (2.0 ** (-8 * np.arange(1, H + 1) / H)).astype(dtype)
 
 
 def alibi_bias(slopes: Array, queries: Array, keys: Array) -> Array:

@@ -139,7 +139,7 @@ def _attention(model: Model, i: int, x: Array, cache: KeyValueCache, place: _Pla
     heads = qkv.reshape(B, T, H + 2 * K, Q)
     qk = heads[:, :, : H + K]
     if c.qk_norm:
-        qk = _rms(qk) * model.qk_gain(f"blocks.{i}.attention")
+        qk = _rms(qk, c.norm_eps) * model.qk_gain(f"blocks.{i}.attention")
     if place.rotation:
         cos, sin = place.rotation
         halves = qk.reshape(B, T, H + K, 2, Q // 2)
@@ -218,19 +218,19 @@ def _norm(c: ModelConfig, w: Weights | dict[str, Array], name: str, x: Array) ->
         return x
     if c.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
-    y = _rms(x)
+    y = _rms(x, c.norm_eps)
     y *= w[f"{name}.weight"]
     if c.norm == "layernorm" and c.bias:
         y += w[f"{name}.bias"]
     return y
 
 
-def _rms(x: Array) -> Array:
+def _rms(x: Array, eps: float) -> Array:
     if x.shape[0] == 1 and x.ndim == 2:  # one token at a time: arithmetic on a Python number is four times as quick
         square = float(np.vdot(x, x)) / x.shape[1]
-        return x * (1 / math.sqrt(square + ops.EPS))
+        return x * (1 / math.sqrt(square + eps))
     scale = np.vecdot(x, x)[..., None]
     scale /= x.shape[-1]
-    scale += ops.EPS
+    scale += eps
     unit: Array = x / np.sqrt(scale)
     return unit

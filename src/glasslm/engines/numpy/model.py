@@ -20,19 +20,12 @@ from glasslm.engines import dropout as sites
 from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.inspection import GRADIENT
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import (
-    alibi_bias,
-    alibi_slopes,
-    attention,
-    rope,
-    rope_at,
-    scores_and_weights,
-    sinusoids,
-)
+from glasslm.engines.numpy.attention import alibi_bias, attention, rope, scores_and_weights
 from glasslm.engines.numpy.flash import flash_attention
 from glasslm.engines.numpy.moe import Routing, in_few_sizes, mixture
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.engines.numpy.weights import Weights
+from glasslm.engines.positions import alibi_slopes, rope_at, sinusoids
 from glasslm.parameters import STD
 
 Gradients = dict[str, Array]
@@ -209,7 +202,7 @@ class Model:
         heads = qkv.reshape(B, T, H + 2 * K, Q)
         qk, v = heads[:, :, : H + K], heads[:, :, H + K :]
         if c.qk_norm:
-            qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new)
+            qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
         if run.rotation:
             qk, rope_back = rope(qk, *run.rotation, new)
         if run.look is not None:
@@ -267,7 +260,8 @@ class Model:
 
     def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
         c, dtype = self.config, self.weights.flat.dtype
-        return rope_at(positions, c.n_heads + c.n_kv_heads, c.head_size, dtype, c.rope_scaling, c.rope_factor)
+        heads = c.n_heads + c.n_kv_heads
+        return rope_at(positions, heads, c.head_size, dtype, c.rope_scaling, c.rope_factor, c.rope_base)
 
     def _bias(self, T: int) -> Array | None:
         if self.config.position != "alibi" or attends_by_tiles(self.config, T):
@@ -372,7 +366,7 @@ class Model:
             return x, lambda dy, gradients: dy
         gain = self.weights[f"{name}.weight"]
         if self.config.norm == "rmsnorm":
-            y, rms_back = ops.rms_norm(x, gain, new)
+            y, rms_back = ops.rms_norm(x, gain, new, self.config.norm_eps)
 
             def rms_backward(dy: Array, gradients: Gradients) -> Array:
                 dx, gradients[f"{name}.weight"] = rms_back(dy)
@@ -380,7 +374,8 @@ class Model:
 
             return y, rms_backward
 
-        y, layer_back = ops.layer_norm(x, gain, self.weights[f"{name}.bias"] if self.config.bias else None, new)
+        bias = self.weights[f"{name}.bias"] if self.config.bias else None
+        y, layer_back = ops.layer_norm(x, gain, bias, new, self.config.norm_eps)
 
         def layer_backward(dy: Array, gradients: Gradients) -> Array:
             dx, gradients[f"{name}.weight"], dbias = layer_back(dy)

@@ -80,7 +80,7 @@ def adapter(
     return y, backward
 
 
-def rms_norm(x: Array, gain: Array, new: New) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+def rms_norm(x: Array, gain: Array, new: New, eps: float = EPS) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """x (..., D) -> gain x / rms(x). Root mean square norm, arXiv:1910.07467, equation 4.
 
     gain has the shape of the last axes of x, (D,), or (heads, D) for the queries and keys of several heads.
@@ -88,7 +88,7 @@ def rms_norm(x: Array, gain: Array, new: New) -> tuple[Array, Callable[[Array], 
     D = x.shape[-1]
     rstd = np.vecdot(x, x)[..., None]
     rstd *= 1 / D
-    rstd += EPS
+    rstd += eps
     np.sqrt(rstd, out=rstd)
     np.reciprocal(rstd, out=rstd)
     unit = np.multiply(x, rstd, out=new(x.shape))
@@ -107,7 +107,7 @@ def rms_norm(x: Array, gain: Array, new: New) -> tuple[Array, Callable[[Array], 
 
 
 def layer_norm(
-    x: Array, gain: Array, bias: Array | None, new: New
+    x: Array, gain: Array, bias: Array | None, new: New, eps: float = EPS
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """x (N, D), gain and bias (D,) -> gain (x - mean) / std + bias. arXiv:1607.06450."""
     D = x.shape[-1]
@@ -115,7 +115,7 @@ def layer_norm(
     unit = np.subtract(x, mean, out=new(x.shape))
     rstd = np.vecdot(unit, unit)[..., None]
     rstd *= 1 / D
-    rstd += EPS
+    rstd += eps
     np.sqrt(rstd, out=rstd)
     np.reciprocal(rstd, out=rstd)
     unit *= rstd

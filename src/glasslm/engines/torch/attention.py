@@ -122,8 +122,8 @@ class Attention(nn.Module):
         self.q = linear(c, "q", c.d_model, HQ, bias=c.bias)
         self.k = linear(c, "k", c.d_model, KQ)  # softmax does not see a bias of the keys
         self.v = linear(c, "v", c.d_model, KQ, bias=c.bias)
-        self.q_norm = RMSNorm(c.head_size) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_size) if c.qk_norm else None
+        self.q_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
         self.o = linear(c, "o", HQ, c.d_model, bias=c.bias)
 
     def forward(self, x: Tensor, place: Place, reading: Reading | None = None) -> Tensor:

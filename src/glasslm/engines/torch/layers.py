@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from glasslm.config import ModelConfig
 from glasslm.engines.dropout import threshold
 
-EPS = 1e-5
-
 
 def widened(x: Tensor) -> Tensor:
     """x in float32 at least."""
@@ -62,22 +60,22 @@ class Embedding(nn.Embedding):
 class RMSNorm(nn.RMSNorm):
     """arXiv:1910.07467, over the last axis."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, EPS)
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), EPS)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
     """arXiv:1607.06450, over the last axis."""
 
-    def __init__(self, width: int, bias: bool) -> None:
-        super().__init__(width, EPS, bias=bias)
+    def __init__(self, width: int, eps: float, bias: bool) -> None:
+        super().__init__(width, eps, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), bias, EPS)
+        return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps)
 
 
 def relu2(x: Tensor) -> Tensor:

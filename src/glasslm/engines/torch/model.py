@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glasslm.config import ModelConfig
 from glasslm.engines import dropout as sites
-from glasslm.engines.numpy.attention import alibi_slopes, rope_at, sinusoids
+from glasslm.engines.positions import alibi_slopes, rope_at, sinusoids
 from glasslm.engines.torch.attention import Attention, Drop, Place, Reading
 from glasslm.engines.torch.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, RMSNorm, dropout, linear
 from glasslm.engines.torch.moe import Mixture, Routing
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
 
     def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         c = self.config
-        return rope_at(positions, 1, c.head_size, self._exact, c.rope_scaling, c.rope_factor)
+        return rope_at(positions, 1, c.head_size, self._exact, c.rope_scaling, c.rope_factor, c.rope_base)
 
 
 class Block(nn.Module):
@@ -190,7 +190,7 @@ class FeedForward(nn.Module):
 def _norm(c: ModelConfig) -> nn.Module:
     if c.norm == "none":
         return nn.Identity()
-    return RMSNorm(c.d_model) if c.norm == "rmsnorm" else LayerNorm(c.d_model, bias=c.bias)
+    return RMSNorm(c.d_model, c.norm_eps) if c.norm == "rmsnorm" else LayerNorm(c.d_model, c.norm_eps, c.bias)
 
 
 def _dropped(x: Tensor, c: ModelConfig, keys: Tensor | None, site: int) -> Tensor:

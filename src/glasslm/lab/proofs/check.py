@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.engines import Batch, positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, flash, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
@@ -138,7 +138,7 @@ def single_switches() -> Iterator[tuple[str, ModelConfig]]:
     """A small model, and for each switch each value that differs from it, with what that value needs beside it."""
     base = small_model()
     yield "the default switches", base
-    for field, values in SWITCHES.items():
+    for field, values in (SWITCHES | NUMBERS).items():
         for value in values:
             if getattr(base, field) != value:
                 changes = NEEDS.get(field, {}) | {field: value}
@@ -197,6 +197,7 @@ def _switches() -> dict[str, tuple[Any, ...]]:
 
 
 SWITCHES = _switches()
+NUMBERS: dict[str, tuple[Any, ...]] = {"norm_eps": (1e-2,), "rope_base": (10.0,)}  # no part of random combinations
 NEEDS: dict[str, dict[str, Any]] = {  # what makes a switch matter by itself
     "rope_scaling": {"rope_factor": 2.0},
     "shared_expert": {"n_experts": 4},
@@ -319,14 +320,14 @@ def _dispatch(rng: np.random.Generator) -> Case:
 
 def _rope(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((B, T, H, Q))}
-    cos, sin = attention.rope_tables(T, H, Q, np.float64)
+    cos, sin = positions.rope_tables(T, H, Q, np.float64)
     return inputs, lambda: attention.rope(inputs["x"].copy(), cos, sin, new)  # rope works in place
 
 
 def _flash_attention(scale: float, biased: bool, window: int) -> Callable[[np.random.Generator], Case]:
     def make(rng: np.random.Generator) -> Case:
         def attend(qk: Array, v: Array) -> tuple[Array, Callable[[Array], Array]]:
-            slopes = attention.alibi_slopes(H, v.dtype) if biased else None
+            slopes = positions.alibi_slopes(H, v.dtype) if biased else None
             return flash.flash_attention(qk, v, slopes, window, new, tile=2)
 
         return _attending(scale, rng, attend)
