@@ -29,9 +29,12 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
+    track: str = "",
     **flags: Any,
 ) -> Run:
     """Train a model; the flags are those of `glasslm train`, with underscores: text_file, max_steps, d_model, lr ...
+
+    `track` shows the run in wandb or tensorboard, or with "wandb,tensorboard" in both.
 
     Returns the run, with its `path` and `history`; its report is in its folder. Raises what the command line reports:
     InputError (a ValueError) for a wrong setting, DivergedError, ... Ctrl-C saves, and is a KeyboardInterrupt then:
@@ -65,6 +68,7 @@ def train(
         Path(run_dir) if run_dir else None,
         preset=preset,
         command=f"glasslm.train({command})",
+        track=track,
     )
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glasslm import checkpoint, corpora, display, estimate, files, pace, provenance, report, runs, tokens
+from glasslm import checkpoint, corpora, display, estimate, files, pace, provenance, report, runs, tokens, trackers
 from glasslm.checkpoint import Progress
 from glasslm.config import ComputeConfig, RunConfig
 from glasslm.corpora import Source
@@ -62,15 +62,18 @@ def train(
     dataset: Dataset | None = None,
     stop_at: int | None = None,
     page: bool = True,
+    track: str = "",
     say: Say = tell,
 ) -> Outcome:
-    """Train a new model; `say` takes what is worth a line before the display begins.
+    """Train a new model; `say` takes what is worth a line before the display begins, and after its end.
 
     `preset` and `command` (what the user wrote) are only recorded. A `dataset` stands for the text that the config
     names, which is not looked for then. The run is interrupted after the step `stop_at`, as Ctrl-C would do it.
-    Without `page` there is no report, which `glasslm report` makes at any time.
+    Without `page` there is no report, which `glasslm report` makes at any time. `track` names trackers: wandb,
+    tensorboard, or both with a comma.
     """
     started = time.perf_counter()
+    followers = trackers.named(track)
     config = config.resolved()
     if run_dir is not None:
         runs.require_new(run_dir)
@@ -85,7 +88,7 @@ def train(
     assert dataset is not None
     text = source.name if source else text_name(config.data)
     tokens.require_room(dataset, config.model.block_size, config.train.batch_size)
-    if config.data.corpus is None and not config.data.text_file:  # which of the two defaults it was is remembered
+    if not config.data.chosen:  # which of the two defaults it was is remembered
         config = with_flags(config, {"corpus": text})
     run_dir = run_dir or runs.RUNS / runs.default_name(text, preset)
     compute, why = _choose(config, dataset.tokenizer.vocab_size, compute)
@@ -103,18 +106,20 @@ def train(
         plan = {"preset": preset, "corpus": text, "run_dir": str(run_dir), "seconds": expected_s, "why": why}
         say(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         first = [{"kind": "plan", "step": 0, "max_steps": config.train.max_steps}, *_fallback(source)]
-        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say, page, stop_at)
+        return _to_the_end(Run(run_dir), engine, dataset, first, None, base, started, say, page, followers, stop_at)
 
 
-def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell, *, page: bool = True) -> Outcome:
+def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell, *, page: bool = True, track: str = "") -> Outcome:
     """Go on from the latest checkpoint that is whole. Raises InputError when the run is finished."""
     started = time.perf_counter()
+    followers = trackers.named(track)
     run = Run(run_dir)
     with files.lock(run_dir):
         latest = checkpoint.load(run_dir, "latest", say)
         history = run.history
         ended = history.status in ("finished", "stopped")
-        if ended and latest.step == max(history.eval_steps):  # else its last checkpoint is lost, and made again
+        # where its last checkpoint is lost, it is made again
+        if ended and latest.step == max(history.eval_steps, default=0):
             raise InputError(
                 f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to do. Train a new run "
                 "with more --max-steps, or use this one by `glasslm generate`"
@@ -130,7 +135,8 @@ def resume(run_dir: Path, compute: ComputeConfig, say: Say = tell, *, page: bool
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         say(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         first = [{"kind": "resume", "step": latest.step, "from": f"checkpoints/{latest.step:06d}"}]
-        return _to_the_end(run, engine, dataset, first, latest.progress, _base_again(run, say), started, say, page)
+        base = _base_again(run, say)
+        return _to_the_end(run, engine, dataset, first, latest.progress, base, started, say, page, followers)
 
 
 def _base_again(run: Run, say: Say) -> Base | None:
@@ -199,12 +205,17 @@ def _to_the_end(
     started: float,
     say: Say,
     page: bool,
+    followers: tuple[str, ...],
     stop_at: int | None = None,
 ) -> Outcome:
     """The loop inside its log and display, from its first lines to the last one whatever happens, and the report."""
     old_text = base.old_text(say) if base else None
     log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
-    with log, display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown:
+    with (
+        trackers.tracked(followers, run, progress, say),
+        log,
+        display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown,
+    ):
         loop = Loop(run, engine, dataset, log, shown, progress, old_text)
         for line in first:
             loop.log(line)

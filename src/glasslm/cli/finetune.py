@@ -38,6 +38,8 @@ class Flags:
     """The new run's (or study's) folder, which must not hold one yet (default: a new one under ./runs)."""
     json: bool = False
     """Print one JSON object at the end."""
+    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
+    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -50,17 +52,20 @@ def main(argv: list[str]) -> int:
     from glasslm.cli.train import finish
 
     flags = parse(argv)
-    if not (flags.data.text_file or flags.data.corpus):
+    if not flags.data.chosen:
         raise InputError("there is no text to learn: give --text-file PATH, or --corpus NAME")
     config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "finetune", *argv])
+    if flags.study and flags.track:
+        raise InputError("--track shows one run, and --study trains several: leave one of them out")
     if flags.study:
         from glasslm.lab.study.adapters import study
 
         print(study(flags.study, config, flags.compute, flags.run_dir, command))
         return 0
     name = "full" if flags.full else f"lora-{config.model.lora_rank}"
-    return finish(launch.train(config, flags.compute, flags.run_dir, preset=name, command=command), flags.json)
+    outcome = launch.train(config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track)
+    return finish(outcome, flags.json)
 
 
 def parse(argv: list[str]) -> Flags:

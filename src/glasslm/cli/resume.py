@@ -21,6 +21,8 @@ class Flags:
     """The run's folder, or its name under ./runs."""
     json: bool = False
     """Print one JSON object at the end."""
+    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
+    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -30,4 +32,4 @@ def main(argv: list[str]) -> int:
     from glasslm.cli.train import finish
 
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
-    return finish(launch.resume(runs.find(flags.run), flags.compute), flags.json)
+    return finish(launch.resume(runs.find(flags.run), flags.compute, track=flags.track), flags.json)

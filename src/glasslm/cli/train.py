@@ -7,7 +7,9 @@ import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
@@ -37,6 +39,8 @@ class Flags:
     """The run's folder, which must not hold a run yet (default: a new one under ./runs)."""
     json: bool = False
     """Print one JSON object at the end."""
+    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
+    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -50,7 +54,10 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "train", *argv])
-    return finish(launch.train(config, flags.compute, flags.run_dir, preset=flags.preset, command=command), flags.json)
+    outcome = launch.train(
+        config, flags.compute, flags.run_dir, preset=flags.preset, command=command, track=flags.track
+    )
+    return finish(outcome, flags.json)
 
 
 def parse(argv: list[str]) -> Flags:
@@ -61,7 +68,7 @@ def parse(argv: list[str]) -> Flags:
         if parsing.value_of("--preset", argv, default=""):
             raise InputError("--preset describes a model, and --init-from brings one: give one of them")
         config = parsing.recipe_of(base, argv)
-        default = Flags("finetuned", None, False, config.model, config.data, config.optimizer, config.train)
+        default = Flags("finetuned", None, False, "", config.model, config.data, config.optimizer, config.train)
         return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
     return parsing.over_preset(Flags, argv, "glasslm train", DESCRIPTION)
 
