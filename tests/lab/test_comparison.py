@@ -150,6 +150,7 @@ def test_the_command_prints_a_table_and_writes_a_page(
     facts = json.loads(capsys.readouterr().out)
     assert facts["differences"] == {"optimizer.lr": ["0.01", "0.001"]}
     assert [run["letter"] for run in facts["runs"]] == ["A", "B"]
+    assert "cross" not in facts
     assert (tmp_path / "there" / "comparison.html").is_file()
 
 

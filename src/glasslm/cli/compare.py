@@ -8,16 +8,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from glasslm.errors import InputError
 from glasslm.metrics import plain
-from glasslm.wording import harmless
-
-if TYPE_CHECKING:
-    from glasslm.lab.records.comparison import Side
+from glasslm.wording import harmless, tell
 
 WIDEST = 28  # columns of a value
 
@@ -25,7 +22,8 @@ DESCRIPTION = """Runs side by side: what differs in what they were told, what ca
 
 Examples:
   glasslm compare shakespeare-tiny shakespeare-alibi
-  glasslm compare runs/a runs/b runs/c --out abc"""
+  glasslm compare runs/a runs/b runs/c --out abc
+  glasslm compare shakespeare-tiny code-tiny --cross     each run on each other's validation text"""
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,16 @@ class Flags:
     """Two or more runs: their folders, or their names under ./runs."""
     out: Path | None = None
     """Folder of comparison.html, comparison.md and figures (default: comparisons/A-B)."""
+    cross: bool = False
+    """Also score every run on every validation text (at most 128 kB of each): bits per byte as a matrix."""
     json: bool = False
-    """Print one JSON object: runs (letter, path, results), differences, remarks, page."""
+    """Print one JSON object: runs (letter, path, results), differences, remarks, page, and with --cross cross."""
 
 
 def main(argv: list[str]) -> int:
     from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab.records import comparison
+    from glasslm.lab.records import comparison, cross
     from glasslm.runs import Run
 
     flags = parse(Flags, argv, "glasslm compare", DESCRIPTION)
@@ -52,14 +52,19 @@ def main(argv: list[str]) -> int:
     compared = comparison.sides([Run(runs.find(name)) for name in flags.runs])
     names = [side.name for side in compared]
     more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
-    page = comparison.write(compared, flags.out or Path("comparisons", "-".join([*names[:3], *more])[:120]))
+    matrix = cross.measure(compared, tell) if flags.cross else None
+    sections = [cross.section(matrix, compared)] if matrix else []
+    page = comparison.write(compared, flags.out or Path("comparisons", "-".join([*names[:3], *more])[:120]), sections)
     differences, remarks = comparison.differences(compared), comparison.remarks(compared)
     out = sys.stderr if flags.json else sys.stdout
     for side in compared:
         print(f"{side.letter}  {harmless(str(side.run.path))}", file=out)
+    letters = [side.letter for side in compared]
     for title, rows in (("what came of it", comparison.results(compared)), ("what differs", differences)):
-        print(f"\n{_table(title, compared, rows)}", file=out)
-    print("\n" + "\n".join(textwrap.fill(remark, 100) for remark in remarks), file=out)
+        print(f"\n{_table(title, letters, rows)}", file=out)
+    print("\n" + _filled(remarks), file=out)
+    if matrix:
+        print(f"\n{_table('bits per byte', matrix.header, matrix.rows)}\n\n{_filled(matrix.remarks)}", file=out)
     print(f"page: {page}", file=out)
     if flags.json:
         facts = {
@@ -67,15 +72,20 @@ def main(argv: list[str]) -> int:
             "differences": dict(differences),
             "remarks": remarks,
             "page": str(page),
+            **({"cross": matrix.facts} if matrix else {}),
         }
         print(json.dumps(plain(facts)))
     return 0
 
 
-def _table(title: str, compared: Sequence[Side], rows: Sequence[tuple[str, list[str]]]) -> str:
+def _filled(remarks: Sequence[str]) -> str:
+    return "\n".join(textwrap.fill(harmless(remark), 100) for remark in remarks)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
     """Aligned columns; of a long value the end, which is where paths and numbers of versions differ."""
-    cells = [[title, *(side.letter for side in compared)]]
-    cells += [[name, *map(_cut, values)] for name, values in rows] or [["nothing", *("" for _ in compared)]]
+    cells = [[title, *columns]]
+    cells += [[name, *map(_cut, values)] for name, values in rows] or [["nothing", *("" for _ in columns)]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 

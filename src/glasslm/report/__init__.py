@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from glasslm import files, tokens, trained
 from glasslm.errors import GlasslmError, InputError
-from glasslm.report import facts, figures, honesty, page, samples, surprise
+from glasslm.report import domains, facts, figures, honesty, page, samples, surprise
 from glasslm.runs import Run
 from glasslm.wording import harmless
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MODEL_S = 5.0  # seconds that the model may take for samples and surprise
+DOMAIN_S = 4.0  # and for what is measured of its Python, or of its names
 FURTHER = (  # figures of runs that have what they show
     ("forgetting.png", "What was learnt of the new text and forgotten of the old one", figures.forgetting),
     ("experts.png", "The share of the tokens that each expert got; dashed: an even share", figures.experts),
@@ -79,7 +80,7 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "name": run.path.resolve().name,
         "preset": preset,
-        "corpus": facts.text_name(run.config.data),
+        "corpus": "no text of its own" if "imported" in run.record else facts.text_name(run.config.data),
         "created": record.get("created", ""),
         "status": history.status or "not ended",
         "ending": facts.ENDINGS.get(history.status, ""),
@@ -113,7 +114,7 @@ def dataset_of(run: Run) -> tokens.Dataset | None:
 def _from_model(run: Run, lines: list[dict[str, Any]], dataset: tokens.Dataset | None) -> dict[str, Any]:
     """What only the weights can tell; without a usable checkpoint the reason why it is missing."""
     deadline = time.monotonic() + MODEL_S
-    shown: dict[str, Any] = {"by_temperature": [], "by_checkpoint": [], "pieces": []}
+    shown: dict[str, Any] = {"by_temperature": [], "by_checkpoint": [], "pieces": [], "domain": None}
     try:
         model = trained.load(run.path)
         unseen: NDArray[Any] = dataset.val.tokens[:EXCERPT] if dataset else np.zeros(0, np.int64)
@@ -122,6 +123,7 @@ def _from_model(run: Run, lines: list[dict[str, Any]], dataset: tokens.Dataset |
         prompts = samples.choose_prompts(lines, model.tokenizer.decode(unseen) if len(unseen) else "")
         shown["by_temperature"] = samples.by_temperature(model, prompts, deadline)
         shown["by_checkpoint"] = samples.by_checkpoint(run.path, prompts[0], 0.7, deadline)
+        shown["domain"] = domains.examine(run, dataset, model, DOMAIN_S)
     except GlasslmError as error:
         shown["no_model"] = str(error)
     return shown

@@ -30,9 +30,9 @@ ENDINGS = {
 
 
 def text_name(data: DataConfig) -> str:
-    """What the text is called: its corpus, or its files without their folders."""
+    """What the text is called: its corpus, its name on the hub, or its files without their folders."""
     names = ["standard input" if path == "-" else Path(path).name for path in data.text_file]
-    return data.corpus or ", ".join(names) or "the default corpus"
+    return data.corpus or data.hf_dataset or ", ".join(names) or "the default corpus"
 
 
 def best_eval(lines: Iterable[Line], history: History) -> Line | None:

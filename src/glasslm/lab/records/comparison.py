@@ -225,8 +225,11 @@ def draw(compared: Sequence[Side], colours: Palette) -> Figure:
     return figure
 
 
-def write(compared: Sequence[Side], folder: Path) -> Path:
-    """comparison.html, comparison.md and figures/comparison.png; the path of the first. Raises as page.write does."""
+def write(compared: Sequence[Side], folder: Path, further: Sequence[Section] = ()) -> Path:
+    """comparison.html, comparison.md and figures/*.png; the path of the first. Raises as page.write does.
+
+    `further` sections come before the list of what differs.
+    """
     header = ("", *(f"{side.letter}: {side.name}" for side in compared))
     label = "Losses of the runs over steps, tokens and time; thin: training, bold: validation"
     told = differences(compared)
@@ -234,6 +237,7 @@ def write(compared: Sequence[Side], folder: Path) -> Path:
     sections = [
         Section("What came of it", remarks(compared), header, [(name, *values) for name, values in results(compared)]),
         Section("How they learned", pictures=[Picture("comparison", label, lambda colours: draw(compared, colours))]),
+        *further,
         Section("What differs", [alike], header, [(name, *values) for name, values in told]),
     ]
     title = " and ".join(side.name for side in compared) if len(compared) == 2 else f"{len(compared)} runs"
