@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from glasslm import cli, files, runs
+from glasslm.interop import hf, leaving
 from small_runs import no_report, read_json, train, write_text
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
@@ -151,12 +152,61 @@ CRAFTED: dict[str, Callable[[Path], Any]] = {
     "metrics.jsonl: no end": lambda run: (run / "metrics.jsonl").write_bytes(DEEP + b"\n"),
     "metrics.jsonl: a pickle": lambda run: (run / "metrics.jsonl").write_bytes(pickled() + b"\n"),
 }  # fmt: skip
+
+
+def config_with(folder: Path, **changes: Any) -> None:
+    (folder / "config.json").write_bytes(of_json(folder / "config.json", lambda values: values.update(changes)))
+
+
+def sharded(folder: Path, name: str) -> None:
+    """The weights are said to be in the file of this name."""
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": name, "model.norm.weight": "a.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def code_of_its_own(folder: Path) -> None:
+    config_with(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
+    (folder / "evil.py").write_text(f"open({SENTINEL!r}, 'w')", encoding="utf-8")
+
+
+FOLDERS: dict[str, Callable[[Path], Any]] = {
+    **{
+        f"model.safetensors: {what}": lambda folder, data=data: (folder / "model.safetensors").write_bytes(data)
+        for what, data in ARRAYS.items()
+    },
+    "pytorch_model.bin": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(
+        pickled()),
+    "code of its own": code_of_its_own,
+    "an index that climbs": lambda folder: sharded(folder, "../a.safetensors"),
+    "an index to the root": lambda folder: sharded(folder, "/dev/zero"),
+    "an index without an end": lambda folder: (sharded(folder, "a.safetensors"), (
+        folder / "model.safetensors.index.json").write_bytes(DEEP)),
+    "config.json: no end": lambda folder: (folder / "config.json").write_bytes(DEEP),
+    "config.json: a pickle": lambda folder: (folder / "config.json").write_bytes(pickled()),
+    "config.json: a gigabyte": lambda folder: large(folder / "config.json", 1 << 30),
+    "config.json: a list": lambda folder: (folder / "config.json").write_bytes(b"[]"),
+    "config.json: the widest model": lambda folder: config_with(folder, hidden_size=1 << 20, head_dim=1 << 19,
+                                                                intermediate_size=1 << 20),
+    "config.json: a billion layers": lambda folder: config_with(folder, num_hidden_layers=10**9),
+    "config.json: ten thousand layers": lambda folder: config_with(folder, num_hidden_layers=10_000),
+    "config.json: a vocabulary of a billion": lambda folder: config_with(folder, vocab_size=10**9),
+    "config.json: a vocabulary of an exabyte": lambda folder: config_with(folder, vocab_size=1 << 60),
+    "config.json: a context of an exabyte": lambda folder: config_with(folder, max_position_embeddings=1 << 60),
+    "config.json: a context of a gigabyte": lambda folder: config_with(folder, max_position_embeddings=1 << 30),
+    "config.json: a number beyond all": lambda folder: config_with(folder, rope_theta=10**400),
+    "tokenizer.json: a pickle": lambda folder: (folder / "tokenizer.json").write_bytes(pickled()),
+    "tokenizer.json: no end": lambda folder: (folder / "tokenizer.json").write_bytes(DEEP),
+    "tokenizer.json: a gigabyte": lambda folder: large(folder / "tokenizer.json", 1 << 30),
+}  # fmt: skip
 FALLS_BACK = ("state.json", "manifest.json", "a checkpoint of torch.distributed")  # to the checkpoint before it
 COMMANDS = {
     "resume": ["--threads", "1"],
     "generate": ["--prompt", "the", "--max-new-tokens", "2", "--checkpoint", "latest", "--engine", "numpy"],
     "verify": [],
 }
+IMPORT = {"import": ["--run-dir", "new"]}
+CASES = [(crafted, command) for crafted in CRAFTED for command in COMMANDS] + [(name, "import") for name in FOLDERS]
 ERRORS = {2, 4, 6}
 
 
@@ -168,7 +218,9 @@ def test_crafted_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=120)
     assert done.returncode == 0, done.stderr
     ends = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(ends) == len(CRAFTED) * len(COMMANDS) >= 3 * 30
+    assert [(end["crafted"], end["command"]) for end in ends] == CASES
+    assert len(CRAFTED) >= 30
+    assert len(FOLDERS) >= 30
     for end in ends:
         assert not end["executed"], end
         assert end["seconds"] < SECOND, end
@@ -179,6 +231,8 @@ def test_crafted_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
 def allowed(crafted: str, command: str, **_: Any) -> set[int]:
     if command == "verify":
         return {1}
+    if command == "import":
+        return {0} if crafted == "code of its own" else ERRORS
     if crafted.startswith("metrics.jsonl") and command == "generate":  # which does not read it
         return {0}
     if crafted == "state.json: a log of an exabyte" and command == "generate":
@@ -197,42 +251,45 @@ def main(folder: Path) -> None:
     small = {"d_model": 16, "n_layers": 1, "block_size": 16, "batch_size": 2}
     whole = train(text, folder / "whole", **flags | small).run_dir
     shutil.rmtree(whole / "checkpoints" / "000006")
-    for command, options in COMMANDS.items():  # once, so that nothing is imported within the limits
-        with redirect_stdout(io.StringIO()):
-            assert cli.main([command, str(shutil.copytree(whole, folder / f"whole-{command}")), *options]) == 0, command
+    exported = folder / "exported"
+    hf.write(leaving.of(str(whole), "latest"), exported)
+    for command, options in (COMMANDS | {"import": ["--run-dir", str(folder / "imported")]}).items():
+        whole_one = shutil.copytree(exported if command == "import" else whole, folder / f"whole-{command}")
+        with redirect_stdout(io.StringIO()):  # once, so that nothing is imported within the limits
+            assert cli.main([command, str(whole_one), *options]) == 0, command
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + ROOM
-    for number, (crafted, craft) in enumerate(CRAFTED.items()):
-        for command, options in COMMANDS.items():
-            place = folder / f"{number}-{command}"
-            run = shutil.copytree(whole, place / "run")
-            craft(run)
-            pid = os.fork()
-            if pid == 0:
-                os.chdir(place)
-                said = os.open("said", os.O_CREAT | os.O_WRONLY)
-                os.dup2(said, 1)
-                os.dup2(said, 2)
-                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-                signal.alarm(20)
-                try:
-                    with no_report():
-                        os._exit(cli.main([command, "run", *options]))
-                except BaseException:
-                    import traceback
+    for number, (crafted, command) in enumerate(CASES):
+        place = folder / f"{number}-{command}"
+        from_outside = command == "import"
+        run = shutil.copytree(exported if from_outside else whole, place / "run")
+        (FOLDERS if from_outside else CRAFTED)[crafted](run)
+        pid = os.fork()
+        if pid == 0:
+            os.chdir(place)
+            said = os.open("said", os.O_CREAT | os.O_WRONLY)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            signal.alarm(20)
+            try:
+                with no_report():
+                    os._exit(cli.main([command, "run", *(COMMANDS | IMPORT)[command]]))
+            except BaseException:
+                import traceback
 
-                    traceback.print_exc()
-                    os._exit(99)
-            _, status, used = os.wait4(pid, 0)
-            end = {
-                "crafted": crafted,
-                "command": command,
-                "code": os.waitstatus_to_exitcode(status),
-                "seconds": used.ru_utime + used.ru_stime,  # others may be busy on this machine
-                "executed": [str(path) for path in folder.rglob(SENTINEL)],
-                "said": (place / "said").read_text(encoding="utf-8", errors="replace")[-2000:],
-            }
-            print(json.dumps(end), flush=True)
+                traceback.print_exc()
+                os._exit(99)
+        _, status, used = os.wait4(pid, 0)
+        end = {
+            "crafted": crafted,
+            "command": command,
+            "code": os.waitstatus_to_exitcode(status),
+            "seconds": used.ru_utime + used.ru_stime,  # others may be busy on this machine
+            "executed": [str(path) for path in folder.rglob(SENTINEL)],
+            "said": (place / "said").read_text(encoding="utf-8", errors="replace")[-2000:],
+        }
+        print(json.dumps(end), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 import warnings
@@ -27,6 +28,8 @@ COMMANDS = {
     "ablate": "what each choice of a model is worth, over several seeds",
     "scale": "a scaling law fitted to runs, and what to train with a given compute",
     "capstone": "a whole capstone: a model, an ablation, a scaling study, the questions",
+    "export": "take a model to transformers, llama.cpp or PEFT",
+    "import": "bring in a model folder of transformers as a run",
     "corpus": "list, get or inspect text to train on",
     "report": "make a run's report.html again",
 }
@@ -86,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+    module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
+    result: int = importlib.import_module(f"glasslm.cli.{module}").main(argv[1:])
     return result
 
 

@@ -1,0 +1,265 @@
+"""Models written for transformers compute the same there, and come back; its own models compute the same here."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+import transformers
+
+from glasslm.config import ModelConfig
+from glasslm.errors import DamagedError, InputError
+from glasslm.interop import families, gpt2, hf, llama
+from glasslm.interop.leaving import Leaving, largest_difference
+from glasslm.parameters import initial_weights, table
+from glasslm.runs import Run
+from glasslm.tokenizers import CharTokenizer
+
+ALPHABET = "".join(map(chr, range(48, 48 + 37)))
+SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24)
+
+
+def leaving(config: ModelConfig, seed: int = 3) -> Leaving:
+    """A model whose every weight is drawn, norms and biases too, so that a name that was mixed up shows."""
+    tokenizer = CharTokenizer(ALPHABET)
+    rng = np.random.default_rng(seed)
+    weights = {
+        name: (array + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
+        for name, array in initial_weights(table(config, tokenizer.vocab_size), seed)
+    }
+    return Leaving(Run("nowhere"), 0, config.resolved(), tokenizer, weights)
+
+
+def kin(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(SMALL, **changes)
+
+
+GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
+MODELS = {
+    "llama": kin(),
+    "llama, untied": kin(tie_embeddings=False),
+    "llama, shared keys": kin(n_kv_heads=2),
+    "llama, one key": kin(n_kv_heads=1, d_ff=50),
+    "llama, biases": kin(bias=True),
+    "llama, geglu": kin(feedforward="geglu"),
+    "llama, scaled embeddings": kin(scale_embeddings=True),
+    "llama, scaled embeddings, untied": kin(scale_embeddings=True, tie_embeddings=False),
+    "llama, longer by linear": kin(rope_scaling="linear", rope_factor=4.0),
+    "llama, longer by ntk": kin(rope_scaling="ntk", rope_factor=4.0),
+    "llama, other numbers": kin(rope_base=500.0, norm_eps=1e-2),
+    "mistral": kin(window=5, n_kv_heads=2),
+    "mixtral": kin(n_experts=4, experts_per_token=2, n_kv_heads=2),
+    "mixtral, window": kin(n_experts=3, experts_per_token=3, window=7, feedforward="geglu"),
+    "qwen3": kin(qk_norm=True, n_kv_heads=2),
+    "qwen3, window": kin(qk_norm=True, window=6, tie_embeddings=False, norm_eps=1e-2),
+    "qwen3_moe": kin(qk_norm=True, n_experts=4, experts_per_token=2),
+    "qwen3_moe, one expert": kin(qk_norm=True, n_experts=4, experts_per_token=1),
+    "gpt2": kin(**GPT2),
+    "gpt2, biases": kin(**GPT2, bias=True),
+    "gpt2, untied": kin(**GPT2, tie_embeddings=False, bias=True),
+    "gpt2, relu": kin(**GPT2 | {"feedforward": "relu"}, norm_eps=1e-2),
+    "gpt2, relu2": kin(**GPT2 | {"feedforward": "relu2"}, d_ff=70),
+    "gpt2, sinusoids": kin(**GPT2 | {"position": "sinusoidal"}),
+    "gpt2, no positions": kin(**GPT2 | {"position": "none"}, bias=True),
+    "gpt2, scaled embeddings": kin(**GPT2, scale_embeddings=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_equal_there_and_after_the_return(name: str, tmp_path: Path) -> None:
+    model = leaving(MODELS[name])
+    hf.write(model, tmp_path / "out")
+    kind = json.loads((tmp_path / "out" / "config.json").read_text())["model_type"]
+    assert kind == name.split(",")[0]
+    tokens = model.probe()
+    ours, theirs = model.logits(tokens), hf.logits(tmp_path / "out", tokens)
+    assert largest_difference(ours, theirs) < hf.TOLERANCE
+
+    back = hf.read(tmp_path / "out")
+    returned = Leaving(model.run, 0, back.config, back.tokenizer, back.weights)
+    assert largest_difference(ours, returned.logits(tokens)) < 1e-6
+    assert back.tokenizer.sha256 == model.tokenizer.sha256
+    if not MODELS[name].scale_embeddings and MODELS[name].position in ("rope", "learned"):
+        for ours_name, array in model.weights.items():
+            np.testing.assert_array_equal(back.weights[ours_name], array)
+
+
+def test_every_family_member_is_tried() -> None:
+    tried = {name.split(",")[0] for name in MODELS}
+    assert tried == {*llama.MODEL_TYPES, *gpt2.MODEL_TYPES}
+
+
+def random_config(rng: np.random.Generator) -> ModelConfig:
+    """Any architecture at all."""
+    from glasslm.lab.proofs.check import SWITCHES
+
+    while True:
+        choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
+        changes = choice | {
+            "lora_rank": 0,
+            "attention_dropout": 0.0,
+            "rope_factor": 1.0 + (choice["rope_scaling"] != "none"),
+        }
+        try:
+            return dataclasses.replace(SMALL, **changes)
+        except InputError:
+            continue
+
+
+@pytest.mark.slow
+def test_any_model_is_equal_there_or_refused_with_the_switch(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    written = 0
+    for case in range(1500):
+        config = random_config(rng)
+        if min(len(family.refusals(config)) for family in families.FAMILIES):
+            with pytest.raises(InputError, match="--"):
+                families.of(config)
+            continue
+        model = leaving(config, seed=case)
+        hf.write(model, tmp_path / str(case))
+        tokens = model.probe()
+        assert largest_difference(model.logits(tokens), hf.logits(tmp_path / str(case), tokens)) < hf.TOLERANCE, config
+        written += 1
+    assert written > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "switch"),
+    [
+        ({"norm": "layernorm"}, "--norm rmsnorm"),
+        ({"norm": "none"}, "--norm rmsnorm"),
+        ({"norm_position": "post"}, "--norm-position pre"),
+        ({"feedforward": "relu"}, "--feedforward swiglu"),
+        ({"position": "alibi"}, "--position rope"),
+        ({"bias": True, "qk_norm": True}, "--no-bias"),
+        ({"n_experts": 4, "shared_expert": True}, "--no-shared-expert"),
+        ({"n_experts": 4, "experts_per_token": 1}, "--experts-per-token 2"),
+        (GPT2 | {"n_kv_heads": 2}, "--n-kv-heads 4"),
+        (GPT2 | {"qk_norm": True}, "--no-qk-norm"),
+        (GPT2 | {"window": 5}, "--window 0"),
+        (GPT2 | {"n_experts": 4}, "--n-experts 0"),
+    ],
+)
+def test_what_has_no_equivalent_is_refused_with_the_switch(
+    changes: dict[str, Any], switch: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=switch):
+        hf.write(leaving(kin(**changes)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def theirs(config: Any, folder: Path) -> Any:
+    """A model that transformers made up, saved by itself, with a tokenizer of ours."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(hf.vocabulary.files(CharTokenizer(ALPHABET), 24)["tokenizer.json"])
+    return model
+
+
+WIDTHS: dict[str, Any] = {
+    "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 24, "head_dim": 8,
+}  # fmt: skip
+OTHERS = {
+    "llama": transformers.LlamaConfig(**WIDTHS),
+    "llama tied, another base": transformers.LlamaConfig(
+        **WIDTHS, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+    ),
+    "llama, linear": transformers.LlamaConfig(
+        **WIDTHS, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    ),
+    "mistral": transformers.MistralConfig(**WIDTHS, sliding_window=6),
+    "mixtral": transformers.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3": transformers.Qwen3Config(**WIDTHS),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **WIDTHS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True
+    ),
+    "gpt2": transformers.GPT2Config(vocab_size=37, n_embd=32, n_layer=2, n_head=4, n_positions=24),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_that_others_made_compute_the_same_here(name: str, tmp_path: Path) -> None:
+    model = theirs(OTHERS[name], tmp_path / "theirs")
+    back = hf.read(tmp_path / "theirs")
+    here = Leaving(Run("nowhere"), 0, back.config, back.tokenizer, back.weights)
+    tokens = here.probe()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens)).logits.numpy()
+    assert largest_difference(expected, here.logits(tokens)) < hf.TOLERANCE
+
+
+def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
+    model = theirs(OTHERS["llama"], tmp_path / "one")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    (tmp_path / "many" / "tokenizer.json").write_bytes((tmp_path / "one" / "tokenizer.json").read_bytes())
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    one, many = hf.read(tmp_path / "one").weights, hf.read(tmp_path / "many").weights
+    for name, array in one.items():
+        assert many[name].dtype == np.float32
+        np.testing.assert_array_equal(many[name], torch.from_numpy(array).to(torch.bfloat16).float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_type"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"head_dim": 16}, "head_dim"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": 10**12}, "hidden_size"),
+        ({"hidden_size": 0, "head_dim": None}, "d_model"),
+        ({"num_hidden_layers": 10**8}, "n_layers"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"vocab_size": 38}, "38"),
+        ({"num_hidden_layers": 3}, "model.layers.2"),
+        ({"num_hidden_layers": 1}, "model.layers.1"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    theirs(OTHERS["llama"], tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises((InputError, DamagedError), match=word):
+        hf.read(tmp_path)
+
+
+def test_a_bias_of_the_keys_is_refused_where_it_matters(tmp_path: Path) -> None:
+    biased = transformers.LlamaConfig(**WIDTHS, attention_bias=True, mlp_bias=True)
+    theirs(biased, tmp_path)
+    with pytest.raises(InputError, match=r"k_proj\.bias"):
+        hf.read(tmp_path)
+
+
+def test_transformers_generates_the_same_text(tmp_path: Path) -> None:
+    """Its own greedy loop and cache, from the folder alone."""
+    from glasslm.config import ComputeConfig, RunConfig
+    from glasslm.engines import make_engine
+    from glasslm.sampling import Sampling
+    from glasslm.trained import Model
+
+    model = leaving(MODELS["qwen3"])
+    hf.write(model, tmp_path / "out")
+    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = words("0123ABC", return_tensors="pt")
+    found = there.generate(**prompt, max_new_tokens=15, do_sample=False)
+    engine = make_engine(RunConfig(model=model.config), 37, ComputeConfig(engine="numpy"))
+    engine.load(model.weights.items())
+    here = Model(RunConfig(model=model.config), model.tokenizer, engine, 0)
+    expected = "".join(here.stream("0123ABC", 15, sampling=Sampling(temperature=0.0)))
+    assert words.decode(found[0]) == "0123ABC" + expected
