@@ -89,7 +89,12 @@ def test_inspect_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["corpus", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shakespeare", "python", "arxiv"]
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "size", "licence", "where", "from"]
+    assert [row.split()[0] for row in rows] == ["shakespeare", "python", "arxiv", "wikipedia"]
+    for row, licence in zip(rows, ("public domain", "PSF", "CC0", "CC BY-SA 3.0 and GFDL")):
+        assert licence in row
+        assert "MB" in row
     assert cli.main(["corpus", "get", "python"]) == 0
     assert capsys.readouterr().out.startswith("python: ")
 

@@ -67,7 +67,7 @@ def test_every_op_and_optimizer_has_a_section_and_every_section_its_code() -> No
     assert sections >= wanted
     for section in sections:
         names = section.split(".")
-        owner = next(module for module in (*PARTS, optimizer, engine) if hasattr(module, names[0]))
+        owner = next(module for module in (*PARTS, positions, optimizer, engine) if hasattr(module, names[0]))
         for name in names:
             owner = getattr(owner, name)
         assert callable(owner)
@@ -318,6 +318,7 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         "resumes from each step": engines * resume.RESUMES,
         "signals during a save": engines * (2 * len(resume.MOMENTS) + resume.DEATHS),
         "crafted files": len(crafted.CRAFTED),
+        "crafted model folders": len(crafted.FOLDERS),
         "kinds of damage": len(of("lab/test_verification.py").DAMAGE),
         "races": folder.RACES,
     }

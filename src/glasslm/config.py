@@ -10,13 +10,14 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
 
 from glasslm.errors import InputError, require
 
-Corpus = Literal["shakespeare", "python", "arxiv"]
+Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
 Norm = Literal["rmsnorm", "layernorm", "none"]
 NormPosition = Literal["pre", "post"]
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
@@ -61,12 +62,16 @@ class ModelConfig:
     """Share of the attention probabilities dropped."""
     norm: Norm = "rmsnorm"
     """Normalisation: RMSNorm (arXiv:1910.07467), LayerNorm (arXiv:1607.06450), or none, to see what it is good for."""
+    norm_eps: float = 1e-5
+    """Added to the mean square under the root of a norm; other people's models have 1e-6, too."""
     norm_position: NormPosition = "pre"
     """Normalise the input of each sublayer (pre) or the sum after it (post, as in the original transformer)."""
     feedforward: FeedForward = "swiglu"
     """Feed-forward: gated by SiLU or GELU (arXiv:2002.05202), or plain GELU, ReLU, squared ReLU (arXiv:2109.08668)."""
     position: Position = "rope"
     """How order enters: nothing, added sinusoids, learned vectors, rotation (arXiv:2104.09864), ALiBi (2108.12409)."""
+    rope_base: float = 10_000.0
+    """Base of rope's frequencies: larger ones for longer contexts (arXiv:2309.16039, section 4.1)."""
     tie_embeddings: bool = True
     """Use the embedding matrix as the output head, too (arXiv:1608.05859)."""
     qk_norm: bool = False
@@ -133,6 +138,8 @@ class ModelConfig:
     def _require_parts_that_fit(self) -> None:
         if self.attention == "flash" and self.attention_dropout:
             raise InputError("flash drops no probabilities: leave out --attention flash or --attention-dropout")
+        require(0 < self.norm_eps < 1, "norm_eps", self.norm_eps, "above 0 and below 1")
+        require(1 < self.rope_base < math.inf, "rope_base", self.rope_base, "above 1 and finite")
         require(1 <= self.rope_factor < math.inf, "rope_factor", self.rope_factor, "1 or more, and finite")
         if (self.rope_scaling != "none") != (self.rope_factor > 1):
             raise InputError(
@@ -192,7 +199,18 @@ class DataConfig:
     max_results: int = 5000
     """How many of them, the newest first."""
     text_file: tuple[str, ...] = ()
-    """Your own text instead: files, folders, glob patterns, or - for standard input."""
+    """Your own text instead: files, folders, glob patterns, or - for standard input; also parquet files and MediaWiki
+    dumps (.xml, .xml.bz2), given by their names."""
+    hf_dataset: str | None = None
+    """A data set of Hugging Face instead, such as roneneldan/TinyStories."""
+    hf_config: str | None = None
+    """Which of its configurations (where there are several and none is the default)."""
+    hf_split: str = "train"
+    """Which of its splits."""
+    hf_column: str | None = None
+    """The column with the text (default: text, or the only one that holds text)."""
+    max_bytes: str = "50MB"
+    """How much is taken of --corpus wikipedia or --hf-dataset, from its beginning: such as 200kB, 50MB or 2GB."""
     tokenizer: str = "char"
     """char, byte, bpe (trained on this corpus), gpt2, or the path of a tokenizer.json."""
     vocab_size: int = 4096
@@ -219,8 +237,34 @@ class DataConfig:
             self.val_fraction + self.test_fraction,
             "below 1, so that something is left to train on",
         )
-        if self.corpus and self.text_file:
-            raise InputError("both --corpus and --text-file were given: choose one of them")
+        require(1 <= self.most_bytes < 2**63, "max_bytes", self.max_bytes, "a size, such as 200kB, 50MB or 2GB")
+        self._require_one_text()
+
+    def _require_one_text(self) -> None:
+        """Nothing was given that would be ignored in silence."""
+        texts = {"--corpus": self.corpus, "--text-file": self.text_file, "--hf-dataset": self.hf_dataset}
+        given = [flag for flag, value in texts.items() if value]
+        if len(given) > 1:
+            raise InputError(f"both {' and '.join(given)} were given: choose one of them")
+        if self.hf_dataset is not None:
+            known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
+            require(known, "hf_dataset", self.hf_dataset, "OWNER/NAME, as on https://huggingface.co/datasets")
+        for name in ("hf_config", "hf_split", "hf_column"):
+            require(getattr(self, name) != "", name, "empty", "a name")
+            if self.hf_dataset is None and getattr(self, name) != getattr(DataConfig, name):
+                raise InputError(f"--{name.replace('_', '-')} says what to take of --hf-dataset, which was not given")
+
+    @property
+    def most_bytes(self) -> int:
+        """max_bytes as a number, in powers of 1000: 200_000 for "200kB"."""
+        parts = re.fullmatch(rf"{_NUMBER}\s*(B|kB|MB|GB|)", self.max_bytes.strip(), re.IGNORECASE)
+        units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+        return int(Fraction(parts[1]) * units[parts[2].upper()]) if parts else 0
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a text was asked for; if not, corpora.find takes the default one."""
+        return bool(self.corpus or self.text_file or self.hf_dataset)
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,  # a pair seen once shortens nothing but its own occurrence
-        initial_alphabet=sorted(_BYTE_OF_CHARACTER),
+        initial_alphabet=sorted(BYTE_OF_CHARACTER),
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
@@ -326,13 +326,13 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_CHARACTER = _byte_of_character()
+BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def _text_bytes(token: str) -> bytes:
     """The bytes that a byte-level token stands for; a token of another alphabet stands for itself."""
-    if all(character in _BYTE_OF_CHARACTER for character in token):
-        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    if all(character in BYTE_OF_CHARACTER for character in token):
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()
 
 

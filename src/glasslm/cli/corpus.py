@@ -15,14 +15,16 @@ from glasslm.config import Corpus, DataConfig
 from glasslm.errors import InputError
 from glasslm.wording import harmless, one_line, tell
 
-HELP = """usage: glasslm corpus list | get NAME | inspect [NAME | --text-file PATH] [FLAGS]
+HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
-  list       the named corpora
-  get        download one (or find it) and check it
+  list       the named corpora: size, licence, and where each comes from
+  get        download one (or find it) and check it, with the flags of `glasslm train` that say what text
   inspect    sizes, vocabulary, compression, an excerpt, duplicates between training and validation
 
 Examples:
   glasslm corpus get shakespeare
+  glasslm corpus get wikipedia --max-bytes 10MB
+  glasslm corpus get --hf-dataset roneneldan/TinyStories --max-bytes 20MB
   glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"""
 
 Rows = list[tuple[str, ...]]
@@ -30,14 +32,26 @@ Rows = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class GetFlags:
-    """Which corpus."""
+    """Which text. The names are those of DataConfig's fields."""
 
-    name: tyro.conf.Positional[Corpus]
+    name: Annotated[tyro.conf.Positional[Corpus | None], tyro.conf.arg(metavar="[NAME]")] = None
     """A named corpus."""
     category: str = DataConfig.category
     """Which abstracts of arXiv (https://arxiv.org/category_taxonomy)."""
     max_results: int = DataConfig.max_results
     """How many of them, the newest first."""
+    text_file: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH...")] = ()
+    """Your own text instead: it is looked for, and converted where it is a parquet file or a MediaWiki dump."""
+    hf_dataset: str | None = None
+    """A data set of Hugging Face instead, such as roneneldan/TinyStories."""
+    hf_config: str | None = None
+    """Which of its configurations."""
+    hf_split: str = DataConfig.hf_split
+    """Which of its splits."""
+    hf_column: str | None = None
+    """The column with the text (default: text, or the only one that holds text)."""
+    max_bytes: str = DataConfig.max_bytes
+    """How much is taken of wikipedia or --hf-dataset, from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,19 @@ def main(argv: list[str]) -> int:
 def _list(argv: list[str]) -> int:
     if argv:
         raise InputError(f"'corpus list' takes nothing after it, not {' '.join(argv)}")
-    _show("", [(name, description) for name, description in corpora.DESCRIPTIONS.items()])
+    rows: Rows = [(name, *facts) for name, facts in corpora.KNOWN.items()]
+    _show("", rows, ("name", "size", "licence", "where from"))
+    tell("also any data set of Hugging Face (--hf-dataset OWNER/NAME), and files of your own (--text-file PATH)")
     return 0
 
 
 def _get(argv: list[str]) -> int:
     flags = parsing.parse(GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare")
-    source = corpora.find(DataConfig(flags.name, flags.category, flags.max_results), tell)
+    chosen = vars(flags) | {"corpus": flags.name}
+    data = DataConfig(**{name: value for name, value in chosen.items() if name != "name"})
+    if not data.chosen:
+        raise InputError(f"which text? choose from {', '.join(corpora.KNOWN)}, or give --hf-dataset or --text-file")
+    source = corpora.find(data, tell)
     size = sum(file.bytes for file in source.files)
     where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
     print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")

@@ -1,7 +1,8 @@
 """Text from files: which ones a list of paths, folders, patterns and - means, and their text, read in chunks.
 
 Files are taken in the order of their paths and joined by a blank line. A byte-order mark is dropped; carriage returns
-and NULs are kept; bytes that are not UTF-8 are an error with file and offset, or U+FFFD when asked for.
+and NULs are kept; bytes that are not UTF-8 are an error with file and offset, or U+FFFD when asked for. Parquet files
+and MediaWiki dumps that are given by their names, and not by a folder's, are converted to text first.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any, BinaryIO
 
 from glasslm import files
 from glasslm.corpora.cache import cache_dir, writing
+from glasslm.corpora.converted import as_text
+from glasslm.corpora.texts import SEPARATOR
 from glasslm.errors import DamagedError, InputError
 from glasslm.wording import Say
 
-SEPARATOR = "\n\n"
 CHUNK = 1 << 20  # bytes read at once
 
 
@@ -68,6 +70,7 @@ def source_file(path: Path | str) -> SourceFile:
 def find(given: tuple[str, ...], say: Say) -> Source:
     """The text that `--text-file` names. Raises InputError when a path is missing, or when there is no text in it."""
     found: dict[str, str] = {}  # real path -> absolute path as given: a file named twice is read once
+    named: set[str] = set()  # real paths of files that were given themselves
     spooled = []
     for name in given:
         if name == "-":
@@ -76,10 +79,13 @@ def find(given: tuple[str, ...], say: Say) -> Source:
             with _opened(name) as pipe:
                 spooled.append(_spool(pipe))
         else:
-            for path in _expand(os.path.expanduser(name), say):
-                found.setdefault(os.path.realpath(path), os.path.abspath(path))
-    paths = sorted(found.values(), key=lambda path: Path(path).as_posix())
-    sources = tuple(source_file(path) for path in spooled + paths)
+            for path, itself in _expand(os.path.expanduser(name), say):
+                real = os.path.realpath(path)
+                found.setdefault(real, os.path.abspath(path))
+                named |= {real} if itself else set()
+    ordered = sorted(found, key=lambda real: Path(found[real]).as_posix())
+    paths = [as_text(Path(found[real]), say) if real in named else found[real] for real in ordered]
+    sources = tuple(source_file(path) for path in [*spooled, *paths])
     if not any(file.bytes for file in sources):
         raise InputError(f"there is no text in {', '.join(given)}: every file is empty")
     return Source("stdin" if given[0] == "-" else Path(given[0]).stem.strip("*?") or "text", sources)
@@ -90,7 +96,7 @@ def of_run(recorded: list[dict[str, Any]]) -> Source:
     found = []
     for path, sha256 in ((file["path"], file["sha256"]) for file in recorded):
         if not os.path.isfile(path):
-            copy = " (a copy of what came through a pipe)" if Path(path).stem == sha256 else ""
+            copy = " (a copy of what came through a pipe or was converted)" if Path(path).stem == sha256 else ""
             raise DamagedError(
                 f"{path}{copy}, on which this run was trained, is gone: put the text with sha256 {sha256} there again"
             )
@@ -103,16 +109,17 @@ def of_run(recorded: list[dict[str, Any]]) -> Source:
     return Source("text", tuple(found))
 
 
-def _expand(name: str, say: Say) -> list[str]:
+def _expand(name: str, say: Say) -> list[tuple[str, bool]]:
+    """The files that a name means, and of each whether the name is its own rather than a folder's."""
     if os.path.isdir(name):
-        return _text_files(name, say)
+        return [(path, False) for path in _text_files(name, say)]
     if os.path.isfile(name):
-        return [name]
+        return [(name, True)]
     if os.path.exists(name):
         raise InputError(f"{name} is neither a file nor a folder of text")
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     if matches:
-        return [path for match in matches for path in ([match] if os.path.isfile(match) else _text_files(match, say))]
+        return [found for match in matches for found in _expand(match, say)]
     if glob.has_magic(name):
         raise InputError(f"no file matches {name}")
     folder = Path(name).parent

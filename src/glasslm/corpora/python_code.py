@@ -12,11 +12,16 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from glasslm.corpora.files import SEPARATOR, Source, SourceFile, source_file
+from glasslm.corpora.files import Source, SourceFile, source_file
+from glasslm.corpora.texts import SEPARATOR
 from glasslm.errors import InputError
 from glasslm.wording import Say
 
-DESCRIPTION = "this Python's standard library without its tests, at most 5 MB, nothing to download"
+FACTS = (
+    "at most 5 MB",
+    "PSF-2.0 (Python's own)",
+    "this Python's standard library without its tests; nothing to download",
+)
 
 MOST = 5_000_000  # bytes, separators included
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -40,7 +45,8 @@ def find(say: Say) -> Source:
     source = Source("python", tuple(files))
     size = sum(file.bytes for file in files)
     version = ".".join(map(str, sys.version_info[:3]))
-    say(f"corpus python: {len(files)} files of Python {version}'s library, {size:,} bytes, sha256 {source.sha256}")
+    what = f"{len(files)} files of Python {version}'s library, licence PSF-2.0"
+    say(f"corpus python: {what}, {size:,} bytes, sha256 {source.sha256}")
     return source
 
 

@@ -9,7 +9,7 @@ from glasslm.corpora.download import PATIENT, DownloadError, Remote, download
 from glasslm.corpora.files import Source, source_file
 from glasslm.wording import Say
 
-DESCRIPTION = "plays of Shakespeare, 1.1 MB, downloaded once"
+FACTS = ("1.1 MB", "public domain", "https://github.com/karpathy/char-rnn, downloaded once")
 
 REMOTE = Remote(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -21,6 +21,8 @@ REMOTE = Remote(
 def find(say: Say, attempts: Sequence[float] = PATIENT) -> Source:
     """The text, from the cache or the web. Raises DownloadError when neither has it."""
     path = cache_dir("corpora") / "shakespeare.txt"
+    if not path.is_file():
+        say("corpus shakespeare: plays of Shakespeare, 1.1 MB, in the public domain")
     try:
         download(REMOTE, path, say, attempts)
     except DownloadError as error:

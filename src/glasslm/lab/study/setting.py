@@ -37,7 +37,7 @@ def with_text(base: RunConfig, say: Say) -> tuple[RunConfig, Dataset]:
     if train.init_from is not None:
         raise InputError("--init-from goes on from a trained run, and those of a study begin anew: leave it out")
     source = corpora.find(base.data, say)
-    if base.data.corpus is None and not base.data.text_file:
+    if not base.data.chosen:
         base = with_flags(base, {"corpus": source.name})
     if "-" in base.data.text_file:
         base = with_flags(base, {"text_file": tuple(str(file.path) for file in source.files)})
