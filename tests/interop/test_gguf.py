@@ -391,6 +391,19 @@ def test_transformers_reads_fewer_bits(tmp_path: Path) -> None:
         assert reading.close(model.config, kind)  # type: ignore[arg-type]
 
 
+def test_transformers_finds_the_same_byte_pairs(tmp_path: Path) -> None:
+    """... but for the letter ÿ, which it takes for the end of a text."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    for name in ("bpe", "bpe with an end", "llama 3", "qwen 2"):
+        tokenizer = TOKENIZERS[name]
+        gguf_file.write(leaving(tmp_path, kin(n_layers=1), tokenizer), tmp_path / "m.gguf", "f16")
+        there = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
+        draw = random.Random(2)
+        for text in ("".join(draw.choices(PIECES, k=12)) for _ in range(50)):
+            assert there(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist(), (name, text)
+
+
 def test_a_difference_is_a_share_of_the_largest_logit_and_a_divergence_nats() -> None:
     ours = np.log(np.array([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]], np.float32))
     theirs = ours.copy()
@@ -480,4 +493,17 @@ def test_llama_cpp_writes_the_same_text_and_does_not_stop(name: str, tmp_path: P
         if len(found) == 60 - start:
             break
     assert found == tokens[start:].tolist()
+    words = library.llama_model_get_vocab(reader._model.model)
+    ends = [token for token in range(tokenizer.vocab_size) if library.llama_vocab_is_eog(words, token)]
+    assert [tokenizer.token_bytes[token] for token in ends] == ([b"\xff"] if name == "bpe" else [])
+    reader.close()
+
+
+def test_llama_cpp_refuses_a_character_that_the_model_does_not_know(tmp_path: Path) -> None:
+    library = llama_cpp()
+    gguf_file.write(leaving(tmp_path, kin(), CharTokenizer("abc\n")), tmp_path / "m.gguf", "f32")
+    reader = library.Llama(str(tmp_path / "m.gguf"), n_ctx=64, verbose=False)
+    assert reader.create_completion("abc", max_tokens=2)["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(RuntimeError, match="-1"):
+        reader.create_completion("abXc", max_tokens=2)
     reader.close()

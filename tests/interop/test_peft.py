@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import pickle
-import shutil
-import time
-import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,43 +16,22 @@ pytest.importorskip("peft")
 import peft
 import torch
 import transformers
+from adapted_runs import KINDS, Array, change, config_of, drawn, run_of
 from huggingface_hub import ModelCard
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from glasslm import checkpoint, runs
-from glasslm.checkpoint import Checkpoint, Progress
 from glasslm.config import ComputeConfig, ModelConfig, RunConfig
 from glasslm.engines import make_engine
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import InputError
 from glasslm.interop import hf, leaving, peft_files, peft_settings
 from glasslm.interop.leaving import Leaving, largest_difference
-from glasslm.parameters import initial_weights, table
-from glasslm.runs import Run
-from glasslm.settings import to_dict
-from glasslm.tokenizers import CharTokenizer
 
 # peft 0.21 looks at a name that transformers 5.23 would like to lose
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-Array = np.ndarray[Any, Any]
 Bases = Callable[[str], tuple[Path, Leaving]]
 
 TOLERANCE = 1e-5  # of logits in float32, as a share of the largest
-TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + 37))))
-SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24, lora_rank=3, lora_alpha=7.5)
-GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
-KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama untied": {"tie_embeddings": False, "n_kv_heads": 2, "bias": True},
-    "llama scaled": {"scale_embeddings": True, "n_kv_heads": 1, "rope_scaling": "linear", "rope_factor": 2.0},
-    "mistral": {"window": 5, "n_kv_heads": 2},
-    "mixtral": {"n_experts": 3},
-    "qwen3": {"qk_norm": True, "n_kv_heads": 2},
-    "gpt2": GPT2 | {"bias": True},
-    "gpt2 untied": GPT2 | {"tie_embeddings": False, "position": "sinusoidal"},
-}
-
-
 ATTENTION = ("q,v", "k", "v,k", "q,k,v,o")
 ALL = {True: "q,k,v,o,gate,up,down", False: "q,k,v,o,up,down"}
 QUICK = {
@@ -76,34 +50,6 @@ def pairs() -> list[Any]:
             marks = () if (kind, targets) in QUICK else pytest.mark.slow
             found.append(pytest.param(kind, targets, marks=marks))
     return found
-
-
-def config_of(kind: str, **changes: Any) -> ModelConfig:
-    return dataclasses.replace(SMALL, **KINDS[kind] | changes)
-
-
-def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
-    """Weights and adapters of which each one matters; of a name always the same."""
-    weights = {}
-    for name, array in initial_weights(table(config, TOKENIZER.vocab_size), seed):
-        noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(array.shape)
-        weights[name] = (array + 0.1 * noise).astype(np.float32)
-    return weights
-
-
-def run_of(folder: Path, config: ModelConfig, weights: dict[str, Array]) -> tuple[Run, Checkpoint]:
-    """A run with these weights."""
-    whole = RunConfig(model=config).resolved()
-    tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
-    runs.create(folder, {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}}, TOKENIZER.to_json())
-    run = Run(folder)
-    if config.lora_rank:
-        checkpoint.save_base(folder, {name: array for name, array in weights.items() if ".lora_" not in name})
-    engine = make_engine(whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True)
-    engine.load(weights.items())
-    hashes = {"config_sha256": run.config_sha256, "tokenizer_sha256": TOKENIZER.sha256, "data_sha256": ""}
-    checkpoint.save(folder, engine, Progress(5, 5, 0, 0), **hashes)
-    return run, checkpoint.load(folder, "best")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +133,7 @@ def test_the_card_is_read_whatever_the_base_is_called(base: str, tmp_path: Path)
     compile(code, "card", "exec")
 
 
-def test_double_precision_and_whole_alphas_are_written_as_peft_has_them(bases: Bases, tmp_path: Path) -> None:
+def test_stacked_adapters_have_their_rank_and_alpha_in_patterns(bases: Bases, tmp_path: Path) -> None:
     base, _ = bases("gpt2")
     config = config_of("gpt2", lora_alpha=16.0, lora_targets="q,v,down")
     run, held = run_of(tmp_path / "run", config, drawn(config))
@@ -317,91 +263,6 @@ def test_a_start_that_changes_the_base_is_refused_as_peft_saves_it(start: str, b
         peft_files.read(folder, model.config)
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters of q and v of a llama."""
-    config, path = config_of("llama"), tmp_path_factory.mktemp("good")
-    peft_files.write(*run_of(path / "run", config, drawn(config)), path / "adapters", "base")
-    return path / "adapters"
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    """The same, to be spoilt."""
-    return shutil.copytree(good, tmp_path / "adapters")
-
-
-def change(folder: Path, **changes: Any) -> None:
-    path = folder / peft_settings.SETTINGS
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "no bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
-        ({"trainable_token_indices": [1]}, "embeddings"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
-        ({"an_option_of_tomorrow": {"x": 1}}, "an_option_of_tomorrow"),
-        ({"init_lora_weights": "loftq"}, "loftq"),
-        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"init_lora_weights": [1, 2]}, "init_lora_weights"),
-        ({"target_modules": ".*_proj"}, "patterns are not run"),
-        ({"target_modules": ["q_proj", 3]}, "list of names"),
-        ({"target_modules": None}, "target_modules"),
-        ({"target_modules": []}, "expected some of"),
-        ({"target_modules": ["lm_head"]}, "expected some of"),
-        ({"target_modules": ["q_proj"]}, "v_proj"),
-        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "k_proj"),
-        ({"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]}, r"layers\.1\.self_attn\.q_proj"),
-        ({"r": 0}, "1 to 4,096"),
-        ({"r": -3}, "r -3"),
-        ({"r": 4}, "shape"),
-        ({"r": 10**9}, "1 to 4,096"),
-        ({"r": 3.0}, "whole number"),
-        ({"r": "3"}, "whole number"),
-        ({"lora_alpha": 0}, "lora_alpha"),
-        ({"lora_alpha": "much"}, "lora_alpha"),
-        ({"use_rslora": "yes"}, "use_rslora"),
-        ({"rank_pattern": {"q_proj": 2}}, "scaled"),
-        ({"alpha_pattern": {"v_proj": 2.0}}, "scaled"),
-        ({"rank_pattern": {"q_proj": 6}, "alpha_pattern": {"q_proj": 15}}, "shape"),
-        ({"rank_pattern": {"(a+)+b": 3}}, "patterns are not run"),
-        ({"rank_pattern": {"self_attn": 3}}, "expected some of"),
-        ({"rank_pattern": [1]}, "rank_pattern"),
-    ],
-)
-def test_settings_without_an_equivalent_are_refused_in_one_line(
-    changes: dict[str, Any], word: str, folder: Path, bases: Bases
-) -> None:
-    change(folder, **changes)
-    with pytest.raises((InputError, DamagedError), match=word) as caught:
-        peft_files.read(folder, bases("llama")[1].config)
-    assert "\n" not in str(caught.value)
-
-
-def test_every_option_of_peft_is_decided(folder: Path, bases: Bases) -> None:
-    """Read, or known to say nothing about trained adapters, or refused when it is set: none is passed over."""
-    whole, config = (folder / peft_settings.SETTINGS).read_bytes(), bases("llama")[1].config
-    options = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    further = options - peft_settings.DECIDING - peft_settings.SILENT
-    assert len(further) > 15
-    for option in further:
-        change(folder, **{option: {"on": True}})
-        with pytest.raises(InputError, match=option):
-            peft_files.read(folder, config)
-        (folder / peft_settings.SETTINGS).write_bytes(whole)
-
-
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -411,10 +272,12 @@ def test_every_option_of_peft_is_decided(folder: Path, bases: Bases) -> None:
     ],
 )
 def test_what_says_nothing_about_trained_adapters_changes_nothing(
-    kind: str, changes: dict[str, Any], folder: Path, bases: Bases
+    kind: str, changes: dict[str, Any], bases: Bases, tmp_path: Path
 ) -> None:
     """Not here, and not in peft."""
     base, model = bases(kind)
+    folder, config = tmp_path / "adapters", config_of(kind)
+    peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), folder, str(base))
     before, tokens = peft_files.read(folder, model.config), model.probe()
     expected = peft_files.logits(base, folder, tokens)
     change(folder, **changes)
@@ -424,127 +287,3 @@ def test_what_says_nothing_about_trained_adapters_changes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)  # which peft does about options without an effect
         np.testing.assert_array_equal(peft_files.logits(base, folder, tokens), expected)
-
-
-Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"base_model.model.lm_head.lora_A.weight": np.zeros((3, 32), np.float32)}, "lm_head"),
-        ({"base_model.model.model.embed_tokens.weight": np.zeros((37, 32), np.float32)}, "embed_tokens"),
-        ({"../../sentinel": np.zeros(2, np.float32)}, "sentinel"),
-        ({Q: np.zeros((32, 3), np.float32)}, "shape"),
-        ({Q: np.zeros((3, 32, 1), np.float32)}, "shape"),
-        ({Q: np.zeros((0, 32), np.float32)}, "shape"),
-        ({Q: np.zeros((3, 32), np.int32)}, "floating-point"),
-        ({Q: np.full((3, 32), np.nan, np.float32)}, "finite"),
-        ({Q: None}, "lacks"),
-    ],
-)
-def test_arrays_that_do_not_belong_there_are_named(
-    changes: dict[str, Any], word: str, folder: Path, bases: Bases
-) -> None:
-    arrays = load_file(folder / peft_files.WEIGHTS) | changes
-    save_file({name: array for name, array in arrays.items() if array is not None}, folder / peft_files.WEIGHTS)
-    with pytest.raises((InputError, DamagedError), match=word):
-        peft_files.read(folder, bases("llama")[1].config)
-
-
-def test_an_adapter_of_another_model_is_refused(folder: Path, bases: Bases) -> None:
-    for kind in ("gpt2", "llama scaled"):  # other names; other shapes
-        with pytest.raises((InputError, DamagedError), match=r"expected"):
-            peft_files.read(folder, bases(kind)[1].config)
-
-
-# -- made to do harm --------------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """What does its harm when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, ("sentinel", "w")
-
-
-def header(text: bytes, length: int | None = None) -> bytes:
-    return (len(text) if length is None else length).to_bytes(8, "little") + text
-
-
-def entry(shape: list[int], start: int, end: int) -> dict[str, Any]:
-    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-
-
-DEEP = b"[" * 200_000
-MANY = json.dumps({f"{Q}{i}": entry([0], 0, 0) for i in range(30_000)}).encode()
-CRAFTED: dict[str, tuple[str, bytes]] = {
-    "settings without an end": ("adapter_config.json", DEEP),
-    "settings inside each other": ("adapter_config.json", b'{"r":' * 50_000 + b"1" + b"}" * 50_000),
-    "settings that are a list": ("adapter_config.json", b"[]"),
-    "settings that are a pickle": ("adapter_config.json", pickle.dumps(Payload())),
-    "settings without a number": ("adapter_config.json", b'{"r": NaN, "target_modules": ["q_proj"]}'),
-    "a megabyte of settings": ("adapter_config.json", b"{" + b" " * (1 << 20) + b"}"),
-    "as many names as fit": ("adapter_config.json", json.dumps(
-        {"target_modules": ["q_proj", *map(str, range(30_000))]}).encode()),
-    "as many patterns as fit": ("adapter_config.json", json.dumps(
-        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {f"x{i}": 3 for i in range(15_000)}}).encode()),
-    "arrays: nothing": ("adapter_model.safetensors", b""),
-    "arrays: a pickle": ("adapter_model.safetensors", pickle.dumps({"a": Payload()})),
-    "arrays: a header of an exabyte": ("adapter_model.safetensors", header(b"{}", 1 << 60)),
-    "arrays: a header longer than the file": ("adapter_model.safetensors", header(b"{", 15_000_000)),
-    "arrays: a header without an end": ("adapter_model.safetensors", header(DEEP)),
-    "arrays: thirty thousand names": ("adapter_model.safetensors", header(MANY)),
-    "arrays: a yottabyte": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([1 << 40, 1 << 40], 0, 8)}).encode()) + b"\0" * 8),
-    "arrays: an end beyond the file": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([3, 32], 0, 384)}).encode())),
-    "arrays: one over the other": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([2], 0, 8), f"{Q}2": entry([2], 0, 8)}).encode()) + b"\0" * 8),
-}  # fmt: skip
-
-
-SAYS = {
-    "a megabyte of settings": "about a thousand",
-    "arrays: a header of an exabyte": "at most",
-    "adapter_model.bin": "runs code",
-}
-
-
-@pytest.mark.parametrize("crafted", [*CRAFTED, "a gigabyte of settings", "a gigabyte of an array", "adapter_model.bin"])
-def test_a_crafted_adapter_is_an_error_in_a_second_and_nothing_else(
-    crafted: str, folder: Path, bases: Bases, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = bases("llama")[1].config
-    monkeypatch.chdir(tmp_path)
-    if crafted in CRAFTED:
-        name, content = CRAFTED[crafted]
-        (folder / name).write_bytes(content)
-    elif crafted == "adapter_model.bin":
-        (folder / peft_files.WEIGHTS).unlink()
-        (folder / crafted).write_bytes(pickle.dumps(Payload()))
-    else:
-        if crafted.endswith("array"):
-            text = json.dumps({Q: entry([1 << 23, 32], 0, 1 << 30)}).encode()
-            (folder / peft_files.WEIGHTS).write_bytes(header(text))
-        with open(folder / (peft_settings.SETTINGS if "settings" in crafted else peft_files.WEIGHTS), "r+b") as file:
-            file.truncate(file.seek(0, 2) + (1 << 30))  # sparse
-    tracemalloc.start()
-    start = time.process_time()
-    try:
-        with pytest.raises((InputError, DamagedError)) as caught:
-            peft_files.read(folder, config)
-        assert time.process_time() - start < 1
-        assert tracemalloc.get_traced_memory()[1] < 100 << 20
-    finally:
-        tracemalloc.stop()
-    assert len(str(caught.value)) < 1000
-    assert SAYS.get(crafted, "") in str(caught.value)
-    assert not list(tmp_path.rglob("sentinel"))
-
-
-@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_folder_that_is_none_is_said_to_be_none(missing: str, folder: Path, bases: Bases) -> None:
-    (folder / missing).unlink()
-    with pytest.raises(InputError, match="save_pretrained"):
-        peft_files.read(folder, bases("llama")[1].config)

@@ -111,10 +111,9 @@ def _texts(wanted: Wanted, say: Say, by_hand: str) -> Generator[str, None, None]
 
 def _about(about: dict[str, Any], wanted: Wanted) -> str:
     """Licence and size, before anything is fetched."""
-    whole = "size not stated" if about["bytes"] is None else f"{size(about['bytes'])} in all"
     part = ", ".join(filter(None, (wanted.config, wanted.split)))
     which = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"
-    return harmless(f"{which}: {about['licence']}; {whole}, taking at most {size(wanted.most)} of text")
+    return harmless(f"{which}: {about['licence']}; {about['size']}, taking at most {size(wanted.most)} of text")
 
 
 def _environment(folder: str) -> dict[str, str]:

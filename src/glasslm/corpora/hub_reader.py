@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasslm.corpora.texts import listed, text_column
 from glasslm.errors import InputError
-from glasslm.wording import one_line
+from glasslm.wording import one_line, size
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -54,9 +54,8 @@ def answer(asked: Asked) -> Iterator[dict[str, Any]]:
         _refuse_script(info)
         if info.gated:
             hub.auth_check(info.id, repo_type="dataset")
-        yield {
-            "about": {"dataset": info.id, "revision": info.sha, "licence": _licence(info), "bytes": _size(info, asked)}
-        }
+        about = {"licence": _licence(info), "size": _size(info, asked)}
+        yield {"about": {"dataset": info.id, "revision": info.sha, **about}}
         yield from ({"text": text[: asked["most"]]} for text in _texts(info, asked))
         yield {"end": True}
     except ImportError as error:
@@ -83,16 +82,17 @@ def _licence(info: DatasetInfo) -> str:
     return f"licence {' and '.join(names)}" if names else "licence not stated"
 
 
-def _size(info: DatasetInfo, asked: Asked) -> int | None:
-    """Bytes of the split, as the card states them, else of all files; None where neither is known."""
+def _size(info: DatasetInfo, asked: Asked) -> str:
+    """That of the split, as the card states it, else of all files."""
     card = _card(info)
     stated = card.get("dataset_info") or []
     for part in stated if isinstance(stated, list) else [stated]:
         if part.get("config_name", "default") == (asked["config"] or "default"):
             for split in part.get("splits") or []:
                 if split.get("name") == asked["split"] and split.get("num_bytes"):
-                    return int(split["num_bytes"])
-    return sum(file.size or 0 for file in info.siblings or []) or None
+                    return f"{size(int(split['num_bytes']))} in all"
+    total = sum(file.size or 0 for file in info.siblings or [])
+    return f"files of {size(total)}" if total else "size not stated"
 
 
 def _refuse_script(info: DatasetInfo) -> None:

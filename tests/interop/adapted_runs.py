@@ -1,0 +1,68 @@
+"""Small runs with adapters of which each one matters, and their files as PEFT has them."""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasslm import checkpoint, runs
+from glasslm.checkpoint import Checkpoint, Progress
+from glasslm.config import ComputeConfig, ModelConfig, RunConfig
+from glasslm.engines import make_engine
+from glasslm.interop import peft_settings
+from glasslm.parameters import initial_weights, table
+from glasslm.runs import Run
+from glasslm.settings import to_dict
+from glasslm.tokenizers import CharTokenizer
+
+Array = np.ndarray[Any, Any]
+
+TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + 37))))
+SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24, lora_rank=3, lora_alpha=7.5)
+GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama untied": {"tie_embeddings": False, "n_kv_heads": 2, "bias": True},
+    "llama scaled": {"scale_embeddings": True, "n_kv_heads": 1, "rope_scaling": "linear", "rope_factor": 2.0},
+    "mistral": {"window": 5, "n_kv_heads": 2},
+    "mixtral": {"n_experts": 3},
+    "qwen3": {"qk_norm": True, "n_kv_heads": 2},
+    "gpt2": GPT2 | {"bias": True},
+    "gpt2 untied": GPT2 | {"tie_embeddings": False, "position": "sinusoidal"},
+}
+
+
+def config_of(kind: str, **changes: Any) -> ModelConfig:
+    return dataclasses.replace(SMALL, **KINDS[kind] | changes)
+
+
+def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
+    """Weights and adapters of which each one matters; of a name always the same."""
+    weights = {}
+    for name, array in initial_weights(table(config, TOKENIZER.vocab_size), seed):
+        noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(array.shape)
+        weights[name] = (array + 0.1 * noise).astype(np.float32)
+    return weights
+
+
+def run_of(folder: Path, config: ModelConfig, weights: dict[str, Array]) -> tuple[Run, Checkpoint]:
+    """A run with these weights."""
+    whole = RunConfig(model=config).resolved()
+    tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
+    runs.create(folder, {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}}, TOKENIZER.to_json())
+    run = Run(folder)
+    if config.lora_rank:
+        checkpoint.save_base(folder, {name: array for name, array in weights.items() if ".lora_" not in name})
+    engine = make_engine(whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True)
+    engine.load(weights.items())
+    hashes = {"config_sha256": run.config_sha256, "tokenizer_sha256": TOKENIZER.sha256, "data_sha256": ""}
+    checkpoint.save(folder, engine, Progress(5, 5, 0, 0), **hashes)
+    return run, checkpoint.load(folder, "best")
+
+
+def change(folder: Path, **changes: Any) -> None:
+    path = folder / peft_settings.SETTINGS
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes), encoding="utf-8")
