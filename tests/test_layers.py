@@ -231,6 +231,11 @@ HEAVY = {
     "peft",
     "gguf",
     "datasets",
+    "huggingface_hub",
+    "pyarrow",
+    "mwparserfromhell",
+    "wandb",
+    "tensorboard",
 }  # imported inside the function using them
 
 

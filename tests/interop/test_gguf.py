@@ -220,6 +220,22 @@ def test_the_numbers_of_the_architecture_and_where_it_is_from(tmp_path: Path) ->
     assert "phi3" not in value(path, "general.name")
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama, longer by ntk", {"llama.rope.freq_base": 10_000 * 4 ** (8 / 6), "llama.rope.scaling.type": None}),
+        ("llama, a window as wide as the context", {"general.architecture": "llama", "llama.context_length": 24}),
+        ("llama, all experts", {"llama.expert_count": 3, "llama.expert_used_count": 3}),
+        ("qwen3moe", {"qwen3moe.expert_feed_forward_length": 96, "qwen3moe.attention.key_length": 8}),
+        ("gpt2, no positions", {"gpt2.attention.layer_norm_epsilon": 1e-2, "gpt2.attention.head_count": 4}),
+    ],
+)
+def test_the_numbers_of_other_architectures(name: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    gguf_file.write(leaving(tmp_path, MODELS[name]), tmp_path / "m.gguf", "f16")
+    found = {key: value(tmp_path / "m.gguf", key) for key in expected}
+    assert found == {key: v if isinstance(v, str | None) else pytest.approx(v, rel=1e-6) for key, v in expected.items()}
+
+
 REFUSED = {
     "--window 0": kin(window=5),
     "--feedforward swiglu": kin(feedforward="geglu"),
@@ -326,6 +342,19 @@ def test_the_end_of_a_text_is_a_token_that_no_text_holds() -> None:
     assert gguf_vocabulary.of(TOKENIZERS["bpe without pairs"]).merges == ("ÿ ÿ",)
 
 
+def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["bpe"]
+    gguf_file.write(leaving(tmp_path, kin(n_layers=1), tokenizer), tmp_path / "m.gguf", "f16")
+    vocabulary = gguf_vocabulary.of(tokenizer)
+    expected = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": vocabulary.tokens, "merges": list(vocabulary.merges),
+        "token_type": vocabulary.types, "bos_token_id": vocabulary.end, "eos_token_id": vocabulary.end,
+        "add_bos_token": False, "add_eos_token": False, "add_space_prefix": False,
+    }  # fmt: skip
+    assert {key: value(tmp_path / "m.gguf", f"tokenizer.ggml.{key}") for key in expected} == expected
+    assert len(vocabulary.tokens) == tokenizer.vocab_size
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [
@@ -414,6 +443,14 @@ def test_a_difference_is_a_share_of_the_largest_logit_and_a_divergence_nats() ->
     assert reading.divergence == pytest.approx(0.7 * np.log(8) / 3, rel=1e-6)
     assert reading.close(SMALL, "f16")
     assert not reading.close(SMALL, "f32")
+    gelu = kin(**GPT2)
+    for reader, config, kind, bound in (
+        ("llama.cpp", SMALL, "f32", 1e-5), ("llama.cpp", gelu, "f32", 2e-3), ("transformers", gelu, "f32", 1e-5),
+        ("llama.cpp", SMALL, "f16", 5e-3), ("transformers", SMALL, "q8_0", 1e-1),
+    ):  # fmt: skip
+        shift = bound * np.log(10)  # the largest logit is -ln 10
+        assert Reading(reader, ours, ours + np.float32(0.9 * shift)).close(config, kind)  # type: ignore[arg-type]
+        assert not Reading(reader, ours, ours + np.float32(1.1 * shift)).close(config, kind)  # type: ignore[arg-type]
     assert not Reading("llama.cpp", ours, ours, same_tokens=False).close(SMALL, "f32")
     assert not Reading("llama.cpp", ours, np.full_like(ours, np.nan)).close(SMALL, "q8_0")
 
