@@ -368,7 +368,7 @@ def ids_by_llama_cpp(path: Path, text: str) -> list[int]:
 
 def _llama_cpp(path: Path, **settings: Any) -> Any:
     try:
-        library: Any = importlib.import_module("llama_cpp")  # built on the machine where somebody wants it
+        import llama_cpp as library  # built on the machine where somebody wants it
     except ImportError:
         raise InputError("llama.cpp is not installed: pip install llama-cpp-python") from None
     settings |= {"type_k": library.GGML_TYPE_F32, "type_v": library.GGML_TYPE_F32, "flash_attn": False}
