@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from glasslm import config
 from glasslm.cli.train import parse
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, seconds
+from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.errors import InputError
 from glasslm.presets import PRESETS
+from glasslm.quantities import seconds
 from glasslm.settings import from_dict, to_dict, with_flags
 
 PARTS = (ModelConfig, DataConfig, OptimizerConfig, TrainConfig)

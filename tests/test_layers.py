@@ -14,6 +14,7 @@ ROOT = Path(glasslm.__file__).parent
 # its files it stands below them.
 LAYERS = """
     errors
+    quantities
     config
     settings
     presets

@@ -359,6 +359,23 @@ def test_ctrl_c_ends_the_waiting_for_a_tracker(
     assert out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
 
+@posix
+@pytest.mark.slow
+def test_a_signal_while_the_run_waits_for_a_tracker_saves_it(
+    text: Path, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TROUBLE", "init hangs")
+    run = tmp_path / "run"
+    process = start(*words(text, run, track="wandb"))
+    wait_for(lambda: (run / "run.json").exists() and bool(noted(notebook, "init")), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert [line["status"] for line in logged(run, "end")] == ["interrupted"]
+    weights, _ = essence(resume(run, "").run_dir, 20)
+    assert weights == essence(train(text, tmp_path / "whole").run_dir, 20)[0]
+
+
 # -- the real libraries -----------------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,12 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
 
 from glasslm.errors import InputError, require
+from glasslm.quantities import byte_count, seconds
 
 Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
 Norm = Literal["rmsnorm", "layernorm", "none"]
@@ -207,6 +207,8 @@ class DataConfig:
     """Which of its configurations (where there are several and none is the default)."""
     hf_split: str = "train"
     """Which of its splits."""
+    hf_revision: str | None = None
+    """Which commit of it (default: the newest one, which is told)."""
     hf_column: str | None = None
     """The column with the text (default: text, or the only one that holds text)."""
     max_bytes: str = "50MB"
@@ -249,17 +251,15 @@ class DataConfig:
         if self.hf_dataset is not None:
             known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
             require(known, "hf_dataset", self.hf_dataset, "OWNER/NAME, as on https://huggingface.co/datasets")
-        for name in ("hf_config", "hf_split", "hf_column"):
+        for name in ("hf_config", "hf_split", "hf_column", "hf_revision"):
             require(getattr(self, name) != "", name, "empty", "a name")
             if self.hf_dataset is None and getattr(self, name) != getattr(DataConfig, name):
                 raise InputError(f"--{name.replace('_', '-')} says what to take of --hf-dataset, which was not given")
 
     @property
     def most_bytes(self) -> int:
-        """max_bytes as a number, in powers of 1000: 200_000 for "200kB"."""
-        parts = re.fullmatch(rf"{_NUMBER}\s*(B|kB|MB|GB|)", self.max_bytes.strip(), re.IGNORECASE)
-        units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-        return int(Fraction(parts[1]) * units[parts[2].upper()]) if parts else 0
+        """max_bytes as a number; 0 where it is none."""
+        return byte_count(self.max_bytes)
 
     @property
     def chosen(self) -> bool:
@@ -408,24 +408,3 @@ class ComputeConfig(DeviceConfig):
     """Under torchrun: copies of the model (ddp, which auto means), or one model cut over all processes (fsdp)."""
     deterministic: bool = False
     """On a GPU: the same bits again, at some cost in speed (on a CPU they are always the same)."""
-
-
-_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
-
-
-def seconds(duration: str) -> float:
-    """A duration such as "90s", "10min", "1h30m", ".5h" or "45" (seconds), in seconds.
-
-    >>> seconds("1h30m")
-    5400.0
-    """
-    with_unit = rf"{_NUMBER}\s*({'|'.join(_UNITS)})\s*"
-    total = math.nan
-    if re.fullmatch(rf"\s*(?:{with_unit})+", duration):
-        total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(with_unit, duration))
-    elif alone := re.fullmatch(rf"\s*{_NUMBER}\s*", duration):
-        total = float(alone[1])
-    if not 0 < total < math.inf:
-        raise InputError(f"'{duration}' is not a duration: write numbers with s, m or h, such as 90s, 10m or 2h30m")
-    return total

@@ -48,6 +48,27 @@ def write_atomic(path: Path, data: bytes) -> None:
         _rename(temporary, path)
 
 
+def write_stream(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Write a file atomically, piece by piece: it may be larger than the memory."""
+    with _room(path, 0), _aside(path) as temporary:
+        _put(temporary, chunks)
+        _rename(temporary, path)
+
+
+@contextmanager
+def in_the_making(path: Path) -> Iterator[Path]:
+    """Where to make the file or folder `path`: it has its name when the block ends well, and is gone when it does not.
+
+    A folder of that name must be empty.
+    """
+    make_folder(path.parent)
+    with _room(path, 0), _aside(path) as temporary:
+        yield temporary
+        if path.is_dir() and not any(path.iterdir()):
+            _remove(path)
+        _rename(temporary, path)
+
+
 def write_by_hash(folder: Path, chunks: Iterable[Chunk], suffix: str) -> Path:
     """Write a file atomically under the hash of its content, which may be larger than the memory; returns its path."""
     with _room(folder, 0), _aside(folder / "new") as temporary:

@@ -212,7 +212,7 @@ def _to_the_end(
     old_text = base.old_text(say) if base else None
     log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
     with (
-        trackers.tracked(followers, run, progress, say),
+        trackers.tracked(followers, run, progress, say) as interrupted,
         log,
         display.Display(run.config.train.max_steps, run.path.name, past=list(run.metrics())) as shown,
     ):
@@ -222,7 +222,7 @@ def _to_the_end(
         status = "failed"
         try:
             with enough_memory(run.config, engine.name):
-                status = loop.run(stop_at)
+                status = loop.run(loop.step if interrupted.is_set() else stop_at)
         except DivergedError as error:
             status = "diverged"
             loop.warn("diverged", str(error))
@@ -235,7 +235,9 @@ def _to_the_end(
     samples = [line for line in lines if line["kind"] == "sample"]
     written = _report(run.path, say) if page and status != "interrupted" else None
     sample = samples[-1] if samples else None
-    return Outcome(run.path, status, loop.signal, best_eval(lines, run.history), sample, elapsed, written)
+    return Outcome(
+        run.path, status, loop.signal or interrupted.received, best_eval(lines, run.history), sample, elapsed, written
+    )
 
 
 def _report(run_dir: Path, say: Say) -> Path | None:

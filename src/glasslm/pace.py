@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from glasslm import generation
-from glasslm.config import ComputeConfig, RunConfig, seconds
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.engines import Batch, Engine
 from glasslm.engines.choice import can_compile
+from glasslm.quantities import seconds
 from glasslm.sampling import Sampling
 from glasslm.tokens import Dataset
 from glasslm.training import SAMPLE_TOKENS, evaluation_windows, make_order, most_windows

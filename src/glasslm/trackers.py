@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from glasslm import files
 from glasslm.checkpoint import Progress
 from glasslm.errors import InputError
+from glasslm.interruption import Interrupt, interruptible
 from glasslm.metrics import Line
 from glasslm.runs import Run
 from glasslm.training import evaluation_windows
@@ -58,8 +59,11 @@ def named(track: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def tracked(names: tuple[str, ...], run: Run, progress: Progress | None, say: Say) -> Iterator[None]:
-    """Around a run, from the opening of its log to the closing: `say` takes where it can be seen, and what failed."""
+def tracked(names: tuple[str, ...], run: Run, progress: Progress | None, say: Say) -> Iterator[Interrupt]:
+    """Around a run, from the opening of its log to the closing: `say` takes where it can be seen, and what failed.
+
+    What it gives is set where a signal came while the run waited for its trackers to start.
+    """
     processes: list[_Process] = []
     try:
         for name in names:
@@ -68,9 +72,10 @@ def tracked(names: tuple[str, ...], run: Run, progress: Progress | None, say: Sa
             except OSError as error:  # no memory, or too many processes
                 say(_warning(name, str(error)))
         end = time.monotonic() + START_S
-        for process in processes:
-            process.wait_for_start(end, say)
-        yield
+        with interruptible() as interrupted:
+            for process in processes:
+                process.wait_for_start(end, say, interrupted)
+        yield interrupted
     finally:
         end = time.monotonic() + CLOSE_S
         for process in processes:
@@ -93,7 +98,7 @@ class _Process:
         if progress and (run_dir / name).is_dir():
             start, step = progress.metrics_bytes, progress.step
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "glasslm.trackers", name, str(run_dir), str(start), str(step)],
+            [sys.executable, "-P", "-m", "glasslm.trackers", name, str(run_dir), str(start), str(step)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -109,11 +114,12 @@ class _Process:
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for answer in answers:
-                self._said.put(json.loads(answer))
+                with suppress(ValueError):  # what Python itself may print when it starts
+                    self._said.put(json.loads(answer))
         self._said.put({"failed": "its process ended without a word"})
 
-    def wait_for_start(self, end: float, say: Say) -> None:
-        if not self._hears(("where", "failed"), end, say):
+    def wait_for_start(self, end: float, say: Say, interrupted: Interrupt) -> None:
+        if not self._hears(("where", "failed"), end, say, interrupted) and not interrupted.is_set():
             say(f"note: {self.name} is not ready yet, and the run begins without waiting for it")
 
     def finish(self) -> None:
@@ -136,12 +142,14 @@ class _Process:
             self._process.wait()
         self._listener.join()
 
-    def _hears(self, words: tuple[str, ...], end: float, say: Say) -> bool:
-        """Whether it said one of these words before `end`; what a person should know is said on."""
+    def _hears(self, words: tuple[str, ...], end: float, say: Say, interrupted: Interrupt | None = None) -> bool:
+        """Whether it said one of these words before `end` or a signal; what a person should know is said on."""
         while True:
             try:
-                answer = self._said.get(timeout=max(0.0, end - time.monotonic()))
+                answer = self._said.get(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
             except queue.Empty:
+                if time.monotonic() < end and not (interrupted and interrupted.is_set()):
+                    continue
                 return False
             if "where" in answer:
                 say(f"{self.name}: {answer['where']}")

@@ -239,6 +239,8 @@ def test_a_billion_laughs_stay_unlaughed(tmp_path: Path) -> None:
         ("packed and altered", "nvalid data"),
         ("long page", "more than 4,000,000 characters"),
         ("deep", "nested 9 deep"),
+        ("long comment", "goes on for more than 1,000,000 bytes"),
+        ("long tag", "goes on for more than 1,000,000 bytes"),
         ("no xml", "not well-formed|mismatched"),
         ("entity", "undefined entity"),
     ],
@@ -256,6 +258,8 @@ def test_a_dump_that_is_damaged_or_hostile_is_named(harm: str, says: str, tmp_pa
             "cut": body[:50_000],
             "long page": start + b"<page><text>" + b"x " * 3_000_000,
             "deep": start + b"<a>" * 1000,
+            "long comment": start + b"<!-- " + b"x " * 3_000_000,
+            "long tag": start + b'<page a="' + b"x " * 3_000_000,
             "no xml": body[:50_000] + b"</oops>" + body[50_000:],
             "entity": start + b"<page><text>&lol;</text></page></mediawiki>",
         }.get(harm, body)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -181,8 +182,12 @@ OTHERS = {
         **WIDTHS, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     ),
     "mistral": transformers.MistralConfig(**WIDTHS, sliding_window=6),
+    "mistral without a window": transformers.MistralConfig(**WIDTHS, sliding_window=None),
     "mixtral": transformers.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=2),
     "qwen3": transformers.Qwen3Config(**WIDTHS),
+    "qwen3 with a window": transformers.Qwen3Config(
+        **WIDTHS, use_sliding_window=True, sliding_window=6, max_window_layers=0
+    ),
     "qwen3_moe": transformers.Qwen3MoeConfig(
         **WIDTHS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True
     ),
@@ -236,6 +241,53 @@ def test_a_config_of_another_model_is_refused(changes: dict[str, Any], word: str
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises((InputError, DamagedError), match=word):
         hf.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (transformers.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=1), "num_experts_per_tok"),
+        (transformers.Qwen3MoeConfig(**WIDTHS, num_experts=4, num_experts_per_tok=2), "norm_topk_prob"),
+        (
+            transformers.Qwen3Config(**WIDTHS, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+            "layer_types",
+        ),
+        (
+            transformers.LlamaConfig(
+                **WIDTHS, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+            ),
+            "rope_type",
+        ),
+    ],
+    ids=["mixtral of one expert", "gates that are not divided", "a window in some layers", "another stretch of rope"],
+)
+def test_what_would_compute_something_else_is_refused(config: Any, word: str, tmp_path: Path) -> None:
+    theirs(config, tmp_path)
+    with pytest.raises(InputError, match=word):
+        hf.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama tied, another base", "gpt2"])
+def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding(name: str, tmp_path: Path) -> None:
+    theirs(OTHERS[name], tmp_path)
+    path = tmp_path / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    embedding = next(name for name in arrays if name.endswith(("embed_tokens.weight", "wte.weight")))
+    safetensors.numpy.save_file(arrays | {"lm_head.weight": arrays[embedding]}, path)
+    assert "head.weight" not in hf.read(tmp_path).weights
+    safetensors.numpy.save_file(arrays | {"lm_head.weight": 2 * arrays[embedding]}, path)
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        hf.read(tmp_path)
+
+
+def test_masks_that_old_versions_saved_are_passed_over(tmp_path: Path) -> None:
+    """They are no floating-point numbers."""
+    theirs(OTHERS["gpt2"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    masks = {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.bool_) for i in range(2)}
+    safetensors.numpy.save_file(arrays | masks, path)
+    assert hf.read(tmp_path).config.n_layers == 2
 
 
 def test_a_bias_of_the_keys_is_refused_where_it_matters(tmp_path: Path) -> None:

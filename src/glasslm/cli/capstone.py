@@ -17,9 +17,9 @@ from glasslm.config import (
     OptimizerConfig,
     RunConfig,
     TrainConfig,
-    seconds,
 )
 from glasslm.errors import InputError, require
+from glasslm.quantities import seconds
 from glasslm.wording import quoted, tell
 
 DESCRIPTION = """A whole capstone in one command and one folder, for any text, within a budget of time.

@@ -48,6 +48,8 @@ class GetFlags:
     """Which of its configurations."""
     hf_split: str = DataConfig.hf_split
     """Which of its splits."""
+    hf_revision: str | None = None
+    """Which commit of it (default: the newest one, which is told)."""
     hf_column: str | None = None
     """The column with the text (default: text, or the only one that holds text)."""
     max_bytes: str = DataConfig.max_bytes

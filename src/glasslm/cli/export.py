@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from glasslm.errors import InputError
+from glasslm.errors import GlasslmError, InputError
 from glasslm.wording import tell
 
 if TYPE_CHECKING:
@@ -55,58 +55,69 @@ def _to_hf(flags: Flags) -> int:
     from glasslm import files
     from glasslm.interop import card, hf
 
+    hf.require_empty(flags.out)
     model = _leaving(flags)
-    hf.write(model, flags.out)
-    difference = _difference(model, lambda tokens: hf.logits(flags.out, tokens))
-    files.write_atomic(flags.out / "README.md", card.text(model, difference).encode())
-    return _told("transformers", difference, hf.TOLERANCE, flags.out)
+    with files.in_the_making(flags.out) as aside:
+        hf.write(model, aside)
+        difference = _difference(model, lambda tokens: hf.logits(aside, tokens))
+        files.write_atomic(aside / "README.md", card.text(model, difference).encode())
+        told = _judged("transformers", difference, hf.TOLERANCE, flags.out)
+    print(told)
+    return 0
 
 
 def _to_gguf(flags: Flags) -> int:
+    from glasslm import files
     from glasslm.interop import gguf_file
 
     model, kind = _leaving(flags), flags.quantize or "f32"
     path = flags.out if flags.out.suffix == ".gguf" else flags.out / f"{model.run.path.resolve().name}-{kind}.gguf"
     if path.exists():
         raise InputError(f"{path} is there already: choose another --out")
-    gguf_file.write(model, path, kind)
-    if other := gguf_file.misread(model.config):
-        tell(f"note: transformers' own reader of GGUF would make {other} of it; --to hf is the way there")
-    found = list(gguf_file.readings(model, path, kind))
-    if not found:
+    with files.in_the_making(path) as aside:
+        gguf_file.write(model, aside, kind)
+        if other := gguf_file.misread(model.config):
+            tell(f"note: transformers' own reader of GGUF would make {other} of it; --to hf is the way there")
+        lines = []
+        for reading in gguf_file.readings(model, aside, kind):
+            seen = f"apart by {reading.largest:.1e} of the largest, {reading.divergence:.1e} nats a token"
+            if not reading.close(model.config, kind):
+                raise GlasslmError(f"{reading.reader} computes something else from it ({seen}): {path} was not kept")
+            tokens = "" if reading.same_tokens is None else ", tokens equal"
+            lines.append(f"{path}: logits equal in {reading.reader} as {kind} allows{tokens} ({seen})")
+    if not lines:
         tell("note: the logits were not compared: no program that reads the file is installed (llama-cpp-python)")
-        print(f"{path}: written, not compared")
-    for reading in found:
-        seen = f"apart by {reading.largest:.1e} of the largest, {reading.divergence:.1e} nats a token"
-        tokens = "" if reading.same_tokens is None else f", tokens {'equal' if reading.same_tokens else 'NOT EQUAL'}"
-        verdict = "equal" if reading.close(model.config, kind) else "NOT EQUAL"
-        print(f"{path}: logits {verdict} in {reading.reader} as {kind} allows{tokens} ({seen})")
-    return 0 if all(reading.close(model.config, kind) for reading in found) else 1
+    print("\n".join(lines or [f"{path}: written, not compared"]))
+    return 0
 
 
 def _to_peft(flags: Flags) -> int:
     from glasslm import checkpoint as checkpoints
+    from glasslm import files
     from glasslm.interop import hf, peft_files
     from glasslm.trained import parse_checkpoint
 
+    hf.require_empty(flags.out)
     model = _leaving(flags)
     held = checkpoints.load(model.run.path, parse_checkpoint(flags.checkpoint))
-    base = flags.base or str(flags.out / "base")
-    peft_files.write(model.run, held, flags.out, base)
-    if flags.base is None:
-        hf.write(peft_files.base_of(model.run, held), flags.out / "base")
-    found = None
-    if Path(base).is_dir():
-        found = _difference(model, lambda tokens: peft_files.logits(Path(base), flags.out, tokens))
-    return _told("PEFT", found, hf.TOLERANCE, flags.out)
+    with files.in_the_making(flags.out) as aside:
+        # No folder of this machine in what may be published: it holds where the folder of adapters lies.
+        peft_files.write(model.run, held, aside, flags.base or f"{flags.out.resolve().name}/base")
+        base = Path(flags.base) if flags.base else aside / "base"
+        if flags.base is None:
+            hf.write(peft_files.base_of(model.run, held), base)
+        found = None
+        if base.is_dir():
+            found = _difference(model, lambda tokens: peft_files.logits(base, aside, tokens))
+        told = _judged("PEFT", found, hf.TOLERANCE, flags.out)
+    print(told)
+    return 0
 
 
 def _leaving(flags: Flags) -> Leaving:
-    from glasslm.interop import hf, leaving
+    from glasslm.interop import leaving
     from glasslm.trained import parse_checkpoint
 
-    if flags.out.suffix != ".gguf" and flags.to != "gguf":
-        hf.require_empty(flags.out)
     return leaving.of(flags.run, parse_checkpoint(flags.checkpoint))
 
 
@@ -123,12 +134,11 @@ def _difference(model: Leaving, theirs: Callable[[Any], Any]) -> float | None:
     return largest_difference(model.logits(tokens), found)
 
 
-def _told(reader: str, difference: float | None, allowed: float, path: Path) -> int:
-    """The result for people, and the exit code."""
+def _judged(reader: str, difference: float | None, allowed: float, path: Path) -> str:
+    """The result for people. Raises GlasslmError where the two compute something else."""
     if difference is None:
-        print(f"{path}: written, not compared with {reader}")
-        return 0
-    verdict = "equal" if difference <= allowed else "NOT EQUAL"
+        return f"{path}: written, not compared with {reader}"
     seen = f"apart by {difference:.1e} of the largest, {allowed:.0e} allowed"
-    print(f"{path}: logits {verdict} in {reader} ({seen})")
-    return 0 if difference <= allowed else 1
+    if not difference <= allowed:
+        raise GlasslmError(f"{reader} computes something else from it ({seen}): {path} was not kept")
+    return f"{path}: logits equal in {reader} ({seen})"

@@ -35,7 +35,8 @@ def find(data: DataConfig, say: Say) -> Source:
     if data.text_file:
         return files.find(data.text_file, say)
     if data.hf_dataset:
-        wanted = hub.Wanted(data.hf_dataset, data.hf_config, data.hf_split, data.hf_column, data.most_bytes)
+        part = (data.hf_config, data.hf_split, data.hf_column)
+        wanted = hub.Wanted(data.hf_dataset, *part, data.most_bytes, revision=data.hf_revision)
         return hub.find(data.hf_dataset, wanted, say)
     if data.corpus == "wikipedia":
         return wikipedia.find(data.most_bytes, say)

@@ -21,9 +21,10 @@ from glasslm.corpora.child import Child
 from glasslm.errors import InputError
 
 BLOCK = 1 << 18  # bytes read at once
-LONGEST = (
-    4_000_000  # characters of a field; MediaWiki allows 2 MB: https://www.mediawiki.org/wiki/Manual:$wgMaxArticleSize
-)
+# Characters of a field; MediaWiki allows 2 MB: https://www.mediawiki.org/wiki/Manual:$wgMaxArticleSize
+LONGEST = 4_000_000
+UNFINISHED = 1_000_000  # bytes of a tag or a comment
+MOST_HUNG = 10  # pages at which the parser of markup hangs
 DEEPEST = 8  # elements inside each other; <mediawiki><page><revision><contributor><username> are 5
 DUMP = re.compile(rb"\s*(<\?xml[^>]{0,200}\?>\s*)?<mediawiki[\s>]")
 BZIP2 = re.compile(rb"BZh[1-9]\x31\x41\x59\x26\x53\x59")
@@ -123,6 +124,7 @@ def articles(path: Path) -> Iterator[tuple[float, str]]:
     try:
         with ExitStack() as stack:
             parser: Child | None = None
+            hung = 0
             for share, page, unshown in _pages(path):
                 if page.namespace != "0" or page.redirect or page.model != "wikitext":
                     continue
@@ -130,7 +132,9 @@ def articles(path: Path) -> Iterator[tuple[float, str]]:
                 text = _plain(page, unshown, parser)
                 if text is None:
                     stack.close()
-                    parser = None
+                    parser, hung = None, hung + 1
+                    if hung > MOST_HUNG:
+                        raise ValueError(f"its parser hangs at more than {MOST_HUNG} pages")
                 yield share, f"{page.title}\n\n{text}" if text else ""
     except (expat.ExpatError, EOFError, OSError, ValueError) as error:
         if isinstance(error, InputError):  # a ValueError as well
@@ -139,7 +143,11 @@ def articles(path: Path) -> Iterator[tuple[float, str]]:
 
 
 def _started(parser: Child) -> Child:
-    if not parser.line(START_S):
+    try:
+        ready = parser.line(START_S)
+    except TimeoutError:
+        ready = b""
+    if not ready:
         raise InputError(f"the parser of MediaWiki's markup does not start{parser.last_words()}")
     return parser
 
@@ -161,11 +169,14 @@ def _pages(path: Path) -> Iterator[tuple[float, Page, set[str]]]:
     parser.StartDoctypeDeclHandler = reader.doctype
     parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
     parser.CharacterDataHandler = reader.data
-    size = max(1, path.stat().st_size)
+    size, fed = max(1, path.stat().st_size), 0
     with open(path, "rb") as raw, closing(_unpacked(raw)) as stream:
         while True:
             block = stream.read(BLOCK)
+            fed += len(block)
             parser.Parse(block, not block)
+            if fed - parser.CurrentByteIndex > UNFINISHED:  # which expat keeps, and reads again with each block
+                raise ValueError(f"a tag or comment goes on for more than {UNFINISHED:,} bytes")
             for page in reader.pages:
                 yield raw.tell() / size, page, reader.unshown
             reader.pages.clear()

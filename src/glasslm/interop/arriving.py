@@ -18,6 +18,7 @@ from glasslm.finetune import Base
 from glasslm.interop import hf, peft_files
 from glasslm.interop.peft_settings import SETTINGS
 from glasslm.interop.reading import CONFIG, weight_files
+from glasslm.memory import enough_memory
 from glasslm.metrics import Log
 from glasslm.parameters import count, table
 from glasslm.runs import Run
@@ -76,8 +77,9 @@ def _create(
     frozen: dict[str, Array] | None = None,
 ) -> Path:
     config = RunConfig(model=model, data=data, train=TrainConfig(max_steps=1)).resolved()  # none were made here
-    engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(engine="numpy"), training=True)
-    engine.load(weights.items())
+    with enough_memory(config, "numpy"):
+        engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(engine="numpy"), training=True)
+        engine.load(weights.items())
     with files.lock(run_dir):
         runs.create(run_dir, _record(config, tokenizer) | origin, tokenizer.to_json())
         if frozen is not None:

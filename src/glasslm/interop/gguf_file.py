@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib
 import io
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from glasslm import __version__, files
 from glasslm.config import ModelConfig
 from glasslm.errors import InputError
 from glasslm.files import Chunk
-from glasslm.interop import families, gguf_vocabulary, llama
+from glasslm.interop import families, gguf_vocabulary, hf, llama
 from glasslm.interop.gguf_vocabulary import Vocabulary
 from glasslm.interop.leaving import Leaving, largest_difference
 
@@ -54,7 +53,7 @@ def write(leaving: Leaving, path: Path, kind: Kind) -> None:
     tensors = _tensors(c, leaving.weights)
     files.make_folder(path.parent)
     header = _header(leaving, c, vocabulary, tensors, kind)
-    os.replace(files.write_by_hash(path.parent, _chunks(header, tensors, kind), path.suffix), path)
+    files.write_stream(path, _chunks(header, tensors, kind))
 
 
 def computed(c: ModelConfig) -> ModelConfig:
@@ -328,19 +327,10 @@ def logits_by_transformers(path: Path, tokens: NDArray[np.int64]) -> Array:
     Raises InputError where transformers, PyTorch or accelerate is not installed.
     """
     try:
-        import torch
-        from transformers import AutoModelForCausalLM
-
         importlib.import_module("accelerate")  # which the reader asks for
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'glasslm[interop]'") from None
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-    with torch.no_grad():
-        found: Array = model(torch.from_numpy(tokens)).logits.numpy()
-    return found
+    return hf.logits_of(hf.loaded(path.parent, gguf_file=path.name), tokens)
 
 
 def logits_by_llama_cpp(path: Path, tokens: NDArray[np.int64]) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from glasslm.config import FeedForward, ModelConfig
 from glasslm.engines.positions import sinusoids
 from glasslm.errors import InputError
-from glasslm.interop.reading import Values, refuse_others
+from glasslm.interop.reading import Values, drop_tied_head, refuse_others
 from glasslm.parameters import STD
 
 Array = NDArray[Any]
@@ -83,7 +83,8 @@ def from_config(values: Values) -> ModelConfig:
         n_heads=values.whole("n_head", 12),
         d_ff=values.whole("n_inner", 0) or 4 * width,
         block_size=values.whole("n_positions", 1024),
-        dropout=values.number("resid_pdrop", 0.0),
+        dropout=values.number("resid_pdrop", 0.1),
+        attention_dropout=values.number("attn_pdrop", 0.1),
         norm="layernorm",
         norm_eps=values.number("layer_norm_epsilon", 1e-5),
         feedforward=ACTIVATIONS[activation],
@@ -163,8 +164,6 @@ def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> 
             for part, rows in zip("qkv", np.split(fused, 3)):
                 if (part, kind) != ("k", "bias"):
                     here[f"blocks.{i}.attention.{part}.{kind}"] = rows
-        for mask in ("attn.bias", "attn.masked_bias"):  # buffers that old versions of transformers saved
-            there.pop(f"{layer}.{mask}", None)
     if c.tie_embeddings:
-        there.pop("lm_head.weight", None)
+        drop_tied_head(there, here["embedding.weight"])
     return here

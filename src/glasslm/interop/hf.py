@@ -17,14 +17,13 @@ from glasslm.config import ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, vocabulary
 from glasslm.interop.leaving import Leaving
-from glasslm.interop.reading import CONFIG, WEIGHTS, read_json, read_weights, weight_files
+from glasslm.interop.reading import CONFIG, WEIGHTS, read_json, read_shapes, read_weights, weight_files
 from glasslm.parameters import table
 from glasslm.tokenizers import Tokenizer
 
 Array = NDArray[Any]
 
 TOLERANCE = 1e-5  # of logits in float32, as a share of the largest
-BUFFERS = (".rotary_emb.inv_freq",)  # that old versions saved among the weights
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,28 @@ def logits(folder: Path, tokens: NDArray[np.int64]) -> Array:
 
     Raises InputError where transformers or PyTorch is not installed.
     """
+    return logits_of(loaded(folder, use_safetensors=True), tokens)
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    """The model that transformers makes of the files in `folder`, without a progress bar and without code of others."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise InputError("transformers is not installed: pip install 'glasslm[interop]'") from None
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
         )
+
+
+def logits_of(model: Any, tokens: NDArray[np.int64]) -> Array:
+    """tokens (B, T) -> (B, T, V), by a model of PyTorch."""
+    import torch
+
     with torch.no_grad():
-        found: Array = model(torch.from_numpy(tokens)).logits.numpy()  # from_pretrained leaves it without dropout
+        found: Array = model.eval()(torch.from_numpy(tokens)).logits.numpy()
     return found
 
 
@@ -102,15 +112,17 @@ def read(folder: Path) -> Arriving:
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     vocab_size = values.whole("vocab_size")
-    rows = table(config, vocab_size)
-    there = {name: array for name, array in read_weights(weight_files(folder)) if not name.endswith(BUFFERS)}
-    weights = family.from_weights(config, there, list(rows))
+    rows, paths = table(config, vocab_size), weight_files(folder)
+    # First arrays without a size take the way of the weights: nothing is read before names and shapes are right.
+    there = {name: np.broadcast_to(np.float32(0), shape) for name, shape in read_shapes(paths).items()}
+    rehearsed = family.from_weights(config, there, list(rows))
     if there:
         raise InputError(f"{folder} has the weight {min(there)[:100]}, which glasslm has no place for")
     for name, row in rows.items():
-        if weights[name].shape != row.shape:
+        if rehearsed[name].shape != row.shape:
             raise DamagedError(
-                f"the weight {name} of {folder} has shape {weights[name].shape}, where {CONFIG} asks for {row.shape}"
+                f"the weight {name} of {folder} has shape {rehearsed[name].shape}, where {CONFIG} asks for {row.shape}"
             )
+    weights = family.from_weights(config, dict(read_weights(paths)), list(rows))
     tokenizer = vocabulary.from_file(folder, vocab_size)
     return Arriving(values.word("model_type"), config.resolved(), tokenizer, weights)

@@ -18,7 +18,7 @@ from glasslm.tokenizers import Tokenizer
 
 Array = NDArray[Any]
 
-ROWS, LONGEST = 2, 64  # of the tokens whose logits are compared with those of another program
+ROWS, LONGEST = 2, 512  # of the tokens whose logits are compared with those of another program
 
 
 @dataclass(frozen=True)

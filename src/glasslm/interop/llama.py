@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from glasslm.config import FeedForward, ModelConfig
 from glasslm.errors import InputError
-from glasslm.interop.reading import Values, refuse_others
+from glasslm.interop.reading import Values, drop_tied_head, refuse_others
 
 Array = NDArray[Any]
 
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe")
-WITH_WINDOW = ("mistral", "mixtral", "qwen3", "qwen3_moe")
 ACTIVATIONS: dict[str, FeedForward] = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
 
@@ -102,39 +101,41 @@ ARCHITECTURES = {
 }
 
 
+# What transformers takes for a key that config.json does not have; null means none of it.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    "mistral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "num_key_value_heads": 8,
+                "sliding_window": 4096},
+    "mixtral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6,
+                "num_experts": 8, "num_experts_per_tok": 2},
+    "qwen3": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128,
+              "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3_moe": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
+                  "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8},
+}  # fmt: skip
+
+
 def from_config(values: Values) -> ModelConfig:
     """What a config.json describes. Raises InputError for what glasslm has no switch for."""
     kind = values.word("model_type")
+    values = values.over(DEFAULTS[kind])
     width, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
-    head_size = values.whole("head_dim", 128 if kind == "qwen3" else width // max(1, heads))
+    head_size = values.whole("head_dim", width // max(1, heads))
     refuse_others(head_size * heads == width, "head_dim", head_size, f"hidden_size / heads, {width // max(1, heads)}")
     activation = values.word("hidden_act", "silu")
-    refuse_others(activation in ACTIVATIONS, "hidden_act", activation, " or ".join(ACTIVATIONS))
+    refuse_others(activation in ACTIVATIONS, "hidden_act", activation[:100], " or ".join(ACTIVATIONS))
     biases = {name: values.flag(name, False) for name in ("attention_bias", "mlp_bias")}
     refuse_others(len(set(biases.values())) == 1, "attention_bias and mlp_bias", biases, "both or neither")
-    windowed = kind in WITH_WINDOW and (kind not in ("qwen3", "qwen3_moe") or values.flag("use_sliding_window", False))
-    window = values.whole("sliding_window", 4096 if kind == "mistral" else 0) if windowed else 0
-    if kind in ("qwen3", "qwen3_moe") and window:
-        whole = values.whole("max_window_layers", 28 if kind == "qwen3" else 0)
-        refuse_others(whole == 0, "max_window_layers", whole, "0, a window in every layer")
-    experts: dict[str, Any] = {}
-    if kind in ("mixtral", "qwen3_moe"):
-        count = values.whole("num_local_experts", values.whole("num_experts", 8 if kind == "mixtral" else 128))
-        experts = {"n_experts": count, "experts_per_token": values.whole("num_experts_per_tok", 2)}
-    if kind == "qwen3_moe":
-        shared = values.flag("norm_topk_prob", False)
-        refuse_others(shared == (experts["experts_per_token"] > 1), "norm_topk_prob", shared, "true, with 2 or more")
-        dense = (values.whole("decoder_sparse_step", 1), values.list("mlp_only_layers"))
-        refuse_others(dense == (1, []), "decoder_sparse_step, mlp_only_layers", dense, "experts in every layer")
-    base, linear = _rope(values, {"mixtral": 1e6}.get(kind, 1e4))
+    base, linear = _rope(values)
     return ModelConfig(
         d_model=width,
         n_layers=values.whole("num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=values.whole("num_key_value_heads", 8 if kind in ("mistral", "mixtral") else heads),
+        n_kv_heads=values.whole("num_key_value_heads", heads),
         d_ff=values.whole("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"),
-        block_size=values.whole("max_position_embeddings", 2048),
-        norm_eps=values.number("rms_norm_eps", 1e-5 if kind == "mixtral" else 1e-6),
+        block_size=values.whole("max_position_embeddings"),
+        attention_dropout=values.number("attention_dropout", 0.0),
+        norm_eps=values.number("rms_norm_eps"),
         feedforward=ACTIVATIONS[activation],
         position="rope",
         rope_base=base,
@@ -143,20 +144,51 @@ def from_config(values: Values) -> ModelConfig:
         tie_embeddings=values.flag("tie_word_embeddings", False),
         qk_norm=kind.startswith("qwen3"),
         bias=biases["attention_bias"],
-        window=window,
-        **experts,
+        window=_window(kind, values),
+        **_experts(kind, values),
     )
 
 
-def _rope(values: Values, default_base: float) -> tuple[float, float]:
+def _window(kind: str, values: Values) -> int:
+    """The window of every layer; 0 for none."""
+    layers = values.list("layer_types")  # which have the last word
+    alike = all(layer == layers[0] for layer in layers)
+    known = not layers or layers[0] in ("full_attention", "sliding_attention")
+    refuse_others(alike and known, "layer_types", layers[:100], "full_attention or sliding_attention in every layer")
+    if kind == "llama" or layers[:1] == ["full_attention"]:
+        return 0
+    if kind.startswith("qwen3") and not values.flag("use_sliding_window", False):
+        return 0
+    window = values.whole("sliding_window", 0)
+    if window and not layers and kind == "qwen3":
+        whole = values.whole("max_window_layers")
+        refuse_others(whole == 0, "max_window_layers", whole, "0, a window in every layer")
+    return window
+
+
+def _experts(kind: str, values: Values) -> dict[str, Any]:
+    if kind not in ("mixtral", "qwen3_moe"):
+        return {}
+    count = values.whole("num_local_experts", values.whole("num_experts"))  # transformers takes both words
+    per_token = values.whole("num_experts_per_tok")
+    if kind == "mixtral":  # which would give a token's only expert the weight 1
+        refuse_others(per_token > 1, "num_experts_per_tok", per_token, "2 or more")
+    else:
+        divided = values.flag("norm_topk_prob", False)
+        refuse_others(divided == (per_token > 1), "norm_topk_prob", divided, "true, with 2 or more a token")
+        dense = (values.whole("decoder_sparse_step", 1), values.list("mlp_only_layers"))
+        refuse_others(dense == (1, []), "decoder_sparse_step, mlp_only_layers", dense, "experts in every layer")
+    return {"n_experts": count, "experts_per_token": per_token}
+
+
+def _rope(values: Values) -> tuple[float, float]:
     """Base, and the factor of a linear stretch. Newer files have both in rope_parameters."""
     newer = values.part("rope_parameters")
-    older = values.part("rope_scaling")
-    told = newer or older
-    base = told.number("rope_theta", values.number("rope_theta", default_base))
+    told = newer or values.part("rope_scaling")
+    base = told.number("rope_theta", values.number("rope_theta", 1e4))
     kind = told.word("rope_type", told.word("type", "default"))
-    refuse_others(kind in ("default", "linear"), "rope_type", kind, "default or linear")
-    share = told.number("partial_rotary_factor", 1.0)
+    refuse_others(kind in ("default", "linear"), "rope_type", kind[:100], "default or linear")
+    share = told.number("partial_rotary_factor", values.number("partial_rotary_factor", 1.0))
     refuse_others(share == 1, "partial_rotary_factor", share, "1")
     return base, told.number("factor", 1.0) if kind == "linear" else 1.0
 
@@ -186,7 +218,7 @@ def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> 
         if there.pop(name).any():
             raise InputError(f"the model's {name} is not zero: keys have no bias in glasslm, and rotated ones need it")
     if c.tie_embeddings:
-        there.pop("lm_head.weight", None)  # some files have the tied matrix twice
+        drop_tied_head(there, here["embedding.weight"])
     return here
 
 

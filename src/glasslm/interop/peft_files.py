@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from glasslm import files
 from glasslm.checkpoint import Checkpoint
 from glasslm.config import ADAPTABLE, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
-from glasslm.interop.leaving import Leaving, largest_difference
+from glasslm.interop.leaving import Leaving
 from glasslm.interop.peft_settings import SETTINGS, Settings, names_of
-from glasslm.interop.reading import read_weights
+from glasslm.interop.reading import read_shapes, read_weights
 from glasslm.lora import without_adapters
 from glasslm.parameters import table
 from glasslm.runs import Run
@@ -34,7 +33,6 @@ Adapters = dict[str, Array]  # by the table's names: blocks.0.attention.q.lora_a
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 ROOT = "base_model.model."  # PEFT's name for the model that it wraps
-LARGEST_HEADER = 4 << 20  # bytes; a large model's has some hundred thousand
 
 
 def write(run: Run, held: Checkpoint, out: Path, base: str) -> None:
@@ -237,15 +235,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 "PEFT, which writes safetensors"
             )
         raise InputError(f"{path.parent} holds no {WEIGHTS}: expected a folder as save_pretrained of PEFT writes it")
-    with open(path, "rb") as start:
-        header = int.from_bytes(start.read(8), "little")
-    if header > LARGEST_HEADER:
-        raise DamagedError(f"{path} has a header of {header:,} bytes: expected at most {LARGEST_HEADER:,}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path} is not a safetensors file ({error})") from None
+    return read_shapes([path])
 
 
 def _apart(c: ModelConfig, places: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]) -> Adapters:
@@ -287,30 +277,14 @@ def _columns(used: NDArray[np.bool_]) -> dict[int, slice]:
 # -- the library's own answer -----------------------------------------------------------------------------------------
 
 
-def difference(leaving: Leaving, base: Path, adapter: Path) -> float:
-    """The largest difference of two logits, as a share of the largest one: the run's own, and those of PEFT.
-
-    `leaving` is the run with its adapters merged, `base` the folder of the model without them. Raises InputError where
-    peft is not installed.
-    """
-    tokens = leaving.probe()
-    return largest_difference(leaving.logits(tokens), logits(base, adapter, tokens))
-
-
 def logits(base: Path, adapter: Path, tokens: NDArray[np.int64]) -> Array:
     """tokens (B, T) -> (B, T, V), as PEFT and transformers compute them from two folders, in float32."""
     try:
-        import torch
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
     except ImportError:
         raise InputError("peft is not installed: pip install 'glasslm[interop]'") from None
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model = hf.loaded(base, use_safetensors=True)
     with warnings.catch_warnings():  # peft 0.21 looks at a name that transformers 5.23 would like to lose
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-    with torch.no_grad():
-        found: Array = adapted.eval()(torch.from_numpy(tokens)).logits.numpy()
-    return found
+    return hf.logits_of(adapted, tokens)

@@ -23,6 +23,9 @@ Array = NDArray[Any]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MOST_FILES = 1000
+LARGEST_HEADER = 64 << 20  # bytes; a model of ten thousand matrices has one
+# What old versions of transformers saved among the weights, of whatever type, and what follows from the config.
+BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Values:
             raise self._wrong(name, value, "an object")
         return Values(self.path, value)
 
+    def over(self, defaults: dict[str, Any]) -> Values:
+        """With these where a name is absent; where it is null it stays so."""
+        return Values(self.path, defaults | self.values)
+
     def __bool__(self) -> bool:
         return bool(self.values)
 
@@ -89,6 +96,16 @@ def refuse_others(known: bool, name: str, value: object, expected: str) -> None:
     """Raise InputError unless glasslm has a switch for what a config.json asks for."""
     if not known:
         raise InputError(f"the model has {name} {value}, which glasslm cannot compute: expected {expected}")
+
+
+def drop_tied_head(there: dict[str, Array], embedding: Array) -> None:
+    """Some files have the tied matrix twice. Raises InputError where the two differ: then they are not tied."""
+    head = there.pop("lm_head.weight", embedding)
+    if head.shape != embedding.shape or not np.array_equal(head, embedding):
+        raise InputError(
+            "the model's lm_head.weight is not its embedding, though its config.json ties them: say false there for "
+            "tie_word_embeddings"
+        )
 
 
 def read_json(path: Path) -> Values:
@@ -122,8 +139,26 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array but BUFFERS, from the headers alone. Raises DamagedError for what is no safetensors."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with open(path, "rb") as start:
+            header = int.from_bytes(start.read(8), "little")
+        if header > LARGEST_HEADER:
+            raise DamagedError(f"{path} has a header of {header:,} bytes: expected at most {LARGEST_HEADER:,}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    if not name.endswith(BUFFERS):
+                        shapes[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            raise DamagedError(f"{path} is not a safetensors file ({error})") from None
+    return shapes
+
+
 def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
-    """Names and arrays, float32 (or float64, where they are so); bfloat16 and float16 are widened.
+    """Names and arrays but BUFFERS, float32 (or float64, where they are so); bfloat16 and float16 are widened.
 
     Raises DamagedError for a file that is no safetensors, and for values that are not finite.
     """
@@ -131,7 +166,8 @@ def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dictionary
-                    yield name, _widened(path, name, file)
+                    if not name.endswith(BUFFERS):
+                        yield name, _widened(path, name, file)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             if isinstance(error, DamagedError):
                 raise

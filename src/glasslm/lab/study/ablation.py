@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glasslm.config import ComputeConfig, RunConfig, seconds
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
 from glasslm.lab.study import setting, sweep
@@ -34,6 +34,7 @@ from glasslm.lab.study.setting import (
 from glasslm.lab.study.sweep import Ended, Runner, Trial
 from glasslm.metrics import plain
 from glasslm.parameters import count, table
+from glasslm.quantities import seconds
 from glasslm.settings import from_dict, to_dict, with_flags
 from glasslm.wording import Say, duration
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import pace
-from glasslm.config import ComputeConfig, RunConfig, seconds
+from glasslm.config import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.study import setting
 from glasslm.lab.study.axes import with_model
@@ -37,6 +37,7 @@ from glasslm.lab.study.sweep import Runner, Trial
 from glasslm.metrics import plain
 from glasslm.pace import Pace
 from glasslm.parameters import count, table
+from glasslm.quantities import seconds
 from glasslm.settings import from_dict, to_dict, with_flags
 from glasslm.tokens import Dataset
 from glasslm.wording import Say, duration

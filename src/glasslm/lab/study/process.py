@@ -25,7 +25,7 @@ def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> in
     with (
         open(log, "ab") as out,
         subprocess.Popen(
-            [sys.executable, "-m", "glasslm.lab.study.worker"],
+            [sys.executable, "-P", "-m", "glasslm.lab.study.worker"],
             stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True,
         ) as child,
     ):  # fmt: skip
