@@ -197,7 +197,7 @@ LAYERS = """
     cli.scale
     cli.capstone
     cli.export
-    cli.import_
+    cli.import
     cli.corpus
     cli.report
     cli

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import keyword
 import os
 import sys
 import warnings
@@ -89,8 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
-    result: int = importlib.import_module(f"glasslm.cli.{module}").main(argv[1:])
+    result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
     return result
 
 
