@@ -20,7 +20,7 @@ from glasslm.cli import check as command  # noqa: E402
 from glasslm.config import DataConfig, ModelConfig, RunConfig  # noqa: E402
 from glasslm.engines.dropout import row_keys  # noqa: E402
 from glasslm.engines.numpy import engine as numpy_engine  # noqa: E402
-from glasslm.engines.numpy import inference, model, ops  # noqa: E402
+from glasslm.engines.numpy import inference, model  # noqa: E402
 from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
 from glasslm.engines.numpy.engine import NumpyEngine  # noqa: E402
 from glasslm.engines.torch import layers  # noqa: E402
@@ -108,17 +108,24 @@ def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
     assert [row.case for row in parity.check_models("fp64") if row.wrong] == ["feedforward relu2"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "switches"),
-    [(ops, "EPS", {}), (ops, "EPS", {"norm": "layernorm"}), (model, "STD", {"position": "sinusoidal"})],
-)
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_a_constant_that_no_finite_difference_can_see_is_found(
-    precision: parity.Exactness, module: Any, name: str, switches: dict[str, Any], monkeypatch: Patch
-) -> None:
+def test_a_constant_that_no_finite_difference_can_see_is_found(precision: parity.Exactness, monkeypatch: Patch) -> None:
     """The gradients are right, but those of another model. In float32 where it is not smaller than rounding."""
-    monkeypatch.setattr(module, name, getattr(module, name) * (1.001 if precision == "fp64" else 100))
-    assert of(precision, **switches).wrong == ["gradients", "steps", "logits"]
+    factor = 1.001 if precision == "fp64" else 100
+    monkeypatch.setattr(model, "STD", model.STD * factor)
+    assert of(precision, position="sinusoidal").wrong == ["gradients", "steps", "logits"]
+    assert of(precision).wrong == []
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("rmsnorm", layers.RMSNorm), ("layernorm", layers.LayerNorm)])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_another_epsilon_of_a_norm_is_found(
+    precision: parity.Exactness, norm: str, kind: Any, monkeypatch: Patch
+) -> None:
+    right = kind.__init__
+    factor = 1.001 if precision == "fp64" else 100
+    monkeypatch.setattr(kind, "__init__", lambda self, width, eps, *more: right(self, width, factor * eps, *more))
+    assert of(precision, norm=norm).wrong == ["gradients", "steps", "logits"]
 
 
 def test_another_dropout_key_is_found(monkeypatch: Patch) -> None:
@@ -241,7 +248,7 @@ def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypa
 def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
     """A single token has a way of its own through NumPy's cache."""
     right = inference._rms
-    monkeypatch.setattr(inference, "_rms", lambda x: right(x) * (1.001 if len(x) == 1 else 1))
+    monkeypatch.setattr(inference, "_rms", lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1))
     found = of()
     assert found.wrong == ["logits"]
     assert found.logits.where.startswith("one row, ")

@@ -162,7 +162,13 @@ def _best(run_dir: Path) -> str:
     """The best checkpoint is there; the run may find a better one, and remove this one, while we look."""
     before: Checkpoint | None = None
     while True:
-        latest = checkpoint.load(run_dir, "latest", lambda message: None)
+        steps = checkpoint.list_steps(run_dir)
+        try:
+            latest = checkpoint.load(run_dir, "latest", lambda message: None)
+        except OSError:  # what is damaged, too
+            if checkpoint.list_steps(run_dir) == steps:
+                raise
+            continue
         best = latest.progress.best
         if best is None:
             return "none yet: no evaluation gave a finite loss"
