@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one of the engine's threads
 import numpy as np
 
-from glasslm.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config import AttentionName, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glasslm.engines import Batch
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.attention import attention
@@ -75,12 +75,13 @@ def torch_step(T: int, window: int) -> Step:
         q, k, v = heads.transpose(1, 2).split(H, dim=1)
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         y.transpose(1, 2).backward(dout)
+        assert heads.grad is not None
         return heads.grad.numpy()
 
     return step
 
 
-def inputs(T: int) -> tuple[np.ndarray, np.ndarray]:
+def inputs(T: int) -> tuple[np.ndarray, ...]:
     """Queries, keys and values side by side, and a gradient of the output."""
     rng = np.random.default_rng(T)
     return tuple(rng.standard_normal((1, T, heads, Q), dtype=np.float32) for heads in (3 * H, H))
@@ -115,7 +116,7 @@ def layer_growth(way: str, T: int, window: int) -> int:
     return resident_bytes("VmHWM") - before
 
 
-def training_growth(way: str, T: int) -> int:
+def training_growth(way: AttentionName, T: int) -> int:
     before = resident_bytes("VmRSS")
     config = RunConfig(
         model=ModelConfig(block_size=T, attention=way),

@@ -72,6 +72,7 @@ def measured_bytes(name: str, make: Callable[[], Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", nargs="+", default=["numpy", "torch"], choices=["numpy", "torch"])
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help=f"up to {CONTEXT:,}")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one")
     parser.add_argument("--seconds", type=float, default=20, help="for each engine and length, one pair at least")
     args = parser.parse_args()
@@ -81,7 +82,7 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, V, CONTEXT)
     for name in args.engine:
         engine = engine_of(name, args.threads)
-        for length in LENGTHS:
+        for length in args.lengths:
             text = tokens[:length]
             difference = np.abs(cached(engine, text) - uncached(engine, text)).max()
             assert difference < 1e-3, difference

@@ -20,14 +20,16 @@ import itertools
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
+from typing import Literal
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 import torch
 
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import make_engine
+from glasslm.config import ComputeConfig, Precision, RunConfig
+from glasslm.engines import Engine, make_engine
 from glasslm.parameters import count, initial_weights, table
 from glasslm.presets import PRESETS
 from paired import clocked, heading, ratio, take_turns
@@ -50,7 +52,9 @@ def sized(name: str, batch_size: int) -> RunConfig:
 def computes(threads: int, compiled: bool) -> dict[str, ComputeConfig]:
     """Every way to train one size."""
     ways = {"numpy": ComputeConfig(engine="numpy", threads=threads)}
-    for compile, precision in itertools.product(("off", "on") if compiled else ("off",), ("fp32", "bf16")):
+    compiling: tuple[Literal["off", "on"], ...] = ("off", "on") if compiled else ("off",)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for compile, precision in itertools.product(compiling, precisions):
         name = f"{precision}{', compiled' if compile == 'on' else ''}"
         ways[name] = ComputeConfig(engine="torch", device="cpu", precision=precision, compile=compile, threads=threads)
     return ways
@@ -61,15 +65,15 @@ def training_ways(config: RunConfig, ways: dict[str, ComputeConfig]) -> tuple[Wa
     torch.compiler.reset()  # or the shapes of another size make those of this one dynamic
     batch = random_batch(config, V)
     weights = larger(dict(initial_weights(table(config.model, V), 0)))
-    steps, compiling, losses = {}, {}, {}
+    steps: Ways = {}
+    compiling, losses = {}, {}
     for name, compute in ways.items():
         engine = make_engine(config, V, compute, training=True)
         engine.load(weights.items())
         steps[name] = step = training(engine, batch)
-        found: list[float] = []
-        first = clocked(lambda step=step, found=found: found.append(step()))
-        losses[name] = found[0]
-        compiling[name] = first - clocked(step)
+        begin = time.perf_counter()
+        losses[name] = step()
+        compiling[name] = time.perf_counter() - begin - clocked(step)
     assert all(abs(loss - losses["numpy"]) < 0.02 * losses["numpy"] for loss in losses.values()), losses
     return steps, compiling
 
@@ -83,7 +87,7 @@ def reading_ways(config: RunConfig, ways: dict[str, ComputeConfig], tokens: int)
         engine = make_engine(config, V, compute)
         engine.load(weights.items())
 
-        def read(engine=engine) -> None:
+        def read(engine: Engine = engine) -> None:
             cache = engine.new_cache(1, tokens)
             for token in text:
                 engine.logits(np.array([[token]]), cache, np.array([1]))

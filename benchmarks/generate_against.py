@@ -76,9 +76,10 @@ def by_transformers(model: GPT2LMHeadModel, rows: int) -> Text:
     start = torch.tensor([TOKENIZER.encode("\n").tolist()] * rows)
 
     def text(tokens: int, greedily: bool) -> np.ndarray:
-        how = {"do_sample": False} if greedily else {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
-        mask = torch.ones_like(start)
-        return model.generate(start, attention_mask=mask, max_new_tokens=tokens, use_cache=True, **how)[:, 1:].numpy()
+        how: dict[str, Any] = {"attention_mask": torch.ones_like(start), "max_new_tokens": tokens, "use_cache": True}
+        how |= {"do_sample": False} if greedily else {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
+        written: Any = model.generate(start, **how)  # type: ignore[misc]
+        return written[:, 1:].numpy()
 
     return text
 
@@ -140,7 +141,7 @@ def main() -> None:
     weights = larger(dict(initial_weights(names, 0)))
     engines = {}
     for asked in args.engine:
-        precision = args.precision if asked == "torch" else "auto"
+        precision: Precision = args.precision if asked == "torch" else "auto"
         engine = make_engine(
             config, V, ComputeConfig(engine=asked, device="cpu", precision=precision, threads=args.threads)
         )

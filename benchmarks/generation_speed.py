@@ -79,7 +79,7 @@ def main() -> None:
     def numpy_text() -> np.ndarray:
         cache = engine.new_cache(1, T)
         for token in arrays:
-            logits = engine.logits(token, cache, [1])
+            logits = engine.logits(token, cache, np.array([1]))
         return logits[0]
 
     def torch_text() -> np.ndarray:

@@ -10,7 +10,7 @@ import datetime
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from glasslm import provenance
 
@@ -23,7 +23,7 @@ def clocked(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def take_turns(ways: dict[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3) -> Times:
+def take_turns(ways: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3) -> Times:
     """Run all ways, which have been warmed up, for about `seconds`, `rounds` at least; gives the seconds of one call.
 
     Short calls are repeated until a turn takes about `turn` seconds, and one more that is not timed goes before them:

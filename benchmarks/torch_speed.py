@@ -19,6 +19,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def training(engine: Engine, batch: Batch) -> Callable[[], float]:
     weight = 1 / batch.targets.size
 
     def step() -> float:
-        loss = engine.accumulate(batch, weight)
+        loss = engine.accumulate(batch, weight).cross_entropy
         engine.update(1e-3)
         return loss
 
@@ -108,7 +109,8 @@ def main() -> None:
     weights = larger(dict(initial_weights(table(config.model, V), 0)))
     expected = check(args.nanogpt, config, V, batch, weights)
 
-    def ours(compile: str) -> Callable[[], float]:
+    def ours(compiled: bool) -> Callable[[], float]:
+        compile: Literal["on", "off"] = "on" if compiled else "off"
         compute = ComputeConfig(engine="torch", device="cpu", precision="bf16", compile=compile, threads=args.threads)
         engine = make_engine(config, V, compute, training=True)
         engine.load(weights.items())
@@ -121,8 +123,8 @@ def main() -> None:
     ways = {
         README: theirs(),
         BY_HAND: theirs(bf16=True, fused=True),
-        "glasslm, bf16": ours("off"),
-        "glasslm, bf16 compiled": ours("on"),
+        "glasslm, bf16": ours(compiled=False),
+        "glasslm, bf16 compiled": ours(compiled=True),
     }
     for name, way in ways.items():
         loss = way()

@@ -48,6 +48,8 @@ class TorchPeer(torch.nn.Module):
             }
         self.p = torch.nn.ParameterDict({k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in arrays.items()})
         angles = torch.arange(c.block_size)[:, None] * 10000.0 ** (-torch.arange(0, c.head_size, 2) / c.head_size)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
         self.register_buffer("cos", angles.cos()[None, :, None])
         self.register_buffer("sin", angles.sin()[None, :, None])
 
@@ -109,7 +111,7 @@ def main() -> None:
     x, y = torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def numpy_step() -> float:
-        loss = engine.accumulate(batch, 1 / (B * T))
+        loss = engine.accumulate(batch, 1 / (B * T)).cross_entropy
         engine.update(1e-3)
         return loss
 

@@ -46,7 +46,7 @@ def without_cache(engine, prompt, sampling, sample, block_size, n, rolling):
     for _ in range(n):
         seen = np.isin(np.arange(LETTERS.vocab_size), ids)
         logits = engine.after(ids if rolling else ids[len(ids) - visible(len(ids), block_size) :])
-        ids.append(choose(logits, sampling, len(ids), sample, seen))
+        ids.append(int(choose(logits[None], sampling, [len(ids)], [sample], seen)[0]))
     return LETTERS.decode(ids[start:])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from glasslm.errors import DivergedError, InputError
-from glasslm.sampling import Sampling, choose, log_probability, probabilities, uniform
+from glasslm.sampling import Sampling, choose, log_probabilities, probabilities, uniform
 
 # Equal logits or clearly different ones, and shares that no sum of equals meets: rounding decides nothing here.
 LOGITS = hnp.arrays(np.float32, st.integers(2, 40), elements=st.integers(-2000, 2000).map(lambda n: n / 100))
@@ -23,6 +23,11 @@ SETTINGS = st.builds(
     repetition_penalty=st.sampled_from([0.8137, 1.0, 1.2931]),
     seed=st.integers(0, 2**64 - 1),
 )
+
+
+def one(logits, sampling, position, sample=0, seen=None, allowed=None):
+    """The token chosen for a single text."""
+    return int(choose(logits[None], sampling, [position], [sample], seen, allowed)[0])
 
 
 def by_definition(logits, sampling, seen, allowed):
@@ -58,7 +63,24 @@ def test_the_distribution_is_the_defined_one(logits, sampling, data):
     assert not found[~allowed].any()
     if sampling.temperature:
         np.testing.assert_allclose(found, by_definition(logits, sampling, seen, allowed), atol=1e-12)
-    assert found[choose(logits, sampling, 3, 1, seen, allowed)] > 0
+    assert found[one(logits, sampling, 3, 1, seen, allowed[None])] > 0
+
+
+@given(st.integers(1, 5), st.integers(2, 40), SETTINGS, st.data())
+def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
+    """Bit for bit: a text must not depend on what is written beside it."""
+    elements = st.integers(-2000, 2000).map(lambda number: number / 100)
+    logits = data.draw(hnp.arrays(np.float32, (n, V), elements=elements))
+    seen, allowed = data.draw(hnp.arrays(bool, (n, V))), data.draw(hnp.arrays(bool, (n, V)))
+    allowed[np.arange(n), data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, V - 1)))] = True
+    together = probabilities(logits, sampling, seen, allowed)
+    tokens = choose(logits, sampling, range(n), range(n), seen, allowed)
+    logprobs = log_probabilities(logits, tokens)
+    for row in range(n):
+        alone = slice(row, row + 1)
+        np.testing.assert_array_equal(together[row], probabilities(logits[row], sampling, seen[row], allowed[row]))
+        assert tokens[row] == one(logits[row], sampling, row, row, seen[row], allowed[alone])
+        assert logprobs[row] == log_probabilities(logits[alone], tokens[alone])[0]
 
 
 def test_each_filter_does_what_its_paper_says():
@@ -80,7 +102,7 @@ def test_among_equals_the_lower_token_stays():
     equal = np.zeros(5, np.float32)
     assert np.flatnonzero(probabilities(equal, Sampling(1.0, top_k=2))).tolist() == [0, 1]
     assert np.flatnonzero(probabilities(equal, Sampling(1.0, top_p=0.5))).tolist() == [0, 1, 2]
-    assert choose(equal, Sampling(0.0), 0) == 0
+    assert one(equal, Sampling(0.0), 0) == 0
 
 
 @given(LOGITS, st.floats(-5, 5))
@@ -97,7 +119,7 @@ def test_draws_follow_the_distribution():
     sampling = Sampling(1.3, top_k=9, seed=7)
     expected = probabilities(logits, sampling)
     n = 20_000
-    counts = Counter(choose(logits, sampling, position) for position in range(n))
+    counts = Counter(choose(np.tile(logits, (n, 1)), sampling, range(n), [0] * n).tolist())
     assert set(counts) == set(np.flatnonzero(expected).tolist())
     chi2 = sum((counts[token] - n * expected[token]) ** 2 / (n * expected[token]) for token in counts)
     df = len(counts) - 1
@@ -119,20 +141,20 @@ def test_the_uniforms_differ_by_seed_sample_and_position():
 
 def test_the_smallest_and_the_largest_uniform_find_a_token(monkeypatch):
     monkeypatch.setattr("glasslm.sampling.uniform", lambda *key: 0.0)
-    assert choose(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
+    assert one(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
     monkeypatch.setattr("glasslm.sampling.uniform", lambda *key: 1 - 2**-53)
     for n in range(1, 200):
         logits = np.random.default_rng(n).normal(size=n)
         logits[-1] = -1e9  # no probability
-        assert choose(logits, Sampling(1.0), 0) < max(1, n - 1)
+        assert one(logits, Sampling(1.0), 0) < max(1, n - 1)
 
 
 def test_log_probabilities_are_of_the_raw_logits():
     logits = np.array([3.0, 1.0, -2.0], np.float32)
-    total = sum(math.exp(log_probability(logits, token)) for token in range(3))
-    assert total == pytest.approx(1)
-    assert log_probability(logits, 0) - log_probability(logits, 2) == pytest.approx(5)
-    assert log_probability(logits + 1000, 1) == pytest.approx(log_probability(logits, 1))
+    found = log_probabilities(np.stack([logits] * 3), np.arange(3))
+    assert np.exp(found).sum() == pytest.approx(1)
+    assert found[0] - found[2] == pytest.approx(5)
+    assert log_probabilities(logits[None] + 1000, np.array([1])) == pytest.approx(found[1])
 
 
 @pytest.mark.parametrize(
@@ -152,4 +174,4 @@ def test_values_that_mean_nothing_are_refused(settings):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_an_error(bad):
     with pytest.raises(DivergedError, match="finite"):
-        choose(np.array([0.0, bad, 1.0]), Sampling(), 0)
+        probabilities(np.array([[0.0, 1.0, 2.0], [0.0, bad, 1.0]]), Sampling())

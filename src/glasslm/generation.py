@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glasslm.engines import Engine
 from glasslm.errors import InputError
-from glasslm.sampling import Sampling, choose, log_probability
+from glasslm.sampling import Sampling, choose, log_probabilities
 from glasslm.tokenizers import StreamDecoder, Tokenizer
 
 Finish = Literal["length", "stop"]
@@ -99,13 +99,13 @@ def generate(
     if stop and grammar:
         raise InputError("a stop string could end a text before its grammar is complete: leave out --stop or --grammar")
     rows = [
-        _Row(prompt, sample, ids, tokenizer, sampling, stop, max_new_tokens, grammar)
+        _Row(prompt, sample, ids, tokenizer, stop, max_new_tokens, grammar)
         for prompt, ids in enumerate([encode_prompt(tokenizer, text) for text in prompts])
         for sample in range(samples)
     ]
     longest = max((len(row.ids) for row in rows), default=0)
     capacity = cache_capacity(longest, max_new_tokens, block_size, rolling)
-    return _steps(engine, rows, block_size, rolling, capacity)
+    return _steps(engine, rows, sampling, block_size, rolling, capacity)
 
 
 def cache_capacity(longest: int, max_new_tokens: int, block_size: int, rolling: bool) -> int:
@@ -113,7 +113,9 @@ def cache_capacity(longest: int, max_new_tokens: int, block_size: int, rolling: 
     return longest + max_new_tokens if rolling else block_size
 
 
-def _steps(engine: Engine, rows: list[_Row], block_size: int, rolling: bool, capacity: int) -> Iterator[Piece]:
+def _steps(
+    engine: Engine, rows: list[_Row], sampling: Sampling, block_size: int, rolling: bool, capacity: int
+) -> Iterator[Piece]:
     cache = engine.new_cache(len(rows), capacity)
     unread = [row.ids if rolling else row.newest(visible(len(row.ids), block_size)) for row in rows]
     while any(unread):
@@ -121,7 +123,7 @@ def _steps(engine: Engine, rows: list[_Row], block_size: int, rolling: bool, cap
         unread = [ids[block_size:] for ids in unread]
         logits = engine.logits(*_padded(fresh, cache))
         read = [index for index in range(len(rows)) if fresh[index] and not unread[index]]
-        pieces = {index: rows[index].write(logits[index]) for index in read}
+        pieces = dict(zip(read, _written([rows[index] for index in read], logits[read], sampling)))
         for index, piece in pieces.items():
             if piece.finish:
                 continue
@@ -131,6 +133,20 @@ def _steps(engine: Engine, rows: list[_Row], block_size: int, rolling: bool, cap
                 cache.clear(index)
                 unread[index] = rows[index].newest(visible(len(rows[index].ids), block_size))
         yield from pieces.values()  # after the last look at `logits`, which the engine may write over
+
+
+def _written(rows: list[_Row], logits: NDArray[Any], sampling: Sampling) -> Iterator[Piece]:
+    """The next piece of each row, given the logits (rows, V) after the texts so far."""
+    if not rows:
+        return
+    seen = np.stack([row.seen for row in rows]) if sampling.repetition_penalty != 1 else None
+    masks = [row.allowed() for row in rows]
+    allowed = np.stack([mask for mask in masks if mask is not None]) if masks[0] is not None else None
+    positions, samples = [len(row.ids) for row in rows], [row.sample for row in rows]
+    tokens = choose(logits, sampling, positions, samples, seen, allowed)
+    logprobs = log_probabilities(logits, tokens)
+    for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+        yield row.write(token, logprob)
 
 
 def _padded(fresh: list[list[int]], cache: Any) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
@@ -150,16 +166,14 @@ class _Row:
         sample: int,
         ids: list[int],
         tokenizer: Tokenizer,
-        sampling: Sampling,
         stop: Sequence[str],
         max_new_tokens: int,
         grammar: Callable[[int], Grammar] | None,
     ) -> None:
         self.prompt, self.sample, self.ids = prompt, sample, list(ids)
-        self._sampling = sampling
         self._remaining = max_new_tokens
-        self._seen = np.zeros(tokenizer.vocab_size, bool)
-        self._seen[ids] = True
+        self.seen = np.zeros(tokenizer.vocab_size, bool)
+        self.seen[ids] = True
         self._decoder = StreamDecoder(tokenizer)
         self._held = HeldBack(tuple(stop))
         self._grammar = grammar(max_new_tokens) if grammar else None
@@ -167,12 +181,14 @@ class _Row:
     def newest(self, count: int) -> list[int]:
         return self.ids[len(self.ids) - count :]
 
-    def write(self, logits: NDArray[Any]) -> Piece:
-        """The next token, given the logits (V,) after the text so far."""
-        allowed = self._grammar.allowed(self._remaining) if self._grammar else None
-        token = choose(logits, self._sampling, len(self.ids), self.sample, self._seen, allowed)
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """(V,) the tokens that may come next, if there is a grammar."""
+        return self._grammar.allowed(self._remaining) if self._grammar else None
+
+    def write(self, token: int, logprob: float) -> Piece:
+        """The text goes on with this token."""
         self.ids.append(token)
-        self._seen[token] = True
+        self.seen[token] = True
         self._remaining -= 1
         text = self._held.push(self._decoder.push(token))
         finish: Finish | None = None
@@ -185,7 +201,7 @@ class _Row:
             finish = "stop" if self._held.stopped else "length"
         if finish:
             text += self._held.flush()
-        return Piece(self.prompt, self.sample, token, text, log_probability(logits, token), finish)
+        return Piece(self.prompt, self.sample, token, text, logprob, finish)
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """Logits to a token: greedy, temperature, top-k, top-p, min-p and repetition penalty, in NumPy.
 
-`probabilities` is the exact distribution that a `Sampling` describes; `choose` draws one token from it with one uniform
-number, which depends on nothing but (seed, sample, position). So text does not depend on what else is in the batch, on
-streaming or, up to the rounding of the logits, on the engine.
+`probabilities` is the exact distribution that a `Sampling` describes; `choose` draws the next token of every text of a
+batch from it, each with one uniform number, which depends on nothing but (seed, sample, position). So text does not
+depend on what else is in the batch, on streaming or, up to the rounding of the logits, on the engine.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -51,11 +52,12 @@ def probabilities(
     seen: NDArray[np.bool_] | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """The distribution (V,) from which the next token is drawn, in float64; zero where a token cannot come.
+    """The distributions from which next tokens are drawn, in float64; zero where a token cannot come.
 
-    The order is repetition penalty, `allowed`, temperature, top-k, top-p, min-p; each filter sees what the one before
-    left, renormalised. Among equals the lower token stays. `seen` (V,) marks the tokens of the text so far, and at
-    least one token must be `allowed`. Raises DivergedError when the logits are not finite.
+    All arrays are (..., V), one distribution a row. The order is repetition penalty, `allowed`, temperature, top-k,
+    top-p, min-p; each filter sees what the one before left, renormalised. Among equals the lower token stays. `seen`
+    marks the tokens of the text so far, and at least one token must be `allowed`. Raises DivergedError when the logits
+    are not finite.
 
     >>> probabilities(np.log([0.5, 0.3, 0.2]), Sampling(temperature=1.0, top_k=2)).round(3).tolist()
     [0.625, 0.375, 0.0]
@@ -63,45 +65,48 @@ def probabilities(
     scores = logits.astype(np.float64)
     if sampling.repetition_penalty != 1 and seen is not None:
         penalty = sampling.repetition_penalty
-        scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+        scores = np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
     if allowed is not None:
         scores[~allowed] = -np.inf
-    likeliest = int(scores.argmax())  # the lowest among equals
-    if not math.isfinite(scores[likeliest]):
+    highest = scores.max(-1, keepdims=True)
+    if not np.isfinite(highest).all():
         raise DivergedError(
             "the model's logits are not finite: train again with a lower --lr, or use another checkpoint"
         )
     if sampling.temperature == 0:
         certain = np.zeros_like(scores)
-        certain[likeliest] = 1.0
+        np.put_along_axis(certain, scores.argmax(-1, keepdims=True), 1.0, -1)  # the lowest among equals
         return certain
-    scores -= scores[likeliest]
+    scores -= highest
     with np.errstate(over="ignore"):  # a tiny temperature sends the rest to -inf: the greedy limit
         scores /= sampling.temperature
-    if 0 < sampling.top_k < len(scores):
+    if 0 < sampling.top_k < scores.shape[-1]:
         scores[_beyond_top_k(scores, sampling.top_k)] = -np.inf
     weights: NDArray[np.float64] = np.exp(scores)
-    weights /= weights.sum()
+    weights /= weights.sum(-1, keepdims=True)
     if sampling.top_p < 1:
         weights[_beyond_top_p(weights, sampling.top_p)] = 0.0
     if sampling.min_p > 0:
-        weights[weights < sampling.min_p * weights[likeliest]] = 0.0
-    weights /= weights.sum()
+        weights[weights < sampling.min_p * weights.max(-1, keepdims=True)] = 0.0
+    weights /= weights.sum(-1, keepdims=True)
     return weights
 
 
-def _beyond_top_k(scores: NDArray[np.float64], k: int) -> NDArray[Any]:
-    """Indices of all but the k highest scores; equals stay in the order of their index."""
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    equal = np.flatnonzero(scores == threshold)
-    spare = k - np.count_nonzero(scores > threshold)
-    return np.concatenate([np.flatnonzero(scores < threshold), equal[spare:]])
+def _beyond_top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """(..., V) all but the k highest scores of each row; equals stay in the order of their index."""
+    threshold = np.partition(scores, -k, -1)[..., -k, None]
+    above, equal = scores > threshold, scores == threshold
+    spare = k - above.sum(-1, keepdims=True)
+    return ~(above | (equal & (equal.cumsum(-1) <= spare)))
 
 
-def _beyond_top_p(weights: NDArray[np.float64], p: float) -> NDArray[Any]:
-    """Indices of the tokens that follow once the likeliest ones reach the share p."""
-    order = np.argsort(-weights, kind="stable")
-    return order[np.searchsorted(np.cumsum(weights[order]), p) + 1 :]
+def _beyond_top_p(weights: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
+    """(..., V) the tokens of each row that follow once the likeliest ones reach the share p."""
+    order = np.argsort(-weights, -1, kind="stable")
+    shares = np.cumsum(np.take_along_axis(weights, order, -1), -1)
+    beyond = np.zeros(weights.shape, bool)
+    np.put_along_axis(beyond, order[..., 1:], shares[..., :-1] >= p, -1)
+    return beyond
 
 
 DRAWS = 64  # made at once
@@ -125,25 +130,28 @@ def _draws(seed: int, sample: int, block: int) -> NDArray[np.float64]:
 def choose(
     logits: NDArray[Any],
     sampling: Sampling,
-    position: int,
-    sample: int = 0,
+    positions: Sequence[int],
+    samples: Sequence[int],
     seen: NDArray[np.bool_] | None = None,
     allowed: NDArray[np.bool_] | None = None,
-) -> int:
-    """The token at `position` (tokens before it in the text, prompt included) of the `sample`-th text from this prompt.
+) -> NDArray[np.int64]:
+    """The next token of each of N texts, (N,), given logits (N, V).
 
-    Inverse CDF in float64 over the distribution in the order of the vocabulary; see `probabilities` for the rest.
+    A text has positions[n] tokens so far, prompt included, and is the samples[n]-th from its prompt. Inverse CDF in
+    float64 over the distribution in the order of the vocabulary; see `probabilities` for the rest.
     """
-    distribution = probabilities(logits, sampling, seen, allowed)
+    distributions = probabilities(logits, sampling, seen, allowed)
     if sampling.temperature == 0:
-        return int(distribution.argmax())
-    cdf = np.cumsum(distribution)
+        return distributions.argmax(-1)
+    cdf = np.cumsum(distributions, -1)
+    draws = [uniform(sampling.seed, sample, position) for sample, position in zip(samples, positions)]
     # u < 1, so u * total < total: the found token has a step in the cdf, that is, a probability above zero
-    return int(np.searchsorted(cdf, uniform(sampling.seed, sample, position) * cdf[-1], side="right"))
+    return np.count_nonzero(cdf <= np.array(draws)[:, None] * cdf[:, -1:], -1)
 
 
-def log_probability(logits: NDArray[Any], token: int) -> float:
-    """Natural log of the probability that the model itself gives to `token`, before any of the filters."""
+def log_probabilities(logits: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Natural log of the probability that the model itself gives to tokens (N,), before any filter; logits (N, V)."""
     scores = logits.astype(np.float64)
-    scores -= scores.max()
-    return float(scores[token] - math.log(np.exp(scores).sum()))
+    scores -= scores.max(-1, keepdims=True)
+    found: NDArray[np.float64] = scores[np.arange(len(tokens)), tokens] - np.log(np.exp(scores).sum(-1))
+    return found

@@ -19,6 +19,7 @@ from test_torch_engine import (  # noqa: E402 - needs PyTorch
 )
 
 from glasslm.engines.torch.hardware import compiler_missing  # noqa: E402
+from glasslm.errors import InputError  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # PyTorch warns of its own compiler's parts
 
@@ -27,6 +28,8 @@ MODELS: dict[str, ModelConfig] = {
     "alibi, shared keys": dataclasses.replace(
         MODEL, position="alibi", n_kv_heads=2, norm="layernorm", bias=True, dropout=0.0, attention_dropout=0.0
     ),
+    "gelu": dataclasses.replace(MODEL, feedforward="gelu", position="learned"),
+    "geglu": dataclasses.replace(MODEL, feedforward="geglu", dropout=0.0, attention_dropout=0.0),
 }
 
 
@@ -56,6 +59,15 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
         np.testing.assert_allclose(copy(compiled)[key], array, rtol=0, atol=1e-3 * max(np.abs(array).max(), 1e-3))
     tokens, targets, *_ = batch()
     np.testing.assert_allclose(compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-3)
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/bin/false"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    engine = engine_of(compiled=True)
+    with pytest.raises(InputError, match=r"torch\.compile does not work here .*--compile off") as caught:
+        engine.accumulate(batch(), 1 / (B * T))
+    assert "\n" not in str(caught.value)
 
 
 @torch._dynamo.config.patch(error_on_recompile=True)

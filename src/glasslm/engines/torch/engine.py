@@ -74,6 +74,18 @@ def memory_errors() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """A compiler that is there and does not work is told in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise InputError(f"torch.compile does not work here ({said}): use --compile off, or see to it") from error
+
+
 class TorchEngine:
     """`config` must be resolved. Weights are zero until `load`."""
 
@@ -141,6 +153,7 @@ class TorchEngine:
         for parameter in self.model.parameters():
             parameter.zero_()
 
+    @compiler_errors()
     @memory_errors()
     @no_denormals()
     def accumulate(self, batch: Batch, weight: float) -> Losses:

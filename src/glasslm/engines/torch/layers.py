@@ -4,6 +4,7 @@ the activations, so that bfloat16 and float16 need no second copy of the model; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -85,6 +86,10 @@ def relu2(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """The tanh form, as in the other engine. arXiv:1606.08415."""
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        # 1 + tanh(u) = 2 sigmoid(2u), and compiled for CPUs tanh takes more than twice as long (docs/log.md)
+        wide = widened(x)
+        return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(x.dtype)
     return F.gelu(x, approximate="tanh")
 
 

@@ -104,7 +104,7 @@ def turned(engine: Engine, contexts: Ids) -> Turned:
     before, after = (_last_logits(engine, text) for text in (contexts, backwards))
     deviation = float(before.std()) or 1.0
     plain = Sampling(temperature=1.0)
-    p, q = (np.stack([probabilities(row, plain) for row in logits]) for logits in (before, after))
+    p, q = probabilities(before, plain), probabilities(after, plain)
     return Turned(
         moved=float(np.sqrt(np.square(after - before).mean())) / deviation,
         guesses=int((before.argmax(-1) != after.argmax(-1)).sum()),

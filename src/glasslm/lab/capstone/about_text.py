@@ -156,7 +156,7 @@ def sampling(question: Question, of: Specimen) -> Answer:
         return answer.without(of.missing)
     look = of.look
     plain = Sampling(temperature=1.0)
-    uncertain = entropy(np.stack([probabilities(row, plain) for row in look.logits]))
+    uncertain = entropy(probabilities(look.logits, plain))
     first = min(CONTEXT, len(look.tokens)) - 1  # what is shown should have a context
     places = {"sure": first + int(uncertain[first:].argmin()), "unsure": first + int(uncertain[first:].argmax())}
     kept = {kind: _kept(look.logits[place]) for kind, place in places.items()}
