@@ -63,7 +63,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
         "files", "sha256", "train_tokens", "val_tokens", "test_tokens", "train_bytes", "val_bytes", "test_bytes"
     }  # fmt: skip
     (file,) = data["files"]
-    assert file == {"path": str(text), "bytes": text.stat().st_size, "sha256": files.sha256_of(text)}
+    assert file == {"path": str(text), "bytes": text.stat().st_size, "sha256": files.sha256_of(text), "origin": ""}
     assert data["train_bytes"] + data["val_bytes"] + data["test_bytes"] == text.stat().st_size
     assert record["versions"]["python"] == platform.python_version()
     assert record["versions"]["numpy"] == np.__version__

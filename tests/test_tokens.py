@@ -37,7 +37,7 @@ def test_shakespeare_splits_as_everyone_has_it(data_dir: Path) -> None:
     text = (data_dir / "tinyshakespeare.txt").read_text(encoding="utf-8")
     dataset = tokens.prepare(DataConfig(), source, quiet)
     assert dataset.facts == {
-        "files": [{"path": source.files[0].path, "bytes": 1_115_394, "sha256": source.files[0].sha256}],
+        "files": [{"path": source.files[0].path, "bytes": 1_115_394, "sha256": source.files[0].sha256, "origin": ""}],
         "train_tokens": 1_003_854,
         "val_tokens": 111_540,
         "train_bytes": 1_003_854,

@@ -69,6 +69,17 @@ def test_texts_are_joined_and_licence_and_size_are_told_first(reader: Any) -> No
     assert said[1].startswith("note: that is all of a/b")
 
 
+def test_the_commit_is_kept_with_the_text(reader: Any, tmp_path: Path) -> None:
+    reader(ABOUT, *texts("one"), END)
+    data = DataConfig(hf_dataset="a/b")
+    for _ in ("fetched", "from the cache"):
+        (file,) = corpora.find(data, lambda message: None).files
+        assert file.origin == f"https://huggingface.co/datasets/a/b/tree/{'0' * 40}"
+    (recipe,) = (tmp_path / "cache" / "corpora" / "hub").glob("*.json")
+    recipe.write_text(json.dumps({"text": json.loads(recipe.read_text())["text"]}))  # as older versions wrote it
+    assert corpora.find(data, lambda message: None).files[0].origin == ""
+
+
 @pytest.mark.parametrize(
     ("most", "expected"),
     [

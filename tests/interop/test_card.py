@@ -170,7 +170,7 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
     data = read_json(run_dir / "run.json")["data"]
     record = {
         "command": f"glasslm train {FENCE}",
-        "data": data | {"files": [{"path": f"/home/me/{HOSTILE}", "bytes": 1, "sha256": HOSTILE}]},
+        "data": data | {"files": [{"path": f"/home/me/{HOSTILE}", "bytes": 1, "sha256": HOSTILE, "origin": HOSTILE}]},
         "machine": {"platform": HOSTILE, "cpu": HOSTILE, "cores": 2},
         "versions": {HOSTILE: HOSTILE},
         "git": {"commit": HOSTILE, "dirty": True},

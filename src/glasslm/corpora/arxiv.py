@@ -88,7 +88,7 @@ def find(category: str, max_results: int, say: Say) -> Source:
             say(f"note: arXiv has {len(texts):,} papers in {category}, fewer than --max-results {max_results:,}")
         keep(path, SEPARATOR.join(texts).encode())
         shutil.rmtree(pages, ignore_errors=True)
-    return Source("arxiv", (source_file(path),))
+    return Source("arxiv", (source_file(path, f"{ADDRESS}?search_query=cat:{category}"),))
 
 
 def _pages(category: str, max_results: int, kept: Path, say: Say) -> Iterator[Page]:

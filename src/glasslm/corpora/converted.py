@@ -33,7 +33,8 @@ def as_text(path: Path, say: Say) -> Path:
         say(f"{path.name}: {kind}, {size(path.stat().st_size)}; converting it to text, once")
         return joined(_told(path, texts, say))
 
-    return made_once(cache_dir("converted"), {"sha256": files.sha256_of(path), "kind": kind, "format": FORMAT}, make)
+    request = {"sha256": files.sha256_of(path), "kind": kind, "format": FORMAT}
+    return made_once(cache_dir("converted"), request, make)[0]
 
 
 def _kind(path: Path) -> tuple[str, Texts | None]:

@@ -32,11 +32,12 @@ CHUNK = 1 << 20  # bytes read at once
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file as it was found: its absolute path, raw size and hash."""
+    """One file as it was found: its absolute path, raw size and hash; where it was fetched from, if that is known."""
 
     path: str
     bytes: int
     sha256: str
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Source:
             yield from _decoded(file, errors)
 
 
-def source_file(path: Path | str) -> SourceFile:
+def source_file(path: Path | str, origin: str = "") -> SourceFile:
     """Size and hash of a file. Raises InputError if it cannot be read."""
     with _opened(str(path)) as file:
         digest = hashlib.file_digest(file, "sha256")
-        return SourceFile(os.path.abspath(path), file.tell(), digest.hexdigest())
+        return SourceFile(os.path.abspath(path), file.tell(), digest.hexdigest(), origin)
 
 
 def find(given: tuple[str, ...], say: Say) -> Source:

@@ -50,12 +50,17 @@ def find(name: str, wanted: Wanted, say: Say, by_hand: str = "") -> Source:
         "and give it with --text-file"
     )
 
+    about: dict[str, str] = {}  # as the hub says it
+
     def make() -> Iterator[bytes]:
-        with closing(_texts(wanted, say, by_hand)) as texts:
+        with closing(_texts(wanted, about, say, by_hand)) as texts:
             yield from joined(_told(texts, wanted, say), wanted.most)
 
-    path = made_once(cache_dir("corpora", "hub"), dataclasses.asdict(wanted), make)
-    return Source(name, (source_file(path),))
+    def origin() -> str:
+        return f"https://huggingface.co/datasets/{about['dataset']}/tree/{about['revision']}"
+
+    path, found = made_once(cache_dir("corpora", "hub"), dataclasses.asdict(wanted), make, origin)
+    return Source(name, (source_file(path, found),))
 
 
 def _told(texts: Iterator[str], wanted: Wanted, say: Say) -> Iterator[str]:
@@ -71,8 +76,8 @@ def _told(texts: Iterator[str], wanted: Wanted, say: Say) -> Iterator[str]:
         say(f"note: that is all of {wanted.dataset}, split {wanted.split}: {size(total)} of text")
 
 
-def _texts(wanted: Wanted, say: Say, by_hand: str) -> Generator[str, None, None]:
-    """What the reader finds, as it comes."""
+def _texts(wanted: Wanted, about: dict[str, str], say: Say, by_hand: str) -> Generator[str, None, None]:
+    """What the reader finds, as it comes; before that it fills `about`."""
 
     def failed(why: str) -> DownloadError:
         return DownloadError(f"{wanted.dataset} could not be read: {why}; {by_hand}")
@@ -100,7 +105,8 @@ def _texts(wanted: Wanted, say: Say, by_hand: str) -> Generator[str, None, None]
             if "text" in said:
                 yield said["text"]
             elif "about" in said:
-                say(_about(said["about"], wanted))
+                about |= said["about"]
+                say(_about(about, wanted))
             elif "refused" in said:
                 raise InputError(harmless(said["refused"]))
             elif "failed" in said:
@@ -109,7 +115,7 @@ def _texts(wanted: Wanted, say: Say, by_hand: str) -> Generator[str, None, None]
                 return
 
 
-def _about(about: dict[str, Any], wanted: Wanted) -> str:
+def _about(about: dict[str, str], wanted: Wanted) -> str:
     """Licence and size, before anything is fetched."""
     part = ", ".join(filter(None, (wanted.config, wanted.split)))
     which = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"

@@ -27,4 +27,4 @@ def find(say: Say, attempts: Sequence[float] = PATIENT) -> Source:
         download(REMOTE, path, say, attempts)
     except DownloadError as error:
         raise DownloadError(f"{error}, or train on any text with --text-file PATH") from error
-    return Source("shakespeare", (source_file(path),))
+    return Source("shakespeare", (source_file(path, REMOTE.url),))

@@ -78,19 +78,25 @@ def listed(names: list[str], asked: str | None = None) -> str:
     return harmless(", ".join(names[:LISTED])) + more if names else "none"
 
 
-def made_once(folder: Path, request: Any, make: Callable[[], Iterator[bytes]]) -> Path:
-    """The file with what `make` yields for `request` (strict JSON), made only if the cache does not have it whole."""
+def made_once(
+    folder: Path, request: Any, make: Callable[[], Iterator[bytes]], origin: Callable[[], str] = str
+) -> tuple[Path, str]:
+    """The file with what `make` yields for `request` (strict JSON), made only if the cache does not have it whole.
+
+    Beside it what `origin` said, once it was made, of where it is from.
+    """
     recipe = folder / f"{sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()}.json"
     try:
-        path = folder / f"{files.read_json(recipe)['text']}.txt"
+        made = files.read_json(recipe)
+        path = folder / f"{made['text']}.txt"
         if files.sha256_of(path) == path.stem:
-            return path
+            return path, made.get("origin", "")
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: DamagedError is an OSError, too
         pass
     with writing(folder):
         path = files.write_by_hash(folder, make(), ".txt")
-        files.write_json(recipe, {"text": path.stem, "of": request})
-    return path
+        files.write_json(recipe, made := {"text": path.stem, "of": request, "origin": origin()})
+    return path, made["origin"]
 
 
 class Progress:

@@ -184,7 +184,7 @@ def _data(leaving: Leaving) -> list[str]:
         f"The text was {inline_markdown(facts.text_name(data))}{_licence(data)}. "
         f"It was split in order: {_split(data)}.",
         _table(facts.data(leaving.run.record)),
-        _table([(_last(file["path"]), f"{file['bytes']:,}", file["sha256"]) for file in files[:SHOWN]],
+        _table([(_named(file), f"{file['bytes']:,}", file["sha256"]) for file in files[:SHOWN]],
                ("file", "bytes", "sha256")),
     ]  # fmt: skip
     if len(files) > SHOWN:
@@ -352,6 +352,12 @@ def _limits(leaving: Leaving) -> str:
 def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
     lines = [header, ["---"] * len(header), *(map(inline_markdown, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _named(file: dict[str, Any]) -> str:
+    """The file without its folders, and where it was fetched from."""
+    origin = file.get("origin")
+    return _last(file["path"]) + (f", from {origin}" if origin else "")
 
 
 def _last(path: str) -> str:

@@ -35,6 +35,7 @@ from glasslm.engines.torch.moe import Routing
 from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
 from glasslm.errors import InputError
 from glasslm.parameters import table
+from glasslm.wording import one_line
 
 if TYPE_CHECKING:
     from glasslm.engines.torch.distributed import Ranks
@@ -82,8 +83,9 @@ def compiler_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise
-        said = str(error).strip().partition("\n")[0]
-        raise InputError(f"torch.compile does not work here ({said}): use --compile off, or see to it") from error
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        why = one_line(lines[0]) if lines else type(error).__name__
+        raise InputError(f"torch.compile does not work here ({why}): use --compile off, or see to it") from error
 
 
 class TorchEngine:
