@@ -64,9 +64,7 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
 @torch._inductor.config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True})
 def test_a_compiler_that_fails_is_told_in_one_line() -> None:
     engine = engine_of(compiled=True)
-    with pytest.raises(
-        InputError, match=r"torch\.compile does not work .*C\+\+ compiler.*--compile off"
-    ) as caught:
+    with pytest.raises(InputError, match=r"torch\.compile does not work .*C\+\+ compiler.*--compile off") as caught:
         engine.accumulate(batch(), 1 / (B * T))
     assert "\n" not in str(caught.value)
 
