@@ -85,7 +85,7 @@ def tracked(names: tuple[str, ...], run: Run, progress: Progress | None, say: Sa
 
 
 def _warning(name: str, why: str) -> str:
-    return f"warning: {name} does not track this run any more: {one_line(why)}"
+    return f"warning: {name} does not track this run any more: {one_line(why, longest=400)}"  # with a path in it
 
 
 class _Process:
