@@ -1,4 +1,4 @@
-"""Nearly every benchmark that needs no other program runs to its end, at its smallest: what nobody runs breaks unseen."""
+"""Nearly every benchmark that needs no other program runs to its end, at its smallest: what nobody runs breaks."""
 
 import subprocess
 import sys
