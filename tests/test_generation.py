@@ -165,7 +165,9 @@ def test_json_comes_out_whole_from_every_row():
             HistoryEngine(256), tokenizer, ["x", "long prompt"], block_size=8, max_new_tokens=n, samples=3,
             sampling=Sampling(3.0), grammar=grammar.text,
         )  # fmt: skip
-        for text in texts(pieces).values():
+        written = texts(pieces)
+        assert len(written) == 6
+        for text in written.values():
             json.loads(text)
 
 

@@ -95,8 +95,9 @@ def made_once(
         pass
     with writing(folder):
         path = files.write_by_hash(folder, make(), ".txt")
-        files.write_json(recipe, made := {"text": path.stem, "of": request, "origin": origin()})
-    return path, made["origin"]
+        found = origin()
+        files.write_json(recipe, {"text": path.stem, "of": request, "origin": found})
+    return path, found
 
 
 class Progress:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glasslm.config import AttentionName, ModelConfig
 from glasslm.engines.numpy.attention import Slots
-from glasslm.engines.torch.layers import RMSNorm, dropout_mask, linear, widened
+from glasslm.engines.torch.layers import RMSNorm, compiled_on_cpu, dropout_mask, linear, widened
 
 if TYPE_CHECKING:
     from glasslm.engines.torch.model import Transformer
@@ -156,8 +156,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     """q (B, H, T, Q), k and v (B, K, S, Q) -> softmax(q kᵀ / sqrt(Q) + bias) v, (B, H, T, Q)."""
-    compiled_on_cpu = q.device.type == "cpu" and torch.compiler.is_compiling()
-    if place.drop is not None or place.way == "plain" or (place.way == "auto" and compiled_on_cpu):
+    if place.drop is not None or place.way == "plain" or (place.way == "auto" and compiled_on_cpu(q)):
         return written_out(q, k, v, place)
     mask = None
     if place.bias is not None:

@@ -20,6 +20,11 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def compiled_on_cpu(x: Tensor) -> bool:
+    """Whether torch.compile is at work on what computes on a CPU, where other forms of the same are quicker."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling()
+
+
 class Linear(nn.Linear):
     """x (..., I) -> x wᵀ + bias (..., O), in the type of x; with an adapter of some `rank`, + scale (x aᵀ) bᵀ.
 
@@ -86,7 +91,7 @@ def relu2(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """The tanh form, as in the other engine. arXiv:1606.08415."""
-    if x.device.type == "cpu" and torch.compiler.is_compiling():
+    if compiled_on_cpu(x):
         # 1 + tanh(u) = 2 sigmoid(2u), and compiled for CPUs tanh takes more than twice as long (docs/log.md)
         wide = widened(x)
         return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(x.dtype)
