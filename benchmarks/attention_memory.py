@@ -28,13 +28,19 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one of the engine's threads
 import numpy as np
 
-from glasslm.config import AttentionName, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.config.schema import (
+    AttentionName,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.attention import attention
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.flash import flash_attention
-from glasslm.parameters import initial_weights
+from glasslm.engines.protocol import Batch
+from glasslm.model.parameters import initial_weights
 from paired import heading, ratio, take_turns
 
 H, Q, V = 4, 32, 65
@@ -73,7 +79,9 @@ def torch_step(T: int, window: int) -> Step:
     def step() -> np.ndarray:
         heads = qkv.clone().requires_grad_()
         q, k, v = heads.transpose(1, 2).split(H, dim=1)
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None
+        )
         y.transpose(1, 2).backward(dout)
         assert heads.grad is not None
         return heads.grad.numpy()
@@ -98,14 +106,19 @@ def ways(T: int, window: int) -> dict[str, Callable[[], Step]]:
 
 
 def resident_bytes(what: str) -> int:
-    (kilobytes,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    (kilobytes,) = re.findall(
+        rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")
+    )
     return int(kilobytes) * 1024
 
 
 def growth(arguments: list[str]) -> float:
     """What a fresh process says its memory has grown by, in MB."""
     command = [sys.executable, __file__, *arguments]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout) / 1e6
+    return (
+        int(subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout)
+        / 1e6
+    )
 
 
 def layer_growth(way: str, T: int, window: int) -> int:
@@ -134,45 +147,74 @@ def training_growth(way: AttentionName, T: int) -> int:
 
 
 def compare_layers(lengths: list[int], window: int, seconds: float) -> None:
-    print(f"forward and backward of one layer, {H} heads of {Q}, one text, window {window or 'none'}")
+    print(
+        f"forward and backward of one layer, {H} heads of {Q}, one text, window {window or 'none'}"
+    )
     names = list(ways(lengths[0], window))
-    print(f"{'T':>6}", *(f"{name + ', ms':>10}  {'MB':>6}" for name in names), "  x plain in time, memory", sep="  ")
+    print(
+        f"{'T':>6}",
+        *(f"{name + ', ms':>10}  {'MB':>6}" for name in names),
+        "  x plain in time, memory",
+        sep="  ",
+    )
     fast = {}
     for T in lengths:
         makers = ways(T, window)
         steps = {name: make() for name, make in makers.items()}
         results = {name: step() for name, step in steps.items()}
         for name, result in results.items():
-            assert np.abs(result - results["flash"]).max() < 1e-4 * np.abs(results["flash"]).max(), name
+            assert (
+                np.abs(result - results["flash"]).max() < 1e-4 * np.abs(results["flash"]).max()
+            ), name
         times = take_turns(steps, seconds, turn=0.1)
         del steps, results
-        memory = {name: growth(["--measure", name, "--length", str(T), "--window", str(window)]) for name in makers}
+        memory = {
+            name: growth(["--measure", name, "--length", str(T), "--window", str(window)])
+            for name in makers
+        }
         row = [f"{T:6}"]
         for name in names:
             known = name in times
-            row.append(f"{1e3 * statistics.median(times[name]):10,.1f}  {memory[name]:6,.0f}" if known else " " * 18)
+            row.append(
+                f"{1e3 * statistics.median(times[name]):10,.1f}  {memory[name]:6,.0f}"
+                if known
+                else " " * 18
+            )
         if "plain" in times:
             fast[T] = ratio(times, "flash", "plain")
             row.append(f"  {fast[T]:4.2f}, {memory['plain'] / memory['flash']:.1f}")
         print(*row, sep="  ", flush=True)
     slower = [T for T, times_as_fast in fast.items() if times_as_fast < 1]
     faster = [T for T in fast if max(slower, default=0) < T]
-    print(f"flash is as fast as plain from T = {min(faster)} on" if faster else "flash is slower at all these lengths")
+    print(
+        f"flash is as fast as plain from T = {min(faster)} on"
+        if faster
+        else "flash is slower at all these lengths"
+    )
 
 
 def compare_training(T: int) -> None:
-    print(f"training with the NumPy engine, 4 layers, 4 heads, width 128, three steps of 2 x {T} tokens, one at a time")
-    taken = {way: growth(["--measure", way, "--training", "--length", str(T)]) for way in ("plain", "flash")}
+    print(
+        f"training with the NumPy engine, 4 layers, 4 heads, width 128, three steps of 2 x {T} tokens, one at a time"
+    )
+    taken = {
+        way: growth(["--measure", way, "--training", "--length", str(T)])
+        for way in ("plain", "flash")
+    }
     for way, megabytes in taken.items():
         print(f"--attention {way}: {megabytes:,.0f} MB")
     print(f"plain takes {taken['plain'] / taken['flash']:.1f} times as much")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--window", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=5, help="for a length; three rounds at least")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="for a length; three rounds at least"
+    )
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--length", type=int, default=4096, help="of --training")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # in a process of its own

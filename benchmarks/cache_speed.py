@@ -21,12 +21,12 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 
-from glasslm.config import ComputeConfig, EngineName, RunConfig
-from glasslm.engines import make_engine
-from glasslm.estimate import cache_bytes
-from glasslm.parameters import initial_weights, table
-from glasslm.presets import PRESETS
-from glasslm.wording import size
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.memory_estimate import cache_bytes
+from glasslm.model.parameters import initial_weights, table
+from glasslm.text import size
 from paired import heading, ratio, take_turns
 
 LENGTHS, CONTEXT, WINDOW, V = (64, 256, 1024), 1024, 128, 65
@@ -36,8 +36,13 @@ def engine_of(name: EngineName, threads: int, window: int = 0) -> Any:
     tiny = PRESETS["tiny"]()
     model = dataclasses.replace(tiny.model, block_size=CONTEXT, window=window)
     config = RunConfig(model=model).resolved()
-    engine = make_engine(config, V, ComputeConfig(engine=name, device="cpu", precision="fp32", threads=threads))
-    wide = ((key, array * (4 if array.ndim == 2 else 1)) for key, array in initial_weights(table(config.model, V), 0))
+    engine = make_engine(
+        config, V, ComputeConfig(engine=name, device="cpu", precision="fp32", threads=threads)
+    )
+    wide = (
+        (key, array * (4 if array.ndim == 2 else 1))
+        for key, array in initial_weights(table(config.model, V), 0)
+    )
     engine.load(wide)
     return engine
 
@@ -53,7 +58,9 @@ def cached(engine: Any, tokens: np.ndarray) -> np.ndarray:
 def uncached(engine: Any, tokens: np.ndarray) -> np.ndarray:
     """The same, each token with all those before it."""
     for length in range(1, len(tokens) + 1):
-        logits = engine.logits(tokens[None, :length], engine.new_cache(1, length), np.array([length]))
+        logits = engine.logits(
+            tokens[None, :length], engine.new_cache(1, length), np.array([length])
+        )
     return np.array(logits[0])
 
 
@@ -70,11 +77,21 @@ def measured_bytes(name: str, make: Callable[[], Any]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", nargs="+", default=["numpy", "torch"], choices=["numpy", "torch"])
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help=f"up to {CONTEXT:,}")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one")
-    parser.add_argument("--seconds", type=float, default=20, help="for each engine and length, one pair at least")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--engine", nargs="+", default=["numpy", "torch"], choices=["numpy", "torch"]
+    )
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=LENGTHS, help=f"up to {CONTEXT:,}"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="for each engine and length, one pair at least"
+    )
     args = parser.parse_args()
     print(heading("numpy", *(["torch"] if "torch" in args.engine else []), threads=args.threads))
     print(f"preset tiny, context {CONTEXT:,}, one text; medians of pairs")
@@ -86,11 +103,17 @@ def main() -> None:
             text = tokens[:length]
             difference = np.abs(cached(engine, text) - uncached(engine, text)).max()
             assert difference < 1e-3, difference
-            ways = {"with": partial(cached, engine, text), "without": partial(uncached, engine, text)}
+            ways = {
+                "with": partial(cached, engine, text),
+                "without": partial(uncached, engine, text),
+            }
             times = take_turns(ways, args.seconds, rounds=1)
             with_cache, without = (statistics.median(times[way]) for way in ways)
             speed_up = ratio(times, "with", "without")
-            print(f"{name:6}  {length:6,}  {with_cache:14.3f}  {without:11.3f}  {speed_up:14.1f}", flush=True)
+            print(
+                f"{name:6}  {length:6,}  {with_cache:14.3f}  {without:11.3f}  {speed_up:14.1f}",
+                flush=True,
+            )
     print("\nmemory of the cache: 2 L K Q min(capacity, window) rows numbers")
     print("engine  window   by formula, bytes   measured, bytes")
     for name in args.engine:

@@ -22,11 +22,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from glasslm.config import ModelConfig
-from glasslm.engines import Batch
+from glasslm.config.presets import tiny
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.parameters import initial_weights
-from glasslm.presets import tiny
+from glasslm.engines.protocol import Batch
+from glasslm.model.parameters import initial_weights
 
 V, B, T = 65, 4, 64
 MODEL = ModelConfig(position="none", d_ff=341, block_size=T)
@@ -46,7 +46,9 @@ class PlainTransformer:
         self.p = {name: Parameter(array) for name, array in weights.items()}
         self.t = 0
 
-    def linear(self, x: np.ndarray, name: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def linear(
+        self, x: np.ndarray, name: str
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         w = self.p[f"{name}.weight"]
 
         def backward(dy: np.ndarray) -> np.ndarray:
@@ -55,7 +57,9 @@ class PlainTransformer:
 
         return x @ w.data.T, backward
 
-    def norm(self, x: np.ndarray, name: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def norm(
+        self, x: np.ndarray, name: str
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         w = self.p[f"{name}.weight"]
         r = 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
         unit = x * r
@@ -67,7 +71,9 @@ class PlainTransformer:
 
         return unit * w.data, backward
 
-    def attention(self, x: np.ndarray, name: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def attention(
+        self, x: np.ndarray, name: str
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         H = MODEL.n_heads
 
         def split(a: np.ndarray) -> np.ndarray:
@@ -90,12 +96,16 @@ class PlainTransformer:
             dp = da @ v.swapaxes(-1, -2)
             ds = p * (dp - np.sum(dp * p, axis=-1, keepdims=True)) * scale
             return (
-                q_back(merge(ds @ k)) + k_back(merge(ds.swapaxes(-1, -2) @ q)) + v_back(merge(p.swapaxes(-1, -2) @ da))
+                q_back(merge(ds @ k))
+                + k_back(merge(ds.swapaxes(-1, -2) @ q))
+                + v_back(merge(p.swapaxes(-1, -2) @ da))
             )
 
         return y, backward
 
-    def feedforward(self, x: np.ndarray, name: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def feedforward(
+        self, x: np.ndarray, name: str
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         (g, g_back), (u, u_back) = self.linear(x, f"{name}.gate"), self.linear(x, f"{name}.up")
         s = 1 / (1 + np.exp(-g))
         y, down_back = self.linear(g * s * u, f"{name}.down")
@@ -112,7 +122,10 @@ class PlainTransformer:
             parameter.grad[...] = 0
         x, backs = embedding.data[tokens], []
         for i in range(MODEL.n_layers):
-            for sublayer, name in ((self.attention, "attention"), (self.feedforward, "feedforward")):
+            for sublayer, name in (
+                (self.attention, "attention"),
+                (self.feedforward, "feedforward"),
+            ):
                 h, norm_back = self.norm(x, f"blocks.{i}.{name}_norm")
                 h, inner_back = sublayer(h, f"blocks.{i}.{name}")
                 x = x + h
@@ -140,7 +153,9 @@ class PlainTransformer:
             g = p.grad * min(1.0, 1.0 / (norm + 1e-6))
             p.m = b1 * p.m + (1 - b1) * g
             p.v = b2 * p.v + (1 - b2) * g**2
-            p.data -= lr * (p.m / (1 - b1**self.t) / (np.sqrt(p.v / (1 - b2**self.t)) + 1e-8) + decay * p.data)
+            p.data -= lr * (
+                p.m / (1 - b1**self.t) / (np.sqrt(p.v / (1 - b2**self.t)) + 1e-8) + decay * p.data
+            )
 
 
 def measure(side: str, seconds: float, threads: int) -> None:
@@ -149,7 +164,9 @@ def measure(side: str, seconds: float, threads: int) -> None:
     config = dataclasses.replace(
         base,
         model=MODEL,
-        optimizer=dataclasses.replace(base.optimizer, optimizer="adamw", lr=3e-4, weight_decay=0.01),
+        optimizer=dataclasses.replace(
+            base.optimizer, optimizer="adamw", lr=3e-4, weight_decay=0.01
+        ),
         train=dataclasses.replace(base.train, batch_size=B),
     ).resolved()
     engine = NumpyEngine(config, V, threads)
@@ -177,11 +194,15 @@ def measure(side: str, seconds: float, threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=("glasslm", "plain"), help="measure one side in this process")
+    parser.add_argument(
+        "--side", choices=("glasslm", "plain"), help="measure one side in this process"
+    )
     args = parser.parse_args()
     if args.side:
         measure(args.side, args.seconds, args.threads)
@@ -191,16 +212,22 @@ def main() -> None:
         losses = []
         for side in rates:
             command = [sys.executable, __file__, "--side", side, "--seconds", str(args.seconds)]
-            blas = "1" if side == "glasslm" else str(args.threads)  # as glasslm's command line sets it
+            blas = (
+                "1" if side == "glasslm" else str(args.threads)
+            )  # as glasslm's command line sets it
             environment = os.environ | {"OPENBLAS_NUM_THREADS": blas}
             command += ["--threads", str(args.threads)]
-            printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            printed = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            ).stdout
             loss, rate = map(float, printed.split())
             losses.append(loss)
             rates[side].append(rate)
         assert abs(losses[0] - losses[1]) < 1e-4, losses
     ratio = statistics.median(a / b for a, b in zip(*rates.values()))
-    print(f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, {args.pairs} pairs of processes")
+    print(
+        f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, {args.pairs} pairs of processes"
+    )
     for name, found in rates.items():
         print(f"{name:10} {statistics.median(found):9,.0f} tokens/s")
     print(f"ratio      {ratio:9.2f} (median of pairs)")

@@ -28,10 +28,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line 
 import numpy as np
 import torch
 
-from glasslm.config import ComputeConfig, Precision, RunConfig
-from glasslm.engines import Engine, make_engine
-from glasslm.parameters import count, initial_weights, table
-from glasslm.presets import PRESETS
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, Precision, RunConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Engine
+from glasslm.model.parameters import count, initial_weights, table
 from paired import clocked, heading, ratio, take_turns
 from torch_speed import larger, random_batch, training
 
@@ -44,7 +45,9 @@ Ways = dict[str, Callable[[], object]]
 def sized(name: str, batch_size: int) -> RunConfig:
     preset, d_model, n_heads = WIDTHS.get(name, (name, 0, 0))
     base = PRESETS[preset]()
-    model = dataclasses.replace(base.model, d_model=d_model, n_heads=n_heads) if d_model else base.model
+    model = (
+        dataclasses.replace(base.model, d_model=d_model, n_heads=n_heads) if d_model else base.model
+    )
     train = dataclasses.replace(base.train, batch_size=batch_size)
     return dataclasses.replace(base, model=model, train=train).resolved()
 
@@ -56,11 +59,15 @@ def computes(threads: int, compiled: bool) -> dict[str, ComputeConfig]:
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for compile, precision in itertools.product(compiling, precisions):
         name = f"{precision}{', compiled' if compile == 'on' else ''}"
-        ways[name] = ComputeConfig(engine="torch", device="cpu", precision=precision, compile=compile, threads=threads)
+        ways[name] = ComputeConfig(
+            engine="torch", device="cpu", precision=precision, compile=compile, threads=threads
+        )
     return ways
 
 
-def training_ways(config: RunConfig, ways: dict[str, ComputeConfig]) -> tuple[Ways, dict[str, float]]:
+def training_ways(
+    config: RunConfig, ways: dict[str, ComputeConfig]
+) -> tuple[Ways, dict[str, float]]:
     """A step of each way, warmed up and checked, and the seconds that compiling took."""
     torch.compiler.reset()  # or the shapes of another size make those of this one dynamic
     batch = random_batch(config, V)
@@ -74,7 +81,9 @@ def training_ways(config: RunConfig, ways: dict[str, ComputeConfig]) -> tuple[Wa
         begin = time.perf_counter()
         losses[name] = step()
         compiling[name] = time.perf_counter() - begin - clocked(step)
-    assert all(abs(loss - losses["numpy"]) < 0.02 * losses["numpy"] for loss in losses.values()), losses
+    assert all(abs(loss - losses["numpy"]) < 0.02 * losses["numpy"] for loss in losses.values()), (
+        losses
+    )
     return steps, compiling
 
 
@@ -98,11 +107,15 @@ def reading_ways(config: RunConfig, ways: dict[str, ComputeConfig], tokens: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10, help="for a size; three rounds at least")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="for a size; three rounds at least"
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     print(heading("numpy", "torch", threads=args.threads))
@@ -110,12 +123,16 @@ def main() -> None:
     def row(name: str, config: RunConfig, ways: Ways, tokens: int, turn: float) -> str:
         times = take_turns(ways, args.seconds, turn)
         parameters = count(table(config.model, V))["total"]
-        ratios = [f"{ratio(times, way, 'numpy'):{max(6, len(way))}.2f}" for way in ways if way != "numpy"]
+        ratios = [
+            f"{ratio(times, way, 'numpy'):{max(6, len(way))}.2f}" for way in ways if way != "numpy"
+        ]
         speed = tokens / statistics.median(times["numpy"])
         return "  ".join([f"{name:10}  {parameters / 1e6:9.1f}M  {speed:14,.0f}", *ratios])
 
     def header(ways: dict[str, ComputeConfig]) -> str:
-        return "  ".join([f"{'':10}  parameters  numpy tokens/s", *(f"{way:>6}" for way in list(ways)[1:])])
+        return "  ".join(
+            [f"{'':10}  parameters  numpy tokens/s", *(f"{way:>6}" for way in list(ways)[1:])]
+        )
 
     all_ways = computes(args.threads, args.compile)
     print(f"training, batches of {args.batch_size} rows")
@@ -124,7 +141,12 @@ def main() -> None:
         config = sized(name, args.batch_size)
         ways, compiling = training_ways(config, all_ways)
         line = row(name, config, ways, config.train.batch_size * config.model.block_size, turn=0.3)
-        print(line, " ", ", ".join(f"{compiling[way]:.0f} s" for way in ways if "compiled" in way), flush=True)
+        print(
+            line,
+            " ",
+            ", ".join(f"{compiling[way]:.0f} s" for way in ways if "compiled" in way),
+            flush=True,
+        )
     eager = computes(args.threads, compiled=False)
     print("reading one text of 64 tokens, one by one")
     print(header(eager))

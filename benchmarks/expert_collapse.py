@@ -26,10 +26,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line 
 import numpy as np
 from matplotlib.figure import Figure
 
-from glasslm import launch
-from glasslm.config import ComputeConfig, OptimizerConfig, RunConfig
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, OptimizerConfig, RunConfig
+from glasslm.training import launch
 from paired import heading
 
 MODEL = {
@@ -77,7 +77,10 @@ def train(config: RunConfig, threads: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run")
         launch.train(config, compute, path, say=lambda line: None)
-        return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [
+            json.loads(line)
+            for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
 
 
 def final_loss(lines: list[dict[str, Any]]) -> float:
@@ -88,7 +91,9 @@ def final_loss(lines: list[dict[str, Any]]) -> float:
 def course(lines: list[dict[str, Any]]) -> Course:
     steps = [line for line in lines if line["kind"] == "step"]
     return Course(
-        np.array([line["step"] for line in steps]), np.array([line["experts"] for line in steps]), final_loss(lines)
+        np.array([line["step"] for line in steps]),
+        np.array([line["experts"] for line in steps]),
+        final_loss(lines),
     )
 
 
@@ -98,31 +103,46 @@ def draw(courses: dict[str, Course]) -> Figure:
     """
     layers = next(iter(courses.values())).shares.shape[1]
     figure = Figure(figsize=(10, 1.9 * len(courses)), layout="constrained")
-    for row, (name, course) in zip(figure.subplots(len(courses), layers, sharex=True, sharey=True), courses.items()):
+    for row, (name, course) in zip(
+        figure.subplots(len(courses), layers, sharex=True, sharey=True), courses.items()
+    ):
         for layer, axes in enumerate(row):
             shares = course.shares[:, layer]
             shares = shares[:, np.argsort(-shares[-len(course.end) :].mean(0))]
-            shades = [(0.13 + 0.1 * e, 0.35 + 0.075 * e, 0.6 + 0.045 * e) for e in range(shares.shape[-1])]
+            shades = [
+                (0.13 + 0.1 * e, 0.35 + 0.075 * e, 0.6 + 0.045 * e) for e in range(shares.shape[-1])
+            ]
             axes.stackplot(course.steps, shares.T, colors=shades, edgecolor="white", linewidth=0.3)
             axes.set(xlim=(course.steps[0], course.steps[-1]), ylim=(0, 1), yticks=[0, 0.5, 1])
             end = entropy(course.end[:, layer]).mean()
-            axes.set_title(f"layer {layer + 1}: entropy {end:.2f} at the end", fontsize=9, loc="left")
+            axes.set_title(
+                f"layer {layer + 1}: entropy {end:.2f} at the end", fontsize=9, loc="left"
+            )
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(name, fontsize=9)
     figure.supxlabel("step", fontsize=9)
-    figure.suptitle("The share of the router's choices that falls on each expert", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        "The share of the router's choices that falls on each expert",
+        fontsize=11,
+        fontweight="bold",
+    )
     return figure
 
 
 def print_row(name: str, use: list[float], losses: list[float]) -> None:
     largest, even, unused = (f"{value:.2f}" if math.isfinite(value) else "" for value in use)
     each = " ".join(f"{loss:.4f}" for loss in losses)
-    print(f"{name:24}  {largest:>13}  {even:>7}  {unused:>11}  {statistics.mean(losses):.4f}  {each}", flush=True)
+    print(
+        f"{name:24}  {largest:>13}  {even:>7}  {unused:>11}  {statistics.mean(losses):.4f}  {each}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text-file")
     text.add_argument("--corpus", default="shakespeare")
@@ -135,21 +155,33 @@ def main() -> None:
     args = parser.parse_args()
 
     source = {"text_file": args.text_file} if args.text_file else {"corpus": args.corpus}
-    base = with_flags(PRESETS["tiny"](), MODEL | source | {"max_steps": args.max_steps, "lr": args.lr})
+    base = with_flags(
+        PRESETS["tiny"](), MODEL | source | {"max_steps": args.max_steps, "lr": args.lr}
+    )
     shown: dict[str, Course] = {}
     print(heading("numpy", threads=args.threads))
-    print(f"{'':24}  largest share  entropy  unused of {MODEL['n_experts']}    loss  losses by seed")
+    print(
+        f"{'':24}  largest share  entropy  unused of {MODEL['n_experts']}    loss  losses by seed"
+    )
     for k in args.experts_per_token:
         dense = with_flags(base, {"n_experts": 0, "d_ff": k * base.model.d_ff})
-        losses = [final_loss(train(with_flags(dense, {"seed": seed}), args.threads)) for seed in args.seeds]
+        losses = [
+            final_loss(train(with_flags(dense, {"seed": seed}), args.threads))
+            for seed in args.seeds
+        ]
         print_row(f"dense, width {dense.model.d_ff}", [math.nan, math.nan, math.nan], losses)
         for balance in BALANCES:
             mixture = with_flags(base, {"experts_per_token": k, "balance_loss": balance})
-            courses = [course(train(with_flags(mixture, {"seed": seed}), args.threads)) for seed in args.seeds]
+            courses = [
+                course(train(with_flags(mixture, {"seed": seed}), args.threads))
+                for seed in args.seeds
+            ]
             shown[f"{k} a token,\nbalance loss {balance:g}"] = courses[0]
             use = [(course.largest, course.entropy, course.unused) for course in courses]
             means = [statistics.mean(values) for values in zip(*use)]
-            print_row(f"{k} a token, balance {balance:g}", means, [course.loss for course in courses])
+            print_row(
+                f"{k} a token, balance {balance:g}", means, [course.loss for course in courses]
+            )
     if args.figure:
         draw(shown).savefig(args.figure, dpi=150, facecolor="white")
 

@@ -21,12 +21,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import glasslm
-from glasslm import tokens
-from glasslm.runs import Run
-from glasslm.wording import tell
+from glasslm.data import shards
+from glasslm.runs.run_folder import Run
+from glasslm.text import tell
 from paired import heading
 
-BLOCK, LONG, BIN = 64, 256, 16  # tokens: in training, read at most, and taken together in the figure
+BLOCK, LONG, BIN = (
+    64,
+    256,
+    16,
+)  # tokens: in training, read at most, and taken together in the figure
 WINDOWS = 600  # of text, one every BIN tokens
 FURTHER = 40  # steps at LONG tokens
 TRAINED: dict[str, dict[str, Any]] = {
@@ -71,16 +75,26 @@ LINES = {
 
 def train(folder: Path, args: argparse.Namespace) -> dict[str, Run]:
     text = {"text_file": args.text_file} if args.text_file else {"corpus": "shakespeare"}
-    common = text | {"val_fraction": 0.02, "sample_interval": 0, "engine": "numpy", "threads": args.threads}
+    common = text | {
+        "val_fraction": 0.02,
+        "sample_interval": 0,
+        "engine": "numpy",
+        "threads": args.threads,
+    }
     runs: dict[str, Run] = {}
 
     def run(name: str, steps: int, **settings: Any) -> None:
         began = time.perf_counter()
         at_the_end = dict.fromkeys(("eval_interval", "checkpoint_interval", "log_interval"), steps)
-        settings = common | {"max_steps": steps, "warmup_steps": steps // 10} | at_the_end | settings
+        settings = (
+            common | {"max_steps": steps, "warmup_steps": steps // 10} | at_the_end | settings
+        )
         runs[name] = glasslm.train(run_dir=folder / name, **settings)
         seconds = time.perf_counter() - began
-        print(f"{name:16} validation loss {runs[name].history.best_val_loss:.4f}, {seconds:.0f} s", flush=True)
+        print(
+            f"{name:16} validation loss {runs[name].history.best_val_loss:.4f}, {seconds:.0f} s",
+            flush=True,
+        )
 
     for name, switches in TRAINED.items():
         run(name, args.steps, block_size=BLOCK, batch_size=32, **switches)
@@ -92,13 +106,15 @@ def train(folder: Path, args: argparse.Namespace) -> dict[str, Run]:
 def losses_by_position(run: Run, reading: dict[str, Any], threads: int) -> np.ndarray:
     """(bins,) mean nats a token, in bins of positions, over windows at the beginning of the validation text."""
     model = glasslm.load(run.path, "latest", engine="numpy", threads=threads, **reading)
-    text = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, tell).val.tokens
+    text = shards.of_run(run.config.data, run.record["data"], run.tokenizer, tell).val.tokens
     width = model.config.model.block_size
     starts = BIN * np.arange(min(WINDOWS, (len(text) - LONG - 1) // BIN))
     sums = np.zeros(width)
     for first in range(0, len(starts), 32):
         rows = starts[first : first + 32, None] + np.arange(width)
-        sums += model.engine.losses(text[rows].astype(np.int64), text[rows + 1].astype(np.int64)).sum(0)
+        sums += model.engine.losses(
+            text[rows].astype(np.int64), text[rows + 1].astype(np.int64)
+        ).sum(0)
     return (sums / len(starts)).reshape(-1, BIN).mean(1)
 
 
@@ -107,7 +123,13 @@ def draw(curves: dict[str, np.ndarray], path: Path) -> None:
     axes = figure.subplots()
     axes.axvspan(0, BLOCK, color="#9a9a9a", alpha=0.15, linewidth=0)
     axes.text(
-        BLOCK / 2, 0.98, "as trained", ha="center", va="top", color="#444444", transform=axes.get_xaxis_transform()
+        BLOCK / 2,
+        0.98,
+        "as trained",
+        ha="center",
+        va="top",
+        color="#444444",
+        transform=axes.get_xaxis_transform(),
     )
     for name, curve in curves.items():
         middles = BIN * np.arange(len(curve)) + BIN / 2
@@ -122,10 +144,16 @@ def draw(curves: dict[str, np.ndarray], path: Path) -> None:
             name, (end - BIN / 2, curve[-1]), (end + 6, heights.get(name, curve[-1] + line_height)), va="center",
             fontsize=9, color=colour, arrowprops=leader,
         )  # fmt: skip
-    axes.set(xlim=(0, LONG + 80), xticks=range(0, LONG + 1, BLOCK), xlabel="position in the text, tokens (characters)")
+    axes.set(
+        xlim=(0, LONG + 80),
+        xticks=range(0, LONG + 1, BLOCK),
+        xlabel="position in the text, tokens (characters)",
+    )
     axes.set_ylim(bottom=min(heights.values()) - line_height)
     axes.set_ylabel("loss at that position, nats per token")
-    axes.set_title("Reading on past the training length", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(
+        "Reading on past the training length", loc="left", fontsize=11, fontweight="bold"
+    )
     axes.grid(color="#9a9a9a", alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -143,20 +171,30 @@ def spread(values: list[float], apart: float) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text-file", help="instead of the corpus shakespeare")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "extrapolation.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[1] / "docs" / "extrapolation.png"
+    )
     args = parser.parse_args()
     print(heading("numpy", threads=args.threads))
     with tempfile.TemporaryDirectory() as folder:
         runs = train(Path(folder), args)
-        curves = {name: losses_by_position(runs[line.run], line.reading, args.threads) for name, line in LINES.items()}
+        curves = {
+            name: losses_by_position(runs[line.run], line.reading, args.threads)
+            for name, line in LINES.items()
+        }
     shown = range(0, LONG, 2 * BIN)
     print("mean loss at tokens      ", *(f"{start:4}-{start + BIN:<3}" for start in shown))
     for name, curve in curves.items():
-        print(f"{name:24}  ", *(f"{curve[s // BIN]:8.3f}" if s // BIN < len(curve) else f"{'-':>8}" for s in shown))
+        print(
+            f"{name:24}  ",
+            *(f"{curve[s // BIN]:8.3f}" if s // BIN < len(curve) else f"{'-':>8}" for s in shown),
+        )
     draw(curves, args.out)
     print(f"figure: {args.out.name}")
 

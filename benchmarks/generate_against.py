@@ -24,13 +24,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import nanogpt
-from glasslm.config import ComputeConfig, ModelConfig, Precision
-from glasslm.engines import Engine, make_engine
-from glasslm.generation import generate
-from glasslm.parameters import count, initial_weights, table
-from glasslm.presets import PRESETS
-from glasslm.sampling import Sampling
-from glasslm.tokenizers import CharTokenizer
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, ModelConfig, Precision
+from glasslm.data.tokenizers import CharTokenizer
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Engine
+from glasslm.inference.generation import generate
+from glasslm.inference.sampling import Sampling
+from glasslm.model.parameters import count, initial_weights, table
 from paired import heading, print_speeds, take_turns
 from torch_speed import as_nanogpt, larger
 
@@ -76,8 +77,16 @@ def by_transformers(model: GPT2LMHeadModel, rows: int) -> Text:
     start = torch.tensor([TOKENIZER.encode("\n").tolist()] * rows)
 
     def text(tokens: int, greedily: bool) -> np.ndarray:
-        how: dict[str, Any] = {"attention_mask": torch.ones_like(start), "max_new_tokens": tokens, "use_cache": True}
-        how |= {"do_sample": False} if greedily else {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
+        how: dict[str, Any] = {
+            "attention_mask": torch.ones_like(start),
+            "max_new_tokens": tokens,
+            "use_cache": True,
+        }
+        how |= (
+            {"do_sample": False}
+            if greedily
+            else {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0}
+        )
         written: Any = model.generate(start, **how)  # type: ignore[misc]
         return written[:, 1:].numpy()
 
@@ -111,21 +120,36 @@ def transformers_model(config: ModelConfig, weights: nanogpt.Weights) -> GPT2LMH
 def check(ways: dict[str, Text], engines: dict[str, Engine], tokens: int) -> None:
     """The same text greedily from everybody in float32, and logits like the first engine's from the others."""
     texts = {name: way(tokens, True) for name, way in ways.items()}
-    exact = {name: text for name, text in texts.items() if name not in engines or engines[name].precision == "fp32"}
+    exact = {
+        name: text
+        for name, text in texts.items()
+        if name not in engines or engines[name].precision == "fp32"
+    }
     first = next(iter(exact))
     for name, text in exact.items():
         assert np.array_equal(text, exact[first]), f"{name} and {first} write different texts"
     read = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (1, tokens))
-    logits = [engine.logits(read, engine.new_cache(1, tokens), np.array([tokens])) for engine in engines.values()]
+    logits = [
+        engine.logits(read, engine.new_cache(1, tokens), np.array([tokens]))
+        for engine in engines.values()
+    ]
     for other in logits[1:]:
         assert np.abs(other - logits[0]).max() < 0.05 * np.abs(logits[0]).max()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; left out where there is none")
-    parser.add_argument("--engine", nargs="+", default=["auto", "torch"], choices=["auto", "numpy", "torch"])
-    parser.add_argument("--precision", default="auto", choices=get_args(Precision), help="of the engine torch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--nanogpt", type=Path, help="a checkout of nanoGPT; left out where there is none"
+    )
+    parser.add_argument(
+        "--engine", nargs="+", default=["auto", "torch"], choices=["auto", "numpy", "torch"]
+    )
+    parser.add_argument(
+        "--precision", default="auto", choices=get_args(Precision), help="of the engine torch"
+    )
     parser.add_argument("--preset", default="nanogpt", choices=PRESETS)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=256)
@@ -135,7 +159,11 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    config, V, rows = as_nanogpt(args.preset, args.batch_size), TOKENIZER.vocab_size, args.batch_size
+    config, V, rows = (
+        as_nanogpt(args.preset, args.batch_size),
+        TOKENIZER.vocab_size,
+        args.batch_size,
+    )
     assert args.tokens <= config.model.block_size, "transformers cannot go beyond the context"
     names = table(config.model, V)
     weights = larger(dict(initial_weights(names, 0)))
@@ -143,22 +171,30 @@ def main() -> None:
     for asked in args.engine:
         precision: Precision = args.precision if asked == "torch" else "auto"
         engine = make_engine(
-            config, V, ComputeConfig(engine=asked, device="cpu", precision=precision, threads=args.threads)
+            config,
+            V,
+            ComputeConfig(engine=asked, device="cpu", precision=precision, threads=args.threads),
         )
         engine.load(weights.items())
         engines[f"glasslm {engine.name} {engine.precision}"] = engine
     ways = {name: by_glasslm(engine, config.model, rows) for name, engine in engines.items()}
     ways[TRANSFORMERS] = by_transformers(transformers_model(config.model, weights), rows)
     if args.nanogpt:
-        ways[NANOGPT] = by_nanogpt(nanogpt.load(args.nanogpt, config.model, V, weights).eval(), rows)
+        ways[NANOGPT] = by_nanogpt(
+            nanogpt.load(args.nanogpt, config.model, V, weights).eval(), rows
+        )
     check(ways, engines, min(64, args.tokens))
     calls = {name: lambda way=way: way(args.tokens, False) for name, way in ways.items()}
     times = take_turns(calls, args.seconds, rounds=args.rounds)
 
     print(heading("numpy", "torch", "transformers", threads=args.threads))
     parameters = count(names)["total"]
-    print(f"preset {args.preset}, {parameters / 1e6:.1f}M parameters, {rows} texts of {args.tokens} tokens")
-    print_speeds(times, rows * args.tokens, (TRANSFORMERS, NANOGPT) if args.nanogpt else (TRANSFORMERS,))
+    print(
+        f"preset {args.preset}, {parameters / 1e6:.1f}M parameters, {rows} texts of {args.tokens} tokens"
+    )
+    print_speeds(
+        times, rows * args.tokens, (TRANSFORMERS, NANOGPT) if args.nanogpt else (TRANSFORMERS,)
+    )
 
 
 if __name__ == "__main__":

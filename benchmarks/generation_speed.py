@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glasslm.config import ModelConfig
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.parameters import initial_weights
-from glasslm.presets import PRESETS
+from glasslm.model.parameters import initial_weights
 from train_speed import TorchPeer
 
 
@@ -48,28 +48,42 @@ class CachedPeer(TorchPeer):
             self.keys[i, 0, :, position] = qk[1]
             self.values[i, 0, :, position] = qkv[2]
             keys, values = self.keys[i, :, :, : position + 1], self.values[i, :, :, : position + 1]
-            y = F.scaled_dot_product_attention(qk[0].view(1, c.n_heads, 1, c.head_size), keys, values)
+            y = F.scaled_dot_product_attention(
+                qk[0].view(1, c.n_heads, 1, c.head_size), keys, values
+            )
             x = x + F.linear(y.reshape(1, c.d_model), p[f"o_{i}"])
-            gate, up = F.linear(F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]).chunk(2, -1)
+            gate, up = F.linear(
+                F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]
+            ).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, p[f"down_{i}"])
         return F.linear(F.rms_norm(x, (c.d_model,), p["norm"], 1e-5), p["emb"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one"
+    )
     parser.add_argument("--seconds", type=float, default=40)
     args = parser.parse_args()
 
     sizes = PRESETS[args.preset]().model
     model = ModelConfig(
-        d_model=sizes.d_model, n_layers=sizes.n_layers, n_heads=sizes.n_heads, block_size=sizes.block_size
+        d_model=sizes.d_model,
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        block_size=sizes.block_size,
     )
     config = dataclasses.replace(PRESETS[args.preset](), model=model).resolved()
     V, T = 65, model.block_size
     engine = NumpyEngine(config, V, threads=1)
-    weights = {name: array * (4 if array.ndim == 2 else 1) for name, array in initial_weights(engine.rows, 0)}
+    weights = {
+        name: array * (4 if array.ndim == 2 else 1)
+        for name, array in initial_weights(engine.rows, 0)
+    }
     engine.load(weights.items())
     torch.set_num_threads(args.threads)
     peer = CachedPeer(config.model, weights).eval()
@@ -100,7 +114,9 @@ def main() -> None:
             text()
             times[name].append(time.perf_counter() - start)
     ratio = statistics.median(b / a for a, b in zip(*times.values()))
-    print(f"{datetime.date.today()}  numpy {np.__version__}, torch {torch.__version__} with {args.threads} thread(s)")
+    print(
+        f"{datetime.date.today()}  numpy {np.__version__}, torch {torch.__version__} with {args.threads} thread(s)"
+    )
     print(f"preset {args.preset}, {T} tokens, one stream, {len(times['PyTorch eager'])} pairs")
     for name, seconds in times.items():
         print(f"{name:15} {T / statistics.median(seconds):9,.0f} tokens/s")

@@ -27,10 +27,12 @@ from pathlib import Path
 import torch
 
 import nanogpt
-from glasslm.config import ComputeConfig, ModelConfig
-from glasslm.engines import Batch, make_engine, thread_count
-from glasslm.estimate import flops_per_token
-from glasslm.parameters import count, initial_weights, table
+from glasslm.config.schema import ComputeConfig, ModelConfig
+from glasslm.engines.choice import thread_count
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Batch
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import count, initial_weights, table
 from matmul import products
 from paired import heading, print_speeds, ratio, take_turns
 from time_to_loss import glasslm_seconds, nanogpt_seconds, own_copy
@@ -38,14 +40,31 @@ from torch_speed import as_nanogpt, check, larger, random_batch, training
 
 NANOGPT = as_nanogpt("nanogpt", 64)
 GPT2 = ModelConfig(
-    d_model=768, n_layers=12, n_heads=12, block_size=1024, norm="layernorm", feedforward="gelu", position="learned"
+    d_model=768,
+    n_layers=12,
+    n_heads=12,
+    block_size=1024,
+    norm="layernorm",
+    feedforward="gelu",
+    position="learned",
 )
 MODELS = {  # with the vocabulary and rows of nanoGPT's own runs; it pads GPT-2's vocabulary to a multiple of 64
     "nanogpt": (NANOGPT.model, 65, 64),
     "gpt2-124M": (GPT2, 50304, 12),
-    "tiny": (dataclasses.replace(GPT2, d_model=64, n_layers=2, n_heads=2, block_size=32), 65, 4),  # to try this file
+    "tiny": (
+        dataclasses.replace(GPT2, d_model=64, n_layers=2, n_heads=2, block_size=32),
+        65,
+        4,
+    ),  # to try this file
 }
-PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "L40S": 362, "RTX 4090": 165}  # TFLOP/s, data sheets
+PEAKS = {
+    "A100": 312,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H200": 989,
+    "L40S": 362,
+    "RTX 4090": 165,
+}  # TFLOP/s, data sheets
 GOAL = 1.47
 RECIPE = (
     "--preset nanogpt --qk-norm --optimizer muon --lr 3e-3 --max-steps 1500 --eval-interval 100 --sample-interval 0 "
@@ -66,10 +85,15 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
     config = dataclasses.replace(config, model=model)
     torch.compiler.reset()  # or the shapes of another model make those of this one dynamic
     peer = nanogpt.load(checkout, config.model, V, weights).to(device)
-    tokens, targets = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets))
+    tokens, targets = (
+        torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets)
+    )
     ways = {"nanoGPT": nanogpt.trainer(peer, tokens, targets, bf16=True, compiled=True)}
     engine = make_engine(
-        config, V, ComputeConfig(engine="torch", device=device, precision="bf16", compile="on"), training=True
+        config,
+        V,
+        ComputeConfig(engine="torch", device=device, precision="bf16", compile="on"),
+        training=True,
     )
     engine.load(weights.items())
     ways["glasslm"] = training(engine, batch)
@@ -82,7 +106,10 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
     B, T = batch.tokens.shape
     alone, work = products(config.model, B * T, torch.bfloat16, device)
     times = take_turns(ways | {"products": work}, args.seconds, turn=1.0)
-    flops, parameters = flops_per_token(config.model, V) * B * T, count(table(config.model, V))["total"]
+    flops, parameters = (
+        flops_per_token(config.model, V) * B * T,
+        count(table(config.model, V))["total"],
+    )
     print(f"{name}: {parameters / 1e6:.1f}M parameters, {B} x {T} tokens, dropout {args.dropout:g}")
     print_speeds({way: times[way] for way in ways}, B * T, ("nanoGPT",))
     for way in ways:
@@ -90,7 +117,8 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
         utilisation = f"{speed / peak:.1%} of the card's peak, " if peak else ""
         share = ratio(times, way, "products") * flops / alone
         print(
-            f"{way}: {speed / 1e12:,.1f} TFLOP/s, {utilisation}{share:.1%} of what its products reach alone", flush=True
+            f"{way}: {speed / 1e12:,.1f} TFLOP/s, {utilisation}{share:.1%} of what its products reach alone",
+            flush=True,
         )
 
 
@@ -120,13 +148,19 @@ def peak_of(card: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--model", nargs="+", default=["nanogpt", "gpt2-124M"], choices=MODELS)
-    parser.add_argument("--batch-size", type=int, default=0, help="rows (0: as in nanoGPT's own runs)")
+    parser.add_argument(
+        "--batch-size", type=int, default=0, help="rows (0: as in nanoGPT's own runs)"
+    )
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=30, help="for each model, after compiling")
-    parser.add_argument("--peak", type=float, default=0.0, help="the card's dense bf16 TFLOP/s, where not known")
+    parser.add_argument(
+        "--peak", type=float, default=0.0, help="the card's dense bf16 TFLOP/s, where not known"
+    )
     parser.add_argument("--time-to-loss", type=int, default=0, metavar="PAIRS")
     parser.add_argument("--text", type=Path, help="tiny Shakespeare, for --time-to-loss")
     parser.add_argument("--recipe", default=RECIPE, help="glasslm's flags, for --time-to-loss")
@@ -141,7 +175,9 @@ def main() -> None:
             parser.error("--time-to-loss needs --text")
         time_to_loss(args.nanogpt, args.text, args.recipe, args.time_to_loss)
         return
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as nanoGPT's train.py does
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        True  # as nanoGPT's train.py does
+    )
     for name in args.model:
         compare(name, args, args.peak * 1e12 or peak_of(card))
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from glasslm.config import ModelConfig
-from glasslm.presets import PRESETS
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ModelConfig
 from paired import heading, take_turns
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,7 +45,9 @@ def products(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="nanogpt", choices=PRESETS)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)

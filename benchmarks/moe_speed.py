@@ -18,12 +18,13 @@ from collections.abc import Callable
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import Batch, make_engine
-from glasslm.estimate import flops_per_token
-from glasslm.parameters import count, initial_weights, table
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Batch
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import count, initial_weights, table
 from paired import heading, print_speeds, ratio, take_turns
 
 V = 65
@@ -51,7 +52,9 @@ def ways(name: str, config: RunConfig, compute: ComputeConfig) -> dict[str, Call
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", default="numpy", choices=("numpy", "torch"))
     parser.add_argument("--compile", default="off", choices=("off", "on"))
     parser.add_argument("--optimizer", nargs="+", default=["muon", "adamw"])
@@ -65,17 +68,28 @@ def main() -> None:
 
     k = args.experts_per_token
     compute = ComputeConfig(
-        engine=args.engine, device="cpu", precision="fp32", compile=args.compile, threads=args.threads
+        engine=args.engine,
+        device="cpu",
+        precision="fp32",
+        compile=args.compile,
+        threads=args.threads,
     )
     print(heading(args.engine, threads=args.threads))
     for optimizer in args.optimizer:
         flags = {"d_model": args.d_model, "batch_size": args.batch_size, "optimizer": optimizer}
         dense = with_flags(PRESETS["tiny"](), flags).resolved()
-        experts = {"d_ff": dense.model.d_ff // k, "n_experts": args.n_experts, "experts_per_token": k}
+        experts = {
+            "d_ff": dense.model.d_ff // k,
+            "n_experts": args.n_experts,
+            "experts_per_token": k,
+        }
         mixture = with_flags(dense, experts).resolved()
         tokens = args.batch_size * dense.model.block_size
         times = take_turns(
-            ways("dense", dense, compute) | ways("mixture", mixture, compute), args.seconds, turn=0.5, rounds=5
+            ways("dense", dense, compute) | ways("mixture", mixture, compute),
+            args.seconds,
+            turn=0.5,
+            rounds=5,
         )
         print(f"\n{args.engine}, {optimizer}, {args.batch_size} x {dense.model.block_size} tokens")
         for name, config in (("dense", dense), ("mixture", mixture)):
@@ -85,8 +99,12 @@ def main() -> None:
                 f"{flops_per_token(config.model, V) / 1e6:.2f} MFLOPs a token"
             )
         print_speeds(times, tokens, ("dense, gradient", "dense, step"))
-        gradient, step = (ratio(times, f"dense, {what}", f"mixture, {what}") for what in ("gradient", "step"))
-        print(f"the mixture takes {gradient:.2f} times as long for the gradient, {step:.2f} for the step")
+        gradient, step = (
+            ratio(times, f"dense, {what}", f"mixture, {what}") for what in ("gradient", "step")
+        )
+        print(
+            f"the mixture takes {gradient:.2f} times as long for the gradient, {step:.2f} for the step"
+        )
 
 
 if __name__ == "__main__":

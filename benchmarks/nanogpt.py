@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 
 Weights = dict[str, np.ndarray]
 
@@ -39,7 +39,9 @@ def load(checkout: Path, config: ModelConfig, vocab_size: int, weights: Weights)
                 bias=False,
             )
         )
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in gpt2_names(config, weights).items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(array) for name, array in gpt2_names(config, weights).items()}
+    )
     return model
 
 
@@ -55,7 +57,9 @@ def gpt2_names(config: ModelConfig, weights: Weights) -> Weights:
         ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
         named |= {
             f"{theirs}.ln_1.weight": weights[f"{ours}.attention_norm.weight"],
-            f"{theirs}.attn.c_attn.weight": np.concatenate([weights[f"{ours}.attention.{x}.weight"] for x in "qkv"]),
+            f"{theirs}.attn.c_attn.weight": np.concatenate(
+                [weights[f"{ours}.attention.{x}.weight"] for x in "qkv"]
+            ),
             f"{theirs}.attn.c_proj.weight": weights[f"{ours}.attention.o.weight"],
             f"{theirs}.ln_2.weight": weights[f"{ours}.feedforward_norm.weight"],
             f"{theirs}.mlp.c_fc.weight": weights[f"{ours}.feedforward.up.weight"],
@@ -81,7 +85,10 @@ def trainer(
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(1e-1, 1e-3, (0.9, 0.99), device)
     if fused:
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in optimizer.param_groups]
+        groups = [
+            {key: group[key] for key in ("params", "weight_decay")}
+            for group in optimizer.param_groups
+        ]
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
     forward = torch.compile(model) if compiled else model
 

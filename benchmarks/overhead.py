@@ -18,14 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glasslm import checkpoint, launch, report
-from glasslm.config import ComputeConfig
-from glasslm.display import Display
-from glasslm.guard import WINDOW, Guard
-from glasslm.metrics import Log
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
-from glasslm.training import Loop
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig
+from glasslm.report import run_report
+from glasslm.runs import checkpoint
+from glasslm.runs.metrics import Log
+from glasslm.training import launch
+from glasslm.training.display import Display
+from glasslm.training.guard import WINDOW, Guard
+from glasslm.training.loop import Loop
 
 SPENT: dict[str, list[float]] = defaultdict(list)
 
@@ -45,7 +47,9 @@ def clocked(owner: Any, name: str, part: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="nanogpt", choices=list(PRESETS))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--engine", default="auto")
@@ -53,8 +57,15 @@ def main() -> None:
     chosen = parser.parse_args()
     preset = PRESETS[chosen.preset]()
     text = {"text_file": (chosen.text_file,)} if chosen.text_file else {"corpus": "python"}
-    few = {"max_steps": chosen.steps, "warmup_steps": 1, "eval_interval": 10**6, "sample_interval": 0}
-    config = with_flags(preset, few | {"log_interval": 1, "checkpoint_interval": max(1, chosen.steps // 2)} | text)
+    few = {
+        "max_steps": chosen.steps,
+        "warmup_steps": 1,
+        "eval_interval": 10**6,
+        "sample_interval": 0,
+    }
+    config = with_flags(
+        preset, few | {"log_interval": 1, "checkpoint_interval": max(1, chosen.steps // 2)} | text
+    )
 
     right_limits = Guard.limits.fget  # type: ignore[attr-defined]
 
@@ -81,10 +92,12 @@ def main() -> None:
     clocked(Display, "tick", "logging")
     clocked(checkpoint, "save", "hashing and saving")
     clocked(Loop, "advance", "a step")
-    report.write = lambda run_dir: run_dir / "report.html"
+    run_report.write = lambda run_dir: run_dir / "report.html"
     with tempfile.TemporaryDirectory() as folder:
         compute = ComputeConfig(engine=chosen.engine)
-        launch.train(dataclasses.replace(config), compute, Path(folder, "run"), preset=chosen.preset)
+        launch.train(
+            dataclasses.replace(config), compute, Path(folder, "run"), preset=chosen.preset
+        )
 
     steps = sorted(SPENT["a step"][1:])  # the first takes fresh memory
     step = steps[len(steps) // 2]
@@ -93,12 +106,17 @@ def main() -> None:
     every = {
         "guarding": sum(SPENT["guarding"]) / chosen.steps,
         "logging": sum(SPENT["logging"]) / len(SPENT["a step"]) / preset.train.log_interval,
-        "hashing and saving": max(saves) / min(interval, preset.train.eval_interval),  # a better loss is saved, too
+        "hashing and saving": max(saves)
+        / min(interval, preset.train.eval_interval),  # a better loss is saved, too
     }
-    print(f"{chosen.preset}: {step:.3f} s a step; a checkpoint takes {max(saves):.2f} s (the slowest of {len(saves)})")
+    print(
+        f"{chosen.preset}: {step:.3f} s a step; a checkpoint takes {max(saves):.2f} s (the slowest of {len(saves)})"
+    )
     for part, seconds in every.items():
         print(f"  {part:<20} {1e3 * seconds:9.3f} ms a step  {seconds / step:8.3%}")
-    print(f"  {'together':<20} {1e3 * sum(every.values()):9.3f} ms a step  {sum(every.values()) / step:8.3%}")
+    print(
+        f"  {'together':<20} {1e3 * sum(every.values()):9.3f} ms a step  {sum(every.values()) / step:8.3%}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from glasslm import provenance
+from glasslm.runs import provenance
 
 Times = dict[str, list[float]]  # seconds of each round, by the name of the way
 
@@ -23,7 +23,9 @@ def clocked(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3) -> Times:
+def take_turns(
+    ways: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3
+) -> Times:
     """Run all ways, which have been warmed up, for about `seconds`, `rounds` at least; gives the seconds of one call.
 
     Short calls are repeated until a turn takes about `turn` seconds, and one more that is not timed goes before them:
@@ -54,9 +56,14 @@ def print_speeds(times: Times, amount: int, peers: tuple[str, ...], unit: str = 
     columns = [f"x {peer}" for peer in peers]
     print(f"{'':{width}}  {unit:>12}", *(f"  {column}" for column in columns))
     for name, seconds in times.items():
-        ratios = (f"  {ratio(times, name, peer):>{len(column)}.2f}" for peer, column in zip(peers, columns))
+        ratios = (
+            f"  {ratio(times, name, peer):>{len(column)}.2f}"
+            for peer, column in zip(peers, columns)
+        )
         print(f"{name:{width}}  {amount / statistics.median(seconds):12,.0f}", *ratios)
-    print(f"(medians of {len(seconds)} rounds; ratios: medians of those within a round)", flush=True)
+    print(
+        f"(medians of {len(seconds)} rounds; ratios: medians of those within a round)", flush=True
+    )
 
 
 def heading(*libraries: str, threads: int) -> str:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from glasslm.engines import thread_count
+from glasslm.engines.choice import thread_count
 from paired import heading
 
 GOAL = 1.88
@@ -40,30 +40,50 @@ NANOGPT = (
 ).split()
 
 
-def glasslm_seconds(text: Path, folder: Path, flags: Sequence[str], goal: float) -> tuple[float, float, int]:
+def glasslm_seconds(
+    text: Path, folder: Path, flags: Sequence[str], goal: float
+) -> tuple[float, float, int]:
     """Seconds of the whole command, and the loss that reached the goal with its step."""
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "glasslm", "train", "--text-file", str(text), "--run-dir", str(folder), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "glasslm",
+        "train",
+        "--text-file",
+        str(text),
+        "--run-dir",
+        str(folder),
+        *flags,
+    ]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    loss, step = min((line["loss"], line["step"]) for line in lines if line["kind"] == "eval" and line["whole"])
+    loss, step = min(
+        (line["loss"], line["step"]) for line in lines if line["kind"] == "eval" and line["whole"]
+    )
     if loss > goal:
-        raise SystemExit(f"glasslm did not reach {goal}: its best was {loss:.4f} at step {step}, after {seconds:.0f} s")
+        raise SystemExit(
+            f"glasslm did not reach {goal}: its best was {loss:.4f} at step {step}, after {seconds:.0f} s"
+        )
     return seconds, loss, step
 
 
-def nanogpt_seconds(checkout: Path, out: Path, flags: Sequence[str], goal: float = 0.0) -> tuple[float, float]:
+def nanogpt_seconds(
+    checkout: Path, out: Path, flags: Sequence[str], goal: float = 0.0
+) -> tuple[float, float]:
     """Seconds of the whole command, or until it prints a loss that reaches the goal, and the lowest loss it printed.
 
     These are validation losses estimated from some batches.
     """
     command = [sys.executable, "-u", "train.py", *flags, f"--out_dir={out}"]
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+    with subprocess.Popen(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
         lowest = math.inf
         assert run.stdout is not None
         for line in run.stdout:
@@ -88,7 +108,9 @@ def own_copy(checkout: Path, folder: Path, text: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare")
     parser.add_argument("--engine", nargs="+", default=["numpy"], choices=["numpy", "torch"])
@@ -109,10 +131,15 @@ def main() -> None:
                 flags = [*GLASSLM, "--engine", engine]
                 ours, loss, step = glasslm_seconds(args.text, folder / "run", flags, GOAL)
                 ratios[engine].append(theirs / ours)
-                print(f"; {engine} {loss:.4f} at step {step} after {ours:.1f} s: {theirs / ours:.2f}x", end="")
+                print(
+                    f"; {engine} {loss:.4f} at step {step} after {ours:.1f} s: {theirs / ours:.2f}x",
+                    end="",
+                )
             print(flush=True)
     for engine, found in ratios.items():
-        print(f"{engine} {statistics.median(found):.2f} times as fast (median of {len(found)} pairs)")
+        print(
+            f"{engine} {statistics.median(found):.2f} times as fast (median of {len(found)} pairs)"
+        )
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 import nanogpt
-from glasslm.config import ComputeConfig, ModelConfig, RunConfig
-from glasslm.engines import Batch, Engine, make_engine
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.engines.torch.engine import TorchEngine
-from glasslm.estimate import flops_per_token
-from glasslm.parameters import count, initial_weights, table
-from glasslm.presets import PRESETS
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import count, initial_weights, table
 from matmul import DTYPES, products
 from paired import heading, print_speeds, ratio, take_turns
 
@@ -57,7 +58,9 @@ def as_nanogpt(preset: str, batch_size: int) -> RunConfig:
 def random_batch(config: RunConfig, vocab_size: int) -> Batch:
     B, T = config.train.batch_size, config.model.block_size
     rng = np.random.default_rng(0)
-    return Batch(rng.integers(0, vocab_size, (B, T)), rng.integers(0, vocab_size, (B, T)), 0, np.arange(B))
+    return Batch(
+        rng.integers(0, vocab_size, (B, T)), rng.integers(0, vocab_size, (B, T)), 0, np.arange(B)
+    )
 
 
 def larger(weights: nanogpt.Weights) -> nanogpt.Weights:
@@ -76,7 +79,9 @@ def training(engine: Engine, batch: Batch) -> Callable[[], float]:
     return step
 
 
-def check(checkout: Path, config: RunConfig, vocab_size: int, batch: Batch, weights: nanogpt.Weights) -> float:
+def check(
+    checkout: Path, config: RunConfig, vocab_size: int, batch: Batch, weights: nanogpt.Weights
+) -> float:
     """The loss in float32, on which both must agree, as on the gradient of the first layer's queries."""
     engine = TorchEngine(config, vocab_size, device="cpu", precision="fp32")
     engine.load(weights.items())
@@ -95,7 +100,9 @@ def check(checkout: Path, config: RunConfig, vocab_size: int, batch: Batch, weig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--preset", default="nanogpt", choices=PRESETS)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -111,14 +118,18 @@ def main() -> None:
 
     def ours(compiled: bool) -> Callable[[], float]:
         compile: Literal["on", "off"] = "on" if compiled else "off"
-        compute = ComputeConfig(engine="torch", device="cpu", precision="bf16", compile=compile, threads=args.threads)
+        compute = ComputeConfig(
+            engine="torch", device="cpu", precision="bf16", compile=compile, threads=args.threads
+        )
         engine = make_engine(config, V, compute, training=True)
         engine.load(weights.items())
         return training(engine, batch)
 
     def theirs(**how: bool) -> Callable[[], float]:
         model = nanogpt.load(args.nanogpt, config.model, V, weights)
-        return nanogpt.trainer(model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), **how)
+        return nanogpt.trainer(
+            model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), **how
+        )
 
     ways = {
         README: theirs(),
@@ -135,19 +146,27 @@ def main() -> None:
 
     print(heading("torch", threads=args.threads))
     parameters, (B, T) = count(table(config.model, V))["total"], batch.tokens.shape
-    print(f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, {B} x {T} tokens")
+    print(
+        f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, {B} x {T} tokens"
+    )
     print_speeds({name: times[name] for name in ways}, tokens, (README, BY_HAND))
     flops = flops_per_token(config.model, V) * tokens
-    print(f"{flops / tokens / 1e6:.1f} MFLOPs a token; products of matrices of these shapes, alone: ", end="")
+    print(
+        f"{flops / tokens / 1e6:.1f} MFLOPs a token; products of matrices of these shapes, alone: ",
+        end="",
+    )
     print(
         ", ".join(
-            f"{name} {f / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s" for name, (f, _) in ceilings.items()
+            f"{name} {f / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s"
+            for name, (f, _) in ceilings.items()
         )
     )
     for name in ways:
         dtype = "float32" if name == README else "bfloat16"
         share = ratio(times, name, dtype) * flops / ceilings[dtype][0]
-        print(f"{name}: {flops / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s, {share:.0%} of those in {dtype}")
+        print(
+            f"{name}: {flops / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s, {share:.0%} of those in {dtype}"
+        )
 
 
 if __name__ == "__main__":

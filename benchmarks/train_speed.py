@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glasslm.config import ModelConfig
-from glasslm.engines import Batch
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.parameters import initial_weights
-from glasslm.presets import PRESETS
+from glasslm.engines.protocol import Batch
+from glasslm.model.parameters import initial_weights
 
 
 class TorchPeer(torch.nn.Module):
@@ -46,8 +46,12 @@ class TorchPeer(torch.nn.Module):
                 f"gu_{i}": join(i, "feedforward", ("gate", "up")),
                 f"down_{i}": weights[f"blocks.{i}.feedforward.down.weight"],
             }
-        self.p = torch.nn.ParameterDict({k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in arrays.items()})
-        angles = torch.arange(c.block_size)[:, None] * 10000.0 ** (-torch.arange(0, c.head_size, 2) / c.head_size)
+        self.p = torch.nn.ParameterDict(
+            {k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in arrays.items()}
+        )
+        angles = torch.arange(c.block_size)[:, None] * 10000.0 ** (
+            -torch.arange(0, c.head_size, 2) / c.head_size
+        )
         self.cos: torch.Tensor
         self.sin: torch.Tensor
         self.register_buffer("cos", angles.cos()[None, :, None])
@@ -66,16 +70,24 @@ class TorchPeer(torch.nn.Module):
             h = F.rms_norm(x, (c.d_model,), p[f"n1_{i}"], 1e-5)
             q, k, v = F.linear(h, p[f"qkv_{i}"]).view(B, T, 3, c.n_heads, c.head_size).unbind(2)
             q, k, v = self.rope(q).transpose(1, 2), self.rope(k).transpose(1, 2), v.transpose(1, 2)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, c.d_model)
+            y = (
+                F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                .transpose(1, 2)
+                .reshape(B, T, c.d_model)
+            )
             x = x + F.linear(y, p[f"o_{i}"])
-            gate, up = F.linear(F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]).chunk(2, -1)
+            gate, up = F.linear(
+                F.rms_norm(x, (c.d_model,), p[f"n2_{i}"], 1e-5), p[f"gu_{i}"]
+            ).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, p[f"down_{i}"])
         logits = F.linear(F.rms_norm(x, (c.d_model,), p["norm"], 1e-5), p["emb"])
         return F.cross_entropy(logits.view(B * T, -1), targets.view(-1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument("--block-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -95,7 +107,9 @@ def main() -> None:
         config,
         model=model,
         optimizer=dataclasses.replace(config.optimizer, optimizer="adamw", lr=1e-3, grad_clip=0.0),
-        train=dataclasses.replace(config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size),
+        train=dataclasses.replace(
+            config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size
+        ),
     ).resolved()
     V, B, T = 65, args.batch_size, args.block_size
     rng = np.random.default_rng(0)
@@ -107,7 +121,9 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     peer = TorchPeer(config.model, weights)
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     x, y = torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def numpy_step() -> float:

@@ -31,9 +31,23 @@ MAY_SKIP: tuple[str, ...] = (
     "llama.cpp is an extra",
     "lm-evaluation-harness is installed by hand",
 )
-if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # the leg of .ci/run that has the core dependencies alone
-    extras = ("torch", "tiktoken", "transformers", "peft", "gguf", "huggingface_hub", "datasets", "pyarrow", "wandb")
-    MAY_SKIP += tuple(f"could not import '{name}'" for name in (*extras, "tensorboard", "mwparserfromhell"))
+if os.environ.get(
+    "GLASSLM_WITHOUT_TORCH"
+):  # the leg of .ci/run that has the core dependencies alone
+    extras = (
+        "torch",
+        "tiktoken",
+        "transformers",
+        "peft",
+        "gguf",
+        "huggingface_hub",
+        "datasets",
+        "pyarrow",
+        "wandb",
+    )
+    MAY_SKIP += tuple(
+        f"could not import '{name}'" for name in (*extras, "tensorboard", "mwparserfromhell")
+    )
     MAY_SKIP += ("needs the extra [hub]",)
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -41,11 +55,15 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 def _judged(report: Report) -> Report:
     """The report of a test, or of a whole file, failed if CI does not know the reason why it was skipped."""
-    if os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple):  # an xfail has no tuple
+    if (
+        os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple)
+    ):  # an xfail has no tuple
         reason = report.longrepr[2].removeprefix("Skipped: ")
         if not reason.startswith(MAY_SKIP):
             report.outcome = "failed"
-            report.longrepr = f"skipped in CI for a reason that tests/conftest.py does not list: {reason}"
+            report.longrepr = (
+                f"skipped in CI for a reason that tests/conftest.py does not list: {reason}"
+            )
     return report
 
 
@@ -84,7 +102,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 def short_samples() -> Iterator[None]:
     """Samples on the way of 50 tokens: those of 200 take longer than the steps of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glasslm.training.SAMPLE_TOKENS", 50)
+        patch.setattr("glasslm.training.loop.SAMPLE_TOKENS", 50)
         yield
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from glasslm import checkpoint, runs
-from glasslm.config import ComputeConfig, ModelConfig, RunConfig
-from glasslm.engines import make_engine
-from glasslm.parameters import initial_weights, table
-from glasslm.settings import to_dict
-from glasslm.tokenizers import CharTokenizer
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.data.tokenizers import CharTokenizer
+from glasslm.engines.factory import make_engine
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs import checkpoint, run_folder
 
 
 class HistoryCache:
@@ -53,7 +53,9 @@ class HistoryEngine:
         assert tokens.shape == (len(cache.read), max(counts))
         self.calls += 1
         self.widest = max(self.widest, tokens.shape[1])
-        result = np.full((len(tokens), self.vocab_size), np.nan, np.float32)  # means nothing where the count is 0
+        result = np.full(
+            (len(tokens), self.vocab_size), np.nan, np.float32
+        )  # means nothing where the count is 0
         for row, (new, count) in enumerate(zip(tokens.tolist(), counts)):
             cache.read[row] += new[:count]
             assert len(cache.read[row]) <= cache.capacity, "the cache is full"
@@ -66,7 +68,9 @@ class HistoryEngine:
         for row, position in zip(*np.nonzero(targets >= 0)):
             logits = self.after(tokens[row, : position + 1]).astype(np.float64)
             nats[row, position] = (
-                np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[targets[row, position]]
+                np.log(np.exp(logits - logits.max()).sum())
+                + logits.max()
+                - logits[targets[row, position]]
             )
         return nats
 
@@ -82,11 +86,15 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
     record = {
         "config": to_dict(config),
         "data": {"sha256": data_sha256},
-        "tokenizer": {"kind": "char", "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "tokenizer": {
+            "kind": "char",
+            "vocab_size": tokenizer.vocab_size,
+            "sha256": tokenizer.sha256,
+        },
     }
-    runs.create(folder, record, tokenizer.to_json())
+    run_folder.create(folder, record, tokenizer.to_json())
     identity = {
-        "config_sha256": runs.Run(folder).config_sha256,
+        "config_sha256": run_folder.Run(folder).config_sha256,
         "tokenizer_sha256": tokenizer.sha256,
         "data_sha256": data_sha256,
     }

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import launch, metrics, report, runs
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.launch import Outcome
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
-from glasslm.tokens import Order
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.batch_sampler import Order
+from glasslm.engines.protocol import Update
+from glasslm.report import run_report
+from glasslm.runs import metrics, run_folder
+from glasslm.training import launch
+from glasslm.training.launch import Outcome
+from glasslm.training.loop import Loop
 
 SMALL: dict[str, Any] = {
     "d_model": 32,
@@ -46,8 +50,14 @@ COMPUTE = ComputeConfig(threads=1)
 def write_text(path: Path, sentences: int = 150) -> Path:
     """A few kB of sentences with a grammar that a small model learns within a hundred steps."""
     draw = random.Random(1)
-    nouns, verbs = ["the cat", "a dog", "the old king", "my sister"], ["sees", "likes", "calls", "follows"]
-    lines = [f"{draw.choice(nouns)} {draw.choice(verbs)} {draw.choice(nouns)}.\n" for _ in range(sentences)]
+    nouns, verbs = (
+        ["the cat", "a dog", "the old king", "my sister"],
+        ["sees", "likes", "calls", "follows"],
+    )
+    lines = [
+        f"{draw.choice(nouns)} {draw.choice(verbs)} {draw.choice(nouns)}.\n"
+        for _ in range(sentences)
+    ]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     return path
 
@@ -70,7 +80,7 @@ def resume(run_dir: Path) -> Outcome:
 def no_report() -> Iterator[None]:
     """Runs in here end without a report, which takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda run_dir: run_dir / "report.html")
+        patch.setattr(run_report, "write", lambda run_dir: run_dir / "report.html")
         yield
 
 
@@ -99,7 +109,14 @@ def quiet(message: str) -> None:
 def words(text: Path, run_dir: Path, **flags: Any) -> list[str]:
     """The command line of the same small run."""
     given = SMALL | {"text_file": text, "run_dir": run_dir, "threads": 1} | flags
-    return ["train", *(word for key, value in given.items() for word in ("--" + key.replace("_", "-"), str(value)))]
+    return [
+        "train",
+        *(
+            word
+            for key, value in given.items()
+            for word in ("--" + key.replace("_", "-"), str(value))
+        ),
+    ]
 
 
 def glasslm(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -129,7 +146,9 @@ def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60
+) -> None:
     """Return as soon as the condition holds; fail when the child ends, or the time is over, before that."""
     end = time.monotonic() + seconds
     while not condition():
@@ -146,10 +165,25 @@ def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def essence(run_dir: Path, step: int) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """What two equal runs have in common (docs/formats.md): the hashes of the last safetensors, and the metrics."""
     folder = run_dir / "checkpoints" / f"{step:06d}"
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.safetensors"))
+    }
     assert len(hashes) == 2
-    return hashes, metrics.comparable(runs.Run(run_dir).metrics())
+    return hashes, metrics.comparable(run_folder.Run(run_dir).metrics())
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """A real signal, which arrives in the middle of a step."""
+    right = Loop.advance
+
+    def advance(self: Loop) -> tuple[float, Update]:
+        if self.step + 1 == step:
+            signal.raise_signal(number)
+        return right(self)
+
+    monkeypatch.setattr(Loop, "advance", advance)

@@ -12,8 +12,8 @@ import pytest
 
 import glasslm
 from glasslm.errors import DivergedError, InputError
-from glasslm.runs import Run
-from glasslm.training import Loop
+from glasslm.runs.run_folder import Run
+from glasslm.training.loop import Loop
 from small_runs import SMALL, write_text
 
 
@@ -25,7 +25,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return glasslm.train(text_file=text, run_dir=folder, threads=1, **SMALL | {"max_steps": 60, "eval_interval": 20})
+    return glasslm.train(
+        text_file=text, run_dir=folder, threads=1, **SMALL | {"max_steps": 60, "eval_interval": 20}
+    )
 
 
 def test_train_returns_the_run_with_its_history(run: Run) -> None:
@@ -101,7 +103,12 @@ def test_it_makes_the_report_too_and_remembers_how_it_was_called(run: Run, text:
     assert isinstance(called, ast.Call)
     assert ast.unparse(called.func) == "glasslm.train"
     given = {word.arg: ast.literal_eval(word.value) for word in called.keywords}
-    expected = SMALL | {"text_file": str(text), "run_dir": str(run.path), "max_steps": 60, "eval_interval": 20}
+    expected = SMALL | {
+        "text_file": str(text),
+        "run_dir": str(run.path),
+        "max_steps": 60,
+        "eval_interval": 20,
+    }
     assert given.items() >= expected.items()
 
 

@@ -11,7 +11,10 @@ pytest.importorskip("transformers")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"nanogpt", "paired"}
-NEED_NANOGPT, TAKES_A_MINUTE = {"gpu_speed", "time_to_loss", "torch_speed"}, {"extrapolation"}  # mypy reads these
+NEED_NANOGPT, TAKES_A_MINUTE = (
+    {"gpu_speed", "time_to_loss", "torch_speed"},
+    {"extrapolation"},
+)  # mypy reads these
 RUNS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
     "cache_speed": "--lengths 64 --seconds 0.1",
@@ -28,7 +31,9 @@ RUNS = {
 
 
 def test_every_benchmark_is_known() -> None:
-    assert {path.stem for path in BENCHMARKS.glob("*.py")} == LIBRARIES | NEED_NANOGPT | TAKES_A_MINUTE | set(RUNS)
+    assert {
+        path.stem for path in BENCHMARKS.glob("*.py")
+    } == LIBRARIES | NEED_NANOGPT | TAKES_A_MINUTE | set(RUNS)
 
 
 @pytest.mark.slow

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 
 import glasslm
-from glasslm import presets
 from glasslm.cli.train import parse
-from glasslm.engines import Batch, positions
+from glasslm.config import presets
+from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.estimate import flops_per_token
-from glasslm.parameters import count, initial_weights, table
+from glasslm.engines.protocol import Batch
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import count, initial_weights, table
 
 DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(glasslm.__file__).parent
@@ -36,7 +37,9 @@ FENCE = re.compile(r"^```python *(?:source=(\S+))?\n(.*?)^```$", re.MULTILINE | 
 QUOTES = [(path, code) for path, code in FENCE.findall(BACKWARD) if path]
 
 
-@pytest.mark.parametrize(("path", "code"), QUOTES, ids=[code.splitlines()[0][:40] for _, code in QUOTES])
+@pytest.mark.parametrize(
+    ("path", "code"), QUOTES, ids=[code.splitlines()[0][:40] for _, code in QUOTES]
+)
 def test_quoted_lines_are_in_the_source(path: str, code: str) -> None:
     quoted = code.splitlines()
     source = (SOURCE / path).read_text(encoding="utf-8").splitlines()
@@ -61,20 +64,30 @@ def differentiable(module: ModuleType) -> set[str]:
 
 def test_every_op_and_optimizer_has_a_section_and_every_section_its_code() -> None:
     sections = set(re.findall(r"^### `([\w.]+)`$", BACKWARD, re.MULTILINE))
-    updates = {name for name, _ in inspect.getmembers(optimizer, inspect.isfunction) if not name.startswith("_")}
+    updates = {
+        name
+        for name, _ in inspect.getmembers(optimizer, inspect.isfunction)
+        if not name.startswith("_")
+    }
     wanted = set.union(updates, *map(differentiable, PARTS))
     assert {"linear", "attention", "adamw"} <= wanted
     assert sections >= wanted
     for section in sections:
         names = section.split(".")
-        owner = next(module for module in (*PARTS, positions, optimizer, engine) if hasattr(module, names[0]))
+        owner = next(
+            module for module in (*PARTS, positions, optimizer, engine) if hasattr(module, names[0])
+        )
         for name in names:
             owner = getattr(owner, name)
         assert callable(owner)
 
 
 def test_names_in_the_text_are_names_in_the_code() -> None:
-    known = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))))
+    known = set(
+        re.findall(
+            r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
+        )
+    )
     prose = re.sub(r"^```.*?^```$", "", BACKWARD, flags=re.MULTILINE | re.DOTALL)
     spans = set(re.findall(r"`([A-Za-z_][\w.]*)`", prose)) - {"dy", "y"}  # the page's own letters
     unknown = {span for span in spans for word in span.split(".") if word not in known}
@@ -85,9 +98,25 @@ def test_names_in_the_text_are_names_in_the_code() -> None:
 # -- what is kept, and what it costs ----------------------------------------------------------------------------------
 
 MODEL, V, B = presets.tiny().model.resolved(), 65, 2
-D, F, T, H, K, Q = MODEL.d_model, MODEL.d_ff, MODEL.block_size, MODEL.n_heads, MODEL.n_kv_heads, MODEL.head_size
+D, F, T, H, K, Q = (
+    MODEL.d_model,
+    MODEL.d_ff,
+    MODEL.block_size,
+    MODEL.n_heads,
+    MODEL.n_kv_heads,
+    MODEL.head_size,
+)
 N = B * T
-SHARED = {"w", "a", "b", "table", "gain", "cos", "sin", "self"}  # weights and tables, which no token adds to
+SHARED = {
+    "w",
+    "a",
+    "b",
+    "table",
+    "gain",
+    "cos",
+    "sin",
+    "self",
+}  # weights and tables, which no token adds to
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -118,12 +147,18 @@ def linear(inputs: int, outputs: int) -> Callable[[], tuple[Any, Any]]:
 
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "embedding": lambda: ops.embedding(np.arange(N) % V, numbers(V, D), new),
-    "frozen_linear, q, k and v": lambda: ops.frozen_linear(numbers(N, D), numbers((H + 2 * K) * Q, D), new),
-    "adapter, q, rank 8": lambda: ops.adapter(numbers(N, D), numbers(8, D), numbers(H * Q, 8), 1.0, new),
+    "frozen_linear, q, k and v": lambda: ops.frozen_linear(
+        numbers(N, D), numbers((H + 2 * K) * Q, D), new
+    ),
+    "adapter, q, rank 8": lambda: ops.adapter(
+        numbers(N, D), numbers(8, D), numbers(H * Q, 8), 1.0, new
+    ),
     "rms_norm": lambda: ops.rms_norm(numbers(N, D), numbers(D), new),
     "layer_norm": lambda: ops.layer_norm(numbers(N, D), numbers(D), numbers(D), new),
     "linear, q, k and v": linear(D, (H + 2 * K) * Q),
-    "rope": lambda: attention.rope(numbers(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new),
+    "rope": lambda: attention.rope(
+        numbers(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new
+    ),
     "attention": lambda: attend(None),
     "attention with dropout": lambda: attend((0.1, keys())),
     "flash_attention": attend_by_tiles,
@@ -147,7 +182,9 @@ def kept(backward: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Name and memory of every array that a backward function mentions, itself or through functions it mentions."""
     for name, cell in zip(backward.__code__.co_freevars, backward.__closure__ or ()):
         with contextlib.suppress(ValueError):  # a variable of a branch that was not taken
-            for value in cell.cell_contents if isinstance(cell.cell_contents, list) else [cell.cell_contents]:
+            for value in (
+                cell.cell_contents if isinstance(cell.cell_contents, list) else [cell.cell_contents]
+            ):
                 if isinstance(value, np.ndarray) and name not in SHARED:
                     while isinstance(value.base, np.ndarray):
                         value = value.base
@@ -172,7 +209,9 @@ TABLE = rows_of_the_table()
 def test_the_table_has_every_op() -> None:
     assert set(TABLE) == set(CASES)
     in_words = differentiable(moe)  # what an expert keeps depends on how many tokens it gets
-    assert set.union(*map(differentiable, PARTS)) - in_words == {re.split("[ ,]", case)[0] for case in CASES}
+    assert set.union(*map(differentiable, PARTS)) - in_words == {
+        re.split("[ ,]", case)[0] for case in CASES
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,7 +220,9 @@ def test_what_an_op_keeps_is_what_the_table_says(case: str) -> None:
     arrays = list(kept(backward))
     named = re.findall(r"`(\w+)`", TABLE[case][0])
     assert set(named) <= {name for name, _ in arrays}
-    assert bytes_of([array for name, array in arrays if name in named]) == bytes_of([array for _, array in arrays])
+    assert bytes_of([array for name, array in arrays if name in named]) == bytes_of(
+        [array for _, array in arrays]
+    )
     assert bytes_of([array for _, array in arrays]) / N == number(TABLE[case][1])
 
 
@@ -198,11 +239,19 @@ def test_what_a_pass_keeps_is_what_the_page_says() -> None:
     said = re.search(r"a whole pass of tiny keeps \*\*([\d,]+) bytes a token", BACKWARD)
     assert said
     weights = whole.weights.flat
-    assert bytes_of([array for _, array in kept(backward) if array is not weights]) / N == number(said[1])
+    assert bytes_of([array for _, array in kept(backward) if array is not weights]) / N == number(
+        said[1]
+    )
 
 
 def test_the_products_cost_what_the_estimate_counts() -> None:
-    of_a_block = ("linear, q, k and v", "attention", "linear, o", "linear, gate and up", "linear, down")
+    of_a_block = (
+        "linear, q, k and v",
+        "attention",
+        "linear, o",
+        "linear, gate and up",
+        "linear, down",
+    )
     times = dict.fromkeys(of_a_block, MODEL.n_layers) | {"linear, head": 1}
     forward = sum(n * number(TABLE[case][2]) for case, n in times.items())
     backward = sum(n * number(TABLE[case][3]) for case, n in times.items())
@@ -217,7 +266,10 @@ def test_muon_costs_what_the_page_says() -> None:
     cost = sum(5 * (4 * short**2 * long + 2 * short**3) for short, long in sides)
     train = presets.tiny().train
     assert f"{cost / 1e9:.1f} GFLOP an update" in BACKWARD
-    assert f"{flops_per_token(MODEL, V) * train.batch_size * T / 1e9:.1f} GFLOP for the gradients" in BACKWARD
+    assert (
+        f"{flops_per_token(MODEL, V) * train.batch_size * T / 1e9:.1f} GFLOP for the gradients"
+        in BACKWARD
+    )
 
 
 # -- what is run -------------------------------------------------------------------------------------------------------
@@ -265,7 +317,11 @@ def test_the_commands_in_first_principles_are_understood() -> None:
     (command,) = re.findall(r"^ {4}glasslm train (.*)$", FIRST_PRINCIPLES, re.MULTILINE)
     asked = parse(command.split())
     assert count(table(asked.model, V))["total"] == 795_392
-    known = {name for part in (asked.model, asked.data, asked.optimizer, asked.train) for name in vars(part)}
+    known = {
+        name
+        for part in (asked.model, asked.data, asked.optimizer, asked.train)
+        for name in vars(part)
+    }
     flags = set(re.findall(r"`--([a-z-]+)", FIRST_PRINCIPLES))
     assert len(flags) > 8
     assert {flag.replace("-", "_") for flag in flags} <= known | {"preset", "compare"}
@@ -296,7 +352,9 @@ def test_every_fault_has_tests_and_every_test_exists() -> None:
             found = re.search(rf"((?:^@.*\n(?:^[ )].*\n)*)*)^def {name}\(", source, re.MULTILINE)
             assert found, f"{path} has no {name}"
             alone = re.search(r"^@pytest\.mark\.slow$", found[1], re.MULTILINE) is not None
-            assert alone == (tests.find("slow: ") != -1 and tests.find("slow: ") < tests.find(name)), name
+            assert alone == (
+                tests.find("slow: ") != -1 and tests.find("slow: ") < tests.find(name)
+            ), name
 
 
 def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
@@ -308,7 +366,9 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         spec.loader.exec_module(module)
         return module
 
-    folder, resume, crafted = (of(f"faults/test_{name}.py") for name in ("run_folder", "resume", "crafted"))
+    folder, resume, crafted = (
+        of(f"faults/test_{name}.py") for name in ("run_folder", "resume", "crafted")
+    )
     engines = len(resume.ENGINES)
     counted = {
         "kills in the middle of a step": engines * resume.STEPS,

@@ -25,7 +25,9 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: P
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     files.write_atomic(path, b"old")
 
@@ -66,7 +68,9 @@ def test_an_iterator_is_written_as_it_comes_and_the_next_file_after_it(tmp_path:
         for count in range(1, 4):
             yield bytes([count])
 
-    files.write_folder(tmp_path / "folder", {"numbers": numbers(), "count": (bytes([count]) for _ in range(1))})
+    files.write_folder(
+        tmp_path / "folder", {"numbers": numbers(), "count": (bytes([count]) for _ in range(1))}
+    )
     files.verify_folder(tmp_path / "folder")
     assert (tmp_path / "folder" / "numbers").read_bytes() == b"\1\2\3"
     assert (tmp_path / "folder" / "count").read_bytes() == b"\3"
@@ -98,14 +102,18 @@ def test_without_hashes_only_names_and_sizes_count(tmp_path: Path) -> None:
         files.verify_folder(tmp_path / "folder", hashes=False)
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     for operation in ("_write", "_sync", "_sync_folder", "_rename"):
         original = getattr(files, operation)
 
         def noted(*arguments: Any, original: Any = original, operation: str = operation) -> None:
             where = arguments[0]
-            order.append(f"{operation} {Path(where if isinstance(where, Path) else where.name).name.partition('.')[0]}")
+            order.append(
+                f"{operation} {Path(where if isinstance(where, Path) else where.name).name.partition('.')[0]}"
+            )
             original(*arguments)
 
         monkeypatch.setattr(files, operation, noted)
@@ -113,8 +121,17 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
     assert order == ["_write file", "_sync file", "_rename file", f"_sync_folder {tmp_path.name}"]
     order.clear()
     files.write_folder(tmp_path / "folder", {"one": [b"1"], "two": [b"2"]})
-    written = [f"{operation} {name}" for name in ("one", "two", "manifest") for operation in ("_write", "_sync")]
-    assert order == [*written, "_sync_folder folder", "_rename folder", f"_sync_folder {tmp_path.name}"]
+    written = [
+        f"{operation} {name}"
+        for name in ("one", "two", "manifest")
+        for operation in ("_write", "_sync")
+    ]
+    assert order == [
+        *written,
+        "_sync_folder folder",
+        "_rename folder",
+        f"_sync_folder {tmp_path.name}",
+    ]
 
 
 def test_every_kind_of_damage_is_named_with_the_file(tmp_path: Path) -> None:
@@ -158,7 +175,9 @@ def test_every_kind_of_damage_is_named_with_the_file(tmp_path: Path) -> None:
     damaged("overflowing", "manifest.json")
 
 
-def test_a_removed_folder_is_never_seen_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_folder_is_never_seen_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.write_folder(tmp_path / "x", {"one": [b"1"], "two": [b"2"]})
 
     def look(path: Path) -> None:
@@ -177,7 +196,12 @@ def test_sweeping_removes_what_is_half_written_and_nothing_else(tmp_path: Path) 
     for name in ("000400", "run.json", "notes.tmp", "my.tmp-notes"):
         (tmp_path / name).write_bytes(b"whole")
     files.sweep(tmp_path)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"000400", "run.json", "notes.tmp", "my.tmp-notes"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "000400",
+        "run.json",
+        "notes.tmp",
+        "my.tmp-notes",
+    }
 
 
 def test_an_appender_cuts_to_the_end_of_a_line_and_grows_from_there(tmp_path: Path) -> None:
@@ -202,7 +226,10 @@ def test_a_lock_is_held_once_says_who_holds_it_and_sweeps(tmp_path: Path) -> Non
         signature = json.loads((folder / "run.lock").read_text())
         assert signature["pid"] == os.getpid()
         assert set(signature) == {"pid", "host", "start"}
-        with pytest.raises(InUseError, match=f"process {os.getpid()} on {signature['host']}"), files.lock(folder):
+        with (
+            pytest.raises(InUseError, match=f"process {os.getpid()} on {signature['host']}"),
+            files.lock(folder),
+        ):
             pass
         (folder / "file.tmp-77").write_bytes(b"half")
         (folder / "checkpoints").mkdir()
@@ -214,12 +241,19 @@ def test_a_lock_is_held_once_says_who_holds_it_and_sweeps(tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="choose another place"), files.lock(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(InputError, match="choose another place"),
+        files.lock(tmp_path / "file" / "run"),
+    ):
         pass
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -235,7 +269,9 @@ def test_a_lone_surrogate_becomes_an_escape() -> None:
     assert files.parse_json(b'"\\udcff"') == "\udcff"
 
 
-@pytest.mark.parametrize("text", [b"NaN", b"[Infinity]", b"{", b"\xff", b"[" * 200_000, b"1" * 5000], ids=repr)
+@pytest.mark.parametrize(
+    "text", [b"NaN", b"[Infinity]", b"{", b"\xff", b"[" * 200_000, b"1" * 5000], ids=repr
+)
 def test_what_is_not_strict_json_is_damage(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(text)

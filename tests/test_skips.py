@@ -43,15 +43,38 @@ def test_ci_fails_on_a_reason_that_is_not_listed(
     tests = tmp_path / "tests"
     tests.mkdir()
     shutil.copy(Path(__file__).with_name("conftest.py"), tests)
-    for name, source in {"it": TESTS, "torch": NEEDS.format("torch"), "gguf": NEEDS.format("gguf")}.items():
+    for name, source in {
+        "it": TESTS,
+        "torch": NEEDS.format("torch"),
+        "gguf": NEEDS.format("gguf"),
+    }.items():
         (tests / f"test_{name}.py").write_text(source, encoding="utf-8")
-    inherited = {name: value for name, value in os.environ.items() if name not in {"CI", "GLASSLM_WITHOUT_TORCH"}}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests"]
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"CI", "GLASSLM_WITHOUT_TORCH"}
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        "tests",
+    ]
     done = subprocess.run(
-        command, cwd=tmp_path, env=inherited | environment, capture_output=True, encoding="utf-8", timeout=120
+        command,
+        cwd=tmp_path,
+        env=inherited | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
     )
     wrong = {reason: where for reason, where in NOT_LISTED.items() if reason not in allowed}
     assert done.returncode == (pytest.ExitCode.TESTS_FAILED if wrong else pytest.ExitCode.OK)
     assert set(re.findall(r"^ERROR (\S+)", done.stdout, re.M)) == set(wrong.values())
-    assert set(re.findall(r"does not list: (no time today|could not import '\w+')", done.stdout)) == set(wrong)
+    assert set(
+        re.findall(r"does not list: (no time today|could not import '\w+')", done.stdout)
+    ) == set(wrong)
     assert f"{1 + len(allowed)} skipped, 1 xfailed" in done.stdout

@@ -21,14 +21,21 @@ QUICK: dict[str, Any] = {
 def make_base(folder: Path, **flags: Any) -> Path:
     """A run that has learnt the sentences of write_text somewhat."""
     text = write_text(folder / "old.txt")
-    settings = {"max_steps": 40, "eval_interval": 20, "checkpoint_interval": 20, "sample_interval": 0}
+    settings = {
+        "max_steps": 40,
+        "eval_interval": 20,
+        "checkpoint_interval": 20,
+        "sample_interval": 0,
+    }
     return train(text, folder / "base", **settings | flags).run_dir
 
 
 def write_new_text(folder: Path) -> Path:
     """The same sentences with every word backwards: other text, no other characters."""
     old = write_text(folder / "forwards.txt").read_text(encoding="utf-8")
-    lines = [" ".join(word[::-1] for word in line.rstrip(".").split()) + "." for line in old.splitlines()]
+    lines = [
+        " ".join(word[::-1] for word in line.rstrip(".").split()) + "." for line in old.splitlines()
+    ]
     path = folder / "new.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return path

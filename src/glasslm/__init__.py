@@ -14,8 +14,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glasslm.runs import Run
-    from glasslm.trained import Model
+    from glasslm.inference.trained_model import Model
+    from glasslm.runs.run_folder import Run
 
 __version__ = "0.1.0"
 __all__ = ["load", "train"]
@@ -43,25 +43,32 @@ def train(
     import signal
     from pathlib import Path
 
-    from glasslm import launch
-    from glasslm.config import ComputeConfig
+    from glasslm.config.conversion import from_dict, with_flags
+    from glasslm.config.presets import PRESETS
+    from glasslm.config.schema import ComputeConfig
     from glasslm.errors import DivergedError, InputError
-    from glasslm.finetune import RANK, Base, recipe
-    from glasslm.presets import PRESETS
-    from glasslm.runs import Run
-    from glasslm.settings import from_dict, with_flags
+    from glasslm.report import run_report
+    from glasslm.runs.run_folder import Run
+    from glasslm.text import tell
+    from glasslm.training import launch
+    from glasslm.training.fine_tuning import RANK, Base, recipe
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
     given = {"preset": preset, "run_dir": run_dir, **settings, **flags}
-    plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+    plain = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in given.items()
+    }
     command = ", ".join(f"{name}={value!r}" for name, value in plain.items())
     start = PRESETS[preset]()
     if flags.get("init_from"):
         preset = "finetuned"
-        start = recipe(Base(os.fspath(flags["init_from"])), rank=RANK if flags.get("lora_rank") else 0)
+        start = recipe(
+            Base(os.fspath(flags["init_from"])), rank=RANK if flags.get("lora_rank") else 0
+        )
     outcome = launch.train(
         with_flags(start, flags),
         compute,
@@ -70,6 +77,7 @@ def train(
         command=f"glasslm.train({command})",
         track=track,
     )
+    run_report.write_after_training(outcome, tell)
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
     if outcome.status == "interrupted":
@@ -84,7 +92,9 @@ def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute:
 
     `compute`: engine, device, precision and threads; also context and rope_scaling, for texts longer than in training.
     """
-    from glasslm import trained
+    from glasslm.inference import trained_model
 
-    which = checkpoint if isinstance(checkpoint, int) else trained.parse_checkpoint(checkpoint)
-    return trained.load(run, which, **compute)
+    which = (
+        checkpoint if isinstance(checkpoint, int) else trained_model.parse_checkpoint(checkpoint)
+    )
+    return trained_model.load(run, which, **compute)

@@ -108,11 +108,17 @@ def verify_folder(path: Path, hashes: bool = True) -> None:
     manifest = path / MANIFEST
     values = read_json(manifest)
     try:
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in values["files"].items()}
-        if manifest.read_bytes() != json_bytes(values):  # a change that leaves the meaning is a change, too
+        expected = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in values["files"].items()
+        }
+        if manifest.read_bytes() != json_bytes(
+            values
+        ):  # a change that leaves the meaning is a change, too
             raise ValueError("other spacing or order")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{manifest} was altered: it is not as glasslm wrote it ({error!r})") from None
+        raise DamagedError(
+            f"{manifest} was altered: it is not as glasslm wrote it ({error!r})"
+        ) from None
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if extra := sorted(present - expected.keys()):
         raise DamagedError(f"{path / extra[0]} does not belong there: {manifest} does not list it")
@@ -121,9 +127,13 @@ def verify_folder(path: Path, hashes: bool = True) -> None:
         if name not in present or not file.is_file():
             raise DamagedError(f"{file} is missing, though {manifest} lists it")
         if file.stat().st_size != size:
-            raise DamagedError(f"{file} has {file.stat().st_size:,} bytes where {manifest} says {size}: it was cut")
+            raise DamagedError(
+                f"{file} has {file.stat().st_size:,} bytes where {manifest} says {size}: it was cut"
+            )
         if hashes and (found := sha256_of(file)) != sha256:
-            raise DamagedError(f"{file} was altered: its sha256 is {found}, {manifest} says {sha256}")
+            raise DamagedError(
+                f"{file} was altered: its sha256 is {found}, {manifest} says {sha256}"
+            )
 
 
 def make_folder(path: Path) -> None:
@@ -131,7 +141,9 @@ def make_folder(path: Path) -> None:
     try:
         _make_folder(path, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be made ({error.strerror}): choose another place") from error
+        raise InputError(
+            f"{path} cannot be made ({error.strerror}): choose another place"
+        ) from error
 
 
 def remove_folder(path: Path) -> None:
@@ -223,13 +235,17 @@ def lock(folder: Path) -> Iterator[None]:
     make_folder(folder)
     held = FileLock(folder / LOCK)
     try:
-        held.acquire(timeout=0.2, poll_interval=0.05)  # a moment, in which the winner of a race writes its name
+        held.acquire(
+            timeout=0.2, poll_interval=0.05
+        )  # a moment, in which the winner of a race writes its name
     except Timeout:
         raise InUseError(
             f"{folder} is in use by {_holder(folder / LOCK)}: wait until that ends, or choose another --run-dir"
         ) from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another --run-dir") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): choose another --run-dir"
+        ) from error
     try:
         _sign(folder / LOCK)
         sweep(folder)
@@ -293,7 +309,9 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise DamagedError(f"{path} is missing")
     if path.stat().st_size > _LARGEST_JSON:
-        raise DamagedError(f"{path} has {path.stat().st_size:,} bytes, far more than glasslm writes")
+        raise DamagedError(
+            f"{path} has {path.stat().st_size:,} bytes, far more than glasslm writes"
+        )
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:
@@ -362,7 +380,11 @@ def _put(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with _open(path) as file:
         for chunk in chunks:
-            data = chunk if isinstance(chunk, bytes) else np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+            data = (
+                chunk
+                if isinstance(chunk, bytes)
+                else np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+            )
             digest.update(data)
             _write(file, data)
             size += len(data)

@@ -9,27 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm.config import ModelConfig, OptimizerConfig, Position, RopeScaling, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    Position,
+    RopeScaling,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.engines.cache_slots import Slots
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention as module
-from glasslm.engines.numpy.attention import (
-    Slots,
-    alibi_bias,
-    attention,
-    rope,
-)
+from glasslm.engines.numpy.attention import alibi_bias, attention, rope
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
 from glasslm.engines.positions import alibi_slopes, rope_at, rope_tables, sinusoids
-from glasslm.lab.proofs.check import single_switches, small_model
-from glasslm.parameters import initial_weights
+from glasslm.engines.protocol import Batch
+from glasslm.lab.checks.gradient_check import single_switches, small_model
+from glasslm.model.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]
 B, T, Q = 2, 7, 4
 
 
-def plain(q: Array, k: Array, v: Array, bias: Array | None = None, kept: Array | None = None, window: int = T) -> Array:
+def plain(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    kept: Array | None = None,
+    window: int = T,
+) -> Array:
     """Equation 1 of arXiv:1706.03762, one query at a time, in float64. q (B, T, H, Q), k and v (B, T, K, Q)."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     rows, positions, H, _ = q.shape
@@ -63,7 +73,9 @@ def test_it_equals_a_plain_loop(H: int, K: int, biased: bool, window: int) -> No
     qk, v = draw(H, K)
     bias = alibi_bias(alibi_slopes(H, np.float64), np.arange(T), np.arange(T)) if biased else None
     y, _ = attention(qk.copy(), v, bias, None, np.empty, window)
-    np.testing.assert_allclose(y, plain(qk[:, :, :H], qk[:, :, H:], v, bias, window=window or T), atol=1e-13)
+    np.testing.assert_allclose(
+        y, plain(qk[:, :, :H], qk[:, :, H:], v, bias, window=window or T), atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -72,7 +84,9 @@ def test_dropped_probabilities_equal_a_plain_loop(window: int) -> None:
     keys = row_keys(0, 1, np.arange(B), 1)
     kept = dropout_mask((B, 4, T, T), 0.4, keys, np.empty)
     y, _ = attention(qk.copy(), v, None, (0.4, keys), np.empty, window)
-    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept, window=window or T), atol=1e-13)
+    np.testing.assert_allclose(
+        y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept, window=window or T), atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0, 30.0, 300.0])
@@ -80,9 +94,15 @@ def test_dropped_probabilities_equal_a_plain_loop(window: int) -> None:
 def test_large_scores_in_float32_equal_the_float64_loop(scale: float, window: int) -> None:
     """With scores of 1e5 nothing overflows: there the maximum of those that are seen is subtracted first."""
     qk, v = draw(4, 2, scale, np.float32)
-    y, backward = attention(qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32), window)
-    rounding = 1e-6 * max(1, scale * scale)  # of a score, which the exponential turns into a relative error
-    np.testing.assert_allclose(y, plain(qk[:, :, :4], qk[:, :, 4:], v, window=window or T), atol=rounding)
+    y, backward = attention(
+        qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32), window
+    )
+    rounding = 1e-6 * max(
+        1, scale * scale
+    )  # of a score, which the exponential turns into a relative error
+    np.testing.assert_allclose(
+        y, plain(qk[:, :, :4], qk[:, :, 4:], v, window=window or T), atol=rounding
+    )
     dqkv = backward(np.ones_like(y))
     assert np.isfinite(dqkv).all()
     assert y.dtype == dqkv.dtype == np.float32
@@ -122,7 +142,9 @@ def rotated(x: Array, positions: Array) -> Array:
 def test_rotation_keeps_norms_and_sees_only_distances(start: int, Q: int) -> None:
     x = np.random.default_rng(Q).standard_normal((1, 6, 2, Q))
     at_zero, moved = rotated(x, np.arange(6)), rotated(x, np.arange(6) + start)
-    np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.linalg.norm(moved, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12
+    )
     scores = [np.einsum("bthq,bshq->bhts", y, y) for y in (at_zero, moved)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-10)
     if start:
@@ -152,18 +174,24 @@ def test_scaled_rope_sees_a_longer_text_as_one_of_the_trained_length() -> None:
     np.testing.assert_allclose(angles_of("linear", factor, long), plain_angles, atol=1e-12)
     ntk = angles_of("ntk", factor, long)
     np.testing.assert_allclose(ntk[:, -1], plain_angles[:, -1], atol=1e-12)
-    np.testing.assert_allclose(ntk[:, 0], angles_of("none", 1.0, long)[:, 0], atol=1e-12)  # the quickest as before
+    np.testing.assert_allclose(
+        ntk[:, 0], angles_of("none", 1.0, long)[:, 0], atol=1e-12
+    )  # the quickest as before
     between = (angles_of("none", 1.0, np.array([1])) / angles_of("ntk", factor, np.array([1])))[0]
     assert (np.diff(between) > 0).all()
     for scaling in get_args(RopeScaling):
         np.testing.assert_array_equal(angles_of(scaling, 1.0, short), plain_angles)
-    np.testing.assert_array_equal(angles_of("ntk", factor, short, Q=2), angles_of("none", 1.0, short, Q=2))
+    np.testing.assert_array_equal(
+        angles_of("ntk", factor, short, Q=2), angles_of("none", 1.0, short, Q=2)
+    )
 
 
 def test_tables_are_made_for_any_positions_in_float32_as_in_float64() -> None:
     """A million tokens into a text the angles are still exact, because they are made in float64."""
     positions = np.array([[0, 3], [10**6, 7]])
-    exact, rounded = (rope_at(positions, 2, 8, dtype, "none", 1.0) for dtype in (np.float64, np.float32))
+    exact, rounded = (
+        rope_at(positions, 2, 8, dtype, "none", 1.0) for dtype in (np.float64, np.float32)
+    )
     for wide, narrow in zip(exact, rounded):
         assert wide.shape == (2, 2, 2, 8)
         assert narrow.dtype == np.float32
@@ -190,15 +218,25 @@ def test_alibi_of_the_paper() -> None:
 # -- slots of a cache -------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=4), st.integers(1, 12))
-def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(rows: list[tuple[int, int]], size: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=4),
+    st.integers(1, 12),
+)
+def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(
+    rows: list[tuple[int, int]], size: int
+) -> None:
     """Played through with lists: what each slot holds, what new tokens replace, and which positions are looked at."""
     before, counts = (np.array(numbers) for numbers in zip(*rows))
     T = max(1, int(counts.max()))
-    rings = [{p % size: p for p in range(length)} for length in before.tolist()]  # the newest in each slot
+    rings = [
+        {p % size: p for p in range(length)} for length in before.tolist()
+    ]  # the newest in each slot
     slots = Slots(before, counts, T, size)
     assert slots.end == (before + counts).max()
-    queries, keys = np.broadcast_to(slots.queries, (len(rows), T)), np.broadcast_to(slots.keys, (len(rows), slots.seen))
+    queries, keys = (
+        np.broadcast_to(slots.queries, (len(rows), T)),
+        np.broadcast_to(slots.keys, (len(rows), slots.seen)),
+    )
     write = slots.write
     for b, (start, count) in enumerate(rows):
         np.testing.assert_array_equal(queries[b, :count], np.arange(start, start + count))
@@ -207,13 +245,18 @@ def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(rows: list
             written = [(column, slot) for column, slot in enumerate(range(write.start, write.stop))]
         else:
             written = [(column, slot) for row, column, slot in zip(*write) if row == b]
-        assert len({slot for _, slot in written}) == len(written)  # else the order of writing would matter
+        assert len({slot for _, slot in written}) == len(
+            written
+        )  # else the order of writing would matter
         after = rings[b] | {slot: new[column] for column, slot in written}
         assert after == {p % size: p for p in range(start + count)}
         if count == 0:
             continue
         held = rings[b] if slots.beside is not None else after
-        looked_at = [held.get(slot, -1) for slot in range(slots.seen if slots.beside is None else slots.beside)]
+        looked_at = [
+            held.get(slot, -1)
+            for slot in range(slots.seen if slots.beside is None else slots.beside)
+        ]
         looked_at += [start + column for column in range(T)] if slots.beside is not None else []
         seen = [p if 0 <= p < start + count else None for p in keys[b].tolist()]
         assert seen == [p if 0 <= p < start + count else None for p in looked_at]
@@ -225,11 +268,18 @@ def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(rows: list
 
 
 def engine_of(config: ModelConfig) -> NumpyEngine:
-    alone = OptimizerConfig(balance_loss=0.0, router_z_loss=0.0)  # the loss of the tokens and nothing else
-    run = RunConfig(model=config, optimizer=alone, train=TrainConfig(batch_size=1, micro_batch_size=1)).resolved()
+    alone = OptimizerConfig(
+        balance_loss=0.0, router_z_loss=0.0
+    )  # the loss of the tokens and nothing else
+    run = RunConfig(
+        model=config, optimizer=alone, train=TrainConfig(batch_size=1, micro_batch_size=1)
+    ).resolved()
     engine = NumpyEngine(run, 11, threads=1, dtype=np.float64)
     rng = np.random.default_rng(0)
-    engine.load((name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(engine.rows, 0))
+    engine.load(
+        (name, w + 0.3 * rng.standard_normal(w.shape))
+        for name, w in initial_weights(engine.rows, 0)
+    )
     return engine
 
 
@@ -248,7 +298,9 @@ def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> Non
     for t in range(6):
         targets = np.full((1, 6), -1)
         targets[0, t] = 9
-        gradient = engine.gradients(Batch(tokens, targets, 0, np.arange(1)), 1.0)["embedding.weight"]
+        gradient = engine.gradients(Batch(tokens, targets, 0, np.arange(1)), 1.0)[
+            "embedding.weight"
+        ]
         seen = np.abs(gradient[:6]).max(1) > 0
         np.testing.assert_array_equal(seen, (np.arange(6) <= t) & (np.arange(6) >= t - reach))
 

@@ -8,12 +8,22 @@ import pytest
 from safetensors.numpy import load_file
 
 import glasslm
-from glasslm import checkpoint, launch, runs, tokens
 from glasslm.cli import main
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, Precision, RunConfig, TrainConfig
-from glasslm.engines import Batch, make_engine
-from glasslm.evaluation import evaluate
-from glasslm.parameters import initial_weights, table
+from glasslm.config.schema import (
+    ComputeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.data import shards
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Batch
+from glasslm.inference.evaluation import evaluate
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs import checkpoint, run_folder
+from glasslm.training import launch
 from small_runs import COMPUTE, logged, no_report, quiet, small, words, write_text
 
 Array = np.ndarray[Any, Any]
@@ -29,8 +39,14 @@ def which(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def engine_of(which: str, ema: float = 0.6, precision: Precision = "fp64", model: ModelConfig = MODEL) -> Any:
-    config = RunConfig(model, optimizer=OptimizerConfig(ema=ema), train=TrainConfig(batch_size=B, micro_batch_size=2))
+def engine_of(
+    which: str, ema: float = 0.6, precision: Precision = "fp64", model: ModelConfig = MODEL
+) -> Any:
+    config = RunConfig(
+        model,
+        optimizer=OptimizerConfig(ema=ema),
+        train=TrainConfig(batch_size=B, micro_batch_size=2),
+    )
     compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     engine = make_engine(config, V, compute, training=True)
     engine.load(initial_weights(table(config.model, V), 0))
@@ -57,7 +73,9 @@ def weights_of(state: dict[str, Array]) -> dict[str, Array]:
 
 
 def averages_of(state: dict[str, Array]) -> dict[str, Array]:
-    return {name.removeprefix("ema/"): array for name, array in state.items() if name.startswith("ema/")}
+    return {
+        name.removeprefix("ema/"): array for name, array in state.items() if name.startswith("ema/")
+    }
 
 
 def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
@@ -71,7 +89,9 @@ def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-14), ("fp32", 1e-6)])
-def test_it_is_the_average_of_the_weights_after_each_update(which: str, precision: Precision, tolerance: float) -> None:
+def test_it_is_the_average_of_the_weights_after_each_update(
+    which: str, precision: Precision, tolerance: float
+) -> None:
     """Written out in float64. Its memory grows with the updates, 2/11, 3/12, 4/13 ..., until it is the one given."""
     engine = engine_of(which, 0.6, precision)
     expected = {name: array.astype(np.float64) for name, array in weights_of(copy(engine)).items()}
@@ -85,7 +105,9 @@ def test_it_is_the_average_of_the_weights_after_each_update(which: str, precisio
         assert averages_of(state).keys() == expected.keys()
         for name, array in averages_of(state).items():
             np.testing.assert_allclose(array, expected[name], rtol=0, atol=tolerance, err_msg=name)
-    apart = max(float(np.abs(expected[name] - array).max()) for name, array in weights_of(state).items())
+    apart = max(
+        float(np.abs(expected[name] - array).max()) for name, array in weights_of(state).items()
+    )
     assert apart > 1e-3
 
 
@@ -115,7 +137,8 @@ def test_of_frozen_weights_there_is_no_average(which: str) -> None:
     frozen = dict(initial_weights(table(ADAPTED, V), 0))
     plain.load((frozen | averages_of(state)).items())
     np.testing.assert_array_equal(
-        engine.losses(batch(9).tokens, batch(9).targets), plain.losses(batch(9).tokens, batch(9).targets)
+        engine.losses(batch(9).tokens, batch(9).targets),
+        plain.losses(batch(9).tokens, batch(9).targets),
     )
 
 
@@ -141,17 +164,24 @@ def test_all_but_training_uses_the_average(which: str) -> None:
     averaged.load(averages_of(state).items())
     raw.load(weights_of(state).items())
     data = batch(9)
-    np.testing.assert_array_equal(engine.losses(data.tokens, data.targets), averaged.losses(data.tokens, data.targets))
-    assert not np.array_equal(engine.losses(data.tokens, data.targets), raw.losses(data.tokens, data.targets))
+    np.testing.assert_array_equal(
+        engine.losses(data.tokens, data.targets), averaged.losses(data.tokens, data.targets)
+    )
+    assert not np.array_equal(
+        engine.losses(data.tokens, data.targets), raw.losses(data.tokens, data.targets)
+    )
 
     def logits(of: Any) -> Array:
         rows = np.tile(data.tokens, (5, 1))  # more than are read at once
         cache = of.new_cache(len(rows), T)
-        return np.stack([of.logits(rows[:, i : i + 1], cache, np.ones(len(rows), int)) for i in range(T)])
+        return np.stack(
+            [of.logits(rows[:, i : i + 1], cache, np.ones(len(rows), int)) for i in range(T)]
+        )
 
     np.testing.assert_array_equal(logits(engine), logits(averaged))
     assert_same_bits(
-        {name: array.copy() for name, array in engine.gradients(data, 0.1).items()}, dict(raw.gradients(data, 0.1))
+        {name: array.copy() for name, array in engine.gradients(data, 0.1).items()},
+        dict(raw.gradients(data, 0.1)),
     )
     assert engine.accumulate(data, 0.1).cross_entropy == raw.accumulate(data, 0.1).cross_entropy
 
@@ -196,17 +226,19 @@ def test_weights_without_an_average_begin_one(which: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> run_folder.Run:
     """A run of 12 steps that keeps an average; its last step is its best."""
     folder = tmp_path_factory.mktemp("average")
     text = write_text(folder / "text.txt")
-    config = small(text, max_steps=12, eval_interval=6, checkpoint_interval=6, sample_interval=12, ema=0.9)
+    config = small(
+        text, max_steps=12, eval_interval=6, checkpoint_interval=6, sample_interval=12, ema=0.9
+    )
     with no_report():
         assert launch.train(config, COMPUTE, folder / "run", say=quiet).status == "finished"
-    return runs.Run(folder / "run")
+    return run_folder.Run(folder / "run")
 
 
-def test_a_checkpoint_holds_both(run: runs.Run) -> None:
+def test_a_checkpoint_holds_both(run: run_folder.Run) -> None:
     """`weights` are for use, `state` is for going on."""
     held = checkpoint.load(run.path, 12)
     last = load_file(held.path / "model.safetensors")
@@ -218,17 +250,22 @@ def test_a_checkpoint_holds_both(run: runs.Run) -> None:
     assert any(not np.array_equal(last[name], averages[name]) for name in last)
 
 
-def test_what_is_evaluated_and_written_is_the_average(run: runs.Run) -> None:
+def test_what_is_evaluated_and_written_is_the_average(run: run_folder.Run) -> None:
     """By a model without an average, which was given the files; and not what the last weights come to."""
-    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, quiet)
+    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, quiet)
     flags = small(Path("unused"), ema=0.0)
     config = RunConfig(run.config.model, run.config.data, flags.optimizer, flags.train)
     engine = make_engine(config, run.tokenizer.vocab_size, COMPUTE)
     folder = checkpoint.load(run.path, 12).path
     losses = []
-    for weights in (averages_of(load_file(folder / "optimizer.safetensors")), load_file(folder / "model.safetensors")):
+    for weights in (
+        averages_of(load_file(folder / "optimizer.safetensors")),
+        load_file(folder / "model.safetensors"),
+    ):
         engine.load(weights.items())
-        score = evaluate(engine, dataset.val.tokens, dataset.tokenizer.byte_lengths, run.config.model.block_size)
+        score = evaluate(
+            engine, dataset.val.tokens, dataset.tokenizer.byte_lengths, run.config.model.block_size
+        )
         losses.append(score.loss)
     line = logged(run.path, "eval")[-1]
     assert (line["step"], line["whole"]) == (12, True)
@@ -238,7 +275,10 @@ def test_what_is_evaluated_and_written_is_the_average(run: runs.Run) -> None:
     assert model.score(dataset.val.tokens).loss == pytest.approx(losses[0], rel=1e-6)
     sample = logged(run.path, "sample")[-1]
     assert sample["step"] == 12
-    assert model.generate("", 200, temperature=sample["temperature"], seed=sample["seed"]) == sample["text"]
+    assert (
+        model.generate("", 200, temperature=sample["temperature"], seed=sample["seed"])
+        == sample["text"]
+    )
 
 
 def test_fsdp_refuses_it_in_one_line(

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig, RunConfig, TrainConfig
+from glasslm.config.schema import ModelConfig, RunConfig, TrainConfig
 from glasslm.engines.numpy.engine import ROWS_READ, NumpyEngine
-from glasslm.lab.proofs.check import combinations, single_switches, small_model
-from glasslm.parameters import initial_weights
+from glasslm.lab.checks.gradient_check import combinations, single_switches, small_model
+from glasslm.model.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]
 V, BLOCK = 7, 6
@@ -23,7 +23,10 @@ def engine_of(config: ModelConfig, dtype: Any = np.float64) -> NumpyEngine:
     engine = NumpyEngine(run, V, threads=1, dtype=dtype)
     rng = np.random.default_rng(0)
     # Far from the start, so that attention is sharp and a wrong mask or position shows.
-    engine.load((name, w + 0.5 * rng.standard_normal(w.shape)) for name, w in initial_weights(engine.rows, 0))
+    engine.load(
+        (name, w + 0.5 * rng.standard_normal(w.shape))
+        for name, w in initial_weights(engine.rows, 0)
+    )
     return engine
 
 
@@ -96,7 +99,9 @@ def test_a_cleared_row_starts_anew_and_the_others_go_on(position: str) -> None:
     engine.logits(TEXTS[:2, :4], cache, np.array([4, 4]))
     cache.clear(0)
     np.testing.assert_array_equal(cache.lengths, [0, 4])
-    logits = engine.logits(np.array([[TEXTS[2, 0], TEXTS[2, 1]], [TEXTS[1, 4], 0]]), cache, np.array([2, 1]))
+    logits = engine.logits(
+        np.array([[TEXTS[2, 0], TEXTS[2, 1]], [TEXTS[1, 4], 0]]), cache, np.array([2, 1])
+    )
     np.testing.assert_allclose(log_softmax(logits[0]), expected[2, 1], atol=1e-10)
     np.testing.assert_allclose(log_softmax(logits[1]), expected[1, 4], atol=1e-10)
 

@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 
 from glasslm import cli
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import choice, make_engine
-from glasslm.engines.choice import TRAIN_WITH_TORCH, USE_TORCH, as_recorded, choose, ranks, require_divisible
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines import choice
+from glasslm.engines.choice import (
+    TRAIN_WITH_TORCH,
+    USE_TORCH,
+    as_recorded,
+    choose,
+    ranks,
+    require_divisible,
+)
+from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
 from small_runs import words, write_text
 
@@ -66,13 +74,20 @@ def test_a_gpu_is_taken_for_training(hardware: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(choice, "gpu_in_sight", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     chosen, why = choose(AUTO, FEW, training=True)
-    assert (chosen.engine, chosen.device, chosen.precision, why) == ("torch", "cuda", "bf16", "there is a GPU")
+    assert (chosen.engine, chosen.device, chosen.precision, why) == (
+        "torch",
+        "cuda",
+        "bf16",
+        "there is a GPU",
+    )
     assert choose(AUTO, FEW, training=False)[0].engine == "numpy"
     chosen, why = choose(ComputeConfig(device="cpu"), FEW, training=True)
     assert (chosen.engine, why) == ("numpy", "3.0M parameters are few")
 
 
-def test_a_gpu_that_torch_does_not_know_is_none(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_know_is_none(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(choice, "gpu_in_sight", lambda: True)
     chosen, why = choose(AUTO, FEW, training=True)
     assert (chosen.engine, chosen.device) == ("numpy", "cpu")
@@ -80,7 +95,9 @@ def test_a_gpu_that_torch_does_not_know_is_none(hardware: Any, monkeypatch: pyte
     assert choose(AUTO, MANY, training=True)[0].engine == "torch"
 
 
-def test_a_cpu_without_bfloat16_gains_nothing_by_torch(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_gains_nothing_by_torch(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
     assert choose(AUTO, MANY, training=True)[0].engine == "numpy"
     assert choose(ComputeConfig(engine="torch"), MANY, training=True)[0].precision == "fp32"
@@ -104,11 +121,19 @@ def test_a_flag_that_only_torch_honours_chooses_it(
 
 
 def test_a_group_of_processes_needs_torch(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": 4, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "a"}.items():
+    for name, value in {
+        "WORLD_SIZE": 4,
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 4,
+        "MASTER_ADDR": "a",
+    }.items():
         monkeypatch.setenv(name, str(value))
     assert choose(AUTO, FEW, training=True)[0].engine == "torch"
     assert choose(ComputeConfig(parallel="fsdp"), FEW, training=True)[0].parallel == "fsdp"
-    with pytest.raises(InputError, match="--engine numpy and a group of 4 processes do not go together"):
+    with pytest.raises(
+        InputError, match="--engine numpy and a group of 4 processes do not go together"
+    ):
         choose(ComputeConfig(engine="numpy"), FEW, training=True)
 
 
@@ -134,8 +159,9 @@ def test_torch_is_not_imported_where_numpy_computes() -> None:
     """Not to train, nor to use a larger model, nor to say why."""
     program = """
 import json, sys
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import choice, make_engine
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines import choice
+from glasslm.engines.factory import make_engine
 choice.gpu_in_sight = lambda: False
 names = [make_engine(RunConfig(), 65, ComputeConfig(), training).name for training in (True, False)]
 names += [choice.choose(ComputeConfig(), choice.USE_TORCH - 1, training=False)[0].engine]
@@ -143,7 +169,11 @@ print(json.dumps([names, "torch" in sys.modules]))
 """
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", env=environment, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=60,
     )
     assert json.loads(done.stdout) == [["numpy"] * 3, False], done.stderr
 
@@ -185,7 +215,9 @@ def test_numpy_cannot(asked: dict[str, Any], flag: str) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp64"])
 def test_numpy_can(precision: Any) -> None:
-    chosen, _ = choose(ComputeConfig(engine="numpy", device="cpu", precision=precision), MANY, training=True)
+    chosen, _ = choose(
+        ComputeConfig(engine="numpy", device="cpu", precision=precision), MANY, training=True
+    )
     assert chosen.precision == ("fp32" if precision == "auto" else precision)
 
 
@@ -201,17 +233,22 @@ def test_a_batch_is_shared_evenly() -> None:
     for batch_size, processes in ((16, 1), (16, 2), (12, 4), (3, 3)):
         require_divisible(batch_size, processes)
     with pytest.raises(
-        InputError, match=r"3 processes cannot share a batch of 16 .* for example 18, or start 2 of them"
+        InputError,
+        match=r"3 processes cannot share a batch of 16 .* for example 18, or start 2 of them",
     ):
         require_divisible(16, 3)
     with pytest.raises(InputError, match="for example 8, or start 4 of them"):
         require_divisible(4, 8)
 
 
-def test_there_is_no_compiler(hardware: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_there_is_no_compiler(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match=r"--compile on: there is no C\+\+ compiler.*--compile off"):
+    with pytest.raises(
+        InputError, match=r"--compile on: there is no C\+\+ compiler.*--compile off"
+    ):
         make_engine(RunConfig(), 65, ComputeConfig(compile="on"), training=True)
 
 
@@ -227,7 +264,11 @@ def test_there_is_no_compiler(hardware: Any, monkeypatch: pytest.MonkeyPatch, tm
     ],
 )
 def test_the_command_says_it_in_one_line(
-    flags: str, hardware: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str,
+    hardware: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And nothing is made of it."""
     monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
@@ -247,7 +288,9 @@ def refusal(asked: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_a_resume_takes_what_the_run_had_where_it_can(hardware: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_takes_what_the_run_had_where_it_can(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = {
         "engine": "torch", "device": "cpu", "precision": "bf16", "compiled": True, "threads": 5, "processes": 1,
         "parallel": "auto", "deterministic": True,
@@ -255,7 +298,12 @@ def test_a_resume_takes_what_the_run_had_where_it_can(hardware: Any, monkeypatch
     monkeypatch.setattr(hardware, "has_bf16", lambda device: True)
     monkeypatch.setattr(hardware, "compiler_missing", lambda device: "")
     same, notes = as_recorded(AUTO, record)
-    assert (same.engine, same.device, same.precision, same.compile) == ("torch", "cpu", "bf16", "on")
+    assert (same.engine, same.device, same.precision, same.compile) == (
+        "torch",
+        "cpu",
+        "bf16",
+        "on",
+    )
     assert (same.threads, same.deterministic, notes) == (5, True, [])
     monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
     monkeypatch.setattr(hardware, "compiler_missing", lambda device: "there is none")
@@ -263,10 +311,18 @@ def test_a_resume_takes_what_the_run_had_where_it_can(hardware: Any, monkeypatch
     assert (other.precision, other.compile) == ("fp32", "off")
     assert "bf16" in notes[0]
     asked, notes = as_recorded(ComputeConfig(engine="numpy"), record)
-    assert (asked.engine, asked.precision, asked.compile, asked.threads, notes) == ("numpy", "auto", "off", 0, [])
+    assert (asked.engine, asked.precision, asked.compile, asked.threads, notes) == (
+        "numpy",
+        "auto",
+        "off",
+        0,
+        [],
+    )
     assert as_recorded(AUTO, record | {"processes": 2})[0].threads == 0
 
 
-def test_a_job_system_that_counts_processes_is_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_system_that_counts_processes_is_not_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert ranks() == 1

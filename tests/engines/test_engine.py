@@ -8,26 +8,41 @@ import numpy as np
 import pytest
 from test_ops import wide_variables
 
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch, Engine, make_engine, thread_count
-from glasslm.engines.choice import micro_batch_size
+from glasslm.config.conversion import with_flags
+from glasslm.config.schema import (
+    ComputeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.engines.choice import micro_batch_size, thread_count
+from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError
-from glasslm.lab.proofs.check import single_switches
-from glasslm.parameters import initial_weights
-from glasslm.settings import with_flags
+from glasslm.lab.checks.gradient_check import single_switches
+from glasslm.model.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]
 V, B, T = 13, 6, 8
-MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, block_size=T, dropout=0.2, attention_dropout=0.1)
+MODEL = ModelConfig(
+    d_model=16, n_layers=2, n_heads=4, block_size=T, dropout=0.2, attention_dropout=0.1
+)
 
 
 def engine_of(
-    model: ModelConfig = MODEL, micro: int = 2, threads: int = 1, dtype: Any = np.float32, optimizer: str = "muon"
+    model: ModelConfig = MODEL,
+    micro: int = 2,
+    threads: int = 1,
+    dtype: Any = np.float32,
+    optimizer: str = "muon",
 ) -> NumpyEngine:
     settings = OptimizerConfig(optimizer=optimizer)  # type: ignore[arg-type]
     train = TrainConfig(batch_size=B, micro_batch_size=micro)
-    engine = NumpyEngine(RunConfig(model=model, optimizer=settings, train=train).resolved(), V, threads, dtype)
+    engine = NumpyEngine(
+        RunConfig(model=model, optimizer=settings, train=train).resolved(), V, threads, dtype
+    )
     engine.load(initial_weights(engine.rows, 0, dtype))
     return engine
 
@@ -82,8 +97,13 @@ def test_accumulating_twice_is_one_large_batch() -> None:
     whole, twice = engine_of(dtype=np.float64), engine_of(dtype=np.float64)
     full = batch()
     loss = whole.accumulate(full, 1 / (B * T)).cross_entropy
-    halves = [Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows]) for rows in (slice(0, 2), slice(2, B))]
-    assert sum(twice.accumulate(half, 1 / (B * T)).cross_entropy for half in halves) == pytest.approx(loss, rel=1e-12)
+    halves = [
+        Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows])
+        for rows in (slice(0, 2), slice(2, B))
+    ]
+    assert sum(
+        twice.accumulate(half, 1 / (B * T)).cross_entropy for half in halves
+    ) == pytest.approx(loss, rel=1e-12)
     whole_update, twice_update = whole.update(1e-2), twice.update(1e-2)
     assert twice_update.norm == pytest.approx(whole_update.norm, rel=1e-10)
     for name, array in whole.state():
@@ -104,7 +124,9 @@ def test_an_update_forgets_its_gradients() -> None:
 def test_dropout_depends_on_seed_step_and_row_alone() -> None:
     def loss(step: int = 0, row: int = 0, beside: int = 3, seed: int = 42) -> float:
         engine = engine_of(micro=1)
-        engine.config = dataclasses.replace(engine.config, train=dataclasses.replace(engine.config.train, seed=seed))
+        engine.config = dataclasses.replace(
+            engine.config, train=dataclasses.replace(engine.config.train, seed=seed)
+        )
         tokens = np.tile(batch().tokens[:1], (beside, 1))
         targets = np.full_like(tokens, -1)
         targets[0] = batch().targets[0]
@@ -122,7 +144,9 @@ def test_dropout_depends_on_seed_step_and_row_alone() -> None:
 
 def test_targets_of_minus_one_are_not_there() -> None:
     """A padded row gives the loss and the gradient of the text without its padding."""
-    model = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0, norm="layernorm", bias=True)
+    model = dataclasses.replace(
+        MODEL, dropout=0.0, attention_dropout=0.0, norm="layernorm", bias=True
+    )
     engine = engine_of(model, dtype=np.float64)
     full = batch(rows=2)
     targets = full.targets.copy()
@@ -134,14 +158,20 @@ def test_targets_of_minus_one_are_not_there() -> None:
         np.testing.assert_allclose(padded[name], cut[name], rtol=1e-9, atol=1e-14)
     nats = engine.losses(full.tokens, targets)
     np.testing.assert_array_equal(nats[:, 5:], 0)
-    np.testing.assert_allclose(nats[:, :5], engine.losses(full.tokens[:, :5], full.targets[:, :5]), rtol=1e-12)
+    np.testing.assert_allclose(
+        nats[:, :5], engine.losses(full.tokens[:, :5], full.targets[:, :5]), rtol=1e-12
+    )
 
 
-def test_the_loss_is_the_weighted_sum_of_the_nats_and_starts_at_the_logarithm_of_the_vocabulary() -> None:
+def test_the_loss_is_the_weighted_sum_of_the_nats_and_starts_at_the_logarithm_of_the_vocabulary() -> (
+    None
+):
     engine = engine_of(dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0))
     nats = engine.losses(batch().tokens, batch().targets)
     assert nats.shape == (B, T)
-    assert engine.accumulate(batch(), 0.25).cross_entropy == pytest.approx(0.25 * float(nats.sum()), rel=1e-5)
+    assert engine.accumulate(batch(), 0.25).cross_entropy == pytest.approx(
+        0.25 * float(nats.sum()), rel=1e-5
+    )
     assert float(nats.mean()) == pytest.approx(np.log(V), abs=0.1)
 
 
@@ -168,17 +198,23 @@ def test_a_float32_model_has_no_float64_anywhere(name: str, config: ModelConfig)
         nats = engine.losses(small.tokens, small.targets)
     assert {array.dtype for array in (logits, one, nats)} == {np.dtype(np.float32)}
     assert {array.dtype for _, array in engine.state()} == {np.dtype(np.float32)}
-    assert {array.dtype for array in engine.gradients(small, 1.0).values()} == {np.dtype(np.float32)}
+    assert {array.dtype for array in engine.gradients(small, 1.0).values()} == {
+        np.dtype(np.float32)
+    }
     numbers = [array for array in vars(cache).values() if np.asarray(array).dtype.kind == "f"]
     assert {array.dtype for array in numbers} == {np.dtype(np.float32)}
     assert wide == []
 
 
 def test_float32_and_float64_agree_within_rounding() -> None:
-    narrow, wide = (engine_of(dtype=dtype).gradients(batch(), 1 / (B * T)) for dtype in (np.float32, np.float64))
+    narrow, wide = (
+        engine_of(dtype=dtype).gradients(batch(), 1 / (B * T)) for dtype in (np.float32, np.float64)
+    )
     largest = max(np.abs(array).max() for array in wide.values())
     for name in wide:
-        assert np.abs(narrow[name] - wide[name]).max() <= 1e-4 * max(np.abs(wide[name]).max(), 1e-3 * largest)
+        assert np.abs(narrow[name] - wide[name]).max() <= 1e-4 * max(
+            np.abs(wide[name]).max(), 1e-3 * largest
+        )
 
 
 def test_a_second_step_takes_no_new_memory() -> None:
@@ -283,5 +319,9 @@ def test_make_engine_obeys_precision_and_threads(monkeypatch: pytest.MonkeyPatch
 def test_a_micro_batch_is_no_more_than_half_of_what_there_is_for_two_threads_to_have_work() -> None:
     run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolved()
     assert micro_batch_size(run, "numpy") == 2
-    assert micro_batch_size(with_flags(run, {"micro_batch_size": 9}), "numpy") == 4  # never more than there is
-    assert micro_batch_size(with_flags(run, {"block_size": 512, "batch_size": 64}), "numpy") == 2  # about 1,024 tokens
+    assert (
+        micro_batch_size(with_flags(run, {"micro_batch_size": 9}), "numpy") == 4
+    )  # never more than there is
+    assert (
+        micro_batch_size(with_flags(run, {"block_size": 512, "batch_size": 64}), "numpy") == 2
+    )  # about 1,024 tokens

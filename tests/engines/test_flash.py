@@ -15,7 +15,7 @@ from glasslm.engines.numpy.arena import ALIGNMENT, Arena
 from glasslm.engines.numpy.attention import alibi_bias, attention
 from glasslm.engines.numpy.flash import TILE, flash_attention
 from glasslm.engines.positions import alibi_slopes
-from glasslm.lab.proofs.differences import compare
+from glasslm.lab.checks.finite_differences import compare
 
 Array = np.ndarray[Any, Any]
 WINDOWS = (0, 1, 3, 1000)
@@ -29,7 +29,9 @@ def new32(shape: tuple[int, ...]) -> Array:
     return np.full(shape, np.nan, np.float32)
 
 
-def draw(B: int, T: int, H: int, K: int, Q: int = 4, scale: float = 1.0) -> tuple[Array, Array, Array]:
+def draw(
+    B: int, T: int, H: int, K: int, Q: int = 4, scale: float = 1.0
+) -> tuple[Array, Array, Array]:
     """qk, v and a gradient of the output; `scale` makes scores large."""
     rng = np.random.default_rng([B, T, H, K, Q])
     qk = scale * rng.standard_normal((B, T, H + K, Q))
@@ -54,12 +56,16 @@ def square(qk: Array, v: Array, slopes: Array | None, window: int) -> Array:
     return np.einsum("bhij,bjhq->bihq", e / e.sum(-1, keepdims=True), np.repeat(v, G, axis=2))
 
 
-def both(qk: Array, v: Array, slopes: Array | None, window: int, dout: Array) -> tuple[Array, Array]:
+def both(
+    qk: Array, v: Array, slopes: Array | None, window: int, dout: Array
+) -> tuple[Array, Array]:
     out, backward = flash_attention(qk.copy(), v, slopes, window, new)
     return out, backward(dout.copy())
 
 
-def plain(qk: Array, v: Array, slopes: Array | None, window: int, dout: Array) -> tuple[Array, Array]:
+def plain(
+    qk: Array, v: Array, slopes: Array | None, window: int, dout: Array
+) -> tuple[Array, Array]:
     places = np.arange(v.shape[1])
     bias = None if slopes is None else alibi_bias(slopes, places, places)
     out, backward = attention(qk.copy(), v, bias, None, new, window=window)
@@ -97,7 +103,9 @@ def test_it_equals_the_whole_square(T: int, window: int, scale: float) -> None:
     biased=st.booleans(),
     scale=st.sampled_from([0.0, 1.0, 12.0, 100.0]),
 )
-def test_any_shape(B: int, T: int, K: int, G: int, Q: int, tile: int, window: int, biased: bool, scale: float) -> None:
+def test_any_shape(
+    B: int, T: int, K: int, G: int, Q: int, tile: int, window: int, biased: bool, scale: float
+) -> None:
     qk, v, dout = draw(B, T, G * K, K, Q, scale)
     slopes = alibi_slopes(G * K, np.float64) if biased else None
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +146,9 @@ def test_gradients_equal_autograd(window: int) -> None:
     bias = slopes[:, None, None] * (np.arange(T) - np.arange(T)[:, None])
     mask = torch.from_numpy(np.where(visible(T, window), bias, -np.inf))
     q, k, values = (x.transpose(1, 2) for x in inputs)
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, values, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    y = torch.nn.functional.scaled_dot_product_attention(
+        q, k, values, attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
     y.backward(torch.from_numpy(dout))
     out, dqkv = both(qk, v, slopes, window, dout)
     assert_equal(out, y.detach().numpy())
@@ -166,7 +176,9 @@ def test_float32_does_not_overflow(scale: float, H: int) -> None:
     slopes = alibi_slopes(H, np.float32)
     for bias in (None, slopes):
         out, backward = flash_attention(qk.copy(), v, bias, 140, new32)
-        rounding = 2e-6 * max(1, scale * scale)  # of a score, which the exponential turns into a relative error
+        rounding = 2e-6 * max(
+            1, scale * scale
+        )  # of a score, which the exponential turns into a relative error
         assert_equal(out, square(qk, v, bias, 140), min(rounding, 0.1))
         assert np.isfinite(backward(dout)).all()
 
@@ -176,9 +188,15 @@ class Watched(np.ndarray):
 
     used: set[str]
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any
+    ) -> Any:
         arrays = [x.view(np.ndarray) if isinstance(x, np.ndarray) else x for x in inputs]
-        wrong = [x.dtype for x in arrays if isinstance(x, (np.ndarray, np.generic)) and x.dtype != np.float32]
+        wrong = [
+            x.dtype
+            for x in arrays
+            if isinstance(x, (np.ndarray, np.generic)) and x.dtype != np.float32
+        ]
         assert not wrong, f"{ufunc.__name__} of {wrong}"
         Watched.used.add(ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}")
         if out:
@@ -191,7 +209,9 @@ class Watched(np.ndarray):
 def test_every_step_computes_in_float32_and_small_scores_need_no_maximum() -> None:
     for scale in (1.0, 50.0):
         Watched.used = set()
-        qk, v, dout = (x.astype(np.float32).view(Watched) for x in draw(1, TILE + 10, 4, 2, scale=scale))
+        qk, v, dout = (
+            x.astype(np.float32).view(Watched) for x in draw(1, TILE + 10, 4, 2, scale=scale)
+        )
         out, backward = flash_attention(
             qk, v, alibi_slopes(4, np.float32), 20, lambda shape: new32(shape).view(Watched)
         )
@@ -213,7 +233,9 @@ def test_what_is_not_finite_stays_visible() -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_query_depends_on_the_keys_that_it_sees(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_depends_on_the_keys_that_it_sees(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flash, "TILE", 3)
     T = 11
     qk, v, _ = draw(1, T, 1, 1)

@@ -33,7 +33,9 @@ def test_a_device_is_had_or_refused_with_those_that_are_there(asked: Any, there:
     with pytest.raises(InputError) as caught:
         hardware.device(asked)
     said = str(caught.value)
-    assert said.startswith(f"--device {asked}: PyTorch finds no such device here, only {' and '.join(there)}: ")
+    assert said.startswith(
+        f"--device {asked}: PyTorch finds no such device here, only {' and '.join(there)}: "
+    )
     assert "leave --device out" in said
 
 
@@ -50,10 +52,16 @@ def test_bf16_is_automatic_where_it_pays(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_bf16_is_refused_where_the_hardware_lacks_it(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_where_the_hardware_lacks_it(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)
-    with pytest.raises(InputError, match=f"--precision bf16: .*{device}.* no bfloat16 .*: use --precision fp32"):
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation
+    )
+    with pytest.raises(
+        InputError, match=f"--precision bf16: .*{device}.* no bfloat16 .*: use --precision fp32"
+    ):
         hardware.precision("bf16", device, 10**9)
     assert hardware.precision("fp16", device, 1) == "fp16"
     assert hardware.precision("fp32", device, 10**9) == "fp32"

@@ -10,7 +10,7 @@ from test_ops import wide_variables
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.moe import Expert, Routing, in_few_sizes, mixture
-from glasslm.lab.proofs.differences import compare
+from glasslm.lab.checks.finite_differences import compare
 
 Array = np.ndarray[Any, Any]
 Gradients = dict[str, Array]
@@ -22,7 +22,9 @@ N = B * T
 class Part:
     """A mixture over small random weights. Its experts are gelu feed-forwards, and no two of them are alike."""
 
-    def __init__(self, k: int, seed: int = 0, dtype: Any = np.float64, E: int = E, rows: int = B) -> None:
+    def __init__(
+        self, k: int, seed: int = 0, dtype: Any = np.float64, E: int = E, rows: int = B
+    ) -> None:
         draw, self.k, self.rows = np.random.default_rng(seed), k, rows
         self.inputs: Gradients = {"x": draw.standard_normal((rows * T, D)).astype(dtype)}
         self.inputs["logits"] = (2 * draw.standard_normal((rows * T, E))).astype(dtype)
@@ -49,16 +51,24 @@ class Part:
 
     def run(self) -> tuple[Array, Routing, Any]:
         experts = [self.expert(e) for e in range(self.E)]
-        return mixture(self.inputs["x"], self.inputs["logits"], experts, self.k, self.rows, self.new)
+        return mixture(
+            self.inputs["x"], self.inputs["logits"], experts, self.k, self.rows, self.new
+        )
 
     def value(self, balance_weight: float = 0.0, z_weight: float = 0.0) -> float:
         y, routing, _ = self.run()
-        return float(np.sum(y * self.upstream)) + balance_weight * routing.balance + z_weight * routing.z
+        return (
+            float(np.sum(y * self.upstream))
+            + balance_weight * routing.balance
+            + z_weight * routing.z
+        )
 
     def gradients(self, balance_weight: float = 0.0, z_weight: float = 0.0) -> Gradients:
         gradients: Gradients = {}
         back = self.run()[2]
-        gradients["x"], gradients["logits"] = back(self.upstream, gradients, balance_weight, z_weight)
+        gradients["x"], gradients["logits"] = back(
+            self.upstream, gradients, balance_weight, z_weight
+        )
         return gradients
 
     def rows_only(self, which: list[int]) -> "Part":
@@ -157,7 +167,10 @@ def test_the_sequences_change_places_and_so_do_the_results(k: int) -> None:
     part, order = Part(k), [2, 0, 3, 1]
     moved = part.rows_only(order)
     np.testing.assert_allclose(
-        moved.run()[0].reshape(B, T, D), part.run()[0].reshape(B, T, D)[order], rtol=1e-12, atol=1e-12
+        moved.run()[0].reshape(B, T, D),
+        part.run()[0].reshape(B, T, D)[order],
+        rtol=1e-12,
+        atol=1e-12,
     )
     here, there = part.gradients(2.0, 0.5), moved.gradients(2.0, 0.5)
     for name, gradient in here.items():
@@ -232,7 +245,11 @@ def test_memory_does_not_grow_with_every_new_routing() -> None:
     part.new = in_few_sizes(arena)
     taken = []
     for _ in range(60):
-        part.inputs["logits"] = draw.standard_normal(part.inputs["logits"].shape) + draw.standard_normal(E)
+        part.inputs["logits"] = draw.standard_normal(
+            part.inputs["logits"].shape
+        ) + draw.standard_normal(E)
         part.gradients()
         taken.append(arena.bytes)
-    assert taken[-1] < 1.5 * taken[9]  # in arrays of exactly the size asked for it is nearly 4 times
+    assert (
+        taken[-1] < 1.5 * taken[9]
+    )  # in arrays of exactly the size asked for it is nearly 4 times

@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import checkpoint, launch, runs, tokens
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, Precision, RunConfig, TrainConfig
-from glasslm.engines import Batch, Losses, make_engine
+from glasslm.config.schema import (
+    ComputeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.data import shards
+from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.objective import coefficients, objective
-from glasslm.parameters import initial_weights, table
-from glasslm.training import make_order
+from glasslm.engines.protocol import Batch, Losses
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs import checkpoint, run_folder
+from glasslm.training import launch
+from glasslm.training.loop import make_order
 from small_runs import COMPUTE, logged, no_report, quiet, small, write_text
 
 Array = np.ndarray[Any, Any]
@@ -36,11 +46,17 @@ def which(request: pytest.FixtureRequest) -> str:
 
 
 def engine_of(
-    which: str, micro: int = 2, precision: Precision = "fp64", model: ModelConfig = MODEL, **terms: float
+    which: str,
+    micro: int = 2,
+    precision: Precision = "fp64",
+    model: ModelConfig = MODEL,
+    **terms: float,
 ) -> Any:
     """Its weights are so large that the logits are far apart."""
     config = RunConfig(
-        model, optimizer=OptimizerConfig(**terms), train=TrainConfig(batch_size=B, micro_batch_size=micro)
+        model,
+        optimizer=OptimizerConfig(**terms),
+        train=TrainConfig(batch_size=B, micro_batch_size=micro),
     )
     compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     engine = make_engine(config, V, compute, training=True)
@@ -72,7 +88,9 @@ def numbers(losses: Losses) -> dict[str, float]:
 def by_torch(logits: Any, targets: Any, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Any:
     """The mean over the targets of what is minimised, in the words of PyTorch."""
     torch = pytest.importorskip("torch")
-    nats = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=label_smoothing)
+    nats = torch.nn.functional.cross_entropy(
+        logits, targets, ignore_index=-1, label_smoothing=label_smoothing
+    )
     return nats + z_loss * torch.logsumexp(logits[targets >= 0], -1).square().mean()
 
 
@@ -93,7 +111,9 @@ def test_what_is_minimised_is_what_pytorch_says(which: str, terms: dict[str, flo
     gradients = engine.gradients(data, weight_of(data))
     largest = max(float(p.grad.abs().max()) for p in model.parameters())
     for name, p in model.named_parameters():
-        np.testing.assert_allclose(gradients[name], p.grad.numpy(), rtol=0, atol=1e-12 * largest, err_msg=name)
+        np.testing.assert_allclose(
+            gradients[name], p.grad.numpy(), rtol=0, atol=1e-12 * largest, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -114,7 +134,9 @@ def test_the_ops_stay_exact_where_an_exponential_would_overflow(name: str, dtype
         nats = (hit - log_p.mean(-1)) * valid
     (0.25 * nats.sum()).backward()
 
-    found, backward = ops.SOFTMAX_TERMS[name](logits, targets, lambda shape: np.full(shape, np.nan, dtype))
+    found, backward = ops.SOFTMAX_TERMS[name](
+        logits, targets, lambda shape: np.full(shape, np.nan, dtype)
+    )
     gradient = backward(0.25)
     assert found.dtype == gradient.dtype == dtype
     tolerance = 1e-12 if dtype is np.float64 else 1e-5
@@ -144,7 +166,9 @@ def test_parts_of_a_batch_are_parts_of_the_sums(which: str) -> None:
     """Each with the weight of the whole step, as the ranks of a group compute them."""
     engine, data = engine_of(which, **BOTH), batch()
     whole = numbers(engine.accumulate(data, weight_of(data)))
-    halves = [Batch(data.tokens[r], data.targets[r], 0, data.rows[r]) for r in (slice(0, 1), slice(1, B))]
+    halves = [
+        Batch(data.tokens[r], data.targets[r], 0, data.rows[r]) for r in (slice(0, 1), slice(1, B))
+    ]
     first, second = (numbers(engine.accumulate(half, weight_of(data))) for half in halves)
     assert {name: first[name] + second[name] for name in whole} == pytest.approx(whole, rel=1e-12)
 
@@ -158,8 +182,12 @@ def test_what_has_no_target_has_no_term(which: str) -> None:
     padded = Batch(data.tokens, targets, 0, data.rows)
     cut = Batch(data.tokens[:, :4], data.targets[:, :4], 0, data.rows)
     expected = numbers(engine.accumulate(cut, weight_of(cut)))
-    assert numbers(engine.accumulate(padded, weight_of(padded))) == pytest.approx(expected, rel=1e-12)
-    one = {name: array.copy() for name, array in engine.gradients(padded, weight_of(padded)).items()}
+    assert numbers(engine.accumulate(padded, weight_of(padded))) == pytest.approx(
+        expected, rel=1e-12
+    )
+    one = {
+        name: array.copy() for name, array in engine.gradients(padded, weight_of(padded)).items()
+    }
     for name, gradient in engine.gradients(cut, weight_of(cut)).items():
         np.testing.assert_allclose(one[name], gradient, rtol=1e-9, atol=1e-13, err_msg=name)
 
@@ -184,7 +212,9 @@ def test_terms_have_the_coefficients_that_were_given_and_no_others() -> None:
     assert coefficients(config) == {"smoothing": 0.25, "z": 0.5}
     assert objective(Losses(2.0, {"smoothing": 4.0, "z": 3.0}), config) == 2 + 1 + 1.5
     assert coefficients(RunConfig(MODEL)) == {}
-    experts = RunConfig(ModelConfig(n_experts=2), optimizer=OptimizerConfig(balance_loss=0.0, router_z_loss=0.125))
+    experts = RunConfig(
+        ModelConfig(n_experts=2), optimizer=OptimizerConfig(balance_loss=0.0, router_z_loss=0.125)
+    )
     assert coefficients(experts) == {"balance": 0.0, "router_z": 0.125}
 
 
@@ -195,14 +225,21 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path) -> None:
     """As the engine has them for that batch, without their coefficients; of a validation nothing but the nats."""
-    flags: dict[str, Any] = {"max_steps": 2, "eval_interval": 1, "checkpoint_interval": 1, "sample_interval": 0}
+    flags: dict[str, Any] = {
+        "max_steps": 2,
+        "eval_interval": 1,
+        "checkpoint_interval": 1,
+        "sample_interval": 0,
+    }
     with no_report():
         for name, terms in {"plain": {}, "terms": BOTH | {"n_experts": 4}}.items():
             launch.train(small(text, **flags | terms), COMPUTE, tmp_path / name, say=quiet)
-    run = runs.Run(tmp_path / "terms")
-    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, quiet)
+    run = run_folder.Run(tmp_path / "terms")
+    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, quiet)
     rows = np.arange(run.config.train.batch_size)
-    inputs, targets = make_order(run.config, len(dataset.train.tokens)).batch(dataset.train.tokens, 1, rows)
+    inputs, targets = make_order(run.config, len(dataset.train.tokens)).batch(
+        dataset.train.tokens, 1, rows
+    )
     engine = make_engine(run.config, run.tokenizer.vocab_size, COMPUTE)
     held = checkpoint.load(run.path, 1)
     engine.load(held.state(), held.progress.updates)
@@ -214,7 +251,9 @@ def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path
     shares = np.array(line["experts"])
     assert shares.shape == (2, 4)
     np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-3)
-    assert all("auxiliary" not in line and "experts" not in line for line in logged(run.path, "eval"))
+    assert all(
+        "auxiliary" not in line and "experts" not in line for line in logged(run.path, "eval")
+    )
     assert all("auxiliary" not in line for line in logged(tmp_path / "plain", "step"))
 
 
@@ -222,7 +261,9 @@ def test_smoothing_keeps_the_model_from_certainty(text: Path, tmp_path: Path) ->
     """And z-loss the sum of the softmax from drifting: what they are for, after a short training."""
 
     def after(name: str, **terms: float) -> tuple[float, float]:
-        config = small(text, max_steps=60, eval_interval=60, checkpoint_interval=60, sample_interval=0, **terms)
+        config = small(
+            text, max_steps=60, eval_interval=60, checkpoint_interval=60, sample_interval=0, **terms
+        )
         with no_report():
             launch.train(config, COMPUTE, tmp_path / name, say=quiet)
         line = logged(tmp_path / name, "step")[-1]

@@ -19,8 +19,8 @@ from glasslm.engines import positions
 from glasslm.engines.dropout import EMBEDDING_SITE, row_keys, site, threshold
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.arena import Arena
-from glasslm.lab.proofs import check
-from glasslm.lab.proofs.check import OPS
+from glasslm.lab.checks import gradient_check
+from glasslm.lab.checks.gradient_check import OPS
 
 Array = np.ndarray[Any, Any]
 
@@ -60,11 +60,15 @@ class Draw32:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_every_op_keeps_float32_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_op_keeps_float32_forward_and_backward(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also in its intermediates, which an output of the right type would hide."""
     tables = positions.rope_tables
-    monkeypatch.setattr(check, "new", lambda shape: np.full(shape, np.nan, np.float32))
-    monkeypatch.setattr(positions, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32))
+    monkeypatch.setattr(gradient_check, "new", lambda shape: np.full(shape, np.nan, np.float32))
+    monkeypatch.setattr(
+        positions, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32)
+    )
     inputs, run = OPS[name](Draw32(np.random.default_rng(0)))  # type: ignore[arg-type]
     with wide_variables() as wide:
         y, backward = run()
@@ -99,7 +103,15 @@ def test_gelu_is_the_normal_distribution_within_its_approximation() -> None:
 def test_silu_is_x_times_the_sigmoid_also_far_out() -> None:
     x = np.array([-1000.0, -20.0, -1.0, 0.0, 1.0, 20.0, 1000.0])
     y, backward = ops.silu(x, np.empty)
-    expected = [0.0, -20 / (1 + math.exp(20)), -1 / (1 + math.e), 0.0, 1 / (1 + math.exp(-1)), 20.0, 1000.0]
+    expected = [
+        0.0,
+        -20 / (1 + math.exp(20)),
+        -1 / (1 + math.e),
+        0.0,
+        1 / (1 + math.exp(-1)),
+        20.0,
+        1000.0,
+    ]
     np.testing.assert_allclose(y, expected, atol=1e-14)
     np.testing.assert_allclose(backward(np.ones(7))[[0, 3, 6]], [0, 0.5, 1], atol=1e-14)
 
@@ -149,7 +161,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     x = np.ones((8, n // 8), np.float32)
     y, backward = ops.dropout(x, p, row_keys(7, 3, np.arange(8), 1), np.empty)
     dropped = float((y == 0).mean())
-    assert abs(dropped - p) < 5 * math.sqrt(p * (1 - p) / n)  # five deviations of the binomial distribution
+    assert abs(dropped - p) < 5 * math.sqrt(
+        p * (1 - p) / n
+    )  # five deviations of the binomial distribution
     np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - p)], rtol=1e-6)
     np.testing.assert_array_equal(backward(x), y)  # the same elements on the way back
 
@@ -159,16 +173,31 @@ def test_neighbours_are_dropped_independently() -> None:
     n, shape = 100_000, (1, 100_000)
 
     def mask(seed: int = 1, step: int = 1, row: int = 1, place: int = 1) -> Array:
-        return ops.dropout_mask(shape, 0.5, row_keys(seed, step, np.array([row]), place), np.empty) > 0
+        return (
+            ops.dropout_mask(shape, 0.5, row_keys(seed, step, np.array([row]), place), np.empty) > 0
+        )
 
     base = mask()
-    for other in (np.roll(base, 1), mask(seed=2), mask(step=2), mask(row=2), mask(place=2), mask(seed=1 + 2**32)):
+    for other in (
+        np.roll(base, 1),
+        mask(seed=2),
+        mask(step=2),
+        mask(row=2),
+        mask(place=2),
+        mask(seed=1 + 2**32),
+    ):
         assert abs(float((base == other).mean()) - 0.5) < 5 * 0.5 / math.sqrt(n)
     np.testing.assert_array_equal(base, mask())
 
 
-@given(rows=st.lists(st.integers(0, 2**20), min_size=2, max_size=6), cut=st.integers(1, 5), step=st.integers(0, 2**40))
-def test_a_row_keeps_its_mask_whatever_is_computed_beside_it(rows: list[int], cut: int, step: int) -> None:
+@given(
+    rows=st.lists(st.integers(0, 2**20), min_size=2, max_size=6),
+    cut=st.integers(1, 5),
+    step=st.integers(0, 2**40),
+)
+def test_a_row_keeps_its_mask_whatever_is_computed_beside_it(
+    rows: list[int], cut: int, step: int
+) -> None:
     def mask(part: list[int]) -> Array:
         keys = row_keys(5, step, np.array(part, np.int64), 2)
         return ops.dropout_mask((len(part) * 3, 8), 0.4, keys, np.empty).reshape(len(part), 24)
@@ -191,10 +220,14 @@ def test_the_threshold_is_a_share_of_all_hashes() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["take", "view", "drop"]), st.integers(1, 4)), max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from(["take", "view", "drop"]), st.integers(1, 4)), max_size=60)
+)
 def test_memory_is_not_handed_out_while_a_view_of_it_lives(story: list[tuple[str, int]]) -> None:
     new = Arena(np.float32)
-    held: list[tuple[Array, float]] = []  # arrays, or views of dropped ones, and the number each was filled with
+    held: list[
+        tuple[Array, float]
+    ] = []  # arrays, or views of dropped ones, and the number each was filled with
     for number, (act, size) in enumerate(story):
         if act == "take":
             array = new((size, 3))

@@ -7,21 +7,33 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
-from glasslm.engines import Batch
+from glasslm.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerName,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.optimizer import CHUNK, adamw, orthogonalised, sgd
-from glasslm.parameters import initial_weights
+from glasslm.engines.protocol import Batch
+from glasslm.model.parameters import initial_weights
 
 Array = np.ndarray[Any, Any]
 V = 11
-MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, block_size=6, norm="layernorm", bias=True, position="learned")
-SETTINGS = OptimizerConfig(optimizer="adamw", lr=0.05, weight_decay=0.3, grad_clip=0.5, betas=(0.8, 0.95))
+MODEL = ModelConfig(
+    d_model=16, n_layers=1, n_heads=2, block_size=6, norm="layernorm", bias=True, position="learned"
+)
+SETTINGS = OptimizerConfig(
+    optimizer="adamw", lr=0.05, weight_decay=0.3, grad_clip=0.5, betas=(0.8, 0.95)
+)
 
 
 def engine_of(dtype: Any = np.float64, **settings: Any) -> NumpyEngine:
     optimizer = dataclasses.replace(SETTINGS, **settings)
-    run = RunConfig(model=MODEL, optimizer=optimizer, train=TrainConfig(batch_size=2, micro_batch_size=2)).resolved()
+    run = RunConfig(
+        model=MODEL, optimizer=optimizer, train=TrainConfig(batch_size=2, micro_batch_size=2)
+    ).resolved()
     engine = NumpyEngine(run, V, threads=1, dtype=dtype)
     engine.load(initial_weights(engine.rows, 0, dtype))
     return engine
@@ -56,7 +68,9 @@ def test_adamw_over_ten_updates_equals_the_paper() -> None:
             v[name] = beta2 * v[name] + (1 - beta2) * gradient**2
             m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)
             decay = 0.3 if name.startswith("blocks.") and theta[name].ndim == 2 else 0.0
-            theta[name] = theta[name] - rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay * theta[name])
+            theta[name] = theta[name] - rate * (
+                m_hat / (np.sqrt(v_hat) + 1e-8) + decay * theta[name]
+            )
         engine.accumulate(batch(t), 1 / 12)
         told = engine.update(rate)
         assert told.norm == pytest.approx(norm, rel=1e-12)
@@ -77,7 +91,9 @@ def test_an_array_longer_than_a_chunk_is_updated_as_one() -> None:
     g = np.random.default_rng(0).standard_normal(n)
     p, m, v = np.ones(n), np.zeros(n), np.zeros(n)
     adamw(p, g.copy(), m, v, t=1, lr=0.1, decay=0.0, betas=(0.9, 0.95), scale=1.0)
-    np.testing.assert_allclose(p, 1 - 0.1 * g / (np.abs(g) + 1e-8), rtol=1e-12)  # the first step: the rate's size
+    np.testing.assert_allclose(
+        p, 1 - 0.1 * g / (np.abs(g) + 1e-8), rtol=1e-12
+    )  # the first step: the rate's size
 
 
 def test_sgd_with_momentum_over_five_updates() -> None:
@@ -92,7 +108,9 @@ def test_sgd_with_momentum_over_five_updates() -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 24), (24, 64), (1, 8), (352, 128)])
-def test_orthogonalising_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[int, int]) -> None:
+def test_orthogonalising_keeps_the_directions_and_evens_out_the_lengths(
+    shape: tuple[int, int],
+) -> None:
     """The singular vectors are those of the matrix (its polar factor U Vᵀ aligns), the singular values about 1."""
     g = np.random.default_rng(1).standard_normal(shape) * 1e-3
     u, _, vt = np.linalg.svd(g, full_matrices=False)
@@ -107,7 +125,10 @@ def test_orthogonalising_keeps_the_directions_and_evens_out_the_lengths(shape: t
 
 
 def test_muon_moves_hidden_matrices_by_its_rule_and_the_rest_by_adamw() -> None:
-    engine, other = engine_of(optimizer="muon", grad_clip=0.0), engine_of(optimizer="adamw", grad_clip=0.0)
+    engine, other = (
+        engine_of(optimizer="muon", grad_clip=0.0),
+        engine_of(optimizer="adamw", grad_clip=0.0),
+    )
     before = copy(engine)
     gradient = {name: array.copy() for name, array in engine.gradients(batch(0), 1 / 12).items()}
     for one in (engine, other):
@@ -118,7 +139,9 @@ def test_muon_moves_hidden_matrices_by_its_rule_and_the_rest_by_adamw() -> None:
         if row.group == "muon":
             g = gradient[name]
             step = 0.05 * 0.2 * math.sqrt(max(g.shape)) * orthogonalised(g + 0.95 * g)
-            np.testing.assert_allclose(after[name], before[name] * (1 - 0.05 * 0.3) - step, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(
+                after[name], before[name] * (1 - 0.05 * 0.3) - step, rtol=1e-10, atol=1e-12
+            )
             np.testing.assert_allclose(after[f"muon.m/{name}"], g, rtol=1e-12)
             assert f"adamw.m/{name}" not in after
         else:
@@ -147,7 +170,9 @@ def test_norms_biases_and_embeddings_do_not_decay(optimizer: str) -> None:
     assert engine.update(0.1).norm == 0
     for name in engine.rows:
         hidden = name.startswith("blocks.") and before[name].ndim == 2
-        np.testing.assert_allclose(engine.weights[name], before[name] * (1 - 0.1 * 0.3 if hidden else 1), rtol=1e-12)
+        np.testing.assert_allclose(
+            engine.weights[name], before[name] * (1 - 0.1 * 0.3 if hidden else 1), rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
@@ -164,7 +189,9 @@ def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: str, bad: float
     assert engine.updates == 1
     assert_same_bits(copy(engine), before)
 
-    healthy = engine_of(np.float32, optimizer=optimizer)  # and the next step is as if there had been none
+    healthy = engine_of(
+        np.float32, optimizer=optimizer
+    )  # and the next step is as if there had been none
     for step, one in ((0, healthy), (2, healthy), (2, engine)):
         one.accumulate(batch(step), 1 / 12)
         one.update(0.01)

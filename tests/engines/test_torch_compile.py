@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 
 torch = pytest.importorskip("torch")
 
@@ -21,12 +21,21 @@ from test_torch_engine import (  # noqa: E402 - needs PyTorch
 from glasslm.engines.torch.hardware import compiler_missing  # noqa: E402
 from glasslm.errors import InputError  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # PyTorch warns of its own compiler's parts
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]  # PyTorch warns of its own compiler's parts
 
 MODELS: dict[str, ModelConfig] = {
     "rope, dropping": MODEL,
     "alibi, shared keys": dataclasses.replace(
-        MODEL, position="alibi", n_kv_heads=2, norm="layernorm", bias=True, dropout=0.0, attention_dropout=0.0
+        MODEL,
+        position="alibi",
+        n_kv_heads=2,
+        norm="layernorm",
+        bias=True,
+        dropout=0.0,
+        attention_dropout=0.0,
     ),
     "gelu": dataclasses.replace(MODEL, feedforward="gelu", position="learned"),
     "geglu": dataclasses.replace(MODEL, feedforward="geglu", dropout=0.0, attention_dropout=0.0),
@@ -42,7 +51,9 @@ def _nothing_is_compiled_yet() -> None:
 def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
     """Of the largest entry 1e-4, also where the last micro-batch is smaller; and the same three updates follow."""
     assert not compiler_missing("cpu")
-    eager, compiled = (engine_of(MODELS[name], micro=4, compiled=compiled) for compiled in (False, True))
+    eager, compiled = (
+        engine_of(MODELS[name], micro=4, compiled=compiled) for compiled in (False, True)
+    )
     assert (eager.compiled, compiled.compiled) == (False, True)
     one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
     assert one.keys() == other.keys() == eager.rows.keys()
@@ -51,20 +62,29 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
         bound = 1e-4 * max(np.abs(array).max(), 1e-3 * largest)
         np.testing.assert_allclose(other[key], array, rtol=0, atol=bound, err_msg=key)
     for step in range(3):
-        losses = [engine.accumulate(batch(step), 1 / (B * T)).cross_entropy for engine in (eager, compiled)]
+        losses = [
+            engine.accumulate(batch(step), 1 / (B * T)).cross_entropy
+            for engine in (eager, compiled)
+        ]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         norms = [engine.update(1e-3).norm for engine in (eager, compiled)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     for key, array in copy(eager).items():
-        np.testing.assert_allclose(copy(compiled)[key], array, rtol=0, atol=1e-3 * max(np.abs(array).max(), 1e-3))
+        np.testing.assert_allclose(
+            copy(compiled)[key], array, rtol=0, atol=1e-3 * max(np.abs(array).max(), 1e-3)
+        )
     tokens, targets, *_ = batch()
-    np.testing.assert_allclose(compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-3)
+    np.testing.assert_allclose(
+        compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-3
+    )
 
 
 @torch._inductor.config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True})
 def test_a_compiler_that_fails_is_told_in_one_line() -> None:
     engine = engine_of(compiled=True)
-    with pytest.raises(InputError, match=r"torch\.compile does not work .*C\+\+ compiler.*--compile off") as caught:
+    with pytest.raises(
+        InputError, match=r"torch\.compile does not work .*C\+\+ compiler.*--compile off"
+    ) as caught:
         engine.accumulate(batch(), 1 / (B * T))
     assert "\n" not in str(caught.value)
 

@@ -8,11 +8,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainConfig
-from glasslm.engines import Batch, Engine
+from glasslm.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerName,
+    Precision,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError
-from glasslm.lab.proofs.check import combinations, single_switches
-from glasslm.parameters import initial_weights, table
+from glasslm.lab.checks.gradient_check import combinations, single_switches
+from glasslm.model.parameters import initial_weights, table
 
 torch = pytest.importorskip("torch")
 
@@ -23,12 +30,18 @@ from glasslm.engines.torch.layers import dropout_mask  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 V, B, T = 13, 6, 8
-MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=4, block_size=T, dropout=0.2, attention_dropout=0.1)
+MODEL = ModelConfig(
+    d_model=16, n_layers=2, n_heads=4, block_size=T, dropout=0.2, attention_dropout=0.1
+)
 OPTIMIZERS = get_args(OptimizerName)
 
 
 def engine_of(
-    model: ModelConfig = MODEL, precision: Precision = "fp32", micro: int = 2, device: Any = "cpu", **settings: Any
+    model: ModelConfig = MODEL,
+    precision: Precision = "fp32",
+    micro: int = 2,
+    device: Any = "cpu",
+    **settings: Any,
 ) -> TorchEngine:
     compiled = settings.pop("compiled", False)
     train = TrainConfig(batch_size=B, micro_batch_size=micro)
@@ -71,12 +84,16 @@ def test_the_modules_are_named_as_the_table_is(name: str, model: ModelConfig) ->
     engine = engine_of(model)
     found = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
     assert found == {name: row.shape for name, row in table(model, V).items()}
-    assert set(engine.model.state_dict()) == set(found), "a table of positions is no part of a checkpoint"
+    assert set(engine.model.state_dict()) == set(found), (
+        "a table of positions is no part of a checkpoint"
+    )
 
 
 @pytest.mark.parametrize("dropping", [False, True])
 @pytest.mark.parametrize(("name", "model"), list(single_switches()))
-def test_no_logit_depends_on_a_later_token_or_another_row(name: str, model: ModelConfig, dropping: bool) -> None:
+def test_no_logit_depends_on_a_later_token_or_another_row(
+    name: str, model: ModelConfig, dropping: bool
+) -> None:
     """By the gradient of each with respect to what is embedded; every earlier token in sight has a part in it."""
     if dropping and model.attention == "flash":
         return  # it drops no probabilities
@@ -85,14 +102,20 @@ def test_no_logit_depends_on_a_later_token_or_another_row(name: str, model: Mode
     engine = engine_of(model, "fp64")
     with torch.no_grad():
         for parameter in engine.parameters.values():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+            parameter.add_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            )
     embedded: list[Any] = []
-    engine.model.embedding.register_forward_hook(lambda module, args, output: embedded.append(output.requires_grad_()))
+    engine.model.embedding.register_forward_hook(
+        lambda module, args, output: embedded.append(output.requires_grad_())
+    )
     some = batch(rows=3, width=model.block_size)
     tokens, _, keys = engine._inputs(some, np.arange(3))
     logits, _ = engine.model(tokens, keys)
     for t in range(model.block_size):
-        (gradient,) = torch.autograd.grad(logits[1, t].square().sum(), embedded[0], retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            logits[1, t].square().sum(), embedded[0], retain_graph=True
+        )
         parts = gradient.abs().amax(-1)
         assert not parts[1, t + 1 :].any()
         assert not parts[[0, 2]].any()
@@ -116,7 +139,9 @@ def test_attention_written_out_is_pytorchs_own(biased: bool, width: int, kv_head
     later = torch.ones(width, width, dtype=torch.bool).triu(1)
     bias = normal(4, width, width).masked_fill(later, -math.inf) if biased else None
     place = Place(rotation=None, bias=bias, hidden=None, causal=width > 1)
-    torch.testing.assert_close(written_out(q, k, v, place), attention(q, k, v, place), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        written_out(q, k, v, place), attention(q, k, v, place), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_attention_drops_probabilities() -> None:
@@ -127,7 +152,9 @@ def test_attention_drops_probabilities() -> None:
     v = torch.eye(width).expand(2, 4, width, width)
     place = Place(rotation=None, bias=None, hidden=None, causal=True, drop=Drop(p, keys))
     expected = torch.ones(width, width).tril() / torch.arange(1, width + 1)[:, None]
-    mask = dropout_mask(torch.arange(4 * width * width).view(4, width, width), p, keys, torch.float32)
+    mask = dropout_mask(
+        torch.arange(4 * width * width).view(4, width, width), p, keys, torch.float32
+    )
     torch.testing.assert_close(attention(q, k, v, place), expected * mask)
     assert 0.4 < float((mask == 0).float().mean()) < 0.6
 
@@ -144,7 +171,9 @@ def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro: int) -> N
     for name in one:
         np.testing.assert_allclose(other[name], one[name], rtol=1e-9, atol=1e-13)
     tokens, targets, *_ = batch()
-    np.testing.assert_allclose(parts.losses(tokens, targets), whole.losses(tokens, targets), rtol=1e-12)
+    np.testing.assert_allclose(
+        parts.losses(tokens, targets), whole.losses(tokens, targets), rtol=1e-12
+    )
 
 
 def test_accumulating_twice_is_one_large_batch() -> None:
@@ -152,8 +181,13 @@ def test_accumulating_twice_is_one_large_batch() -> None:
     whole, twice = engine_of(precision="fp64"), engine_of(precision="fp64")
     full = batch()
     loss = whole.accumulate(full, 1 / (B * T)).cross_entropy
-    halves = [Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows]) for rows in (slice(0, 2), slice(2, B))]
-    assert sum(twice.accumulate(half, 1 / (B * T)).cross_entropy for half in halves) == pytest.approx(loss, rel=1e-12)
+    halves = [
+        Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows])
+        for rows in (slice(0, 2), slice(2, B))
+    ]
+    assert sum(
+        twice.accumulate(half, 1 / (B * T)).cross_entropy for half in halves
+    ) == pytest.approx(loss, rel=1e-12)
     assert twice.update(1e-2).norm == pytest.approx(whole.update(1e-2).norm, rel=1e-10)
     for name, array in copy(whole).items():
         np.testing.assert_allclose(copy(twice)[name], array, rtol=1e-7, atol=1e-10)
@@ -162,7 +196,9 @@ def test_accumulating_twice_is_one_large_batch() -> None:
 def test_dropout_depends_on_seed_step_and_row_alone() -> None:
     def loss(step: int = 0, row: int = 0, beside: int = 3, seed: int = 42) -> float:
         engine = engine_of(precision="fp64", micro=1)
-        engine.config = dataclasses.replace(engine.config, train=dataclasses.replace(engine.config.train, seed=seed))
+        engine.config = dataclasses.replace(
+            engine.config, train=dataclasses.replace(engine.config.train, seed=seed)
+        )
         tokens = np.tile(batch().tokens[:1], (beside, 1))
         targets = np.full_like(tokens, -1)
         targets[0] = batch().targets[0]
@@ -179,7 +215,9 @@ def test_the_loss_is_the_weighted_sum_of_the_nats() -> None:
     engine = engine_of(dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0))
     nats = engine.losses(batch().tokens, batch().targets)
     assert nats.shape == (B, T)
-    assert engine.accumulate(batch(), 0.25).cross_entropy == pytest.approx(0.25 * float(nats.sum()), rel=1e-5)
+    assert engine.accumulate(batch(), 0.25).cross_entropy == pytest.approx(
+        0.25 * float(nats.sum()), rel=1e-5
+    )
 
 
 def test_the_gradients_told_are_those_of_one_batch_alone() -> None:
@@ -230,7 +268,12 @@ def test_a_norm_above_the_limit_is_skipped_and_one_below_is_not(optimizer: Optim
 
 def test_the_gradient_is_clipped_to_the_norm_and_the_norm_told_is_that_before() -> None:
     """With SGD without momentum or decay, where a step is the rate times the gradient."""
-    settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "precision": "fp64"}
+    settings: dict[str, Any] = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "precision": "fp64",
+    }
     gradient = engine_of(**settings).gradients(batch(), 1.0)
     norm = math.sqrt(sum(float((array**2).sum()) for array in gradient.values()))
     for clip, factor in ((norm / 3, 1 / 3), (norm * 3, 1.0), (0.0, 1.0)):
@@ -239,7 +282,9 @@ def test_the_gradient_is_clipped_to_the_norm_and_the_norm_told_is_that_before() 
         engine.accumulate(batch(), 1.0)
         assert engine.update(0.1).norm == pytest.approx(norm, rel=1e-12)
         for name, array in gradient.items():
-            np.testing.assert_allclose(copy(engine)[name], before[name] - 0.1 * factor * array, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                copy(engine)[name], before[name] - 0.1 * factor * array, rtol=1e-9, atol=1e-12
+            )
 
 
 # -- state ------------------------------------------------------------------------------------------------------------
@@ -327,7 +372,9 @@ def test_what_does_not_fit_is_refused_by_name_and_loads_nothing(kind: str, named
 def test_numbers_near_zero_are_left_to_others_as_they_were() -> None:
     """The engine flushes them to zero while it trains, where it can; that holds for a whole thread."""
     engine, flushed = engine_of(), []
-    engine.model.register_forward_hook(lambda *_: flushed.append(np.full(3, 5e-324) @ np.ones(3) == 0))
+    engine.model.register_forward_hook(
+        lambda *_: flushed.append(np.full(3, 5e-324) @ np.ones(3) == 0)
+    )
     train(engine, 1)
     assert set(flushed) == {torch.set_flush_denormal(False)}
     engine.losses(batch().tokens, batch().targets)
@@ -359,7 +406,9 @@ VERBS: dict[str, Any] = {
 
 @pytest.mark.parametrize("full", [too_much, on_a_gpu])
 @pytest.mark.parametrize("verb", VERBS)
-def test_full_memory_is_a_memory_error(verb: str, full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_memory_is_a_memory_error(
+    verb: str, full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_of()
     monkeypatch.setattr(engine.model, "hidden", full)
     with pytest.raises(MemoryError):
@@ -367,7 +416,9 @@ def test_full_memory_is_a_memory_error(verb: str, full: Any, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("full", [too_much, on_a_gpu])
-def test_so_it_is_where_there_is_no_room_for_moments(full: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_it_is_where_there_is_no_room_for_moments(
+    full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are made at the first update, or when they are asked for."""
     engine = engine_of()
     engine.accumulate(batch(), 1.0)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import glasslm
-from glasslm import launch, runs
-from glasslm.config import ComputeConfig, ModelConfig
-from glasslm.engines import Batch
+from glasslm.config.schema import ComputeConfig, ModelConfig
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.lab.proofs.check import single_switches
+from glasslm.engines.protocol import Batch
+from glasslm.lab.checks.gradient_check import single_switches
+from glasslm.runs import run_folder
+from glasslm.training import launch
 from small_runs import essence, logged, no_report, quiet, small, words, write_text
 from small_runs import glasslm as program
 
@@ -22,13 +23,15 @@ from test_torch_engine import B, T, V, batch, copy, engine_of, train  # noqa: E4
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
-from test_training import interrupted_at  # noqa: E402
+from small_runs import interrupted_at  # noqa: E402
 
 DEVICE: Any = "cuda"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore"),  # PyTorch warns of many things that differ from card to card
+    pytest.mark.filterwarnings(
+        "ignore"
+    ),  # PyTorch warns of many things that differ from card to card
 ]
 
 Array = np.ndarray[Any, Any]
@@ -71,11 +74,17 @@ def assert_near(found: dict[str, Array], expected: dict[str, Array], tolerance: 
         *[(name, model, "fp64") for name, model in DROPPING],
         *[
             (name, model, "fp32")
-            for name, model in [*single_switches(), ("wide", WIDE), ("wide, dropping", WIDE_DROPPING)]
+            for name, model in [
+                *single_switches(),
+                ("wide", WIDE),
+                ("wide, dropping", WIDE_DROPPING),
+            ]
         ],
     ],
 )
-def test_gradients_by_hand_are_those_of_the_gpu(name: str, model: ModelConfig, precision: Any) -> None:
+def test_gradients_by_hand_are_those_of_the_gpu(
+    name: str, model: ModelConfig, precision: Any
+) -> None:
     """So float32 is float32, and not TF32; and the same elements are dropped."""
     dtype, tolerance = {"fp64": (np.float64, 1e-10), "fp32": (np.float32, 1e-4)}[precision]
     engine = engine_of(model, precision, device=DEVICE)
@@ -84,14 +93,19 @@ def test_gradients_by_hand_are_those_of_the_gpu(name: str, model: ModelConfig, p
     for one in (engine, by_hand):
         one.load(weights.items())
     some = batch(width=model.block_size)
-    expected = {key: array.copy() for key, array in by_hand.gradients(some, 1 / some.targets.size).items()}
+    expected = {
+        key: array.copy() for key, array in by_hand.gradients(some, 1 / some.targets.size).items()
+    }
     assert_near(engine.gradients(some, 1 / some.targets.size), expected, tolerance)
     assert {parameter.device.type for parameter in engine.parameters.values()} == {DEVICE}
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_updates_are_those_of_the_cpu(optimizer: Any) -> None:
-    here, there = (engine_of(precision="fp64", device=device, optimizer=optimizer) for device in ("cpu", DEVICE))
+    here, there = (
+        engine_of(precision="fp64", device=device, optimizer=optimizer)
+        for device in ("cpu", DEVICE)
+    )
     np.testing.assert_allclose(train(there, 4), train(here, 4), rtol=1e-10)
     assert_near(copy(there), copy(here), 1e-9)
     there.load(list(copy(here).items()), 4)
@@ -114,14 +128,18 @@ def test_reading_into_a_cache_is_that_of_the_cpu(name: str, model: ModelConfig) 
                 for engine, cache in zip((here, there), caches)
             )
             for row, count in enumerate(counts):
-                np.testing.assert_allclose(other[row, :count], one[row, :count], rtol=1e-9, atol=1e-9)
+                np.testing.assert_allclose(
+                    other[row, :count], one[row, :count], rtol=1e-9, atol=1e-9
+                )
 
 
 # -- the fast ways ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("precision", "distance"), [("bf16", 0.03), ("fp16", 0.006)])
-def test_narrow_training_is_near_that_of_float32_and_learns(precision: Any, distance: float) -> None:
+def test_narrow_training_is_near_that_of_float32_and_learns(
+    precision: Any, distance: float
+) -> None:
     exact, narrow = (engine_of(WIDE, kind, device=DEVICE) for kind in ("fp32", precision))
     tokens, targets, *_ = batch()
     difference = np.abs(narrow.losses(tokens, targets) - exact.losses(tokens, targets)).max()
@@ -155,12 +173,16 @@ def test_a_long_context_takes_the_flash_kernel(kv_heads: int) -> None:
 @pytest.mark.parametrize("model", [WIDE, WIDE_DROPPING])
 def test_a_compiled_model_has_the_eager_gradients(model: ModelConfig) -> None:
     """Also where the last micro-batch is smaller, and updates follow."""
-    eager, compiled = (engine_of(model, micro=4, device=DEVICE, compiled=compiled) for compiled in (False, True))
+    eager, compiled = (
+        engine_of(model, micro=4, device=DEVICE, compiled=compiled) for compiled in (False, True)
+    )
     one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
     assert_near(other, one, 1e-4)
     np.testing.assert_allclose(train(compiled, 3), train(eager, 3), rtol=1e-3)
     tokens, targets, *_ = batch()
-    np.testing.assert_allclose(compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-2)
+    np.testing.assert_allclose(
+        compiled.losses(tokens, targets), eager.losses(tokens, targets), rtol=1e-2
+    )
 
 
 def test_full_memory_is_a_memory_error() -> None:
@@ -195,14 +217,18 @@ def test_a_run_is_trained_interrupted_resumed_and_written_from(text: Path, tmp_p
         whole = launch.train(config, compute, tmp_path / "whole", say=quiet).run_dir
         with pytest.MonkeyPatch.context() as patch:
             interrupted_at(8, patch)
-            assert launch.train(config, compute, tmp_path / "run", say=quiet).status == "interrupted"
+            assert (
+                launch.train(config, compute, tmp_path / "run", say=quiet).status == "interrupted"
+            )
         assert launch.resume(tmp_path / "run", ComputeConfig(), say=quiet).status == "finished"
-    record = runs.Run(tmp_path / "run").record
+    record = run_folder.Run(tmp_path / "run").record
     assert (record["engine"], record["device"], record["precision"]) == ("torch", DEVICE, "fp64")
     losses = [[line["loss"] for line in logged(run, "eval")] for run in (whole, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     texts = {
-        glasslm.load(tmp_path / "run", engine="torch", device=device, precision="fp64").generate("the old ", 80)
+        glasslm.load(tmp_path / "run", engine="torch", device=device, precision="fp64").generate(
+            "the old ", 80
+        )
         for device in ("cpu", DEVICE)
     }
     assert len(texts) == 1
@@ -215,8 +241,13 @@ def test_a_run_in_narrow_precision_goes_on_where_numpy_is(text: Path, tmp_path: 
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="auto", threads=1)
     with no_report(), pytest.MonkeyPatch.context() as patch:
         interrupted_at(10, patch)
-        run = launch.train(small(text, sample_interval=0), compute, tmp_path / "run", say=quiet).run_dir
+        run = launch.train(
+            small(text, sample_interval=0), compute, tmp_path / "run", say=quiet
+        ).run_dir
         patch.undo()
-        assert launch.resume(run, ComputeConfig(engine="numpy", threads=1), say=quiet).status == "finished"
+        assert (
+            launch.resume(run, ComputeConfig(engine="numpy", threads=1), say=quiet).status
+            == "finished"
+        )
     losses = [line["loss"] for line in logged(run, "eval")]
     assert losses[-1] < losses[2] < losses[0]

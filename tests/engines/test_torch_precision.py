@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig, Precision
-from glasslm.lab.proofs.check import single_switches
-from glasslm.parameters import initial_weights, table
+from glasslm.config.schema import ModelConfig, Precision
+from glasslm.lab.checks.gradient_check import single_switches
+from glasslm.model.parameters import initial_weights, table
 
 torch = pytest.importorskip("torch")
 
@@ -35,7 +35,10 @@ from glasslm.engines.torch.engine import LARGEST_SCALE, TorchEngine  # noqa: E40
 NARROW: dict[Any, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SWITCHES = [
     *single_switches(),
-    ("dropping", dataclasses.replace(next(single_switches())[1], dropout=0.3, attention_dropout=0.3)),
+    (
+        "dropping",
+        dataclasses.replace(next(single_switches())[1], dropout=0.3, attention_dropout=0.3),
+    ),
 ]
 
 
@@ -75,7 +78,11 @@ def use(engine: TorchEngine, width: int) -> dict[str, Any]:
     """All that an engine does, once; the types of what it gives out."""
     small = batch(width=width)
     engine.accumulate(small, 1 / small.targets.size)
-    gradients = {parameter.grad.dtype for parameter in engine.parameters.values() if parameter.grad is not None}
+    gradients = {
+        parameter.grad.dtype
+        for parameter in engine.parameters.values()
+        if parameter.grad is not None
+    }
     engine.update(1e-2)
     cache = engine.new_cache(2, width)
     ragged = engine.logits(small.tokens[:2, :4], cache, np.array([4, 2]), every=True)
@@ -86,16 +93,23 @@ def use(engine: TorchEngine, width: int) -> dict[str, Any]:
         "gradients": gradients,
         "moments": {moment.dtype for moment in engine.optimizer.moments.values()},
         "cache": {cache.keys.dtype, cache.values.dtype},
-        "arrays": {array.dtype.name for array in (ragged, one, nats, *dict(engine.state()).values())},
+        "arrays": {
+            array.dtype.name for array in (ragged, one, nats, *dict(engine.state()).values())
+        },
         "finite": all(np.isfinite(array).all() for array in (one, nats)),
     }
 
 
 @pytest.mark.parametrize(
     ("name", "model", "optimizer"),
-    [*((*switch, "muon") for switch in SWITCHES), *(("small", MODEL, optimizer) for optimizer in OPTIMIZERS)],
+    [
+        *((*switch, "muon") for switch in SWITCHES),
+        *(("small", MODEL, optimizer) for optimizer in OPTIMIZERS),
+    ],
 )
-def test_a_float32_model_has_no_float64_anywhere(name: str, model: ModelConfig, optimizer: Any) -> None:
+def test_a_float32_model_has_no_float64_anywhere(
+    name: str, model: ModelConfig, optimizer: Any
+) -> None:
     """In none of its operations, but for sums that are single numbers."""
     engine = engine_of(model, optimizer=optimizer)
     with Types() as types:
@@ -110,7 +124,9 @@ def test_a_float32_model_has_no_float64_anywhere(name: str, model: ModelConfig, 
 
 @pytest.mark.parametrize(("name", "model"), SWITCHES)
 @pytest.mark.parametrize("precision", NARROW)
-def test_activations_are_narrow_and_the_rest_is_float32(name: str, model: ModelConfig, precision: Precision) -> None:
+def test_activations_are_narrow_and_the_rest_is_float32(
+    name: str, model: ModelConfig, precision: Precision
+) -> None:
     engine = engine_of(model, precision)
     with outputs_of_modules(engine) as outputs, Types() as types:
         found = use(engine, model.block_size)
@@ -120,7 +136,9 @@ def test_activations_are_narrow_and_the_rest_is_float32(name: str, model: ModelC
     }  # fmt: skip
     assert types.seen.keys() == {torch.float32, narrow}
     wide = {name for name, dtype in outputs.items() if dtype != narrow}
-    routers = {name for name in outputs if name.endswith("router")}  # where a small difference sends a token elsewhere
+    routers = {
+        name for name in outputs if name.endswith("router")
+    }  # where a small difference sends a token elsewhere
     assert wide == {"embedding"} | routers  # the first is looked up in the weights
     assert {"blocks.0.attention.q", "blocks.0.attention_norm"} <= outputs.keys()
     assert any(name.endswith(".down") for name in outputs)
@@ -142,7 +160,9 @@ def test_narrow_losses_are_near_those_of_float32(
     nats, near = exact.losses(*some[:2]), narrow.losses(*some[:2])
     assert 0 < np.abs(nats - near).max() < distance
     one, other = (
-        np.concatenate([array.ravel() for array in engine.gradients(some, 1 / some.targets.size).values()])
+        np.concatenate(
+            [array.ravel() for array in engine.gradients(some, 1 / some.targets.size).values()]
+        )
         for engine in (exact, narrow)
     )
     assert one @ other / (np.linalg.norm(one) * np.linalg.norm(other)) > 0.995
@@ -154,8 +174,12 @@ def test_the_softmax_over_the_vocabulary_is_exact(precision: Precision) -> None:
     """Its logits may be narrow: what is made of them is not."""
     engine = engine_of(precision=precision)
     tokens, targets, *_ = batch()
-    logits = engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True).astype(np.float64)
-    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    logits = engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True).astype(
+        np.float64
+    )
+    nats = (
+        np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    )
     np.testing.assert_allclose(engine.losses(tokens, targets), nats, rtol=1e-5)
 
 

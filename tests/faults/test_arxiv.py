@@ -17,10 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from glasslm import corpora
-from glasslm.config import DataConfig
-from glasslm.corpora import arxiv
-from glasslm.corpora.download import DownloadError
+from glasslm.config.schema import DataConfig
+from glasslm.data.download import DownloadError
+from glasslm.data.sources import arxiv, corpora
 from glasslm.errors import InputError
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "arxiv"
@@ -88,7 +87,9 @@ def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+            query = {
+                name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()
+            }
             asked.append(
                 query
                 | {"at": str(clock.now if clock else 0), "port": str(self.client_address[1])}
@@ -111,7 +112,9 @@ def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.block_on_close = False
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GLASSLM_MIRROR", f"http://127.0.0.1:{server.server_port}")
@@ -124,7 +127,9 @@ def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[
 def fetch(max_results: int, said: list[str] | None = None, category: str = "cs.RO") -> list[str]:
     """The abstracts."""
     say = said.append if said is not None else lambda message: None
-    source = corpora.find(DataConfig(corpus="arxiv", category=category, max_results=max_results), say)
+    source = corpora.find(
+        DataConfig(corpus="arxiv", category=category, max_results=max_results), say
+    )
     return "".join(source.text()).split("\n\n")
 
 
@@ -132,7 +137,9 @@ def abstracts(total: int, count: int) -> list[str]:
     return [f"The abstract of paper {total - number}, with a < b." for number in range(count)]
 
 
-def test_pages_are_asked_for_newest_first_over_one_connection_three_seconds_apart(clock: Clock) -> None:
+def test_pages_are_asked_for_newest_first_over_one_connection_three_seconds_apart(
+    clock: Clock,
+) -> None:
     said: list[str] = []
     with serving(fine(1000), clock) as asked:
         assert fetch(730, said) == abstracts(1000, 730)
@@ -189,7 +196,10 @@ def test_a_pause_that_nobody_would_wait_for_ends_it_and_what_came_is_kept(clock:
     def respond(number: int, start: int) -> Response:
         return (503, {"Retry-After": "86400"}, b"") if number == 3 else (200, {}, feed(500, start))
 
-    with serving(respond) as asked, pytest.raises(DownloadError, match=r"left alone for .*goes on where it stopped"):
+    with (
+        serving(respond) as asked,
+        pytest.raises(DownloadError, match=r"left alone for .*goes on where it stopped"),
+    ):
         fetch(500)
     with serving(fine(500)) as asked:
         assert fetch(500) == abstracts(500, 500)
@@ -197,7 +207,9 @@ def test_a_pause_that_nobody_would_wait_for_ends_it_and_what_came_is_kept(clock:
 
 
 def test_empty_pages_come_now_and_then_and_are_asked_for_again(clock: Clock) -> None:
-    with serving(lambda number, start: (200, {}, feed(300, start, count=0 if number in (1, 3, 4) else 100))) as asked:
+    with serving(
+        lambda number, start: (200, {}, feed(300, start, count=0 if number in (1, 3, 4) else 100))
+    ) as asked:
         assert fetch(300) == abstracts(300, 300)
     assert len(asked) == 6
 
@@ -215,7 +227,12 @@ def test_empty_pages_come_now_and_then_and_are_asked_for_again(clock: Clock) -> 
     ],
 )
 def test_a_bad_answer_is_asked_for_again_and_then_named(
-    name: str, response: Response, says: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    response: Response,
+    says: str,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(arxiv, "MOST_BYTES", 200_000)
     with serving(lambda number, start: response) as asked, pytest.raises(DownloadError, match=says):
@@ -227,9 +244,13 @@ def test_a_bad_answer_is_asked_for_again_and_then_named(
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_an_error_feed_is_told_in_its_own_words_and_not_asked_for_again(status: int, clock: Clock) -> None:
+def test_an_error_feed_is_told_in_its_own_words_and_not_asked_for_again(
+    status: int, clock: Clock
+) -> None:
     with (
-        serving(lambda number, start: (status, {}, error_feed("start must be non-negative"))) as asked,
+        serving(
+            lambda number, start: (status, {}, error_feed("start must be non-negative"))
+        ) as asked,
         pytest.raises(InputError, match="start must be non-negative"),
     ):
         fetch(300)
@@ -252,7 +273,9 @@ def test_fewer_papers_than_asked_for_are_enough(clock: Clock) -> None:
     assert any("140 papers" in message for message in said)
 
 
-def test_new_papers_in_front_move_others_to_the_next_page_and_none_is_taken_twice(clock: Clock) -> None:
+def test_new_papers_in_front_move_others_to_the_next_page_and_none_is_taken_twice(
+    clock: Clock,
+) -> None:
     def respond(number: int, start: int) -> Response:
         shifted = 3 * (number - 1)  # three new ones between two requests
         return 200, {}, feed(400 + shifted, start)
@@ -288,7 +311,11 @@ def test_an_interruption_keeps_the_pages_that_came(clock: Clock) -> None:
 def test_a_page_damaged_on_the_disk_is_asked_for_again(clock: Clock, tmp_path: Path) -> None:
     stop = iter([False] * 3 + [True] * 99)
     with (
-        serving(lambda n, start: (503, {"Retry-After": "9999"}, b"") if next(stop) else (200, {}, feed(400, start))),
+        serving(
+            lambda n, start: (
+                (503, {"Retry-After": "9999"}, b"") if next(stop) else (200, {}, feed(400, start))
+            )
+        ),
         pytest.raises(DownloadError),
     ):
         fetch(400)

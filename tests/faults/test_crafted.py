@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import cli, files, runs
-from glasslm.interop import hf, leaving
+from glasslm import cli, files
+from glasslm.interop import hf, model_export
+from glasslm.runs import run_folder
 from small_runs import no_report, read_json, train, write_text
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
+)
 ROOM = 250 << 20  # bytes of address space beside what the small run has taken
 SECOND = 1.0
 LAST = "checkpoints/000004"
@@ -98,7 +101,9 @@ def of_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
 def checkpoint_with(run: Path, name: str, data: bytes) -> None:
     """The file in the newest checkpoint, with a manifest that agrees."""
     folder = run / LAST
-    kept = {path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST}
+    kept = {
+        path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST
+    }
     files.write_folder(folder, kept | {name: [data]})
 
 
@@ -115,8 +120,10 @@ def large(path: Path, size: int) -> None:
 
 def model(run: Path, **changes: Any) -> None:
     """Another architecture, to which the newest checkpoint says that it belongs."""
-    (run / "run.json").write_bytes(of_json(run / "run.json", lambda record: record["config"]["model"].update(changes)))
-    now = runs.config_sha256(read_json(run / "run.json")["config"])
+    (run / "run.json").write_bytes(
+        of_json(run / "run.json", lambda record: record["config"]["model"].update(changes))
+    )
+    now = run_folder.config_sha256(read_json(run / "run.json")["config"])
     state = of_json(run / LAST / "state.json", lambda values: values.update(config_sha256=now))
     checkpoint_with(run, "state.json", state)
 
@@ -155,18 +162,24 @@ CRAFTED: dict[str, Callable[[Path], Any]] = {
 
 
 def config_with(folder: Path, **changes: Any) -> None:
-    (folder / "config.json").write_bytes(of_json(folder / "config.json", lambda values: values.update(changes)))
+    (folder / "config.json").write_bytes(
+        of_json(folder / "config.json", lambda values: values.update(changes))
+    )
 
 
 def sharded(folder: Path, name: str) -> None:
     """The weights are said to be in the file of this name."""
     (folder / "model.safetensors").rename(folder / "a.safetensors")
-    index = {"weight_map": {"model.embed_tokens.weight": name, "model.norm.weight": "a.safetensors"}}
+    index = {
+        "weight_map": {"model.embed_tokens.weight": name, "model.norm.weight": "a.safetensors"}
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def code_of_its_own(folder: Path) -> None:
-    config_with(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
+    config_with(
+        folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    )
     (folder / "evil.py").write_text(f"open({SENTINEL!r}, 'w')", encoding="utf-8")
 
 
@@ -199,14 +212,29 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer.json: no end": lambda folder: (folder / "tokenizer.json").write_bytes(DEEP),
     "tokenizer.json: a gigabyte": lambda folder: large(folder / "tokenizer.json", 1 << 30),
 }  # fmt: skip
-FALLS_BACK = ("state.json", "manifest.json", "a checkpoint of torch.distributed")  # to the checkpoint before it
+FALLS_BACK = (
+    "state.json",
+    "manifest.json",
+    "a checkpoint of torch.distributed",
+)  # to the checkpoint before it
 COMMANDS = {
     "resume": ["--threads", "1"],
-    "generate": ["--prompt", "the", "--max-new-tokens", "2", "--checkpoint", "latest", "--engine", "numpy"],
+    "generate": [
+        "--prompt",
+        "the",
+        "--max-new-tokens",
+        "2",
+        "--checkpoint",
+        "latest",
+        "--engine",
+        "numpy",
+    ],
     "verify": [],
 }
 IMPORT = {"import": ["--run-dir", "new"]}
-CASES = [(crafted, command) for crafted in CRAFTED for command in COMMANDS] + [(name, "import") for name in FOLDERS]
+CASES = [(crafted, command) for crafted in CRAFTED for command in COMMANDS] + [
+    (name, "import") for name in FOLDERS
+]
 ERRORS = {2, 4, 6}
 
 
@@ -215,7 +243,9 @@ def test_crafted_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | alone, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(end["crafted"], end["command"]) for end in ends] == CASES
@@ -252,9 +282,13 @@ def main(folder: Path) -> None:
     whole = train(text, folder / "whole", **flags | small).run_dir
     shutil.rmtree(whole / "checkpoints" / "000006")
     exported = folder / "exported"
-    hf.write(leaving.of(str(whole), "latest"), exported)
-    for command, options in (COMMANDS | {"import": ["--run-dir", str(folder / "imported")]}).items():
-        whole_one = shutil.copytree(exported if command == "import" else whole, folder / f"whole-{command}")
+    hf.write(model_export.of(str(whole), "latest"), exported)
+    for command, options in (
+        COMMANDS | {"import": ["--run-dir", str(folder / "imported")]}
+    ).items():
+        whole_one = shutil.copytree(
+            exported if command == "import" else whole, folder / f"whole-{command}"
+        )
         with redirect_stdout(io.StringIO()):  # once, so that nothing is imported within the limits
             assert cli.main([command, str(whole_one), *options]) == 0, command
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from glasslm import launch
-from glasslm.config import ComputeConfig
+from glasslm.config.schema import ComputeConfig
+from glasslm.training import launch
 from small_runs import (
     essence,
     glasslm,
@@ -50,7 +50,9 @@ def whole_by_torch(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     pytest.importorskip("torch")
     compute = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
     with no_report():
-        return launch.train(small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", say=quiet).run_dir
+        return launch.train(
+            small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", say=quiet
+        ).run_dir
 
 
 def steps_logged(run_dir: Path) -> int:
@@ -100,7 +102,9 @@ def test_a_signal_to_pytorch_loses_nothing_either(
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert [line["status"] for line in logged(run, "end")] == ["interrupted"] * (number != signal.SIGKILL)
+    assert [line["status"] for line in logged(run, "end")] == ["interrupted"] * (
+        number != signal.SIGKILL
+    )
     assert resume(run).status == "finished"
     assert essence(run, 120) == essence(whole_by_torch, 120)
 
@@ -109,7 +113,14 @@ def test_a_signal_to_pytorch_loses_nothing_either(
 def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path: Path) -> None:
     """In the middle of a step that takes long."""
     run = tmp_path / "run"
-    heavy = {"d_model": 256, "n_layers": 6, "block_size": 256, "batch_size": 16, "micro_batch_size": 1, "max_steps": 2}
+    heavy = {
+        "d_model": 256,
+        "n_layers": 6,
+        "block_size": 256,
+        "batch_size": 16,
+        "micro_batch_size": 1,
+        "max_steps": 2,
+    }
     process = start(*words(write_text(tmp_path / "long.txt", 400), run, sample_interval=0, **heavy))
     wait_for(lambda: (run / "metrics.jsonl").exists() and bool(logged(run, "checkpoint")), process)
     time.sleep(0.3)
@@ -127,7 +138,9 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path
 @posix
 def test_ctrl_c_before_there_is_anything_to_save_is_no_traceback(tmp_path: Path) -> None:
     """While it waits for text on standard input."""
-    process = start("train", "--text-file", "-", "--run-dir", tmp_path / "run", stdin=subprocess.PIPE)
+    process = start(
+        "train", "--text-file", "-", "--run-dir", tmp_path / "run", stdin=subprocess.PIPE
+    )
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -184,7 +197,17 @@ def test_output_that_nobody_reads_is_no_error(whole: Path) -> None:
     """As in `glasslm generate RUN | head -c 1`."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "glasslm", "generate", str(whole), "--prompt", "the", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "glasslm",
+        "generate",
+        str(whole),
+        "--prompt",
+        "the",
+        "--threads",
+        "1",
+    ]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
@@ -237,7 +260,9 @@ def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(text: Path, tmp_path: 
     assert rival.returncode == 5, rival.stderr
     process.kill()
     process.communicate(timeout=30)
-    second = start("resume", run, "--threads", "1")  # the lock file of the dead process is still there
+    second = start(
+        "resume", run, "--threads", "1"
+    )  # the lock file of the dead process is still there
     wait_for(lambda: bool(logged(run, "resume")), second)
     second.kill()
     second.communicate(timeout=30)

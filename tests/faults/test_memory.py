@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
-from glasslm import cli, launch, memory
-from glasslm.config import ComputeConfig
+from glasslm import cli
+from glasslm.config.schema import ComputeConfig
+from glasslm.engines.memory_estimate import training_bytes
 from glasslm.errors import ExhaustedError
-from glasslm.estimate import training_bytes
-from glasslm.runs import Run
+from glasslm.runs.run_folder import Run
+from glasslm.training import launch, memory
 from small_runs import no_report, quiet, small, words, write_text
 
-LINE = r"glasslm (train|resume): out of memory with micro-batches of (\d+) x (\d+) tokens: lower (.*)"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+LINE = (
+    r"glasslm (train|resume): out of memory with micro-batches of (\d+) x (\d+) tokens: lower (.*)"
+)
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "lower"),
     [
-        ({"batch_size": 512, "micro_batch_size": 512, "block_size": 64}, "--micro-batch-size to at most 256"),
+        (
+            {"batch_size": 512, "micro_batch_size": 512, "block_size": 64},
+            "--micro-batch-size to at most 256",
+        ),
         ({"d_model": 2048}, "--block-size"),
     ],
     ids=["activations", "weights"],
@@ -53,7 +61,9 @@ def test_what_has_no_room_ends_in_one_line(
     assert "Traceback" not in done.stderr
     assert not run_dir.exists()
     with no_report():
-        again = launch.train(small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, say=quiet)
+        again = launch.train(
+            small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, say=quiet
+        )
     assert again.status == "finished"
 
 
@@ -87,7 +97,9 @@ def test_too_little_memory_is_told_before_the_start(
     assert Run(tmp_path / str(less)).history.status == "finished"
 
 
-def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     cpu = ComputeConfig(engine="numpy", device="cpu")
     assert memory.room_for(cpu) == 1000
@@ -105,9 +117,14 @@ def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(monkeypatch
 
 def child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}  # a thread more is 100 MB more
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }  # a thread more is 100 MB more
     program = [sys.executable, __file__, str(megabytes), *map(str, command)]
-    return subprocess.run(program, capture_output=True, encoding="utf-8", env=environment, timeout=120)
+    return subprocess.run(
+        program, capture_output=True, encoding="utf-8", env=environment, timeout=120
+    )
 
 
 def main(megabytes: int, command: list[str]) -> int:

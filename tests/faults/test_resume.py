@@ -19,11 +19,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from glasslm import checkpoint, files, launch, runs, tokens
-from glasslm.config import ComputeConfig
+from glasslm import files
+from glasslm.config.schema import ComputeConfig
+from glasslm.data import batch_sampler
 from glasslm.errors import DamagedError
-from glasslm.metrics import comparable
-from glasslm.training import Loop
+from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.metrics import comparable
+from glasslm.training import launch
+from glasslm.training.loop import Loop
 from small_runs import essence, logged, no_report, quiet, small, write_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
@@ -64,7 +67,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @posix
 @pytest.mark.parametrize("engine", ENGINES)
-def test_kill_9_in_the_middle_of_each_of_twenty_steps(engine: str, text: Path, tmp_path: Path) -> None:
+def test_kill_9_in_the_middle_of_each_of_twenty_steps(
+    engine: str, text: Path, tmp_path: Path
+) -> None:
     ends = child("kill_in_each_step", engine, tmp_path)
     assert [end["step"] for end in ends] == list(range(1, STEPS + 1))
     for end in ends:
@@ -97,7 +102,11 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
         start = checkpoint.load(run, warn=quiet).step
         resumed = forked(lambda run=run: resume(run, engine))
         same = resumed == 0 and essence(run, STEPS) == essence(whole, STEPS)
-        print(json.dumps({"step": step, "died": died, "from": start, "resumed": resumed, "same": same}))
+        print(
+            json.dumps(
+                {"step": step, "died": died, "from": start, "resumed": resumed, "same": same}
+            )
+        )
 
 
 # -- signals during a save --------------------------------------------------------------------------------------------
@@ -157,7 +166,9 @@ def test_a_signal_during_a_save_waits_for_its_end(
 
 @posix
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_second_signal_during_a_save_leaves_at_once_and_nothing_is_lost(engine: str, tmp_path: Path) -> None:
+def test_a_second_signal_during_a_save_leaves_at_once_and_nothing_is_lost(
+    engine: str, tmp_path: Path
+) -> None:
     ends = child("two_signals_in_a_save", engine, tmp_path)
     assert len(ends) == DEATHS
     assert ends[-1]["k"] > 12  # operations of a save
@@ -194,7 +205,11 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
         died = forked(die)
         start = checkpoint.load(run, warn=quiet).step
         resumed = forked(lambda run=run: resume(run, engine))
-        same = resumed == 0 and essence(run, STEPS) == essence(whole, STEPS) and not list(run.rglob("*.tmp-*"))
+        same = (
+            resumed == 0
+            and essence(run, STEPS) == essence(whole, STEPS)
+            and not list(run.rglob("*.tmp-*"))
+        )
         print(json.dumps({"k": k, "died": died, "from": start, "resumed": resumed, "same": same}))
 
 
@@ -213,21 +228,23 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
              "keep": 100, "batch_size": 3, "ema": 0.9}  # fmt: skip
     read: list[tuple[int, list[int]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        starts = tokens.Order.starts
+        starts = batch_sampler.Order.starts
 
-        def recorded(self: tokens.Order, step: int, rows: Any) -> Any:
+        def recorded(self: batch_sampler.Order, step: int, rows: Any) -> Any:
             found = starts(self, step, rows)
             read.append((step, found.tolist()))
             return found
 
         assert train(text, tmp_path / "whole", engine, **flags) == "finished"
-        run = runs.Run(tmp_path / "whole")
+        run = run_folder.Run(tmp_path / "whole")
         steps = run.config.train.max_steps
         expected = essence(run.path, steps)
-        order = tokens.Order(run.record["data"]["train_tokens"], 128, 3, 42, epochs=True)
-        assert 1 in [order.epoch(step) for step in range(steps)], "it stops and goes on at the end of an epoch, too"
+        order = batch_sampler.Order(run.record["data"]["train_tokens"], 128, 3, 42, epochs=True)
+        assert 1 in [order.epoch(step) for step in range(steps)], (
+            "it stops and goes on at the end of an epoch, too"
+        )
         due = [(step, order.starts(step, np.arange(3)).tolist()) for step in range(steps)]
-        patch.setattr(tokens.Order, "starts", recorded)
+        patch.setattr(batch_sampler.Order, "starts", recorded)
         for step in range(steps):
             copy = cut_back(run.path, tmp_path / f"from {step}", step)
             read.clear()
@@ -241,11 +258,15 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
 def cut_back(run: Path, copy: Path, step: int) -> Path:
     """The run as a kill after the checkpoint of `step` leaves it: later checkpoints gone, metrics as they are."""
     later = [f"{other:06d}" for other in checkpoint.list_steps(run) if other > step]
-    return Path(shutil.copytree(run, copy, ignore=lambda folder, names: [name for name in names if name in later]))
+    return Path(
+        shutil.copytree(
+            run, copy, ignore=lambda folder, names: [name for name in names if name in later]
+        )
+    )
 
 
 def hex_losses(run: Path) -> list[tuple[str, int, str]]:
-    lines = comparable(runs.Run(run).metrics())
+    lines = comparable(run_folder.Run(run).metrics())
     return [(line["kind"], line["step"], float(line["loss"]).hex()) for line in lines]
 
 
@@ -303,12 +324,12 @@ def test_a_changed_entry_is_named_and_never_a_part_is_loaded(
     change: Callable[[dict[str, Any]], None], engine: str, text: Path, tmp_path: Path
 ) -> None:
     """Though the manifest agrees with the file, as that of somebody who meant well would."""
-    from glasslm.engines import make_engine
+    from glasslm.engines.factory import make_engine
 
     run = tmp_path / "run"
     assert train(text, run, engine, max_steps=3, eval_interval=3) == "finished"
     good = checkpoint.load(run)
-    found = runs.Run(run)
+    found = run_folder.Run(run)
     machine = make_engine(found.config, found.tokenizer.vocab_size, compute(engine), training=True)
     machine.load(checkpoint.load(run, 0).state())
     before = {name: array.copy() for name, array in machine.state()}
@@ -318,7 +339,9 @@ def test_a_changed_entry_is_named_and_never_a_part_is_loaded(
     after = dict(machine.state())
     assert machine.updates == 0
     assert all((array == after[name]).all() for name, array in before.items()), "a part was loaded"
-    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().rpartition(b'{"kind": "end"')[0])
+    (run / "metrics.jsonl").write_bytes(
+        (run / "metrics.jsonl").read_bytes().rpartition(b'{"kind": "end"')[0]
+    )
     with pytest.raises(DamagedError, match=ENTRIES[change]):
         resume(run, engine)
     assert checkpoint.list_steps(run) == [0, 3]
@@ -347,7 +370,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None] | None = None
         arrays = load_file(folder / name)
         change(arrays)
         save_file(arrays, folder / name)
-    kept = {path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST}
+    kept = {
+        path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST
+    }
     files.write_folder(folder, kept)
 
 
@@ -358,9 +383,15 @@ def child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
     """What a process of this role prints."""
     compute(engine)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}  # no threads: the child forks
+    alone = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }  # no threads: the child forks
     command = [sys.executable, __file__, role, engine, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=240)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | alone, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -12,14 +12,33 @@ from typing import Any
 
 import pytest
 
-from glasslm import checkpoint, cli, launch, runs
-from glasslm.config import ComputeConfig
+from glasslm import cli
+from glasslm.config.schema import ComputeConfig
 from glasslm.errors import ExhaustedError
-from small_runs import essence, glasslm, logged, no_report, quiet, resume, small, train, words, write_text
+from glasslm.runs import checkpoint, run_folder
+from glasslm.training import launch
+from small_runs import (
+    essence,
+    glasslm,
+    logged,
+    no_report,
+    quiet,
+    resume,
+    small,
+    train,
+    words,
+    write_text,
+)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals or links")
 ENGINES = ["numpy", "torch"]
-TINY: dict[str, Any] = {"d_model": 16, "n_layers": 1, "max_steps": 10, "sample_interval": 0, "batch_size": 4}
+TINY: dict[str, Any] = {
+    "d_model": 16,
+    "n_layers": 1,
+    "max_steps": 10,
+    "sample_interval": 0,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +77,9 @@ def test_the_wall_clock_decides_nothing(
         patch.setattr(time, "time", lambda: next(ticks))
         run = train(text, tmp_path / "run", **TINY).run_dir
     assert essence(run, 10) == essence(whole, 10)
-    elapsed = [line["timing"]["elapsed_s"] for line in runs.Run(run).metrics() if "timing" in line]
+    elapsed = [
+        line["timing"]["elapsed_s"] for line in run_folder.Run(run).metrics() if "timing" in line
+    ]
     assert elapsed == sorted(elapsed)
     assert 0 <= elapsed[0] <= elapsed[-1] < 60
 
@@ -70,7 +91,9 @@ def test_steps_order_checkpoints_and_their_timestamps_do_not(
     run = shutil.copytree(whole, tmp_path / "run")
     found = sorted((run / "checkpoints").iterdir())
     for number, folder in enumerate(found):
-        when = {"equal": 1e9, "the other way round": 1e9 - 1e6 * number, "before 1970": -1e6}[stamps]
+        when = {"equal": 1e9, "the other way round": 1e9 - 1e6 * number, "before 1970": -1e6}[
+            stamps
+        ]
         for path in (folder, *folder.iterdir()):
             os.utime(path, (when, when))
     assert checkpoint.load(run).step == 10
@@ -155,7 +178,9 @@ def test_a_link_that_leads_nowhere_is_said_before_training(
     assert "step" not in said
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_training(text: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said_before_training(
+    text: Path, tmp_path: Path
+) -> None:
     """In the words of one who is not root, if need be."""
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -214,10 +239,19 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
-    sizes = {"d_model": 32, "n_layers": 7, "max_steps": 10, "sample_interval": 0, "batch_size": 4, "keep": 9}
+    sizes = {
+        "d_model": 32,
+        "n_layers": 7,
+        "max_steps": 10,
+        "sample_interval": 0,
+        "batch_size": 4,
+        "keep": 9,
+    }
     with no_report():
         launch.train(small(text, **sizes), compute, tmp_path / "whole", say=quiet)
-    one = sum(path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "000000").iterdir())
+    one = sum(
+        path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "000000").iterdir()
+    )
     assert 2 * one < 2 << 20 < 3 * one, "the third checkpoint does not fit"
     with mounted(tmp_path / "disk", "2m") as disk:
         run = disk / "run"
@@ -235,7 +269,9 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
         said = capsys.readouterr().err
         assert "Free some space" in said
         assert "Traceback" not in said
-        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True
+        )
         with no_report():
             assert launch.resume(run, compute, say=quiet).status == "finished"
         assert essence(run, 10) == essence(tmp_path / "whole", 10)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from glasslm import corpora, tokenizers, tokens
-from glasslm.config import DataConfig
-from glasslm.corpora import download as downloads
-from glasslm.corpora import shakespeare
-from glasslm.corpora.download import DownloadError, Remote, download
-from glasslm.corpora.files import Source
+from glasslm.config.schema import DataConfig
+from glasslm.data import download as downloads
+from glasslm.data import shards, tokenizers
+from glasslm.data.download import DownloadError, Remote, download
+from glasslm.data.sources import corpora, shakespeare
+from glasslm.data.sources.files import Source
 from glasslm.errors import ExhaustedError, InputError
 
 BODY = b"some text worth reading\n" * 1000
@@ -37,7 +37,12 @@ def quiet(message: str) -> None:
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-def honest(handler: BaseHTTPRequestHandler, body: bytes = BODY, length: int | None = None, status: int = 200) -> None:
+def honest(
+    handler: BaseHTTPRequestHandler,
+    body: bytes = BODY,
+    length: int | None = None,
+    status: int = 200,
+) -> None:
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(body) if length is None else length))
     handler.end_headers()
@@ -115,7 +120,9 @@ def serving(*answers: Answer) -> Iterator[list[str]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.block_on_close = False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +150,9 @@ def serving(*answers: Answer) -> Iterator[list[str]]:
         (not_found, "404"),
     ],
 )
-def test_a_bad_answer_leaves_nothing_and_says_how_to_supply_the_file(tmp_path: Path, answer: Answer, says: str) -> None:
+def test_a_bad_answer_leaves_nothing_and_says_how_to_supply_the_file(
+    tmp_path: Path, answer: Answer, says: str
+) -> None:
     target = tmp_path / "text.txt"
     started = time.monotonic()
     with serving(answer), pytest.raises(DownloadError, match=says) as caught:
@@ -176,7 +185,9 @@ def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
     assert "damaged" in said[0]
 
 
-def test_the_default_falls_back_loudly_within_five_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_falls_back_loudly_within_five_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path))
     said: list[str] = []
     started = time.monotonic()
@@ -191,7 +202,10 @@ def test_an_explicit_shakespeare_tries_again_and_then_fails_with_a_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path))
-    with serving(not_found) as asked, pytest.raises(InputError, match=r"--text-file PATH") as caught:
+    with (
+        serving(not_found) as asked,
+        pytest.raises(InputError, match=r"--text-file PATH") as caught,
+    ):
         corpora.find(DataConfig(corpus="shakespeare"), quiet)
     assert len(asked) == 3
     assert str(tmp_path / "corpora" / "shakespeare.txt") in str(caught.value)
@@ -208,7 +222,9 @@ def test_a_file_put_there_by_hand_is_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert asked == []
 
 
-def test_gpt2_without_network_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpt2_without_network_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(downloads, "PAUSE", 0.01)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"vocab\.bpe could not be downloaded.*supply it by hand"):
@@ -226,7 +242,7 @@ def find(*names: Path | str) -> Source:
 def test_an_empty_text_is_refused(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "empty.txt").write_bytes(body)
     with pytest.raises(InputError, match="empty"):
-        tokens.prepare(DataConfig(), find(tmp_path / "empty.txt"), quiet)
+        shards.prepare(DataConfig(), find(tmp_path / "empty.txt"), quiet)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
@@ -243,7 +259,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             find(tmp_path / name)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "secret.txt"
     path.write_text("x")
@@ -255,7 +273,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_utf16_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_bytes("text".encode("utf-16"))
     with pytest.raises(InputError, match="UTF-16"):
-        tokens.prepare(DataConfig(), find(tmp_path / "w.txt"), quiet)
+        shards.prepare(DataConfig(), find(tmp_path / "w.txt"), quiet)
 
 
 def test_a_file_that_changes_under_our_hands_is_refused(tmp_path: Path) -> None:
@@ -264,13 +282,13 @@ def test_a_file_that_changes_under_our_hands_is_refused(tmp_path: Path) -> None:
     source = find(path)
     path.write_text("y" * 1000)
     with pytest.raises(InputError, match="changed while"):
-        tokens.prepare(DataConfig(), source, quiet)
+        shards.prepare(DataConfig(), source, quiet)
 
 
 def test_nuls_are_kept_and_noted(tmp_path: Path) -> None:
     (tmp_path / "n.txt").write_bytes(b"a\0b\0" * 50)
     said: list[str] = []
-    dataset = tokens.prepare(DataConfig(), find(tmp_path / "n.txt"), said.append)
+    dataset = shards.prepare(DataConfig(), find(tmp_path / "n.txt"), said.append)
     assert dataset.tokenizer.token_bytes == [b"\0", b"a", b"b"]
     assert any("100 NUL" in message for message in said)
 
@@ -279,7 +297,7 @@ def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_bytes(b"a\xffb\xfe" * 50)
     said: list[str] = []
     data = DataConfig(tokenizer="byte", encoding_errors="replace")
-    dataset = tokens.prepare(data, find(tmp_path / "r.txt"), said.append)
+    dataset = shards.prepare(data, find(tmp_path / "r.txt"), said.append)
     assert dataset.train.bytes + dataset.val.bytes == 50 * len("a\ufffdb\ufffd".encode())
     assert any("100 U+FFFD" in message for message in said)
 
@@ -288,11 +306,13 @@ def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
 
 KILLED = textwrap.dedent("""
     import os, sys
-    from glasslm import corpora, files, tokens
-    from glasslm.config import DataConfig
+    from glasslm.data.sources import corpora
+    from glasslm import files
+    from glasslm.data import shards
+    from glasslm.config.schema import DataConfig
 
     where, count = sys.argv[2], int(sys.argv[3])
-    owner, name = {"encode": (tokens.tokenizers.CharTokenizer, "encode"), "write": (files, "_write"),
+    owner, name = {"encode": (shards.tokenizers.CharTokenizer, "encode"), "write": (files, "_write"),
                    "rename": (files, "_rename")}[where]
     real, calls = getattr(owner, name), 0
 
@@ -304,9 +324,9 @@ KILLED = textwrap.dedent("""
         return real(*args, **kwargs)
 
     setattr(owner, name, killing)
-    tokens.PIECE = 1000
+    shards.PIECE = 1000
     data = DataConfig(text_file=(sys.argv[1],))
-    tokens.prepare(data, corpora.find(data, print), print)
+    shards.prepare(data, corpora.find(data, print), print)
 """)
 
 
@@ -323,30 +343,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tokens"
 
 
-def shards(folder: Path) -> dict[str, bytes]:
+def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # Of the renames the first is that of the tokens, the second that of the recipe.
 @pytest.mark.parametrize(
-    ("where", "count"), [("encode", 1), ("encode", 20), ("write", 1), ("rename", 1), ("write", 30), ("rename", 2)]
+    ("where", "count"),
+    [("encode", 1), ("encode", 20), ("write", 1), ("rename", 1), ("write", 30), ("rename", 2)],
 )
 def test_a_killed_tokenisation_is_redone(text: Path, cache: Path, where: str, count: int) -> None:
-    died = subprocess.run([sys.executable, "-c", KILLED, str(text), where, str(count)], capture_output=True)
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(text), where, str(count)], capture_output=True
+    )
     assert died.returncode == 137, died.stderr.decode()
     data = DataConfig(text_file=(str(text),))
-    dataset = tokens.prepare(data, corpora.find(data, quiet), quiet)
+    dataset = shards.prepare(data, corpora.find(data, quiet), quiet)
     both = dataset.tokenizer.decode([*dataset.train.tokens.tolist(), *dataset.val.tokens.tolist()])
     assert both == text.read_text(encoding="utf-8")
-    recipe = tokens._recipe(data, corpora.find(data, quiet))
-    assert {path.name for path in cache.iterdir()} == {dataset.sha256, f"{recipe}.json", ".lock"}  # nothing half done
+    recipe = shards._recipe(data, corpora.find(data, quiet))
+    assert {path.name for path in cache.iterdir()} == {
+        dataset.sha256,
+        f"{recipe}.json",
+        ".lock",
+    }  # nothing half done
 
 
 def test_any_damage_is_found_and_repaired(text: Path, cache: Path) -> None:
     data = DataConfig(text_file=(str(text),), tokenizer="bpe", vocab_size=300)
     source = corpora.find(data, quiet)
-    folder = cache / tokens.prepare(data, source, quiet).sha256
-    whole = shards(folder)
+    folder = cache / shards.prepare(data, source, quiet).sha256
+    whole = shard_bytes(folder)
     assert set(whole) == {"train.bin", "val.bin", "tokenizer.json", "facts.json", "manifest.json"}
     for name, body in whole.items():
         for damage in (body[:-1], body[:20] + bytes([body[20] ^ 1]) + body[21:], b"", None):
@@ -354,9 +381,9 @@ def test_any_damage_is_found_and_repaired(text: Path, cache: Path) -> None:
                 (folder / name).unlink()
             else:
                 (folder / name).write_bytes(damage)
-            assert tokens.reopen(folder.name) is None
-            tokens.prepare(data, source, quiet)
-            assert shards(folder) == whole
+            assert shards.reopen(folder.name) is None
+            shards.prepare(data, source, quiet)
+            assert shard_bytes(folder) == whole
 
 
 def test_two_processes_at_once_both_get_the_tokens(text: Path, cache: Path) -> None:
@@ -369,24 +396,27 @@ def test_two_processes_at_once_both_get_the_tokens(text: Path, cache: Path) -> N
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_named(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(text))  # a file
     data = DataConfig(text_file=(str(text),))
     with pytest.raises(InputError, match=r"cache folder .* set GLASSLM_CACHE"):
-        tokens.prepare(data, corpora.find(data, quiet), quiet)
+        shards.prepare(data, corpora.find(data, quiet), quiet)
 
 
 LIMITED = textwrap.dedent("""
     import resource, signal, sys
-    from glasslm import corpora, tokens
-    from glasslm.config import DataConfig
+    from glasslm.data.sources import corpora
+    from glasslm.data import shards
+    from glasslm.config.schema import DataConfig
     from glasslm.errors import ExhaustedError
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     data = DataConfig(text_file=(sys.argv[1],))
     try:
-        tokens.prepare(data, corpora.find(data, print), print)
+        shards.prepare(data, corpora.find(data, print), print)
     except ExhaustedError as error:
         print(error)
         sys.exit(error.exit_code)
@@ -395,7 +425,9 @@ LIMITED = textwrap.dedent("""
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 def test_a_full_disk_is_said(text: Path, cache: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", LIMITED, str(text)], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(text)], capture_output=True, text=True
+    )
     assert ended.returncode == ExhaustedError.exit_code, ended.stderr
     assert "is full" in ended.stdout
     assert "GLASSLM_CACHE" in ended.stdout

@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 
 import glasslm
-from glasslm import cli, corpora, generation, launch, tokens
-from glasslm.config import ComputeConfig, DataConfig
+from glasslm import cli
+from glasslm.config.schema import ComputeConfig, DataConfig
+from glasslm.data import shards
+from glasslm.data.sources import corpora
+from glasslm.inference import generation
+from glasslm.training import launch
 from small_runs import no_report, quiet, small, words, write_text
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as Linux has them")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
+)
 ENGINES = ["numpy", "torch"]
 BLOCK = 16
 
@@ -32,11 +38,28 @@ BLOCK = 16
         ("\ufeff", "is empty"),
         ("a", "training part has 0 tokens (0 bytes), but a window of --block-size 16 takes 17"),
         ("é", "training part has 0 tokens (0 bytes), but a window of --block-size 16 takes 17"),
-        ("ab" * 5, "training part has 9 tokens (9 bytes), but a window of --block-size 16 takes 17"),
-        ("ab" * 9, "training part has 16 tokens (16 bytes), but a window of --block-size 16 takes 17"),
-        ("ab" * 50, "validation part has 10 tokens (10 bytes), but a window of --block-size 16 takes 17"),
+        (
+            "ab" * 5,
+            "training part has 9 tokens (9 bytes), but a window of --block-size 16 takes 17",
+        ),
+        (
+            "ab" * 9,
+            "training part has 16 tokens (16 bytes), but a window of --block-size 16 takes 17",
+        ),
+        (
+            "ab" * 50,
+            "validation part has 10 tokens (10 bytes), but a window of --block-size 16 takes 17",
+        ),
     ],
-    ids=["nothing", "a mark alone", "one character", "one of two bytes", "ten", "one too few", "no validation"],
+    ids=[
+        "nothing",
+        "a mark alone",
+        "one character",
+        "one of two bytes",
+        "ten",
+        "one too few",
+        "no validation",
+    ],
 )
 def test_a_text_that_is_too_short_is_refused_with_both_sizes(
     body: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -60,14 +83,16 @@ def stream(path: Path) -> None:
 
     (path.parent / "small.txt").write_bytes(LINE * 1000)
 
-    def prepared(name: str) -> tokens.Dataset:
+    def prepared(name: str) -> shards.Dataset:
         data = DataConfig(text_file=(str(path.parent / name),))
-        return tokens.prepare(data, corpora.find(data, quiet), quiet)
+        return shards.prepare(data, corpora.find(data, quiet), quiet)
 
     prepared("small.txt")
     status = Path("/proc/self/status").read_text(encoding="ascii")
     taken = int(status.partition("VmData:")[2].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + (64 << 20),) * 2)  # what is mapped from a file does not count
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (taken + (64 << 20),) * 2
+    )  # what is mapped from a file does not count
     try:
         path.read_bytes()
         raise AssertionError("the limit does not bind")
@@ -86,9 +111,15 @@ def test_a_text_larger_than_the_memory_is_tokenised(megabytes: int, tmp_path: Pa
         for _ in range(megabytes):
             file.write(block)
     folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    alone = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders), "GLASSLM_CACHE": str(tmp_path / "c")}
+    alone = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(folders),
+        "GLASSLM_CACHE": str(tmp_path / "c"),
+    }
     command = [sys.executable, __file__, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=500)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | alone, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes"] == megabytes * len(block)
 
@@ -102,7 +133,9 @@ def trained(engine: Any, folder: Path) -> Path:
     flags = {"max_steps": 12, "block_size": BLOCK, "sample_interval": 0, "d_model": 16}
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp64", threads=1)
     with no_report():
-        return launch.train(small(write_text(folder / "text.txt"), **flags), compute, folder / "run", say=quiet).run_dir
+        return launch.train(
+            small(write_text(folder / "text.txt"), **flags), compute, folder / "run", say=quiet
+        ).run_dir
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +160,9 @@ def test_a_prompt_that_a_model_cannot_read_is_refused_with_what_it_knows(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_prompt_longer_than_the_context_is_read_as_documented(engine: Any, tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_read_as_documented(
+    engine: Any, tmp_path: Path
+) -> None:
     """The newest tokens, as many as generation.visible says, and never anything else."""
     model = glasslm.load(trained(engine, tmp_path), engine=engine, device="cpu", precision="fp64")
     text = "the old king follows my sister. a dog likes the cat. " * 3

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from glasslm import checkpoint, runs
-from glasslm.checkpoint import Checkpoint, Progress
-from glasslm.config import ComputeConfig, ModelConfig, RunConfig
-from glasslm.engines import make_engine
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.data.tokenizers import CharTokenizer
+from glasslm.engines.factory import make_engine
 from glasslm.interop import peft_settings
-from glasslm.parameters import initial_weights, table
-from glasslm.runs import Run
-from glasslm.settings import to_dict
-from glasslm.tokenizers import CharTokenizer
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.checkpoint import Checkpoint, Progress
+from glasslm.runs.run_folder import Run
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +26,12 @@ GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama untied": {"tie_embeddings": False, "n_kv_heads": 2, "bias": True},
-    "llama scaled": {"scale_embeddings": True, "n_kv_heads": 1, "rope_scaling": "linear", "rope_factor": 2.0},
+    "llama scaled": {
+        "scale_embeddings": True,
+        "n_kv_heads": 1,
+        "rope_scaling": "linear",
+        "rope_factor": 2.0,
+    },
     "mistral": {"window": 5, "n_kv_heads": 2},
     "mixtral": {"n_experts": 3},
     "qwen3": {"qk_norm": True, "n_kv_heads": 2},
@@ -43,7 +48,9 @@ def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
     """Weights and adapters of which each one matters; of a name always the same."""
     weights = {}
     for name, array in initial_weights(table(config, TOKENIZER.vocab_size), seed):
-        noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(array.shape)
+        noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
+            array.shape
+        )
         weights[name] = (array + 0.1 * noise).astype(np.float32)
     return weights
 
@@ -52,13 +59,25 @@ def run_of(folder: Path, config: ModelConfig, weights: dict[str, Array]) -> tupl
     """A run with these weights."""
     whole = RunConfig(model=config).resolved()
     tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
-    runs.create(folder, {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}}, TOKENIZER.to_json())
+    run_folder.create(
+        folder,
+        {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}},
+        TOKENIZER.to_json(),
+    )
     run = Run(folder)
     if config.lora_rank:
-        checkpoint.save_base(folder, {name: array for name, array in weights.items() if ".lora_" not in name})
-    engine = make_engine(whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True)
+        checkpoint.save_base(
+            folder, {name: array for name, array in weights.items() if ".lora_" not in name}
+        )
+    engine = make_engine(
+        whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True
+    )
     engine.load(weights.items())
-    hashes = {"config_sha256": run.config_sha256, "tokenizer_sha256": TOKENIZER.sha256, "data_sha256": ""}
+    hashes = {
+        "config_sha256": run.config_sha256,
+        "tokenizer_sha256": TOKENIZER.sha256,
+        "data_sha256": "",
+    }
     checkpoint.save(folder, engine, Progress(5, 5, 0, 0), **hashes)
     return run, checkpoint.load(folder, "best")
 

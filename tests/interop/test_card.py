@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from glasslm.interop import card, leaving
-from glasslm.interop.leaving import Leaving
-from glasslm.metrics import Log
-from glasslm.runs import Run
+from glasslm.interop import card, model_export
+from glasslm.interop.model_export import Leaving
+from glasslm.runs.metrics import Log
+from glasslm.runs.run_folder import Run
 from small_runs import logged, read_json, train, write_text
 
 pytestmark = pytest.mark.usefixtures("short_samples")
@@ -34,12 +34,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cats-run"
 
 
-def changed(run_dir: Path, to: Path, record: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> Leaving:
+def changed(
+    run_dir: Path, to: Path, record: dict[str, Any], lines: list[dict[str, Any]] | None = None
+) -> Leaving:
     """The model of a copy of the run, with another record and further lines in its log."""
     shutil.copytree(run_dir, to)
     whole = read_json(to / "run.json") | record
-    (to / "run.json").write_text(json.dumps({key: value for key, value in whole.items() if value is not None}))
-    model = leaving.of(str(to))
+    (to / "run.json").write_text(
+        json.dumps({key: value for key, value in whole.items() if value is not None})
+    )
+    model = model_export.of(str(to))
     with Log(to / "metrics.jsonl", (to / "metrics.jsonl").stat().st_size) as log:
         for line in lines or []:
             log.write({"step": model.step} | line)
@@ -52,23 +56,30 @@ def read(content: str) -> Any:
 
 
 def test_hugging_face_reads_the_numbers(run_dir: Path) -> None:
-    model = leaving.of(str(run_dir))
+    model = model_export.of(str(run_dir))
     data = read(card.text(model, 3.2e-7)).data
     best = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
     found = {result.metric_type: result for result in data.eval_results}
     assert found.keys() == {"loss", "perplexity", "bits_per_byte"}
     for name, key in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bpb")):
         assert found[name].metric_value == pytest.approx(best[key], abs=1e-6)
-        assert (found[name].task_type, found[name].dataset_split) == ("text-generation", "validation")
+        assert (found[name].task_type, found[name].dataset_split) == (
+            "text-generation",
+            "validation",
+        )
         assert (found[name].dataset_name, found[name].dataset_type) == ("cats.txt", "text")
-    assert (data.license, data.library_name, data.pipeline_tag) == ("other", "transformers", "text-generation")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "other",
+        "transformers",
+        "text-generation",
+    )
     assert data.tags == ["glasslm", "character-level"]
     assert data.language is None  # nobody knows it
     assert data.model_name == "cats-run"
 
 
 def test_it_says_what_the_run_says(run_dir: Path) -> None:
-    model = leaving.of(str(run_dir))
+    model = model_export.of(str(run_dir))
     text, record = card.text(model, 3.2e-7), model.run.record
     val = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
     for said in (
@@ -94,19 +105,23 @@ def test_it_says_what_the_run_says(run_dir: Path) -> None:
 
 
 def test_it_is_about_the_checkpoint_that_leaves(run_dir: Path) -> None:
-    model = leaving.of(str(run_dir), 5)
+    model = model_export.of(str(run_dir), 5)
     data = read(card.text(model, None)).data
     line = next(line for line in logged(run_dir, "eval") if line["step"] == 5)
     expected = [round(line[key], 6) for key in ("loss", "perplexity", "bpb")]
     assert [result.metric_value for result in data.eval_results] == expected
     text = card.text(model, None)
-    for said in ("| checkpoint | step 5 |", f"| tokens seen | {5 * 8 * 32:,} |", "Written by itself at step 0,"):
+    for said in (
+        "| checkpoint | step 5 |",
+        f"| tokens seen | {5 * 8 * 32:,} |",
+        "Written by itself at step 0,",
+    ):
         assert said in text
     assert "not measured at this step" in card.text(dataclasses.replace(model, step=7), None)
 
 
 def test_nothing_in_it_tells_of_folders_or_machines(run_dir: Path) -> None:
-    text = card.text(leaving.of(str(run_dir)), None)
+    text = card.text(model_export.of(str(run_dir)), None)
     assert "--text-file cats.txt '--run-dir=a b' --preset tiny" in text
     assert str(run_dir.parent) not in text
     assert run_dir.parent.name not in text
@@ -137,10 +152,10 @@ def example(text: str) -> str:
 
 
 def test_the_example_is_python(run_dir: Path, tmp_path: Path) -> None:
-    from glasslm.tokenizers import CharTokenizer
+    from glasslm.data.tokenizers import CharTokenizer
 
-    compile(example(card.text(leaving.of(str(run_dir)), None)), "README.md", "exec")
-    model = leaving.of(str(run_dir))
+    compile(example(card.text(model_export.of(str(run_dir)), None)), "README.md", "exec")
+    model = model_export.of(str(run_dir))
     for alphabet in ("`", "'\"\\", "\u202e", "語", "\n", "{}"):
         other = dataclasses.replace(model, tokenizer=CharTokenizer(alphabet))
         source = card._example(other)
@@ -152,12 +167,14 @@ def test_the_example_is_python(run_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_runs(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_example_runs(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from glasslm.interop import hf
 
-    model = leaving.of(str(run_dir))
+    model = model_export.of(str(run_dir))
     hf.write(model, tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")
     exec(example(card.text(model, None)), {})
@@ -170,7 +187,12 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
     data = read_json(run_dir / "run.json")["data"]
     record = {
         "command": f"glasslm train {FENCE}",
-        "data": data | {"files": [{"path": f"/home/me/{HOSTILE}", "bytes": 1, "sha256": HOSTILE, "origin": HOSTILE}]},
+        "data": data
+        | {
+            "files": [
+                {"path": f"/home/me/{HOSTILE}", "bytes": 1, "sha256": HOSTILE, "origin": HOSTILE}
+            ]
+        },
         "machine": {"platform": HOSTILE, "cpu": HOSTILE, "cores": 2},
         "versions": {HOSTILE: HOSTILE},
         "git": {"commit": HOSTILE, "dirty": True},
@@ -179,7 +201,9 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
         "base": {"run": HOSTILE, "step": 1},
         "merged_from": {"run": HOSTILE, "step": 1},
     }
-    lines = [{"kind": "sample", "prompt": FENCE, "text": FENCE + HOSTILE, "temperature": 1.0, "seed": 1}]
+    lines = [
+        {"kind": "sample", "prompt": FENCE, "text": FENCE + HOSTILE, "temperature": 1.0, "seed": 1}
+    ]
     name = "a|`b` [c](d) <e> ---"
     model = changed(run_dir, tmp_path / name, record, lines)
     named = dataclasses.replace(model.run.config.data, text_file=(HOSTILE,))
@@ -188,7 +212,10 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
     assert read(text).data.model_name == name
     assert "\u202e" not in (read(text).data.eval_results[0].dataset_name)
-    assert read(text).data.to_dict().keys() == read(card.text(leaving.of(str(run_dir)), None)).data.to_dict().keys()
+    assert (
+        read(text).data.to_dict().keys()
+        == read(card.text(model_export.of(str(run_dir)), None)).data.to_dict().keys()
+    )
     rest = read(text).text
     outside = re.sub(r"^(`{3,})(?:text|python)\n.*?\n\1$", "", rest, flags=re.S | re.M)
     assert outside.count("\n## ") == text.count("\n## ") == 8
@@ -198,13 +225,19 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
     assert outside.startswith(r"""
 # a\|\`b\` \[c\](d) \<e\> ---
 """)
-    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in outside.splitlines() if line.startswith("|")]
+    widths = [
+        len(re.findall(r"(?<!\\)\|", line)) for line in outside.splitlines() if line.startswith("|")
+    ]
     assert set(widths) == {3, 4, 7}  # no cell more than the headers have
 
 
-@pytest.mark.parametrize("name", ["- x", "!!python/object", "yes", "1e5", "null", "&a *a", "{x: y}", "%TAG", "a: b #c"])
+@pytest.mark.parametrize(
+    "name", ["- x", "!!python/object", "yes", "1e5", "null", "&a *a", "{x: y}", "%TAG", "a: b #c"]
+)
 def test_names_stay_words_in_yaml(run_dir: Path, tmp_path: Path, name: str) -> None:
-    model = changed(run_dir, tmp_path / name, {}) if "/" not in name else leaving.of(str(run_dir))
+    model = (
+        changed(run_dir, tmp_path / name, {}) if "/" not in name else model_export.of(str(run_dir))
+    )
     data = read(card.text(model, None)).data
     assert data.model_name == model.run.path.name
     assert read(f"---\nx: {card._yaml(name)}\n---\n").data.x == name
@@ -218,11 +251,25 @@ def test_numbers_stay_numbers_in_yaml(value: float) -> None:
 
 
 def test_old_runs_lack_fields(run_dir: Path, tmp_path: Path) -> None:
-    missing = ("command", "created", "git", "machine", "versions", "engine", "device", "precision", "glasslm", "seed")
+    missing = (
+        "command",
+        "created",
+        "git",
+        "machine",
+        "versions",
+        "engine",
+        "device",
+        "precision",
+        "glasslm",
+        "seed",
+    )
     model = changed(run_dir, tmp_path / "old", dict.fromkeys(missing))
     assert not {*missing} & Run(tmp_path / "old").record.keys()
     (tmp_path / "old" / "metrics.jsonl").unlink()
-    text = card.text(Leaving(Run(tmp_path / "old"), model.step, model.config, model.tokenizer, model.weights), None)
+    text = card.text(
+        Leaving(Run(tmp_path / "old"), model.step, model.config, model.tokenizer, model.weights),
+        None,
+    )
     assert "not measured at this step" in text
     assert "What it writes" not in text
     data = read(text).data
@@ -231,13 +278,24 @@ def test_old_runs_lack_fields(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_imported_model_has_no_text(run_dir: Path, tmp_path: Path) -> None:
-    none = {"files": [], "train_tokens": 0, "val_tokens": 0, "train_bytes": 0, "val_bytes": 0, "sha256": "imported"}
-    imported = {"from": "/home/me/model", "model_type": "llama", "sha256": {"config.json": "0" * 64}}
+    none = {
+        "files": [],
+        "train_tokens": 0,
+        "val_tokens": 0,
+        "train_bytes": 0,
+        "val_bytes": 0,
+        "sha256": "imported",
+    }
+    imported = {
+        "from": "/home/me/model",
+        "model_type": "llama",
+        "sha256": {"config.json": "0" * 64},
+    }
     shutil.copytree(run_dir, tmp_path / "brought")
     record = read_json(tmp_path / "brought" / "run.json") | {"data": none, "imported": imported}
     (tmp_path / "brought" / "run.json").write_text(json.dumps(record))
     (tmp_path / "brought" / "metrics.jsonl").write_text("")
-    here = leaving.of(str(run_dir))
+    here = model_export.of(str(run_dir))
     text = card.text(dataclasses.replace(here, run=Run(tmp_path / "brought"), step=0), 1e-7)
     assert "It was not trained by glasslm" in text
     assert "came without its text" in text
@@ -248,16 +306,20 @@ def test_an_imported_model_has_no_text(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_corpus_is_known_for_is_said(run_dir: Path) -> None:
-    here = leaving.of(str(run_dir))
+    here = model_export.of(str(run_dir))
     run = Run(run_dir)
     run.config = dataclasses.replace(  # type: ignore[misc]
         run.config, data=dataclasses.replace(run.config.data, corpus="shakespeare", text_file=())
     )
     text = card.text(dataclasses.replace(here, run=run), None)
     assert read(text).data.language == "en"
-    assert "The text was shakespeare (public domain), from https://github.com/karpathy/char-rnn. It was split" in text
+    assert (
+        "The text was shakespeare (public domain), from https://github.com/karpathy/char-rnn. It was split"
+        in text
+    )
     run.config = dataclasses.replace(
-        run.config, data=dataclasses.replace(run.config.data, corpus=None, hf_dataset="roneneldan/TinyStories")
+        run.config,
+        data=dataclasses.replace(run.config.data, corpus=None, hf_dataset="roneneldan/TinyStories"),
     )
     data = read(card.text(dataclasses.replace(here, run=run), None)).data
     assert data.datasets == ["roneneldan/TinyStories"]
@@ -265,10 +327,20 @@ def test_what_the_corpus_is_known_for_is_said(run_dir: Path) -> None:
 
 
 def test_a_fine_tuned_run_says_what_it_started_from(run_dir: Path, tmp_path: Path) -> None:
-    old = {"kind": "eval", "split": "old", "loss": 2.5, "perplexity": 12.2, "bpb": 3.6, "tokens": 9, "bytes": 9}
+    old = {
+        "kind": "eval",
+        "split": "old",
+        "loss": 2.5,
+        "perplexity": 12.2,
+        "bpb": 3.6,
+        "tokens": 9,
+        "bytes": 9,
+    }
     base = {"run": "/home/me/runs/first", "step": 7, "data_sha256": "0"}
     model = changed(run_dir, tmp_path / "tuned", {"base": base}, [old])
     text = card.text(model, None)
     assert "trained on from the run first (step 7)" in text
     assert "the validation text of the run that it started from | 2.5000" in text
-    assert 2.5 not in [result.metric_value for result in read(text).data.eval_results]  # of another text
+    assert 2.5 not in [
+        result.metric_value for result in read(text).data.eval_results
+    ]  # of another text

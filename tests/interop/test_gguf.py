@@ -17,14 +17,21 @@ pytest.importorskip("gguf")
 
 import gguf
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
+from glasslm.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    from_json,
+    train_bpe,
+)
 from glasslm.errors import InputError
 from glasslm.interop import gguf_file, gguf_vocabulary
 from glasslm.interop.gguf_file import Kind, Reading
-from glasslm.interop.leaving import Leaving
-from glasslm.parameters import initial_weights, table
-from glasslm.runs import Run
-from glasslm.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, from_json, train_bpe
+from glasslm.interop.model_export import Leaving
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs.run_folder import Run
 
 ALPHABET = "".join(map(chr, range(48, 48 + 37)))
 SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24)
@@ -46,7 +53,10 @@ PIECES = [
     "🙂",
     "\x00",
 ]
-WORDS = "the cat sees a dog. a dog's tail isn't long; 12 345 dogs!\n\n  The   naïve “cat”… \tsees\r\n" * 3
+WORDS = (
+    "the cat sees a dog. a dog's tail isn't long; 12 345 dogs!\n\n  The   naïve “cat”… \tsees\r\n"
+    * 3
+)
 
 
 def kin(**changes: Any) -> ModelConfig:
@@ -69,7 +79,9 @@ MODELS = {
     "llama, all experts": kin(n_experts=3, experts_per_token=3, tie_embeddings=False),
     "qwen3": kin(qk_norm=True, n_kv_heads=2),
     "qwen3, longer by linear": kin(qk_norm=True, rope_scaling="linear", rope_factor=2.0),
-    "qwen3, wide heads": kin(qk_norm=True, d_model=256, n_heads=2, n_kv_heads=1, n_layers=1, d_ff=64),
+    "qwen3, wide heads": kin(
+        qk_norm=True, d_model=256, n_heads=2, n_kv_heads=1, n_layers=1, d_ff=64
+    ),
     "qwen3moe": kin(qk_norm=True, n_experts=4, experts_per_token=2),
     "qwen3moe, wide experts": kin(qk_norm=True, n_experts=3, experts_per_token=2, d_ff=768),
     "gpt2": kin(**GPT2),
@@ -91,7 +103,9 @@ def leaving(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None = Non
     }
     run = folder / "phi3-faust"  # a name that llama.cpp takes for Microsoft's
     run.mkdir(exist_ok=True)
-    (run / "run.json").write_text(json.dumps({"format": 1, "config": {}, "data": {"sha256": "d" * 64}}), "utf-8")
+    (run / "run.json").write_text(
+        json.dumps({"format": 1, "config": {}, "data": {"sha256": "d" * 64}}), "utf-8"
+    )
     return Leaving(Run(run), 7, config.resolved(), tokenizer, weights)
 
 
@@ -155,11 +169,18 @@ def test_the_tensors_of_experts_are_stacked(tmp_path: Path) -> None:
         stacked = there[f"blk.1.ffn_{theirs}_exps.weight"].data
         for expert in range(4):
             assert np.array_equal(
-                stacked[expert], model.weights[f"blocks.1.feedforward.experts.{expert}.{ours}.weight"]
+                stacked[expert],
+                model.weights[f"blocks.1.feedforward.experts.{expert}.{ours}.weight"],
             )
-    assert np.array_equal(there["blk.0.attn_q.weight"].data, model.weights["blocks.0.attention.q.weight"])  # neox
-    assert np.array_equal(there["blk.0.attn_q_norm.weight"].data, model.weights["blocks.0.attention.q_norm.weight"])
-    assert np.array_equal(there["blk.0.ffn_gate_inp.weight"].data, model.weights["blocks.0.feedforward.router.weight"])
+    assert np.array_equal(
+        there["blk.0.attn_q.weight"].data, model.weights["blocks.0.attention.q.weight"]
+    )  # neox
+    assert np.array_equal(
+        there["blk.0.attn_q_norm.weight"].data, model.weights["blocks.0.attention.q_norm.weight"]
+    )
+    assert np.array_equal(
+        there["blk.0.ffn_gate_inp.weight"].data, model.weights["blocks.0.feedforward.router.weight"]
+    )
     assert "output.weight" not in there
 
 
@@ -176,14 +197,18 @@ def test_the_tensors_of_a_gpt2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama, experts", "gpt2"])
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_fewer_bits_are_as_near_as_their_format_can_be(name: str, kind: Kind, tmp_path: Path) -> None:
+def test_fewer_bits_are_as_near_as_their_format_can_be(
+    name: str, kind: Kind, tmp_path: Path
+) -> None:
     model = leaving(tmp_path, MODELS[name])
     for each in ("f32", kind):
         gguf_file.write(model, tmp_path / f"{each}.gguf", each)  # type: ignore[arg-type]
     exact, near = tensors(tmp_path / "f32.gguf"), tensors(tmp_path / f"{kind}.gguf")
     rounded = set()
     for tensor, original in exact.items():
-        data = gguf.dequantize(near[tensor].data, near[tensor].tensor_type).reshape(original.data.shape)
+        data = gguf.dequantize(near[tensor].data, near[tensor].tensor_type).reshape(
+            original.data.shape
+        )
         if near[tensor].tensor_type == gguf.GGMLQuantizationType.F32:
             assert np.array_equal(data, original.data)
             continue
@@ -201,7 +226,9 @@ def test_fewer_bits_are_as_near_as_their_format_can_be(name: str, kind: Kind, tm
 
 
 def test_the_numbers_of_the_architecture_and_where_it_is_from(tmp_path: Path) -> None:
-    model = leaving(tmp_path, kin(n_kv_heads=2, rope_scaling="linear", rope_factor=4.0, norm_eps=1e-6, d_ff=96))
+    model = leaving(
+        tmp_path, kin(n_kv_heads=2, rope_scaling="linear", rope_factor=4.0, norm_eps=1e-6, d_ff=96)
+    )
     path = tmp_path / "deep" / "er" / "m.gguf"
     gguf_file.write(model, path, "q8_0")
     expected = {
@@ -223,17 +250,34 @@ def test_the_numbers_of_the_architecture_and_where_it_is_from(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("llama, longer by ntk", {"llama.rope.freq_base": 10_000 * 4 ** (8 / 6), "llama.rope.scaling.type": None}),
-        ("llama, a window as wide as the context", {"general.architecture": "llama", "llama.context_length": 24}),
+        (
+            "llama, longer by ntk",
+            {"llama.rope.freq_base": 10_000 * 4 ** (8 / 6), "llama.rope.scaling.type": None},
+        ),
+        (
+            "llama, a window as wide as the context",
+            {"general.architecture": "llama", "llama.context_length": 24},
+        ),
         ("llama, all experts", {"llama.expert_count": 3, "llama.expert_used_count": 3}),
-        ("qwen3moe", {"qwen3moe.expert_feed_forward_length": 96, "qwen3moe.attention.key_length": 8}),
-        ("gpt2, no positions", {"gpt2.attention.layer_norm_epsilon": 1e-2, "gpt2.attention.head_count": 4}),
+        (
+            "qwen3moe",
+            {"qwen3moe.expert_feed_forward_length": 96, "qwen3moe.attention.key_length": 8},
+        ),
+        (
+            "gpt2, no positions",
+            {"gpt2.attention.layer_norm_epsilon": 1e-2, "gpt2.attention.head_count": 4},
+        ),
     ],
 )
-def test_the_numbers_of_other_architectures(name: str, expected: dict[str, Any], tmp_path: Path) -> None:
+def test_the_numbers_of_other_architectures(
+    name: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
     gguf_file.write(leaving(tmp_path, MODELS[name]), tmp_path / "m.gguf", "f16")
     found = {key: value(tmp_path / "m.gguf", key) for key in expected}
-    assert found == {key: v if isinstance(v, str | None) else pytest.approx(v, rel=1e-6) for key, v in expected.items()}
+    assert found == {
+        key: v if isinstance(v, str | None) else pytest.approx(v, rel=1e-6)
+        for key, v in expected.items()
+    }
 
 
 REFUSED = {
@@ -247,7 +291,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("cure", REFUSED)
-def test_what_llama_cpp_cannot_compute_is_refused_with_the_switch(cure: str, tmp_path: Path) -> None:
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_switch(
+    cure: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=cure):
         gguf_file.write(leaving(tmp_path, REFUSED[cure]), tmp_path / "m.gguf", "f32")
     assert not list(tmp_path.glob("*.gguf*"))
@@ -255,7 +301,9 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_switch(cure: str, tmp
 
 def test_widths_that_blocks_do_not_fill_are_refused_by_q8_0_alone(tmp_path: Path) -> None:
     model = leaving(tmp_path, kin(d_model=40, d_ff=100))
-    with pytest.raises(InputError, match=r"d_model is 40 and d_ff is 100.*f16.*--d-model 64 --d-ff 128"):
+    with pytest.raises(
+        InputError, match=r"d_model is 40 and d_ff is 100.*f16.*--d-model 64 --d-ff 128"
+    ):
         gguf_file.write(model, tmp_path / "m.gguf", "q8_0")
     gguf_file.write(model, tmp_path / "m.gguf", "f16")
 
@@ -293,13 +341,29 @@ def changed(**parts: Any) -> SubwordTokenizer:
 
 
 def added(content: str, **flags: bool) -> dict[str, Any]:
-    usual = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    usual = {
+        "special": True,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
     return {"id": 300, "content": content} | usual | flags
 
 
 def cut_by(pattern: str, ignore_merges: bool = False) -> SubwordTokenizer:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     model = ACROSS["model"] | {"ignore_merges": ignore_merges}
     return changed(model=model, pre_tokenizer={"type": "Sequence", "pretokenizers": [split, level]})
 
@@ -334,11 +398,16 @@ def test_characters_and_bytes_are_the_tokens_of_a_trie(name: str) -> None:
 
 def test_the_end_of_a_text_is_a_token_that_no_text_holds() -> None:
     """llama.cpp takes token 11, a comma perhaps, unless it is told another."""
-    bpe, ended = gguf_vocabulary.of(TOKENIZERS["bpe"]), gguf_vocabulary.of(TOKENIZERS["bpe with an end"])
+    bpe, ended = (
+        gguf_vocabulary.of(TOKENIZERS["bpe"]),
+        gguf_vocabulary.of(TOKENIZERS["bpe with an end"]),
+    )
     assert bpe.end is not None
     assert TOKENIZERS["bpe"].token_bytes[bpe.end] == b"\xff"
     assert (ended.end, ended.types[300]) == (300, gguf_vocabulary.CONTROL)
-    assert gguf_vocabulary.of(TOKENIZERS["bpe with a word"]).types[300] == gguf_vocabulary.USER_DEFINED
+    assert (
+        gguf_vocabulary.of(TOKENIZERS["bpe with a word"]).types[300] == gguf_vocabulary.USER_DEFINED
+    )
     assert gguf_vocabulary.of(TOKENIZERS["bpe without pairs"]).merges == ("ÿ ÿ",)
 
 
@@ -351,7 +420,9 @@ def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
         "token_type": vocabulary.types, "bos_token_id": vocabulary.end, "eos_token_id": vocabulary.end,
         "add_bos_token": False, "add_eos_token": False, "add_space_prefix": False,
     }  # fmt: skip
-    assert {key: value(tmp_path / "m.gguf", f"tokenizer.ggml.{key}") for key in expected} == expected
+    assert {
+        key: value(tmp_path / "m.gguf", f"tokenizer.ggml.{key}") for key in expected
+    } == expected
     assert len(vocabulary.tokens) == tokenizer.vocab_size
 
 
@@ -359,7 +430,14 @@ def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
     "tokenizer",
     [
         changed(normalizer={"type": "Lowercase"}),
-        changed(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+        changed(
+            pre_tokenizer={
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        ),
         changed(pre_tokenizer={"type": "Whitespace"}),
         changed(added_tokens=[added("<mask>", lstrip=True)]),
         cut_by(r"\d+|\D+"),
@@ -392,9 +470,12 @@ SOME = {"llama, shared keys", "llama, biases"}  # each takes half a second
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name",
+    [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
-def test_transformers_computes_the_same_where_it_reads_the_whole_file(name: str, tmp_path: Path) -> None:
+def test_transformers_computes_the_same_where_it_reads_the_whole_file(
+    name: str, tmp_path: Path
+) -> None:
     """... and something else, or nothing, where `misread` says so."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -430,7 +511,10 @@ def test_transformers_finds_the_same_byte_pairs(tmp_path: Path) -> None:
         there = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
         draw = random.Random(2)
         for text in ("".join(draw.choices(PIECES, k=12)) for _ in range(50)):
-            assert there(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist(), (name, text)
+            assert (
+                there(text, add_special_tokens=False)["input_ids"]
+                == tokenizer.encode(text).tolist()
+            ), (name, text)
 
 
 def test_a_difference_is_a_share_of_the_largest_logit_and_a_divergence_nats() -> None:
@@ -467,7 +551,10 @@ def test_llama_cpp_computes_the_same(name: str, kind: Kind, tmp_path: Path) -> N
     if kind == "q8_0" and model.config.d_ff % 32:
         return
     gguf_file.write(model, tmp_path / "m.gguf", kind)
-    ours, theirs = model.logits(model.probe()), gguf_file.logits_by_llama_cpp(tmp_path / "m.gguf", model.probe())
+    ours, theirs = (
+        model.logits(model.probe()),
+        gguf_file.logits_by_llama_cpp(tmp_path / "m.gguf", model.probe()),
+    )
     reading = Reading("llama.cpp", ours, theirs)
     assert reading.close(model.config, kind), (reading.largest, reading.usual)
 
@@ -484,7 +571,9 @@ def test_gelu_is_all_that_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_a_matrix_in_the_wrong_order_is_not_close(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_in_the_wrong_order_is_not_close(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     llama_cpp()
     model = leaving(tmp_path, kin())
     monkeypatch.setattr("glasslm.interop.gguf_file._interleaved", lambda rows, heads: rows)
@@ -499,11 +588,18 @@ def test_llama_cpp_finds_the_same_tokens(name: str, tmp_path: Path) -> None:
     library, tokenizer = llama_cpp(), TOKENIZERS[name]
     gguf_file.write(leaving(tmp_path, kin(n_layers=1), tokenizer), tmp_path / "m.gguf", "f16")
     reader = library.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
-    known = st.characters(max_codepoint=127) if name == "char" else st.characters(exclude_categories=["Cs"])
+    known = (
+        st.characters(max_codepoint=127)
+        if name == "char"
+        else st.characters(exclude_categories=["Cs"])
+    )
 
     @settings(max_examples=200)
     @given(
-        st.text(known) | st.lists(st.sampled_from(["a", "dog's", " ", "  ", "\n", "12345", "!?", "\t"])).map("".join)
+        st.text(known)
+        | st.lists(st.sampled_from(["a", "dog's", " ", "  ", "\n", "12345", "!?", "\t"])).map(
+            "".join
+        )
     )
     def same(text: str) -> None:
         found = reader.tokenize(text.encode(), add_bos=True, special=False)
@@ -531,7 +627,9 @@ def test_llama_cpp_writes_the_same_text_and_does_not_stop(name: str, tmp_path: P
             break
     assert found == tokens[start:].tolist()
     words = library.llama_model_get_vocab(reader._model.model)
-    ends = [token for token in range(tokenizer.vocab_size) if library.llama_vocab_is_eog(words, token)]
+    ends = [
+        token for token in range(tokenizer.vocab_size) if library.llama_vocab_is_eog(words, token)
+    ]
     assert [tokenizer.token_bytes[token] for token in ends] == ([b"\xff"] if name == "bpe" else [])
     reader.close()
 

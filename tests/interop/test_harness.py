@@ -15,14 +15,19 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is installed by hand")
 
-from glasslm import trained
-from glasslm.interop import hf, leaving
+from glasslm.inference import trained_model
+from glasslm.interop import hf, model_export
 from tuned_runs import make_base
 
 pytestmark = pytest.mark.slow
 
 BLOCK = 32
-VERBS = [" sees", " likes", " calls", " follows"]  # spaces that end a question are moved to its choices there
+VERBS = [
+    " sees",
+    " likes",
+    " calls",
+    " follows",
+]  # spaces that end a question are moved to its choices there
 
 TEXT = """
 task: a_text
@@ -66,28 +71,52 @@ def questions(text: str) -> list[dict[str, Any]]:
 
 def write_task(folder: Path, form: str, name: str, documents: list[dict[str, Any]]) -> None:
     data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    data.write_text(
+        "".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8"
+    )
     (folder / f"{name}.yaml").write_text(form.format(path=json.dumps(str(data))), encoding="utf-8")
 
 
-def harness(model: Path, tasks: Path, out: Path, first: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def harness(
+    model: Path, tasks: Path, out: Path, first: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results by task, and what was said of each question; `first` is the token that a text is taken to follow."""
     arguments = f"pretrained={model},dtype=float32,prefix_token_id={first}"
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments, "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        arguments,
+        "--device",
+        "cpu",
+    ]
     command += ["--tasks", "a_text", "a_choice", "--include_path", str(tasks), "--batch_size", "8"]
     command += ["--output_path", str(out), "--log_samples"]
-    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, timeout=500)
+    alone = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(out / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | alone, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (written,) = out.glob("*/results_*.json")
     (samples,) = out.glob("*/samples_a_choice_*.jsonl")
     said = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    return json.loads(written.read_bytes())["results"], sorted(said, key=lambda sample: sample["doc_id"])
+    return json.loads(written.read_bytes())["results"], sorted(
+        said, key=lambda sample: sample["doc_id"]
+    )
 
 
 def test_the_harness_measures_what_evaluate_does(tmp_path: Path) -> None:
     run = make_base(tmp_path)
-    exported = leaving.of(str(run))
+    exported = model_export.of(str(run))
     hf.write(exported, tmp_path / "hf")
     # Of glasslm, whose first token is only read, and of whole windows: the harness gives its last window more context.
     text = (tmp_path / "old.txt").read_text(encoding="utf-8")[-(1 + 20 * BLOCK) :]
@@ -98,7 +127,7 @@ def test_the_harness_measures_what_evaluate_does(tmp_path: Path) -> None:
     first = int(exported.tokenizer.encode(text[0])[0])
     found, said = harness(tmp_path / "hf", tmp_path / "tasks", tmp_path / "out", first)
 
-    model = trained.load(str(run), engine="numpy")
+    model = trained_model.load(str(run), engine="numpy")
     nats = model.losses(text)
     assert len(nats) == len(text) - 1 == 20 * BLOCK
     score = model.score(model.tokenizer.encode(text))
@@ -106,9 +135,13 @@ def test_the_harness_measures_what_evaluate_does(tmp_path: Path) -> None:
     assert found["a_text"]["bits_per_byte,none"] == pytest.approx(score.bpb, **close)
     assert found["a_text"]["byte_perplexity,none"] == pytest.approx(2**score.bpb, **close)
     words = len(re.split(r"\s+", text[1:]))
-    assert found["a_text"]["word_perplexity,none"] == pytest.approx(np.exp(nats.sum() / words), rel=1e-4)
+    assert found["a_text"]["word_perplexity,none"] == pytest.approx(
+        np.exp(nats.sum() / words), rel=1e-4
+    )
 
-    nats_of = [[model.losses(q["start"] + end)[-len(end) :].sum() for end in q["ends"]] for q in asked]
+    nats_of = [
+        [model.losses(q["start"] + end)[-len(end) :].sum() for end in q["ends"]] for q in asked
+    ]
     assert len(asked) == len(said) == 40
     for sample, expected in zip(said, nats_of):
         logarithms = [float(answer[0]) for answer in sample["filtered_resps"]]

@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
+from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama
-from glasslm.interop.leaving import Leaving, largest_difference
-from glasslm.parameters import initial_weights, table
-from glasslm.runs import Run
-from glasslm.tokenizers import CharTokenizer
+from glasslm.interop.model_export import Leaving, largest_difference
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs.run_folder import Run
 
 ALPHABET = "".join(map(chr, range(48, 48 + 37)))
 SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24)
@@ -99,7 +99,7 @@ def test_every_family_member_is_tried() -> None:
 
 def random_config(rng: np.random.Generator) -> ModelConfig:
     """Any architecture at all."""
-    from glasslm.lab.proofs.check import SWITCHES
+    from glasslm.lab.checks.gradient_check import SWITCHES
 
     while True:
         choice = {field: values[rng.integers(len(values))] for field, values in SWITCHES.items()}
@@ -127,7 +127,10 @@ def test_any_model_is_equal_there_or_refused_with_the_switch(tmp_path: Path) -> 
         model = leaving(config, seed=case)
         hf.write(model, tmp_path / str(case))
         tokens = model.probe()
-        assert largest_difference(model.logits(tokens), hf.logits(tmp_path / str(case), tokens)) < hf.TOLERANCE, config
+        assert (
+            largest_difference(model.logits(tokens), hf.logits(tmp_path / str(case), tokens))
+            < hf.TOLERANCE
+        ), config
         written += 1
     assert written > 8
 
@@ -165,7 +168,9 @@ def theirs(config: Any, folder: Path) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(hf.vocabulary.files(CharTokenizer(ALPHABET), 24)["tokenizer.json"])
+    (folder / "tokenizer.json").write_bytes(
+        hf.vocabulary.files(CharTokenizer(ALPHABET), 24)["tokenizer.json"]
+    )
     return model
 
 
@@ -176,7 +181,9 @@ WIDTHS: dict[str, Any] = {
 OTHERS = {
     "llama": transformers.LlamaConfig(**WIDTHS),
     "llama tied, another base": transformers.LlamaConfig(
-        **WIDTHS, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+        **WIDTHS,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     ),
     "llama, linear": transformers.LlamaConfig(
         **WIDTHS, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
@@ -189,7 +196,11 @@ OTHERS = {
         **WIDTHS, use_sliding_window=True, sliding_window=6, max_window_layers=0
     ),
     "qwen3_moe": transformers.Qwen3MoeConfig(
-        **WIDTHS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True
+        **WIDTHS,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        norm_topk_prob=True,
     ),
     "gpt2": transformers.GPT2Config(vocab_size=37, n_embd=32, n_layer=2, n_head=4, n_positions=24),
 }
@@ -209,12 +220,16 @@ def test_models_that_others_made_compute_the_same_here(name: str, tmp_path: Path
 def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
     model = theirs(OTHERS["llama"], tmp_path / "one")
     model.to(torch.bfloat16).save_pretrained(tmp_path / "many", max_shard_size="20KB")
-    (tmp_path / "many" / "tokenizer.json").write_bytes((tmp_path / "one" / "tokenizer.json").read_bytes())
+    (tmp_path / "many" / "tokenizer.json").write_bytes(
+        (tmp_path / "one" / "tokenizer.json").read_bytes()
+    )
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
     one, many = hf.read(tmp_path / "one").weights, hf.read(tmp_path / "many").weights
     for name, array in one.items():
         assert many[name].dtype == np.float32
-        np.testing.assert_array_equal(many[name], torch.from_numpy(array).to(torch.bfloat16).float().numpy())
+        np.testing.assert_array_equal(
+            many[name], torch.from_numpy(array).to(torch.bfloat16).float().numpy()
+        )
 
 
 @pytest.mark.parametrize(
@@ -222,8 +237,14 @@ def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_type"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
+            "rope_type",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
         ({"head_dim": 16}, "head_dim"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": 10**12}, "hidden_size"),
@@ -235,7 +256,9 @@ def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
         ({"num_hidden_layers": 1}, "model.layers.1"),
     ],
 )
-def test_a_config_of_another_model_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+def test_a_config_of_another_model_is_refused(
+    changes: dict[str, Any], word: str, tmp_path: Path
+) -> None:
     theirs(OTHERS["llama"], tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -246,10 +269,18 @@ def test_a_config_of_another_model_is_refused(changes: dict[str, Any], word: str
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        (transformers.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=1), "num_experts_per_tok"),
-        (transformers.Qwen3MoeConfig(**WIDTHS, num_experts=4, num_experts_per_tok=2), "norm_topk_prob"),
         (
-            transformers.Qwen3Config(**WIDTHS, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+            transformers.MixtralConfig(**WIDTHS, num_local_experts=4, num_experts_per_tok=1),
+            "num_experts_per_tok",
+        ),
+        (
+            transformers.Qwen3MoeConfig(**WIDTHS, num_experts=4, num_experts_per_tok=2),
+            "norm_topk_prob",
+        ),
+        (
+            transformers.Qwen3Config(
+                **WIDTHS, use_sliding_window=True, sliding_window=6, max_window_layers=1
+            ),
             "layer_types",
         ),
         (
@@ -259,9 +290,16 @@ def test_a_config_of_another_model_is_refused(changes: dict[str, Any], word: str
             "rope_type",
         ),
     ],
-    ids=["mixtral of one expert", "gates that are not divided", "a window in some layers", "another stretch of rope"],
+    ids=[
+        "mixtral of one expert",
+        "gates that are not divided",
+        "a window in some layers",
+        "another stretch of rope",
+    ],
 )
-def test_what_would_compute_something_else_is_refused(config: Any, word: str, tmp_path: Path) -> None:
+def test_what_would_compute_something_else_is_refused(
+    config: Any, word: str, tmp_path: Path
+) -> None:
     theirs(config, tmp_path)
     with pytest.raises(InputError, match=word):
         hf.read(tmp_path)
@@ -272,7 +310,9 @@ def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding(name: str, tmp_pa
     theirs(OTHERS[name], tmp_path)
     path = tmp_path / "model.safetensors"
     arrays = safetensors.numpy.load_file(path)
-    embedding = next(name for name in arrays if name.endswith(("embed_tokens.weight", "wte.weight")))
+    embedding = next(
+        name for name in arrays if name.endswith(("embed_tokens.weight", "wte.weight"))
+    )
     safetensors.numpy.save_file(arrays | {"lm_head.weight": arrays[embedding]}, path)
     assert "head.weight" not in hf.read(tmp_path).weights
     safetensors.numpy.save_file(arrays | {"lm_head.weight": 2 * arrays[embedding]}, path)
@@ -299,10 +339,10 @@ def test_a_bias_of_the_keys_is_refused_where_it_matters(tmp_path: Path) -> None:
 
 def test_transformers_generates_the_same_text(tmp_path: Path) -> None:
     """Its own greedy loop and cache, from the folder alone."""
-    from glasslm.config import ComputeConfig, RunConfig
-    from glasslm.engines import make_engine
-    from glasslm.sampling import Sampling
-    from glasslm.trained import Model
+    from glasslm.config.schema import ComputeConfig, RunConfig
+    from glasslm.engines.factory import make_engine
+    from glasslm.inference.sampling import Sampling
+    from glasslm.inference.trained_model import Model
 
     model = leaving(MODELS["qwen3"])
     hf.write(model, tmp_path / "out")

@@ -20,11 +20,11 @@ from adapted_runs import KINDS, Array, change, config_of, drawn, run_of
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
-from glasslm.config import ComputeConfig, ModelConfig, RunConfig
-from glasslm.engines import make_engine
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
-from glasslm.interop import hf, leaving, peft_files, peft_settings
-from glasslm.interop.leaving import Leaving, largest_difference
+from glasslm.interop import hf, model_export, peft_files, peft_settings
+from glasslm.interop.model_export import Leaving, largest_difference
 
 # peft 0.21 looks at a name that transformers 5.23 would like to lose
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -68,9 +68,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     return base
 
 
-def logits_here(base: Leaving, config: ModelConfig, adapters: dict[str, Array], tokens: Array) -> Array:
+def logits_here(
+    base: Leaving, config: ModelConfig, adapters: dict[str, Array], tokens: Array
+) -> Array:
     """With the adapters beside the weights, not in them."""
-    engine = make_engine(RunConfig(model=config), base.vocab_size, ComputeConfig(engine="numpy", threads=1))
+    engine = make_engine(
+        RunConfig(model=config), base.vocab_size, ComputeConfig(engine="numpy", threads=1)
+    )
     engine.load((base.weights | adapters).items())
     B, T = tokens.shape
     return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
@@ -96,18 +100,22 @@ def test_peft_computes_with_our_adapters_what_we_do_and_they_come_back(
     config = config_of(kind, lora_targets=targets)
     run, held = run_of(tmp_path / "run", config, drawn(config))
     peft_files.write(run, held, tmp_path / "out", str(base))
-    whole = leaving.of(str(run.path))
+    whole = model_export.of(str(run.path))
     tokens = whole.probe()
     theirs = peft_files.logits(base, tmp_path / "out", tokens)
     assert largest_difference(whole.logits(tokens), theirs) < TOLERANCE
-    assert largest_difference(whole.logits(tokens), model.logits(tokens)) > 0.01  # the adapters matter
+    assert (
+        largest_difference(whole.logits(tokens), model.logits(tokens)) > 0.01
+    )  # the adapters matter
 
     found, adapters = peft_files.read(tmp_path / "out", model.config)
     assert set(found.adapted) == set(config.adapted)
     assert (found.lora_rank, found.lora_alpha) == (3, 7.5)
     unadapted = {"lora_rank": 0, "lora_alpha": 7.5, "lora_targets": model.config.lora_targets}
     assert dataclasses.replace(found, **unadapted) == model.config
-    assert_equal(adapters, {name: array for name, array in held.weights().items() if ".lora_" in name})
+    assert_equal(
+        adapters, {name: array for name, array in held.weights().items() if ".lora_" in name}
+    )
 
 
 def test_the_folder_is_what_save_pretrained_writes(bases: Bases, tmp_path: Path) -> None:
@@ -115,26 +123,46 @@ def test_the_folder_is_what_save_pretrained_writes(bases: Bases, tmp_path: Path)
     base, _ = bases("llama")
     config = config_of("llama", lora_alpha=8.0)
     peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), tmp_path / "ours", str(base))
-    theirs = save_theirs(base, tmp_path / "theirs", r=3, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    assert {path.name for path in (tmp_path / "ours").iterdir()} == {path.name for path in theirs.iterdir()}
-    ours, others = (load_file(folder / peft_files.WEIGHTS) for folder in (tmp_path / "ours", theirs))
-    assert {name: array.shape for name, array in ours.items()} == {name: array.shape for name, array in others.items()}
-    read = {folder: peft.PeftConfig.from_pretrained(str(folder)) for folder in (tmp_path / "ours", theirs)}
+    theirs = save_theirs(
+        base, tmp_path / "theirs", r=3, lora_alpha=8, target_modules=["q_proj", "v_proj"]
+    )
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {
+        path.name for path in theirs.iterdir()
+    }
+    ours, others = (
+        load_file(folder / peft_files.WEIGHTS) for folder in (tmp_path / "ours", theirs)
+    )
+    assert {name: array.shape for name, array in ours.items()} == {
+        name: array.shape for name, array in others.items()
+    }
+    read = {
+        folder: peft.PeftConfig.from_pretrained(str(folder))
+        for folder in (tmp_path / "ours", theirs)
+    }
     assert dataclasses.asdict(read[tmp_path / "ours"]) == dataclasses.asdict(read[theirs])
 
 
-@pytest.mark.parametrize("base", ["someone/a-model", 'C:\\models\\"mine"', "a: {b}\n---\n# no", "ü 語 🙂"])
+@pytest.mark.parametrize(
+    "base", ["someone/a-model", 'C:\\models\\"mine"', "a: {b}\n---\n# no", "ü 語 🙂"]
+)
 def test_the_card_is_read_whatever_the_base_is_called(base: str, tmp_path: Path) -> None:
     config = config_of("llama")
     peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), tmp_path / "out", base)
-    assert json.loads((tmp_path / "out" / peft_settings.SETTINGS).read_bytes())["base_model_name_or_path"] == base
+    assert (
+        json.loads((tmp_path / "out" / peft_settings.SETTINGS).read_bytes())[
+            "base_model_name_or_path"
+        ]
+        == base
+    )
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.to_dict()["base_model"] == base
     code = card.text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 
 
-def test_stacked_adapters_have_their_rank_and_alpha_in_patterns(bases: Bases, tmp_path: Path) -> None:
+def test_stacked_adapters_have_their_rank_and_alpha_in_patterns(
+    bases: Bases, tmp_path: Path
+) -> None:
     base, _ = bases("gpt2")
     config = config_of("gpt2", lora_alpha=16.0, lora_targets="q,v,down")
     run, held = run_of(tmp_path / "run", config, drawn(config))
@@ -203,11 +231,21 @@ THEIRS: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-SLOW = {"dropout", "normal start", "names that are not there", "whole names", "GPT-2, one c_proj"}  # together
+SLOW = {
+    "dropout",
+    "normal start",
+    "names that are not there",
+    "whole names",
+    "GPT-2, one c_proj",
+}  # together
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in THEIRS])
-def test_adapters_that_peft_wrote_compute_the_same_here(name: str, bases: Bases, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in THEIRS]
+)
+def test_adapters_that_peft_wrote_compute_the_same_here(
+    name: str, bases: Bases, tmp_path: Path
+) -> None:
     kind, settings, targets = THEIRS[name]
     base, model = bases(kind)
     torch.manual_seed(3)
@@ -226,24 +264,37 @@ def test_adapters_that_peft_wrote_compute_the_same_here(name: str, bases: Bases,
     assert largest_difference(expected, found) < TOLERANCE
     assert largest_difference(expected, model.logits(tokens)) > 1e-3
 
-    peft_files.write(*run_of(tmp_path / "run", config, model.weights | adapters), tmp_path / "back", str(base))
+    peft_files.write(
+        *run_of(tmp_path / "run", config, model.weights | adapters), tmp_path / "back", str(base)
+    )
     again, returned = peft_files.read(tmp_path / "back", model.config)
     assert_equal(returned, adapters)
     assert again == config
-    assert largest_difference(expected, peft_files.logits(base, tmp_path / "back", tokens)) < TOLERANCE
-    if targets != "q,k,v" and "c_attn" not in str(settings):  # dense ones of c_attn are three adapters here
+    assert (
+        largest_difference(expected, peft_files.logits(base, tmp_path / "back", tokens)) < TOLERANCE
+    )
+    if targets != "q,k,v" and "c_attn" not in str(
+        settings
+    ):  # dense ones of c_attn are three adapters here
         assert_equal(
-            load_file(tmp_path / "back" / peft_files.WEIGHTS), load_file(tmp_path / "theirs" / peft_files.WEIGHTS)
+            load_file(tmp_path / "back" / peft_files.WEIGHTS),
+            load_file(tmp_path / "theirs" / peft_files.WEIGHTS),
         )
 
 
-def test_adapters_as_peft_starts_them_do_nothing_and_are_all_there(bases: Bases, tmp_path: Path) -> None:
+def test_adapters_as_peft_starts_them_do_nothing_and_are_all_there(
+    bases: Bases, tmp_path: Path
+) -> None:
     base, model = bases("gpt2")
-    config, adapters = peft_files.read(save_theirs(base, tmp_path / "theirs", fan_in_fan_out=True), model.config)
+    config, adapters = peft_files.read(
+        save_theirs(base, tmp_path / "theirs", fan_in_fan_out=True), model.config
+    )
     assert config.lora_targets == "q,k,v"
     assert config.lora_rank == 8
     tokens = model.probe()
-    np.testing.assert_array_equal(logits_here(model, config, adapters, tokens), model.logits(tokens))
+    np.testing.assert_array_equal(
+        logits_here(model, config, adapters, tokens), model.logits(tokens)
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -253,13 +304,19 @@ def test_half_precision_is_widened(kind: Any, bases: Bases, tmp_path: Path) -> N
     theirs.to(kind).save_pretrained(tmp_path / "theirs")
     _, adapters = peft_files.read(tmp_path / "theirs", model.config)
     expected = theirs.base_model.model.model.layers[1].self_attn.q_proj.lora_B["default"].weight
-    np.testing.assert_array_equal(adapters["blocks.1.attention.q.lora_b"], expected.detach().float().numpy())
+    np.testing.assert_array_equal(
+        adapters["blocks.1.attention.q.lora_b"], expected.detach().float().numpy()
+    )
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_that_changes_the_base_is_refused_as_peft_saves_it(start: str, bases: Bases, tmp_path: Path) -> None:
+def test_a_start_that_changes_the_base_is_refused_as_peft_saves_it(
+    start: str, bases: Bases, tmp_path: Path
+) -> None:
     base, model = bases("llama")
-    folder = save_theirs(base, tmp_path / "theirs", target_modules=["q_proj"], init_lora_weights=start)
+    folder = save_theirs(
+        base, tmp_path / "theirs", target_modules=["q_proj"], init_lora_weights=start
+    )
     with pytest.raises(InputError, match=start):
         peft_files.read(folder, model.config)
 
@@ -268,8 +325,24 @@ def test_a_start_that_changes_the_base_is_refused_as_peft_saves_it(start: str, b
     ("kind", "changes"),
     [
         ("llama", {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}),
-        ("llama", {"lora_dropout": 0.5, "fan_in_fan_out": True, "inference_mode": False, "revision": "main"}),
-        ("llama", {"qalora_group_size": 8, "megatron_core": "megatron.core", "peft_version": "99", "auto_mapping": {}}),
+        (
+            "llama",
+            {
+                "lora_dropout": 0.5,
+                "fan_in_fan_out": True,
+                "inference_mode": False,
+                "revision": "main",
+            },
+        ),
+        (
+            "llama",
+            {
+                "qalora_group_size": 8,
+                "megatron_core": "megatron.core",
+                "peft_version": "99",
+                "auto_mapping": {},
+            },
+        ),
     ],
 )
 def test_what_says_nothing_about_trained_adapters_changes_nothing(
@@ -286,5 +359,7 @@ def test_what_says_nothing_about_trained_adapters_changes_nothing(
     assert before[0] == after[0]
     assert_equal(before[1], after[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warnings.warn", lambda *_, **__: None)  # which peft does about options without an effect
+        patch.setattr(
+            "warnings.warn", lambda *_, **__: None
+        )  # which peft does about options without an effect
         np.testing.assert_array_equal(peft_files.logits(base, folder, tokens), expected)

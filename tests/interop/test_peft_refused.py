@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import peft_files, peft_settings
-from glasslm.lora import without_adapters
+from glasslm.model.adapters import without_adapters
 
 LLAMA = without_adapters(config_of("llama"))
 
@@ -58,7 +58,10 @@ def folder(good: Path, tmp_path: Path) -> Path:
         ({"target_modules": ["lm_head"]}, "expected some of"),
         ({"target_modules": ["q_proj"]}, "v_proj"),
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "k_proj"),
-        ({"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]}, r"layers\.1\.self_attn\.q_proj"),
+        (
+            {"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]},
+            r"layers\.1\.self_attn\.q_proj",
+        ),
         ({"r": 0}, "1 to 4,096"),
         ({"r": -3}, "r -3"),
         ({"r": 4}, "shape"),
@@ -107,7 +110,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ("changes", "word"),
     [
         ({"base_model.model.lm_head.lora_A.weight": np.zeros((3, 32), np.float32)}, "lm_head"),
-        ({"base_model.model.model.embed_tokens.weight": np.zeros((37, 32), np.float32)}, "embed_tokens"),
+        (
+            {"base_model.model.model.embed_tokens.weight": np.zeros((37, 32), np.float32)},
+            "embed_tokens",
+        ),
         ({"../../sentinel": np.zeros(2, np.float32)}, "sentinel"),
         ({Q: np.zeros((32, 3), np.float32)}, "shape"),
         ({Q: np.zeros((3, 32, 1), np.float32)}, "shape"),
@@ -117,9 +123,14 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({Q: None}, "lacks"),
     ],
 )
-def test_arrays_that_do_not_belong_there_are_named(changes: dict[str, Any], word: str, folder: Path) -> None:
+def test_arrays_that_do_not_belong_there_are_named(
+    changes: dict[str, Any], word: str, folder: Path
+) -> None:
     arrays = load_file(folder / peft_files.WEIGHTS) | changes
-    save_file({name: array for name, array in arrays.items() if array is not None}, folder / peft_files.WEIGHTS)
+    save_file(
+        {name: array for name, array in arrays.items() if array is not None},
+        folder / peft_files.WEIGHTS,
+    )
     with pytest.raises((InputError, DamagedError), match=word):
         peft_files.read(folder, LLAMA)
 
@@ -183,7 +194,9 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("crafted", [*CRAFTED, "a gigabyte of settings", "a gigabyte of an array", "adapter_model.bin"])
+@pytest.mark.parametrize(
+    "crafted", [*CRAFTED, "a gigabyte of settings", "a gigabyte of an array", "adapter_model.bin"]
+)
 def test_a_crafted_adapter_is_an_error_in_a_second_and_nothing_else(
     crafted: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -198,7 +211,10 @@ def test_a_crafted_adapter_is_an_error_in_a_second_and_nothing_else(
         if crafted.endswith("array"):
             text = json.dumps({Q: entry([1 << 23, 32], 0, 1 << 30)}).encode()
             (folder / peft_files.WEIGHTS).write_bytes(header(text))
-        with open(folder / (peft_settings.SETTINGS if "settings" in crafted else peft_files.WEIGHTS), "r+b") as file:
+        with open(
+            folder / (peft_settings.SETTINGS if "settings" in crafted else peft_files.WEIGHTS),
+            "r+b",
+        ) as file:
             file.truncate(file.seek(0, 2) + (1 << 30))  # sparse
     tracemalloc.start()
     start = time.process_time()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from glasslm import tokenizers
+from glasslm.data import tokenizers
+from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, vocabulary
-from glasslm.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 
 # What tokenizers stumble over: line ends, blanks of all kinds, a combining accent, a joiner, the signs that stand for
 # blanks elsewhere, a NUL, a replacement character.
@@ -67,7 +67,9 @@ def auto() -> Any:
 @pytest.fixture(scope="module")
 def there(auto: Any, folder: Folder) -> dict[str, tuple[Tokenizer, Any]]:
     """Each kind, ours beside transformers'."""
-    return {kind: (ours := make(), auto.from_pretrained(folder(ours))) for kind, make in MAKERS.items()}
+    return {
+        kind: (ours := make(), auto.from_pretrained(folder(ours))) for kind, make in MAKERS.items()
+    }
 
 
 def same(ours: Tokenizer, theirs: Any, text: str) -> None:
@@ -78,17 +80,23 @@ def same(ours: Tokenizer, theirs: Any, text: str) -> None:
 
 @pytest.mark.parametrize("kind", ["byte", "bpe", "gpt2"])
 @given(text=TRICKY)
-def test_any_text_has_the_same_ids_there(there: dict[str, tuple[Tokenizer, Any]], kind: str, text: str) -> None:
+def test_any_text_has_the_same_ids_there(
+    there: dict[str, tuple[Tokenizer, Any]], kind: str, text: str
+) -> None:
     same(*there[kind], text)
 
 
 @given(text=st.text(ALPHABET))
-def test_characters_have_the_same_ids_there(there: dict[str, tuple[Tokenizer, Any]], text: str) -> None:
+def test_characters_have_the_same_ids_there(
+    there: dict[str, tuple[Tokenizer, Any]], text: str
+) -> None:
     same(*there["char"], text)
 
 
 @given(ids=st.lists(st.integers(0, 255)))
-def test_bytes_that_are_no_text_are_shown_alike(there: dict[str, tuple[Tokenizer, Any]], ids: list[int]) -> None:
+def test_bytes_that_are_no_text_are_shown_alike(
+    there: dict[str, tuple[Tokenizer, Any]], ids: list[int]
+) -> None:
     for kind in ("byte", "bpe"):
         ours, theirs = there[kind]
         assert theirs.decode(ids) == ours.decode(ids)
@@ -111,9 +119,16 @@ def test_only_an_end_of_text_is_special_there(there: dict[str, tuple[Tokenizer, 
         assert theirs.model_max_length == 24
     ours, theirs = there["gpt2"]
     text = "the cat<|endoftext|>"
-    assert theirs(text)["input_ids"] == [*ours.encode("the cat").tolist(), ours.vocab_size - 1]  # as files() says
+    assert theirs(text)["input_ids"] == [
+        *ours.encode("the cat").tolist(),
+        ours.vocab_size - 1,
+    ]  # as files() says
     assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text).tolist()
-    assert theirs.decode([ours.vocab_size - 1], skip_special_tokens=True) == ours.decode([ours.vocab_size - 1]) == ""
+    assert (
+        theirs.decode([ours.vocab_size - 1], skip_special_tokens=True)
+        == ours.decode([ours.vocab_size - 1])
+        == ""
+    )
 
 
 def test_a_word_that_only_looks_like_an_end_is_none() -> None:
@@ -121,21 +136,32 @@ def test_a_word_that_only_looks_like_an_end_is_none() -> None:
     library.add_tokens(["</s>"])
     assert vocabulary.end_of_text(SubwordTokenizer(library.to_str())) is None
     library.add_special_tokens(["<|endoftext|>"])
-    assert vocabulary.end_of_text(SubwordTokenizer(library.to_str())) == ("<|endoftext|>", library.get_vocab_size() - 1)
+    assert vocabulary.end_of_text(SubwordTokenizer(library.to_str())) == (
+        "<|endoftext|>",
+        library.get_vocab_size() - 1,
+    )
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_model_type_leaves_the_tokenizer_as_it_is(auto: Any, folder: Folder, model_type: str) -> None:
+def test_every_model_type_leaves_the_tokenizer_as_it_is(
+    auto: Any, folder: Folder, model_type: str
+) -> None:
     for kind, make in MAKERS.items():
         ours = make()
-        same(ours, auto.from_pretrained(folder(ours, model_type)), ALPHABET if kind == "char" else TEXT + ALPHABET)
+        same(
+            ours,
+            auto.from_pretrained(folder(ours, model_type)),
+            ALPHABET if kind == "char" else TEXT + ALPHABET,
+        )
 
 
 @pytest.mark.slow
 def test_gpt2_is_the_same_there_and_from_its_older_files(
     auto: Any, folder: Folder, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shutil.copytree(data_dir / "gpt2", tmp_path / "tiktoken")))
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", str(shutil.copytree(data_dir / "gpt2", tmp_path / "tiktoken"))
+    )
     ours = tokenizers.gpt2(lambda message: None)
     theirs = auto.from_pretrained(folder(ours, "gpt2"))
     same(ours, theirs, TEXT + "naïve 語🎭  \n\n don't  1234\x85")
@@ -158,7 +184,9 @@ def test_a_tokenizer_of_another_make_adds_nothing_there(auto: Any, folder: Folde
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece()
     special = ["[UNK]", "[CLS]", "[SEP]"]
-    library.train_from_iterator([TEXT], trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    library.train_from_iterator(
+        [TEXT], trainers.WordPieceTrainer(vocab_size=120, special_tokens=special)
+    )
     library.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
@@ -215,7 +243,9 @@ def unigram() -> SubwordTokenizer:
     library = Library(models.Unigram())
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
-    library.train_from_iterator([TEXT], trainers.UnigramTrainer(vocab_size=60, special_tokens=["<s>", "</s>"]))
+    library.train_from_iterator(
+        [TEXT], trainers.UnigramTrainer(vocab_size=60, special_tokens=["<s>", "</s>"])
+    )
     return SubwordTokenizer(library.to_str())
 
 
@@ -340,7 +370,9 @@ def test_a_hostile_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
+)
 def test_a_file_of_ten_gigabytes_is_not_read(name: str, tmp_path: Path) -> None:
     if name != "tokenizer.json":
         older_files(tokenizers.train_bpe([TEXT], 260), tmp_path)
@@ -353,7 +385,9 @@ def test_a_file_of_ten_gigabytes_is_not_read(name: str, tmp_path: Path) -> None:
     assert time.perf_counter() - began < 1
 
 
-@pytest.mark.parametrize(("words", "merges"), [("[]", ""), ('{"a": 0, "b": 1}', "a b c\n"), ('{"a": 0}', "a b\n")])
+@pytest.mark.parametrize(
+    ("words", "merges"), [("[]", ""), ('{"a": 0, "b": 1}', "a b c\n"), ('{"a": 0}', "a b\n")]
+)
 def test_hostile_older_files_are_refused(words: str, merges: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "vocab.json").write_text(words)

@@ -11,20 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import corpora, tokens
-from glasslm.config import ComputeConfig, DataConfig, RunConfig
-from glasslm.engines import Batch, Engine, Update
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig, DataConfig, RunConfig
+from glasslm.data import shards
+from glasslm.data.shards import Dataset
+from glasslm.data.sources import corpora
 from glasslm.engines.inspection import GRADIENT
+from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.lab.diagnosis.diagnose import Subject
 from glasslm.lab.diagnosis.trials import Bench
-from glasslm.parameters import initial_weights, table
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
-from glasslm.tokens import Dataset
+from glasslm.model.parameters import initial_weights, table
 from small_runs import quiet, write_text
 
 Array = NDArray[Any]
-SIZES: dict[str, Any] = {"d_model": 48, "n_layers": 2, "n_heads": 3, "block_size": 32, "batch_size": 8}
+SIZES: dict[str, Any] = {
+    "d_model": 48,
+    "n_layers": 2,
+    "n_heads": 3,
+    "block_size": 32,
+    "batch_size": 8,
+}
 # The presets' shapes and recipes, cut down; their warmup in proportion to fewer steps.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("tiny", SIZES | {"warmup_steps": 20}),
@@ -47,7 +54,7 @@ def config_of(shape: str = "tiny", **flags: Any) -> RunConfig:
 def dataset_in(folder: Path) -> Dataset:
     """60 kB of a grammar with 20 letters."""
     data = DataConfig(text_file=(str(write_text(folder / "text.txt", 3000)),))
-    return tokens.prepare(data, corpora.find(data, quiet), quiet)
+    return shards.prepare(data, corpora.find(data, quiet), quiet)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,9 @@ class Planted(Subject):
     @property
     def bench(self) -> Bench:
         plain = super().bench
-        return dataclasses.replace(plain, make=lambda config: self.engines(plain.make(config)), batch=self.batch)
+        return dataclasses.replace(
+            plain, make=lambda config: self.engines(plain.make(config)), batch=self.batch
+        )
 
     def batch(self, step: int, rows: int) -> Batch:
         return self.batches(super().batch(step, rows))
@@ -78,7 +87,9 @@ def subject(
     rows = table(config.model, dataset.tokenizer.vocab_size)
 
     def first() -> list[tuple[str, Array]]:
-        return [(name, weights(name, array)) for name, array in initial_weights(rows, config.train.seed)]
+        return [
+            (name, weights(name, array)) for name, array in initial_weights(rows, config.train.seed)
+        ]
 
     return Planted(config, dataset, compute(engine), first, tuned=False, **doctored)
 
@@ -112,7 +123,10 @@ class Detached(Doctored):
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
         seen = self.engine.inspect(batch, names)
-        return {name: 0 * array if name == GRADIENT + Frozen.NAME else array for name, array in seen.items()}
+        return {
+            name: 0 * array if name == GRADIENT + Frozen.NAME else array
+            for name, array in seen.items()
+        }
 
 
 class Leaky(Doctored):
@@ -123,7 +137,12 @@ class Leaky(Doctored):
         if "logits" in seen:
             following = np.roll(batch.tokens, -1, 1)[..., None]
             logits = seen["logits"]
-            np.put_along_axis(logits, following, np.take_along_axis(logits, following, -1) + 0.1 * logits.std(), -1)
+            np.put_along_axis(
+                logits,
+                following,
+                np.take_along_axis(logits, following, -1) + 0.1 * logits.std(),
+                -1,
+            )
         return seen
 
 

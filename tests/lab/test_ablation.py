@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from glasslm import cli
-from glasslm.config import ComputeConfig, RunConfig
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
-from glasslm.estimate import flops_per_token
-from glasslm.lab.study import ablation, ablation_report
-from glasslm.lab.study.ablation import BASELINE, COLUMNS, Asked, Plan, Result, as_csv, judge
-from glasslm.lab.study.axes import AXES, Variant, matched, variants
-from glasslm.lab.study.results import Row
-from glasslm.lab.study.sweep import Runner
-from glasslm.pace import Pace
-from glasslm.parameters import count, table
-from glasslm.runs import Run
-from glasslm.settings import to_dict
+from glasslm.lab.studies import ablation, ablation_report
+from glasslm.lab.studies.ablation import BASELINE, COLUMNS, Asked, Plan, Result, as_csv, judge
+from glasslm.lab.studies.axes import AXES, Variant, matched, variants
+from glasslm.lab.studies.sweep import Runner
+from glasslm.lab.studies.trial_results import Row
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import count, table
+from glasslm.runs.run_folder import Run
+from glasslm.training.step_timer import Pace
 from small_runs import small, write_text
 
 V = 20
@@ -33,7 +33,10 @@ def base(**flags: Any) -> RunConfig:
 
 
 def differing(one: RunConfig, other: RunConfig) -> set[str]:
-    parts = [(to_dict(one)[part], to_dict(other)[part]) for part in ("model", "data", "optimizer", "train")]
+    parts = [
+        (to_dict(one)[part], to_dict(other)[part])
+        for part in ("model", "data", "optimizer", "train")
+    ]
     return {name for a, b in parts for name in a if a[name] != b[name]}
 
 
@@ -61,8 +64,13 @@ def test_an_axis_changes_one_thing_and_leaves_the_baselines_own_value_out(axis: 
 
 def test_values_of_ones_own_and_what_cannot_be() -> None:
     assert [one.config.model.n_layers for one in variants(["depth=1/3/4"], base())] == [1, 3]
-    assert [one.value for one in variants(["norm=none/pre|rmsnorm/post"], base())] == ["none/pre", "rmsnorm/post"]
-    assert "6" not in [one.value for one in variants(["heads"], base())]  # which does not divide the width
+    assert [one.value for one in variants(["norm=none/pre|rmsnorm/post"], base())] == [
+        "none/pre",
+        "rmsnorm/post",
+    ]
+    assert "6" not in [
+        one.value for one in variants(["heads"], base())
+    ]  # which does not divide the width
     for wrong, says in (
         ("deep", "choose from depth"),
         ("heads=7", "heads=7"),
@@ -78,12 +86,17 @@ def test_what_is_said_to_be_equal_is() -> None:
     (deep,) = variants(["depth=8"], start)
     assert matched(deep.config, start, "tokens", V, lambda config: 1.0) == deep.config
     by_flops = matched(deep.config, start, "flops", V, lambda config: 1.0)
-    spent = [flops_per_token(config.model, V) * config.train.max_steps for config in (by_flops, start)]
+    spent = [
+        flops_per_token(config.model, V) * config.train.max_steps for config in (by_flops, start)
+    ]
     assert spent[0] == pytest.approx(spent[1], rel=0.01)
     by_time = matched(deep.config, start, "time", V, lambda config: 0.1 * config.model.n_layers)
     assert by_time.train.max_steps == 500
     by_size = matched(deep.config, start, "parameters", V, lambda config: 1.0)
-    sizes = [count(table(config.model.resolved(), V))["total"] for config in (by_size, start, deep.config)]
+    sizes = [
+        count(table(config.model.resolved(), V))["total"]
+        for config in (by_size, start, deep.config)
+    ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
     assert sizes[2] > 1.8 * sizes[1]
     assert by_size.model.n_layers == 8
@@ -105,12 +118,26 @@ def plan_of(axes: list[str], seeds: int = 3, **more: Any) -> Plan:
 
 
 def row(seed: int, loss: float | None, status: str = "finished") -> Row:
-    return Row(seed, status, loss, loss, loss, 10.0 + seed, 5.0, 1 << 20, "Once upon", Run(Path(f"runs/r{seed}")))
+    return Row(
+        seed,
+        status,
+        loss,
+        loss,
+        loss,
+        10.0 + seed,
+        5.0,
+        1 << 20,
+        "Once upon",
+        Run(Path(f"runs/r{seed}")),
+    )
 
 
 def judged(made: Plan, losses: dict[str, list[float | None]]) -> list[Result]:
     rows = {
-        name: [row(seed, loss, "finished" if loss is not None else "diverged") for seed, loss in enumerate(of)]
+        name: [
+            row(seed, loss, "finished" if loss is not None else "diverged")
+            for seed, loss in enumerate(of)
+        ]
         for name, of in losses.items()
     }
     return judge(made, rows, dict.fromkeys(losses, (0.01, False)))
@@ -184,20 +211,42 @@ def test_the_table_has_the_columns_of_the_contract_and_a_row_for_each_run() -> N
 TINY = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4 --max-steps 30 --warmup-steps 3".split()  # noqa: SIM905 - as one types it
 
 
-def test_a_study_by_the_command_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_by_the_command_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "study"
-    words = ["ablate", "--text-file", str(text), "--axes", "depth=2,tying", "--seeds", "2", "--out", str(out), *TINY]
+    words = [
+        "ablate",
+        "--text-file",
+        str(text),
+        "--axes",
+        "depth=2,tying",
+        "--seeds",
+        "2",
+        "--out",
+        str(out),
+        *TINY,
+    ]
     assert cli.main(words) == 0
     shown = capsys.readouterr()
     assert f"study: {out}" in shown.out
     assert "depth 2" in shown.out
-    for name in ("ablation_table.csv", "ablation_bars.png", "training_curves.png", "ablation_report.html", "report.md"):
+    for name in (
+        "ablation_table.csv",
+        "ablation_bars.png",
+        "training_curves.png",
+        "ablation_report.html",
+        "report.md",
+    ):
         assert (out / name).stat().st_size > 100
     assert len(list((out / "runs").iterdir())) == 6
 
     def without_clock(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        return [{k: v for k, v in one.items() if k not in ("wall_s", "step_ms", "peak_bytes")} for one in rows]
+        return [
+            {k: v for k, v in one.items() if k not in ("wall_s", "step_ms", "peak_bytes")}
+            for one in rows
+        ]
 
     before = without_clock(out / "ablation_table.csv")
     assert len(before) == 6
@@ -215,9 +264,13 @@ def test_a_study_by_the_command_and_again(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_each_variant_may_have_its_own_best_rate(tmp_path: Path) -> None:
-    config = small(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1, max_steps=30, lr=0.003)
+    config = small(
+        write_text(tmp_path / "text.txt"), d_model=16, n_layers=1, max_steps=30, lr=0.003
+    )
     runner, study = Runner(COMPUTE, workers=2), tmp_path / "study"
-    made = ablation.plan(config, Asked(("depth=2",), 1, rates=(0.1, 1, 4)), runner, study, lambda message: None)
+    made = ablation.plan(
+        config, Asked(("depth=2",), 1, rates=(0.1, 1, 4)), runner, study, lambda message: None
+    )
     results = ablation.run(made, study, runner, "", lambda message: None)
     names = sorted(path.name for path in (tmp_path / "study" / "runs").iterdir())
     assert [name for name in names if name.startswith("tune-")] == sorted(
@@ -243,7 +296,9 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
         study = tmp_path / f"{budget}-{seeds}-{len(rates)}"
         asked = Asked(("depth=2",), seeds, rates=rates, budget=budget)
         made = ablation.plan(config, asked, runner, study, said.append)
-        assert said[-1].startswith(f"{2 * (seeds + len(rates))} runs")  # the rates are tried on a seed of their own
+        assert said[-1].startswith(
+            f"{2 * (seeds + len(rates))} runs"
+        )  # the rates are tried on a seed of their own
         assert {one.config.train.max_steps for one in made.variants} == {made.base.train.max_steps}
         return made.base.train.max_steps
 
@@ -258,7 +313,18 @@ def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "study"
-    words = ["ablate", "--text-file", str(text), "--axes", "depth=2", "--seeds", "1", "--out", str(out), *TINY]
+    words = [
+        "ablate",
+        "--text-file",
+        str(text),
+        "--axes",
+        "depth=2",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+        *TINY,
+    ]
     words += ["--budget", "4s", "--match", "time"]
     assert cli.main(words) == 0
     planned = (out / "plan.json").read_bytes()
@@ -271,13 +337,21 @@ def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     assert (out / "plan.json").read_bytes() == planned
     assert cli.main([*words[:-1], "flops"]) == 2
     assert "other settings" in capsys.readouterr().err
-    assert cli.main(["ablate", "--text-file", str(text), "--out", str(tmp_path / "other"), "--epochs", "1"]) == 2
+    assert (
+        cli.main(
+            ["ablate", "--text-file", str(text), "--out", str(tmp_path / "other"), "--epochs", "1"]
+        )
+        == 2
+    )
     assert "--max-steps, or by --budget" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_missing_and_did_not_diverge() -> None:
     made = plan_of(["depth=2/8"])
-    rows = {name: [row(seed, 2.0 + 0.01 * seed) for seed in range(3)] for name in (BASELINE, "depth-2", "depth-8")}
+    rows = {
+        name: [row(seed, 2.0 + 0.01 * seed) for seed in range(3)]
+        for name in (BASELINE, "depth-2", "depth-8")
+    }
     rows["depth-2"][1] = row(1, None, "failed")
     results = judge(made, rows, dict.fromkeys(rows, (0.01, False)))
     assert [one.verdict.words for one in results if one.verdict] == [
@@ -298,7 +372,9 @@ def test_unknown_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--seeds", "0"], "at least 1"),
         (["--runner", "ray"], "glasslm[ray]"),
     ):
-        code = cli.main(["ablate", "--text-file", str(text), "--out", str(tmp_path / "study"), *TINY, *words])
+        code = cli.main(
+            ["ablate", "--text-file", str(text), "--out", str(tmp_path / "study"), *TINY, *words]
+        )
         said = capsys.readouterr().err
         if words[1] == "ray" and code == 0:
             continue  # Ray is installed here

@@ -13,15 +13,16 @@ import pytest
 import small_runs
 from glasslm import files
 from glasslm.cli import check as command
-from glasslm.config import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch, choice
+from glasslm.config.schema import ModelConfig, RunConfig, TrainConfig
+from glasslm.engines import choice
 from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
-from glasslm.lab.proofs import check, differences
-from glasslm.lab.proofs.check import OPS, SWITCHES, H, K, check_model, check_ops
-from glasslm.lab.proofs.differences import TOLERANCE, compare
-from glasslm.parameters import count, initial_weights, table
+from glasslm.lab.checks import finite_differences, gradient_check
+from glasslm.lab.checks.finite_differences import TOLERANCE, compare
+from glasslm.lab.checks.gradient_check import OPS, SWITCHES, H, K, check_model, check_ops
+from glasslm.model.parameters import count, initial_weights, table
 
 Array = np.ndarray[Any, Any]
 MODULES = (ops, attention, flash, moe, model, engine)
@@ -39,10 +40,12 @@ def test_every_op_passes() -> None:
 def handful() -> list[ModelConfig]:
     """A few models that have every value of every switch between them: many at once, and few weights."""
     missing = {(field, value) for field, values in SWITCHES.items() for value in values}
-    found = [dataclasses.replace(check.small_model(), norm="none").resolved()]  # which no combination has
+    found = [
+        dataclasses.replace(gradient_check.small_model(), norm="none").resolved()
+    ]  # which no combination has
     missing -= {("norm", "none")}
-    shown = {config: at_work(config) for _, config in check.combinations(200, seed=1)}
-    cost = {config: 2000 + count(table(config, check.V))["trained"] for config in shown}
+    shown = {config: at_work(config) for _, config in gradient_check.combinations(200, seed=1)}
+    cost = {config: 2000 + count(table(config, gradient_check.V))["trained"] for config in shown}
     while missing:
         best = max(shown, key=lambda config: len(missing & shown[config]) / cost[config])
         assert missing & shown[best]
@@ -53,7 +56,11 @@ def handful() -> list[ModelConfig]:
 
 def at_work(config: ModelConfig) -> set[tuple[str, Any]]:
     """The values of switches that something depends on: beside adapters no other weight has a gradient."""
-    asleep = {"lora_targets"} if not config.lora_rank else SWITCHES.keys() - {"lora_rank", "lora_targets"}
+    asleep = (
+        {"lora_targets"}
+        if not config.lora_rank
+        else SWITCHES.keys() - {"lora_rank", "lora_targets"}
+    )
     if not config.n_experts:
         asleep = asleep | {"experts_per_token", "shared_expert"}
     return {(field, getattr(config, field)) for field in SWITCHES.keys() - asleep}
@@ -62,11 +69,13 @@ def at_work(config: ModelConfig) -> set[tuple[str, Any]]:
 HANDFUL = handful()
 
 
-@pytest.mark.parametrize("config", HANDFUL, ids=lambda config: f"{config.feedforward} {config.position}")
+@pytest.mark.parametrize(
+    "config", HANDFUL, ids=lambda config: f"{config.feedforward} {config.position}"
+)
 def test_the_whole_model_passes(config: ModelConfig) -> None:
     finding = check_model("handful", config)
     assert finding.passed, finding
-    assert finding.elements == count(table(config, check.V))["trained"]
+    assert finding.elements == count(table(config, gradient_check.V))["trained"]
 
 
 def test_the_handful_has_every_value_of_every_switch() -> None:
@@ -81,19 +90,19 @@ def test_the_switches_are_all_that_the_config_declares() -> None:
         elif hint is bool:
             assert set(SWITCHES[field]) == {False, True}
     for field, values in SWITCHES.items():
-        alone = {getattr(config, field) for _, config in check.single_switches()}
+        alone = {getattr(config, field) for _, config in gradient_check.single_switches()}
         assert alone >= set(values)
 
 
 def test_combinations_are_different_and_follow_from_the_seed() -> None:
-    one, again, other = (list(check.combinations(50, seed)) for seed in (0, 0, 1))
+    one, again, other = (list(gradient_check.combinations(50, seed)) for seed in (0, 0, 1))
     assert one == again != other
     assert len({config for _, config in one}) == 50
 
 
 @pytest.mark.slow
 def test_every_switch_and_fifty_combinations() -> None:
-    findings = list(check.check_models(50))
+    findings = list(gradient_check.check_models(50))
     assert len(findings) >= 70
     assert [finding for finding in findings if not finding.passed] == []
 
@@ -110,14 +119,22 @@ def function_of(case: str) -> str:
 
 def parts_of(name: str) -> int:
     """How many gradients a function returns, together or apart."""
-    parts = {"linear": 2, "adapter": 3, "rms_norm": 2, "layer_norm": 3, "gate": 2, "attention": 3, "flash_attention": 3}
+    parts = {
+        "linear": 2,
+        "adapter": 3,
+        "rms_norm": 2,
+        "layer_norm": 3,
+        "gate": 2,
+        "attention": 3,
+        "flash_attention": 3,
+    }
     return parts.get(name, 1)
 
 
 def planted(op: Op, name: str, part: int) -> Op:
     """The op with the sign of one of its gradients turned."""
     places: dict[str, list[Any]] = {
-        "gate": [np.s_[:, : check.F], np.s_[:, check.F :]],
+        "gate": [np.s_[:, : gradient_check.F], np.s_[:, gradient_check.F :]],
         "attention": [np.s_[:, :, :H], np.s_[:, :, H : H + K], np.s_[:, :, H + K :]],
     }
     places["flash_attention"] = places["attention"]
@@ -160,7 +177,7 @@ def test_a_turned_sign_in_any_gradient_of_any_op_is_found(
     case: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, function_of(case), part)
-    monkeypatch.setattr(check, "OPS", {case: OPS[case]})
+    monkeypatch.setattr(gradient_check, "OPS", {case: OPS[case]})
     (finding,) = check_ops()
     assert not finding.passed
     assert finding.error > 0.1
@@ -169,7 +186,10 @@ def test_a_turned_sign_in_any_gradient_of_any_op_is_found(
 USED_BY: dict[str, dict[str, Any]] = {
     "embedding": {},
     "linear": {},
-    "frozen_linear": {"lora_rank": 1, "lora_targets": "o"},  # above q there are two, and turned twice is not turned
+    "frozen_linear": {
+        "lora_rank": 1,
+        "lora_targets": "o",
+    },  # above q there are two, and turned twice is not turned
     "adapter": {"lora_rank": 1, "lora_targets": "q,o"},
     "route": {"n_experts": 2, "experts_per_token": 1},
     "dispatch": {"n_experts": 2},
@@ -208,7 +228,9 @@ def test_the_whole_model_notices_it_too(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_a_forgotten_residual_gradient_is_found(norm_position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgotten_residual_gradient_is_found(
+    norm_position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient that goes round a sublayer: without it only the one through the sublayer is left."""
     right = model.Model._residual
 
@@ -257,26 +279,38 @@ def test_a_forgotten_half_of_a_tied_gradient_is_found(monkeypatch: pytest.Monkey
     assert finding.where.startswith("embedding.weight[")
 
 
-RICH = tiny(norm="layernorm", position="learned", feedforward="swiglu", qk_norm=True, bias=True, tie_embeddings=False)
+RICH = tiny(
+    norm="layernorm",
+    position="learned",
+    feedforward="swiglu",
+    qk_norm=True,
+    bias=True,
+    tie_embeddings=False,
+)
 
 
 def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named() -> None:
     run = RunConfig(model=RICH, train=TrainConfig(batch_size=2, micro_batch_size=2)).resolved()
     machine = NumpyEngine(run, 7, threads=1, dtype=np.float64)
     rng = np.random.default_rng(0)
-    machine.load((name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(machine.rows, 0))
+    machine.load(
+        (name, w + 0.3 * rng.standard_normal(w.shape))
+        for name, w in initial_weights(machine.rows, 0)
+    )
     tokens = rng.integers(0, 7, (2, 7))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], 0, np.arange(2))
     right = machine.gradients
     for name in machine.rows:
-        honest = check.check_engine(name, machine, batch, rng, kinks=False, only=name)
+        honest = gradient_check.check_engine(name, machine, batch, rng, kinks=False, only=name)
         assert honest.passed, honest
 
         def wrong(batch: Batch, weight: float, name: str = name) -> dict[str, Array]:
-            return {key: g * 1.0001 if key == name else g for key, g in right(batch, weight).items()}
+            return {
+                key: g * 1.0001 if key == name else g for key, g in right(batch, weight).items()
+            }
 
         machine.gradients = wrong  # type: ignore[method-assign]
-        finding = check.check_engine(name, machine, batch, rng, kinks=False, only=name)
+        finding = gradient_check.check_engine(name, machine, batch, rng, kinks=False, only=name)
         assert not finding.passed
         assert finding.where.startswith(f"{name}[")
         machine.gradients = right  # type: ignore[method-assign]
@@ -285,8 +319,17 @@ def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named()
 # -- the comparison itself --------------------------------------------------------------------------------------------
 
 
-def compared(value: Callable[[Array], float], slope: Callable[[Array], Array], x: Array, **options: Any) -> Any:
-    return compare("case", {"x": x}, lambda: value(x), lambda: {"x": slope(x)}, np.random.default_rng(0), **options)
+def compared(
+    value: Callable[[Array], float], slope: Callable[[Array], Array], x: Array, **options: Any
+) -> Any:
+    return compare(
+        "case",
+        {"x": x},
+        lambda: value(x),
+        lambda: {"x": slope(x)},
+        np.random.default_rng(0),
+        **options,
+    )
 
 
 def test_it_says_how_wrong_and_where_and_restores_the_inputs() -> None:
@@ -307,7 +350,9 @@ def test_it_says_how_wrong_and_where_and_restores_the_inputs() -> None:
 
 
 def test_nan_does_not_pass() -> None:
-    assert not compared(lambda x: float((x * x).sum()), lambda x: np.where(x > 1, np.nan, 2 * x), np.ones(3) * 2).passed
+    assert not compared(
+        lambda x: float((x * x).sum()), lambda x: np.where(x > 1, np.nan, 2 * x), np.ones(3) * 2
+    ).passed
 
 
 def test_a_point_at_a_kink_is_moved_and_counted() -> None:
@@ -327,13 +372,16 @@ def test_a_large_third_derivative_is_not_taken_for_an_error() -> None:
     x = np.array([1.0])
     finding = compared(lambda x: float(np.sin(300 * x).sum()), lambda x: 300 * np.cos(300 * x), x)
     assert finding.passed
-    h = differences.H
+    h = finite_differences.H
     two_points = float(np.sin(300 * (1 + h)) - np.sin(300 * (1 - h))) / (2 * h)
     assert abs(two_points / (300 * np.cos(300)) - 1) > TOLERANCE
 
 
 def test_a_sample_takes_that_many_elements() -> None:
-    assert compared(lambda x: float((x * x).sum()), lambda x: 2 * x, np.ones(100), sample=7).elements == 7
+    assert (
+        compared(lambda x: float((x * x).sum()), lambda x: 2 * x, np.ones(100), sample=7).elements
+        == 7
+    )
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -347,16 +395,18 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short(without_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "single_switches", lambda: [("the smallest", tiny())])
+    monkeypatch.setattr(gradient_check, "single_switches", lambda: [("the smallest", tiny())])
 
 
 @pytest.mark.usefixtures("short")
-def test_the_command_prints_every_case_and_one_json_object_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_every_case_and_one_json_object_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert command.main(["--combinations", "0", "--json"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert facts["passed"] is True
-    assert facts["cases"] == len(OPS) + 1 + len(check.SOFTMAX_TERMS)
+    assert facts["cases"] == len(OPS) + 1 + len(gradient_check.SOFTMAX_TERMS)
     assert facts["largest_error"] <= facts["tolerance"] == 1e-6
     assert facts["wrong"] == []
     for case in [*OPS, "the smallest"]:
@@ -382,9 +432,9 @@ def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [("good", 1e-9), ("bad", math.nan), ("wrong", 0.5)]
-    findings = [differences.Finding(case, error, "x[0]", 1, 0) for case, error in cases]
-    monkeypatch.setattr(check, "check_ops", lambda seed: iter(findings))
-    monkeypatch.setattr(check, "check_models", lambda combinations, seed: iter([]))
+    findings = [finite_differences.Finding(case, error, "x[0]", 1, 0) for case, error in cases]
+    monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter(findings))
+    monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
     assert command.main(["--json"]) == 1
     facts = files.parse_json(capsys.readouterr().out.encode())  # strict
     assert facts["largest_error"] is None
@@ -392,7 +442,9 @@ def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
 
 
 @pytest.mark.usefixtures("short")
-def test_a_figure_that_cannot_be_drawn_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="PyTorch"):
         command.main(["--figure", str(tmp_path / "parity.png")])
     monkeypatch.setattr(choice, "torch_installed", lambda: True)
@@ -409,8 +461,8 @@ def test_a_seed_below_zero_is_refused() -> None:
 
 
 def test_every_case_has_numbers_of_its_own() -> None:
-    names = [*OPS, *(name for name, _ in check.single_switches())]
-    assert len({check._generator(0, name).random() for name in names}) == len(set(names))
+    names = [*OPS, *(name for name, _ in gradient_check.single_switches())]
+    assert len({gradient_check._generator(0, name).random() for name in names}) == len(set(names))
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -424,6 +476,6 @@ def test_a_trained_run_passes_also_without_its_tokens(
     facts = json.loads(capsys.readouterr().out)
     rows = table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
     assert facts["cases"] == len(rows)  # every weight
-    assert facts["elements"] == check.RUN_ELEMENTS * len(rows)
+    assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(rows)
     with pytest.raises(InputError):
         command.main([str(tmp_path / "nothing")])

@@ -10,10 +10,10 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import InputError
-from glasslm.lab.records import comparison
-from glasslm.lab.records.comparison import Side
+from glasslm.lab.verification import comparison
+from glasslm.lab.verification.comparison import Side
 from glasslm.report import figures
-from glasslm.runs import Run
+from glasslm.runs.run_folder import Run
 from small_runs import train, write_text
 
 FEW: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "checkpoint_interval": 10}
@@ -38,7 +38,9 @@ def compared(folder: Path, *names: str) -> list[Side]:
 
 def test_only_what_differs_is_listed(folder: Path) -> None:
     assert comparison.differences(compared(folder, "plain", "plain")) == []
-    assert comparison.differences(compared(folder, "plain", "rate")) == [("optimizer.lr", ["0.01", "0.001"])]
+    assert comparison.differences(compared(folder, "plain", "rate")) == [
+        ("optimizer.lr", ["0.01", "0.001"])
+    ]
     three = dict(comparison.differences(compared(folder, "plain", "seed", "rate")))
     assert set(three) == {"optimizer.lr", "train.seed"}
     assert three["optimizer.lr"] == ["0.01", "0.01", "0.001"]
@@ -46,7 +48,9 @@ def test_only_what_differs_is_listed(folder: Path) -> None:
     tokens = {name for name, _ in comparison.differences(compared(folder, "plain", "bytes"))}
     assert {"data.tokenizer", "tokenizer", "parameters: total", "FLOPs per token"} <= tokens
     assert "text" not in tokens  # it is the same text
-    assert {"text", "data.text_file"} <= {name for name, _ in comparison.differences(compared(folder, "plain", "text"))}
+    assert {"text", "data.text_file"} <= {
+        name for name, _ in comparison.differences(compared(folder, "plain", "text"))
+    }
 
 
 def test_circumstances_are_compared_like_settings(folder: Path) -> None:
@@ -54,7 +58,10 @@ def test_circumstances_are_compared_like_settings(folder: Path) -> None:
     changed = json.loads(json.dumps(there.run.record)) | {"engine": "torch"}
     changed["versions"]["numpy"] = "0.0"
     there.run.__dict__["record"] = changed
-    assert {name for name, _ in comparison.differences([here, there])} == {"engine", "versions: numpy"}
+    assert {name for name, _ in comparison.differences([here, there])} == {
+        "engine",
+        "versions: numpy",
+    }
 
 
 def test_results_are_those_of_the_log(folder: Path) -> None:
@@ -73,9 +80,18 @@ def test_results_are_those_of_the_log(folder: Path) -> None:
 
 def test_the_clock_goes_on_over_a_resume() -> None:
     def line(kind: str, elapsed: float | None = None) -> dict[str, Any]:
-        return {"kind": kind, "step": 1} | ({} if elapsed is None else {"timing": {"elapsed_s": elapsed}})
+        return {"kind": kind, "step": 1} | (
+            {} if elapsed is None else {"timing": {"elapsed_s": elapsed}}
+        )
 
-    lines = [line("step", 3), line("eval", 5), line("resume"), line("step", 1), line("step", 4), line("end")]
+    lines = [
+        line("step", 3),
+        line("eval", 5),
+        line("resume"),
+        line("step", 1),
+        line("step", 4),
+        line("end"),
+    ]
     assert [clocked["elapsed_s"] for clocked in comparison.timed(lines)] == [3, 5, 5, 6, 9, 9]
 
 
@@ -94,14 +110,18 @@ def test_other_tokens_are_compared_by_bits_per_byte(folder: Path) -> None:
 
 
 def test_other_text_and_one_seed_are_said(folder: Path) -> None:
-    assert "validation texts differ" in " ".join(comparison.remarks(compared(folder, "plain", "text")))
+    assert "validation texts differ" in " ".join(
+        comparison.remarks(compared(folder, "plain", "text"))
+    )
     plain = " ".join(comparison.remarks(compared(folder, "plain", "rate")))
     assert "validation texts differ" not in plain
     assert "no proof" in plain
     seeds = " ".join(comparison.remarks(compared(folder, "plain", "seed")))
     assert "what a seed does" in seeds
     assert "no proof" not in seeds
-    assert "the same best validation loss" in " ".join(comparison.remarks(compared(folder, "plain", "plain")))
+    assert "the same best validation loss" in " ".join(
+        comparison.remarks(compared(folder, "plain", "plain"))
+    )
 
 
 def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:
@@ -109,7 +129,9 @@ def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:
     copy.mkdir()
     for name in ("run.json", "tokenizer.json"):
         (copy / name).write_bytes((folder / "plain" / name).read_bytes())
-    said = " ".join(comparison.remarks(comparison.sides([Run(folder / "plain"), Run(copy)])))  # it has logged nothing
+    said = " ".join(
+        comparison.remarks(comparison.sides([Run(folder / "plain"), Run(copy)]))
+    )  # it has logged nothing
     assert "B has not come to its end" in said
     assert "nothing to compare" in said
     lines = (folder / "plain" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -132,11 +154,16 @@ def test_the_curves_lie_over_steps_tokens_and_time(folder: Path) -> None:
             line.get_linewidth() for line in axes.lines if line not in bold
         )
     over_tokens = drawn.axes[1].lines[0]
-    assert np.asarray(over_tokens.get_xdata()).tolist() == [line["tokens"] for line in sides[0].steps]
+    assert np.asarray(over_tokens.get_xdata()).tolist() == [
+        line["tokens"] for line in sides[0].steps
+    ]
 
 
 def test_the_command_prints_a_table_and_writes_a_page(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", str(folder / "plain"), str(folder / "rate")]) == 0
@@ -146,7 +173,12 @@ def test_the_command_prints_a_table_and_writes_a_page(
     assert "optimizer.lr" in page.read_text(encoding="utf-8")
     assert page.with_suffix(".md").is_file()
     assert (page.parent / "figures" / "comparison.png").is_file()
-    assert cli.main(["compare", str(folder / "plain"), str(folder / "rate"), "--out", "there", "--json"]) == 0
+    assert (
+        cli.main(
+            ["compare", str(folder / "plain"), str(folder / "rate"), "--out", "there", "--json"]
+        )
+        == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     assert facts["differences"] == {"optimizer.lr": ["0.01", "0.001"]}
     assert [run["letter"] for run in facts["runs"]] == ["A", "B"]

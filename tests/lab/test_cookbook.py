@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.config import ComputeConfig, DataConfig
+from glasslm.config.schema import ComputeConfig, DataConfig
+from glasslm.data.shards import Dataset
 from glasslm.errors import InputError
-from glasslm.lab.diagnosis import cookbook, experiments, plates
+from glasslm.lab.diagnosis import cookbook, cookbook_figures, experiments
 from glasslm.lab.diagnosis.experiments import (
     ALL,
     COLD,
@@ -24,9 +25,8 @@ from glasslm.lab.diagnosis.experiments import (
     judged,
     outcome,
 )
-from glasslm.lab.diagnosis.recipes import Look, Recipe, Trial, attempt
+from glasslm.lab.diagnosis.gradient_trials import Look, Recipe, Trial, attempt
 from glasslm.report import figures
-from glasslm.tokens import Dataset
 from small_runs import quiet, write_text
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
@@ -34,20 +34,30 @@ NUMPY = ComputeConfig(engine="numpy", threads=1)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(text_file=(str(write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)),))
+    return DataConfig(
+        text_file=(str(write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)),)
+    )
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
 
 
-def trial(val_loss: float, losses: tuple[float, ...] = (4.0, 3.0), first: float = 1.0, last: float = 1.0) -> Trial:
-    looks = [Look(step, np.array([first, 1, 1, last]), np.ones(64, int), 0.1, 0.0, 0.5, 0.02) for step in (0, 100)]
+def trial(
+    val_loss: float, losses: tuple[float, ...] = (4.0, 3.0), first: float = 1.0, last: float = 1.0
+) -> Trial:
+    looks = [
+        Look(step, np.array([first, 1, 1, last]), np.ones(64, int), 0.1, 0.0, 0.5, 0.02)
+        for step in (0, 100)
+    ]
     return Trial(list(losses), val_loss, looks)
 
 
 def doctored(changes: dict[Recipe, list[float]]) -> Cooked:
     """All recipes came to 2.0, 2.1 and 2.2, but those of `changes`."""
-    found = {recipe: changes.get(recipe, [2.0, 2.1, 2.2]) for recipe in experiments.every_recipe().values()}
+    found = {
+        recipe: changes.get(recipe, [2.0, 2.1, 2.2])
+        for recipe in experiments.every_recipe().values()
+    }
     cooked = Cooked("a text", 65, 3.3, 100, 3)
     cooked.trials = {recipe: [trial(loss) for loss in losses] for recipe, losses in found.items()}
     return cooked
@@ -61,7 +71,10 @@ def test_losses_in_words() -> None:
     assert outcome(trials_of(2.0, 2.5)) == "2.250 (2.000 to 2.500)"
     assert outcome(trials_of(2.0)) == "2.000"
     assert outcome([trial(math.inf, (4.0,))] * 2) == "diverged in 2 of 2, at step 1"
-    assert outcome([trial(math.inf, (4.0, math.nan)), trial(3.0)]) == "3.000; diverged in 1 of 2, at step 2"
+    assert (
+        outcome([trial(math.inf, (4.0, math.nan)), trial(3.0)])
+        == "3.000; diverged in 1 of 2, at step 2"
+    )
 
 
 def test_differences_in_words() -> None:
@@ -73,7 +86,10 @@ def test_differences_in_words() -> None:
         return judged({"it": (trials_of(*losses), base)} | others)["it"].words
 
     assert words(2.5, 2.7, 2.9) == "worse by 0.6 nats"
-    assert words(1.9, 1.9, 1.9) == "not distinguishable (0.326 nats would be seen in 4 of 5 studies with n = 3)"
+    assert (
+        words(1.9, 1.9, 1.9)
+        == "not distinguishable (0.326 nats would be seen in 4 of 5 studies with n = 3)"
+    )
     assert words(2.001, 2.2, 2.5).startswith("not distinguishable")  # worse in every seed
     assert words(1.49, 1.6, 1.71) == "better by 0.5 nats"
     assert words(2.5, 2.7, 2.9, among=6).startswith("not distinguishable")
@@ -82,17 +98,33 @@ def test_differences_in_words() -> None:
     assert words(math.inf, math.inf, 2.9) == "diverged in 2 of 3"
     gone = trials_of(math.inf)
     assert judged({"it": (gone, gone)})["it"].words == "diverged in 1 of 1 (the baseline in 1 of 1)"
-    assert judged({"it": (trials_of(2.0), gone)})["it"].words == "not tested: the baseline diverged in 1 of 1"
+    assert (
+        judged({"it": (trials_of(2.0), gone)})["it"].words
+        == "not tested: the baseline diverged in 1 of 1"
+    )
 
 
 def test_tricks_are_ranked_by_what_they_cost() -> None:
-    bad, worse, gone = TRICKS["no clipping"], TRICKS["no normalisation"], TRICKS["start with deviation 1"]
-    losses = {bad: [2.1, 2.2, 2.301], worse: [2.9, 3.0, 3.101], gone: [math.inf] * 3, NOTHING: [math.inf] * 3}
-    cooked = doctored(losses | {TRICKS["constant rate"]: [2.001, 2.4, 2.6]})  # in every seed, but by how much?
+    bad, worse, gone = (
+        TRICKS["no clipping"],
+        TRICKS["no normalisation"],
+        TRICKS["start with deviation 1"],
+    )
+    losses = {
+        bad: [2.1, 2.2, 2.301],
+        worse: [2.9, 3.0, 3.101],
+        gone: [math.inf] * 3,
+        NOTHING: [math.inf] * 3,
+    }
+    cooked = doctored(
+        losses | {TRICKS["constant rate"]: [2.001, 2.4, 2.6]}
+    )  # in every seed, but by how much?
     first, hurts, harmless = experiments.tricks_said(cooked)
     assert "With all tricks: 2.100" in first
     assert "With none: diverged in 3 of 3" in first
-    order = [hurts.index(name) for name in ("start with deviation 1", "no normalisation", "no clipping")]
+    order = [
+        hurts.index(name) for name in ("start with deviation 1", "no normalisation", "no clipping")
+    ]
     assert order == sorted(order)
     assert "warmup" not in hurts
     assert "start with deviation 1 (diverged in 3 of 3)" in hurts
@@ -103,17 +135,25 @@ def test_tricks_are_ranked_by_what_they_cost() -> None:
     assert cooked.sick == ("no normalisation", worse)
     assert cooked.fails(gone)
     assert not cooked.fails(bad)
-    everything = {recipe: [2.9, 3.0, 3.101] for name, recipe in TRICKS.items() if name != "all tricks"}
-    assert not any("Not shown" in sentence for sentence in experiments.tricks_said(doctored(everything)))
+    everything = {
+        recipe: [2.9, 3.0, 3.101] for name, recipe in TRICKS.items() if name != "all tricks"
+    }
+    assert not any(
+        "Not shown" in sentence for sentence in experiments.tricks_said(doctored(everything))
+    )
 
 
 def test_what_learns_nothing_hurts_whatever_a_test_of_means_sees() -> None:
     """Losses of three seeds may lie so far apart that their mean says little."""
     wild = TRICKS["start with deviation 1"]
     cooked = doctored({wild: [3.3, 9.0, 60.0]})
-    assert cooked.judged(experiments.WITHOUT)["start with deviation 1"].kind == "not distinguishable"
+    assert (
+        cooked.judged(experiments.WITHOUT)["start with deviation 1"].kind == "not distinguishable"
+    )
     hurts = experiments.tricks_said(cooked)[1]
-    assert hurts.startswith("What hurts, the worst first: start with deviation 1 (not distinguishable")
+    assert hurts.startswith(
+        "What hurts, the worst first: start with deviation 1 (not distinguishable"
+    )
     assert hurts.endswith("; fails in 3 of 3).")
     here = {look: cell for _, look, _, cell in experiments.checklist(cooked)}
     assert here["A small start, smaller into the stream"].endswith("; fails in 3 of 3")
@@ -121,7 +161,9 @@ def test_what_learns_nothing_hurts_whatever_a_test_of_means_sees() -> None:
 
 def test_starts_that_fail_are_named() -> None:
     good, bare = STARTS["he"]
-    said = " ".join(experiments.starts_said(doctored({good: [2.9, 2.9, 2.9], bare: [3.25, 3.25, 2.0]})))
+    said = " ".join(
+        experiments.starts_said(doctored({good: [2.9, 2.9, 2.9], bare: [3.25, 3.25, 2.0]}))
+    )
     assert "between 2.100 (scaled) and 2.900 (he)" in said
     assert "0 fail with all other tricks." in said
     assert "1 fail with no other trick: he." in said
@@ -134,21 +176,29 @@ def test_rates_are_judged_by_the_best_one() -> None:
     assert first == "The best rate is x3 (0.009); within 0.1 nats of it: x1 and x3."
     assert ten == "x10 against x1: worse by 0.9 nats."
     assert hundred.endswith("nats; fails in 3 of 3.")
-    assert "edge of what was tried" in experiments.rates_said(doctored({RATES[100.0]: [1.0] * 3}))[0]
+    assert (
+        "edge of what was tried" in experiments.rates_said(doctored({RATES[100.0]: [1.0] * 3}))[0]
+    )
 
 
 def test_warmup_is_judged_at_each_rate() -> None:
-    said = experiments.warmup_said(doctored({COLD[10.0]: [2.5, 2.6, 2.701], COLD[100.0]: [1.0, 1.1, 1.201]}))
+    said = experiments.warmup_said(
+        doctored({COLD[10.0]: [2.5, 2.6, 2.701], COLD[100.0]: [1.0, 1.1, 1.201]})
+    )
     assert said[2].startswith("Without warmup at x10: worse by 0.5 nats")
     assert "better" in said[-1]
     assert "identical" in said[0]
 
 
 def test_depths_at_which_post_norm_fails_are_named() -> None:
-    assert experiments.depth_said(doctored({}))[0] == "Post-norm did not fail here, up to 16 blocks."
+    assert (
+        experiments.depth_said(doctored({}))[0] == "Post-norm did not fail here, up to 16 blocks."
+    )
     failing = {DEPTHS[8][1]: [3.3, 3.3, 2.0], DEPTHS[16][1]: [3.3, math.inf, 3.3]}
     post, pre, ratios = experiments.depth_said(doctored(failing))
-    assert post == "Post-norm fails here at 8 blocks in 2 of 3 seeds and at 16 blocks in 3 of 3 seeds."
+    assert (
+        post == "Post-norm fails here at 8 blocks in 2 of 3 seeds and at 16 blocks in 3 of 3 seeds."
+    )
     assert pre == "Pre-norm did not fail here, up to 16 blocks."
     assert "pre 1, post 1" in ratios
     said = experiments.depth_said(doctored({DEPTHS[2][0]: [3.3, 2.0, 2.0]}))
@@ -158,14 +208,17 @@ def test_depths_at_which_post_norm_fails_are_named() -> None:
 def test_a_recipe_fails_where_most_seeds_do() -> None:
     one = RATES[30.0]
     assert not doctored({one: [3.3, 2.0, 2.0]}).fails(one)
-    assert doctored({one: [3.21, 3.19, 3.21]}).fails(one)  # 3.2 is a tenth below the guess by frequencies
+    assert doctored({one: [3.21, 3.19, 3.21]}).fails(
+        one
+    )  # 3.2 is a tenth below the guess by frequencies
 
 
 def test_gradients_of_the_first_block_over_the_last() -> None:
     cooked = doctored({})
     cooked.trials[ALL] = [trial(2.0, first=6.0, last=2.0)] * 3
-    assert "all tricks: the first block's gradient over the last's is 3 at step 0, 3 at step 100." in (
-        experiments.gradients_said(cooked)
+    assert (
+        "all tricks: the first block's gradient over the last's is 3 at step 0, 3 at step 100."
+        in (experiments.gradients_said(cooked))
     )
 
 
@@ -175,7 +228,9 @@ def test_float16_is_told_with_and_without_torch() -> None:
     assert "10.00% are lost" in said[0]
     assert "50.0% and 2.00%" in said[0]
     assert "needs PyTorch" in said[-1]
-    cooked.halves = dict(zip(experiments.HALVES, (trials_of(2.0, 2.1), trials_of(2.0, 2.1), trials_of(2.5, 2.601))))
+    cooked.halves = dict(
+        zip(experiments.HALVES, (trials_of(2.0, 2.1), trials_of(2.0, 2.1), trials_of(2.5, 2.601)))
+    )
     scaled, unscaled = experiments.half_said(cooked)[2:]
     assert "identical in all 2 pairs" in scaled
     assert "worse by 0.5 nats" in unscaled
@@ -209,7 +264,9 @@ def cooked(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cookbook, "torch_installed", lambda: False)
         patch.setattr(cookbook, "attempt", _quickly)
-        return cookbook.cook(data, NUMPY, tmp_path_factory.mktemp("out"), told.append, steps=2, seeds=1), told
+        return cookbook.cook(
+            data, NUMPY, tmp_path_factory.mktemp("out"), told.append, steps=2, seeds=1
+        ), told
 
 
 def _quickly(dataset: Dataset, compute: ComputeConfig, recipe: Recipe, *how: Any) -> Trial:
@@ -221,7 +278,9 @@ def test_the_page_has_every_experiment(cooked: tuple[Cooked, list[str]]) -> None
     made, told = cooked
     assert made.page is not None
     assert made.page.name == "cookbook.html"
-    html, markdown = (made.page.with_suffix(end).read_text(encoding="utf-8") for end in (".html", ".md"))
+    html, markdown = (
+        made.page.with_suffix(end).read_text(encoding="utf-8") for end in (".html", ".md")
+    )
     text = cookbook.text(made)
     for section in cookbook.sections(made):
         assert section.title in html
@@ -229,7 +288,10 @@ def test_the_page_has_every_experiment(cooked: tuple[Cooked, list[str]]) -> None
         assert section.title in text
         assert all(sentence in text for sentence in section.text)
     names = {path.stem for path in (made.page.parent / "figures").iterdir()}
-    assert names == {f"cookbook-{name}" for name in ("tricks", "starts", "rates", "depth", "gradients", "float16")}
+    assert names == {
+        f"cookbook-{name}"
+        for name in ("tricks", "starts", "rates", "depth", "gradients", "float16")
+    }
     assert len(told) == 1 + len(made.trials)
     assert all("left" in line for line in told[1:])
     assert all(len(found) == 1 for found in made.trials.values())
@@ -252,9 +314,15 @@ def test_whatever_came_can_be_told_and_drawn(everything: float) -> None:
     if everything == math.inf:
         made.trials = {recipe: [Trial([math.nan], math.inf, [])] * 3 for recipe in losses}
         for found in made.trials.values():
-            found[0] = Trial([math.nan], math.inf, [Look(0, np.full(4, np.nan), np.zeros(64, int), 0.0, 0.0, 0.0, 0.0)])
-    assert ("failed" in cookbook.text(made).partition("The learning rate")[2]) == (everything == math.inf)
-    assert figures.png(plates.sheet(made, figures.ON_WHITE)).startswith(b"\x89PNG")
+            found[0] = Trial(
+                [math.nan],
+                math.inf,
+                [Look(0, np.full(4, np.nan), np.zeros(64, int), 0.0, 0.0, 0.0, 0.0)],
+            )
+    assert ("failed" in cookbook.text(made).partition("The learning rate")[2]) == (
+        everything == math.inf
+    )
+    assert figures.png(cookbook_figures.sheet(made, figures.ON_WHITE)).startswith(b"\x89PNG")
 
 
 def test_a_text_without_a_window_is_refused(tmp_path: Path) -> None:

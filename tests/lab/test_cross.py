@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import cli, trained
-from glasslm.lab.records import comparison, cross
-from glasslm.lab.records.comparison import Side
+from glasslm import cli
+from glasslm.inference import trained_model
+from glasslm.lab.verification import comparison, cross_evaluation
+from glasslm.lab.verification.comparison import Side
 from glasslm.report import figures
-from glasslm.runs import Run
+from glasslm.runs.run_folder import Run
 from small_runs import quiet, train, write_text
 
-FEW: dict[str, Any] = {"max_steps": 2, "sample_interval": 0, "checkpoint_interval": 2, "eval_interval": 2}
+FEW: dict[str, Any] = {
+    "max_steps": 2,
+    "sample_interval": 0,
+    "checkpoint_interval": 2,
+    "eval_interval": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("crossed")
     plain = write_text(path / "plain.txt", 300)
     lines = plain.read_text(encoding="utf-8").splitlines()
-    counted = [f"{line} 7" if i % 16 == 5 else line.replace("cat", "act") for i, line in enumerate(lines)]
+    counted = [
+        f"{line} 7" if i % 16 == 5 else line.replace("cat", "act") for i, line in enumerate(lines)
+    ]
     (path / "counted.txt").write_text("\n".join(counted) + "\n", encoding="utf-8", newline="\n")
     greek = "".join(f"\u1f45 {line.translate({97: 945, 101: 949})}\n" for line in lines)
     (path / "greek.txt").write_text(greek, encoding="utf-8", newline="\n")
@@ -42,30 +50,32 @@ def sides(folder: Path, *names: str) -> list[Side]:
 
 
 @pytest.fixture(scope="module")
-def matrix(folder: Path) -> cross.Cross:
-    return cross.measure(sides(folder, "plain", "bytes", "counted", "greek"), quiet)
+def matrix(folder: Path) -> cross_evaluation.Cross:
+    return cross_evaluation.measure(sides(folder, "plain", "bytes", "counted", "greek"), quiet)
 
 
 def bits_per_byte(run: Path, text: str) -> float:
     """By the model's own losses, and the bytes of all but the first token."""
-    model = trained.load(run)
+    model = trained_model.load(run)
     first = len(model.tokenizer.token_bytes[model.tokenizer.encode(text)[0]])
     return float(np.sum(model.losses(text)) / math.log(2) / (len(text.encode()) - first))
 
 
-def test_each_number_is_the_models_own(folder: Path, matrix: cross.Cross) -> None:
+def test_each_number_is_the_models_own(folder: Path, matrix: cross_evaluation.Cross) -> None:
     assert [column.owners for column in matrix.columns] == ["A, B", "C", "D"]
     names = dict(zip("ABCD", ("plain", "bytes", "counted", "greek")))
     measured = 0
     for column in matrix.columns:
         for letter, bpb in column.bpb.items():
-            assert bpb == pytest.approx(bits_per_byte(folder / names[letter], column.text), rel=1e-6)
+            assert bpb == pytest.approx(
+                bits_per_byte(folder / names[letter], column.text), rel=1e-6
+            )
             measured += 1
     assert measured == 3 + 3 + 2
 
 
 def test_on_its_own_text_a_run_has_what_evaluate_says(
-    folder: Path, matrix: cross.Cross, capsys: pytest.CaptureFixture[str]
+    folder: Path, matrix: cross_evaluation.Cross, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, letter, column in (("plain", "A", 0), ("bytes", "B", 0), ("greek", "D", 2)):
         assert cli.main(["evaluate", str(folder / name), "--json"]) == 0
@@ -73,7 +83,9 @@ def test_on_its_own_text_a_run_has_what_evaluate_says(
         assert matrix.columns[column].bpb[letter] == pytest.approx(told, rel=1e-9)
 
 
-def test_lines_that_one_cannot_read_are_left_out_for_all(folder: Path, matrix: cross.Cross) -> None:
+def test_lines_that_one_cannot_read_are_left_out_for_all(
+    folder: Path, matrix: cross_evaluation.Cross
+) -> None:
     whole = (folder / "counted.txt").read_bytes()
     val = whole[int(0.9 * len(whole)) :].decode()
     column = matrix.columns[1]
@@ -86,7 +98,7 @@ def test_lines_that_one_cannot_read_are_left_out_for_all(folder: Path, matrix: c
     assert "'7'" in said
 
 
-def test_who_cannot_read_a_text_has_no_number_there(matrix: cross.Cross) -> None:
+def test_who_cannot_read_a_text_has_no_number_there(matrix: cross_evaluation.Cross) -> None:
     column = matrix.columns[2]
     assert set(column.bpb) == {"B", "D"}
     assert "\u1f45" in column.text
@@ -96,10 +108,12 @@ def test_who_cannot_read_a_text_has_no_number_there(matrix: cross.Cross) -> None
     assert matrix.facts["bpb"]["B"][2] == column.bpb["B"]
 
 
-def test_of_a_large_text_whole_lines_are_taken_evenly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross, "MOST", 400)
-    monkeypatch.setattr(cross, "STRETCHES", 4)
-    found = cross.measure(sides(folder, "bytes", "plain"), quiet)
+def test_of_a_large_text_whole_lines_are_taken_evenly(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_evaluation, "MOST", 400)
+    monkeypatch.setattr(cross_evaluation, "STRETCHES", 4)
+    found = cross_evaluation.measure(sides(folder, "bytes", "plain"), quiet)
     column = found.columns[0]
     whole = (folder / "plain.txt").read_bytes()
     val = whole[int(0.9 * len(whole)) :].decode()
@@ -112,63 +126,85 @@ def test_of_a_large_text_whole_lines_are_taken_evenly(folder: Path, monkeypatch:
         start += 1
     assert min(places) < len(lines) / 4
     assert max(places) > len(lines) * 0.7
-    assert f"Of the text of A, B, {column.bytes / len(val):.1%} was taken, evenly spaced." in found.remarks
+    assert (
+        f"Of the text of A, B, {column.bytes / len(val):.1%} was taken, evenly spaced."
+        in found.remarks
+    )
 
 
-def test_what_is_gone_leaves_a_gap_and_a_word(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_gone_leaves_a_gap_and_a_word(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = write_text(tmp_path / "gone.txt", 200)
     train(text, tmp_path / "gone", **FEW)
     for checkpoint in (tmp_path / "gone" / "checkpoints").glob("*/model.safetensors"):
         checkpoint.write_bytes(b"")
-    found = cross.measure([*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet)
+    found = cross_evaluation.measure(
+        [*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet
+    )
     assert found.columns[2].bpb["C"] is None
     assert found.columns[2].bpb["A"] is not None
     assert "C could not be measured" in " ".join(found.remarks)
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "empty"))
     text.unlink()
-    found = cross.measure([*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet)
+    found = cross_evaluation.measure(
+        [*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet
+    )
     assert found.columns[2].bpb == {}
     assert "The text of C could not be had" in " ".join(found.remarks)
     assert dict(found.rows)["A"][2] == "-"
 
 
-def test_where_all_lines_are_left_out_there_is_nothing_to_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross, "READABLE", 0.0)
-    found = cross.measure(sides(folder, "plain", "greek"), quiet)
+def test_where_all_lines_are_left_out_there_is_nothing_to_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_evaluation, "READABLE", 0.0)
+    found = cross_evaluation.measure(sides(folder, "plain", "greek"), quiet)
     assert [column.bpb for column in found.columns] == [{}, {}]
     assert "Of the text of B, 100.0% was left out for all" in " ".join(found.remarks)
 
 
-def test_tokens_that_forget_what_they_read_have_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_forget_what_they_read_have_no_number(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As those of a tokenizer that makes all letters small."""
-    real = trained.load
+    real = trained_model.load
 
-    def forgetful(run: Path) -> trained.Model:
+    def forgetful(run: Path) -> trained_model.Model:
         model = real(run)
         if run.name == "bytes":
             decode = model.tokenizer.decode
             monkeypatch.setattr(model.tokenizer, "decode", lambda ids: decode(ids).upper())
         return model
 
-    monkeypatch.setattr(trained, "load", forgetful)
-    found = cross.measure(sides(folder, "plain", "bytes"), quiet)
+    monkeypatch.setattr(trained_model, "load", forgetful)
+    found = cross_evaluation.measure(sides(folder, "plain", "bytes"), quiet)
     assert found.columns[0].bpb["B"] is None
     assert found.columns[0].bpb["A"] is not None
     assert "B: its tokens do not give back the text of A, B." in found.remarks
 
 
-def test_the_map_shows_every_number_and_is_darkest_where_it_is_worst(matrix: cross.Cross) -> None:
-    axes = cross.draw(matrix, figures.ON_WHITE).axes[0]
+def test_the_map_shows_every_number_and_is_darkest_where_it_is_worst(
+    matrix: cross_evaluation.Cross,
+) -> None:
+    axes = cross_evaluation.draw(matrix, figures.ON_WHITE).axes[0]
     written = [text.get_text() for text in axes.texts]
-    assert sorted(written) == sorted(value for letter, values in matrix.rows if letter in "ABCD" for value in values)
-    cells = {(round(patch.get_x() + 0.5), round(patch.get_y() + 0.5)): patch.get_alpha() for patch in axes.patches}
+    assert sorted(written) == sorted(
+        value for letter, values in matrix.rows if letter in "ABCD" for value in values
+    )
+    cells = {
+        (round(patch.get_x() + 0.5), round(patch.get_y() + 0.5)): patch.get_alpha()
+        for patch in axes.patches
+    }
     assert len(cells) == 8
     for x, column in enumerate(matrix.columns):
         by_shade = sorted(column.bpb, key=lambda letter: cells[x, "ABCD".index(letter)])
         assert by_shade == sorted(column.bpb, key=lambda letter: column.bpb[letter] or 0)
 
 
-def test_the_command_shows_the_matrix(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_the_matrix(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["compare", str(folder / "plain"), str(folder / "greek"), "--cross", "--json"]
     assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()

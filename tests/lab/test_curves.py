@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glasslm import guard
 from glasslm.errors import InputError
 from glasslm.lab.diagnosis import curves
 from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
 from glasslm.report import figures
+from glasslm.training import guard
 from small_runs import train, write_text
 
 LENGTHS = (50, 200, 1000, 5000)
@@ -32,7 +32,11 @@ def healthy(seed: int, N: int, noise: float = 0.05, power: float = 0.5) -> Curve
 
 
 def lamps(curve: Curve) -> dict[str, str]:
-    return {finding.signal: finding.verdict for finding in curves.findings(curve) if finding.verdict != "ok"}
+    return {
+        finding.signal: finding.verdict
+        for finding in curves.findings(curve)
+        if finding.verdict != "ok"
+    }
 
 
 def with_loss(curve: Curve, change: Callable[[Array], Array]) -> Curve:
@@ -50,7 +54,9 @@ def explodes(curve: Curve, draw: np.random.Generator) -> Curve:
 
 
 def jumps(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: np.where(share(curve) > 0.6, 6 + 0.3 * draw.standard_normal(len(x)), x))
+    return with_loss(
+        curve, lambda x: np.where(share(curve) > 0.6, 6 + 0.3 * draw.standard_normal(len(x)), x)
+    )
 
 
 def explodes_at_the_end(curve: Curve, draw: np.random.Generator) -> Curve:
@@ -58,7 +64,9 @@ def explodes_at_the_end(curve: Curve, draw: np.random.Generator) -> Curve:
 
 
 def explodes_at_the_start(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: np.where(share(curve) > 0.01, 9 + 0.3 * draw.standard_normal(len(x)), x))
+    return with_loss(
+        curve, lambda x: np.where(share(curve) > 0.01, 9 + 0.3 * draw.standard_normal(len(x)), x)
+    )
 
 
 def learns_nothing(curve: Curve, draw: np.random.Generator) -> Curve:
@@ -101,12 +109,21 @@ def has_an_easy_validation(curve: Curve, draw: np.random.Generator) -> Curve:
 
 
 def vanishes(curve: Curve, draw: np.random.Generator) -> Curve:
-    stuck = with_loss(curve, lambda x: 3.3 + 0.9 * np.exp(-20 * share(curve)) + 0.03 * draw.standard_normal(len(x)))
-    return replace(stuck, grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(-12 * share(curve))))
+    stuck = with_loss(
+        curve,
+        lambda x: 3.3 + 0.9 * np.exp(-20 * share(curve)) + 0.03 * draw.standard_normal(len(x)),
+    )
+    return replace(
+        stuck,
+        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(-12 * share(curve))),
+    )
 
 
 def has_growing_gradients(curve: Curve, draw: np.random.Generator) -> Curve:
-    return replace(curve, grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(6 * share(curve))))
+    return replace(
+        curve,
+        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(6 * share(curve))),
+    )
 
 
 ILLNESSES: dict[Illness, tuple[str, str]] = {
@@ -132,7 +149,9 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
 def test_each_illness_lights_its_own_lamp(illness: Illness, N: int) -> None:
     """In at least four of five seeds; the gap between training and validation is part of overfitting."""
     signal, verdict = ILLNESSES[illness]
-    N = max(N, 150) if illness is is_noisy else N  # so much noise on fewer points hides whether anything was learnt
+    N = (
+        max(N, 150) if illness is is_noisy else N
+    )  # so much noise on fewer points hides whether anything was learnt
     N = max(N, 200) if illness is explodes_at_the_start else N  # or nothing comes before it
     lit = [lamps(illness(healthy(seed, N), np.random.default_rng(1000 + seed))) for seed in SEEDS]
     assert sum(found.get(signal) == verdict for found in lit) >= 4, lit
@@ -164,7 +183,9 @@ def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:
     plateau = next(finding for finding in curves.findings(guessing) if finding.signal == "plateau")
     assert "guesses uniformly" in plateau.means
     assert "ln 65 = 4.174" in plateau.seen
-    too_large = replace(with_loss(healthy(0, 300), lambda x: x + 4 * np.exp(-np.arange(300) / 5)), vocab_size=65)
+    too_large = replace(
+        with_loss(healthy(0, 300), lambda x: x + 4 * np.exp(-np.arange(300) / 5)), vocab_size=65
+    )
     assert lamps(too_large)["initial loss"] == "bad"
 
 
@@ -197,7 +218,9 @@ def test_a_spike_is_six_deviations_above_the_128_values_before() -> None:
 
 def test_weights_that_know_their_text_have_little_left_to_learn() -> None:
     """What stands still from the start is ill where it began with nothing, and perhaps not where it did not."""
-    curve = with_loss(healthy(0, 300), lambda x: 0.9 + 0.02 * np.random.default_rng(0).standard_normal(len(x)))
+    curve = with_loss(
+        healthy(0, 300), lambda x: 0.9 + 0.02 * np.random.default_rng(0).standard_normal(len(x))
+    )
     told = [curves.findings(curve, tuned) for tuned in (False, True)]
     verdicts = [[one.verdict for one in of_one if one.verdict != "ok"] for of_one in told]
     assert verdicts == [["bad"], ["watch"]]
@@ -221,7 +244,13 @@ def test_few_points_are_no_reason_to_fail(N: int) -> None:
 
 
 def test_values_beyond_reason_are_no_reason_to_fail() -> None:
-    for values in ([np.nan] * 50, [1e308, -1e308] * 25, [0.0] * 50, [np.inf, 2.0] * 25, [-1.0] * 50):
+    for values in (
+        [np.nan] * 50,
+        [1e308, -1e308] * 25,
+        [0.0] * 50,
+        [np.inf, 2.0] * 25,
+        [-1.0] * 50,
+    ):
         curve = Curve("x", Series(np.arange(50.0), np.array(values)))
         with np.errstate(over="ignore", invalid="ignore"):
             assert curves.findings(curve)
@@ -278,12 +307,21 @@ def test_logs_of_many_makers_read_alike(tmp_path: Path, name: str, text: str) ->
 def test_what_is_no_number_stays_as_that(tmp_path: Path) -> None:
     text = "\ufeffstep,loss,val_loss\n1,4,4\n2,nan,\n3,inf,\n4,,\n5,,3.9\n6,3,\n"
     curve = curves.read(write(tmp_path / "x.csv", text))
-    assert curve.train.steps.tolist() == [1, 2, 3, 4, 6]  # at 5 only the validation loss was written
+    assert curve.train.steps.tolist() == [
+        1,
+        2,
+        3,
+        4,
+        6,
+    ]  # at 5 only the validation loss was written
     assert np.isnan(curve.train.values).tolist() == [False, True, False, True, False]
     assert curve.train.values[2] == np.inf
     assert curve.validation.steps.tolist() == [1, 5]
     null = curves.read(
-        write(tmp_path / "x.jsonl", '{"step": 1, "loss": 4}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+        write(
+            tmp_path / "x.jsonl",
+            '{"step": 1, "loss": 4}\n{"step": 2, "loss": null}\n{"step": 3, "lo',
+        )
     )
     assert np.isnan(null.train.values).tolist() == [False, True]  # the last line is cut short
 
@@ -320,7 +358,14 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, text: str, words: str) -> 
 
 def test_a_real_run_is_healthy(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", sentences=600)
-    train(text, tmp_path / "run", max_steps=150, eval_interval=15, sample_interval=0, checkpoint_interval=75)
+    train(
+        text,
+        tmp_path / "run",
+        max_steps=150,
+        eval_interval=15,
+        sample_interval=0,
+        checkpoint_interval=75,
+    )
     for path in (tmp_path / "run", tmp_path / "run" / "metrics.jsonl"):
         curve = curves.read(path)
         assert len(curve.train) == 150

@@ -15,24 +15,29 @@ import planted
 import pytest
 from planted import SHAPES, Planted, config_of, subject
 
-from glasslm import checkpoint, launch
 from glasslm.cli import main
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.corpora import cache_dir
-from glasslm.engines import Batch
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.batch_sampler import Order
+from glasslm.data.cache import cache_dir
+from glasslm.engines.protocol import Batch
 from glasslm.errors import DamagedError
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnose import Diagnosis
 from glasslm.report.findings import Finding
-from glasslm.tokens import Order
-from small_runs import essence, no_report, quiet, resume, write_text
-from test_training import interrupted_at
+from glasslm.runs import checkpoint
+from glasslm.training import launch
+from small_runs import essence, interrupted_at, no_report, quiet, resume, write_text
 
 ENGINES = ["numpy", "torch"]
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1 else []) for seed in range(1, 6)]
 QUICK = {("numpy", "tiny"), ("numpy", "nanogpt"), ("torch", "capstone")}  # the others are slow
 CLEAN = [
-    pytest.param(engine, shape, seed, marks=[pytest.mark.slow] if seed > 1 or (engine, shape) not in QUICK else [])
+    pytest.param(
+        engine,
+        shape,
+        seed,
+        marks=[pytest.mark.slow] if seed > 1 or (engine, shape) not in QUICK else [],
+    )
     for engine in ENGINES
     for shape in SHAPES
     for seed in range(1, 6)
@@ -68,7 +73,9 @@ def text_in(folder: Path) -> Path:
 
 def times(factor: float, *parts: str) -> Callable[[str, Any], Any]:
     """First weights of which those whose names have one of the parts are scaled."""
-    return lambda name, array: array * np.float32(factor) if any(part in name for part in parts) else array
+    return lambda name, array: (
+        array * np.float32(factor) if any(part in name for part in parts) else array
+    )
 
 
 def shifted(batch: Batch) -> Batch:
@@ -79,7 +86,9 @@ def closed(name: str, array: Any) -> Any:
     return array - np.float32(10) if name.endswith("up.bias") else array
 
 
-def planted_by(shape: str = "tiny", weights: Any = None, doctored: dict[str, Any] | None = None, **flags: Any) -> Any:
+def planted_by(
+    shape: str = "tiny", weights: Any = None, doctored: dict[str, Any] | None = None, **flags: Any
+) -> Any:
     """What plants a fault: (folder, seed) -> subject."""
     return lambda folder, seed: subject(
         folder, config_of(shape, seed=seed, **flags), weights or times(1), **(doctored or {})
@@ -98,11 +107,17 @@ FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
     "init x10": ("initial loss", planted_by(weights=times(10, "embedding", "blocks"))),
     "gains x1000": ("signal through depth", planted_by(weights=times(1e3, "norm"))),
     "gains 0": ("signal through depth", planted_by(weights=times(0, "norm"))),
-    "forgotten by the optimizer": ("update to weight", planted_by(doctored={"engines": planted.Frozen})),
+    "forgotten by the optimizer": (
+        "update to weight",
+        planted_by(doctored={"engines": planted.Frozen}),
+    ),
     "detached": ("gradients by layer", planted_by(doctored={"engines": planted.Detached})),
     "dead relu": ("dead units", planted_by(weights=closed, feedforward="relu", bias=True)),
     "post-norm at depth": ("norm position", planted_by(norm_position="post", n_layers=12)),
-    "q and k x30": ("attention logits", planted_by(weights=times(30, "attention.q.", "attention.k."))),
+    "q and k x30": (
+        "attention logits",
+        planted_by(weights=times(30, "attention.q.", "attention.k.")),
+    ),
     "shifted targets": ("targets", planted_by(doctored={"batches": shifted})),
     "no mask": ("causality", planted_by(doctored={"engines": planted.Leaky})),
 }
@@ -119,7 +134,9 @@ def test_a_fault_in_the_model_lights_its_own_lamp(fault: str, seed: int, folder:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", RATES)
-def test_too_high_a_rate_lights_its_own_lamp_and_a_sound_model_no_other(fault: str, seed: int, folder: Path) -> None:
+def test_too_high_a_rate_lights_its_own_lamp_and_a_sound_model_no_other(
+    fault: str, seed: int, folder: Path
+) -> None:
     made = Diagnosis(fault)
     diagnose.under_load(RATES[fault](folder, seed), made, quiet)
     assert list(lamps(made)) == ["learning rate"]
@@ -135,7 +152,9 @@ def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: 
 
 
 @pytest.mark.parametrize(("engine", "shape", "seed"), CLEAN)
-def test_a_clean_run_lights_no_lamp(engine: str, shape: str, seed: int, folder: Path, tmp_path: Path) -> None:
+def test_a_clean_run_lights_no_lamp(
+    engine: str, shape: str, seed: int, folder: Path, tmp_path: Path
+) -> None:
     require(engine)
     config = config_of(shape, seed=seed, text_file=(str(text_in(folder)),), eval_interval=15, log_interval=2,
                        sample_interval=0, checkpoint_interval=30, max_steps=60)  # fmt: skip
@@ -158,7 +177,9 @@ def test_one_bad_batch_is_a_spike_in_the_history(
         return (inputs, targets) if step != 70 else (inputs * 0 + 3, targets * 0 + 5)
 
     monkeypatch.setattr(Order, "batch", batch)
-    config = config_of(seed=seed, text_file=(str(text_in(folder)),), log_interval=1, sample_interval=0)
+    config = config_of(
+        seed=seed, text_file=(str(text_in(folder)),), log_interval=1, sample_interval=0
+    )
     run_dir = train(config, tmp_path / "run")
     monkeypatch.undo()
     made = Diagnosis("history")
@@ -171,23 +192,36 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
     pytest.importorskip("torch")
     ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
     for made, engine in ((ours, "numpy"), (theirs, "torch")):
-        diagnose.at_rest(subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet)
+        diagnose.at_rest(
+            subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet
+        )
     assert [(one.signal, one.verdict) for one in ours.findings] == [
         (one.signal, one.verdict) for one in theirs.findings
     ]
-    for signal in ("initial loss", "initialisation", "signal through depth"):  # rounded to three digits and more
+    for signal in (
+        "initial loss",
+        "initialisation",
+        "signal through depth",
+    ):  # rounded to three digits and more
         assert [one.seen for one in ours.findings if one.signal == signal] == [
             one.seen for one in theirs.findings if one.signal == signal
         ]
 
 
 def hashes(run_dir: Path) -> dict[str, str]:
-    files = [path for path in run_dir.rglob("*") if path.is_file() and "diagnosis" not in path.parts]
-    return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    files = [
+        path for path in run_dir.rglob("*") if path.is_file() and "diagnosis" not in path.parts
+    ]
+    return {
+        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+    }
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_looking_changes_no_bit_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_changes_no_bit_of_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that is stopped, diagnosed and resumed ends like one that nobody looked at."""
     flags: dict[str, Any] = {"text_file": (str(text_in(folder)),), "max_steps": 20, "checkpoint_interval": 5,
                              "sample_interval": 10, "eval_interval": 5, "log_interval": 1, "dropout": 0.1}  # fmt: skip
@@ -205,7 +239,9 @@ def test_looking_changes_no_bit_of_a_run(folder: Path, tmp_path: Path, monkeypat
 
 def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
     text = write_text(tmp_path / "mine.txt", 300)
-    run_dir = train(config_of(text_file=(str(text),), max_steps=2, sample_interval=0), tmp_path / "run")
+    run_dir = train(
+        config_of(text_file=(str(text),), max_steps=2, sample_interval=0), tmp_path / "run"
+    )
     text.write_text("something else", encoding="utf-8")
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
@@ -214,7 +250,9 @@ def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
-    config = config_of(text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0)
+    config = config_of(
+        text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0
+    )
     run_dir = train(config, tmp_path / "run")
     file = run_dir / "checkpoints" / "000002" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -229,7 +267,9 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
 def test_a_run_under_way_may_remove_what_is_being_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0)
+    config = config_of(
+        text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0
+    )
     found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
     load = checkpoint.load
 
@@ -248,7 +288,9 @@ def test_a_run_under_way_may_remove_what_is_being_read(
         assert "embedding.weight" in dict(state)
 
 
-def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint(
+    folder: Path, tmp_path: Path
+) -> None:
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
     run_dir = train(config, tmp_path / "run")
     held = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
@@ -261,13 +303,20 @@ def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint
 def test_a_run_is_looked_at_as_it_was_computed(folder: Path, tmp_path: Path) -> None:
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
     with no_report():
-        launch.train(config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", say=quiet)
+        launch.train(
+            config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", say=quiet
+        )
     compute = diagnose.of_run(tmp_path / "run", ComputeConfig(), quiet).compute
     assert (compute.engine, compute.precision) == ("numpy", "fp64")
-    assert diagnose.of_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision == "fp32"
+    assert (
+        diagnose.of_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision
+        == "fp32"
+    )
 
 
-def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(folder: Path, tmp_path: Path) -> None:
+def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(
+    folder: Path, tmp_path: Path
+) -> None:
     text = {"text_file": (str(text_in(folder)),), "sample_interval": 0, "log_interval": 1}
     base = train(config_of(max_steps=250, **text), tmp_path / "base")
     again: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 10, "max_steps": 40}
@@ -278,13 +327,21 @@ def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(folder: Path, t
 
 def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> None:
     """Units that were dead at first, and are not any more."""
-    config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0, feedforward="relu", bias=True)
+    config = config_of(
+        text_file=(str(text_in(folder)),),
+        max_steps=2,
+        sample_interval=0,
+        feedforward="relu",
+        bias=True,
+    )
     found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
     first = [(name, closed(name, array)) for name, array in found.first()]
     made = Diagnosis("dead at first")
     diagnose.at_rest(dataclasses.replace(found, first=lambda: first), made, quiet)
     assert lamps(made)["dead units"] == "bad"
-    assert "step 0" in next(finding.seen for finding in made.findings if finding.signal == "dead units")
+    assert "step 0" in next(
+        finding.seen for finding in made.findings if finding.signal == "dead units"
+    )
 
 
 def test_the_table_puts_first_what_is_worst() -> None:

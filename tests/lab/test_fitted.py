@@ -24,7 +24,12 @@ def table(path: Path, noise: float = 0.0, columns: str = "N,D,loss", seed: int =
     rows = []
     for N in SIZES:
         for D in TOKENS:
-            values = {"N": N, "D": D, "C": 6 * N * D, "loss": TRUE.loss(N, D) * math.exp(rng.normal(0, noise))}
+            values = {
+                "N": N,
+                "D": D,
+                "C": 6 * N * D,
+                "loss": TRUE.loss(N, D) * math.exp(rng.normal(0, noise)),
+            }
             values |= {"parameters": N, "flops": values["C"], "val_loss": values["loss"]}
             rows.append(",".join(f"{values[name]:.12g}" for name in columns.split(",")))
     path.write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")
@@ -35,7 +40,10 @@ def table(path: Path, noise: float = 0.0, columns: str = "N,D,loss", seed: int =
 def test_an_exact_law_is_recovered_from_any_of_the_columns(
     columns: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["scale", "--fit", str(table(tmp_path / "runs.csv", columns=columns)), "--json"]) == 0
+    assert (
+        cli.main(["scale", "--fit", str(table(tmp_path / "runs.csv", columns=columns)), "--json"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     for name in ("alpha", "beta", "A", "B", "E"):
         assert found[name]["value"] == pytest.approx(getattr(TRUE, name), rel=1e-4)
@@ -44,12 +52,20 @@ def test_an_exact_law_is_recovered_from_any_of_the_columns(
     assert (found["n"], found["delta"]) == (20, 1e-3)
     for name in ("fit.json", "scaling_curve.png", "isoflop.png", "report.html", "report.md"):
         assert (tmp_path / "scaling" / name).stat().st_size > 100
-    assert json.loads((tmp_path / "scaling" / "fit.json").read_text(encoding="utf-8"))["alpha"] == found["alpha"]
+    assert (
+        json.loads((tmp_path / "scaling" / "fit.json").read_text(encoding="utf-8"))["alpha"]
+        == found["alpha"]
+    )
 
 
-def test_the_report_and_the_plan_follow_from_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_and_the_plan_follow_from_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = table(tmp_path / "runs.csv", noise=0.004)
-    assert cli.main(["scale", "--fit", str(path), "--plan", "1e15", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        cli.main(["scale", "--fit", str(path), "--plan", "1e15", "--out", str(tmp_path / "out")])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "Backtest: from the runs up to" in shown
     assert "20 tokens a parameter" in shown
@@ -58,7 +74,10 @@ def test_the_report_and_the_plan_follow_from_the_runs(tmp_path: Path, capsys: py
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "What the fit leans on" in page
     assert "without N = 1e+05" in page
-    assert cli.main(["scale", "--fit", str(path), "--plan", "1e18", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        cli.main(["scale", "--fit", str(path), "--plan", "1e18", "--out", str(tmp_path / "out")])
+        == 0
+    )
     assert "Extrapolation: 1e+18 FLOPs are" in capsys.readouterr().out
 
 

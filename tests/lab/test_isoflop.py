@@ -25,7 +25,9 @@ def grid(sizes: int, tokens: int, noise: float = 0, seed: int = 0) -> list[Obser
     ]  # fmt: skip
 
 
-def at_equal_compute(computes: Sequence[float], off: float = 1, drift: float = 0, law: Law = LAW) -> list[Observation]:
+def at_equal_compute(
+    computes: Sequence[float], off: float = 1, drift: float = 0, law: Law = LAW
+) -> list[Observation]:
     """Five sizes a budget around off times the optimum, which drifts away with compute."""
     found = []
     for C in computes:
@@ -38,7 +40,8 @@ def at_equal_compute(computes: Sequence[float], off: float = 1, drift: float = 0
 def curves(sizes: int, points: int = 60) -> list[TrainingCurve]:
     D = np.geomspace(2e5, 2e8, points)
     return [
-        TrainingCurve(N, list(6 * N * D), [LAW.loss(N, float(d)) for d in D]) for N in np.geomspace(1e5, 1e7, sizes)
+        TrainingCurve(N, list(6 * N * D), [LAW.loss(N, float(d)) for d in D])
+        for N in np.geomspace(1e5, 1e7, sizes)
     ]
 
 
@@ -58,7 +61,9 @@ def test_the_envelope_finds_the_frontier_of_its_law() -> None:
 def test_the_envelope_bears_noise() -> None:
     rng = np.random.default_rng(0)
     noisy = [
-        TrainingCurve(curve.N, curve.C, list(np.array(curve.loss) * np.exp(0.002 * rng.standard_normal(60))))
+        TrainingCurve(
+            curve.N, curve.C, list(np.array(curve.loss) * np.exp(0.002 * rng.standard_normal(60)))
+        )
         for curve in curves(7)
     ]
     assert isoflop.envelope(noisy).a.value == pytest.approx(LAW.a, abs=0.04)
@@ -76,7 +81,10 @@ def test_a_size_whose_curve_ends_too_soon_is_no_optimum() -> None:
 
 
 def test_several_runs_of_one_size_are_one_curve() -> None:
-    doubled = [*curves(7), *(TrainingCurve(c.N, c.C, list(np.array(c.loss) * 1.1)) for c in curves(7)[::2])]
+    doubled = [
+        *curves(7),
+        *(TrainingCurve(c.N, c.C, list(np.array(c.loss) * 1.1)) for c in curves(7)[::2]),
+    ]
     assert isoflop.envelope(doubled) == isoflop.envelope(curves(7))
 
 
@@ -97,7 +105,12 @@ def test_a_curve_that_is_none_is_refused(C: list[float], loss: list[float]) -> N
 
 
 def test_finished_runs_make_curves() -> None:
-    runs = [Observation(10, 4, 2.0), Observation(10, 8, 1.0), Observation(10, 8, 1.5, seed=1), Observation(20, 4, 2.0)]
+    runs = [
+        Observation(10, 4, 2.0),
+        Observation(10, 8, 1.0),
+        Observation(10, 8, 1.5, seed=1),
+        Observation(20, 4, 2.0),
+    ]
     assert isoflop.curves_of(runs) == [TrainingCurve(10, [240, 480], [2.0, 1.25])]
 
 
@@ -112,7 +125,10 @@ def test_centred_sizes_give_the_exponent_without_bias() -> None:
     assert frontier.a.value == pytest.approx(LAW.a, abs=1e-4)
     assert frontier.N_opt(1e13) == pytest.approx(LAW.N_opt(1e13), rel=0.1)
     assert not frontier.warnings
-    assert all(p.curvature > 0 and p.lowest == pytest.approx(LAW.optimal_loss(p.C), rel=0.01) for p in found)
+    assert all(
+        p.curvature > 0 and p.lowest == pytest.approx(LAW.optimal_loss(p.C), rel=0.01)
+        for p in found
+    )
 
 
 def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() -> None:
@@ -141,7 +157,9 @@ def test_minima_outside_the_sizes_are_left_out() -> None:
     computes = [1e12, 1e13, 1e14]
     outside = isoflop.parabolas(at_equal_compute([1e15], off=9))
     assert [p.verdict for p in outside] == ["outside the grid"]
-    upside_down = isoflop.parabolas([Observation(N, 1e16 / 6 / N, 3 - math.log(N / 2e6) ** 2) for N in (1e6, 2e6, 4e6)])
+    upside_down = isoflop.parabolas(
+        [Observation(N, 1e16 / 6 / N, 3 - math.log(N / 2e6) ** 2) for N in (1e6, 2e6, 4e6)]
+    )
     assert [p.verdict for p in upside_down] == ["no minimum"]
     good = isoflop.parabolas(at_equal_compute(computes))
     frontier = isoflop.isoflop([*good, *outside, *upside_down])
@@ -237,7 +255,9 @@ def test_a_floor_s_interval_is_that_of_scipy_s_curve_fit() -> None:
     rng = np.random.default_rng(1)
     N = np.geomspace(1e5, 1e7, 12)
     L = (1.2 + 60 * N**-0.34) * np.exp(0.003 * rng.standard_normal(12))
-    found = isoflop.size_law([Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)], floor=True)
+    found = isoflop.size_law(
+        [Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)], floor=True
+    )
     best, covariance = curve_fit(
         lambda n, e, k, alpha: np.log(e + k * (n / 1e6) ** -alpha), N, np.log(L), p0=(1, 0.5, 0.3)
     )

@@ -18,22 +18,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import cli, tokens
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.corpora import find
+from glasslm import cli
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data import shards
+from glasslm.data.shards import Dataset
+from glasslm.data.sources.corpora import find
 from glasslm.errors import InputError
-from glasslm.estimate import flops_per_token
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.law import Law, Observation
 from glasslm.lab.scaling.table import read
-from glasslm.lab.study import ladder, scaling, scaling_report
-from glasslm.lab.study.ladder import COMPUTES, GROWTH, SIZES, Ladder, compute_of, size_of, tokens_of
-from glasslm.lab.study.results import Row
-from glasslm.lab.study.scaling import Study
-from glasslm.lab.study.sweep import Ended, Runner, Trial
-from glasslm.pace import Pace
-from glasslm.runs import Run
-from glasslm.tokens import Dataset
+from glasslm.lab.studies import ladder, scaling_report, scaling_study
+from glasslm.lab.studies.ladder import (
+    COMPUTES,
+    GROWTH,
+    SIZES,
+    Ladder,
+    compute_of,
+    size_of,
+    tokens_of,
+)
+from glasslm.lab.studies.scaling_study import Study
+from glasslm.lab.studies.sweep import Ended, Runner, Trial
+from glasslm.lab.studies.trial_results import Row
+from glasslm.model.flops import flops_per_token
+from glasslm.runs.run_folder import Run
+from glasslm.training.step_timer import Pace
 from small_runs import small, write_text
 
 TRUE = Law(alpha=0.36, beta=0.31, A=35.0, B=55.0, E=1.1)
@@ -49,7 +58,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(text: Path) -> Dataset:
     data = small(text).data
-    return tokens.prepare(data, find(data, lambda message: None), lambda message: None)
+    return shards.prepare(data, find(data, lambda message: None), lambda message: None)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +67,18 @@ def V(dataset: Dataset) -> int:
 
 
 def base(text: Path, **flags: Any) -> RunConfig:
-    return small(text, **{"d_model": 128, "n_heads": 4, "n_layers": 4, "block_size": 64} | flags).resolved()
+    return small(
+        text, **{"d_model": 128, "n_heads": 4, "n_layers": 4, "block_size": 64} | flags
+    ).resolved()
 
 
 # -- the design -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("largest_C", [3e11, 2e13, 1e16])
-def test_sizes_share_each_compute_and_move_on_with_it(largest_C: float, text: Path, dataset: Dataset) -> None:
+def test_sizes_share_each_compute_and_move_on_with_it(
+    largest_C: float, text: Path, dataset: Dataset
+) -> None:
     made = ladder.built(base(text), largest_C, dataset, COMPUTE)
     V = made.vocab_size
     assert [len(rung) for rung in made.rungs] == [SIZES] * COMPUTES
@@ -86,7 +99,9 @@ def test_sizes_share_each_compute_and_move_on_with_it(largest_C: float, text: Pa
     assert len(isoflop.parabolas(observations)) == COMPUTES
 
 
-def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(text: Path, dataset: Dataset) -> None:
+def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(
+    text: Path, dataset: Dataset
+) -> None:
     made = ladder.built(base(text, warmup_steps=50), 2e13, dataset, COMPUTE)
     for config in made.cells:
         c = config.model
@@ -98,7 +113,9 @@ def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(text: Pat
         assert config.optimizer.schedule == "cosine"
 
 
-def test_portions_are_halved_until_the_shortest_run_has_steps_enough(text: Path, dataset: Dataset) -> None:
+def test_portions_are_halved_until_the_shortest_run_has_steps_enough(
+    text: Path, dataset: Dataset
+) -> None:
     large = ladder.built(base(text, batch_size=64), 3e11, dataset, COMPUTE)
     assert large.base.train.batch_size < 64
     assert min(config.train.max_steps for config in large.cells) >= ladder.FEWEST_STEPS
@@ -109,9 +126,16 @@ def test_portions_are_halved_until_the_shortest_run_has_steps_enough(text: Path,
 def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: float) -> None:
     def pace(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> Pace:
         """A core of 20 GFLOP/s, with a millisecond a step besides; several make one run faster by the gain."""
-        flops = flops_per_token(config.model, dataset.tokenizer.vocab_size) * config.model.block_size
+        flops = (
+            flops_per_token(config.model, dataset.tokenizer.vocab_size) * config.model.block_size
+        )
         per_second = 20e9 * (1.0 if compute.threads == 1 else gain)
-        return Pace(config.train.batch_size * flops / per_second + 1e-3 / gain, flops / 3 / per_second, 0.0, 0.0)
+        return Pace(
+            config.train.batch_size * flops / per_second + 1e-3 / gain,
+            flops / 3 / per_second,
+            0.0,
+            0.0,
+        )
 
     def seconds(made: Ladder) -> float:
         """Two at once, and the last one alone."""
@@ -126,15 +150,18 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "measured", pace)
         data = small(text).data
-        dataset = tokens.prepare(data, find(data, lambda message: None), lambda message: None)
+        dataset = shards.prepare(data, find(data, lambda message: None), lambda message: None)
         hour, day = (
-            ladder.plan(base(text), budget, RUNNER, tmp_path / budget, said.append) for budget in ("1h", "24h")
+            ladder.plan(base(text), budget, RUNNER, tmp_path / budget, said.append)
+            for budget in ("1h", "24h")
         )
         assert 0.5 * 3600 < seconds(hour) < 3600
         assert 0.7 * 86400 < seconds(day) < 86400
         assert day.largest_C > 15 * hour.largest_C
         assert "2 runs at once" in said[-1]
-        patch.setattr(ladder, "measured", lambda *arguments: Pace(1.0, 1.0, 1.0, 1.0))  # by now another machine
+        patch.setattr(
+            ladder, "measured", lambda *arguments: Pace(1.0, 1.0, 1.0, 1.0)
+        )  # by now another machine
         again = ladder.plan(base(text), "1h", RUNNER, tmp_path / "1h", said.append)
         assert again == hour
         with pytest.raises(InputError, match="other settings"):
@@ -148,10 +175,14 @@ def test_a_budget_in_flops_is_what_is_spent(text: Path, tmp_path: Path) -> None:
     V = made.vocab_size
     spent = sum(compute_of(config, V) for config in made.cells)
     spent += sum(compute_of(rung[SIZES // 2], V) for rung in made.rungs)
-    assert spent + compute_of(ladder.beyond(made, made.sizes[4]), V) == pytest.approx(1e13, rel=0.02)
+    assert spent + compute_of(ladder.beyond(made, made.sizes[4]), V) == pytest.approx(
+        1e13, rel=0.02
+    )
 
 
-def test_the_run_beyond_has_four_times_the_compute_wherever_the_law_wants_it(text: Path, dataset: Dataset) -> None:
+def test_the_run_beyond_has_four_times_the_compute_wherever_the_law_wants_it(
+    text: Path, dataset: Dataset
+) -> None:
     made = ladder.built(base(text), 2e13, dataset, COMPUTE)
     for wanted in (1.0, made.sizes[-1], 1e12):
         config = ladder.beyond(made, wanted)
@@ -175,7 +206,7 @@ def test_the_best_rate_is_the_parabolas_and_stays_within_what_was_tried() -> Non
         ([(0.003, 2.0), (0.01, 2.1), (0.03, 2.1)], 0.003, True),  # no minimum
         ([(0.003, None), (0.01, None), (0.03, None)], 0.003, True),
     ):
-        assert scaling.best_rate(pairs) == (pytest.approx(best), at_edge)
+        assert scaling_study.best_rate(pairs) == (pytest.approx(best), at_edge)
 
 
 # -- a whole study, of runs that a law stands for ---------------------------------------------------------------------
@@ -187,8 +218,8 @@ class Standing:
     def __init__(self, V: int, noise: float, patch: pytest.MonkeyPatch, lost: str = "-") -> None:
         self.V, self.noise, self.lost, self.trained = V, noise, lost, list[str]()
         self.by_path: dict[Path, RunConfig] = {}
-        patch.setattr(scaling, "row", self.row)
-        patch.setattr(scaling.sweep, "run_all", self.run_all)
+        patch.setattr(scaling_study, "row", self.row)
+        patch.setattr(scaling_study.sweep, "run_all", self.run_all)
 
     def run_all(self, folder: Path, trials: list[Trial], *_: Any, **__: Any) -> dict[str, Ended]:
         for trial in trials:
@@ -196,7 +227,9 @@ class Standing:
                 assert (folder / "prediction.json").exists()
             self.trained.append(trial.name)
             self.by_path[folder / "runs" / trial.name] = trial.config
-        return {trial.name: Ended("finished", Run(folder / "runs" / trial.name)) for trial in trials}
+        return {
+            trial.name: Ended("finished", Run(folder / "runs" / trial.name)) for trial in trials
+        }
 
     def row(self, seed: int, ended: Ended) -> Row:
         config = self.by_path[ended.run.path]
@@ -204,29 +237,37 @@ class Standing:
             return Row(seed, "failed", None, None, None, 0.0, None, None, "", ended.run)
         rate = 0.012 * (size_of(config, self.V) / 1e5) ** -0.25
         rng = np.random.default_rng([seed % 2**32, size_of(config, self.V), config.train.max_steps])
-        loss: float | None = TRUE.loss(size_of(config, self.V), tokens_of(config)) * math.exp(rng.normal(0, self.noise))
+        loss: float | None = TRUE.loss(size_of(config, self.V), tokens_of(config)) * math.exp(
+            rng.normal(0, self.noise)
+        )
         if config.train.seed > 10_000:  # a tuning run
             loss = 3 + 0.05 * math.log(config.optimizer.lr / rate) ** 2
         if ended.run.path.name.startswith(self.lost):
             loss = None
         vars(ended.run)["config"] = config
-        return Row(seed, "finished" if loss else "diverged", loss, loss, loss, 1.0, 1.0, 1, "", ended.run)
+        return Row(
+            seed, "finished" if loss else "diverged", loss, loss, loss, 1.0, 1.0, 1, "", ended.run
+        )
 
 
 @pytest.fixture(scope="module")
-def exact(text: Path, V: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Standing, Path]:
+def exact(
+    text: Path, V: int, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Study, Standing, Path]:
     """A study whose runs follow the law without noise."""
     folder = tmp_path_factory.mktemp("exact")
     with pytest.MonkeyPatch.context() as patch:
         standing = Standing(V, 0.0, patch)
         return (
-            scaling.study(base(text), "1e14", RUNNER, folder, lambda message: None),
+            scaling_study.study(base(text), "1e14", RUNNER, folder, lambda message: None),
             standing,
             folder,
         )
 
 
-def test_an_exact_law_is_found_and_what_lies_beyond_predicted(exact: tuple[Study, Standing, Path]) -> None:
+def test_an_exact_law_is_found_and_what_lies_beyond_predicted(
+    exact: tuple[Study, Standing, Path],
+) -> None:
     study, standing, folder = exact
     fit, beyond = study.found.boot.fit, study.found.beyond
     for name in ("alpha", "beta", "A", "B", "E"):
@@ -250,7 +291,9 @@ def test_an_exact_law_is_found_and_what_lies_beyond_predicted(exact: tuple[Study
     assert not lost
     assert json.loads((folder / "fit.json").read_text(encoding="utf-8"))["beyond"]["inside"] is True
     written = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
-    assert written["loss"]["value"] == pytest.approx(TRUE.loss(written["N"], written["D"]), rel=1e-5)
+    assert written["loss"]["value"] == pytest.approx(
+        TRUE.loss(written["N"], written["D"]), rel=1e-5
+    )
 
 
 def test_what_was_predicted_stands_whatever_came_of_it(
@@ -259,20 +302,26 @@ def test_what_was_predicted_stands_whatever_came_of_it(
     study = exact[0]
     held = study.prediction | {"loss": {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}}
     (tmp_path / "prediction.json").write_text(json.dumps(held), encoding="utf-8")
-    assert scaling.predict(study.ladder, study.found.boot, study.rule, tmp_path) == held
+    assert scaling_study.predict(study.ladder, study.found.boot, study.rule, tmp_path) == held
     with pytest.MonkeyPatch.context() as patch:
         standing = Standing(V, 0.0, patch)
-        found = scaling.check(held, lambda trials: standing.run_all(tmp_path, trials))
+        found = scaling_study.check(held, lambda trials: standing.run_all(tmp_path, trials))
     assert found is not None
     assert not found.inside
-    missed = dataclasses.replace(study, found=dataclasses.replace(study.found, beyond=found), prediction=held)
-    assert "outside its 95% interval" in scaling_report.write(tmp_path, missed).read_text(encoding="utf-8")
+    missed = dataclasses.replace(
+        study, found=dataclasses.replace(study.found, beyond=found), prediction=held
+    )
+    assert "outside its 95% interval" in scaling_report.write(tmp_path, missed).read_text(
+        encoding="utf-8"
+    )
 
 
-def test_diverged_runs_are_told_and_left_out_and_so_is_repeated_text(text: Path, tmp_path: Path, V: int) -> None:
+def test_diverged_runs_are_told_and_left_out_and_so_is_repeated_text(
+    text: Path, tmp_path: Path, V: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Standing(V, 0.001, patch, lost="c0-")
-        study = scaling.study(base(text), "1e14", RUNNER, tmp_path, lambda message: None)
+        study = scaling_study.study(base(text), "1e14", RUNNER, tmp_path, lambda message: None)
     assert len(study.found.runs) == (COMPUTES - 1) * (SIZES + 1)
     assert sum("diverged" in line for line in study.found.why) == SIZES + 1
     scaling_report.write(tmp_path, study)
@@ -289,14 +338,18 @@ def test_without_a_run_that_failed_nothing_is_decided(text: Path, tmp_path: Path
             standing = Standing(V, 0.001, patch)
             real = standing.run_all
 
-            def failing(folder: Path, trials: list[Trial], *_: Any, real: Any = real, lost: str = lost) -> Any:
+            def failing(
+                folder: Path, trials: list[Trial], *_: Any, real: Any = real, lost: str = lost
+            ) -> Any:
                 found = real(folder, trials)
                 name = next((name for name in found if name.startswith(lost)), None)
-                return found | ({name: Ended("failed", found[name].run, "the disk was full")} if name else {})
+                return found | (
+                    {name: Ended("failed", found[name].run, "the disk was full")} if name else {}
+                )
 
-            patch.setattr(scaling.sweep, "run_all", failing)
+            patch.setattr(scaling_study.sweep, "run_all", failing)
             with pytest.raises(InputError, match="the disk was full"):
-                scaling.study(base(text), "1e14", RUNNER, folder, lambda message: None)
+                scaling_study.study(base(text), "1e14", RUNNER, folder, lambda message: None)
         assert not (folder / "prediction.json").exists()
 
 

@@ -15,9 +15,11 @@ torch = pytest.importorskip("torch")
 from test_check import HANDFUL, USED_BY, plant  # noqa: E402 - need PyTorch
 
 import small_runs  # noqa: E402
-from glasslm import corpora, files, tokens  # noqa: E402
+from glasslm import files  # noqa: E402
 from glasslm.cli import check as command  # noqa: E402
-from glasslm.config import DataConfig, ModelConfig, RunConfig  # noqa: E402
+from glasslm.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
+from glasslm.data import shards  # noqa: E402
+from glasslm.data.sources import corpora  # noqa: E402
 from glasslm.engines.dropout import row_keys  # noqa: E402
 from glasslm.engines.numpy import engine as numpy_engine  # noqa: E402
 from glasslm.engines.numpy import inference, model  # noqa: E402
@@ -25,11 +27,11 @@ from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
 from glasslm.engines.numpy.engine import NumpyEngine  # noqa: E402
 from glasslm.engines.torch import layers  # noqa: E402
 from glasslm.engines.torch import optimizer as torch_optimizer  # noqa: E402
-from glasslm.engines.torch.attention import KeyValueCache  # noqa: E402
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
-from glasslm.lab.proofs import check, differences, overlay, parity  # noqa: E402
-from glasslm.lab.proofs.check import small_model  # noqa: E402
-from glasslm.lab.proofs.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
+from glasslm.engines.torch.kv_cache import KeyValueCache  # noqa: E402
+from glasslm.lab.checks import finite_differences, gradient_check, overlay, overlay_figure, parity  # noqa: E402
+from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
+from glasslm.lab.checks.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
 from glasslm.report import figures  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -48,21 +50,29 @@ def of(precision: parity.Exactness = "fp64", **switches: Any) -> Parity:
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-@pytest.mark.parametrize("config", HANDFUL, ids=lambda config: f"{config.feedforward} {config.position}")
+@pytest.mark.parametrize(
+    "config", HANDFUL, ids=lambda config: f"{config.feedforward} {config.position}"
+)
 def test_the_engines_agree(config: ModelConfig, precision: parity.Exactness) -> None:
-    found = check_model("handful", dataclasses.replace(config, d_model=32, block_size=12), precision)
+    found = check_model(
+        "handful", dataclasses.replace(config, d_model=32, block_size=12), precision
+    )
     assert found.wrong == [], found
-    assert all(getattr(found, column).error > 0 for column in COLUMNS), "rounding differs: something was compared"
+    assert all(getattr(found, column).error > 0 for column in COLUMNS), (
+        "rounding differs: something was compared"
+    )
 
 
 def test_every_switch_and_the_random_combinations_have_a_row(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(parity, "check_model", lambda case, config, precision, seed: (case, config, precision))
+    monkeypatch.setattr(
+        parity, "check_model", lambda case, config, precision, seed: (case, config, precision)
+    )
     rows: list[Any] = list(parity.check_models("fp64", 7))
-    cases = [*check.single_switches(), *check.combinations(7, 0)]
+    cases = [*gradient_check.single_switches(), *gradient_check.combinations(7, 0)]
     assert [row[0] for row in rows] == [case for case, _ in cases]
     for (_, config, _), (_, small) in zip(rows, cases):
-        assert {field: getattr(config, field) for field in check.SWITCHES} == {
-            field: getattr(small, field) for field in check.SWITCHES
+        assert {field: getattr(config, field) for field in gradient_check.SWITCHES} == {
+            field: getattr(small, field) for field in gradient_check.SWITCHES
         }
 
 
@@ -80,7 +90,9 @@ def test_a_turned_sign_in_any_op_is_found(name: str, monkeypatch: Patch) -> None
     plant(monkeypatch, name)
     found = of(**USED_BY[name])
     in_steps_alone = name in ("smoothing", "z_loss")  # of one of the optimizers
-    assert found.wrong == ["gradients", "steps"][in_steps_alone:]  # a forward pass has no sign to turn
+    assert (
+        found.wrong == ["gradients", "steps"][in_steps_alone:]
+    )  # a forward pass has no sign to turn
     assert in_steps_alone or found.gradients.error > 0.1
 
 
@@ -102,14 +114,18 @@ def test_the_weight_is_named_whose_gradient_is_wrong(
 
 
 def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
-    cases = [case for case in check.single_switches() if case[0].startswith("feedforward ")]
-    monkeypatch.setattr(check, "single_switches", lambda: cases)
+    cases = [
+        case for case in gradient_check.single_switches() if case[0].startswith("feedforward ")
+    ]
+    monkeypatch.setattr(gradient_check, "single_switches", lambda: cases)
     plant(monkeypatch, "relu2")
     assert [row.case for row in parity.check_models("fp64") if row.wrong] == ["feedforward relu2"]
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_a_constant_that_no_finite_difference_can_see_is_found(precision: parity.Exactness, monkeypatch: Patch) -> None:
+def test_a_constant_that_no_finite_difference_can_see_is_found(
+    precision: parity.Exactness, monkeypatch: Patch
+) -> None:
     """The gradients are right, but those of another model. In float32 where it is not smaller than rounding."""
     factor = 1.001 if precision == "fp64" else 100
     monkeypatch.setattr(model, "STD", model.STD * factor)
@@ -117,14 +133,18 @@ def test_a_constant_that_no_finite_difference_can_see_is_found(precision: parity
     assert of(precision).wrong == []
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("rmsnorm", layers.RMSNorm), ("layernorm", layers.LayerNorm)])
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("rmsnorm", layers.RMSNorm), ("layernorm", layers.LayerNorm)]
+)
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_another_epsilon_of_a_norm_is_found(
     precision: parity.Exactness, norm: str, kind: Any, monkeypatch: Patch
 ) -> None:
     right = kind.__init__
     factor = 1.001 if precision == "fp64" else 100
-    monkeypatch.setattr(kind, "__init__", lambda self, width, eps, *more: right(self, width, factor * eps, *more))
+    monkeypatch.setattr(
+        kind, "__init__", lambda self, width, eps, *more: right(self, width, factor * eps, *more)
+    )
     assert of(precision, norm=norm).wrong == ["gradients", "steps", "logits"]
 
 
@@ -138,10 +158,14 @@ def test_another_dropout_key_is_found(monkeypatch: Patch) -> None:
 
 
 def test_a_dropout_key_that_forgets_the_step_or_the_row_is_found(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, 0, rows, site))
+    monkeypatch.setattr(
+        numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, 0, rows, site)
+    )
     assert of(dropout=0.3).wrong == ["steps"]  # the gradients are those of step 0
     monkeypatch.setattr(
-        numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, step, np.arange(len(rows)), site)
+        numpy_engine,
+        "row_keys",
+        lambda seed, step, rows, site: row_keys(seed, step, np.arange(len(rows)), site),
     )
     assert "gradients" in of(dropout=0.3).wrong
 
@@ -150,7 +174,9 @@ def test_a_dropout_key_that_forgets_the_step_or_the_row_is_found(monkeypatch: Pa
 
 
 def test_a_wrong_activation_in_pytorch_is_found(monkeypatch: Patch) -> None:
-    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", torch.nn.functional.gelu)  # the exact form, without tanh
+    monkeypatch.setitem(
+        layers.ACTIVATIONS, "gelu", torch.nn.functional.gelu
+    )  # the exact form, without tanh
     assert of(feedforward="gelu").wrong == list(COLUMNS)
     assert of(feedforward="geglu").wrong == []
 
@@ -248,7 +274,9 @@ def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypa
 def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
     """A single token has a way of its own through NumPy's cache."""
     right = inference._rms
-    monkeypatch.setattr(inference, "_rms", lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1))
+    monkeypatch.setattr(
+        inference, "_rms", lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1)
+    )
     found = of()
     assert found.wrong == ["logits"]
     assert found.logits.where.startswith("one row, ")
@@ -257,7 +285,9 @@ def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
 def test_an_error_that_both_caches_share_is_found(monkeypatch: Patch) -> None:
     for engine in (NumpyEngine, TorchEngine):
         right = engine.logits
-        monkeypatch.setattr(engine, "logits", lambda *given, right=right, **more: 1.001 * right(*given, **more))
+        monkeypatch.setattr(
+            engine, "logits", lambda *given, right=right, **more: 1.001 * right(*given, **more)
+        )
     found = of()
     assert found.wrong == ["logits"]
     assert found.logits.where.endswith("with cache against without")
@@ -271,7 +301,9 @@ def test_a_row_that_is_cleared_badly_is_found(monkeypatch: Patch) -> None:
 
     right = TorchEngine.new_cache
     monkeypatch.setattr(KeyValueCache, "clear", clear)
-    monkeypatch.setattr(TorchEngine, "new_cache", lambda self, rows, capacity: right(self, rows, capacity + 1))
+    monkeypatch.setattr(
+        TorchEngine, "new_cache", lambda self, rows, capacity: right(self, rows, capacity + 1)
+    )
     found = of()
     assert found.wrong == ["logits"]
     assert found.logits.where.startswith("a row read again, ")
@@ -282,7 +314,9 @@ def test_a_row_that_is_cleared_badly_is_found(monkeypatch: Patch) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("engine", [NumpyEngine, TorchEngine])
-def test_a_gradient_that_is_no_number_is_found_and_named(engine: Any, value: float, monkeypatch: Patch) -> None:
+def test_a_gradient_that_is_no_number_is_found_and_named(
+    engine: Any, value: float, monkeypatch: Patch
+) -> None:
     right, name = engine.gradients, "blocks.1.attention.k.weight"
 
     def gradients(*given: Any) -> dict[str, Array]:
@@ -297,13 +331,19 @@ def test_a_gradient_that_is_no_number_is_found_and_named(engine: Any, value: flo
     assert math.isnan(found.gradients.error)
 
 
-def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(monkeypatch: Patch) -> None:
+def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(
+    monkeypatch: Patch,
+) -> None:
     """Where both are NaN they are not equal."""
     nothing = {"cross_entropy": math.nan}
     for engine in (NumpyEngine, TorchEngine):
         accumulate, logits = engine.accumulate, engine.logits
-        monkeypatch.setattr(engine, "accumulate", lambda *given, right=accumulate: right(*given)._replace(**nothing))
-        monkeypatch.setattr(engine, "logits", lambda *given, right=logits, **more: right(*given, **more) * math.nan)
+        monkeypatch.setattr(
+            engine, "accumulate", lambda *given, right=accumulate: right(*given)._replace(**nothing)
+        )
+        monkeypatch.setattr(
+            engine, "logits", lambda *given, right=logits, **more: right(*given, **more) * math.nan
+        )
     found = of()
     assert found.wrong == ["steps", "logits"]
     assert found.steps.where == "adamw, loss of step 1"
@@ -316,8 +356,16 @@ def test_the_largest_error_is_a_nan_wherever_it_stands() -> None:
 
 
 def test_errors_are_relative_to_the_tensor_but_not_below_the_floor() -> None:
-    a = {"large": np.array([100.0, -1.0]), "small": np.array([0.001, 0.0]), "middle": np.array([2.0, -4.0])}
-    b = {"large": np.array([100.0, -2.0]), "small": np.array([0.002, 0.0]), "middle": np.array([2.0, -4.5])}
+    a = {
+        "large": np.array([100.0, -1.0]),
+        "small": np.array([0.001, 0.0]),
+        "middle": np.array([2.0, -4.0]),
+    }
+    b = {
+        "large": np.array([100.0, -2.0]),
+        "small": np.array([0.002, 0.0]),
+        "middle": np.array([2.0, -4.5]),
+    }
     found = {worst.where: worst.error for worst in parity.differences(a, b)}
     assert found == pytest.approx({"large": 0.01, "small": 0.001 / 0.1, "middle": 0.5 / 4.5})
     nothing = {"w": np.zeros(3)}
@@ -333,9 +381,9 @@ def text(tmp_path: Path) -> Path:
     return small_runs.write_text(tmp_path / "text.txt")
 
 
-def dataset_of(text: Path) -> tokens.Dataset:
+def dataset_of(text: Path) -> shards.Dataset:
     data = DataConfig(text_file=(str(text),))
-    return tokens.prepare(data, corpora.find(data, small_runs.quiet), small_runs.quiet)
+    return shards.prepare(data, corpora.find(data, small_runs.quiet), small_runs.quiet)
 
 
 def brief(steps: int = 4) -> RunConfig:
@@ -353,7 +401,12 @@ def test_the_losses_of_both_engines_stay_together_and_fall(text: Path) -> None:
 
 def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
     config = brief()
-    flags = {**vars(config.model), **vars(config.train), **vars(config.optimizer), "log_interval": 1}
+    flags = {
+        **vars(config.model),
+        **vars(config.train),
+        **vars(config.optimizer),
+        "log_interval": 1,
+    }
     small_runs.train(text, tmp_path / "run", **flags)
     logged = [line["loss"] for line in small_runs.logged(tmp_path / "run", "step")]
     assert logged == [point.losses["fp32"][0] for point in overlay.curves(dataset_of(text), config)]
@@ -361,7 +414,11 @@ def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
 
 def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
-    assert [point.wrong for point in overlay.curves(dataset_of(text), brief(3))] == [False, True, True]
+    assert [point.wrong for point in overlay.curves(dataset_of(text), brief(3))] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_loss_that_is_no_number_is_wrong() -> None:
@@ -369,21 +426,31 @@ def test_a_loss_that_is_no_number_is_wrong() -> None:
     assert not overlay.Point(1, {"fp32": good, "fp64": good}).wrong
     assert overlay.Point(1, {"fp32": good, "fp64": bad}).wrong
     assert overlay.Point(1, {"fp32": bad, "fp64": good}).wrong
-    assert overlay.Point(1, {"fp32": (2.0, 2.001), "fp64": good}).apart("fp32") == pytest.approx(5e-4)
+    assert overlay.Point(1, {"fp32": (2.0, 2.001), "fp64": good}).apart("fp32") == pytest.approx(
+        5e-4
+    )
 
 
 def test_the_figure_shows_both_losses_and_their_differences() -> None:
-    losses = [((4.0, 4.0 + 4e-6), (4.0, 4.0)), ((3.0, 3.0), (3.0, 3.0 + 3e-15)), ((math.nan, 2.0), (2.0, 2.0))]
+    losses = [
+        ((4.0, 4.0 + 4e-6), (4.0, 4.0)),
+        ((3.0, 3.0), (3.0, 3.0 + 3e-15)),
+        ((math.nan, 2.0), (2.0, 2.0)),
+    ]
     points = [overlay.Point(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)]
-    curves, gaps = figures.overlay(points, TOLERANCE, "shakespeare", figures.ON_WHITE).axes
+    curves, gaps = overlay_figure.overlay(points, TOLERANCE, "shakespeare", figures.ON_WHITE).axes
     by_hand, by_autograd = (np.array(line.get_ydata(), float) for line in curves.lines)
     np.testing.assert_array_equal(by_hand, [4, 3, np.nan])
     np.testing.assert_array_equal(by_autograd, [4.000004, 3, 2])
     assert curves.lines[0].get_linestyle() != curves.lines[1].get_linestyle()
     assert "nats" in curves.get_ylabel()
     drawn = {line.get_label(): np.array(line.get_ydata(), float) for line in gaps.lines}
-    np.testing.assert_allclose(drawn["float32 (nothing in 1 of 3 steps)"], [1e-6, np.nan, np.nan], rtol=1e-6)
-    np.testing.assert_allclose(drawn["float64 (nothing in 2 of 3 steps)"], [np.nan, 1e-15, np.nan], rtol=0.2)
+    np.testing.assert_allclose(
+        drawn["float32 (nothing in 1 of 3 steps)"], [1e-6, np.nan, np.nan], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        drawn["float64 (nothing in 2 of 3 steps)"], [np.nan, 1e-15, np.nan], rtol=0.2
+    )
     assert gaps.get_yscale() == "log"
     assert (gaps.get_xlabel(), gaps.get_ylabel()) == ("step", "share of the loss")
 
@@ -394,17 +461,21 @@ def test_the_figure_shows_both_losses_and_their_differences() -> None:
 @pytest.fixture
 def short(text: Path, monkeypatch: Patch) -> None:
     """No op, one switch, three steps on a small text."""
-    finding = differences.Finding("an op", 1e-9, "x[0]", 3, 0)
-    monkeypatch.setattr(check, "check_ops", lambda seed: iter([finding]))
-    monkeypatch.setattr(check, "check_models", lambda combinations, seed: iter([]))
-    monkeypatch.setattr(check, "single_switches", lambda: [("the smallest", small_model())])
+    finding = finite_differences.Finding("an op", 1e-9, "x[0]", 3, 0)
+    monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter([finding]))
+    monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
+    monkeypatch.setattr(
+        gradient_check, "single_switches", lambda: [("the smallest", small_model())]
+    )
     source, recipe = corpora.find(DataConfig(text_file=(str(text),)), small_runs.quiet), brief(3)
     monkeypatch.setattr(corpora, "find", lambda data, say: source)
     monkeypatch.setattr(overlay, "recipe", lambda seed: recipe)
 
 
 @pytest.mark.usefixtures("short")
-def test_the_command_tells_every_row_and_draws_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_every_row_and_draws_the_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figure = tmp_path / "parity.png"
     assert command.main(["--combinations", "2", "--figure", str(figure), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -415,38 +486,60 @@ def test_the_command_tells_every_row_and_draws_the_figure(tmp_path: Path, capsys
     for precision, tolerance in {"fp64": 1e-10, "fp32": 1e-4}.items():
         assert parities["tolerance"][precision] == tolerance
         assert set(parities["largest_error"][precision]) == set(COLUMNS)
-        assert all(0 < error <= tolerance for error in parities["largest_error"][precision].values())
+        assert all(
+            0 < error <= tolerance for error in parities["largest_error"][precision].values()
+        )
     assert (parities["curves"]["text"], parities["curves"]["steps"]) == ("text", 3)
     assert err.count("  the smallest\n") == 2
-    for heading in ("float64, at most 1e-10", "float32, at most 0.0001", "gradients", "10 steps", "logits"):
+    for heading in (
+        "float64, at most 1e-10",
+        "float32, at most 0.0001",
+        "gradients",
+        "10 steps",
+        "logits",
+    ):
         assert heading in err
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("short")
-def test_the_command_fails_and_says_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> None:
+def test_the_command_fails_and_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
     monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
     assert command.main(["--combinations", "0", "--json"]) == 1
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert not facts["passed"]
-    assert facts["wrong"] == ["the smallest, float64 steps", "the losses of step 2", "the losses of step 3"]
+    assert facts["wrong"] == [
+        "the smallest, float64 steps",
+        "the losses of step 2",
+        "the losses of step 3",
+    ]
     (line,) = [line for line in err.splitlines() if "WRONG: " in line]
     assert "  the smallest  WRONG: steps (adamw, " in line
     assert err.splitlines()[-1].endswith("3 wrong")
 
 
 @pytest.mark.usefixtures("short")
-def test_an_error_that_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> None:
+def test_an_error_that_is_no_number_is_null_in_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
     good, bad = Worst(1e-12, "here"), Worst(math.nan, "there")
 
     def rows(precision: parity.Exactness, random_combinations: int = 0, seed: int = 0) -> Any:
-        return iter([Parity("a", precision, good, good, bad), Parity("b", precision, good, good, good)])
+        return iter(
+            [Parity("a", precision, good, good, bad), Parity("b", precision, good, good, good)]
+        )
 
     monkeypatch.setattr(parity, "check_models", rows)
     assert command.main(["--json"]) == 1
     facts = files.parse_json(capsys.readouterr().out.encode())  # strict
-    assert facts["parity"]["largest_error"]["fp64"] == {"gradients": 1e-12, "steps": 1e-12, "logits": None}
+    assert facts["parity"]["largest_error"]["fp64"] == {
+        "gradients": 1e-12,
+        "steps": 1e-12,
+        "logits": None,
+    }
     assert facts["wrong"] == ["a, float64 logits", "a, float32 logits"]
 
 
@@ -454,25 +547,35 @@ def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
     small_runs.train(text, tmp_path / "run", max_steps=3, n_layers=1, dropout=0.2)
-    monkeypatch.setattr(check, "check_run", lambda run, seed: iter([differences.Finding("w", 0.0, "w[0]", 1, 0)]))
+    monkeypatch.setattr(
+        gradient_check,
+        "check_run",
+        lambda run, seed: iter([finite_differences.Finding("w", 0.0, "w[0]", 1, 0)]),
+    )
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["parity"]
     assert facts["cases"] == 2
     assert "curves" not in facts
     assert all(error > 0 for errors in facts["largest_error"].values() for error in errors.values())
-    monkeypatch.setattr(torch_optimizer, "orthogonalised", lambda g: 1.001 * g)  # small_runs trains by muon
+    monkeypatch.setattr(
+        torch_optimizer, "orthogonalised", lambda g: 1.001 * g
+    )  # small_runs trains by muon
     assert command.main([str(tmp_path / "run"), "--json"]) == 1
     assert "the trained model, float64 steps" in json.loads(capsys.readouterr().out)["wrong"]
 
 
-def test_the_steps_go_on_from_the_moments_of_the_run(text: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_the_steps_go_on_from_the_moments_of_the_run(
+    text: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
     small_runs.train(text, tmp_path / "run", max_steps=5, n_layers=1)
     seen = []
     right = parity.compare_steps
 
     def watched(pair: parity.Pair, batches: Any, lr: float) -> Worst:
         state = dict(pair[1].state())
-        seen.append((pair[1].updates, np.abs(state["muon.m/blocks.0.attention.q.weight"]).max() > 0))
+        seen.append(
+            (pair[1].updates, np.abs(state["muon.m/blocks.0.attention.q.weight"]).max() > 0)
+        )
         return right(pair, batches, lr)
 
     monkeypatch.setattr(parity, "compare_steps", watched)

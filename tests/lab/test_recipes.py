@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import corpora, launch, tokens
-from glasslm.config import ComputeConfig, DataConfig, EngineName, RunConfig
-from glasslm.engines import Batch
-from glasslm.lab.diagnosis import recipes, trials
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import ComputeConfig, DataConfig, EngineName, RunConfig
+from glasslm.data import shards
+from glasslm.data.batch_sampler import Order
+from glasslm.data.shards import Dataset
+from glasslm.data.sources import corpora
+from glasslm.engines.protocol import Batch
+from glasslm.lab.diagnosis import gradient_trials, trials
 from glasslm.lab.diagnosis.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS
-from glasslm.lab.diagnosis.recipes import Recipe, Start, attempt, lost, started
-from glasslm.parameters import initial_weights, table
-from glasslm.runs import Run
-from glasslm.settings import to_dict
-from glasslm.tokens import Dataset, Order
+from glasslm.lab.diagnosis.gradient_trials import Recipe, Start, attempt, lost, started
+from glasslm.model.parameters import initial_weights, table
+from glasslm.runs.run_folder import Run
+from glasslm.training import launch
 from small_runs import no_report, quiet, write_text
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
@@ -27,12 +30,14 @@ ENGINES: tuple[EngineName, ...] = ("numpy", "torch")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(text_file=(str(write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)),))
+    return DataConfig(
+        text_file=(str(write_text(tmp_path_factory.mktemp("text") / "small.txt", 300)),)
+    )
 
 
 @pytest.fixture(scope="module")
 def dataset(data: DataConfig) -> Dataset:
-    return tokens.prepare(data, corpora.find(data, quiet), quiet)
+    return shards.prepare(data, corpora.find(data, quiet), quiet)
 
 
 def compute(engine: EngineName) -> ComputeConfig:
@@ -63,7 +68,7 @@ def test_each_recipe_changes_what_it_says_and_nothing_else() -> None:
     ]
     for rate, recipe in RATES.items():
         assert changed(recipe) == ({"lr"} if rate != 1 else set())
-        assert recipe.config(100, 0).optimizer.lr == pytest.approx(rate * recipes.RATE)
+        assert recipe.config(100, 0).optimizer.lr == pytest.approx(rate * gradient_trials.RATE)
     for recipe in COLD.values():
         assert changed(recipe) - {"lr"} == {"warmup_steps"}
     for depth, (pre, post) in DEPTHS.items():
@@ -99,15 +104,17 @@ def test_starts_have_the_variance_that_they_claim(start: Start) -> None:
             np.testing.assert_array_equal(array, first[name])
         else:
             assert array.var() == pytest.approx(claimed[start](*array.shape), rel=0.12), name
-            assert np.corrcoef(array.ravel(), first[name].ravel())[0, 1] == pytest.approx(1)  # the same draws
+            assert np.corrcoef(array.ravel(), first[name].ravel())[0, 1] == pytest.approx(
+                1
+            )  # the same draws
 
 
 def test_down_is_told_from_up() -> None:
     """He's variance is by what goes in, so that a matrix and its transpose differ."""
-    assert recipes.deviation("he", 64, 192) == pytest.approx(math.sqrt(2 / 192))
+    assert gradient_trials.deviation("he", 64, 192) == pytest.approx(math.sqrt(2 / 192))
     assert (
-        recipes.deviation("xavier", 64, 192)
-        == recipes.deviation("xavier", 192, 64)
+        gradient_trials.deviation("xavier", 64, 192)
+        == gradient_trials.deviation("xavier", 192, 64)
         == pytest.approx(math.sqrt(1 / 128))
     )
 
@@ -124,18 +131,25 @@ def test_an_attempt_is_the_run_that_its_config_describes(
     train = dataclasses.replace(config.train, log_interval=1, sample_interval=0)
     with no_report():
         launch.train(
-            RunConfig(config.model, data, config.optimizer, train), compute(engine), tmp_path / "run", say=quiet
+            RunConfig(config.model, data, config.optimizer, train),
+            compute(engine),
+            tmp_path / "run",
+            say=quiet,
         )
     logged = [line["loss"] for line in Run(tmp_path / "run").metrics() if line["kind"] == "step"]
     trial = attempt(dataset, compute(engine), Recipe(n_layers=2), 5, 7)
     assert trial.losses == pytest.approx(logged, rel=1e-5)
     assert [look.step for look in trial.looks] == [0, 2, 5]
     best = [line["loss"] for line in Run(tmp_path / "run").metrics() if line["kind"] == "eval"]
-    assert trial.val_loss == pytest.approx(best[-1], rel=1e-4)  # a small text is evaluated whole by both
+    assert trial.val_loss == pytest.approx(
+        best[-1], rel=1e-4
+    )  # a small text is evaluated whole by both
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_divergence_is_an_outcome_and_leaves_nothing_behind(engine: EngineName, dataset: Dataset) -> None:
+def test_divergence_is_an_outcome_and_leaves_nothing_behind(
+    engine: EngineName, dataset: Dataset
+) -> None:
     before = attempt(dataset, compute(engine), ALL, 3, 1)
     sick = attempt(dataset, compute(engine), NOTHING, 3, 1)
     after = attempt(dataset, compute(engine), ALL, 3, 1)
@@ -151,13 +165,16 @@ def test_divergence_is_an_outcome_and_leaves_nothing_behind(engine: EngineName, 
 def test_gradients_of_a_large_batch_are_smaller_and_else_the_same(dataset: Dataset) -> None:
     """AdamW without clipping hardly sees their size; the losses that are told are the mean's all the same."""
     unclipped = Recipe(clip=False)
-    small, large = (attempt(dataset, NUMPY, unclipped, 4, 0, size) for size in (recipes.ROWS * recipes.BLOCK, 2.0**13))
+    small, large = (
+        attempt(dataset, NUMPY, unclipped, 4, 0, size)
+        for size in (gradient_trials.ROWS * gradient_trials.BLOCK, 2.0**13)
+    )
     assert large.losses[0] == pytest.approx(small.losses[0], rel=1e-6)
     assert large.losses == pytest.approx(small.losses, rel=1e-2)
     assert large.losses[-1] < large.losses[0]
 
 
-@pytest.mark.parametrize("scale", [1.0, recipes.UNSCALED])
+@pytest.mark.parametrize("scale", [1.0, gradient_trials.UNSCALED])
 def test_a_loss_scale_is_held_or_left_to_the_engine(
     dataset: Dataset, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +193,7 @@ def test_a_loss_scale_is_held_or_left_to_the_engine(
     real = trials.maker
     monkeypatch.setattr(trials, "maker", maker)
     half = ComputeConfig(engine="torch", precision="fp16", device="cpu", threads=1)
-    attempt(dataset, half, Recipe(n_layers=1), 2, 0, recipes.LARGE_BATCH, scale)
+    attempt(dataset, half, Recipe(n_layers=1), 2, 0, gradient_trials.LARGE_BATCH, scale)
     assert made[0].precision == "fp16"
     assert made[0].loss_scale == pytest.approx(1) if scale > 1 else made[0].loss_scale > 1000
 
@@ -184,27 +201,39 @@ def test_a_loss_scale_is_held_or_left_to_the_engine(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_look_sees_the_gradients_that_training_sees(engine: EngineName, dataset: Dataset) -> None:
     config = dataclasses.replace(ALL.config(10, 0))
-    rows, vocab_size = table(config.model, dataset.tokenizer.vocab_size), dataset.tokenizer.vocab_size
+    rows, vocab_size = (
+        table(config.model, dataset.tokenizer.vocab_size),
+        dataset.tokenizer.vocab_size,
+    )
     made = trials.maker(vocab_size, compute(engine))(config)
     made.load(initial_weights(rows, 0))
     order, which = (
-        Order(len(dataset.train.tokens), recipes.BLOCK, recipes.ROWS, 0, epochs=False),
-        np.arange(recipes.ROWS),
+        Order(
+            len(dataset.train.tokens), gradient_trials.BLOCK, gradient_trials.ROWS, 0, epochs=False
+        ),
+        np.arange(gradient_trials.ROWS),
     )
     batch = Batch(*order.batch(dataset.train.tokens, 4, which), 4, which)
-    seen = recipes.look(made, batch, config.model, rows)
-    others = made.inspect(batch, [f"gradient/{name}" for name in rows if not name.startswith("blocks.")])
+    seen = gradient_trials.look(made, batch, config.model, rows)
+    others = made.inspect(
+        batch, [f"gradient/{name}" for name in rows if not name.startswith("blocks.")]
+    )
     stream = np.concatenate([
         array.ravel() for array in made.inspect(batch, [f"gradient/blocks.{i}" for i in range(4)]).values()
     ])  # fmt: skip
     made.accumulate(batch, 1 / batch.tokens.size)
     whole = made.update(0.0).norm
-    assert math.hypot(*seen.norms, *(np.linalg.norm(g) for g in others.values())) == pytest.approx(whole, rel=1e-4)
+    assert math.hypot(*seen.norms, *(np.linalg.norm(g) for g in others.values())) == pytest.approx(
+        whole, rel=1e-4
+    )
     assert seen.step == 4
     assert seen.magnitudes.sum() == np.count_nonzero(stream)
     cast = stream.astype(np.float16)
     assert seen.lost == np.count_nonzero(cast == 0) / stream.size
-    assert seen.lost_large == np.count_nonzero((stream / np.float32(1024)).astype(np.float16) == 0) / stream.size
+    assert (
+        seen.lost_large
+        == np.count_nonzero((stream / np.float32(1024)).astype(np.float16) == 0) / stream.size
+    )
     assert seen.lost_large > seen.lost_large_scaled
 
 
@@ -212,7 +241,7 @@ def test_what_float16_loses_is_what_a_cast_loses() -> None:
     edge = np.array([2.0**-25, 1.01 * 2.0**-25, 2.0**-24, -(2.0**-30), 0.0, 1.0], np.float32)
     assert lost(edge, 1.0) == 2 / 5  # zeros do not count; ties go to even, which is 0
     assert lost(edge, 2.0) == 1 / 5
-    assert lost(edge, recipes.LOSS_SCALE) == 0
+    assert lost(edge, gradient_trials.LOSS_SCALE) == 0
     assert lost(np.zeros(3, np.float32), 1.0) == 0
     draw = np.random.default_rng(0).standard_normal(10_000).astype(np.float32) * np.float32(3e-8)
     assert lost(draw, 1.0) == (draw.astype(np.float16) == 0).mean()
@@ -220,13 +249,17 @@ def test_what_float16_loses_is_what_a_cast_loses() -> None:
 
 
 def test_magnitudes_are_counted_by_powers_of_two() -> None:
-    counts = recipes.histogram(np.array([1.0, -1.5, 2.0, 0.0, np.nan, 2.0**-20], np.float32))
-    found = {int(recipes.EXPONENTS[i]): int(counts[i]) for i in np.flatnonzero(counts)}
+    counts = gradient_trials.histogram(
+        np.array([1.0, -1.5, 2.0, 0.0, np.nan, 2.0**-20], np.float32)
+    )
+    found = {int(gradient_trials.EXPONENTS[i]): int(counts[i]) for i in np.flatnonzero(counts)}
     assert found == {-20: 1, 0: 2, 1: 1}
 
 
 def test_the_guess_by_frequencies(dataset: Dataset) -> None:
     train, val = list(dataset.train.tokens), list(dataset.val.tokens)
     V = dataset.tokenizer.vocab_size
-    by_hand = -sum(math.log((train.count(token) + 1) / (len(train) + V)) for token in val) / len(val)
-    assert recipes.unigram_loss(dataset) == pytest.approx(by_hand)
+    by_hand = -sum(math.log((train.count(token) + 1) / (len(train) + V)) for token in val) / len(
+        val
+    )
+    assert gradient_trials.unigram_loss(dataset) == pytest.approx(by_hand)

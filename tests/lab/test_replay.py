@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import checkpoint, launch
-from glasslm.config import ComputeConfig
+from glasslm.config.schema import ComputeConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis.replay import _same, replay, sections, text
 from glasslm.report import page
-from small_runs import logged, no_report, noise, quiet, small, write_text
-from test_training import interrupted_at
+from glasslm.runs import checkpoint
+from glasslm.training import launch
+from small_runs import interrupted_at, logged, no_report, noise, quiet, small, write_text
 
 BAD_STEP, BAD_ROW = 80, 5
 AUTO = ComputeConfig()
@@ -42,11 +42,16 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 @pytest.mark.parametrize("action", ["log", "rollback"])
-def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(action: str, engine: str, tmp_path: Path) -> None:
+def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
+    action: str, engine: str, tmp_path: Path
+) -> None:
     with noise(BAD_STEP, rows=slice(BAD_ROW, BAD_ROW + 1)):
         run = train(tmp_path, engine, on_spike=action)
         before = contents(run)
-        for step in (BAD_STEP, BAD_STEP + 5):  # what comes after a rolled back step is another run's but for it
+        for step in (
+            BAD_STEP,
+            BAD_STEP + 5,
+        ):  # what comes after a rolled back step is another run's but for it
             found = replay(run, step, AUTO, quiet)
             (line,) = [line for line in logged(run, "step") if line["step"] == step]
             assert (found.loss, found.grad_norm) == (line["loss"], line["grad_norm"])
@@ -86,7 +91,9 @@ def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
     assert ("another machine, engine" in same.means) == (found.loss != line["loss"])
 
 
-def test_a_step_that_the_run_has_not_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_the_run_has_not_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupted_at(40, monkeypatch)
     run = train(tmp_path, "numpy")
     monkeypatch.undo()
@@ -122,9 +129,17 @@ def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
 
 @pytest.mark.parametrize(
     ("loss", "logged", "same"),
-    [(2.5, 2.5, True), (2.5, 2.6, False), (2.5, None, False), (np.nan, None, True), (np.inf, None, True)],
+    [
+        (2.5, 2.5, True),
+        (2.5, 2.6, False),
+        (2.5, None, False),
+        (np.nan, None, True),
+        (np.inf, None, True),
+    ],
 )
-def test_only_the_logged_loss_is_the_very_step(loss: float, logged: float | None, same: bool) -> None:
+def test_only_the_logged_loss_is_the_very_step(
+    loss: float, logged: float | None, same: bool
+) -> None:
     """What was not finite is logged as none."""
     finding = _same(loss, {"loss": logged})
     assert (finding.verdict, "to the bit" in finding.seen) == ("ok" if same else "watch", same)

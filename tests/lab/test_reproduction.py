@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from glasslm import checkpoint, cli, files
+from glasslm import cli, files
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.records import reproduction
-from glasslm.lab.records.reproduction import Reproduction
-from glasslm.runs import Run
+from glasslm.lab.verification import reproduction
+from glasslm.lab.verification.reproduction import Reproduction
+from glasslm.runs import checkpoint
+from glasslm.runs.run_folder import Run
 from small_runs import no_report, quiet, train, write_text
 
 
@@ -167,7 +168,10 @@ def test_a_fine_tuned_run_needs_its_base(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_has_a_verdict_and_a_code(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with no_report():
         then = copy(folder / "run", tmp_path / "run")
@@ -202,7 +206,9 @@ def test_without_a_step_to_compare_nothing_is_claimed(
     with no_report():
         assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "10"]) == 0
     capsys.readouterr()
-    early = reproduction.compare(Run(tmp_path / "run"), Run(tmp_path / "run-reproduced"), 9, whole=False)
+    early = reproduction.compare(
+        Run(tmp_path / "run"), Run(tmp_path / "run-reproduced"), 9, whole=False
+    )
     assert (early.trained, early.same) == (0, False)
     train(text, tmp_path / "short", max_steps=20, **rarely | {"checkpoint_interval": 4})
     assert reproduce(tmp_path / "short", tmp_path / "again", steps=5).same
@@ -216,6 +222,8 @@ def test_without_a_step_to_compare_nothing_is_claimed(
 def test_the_first_field_that_differs_is_the_first_of_the_line() -> None:
     names = [f"field {index}" for index in range(40)]
     line = {"kind": "step", "step": 1}
-    parting = reproduction._parting([line | dict.fromkeys(names, 1)], [line | dict.fromkeys(names[::-1], 2)], True)
+    parting = reproduction._parting(
+        [line | dict.fromkeys(names, 1)], [line | dict.fromkeys(names[::-1], 2)], True
+    )
     assert parting is not None
     assert parting.where == "step: field 0"

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from glasslm import checkpoint, cli, files, launch
-from glasslm.checkpoint import Checkpoint
-from glasslm.engines import Array
+from glasslm import cli, files
+from glasslm.engines.protocol import Array
 from glasslm.errors import DamagedError
-from glasslm.finetune import merge
-from glasslm.lab.records import resumption
-from glasslm.runs import Run
-from glasslm.training import Loop
+from glasslm.lab.verification import resumption
+from glasslm.runs import checkpoint
+from glasslm.runs.checkpoint import Checkpoint
+from glasslm.runs.run_folder import Run
+from glasslm.training import launch
+from glasslm.training.fine_tuning import merge
+from glasslm.training.loop import Loop
 from small_runs import logged, no_report, quiet, train, write_text
 
 FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4}
@@ -52,14 +54,20 @@ def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: P
 
 def test_a_diverged_run_has_a_verdict_of_its_own(text: Path, tmp_path: Path) -> None:
     """Its guard, with these windows and the loss that it began with, would end the copy at the first step."""
-    run = train(text, tmp_path / "run", **FLAGS | {"lr": 3.0, "max_steps": 90, "warmup_steps": 0}).run_dir
+    run = train(
+        text, tmp_path / "run", **FLAGS | {"lr": 3.0, "max_steps": 90, "warmup_steps": 0}
+    ).run_dir
     assert logged(run, "end")[-1]["status"] == "diverged"
     assert try_resume(run).passed
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_copy_that_diverges_is_a_note(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(text, tmp_path / "run", **FLAGS | {"lr": 1e30, "max_steps": 30, "warmup_steps": 0}).run_dir
+def test_a_copy_that_diverges_is_a_note(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(
+        text, tmp_path / "run", **FLAGS | {"lr": 1e30, "max_steps": 30, "warmup_steps": 0}
+    ).run_dir
     assert logged(run, "end")[-1]["status"] == "diverged"
     capsys.readouterr()
     with no_report():
@@ -134,7 +142,9 @@ def test_a_checkpoint_that_is_rotated_away_before_it_is_read_gives_way_to_the_ne
     assert [path.name for path in reads] == ["000005", "000010"]
 
 
-def test_a_checkpoint_that_is_rotated_away_later_was_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_rotated_away_later_was_read_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = rotating(run, monkeypatch, before_reading=False)
     found = try_resume(run)
     assert (found.passed, found.begin) == (True, 5)

@@ -25,9 +25,14 @@ BESIROGLU = Law(alpha=0.3478, beta=0.3658, A=482.01, B=2085.43, E=1.8172)
 GOPHER = 5.76e23  # FLOPs
 
 
-def runs(law: Law, cells: Sequence[tuple[float, float]] = GRID, noise: float = 0, seed: int = 0) -> list[Observation]:
+def runs(
+    law: Law, cells: Sequence[tuple[float, float]] = GRID, noise: float = 0, seed: int = 0
+) -> list[Observation]:
     rng = np.random.default_rng(seed)
-    return [Observation(N, D, law.loss(N, D) * math.exp(noise * float(rng.standard_normal()))) for N, D in cells]
+    return [
+        Observation(N, D, law.loss(N, D) * math.exp(noise * float(rng.standard_normal())))
+        for N, D in cells
+    ]
 
 
 def huber_cost(observations: Sequence[Observation], law: Law, delta: float) -> float:
@@ -57,7 +62,9 @@ def test_hoffmanns_exponents_and_sizes() -> None:
 def test_the_optimum_is_the_lowest_loss_of_its_compute(law: Law, C: float) -> None:
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda n: law.loss(math.exp(n), C / 6 / math.exp(n)), bracket=(5, 30), tol=1e-12)
+    found = minimize_scalar(
+        lambda n: law.loss(math.exp(n), C / 6 / math.exp(n)), bracket=(5, 30), tol=1e-12
+    )
     assert law.N_opt(C) == pytest.approx(math.exp(found.x), rel=1e-4)
     assert law.optimal_loss(C) == pytest.approx(found.fun, rel=1e-12)
     assert 6 * law.N_opt(C) * law.D_opt(C) == pytest.approx(C)
@@ -90,7 +97,9 @@ def test_hoffmanns_law_is_recovered_at_its_own_scale() -> None:
 
 
 def test_a_law_is_recovered_from_an_isoflop_design() -> None:
-    cells = [(N, C / 6 / N) for C in (1e12, 1e13, 1e14) for N in SMALL.N_opt(C) * np.geomspace(0.2, 5, 5)]
+    cells = [
+        (N, C / 6 / N) for C in (1e12, 1e13, 1e14) for N in SMALL.N_opt(C) * np.geomspace(0.2, 5, 5)
+    ]
     assert astuple(fit(runs(SMALL, cells)))[:5] == pytest.approx(astuple(SMALL), rel=1e-6)
 
 
@@ -106,7 +115,9 @@ def test_no_other_minimiser_finds_a_lower_objective(noise: float, delta: float) 
     N, D, L = (np.array([getattr(o, name) for o in observations]) for name in ("N", "D", "loss"))
 
     def residuals(p: np.ndarray) -> np.ndarray:
-        return np.log(np.exp(p[0]) + np.exp(p[1] - p[2] * np.log(N)) + np.exp(p[3] - p[4] * np.log(D))) - np.log(L)
+        return np.log(
+            np.exp(p[0]) + np.exp(p[1] - p[2] * np.log(N)) + np.exp(p[3] - p[4] * np.log(D))
+        ) - np.log(L)
 
     robust = {"loss": "huber", "f_scale": delta} if delta < math.inf else {}
     costs = [
@@ -114,12 +125,16 @@ def test_no_other_minimiser_finds_a_lower_objective(noise: float, delta: float) 
         for alpha in (0.2, 0.5, 0.8) for beta in (0.2, 0.4, 0.7)
     ]  # fmt: skip
     assert found.objective <= min(costs) * (1 + 1e-9)
-    assert found.objective >= min(costs) * 0.99 or delta < 0.01  # smooth enough for SciPy to get there as well
+    assert (
+        found.objective >= min(costs) * 0.99 or delta < 0.01
+    )  # smooth enough for SciPy to get there as well
 
 
 def test_the_residual_deviation_is_that_of_the_noise() -> None:
     """Without allowing for the five parameters it would be 13% too small."""
-    squares = [fit(runs(SMALL, noise=0.01, seed=seed), math.inf).residual_sd ** 2 for seed in range(60)]
+    squares = [
+        fit(runs(SMALL, noise=0.01, seed=seed), math.inf).residual_sd ** 2 for seed in range(60)
+    ]
     assert math.sqrt(np.mean(squares)) == pytest.approx(0.01, rel=0.08)
 
 
@@ -129,7 +144,9 @@ def test_the_jacobian_is_that_of_finite_differences() -> None:
     J = power_terms.jacobian(power_terms.predicted(theta, x)[1], x)
     for p in range(5):
         step = 1e-6 * np.eye(5)[p]
-        numeric = (power_terms.predicted(theta + step, x)[0] - power_terms.predicted(theta - step, x)[0]) / 2e-6
+        numeric = (
+            power_terms.predicted(theta + step, x)[0] - power_terms.predicted(theta - step, x)[0]
+        ) / 2e-6
         np.testing.assert_allclose(J[:, :, p], numeric, atol=1e-9)
 
 
@@ -138,14 +155,20 @@ def test_units_change_coefficients_and_nothing_else() -> None:
     plain = fit(observations)
     scaled = fit([Observation(o.N / 1e3, o.D * 50, o.loss / math.log(2)) for o in observations])
     assert (scaled.alpha, scaled.beta) == pytest.approx((plain.alpha, plain.beta), rel=1e-6)
-    expected = plain.E / math.log(2), plain.A / math.log(2) / 1e3**plain.alpha, plain.B / math.log(2) * 50**plain.beta
+    expected = (
+        plain.E / math.log(2),
+        plain.A / math.log(2) / 1e3**plain.alpha,
+        plain.B / math.log(2) * 50**plain.beta,
+    )
     assert pytest.approx(expected, rel=1e-5) == (scaled.E, scaled.A, scaled.B)
 
 
 def test_exchanging_size_and_tokens_exchanges_their_terms() -> None:
     observations = runs(SMALL, noise=0.01)
     plain, other = fit(observations), fit([Observation(o.D, o.N, o.loss) for o in observations])
-    assert (other.alpha, other.A, other.a) == pytest.approx((plain.beta, plain.B, plain.b), rel=1e-5)
+    assert (other.alpha, other.A, other.a) == pytest.approx(
+        (plain.beta, plain.B, plain.b), rel=1e-5
+    )
 
 
 def test_the_order_of_the_runs_changes_no_bit() -> None:
@@ -166,11 +189,15 @@ def test_what_the_runs_leave_undetermined_is_said() -> None:
     no_floor = Law(alpha=0.3, beta=0.3, A=50, B=50, E=1e-9)
     assert "E is 0" in fit(runs(no_floor)).warnings[0]
     flat = fit([Observation(N, D, 1.5 + 40 * D**-0.3) for N, D in GRID])
-    assert any("does not depend on the size" in warning or "alpha" in warning for warning in flat.warnings)
+    assert any(
+        "does not depend on the size" in warning or "alpha" in warning for warning in flat.warnings
+    )
 
 
 def test_a_design_that_cannot_tell_is_refused() -> None:
-    with pytest.raises(InputError, match=r"10 cells of 5 sizes and 2 token budgets are too few.*3 sizes x 3 token"):
+    with pytest.raises(
+        InputError, match=r"10 cells of 5 sizes and 2 token budgets are too few.*3 sizes x 3 token"
+    ):
         fit(runs(SMALL, [(N, D) for N in np.geomspace(1e5, 1e7, 5) for D in (1e6, 1e7)]))
     with pytest.raises(InputError, match="12 cells of 2 sizes"):
         fit(runs(SMALL, [(N, D) for N in (1e5, 1e6) for D in np.geomspace(1e6, 1e8, 6)]))
@@ -196,7 +223,9 @@ def test_counted_flops_stand_before_6ND() -> None:
 
 def test_the_design_says_what_its_budgets_are() -> None:
     assert budgets(runs(SMALL))[0] == "D"
-    kind, level = budgets([Observation(N * 1.01, C / 6 / N, 2.0) for C in (1e12, 1e13) for N in (1e4, 1e5, 1e6)])
+    kind, level = budgets(
+        [Observation(N * 1.01, C / 6 / N, 2.0) for C in (1e12, 1e13) for N in (1e4, 1e5, 1e6)]
+    )
     assert (kind, level) == ("C", [0, 0, 0, 1, 1, 1])
 
 
@@ -213,7 +242,9 @@ def covered(studies: int, noise: float = 0.005) -> dict[str, float]:
         for name, interval in boot.parameters().items():
             inside[name] += getattr(SMALL, name) in interval
         inside["expected"] += SMALL.loss(*big) in boot.expected(*big)
-        inside["run"] += SMALL.loss(*big) * math.exp(noise * float(rng.standard_normal())) in boot.prediction(*big)
+        inside["run"] += SMALL.loss(*big) * math.exp(
+            noise * float(rng.standard_normal())
+        ) in boot.prediction(*big)
     return {name: count / studies for name, count in inside.items()}
 
 
@@ -235,10 +266,14 @@ def test_intervals_shrink_with_the_noise_and_hold_their_value() -> None:
     wide, narrow = (bootstrap(runs(SMALL, noise=noise)).parameters() for noise in (0.01, 0.001))
     for name in wide:
         assert wide[name].ci_low < wide[name].value < wide[name].ci_high
-        ratio = (wide[name].ci_high - wide[name].ci_low) / (narrow[name].ci_high - narrow[name].ci_low)
+        ratio = (wide[name].ci_high - wide[name].ci_low) / (
+            narrow[name].ci_high - narrow[name].ci_low
+        )
         assert 3 < ratio < 30
     exact = bootstrap(runs(SMALL))
-    assert exact.interval(lambda law: law.a).ci_high - exact.interval(lambda law: law.a).ci_low < 1e-6
+    assert (
+        exact.interval(lambda law: law.a).ci_high - exact.interval(lambda law: law.a).ci_low < 1e-6
+    )
 
 
 def test_seeds_of_one_cell_are_drawn_together() -> None:
@@ -268,7 +303,12 @@ def test_a_prediction_adds_the_noise_of_runs_and_doubts_more_with_distance() -> 
 def test_sensitivity_is_the_fit_without_each_part() -> None:
     observations = runs(SMALL, noise=0.01)
     table = sensitivity(observations)
-    assert [row.changed for row in table[:4]] == ["delta 0.0001", "delta 0.001", "delta 0.01", "least squares"]
+    assert [row.changed for row in table[:4]] == [
+        "delta 0.0001",
+        "delta 0.001",
+        "delta 0.01",
+        "least squares",
+    ]
     assert len(table) == 4 + 5 + 4
     assert table[1].law == fit(observations)
     assert table[4].changed == "without N = 1e+05"
@@ -295,7 +335,9 @@ def test_backtest_predicts_the_largest_from_the_others_alone() -> None:
     missed = backtest(other)
     assert missed.forecasts[0].predicted == found.forecasts[0].predicted
     assert (found.inside, missed.inside) == (1, 0)
-    assert missed.forecasts[0].relative_error == pytest.approx((1 + found.forecasts[0].relative_error) / 1.2 - 1)
+    assert missed.forecasts[0].relative_error == pytest.approx(
+        (1 + found.forecasts[0].relative_error) / 1.2 - 1
+    )
     assert missed.error == pytest.approx(-missed.forecasts[0].relative_error)
 
 
@@ -341,7 +383,9 @@ def test_extrapolation_and_repetition_are_said() -> None:
     assert extrapolation(1e16, 1e15) is None
     assert "20 times" in (extrapolation(2e16, 1e15) or "")
     observations = [Observation(1e5, D, 2.0, seed=seed) for D in (1e6, 4e6, 8e6) for seed in (0, 1)]
-    assert repeated(observations, 1e6).startswith("1 of 3 cells went more than 4 times over the 1,000,000 tokens")
+    assert repeated(observations, 1e6).startswith(
+        "1 of 3 cells went more than 4 times over the 1,000,000 tokens"
+    )
     assert "up to 8.0 times" in repeated(observations, 1e6)
     assert repeated(observations, 2e6) == ""
 

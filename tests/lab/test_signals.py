@@ -12,11 +12,11 @@ import planted
 import pytest
 from planted import config_of, subject
 
-from glasslm.config import RunConfig
-from glasslm.engines import Batch, Engine
+from glasslm.config.schema import RunConfig
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.lab.diagnosis import signals
 from glasslm.lab.diagnosis.signals import Reading, Units
-from glasslm.parameters import table
+from glasslm.model.parameters import table
 
 ENGINES = ["numpy", "torch"]
 
@@ -26,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("text")
 
 
-def ready(folder: Path, config: RunConfig, engine: str = "numpy", weights: Any = None) -> tuple[Engine, Batch, int]:
+def ready(
+    folder: Path, config: RunConfig, engine: str = "numpy", weights: Any = None
+) -> tuple[Engine, Batch, int]:
     if engine == "torch":
         pytest.importorskip("torch")
     made = subject(folder, config, weights or (lambda name, array: array), engine)
@@ -39,14 +41,22 @@ def louder(name: str, array: Any) -> Any:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("changes", [{}, {"window": 5}, {"norm_position": "post", "tie_embeddings": False}])
-def test_a_reading_is_what_a_plain_reader_computes(engine: str, changes: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"window": 5}, {"norm_position": "post", "tie_embeddings": False}]
+)
+def test_a_reading_is_what_a_plain_reader_computes(
+    engine: str, changes: dict[str, Any], folder: Path
+) -> None:
     config = config_of(**changes)
     machine, batch, V = ready(folder, config, engine, louder)
     rows = table(config.model, V)
     reading = signals.read(machine, batch, config.model, rows, step=7)
-    assert reading.loss == pytest.approx(float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5)
-    seen = machine.inspect(batch, ["blocks.1.attention.weights", "blocks.1.attention.scores", "blocks.0", "logits"])
+    assert reading.loss == pytest.approx(
+        float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5
+    )
+    seen = machine.inspect(
+        batch, ["blocks.1.attention.weights", "blocks.1.attention.scores", "blocks.0", "logits"]
+    )
     weights = seen["blocks.1.attention.weights"].astype(np.float64)
     shares = []
     for t in range(1, weights.shape[2]):
@@ -55,25 +65,35 @@ def test_a_reading_is_what_a_plain_reader_computes(engine: str, changes: dict[st
         shares.append(-(p * np.log(p)).sum(-1) / math.log(visible))
     np.testing.assert_allclose(reading.entropy[1], np.mean(shares, (0, 1)), rtol=1e-5)
     np.testing.assert_allclose(reading.score[1], seen["blocks.1.attention.scores"].max((0, 2, 3)))
-    assert reading.stream[1] == pytest.approx(np.sqrt((seen["blocks.0"].astype(np.float64) ** 2).mean()))
+    assert reading.stream[1] == pytest.approx(
+        np.sqrt((seen["blocks.0"].astype(np.float64) ** 2).mean())
+    )
     assert reading.logit_max == pytest.approx(np.abs(seen["logits"]).max())
     whole = math.sqrt(sum(norm**2 for norm in reading.gradients.values()))
-    machine.accumulate(batch, 1 / batch.targets.size)  # without dropout in this config, so the same gradient
+    machine.accumulate(
+        batch, 1 / batch.targets.size
+    )  # without dropout in this config, so the same gradient
     assert whole == pytest.approx(machine.update(0.0).norm, rel=1e-4)
 
 
 def test_attention_that_sees_all_alike_has_the_whole_entropy(folder: Path) -> None:
     """Zero queries: every visible key weighs the same."""
     config = config_of(position="none")
-    machine, batch, V = ready(folder, config, weights=lambda name, array: array * ("attention.q" not in name))
+    machine, batch, V = ready(
+        folder, config, weights=lambda name, array: array * ("attention.q" not in name)
+    )
     reading = signals.read(machine, batch, config.model, table(config.model, V), 0)
     np.testing.assert_allclose(reading.entropy, 1, rtol=1e-6)
     assert signals.attention_entropy(reading, V).verdict == "ok"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("changes", [{}, {"n_experts": 4}, {"window": 6}, {"position": "alibi", "attention": "flash"}])
-def test_our_models_are_causal_and_a_leak_is_not(engine: str, changes: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_experts": 4}, {"window": 6}, {"position": "alibi", "attention": "flash"}]
+)
+def test_our_models_are_causal_and_a_leak_is_not(
+    engine: str, changes: dict[str, Any], folder: Path
+) -> None:
     machine, batch, V = ready(folder, config_of(**changes), engine, louder)
     assert signals.causality(machine, batch, V).verdict == "ok"
     assert signals.causality(planted.Leaky(machine), batch, V).verdict == "bad"  # type: ignore[arg-type]
@@ -99,7 +119,13 @@ def test_the_first_loss_allows_for_a_tied_head_and_not_for_large_weights(folder:
     found = signals.initial_loss(reading, V, config.model, 0.02)
     assert (found.verdict, "tied head" in found.seen) == ("ok", True)
     uniform = math.log(V)
-    for over, verdict in ((0.0, "ok"), (0.3, "watch"), (0.7, "bad"), (-0.7, "bad"), (math.nan, "bad")):
+    for over, verdict in (
+        (0.0, "ok"),
+        (0.3, "watch"),
+        (0.7, "bad"),
+        (-0.7, "bad"),
+        (math.nan, "bad"),
+    ):
         moved = dataclasses.replace(reading, loss_apart=uniform + over)
         assert signals.initial_loss(moved, V, config.model, 0.02).verdict == verdict
 
@@ -150,16 +176,37 @@ def test_verdicts_change_where_they_say(reading: Reading) -> None:
         return dataclasses.replace(reading, **fields)
 
     for largest, verdict in ((49, "ok"), (51, "watch"), (101, "bad"), (math.nan, "bad")):
-        assert signals.attention_logits([changed(score=np.full((2, 3), largest))]).verdict == verdict
+        assert (
+            signals.attention_logits([changed(score=np.full((2, 3), largest))]).verdict == verdict
+        )
     for entropy, loss, verdict in ((0.04, 3.0, "bad"), (0.04, 0.5, "watch"), (0.06, 3.0, "ok")):
-        assert signals.attention_entropy(changed(entropy=np.full((2, 3), entropy), loss=loss), 20).verdict == verdict
-    for end, step, verdict in ((0.3, 0, "ok"), (0.6, 0, "watch"), (0.6, 9, "ok"), (30, 9, "watch"), (300, 9, "bad")):
+        assert (
+            signals.attention_entropy(
+                changed(entropy=np.full((2, 3), entropy), loss=loss), 20
+            ).verdict
+            == verdict
+        )
+    for end, step, verdict in (
+        (0.3, 0, "ok"),
+        (0.6, 0, "watch"),
+        (0.6, 9, "ok"),
+        (30, 9, "watch"),
+        (300, 9, "bad"),
+    ):
         stream = np.array([0.02, 0.02, end])
-        assert signals.depth(changed(stream=stream, added=stream[1:, None] + [0, 0], step=step), c).verdict == verdict
+        assert (
+            signals.depth(
+                changed(stream=stream, added=stream[1:, None] + [0, 0], step=step), c
+            ).verdict
+            == verdict
+        )
     for std, verdict in ((0.3, "ok"), (1.5, "watch"), (3.0, "bad"), (0.01, "watch"), (0.0, "bad")):
         assert signals.initialisation(changed(logit_std=std)).verdict == verdict
     for factor, verdict in ((1, "ok"), (1e-2, "watch"), (1e-4, "bad")):
-        norms = {name: norm * (factor if ".0." in name else 1) for name, norm in reading.gradients.items()}
+        norms = {
+            name: norm * (factor if ".0." in name else 1)
+            for name, norm in reading.gradients.items()
+        }
         found = signals.gradients(changed(gradients=norms), c, rows)
         assert found.verdict == verdict
         assert verdict == "ok" or "vanish" in found.means
@@ -181,4 +228,6 @@ def test_an_adapter_that_waits_for_its_other_half_is_not_cut_off(reading: Readin
     gradients = {name: float(name.endswith("lora_b")) for name, row in rows.items() if row.trained}
     first = dataclasses.replace(reading, gradients=gradients, step=0)
     assert signals.gradients(first, config.model, rows).verdict == "ok"
-    assert signals.gradients(dataclasses.replace(first, step=1), config.model, rows).verdict == "bad"
+    assert (
+        signals.gradients(dataclasses.replace(first, step=1), config.model, rows).verdict == "bad"
+    )

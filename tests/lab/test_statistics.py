@@ -118,9 +118,13 @@ def test_rounding_is_no_spread() -> None:
     assert statistics.mean([1.5, 1.5 + 1e-9]).se > 0  # which is a difference, be it small
 
 
-@pytest.mark.parametrize("compute", [statistics.mean, lambda values: statistics.paired(values, values)])
+@pytest.mark.parametrize(
+    "compute", [statistics.mean, lambda values: statistics.paired(values, values)]
+)
 @pytest.mark.parametrize("values", [[], [1.5], [1.5, math.nan, 1.6], [1.5, math.inf]])
-def test_a_mean_needs_two_numbers(compute: Callable[[list[float]], Any], values: list[float]) -> None:
+def test_a_mean_needs_two_numbers(
+    compute: Callable[[list[float]], Any], values: list[float]
+) -> None:
     with pytest.raises(InputError):
         compute(values)
 
@@ -128,7 +132,9 @@ def test_a_mean_needs_two_numbers(compute: Callable[[list[float]], Any], values:
 # -- what can be seen at all ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "pairs", "unpaired"), [(3, 3.26, 3.07), (5, 1.68, 2.02), (8, 1.16, 1.51)])
+@pytest.mark.parametrize(
+    ("n", "pairs", "unpaired"), [(3, 3.26, 3.07), (5, 1.68, 2.02), (8, 1.16, 1.51)]
+)
 def test_the_detectable_differences_of_few_seeds(n: int, pairs: float, unpaired: float) -> None:
     assert detectable(n) == pytest.approx(pairs, abs=0.005)
     assert detectable(n, pairs=False) == pytest.approx(unpaired, abs=0.005)
@@ -141,7 +147,9 @@ def test_the_examples_of_power_in_r() -> None:
 
 
 @pytest.mark.parametrize("df", [1, 2, 3.7, 14, 60])
-@pytest.mark.parametrize(("power", "alpha"), [(0.8, 0.05), (0.8, 0.05 / 15), (0.5, 0.2), (0.99, 0.01)])
+@pytest.mark.parametrize(
+    ("power", "alpha"), [(0.8, 0.05), (0.8, 0.05 / 15), (0.5, 0.2), (0.99, 0.01)]
+)
 def test_power_by_integration(df: float, power: float, alpha: float) -> None:
     """P(Z + shift > t S), averaged over the S that the standard deviation of the sample may take."""
     shift, critical = noncentrality(df, power, alpha), stats.t.isf(alpha / 2, df)
@@ -167,7 +175,9 @@ def test_what_is_detectable_is_told_in_nats() -> None:
     unpaired = compare(BASE, [loss + 0.001 for loss in BASE], pairs=False)
     assert unpaired.detectable == pytest.approx(detectable(5, pairs=False) * np.std(BASE, ddof=1))
     of_many = compare(shifted(0.001), BASE, family=15)
-    assert of_many.detectable == pytest.approx(detectable(5, alpha=0.05 / 15) * np.std(differences, ddof=1))
+    assert of_many.detectable == pytest.approx(
+        detectable(5, alpha=0.05 / 15) * np.std(differences, ddof=1)
+    )
     assert of_many.ci_low == found.ci_low
 
 
@@ -260,7 +270,9 @@ def test_a_p_value_is_a_probability(p: float) -> None:
 def test_intervals_cover_the_truth(n: int) -> None:
     draws = np.random.default_rng(n).normal(1.5, 0.01, (4000, n))
     intervals = [statistics.mean(row).interval() for row in draws.tolist()]
-    assert np.mean([low <= 1.5 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.012)
+    assert np.mean([low <= 1.5 <= high for low, high in intervals]) == pytest.approx(
+        0.95, abs=0.012
+    )
 
 
 def test_welch_keeps_its_error_where_the_pooled_test_does_not() -> None:
@@ -330,11 +342,15 @@ def test_pairing_is_what_sees_it() -> None:
 def test_what_was_not_seen_says_what_would_have_been() -> None:
     found = compare(shifted(0.001), BASE)
     assert (
-        words(found) == f"not distinguishable ({found.detectable:.3g} nats would be seen in 4 of 5 studies with n = 5)"
+        words(found)
+        == f"not distinguishable ({found.detectable:.3g} nats would be seen in 4 of 5 studies with n = 5)"
     )
     assert "n = 3 against 5" in words(compare(BASE[:3], BASE, pairs=False))
     among = verdict(compare(shifted(0.001), BASE, family=15), 1.0, unit="bits per byte")
-    assert "bits per byte would be seen in 4 of 5 studies with n = 5 among 15 comparisons" in among.words
+    assert (
+        "bits per byte would be seen in 4 of 5 studies with n = 5 among 15 comparisons"
+        in among.words
+    )
 
 
 def test_holm_decides_and_not_the_p_of_one() -> None:
@@ -353,9 +369,14 @@ def test_same_is_said_only_within_a_margin_that_was_asked_for() -> None:
     near = shifted(0.0005)
     assert kind(compare(near, BASE)) == "not distinguishable"
     assert words(compare(near, BASE, margin=0.01)) == "the same within 0.01 nats"
-    assert kind(compare(near, BASE, margin=0.0005)) == "not distinguishable"  # too near to be excluded
+    assert (
+        kind(compare(near, BASE, margin=0.0005)) == "not distinguishable"
+    )  # too near to be excluded
     assert kind(compare(shifted(0.02), BASE, margin=0.01)) == "worse"
-    assert words(compare(shifted(-0.02), BASE, margin=0.05)) == "the same within 0.05 nats, if measurably better"
+    assert (
+        words(compare(shifted(-0.02), BASE, margin=0.05))
+        == "the same within 0.05 nats, if measurably better"
+    )
     tight = compare(near, BASE, margin=0.0045)
     assert kind(tight) == "same"
     assert [one.kind for one in verdicts([tight] * 4)] == ["not distinguishable"] * 4
@@ -370,11 +391,22 @@ def test_a_diverged_run_is_an_outcome(bad: float | None, pairs: bool) -> None:
     assert (found.n, found.diverged, found.delta, found.p, found.p_same) == (5, 1, None, None, None)
     assert verdict(found, None).kind == "diverged"
     assert words(found) == "diverged in 1 of 5"
-    assert words(compare(losses, losses, pairs=pairs)) == "diverged in 1 of 5 (the baseline in 1 of 5)"
+    assert (
+        words(compare(losses, losses, pairs=pairs)) == "diverged in 1 of 5 (the baseline in 1 of 5)"
+    )
     against = compare(BASE, losses, pairs=pairs)
-    assert (kind(against), words(against)) == ("not tested", "not tested: the baseline diverged in 1 of 5")
+    assert (kind(against), words(against)) == (
+        "not tested",
+        "not tested: the baseline diverged in 1 of 5",
+    )
     told = summary(losses)
-    assert (told.n, told.diverged, told.mean, told.ci_low, told.why) == (5, 1, None, None, "1 of 5 diverged")
+    assert (told.n, told.diverged, told.mean, told.ci_low, told.why) == (
+        5,
+        1,
+        None,
+        None,
+        "1 of 5 diverged",
+    )
 
 
 def test_a_diverged_variant_makes_the_others_no_likelier() -> None:
@@ -391,7 +423,13 @@ def test_one_run_is_no_test(pairs: bool) -> None:
     assert (found.p, found.p_same, found.ci_low, found.detectable) == (None,) * 4
     assert words(found) == f"not tested: {statistics.ONE_RUN}"
     told = summary([1.4])
-    assert (told.n, told.mean, told.sd, told.ci_low, told.why) == (1, 1.4, None, None, statistics.ONE_RUN)
+    assert (told.n, told.mean, told.sd, told.ci_low, told.why) == (
+        1,
+        1.4,
+        None,
+        None,
+        statistics.ONE_RUN,
+    )
 
 
 def test_identical_pairs_are_the_same_and_copies_are_no_seeds() -> None:
@@ -417,7 +455,9 @@ def test_nothing_depends_on_the_unit_or_on_the_order_of_the_seeds() -> None:
     assert (there.p, there.p_same) == pytest.approx((here.p, here.p_same))
     assert here.delta is not None
     assert here.detectable is not None
-    assert (there.delta, there.detectable) == pytest.approx((here.delta * 1024, here.detectable * 1024))
+    assert (there.delta, there.detectable) == pytest.approx(
+        (here.delta * 1024, here.detectable * 1024)
+    )
     turned = compare(shifted(-0.006)[::-1], BASE[::-1], margin=0.01)
     assert turned.p == pytest.approx(here.p)
 

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from glasslm import files, tokens
-from glasslm.config import ComputeConfig
-from glasslm.corpora import find
+from glasslm import files
+from glasslm.config.schema import ComputeConfig
+from glasslm.data import shards
+from glasslm.data.sources.corpora import find
 from glasslm.errors import InputError
-from glasslm.lab.study import setting, sweep
-from glasslm.lab.study.sweep import Ended, Runner, Trial, cost, require_results, run_all
-from glasslm.runs import Run
+from glasslm.lab.studies import study_setting, sweep
+from glasslm.lab.studies.sweep import Ended, Runner, Trial, cost, require_results, run_all
+from glasslm.runs.run_folder import Run
 from small_runs import essence, small, train, wait_for, write_text
 
 STEPS = 12
@@ -35,7 +36,7 @@ RUNNER = Runner(ComputeConfig(engine="numpy", threads=1))
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_text(tmp_path_factory.mktemp("text") / "text.txt")
     data = small(path).data
-    tokens.prepare(data, find(data, lambda message: None), lambda message: None)
+    shards.prepare(data, find(data, lambda message: None), lambda message: None)
     return path
 
 
@@ -47,20 +48,36 @@ def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> Non
     said: list[str] = []
     trials = [trial(text, "one"), trial(text, "two", seed=7, n_layers=1)]
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, said.append)
-    assert {name: end.status for name, end in ended.items()} == {"one": "finished", "two": "finished"}
-    alone = train(text, tmp_path / "alone", max_steps=STEPS, sample_interval=0, seed=7, n_layers=1).run_dir
+    assert {name: end.status for name, end in ended.items()} == {
+        "one": "finished",
+        "two": "finished",
+    }
+    alone = train(
+        text, tmp_path / "alone", max_steps=STEPS, sample_interval=0, seed=7, n_layers=1
+    ).run_dir
     assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
     assert not (ended["one"].run.path / "report.html").exists()  # `glasslm report` makes it
     assert any("0 runs to go" in message for message in said)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()
+    }
     again = run_all(tmp_path / "study", trials, RUNNER, 20, said.append)
-    assert {name: end.status for name, end in again.items()} == {"one": "finished", "two": "finished"}
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()}
+    assert {name: end.status for name, end in again.items()} == {
+        "one": "finished",
+        "two": "finished",
+    }
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()
+    }
     assert "2 of 2 runs are there already" in said
 
 
-def test_a_diverged_run_is_an_outcome_and_a_failed_one_does_not_end_the_study(text: Path, tmp_path: Path) -> None:
-    sick = trial(text, "sick", lr=1.0, warmup_steps=0, max_steps=150, eval_interval=50, schedule="constant")
+def test_a_diverged_run_is_an_outcome_and_a_failed_one_does_not_end_the_study(
+    text: Path, tmp_path: Path
+) -> None:
+    sick = trial(
+        text, "sick", lr=1.0, warmup_steps=0, max_steps=150, eval_interval=50, schedule="constant"
+    )
     impossible = trial(text, "impossible", batch_size=4, init_from=str(tmp_path / "nothing"))
     trials = [impossible, sick, trial(text, "well")]
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
@@ -89,8 +106,8 @@ SCRIPT = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from glasslm.lab.study.sweep import Runner, Trial, run_all
-    from glasslm.config import ComputeConfig
+    from glasslm.lab.studies.sweep import Runner, Trial, run_all
+    from glasslm.config.schema import ComputeConfig
     from small_runs import small
     flags = {{"max_steps": 400, "sample_interval": 0, "checkpoint_interval": 25, "eval_interval": 300, "keep": 2}}
     trials = [Trial(f"seed-{{seed}}", small(Path({text!r}), seed=seed, **flags)) for seed in (1, 2, 3)]
@@ -108,7 +125,9 @@ def study_of(text: Path, study: Path) -> subprocess.Popen[str]:
 
 def training(study: Path) -> set[str]:
     """The runs with a checkpoint of their training; older ones go as newer ones come."""
-    return {path.parts[-3] for path in study.glob("runs/*/checkpoints/000*") if path.name != "000000"}
+    return {
+        path.parts[-3] for path in study.glob("runs/*/checkpoints/000*") if path.name != "000000"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +157,10 @@ def test_a_study_that_is_killed_goes_on_to_the_same_end(
     again = study_of(text, study)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
-    assert out.splitlines()[-1] == "[('seed-1', 'finished'), ('seed-2', 'finished'), ('seed-3', 'finished')]"
+    assert (
+        out.splitlines()[-1]
+        == "[('seed-1', 'finished'), ('seed-2', 'finished'), ('seed-3', 'finished')]"
+    )
     assert essence(study / "runs" / "seed-2", 400) == essence(undisturbed, 400)
 
 
@@ -158,8 +180,17 @@ def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an extra")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     trials = [trial(text, "one"), trial(text, "two", seed=7)]
-    ended = run_all(tmp_path / "study", trials, dataclasses.replace(RUNNER, name="ray"), 20, lambda message: None)
-    assert {name: end.status for name, end in ended.items()} == {"one": "finished", "two": "finished"}
+    ended = run_all(
+        tmp_path / "study",
+        trials,
+        dataclasses.replace(RUNNER, name="ray"),
+        20,
+        lambda message: None,
+    )
+    assert {name: end.status for name, end in ended.items()} == {
+        "one": "finished",
+        "two": "finished",
+    }
     alone = train(text, tmp_path / "alone", max_steps=STEPS, sample_interval=0, seed=7).run_dir
     assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
     assert json.loads((alone / "run.json").read_text(encoding="utf-8"))["seed"] == 7
@@ -169,14 +200,18 @@ def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
 # -- what a killed study leaves ---------------------------------------------------------------------------------------
 
 
-def test_a_run_that_died_before_its_first_checkpoint_begins_anew(text: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
+    text: Path, tmp_path: Path
+) -> None:
     trials, path = [trial(text, "one")], tmp_path / "study" / "runs" / "one"
     run_all(tmp_path / "whole", trials, RUNNER, 20, lambda message: None)
     whole = tmp_path / "whole" / "runs" / "one"
     (path / "checkpoints").mkdir(parents=True)
     for name in ("run.json", "tokenizer.json", "run.lock"):
         shutil.copy(whole / name, path / name)
-    (path / "metrics.jsonl").write_text('{"kind": "plan", "step": 0, "max_steps": 12}\n', encoding="utf-8")
+    (path / "metrics.jsonl").write_text(
+        '{"kind": "plan", "step": 0, "max_steps": 12}\n', encoding="utf-8"
+    )
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
     assert ended["one"].status == "finished"
     assert essence(path, STEPS) == essence(whole, STEPS)
@@ -204,8 +239,12 @@ def test_a_run_that_is_still_saving_is_waited_for(text: Path, tmp_path: Path) ->
 def test_what_fails_says_why_and_nothing_is_built_on_it() -> None:
     run = Run("nowhere")
     require_results({"one": Ended("finished", run), "two": Ended("diverged", run)})
-    with pytest.raises(InputError, match=r"1 of 2 runs failed.*two: the disk was full.*tries them again"):
-        require_results({"one": Ended("finished", run), "two": Ended("failed", run, "the disk was full")})
+    with pytest.raises(
+        InputError, match=r"1 of 2 runs failed.*two: the disk was full.*tries them again"
+    ):
+        require_results(
+            {"one": Ended("finished", run), "two": Ended("failed", run, "the disk was full")}
+        )
 
 
 def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +269,11 @@ def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch)
         ({"block_size": 8000}, "tokens"),
     ],
 )
-def test_a_recipe_that_makes_no_study_is_refused(text: Path, flags: dict[str, Any], says: str) -> None:
+def test_a_recipe_that_makes_no_study_is_refused(
+    text: Path, flags: dict[str, Any], says: str
+) -> None:
     with pytest.raises(InputError, match=says):
-        setting.with_text(small(text, **flags), lambda message: None)
+        study_setting.with_text(small(text, **flags), lambda message: None)
 
 
 def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,15 +281,15 @@ def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.Monkey
         buffer = io.BytesIO(text.read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Piped())
-    base, dataset = setting.with_text(small(Path("-")), lambda message: None)
+    base, dataset = study_setting.with_text(small(Path("-")), lambda message: None)
     assert base.data.text_file != ("-",)
-    again, same = setting.with_text(base, lambda message: None)
+    again, same = study_setting.with_text(base, lambda message: None)
     assert again == base
     assert same.facts["sha256"] == dataset.facts["sha256"]
 
 
 def test_one_engine_serves_a_whole_study(text: Path) -> None:
     for compute in (ComputeConfig(), ComputeConfig(engine="numpy", threads=3)):
-        found = setting.with_engine(compute, small(text), 20)
+        found = study_setting.with_engine(compute, small(text), 20)
         assert "auto" not in (found.engine, found.device, found.precision)
         assert found.threads == (compute.threads or 1)

@@ -12,12 +12,12 @@ import planted
 import pytest
 from planted import config_of, subject
 
-from glasslm.config import OptimizerConfig
-from glasslm.engines import Batch, Losses, Update
+from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.inspection import GRADIENT
+from glasslm.engines.protocol import Batch, Losses, Update
 from glasslm.lab.diagnosis import trials
 from glasslm.lab.diagnosis.trials import Bench, Coordinates, Range
-from glasslm.parameters import table
+from glasslm.model.parameters import table
 
 ENGINES = ["numpy", "torch"]
 
@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-def test_the_ratio_of_plain_descent_is_rate_times_gradient(engine: str, weight_decay: float, folder: Path) -> None:
+def test_the_ratio_of_plain_descent_is_rate_times_gradient(
+    engine: str, weight_decay: float, folder: Path
+) -> None:
     """Without momentum and clipping an update is -lr g, whatever decay does beside it."""
     if engine == "torch":
         pytest.importorskip("torch")
@@ -41,9 +43,13 @@ def test_the_ratio_of_plain_descent_is_rate_times_gradient(engine: str, weight_d
     weights = {name: array.copy() for name, array in machine.state() if "/" not in name}
     for found in trials.ratios(machine, batch, 0.1, config, bench.vocab_size):
         gradient, weight = seen[GRADIENT + found.name], weights[found.name]
-        assert found.change == pytest.approx(0.1 * float(np.sqrt((gradient**2).mean())), rel=2e-3, abs=1e-8)
+        assert found.change == pytest.approx(
+            0.1 * float(np.sqrt((gradient**2).mean())), rel=2e-3, abs=1e-8
+        )
         if weight.ndim == 2:
-            assert found.ratio == pytest.approx(0.1 * float(gradient.std() / weight.std()), rel=2e-3)
+            assert found.ratio == pytest.approx(
+                0.1 * float(gradient.std() / weight.std()), rel=2e-3
+            )
 
 
 def test_what_gets_no_update_is_named_though_decay_would_move_it(folder: Path) -> None:
@@ -64,8 +70,12 @@ def test_a_first_update_is_judged_more_strictly_than_later_ones(folder: Path) ->
     config = config_of(optimizer="adamw")
     bench = subject(folder, config).bench
     found = trials.ratios(bench.copy(config), bench.batch(0, 4), 2e-3, config, bench.vocab_size)
-    median = np.median([one.ratio for one in found if one.name.endswith(("q.weight", "up.weight", "o.weight"))])
-    assert 0.08 < median < 0.15  # Adam's first update is the rate, against weights of deviation .02 and less
+    median = np.median(
+        [one.ratio for one in found if one.name.endswith(("q.weight", "up.weight", "o.weight"))]
+    )
+    assert (
+        0.08 < median < 0.15
+    )  # Adam's first update is the rate, against weights of deviation .02 and less
     assert trials.judge_updates(found, 2e-3, 0).verdict == "watch"
     assert trials.judge_updates(found, 2e-3, 0, tuned=True).verdict == "ok"
     assert trials.judge_updates(found, 2e-3, 100).verdict == "ok"
@@ -78,7 +88,9 @@ def test_a_batch_is_learnt_by_heart_and_the_same_in_both_engines(engine: str, fo
     bench = subject(folder, config_of(dropout=0.5, optimizer="sgd"), engine=engine).bench
     losses = trials.overfit(bench, 4)
     machine, batch = bench.copy(bench.config), bench.batch(0, 4)
-    assert losses[0] == pytest.approx(float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5)  # no dropout
+    assert losses[0] == pytest.approx(
+        float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5
+    )  # no dropout
     assert losses[-1] < 0.1 * math.log(bench.vocab_size) <= min(losses[:-1])
     assert trials.judge_overfit(losses, bench.vocab_size).verdict == "ok"
     assert trials.judge_overfit(losses[:8], bench.vocab_size).verdict != "ok"
@@ -106,12 +118,18 @@ def test_the_range_test_finds_the_limit_of_a_parabola(curvature: float) -> None:
     config = config_of(optimizer="sgd")
     ones = np.ones((2, 4), np.int64)
     bench = Bench(
-        config, 20, lambda _: Parabola(curvature), lambda step, rows: Batch(ones, ones, step, ones[:, 0]), list
+        config,
+        20,
+        lambda _: Parabola(curvature),
+        lambda step, rows: Batch(ones, ones, step, ones[:, 0]),
+        list,
     )  # type: ignore[arg-type, return-value]
     found = trials.range_test(bench, 2)
     assert 0.02 / curvature < found.limit < 2 / curvature
     assert found.suggested < found.limit
-    assert len(found.rates) < trials.RANGE_STEPS or curvature < 1  # it ended where the loss exploded
+    assert (
+        len(found.rates) < trials.RANGE_STEPS or curvature < 1
+    )  # it ended where the loss exploded
 
 
 def test_the_rate_is_judged_against_the_limit() -> None:
@@ -121,7 +139,13 @@ def test_the_rate_is_judged_against_the_limit() -> None:
     def verdict(lr: float) -> str:
         return trials.judge_range(found, OptimizerConfig(lr=lr)).verdict
 
-    assert [verdict(lr) for lr in (1e-5, 1e-3, 0.02, 0.06, 0.2)] == ["watch", "ok", "ok", "watch", "bad"]
+    assert [verdict(lr) for lr in (1e-5, 1e-3, 0.02, 0.06, 0.2)] == [
+        "watch",
+        "ok",
+        "ok",
+        "watch",
+        "bad",
+    ]
     flat = found._replace(smooth=np.full(9, 4.0))
     assert trials.judge_range(flat, OptimizerConfig()).verdict == "bad"
 
@@ -132,7 +156,10 @@ def test_tuned_weights_may_have_nothing_to_gain_at_any_rate() -> None:
     losses[0] = 1.0
     found = Range(np.geomspace(1e-5, 1, 60), losses, np.linspace(1.0, 0.9, 60), limit=2e-5)
     tuned = trials.judge_range(found, OptimizerConfig(lr=1e-4), tuned=True)
-    assert (tuned.verdict, trials.judge_range(found, OptimizerConfig(lr=1e-4)).verdict) == ("ok", "bad")
+    assert (tuned.verdict, trials.judge_range(found, OptimizerConfig(lr=1e-4)).verdict) == (
+        "ok",
+        "bad",
+    )
     assert "old text" in tuned.means
     learns = found._replace(losses=np.linspace(4, 2, 60), smooth=np.linspace(4, 2, 60))
     assert trials.judge_range(learns, OptimizerConfig(lr=1e-4), tuned=True).verdict == "bad"
@@ -144,16 +171,27 @@ def test_the_slope_of_a_power_law_is_its_exponent() -> None:
     assert found.slope("logits") == pytest.approx(0.5)
     assert found.slope("stream") == pytest.approx(0)
     assert "not flat" in trials.judge_coordinates(found).means
-    assert trials.judge_coordinates(Coordinates(widths, {"stream": [3.0] * 3})).means.startswith("flat")
+    assert trials.judge_coordinates(Coordinates(widths, {"stream": [3.0] * 3})).means.startswith(
+        "flat"
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_heads": 1, "d_model": 16}, {"n_heads": 6, "n_kv_heads": 2, "d_model": 96}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_heads": 1, "d_model": 16}, {"n_heads": 6, "n_kv_heads": 2, "d_model": 96}]
+)
 def test_other_widths_are_the_same_model_wider(changes: dict[str, Any], folder: Path) -> None:
     config = config_of(**changes)
     c = config.model
     for model, twice in zip(trials.widths(c), trials.widths(c)[1:]):
-        assert (model.head_size, model.n_heads / model.n_kv_heads) == (c.head_size, c.n_heads / c.n_kv_heads)
-        assert (twice.d_model, twice.n_layers, twice.norm) == (2 * model.d_model, c.n_layers, c.norm)
+        assert (model.head_size, model.n_heads / model.n_kv_heads) == (
+            c.head_size,
+            c.n_heads / c.n_kv_heads,
+        )
+        assert (twice.d_model, twice.n_layers, twice.norm) == (
+            2 * model.d_model,
+            c.n_layers,
+            c.norm,
+        )
         assert abs(model.d_ff / model.d_model - c.d_ff / c.d_model) < 1 / model.d_model
     assert trials.widths(c)[0].d_model <= 128
 

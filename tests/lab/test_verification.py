@@ -10,13 +10,32 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from glasslm import checkpoint, cli, files, launch
-from glasslm.config import ComputeConfig
-from glasslm.engines import Engine, make_engine
-from glasslm.lab.records import resumption, verification
-from small_runs import logged, no_report, quiet, read_json, small, start, wait_for, words, write_text
+from glasslm import cli, files
+from glasslm.config.schema import ComputeConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Engine
+from glasslm.lab.verification import integrity, resumption
+from glasslm.runs import checkpoint
+from glasslm.training import launch
+from small_runs import (
+    logged,
+    no_report,
+    quiet,
+    read_json,
+    small,
+    start,
+    wait_for,
+    words,
+    write_text,
+)
 
-FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4, "ema": 0.9}
+FLAGS: dict[str, Any] = {
+    "max_steps": 10,
+    "sample_interval": 0,
+    "dropout": 0.2,
+    "batch_size": 4,
+    "ema": 0.9,
+}
 ENGINES = ["numpy", "torch"]
 
 
@@ -41,8 +60,8 @@ def run(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "run")
 
 
-def judged(run: Path) -> dict[str, verification.Part]:
-    return {part.name: part for part in verification.examine(run)}
+def judged(run: Path) -> dict[str, integrity.Part]:
+    return {part.name: part for part in integrity.examine(run)}
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -50,7 +69,9 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
-def test_a_whole_run_is_said_to_be_whole_and_is_not_touched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run_is_said_to_be_whole_and_is_not_touched(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(run)
     assert cli.main(["verify", str(run)]) == 0
     assert contents(run) == before
@@ -66,15 +87,21 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def drop(path: Path, name: str) -> None:
-    path.write_bytes(files.json_bytes({key: value for key, value in read_json(path).items() if key != name}))
+    path.write_bytes(
+        files.json_bytes({key: value for key, value in read_json(path).items() if key != name})
+    )
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], None], name: str = "model.safetensors") -> None:
+def rewritten(
+    folder: Path, change: Callable[[dict[str, Any]], None], name: str = "model.safetensors"
+) -> None:
     """Other arrays in a checkpoint, and a manifest that agrees with them."""
     arrays: dict[str, Any] = load_file(folder / name)
     change(arrays)
     save_file(arrays, folder / name)
-    kept = {path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST}
+    kept = {
+        path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST
+    }
     files.write_folder(folder, kept)
 
 
@@ -90,7 +117,9 @@ def lines(run: Path, change: Callable[[list[bytes]], Any]) -> None:
 
 
 def swap_steps(found: list[bytes]) -> None:
-    first, second = (index for index, line in enumerate(found) if b'"step": 6' in line or b'"step": 7' in line)
+    first, second = (
+        index for index, line in enumerate(found) if b'"step": 6' in line or b'"step": 7' in line
+    )
     found[first], found[second] = found[second], found[first]
 
 
@@ -156,7 +185,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_named_with_its_cure(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_named_with_its_cure(
+    case: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, name, says = DAMAGE[case]
     damage(run)
     before = contents(run)
@@ -175,7 +206,11 @@ def test_a_lost_best_checkpoint_is_damage(run: Path) -> None:
     assert best is not None
     if best.step == 10:  # which would only make step 5 the latest
         state = read_json(run / LAST / "state.json")
-        kept = {path.name: [path.read_bytes()] for path in (run / LAST).iterdir() if path.name != files.MANIFEST}
+        kept = {
+            path.name: [path.read_bytes()]
+            for path in (run / LAST).iterdir()
+            if path.name != files.MANIFEST
+        }
         state["best"] = {"step": 5, "loss": 1.0}
         files.write_folder(run / LAST, kept | {"state.json": [files.json_bytes(state)]})
     shutil.rmtree(run / FIVE)
@@ -202,7 +237,9 @@ def test_another_version_of_a_corpus_is_a_note(run: Path, tmp_path: Path) -> Non
     (tmp_path / "module.py").write_text("x = 1")
     record = read_json(run / "run.json")
     record["config"]["data"] |= {"corpus": "python", "text_file": []}
-    record["data"]["files"] = [{"path": str(tmp_path / "module.py"), "bytes": 5, "sha256": "0" * 64}]
+    record["data"]["files"] = [
+        {"path": str(tmp_path / "module.py"), "bytes": 5, "sha256": "0" * 64}
+    ]
     (run / "run.json").write_bytes(files.json_bytes(record))
     text = judged(run)["text"]
     assert (text.verdict, "has changed" in text.message) == ("note", True)
@@ -228,7 +265,11 @@ def test_a_checkpoint_that_goes_or_is_replaced_meanwhile_is_no_damage(
         if path.name == "000005" and looks.count("000005") == 1:
             files.remove_folder(path)
         if path.name == "000010" and looks.count("000010") == 1:
-            found = {file.name: [file.read_bytes()] for file in path.iterdir() if file.name != files.MANIFEST}
+            found = {
+                file.name: [file.read_bytes()]
+                for file in path.iterdir()
+                if file.name != files.MANIFEST
+            }
             (path / "state.json").unlink()
             with pytest.raises(files.DamagedError):
                 whole(path, hashes)
@@ -244,12 +285,20 @@ def test_a_checkpoint_that_goes_or_is_replaced_meanwhile_is_no_damage(
 
 def test_a_run_under_way_is_whole_at_any_moment(text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    often = {"max_steps": 5000, "keep": 1, "checkpoint_interval": 1, "eval_interval": 2, "log_interval": 1}
+    often = {
+        "max_steps": 5000,
+        "keep": 1,
+        "checkpoint_interval": 1,
+        "eval_interval": 2,
+        "log_interval": 1,
+    }
     process = start(*words(text, run, **FLAGS | often))
-    wait_for(lambda: (run / "metrics.jsonl").exists() and len(logged(run, "checkpoint")) > 3, process)
+    wait_for(
+        lambda: (run / "metrics.jsonl").exists() and len(logged(run, "checkpoint")) > 3, process
+    )
     seen: set[str] = set()
     for _ in range(20):
-        parts = list(verification.examine(run))
+        parts = list(integrity.examine(run))
         assert [part for part in parts if part.verdict == "damaged"] == []
         seen |= {part.name for part in parts}
     process.kill()
@@ -263,8 +312,12 @@ def test_what_is_no_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_adapters_are_verified_beside_the_weights_that_they_adapt(text: Path, original: Path, tmp_path: Path) -> None:
-    run = trained(text, tmp_path / "run", init_from=str(original), lora_rank=2, optimizer="adamw", ema=0.0)
+def test_adapters_are_verified_beside_the_weights_that_they_adapt(
+    text: Path, original: Path, tmp_path: Path
+) -> None:
+    run = trained(
+        text, tmp_path / "run", init_from=str(original), lora_rank=2, optimizer="adamw", ema=0.0
+    )
     parts = judged(run)
     assert {part.verdict for part in parts.values()} == {"ok"}
     assert "base" in parts
@@ -282,11 +335,17 @@ def test_adapters_are_verified_beside_the_weights_that_they_adapt(text: Path, or
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("epochs", [None, 1.7], ids=["random windows", "epochs"])
 def test_a_run_resumes_to_the_bit(
-    engine: str, epochs: float | None, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: str,
+    epochs: float | None,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
-    run = trained(text, tmp_path / "run", engine, **({"epochs": epochs, "block_size": 64} if epochs else {}))
+    run = trained(
+        text, tmp_path / "run", engine, **({"epochs": epochs, "block_size": 64} if epochs else {})
+    )
     before = contents(run)
     with no_report():
         assert cli.main(["verify", str(run), "--resume", "--json"]) == 0
@@ -296,8 +355,18 @@ def test_a_run_resumes_to_the_bit(
     assert said["passed"]
     assert resumed["passed"]
     assert resumed["engine"] == engine
-    assert (resumed["difference"], resumed["same_lines"], resumed["same_progress"]) == (0.0, True, True)
-    assert resumed["begin"] < resumed["resumed"] < resumed["died"] < resumed["end"] == resumed["begin"] + 12
+    assert (resumed["difference"], resumed["same_lines"], resumed["same_progress"]) == (
+        0.0,
+        True,
+        True,
+    )
+    assert (
+        resumed["begin"]
+        < resumed["resumed"]
+        < resumed["died"]
+        < resumed["end"]
+        == resumed["begin"] + 12
+    )
     assert resumed["lines"] >= 12 + 2
     assert resumed["entries"] == len(dict(checkpoint.load(run).state()))
 
@@ -332,7 +401,9 @@ def test_a_resume_that_forgets_is_found_out(
     assert float(out.partition("weights and moments: ")[2].split()[0]) > 0
 
 
-def test_without_a_whole_checkpoint_nothing_is_tried(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_whole_checkpoint_nothing_is_tried(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (run / "checkpoints").iterdir():
         flip(path / "model.safetensors")
     assert cli.main(["verify", str(run), "--resume"]) == 1

@@ -7,12 +7,19 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from glasslm.config import ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainConfig
-from glasslm.engines import Batch, Losses
+from glasslm.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerName,
+    Precision,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.protocol import Batch, Losses
 from glasslm.engines.torch.engine import TorchEngine
-from glasslm.lab.proofs.check import B, T, V, combinations, single_switches
-from glasslm.parameters import initial_weights, table
+from glasslm.lab.checks.gradient_check import B, T, V, combinations, single_switches
+from glasslm.model.parameters import initial_weights, table
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +34,10 @@ DROPPING = [
     for name, model in SINGLE
     if model.attention != "flash"  # which drops no probabilities
 ]
-CASES = [*[(name, model, "fp64") for name, model in MODELS], *[(name, model, "fp32") for name, model in SINGLE]]
+CASES = [
+    *[(name, model, "fp64") for name, model in MODELS],
+    *[(name, model, "fp32") for name, model in SINGLE],
+]
 TRAINED = [*CASES, *[(name, model, "fp64") for name, model in DROPPING]]
 OPTIMIZERS = get_args(OptimizerName)
 
@@ -46,16 +56,23 @@ def pair(
     return one, other
 
 
-def wide_weights(model: ModelConfig, vocab_size: int, dtype: Any, by: float = 0.3) -> dict[str, Array]:
+def wide_weights(
+    model: ModelConfig, vocab_size: int, dtype: Any, by: float = 0.3
+) -> dict[str, Array]:
     rng = np.random.default_rng(0)
     start = initial_weights(table(model, vocab_size), 0)
-    return {name: (array + by * rng.standard_normal(array.shape)).astype(dtype) for name, array in start}
+    return {
+        name: (array + by * rng.standard_normal(array.shape)).astype(dtype) for name, array in start
+    }
 
 
 def batch(step: int = 3, vocab_size: int = V, rows: int = B, width: int = T) -> Batch:
     """Random tokens, and targets of which one is not predicted. The rows are not the first of their step."""
     rng = np.random.default_rng(step)
-    tokens, targets = rng.integers(0, vocab_size, (rows, width)), rng.integers(0, vocab_size, (rows, width))
+    tokens, targets = (
+        rng.integers(0, vocab_size, (rows, width)),
+        rng.integers(0, vocab_size, (rows, width)),
+    )
     targets[0, 2] = -1
     return Batch(tokens, targets, step, np.arange(rows) + 5)
 
@@ -72,7 +89,9 @@ def copy(arrays: Any) -> dict[str, Array]:
     return {name: array.copy() for name, array in dict(arrays).items()}
 
 
-def assert_near(found: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float) -> None:
+def assert_near(
+    found: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float
+) -> None:
     """Tensor by tensor: gradients, or weights and moments, each kind with its own floor."""
     assert found.keys() == expected.keys()
     largest: dict[str, float] = {}
@@ -81,7 +100,9 @@ def assert_near(found: Mapping[str, Array], expected: Mapping[str, Array], toler
         largest[kind] = max(largest.get(kind, 0.0), float(np.abs(array).max()))
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
-        bound = tolerance * max(float(np.abs(array).max()), FLOOR * largest[name.rpartition("/")[0]])
+        bound = tolerance * max(
+            float(np.abs(array).max()), FLOOR * largest[name.rpartition("/")[0]]
+        )
         assert_within(found[name], array, bound, name)
 
 

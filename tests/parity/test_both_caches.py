@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, assert_within, pair  # noqa: E402 - need PyTorch
 
-from glasslm.config import ModelConfig, Precision  # noqa: E402
-from glasslm.generation import generate, visible  # noqa: E402
-from glasslm.lab.proofs.check import small_model  # noqa: E402
-from glasslm.sampling import Sampling  # noqa: E402
-from glasslm.tokenizers import CharTokenizer  # noqa: E402
+from glasslm.config.schema import ModelConfig, Precision  # noqa: E402
+from glasslm.data.tokenizers import CharTokenizer  # noqa: E402
+from glasslm.inference.generation import generate, visible  # noqa: E402
+from glasslm.inference.sampling import Sampling  # noqa: E402
+from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
 
 BLOCK = small_model().block_size
 TEXTS = np.random.default_rng(0).integers(0, V, (3, BLOCK))
@@ -87,7 +87,9 @@ def test_both_engines_read_alike(name: str, model: ModelConfig, precision: Preci
             assert found.dtype == expected.dtype
             for row, count in enumerate(counts):
                 if count:
-                    assert_near({"": found[row, :count]}, {"": expected[row, :count]}, TOLERANCE[precision])
+                    assert_near(
+                        {"": found[row, :count]}, {"": expected[row, :count]}, TOLERANCE[precision]
+                    )
             np.testing.assert_array_equal(caches[1].lengths, caches[0].lengths)
 
 
@@ -170,6 +172,8 @@ def test_greedy_text_is_the_same_token_for_token(name: str, model: ModelConfig) 
     for engine in engines:
         for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
             written = dict.fromkeys(range(len(prompts)), "")
-            for piece in generate(engine, LETTERS, prompts, sampling=Sampling(temperature=0.0), **settings):
+            for piece in generate(
+                engine, LETTERS, prompts, sampling=Sampling(temperature=0.0), **settings
+            ):
                 written[piece.prompt] += piece.text
             assert list(written.values()) == [expected[PROMPTS.index(prompt)] for prompt in prompts]

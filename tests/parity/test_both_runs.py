@@ -12,10 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import glasslm
-from glasslm import launch, runs
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import Engine, choice
-from glasslm.launch import Outcome
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines import choice
+from glasslm.engines.protocol import Engine
+from glasslm.runs import run_folder
+from glasslm.training import launch
+from glasslm.training.launch import Outcome
 from small_runs import essence, logged, no_report, quiet, read_json, small, write_text
 
 torch = pytest.importorskip("torch")
@@ -23,13 +25,16 @@ torch = pytest.importorskip("torch")
 from both_engines import TOLERANCE, assert_near  # noqa: E402 - needs PyTorch
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402
-from test_training import interrupted_at  # noqa: E402
+from small_runs import interrupted_at  # noqa: E402
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 TORCH = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
 ENGINES = {"numpy": NUMPY, "torch": TORCH}
 STEPS = 12
-QUICK = {"max_steps": STEPS, "sample_interval": 0}  # a sample of 200 tokens takes longer than these steps
+QUICK = {
+    "max_steps": STEPS,
+    "sample_interval": 0,
+}  # a sample of 200 tokens takes longer than these steps
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,9 @@ def train(text: Path, run_dir: Path, compute: ComputeConfig, **flags: Any) -> Ou
         return launch.train(small(text, **QUICK | flags), compute, run_dir, say=quiet)
 
 
-def resume(run_dir: Path, compute: ComputeConfig = ComputeConfig(), said: list[str] | None = None) -> Outcome:  # noqa: B008
+def resume(
+    run_dir: Path, compute: ComputeConfig = ComputeConfig(), said: list[str] | None = None
+) -> Outcome:  # noqa: B008
     with no_report():
         return launch.resume(run_dir, compute, say=quiet if said is None else said.append)
 
@@ -98,10 +105,15 @@ def test_both_engines_train_the_same_model(uninterrupted: dict[str, Path]) -> No
             assert same | numbers == line
     assert logged(one, "sample") == logged(other, "sample")
     assert [len(line["text"]) for line in logged(one, "sample")] == [200, 200]
-    assert (runs.Run(one).record["engine"], runs.Run(other).record["engine"]) == ("numpy", "torch")
+    assert (run_folder.Run(one).record["engine"], run_folder.Run(other).record["engine"]) == (
+        "numpy",
+        "torch",
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "precision"), [("muon", "fp64"), ("adamw", "fp64"), ("sgd", "fp32")])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("muon", "fp64"), ("adamw", "fp64"), ("sgd", "fp32")]
+)
 @pytest.mark.parametrize("first", ENGINES)
 def test_what_one_engine_began_the_other_ends(
     first: str, optimizer: str, precision: Any, text: Path, tmp_path: Path
@@ -122,12 +134,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": DROPPING,
     "adamw, epochs": {"optimizer": "adamw", "epochs": 0.7, "dropout": 0.1, "micro_batch_size": 3},
     "sgd, one micro-batch": {"optimizer": "sgd", "micro_batch_size": 8, "schedule": "wsd"},
-    "samples, of validation too": {"block_size": 4, "val_fraction": 0.5, "eval_interval": 3, "sample_interval": 6},
+    "samples, of validation too": {
+        "block_size": 4,
+        "val_fraction": 0.5,
+        "eval_interval": 3,
+        "sample_interval": 6,
+    },
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(variant: str, text: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    variant: str, text: Path, tmp_path: Path
+) -> None:
     """Bit for bit, though it was interrupted twice, and resumed without a word about the engine."""
     whole = train(text, tmp_path / "whole", TORCH, **VARIANTS[variant])
     steps = logged(whole.run_dir, "end")[0]["step"]
@@ -160,8 +179,17 @@ def test_a_narrow_run_is_resumed_bit_for_bit(
 
 def test_the_run_says_who_computed_it(text: Path, tmp_path: Path) -> None:
     run = train(text, tmp_path / "run", precisely(TORCH, "bf16"), max_steps=1).run_dir
-    said = {key: read_json(run / "run.json")[key] for key in ("engine", "device", "precision", "compiled", "threads")}
-    assert said == {"engine": "torch", "device": "cpu", "precision": "bf16", "compiled": False, "threads": 1}
+    said = {
+        key: read_json(run / "run.json")[key]
+        for key in ("engine", "device", "precision", "compiled", "threads")
+    }
+    assert said == {
+        "engine": "torch",
+        "device": "cpu",
+        "precision": "bf16",
+        "compiled": False,
+        "threads": 1,
+    }
     assert {array.dtype for array in last_state(run, 1).values()} == {np.dtype(np.float32)}
 
 
@@ -180,7 +208,8 @@ def engines_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, int]]:
 
 
 @pytest.mark.parametrize(
-    "compute", [TORCH, precisely(TORCH, "bf16"), precisely(TORCH, "fp64"), NUMPY, precisely(NUMPY, "fp64")]
+    "compute",
+    [TORCH, precisely(TORCH, "bf16"), precisely(TORCH, "fp64"), NUMPY, precisely(NUMPY, "fp64")],
 )
 def test_resume_takes_the_recorded_engine_by_itself(
     compute: ComputeConfig, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -192,7 +221,11 @@ def test_resume_takes_the_recorded_engine_by_itself(
     said: list[str] = []
     assert resume(run, said=said).status == "finished"
     (first, _), (engine, threads) = made
-    assert (engine.name, engine.device, engine.precision) == (compute.engine, "cpu", first.precision)
+    assert (engine.name, engine.device, engine.precision) == (
+        compute.engine,
+        "cpu",
+        first.precision,
+    )
     assert threads == (5 if compute.engine == "torch" else 2)
     assert not [line for line in said if "note" in line]
 
@@ -210,7 +243,9 @@ def test_without_pytorch_numpy_goes_on_and_says_so(
     assert resume(run, said=said).status == "finished"
     ((engine, _),) = made
     assert (engine.name, engine.precision) == ("numpy", "fp64" if precision == "fp64" else "fp32")
-    assert [line for line in said if "PyTorch" in line and "not installed" in line and "NumPy" in line]
+    assert [
+        line for line in said if "PyTorch" in line and "not installed" in line and "NumPy" in line
+    ]
     if precision != "bf16":
         assert_near(last_state(run), last_state(whole), TOLERANCE[precision])
 
@@ -219,7 +254,9 @@ def test_without_pytorch_numpy_goes_on_and_says_so(
 
 
 @pytest.mark.parametrize("by", ENGINES)
-def test_the_same_prompt_and_seed_give_the_same_text_from_both(by: str, uninterrupted: dict[str, Path]) -> None:
+def test_the_same_prompt_and_seed_give_the_same_text_from_both(
+    by: str, uninterrupted: dict[str, Path]
+) -> None:
     """Longer than the context, so that the text is read afresh on the way; whoever trained the model."""
     one, other = (
         glasslm.load(uninterrupted[by], engine=engine, device="cpu", precision="fp64")  # type: ignore[arg-type]
@@ -231,10 +268,14 @@ def test_the_same_prompt_and_seed_give_the_same_text_from_both(by: str, uninterr
         assert other.generate("the old king ", 60, temperature=temperature) == expected
         assert len(expected) == 60
     np.testing.assert_allclose(other.logits("a dog"), one.logits("a dog"), rtol=1e-6)
-    np.testing.assert_allclose(other.losses("a dog sees my sister."), one.losses("a dog sees my sister."), rtol=1e-9)
+    np.testing.assert_allclose(
+        other.losses("a dog sees my sister."), one.losses("a dog sees my sister."), rtol=1e-9
+    )
 
 
-def test_rows_of_unequal_length_give_the_texts_that_each_gives_alone(uninterrupted: dict[str, Path]) -> None:
+def test_rows_of_unequal_length_give_the_texts_that_each_gives_alone(
+    uninterrupted: dict[str, Path],
+) -> None:
     model = glasslm.load(uninterrupted["torch"], engine="torch", device="cpu", precision="fp64")
     prompts = ["the", "a dog sees the old king.\nmy sister likes", ""]
     together: dict[int, str] = dict.fromkeys(range(3), "")
@@ -263,14 +304,29 @@ def without_torch(*words: Any, first: str = "") -> str:
     return done.stderr if done.returncode else ""
 
 
-@pytest.mark.parametrize("command", [["generate", "--prompt", "the", "--max-new-tokens", 5], ["evaluate"]])
-def test_a_run_of_pytorch_is_used_without_importing_it(command: list[Any], uninterrupted: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    "command", [["generate", "--prompt", "the", "--max-new-tokens", 5], ["evaluate"]]
+)
+def test_a_run_of_pytorch_is_used_without_importing_it(
+    command: list[Any], uninterrupted: dict[str, Path]
+) -> None:
     """Which takes seconds."""
     assert without_torch(command[0], uninterrupted["torch"], *command[1:]) == ""
 
 
 def test_a_small_model_is_trained_without_importing_pytorch(text: Path, tmp_path: Path) -> None:
-    flags = ["--text-file", text, "--max-steps", 1, "--d-model", 16, "--block-size", 32, "--sample-interval", 0]
+    flags = [
+        "--text-file",
+        text,
+        "--max-steps",
+        1,
+        "--d-model",
+        16,
+        "--block-size",
+        32,
+        "--sample-interval",
+        0,
+    ]
     assert without_torch("train", *flags, "--run-dir", tmp_path / "run") == ""
     assert read_json(tmp_path / "run" / "run.json")["engine"] == "numpy"
     loading = "from glasslm.engines.torch import engine\n"  # which such a check does notice

@@ -8,9 +8,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from both_engines import OPTIMIZERS, TOLERANCE, TRAINED, assert_losses_near, assert_near, batch, copy, pair  # noqa: E402 - need PyTorch
+from both_engines import (  # noqa: E402 - need PyTorch
+    OPTIMIZERS,
+    TOLERANCE,
+    TRAINED,
+    assert_losses_near,
+    assert_near,
+    batch,
+    copy,
+    pair,
+)
 
-from glasslm.config import ModelConfig, Position, Precision  # noqa: E402
+from glasslm.config.schema import ModelConfig, Position, Precision  # noqa: E402
 from glasslm.engines.dropout import mix, row_keys  # noqa: E402
 from glasslm.engines.numpy import ops  # noqa: E402
 from glasslm.engines.torch import layers  # noqa: E402
@@ -19,7 +28,9 @@ cases = pytest.mark.parametrize(("name", "model", "precision"), TRAINED)
 
 
 @cases
-def test_gradients_by_hand_are_those_of_autograd(name: str, model: ModelConfig, precision: Precision) -> None:
+def test_gradients_by_hand_are_those_of_autograd(
+    name: str, model: ModelConfig, precision: Precision
+) -> None:
     by_hand, by_autograd = pair(model, precision)
     weight = 1 / np.count_nonzero(batch().targets >= 0)
     expected = copy(by_hand.gradients(batch(), weight))
@@ -30,7 +41,9 @@ def test_gradients_by_hand_are_those_of_autograd(name: str, model: ModelConfig, 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @cases
-def test_updates_are_the_same(name: str, model: ModelConfig, precision: Precision, optimizer: str) -> None:
+def test_updates_are_the_same(
+    name: str, model: ModelConfig, precision: Precision, optimizer: str
+) -> None:
     """Three steps, the first of which is clipped and the second is not: weights, moments, and what is told.
 
     Then each engine goes on from where the other one stands.
@@ -38,7 +51,9 @@ def test_updates_are_the_same(name: str, model: ModelConfig, precision: Precisio
     one, other = pair(model, precision, optimizer=optimizer, weight_decay=0.3, grad_clip=1.0)
     tolerance, clipped = TOLERANCE[precision], []
     for step, weight in enumerate((10.0, 1e-3, 0.1)):
-        assert_losses_near(other.accumulate(batch(step), weight), one.accumulate(batch(step), weight), tolerance)
+        assert_losses_near(
+            other.accumulate(batch(step), weight), one.accumulate(batch(step), weight), tolerance
+        )
         told, expected = other.update(1e-2 / (step + 1)), one.update(1e-2 / (step + 1))
         assert told.norm == pytest.approx(expected.norm, rel=tolerance)
         assert told[1:] == expected[1:] == (True, True)
@@ -73,7 +88,13 @@ def test_losses_are_the_same_and_nothing_where_nothing_is_predicted(
 def test_a_model_of_a_usual_size_in_float32(position: Any, dropout: float) -> None:
     """Its attention is computed in blocks, and its sums are long enough for rounding to matter."""
     model = ModelConfig(
-        d_model=96, n_layers=3, n_heads=6, n_kv_heads=3, block_size=80, position=position, dropout=dropout
+        d_model=96,
+        n_layers=3,
+        n_heads=6,
+        n_kv_heads=3,
+        block_size=80,
+        position=position,
+        dropout=dropout,
     )
     model = dataclasses.replace(model, attention_dropout=dropout)
     by_hand, by_autograd = pair(model, "fp32", vocab_size=65)
@@ -85,7 +106,9 @@ def test_a_model_of_a_usual_size_in_float32(position: Any, dropout: float) -> No
 def test_every_position_is_compared_with_dropout_and_without() -> None:
     """Dropout of the attention probabilities takes another way through the engine."""
     for dropping in (False, True):
-        positions = {model.position for _, model, _ in TRAINED if bool(model.attention_dropout) == dropping}
+        positions = {
+            model.position for _, model, _ in TRAINED if bool(model.attention_dropout) == dropping
+        }
         assert positions == set(get_args(Position))
 
 
@@ -107,7 +130,9 @@ def masks(p: float, shape: tuple[int, ...], dtype: str, mask_of: Any) -> tuple[A
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("p", [1e-12, 0.1, 0.3, 0.5, 0.75, 0.999])
-def test_dropout_removes_the_same_elements_bit_for_bit(p: float, shape: tuple[int, ...], dtype: str) -> None:
+def test_dropout_removes_the_same_elements_bit_for_bit(
+    p: float, shape: tuple[int, ...], dtype: str
+) -> None:
     found, expected = masks(p, shape, dtype, layers.dropout_mask)
     assert found.dtype == expected.dtype
     assert found.tobytes() == expected.tobytes()
@@ -120,7 +145,9 @@ def test_an_element_whose_hash_is_the_threshold_is_kept() -> None:
     hashes = mix(np.arange(12, dtype=np.uint32) ^ keys[:, None])
     p = float(hashes[1, 5]) / 2**32
     element = torch.arange(12)
-    found = layers.dropout_mask(element, p, torch.from_numpy(keys.view(np.int32)), torch.float64).numpy()
+    found = layers.dropout_mask(
+        element, p, torch.from_numpy(keys.view(np.int32)), torch.float64
+    ).numpy()
     np.testing.assert_array_equal(found > 0, hashes >= hashes[1, 5])
 
 

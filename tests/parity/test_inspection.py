@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from glasslm.engines import Batch, Engine, make_engine
+from glasslm.config.schema import (
+    ComputeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import backward_names, forward_names
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import InputError
-from glasslm.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, table
 
 V, B, T = 11, 3, 7
 SMALL = ModelConfig(d_model=16, n_layers=2, n_heads=4, block_size=T, d_ff=24)
@@ -21,7 +28,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "post": {"norm_position": "post", "norm": "layernorm", "bias": True, "feedforward": "relu"},
     "alibi": {"position": "alibi", "n_kv_heads": 2, "window": 3},
     "flash": {"attention": "flash", "qk_norm": True, "scale_embeddings": True},
-    "learned": {"position": "learned", "tie_embeddings": False, "feedforward": "gelu", "dropout": 0.3},
+    "learned": {
+        "position": "learned",
+        "tie_embeddings": False,
+        "feedforward": "gelu",
+        "dropout": 0.3,
+    },
     "experts": {"n_experts": 3, "experts_per_token": 1, "shared_expert": True},
     "adapters": {"lora_rank": 2, "lora_targets": "q,v,down"},
 }
@@ -33,10 +45,14 @@ def config_of(changes: dict[str, Any], optimizer: OptimizerConfig = OptimizerCon
 
 
 def engine_of(name: str, config: RunConfig, precision: str = "fp64", **compute: Any) -> Engine:
-    engine = make_engine(config, V, ComputeConfig(engine=name, precision=precision, threads=1, **compute))  # type: ignore[arg-type]
+    engine = make_engine(
+        config, V, ComputeConfig(engine=name, precision=precision, threads=1, **compute)
+    )  # type: ignore[arg-type]
     weights = initial_weights(table(config.model, V), seed=5)
     generator = np.random.default_rng(1)
-    engine.load((name, array + 0.3 * generator.standard_normal(array.shape)) for name, array in weights)
+    engine.load(
+        (name, array + 0.3 * generator.standard_normal(array.shape)) for name, array in weights
+    )
     return engine
 
 
@@ -56,14 +72,18 @@ def test_both_engines_show_the_same(variant: str) -> None:
     pytest.importorskip("torch")
     config = config_of(VARIANTS[variant], OptimizerConfig(z_loss=0.01, ema=0.9))
     names = names_of(config)
-    ours, theirs = (engine_of(name, config).inspect(batch_of(), names) for name in ("numpy", "torch"))
+    ours, theirs = (
+        engine_of(name, config).inspect(batch_of(), names) for name in ("numpy", "torch")
+    )
     assert list(ours) == list(theirs) == names
     for name in names:
         assert ours[name].shape == theirs[name].shape, name
         hidden = np.isneginf(ours[name])
         np.testing.assert_array_equal(hidden, np.isneginf(theirs[name]), name)
         a, b = ours[name][~hidden], theirs[name][~hidden]
-        np.testing.assert_allclose(a, b, atol=1e-10 * max(1e-3, np.abs(b).max(initial=0)), rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            a, b, atol=1e-10 * max(1e-3, np.abs(b).max(initial=0)), rtol=0, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
@@ -101,7 +121,9 @@ def test_what_is_shown_is_what_is_computed(engine: str) -> None:
     machine, batch = engine_of(engine, config), batch_of()
     seen = machine.inspect(batch, forward_names(config.model))
     np.testing.assert_allclose(
-        seen["blocks.1"], seen["blocks.0"] + seen["blocks.1.attention"] + seen["blocks.1.feedforward"], atol=1e-12
+        seen["blocks.1"],
+        seen["blocks.0"] + seen["blocks.1.attention"] + seen["blocks.1.feedforward"],
+        atol=1e-12,
     )
     weights = seen["blocks.0.attention.weights"]
     np.testing.assert_allclose(weights.sum(-1), 1)
@@ -132,7 +154,9 @@ def test_the_gradient_of_the_stream_is_that_of_a_push() -> None:
     config = config_of({"position": "learned"})
     machine = engine_of("numpy", config)
     seen = machine.inspect(batch_of(), ["gradient/embedding", "gradient/position.weight"])
-    np.testing.assert_allclose(seen["gradient/embedding"].sum(0), seen["gradient/position.weight"], atol=1e-14)
+    np.testing.assert_allclose(
+        seen["gradient/embedding"].sum(0), seen["gradient/position.weight"], atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
@@ -152,7 +176,10 @@ def test_a_compiled_model_can_be_looked_at() -> None:
     if hardware.compiler_missing("cpu"):
         pytest.skip("no compiler here")
     config = config_of({})
-    machine, plain = engine_of("torch", config, "fp32", compile="on"), engine_of("torch", config, "fp32")
+    machine, plain = (
+        engine_of("torch", config, "fp32", compile="on"),
+        engine_of("torch", config, "fp32"),
+    )
     batch = batch_of()
     machine.accumulate(batch, 1 / 19)
     before = torch._dynamo.utils.counters["frames"]["ok"]
@@ -163,4 +190,6 @@ def test_a_compiled_model_can_be_looked_at() -> None:
     for name, array in plain.inspect(batch, names_of(config)).items():
         hidden = np.isneginf(array)
         scale = max(1e-3, np.abs(array[~hidden]).max())
-        np.testing.assert_allclose(seen[name][~hidden], array[~hidden], atol=1e-4 * scale, err_msg=name)
+        np.testing.assert_allclose(
+            seen[name][~hidden], array[~hidden], atol=1e-4 * scale, err_msg=name
+        )

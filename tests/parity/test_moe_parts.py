@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from glasslm.config import ModelConfig  # noqa: E402 - after PyTorch, which may be missing
+from glasslm.config.schema import ModelConfig  # noqa: E402 - after PyTorch, which may be missing
 from glasslm.engines.numpy import moe, ops  # noqa: E402
 from glasslm.engines.torch.layers import Linear  # noqa: E402
 from glasslm.engines.torch.moe import Mixture  # noqa: E402
@@ -49,7 +49,10 @@ def by_hand(w: dict[str, Array], prefix: str) -> moe.Expert:
 def both(k: int, shared: bool, ties: bool = False, seed: int = 0) -> tuple[Mixture, Array, Array]:
     """The module with random weights, its input and the gradient of its output."""
     torch.manual_seed(seed)
-    module = Mixture(ModelConfig(d_model=D, n_heads=2, n_experts=E, experts_per_token=k, shared_expert=shared), Expert)
+    module = Mixture(
+        ModelConfig(d_model=D, n_heads=2, n_experts=E, experts_per_token=k, shared_expert=shared),
+        Expert,
+    )
     module.double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
@@ -84,11 +87,15 @@ def test_both_agree_on_outputs_routing_and_gradients(k: int, shared: bool, ties:
     by_autograd["x"] = there.grad.numpy().reshape(-1, D)
 
     np.testing.assert_allclose(out.detach().numpy().reshape(-1, D), y, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose([found.balance.item(), found.z.item()], [routing.balance, routing.z], rtol=1e-12)
+    np.testing.assert_allclose(
+        [found.balance.item(), found.z.item()], [routing.balance, routing.z], rtol=1e-12
+    )
     np.testing.assert_array_equal(found.use.numpy(), routing.use)
     assert set(by_autograd) == set(gradients)
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(by_autograd[name], gradient, rtol=1e-10, atol=1e-11, err_msg=name)
+        np.testing.assert_allclose(
+            by_autograd[name], gradient, rtol=1e-10, atol=1e-11, err_msg=name
+        )
 
 
 def test_experts_without_tokens_have_a_gradient() -> None:
@@ -157,7 +164,11 @@ def test_it_can_stand_in_a_compiled_block() -> None:
         module.zero_grad()
         out, routing = block(torch.from_numpy(x) * scale)
         ((out * torch.from_numpy(dy)).sum() + routing.balance + routing.z).backward()
-        return [out.detach(), *routing, *(parameter.grad.clone() for parameter in module.parameters())]
+        return [
+            out.detach(),
+            *routing,
+            *(parameter.grad.clone() for parameter in module.parameters()),
+        ]
 
     scales = (1.0, 3.0, -2.0)
     expected = [run(scale) for scale in scales]

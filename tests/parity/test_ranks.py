@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from glasslm import launch
-from glasslm.config import ComputeConfig
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig
+from glasslm.training import launch
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and signals as on Linux")
@@ -37,7 +37,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "lines.txt"
-    path.write_text("".join(f"Line {i} of a text, {i * i} in all.\n" for i in range(400)), encoding="utf-8")
+    path.write_text(
+        "".join(f"Line {i} of a text, {i * i} in all.\n" for i in range(400)), encoding="utf-8"
+    )
     return path
 
 
@@ -46,12 +48,23 @@ def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     path = tmp_path_factory.mktemp("alone") / "run"
     config = with_flags(PRESETS["tiny"](), FLAGS | {"text_file": str(text)})
-    launch.train(config, ComputeConfig(engine="torch", precision="fp64", threads=1), path, say=lambda line: None)
+    launch.train(
+        config,
+        ComputeConfig(engine="torch", precision="fp64", threads=1),
+        path,
+        say=lambda line: None,
+    )
     return path
 
 
 def torchrun(*words: object, processes: int = 2, timeout_s: int = 60) -> subprocess.Popen[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    ]
     environment = os.environ | ENVIRONMENT | {"GLASSLM_GROUP_TIMEOUT": str(timeout_s)}
     return subprocess.Popen(
         [*start, "-m", "glasslm", *map(str, words)],
@@ -65,8 +78,16 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def flags(text: Path, run_dir: Path, **changed: object) -> list[str]:
-    settings = FLAGS | {"text_file": text, "run_dir": run_dir, "engine": "torch", "precision": "fp64"} | changed
-    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    settings = (
+        FLAGS
+        | {"text_file": text, "run_dir": run_dir, "engine": "torch", "precision": "fp64"}
+        | changed
+    )
+    return [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -77,7 +98,11 @@ def weights(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
 def lines(run: Path) -> list[dict]:
     """The metrics that do not depend on the clock."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k != "timing"} for line in read if line["kind"] in ("step", "eval")]
+    return [
+        {k: v for k, v in line.items() if k != "timing"}
+        for line in read
+        if line["kind"] in ("step", "eval")
+    ]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -103,7 +128,9 @@ def test_two_ranks_are_one_rank_with_twice_the_micro_batches(
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["processes"] == 2
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(text: Path, tmp_path: Path) -> None:
+def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(
+    text: Path, tmp_path: Path
+) -> None:
     code, output = finished(torchrun("train", *flags(text, tmp_path / "run", batch_size=3)))
     assert code != 0
     assert "2 processes cannot share a batch of 3 sequences" in output
@@ -142,7 +169,10 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(
     assert not (killed / "checkpoints" / "000090").exists(), "it was over before the kill"
     code, output = finished(torchrun("resume", killed))
     assert code == 0, output
-    assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(killed, 90).items())
+    assert all(
+        (array == weights(undisturbed, 90)[name]).all()
+        for name, array in weights(killed, 90).items()
+    )
     assert lines(killed) == lines(undisturbed)
 
 
@@ -162,17 +192,23 @@ def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
         with suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
     assert code != 0, output
-    assert time.monotonic() - stopped < 8 + 60, "torchrun grants a process that does not answer half a minute"
+    assert time.monotonic() - stopped < 8 + 60, (
+        "torchrun grants a process that does not answer half a minute"
+    )
     assert not (hung / "checkpoints" / "000090").exists(), "it was over before the stop"
     code, output = finished(torchrun("resume", hung))
     assert code == 0, output
-    assert all((array == weights(undisturbed, 90)[name]).all() for name, array in weights(hung, 90).items())
+    assert all(
+        (array == weights(undisturbed, 90)[name]).all() for name, array in weights(hung, 90).items()
+    )
     assert lines(hung) == lines(undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, of_two: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_goes_on_with_any_number(
+    processes: int, of_two: Path, alone: Path, tmp_path: Path
+) -> None:
     """The last checkpoint is taken away, as if the group had been killed before it."""
     run = shutil.copytree(of_two, tmp_path / "run")
     before = weights(run)
@@ -181,10 +217,14 @@ def test_a_run_of_two_ranks_goes_on_with_any_number(processes: int, of_two: Path
     assert code == 0, output
     assert_same_run(run, alone)
     if processes == 2:
-        assert all((array == before[name]).all() for name, array in weights(run).items())  # bit for bit
+        assert all(
+            (array == before[name]).all() for name, array in weights(run).items()
+        )  # bit for bit
 
 
-def signal_rank(rank: int, number: signal.Signals, group: subprocess.Popen[str], after: Path) -> int:
+def signal_rank(
+    rank: int, number: signal.Signals, group: subprocess.Popen[str], after: Path
+) -> int:
     """Send a signal to one of the group's processes, once a checkpoint is there; its number."""
     end = time.monotonic() + 120
     while not after.exists():

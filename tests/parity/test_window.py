@@ -13,31 +13,44 @@ torch = pytest.importorskip("torch")
 from both_engines import TOLERANCE, Array, assert_near, pair, wide_weights  # noqa: E402 - need PyTorch
 from torch import Tensor  # noqa: E402
 
-from glasslm.config import RELATIVE, AttentionName, ModelConfig, Position, Precision  # noqa: E402
-from glasslm.engines import Batch  # noqa: E402
+from glasslm.config.schema import RELATIVE, AttentionName, ModelConfig, Position, Precision  # noqa: E402
+from glasslm.engines.memory_estimate import cache_bytes  # noqa: E402
 from glasslm.engines.positions import rope_at  # noqa: E402
+from glasslm.engines.protocol import Batch  # noqa: E402
 from glasslm.engines.torch import attention as module  # noqa: E402
 from glasslm.engines.torch.attention import Place, attention, written_out  # noqa: E402
-from glasslm.estimate import cache_bytes  # noqa: E402
-from glasslm.lab.proofs.check import small_model  # noqa: E402
+from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
 
 V, BLOCK = 7, small_model().block_size
 LONG = 3 * BLOCK
 TEXTS = np.random.default_rng(0).integers(0, V, (3, LONG))
 ROLLING: list[tuple[Position, int]] = [
-    (position, window) for position in sorted(RELATIVE) for window in (1, 4, BLOCK, BLOCK + 3, LONG + 5)
+    (position, window)
+    for position in sorted(RELATIVE)
+    for window in (1, 4, BLOCK, BLOCK + 3, LONG + 5)
 ]
 SCHEDULES = {  # new tokens of each row, call by call, until all have read LONG
     "at once": [[LONG] * 3],
     "one by one": [[1, 1, 1]] * LONG,
     "in portions": [[BLOCK] * 3] * 3,
-    "apart": [[5, 0, 1], [0, 2, 7], [1, 1, 1], [1, 0, 1], [6, 9, 1], [1, 1, 1], [2, 5, 0], [2, 0, 6]],
+    "apart": [
+        [5, 0, 1],
+        [0, 2, 7],
+        [1, 1, 1],
+        [1, 0, 1],
+        [6, 9, 1],
+        [1, 1, 1],
+        [2, 5, 0],
+        [2, 0, 6],
+    ],
     "one by one and apart": [[7, 0, 3], *[[1, 1, 1]] * 11, [0, 7, 4]],
 }
 
 
 def model_of(position: Position, window: int, **more: Any) -> ModelConfig:
-    return dataclasses.replace(small_model(), position=position, window=window, n_kv_heads=2, **more)
+    return dataclasses.replace(
+        small_model(), position=position, window=window, n_kv_heads=2, **more
+    )
 
 
 def calls(counts: list[list[int]], texts: Array = TEXTS) -> Iterator[tuple[Array, Array, Array]]:
@@ -86,7 +99,9 @@ def test_a_rolling_cache_equals_a_pass_over_the_whole_text(
                 after_each = engine.logits(tokens, every, count, every=True)
                 for row, some in enumerate(count):
                     right = expected[row, before[row] : before[row] + some]
-                    np.testing.assert_allclose(log_softmax(after_each[row, :some]), right, rtol=0, atol=bound)
+                    np.testing.assert_allclose(
+                        log_softmax(after_each[row, :some]), right, rtol=0, atol=bound
+                    )
                     np.testing.assert_allclose(
                         log_softmax(after_last[row])[None][:some], right[-1:], rtol=0, atol=bound
                     )
@@ -98,7 +113,9 @@ def test_a_rolling_cache_equals_a_pass_over_the_whole_text(
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal"])
 @pytest.mark.parametrize("window", [1, 4])
-def test_a_window_over_places_is_a_mask_over_an_ordinary_cache(position: Position, window: int) -> None:
+def test_a_window_over_places_is_a_mask_over_an_ordinary_cache(
+    position: Position, window: int
+) -> None:
     model = model_of(position, window)
     texts = TEXTS[:, :BLOCK]
     for engine in pair(model, "fp64"):
@@ -109,7 +126,10 @@ def test_a_window_over_places_is_a_mask_over_an_ordinary_cache(position: Positio
         read = np.zeros(3, np.int64)
         for count in counts:
             tokens = np.stack(
-                [np.resize(texts[row, read[row] : read[row] + n], max(count)) for row, n in enumerate(count)]
+                [
+                    np.resize(texts[row, read[row] : read[row] + n], max(count))
+                    for row, n in enumerate(count)
+                ]
             )
             logits = engine.logits(tokens, cache, np.array(count), every=True)
             for row, n in enumerate(count):
@@ -118,7 +138,9 @@ def test_a_window_over_places_is_a_mask_over_an_ordinary_cache(position: Positio
                     place = read[row] + column
                     if place < BLOCK - 1:
                         target = texts[row, place + 1]
-                        assert found[column, target] == pytest.approx(expected[row, place], abs=1e-10)
+                        assert found[column, target] == pytest.approx(
+                            expected[row, place], abs=1e-10
+                        )
             read += count
         with pytest.raises(AssertionError, match="room"):
             engine.logits(texts[:, :1], cache, np.array([0, 0, 1]))
@@ -133,7 +155,9 @@ def test_a_cleared_row_of_a_full_ring_starts_anew(window: int) -> None:
         engine.logits(TEXTS[:2, :BLOCK], cache, np.array([BLOCK, BLOCK]))
         engine.logits(TEXTS[:2, BLOCK:-3], cache, np.array([2 * BLOCK - 3, 2 * BLOCK - 3]))
         cache.clear(0)
-        logits = engine.logits(TEXTS[1:2, -3:-2].repeat(2, 0), cache, np.array([0, 1]))  # a row with nothing in it
+        logits = engine.logits(
+            TEXTS[1:2, -3:-2].repeat(2, 0), cache, np.array([0, 1])
+        )  # a row with nothing in it
         np.testing.assert_allclose(log_softmax(logits[1]), expected[1, -3], atol=1e-10)
         for place in range(2):
             new = np.array([[TEXTS[2, place]], [TEXTS[1, place - 2]]])
@@ -155,7 +179,9 @@ def test_a_cache_that_is_smaller_than_the_window_refuses_more() -> None:
 
 @pytest.mark.parametrize("way", ["auto", "plain", "flash"])
 @pytest.mark.parametrize("position", sorted(RELATIVE))
-def test_both_engines_learn_the_same_through_a_window(position: Position, way: AttentionName) -> None:
+def test_both_engines_learn_the_same_through_a_window(
+    position: Position, way: AttentionName
+) -> None:
     """T is no multiple of a tile, and the window begins within one tile and ends within another."""
     T, window = 45, 17
     model = dataclasses.replace(model_of(position, window, attention=way), block_size=T)
@@ -165,17 +191,25 @@ def test_both_engines_learn_the_same_through_a_window(position: Position, way: A
     expected, found = one.gradients(some, 0.1), other.gradients(some, 0.1)
     assert_near(found, expected, 1e-10)
     without = pair(dataclasses.replace(model, window=0), "fp64")[0].gradients(some, 0.1)
-    assert any(np.abs(without[name] - expected[name]).max() > 1e-3 * np.abs(expected[name]).max() for name in expected)
+    assert any(
+        np.abs(without[name] - expected[name]).max() > 1e-3 * np.abs(expected[name]).max()
+        for name in expected
+    )
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("window", [1, 3, 7, 12, 23, 40])
 @pytest.mark.parametrize("biased", [False, True])
-def test_all_ways_of_attention_see_the_window_alone(window: int, kv_heads: int, biased: bool) -> None:
+def test_all_ways_of_attention_see_the_window_alone(
+    window: int, kv_heads: int, biased: bool
+) -> None:
     """Written out in tiles, by a fused kernel with a mask, and as equation 1 says with the mask of a loop."""
     T, Q = 23, 6
     draw = torch.Generator().manual_seed(window)
-    q, k, v = (torch.randn(2, heads, T, Q, generator=draw, dtype=torch.float64) for heads in (4, kv_heads, kv_heads))
+    q, k, v = (
+        torch.randn(2, heads, T, Q, generator=draw, dtype=torch.float64)
+        for heads in (4, kv_heads, kv_heads)
+    )
     hidden = torch.tensor([[not i - window < j <= i for j in range(T)] for i in range(T)])
     bias = torch.randn(4, T, T, generator=draw, dtype=torch.float64).masked_fill(hidden, -torch.inf)
     wide_k, wide_v = (x.repeat_interleave(4 // kv_heads, 1) for x in (k, v))
@@ -190,24 +224,40 @@ def test_all_ways_of_attention_see_the_window_alone(window: int, kv_heads: int, 
 def test_auto_plain_and_flash_choose_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain is always written out, flash never; auto only where a CPU compiles it."""
     taken: list[str] = []
-    monkeypatch.setattr(module, "written_out", lambda q, k, v, place: taken.append("written out") or q)
     monkeypatch.setattr(
-        "torch.nn.functional.scaled_dot_product_attention", lambda q, *_, **__: taken.append("fused") or q
+        module, "written_out", lambda q, k, v, place: taken.append("written out") or q
+    )
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda q, *_, **__: taken.append("fused") or q,
     )
     x = torch.zeros(1, 1, 2, 2)
     for compiling in (False, True):
         monkeypatch.setattr("torch.compiler.is_compiling", lambda compiling=compiling: compiling)
         for way in ("auto", "plain", "flash", None):
             attention(x, x, x, Place(None, None, None, True, way))
-    assert taken == ["fused", "written out", "fused", "fused", "written out", "written out", "fused", "fused"]
+    assert taken == [
+        "fused",
+        "written out",
+        "fused",
+        "fused",
+        "written out",
+        "written out",
+        "fused",
+        "fused",
+    ]
 
 
 @pytest.mark.parametrize("way", ["auto", "plain", "flash"])
-def test_the_switch_reaches_every_block_but_not_the_cache(way: AttentionName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_reaches_every_block_but_not_the_cache(
+    way: AttentionName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, engine = pair(model_of("rope", 4, attention=way), "fp64")
     taken: list[Tensor] = []
     right = module.written_out
-    monkeypatch.setattr(module, "written_out", lambda q, *rest: (taken.append(q), right(q, *rest))[1])
+    monkeypatch.setattr(
+        module, "written_out", lambda q, *rest: (taken.append(q), right(q, *rest))[1]
+    )
     engine.losses(TEXTS, TEXTS)
     assert len(taken) == (engine.config.model.n_layers if way == "plain" else 0) * math.ceil(
         3 / engine.micro_batch_size
@@ -227,7 +277,9 @@ def test_a_windowed_model_is_a_mistral() -> None:
     """
     transformers = pytest.importorskip("transformers")
     T, window = 40, 7
-    model = ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=48, block_size=16, window=window)
+    model = ModelConfig(
+        d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=48, block_size=16, window=window
+    )
     config = transformers.MistralConfig(
         vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=True,
@@ -245,15 +297,22 @@ def test_a_windowed_model_is_a_mistral() -> None:
     for name, array in wide_weights(model.resolved(), V, np.float64).items():
         block = name.split(".")[1] if name.startswith("blocks.") else None
         rest = name if block is None else name.split(".", 2)[2]
-        state[names[rest] if block is None else f"model.layers.{block}.{names[rest]}"] = torch.from_numpy(array)
+        state[names[rest] if block is None else f"model.layers.{block}.{names[rest]}"] = (
+            torch.from_numpy(array)
+        )
     theirs.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]})
     tokens = np.random.default_rng(2).integers(0, V, (2, T))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
     for engine in pair(model, "fp64"):
         cache = engine.new_cache(2, T)
-        found = [engine.logits(tokens[:, at : at + 8], cache, np.array([8, 8]), every=True) for at in range(0, T, 8)]
-        np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        found = [
+            engine.logits(tokens[:, at : at + 8], cache, np.array([8, 8]), every=True)
+            for at in range(0, T, 8)
+        ]
+        np.testing.assert_allclose(
+            np.concatenate(found, 1), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("Q", [4, 32, 128])
@@ -263,15 +322,24 @@ def test_scaled_rope_turns_as_in_hugging_face(factor: float, Q: int) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    for scaling, kind, of_config, seq_len in (("linear", "linear", factor, None), ("ntk", "dynamic", 1.0, 64 * factor)):
+    for scaling, kind, of_config, seq_len in (
+        ("linear", "linear", factor, None),
+        ("ntk", "dynamic", 1.0, 64 * factor),
+    ):
         rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": of_config}
         config = transformers.LlamaConfig(
-            hidden_size=4 * Q, num_attention_heads=4, head_dim=Q, max_position_embeddings=64, rope_parameters=rope
+            hidden_size=4 * Q,
+            num_attention_heads=4,
+            head_dim=Q,
+            max_position_embeddings=64,
+            rope_parameters=rope,
         )
         frequencies, times = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=seq_len)
         assert times == 1.0
         positions = np.arange(0, 300, 7)
         angles = positions[:, None] * frequencies.numpy().astype(np.float64)
         cos, sin = rope_at(positions, 1, Q, np.float64, scaling, factor)  # type: ignore[arg-type]
-        np.testing.assert_allclose(cos[:, 0, : Q // 2], np.cos(angles), atol=1e-4)  # their frequencies are float32
+        np.testing.assert_allclose(
+            cos[:, 0, : Q // 2], np.cos(angles), atol=1e-4
+        )  # their frequencies are float32
         np.testing.assert_allclose(sin[:, 0, Q // 2 :], np.sin(angles), atol=1e-4)

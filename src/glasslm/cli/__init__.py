@@ -10,7 +10,7 @@ import warnings
 from typing import TextIO
 
 from glasslm.errors import GlasslmError
-from glasslm.wording import tell
+from glasslm.text import tell
 
 COMMANDS = {
     "train": "train a model from raw text",
@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         print(_help())
         return 0
     if argv[0] in ("-V", "--version"):
-        from glasslm import __version__
+        from importlib.metadata import version
 
-        print(f"glasslm {__version__}")
+        print(f"glasslm {version('glasslm')}")
         return 0
     if argv[0] not in COMMANDS:
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
@@ -72,9 +72,13 @@ def main(argv: list[str] | None = None) -> int:
         tell(f"glasslm {argv[0]}: {error}")
         return error.exit_code
     except MemoryError:
-        tell(f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or less text at once")
+        tell(
+            f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or less text at once"
+        )
         return 6
-    except KeyboardInterrupt:  # where there is nothing to save; a run under way saves first (training.py)
+    except (
+        KeyboardInterrupt
+    ):  # where there is nothing to save; a run under way saves first (training.py)
         tell(f"\nglasslm {argv[0]}: interrupted")
         return 130
     except BrokenPipeError:

@@ -10,12 +10,20 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    DeviceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError, require
-from glasslm.lab.study.axes import AXES, Match
-from glasslm.lab.study.sweep import RunnerName
-from glasslm.metrics import plain
-from glasslm.wording import quoted, tell
+from glasslm.lab.studies.axes import AXES, Match
+from glasslm.lab.studies.sweep import RunnerName
+from glasslm.runs.metrics import plain
+from glasslm.text import quoted, tell
 
 DESCRIPTION = f"""What each choice is worth: a baseline, and variants of it with one thing changed, over paired seeds.
 
@@ -65,18 +73,25 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
-    from glasslm.lab.study import ablation, ablation_report
-    from glasslm.lab.study.sweep import Runner
+    from glasslm.lab.studies import ablation, ablation_report
+    from glasslm.lab.studies.sweep import Runner
+    from glasslm.runs import run_folder
 
     flags = parse(argv)
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
     require(flags.workers >= 0, "workers", flags.workers, "0 (one for each core) or more")
-    study = runs.study_folder(flags.out, "ablation", flags.preset)
+    study = run_folder.study_folder(flags.out, "ablation", flags.preset)
     asked = ablation.Asked(
-        tuple(flags.axes.split(",")), flags.seeds, flags.match, flags.margin, _rates(flags.rates), flags.budget
+        tuple(flags.axes.split(",")),
+        flags.seeds,
+        flags.match,
+        flags.margin,
+        _rates(flags.rates),
+        flags.budget,
     )
-    runner = Runner(ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers)
+    runner = Runner(
+        ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers
+    )
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     made = ablation.plan(base, asked, runner, study, tell)
     tell(f"the study is in {study}: the same command with --out {quoted(study)} goes on with it")
@@ -112,6 +127,8 @@ def _rates(text: str) -> tuple[float, ...]:
     try:
         rates = tuple(sorted(float(word) for word in text.split("/")))
     except ValueError:
-        raise InputError(f"--rates {text}: expected multiples of the rate such as 0.3/1/3") from None
+        raise InputError(
+            f"--rates {text}: expected multiples of the rate such as 0.3/1/3"
+        ) from None
     require(len(rates) >= 3 and rates[0] > 0, "rates", text, "three multiples at least, above 0")
     return rates

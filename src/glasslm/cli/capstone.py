@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import (
+from glasslm.config.schema import (
     ComputeConfig,
     DataConfig,
     DeviceConfig,
@@ -18,9 +18,9 @@ from glasslm.config import (
     RunConfig,
     TrainConfig,
 )
+from glasslm.config.units import seconds
 from glasslm.errors import InputError, require
-from glasslm.quantities import seconds
-from glasslm.wording import quoted, tell
+from glasslm.text import quoted, tell
 
 DESCRIPTION = """A whole capstone in one command and one folder, for any text, within a budget of time.
 
@@ -35,7 +35,10 @@ Examples:
   glasslm capstone --budget overnight --text-file book.txt --preset medium"""
 
 OVERNIGHT = "8h"
-PRESETS = ((3600.0, "tiny"), (4 * 3600.0, "small"))  # below these budgets; above, the one that a night is enough for
+PRESETS = (
+    (3600.0, "tiny"),
+    (4 * 3600.0, "small"),
+)  # below these budgets; above, the one that a night is enough for
 LARGE = "medium"
 LEAST_S = 300.0  # below it neither study would say anything
 
@@ -60,20 +63,29 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
-    from glasslm.lab.capstone import answers, capstone, handout, quiz
+    from glasslm.course.capstone import answers, capstone, handout, quiz
+    from glasslm.runs import run_folder
 
     flags = parse(argv)
     budget_s = _seconds(flags.budget)
-    require(budget_s >= LEAST_S, "budget", flags.budget, "five minutes at least, and better half an hour")
+    require(
+        budget_s >= LEAST_S,
+        "budget",
+        flags.budget,
+        "five minutes at least, and better half an hour",
+    )
     if flags.train.epochs is not None or flags.train.max_time is not None:
-        raise InputError("--epochs and --max-time do not go with a capstone, whose --budget says how long")
-    folder = runs.study_folder(flags.out, "capstone", flags.preset)
+        raise InputError(
+            "--epochs and --max-time do not go with a capstone, whose --budget says how long"
+        )
+    folder = run_folder.study_folder(flags.out, "capstone", flags.preset)
     compute = ComputeConfig(**vars(flags.compute))
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "capstone", *argv])
     ledger = capstone.begin(folder, base, flags.preset, budget_s)
-    tell(f"the capstone is in {folder}: the same command with --out {quoted(folder)} goes on with it")
+    tell(
+        f"the capstone is in {folder}: the same command with --out {quoted(folder)} goes on with it"
+    )
     if flags.quiz:
         quiz.hold(capstone.questions(base, tell), folder)
         ledger.restart()

@@ -16,13 +16,13 @@ import tyro
 
 from glasslm import files
 from glasslm.errors import InputError, require
-from glasslm.metrics import plain
-from glasslm.wording import tell
+from glasslm.runs.metrics import plain
+from glasslm.text import tell
 
 if TYPE_CHECKING:
-    from glasslm.lab.proofs.differences import Finding
-    from glasslm.lab.proofs.overlay import Point
-    from glasslm.lab.proofs.parity import Exactness, Parity
+    from glasslm.lab.checks.finite_differences import Finding
+    from glasslm.lab.checks.overlay import Point
+    from glasslm.lab.checks.parity import Exactness, Parity
 
 DESCRIPTION = """Compare every hand-written gradient with central differences and, with PyTorch, with those of autograd.
 
@@ -74,7 +74,10 @@ def main(argv: list[str]) -> int:
         further, facts["parity"], wrong = _engine_against_engine(flags, out)
         summary, facts["wrong"] = f"{summary}; {further}", facts["wrong"] + wrong
     else:
-        print("\nengine against engine: left out, because PyTorch is not installed (pip install torch)", file=out)
+        print(
+            "\nengine against engine: left out, because PyTorch is not installed (pip install torch)",
+            file=out,
+        )
     wrong = facts["wrong"]
     verdict = f"{len(wrong)} wrong" if wrong else "all within tolerance"
     print(f"\n{summary}; {time.perf_counter() - begin:.0f} s: {verdict}", file=out)
@@ -88,26 +91,33 @@ def _require_figure(figure: Path, run: str | None) -> None:
     from glasslm.engines.choice import torch_installed
 
     if run is not None:
-        raise InputError("--figure draws two new models that learn, not a trained one: leave out RUN")
+        raise InputError(
+            "--figure draws two new models that learn, not a trained one: leave out RUN"
+        )
     if not torch_installed():
         raise InputError("--figure needs PyTorch, which is not installed: pip install torch")
     if figure.suffix.lower() != ".png" or not os.access(figure.parent, os.W_OK):
-        raise InputError(f"--figure is {figure}: expected a .png file in a folder that is there and can be written")
+        raise InputError(
+            f"--figure is {figure}: expected a .png file in a folder that is there and can be written"
+        )
 
 
 def _against_differences(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]]:
     """Print a line for each case; the summary, and the facts for JSON."""
-    from glasslm.lab.proofs import check, differences
+    from glasslm.lab.checks import finite_differences, gradient_check
 
     def sections() -> Iterator[tuple[str, Iterator[Finding]]]:
         if flags.run is not None:
-            yield "the trained model", check.check_run(flags.run, flags.seed)
+            yield "the trained model", gradient_check.check_run(flags.run, flags.seed)
         else:
-            yield "operations", check.check_ops(flags.seed)
-            yield "the whole model", check.check_models(flags.combinations, flags.seed)
+            yield "operations", gradient_check.check_ops(flags.seed)
+            yield "the whole model", gradient_check.check_models(flags.combinations, flags.seed)
 
     findings = []
-    print(f"hand-written gradients against central differences (h {differences.H:g}, float64)", file=out)
+    print(
+        f"hand-written gradients against central differences (h {finite_differences.H:g}, float64)",
+        file=out,
+    )
     for title, found in sections():
         print(f"\nelements   error  where{'':31}  {title}", file=out)
         for finding in found:
@@ -122,8 +132,10 @@ def _against_differences(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]
     facts = {
         "cases": len(findings),
         "elements": elements,
-        "largest_error": float(np.max([finding.error for finding in findings])),  # NaN if one of them is
-        "tolerance": differences.TOLERANCE,
+        "largest_error": float(
+            np.max([finding.error for finding in findings])
+        ),  # NaN if one of them is
+        "tolerance": finite_differences.TOLERANCE,
         "wrong": [finding.case for finding in findings if not finding.passed],
     }
     return f"{len(findings)} cases, {elements:,} elements", facts
@@ -131,18 +143,23 @@ def _against_differences(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]
 
 def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:
     """Print a line for each model, and the two losses; the summary, the facts for JSON, and what is wrong."""
-    from glasslm.lab.proofs import parity
+    from glasslm.lab.checks import parity
 
     if flags.run is not None:
         rows = _told(parity.check_run(flags.run, flags.seed), out)
     else:
         rows = _told(parity.check_models("fp64", flags.combinations, flags.seed), out)
         rows += _told(parity.check_models("fp32", seed=flags.seed), out)
-    wrong = [f"{row.case}, {IN_WORDS[row.precision]} {column}" for row in rows for column in row.wrong]
+    wrong = [
+        f"{row.case}, {IN_WORDS[row.precision]} {column}" for row in rows for column in row.wrong
+    ]
     facts: dict[str, Any] = {"cases": len(rows), "tolerance": parity.TOLERANCE, "largest_error": {}}
     for precision in IN_WORDS:
         alike = [row for row in rows if row.precision == precision]
-        errors = {column: float(np.max([getattr(row, column).error for row in alike])) for column in parity.COLUMNS}
+        errors = {
+            column: float(np.max([getattr(row, column).error for row in alike]))
+            for column in parity.COLUMNS
+        }
         facts["largest_error"][precision] = errors
         told = ", ".join(f"{column} {error:.1e}" for column, error in errors.items())
         print(f"largest in {IN_WORDS[precision]}: {told}", file=out)
@@ -154,14 +171,18 @@ def _engine_against_engine(flags: Flags, out: TextIO) -> tuple[str, dict[str, An
 
 def _told(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
     """The rows, each printed as soon as it is known, with a head where the precision changes."""
-    from glasslm.lab.proofs import parity
+    from glasslm.lab.checks import parity
 
     found: list[Parity] = []
     for row in rows:
         if not found or found[-1].precision != row.precision:
             allowed = f"{IN_WORDS[row.precision]}, at most {parity.TOLERANCE[row.precision]:g}"
-            print(f"\nengine against engine: NumPy by hand, PyTorch by autograd ({allowed})", file=out)
-            print(f"gradients {parity.STEPS:3} steps   logits  worst gradient{'':22}  model", file=out)
+            print(
+                f"\nengine against engine: NumPy by hand, PyTorch by autograd ({allowed})", file=out
+            )
+            print(
+                f"gradients {parity.STEPS:3} steps   logits  worst gradient{'':22}  model", file=out
+            )
         found.append(row)
         errors = " ".join(f"{getattr(row, column).error:9.1e}" for column in parity.COLUMNS)
         details = ", ".join(f"{column} ({getattr(row, column).where})" for column in row.wrong)
@@ -172,7 +193,7 @@ def _told(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
 
 def _curves(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str]]:
     """Print the losses of both engines on a text, and draw them; the facts for JSON, and what is wrong."""
-    from glasslm.lab.proofs import overlay, parity
+    from glasslm.lab.checks import overlay, parity
 
     dataset, text = overlay.find_text(tell)
     recipe = overlay.recipe(flags.seed)
@@ -193,13 +214,20 @@ def _curves(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str]]:
                 f"{point.apart('fp64'):11.1e}{'  WRONG' if point.wrong else ''}",
                 file=out, flush=True,
             )  # fmt: skip
-    largest = {precision: float(np.max([point.apart(precision) for point in points])) for precision in IN_WORDS}
-    told = ", ".join(f"{IN_WORDS[p]} {error:.1e} (allowed {parity.TOLERANCE[p]:g})" for p, error in largest.items())
+    largest = {
+        precision: float(np.max([point.apart(precision) for point in points]))
+        for precision in IN_WORDS
+    }
+    told = ", ".join(
+        f"{IN_WORDS[p]} {error:.1e} (allowed {parity.TOLERANCE[p]:g})"
+        for p, error in largest.items()
+    )
     print(f"largest difference: {told}", file=out)
     if flags.figure is not None:
+        from glasslm.lab.checks import overlay_figure
         from glasslm.report import figures
 
-        drawn = figures.overlay(points, parity.TOLERANCE, text, figures.ON_WHITE)
+        drawn = overlay_figure.overlay(points, parity.TOLERANCE, text, figures.ON_WHITE)
         files.write_atomic(flags.figure, figures.png(drawn))
         print(f"drawn: {flags.figure}", file=out)
     return {"text": text, "steps": len(points), "largest_difference": largest}, wrong

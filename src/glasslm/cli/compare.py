@@ -13,8 +13,8 @@ from typing import Annotated
 import tyro
 
 from glasslm.errors import InputError
-from glasslm.metrics import plain
-from glasslm.wording import harmless, tell
+from glasslm.runs.metrics import plain
+from glasslm.text import harmless, tell
 
 WIDEST = 28  # columns of a value
 
@@ -41,34 +41,47 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab.records import comparison, cross
-    from glasslm.runs import Run
+    from glasslm.lab.verification import comparison, cross_evaluation
+    from glasslm.runs import run_folder
+    from glasslm.runs.run_folder import Run
 
     flags = parse(Flags, argv, "glasslm compare", DESCRIPTION)
     if len(flags.runs) < 2:
-        raise InputError(f"{len(flags.runs)} run was given: expected two or more, as in `glasslm compare RUN RUN`")
-    compared = comparison.sides([Run(runs.find(name)) for name in flags.runs])
+        raise InputError(
+            f"{len(flags.runs)} run was given: expected two or more, as in `glasslm compare RUN RUN`"
+        )
+    compared = comparison.sides([Run(run_folder.find(name)) for name in flags.runs])
     names = [side.name for side in compared]
     more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
-    matrix = cross.measure(compared, tell) if flags.cross else None
-    sections = [cross.section(matrix, compared)] if matrix else []
-    page = comparison.write(compared, flags.out or Path("comparisons", "-".join([*names[:3], *more])[:120]), sections)
+    matrix = cross_evaluation.measure(compared, tell) if flags.cross else None
+    sections = [cross_evaluation.section(matrix, compared)] if matrix else []
+    page = comparison.write(
+        compared, flags.out or Path("comparisons", "-".join([*names[:3], *more])[:120]), sections
+    )
     differences, remarks = comparison.differences(compared), comparison.remarks(compared)
     out = sys.stderr if flags.json else sys.stdout
     for side in compared:
         print(f"{side.letter}  {harmless(str(side.run.path))}", file=out)
     letters = [side.letter for side in compared]
-    for title, rows in (("what came of it", comparison.results(compared)), ("what differs", differences)):
+    for title, rows in (
+        ("what came of it", comparison.results(compared)),
+        ("what differs", differences),
+    ):
         print(f"\n{_table(title, letters, rows)}", file=out)
     print("\n" + _filled(remarks), file=out)
     if matrix:
-        print(f"\n{_table('bits per byte', matrix.header, matrix.rows)}\n\n{_filled(matrix.remarks)}", file=out)
+        print(
+            f"\n{_table('bits per byte', matrix.header, matrix.rows)}\n\n{_filled(matrix.remarks)}",
+            file=out,
+        )
     print(f"page: {page}", file=out)
     if flags.json:
         facts = {
-            "runs": [{"letter": s.letter, "path": str(s.run.path), "results": s.results} for s in compared],
+            "runs": [
+                {"letter": s.letter, "path": str(s.run.path), "results": s.results}
+                for s in compared
+            ],
             "differences": dict(differences),
             "remarks": remarks,
             "page": str(page),
@@ -85,9 +98,13 @@ def _filled(remarks: Sequence[str]) -> str:
 def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
     """Aligned columns; of a long value the end, which is where paths and numbers of versions differ."""
     cells = [[title, *columns]]
-    cells += [[name, *map(_cut, values)] for name, values in rows] or [["nothing", *("" for _ in columns)]]
+    cells += [[name, *map(_cut, values)] for name, values in rows] or [
+        ["nothing", *("" for _ in columns)]
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells
+    )
 
 
 def _cut(value: str) -> str:

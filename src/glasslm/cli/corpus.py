@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from glasslm import corpora
 from glasslm.cli import parsing
-from glasslm.config import Corpus, DataConfig
+from glasslm.config.schema import Corpus, DataConfig
+from glasslm.data.sources import corpora
 from glasslm.errors import InputError
-from glasslm.wording import harmless, one_line, tell
+from glasslm.text import harmless, one_line, tell
 
 HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
@@ -82,16 +82,22 @@ def _list(argv: list[str]) -> int:
         raise InputError(f"'corpus list' takes nothing after it, not {' '.join(argv)}")
     rows: Rows = [(name, *facts) for name, facts in corpora.KNOWN.items()]
     _show("", rows, ("name", "size", "licence", "where from"))
-    tell("also any data set of Hugging Face (--hf-dataset OWNER/NAME), and files of your own (--text-file PATH)")
+    tell(
+        "also any data set of Hugging Face (--hf-dataset OWNER/NAME), and files of your own (--text-file PATH)"
+    )
     return 0
 
 
 def _get(argv: list[str]) -> int:
-    flags = parsing.parse(GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare")
+    flags = parsing.parse(
+        GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare"
+    )
     chosen = vars(flags) | {"corpus": flags.name}
     data = DataConfig(**{name: value for name, value in chosen.items() if name != "name"})
     if not data.chosen:
-        raise InputError(f"which text? choose from {', '.join(corpora.KNOWN)}, or give --hf-dataset or --text-file")
+        raise InputError(
+            f"which text? choose from {', '.join(corpora.KNOWN)}, or give --hf-dataset or --text-file"
+        )
     source = corpora.find(data, tell)
     size = sum(file.bytes for file in source.files)
     where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
@@ -102,11 +108,11 @@ def _get(argv: list[str]) -> int:
 def _inspect(argv: list[str]) -> int:
     example = "Example: glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"
     flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", example)
-    from glasslm import corpus_facts, tokens
+    from glasslm.data import corpus_statistics, shards
 
     data = replace(flags.data, corpus=flags.name) if flags.name else flags.data
     source = corpora.find(data, tell)
-    facts = corpus_facts.facts(data, source, tokens.prepare(data, source, tell))
+    facts = corpus_statistics.facts(data, source, shards.prepare(data, source, tell))
     if flags.json:
         print(json.dumps(facts))
     else:
@@ -125,10 +131,14 @@ def _print(facts: dict[str, Any]) -> None:
     ]
     for name in ("train", "val", "test"):
         if f"{name}_tokens" in split:
-            rows.append((name, f"{split[f'{name}_tokens']:,} tokens, {split[f'{name}_bytes']:,} bytes"))
+            rows.append(
+                (name, f"{split[f'{name}_tokens']:,} tokens, {split[f'{name}_bytes']:,} bytes")
+            )
     _show(harmless(facts["name"]), rows)
     files = facts["files"]
-    listed: Rows = [(f"{file['bytes']:,}", file["sha256"][:12], harmless(file["path"])) for file in files[:10]]
+    listed: Rows = [
+        (f"{file['bytes']:,}", file["sha256"][:12], harmless(file["path"])) for file in files[:10]
+    ]
     more: Rows = [("", "", f"and {len(files) - 10:,} more")] if len(files) > 10 else []
     _show("files", listed + more, ("bytes", "sha256", "path"))
     if "vocabulary" in facts:
@@ -141,7 +151,11 @@ def _print(facts: dict[str, Any]) -> None:
     for kind in ("script", "suffix"):
         groups = facts[f"by_{kind}"]
         if groups:
-            _show(f"by {kind}", [(g[kind], f"{g['characters']:,}", *_ratios(g)) for g in groups], (kind, *head))
+            _show(
+                f"by {kind}",
+                [(g[kind], f"{g['characters']:,}", *_ratios(g)) for g in groups],
+                (kind, *head),
+            )
     _show("validation text begins", [(one_line(facts["excerpt"], 200),)])
     _show("validation text that is in the training text as well", _duplicates(facts["duplicates"]))
 
@@ -152,11 +166,20 @@ def _ratios(facts: dict[str, Any]) -> tuple[str, str]:
 
 def _duplicates(found: dict[str, Any]) -> Rows:
     rows: Rows = []
-    for kind, what in (("lines", "lines of 20 characters or more"), ("windows", "windows of 50 characters")):
-        share = "none to compare" if found[kind] is None else f"{found[kind]:.1%} of {found[f'{kind}_compared']:,}"
+    for kind, what in (
+        ("lines", "lines of 20 characters or more"),
+        ("windows", "windows of 50 characters"),
+    ):
+        share = (
+            "none to compare"
+            if found[kind] is None
+            else f"{found[kind]:.1%} of {found[f'{kind}_compared']:,}"
+        )
         rows.append((what, share))
     if found["share_of_training_text"] < 1:
-        rows.append(("compared with", f"{found['share_of_training_text']:.0%} of the training text"))
+        rows.append(
+            ("compared with", f"{found['share_of_training_text']:.0%} of the training text")
+        )
     return rows
 
 
@@ -180,6 +203,9 @@ def _show(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
     lines = [head, *rows] if head else rows
     widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
     for row in lines:
-        print(("  " if title else "") + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print(
+            ("  " if title else "")
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        )
     if title:
         print()

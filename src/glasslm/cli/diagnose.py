@@ -12,11 +12,18 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError
-from glasslm.metrics import plain
 from glasslm.report.findings import SEVERITY, Finding, worst
-from glasslm.wording import tell
+from glasslm.runs.metrics import plain
+from glasslm.text import tell
 
 DESCRIPTION = """Say what is wrong, what it means and what to do, one verdict for each signal: ok, watch or bad.
 
@@ -65,14 +72,14 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
+    from glasslm.runs import run_folder
 
     flags = parse(argv)
     if flags.curve is not None:
         return _curve(flags.curve, flags.out or OUT, flags.json)
     if flags.cookbook:
         return _cookbook(flags)
-    run_dir = runs.find(flags.run) if flags.run is not None else None
+    run_dir = run_folder.find(flags.run) if flags.run is not None else None
     if flags.replay is not None and run_dir is not None:
         return _replay(run_dir, flags.replay, flags)
     return _diagnose(run_dir, flags)
@@ -80,40 +87,52 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Flags:
     """The flags over what the run, or the preset, says."""
-    from glasslm import runs
     from glasslm.cli import parsing
+    from glasslm.runs import run_folder
 
     run = argv[0] if argv and not argv[0].startswith("-") else None
     if run is not None:
-        name, config = "tiny", runs.Run(runs.find(run)).config
+        name, config = "tiny", run_folder.Run(run_folder.find(run)).config
     elif base := parsing.value_of("--init-from", argv, default=""):
         name, config = "tiny", parsing.recipe_of(base, argv)
     else:
         name, config = parsing.preset_of(argv)
     parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
-    flags = parsing.parse(Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts))
+    flags = parsing.parse(
+        Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts)
+    )
     if flags.run != run:
         raise InputError("RUN comes first: glasslm diagnose RUN")
     _refuse_unread(flags, argv)
     if run is not None and (flags.config != config or flags.preset != name):
-        raise InputError("RUN says how it was trained: leave out the flags of model, data, optimizer and training")
+        raise InputError(
+            "RUN says how it was trained: leave out the flags of model, data, optimizer and training"
+        )
     return flags
 
 
 def _refuse_unread(flags: Flags, argv: list[str]) -> None:
     """A curve and the cookbook read few of the flags: the others would be dropped in silence."""
     if flags.replay is not None and flags.run is None:
-        raise InputError("--replay goes back to a step of a run: glasslm diagnose RUN --replay STEP")
+        raise InputError(
+            "--replay goes back to a step of a run: glasslm diagnose RUN --replay STEP"
+        )
     if flags.curve is None and not flags.cookbook:
         return
-    mode, parts = ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
+    mode, parts = (
+        ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
+    )
     read = {mode, "--out", "--json"}
-    read |= {"--" + each.name.replace("_", "-") for part in parts for each in dataclasses.fields(part)}
+    read |= {
+        "--" + each.name.replace("_", "-") for part in parts for each in dataclasses.fields(part)
+    }
     given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     unread = [flag for flag in given if flag.replace("--no-", "--") not in read]
     if flags.run is not None or unread:
         what = unread[0] if unread else "RUN"
-        raise InputError(f"{mode} stands for itself and would not read {what}: leave one of them out")
+        raise InputError(
+            f"{mode} stands for itself and would not read {what}: leave one of them out"
+        )
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
@@ -136,7 +155,9 @@ def _curve(file: Path, out: Path, as_json: bool) -> int:
 
     curve = curves.read(file)
     made = Diagnosis(f"Diagnosis of the curve {curve.name}", curves.findings(curve))
-    made.pictures.append(Picture("curve", "The curve, and what stands out", lambda p: curves.draw(curve, p)))
+    made.pictures.append(
+        Picture("curve", "The curve, and what stands out", lambda p: curves.draw(curve, p))
+    )
     return _finish(made.text(), made.findings, made.write(out), as_json)
 
 
@@ -146,8 +167,13 @@ def _replay(run_dir: Path, step: int, flags: Flags) -> int:
     from glasslm.report import page
 
     found = replay.replay(run_dir, step, flags.compute, tell)
-    title, lead = f"Step {step:,} of {run_dir.name}", f"replayed from the checkpoint of step {found.resumed_from:,}"
-    written = page.write(flags.out or run_dir / OUT, f"replay-{step}", title, lead, replay.sections(found))
+    title, lead = (
+        f"Step {step:,} of {run_dir.name}",
+        f"replayed from the checkpoint of step {found.resumed_from:,}",
+    )
+    written = page.write(
+        flags.out or run_dir / OUT, f"replay-{step}", title, lead, replay.sections(found)
+    )
     return _finish(replay.text(found), found.findings, written, flags.json)
 
 
@@ -169,6 +195,10 @@ def _finish(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -
     verdict = worst(findings)
     print(f"{text}\npage: {page}", file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
-        facts = {"verdict": verdict, "findings": [dataclasses.asdict(one) for one in findings], "page": str(page)}
+        facts = {
+            "verdict": verdict,
+            "findings": [dataclasses.asdict(one) for one in findings],
+            "page": str(page),
+        }
         print(json.dumps(plain(facts)))
     return 1 if SEVERITY[verdict] == SEVERITY["bad"] else 0

@@ -10,17 +10,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from glasslm import corpora, runs, tokens
-from glasslm.baselines import baselines
 from glasslm.cli.parsing import parse
-from glasslm.config import DataConfig, DeviceConfig
+from glasslm.config.schema import DataConfig, DeviceConfig
+from glasslm.data import shards
+from glasslm.data.baselines import baselines
+from glasslm.data.batch_sampler import Shard
+from glasslm.data.sources import corpora
 from glasslm.errors import InputError
-from glasslm.metrics import plain
+from glasslm.inference.trained_model import ContextConfig, load, parse_checkpoint
 from glasslm.report import domains
 from glasslm.report.domains import Domain
-from glasslm.tokens import Shard
-from glasslm.trained import ContextConfig, load, parse_checkpoint
-from glasslm.wording import harmless, tell
+from glasslm.runs import run_folder
+from glasslm.runs.metrics import plain
+from glasslm.text import harmless, tell
 
 BASELINE_BYTES = 4 << 20  # about a second of gzip at its best
 
@@ -56,15 +58,17 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm evaluate", DESCRIPTION)
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
-    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute))
+    model = load(
+        flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
+    )
     domain = None
     if flags.text_file:
         source = corpora.find(DataConfig(text_file=flags.text_file), tell)
         name = ", ".join(flags.text_file)
-        ids = tokens.encoded(source, model.tokenizer, model.config.data.encoding_errors)
+        ids = shards.encoded(source, model.tokenizer, model.config.data.encoding_errors)
     else:
-        name, run = flags.split or "val", runs.Run(runs.find(flags.run))
-        dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, tell)
+        name, run = flags.split or "val", run_folder.Run(run_folder.find(flags.run))
+        dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, tell)
         ids = _split(dataset, name)
         domain = domains.examine(run, dataset, model, math.inf)
     score = model.score(ids)
@@ -73,15 +77,21 @@ def main(argv: list[str]) -> int:
         result |= baselines(b"".join(model.tokenizer.token_bytes[token] for token in ids.tolist()))
     if domain:
         result["domain"] = domain.facts
-    print(json.dumps(plain(result)) if flags.json else "\n".join([_readable(result), *_measured(domain)]))
+    print(
+        json.dumps(plain(result))
+        if flags.json
+        else "\n".join([_readable(result), *_measured(domain)])
+    )
     return 0
 
 
-def _split(data: tokens.Dataset, name: str) -> Shard:
+def _split(data: shards.Dataset, name: str) -> Shard:
     """A split of the run's own text."""
     split = data.val if name == "val" else data.test
     if split is None:
-        raise InputError(f"this run has no {name} split: it was trained with --test-fraction 0; use --split val")
+        raise InputError(
+            f"this run has no {name} split: it was trained with --test-fraction 0; use --split val"
+        )
     return split.tokens
 
 
@@ -93,7 +103,9 @@ def _readable(result: dict[str, Any]) -> str:
         f"  bits per byte  {result['bpb']:8.4f}",
     ]
     if "gzip_bpb" in result:
-        lines.append(f"  to compare     {result['gzip_bpb']:8.4f} gzip, {result['unigram_bpb']:.4f} single bytes")
+        lines.append(
+            f"  to compare     {result['gzip_bpb']:8.4f} gzip, {result['unigram_bpb']:.4f} single bytes"
+        )
     return "\n".join(lines)
 
 
@@ -110,7 +122,12 @@ def _measured(domain: Domain | None) -> list[str]:
     ]
     invented = f"Invented: {', '.join(map(harmless, domain.examples))}." if domain.examples else ""
     notes = [harmless(domain.remark), invented, f"{domain.how} It took {domain.seconds:.1f} s."]
-    return ["", domain.question, *table, *(line for note in notes if note for line in _filled(note))]
+    return [
+        "",
+        domain.question,
+        *table,
+        *(line for note in notes if note for line in _filled(note)),
+    ]
 
 
 def _filled(text: str) -> list[str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from glasslm.errors import GlasslmError, InputError
-from glasslm.wording import tell
+from glasslm.text import tell
 
 if TYPE_CHECKING:
-    from glasslm.interop.leaving import Leaving
+    from glasslm.interop.model_export import Leaving
 
 DESCRIPTION = """Take a trained model to Hugging Face transformers, to llama.cpp (GGUF), or its adapters to PEFT.
 
@@ -71,31 +71,43 @@ def _to_gguf(flags: Flags) -> int:
     from glasslm.interop import gguf_file
 
     model, kind = _leaving(flags), flags.quantize or "f32"
-    path = flags.out if flags.out.suffix == ".gguf" else flags.out / f"{model.run.path.resolve().name}-{kind}.gguf"
+    path = (
+        flags.out
+        if flags.out.suffix == ".gguf"
+        else flags.out / f"{model.run.path.resolve().name}-{kind}.gguf"
+    )
     if path.exists():
         raise InputError(f"{path} is there already: choose another --out")
     with files.in_the_making(path) as aside:
         gguf_file.write(model, aside, kind)
         if other := gguf_file.misread(model.config):
-            tell(f"note: transformers' own reader of GGUF would make {other} of it; --to hf is the way there")
+            tell(
+                f"note: transformers' own reader of GGUF would make {other} of it; --to hf is the way there"
+            )
         lines = []
         for reading in gguf_file.readings(model, aside, kind):
             seen = f"apart by {reading.largest:.1e} of the largest, {reading.divergence:.1e} nats a token"
             if not reading.close(model.config, kind):
-                raise GlasslmError(f"{reading.reader} computes something else from it ({seen}): {path} was not kept")
+                raise GlasslmError(
+                    f"{reading.reader} computes something else from it ({seen}): {path} was not kept"
+                )
             tokens = "" if reading.same_tokens is None else ", tokens equal"
-            lines.append(f"{path}: logits equal in {reading.reader} as {kind} allows{tokens} ({seen})")
+            lines.append(
+                f"{path}: logits equal in {reading.reader} as {kind} allows{tokens} ({seen})"
+            )
     if not lines:
-        tell("note: the logits were not compared: no program that reads the file is installed (llama-cpp-python)")
+        tell(
+            "note: the logits were not compared: no program that reads the file is installed (llama-cpp-python)"
+        )
     print("\n".join(lines or [f"{path}: written, not compared"]))
     return 0
 
 
 def _to_peft(flags: Flags) -> int:
-    from glasslm import checkpoint as checkpoints
     from glasslm import files
+    from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import hf, peft_files
-    from glasslm.trained import parse_checkpoint
+    from glasslm.runs import checkpoint as checkpoints
 
     hf.require_empty(flags.out)
     model = _leaving(flags)
@@ -115,15 +127,15 @@ def _to_peft(flags: Flags) -> int:
 
 
 def _leaving(flags: Flags) -> Leaving:
-    from glasslm.interop import leaving
-    from glasslm.trained import parse_checkpoint
+    from glasslm.inference.trained_model import parse_checkpoint
+    from glasslm.interop import model_export
 
-    return leaving.of(flags.run, parse_checkpoint(flags.checkpoint))
+    return model_export.of(flags.run, parse_checkpoint(flags.checkpoint))
 
 
 def _difference(model: Leaving, theirs: Callable[[Any], Any]) -> float | None:
     """Of our logits and theirs; None, and a word why, where their program is not installed."""
-    from glasslm.interop.leaving import largest_difference
+    from glasslm.interop.model_export import largest_difference
 
     tokens = model.probe()
     try:
@@ -140,5 +152,7 @@ def _judged(reader: str, difference: float | None, allowed: float, path: Path) -
         return f"{path}: written, not compared with {reader}"
     seen = f"apart by {difference:.1e} of the largest, {allowed:.0e} allowed"
     if not difference <= allowed:
-        raise GlasslmError(f"{reader} computes something else from it ({seen}): {path} was not kept")
+        raise GlasslmError(
+            f"{reader} computes something else from it ({seen}): {path} was not kept"
+        )
     return f"{path}: logits equal in {reader} ({seen})"

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError
 
 DESCRIPTION = """Go on from a trained model with other text: train adapters beside its frozen weights (LoRA), or all.
@@ -48,8 +55,8 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import launch
     from glasslm.cli.train import finish
+    from glasslm.training import launch
 
     flags = parse(argv)
     if not flags.data.chosen:
@@ -59,31 +66,41 @@ def main(argv: list[str]) -> int:
     if flags.study and flags.track:
         raise InputError("--track shows one run, and --study trains several: leave one of them out")
     if flags.study:
-        from glasslm.lab.study.adapters import study
+        from glasslm.lab.studies.adapter_study import study
 
         print(study(flags.study, config, flags.compute, flags.run_dir, command))
         return 0
     name = "full" if flags.full else f"lora-{config.model.lora_rank}"
-    outcome = launch.train(config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track)
+    outcome = launch.train(
+        config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track
+    )
     return finish(outcome, flags.json)
 
 
 def parse(argv: list[str]) -> Flags:
     """The flags over the recipe that the trained model gives."""
     from glasslm.cli import parsing
-    from glasslm.finetune import RANK, Base, recipe
+    from glasslm.training.fine_tuning import RANK, Base, recipe
 
     default = None
     if argv and not argv[0].startswith("-"):
         config = recipe(Base(argv[0]), rank=0 if "--full" in argv else RANK)
-        default = Flags(argv[0], model=config.model, data=config.data, optimizer=config.optimizer, train=config.train)
+        default = Flags(
+            argv[0],
+            model=config.model,
+            data=config.data,
+            optimizer=config.optimizer,
+            train=config.train,
+        )
     flags = parsing.parse(Flags, argv, "glasslm finetune", DESCRIPTION, default=default)
     if default is None:
         raise InputError("RUN comes first: glasslm finetune RUN --text-file PATH")
     if flags.full and flags.model.lora_rank:
         raise InputError("both --full and --lora-rank were given: train all weights, or adapters")
     if not (flags.full or flags.model.lora_rank):
-        raise InputError("lora_rank is 0, which leaves nothing to train: expected 1 or more, or --full for all weights")
+        raise InputError(
+            "lora_rank is 0, which leaves nothing to train: expected 1 or more, or --full for all weights"
+        )
     if flags.train.init_from != default.train.init_from:
         raise InputError("RUN says what to start from: leave out --init-from")
     return flags

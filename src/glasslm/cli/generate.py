@@ -14,13 +14,19 @@ from typing import Annotated, TextIO
 import tyro
 
 from glasslm.cli.parsing import parse
-from glasslm.config import DeviceConfig
+from glasslm.config.schema import DeviceConfig
+from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.errors import InputError
-from glasslm.estimate import PRECISION_BYTES, cache_bytes, cache_numbers
-from glasslm.generation import Piece, cache_capacity, encode_prompt
-from glasslm.sampling import Sampling
-from glasslm.trained import ContextConfig, GrammarName, Model, load, parse_checkpoint
-from glasslm.wording import size
+from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import (
+    ContextConfig,
+    GrammarName,
+    Model,
+    load,
+    parse_checkpoint,
+)
+from glasslm.text import size
 
 SAMPLERS = {
     "greedy": Sampling(temperature=0.0),
@@ -33,7 +39,10 @@ SAMPLERS = {
     "min-p 0.05": Sampling(temperature=1.0, min_p=0.05),
     "repetition penalty 1.2": Sampling(temperature=1.0, repetition_penalty=1.2),
 }
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0x9B: 0x241B}
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
+    0x7F: 0x2421,
+    0x9B: 0x241B,
+}
 
 
 DESCRIPTION = """Let a trained model write.
@@ -54,7 +63,9 @@ class Flags:
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run's folder, or its name under ./runs."""
-    prompt: Annotated[str | None, tyro.conf.arg(constructor=str, metavar="TEXT", help_behavior_hint="")] = None
+    prompt: Annotated[
+        str | None, tyro.conf.arg(constructor=str, metavar="TEXT", help_behavior_hint="")
+    ] = None
     """Text to go on from; of one longer than the context the newest tokens are read."""
     max_new_tokens: int = 200
     """Tokens to write at most."""
@@ -77,7 +88,9 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION, repeatable=("--stop",))
-    model = load(flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute))
+    model = load(
+        flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
+    )
     if flags.grammar and model.json_grammar.note:
         print(f"note: {model.json_grammar.note}", file=sys.stderr)
     talk = flags.prompt is None and not flags.compare and not flags.json and _is_terminal(sys.stdin)
@@ -96,10 +109,15 @@ def main(argv: list[str]) -> int:
 
 def _converse(model: Model, flags: Flags) -> None:
     """Prompt after prompt. Ctrl-C ends a text that is being written, or else, like Ctrl-D, the conversation."""
-    with contextlib.suppress(ImportError):  # not on Windows, where the console itself keeps a history
+    with contextlib.suppress(
+        ImportError
+    ):  # not on Windows, where the console itself keeps a history
         import readline  # noqa: F401 - gives input() arrow keys and a history
     _tell_cache(model, flags, "")
-    print("Type the beginning of a text and press Enter; Ctrl-C stops a text, Ctrl-D leaves.", file=sys.stderr)
+    print(
+        "Type the beginning of a text and press Enter; Ctrl-C stops a text, Ctrl-D leaves.",
+        file=sys.stderr,
+    )
     for turn in itertools.count():
         try:
             prompt = input("> ")
@@ -107,7 +125,12 @@ def _converse(model: Model, flags: Flags) -> None:
             print()
             return
         try:  # a new seed each turn: the same prompt again gives another text
-            _print_texts(model, flags, prompt, replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64))
+            _print_texts(
+                model,
+                flags,
+                prompt,
+                replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64),
+            )
         except KeyboardInterrupt:
             print()
         except InputError as error:
@@ -119,8 +142,13 @@ def _tell_cache(model: Model, flags: Flags, prompt: str) -> None:
     c, rows, width = model.config.model, flags.num_samples, PRECISION_BYTES[model.engine.precision]
     longest = len(encode_prompt(model.tokenizer, prompt))
     capacity = cache_capacity(longest, flags.max_new_tokens, c.block_size, c.rolling)
-    factors = " x ".join(f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items())
-    print(f"cache: {factors} x {width} bytes = {size(cache_bytes(c, rows, capacity, width))}", file=sys.stderr)
+    factors = " x ".join(
+        f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items()
+    )
+    print(
+        f"cache: {factors} x {width} bytes = {size(cache_bytes(c, rows, capacity, width))}",
+        file=sys.stderr,
+    )
 
 
 class _Text:
@@ -147,7 +175,9 @@ def _pieces(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Iter
     )
 
 
-def _texts(pieces: Iterator[Piece], count: int, show: Callable[[str], None] = lambda text: None) -> list[_Text]:
+def _texts(
+    pieces: Iterator[Piece], count: int, show: Callable[[str], None] = lambda text: None
+) -> list[_Text]:
     """All texts, once they are written; `show` is given the first one while it is."""
     texts = [_Text() for _ in range(count)]
     for piece in pieces:
@@ -176,7 +206,9 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
 def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
     """The same prompt and seed through each sampler: a table on a terminal, plain blocks elsewhere."""
     results = {
-        name: _texts(_pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)), flags.num_samples)
+        name: _texts(
+            _pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)), flags.num_samples
+        )
         for name, sampler in SAMPLERS.items()
     }
     if flags.json:
@@ -199,7 +231,13 @@ def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Non
 
 def _print_json(texts: list[_Text], prompt: str, seed: int, **more: str) -> None:
     for text in texts:
-        line = {"text": text.text, "prompt": prompt, "tokens": text.tokens, "finish": text.finish, "seed": seed}
+        line = {
+            "text": text.text,
+            "prompt": prompt,
+            "tokens": text.tokens,
+            "finish": text.finish,
+            "seed": seed,
+        }
         print(json.dumps(line | more), flush=True)
 
 
@@ -220,4 +258,6 @@ def _piped() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"the prompt on standard input is not UTF-8 (byte {error.start}): convert it first") from None
+        raise InputError(
+            f"the prompt on standard input is not UTF-8 (byte {error.start}): convert it first"
+        ) from None

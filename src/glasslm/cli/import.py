@@ -27,12 +27,14 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.interop import arriving
+    from glasslm.interop import model_import
+    from glasslm.runs import run_folder
 
     flags = parse(Flags, argv, "glasslm import", DESCRIPTION)
-    run_dir = flags.run_dir or runs.RUNS / runs.default_name(flags.path.resolve().name, "imported")
+    run_dir = flags.run_dir or run_folder.RUNS / run_folder.default_name(
+        flags.path.resolve().name, "imported"
+    )
     command = shlex.join(["glasslm", "import", *argv])
-    print(f"run: {arriving.bring_in(flags.path, flags.base, run_dir, command)}")
+    print(f"run: {model_import.bring_in(flags.path, flags.base, run_dir, command)}")
     return 0

@@ -24,12 +24,13 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import finetune, runs
     from glasslm.cli.parsing import parse
+    from glasslm.runs import run_folder
+    from glasslm.training import fine_tuning
 
     flags = parse(Flags, argv, "glasslm merge", DESCRIPTION)
-    run = runs.Run(runs.find(flags.run))
+    run = run_folder.Run(run_folder.find(flags.run))
     whole = run.path.resolve()  # of which "." has a name, too
     path = flags.run_dir or whole.with_name(f"{whole.name}-merged")
-    print(f"run: {finetune.merge(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
+    print(f"run: {fine_tuning.merge(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
     return 0

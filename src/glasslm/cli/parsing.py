@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from glasslm.config import ALIASES, RunConfig
+from glasslm.config.conversion import with_flags
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ALIASES, RunConfig
 from glasslm.errors import InputError
-from glasslm.presets import PRESETS
-from glasslm.settings import with_flags
 
 Flags = TypeVar("Flags")
 
@@ -39,7 +39,9 @@ def parse(
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
-            return tyro.cli(kind, prog=program, description=description, args=argv, config=config, **given)
+            return tyro.cli(
+                kind, prog=program, description=description, args=argv, config=config, **given
+            )
     except SystemExit as left:
         if not left.code:
             raise
@@ -59,7 +61,9 @@ def value_of(flag: str, argv: list[str], default: str) -> str:
     return default
 
 
-def over_preset(kind: type[Flags], argv: list[str], program: str, description: str, default: str = "tiny") -> Flags:
+def over_preset(
+    kind: type[Flags], argv: list[str], program: str, description: str, default: str = "tiny"
+) -> Flags:
     """The flags over the preset that they name: `kind` has a field `preset` and one for each part of a config."""
     name, preset = preset_of(argv, default)
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
@@ -80,7 +84,7 @@ def preset_of(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig]:
 
 def recipe_of(base: str, argv: list[str]) -> RunConfig:
     """How to go on from the run `base`, with adapters if the flags ask for some."""
-    from glasslm.finetune import RANK, Base, recipe
+    from glasslm.training.fine_tuning import RANK, Base, recipe
 
     adapted = value_of("--lora-rank", argv, default="0") != "0"
     return recipe(Base(base), rank=RANK if adapted else 0)
@@ -96,7 +100,11 @@ def _refuse_repetition(argv: list[str], repeatable: tuple[str, ...]) -> None:
         name = ALIASES.get(name, name)
         if name in seen:
             before = seen[name]
-            what = f"{flag} was given twice" if flag == before else f"{before} and {flag} are the same setting"
+            what = (
+                f"{flag} was given twice"
+                if flag == before
+                else f"{before} and {flag} are the same setting"
+            )
             raise InputError(f"{what}: give it once, with all its values after it")
         seen[name] = flag
 
@@ -115,8 +123,18 @@ def _one_line(framed: str, program: str) -> str:
     text = re.sub(r"\x1b\[[\d;]*m", "", framed)
     rows = [row.strip("│ ") for row in text.splitlines() if not row.startswith(("╭", "╰"))]
     text = " ".join(" ".join(rows).split())
-    message = re.sub(r"^Error parsing (?:\w+: )?", "", text.partition(" ──")[0])  # a word is a part of the config
+    message = re.sub(
+        r"^Error parsing (?:\w+: )?", "", text.partition(" ──")[0]
+    )  # a word is a part of the config
     if not message.startswith("Unrecognized"):
-        return message.replace("'None', ", "").replace(", 'None'", "")  # Python's word for a flag that is not given
-    meant = sorted(set(re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (-[^\s,]+)", text)))
-    return f"{message}: did you mean {' and '.join(meant)}?" if meant else f"{message}: see {program} --help"
+        return message.replace("'None', ", "").replace(
+            ", 'None'", ""
+        )  # Python's word for a flag that is not given
+    meant = sorted(
+        set(re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (-[^\s,]+)", text))
+    )
+    return (
+        f"{message}: did you mean {' and '.join(meant)}?"
+        if meant
+        else f"{message}: see {program} --help"
+    )

@@ -23,7 +23,8 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
-    from glasslm import report, runs
+    from glasslm.report import run_report
+    from glasslm.runs import run_folder
 
-    print(report.write(runs.find(flags.run)))
+    print(run_report.write(run_folder.find(flags.run)))
     return 0

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from glasslm.errors import require
-from glasslm.metrics import plain
-from glasslm.wording import tell
+from glasslm.runs.metrics import plain
+from glasslm.text import tell
 
 if TYPE_CHECKING:
-    from glasslm.lab.records.reproduction import Reproduction
+    from glasslm.lab.verification.reproduction import Reproduction
 
 DESCRIPTION = """Train a run again, from run.json and the same text, into a new folder, and compare: every logged number
 but the clock's, and the bits of every checkpoint that both have. Exit code 0 when all is the same, 1 when not.
@@ -42,19 +42,25 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab.records.reproduction import reproduce
-    from glasslm.runs import Run
+    from glasslm.lab.verification.reproduction import reproduce
+    from glasslm.runs import run_folder
+    from glasslm.runs.run_folder import Run
 
     flags = parse(Flags, argv, "glasslm reproduce", DESCRIPTION)
     require(flags.steps is None or flags.steps >= 1, "steps", flags.steps, "1 or more")
-    path = runs.find(flags.run)
+    path = run_folder.find(flags.run)
     run_dir = flags.run_dir or path.with_name(f"{path.resolve().name}-reproduced")
-    came = reproduce(Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), tell)
+    came = reproduce(
+        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), tell
+    )
     print(_readable(came), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
-        facts = dataclasses.asdict(came) | {"run": str(came.run), "again": str(came.again), "same": came.same}
+        facts = dataclasses.asdict(came) | {
+            "run": str(came.run),
+            "again": str(came.again),
+            "same": came.same,
+        }
         print(json.dumps(plain(facts)))
     if came.interrupted_by is not None:
         return 128 + came.interrupted_by
@@ -62,9 +68,11 @@ def main(argv: list[str]) -> int:
 
 
 def _readable(came: Reproduction) -> str:
-    from glasslm.lab.records.reproduction import PROMISE
+    from glasslm.lab.verification.reproduction import PROMISE
 
-    compared = f"{came.lines:,} lines and {len(came.checkpoints)} checkpoints up to step {came.reached:,}"
+    compared = (
+        f"{came.lines:,} lines and {len(came.checkpoints)} checkpoints up to step {came.reached:,}"
+    )
     lines = [f"compared: {compared}"]
     if came.same:
         lines.append("the same, bit for bit")
@@ -80,7 +88,9 @@ def _readable(came: Reproduction) -> str:
         lines.append("no step was compared: nothing is known")
     for pair in came.checkpoints:
         if not pair.same:
-            lines.append(f"  checkpoint {pair.step:,}: up to {pair.difference:.3g} apart ({pair.where})")
+            lines.append(
+                f"  checkpoint {pair.step:,}: up to {pair.difference:.3g} apart ({pair.where})"
+            )
     lines += [f"note: {note}" for note in came.notes]
     if came.circumstances:
         lines.append("what differs around them:")

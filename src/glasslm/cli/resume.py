@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig
+from glasslm.config.schema import ComputeConfig
 
 DESCRIPTION = """Go on with an interrupted run, exactly where it stopped.
 
@@ -27,9 +27,12 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import launch, runs
     from glasslm.cli.parsing import parse
     from glasslm.cli.train import finish
+    from glasslm.runs import run_folder
+    from glasslm.training import launch
 
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
-    return finish(launch.resume(runs.find(flags.run), flags.compute, track=flags.track), flags.json)
+    return finish(
+        launch.resume(run_folder.find(flags.run), flags.compute, track=flags.track), flags.json
+    )

@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    DeviceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError, require
-from glasslm.lab.study.sweep import RunnerName
-from glasslm.metrics import plain
-from glasslm.wording import quoted, tell
+from glasslm.lab.studies.sweep import RunnerName
+from glasslm.runs.metrics import plain
+from glasslm.text import quoted, tell
 
 if TYPE_CHECKING:
-    from glasslm.lab.scaling.fitted import Analysis
+    from glasslm.lab.scaling.fit_report import Analysis
 
 DESCRIPTION = """How loss depends on size and tokens: a law with intervals, a backtest, a prediction that is checked.
 
@@ -64,7 +72,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.lab.scaling import fitted
+    from glasslm.lab.scaling import fit_report
     from glasslm.lab.scaling.plan import plan
 
     flags = parse(argv)
@@ -80,10 +88,12 @@ def main(argv: list[str]) -> int:
     elif flags.fit is not None:
         found, page = _table(flags, flags.fit)
     elif flags.plan is None:
-        raise InputError("nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them")
+        raise InputError(
+            "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
+        )
     if found:
-        facts |= fitted.as_json(found) | {"report": str(page)}
-        said += [fitted.text(found), f"report: {page}"]
+        facts |= fit_report.as_json(found) | {"report": str(page)}
+        said += [fit_report.text(found), f"report: {page}"]
     if flags.plan is not None:
         made = plan(flags.plan, found.boot if found else None)
         facts["plan"] = {
@@ -91,7 +101,7 @@ def main(argv: list[str]) -> int:
             for name, choice in (("rule", made.rule), ("fit", made.fitted))
             if choice is not None
         }
-        said.append(fitted.plan_text(made))
+        said.append(fit_report.plan_text(made))
     print(json.dumps(plain(facts)) if flags.json else "\n\n".join(said))
     return 0
 
@@ -104,24 +114,30 @@ def parse(argv: list[str]) -> Flags:
 
 
 def _table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
-    from glasslm.lab.scaling import fitted
+    from glasslm.lab.scaling import fit_report
     from glasslm.lab.scaling.table import read
 
     runs, lost = read(path)
     for line in lost:
         tell(f"note: {line}")
-    found = fitted.analyse(runs)
-    return found, fitted.write(flags.out or path.parent / "scaling", found, f"Scaling law of {path.name}")
+    found = fit_report.analyse(runs)
+    return found, fit_report.write(
+        flags.out or path.parent / "scaling", found, f"Scaling law of {path.name}"
+    )
 
 
 def _ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path, Path]:
-    from glasslm import runs
-    from glasslm.lab.study import scaling, scaling_report
-    from glasslm.lab.study.sweep import Runner
+    from glasslm.lab.studies import scaling_report, scaling_study
+    from glasslm.lab.studies.sweep import Runner
+    from glasslm.runs import run_folder
 
-    folder = runs.study_folder(flags.out, "scaling", flags.preset)
+    folder = run_folder.study_folder(flags.out, "scaling", flags.preset)
     tell(f"the study is in {folder}: the same command with --out {quoted(folder)} goes on with it")
     base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
-    runner = Runner(ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers)
-    study = scaling.study(base, budget, runner, folder, tell, shlex.join(["glasslm", "scale", *argv]))
+    runner = Runner(
+        ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers
+    )
+    study = scaling_study.study(
+        base, budget, runner, folder, tell, shlex.join(["glasslm", "scale", *argv])
+    )
     return study.found, scaling_report.write(folder, study), folder

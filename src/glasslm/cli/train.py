@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from glasslm.config import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError
-from glasslm.metrics import plain
-from glasslm.wording import tell
+from glasslm.runs.metrics import plain
+from glasslm.text import tell
 
 if TYPE_CHECKING:
-    from glasslm.launch import Outcome
+    from glasslm.training.launch import Outcome
 
 DESCRIPTION = """Train a language model from raw text.
 
@@ -49,13 +56,18 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import launch
+    from glasslm.training import launch
 
     flags = parse(argv)
     config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "train", *argv])
     outcome = launch.train(
-        config, flags.compute, flags.run_dir, preset=flags.preset, command=command, track=flags.track
+        config,
+        flags.compute,
+        flags.run_dir,
+        preset=flags.preset,
+        command=command,
+        track=flags.track,
     )
     return finish(outcome, flags.json)
 
@@ -66,24 +78,30 @@ def parse(argv: list[str]) -> Flags:
 
     if base := parsing.value_of("--init-from", argv, default=""):
         if parsing.value_of("--preset", argv, default=""):
-            raise InputError("--preset describes a model, and --init-from brings one: give one of them")
+            raise InputError(
+                "--preset describes a model, and --init-from brings one: give one of them"
+            )
         config = parsing.recipe_of(base, argv)
-        default = Flags("finetuned", None, False, "", config.model, config.data, config.optimizer, config.train)
+        default = Flags(
+            "finetuned", None, False, "", config.model, config.data, config.optimizer, config.train
+        )
         return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
     return parsing.over_preset(Flags, argv, "glasslm train", DESCRIPTION)
 
 
 def finish(outcome: Outcome, as_json: bool) -> int:
     """The summary and the exit code: what train and resume have in common at the end."""
-    from glasslm import display
+    from glasslm.report import run_report
+    from glasslm.training import display
 
+    path = run_report.write_after_training(outcome, tell)
     text = display.summary_text(
-        outcome.run_dir, outcome.status, outcome.best, outcome.sample, outcome.report, outcome.elapsed_s
-    )  # fmt: skip
+        outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s
+    )
     if as_json:
         tell(text)
         best = outcome.best or {}
-        report = str(outcome.report) if outcome.report else None
+        report = str(path) if path else None
         facts = {"run": str(outcome.run_dir), "status": outcome.status, "report": report}
         facts |= {f"best_{key}": best.get(key) for key in ("step", "loss", "perplexity", "bpb")}
         text = json.dumps(plain(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))

@@ -14,8 +14,8 @@ import tyro
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glasslm.lab.records.resumption import Resumption
-    from glasslm.lab.records.verification import Part
+    from glasslm.lab.verification.integrity import Part
+    from glasslm.lab.verification.resumption import Resumption
 
 DESCRIPTION = """Look at every file of a run: its record, its tokenizer, its metrics, each checkpoint against its
 manifest and against the table of its weights, and the text that it was trained on. One line for each part: ok, note, or
@@ -43,30 +43,38 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm import runs
     from glasslm.cli.parsing import parse
-    from glasslm.lab.records import verification
-    from glasslm.wording import tell
+    from glasslm.lab.verification import integrity
+    from glasslm.runs import run_folder
+    from glasslm.text import tell
 
     flags = parse(Flags, argv, "glasslm verify", DESCRIPTION)
-    run_dir = runs.find(flags.run)
+    run_dir = run_folder.find(flags.run)
     out = sys.stderr if flags.json else sys.stdout
     parts = []
-    for part in verification.examine(run_dir):
+    for part in integrity.examine(run_dir):
         parts.append(part)
         _tell(part, out)
     try:
-        resumption = _resumed(run_dir, parts, out) if flags.resume and parts[0].verdict == "ok" else None
+        resumption = (
+            _resumed(run_dir, parts, out) if flags.resume and parts[0].verdict == "ok" else None
+        )
     except KeyboardInterrupt as error:
         tell("\nglasslm verify: interrupted")
         return 128 + (error.args[0] if error.args else SIGINT)
     damaged, notes = (sum(part.verdict == which for part in parts) for which in ("damaged", "note"))
-    verdict = f"{damaged} of {len(parts)} parts damaged" if damaged else f"whole: {len(parts)} parts"
+    verdict = (
+        f"{damaged} of {len(parts)} parts damaged" if damaged else f"whole: {len(parts)} parts"
+    )
     print(f"\n{verdict}{f', {notes} notes' if notes else ''}{_in_short(resumption)}", file=out)
     passed = not damaged and (resumption is None or resumption.passed)
     if flags.json:
         resumed = resumption and dataclasses.asdict(resumption) | {"passed": resumption.passed}
-        print(json.dumps({"passed": passed, "parts": [vars(part) for part in parts], "resume": resumed}))
+        print(
+            json.dumps(
+                {"passed": passed, "parts": [vars(part) for part in parts], "resume": resumed}
+            )
+        )
     return 0 if passed else 1
 
 
@@ -77,16 +85,22 @@ def _tell(part: Part, out: TextIO) -> None:
 def _resumed(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None:
     """Print what the trial says; where it comes to no end, that is a part: damaged, or a note where it diverges."""
     from glasslm.errors import DamagedError, DivergedError
-    from glasslm.lab.records.resumption import try_resume
-    from glasslm.lab.records.verification import Part
-    from glasslm.wording import tell
+    from glasslm.lab.verification.integrity import Part
+    from glasslm.lab.verification.resumption import try_resume
+    from glasslm.text import tell
 
     try:
         found = try_resume(run_dir, tell)
     except DamagedError as error:
         parts.append(Part("resume", "damaged", str(error)))
     except DivergedError as error:
-        parts.append(Part("resume", "note", f"not known: a copy that goes on diverges before its end ({error})"))
+        parts.append(
+            Part(
+                "resume",
+                "note",
+                f"not known: a copy that goes on diverges before its end ({error})",
+            )
+        )
     if parts[-1].name == "resume":
         _tell(parts[-1], out)
         return None
@@ -96,10 +110,16 @@ def _resumed(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None
         file=out,
     )
     where = f"  ({found.where})" if found.difference else ""
-    print(f"largest difference over {found.entries} weights and moments: {found.difference}{where}", file=out)
+    print(
+        f"largest difference over {found.entries} weights and moments: {found.difference}{where}",
+        file=out,
+    )
     same = "the same" if found.same_lines else "NOT the same"
     print(f"metrics without timing, {found.lines} lines: {same}", file=out)
-    print(f"counters and the loop's memory: {'the same' if found.same_progress else 'NOT the same'}", file=out)
+    print(
+        f"counters and the loop's memory: {'the same' if found.same_progress else 'NOT the same'}",
+        file=out,
+    )
     return found
 
 

@@ -16,12 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glasslm.config import ComputeConfig, EngineName, ModelConfig, Precision, RunConfig
+from glasslm.config.schema import ComputeConfig, EngineName, ModelConfig, Precision, RunConfig
 from glasslm.errors import InputError
 
-TRAIN_WITH_TORCH = 3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
-NUMPY_TOKENS, TORCH_TOKENS = 1024, 8192  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
-FLASH_FROM = 512  # positions, from which on tiles are as fast as whole rows of weights (docs/log.md)
+TRAIN_WITH_TORCH = (
+    3_000_000  # parameters: above, PyTorch trains faster on a CPU (docs/log.md has the crossing)
+)
+NUMPY_TOKENS, TORCH_TOKENS = (
+    1024,
+    8192,
+)  # of a micro-batch: what stays in a CPU's cache, what keeps a GPU busy
+FLASH_FROM = (
+    512  # positions, from which on tiles are as fast as whole rows of weights (docs/log.md)
+)
 USE_TORCH = 30_000_000  # to generate and evaluate, where NumPy starts seconds earlier
 
 
@@ -39,7 +46,9 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
             f"--parallel {compute.parallel} spreads a run over processes, and this is a single one: torchrun starts "
             f"them, as in `torchrun --nproc-per-node 2 -m glasslm train --parallel {compute.parallel}`"
         )
-    engine, why = (compute.engine, "") if compute.engine != "auto" else _engine(compute, parameters, training)
+    engine, why = (
+        (compute.engine, "") if compute.engine != "auto" else _engine(compute, parameters, training)
+    )
     if engine == "numpy":
         _require_numpy_can(compute, training)
         exactly: Precision = "fp32" if compute.precision == "auto" else compute.precision
@@ -48,11 +57,15 @@ def choose(compute: ComputeConfig, parameters: int, training: bool) -> tuple[Com
         asked, instead = "--engine torch", "use --engine numpy"
         if compute.engine == "auto":
             asked, instead = asks_for_torch(compute, training), "do without"
-        raise InputError(f"{asked} needs PyTorch, which is not installed: `pip install torch`, or {instead}")
+        raise InputError(
+            f"{asked} needs PyTorch, which is not installed: `pip install torch`, or {instead}"
+        )
     from glasslm.engines.torch import hardware
 
     device = hardware.device(compute.device)
-    precision: Precision = "fp32"  # what is used says the same on every machine; only training is in a hurry
+    precision: Precision = (
+        "fp32"  # what is used says the same on every machine; only training is in a hurry
+    )
     if training or compute.precision != "auto":
         precision = hardware.precision(compute.precision, device, parameters)
     undecided = compute.engine == "auto" and not asks_for_torch(compute, training)
@@ -69,7 +82,10 @@ def _engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[En
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
     if not torch_installed():
-        return "numpy", "PyTorch is not installed" if parameters >= TRAIN_WITH_TORCH else f"{size} are few"
+        return (
+            "numpy",
+            "PyTorch is not installed" if parameters >= TRAIN_WITH_TORCH else f"{size} are few",
+        )
     if training and compute.device == "auto" and gpu_in_sight():
         return "torch", "there is a GPU"
     if parameters >= (TRAIN_WITH_TORCH if training else USE_TORCH):
@@ -84,41 +100,59 @@ def as_recorded(compute: ComputeConfig, record: dict[str, Any]) -> tuple[Compute
     notes = []
     if record["engine"] == "torch" and not torch_installed():
         flags["engine"] = "numpy"
-        notes.append("this run was computed by PyTorch, which is not installed here: the NumPy engine goes on")
+        notes.append(
+            "this run was computed by PyTorch, which is not installed here: the NumPy engine goes on"
+        )
     elif record["engine"] == "numpy" and asks_for_torch(compute, training=True):
         flags["engine"] = "torch"
     engine = flags["engine"] if compute.engine == "auto" else compute.engine
     if engine == record["engine"]:
-        flags |= {"precision": record["precision"]} | ({"device": "cpu"} if record["device"] == "cpu" else {})
+        flags |= {"precision": record["precision"]} | (
+            {"device": "cpu"} if record["device"] == "cpu" else {}
+        )
         if engine == "torch" and record.get("processes", 1) == ranks():
             flags["threads"] = record.get("threads", 0)
     elif record["precision"] == "fp64":
         flags["precision"] = "fp64"
     left_open = {"parallel": "auto", "deterministic": False, "engine": "auto", "precision": "auto", "device": "auto",
                  "threads": 0}  # fmt: skip
-    compute = dataclasses.replace(compute, **{k: v for k, v in flags.items() if getattr(compute, k) == left_open[k]})
+    compute = dataclasses.replace(
+        compute, **{k: v for k, v in flags.items() if getattr(compute, k) == left_open[k]}
+    )
     return _possible_here(compute, record, notes)
 
 
-def _possible_here(compute: ComputeConfig, record: dict[str, Any], notes: list[str]) -> tuple[ComputeConfig, list[str]]:
+def _possible_here(
+    compute: ComputeConfig, record: dict[str, Any], notes: list[str]
+) -> tuple[ComputeConfig, list[str]]:
     """Without what the run had and this machine lacks: narrow numbers, a compiler."""
     if compute.engine != "torch":
-        return dataclasses.replace(compute, compile="off") if compute.compile == "auto" else compute, notes
+        return dataclasses.replace(
+            compute, compile="off"
+        ) if compute.compile == "auto" else compute, notes
     from glasslm.engines.torch import hardware
 
     device = hardware.device(compute.device)
-    if compute.precision == "bf16" == record["precision"] and device == "cpu" and not hardware.has_bf16(device):
+    if (
+        compute.precision == "bf16" == record["precision"]
+        and device == "cpu"
+        and not hardware.has_bf16(device)
+    ):
         notes.append("this run was computed in bf16, which this machine lacks: it goes on in fp32")
         compute = dataclasses.replace(compute, precision="fp32")
     if compute.compile == "auto":
-        again = record.get("compiled", False) and can_compile(dataclasses.replace(compute, device=device))
+        again = record.get("compiled", False) and can_compile(
+            dataclasses.replace(compute, device=device)
+        )
         compute = dataclasses.replace(compute, compile="on" if again else "off")
     return compute, notes
 
 
 def attends_by_tiles(c: ModelConfig, T: int) -> bool:
     """Whether the NumPy engine's attention over T positions goes by tiles, which drop no probabilities."""
-    return c.attention == "flash" or (c.attention == "auto" and T >= FLASH_FROM and not c.attention_dropout)
+    return c.attention == "flash" or (
+        c.attention == "auto" and T >= FLASH_FROM and not c.attention_dropout
+    )
 
 
 def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
@@ -129,7 +163,9 @@ def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
     at_once, shares = (NUMPY_TOKENS, 2) if engine == "numpy" else (TORCH_TOKENS, ranks())
     largest = math.ceil(config.train.batch_size / shares)
     if config.train.micro_batch_size:
-        return min(config.train.micro_batch_size, config.train.batch_size if engine == "numpy" else largest)
+        return min(
+            config.train.micro_batch_size, config.train.batch_size if engine == "numpy" else largest
+        )
     return min(max(1, at_once // config.model.block_size), largest)
 
 
@@ -162,7 +198,9 @@ def _require_numpy_can(compute: ComputeConfig, training: bool) -> None:
 
 
 def _size(parameters: int) -> str:
-    return f"{parameters / 1e6:.1f}M parameters" if parameters >= 1e6 else f"{parameters:,} parameters"
+    return (
+        f"{parameters / 1e6:.1f}M parameters" if parameters >= 1e6 else f"{parameters:,} parameters"
+    )
 
 
 def can_compile(compute: ComputeConfig) -> bool:
@@ -191,7 +229,9 @@ def gpu_in_sight() -> bool:
         return platform.machine() == "arm64"
     if sys.platform == "win32":
         return shutil.which("nvidia-smi") is not None
-    return any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))  # NVIDIA, AMD, WSL
+    return any(
+        Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg")
+    )  # NVIDIA, AMD, WSL
 
 
 def require_divisible(batch_size: int, ranks: int) -> None:
@@ -202,3 +242,28 @@ def require_divisible(batch_size: int, ranks: int) -> None:
             f"{ranks} processes cannot share a batch of {batch_size} sequences evenly: choose --batch-size as a "
             f"multiple of {ranks}, for example {-(-batch_size // ranks) * ranks}, or start {fitting} of them"
         )
+
+
+def thread_count(asked: int) -> int:
+    """`asked`, or GLASSLM_THREADS, or the cores this process may use, divided among the processes of torchrun here.
+
+    Raises InputError where GLASSLM_THREADS is no number.
+    """
+    if asked:
+        return asked
+    from_environment = os.environ.get("GLASSLM_THREADS", "").strip()
+    if from_environment:
+        if not (
+            from_environment.isascii() and from_environment.isdigit() and int(from_environment)
+        ):
+            raise InputError(
+                f"GLASSLM_THREADS is '{from_environment}': expected a whole number, 1 or more"
+            )
+        return int(from_environment)
+    return max(1, len(cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))

@@ -21,9 +21,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
-from glasslm.parameters import Row
+from glasslm.model.parameters import Row
 
 GRADIENT = "gradient/"
 
@@ -44,12 +44,16 @@ def feedforwards(c: ModelConfig, layer: int) -> list[str]:
     whole = f"blocks.{layer}.feedforward"
     if not c.n_experts:
         return [whole]
-    return [f"{whole}.experts.{e}" for e in range(c.n_experts)] + ([f"{whole}.shared"] if c.shared_expert else [])
+    return [f"{whole}.experts.{e}" for e in range(c.n_experts)] + (
+        [f"{whole}.shared"] if c.shared_expert else []
+    )
 
 
 def backward_names(c: ModelConfig, rows: dict[str, Row]) -> list[str]:
     """The names of gradients, roughly in the order in which they are computed: from the head down."""
-    names = [name for name in reversed(rows) if not name.startswith(("blocks.", "embedding", "position"))]
+    names = [
+        name for name in reversed(rows) if not name.startswith(("blocks.", "embedding", "position"))
+    ]
     for i in reversed(range(c.n_layers)):
         block = f"blocks.{i}"
         names += [block, *(name for name in reversed(rows) if name.startswith(f"{block}."))]

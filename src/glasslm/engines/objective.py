@@ -5,8 +5,8 @@ Both engines report each term under its name, without its coefficient, and diffe
 
 from __future__ import annotations
 
-from glasslm.config import RunConfig
-from glasslm.engines import Losses
+from glasslm.config.schema import RunConfig
+from glasslm.engines.protocol import Losses
 
 
 def coefficients(config: RunConfig) -> dict[str, float]:
@@ -28,4 +28,6 @@ def coefficients(config: RunConfig) -> dict[str, float]:
 def objective(losses: Losses, config: RunConfig) -> float:
     """What the gradients are of."""
     terms = coefficients(config)
-    return losses.cross_entropy + sum(terms[name] * value for name, value in losses.auxiliary.items())
+    return losses.cross_entropy + sum(
+        terms[name] * value for name, value in losses.auxiliary.items()
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glasslm.config import RopeScaling
+from glasslm.config.schema import RopeScaling
 
 Array = NDArray[Any]
 

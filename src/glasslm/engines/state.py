@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from glasslm.config import OptimizerConfig
-from glasslm.engines import State
+from glasslm.config.schema import OptimizerConfig
+from glasslm.engines.protocol import State
 from glasslm.errors import DamagedError
-from glasslm.parameters import Row, Table
+from glasslm.model.parameters import Row, Table
 
 Array = NDArray[Any]
 
@@ -40,18 +40,26 @@ def read_state(state: State, rows: Table, config: OptimizerConfig) -> tuple[dict
     averages: dict[str, Array] = {}
     for key, array in state:
         which, _, name = key.rpartition("/")
-        known = name in rows and (not which or (rows[name].trained and which in _kept(rows[name], config)))
+        known = name in rows and (
+            not which or (rows[name].trained and which in _kept(rows[name], config))
+        )
         if not known:
-            raise DamagedError(f"the entry '{key}' belongs to no weight of this model: is it another architecture's?")
+            raise DamagedError(
+                f"the entry '{key}' belongs to no weight of this model: is it another architecture's?"
+            )
         if array.shape != rows[name].shape:
-            raise DamagedError(f"the entry '{key}' has shape {array.shape}, but this model's is {rows[name].shape}")
+            raise DamagedError(
+                f"the entry '{key}' has shape {array.shape}, but this model's is {rows[name].shape}"
+            )
         if which == AVERAGE:
             averages[name] = array
         else:
             (moments if which else weights)[key] = array
     missing = [name for name in rows if name not in weights]
     if missing:
-        raise DamagedError(f"the entry '{min(missing)}' is missing ({len(missing)} of {len(rows)} weights are)")
+        raise DamagedError(
+            f"the entry '{min(missing)}' is missing ({len(missing)} of {len(rows)} weights are)"
+        )
     return weights, moments, averages
 
 

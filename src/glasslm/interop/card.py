@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
-from glasslm import corpora, report
-from glasslm.baselines import baselines
-from glasslm.config import DataConfig
+from glasslm.config.schema import DataConfig
+from glasslm.data.baselines import baselines
+from glasslm.data.sources import corpora
+from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import families
-from glasslm.interop.leaving import Leaving
-from glasslm.parameters import count, table
-from glasslm.report import facts, honesty
+from glasslm.interop.model_export import Leaving
+from glasslm.model.parameters import count, table
+from glasslm.report import data_checks, facts, run_report
 from glasslm.report.page import inline_markdown
-from glasslm.tokenizers import Tokenizer
-from glasslm.wording import duration, harmless, number, size
+from glasslm.runs.record import text_name
+from glasslm.text import duration, harmless, number, size
 
 Line = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -97,11 +98,15 @@ def _front_matter(leaving: Leaving, measured: dict[str, Line]) -> str:
 
 def _model_index(leaving: Leaving, dataset: str | None, measured: dict[str, Line]) -> list[str]:
     """Results as the Hub's specification of model-index has them, a list of metrics for each part of its text."""
-    name = facts.text_name(leaving.run.config.data)
+    name = text_name(leaving.run.config.data)
     results = []
     for split in [split for split in NAMES if split in measured]:
         line = measured[split]
-        values = (("loss", "cross-entropy, nats per token"), ("perplexity", "perplexity"), ("bpb", "bits per byte"))
+        values = (
+            ("loss", "cross-entropy, nats per token"),
+            ("perplexity", "perplexity"),
+            ("bpb", "bits per byte"),
+        )
         metrics = [
             f"    - type: {'bits_per_byte' if key == 'bpb' else key}\n"
             f"      name: {meaning}\n"
@@ -115,7 +120,9 @@ def _model_index(leaving: Leaving, dataset: str | None, measured: dict[str, Line
             "    metrics:",
             *metrics,
         ]
-    return [f"model-index:\n- name: {_yaml(_name(leaving))}\n  results:", *results] if results else []
+    return (
+        [f"model-index:\n- name: {_yaml(_name(leaving))}\n  results:", *results] if results else []
+    )
 
 
 def _yaml(text: str) -> str:
@@ -146,7 +153,7 @@ def _lead(leaving: Leaving) -> str:
     how = "trained from scratch"
     if base := record.get("base"):
         how = f"trained on from the run {inline_markdown(_last(str(base.get('run'))))} (step {base.get('step')})"
-    return f"{what}, {how} on {inline_markdown(facts.text_name(leaving.run.config.data))} with glasslm."
+    return f"{what}, {how} on {inline_markdown(text_name(leaving.run.config.data))} with glasslm."
 
 
 def _architecture(leaving: Leaving) -> Rows:
@@ -154,17 +161,39 @@ def _architecture(leaving: Leaving) -> Rows:
     there = families.of(c).to_config(c, V)
     counted = count(table(c, V))
     active = f", of which {counted['active']:,} compute a token" if c.n_experts else ""
-    shared = f", keys and values shared by {c.n_heads // c.n_kv_heads} each" if c.n_kv_heads < c.n_heads else ""
-    experts = f", {c.n_experts} experts, {c.experts_per_token} of them for each token" if c.n_experts else ""
+    shared = (
+        f", keys and values shared by {c.n_heads // c.n_kv_heads} each"
+        if c.n_kv_heads < c.n_heads
+        else ""
+    )
+    experts = (
+        f", {c.n_experts} experts, {c.experts_per_token} of them for each token"
+        if c.n_experts
+        else ""
+    )
     rotation = f", base {c.rope_base:g}" if c.position == "rope" else ""
-    stretched = f", stretched {c.rope_factor:g} times ({c.rope_scaling})" if c.rope_scaling != "none" else ""
-    window = [("window", f"a token sees the newest {c.window:,}, itself included")] if c.window else []
-    kinds = {"char": "one token a character", "byte": "one token a byte", "bpe": "byte-level BPE", "gpt2": "GPT-2's"}
+    stretched = (
+        f", stretched {c.rope_factor:g} times ({c.rope_scaling})"
+        if c.rope_scaling != "none"
+        else ""
+    )
+    window = (
+        [("window", f"a token sees the newest {c.window:,}, itself included")] if c.window else []
+    )
+    kinds = {
+        "char": "one token a character",
+        "byte": "one token a byte",
+        "bpe": "byte-level BPE",
+        "gpt2": "GPT-2's",
+    }
     return [
         ("in transformers", f"{there['architectures'][0]} ({there['model_type']})"),
         ("parameters", f"{counted['total']:,}{active}, float32"),
         ("layers", f"{c.n_layers}, of width {c.d_model:,}"),
-        ("attention", f"{c.n_heads} heads of size {c.head_size}{shared}{', qk-norm' if c.qk_norm else ''}"),
+        (
+            "attention",
+            f"{c.n_heads} heads of size {c.head_size}{shared}{', qk-norm' if c.qk_norm else ''}",
+        ),
         ("feed-forward", f"{c.feedforward}, inner width {c.d_ff:,}{experts}"),
         ("norm", f"{c.norm}, before each sublayer"),
         ("positions", f"{c.position}{rotation}{stretched}"),
@@ -181,7 +210,7 @@ def _data(leaving: Leaving) -> list[str]:
     if not files:
         return ["That is not known here: it came without its text."]
     parts = [
-        f"The text was {inline_markdown(facts.text_name(data))}{_licence(data)}. "
+        f"The text was {inline_markdown(text_name(data))}{_licence(data)}. "
         f"It was split in order: {_split(data)}.",
         _table(facts.data(leaving.run.record)),
         _table([(_named(file), f"{file['bytes']:,}", file["sha256"]) for file in files[:SHOWN]],
@@ -205,7 +234,9 @@ def _licence(data: DataConfig) -> str:
 
 def _split(data: DataConfig) -> str:
     train = 1 - data.val_fraction - data.test_fraction
-    test = f", and the last {100 * data.test_fraction:.3g}% for a test" if data.test_fraction else ""
+    test = (
+        f", and the last {100 * data.test_fraction:.3g}% for a test" if data.test_fraction else ""
+    )
     return f"the first {100 * train:.3g}% for training, then {100 * data.val_fraction:.3g}% for validation{test}"
 
 
@@ -232,13 +263,18 @@ def _training(leaving: Leaving, lines: list[Line]) -> list[str]:
     if optimizer.ema:
         rows += [("weights", f"their average over the steps, with decay {optimizer.ema:g}")]
     if config.lora_rank:
-        rows += [("adapters", f"rank {config.lora_rank} on {config.lora_targets}, merged here into the weights")]
+        rows += [
+            (
+                "adapters",
+                f"rank {config.lora_rank} on {config.lora_targets}, merged here into the weights",
+            )
+        ]
     computed = [str(record[key]) for key in ("engine", "device", "precision") if record.get(key)]
     rows += [("computed by", ", ".join(computed))] if computed else []
     seconds = facts.elapsed_s(lines)
     rows += [("time", duration(seconds))] if seconds else []
     command = _without_folders(str(record.get("command") or ""))
-    return [_table(rows), *([report.fenced(command)] if command else [])]
+    return [_table(rows), *([run_report.fenced(command)] if command else [])]
 
 
 def _results(leaving: Leaving, measured: dict[str, Line]) -> list[str]:
@@ -252,7 +288,14 @@ def _results(leaving: Leaving, measured: dict[str, Line]) -> list[str]:
     V = leaving.vocab_size
     rows += [("a guess that knows nothing", f"{math.log(V):.4f}", f"{V:,}", "", "", "")]
     rows += [(who, "", "", bpb, "", remark) for who, bpb, remark in _yardsticks(leaving)]
-    header = ("measured on", "loss (nats per token)", "perplexity", "bits per byte", "tokens", "how much")
+    header = (
+        "measured on",
+        "loss (nats per token)",
+        "perplexity",
+        "bits per byte",
+        "tokens",
+        "how much",
+    )
     told = (
         "Loss is the mean cross-entropy of the next token. Bits per byte can be compared between models with different "
         "tokenizers."
@@ -262,8 +305,12 @@ def _results(leaving: Leaving, measured: dict[str, Line]) -> list[str]:
 
 def _yardsticks(leaving: Leaving) -> list[tuple[str, str, str]]:
     """Who is no model, its bits per byte of the validation text, and of how much; none where the text is gone."""
-    dataset = report.dataset_of(leaving.run)
-    held = honesty.text_of(dataset.val.tokens, dataset.tokenizer, honesty.UNSEEN) if dataset else b""
+    dataset = run_report.dataset_of(leaving.run)
+    held = (
+        data_checks.text_of(dataset.val.tokens, dataset.tokenizer, data_checks.UNSEEN)
+        if dataset
+        else b""
+    )
     if not held:
         return []
     reached = baselines(held)
@@ -279,8 +326,14 @@ def _sample(lines: list[Line]) -> list[str]:
     if not samples:
         return []
     last = samples[-1]
-    told = f"Written by itself at step {last['step']:,}, temperature {last.get('temperature', 1.0):g}:"
-    return ["## What it writes", told, report.fenced(str(last.get("prompt", "")) + str(last["text"]))]
+    told = (
+        f"Written by itself at step {last['step']:,}, temperature {last.get('temperature', 1.0):g}:"
+    )
+    return [
+        "## What it writes",
+        told,
+        run_report.fenced(str(last.get("prompt", "")) + str(last["text"])),
+    ]
 
 
 def _example(leaving: Leaving) -> str:
@@ -316,21 +369,43 @@ def _origin(leaving: Leaving, difference: float | None) -> Rows:
     rows = [("run", _name(leaving)), ("checkpoint", f"step {leaving.step:,}")]
     rows += [(key, str(record[key])) for key in ("created", "glasslm") if record.get(key)]
     if git := record.get("git"):
-        rows += [("commit of glasslm", f"{git.get('commit')}{', changed since' if git.get('dirty') else ''}")]
-    libraries = {name: version for name, version in (record.get("versions") or {}).items() if name != "glasslm"}
-    rows += [("versions", ", ".join(f"{name} {version}" for name, version in libraries.items()))] if libraries else []
+        rows += [
+            (
+                "commit of glasslm",
+                f"{git.get('commit')}{', changed since' if git.get('dirty') else ''}",
+            )
+        ]
+    libraries = {
+        name: version
+        for name, version in (record.get("versions") or {}).items()
+        if name != "glasslm"
+    }
+    rows += (
+        [("versions", ", ".join(f"{name} {version}" for name, version in libraries.items()))]
+        if libraries
+        else []
+    )
     machine = record.get("machine") or {}
     system = str(machine.get("platform", "")).split("-")[0]
-    parts = (system, machine.get("cpu"), f"{machine['cores']} cores" if machine.get("cores") else "")
+    parts = (
+        system,
+        machine.get("cpu"),
+        f"{machine['cores']} cores" if machine.get("cores") else "",
+    )
     rows += [("machine", ", ".join(str(part) for part in parts if part))] if machine else []
     if merged := record.get("merged_from"):
-        rows += [("adapters merged from", f"{_last(str(merged.get('run')))}, step {merged.get('step')}")]
+        rows += [
+            ("adapters merged from", f"{_last(str(merged.get('run')))}, step {merged.get('step')}")
+        ]
     for name, sha256 in (record.get("imported") or {}).get("sha256", {}).items():
         rows += [(f"sha256 of {name}, as it came", str(sha256))]
     rows += [("sha256 of the configuration", leaving.run.config_sha256)]
     if difference is None:
         return [*rows, ("logits", "not compared with those of transformers")]
-    return [*rows, ("logits", f"those of transformers differ by at most {difference:.1e} of the largest")]
+    return [
+        *rows,
+        ("logits", f"those of transformers differ by at most {difference:.1e} of the largest"),
+    ]
 
 
 def _limits(leaving: Leaving) -> str:
@@ -342,7 +417,9 @@ def _limits(leaving: Leaving) -> str:
         "It may repeat passages of its training text word for word.",
     ]
     if tokenizer.kind == "char":
-        limits[:0] = [f"It knows only the {tokenizer.vocab_size:,} characters of its text; any other one is an error."]
+        limits[:0] = [
+            f"It knows only the {tokenizer.vocab_size:,} characters of its text; any other one is an error."
+        ]
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -365,13 +442,19 @@ def _last(path: str) -> str:
     return PureWindowsPath(path).name or path
 
 
-ELSEWHERE = re.compile(r"[/\\~]|[A-Za-z]:[/\\]")  # how a path begins that says more of a machine than of a run
+ELSEWHERE = re.compile(
+    r"[/\\~]|[A-Za-z]:[/\\]"
+)  # how a path begins that says more of a machine than of a run
 
 
 def _without_folders(command: str) -> str:
     """A command with the last parts alone of absolute paths."""
     if command.startswith("glasslm.train("):
-        return re.sub(r"(['\"])([^'\"]*)\1", lambda found: f"{found[1]}{_shortened(found[2])}{found[1]}", command)
+        return re.sub(
+            r"(['\"])([^'\"]*)\1",
+            lambda found: f"{found[1]}{_shortened(found[2])}{found[1]}",
+            command,
+        )
     try:
         return shlex.join(map(_shortened, shlex.split(command)))
     except ValueError:  # no command at all

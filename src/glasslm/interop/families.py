@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.interop import gpt2, llama
-from glasslm.interop.reading import Values
+from glasslm.interop.untrusted_json import Values
 
 Array = NDArray[Any]
 
@@ -28,7 +28,9 @@ class Family(Protocol):
 
     def to_weights(self, c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]: ...
 
-    def from_weights(self, c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> dict[str, Array]: ...
+    def from_weights(
+        self, c: ModelConfig, there: dict[str, Array], wanted: list[str]
+    ) -> dict[str, Array]: ...
 
 
 FAMILIES: tuple[Family, ...] = (llama, gpt2)

@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import __version__, files
-from glasslm.config import ModelConfig
+from glasslm import files
+from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.files import Chunk
 from glasslm.interop import families, gguf_vocabulary, hf, llama
 from glasslm.interop.gguf_vocabulary import Vocabulary
-from glasslm.interop.leaving import Leaving, largest_difference
+from glasslm.interop.model_export import Leaving, largest_difference
 
 Array = NDArray[Any]
 Kind = Literal["f32", "f16", "q8_0"]
@@ -68,9 +69,13 @@ def computed(c: ModelConfig) -> ModelConfig:
     if c.window:
         reasons.append("a token sees only a window (--window 0)")
     if c.feedforward not in ("swiglu", "gelu"):
-        reasons.append(f"its feed-forward is {c.feedforward} (--feedforward {'swiglu' if c.gated else 'gelu'})")
+        reasons.append(
+            f"its feed-forward is {c.feedforward} (--feedforward {'swiglu' if c.gated else 'gelu'})"
+        )
     if c.n_experts and c.experts_per_token == 1:
-        reasons.append("a token's only expert is weighted by its probability (--experts-per-token 2)")
+        reasons.append(
+            "a token's only expert is weighted by its probability (--experts-per-token 2)"
+        )
     if reasons:
         raise InputError(
             f"llama.cpp has no {architecture(c)} like this: {'; '.join(reasons)}. Train with what stands in "
@@ -89,7 +94,10 @@ def _require_blocks(c: ModelConfig, kind: Kind) -> None:
     wrong = {name: getattr(c, name) for name in ("d_model", "d_ff") if getattr(c, name) % BLOCK}
     if kind == "q8_0" and wrong:
         found = " and ".join(f"{name} is {width}" for name, width in wrong.items())
-        nearest = " ".join(f"--{name.replace('_', '-')} {-(-width // BLOCK) * BLOCK}" for name, width in wrong.items())
+        nearest = " ".join(
+            f"--{name.replace('_', '-')} {-(-width // BLOCK) * BLOCK}"
+            for name, width in wrong.items()
+        )
         raise InputError(
             f"q8_0 cuts rows into {BLOCK} numbers with one scale, and {found}: take f16, or train with {nearest}"
         )
@@ -127,7 +135,11 @@ def _kind(name: str, parts: list[Array], kind: Kind) -> Kind:
 
 
 def _header(
-    leaving: Leaving, c: ModelConfig, vocabulary: Vocabulary, tensors: dict[str, list[Array]], kind: Kind
+    leaving: Leaving,
+    c: ModelConfig,
+    vocabulary: Vocabulary,
+    tensors: dict[str, list[Array]],
+    kind: Kind,
 ) -> bytes:
     """All that comes before the numbers of the tensors, padded as they are."""
     library = _library()
@@ -138,7 +150,10 @@ def _header(
             _describe(writer, leaving, c, kind)
             _describe_tokenizer(writer, vocabulary)
             for name, parts in tensors.items():
-                shape, type_ = _shape(parts), library.GGMLQuantizationType[_kind(name, parts, kind).upper()]
+                shape, type_ = (
+                    _shape(parts),
+                    library.GGMLQuantizationType[_kind(name, parts, kind).upper()],
+                )
                 per_block, bytes_of_block = library.GGML_QUANT_SIZES[type_]
                 size = int(np.prod(shape)) // per_block * bytes_of_block
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), size, type_)
@@ -165,7 +180,9 @@ def _chunks(header: bytes, tensors: dict[str, list[Array]], kind: Kind) -> Itera
                 data = array.astype("<f4", copy=False)
             case "f16":
                 if (largest := float(np.abs(array).max())) > LARGEST_HALF:
-                    raise InputError(f"{name} reaches {largest:.3g}, and f16 ends at {LARGEST_HALF:.0f}: take f32")
+                    raise InputError(
+                        f"{name} reaches {largest:.3g}, and f16 ends at {LARGEST_HALF:.0f}: take f32"
+                    )
                 data = array.astype("<f2")
             case "q8_0":
                 data = library.quantize(array, library.GGMLQuantizationType.Q8_0)
@@ -179,7 +196,9 @@ def _describe(writer: Any, leaving: Leaving, c: ModelConfig, kind: Kind) -> None
     # llama.cpp takes a name with "phi3" in it for that model's, and runs have any name: it is told further down.
     writer.add_name(f"glasslm-{c.n_layers}L-{c.d_model}d")
     writer.add_type("model")
-    writer.add_description(f"trained with glasslm {__version__}: run {run.path.name}, step {leaving.step:,}")
+    writer.add_description(
+        f"trained with glasslm {version('glasslm')}: run {run.path.name}, step {leaving.step:,}"
+    )
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(library.LlamaFileType[types[kind]])
     if kind == "q8_0":
@@ -201,7 +220,7 @@ def _describe(writer: Any, leaving: Leaving, c: ModelConfig, kind: Kind) -> None
         writer.add_expert_used_count(c.experts_per_token)
         writer.add_expert_feed_forward_length(c.d_ff)
     for key, value in {
-        "version": __version__,
+        "version": version("glasslm"),
         "run": run.path.name,
         "step": str(leaving.step),
         "config_sha256": run.config_sha256,
@@ -273,7 +292,9 @@ class Reading:
         """Nats a token: the mean of KL(ours || theirs)."""
         from scipy.special import log_softmax
 
-        ours, theirs = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (self.ours, self.theirs))
+        ours, theirs = (
+            log_softmax(logits.astype(np.float64), axis=-1) for logits in (self.ours, self.theirs)
+        )
         return float((np.exp(ours) * (ours - theirs)).sum(axis=-1).mean())
 
     def close(self, c: ModelConfig, kind: Kind) -> bool:
@@ -282,7 +303,9 @@ class Reading:
         # and 2e-2 in 8; a matrix in the wrong order makes it 0.3 and more.
         exact = 2e-3 if self.reader == LLAMA_CPP and not c.gated else 1e-5
         bound = {"f32": exact, "f16": 5e-3, "q8_0": 1e-1}[kind]
-        return (self.largest if kind == "f32" else self.usual) <= bound and self.same_tokens is not False
+        return (
+            self.largest if kind == "f32" else self.usual
+        ) <= bound and self.same_tokens is not False
 
 
 def readings(leaving: Leaving, path: Path, kind: Kind) -> Iterator[Reading]:
@@ -361,6 +384,12 @@ def _llama_cpp(path: Path, **settings: Any) -> Any:
         import llama_cpp as library  # built on the machine where somebody wants it
     except ImportError:
         raise InputError("llama.cpp is not installed: pip install llama-cpp-python") from None
-    settings |= {"type_k": library.GGML_TYPE_F32, "type_v": library.GGML_TYPE_F32, "flash_attn": False}
-    with contextlib.redirect_stderr(io.StringIO()):  # it warns that 256 tokens, the fewest it makes room for, are many
+    settings |= {
+        "type_k": library.GGML_TYPE_F32,
+        "type_v": library.GGML_TYPE_F32,
+        "flash_attn": False,
+    }
+    with contextlib.redirect_stderr(
+        io.StringIO()
+    ):  # it warns that 256 tokens, the fewest it makes room for, are many
         return library.Llama(str(path), logits_all=True, n_gpu_layers=0, verbose=False, **settings)

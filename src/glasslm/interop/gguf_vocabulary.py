@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from glasslm.data.tokenizers import SubwordTokenizer, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import vocabulary
-from glasslm.tokenizers import SubwordTokenizer, Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # what a token is, by llama.cpp's numbers
 
@@ -22,7 +22,13 @@ WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 BETWEEN = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CUTS = {WORDS + r"\p{N}{1,3}" + BETWEEN: LLAMA3, WORDS + r"\p{N}" + BETWEEN: QWEN2}
 
-EXTRAS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+EXTRAS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+)
 STRIPS = ("lstrip", "rstrip", "single_word")
 
 BYTE_255 = "ÿ"  # its stand-in; UTF-8 has no such byte, so that no text holds this token
@@ -50,19 +56,28 @@ def of(tokenizer: Tokenizer) -> Vocabulary:
             f"llama.cpp can read a character tokenizer of ASCII alone, and this one has {len(long)} other characters "
             f"({''.join(long[:20])}): train with --tokenizer byte or --tokenizer bpe, and export that"
         )
-    return Vocabulary("rwkv", [_escaped(token) for token in tokenizer.token_bytes], [NORMAL] * tokenizer.vocab_size)
+    return Vocabulary(
+        "rwkv",
+        [_escaped(token) for token in tokenizer.token_bytes],
+        [NORMAL] * tokenizer.vocab_size,
+    )
 
 
 def _escaped(token: bytes) -> str:
     r"""Bytes as "rwkv" writes them: what is printable in ASCII as it is, else \x and two digits."""
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte != ord("\\") else f"\\x{byte:02x}" for byte in token)
+    return "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte != ord("\\") else f"\\x{byte:02x}"
+        for byte in token
+    )
 
 
 def _of_pairs(described: dict[str, Any], tokenizer: SubwordTokenizer) -> Vocabulary:
     """`described`: the content of a tokenizer.json."""
     model, added = described["model"], described["added_tokens"]
     pre = _cut(described)
-    texts = {i: text for text, i in model["vocab"].items()} | {token["id"]: token["content"] for token in added}
+    texts = {i: text for text, i in model["vocab"].items()} | {
+        token["id"]: token["content"] for token in added
+    }
     kinds = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in added}
     ids = range(tokenizer.vocab_size)
     known = vocabulary.end_of_text(tokenizer)
@@ -70,7 +85,9 @@ def _of_pairs(described: dict[str, Any], tokenizer: SubwordTokenizer) -> Vocabul
     if end is None:  # llama.cpp ends a text at token 11 unless it is told another
         end = model["vocab"].get(BYTE_255)
     if end is None:
-        raise InputError("llama.cpp needs an end of text, and this tokenizer has neither <|endoftext|> nor all bytes")
+        raise InputError(
+            "llama.cpp needs an end of text, and this tokenizer has neither <|endoftext|> nor all bytes"
+        )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return Vocabulary(
         "gpt2",
@@ -87,8 +104,12 @@ def _cut(described: dict[str, Any]) -> str:
     model, added = described["model"], described["added_tokens"]
     name = _named(described.get("pre_tokenizer") or {})
     # Text in NFC, as nearly all of it is, passes the normalizer NFC unchanged; llama.cpp leaves it out.
-    plain = model["type"] == "BPE" and (described.get("normalizer") or {"type": "NFC"}) == {"type": "NFC"}
-    extras = any(model.get(key) for key in EXTRAS) or any(token[key] for token in added for key in STRIPS)
+    plain = model["type"] == "BPE" and (described.get("normalizer") or {"type": "NFC"}) == {
+        "type": "NFC"
+    }
+    extras = any(model.get(key) for key in EXTRAS) or any(
+        token[key] for token in added for key in STRIPS
+    )
     if name is None or not plain or extras or bool(model.get("ignore_merges")) != (name == LLAMA3):
         raise InputError(
             "llama.cpp has no rules like those of this tokenizer.json: expected byte-level BPE that cuts text as "
@@ -104,7 +125,12 @@ def _named(splitter: dict[str, Any]) -> str | None:
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": str(pattern)},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
         }:

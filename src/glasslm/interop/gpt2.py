@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import FeedForward, ModelConfig
+from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.engines.positions import sinusoids
 from glasslm.errors import InputError
-from glasslm.interop.reading import Values, drop_tied_head, refuse_others
-from glasslm.parameters import STD
+from glasslm.interop.untrusted_json import Values, drop_tied_head, refuse_others
+from glasslm.model.parameters import STD
 
 Array = NDArray[Any]
 
@@ -38,7 +38,9 @@ def refusals(c: ModelConfig) -> list[str]:
     if c.position not in ("learned", "sinusoidal", "none"):
         reasons.append(f"its positions are {c.position} (--position learned)")
     if c.resolved().n_kv_heads != c.n_heads:
-        reasons.append(f"{c.n_heads // c.n_kv_heads} heads share their keys (--n-kv-heads {c.n_heads})")
+        reasons.append(
+            f"{c.n_heads // c.n_kv_heads} heads share their keys (--n-kv-heads {c.n_heads})"
+        )
     if c.qk_norm:
         reasons.append("it normalises queries and keys (--no-qk-norm)")
     if 0 < c.window < c.block_size:
@@ -72,7 +74,9 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
 def from_config(values: Values) -> ModelConfig:
     """What a config.json describes. Raises InputError for what glasslm has no switch for."""
     activation = values.word("activation_function", "gelu_new")
-    refuse_others(activation in ACTIVATIONS, "activation_function", activation, ", ".join(ACTIVATIONS))
+    refuse_others(
+        activation in ACTIVATIONS, "activation_function", activation, ", ".join(ACTIVATIONS)
+    )
     for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
                         ("add_cross_attention", False)):  # fmt: skip
         refuse_others(values.flag(name, usual) == usual, name, not usual, str(usual).lower())
@@ -98,7 +102,11 @@ OUTSIDE = {"embedding.weight": "transformer.wte.weight", "norm.weight": "transfo
            "norm.bias": "transformer.ln_f.bias", "head.weight": "lm_head.weight",
            "position.weight": "transformer.wpe.weight"}  # fmt: skip
 NORMS = {"attention_norm": "ln_1", "feedforward_norm": "ln_2"}
-LINEARS = {"attention.o": "attn.c_proj", "feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"}
+LINEARS = {
+    "attention.o": "attn.c_proj",
+    "feedforward.up": "mlp.c_fc",
+    "feedforward.down": "mlp.c_proj",
+}
 
 
 def to_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
@@ -116,8 +124,12 @@ def to_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
             there[f"{layer}.{theirs}.weight"] = weights[f"{here}.{ours}.weight"]
             there[f"{layer}.{theirs}.bias"] = bias(f"{here}.{ours}", c.d_model)
         parts = [f"{here}.attention.{part}" for part in "qkv"]
-        there[f"{layer}.attn.c_attn.weight"] = np.concatenate([weights[f"{part}.weight"].T for part in parts], axis=1)
-        there[f"{layer}.attn.c_attn.bias"] = np.concatenate([bias(part, c.d_model) for part in parts])
+        there[f"{layer}.attn.c_attn.weight"] = np.concatenate(
+            [weights[f"{part}.weight"].T for part in parts], axis=1
+        )
+        there[f"{layer}.attn.c_attn.bias"] = np.concatenate(
+            [bias(part, c.d_model) for part in parts]
+        )
         for ours, theirs in LINEARS.items():
             matrix = weights[f"{here}.{ours}.weight"]
             there[f"{layer}.{theirs}.weight"] = np.ascontiguousarray(matrix.T)
@@ -143,7 +155,9 @@ def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> 
     The bias of the keys is dropped: it adds the same to all scores of a query, which softmax does not see.
     """
     for name in [name for name in there if not name.startswith(("transformer.", "lm_head."))]:
-        there[f"transformer.{name}"] = there.pop(name)  # the oldest files, of the model without its head
+        there[f"transformer.{name}"] = there.pop(
+            name
+        )  # the oldest files, of the model without its head
 
     def take(name: str) -> Array:
         if name not in there:

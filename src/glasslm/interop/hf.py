@@ -13,13 +13,20 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
+from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, vocabulary
-from glasslm.interop.leaving import Leaving
-from glasslm.interop.reading import CONFIG, WEIGHTS, read_json, read_shapes, read_weights, weight_files
-from glasslm.parameters import table
-from glasslm.tokenizers import Tokenizer
+from glasslm.interop.model_export import Leaving
+from glasslm.interop.untrusted_json import (
+    CONFIG,
+    WEIGHTS,
+    read_json,
+    read_shapes,
+    read_weights,
+    weight_files,
+)
+from glasslm.model.parameters import table
 
 Array = NDArray[Any]
 
@@ -46,12 +53,15 @@ def write(leaving: Leaving, out: Path) -> None:
     contents = vocabulary.files(leaving.tokenizer, leaving.config.block_size)
     end = vocabulary.end_of_text(leaving.tokenizer)
     end_id = end.id if end else None
-    values = family.to_config(leaving.config, leaving.vocab_size) | {
-        "bos_token_id": end_id,  # null for most: else transformers would take 1 and 2, which are characters here
-        "eos_token_id": end_id,
-        "pad_token_id": None,
-        "dtype": "float32",
-    }
+    values = (
+        family.to_config(leaving.config, leaving.vocab_size)
+        | {
+            "bos_token_id": end_id,  # null for most: else transformers would take 1 and 2, which are characters here
+            "eos_token_id": end_id,
+            "pad_token_id": None,
+            "dtype": "float32",
+        }
+    )
     weights = {name: np.ascontiguousarray(array) for name, array in
                family.to_weights(leaving.config, leaving.weights).items()}  # fmt: skip
     contents[CONFIG] = files.json_bytes(values)
@@ -114,10 +124,14 @@ def read(folder: Path) -> Arriving:
     vocab_size = values.whole("vocab_size")
     rows, paths = table(config, vocab_size), weight_files(folder)
     # First arrays without a size take the way of the weights: nothing is read before names and shapes are right.
-    there = {name: np.broadcast_to(np.float32(0), shape) for name, shape in read_shapes(paths).items()}
+    there = {
+        name: np.broadcast_to(np.float32(0), shape) for name, shape in read_shapes(paths).items()
+    }
     rehearsed = family.from_weights(config, there, list(rows))
     if there:
-        raise InputError(f"{folder} has the weight {min(there)[:100]}, which glasslm has no place for")
+        raise InputError(
+            f"{folder} has the weight {min(there)[:100]}, which glasslm has no place for"
+        )
     for name, row in rows.items():
         if rehearsed[name].shape != row.shape:
             raise DamagedError(

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import FeedForward, ModelConfig
+from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.errors import InputError
-from glasslm.interop.reading import Values, drop_tied_head, refuse_others
+from glasslm.interop.untrusted_json import Values, drop_tied_head, refuse_others
 
 Array = NDArray[Any]
 
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe")
-ACTIVATIONS: dict[str, FeedForward] = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+ACTIVATIONS: dict[str, FeedForward] = {
+    "silu": "swiglu",
+    "gelu_pytorch_tanh": "geglu",
+    "gelu_new": "geglu",
+}
 
 
 def refusals(c: ModelConfig) -> list[str]:
@@ -30,7 +34,9 @@ def refusals(c: ModelConfig) -> list[str]:
     if c.norm_position != "pre":
         reasons.append("it normalises after the sublayers (--norm-position pre)")
     if not c.gated:
-        reasons.append(f"its feed-forward is {c.feedforward}, without a gate (--feedforward swiglu)")
+        reasons.append(
+            f"its feed-forward is {c.feedforward}, without a gate (--feedforward swiglu)"
+        )
     if c.position != "rope":
         reasons.append(f"its positions are {c.position} (--position rope)")
     kind = model_type(c)
@@ -39,7 +45,9 @@ def refusals(c: ModelConfig) -> list[str]:
     if c.shared_expert:
         reasons.append("one expert computes every token (--no-shared-expert)")
     if c.n_experts and c.experts_per_token == 1 and kind == "mixtral":
-        reasons.append("a token's only expert is weighted by its probability (--experts-per-token 2, or --qk-norm)")
+        reasons.append(
+            "a token's only expert is weighted by its probability (--experts-per-token 2, or --qk-norm)"
+        )
     return reasons
 
 
@@ -72,7 +80,9 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": c.block_size,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": base,
-        "rope_scaling": {"rope_type": "linear", "factor": c.rope_factor} if c.rope_scaling == "linear" else None,
+        "rope_scaling": {"rope_type": "linear", "factor": c.rope_factor}
+        if c.rope_scaling == "linear"
+        else None,
         "attention_dropout": c.attention_dropout,
         "tie_word_embeddings": c.tie_embeddings and not c.scale_embeddings,
     }
@@ -121,11 +131,20 @@ def from_config(values: Values) -> ModelConfig:
     values = values.over(DEFAULTS[kind])
     width, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
     head_size = values.whole("head_dim", width // max(1, heads))
-    refuse_others(head_size * heads == width, "head_dim", head_size, f"hidden_size / heads, {width // max(1, heads)}")
+    refuse_others(
+        head_size * heads == width,
+        "head_dim",
+        head_size,
+        f"hidden_size / heads, {width // max(1, heads)}",
+    )
     activation = values.word("hidden_act", "silu")
-    refuse_others(activation in ACTIVATIONS, "hidden_act", activation[:100], " or ".join(ACTIVATIONS))
+    refuse_others(
+        activation in ACTIVATIONS, "hidden_act", activation[:100], " or ".join(ACTIVATIONS)
+    )
     biases = {name: values.flag(name, False) for name in ("attention_bias", "mlp_bias")}
-    refuse_others(len(set(biases.values())) == 1, "attention_bias and mlp_bias", biases, "both or neither")
+    refuse_others(
+        len(set(biases.values())) == 1, "attention_bias and mlp_bias", biases, "both or neither"
+    )
     base, linear = _rope(values)
     return ModelConfig(
         d_model=width,
@@ -154,7 +173,12 @@ def _window(kind: str, values: Values) -> int:
     layers = values.list("layer_types")  # which have the last word
     alike = all(layer == layers[0] for layer in layers)
     known = not layers or layers[0] in ("full_attention", "sliding_attention")
-    refuse_others(alike and known, "layer_types", layers[:100], "full_attention or sliding_attention in every layer")
+    refuse_others(
+        alike and known,
+        "layer_types",
+        layers[:100],
+        "full_attention or sliding_attention in every layer",
+    )
     if kind == "llama" or layers[:1] == ["full_attention"]:
         return 0
     if kind.startswith("qwen3") and not values.flag("use_sliding_window", False):
@@ -169,15 +193,24 @@ def _window(kind: str, values: Values) -> int:
 def _experts(kind: str, values: Values) -> dict[str, Any]:
     if kind not in ("mixtral", "qwen3_moe"):
         return {}
-    count = values.whole("num_local_experts", values.whole("num_experts"))  # transformers takes both words
+    count = values.whole(
+        "num_local_experts", values.whole("num_experts")
+    )  # transformers takes both words
     per_token = values.whole("num_experts_per_tok")
     if kind == "mixtral":  # which would give a token's only expert the weight 1
         refuse_others(per_token > 1, "num_experts_per_tok", per_token, "2 or more")
     else:
         divided = values.flag("norm_topk_prob", False)
-        refuse_others(divided == (per_token > 1), "norm_topk_prob", divided, "true, with 2 or more a token")
+        refuse_others(
+            divided == (per_token > 1), "norm_topk_prob", divided, "true, with 2 or more a token"
+        )
         dense = (values.whole("decoder_sparse_step", 1), values.list("mlp_only_layers"))
-        refuse_others(dense == (1, []), "decoder_sparse_step, mlp_only_layers", dense, "experts in every layer")
+        refuse_others(
+            dense == (1, []),
+            "decoder_sparse_step, mlp_only_layers",
+            dense,
+            "experts in every layer",
+        )
     return {"n_experts": count, "experts_per_token": per_token}
 
 
@@ -203,7 +236,9 @@ def to_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
     if c.scale_embeddings:
         head = there.setdefault("lm_head.weight", there["model.embed_tokens.weight"])
         assert head is not None
-        there["model.embed_tokens.weight"] = there["model.embed_tokens.weight"] * math.sqrt(c.d_model)
+        there["model.embed_tokens.weight"] = there["model.embed_tokens.weight"] * math.sqrt(
+            c.d_model
+        )
     return there
 
 
@@ -216,7 +251,9 @@ def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> 
         here[ours] = there.pop(theirs)
     for name in [name for name in there if name.endswith("self_attn.k_proj.bias")]:
         if there.pop(name).any():
-            raise InputError(f"the model's {name} is not zero: keys have no bias in glasslm, and rotated ones need it")
+            raise InputError(
+                f"the model's {name} is not zero: keys have no bias in glasslm, and rotated ones need it"
+            )
     if c.tie_embeddings:
         drop_tied_head(there, here["embedding.weight"])
     return here

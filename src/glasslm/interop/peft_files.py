@@ -17,19 +17,21 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.checkpoint import Checkpoint
-from glasslm.config import ADAPTABLE, ModelConfig
+from glasslm.config.schema import ADAPTABLE, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
-from glasslm.interop.leaving import Leaving
+from glasslm.interop.model_export import Leaving
 from glasslm.interop.peft_settings import SETTINGS, Settings, names_of
-from glasslm.interop.reading import read_shapes, read_weights
-from glasslm.lora import without_adapters
-from glasslm.parameters import table
-from glasslm.runs import Run
+from glasslm.interop.untrusted_json import read_shapes, read_weights
+from glasslm.model.adapters import without_adapters
+from glasslm.model.parameters import table
+from glasslm.runs.checkpoint import Checkpoint
+from glasslm.runs.run_folder import Run
 
 Array = NDArray[Any]
-Adapters = dict[str, Array]  # by the table's names: blocks.0.attention.q.lora_a (r, in) and .lora_b (out, r)
+Adapters = dict[
+    str, Array
+]  # by the table's names: blocks.0.attention.q.lora_a (r, in) and .lora_b (out, r)
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 ROOT = "base_model.model."  # PEFT's name for the model that it wraps
@@ -76,9 +78,13 @@ def base_of(run: Run, held: Checkpoint) -> Leaving:
     return Leaving(run, step, without_adapters(run.config.model).resolved(), run.tokenizer, frozen)
 
 
-def _stacked(weights: dict[str, Array], modules: tuple[str, ...], adapted: list[str]) -> tuple[Array, Array]:
+def _stacked(
+    weights: dict[str, Array], modules: tuple[str, ...], adapted: list[str]
+) -> tuple[Array, Array]:
     """A (R, in) and B (out, R) that do to a matrix made of `modules` what the adapters of some of them do to those."""
-    a = np.concatenate([weights[f"{module}.lora_a"] for module in adapted]).astype(np.float32, copy=False)
+    a = np.concatenate([weights[f"{module}.lora_a"] for module in adapted]).astype(
+        np.float32, copy=False
+    )
     rank, blocks = len(a) // len(adapted), []
     for module in modules:
         block = np.zeros((len(weights[f"{module}.weight"]), len(a)), np.float32)
@@ -105,7 +111,8 @@ def _settings_of(c: ModelConfig, parts: dict[str, int], base: str) -> dict[str, 
         "alpha_pattern": {target: count * alpha for target, count in several.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": "gpt2" in families.of(c).MODEL_TYPES,  # which has its matrices as (in, out)
+        "fan_in_fan_out": "gpt2"
+        in families.of(c).MODEL_TYPES,  # which has its matrices as (in, out)
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -114,7 +121,9 @@ def _settings_of(c: ModelConfig, parts: dict[str, int], base: str) -> dict[str, 
 
 
 def _card(c: ModelConfig, step: int, base: str) -> str:
-    shown = json.dumps(base, ensure_ascii=False)  # which YAML and Python read alike, and which stays in its line
+    shown = json.dumps(
+        base, ensure_ascii=False
+    )  # which YAML and Python read alike, and which stays in its line
     return f"""---
 base_model: {shown}
 library_name: peft
@@ -152,7 +161,9 @@ def _places(c: ModelConfig) -> dict[str, tuple[str, ...]]:
     kinds = families.of(c).MODEL_TYPES
     words = [f"attention.{word}" for word in "qkvo"]
     if not c.n_experts:
-        words += [f"feedforward.{word}" for word in ("gate", "up", "down") if c.gated or word != "gate"]
+        words += [
+            f"feedforward.{word}" for word in ("gate", "up", "down") if c.gated or word != "gate"
+        ]
     found: dict[str, tuple[str, ...]] = {}
     for i in range(c.n_layers):
         for word in words:
@@ -182,9 +193,13 @@ def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
     known = _places(c)
     asked = peft_settings.read(folder)
     places = {path: ours for path, ours in known.items() if names_of(path) & asked.targets}
-    if not places or not asked.ranks.keys() | asked.alphas.keys() <= set().union(*map(names_of, places)):
+    if not places or not asked.ranks.keys() | asked.alphas.keys() <= set().union(
+        *map(names_of, places)
+    ):
         names = ", ".join(sorted({_target(path) for path in known}))
-        raise InputError(f"{folder / SETTINGS} names matrices that this model has not: expected some of {names}")
+        raise InputError(
+            f"{folder / SETTINGS} names matrices that this model has not: expected some of {names}"
+        )
     asked.require_one_scale(places)
     arrays = _arrays(folder, c, places, asked)
     adapters = _apart(c, places, arrays)
@@ -195,7 +210,9 @@ def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
         )
     rank, words = ranks.pop(), {name.split(".")[3] for name in adapters}
     alpha, targets = asked.alpha_at(rank), ",".join(word for word in ADAPTABLE if word in words)
-    return dataclasses.replace(config, lora_rank=rank, lora_alpha=alpha, lora_targets=targets), adapters
+    return dataclasses.replace(
+        config, lora_rank=rank, lora_alpha=alpha, lora_targets=targets
+    ), adapters
 
 
 def _arrays(
@@ -219,11 +236,16 @@ def _arrays(
         )
     for name, shape in expected.items():
         if name not in found:
-            raise DamagedError(f"{path} lacks {name}, which target_modules asks for: every layer has adapters, or none")
+            raise DamagedError(
+                f"{path} lacks {name}, which target_modules asks for: every layer has adapters, or none"
+            )
         if found[name] != shape:
             raise DamagedError(f"{path} holds {name} in the shape {found[name]}: expected {shape}")
     arrays = dict(read_weights([path]))
-    return {place: (arrays[f"{ROOT}{place}.lora_A.weight"], arrays[f"{ROOT}{place}.lora_B.weight"]) for place in places}
+    return {
+        place: (arrays[f"{ROOT}{place}.lora_A.weight"], arrays[f"{ROOT}{place}.lora_B.weight"])
+        for place in places
+    }
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -234,11 +256,15 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 f"{path.parent} has its adapters as {PICKLE}, which runs code when it is read: save them again with "
                 "PEFT, which writes safetensors"
             )
-        raise InputError(f"{path.parent} holds no {WEIGHTS}: expected a folder as save_pretrained of PEFT writes it")
+        raise InputError(
+            f"{path.parent} holds no {WEIGHTS}: expected a folder as save_pretrained of PEFT writes it"
+        )
     return read_shapes([path])
 
 
-def _apart(c: ModelConfig, places: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]) -> Adapters:
+def _apart(
+    c: ModelConfig, places: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]
+) -> Adapters:
     """By our names. Raises InputError where the layers are not alike."""
     layers: dict[str, list[str]] = {}
     for path in places:
@@ -247,14 +273,20 @@ def _apart(c: ModelConfig, places: dict[str, tuple[str, ...]], arrays: dict[str,
     for target, paths in layers.items():
         pairs = [arrays[path] for path in paths]
         if len(paths) != c.n_layers or len({a.shape for a, _ in pairs}) > 1:
-            raise InputError(f"the adapters of {target} differ from layer to layer, or not every layer has one")
+            raise InputError(
+                f"the adapters of {target} differ from layer to layer, or not every layer has one"
+            )
         parts = len(places[paths[0]])
-        used = np.any([np.stack([rows.any(axis=0) for rows in np.split(b, parts)]) for _, b in pairs], axis=0)
+        used = np.any(
+            [np.stack([rows.any(axis=0) for rows in np.split(b, parts)]) for _, b in pairs], axis=0
+        )
         for part, columns in _columns(used).items():
             for path, (a, b) in zip(paths, pairs):
                 module = places[path][part]
                 adapters[f"{module}.lora_a"] = np.ascontiguousarray(a[columns])
-                adapters[f"{module}.lora_b"] = np.ascontiguousarray(np.split(b, parts)[part][:, columns])
+                adapters[f"{module}.lora_b"] = np.ascontiguousarray(
+                    np.split(b, parts)[part][:, columns]
+                )
     return adapters
 
 
@@ -284,7 +316,9 @@ def logits(base: Path, adapter: Path, tokens: NDArray[np.int64]) -> Array:
     except ImportError:
         raise InputError("peft is not installed: pip install 'glasslm[interop]'") from None
     model = hf.loaded(base, use_safetensors=True)
-    with warnings.catch_warnings():  # peft 0.21 looks at a name that transformers 5.23 would like to lose
+    with (
+        warnings.catch_warnings()
+    ):  # peft 0.21 looks at a name that transformers 5.23 would like to lose
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
     return hf.logits_of(adapted, tokens)

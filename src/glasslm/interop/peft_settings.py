@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasslm.errors import DamagedError, InputError
-from glasslm.interop.reading import read_json, refuse_others
+from glasslm.interop.untrusted_json import read_json, refuse_others
 
 SETTINGS = "adapter_config.json"
 LARGEST = 256 << 10  # bytes; it has about a thousand
@@ -35,7 +35,13 @@ REFUSED = {
     "exclude_modules": "every layer has adapters here, or none",
     "layer_replication": "it repeats layers of the model",
 }
-STARTS = (True, False, "gaussian", "orthogonal", "eva")  # those that leave the matrices beside the adapters alone
+STARTS = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # those that leave the matrices beside the adapters alone
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,18 @@ def read(folder: Path) -> Settings:
     """Raises InputError where there is none or it asks for what glasslm has not, DamagedError where it is none."""
     path = folder / SETTINGS
     if not path.is_file():
-        raise InputError(f"{folder} holds no {SETTINGS}: expected a folder as save_pretrained of PEFT writes it")
+        raise InputError(
+            f"{folder} holds no {SETTINGS}: expected a folder as save_pretrained of PEFT writes it"
+        )
     if path.stat().st_size > LARGEST:
         raise DamagedError(f"{path} has {path.stat().st_size:,} bytes: expected about a thousand")
     values = read_json(path)
     for name, value in values.values.items():
         if value and name not in DECIDING | SILENT:
             why = REFUSED.get(name, "glasslm does not know what that changes")
-            raise InputError(f"{path} has {name[:100]!r} set: {why}. Expected plain LoRA, without it")
+            raise InputError(
+                f"{path} has {name[:100]!r} set: {why}. Expected plain LoRA, without it"
+            )
     for name, expected in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")):
         refuse_others((word := values.word(name, expected)) == expected, name, word[:100], expected)
     start = values.values.get("init_lora_weights")
@@ -106,7 +116,12 @@ def read(folder: Path) -> Settings:
     )  # fmt: skip
     targets = values.values.get("target_modules")
     listed = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
-    refuse_others(listed, "target_modules", repr(targets)[:100], "a list of names, because patterns are not run")
+    refuse_others(
+        listed,
+        "target_modules",
+        repr(targets)[:100],
+        "a list of names, because patterns are not run",
+    )
     assert isinstance(targets, list)
     ranks, alphas = values.part("rank_pattern"), values.part("alpha_pattern")
     return Settings(
@@ -126,5 +141,10 @@ def _possible(rank: int) -> int:
 
 def _name(name: str) -> str:
     plain = re.fullmatch(r"[\w.]+", name) is not None
-    refuse_others(plain, "rank_pattern or alpha_pattern", repr(name)[:100], "names, because patterns are not run")
+    refuse_others(
+        plain,
+        "rank_pattern or alpha_pattern",
+        repr(name)[:100],
+        "names, because patterns are not run",
+    )
     return name

@@ -10,9 +10,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glasslm.data.tokenizers import (
+    BYTE_OF_CHARACTER,
+    ByteTokenizer,
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+)
 from glasslm.errors import DamagedError, InputError
 from glasslm.files import json_bytes, read_json
-from glasslm.tokenizers import BYTE_OF_CHARACTER, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
@@ -35,7 +41,10 @@ def files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
-        "model_input_names": ["input_ids", "attention_mask"],  # else older versions give a third, which models refuse
+        "model_input_names": [
+            "input_ids",
+            "attention_mask",
+        ],  # else older versions give a third, which models refuse
         "clean_up_tokenization_spaces": False,
     }
     if end := end_of_text(tokenizer):
@@ -73,12 +82,19 @@ def _described(tokenizer: Tokenizer) -> Described:
 
 def _of_characters(alphabet: str) -> Described:
     """BPE that never merges is one token a character."""
-    return _bpe({character: i for i, character in enumerate(alphabet)}, [], None, {"type": "Fuse"}, UNKNOWN)
+    return _bpe(
+        {character: i for i, character in enumerate(alphabet)}, [], None, {"type": "Fuse"}, UNKNOWN
+    )
 
 
 def _of_bytes() -> Described:
     """Byte-level BPE that never merges, on texts that are not split into words first."""
-    splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    splitter = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     return _bpe(dict(BYTE_OF_CHARACTER), [], splitter, splitter)
 
 
@@ -146,9 +162,13 @@ def from_file(path: Path, vocab_size: int) -> Tokenizer:
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, which is none of Python's Exceptions
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # of Rust, which is none of Python's Exceptions
             raise
-        raise InputError(f"{file} is not a tokenizer.json that the tokenizers library reads: {error}") from None
+        raise InputError(
+            f"{file} is not a tokenizer.json that the tokenizers library reads: {error}"
+        ) from None
 
 
 def _read(file: Path) -> Described:
@@ -169,7 +189,9 @@ def _ids(described: Described, where: object) -> dict[str, int]:
     except (AttributeError, KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise InputError(f"{where} is not a tokenizer.json: its vocabulary is no table of tokens and ids")
+        raise InputError(
+            f"{where} is not a tokenizer.json: its vocabulary is no table of tokens and ids"
+        )
     return ids
 
 
@@ -189,7 +211,9 @@ def _ours(described: Described) -> Tokenizer | None:
 
 def _same(described: Described, ours: Described) -> bool:
     """Whether a tokenizer.json does what ours does; other programs add keys, and a post-processor that adds nothing."""
-    parts = all(described.get(part) == ours[part] for part in ("normalizer", "pre_tokenizer", "decoder"))
+    parts = all(
+        described.get(part) == ours[part] for part in ("normalizer", "pre_tokenizer", "decoder")
+    )
     return parts and {name: described["model"].get(name) for name in ours["model"]} == ours["model"]
 
 
@@ -201,23 +225,27 @@ def _padded(tokenizer: SubwordTokenizer, vocab_size: int) -> SubwordTokenizer:
     unused = {f"<|unused_{i}|>": i for i in range(vocab_size) if i not in used}
     if not unused:
         return tokenizer
-    if isinstance(described["model"]["vocab"], dict):  # there an id can be chosen; added tokens get the next one
+    if isinstance(
+        described["model"]["vocab"], dict
+    ):  # there an id can be chosen; added tokens get the next one
         described["model"]["vocab"] |= ids | unused
     described["added_tokens"] += [_special(content, i) for content, i in unused.items()]
     padded = SubwordTokenizer(json.dumps(described))
     if _ids(json.loads(padded.to_json()), "it") != ids | unused:
-        raise InputError(f"its ids leave gaps that cannot be filled, up to the {vocab_size:,} rows of the model")
+        raise InputError(
+            f"its ids leave gaps that cannot be filled, up to the {vocab_size:,} rows of the model"
+        )
     return padded
 
 
 def _from_merges(folder: Path) -> Described:
     """GPT-2's older files as a tokenizer.json. Raises InputError where there are none, or they are another model's."""
-    cure = (
-        "write a tokenizer.json there, with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-    )
+    cure = "write a tokenizer.json there, with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     if not all((folder / name).is_file() for name in (VOCABULARY, MERGES)):
         if (folder / SENTENCEPIECE).is_file():
-            raise InputError(f"{folder} has its tokenizer as {SENTENCEPIECE}, of SentencePiece: {cure}")
+            raise InputError(
+                f"{folder} has its tokenizer as {SENTENCEPIECE}, of SentencePiece: {cure}"
+            )
         raise InputError(f"{folder} holds no {TOKENIZER}: {cure}")
     if not _says_gpt2(folder):
         raise InputError(
@@ -227,10 +255,17 @@ def _from_merges(folder: Path) -> Described:
     vocabulary = read_json(folder / VOCABULARY)
     lines = _text(folder / MERGES).split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    splitter = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     described = _bpe(vocabulary, merges, splitter, splitter | {"add_prefix_space": True})
     if isinstance(vocabulary, dict):
-        described["added_tokens"] = [_special(end, vocabulary[end]) for end in ENDS if end in vocabulary]
+        described["added_tokens"] = [
+            _special(end, vocabulary[end]) for end in ENDS if end in vocabulary
+        ]
     return described
 
 
@@ -245,7 +280,9 @@ def _says_gpt2(folder: Path) -> bool:
 
 def _text(path: Path) -> str:
     if path.stat().st_size > LARGEST_MERGES:
-        raise DamagedError(f"{path} has {path.stat().st_size:,} bytes: expected at most {LARGEST_MERGES:,}")
+        raise DamagedError(
+            f"{path} has {path.stat().st_size:,} bytes: expected at most {LARGEST_MERGES:,}"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

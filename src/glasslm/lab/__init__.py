@@ -1,0 +1,1 @@
+"""Experiments and checks: gradient checks, diagnosis, verification, studies, scaling laws, statistics."""

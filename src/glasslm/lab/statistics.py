@@ -91,7 +91,12 @@ def welch(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
 
 def _mean(values: Sequence[float], scale: float) -> Estimate:
     require(len(values) >= 2, "the number of runs", len(values), f"2 or more, as {ONE_RUN}")
-    require(all(map(math.isfinite, values)), "a loss", "not finite", "a number; `compare` takes runs that diverged")
+    require(
+        all(map(math.isfinite, values)),
+        "a loss",
+        "not finite",
+        "a number; `compare` takes runs that diverged",
+    )
     sd = _spread(values, scale)
     return Estimate(fmean(values), sd / math.sqrt(len(values)), len(values) - 1)
 
@@ -128,7 +133,9 @@ def summary(values: Losses, alpha: float = ALPHA) -> Summary:
     n, lost = len(values), diverged(values)
     finite = _finite(values)
     if lost or not n:
-        return Summary(n, lost, None, None, None, None, f"{lost} of {n} diverged" if lost else "no runs")
+        return Summary(
+            n, lost, None, None, None, None, f"{lost} of {n} diverged" if lost else "no runs"
+        )
     if n == 1:
         return Summary(n, lost, finite[0], None, None, None, ONE_RUN)
     found, sd = mean(finite), _spread(finite, max(map(abs, finite)))
@@ -153,7 +160,9 @@ def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> floa
     """How many standard errors from zero a truth must lie for a two-sided t test to see it, and its sign, so often."""
     from scipy import optimize, stats
 
-    require(0 < alpha < power < 1, "the power", power, f"more than alpha, {alpha:g}, and less than 1")
+    require(
+        0 < alpha < power < 1, "the power", power, f"more than alpha, {alpha:g}, and less than 1"
+    )
     critical = float(stats.t.isf(alpha / 2, df))
 
     def excess(shift: float) -> float:
@@ -189,7 +198,12 @@ def sign_flip(differences: Sequence[float]) -> SignFlip:
     It assumes no normal distribution, and pays: with five pairs nothing can be below p = 0.0625.
     """
     n = len(differences)
-    require(1 <= n <= MOST_FLIPS, "the number of differences", n, f"1 to {MOST_FLIPS}; beyond that use `paired`")
+    require(
+        1 <= n <= MOST_FLIPS,
+        "the number of differences",
+        n,
+        f"1 to {MOST_FLIPS}; beyond that use `paired`",
+    )
     require(all(map(math.isfinite, differences)), "a difference", "not finite", "a number")
     sums = np.zeros(1)
     for difference in differences:
@@ -262,7 +276,9 @@ class Comparison:
     ci_high: float | None = None
     p: float | None = None
     p_same: float | None = None  # TOST; None without a margin
-    detectable: float | None = None  # with power 0.8 at alpha / family, the first and hardest step of Holm
+    detectable: float | None = (
+        None  # with power 0.8 at alpha / family, the first and hardest step of Holm
+    )
     why: str = ""
 
 
@@ -287,12 +303,16 @@ def compare(
     lost, lost_baseline = diverged(variant), diverged(baseline)
     known = (len(variant), len(baseline), lost, lost_baseline, pairs, alpha, family, margin)
     if lost or lost_baseline:
-        who, lost, n = ("it", lost, len(variant)) if lost else ("the baseline", lost_baseline, len(baseline))
+        who, lost, n = (
+            ("it", lost, len(variant)) if lost else ("the baseline", lost_baseline, len(baseline))
+        )
         return Comparison(*known, why=f"{who} diverged in {lost} of {n}")
     if min(len(a), len(b)) == 1:
         return Comparison(*known, delta=fmean(a) - fmean(b), why=ONE_RUN)
     found = paired(a, b) if pairs else welch(a, b)
-    if found.se == 0 and not (pairs and found.value == 0):  # pairs may be identical: what was changed changed nothing
+    if found.se == 0 and not (
+        pairs and found.value == 0
+    ):  # pairs may be identical: what was changed changed nothing
         return Comparison(*known, delta=found.value, why=COPIES)
     low, high = found.interval(alpha)
     return Comparison(
@@ -316,12 +336,17 @@ class Verdict:
 
 def verdicts(family: Sequence[Comparison], unit: str = "nats") -> list[Verdict]:
     """Of all comparisons that a study declared: Holm over its tests, and likewise over its claims of sameness."""
-    adjusted = zip(family, holm([one.p for one in family]), holm([one.p_same for one in family]), strict=True)
+    adjusted = zip(
+        family, holm([one.p for one in family]), holm([one.p_same for one in family]), strict=True
+    )
     return [verdict(one, p_holm, p_same_holm, unit) for one, p_holm, p_same_holm in adjusted]
 
 
 def verdict(
-    comparison: Comparison, p_holm: float | None, p_same_holm: float | None = None, unit: str = "nats"
+    comparison: Comparison,
+    p_holm: float | None,
+    p_same_holm: float | None = None,
+    unit: str = "nats",
 ) -> Verdict:
     """The words for a comparison, given its p and its p of sameness as adjusted over the family.
 
@@ -331,9 +356,15 @@ def verdict(
     return Verdict(kind, words, p_holm, p_same_holm)
 
 
-def _judged(one: Comparison, p_holm: float | None, p_same_holm: float | None, unit: str) -> tuple[Kind, str]:
+def _judged(
+    one: Comparison, p_holm: float | None, p_same_holm: float | None, unit: str
+) -> tuple[Kind, str]:
     if one.diverged:
-        also = f" (the baseline in {one.baseline_diverged} of {one.n_baseline})" if one.baseline_diverged else ""
+        also = (
+            f" (the baseline in {one.baseline_diverged} of {one.n_baseline})"
+            if one.baseline_diverged
+            else ""
+        )
         return "diverged", f"diverged in {one.diverged} of {one.n}{also}"
     if one.p is None or one.delta is None or one.detectable is None:
         return "not tested", f"not tested: {one.why}"
@@ -343,7 +374,9 @@ def _judged(one: Comparison, p_holm: float | None, p_same_holm: float | None, un
     kind: Kind = "better" if one.delta < 0 else "worse"
     different = p_holm <= one.alpha
     if p_same_holm is not None and p_same_holm <= one.alpha:
-        return "same", f"the same within {one.margin:.3g} {unit}" + (f", if measurably {kind}" if different else "")
+        return "same", f"the same within {one.margin:.3g} {unit}" + (
+            f", if measurably {kind}" if different else ""
+        )
     if different:
         return kind, f"{kind} by {abs(one.delta):.3g} {unit}"
     runs = f"n = {one.n}" if one.n == one.n_baseline else f"n = {one.n} against {one.n_baseline}"

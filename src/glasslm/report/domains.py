@@ -11,25 +11,33 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from glasslm.data.shards import Dataset
 from glasslm.errors import DivergedError
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import Model
 from glasslm.report import names, syntax
-from glasslm.report.honesty import SEARCHED, UNSEEN, text_of
-from glasslm.runs import Run
-from glasslm.sampling import Sampling
-from glasslm.tokens import Dataset
-from glasslm.trained import Model
-from glasslm.wording import size
+from glasslm.report.data_checks import SEARCHED, UNSEEN, text_of
+from glasslm.runs.run_folder import Run
+from glasslm.text import size
 
 Kind = Literal["python", "names"]
 Row = tuple[str, str, str]  # what, of the model's texts, of natural ones
 
 TEMPERATURE, SEED = 0.8, 42  # as `glasslm generate` writes
-TEXTS, BYTES = 20, 300  # of Python: about so many bytes each, so that runs with other tokens can be compared
+TEXTS, BYTES = (
+    20,
+    300,
+)  # of Python: about so many bytes each, so that runs with other tokens can be compared
 NAMES, LONGEST = 200, 40  # names, and tokens of one
-ROWS, CACHED = 25, 1 << 15  # texts written at once, and tokens for which their cache has room: some 100 MB
+ROWS, CACHED = (
+    25,
+    1 << 15,
+)  # texts written at once, and tokens for which their cache has room: some 100 MB
 LOOKED_AT = 64 << 10  # tokens of the training text, by which a list of names is known
 
-TOO_SLOW = "This model writes too slowly for a report: `glasslm evaluate` on this run takes its time."
+TOO_SLOW = (
+    "This model writes too slowly for a report: `glasslm evaluate` on this run takes its time."
+)
 TOO_SHORT = "The validation text is too short to compare with."
 
 
@@ -63,7 +71,9 @@ def kind(run: Run, dataset: Dataset | None) -> Kind | None:
     if run.config.data.corpus == "python":
         return "python"
     files = run.record.get("data", {}).get("files", [])
-    if 2 * sum(file["bytes"] for file in files if file["path"].endswith(".py")) > sum(file["bytes"] for file in files):
+    if 2 * sum(file["bytes"] for file in files if file["path"].endswith(".py")) > sum(
+        file["bytes"] for file in files
+    ):
         return "python"
     if dataset and names.is_list(_text(dataset.train.tokens[:LOOKED_AT], dataset, SEARCHED)):
         return "names"
@@ -88,7 +98,9 @@ def examine(run: Run, dataset: Dataset | None, model: Model, seconds: float) -> 
     return replace(domain, seconds=time.monotonic() - begun)
 
 
-def write(model: Model, prompt: str, count: int, most: int, stop: str, deadline: float) -> list[str | None]:
+def write(
+    model: Model, prompt: str, count: int, most: int, stop: str, deadline: float
+) -> list[str | None]:
     """`count` continuations of `prompt`, of up to `most` tokens; None for one that did not come to `stop`.
 
     Fewer, and perhaps none, when the deadline (time.monotonic) comes first: the ones that were not begun or finished
@@ -100,7 +112,9 @@ def write(model: Model, prompt: str, count: int, most: int, stop: str, deadline:
         texts = [""] * min(rows, count - first)
         ended = [not stop] * len(texts)
         sampling = Sampling(temperature=TEMPERATURE, seed=SEED + first)
-        for piece in model.pieces([prompt], most, sampling=sampling, samples=len(texts), stop=stop or ()):
+        for piece in model.pieces(
+            [prompt], most, sampling=sampling, samples=len(texts), stop=stop or ()
+        ):
             texts[piece.sample] += piece.text
             ended[piece.sample] |= piece.finish == "stop"
             if time.monotonic() > deadline:
@@ -113,7 +127,10 @@ def _python(dataset: Dataset, model: Model, asked: str, deadline: float) -> Doma
     val = _text(dataset.val.tokens, dataset, UNSEEN)
     if not val:
         return Domain("python", asked, TOO_SHORT)
-    prompt, tokens = syntax.opening(val, TEXTS), math.ceil(BYTES * len(dataset.val.tokens) / dataset.val.bytes)
+    prompt, tokens = (
+        syntax.opening(val, TEXTS),
+        math.ceil(BYTES * len(dataset.val.tokens) / dataset.val.bytes),
+    )
     texts = [text or "" for text in write(model, prompt, TEXTS, tokens, "", deadline)]
     if not texts:
         return Domain("python", asked, TOO_SLOW)
@@ -126,8 +143,16 @@ def _python(dataset: Dataset, model: Model, asked: str, deadline: float) -> Doma
         ("broken: a syntax error before its end", "broken"),
         ("unfinished: no statement ends in it", "unfinished"),
     )
-    rows = [(name, str(mine.share(outcome)), str(theirs.share(outcome))) for name, outcome in outcomes]
-    rows += [("lines from its beginning that parse, on average", f"{mine.lines:.1f}", f"{theirs.lines:.1f}")]
+    rows = [
+        (name, str(mine.share(outcome)), str(theirs.share(outcome))) for name, outcome in outcomes
+    ]
+    rows += [
+        (
+            "lines from its beginning that parse, on average",
+            f"{mine.lines:.1f}",
+            f"{theirs.lines:.1f}",
+        )
+    ]
     errors = "; ".join(f"{error} ({count})" for error, count in mine.errors)
     blank = prompt.count("\n") - 1
     where = f"{blank} blank line{'s' if blank > 1 else ''}" if blank else "a line break"
@@ -141,14 +166,18 @@ def _python(dataset: Dataset, model: Model, asked: str, deadline: float) -> Doma
         header=("", "what it wrote", "natural text"),
         rows=tuple(rows),
         remark=f"Its commonest errors: {errors}." if errors else "",
-        measured=_written(len(texts), tokens) | mine.facts | {"natural": {"texts": len(natural)} | theirs.facts},
+        measured=_written(len(texts), tokens)
+        | mine.facts
+        | {"natural": {"texts": len(natural)} | theirs.facts},
     )
 
 
 def _names(dataset: Dataset, model: Model, asked: str, deadline: float) -> Domain:
     written = write(model, "\n", NAMES, LONGEST, "\n", deadline)
     found = names.examine(
-        written, _text(dataset.train.tokens, dataset, SEARCHED), _text(dataset.val.tokens, dataset, UNSEEN)
+        written,
+        _text(dataset.train.tokens, dataset, SEARCHED),
+        _text(dataset.val.tokens, dataset, UNSEEN),
     )
     if not written:
         return Domain("names", asked, TOO_SLOW)
@@ -160,7 +189,11 @@ def _names(dataset: Dataset, model: Model, asked: str, deadline: float) -> Domai
         ("invented: in neither", str(found.invented), "-"),
         ("no name: empty, or without an end", str(found.nothing), "-"),
         ("different ones among the names", str(found.distinct), str(found.natural_distinct)),
-        ("well formed, of those new to the training text", str(found.well_formed), str(found.natural_well_formed)),
+        (
+            "well formed, of those new to the training text",
+            str(found.well_formed),
+            str(found.natural_well_formed),
+        ),
     )
     return Domain(
         "names",

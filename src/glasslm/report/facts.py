@@ -6,14 +6,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from glasslm import parameters
-from glasslm.config import DataConfig, ModelConfig, RunConfig
-from glasslm.presets import PRESETS
-from glasslm.runs import History
-from glasslm.wording import duration, number, quoted, size
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ModelConfig, RunConfig
+from glasslm.model import parameters
+from glasslm.text import duration, number, quoted, size
 
 Line = dict[str, Any]
 Row = tuple[str, str]
@@ -29,20 +27,6 @@ ENDINGS = {
 }
 
 
-def text_name(data: DataConfig) -> str:
-    """What the text is called: its corpus, its name on the hub, or its files without their folders."""
-    names = ["standard input" if path == "-" else Path(path).name for path in data.text_file]
-    return data.corpus or data.hf_dataset or ", ".join(names) or "the default corpus"
-
-
-def best_eval(lines: Iterable[Line], history: History) -> Line | None:
-    """The validation line with the best loss, of several measurements at that step the one that the run counts."""
-    evals = [line for line in lines if line["kind"] == "eval" and line.get("split", "val") == "val"]
-    finite = [line for line in evals if line.get("loss") is not None]
-    counted = [line for line in finite if (line["step"], line["loss"]) == (history.best_step, history.best_val_loss)]
-    return counted[-1] if counted else min(finite, key=lambda line: line["loss"], default=None)
-
-
 def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tuple[str, str, str]]:
     """Label, value and note of the few numbers that matter most."""
     timing = [line["timing"] for line in lines if line.get("timing")]
@@ -50,9 +34,21 @@ def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tupl
     if best is not None:
         bpb = best.get("bpb")
         tiles += [
-            ("best validation loss", number(best["loss"], ".4f"), f"nats per token, at step {best['step']:,}"),
-            ("perplexity", number(best.get("perplexity"), ".2f"), f"a uniform guess has {vocab_size:,}"),
-            ("bits per byte", number(bpb, ".3f"), f"{bpb / 8:.0%} of the text's own size" if bpb else ""),
+            (
+                "best validation loss",
+                number(best["loss"], ".4f"),
+                f"nats per token, at step {best['step']:,}",
+            ),
+            (
+                "perplexity",
+                number(best.get("perplexity"), ".2f"),
+                f"a uniform guess has {vocab_size:,}",
+            ),
+            (
+                "bits per byte",
+                number(bpb, ".3f"),
+                f"{bpb / 8:.0%} of the text's own size" if bpb else "",
+            ),
         ]
     steps = [line for line in lines if line["kind"] == "step"]
     if timing:
@@ -60,7 +56,13 @@ def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tupl
         tiles += [("time", duration(elapsed_s(lines)), last)]
     if steps and steps[-1].get("tokens"):
         epoch = steps[-1].get("epoch")
-        tiles += [("tokens seen", f"{steps[-1]['tokens']:,}", f"{epoch:.3g} epochs" if epoch is not None else "")]
+        tiles += [
+            (
+                "tokens seen",
+                f"{steps[-1]['tokens']:,}",
+                f"{epoch:.3g} epochs" if epoch is not None else "",
+            )
+        ]
     speeds = sorted(t["tokens_per_s"] for t in timing if t.get("tokens_per_s") is not None)
     if speeds:
         peak = [t["memory_bytes"] for t in timing if t.get("memory_bytes") is not None]
@@ -83,8 +85,9 @@ def measured_on(best: Line | None) -> str:
     if best is None:
         return "No finite validation loss was recorded."
     share = "all" if best.get("whole") else "an evenly spaced sample of"
-    return f"The best loss was measured on {share} {best.get('tokens', 0):,} tokens of the validation part" + (
-        f" ({best['bytes']:,} bytes)." if best.get("bytes") else "."
+    return (
+        f"The best loss was measured on {share} {best.get('tokens', 0):,} tokens of the validation part"
+        + (f" ({best['bytes']:,} bytes)." if best.get("bytes") else ".")
     )
 
 
@@ -117,13 +120,18 @@ def compared_with(preset: str) -> str:
     return preset if preset in PRESETS else "tiny"
 
 
-def configuration(config: RunConfig, preset: str) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
+def configuration(
+    config: RunConfig, preset: str
+) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
     """For each part its fields with their values, and the preset's value where it is another."""
     base = PRESETS[compared_with(preset)]().resolved()
     parts = []
     for part in dataclasses.fields(config):
         here, there = (dataclasses.asdict(getattr(of, part.name)) for of in (config, base))
-        rows = [(name, _value(here[name]), _value(there[name]) if here[name] != there[name] else None) for name in here]
+        rows = [
+            (name, _value(here[name]), _value(there[name]) if here[name] != there[name] else None)
+            for name in here
+        ]
         parts.append((part.name, rows))
     return parts
 
@@ -139,19 +147,37 @@ def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int
         sizes[part] = sizes.get(part, 0) + row.size
     tied = "also the output head" if config.tie_embeddings else ""
     per_token = f"{config.experts_per_token} of {config.n_experts} compute a token"
-    remarks = {"experts": per_token, "shared": "computes every token", "adapters": "trained; all else is frozen"}
-    remarks |= {"embedding": tied, "attention": "queries, keys, values, output", "feedforward": config.feedforward}
+    remarks = {
+        "experts": per_token,
+        "shared": "computes every token",
+        "adapters": "trained; all else is frozen",
+    }
+    remarks |= {
+        "embedding": tied,
+        "attention": "queries, keys, values, output",
+        "feedforward": config.feedforward,
+    }
     total = sum(sizes.values())
     return [(name, count, count / total, remarks.get(name, "")) for name, count in sizes.items()]
 
 
 def data(record: Line) -> list[Row]:
     held, tokenizer = record.get("data", {}), record.get("tokenizer", {})
-    rows = [(f"{split} tokens", f"{held[f'{split}_tokens']:,}") for split in SPLITS if held.get(f"{split}_tokens")]
-    rows += [(f"{split} bytes", f"{held[f'{split}_bytes']:,}") for split in SPLITS if held.get(f"{split}_bytes")]
+    rows = [
+        (f"{split} tokens", f"{held[f'{split}_tokens']:,}")
+        for split in SPLITS
+        if held.get(f"{split}_tokens")
+    ]
+    rows += [
+        (f"{split} bytes", f"{held[f'{split}_bytes']:,}")
+        for split in SPLITS
+        if held.get(f"{split}_bytes")
+    ]
     if held.get("train_tokens") and held.get("train_bytes"):
         rows += [("bytes per token", f"{held['train_bytes'] / held['train_tokens']:.3g}")]
-    rows += [("tokenizer", f"{tokenizer.get('kind', '?')}, {tokenizer.get('vocab_size', 0):,} tokens")]
+    rows += [
+        ("tokenizer", f"{tokenizer.get('kind', '?')}, {tokenizer.get('vocab_size', 0):,} tokens")
+    ]
     rows += [("tokenizer sha256", str(tokenizer["sha256"]))] if tokenizer.get("sha256") else []
     return rows + ([("data sha256", str(held["sha256"]))] if held.get("sha256") else [])
 
@@ -161,7 +187,9 @@ def origin(record: Line) -> list[Row]:
     keys = ("command", "created", "seed", "engine", "device", "precision")
     rows = [(key, str(record[key])) for key in keys if record.get(key) is not None]
     rows += [(key, str(value)) for key, value in (record.get("machine") or {}).items()]
-    rows += [(f"{name} version", str(value)) for name, value in (record.get("versions") or {}).items()]
+    rows += [
+        (f"{name} version", str(value)) for name, value in (record.get("versions") or {}).items()
+    ]
     rows += [(f"git {key}", str(value)) for key, value in (record.get("git") or {}).items()]
     if record.get("flops_per_token"):
         rows += [("FLOPs per token", f"{record['flops_per_token']:,.0f}")]

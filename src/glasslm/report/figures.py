@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.metrics import Line
-from glasslm.panel import loss_range
-from glasslm.runs import History
+from glasslm.runs.history import History, loss_range
+from glasslm.runs.metrics import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from glasslm.lab.proofs.overlay import Point
-    from glasslm.lab.proofs.parity import Exactness
-    from glasslm.lab.study.adapters import Point as AdapterPoint
 
 Array = NDArray[np.float64]
 
@@ -38,8 +34,12 @@ class Palette(NamedTuple):
 
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the SVG's are stand-ins that become CSS variables
-ON_WHITE = Palette(ink="#222222", faint="#9a9a9a", train="#0072b2", validation="#d55e00", third="#009e73")
-VARIABLES = Palette(ink="#010101", faint="#020202", train="#030303", validation="#040404", third="#050505")
+ON_WHITE = Palette(
+    ink="#222222", faint="#9a9a9a", train="#0072b2", validation="#d55e00", third="#009e73"
+)
+VARIABLES = Palette(
+    ink="#010101", faint="#020202", train="#030303", validation="#040404", third="#050505"
+)
 
 
 def training(history: History, grad_clip: float, colours: Palette) -> Figure:
@@ -59,7 +59,9 @@ def training(history: History, grad_clip: float, colours: Palette) -> Figure:
     train.plot(steps, smoothed, color=colours.train, linewidth=1.8, label="smoothed")
 
     dress(validation, "Validation loss", "nats per token", colours)
-    validation.plot(steps, smoothed, color=colours.train, alpha=0.6, linewidth=1, label="training, smoothed")
+    validation.plot(
+        steps, smoothed, color=colours.train, alpha=0.6, linewidth=1, label="training, smoothed"
+    )
     _validation(validation, history, colours)
     points = [*zip(history.eval_steps, as_array(history.val_losses)), *zip(history.steps, losses)]
     if np.isfinite([loss for _, loss in points]).any():
@@ -73,7 +75,9 @@ def training(history: History, grad_clip: float, colours: Palette) -> Figure:
     mean = mean_around(steps, norms, before=99, after=0)
     norm.plot(steps, mean, color=colours.third, linewidth=1.8, label="mean of the last 100 steps")
     if grad_clip and np.nanmax([0.0, *norms]) > grad_clip / 2:
-        norm.axhline(grad_clip, color=colours.faint, linestyle="--", linewidth=1, label="clipped above")
+        norm.axhline(
+            grad_clip, color=colours.faint, linestyle="--", linewidth=1, label="clipped above"
+        )
 
     for axes in (rate, norm):
         axes.set_ylim(bottom=0)
@@ -87,7 +91,15 @@ def _validation(axes: Axes, history: History, colours: Palette) -> None:
     """One point a step: the last measurement there, on the whole split where there is one."""
     points = sorted(dict(zip(history.eval_steps, as_array(history.val_losses))).items())
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
-    axes.plot(steps, losses, "o-", color=colours.validation, markersize=3.5, linewidth=1.8, label="validation")
+    axes.plot(
+        steps,
+        losses,
+        "o-",
+        color=colours.validation,
+        markersize=3.5,
+        linewidth=1.8,
+        label="validation",
+    )
     if history.best_step is None or history.best_val_loss is None:
         return
     axes.plot(
@@ -95,39 +107,6 @@ def _validation(axes: Axes, history: History, colours: Palette) -> None:
         markeredgecolor=colours.ink, markeredgewidth=0.6,
         label=f"best: {history.best_val_loss:.4f} at step {history.best_step:,}",
     )  # fmt: skip
-
-
-def overlay(points: Sequence[Point], tolerance: Mapping[Exactness, float], text: str, colours: Palette) -> Figure:
-    """The losses of both engines on a named text, laid over each other, and below them how far they are apart."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    curves, gaps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    steps = [point.step for point in points]
-    by_hand, by_autograd = np.array([point.losses["fp32"] for point in points]).T
-
-    dress(curves, f"Both engines learn the text {text}, in float32", "loss, nats per token", colours)
-    curves.plot(steps, by_hand, color=colours.validation, alpha=0.5, linewidth=5, label="NumPy, gradients by hand")
-    curves.plot(steps, by_autograd, "--", color=colours.train, linewidth=1.5, label="PyTorch, autograd")
-    finish(curves, colours)
-
-    dress(gaps, "How far apart they are", "share of the loss", colours)
-    styles: tuple[tuple[Exactness, str, str, str], ...] = (
-        ("fp32", "float32", "o", colours.third), ("fp64", "float64", "s", colours.ink),
-    )  # fmt: skip
-    for precision, name, marker, colour in styles:
-        apart = np.array([point.apart(precision) for point in points])
-        if equal := np.count_nonzero(apart == 0):  # which a logarithmic axis cannot show
-            name += f" (nothing in {equal} of {len(points)} steps)"
-        gaps.plot(steps, np.where(apart > 0, apart, np.nan), marker, color=colour, markersize=3, label=name)
-        gaps.axhline(tolerance[precision], color=colour, linestyle=":", linewidth=1.2, label="allowed")
-    gaps.set_yscale("log")
-    gaps.set_ylim(bottom=1e-17)
-    gaps.set_xlabel("step", color=colours.ink)
-    figure.legend(
-        handles=gaps.lines, loc="outside lower center", ncols=4, frameon=False, labelcolor=colours.ink, fontsize=9
-    )
-    return figure
 
 
 def forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
@@ -141,10 +120,26 @@ def forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     dress(axes, "What was learnt, and what was forgotten", "bits per byte", colours)
-    styles = (("val", "new text", "o-", colours.validation), ("old", "old text", "s--", colours.train))
+    styles = (
+        ("val", "new text", "o-", colours.validation),
+        ("old", "old text", "s--", colours.train),
+    )
     for split, label, style, colour in styles:
-        bpb = dict(zip([line["step"] for line in evals[split]], as_array([line["bpb"] for line in evals[split]])))
-        axes.plot(list(bpb), list(bpb.values()), style, color=colour, markersize=3.5, linewidth=1.8, label=label)
+        bpb = dict(
+            zip(
+                [line["step"] for line in evals[split]],
+                as_array([line["bpb"] for line in evals[split]]),
+            )
+        )
+        axes.plot(
+            list(bpb),
+            list(bpb.values()),
+            style,
+            color=colour,
+            markersize=3.5,
+            linewidth=1.8,
+            label=label,
+        )
     axes.set_xlabel("step", color=colours.ink)
     finish(axes, colours)
     return figure
@@ -166,39 +161,16 @@ def experts(lines: Sequence[Line], colours: Palette) -> Figure | None:
             axes.set_axis_off()
             continue
         dress(axes, f"Layer {layer}", "share of the choices" if layer % 4 == 0 else "", colours)
-        axes.plot([line["step"] for line in steps], shares[:, layer], color=colours.train, alpha=0.6, linewidth=1)
+        axes.plot(
+            [line["step"] for line in steps],
+            shares[:, layer],
+            color=colours.train,
+            alpha=0.6,
+            linewidth=1,
+        )
         axes.axhline(1 / E, color=colours.validation, linestyle="--", linewidth=1.2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step", color=colours.ink)
-    return figure
-
-
-def adapters(kind: str, points: Sequence[AdapterPoint], front: Sequence[AdapterPoint], colours: Palette) -> Figure:
-    """What adapters of each size learnt of the new text, with the Pareto front, and what they forgot of the old."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    learnt, forgotten = figure.subplots(1, 2)
-    trained = [one.trained for one in points]
-    names = [str(one.rank) if kind == "rank" else one.targets for one in points]
-
-    dress(learnt, "New text", "validation loss, nats per token", colours)
-    learnt.plot(trained, [one.val_loss for one in points], "o", color=colours.validation, label="each run, one seed")
-    learnt.step([one.trained for one in front], [one.val_loss for one in front], where="post", color=colours.faint,
-                linewidth=1.2, label="Pareto front")  # fmt: skip
-    for one, name in zip(points, names):
-        learnt.annotate(name, (one.trained, one.val_loss), xytext=(5, 5), textcoords="offset points", color=colours.ink)
-
-    dress(forgotten, "Old text", "bits per byte", colours)
-    after = as_array([one.old_bpb_after for one in points])
-    forgotten.plot(trained, after, "s", color=colours.train, label="after fine-tuning")
-    if points[0].old_bpb_before is not None:
-        forgotten.axhline(points[0].old_bpb_before, color=colours.faint, linestyle="--", label="before")
-    for axes in (learnt, forgotten):
-        axes.set_xscale("log")
-        axes.margins(x=0.15)
-        axes.set_xlabel("trained parameters" + (", labelled by rank" if kind == "rank" else ""), color=colours.ink)
-        finish(axes, colours)
     return figure
 
 
@@ -216,7 +188,9 @@ def finish(axes: Axes, colours: Palette) -> None:
     """A legend where several things are drawn; a word where there is nothing to draw."""
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in axes.lines):
         axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "nothing to draw", color=colours.faint, ha="center", transform=axes.transAxes)
+        axes.text(
+            0.5, 0.5, "nothing to draw", color=colours.faint, ha="center", transform=axes.transAxes
+        )
     elif len(axes.lines) > 1:
         axes.legend(frameon=False, labelcolor=colours.ink, fontsize=9, loc="best")
 
@@ -246,7 +220,11 @@ def inline_svg(figure: Figure, label: str) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg.split(">", 1)[0]) + ">" + svg.split(">", 1)[1]
+    svg = (
+        re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg.split(">", 1)[0])
+        + ">"
+        + svg.split(">", 1)[1]
+    )
     for name, colour in VARIABLES._asdict().items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

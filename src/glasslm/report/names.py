@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glasslm.report.shares import Share
+from glasslm.report.proportions import Share
 
 FEWEST = 100  # lines of a list
 MEDIAN = 20  # characters of its median line, at most
@@ -20,7 +20,9 @@ WORDS = 3  # of a line, at most
 NEARLY_ALL = 0.99  # share of the lines that must be so: a heading or a stray line does not matter
 SHOWN = 12  # invented names
 
-NAME = re.compile(r"""[^\d_<>(){}\[\]=+*/\\|#@!?;:"$%^&~`]+""")  # apostrophes, hyphens, dots and commas are allowed
+NAME = re.compile(
+    r"""[^\d_<>(){}\[\]=+*/\\|#@!?;:"$%^&~`]+"""
+)  # apostrophes, hyphens, dots and commas are allowed
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Names:
         """For JSON."""
         mine = {name: getattr(self, name).facts for name in (
             "known", "unseen", "invented", "nothing", "distinct", "well_formed")}  # fmt: skip
-        natural = {name: getattr(self, f"natural_{name}").facts for name in ("known", "distinct", "well_formed")}
+        natural = {
+            name: getattr(self, f"natural_{name}").facts
+            for name in ("known", "distinct", "well_formed")
+        }
         return mine | {"examples": list(self.examples), "natural": natural}
 
 

@@ -17,13 +17,17 @@ from glasslm import files
 from glasslm.errors import GlasslmError, InputError
 from glasslm.report import figures
 from glasslm.report.figures import Palette
-from glasslm.wording import harmless
+from glasslm.text import harmless
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-MARKS = {"ok": "\u2713", "watch": "!", "bad": "\u2717"}  # beside the word, for who does not see the colour
+MARKS = {
+    "ok": "\u2713",
+    "watch": "!",
+    "bad": "\u2717",
+}  # beside the word, for who does not see the colour
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,11 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
     images = {picture.name: figures.png(picture.draw(figures.ON_WHITE)) for picture in pictures}
     context: dict[str, Any] = {"title": title, "lead": lead, "sections": sections, "marks": MARKS}
     markdown = environment(escape=False).get_template("page.md.j2").render(context)
-    html = environment(escape=True).get_template("page.html.j2").render(context, inline_svg=_inline_svg)
+    html = (
+        environment(escape=True)
+        .get_template("page.html.j2")
+        .render(context, inline_svg=_inline_svg)
+    )
     try:
         files.make_folder(folder / "figures" if images else folder)
         for name, image in images.items():
@@ -69,7 +77,9 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
     except GlasslmError:  # a full disk: some of ours are OSErrors as well
         raise
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another place") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): choose another place"
+        ) from error
     return folder / f"{stem}.html"
 
 
@@ -99,4 +109,6 @@ def inline_markdown(text: Any) -> str:
 def _inline_svg(picture: Picture) -> Any:
     from markupsafe import Markup, escape
 
-    return Markup(figures.inline_svg(picture.draw(figures.VARIABLES), str(escape(harmless(picture.label)))))
+    return Markup(
+        figures.inline_svg(picture.draw(figures.VARIABLES), str(escape(harmless(picture.label))))
+    )

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glasslm import checkpoint as checkpoints
-from glasslm import trained
 from glasslm.errors import GlasslmError
-from glasslm.sampling import Sampling
+from glasslm.inference import trained_model
+from glasslm.inference.sampling import Sampling
+from glasslm.runs import checkpoint as checkpoints
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 TOKENS = 120
@@ -32,13 +32,19 @@ class Sample:
 def choose_prompts(lines: Iterable[dict[str, Any]], excerpt: str, count: int = 3) -> list[str]:
     """Openings for the model to go on from: those used while training, then beginnings of lines of unseen text."""
     used = [str(line.get("prompt", "")) for line in lines if line["kind"] == "sample"]
-    unseen = [line for line in excerpt.split("\n")[:-1] if len(line) >= 20]  # the last line may be cut off
+    unseen = [
+        line for line in excerpt.split("\n")[:-1] if len(line) >= 20
+    ]  # the last line may be cut off
     openings = list(dict.fromkeys(line[:20].rsplit(" ", 1)[0] for line in unseen))
     spaced = openings[:: max(1, len(openings) // count)]
-    return list(dict.fromkeys([prompt for prompt in used if prompt.strip()] + spaced))[:count] or [""]
+    return list(dict.fromkeys([prompt for prompt in used if prompt.strip()] + spaced))[:count] or [
+        ""
+    ]
 
 
-def by_temperature(model: trained.Model, prompts: Sequence[str], deadline: float) -> list[list[Sample]]:
+def by_temperature(
+    model: trained_model.Model, prompts: Sequence[str], deadline: float
+) -> list[list[Sample]]:
     """One list for each prompt, with a sample for each of TEMPERATURES that there was time for."""
     rows: list[list[Sample]] = [[] for _ in prompts]
     for temperature in TEMPERATURES:
@@ -54,16 +60,20 @@ def by_checkpoint(run_dir: Path, prompt: str, temperature: float, deadline: floa
     for step in checkpoints.list_steps(run_dir):
         if time.monotonic() < deadline:
             try:
-                model = trained.load(run_dir, checkpoint=step)
+                model = trained_model.load(run_dir, checkpoint=step)
             except GlasslmError:  # a damaged one is not what a report is about; `verify` is
                 continue
             found += write(model, [prompt], temperature, deadline)
     return found
 
 
-def write(model: trained.Model, prompts: Sequence[str], temperature: float, deadline: float) -> list[Sample]:
+def write(
+    model: trained_model.Model, prompts: Sequence[str], temperature: float, deadline: float
+) -> list[Sample]:
     texts = [""] * len(prompts)
-    for piece in model.pieces(prompts, TOKENS, sampling=Sampling(temperature=temperature, seed=SEED)):
+    for piece in model.pieces(
+        prompts, TOKENS, sampling=Sampling(temperature=temperature, seed=SEED)
+    ):
         texts[piece.prompt] += piece.text
         if time.monotonic() > deadline:
             break

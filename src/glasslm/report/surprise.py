@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.trained import Model
+from glasslm.inference.trained_model import Model
 
 Expected = tuple[tuple[str, float], ...]  # the likeliest tokens, with their probabilities
 NAMED = 3  # of them, how many

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
-from glasslm.report.shares import Share
+from glasslm.report.proportions import Share
 
 MOST = 4000  # characters of a text: what is nested deeper than this allows cannot bring the parser down
 NATURAL = 100  # pieces of natural text
@@ -59,7 +59,10 @@ class Syntax:
     def facts(self) -> dict[str, Any]:
         """For JSON."""
         outcomes: tuple[Outcome, ...] = ("parses", "broken", "unfinished")
-        return {name: self.share(name).facts for name in outcomes} | {"lines": self.lines, "errors": self.errors}
+        return {name: self.share(name).facts for name in outcomes} | {
+            "lines": self.lines,
+            "errors": self.errors,
+        }
 
 
 def of(texts: Sequence[str]) -> Syntax:
@@ -86,7 +89,11 @@ def pieces(text: str, begin: str, lengths: Sequence[int], count: int = NATURAL) 
     Lengths are in characters; when they are used up they are used again. Places too near to the end are left out.
     """
     longest = max(lengths, default=0)
-    places = [found.end() for found in re.finditer(re.escape(begin), text) if found.end() + longest <= len(text)]
+    places = [
+        found.end()
+        for found in re.finditer(re.escape(begin), text)
+        if found.end() + longest <= len(text)
+    ]
     taken = min(count, len(places))
     chosen = [places[i * len(places) // taken] for i in range(taken)]
     return [text[place : place + length] for place, length in zip(chosen, cycle(lengths))]
@@ -110,7 +117,9 @@ def judge(text: str) -> Judged:
         longest = next((end for end in ends if not _error(lines[:end])), 0)
         statements = ast.parse(_joined(lines[:longest])).body
     outcome: Outcome = "broken" if broken else "parses" if statements else "unfinished"
-    return Judged(outcome, sum(bool(line.strip()) for line in lines[:longest]), error if broken else "")
+    return Judged(
+        outcome, sum(bool(line.strip()) for line in lines[:longest]), error if broken else ""
+    )
 
 
 def _error(lines: Sequence[str]) -> str:
@@ -120,7 +129,11 @@ def _error(lines: Sequence[str]) -> str:
     except SyntaxError as error:
         return re.sub(r" on line \d+| \(detected at line \d+\)", "", error.msg)
     except REFUSALS as error:
-        return "nested too deeply" if isinstance(error, (RecursionError, MemoryError)) else type(error).__name__
+        return (
+            "nested too deeply"
+            if isinstance(error, (RecursionError, MemoryError))
+            else type(error).__name__
+        )
     return ""
 
 

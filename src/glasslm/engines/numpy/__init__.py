@@ -1,0 +1,1 @@
+"""The hand-written engine: every operation with its backward pass, in NumPy."""

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import ThreadpoolController
 
-from glasslm.config import DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines import Batch, Losses, State, Update
+from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.inspection import GRADIENT, require_known
@@ -32,8 +31,9 @@ from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
+from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, MOMENTS, decay_of_average, moment_kind, read_state
-from glasslm.parameters import table
+from glasslm.model.parameters import table
 
 ROWS_READ = 16  # into a cache by one thread
 
@@ -48,7 +48,9 @@ class NumpyEngine:
     device: DeviceName = "cpu"
     compiled = False
 
-    def __init__(self, config: RunConfig, vocab_size: int, threads: int, dtype: DTypeLike = np.float32) -> None:
+    def __init__(
+        self, config: RunConfig, vocab_size: int, threads: int, dtype: DTypeLike = np.float32
+    ) -> None:
         self.config = config
         self.precision: Precision = "fp64" if np.dtype(dtype) == np.float64 else "fp32"
         self.updates, self.loss_scale = 0, 1.0
@@ -57,15 +59,22 @@ class NumpyEngine:
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)
         self.average = Weights(self.rows, dtype) if config.optimizer.ema else None
-        self.used = Model(config.model, self.average) if self.average else self.model  # by all but training
+        self.used = (
+            Model(config.model, self.average) if self.average else self.model
+        )  # by all but training
         self.micro_batch_size = micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
         self._trained = {name: row for name, row in self.rows.items() if row.trained}
         self._coefficients = coefficients(config)
         self._gradients: Weights | None = None  # made when training starts; inference needs none
         self._fresh = True  # the next gradient replaces what is there
-        self._kinds = {name: moment_kind(row, config.optimizer.optimizer) for name, row in self._trained.items()}
-        self._moments: dict[str, Weights] = {}  # "adamw.m": the first moments of the rows that AdamW moves, ...
+        self._kinds = {
+            name: moment_kind(row, config.optimizer.optimizer)
+            for name, row in self._trained.items()
+        }
+        self._moments: dict[
+            str, Weights
+        ] = {}  # "adamw.m": the first moments of the rows that AdamW moves, ...
         self._memory = Arena(dtype)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -75,7 +84,9 @@ class NumpyEngine:
             self._gradients = Weights(self._trained, self.dtype)
         parts = chunks(len(batch.tokens), self.micro_batch_size)
         found = []
-        for losses, of_weights in self._spread(lambda part: self._differentiate(batch, part, weight), parts):
+        for losses, of_weights in self._spread(
+            lambda part: self._differentiate(batch, part, weight), parts
+        ):
             found.append(losses)
             for name, gradient in of_weights.items():
                 if self._fresh:
@@ -85,7 +96,9 @@ class NumpyEngine:
             self._fresh = False
         return functools.reduce(Losses.__add__, found)
 
-    def _differentiate(self, batch: Batch, part: slice, weight: float) -> tuple[Losses, dict[str, Array]]:
+    def _differentiate(
+        self, batch: Batch, part: slice, weight: float
+    ) -> tuple[Losses, dict[str, Array]]:
         """The losses of some rows of the batch, and their gradient by name of the weight."""
         losses, backward = self.forward(batch, weight, part)
         return losses, backward()
@@ -105,13 +118,19 @@ class NumpyEngine:
             return row_keys(c.train.seed, batch.step, rows, site)
 
         dropping = (c.model.dropout or c.model.attention_dropout) and look is None
-        each = weight * batch.tokens.shape[1] / c.model.n_layers  # a sequence's share of the mean over all, in a layer
+        each = (
+            weight * batch.tokens.shape[1] / c.model.n_layers
+        )  # a sequence's share of the mean over all, in a layer
         penalties = (each * terms.get("balance", 0.0), each * terms.get("router_z", 0.0))
         logits, routings, model_back = self.model.forward(
             batch.tokens[part], new, keys if dropping else None, penalties, look
         )
         nats, nats_back = ops.cross_entropy(logits, targets, new)
-        further = {name: op(logits, targets, new) for name, op in ops.SOFTMAX_TERMS.items() if name in terms}
+        further = {
+            name: op(logits, targets, new)
+            for name, op in ops.SOFTMAX_TERMS.items()
+            if name in terms
+        }
         auxiliary = {name: weight * math.fsum(values) for name, (values, _) in further.items()}
         experts = None
         if routings:
@@ -132,12 +151,16 @@ class NumpyEngine:
         require_known(names, self.config.model, self.rows)
         look = Look(names)
         with self._one_blas_thread():
-            _, backward = self.forward(batch, 1 / max(1, int((batch.targets >= 0).sum())), look=look)
+            _, backward = self.forward(
+                batch, 1 / max(1, int((batch.targets >= 0).sum())), look=look
+            )
             if any(name.startswith(GRADIENT) for name in names):
                 gradients = Weights(self._trained, self.dtype)
                 for name, gradient in backward().items():
                     gradients[name][...] = gradient
-                look.found |= {GRADIENT + name: gradient for name, gradient in gradients.rows.items()}
+                look.found |= {
+                    GRADIENT + name: gradient for name, gradient in gradients.rows.items()
+                }
         return {name: look.found[name] for name in names}
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
@@ -153,7 +176,9 @@ class NumpyEngine:
         assert not self._fresh, "update before accumulate"
         self._fresh = True
         flat = self._gradients.flat
-        squares = self._spread(lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK))
+        squares = self._spread(
+            lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK)
+        )
         norm = math.sqrt(sum(squares))
         finite = math.isfinite(norm)
         if not finite or norm > skip_above:
@@ -177,13 +202,22 @@ class NumpyEngine:
             if self._kinds[name] == "muon":
                 p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
                 decay = c.weight_decay if self.rows[name].decay else 0.0
-                yield partial(optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale)
+                yield partial(
+                    optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale
+                )
         for kind, decays in itertools.product(("adamw", "sgd"), (False, True)):
-            names = [name for name, row in self._trained.items() if self._kinds[name] == kind and row.decay == decays]
+            names = [
+                name
+                for name, row in self._trained.items()
+                if self._kinds[name] == kind and row.decay == decays
+            ]
             if not names:
                 continue
             decay = c.weight_decay if decays else 0.0
-            run = [held.run(names) for held in (self.weights, gradients, *map(self._moment, MOMENTS[kind]))]
+            run = [
+                held.run(names)
+                for held in (self.weights, gradients, *map(self._moment, MOMENTS[kind]))
+            ]
             for part in chunks(run[0].size, CHUNK):
                 arrays = [array[part] for array in run]
                 if kind == "adamw":
@@ -210,7 +244,9 @@ class NumpyEngine:
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         return KeyValueCache(self.config.model, rows, capacity, self.dtype)
 
-    def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
+    def logits(
+        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
+    ) -> Array:
         counts = np.asarray(counts, np.int64)
         if len(tokens) <= ROWS_READ:  # mostly a single one, where every call counts
             with self._one_blas_thread():
@@ -243,7 +279,9 @@ class NumpyEngine:
                 self.average[name][...] = array
         self.updates = updates
 
-    def _spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def _spread(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
         """function(item) for each item, computed on all threads, given out in the order of the items."""
         with self._one_blas_thread():
             yield from self._pool.map(function, items) if self._pool else map(function, items)
@@ -251,7 +289,9 @@ class NumpyEngine:
     @contextmanager
     def _one_blas_thread(self) -> Iterator[None]:
         """BLAS computes on the calling thread alone: as threadpool_limits does, at a tenth of its price a token."""
-        before = [(library, threads) for library in self._blas if (threads := library.num_threads) != 1]
+        before = [
+            (library, threads) for library in self._blas if (threads := library.num_threads) != 1
+        ]
         for library, _ in before:
             library.set_num_threads(1)
         try:

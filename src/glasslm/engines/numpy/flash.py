@@ -56,14 +56,18 @@ def flash_attention(
     return out, backward
 
 
-def _forward(q: Array, k: Array, v: Array, sight: _Sight, out: Array, logs: Array, new: New) -> None:
+def _forward(
+    q: Array, k: Array, v: Array, sight: _Sight, out: Array, logs: Array, new: New
+) -> None:
     """q (T, H, Q), k and v (T, K, Q). Writes out (T, H, Q) and logs (K, G, T), of each row's sum of exponentials.
 
     mixed (K, Q, G R) and total (K, 1, G R) are sums of exp(score - top) so far, with values and alone. `top` is each
     row's maximum so far; where a bound of the scores (|q| |k|) shows that nothing can overflow, it stays 0.
     """
     K, Q = v.shape[1:]
-    calm = math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max())) <= SAFE_EXPONENT  # NaN is not
+    calm = (
+        math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max())) <= SAFE_EXPONENT
+    )  # NaN is not
     keys_first, values_first = k.swapaxes(0, 1), v.transpose(1, 2, 0)  # (K, T, Q), (K, Q, T)
     for queries, tiles in sight.tiles(len(q)):
         qi = _stack(q[queries], K, new)
@@ -83,12 +87,22 @@ def _forward(q: Array, k: Array, v: Array, sight: _Sight, out: Array, logs: Arra
             total += _ones(e.shape[1], e.dtype) @ e
             mixed += values_first[:, :, keys] @ e
         mixed /= total
-        _heads(out[queries], K)[...] = mixed.reshape(K, Q, -1, len(q[queries])).transpose(0, 2, 3, 1)
+        _heads(out[queries], K)[...] = mixed.reshape(K, Q, -1, len(q[queries])).transpose(
+            0, 2, 3, 1
+        )
         logs[:, :, queries] = (top + np.log(total)).reshape(logs[:, :, queries].shape)
 
 
 def _backward(
-    q: Array, k: Array, v: Array, sight: _Sight, out: Array, logs: Array, dout: Array, dqkv: Array, new: New
+    q: Array,
+    k: Array,
+    v: Array,
+    sight: _Sight,
+    out: Array,
+    logs: Array,
+    dout: Array,
+    dqkv: Array,
+    new: New,
 ) -> None:
     """Writes dqkv (T, H + 2K, Q), with dq still to be scaled.
 
@@ -141,9 +155,14 @@ class _Sight:
         R = queries.stop - queries.start
         s = np.matmul(kj, qi.swapaxes(1, 2), out=new((K, C, qi.shape[1])))
         heads = s.reshape(K, C, -1, R)
-        if self.slopes is not None:  # slope (key - query), as a number for each key and one for each query
+        if (
+            self.slopes is not None
+        ):  # slope (key - query), as a number for each key and one for each query
             slopes, start = self.slopes.reshape(K, 1, -1, 1), queries.start
-            heads += slopes * np.arange(keys.start - start, keys.stop - start, dtype=s.dtype)[:, None, None]
+            heads += (
+                slopes
+                * np.arange(keys.start - start, keys.stop - start, dtype=s.dtype)[:, None, None]
+            )
             heads -= slopes * np.arange(R, dtype=s.dtype)
         some_after = keys.stop - 1 > queries.start
         some_before = self.window and queries.stop - 1 - keys.start >= self.window

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
+from glasslm.engines.cache_slots import Slots
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import Slots, alibi_bias
+from glasslm.engines.numpy.attention import alibi_bias
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
@@ -51,14 +52,20 @@ class KeyValueCache:
     def part(self, rows: slice) -> KeyValueCache:
         """Some of the rows, in the same memory."""
         view = copy.copy(self)
-        view.keys, view.values, view._lengths = self.keys[:, rows], self.values[:, rows], self._lengths[rows]
+        view.keys, view.values, view._lengths = (
+            self.keys[:, rows],
+            self.values[:, rows],
+            self._lengths[rows],
+        )
         return view
 
 
 class _Place:
     """Where the new tokens stand, and which of the cached ones each of them may see: the same in every layer."""
 
-    def __init__(self, model: Model, cache: KeyValueCache, counts: NDArray[np.int64], T: int) -> None:
+    def __init__(
+        self, model: Model, cache: KeyValueCache, counts: NDArray[np.int64], T: int
+    ) -> None:
         c = model.config
         self.slots = slots = Slots(cache._lengths, counts, T, cache.size)
         assert cache.endless or slots.end <= cache.size, "more tokens than the cache has room for"
@@ -70,14 +77,18 @@ class _Place:
         self.bias = self.hidden = None
         if c.position == "alibi":
             heads = (c.n_kv_heads, c.n_heads // c.n_kv_heads)
-            self.bias = alibi_bias(model.slopes, slots.queries, slots.keys).reshape(-1, *heads, T, slots.seen)
+            self.bias = alibi_bias(model.slopes, slots.queries, slots.keys).reshape(
+                -1, *heads, T, slots.seen
+            )
         if T > 1 or not slots.alike or 0 < c.window < slots.seen:
             ahead = slots.keys[..., None, :] - slots.queries[..., None]
             hidden = (ahead > 0) | (slots.keys[..., None, :] < 0)
             if c.window:
                 hidden |= ahead <= -c.window
             if not slots.alike:
-                hidden &= (counts > 0)[:, None, None]  # a row that reads nothing may hold nothing to look at
+                hidden &= (counts > 0)[
+                    :, None, None
+                ]  # a row that reads nothing may hold nothing to look at
             self.hidden = hidden.reshape(-1, 1, 1, T, slots.seen)
 
     def extend(self, cached: Array, new: Array) -> Array:
@@ -96,7 +107,9 @@ class _Place:
         return looked_at
 
 
-def read(model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.int64], every: bool) -> Array:
+def read(
+    model: Model, tokens: Array, cache: KeyValueCache, counts: NDArray[np.int64], every: bool
+) -> Array:
     """Engine.logits: tokens (B, T), right-padded, of which counts[b] are new in row b -> logits (B, V) or (B, T, V)."""
     c, w = model.config, model.weights
     B, T = tokens.shape
@@ -171,7 +184,9 @@ def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:
         return lambda x: (_mlp(model, i, f"feedforward.experts.{number}", x) if len(x) else x, None)
 
     logits = _linear(model, i, "feedforward.router", x)
-    y, _, _ = mixture(x, logits, [expert(e) for e in range(c.n_experts)], c.experts_per_token, B, model.empty)
+    y, _, _ = mixture(
+        x, logits, [expert(e) for e in range(c.n_experts)], c.experts_per_token, B, model.empty
+    )
     if c.shared_expert:
         y += _mlp(model, i, "feedforward.shared", x)
     return y
@@ -226,7 +241,9 @@ def _norm(c: ModelConfig, w: Weights | dict[str, Array], name: str, x: Array) ->
 
 
 def _rms(x: Array, eps: float) -> Array:
-    if x.shape[0] == 1 and x.ndim == 2:  # one token at a time: arithmetic on a Python number is four times as quick
+    if (
+        x.shape[0] == 1 and x.ndim == 2
+    ):  # one token at a time: arithmetic on a Python number is four times as quick
         square = float(np.vdot(x, x)) / x.shape[1]
         return x * (1 / math.sqrt(square + eps))
     scale = np.vecdot(x, x)[..., None]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.inspection import GRADIENT
@@ -26,10 +26,12 @@ from glasslm.engines.numpy.moe import Routing, in_few_sizes, mixture
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.positions import alibi_slopes, rope_at, sinusoids
-from glasslm.parameters import STD
+from glasslm.model.parameters import STD
 
 Gradients = dict[str, Array]
-Backward = Callable[[Array, Gradients], Array]  # takes d_output, writes weights' gradients, returns d_input
+Backward = Callable[
+    [Array, Gradients], Array
+]  # takes d_output, writes weights' gradients, returns d_input
 Sublayer = Callable[[Array], tuple[Array, Backward]]
 
 
@@ -53,7 +55,9 @@ class Pass:
     T: int
     new: New
     dropout_keys: Callable[[int], NDArray[np.uint32]] | None  # site -> (B,); None: no dropout
-    penalties: tuple[float, float]  # of each sequence's and layer's balance and router z-loss, in the gradient
+    penalties: tuple[
+        float, float
+    ]  # of each sequence's and layer's balance and router z-loss, in the gradient
     routings: list[Routing]  # what the routers did so far, layer by layer
     bias: Array | None  # (H, T, T) of the scores
     rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
@@ -96,7 +100,9 @@ class Model:
         """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        run = Pass(B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)), look)
+        run = Pass(
+            B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)), look
+        )
         x, embed_back = self._embed(tokens.reshape(-1), run)
         run.show("embedding", x)
         block_backs = []
@@ -246,7 +252,9 @@ class Model:
     def qk_gain(self, prefix: str) -> Array:
         """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
         c, w = self.config, self.weights
-        gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [w[f"{prefix}.k_norm.weight"]] * c.n_kv_heads
+        gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [
+            w[f"{prefix}.k_norm.weight"]
+        ] * c.n_kv_heads
         return np.stack(gains)
 
     def rotation(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
@@ -256,12 +264,16 @@ class Model:
         end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
         if end <= len(self.cos):
             return self.cos[positions], self.sin[positions]
-        return self._rotation_at(np.arange(positions.start or 0, end) if isinstance(positions, slice) else positions)
+        return self._rotation_at(
+            np.arange(positions.start or 0, end) if isinstance(positions, slice) else positions
+        )
 
     def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
         c, dtype = self.config, self.weights.flat.dtype
         heads = c.n_heads + c.n_kv_heads
-        return rope_at(positions, heads, c.head_size, dtype, c.rope_scaling, c.rope_factor, c.rope_base)
+        return rope_at(
+            positions, heads, c.head_size, dtype, c.rope_scaling, c.rope_factor, c.rope_base
+        )
 
     def _bias(self, T: int) -> Array | None:
         if self.config.position != "alibi" or attends_by_tiles(self.config, T):
@@ -300,7 +312,9 @@ class Model:
         c = self.config
         logits, router_back = self._linear(f"{prefix}.router", x, run.new)
         of_experts = replace(run, new=in_few_sizes(run.new))
-        experts = [partial(self._mlp, f"{prefix}.experts.{e}", run=of_experts) for e in range(c.n_experts)]
+        experts = [
+            partial(self._mlp, f"{prefix}.experts.{e}", run=of_experts) for e in range(c.n_experts)
+        ]
         y, routing, mixture_back = mixture(x, logits, experts, c.experts_per_token, run.B, run.new)
         run.routings.append(routing)
         if c.shared_expert:
@@ -356,7 +370,11 @@ class Model:
     def _add_biases(self, name: str, y: Array) -> list[tuple[str, slice]]:
         """Adds to each part of a stack's product its bias, if it has one; their names and columns."""
         w = self.weights
-        biases = [(f"{part}.bias", columns) for part, columns in w.parts(f"{name}.weight") if f"{part}.bias" in w.rows]
+        biases = [
+            (f"{part}.bias", columns)
+            for part, columns in w.parts(f"{name}.weight")
+            if f"{part}.bias" in w.rows
+        ]
         for bias, columns in biases:
             y[:, columns] += w[bias]
         return biases

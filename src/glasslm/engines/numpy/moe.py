@@ -41,7 +41,9 @@ def mixture(
     outputs, dispatch_back = dispatch(x, chosen, experts, new)
     y = np.matmul(gates[:, None], outputs, out=new((len(x), 1, x.shape[1])))[:, 0]
 
-    def backward(dy: Array, gradients: Gradients, balance_weight: float, z_weight: float) -> tuple[Array, Array]:
+    def backward(
+        dy: Array, gradients: Gradients, balance_weight: float, z_weight: float
+    ) -> tuple[Array, Array]:
         dgates = np.vecdot(outputs, dy[:, None])
         doutputs = np.multiply(dy[:, None], gates[..., None], out=new(outputs.shape))
         dx = dispatch_back(doutputs, gradients)
@@ -77,7 +79,9 @@ def route(
     counts = np.bincount(of_row.reshape(-1), minlength=rows * E).reshape(rows, E)
     pull = counts.astype(p.dtype) * (E / (T * k))  # (B, E): E f, the slope of the balance over P
     mean = p.reshape(rows, T, E).sum(1) * (1 / T)
-    routing = Routing(float(np.vdot(pull, mean)), float(np.vdot(log_total, log_total)) / T, counts.sum(0))
+    routing = Routing(
+        float(np.vdot(pull, mean)), float(np.vdot(log_total, log_total)) / T, counts.sum(0)
+    )
 
     def backward(dgates: Array, balance_weight: float, z_weight: float) -> Array:
         dp = new(p.shape)
@@ -113,7 +117,9 @@ def dispatch(
         backs.append(back)
 
     def backward(doutputs: Array, gradients: Gradients) -> Array:
-        returned = np.take(doutputs.reshape(N * k, D), order, axis=0, out=new((N * k, D)), mode="clip")
+        returned = np.take(
+            doutputs.reshape(N * k, D), order, axis=0, out=new((N * k, D)), mode="clip"
+        )
         dsent = new((N * k, D))
         for back, group in zip(backs, groups):
             dsent[order[group]] = back(returned[group], gradients)

@@ -80,7 +80,9 @@ def adapter(
     return y, backward
 
 
-def rms_norm(x: Array, gain: Array, new: New, eps: float = EPS) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+def rms_norm(
+    x: Array, gain: Array, new: New, eps: float = EPS
+) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """x (..., D) -> gain x / rms(x). Root mean square norm, arXiv:1910.07467, equation 4.
 
     gain has the shape of the last axes of x, (D,), or (heads, D) for the queries and keys of several heads.
@@ -95,7 +97,9 @@ def rms_norm(x: Array, gain: Array, new: New, eps: float = EPS) -> tuple[Array, 
     y = np.multiply(unit, gain, out=new(x.shape))
 
     def backward(dy: Array) -> tuple[Array, Array]:
-        dgain = np.einsum("nd,nd->d", dy.reshape(-1, gain.size), unit.reshape(-1, gain.size)).reshape(gain.shape)
+        dgain = np.einsum(
+            "nd,nd->d", dy.reshape(-1, gain.size), unit.reshape(-1, gain.size)
+        ).reshape(gain.shape)
         dx = np.multiply(dy, gain, out=dy)  # so far the gradient of `unit`
         along = np.vecdot(dx, unit)[..., None]
         along *= 1 / D
@@ -209,7 +213,13 @@ def relu2(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
 
 
 Unary = Callable[[Array, New], tuple[Array, Callable[[Array], Array]]]
-ACTIVATIONS: dict[str, Unary] = {"swiglu": silu, "geglu": gelu, "gelu": gelu, "relu": relu, "relu2": relu2}
+ACTIVATIONS: dict[str, Unary] = {
+    "swiglu": silu,
+    "geglu": gelu,
+    "gelu": gelu,
+    "relu": relu,
+    "relu2": relu2,
+}
 
 
 def gate(x: Array, activation: Unary, new: New) -> tuple[Array, Callable[[Array], Array]]:
@@ -229,7 +239,9 @@ def gate(x: Array, activation: Unary, new: New) -> tuple[Array, Callable[[Array]
     return y, backward
 
 
-def dropout(x: Array, p: float, keys: NDArray[np.uint32], new: New) -> tuple[Array, Callable[[Array], Array]]:
+def dropout(
+    x: Array, p: float, keys: NDArray[np.uint32], new: New
+) -> tuple[Array, Callable[[Array], Array]]:
     """x (B x anything), keys (B,): zero a share p of the elements, and divide the rest by 1 - p. arXiv:1207.0580."""
     kept = dropout_mask(x.shape, p, keys, new)
     y = np.multiply(x, kept, out=new(x.shape))
@@ -248,7 +260,9 @@ def dropout_mask(shape: tuple[int, ...], p: float, keys: NDArray[np.uint32], new
     return np.multiply(kept.reshape(shape), 1 / (1 - p), out=mask, dtype=mask.dtype)
 
 
-def cross_entropy(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[float], Array]]:
+def cross_entropy(
+    logits: Array, targets: Array, new: New
+) -> tuple[Array, Callable[[float], Array]]:
     """logits (N, V), targets (N,) -> (N,) nats, -log softmax(logits)[target], and 0 where the target is -1.
 
     backward(weight) is the gradient of weight x the sum of the nats.
@@ -265,7 +279,9 @@ def cross_entropy(logits: Array, targets: Array, new: New) -> tuple[Array, Calla
     nats *= valid
 
     def backward(weight: float) -> Array:
-        dlogits = np.multiply(p, (weight * valid[:, None] / total).astype(p.dtype), out=new(p.shape))
+        dlogits = np.multiply(
+            p, (weight * valid[:, None] / total).astype(p.dtype), out=new(p.shape)
+        )
         dlogits[rows, hit] -= (weight * valid).astype(p.dtype)
         return dlogits
 
@@ -308,4 +324,7 @@ def z_loss(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[fl
     return (log_z * log_z)[:, 0], backward
 
 
-SOFTMAX_TERMS = {"smoothing": smoothing, "z": z_loss}  # what may be minimised beside the nats, by name
+SOFTMAX_TERMS = {
+    "smoothing": smoothing,
+    "z": z_loss,
+}  # what may be minimised beside the nats, by name

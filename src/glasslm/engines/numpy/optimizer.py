@@ -13,11 +13,22 @@ import numpy as np
 from glasslm.engines.numpy.ops import Array
 
 ADAM_EPS = 1e-8
-CHUNK = 1 << 18  # numbers moved at once: few enough for the cache, enough to outweigh a hand-over between threads
+CHUNK = (
+    1 << 18
+)  # numbers moved at once: few enough for the cache, enough to outweigh a hand-over between threads
 
 
 def adamw(
-    p: Array, g: Array, m: Array, v: Array, *, t: int, lr: float, decay: float, betas: tuple[float, float], scale: float
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    decay: float,
+    betas: tuple[float, float],
+    scale: float,
 ) -> None:
     """One update of p (any shape) at update number t = 1, 2, ...; the gradient is `scale` x g, and g is overwritten."""
     b1, b2 = betas
@@ -38,7 +49,9 @@ def adamw(
     p -= g
 
 
-def sgd(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float) -> None:
+def sgd(
+    p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float
+) -> None:
     """m = momentum m + g; p = (1 - lr decay) p - lr m. The gradient is `scale` x g, and g is overwritten."""
     g *= scale
     m *= momentum
@@ -56,7 +69,9 @@ def move_average(average: Array, p: Array, share: float) -> None:
     average += difference
 
 
-def muon(p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float) -> None:
+def muon(
+    p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float
+) -> None:
     """Nesterov momentum, made orthogonal: all singular values of the update become about 1. p, g, m are (O, I).
 
     The update has the root mean square of a typical AdamW update, 0.2, whatever the shape (arXiv:2502.16982, equation

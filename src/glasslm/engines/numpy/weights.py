@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glasslm.parameters import Table
+from glasslm.model.parameters import Table
 
 # q, k and v (gate and up) multiply the same input: stacked, they are one product instead of three (two).
 STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -27,12 +27,16 @@ class Weights:
         self.trained = frozenset(name for name, row in rows.items() if row.trained)
         self._starts: dict[str, int] = {}
         position = 0
-        for name, row in sorted(rows.items(), key=lambda item: (item[1].trained, item[1].group, item[1].decay)):
+        for name, row in sorted(
+            rows.items(), key=lambda item: (item[1].trained, item[1].group, item[1].decay)
+        ):
             self._starts[name] = position
             position += row.size
             self.rows[name] = self.flat[self._starts[name] : position].reshape(row.shape)
         self._stacks = _stacks(rows)
-        self._views = self.rows | {stack: self._together(parts) for stack, parts in self._stacks.items()}
+        self._views = self.rows | {
+            stack: self._together(parts) for stack, parts in self._stacks.items()
+        }
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._views[name]
@@ -47,13 +51,19 @@ class Weights:
 
     def under(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
-        return {name.removeprefix(prefix): view for name, view in self._views.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): view
+            for name, view in self._views.items()
+            if name.startswith(prefix)
+        }
 
     def run(self, names: list[str]) -> NDArray[Any]:
         """(numbers,) the rows `names`, which must be neighbours."""
         start = min(self._starts[name] for name in names)
         end = max(self._starts[name] + self.rows[name].size for name in names)
-        assert end - start == sum(self.rows[name].size for name in names), "the rows are not neighbours"
+        assert end - start == sum(self.rows[name].size for name in names), (
+            "the rows are not neighbours"
+        )
         return self.flat[start:end]
 
     def _together(self, names: list[str]) -> NDArray[Any]:

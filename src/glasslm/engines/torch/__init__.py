@@ -1,0 +1,1 @@
+"""The PyTorch engine: the same model with autograd, on CPUs, GPUs and several processes."""

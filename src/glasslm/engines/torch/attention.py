@@ -6,20 +6,15 @@ Letters: B rows, T positions, S keys, D width, H query heads, K key-value heads,
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glasslm.config import AttentionName, ModelConfig
-from glasslm.engines.numpy.attention import Slots
+from glasslm.config.schema import AttentionName, ModelConfig
+from glasslm.engines.torch.kv_cache import Reading
 from glasslm.engines.torch.layers import RMSNorm, compiled_on_cpu, dropout_mask, linear, widened
-
-if TYPE_CHECKING:
-    from glasslm.engines.torch.model import Transformer
 
 TILES = 4  # of queries, when attention is written out: keys that no query of a tile sees are not computed at all
 
@@ -35,81 +30,17 @@ class Place(NamedTuple):
     """Where the T new tokens of each row stand, and what they may see."""
 
     rotation: tuple[Tensor, Tensor] | None  # cos and sin (T, 1, Q) or (B, T, 1, Q), with rope
-    bias: Tensor | None  # (H, T, S) or (B, H, T, S), what alibi adds to the scores, -inf where a key is hidden
+    bias: (
+        Tensor | None
+    )  # (H, T, S) or (B, H, T, S), what alibi adds to the scores, -inf where a key is hidden
     # (1, T, S) or (B, 1, T, S), True where a key is hidden; None: those after the query, or none of them
     hidden: Tensor | None
     causal: bool  # whether `hidden` None means that the keys after a query are hidden
-    way: AttentionName | None = None  # how to compute it over a whole text; None: over a cache, by the fused kernels
+    way: AttentionName | None = (
+        None  # how to compute it over a whole text; None: over a cache, by the fused kernels
+    )
     window: int = 0
     drop: Drop | None = None  # of the attention probabilities
-
-
-class KeyValueCache:
-    """Keys and values of every layer, (layers, rows, K, size, Q) each, of up to `capacity` tokens a row.
-
-    Of a model that rolls only the newest of a window are kept, and when the whole window fits, a text has no end. Where
-    the rows stand is known on the CPU, so that no step waits for the device.
-    """
-
-    def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
-        c = model.config
-        self.size = c.cached(capacity)
-        self.endless = c.rolling and c.window <= capacity
-        shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
-        self.model = model  # whose keys and values these are
-        self.keys = torch.zeros(shape, device=model.embedding.weight.device, dtype=model.dtype)
-        self.values = torch.zeros_like(self.keys)
-        self._lengths = np.zeros(rows, np.int64)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._lengths.copy()
-
-    def clear(self, row: int) -> None:
-        self._lengths[row] = 0
-
-    def reading(self, counts: NDArray[np.int64], T: int) -> Reading:
-        """Make room for counts[b] tokens in each row b, the first of T that are given."""
-        slots = Slots(self._lengths, counts, T, self.size)
-        assert self.endless or slots.end <= self.size, "more tokens than the cache has room for"
-        self._lengths = self._lengths + counts
-        numbers, write, device = slots.queries, slots.write, self.keys.device
-        return Reading(
-            self,
-            start=slots.start if slots.alike else None,
-            numbers=numbers,
-            positions=torch.from_numpy(numbers).to(device),
-            keys=torch.from_numpy(slots.keys).to(device) if slots.full else torch.arange(slots.end, device=device),
-            beside=slots.beside,
-            write=write if isinstance(write, slice) else tuple(torch.from_numpy(part).to(device) for part in write),
-        )
-
-
-class Reading(NamedTuple):
-    """One call that reads new tokens into a cache: numpy/attention.py's Slots, on the device."""
-
-    cache: KeyValueCache
-    start: int | None  # where all rows stand alike, that place
-    numbers: NDArray[np.int64]  # the positions, on the CPU
-    positions: Tensor  # (T,) or (B, T)
-    keys: Tensor  # (S,) or (B, S) the positions of the keys that are looked at
-    beside: int | None
-    write: slice | tuple[Tensor, ...]
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values (B, K, T, Q) written; those that are looked at, (B, K, S, Q)."""
-        return self._extend(self.cache.keys[layer], k), self._extend(self.cache.values[layer], v)
-
-    def _extend(self, cached: Tensor, new: Tensor) -> Tensor:
-        looked_at = cached[:, :, : self.keys.shape[-1]]  # a view, in which the new ones will be
-        if self.beside is not None:
-            looked_at = torch.cat([cached[:, :, : self.beside], new], 2)
-        if isinstance(self.write, slice):
-            cached[:, :, self.write] = new
-        else:
-            rows, columns, places = self.write
-            cached[rows, :, places] = new[rows, :, columns]
-        return looked_at
 
 
 class Attention(nn.Module):
@@ -117,7 +48,12 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads, self.kv_heads, self.head_size = layer, c.n_heads, c.n_kv_heads, c.head_size
+        self.layer, self.heads, self.kv_heads, self.head_size = (
+            layer,
+            c.n_heads,
+            c.n_kv_heads,
+            c.head_size,
+        )
         HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
         self.q = linear(c, "q", c.d_model, HQ, bias=c.bias)
         self.k = linear(c, "k", c.d_model, KQ)  # softmax does not see a bias of the keys
@@ -151,12 +87,18 @@ class Attention(nn.Module):
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, T, heads, Q): the pairs (j, j + Q / 2) rotated. arXiv:2104.09864; halves as in Hugging Face's Llama."""
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([second, first], -1) * sin).to(x.dtype)  # sin is negative in the first half
+    return (x * cos + torch.cat([second, first], -1) * sin).to(
+        x.dtype
+    )  # sin is negative in the first half
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     """q (B, H, T, Q), k and v (B, K, S, Q) -> softmax(q kᵀ / sqrt(Q) + bias) v, (B, H, T, Q)."""
-    if place.drop is not None or place.way == "plain" or (place.way == "auto" and compiled_on_cpu(q)):
+    if (
+        place.drop is not None
+        or place.way == "plain"
+        or (place.way == "auto" and compiled_on_cpu(q))
+    ):
         return written_out(q, k, v, place)
     mask = None
     if place.bias is not None:
@@ -164,7 +106,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     elif place.hidden is not None:
         mask = ~place.hidden
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=place.causal and mask is None, enable_gqa=q.size(1) != k.size(1)
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=place.causal and mask is None,
+        enable_gqa=q.size(1) != k.size(1),
     )
 
 
@@ -191,14 +138,18 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
     parts = []
     for start in range(0, T, step := math.ceil(T / TILES)):
         end = min(start + step, T)
-        seen = slice(max(0, start - place.window + 1) if place.window else 0, end)  # by some query of this tile
+        seen = slice(
+            max(0, start - place.window + 1) if place.window else 0, end
+        )  # by some query of this tile
         scores = widened((q[:, :, start:end] * Q**-0.5) @ k[:, :, seen].mT)
         if place.bias is not None:
             scores = scores + place.bias[..., start:end, seen]
         ahead = position[seen] - position[start:end, None]
         hidden = (ahead > 0) | (ahead <= -place.window) if place.window else ahead > 0
         # Added, because the gradient of a sum needs no mask, which the gradient of masked scores would.
-        scores = scores + torch.zeros_like(hidden, dtype=scores.dtype).masked_fill(hidden, -math.inf)
+        scores = scores + torch.zeros_like(hidden, dtype=scores.dtype).masked_fill(
+            hidden, -math.inf
+        )
         p = torch.softmax(scores, -1)
         if place.drop is not None:
             head = torch.arange(H, device=q.device)[:, None, None]

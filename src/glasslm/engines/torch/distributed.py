@@ -9,75 +9,28 @@ from __future__ import annotations
 
 import datetime
 import gc
-import inspect
 import json
 import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import Array, Batch, Losses, State, Update, thread_count
-from glasslm.engines.choice import ranks, require_divisible
-from glasslm.engines.torch.attention import KeyValueCache
+from glasslm.config.conversion import from_dict, to_dict
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines.choice import ranks, require_divisible, thread_count
+from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.torch.engine import TorchEngine, make
-from glasslm.engines.torch.model import Transformer
+from glasslm.engines.torch.kv_cache import KeyValueCache
+from glasslm.engines.torch.ranks import Ranks
 from glasslm.errors import GroupError, InputError
-from glasslm.settings import from_dict, to_dict
 
 PATIENCE_S = 1800.0  # before a rank gives the others up; GLASSLM_GROUP_TIMEOUT says otherwise
-
-
-class Ranks:
-    """This process among the others, and how they share the work: "ddp", or "fsdp"."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.rank, self.size = kind, dist.get_rank(), dist.get_world_size()
-        self.mine = slice(self.rank, None, self.size)  # of the rows of a batch
-
-    def place(self, device: str) -> str:
-        """The device of this rank."""
-        if device != "cuda":
-            return device
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-
-    def spread(self, model: Transformer, place: torch.device) -> Any:
-        """What to call in place of `model`, so that gradients are averaged over the ranks."""
-        if self.kind == "fsdp":
-            for block in model.blocks:
-                fully_shard(block)
-            return fully_shard(model)
-        ids = [place] if place.type == "cuda" else None
-        # The buffers are the same tables everywhere, never to be sent; PyTorch is renaming the word for that.
-        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        no_buffers: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_buffers)
-
-    def synchronising(self, forward: Any, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a micro-batch: gradients cross the network with the last one only."""
-        if isinstance(forward, FSDPModule):
-            forward.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last else forward.no_sync()
-
-    def reshard(self, model: Transformer) -> None:
-        """Let go of weights that a forward pass gathered and no backward pass has dropped: they would go stale."""
-        if isinstance(model, FSDPModule):
-            model.reshard()
-
-    def sum_(self, tensor: Tensor) -> None:
-        """The sum over all ranks, in place of each one's."""
-        dist.all_reduce(tensor)
 
 
 class Leader:
@@ -125,7 +78,9 @@ class Leader:
             tell({"verb": "weights"})
             return self._engine.inspect(batch, names)
 
-    def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
+    def logits(
+        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
+    ) -> Array:
         return self._engine.logits(tokens, cache, counts, every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
@@ -145,7 +100,9 @@ def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
     """Rank 0's engine, once every rank has made its own. Raises InputError where the ranks cannot share the batch."""
     require_divisible(config.train.batch_size, ranks())
     if config.optimizer.ema and compute.parallel == "fsdp":
-        raise InputError("--ema keeps a second copy of the weights, which fsdp does not cut: use --parallel ddp")
+        raise InputError(
+            "--ema keeps a second copy of the weights, which fsdp does not cut: use --parallel ddp"
+        )
     with in_words():
         _join()
         what = {"config": to_dict(config), "vocab_size": vocab_size, "compute": to_dict(compute)}
@@ -169,7 +126,10 @@ def follow() -> int:
                     engine = None  # before there is another
                     compute = from_dict(ComputeConfig, told["compute"])
                     engine = make(
-                        from_dict(RunConfig, told["config"]), told["vocab_size"], compute, Ranks(compute.parallel)
+                        from_dict(RunConfig, told["config"]),
+                        told["vocab_size"],
+                        compute,
+                        Ranks(compute.parallel),
                     )
                 case "accumulate":
                     tokens, targets, rows = arrays
@@ -226,8 +186,12 @@ def _join() -> None:
     if dist.is_initialized():
         return
     torch.set_num_threads(thread_count(0))
-    patience = datetime.timedelta(seconds=float(os.environ.get("GLASSLM_GROUP_TIMEOUT", PATIENCE_S)))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    patience = datetime.timedelta(
+        seconds=float(os.environ.get("GLASSLM_GROUP_TIMEOUT", PATIENCE_S))
+    )
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience
+    )
 
 
 def _leave() -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,26 +19,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glasslm.config import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines import Batch, Losses, State, Update
+from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys, site
 from glasslm.engines.inspection import GRADIENT, require_known
 from glasslm.engines.objective import coefficients
+from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, decay_of_average, read_state
 from glasslm.engines.torch import hardware
-from glasslm.engines.torch.attention import KeyValueCache
 from glasslm.engines.torch.inspection import Look
+from glasslm.engines.torch.kv_cache import KeyValueCache
 from glasslm.engines.torch.layers import widened
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
 from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
+from glasslm.engines.torch.ranks import Ranks
 from glasslm.errors import InputError
-from glasslm.parameters import table
-from glasslm.wording import one_line
-
-if TYPE_CHECKING:
-    from glasslm.engines.torch.distributed import Ranks
+from glasslm.model.parameters import table
+from glasslm.text import one_line
 
 Array = NDArray[Any]
 
@@ -83,9 +81,15 @@ def compiler_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        lines = [
+            line
+            for line in str(error).splitlines()
+            if line.strip() and not line.endswith("raised:")
+        ]
         why = one_line(lines[0]) if lines else type(error).__name__
-        raise InputError(f"torch.compile does not work here ({why}): use --compile off, or see to it") from error
+        raise InputError(
+            f"torch.compile does not work here ({why}): use --compile off, or see to it"
+        ) from error
 
 
 class TorchEngine:
@@ -114,8 +118,12 @@ class TorchEngine:
         self.vocab_size, self.updates = vocab_size, 0
         self.loss_scale = LARGEST_SCALE if precision == "fp16" else 1.0
         self.rows = table(config.model, vocab_size)
-        self.exact = torch.float64 if precision == "fp64" else torch.float32  # of weights, gradients and moments
-        self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
+        self.exact = (
+            torch.float64 if precision == "fp64" else torch.float32
+        )  # of weights, gradients and moments
+        self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(
+            self.place, self.exact
+        )
         self._zero()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.rows[name].trained)
@@ -124,11 +132,15 @@ class TorchEngine:
                 block.compile()  # in place, so that no name changes; they are alike, and one compilation serves all
         self.average: Transformer | None = None  # of the weights as they were
         if config.optimizer.ema:
-            self.average = Transformer(config.model, vocab_size, COMPUTE[precision]).to(self.place, self.exact)
+            self.average = Transformer(config.model, vocab_size, COMPUTE[precision]).to(
+                self.place, self.exact
+            )
             self.average.requires_grad_(False)
         self.used = self.average or self.model  # by all but training
         self.coefficients = coefficients(config)
-        self.forward: Callable[..., Any] = ranks.spread(self.model, self.place) if ranks else self.model
+        self.forward: Callable[..., Any] = (
+            ranks.spread(self.model, self.place) if ranks else self.model
+        )
         self.micro_batch_size = micro_batch_size(config, "torch")
         self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
 
@@ -142,7 +154,11 @@ class TorchEngine:
     @cached_property
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Those that training changes."""
-        return {name: parameter for name, parameter in self.parameters.items() if self.rows[name].trained}
+        return {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if self.rows[name].trained
+        }
 
     @cached_property
     @memory_errors()
@@ -163,8 +179,13 @@ class TorchEngine:
         # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
         exact = torch.float64 if self.place.type != "mps" else torch.float32
-        sums = [torch.zeros((), dtype=exact, device=self.place) for _ in range(1 + len(self.coefficients))]
-        use = torch.zeros(self.config.model.n_layers, self.config.model.n_experts, device=self.place)
+        sums = [
+            torch.zeros((), dtype=exact, device=self.place)
+            for _ in range(1 + len(self.coefficients))
+        ]
+        use = torch.zeros(
+            self.config.model.n_layers, self.config.model.n_experts, device=self.place
+        )
         for start in range(0, len(mine), self.micro_batch_size):
             part = mine[start : start + self.micro_batch_size]
             last = start + self.micro_batch_size >= len(mine)
@@ -183,10 +204,16 @@ class TorchEngine:
         return Losses(means[0], auxiliary, to_numpy(use) if self.config.model.n_experts else None)
 
     def _objective(self, terms: list[Tensor]) -> Tensor:
-        return terms[0] + sum(times * term for times, term in zip(self.coefficients.values(), terms[1:]))
+        return terms[0] + sum(
+            times * term for times, term in zip(self.coefficients.values(), terms[1:])
+        )
 
     def _terms(
-        self, tokens: Tensor, targets: Tensor, keys: Tensor | None, forward: Callable[..., Any] | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        keys: Tensor | None,
+        forward: Callable[..., Any] | None = None,
     ) -> tuple[list[Tensor], list[Routing]]:
         """The sums over these rows (B, T) of what is minimised: the nats, then the terms in `coefficients`."""
         c, found = self.config.model, {}
@@ -200,7 +227,9 @@ class TorchEngine:
         if "z" in self.coefficients:
             found["z"] = (torch.logsumexp(logits, -1).square() * valid).sum()
         if routings:
-            each = tokens.shape[1] / c.n_layers  # a sequence counts as its targets do, and a layer as a part of all
+            each = (
+                tokens.shape[1] / c.n_layers
+            )  # a sequence counts as its targets do, and a layer as a part of all
             found["balance"] = each * torch.stack([routing.balance for routing in routings]).sum()
             found["router_z"] = each * torch.stack([routing.z for routing in routings]).sum()
         return [nats, *(found[name] for name in self.coefficients)], routings
@@ -232,7 +261,9 @@ class TorchEngine:
             self.updates += 1
             if self.average is not None:
                 share = 1 - decay_of_average(self.config.optimizer.ema, self.updates)
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.parameters.values()), share)
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.parameters.values()), share
+                )
         overflow = not finite and self.loss_scale > SMALLEST_SCALE
         if overflow:
             self.loss_scale /= 2
@@ -259,7 +290,9 @@ class TorchEngine:
     def losses(self, tokens: Array, targets: Array) -> Array:
         mine = np.arange(len(tokens))[self.ranks.mine if self.ranks else slice(None)]
         found = torch.zeros(tokens.shape, dtype=self.exact, device=self.place)
-        rounds = math.ceil(len(tokens) / self.rows_at_once)  # the same on every rank, as FSDP's forward passes must be
+        rounds = math.ceil(
+            len(tokens) / self.rows_at_once
+        )  # the same on every rank, as FSDP's forward passes must be
         for index in range(rounds):
             part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
             some = part if len(part) else np.zeros(1, np.int64)
@@ -267,8 +300,12 @@ class TorchEngine:
                 logits, _ = self.used(self._to_device(tokens[some]))
             if len(part):
                 hit = self._to_device(targets[part]).flatten()
-                nats = F.cross_entropy(widened(logits).flatten(0, 1), hit, ignore_index=-1, reduction="none")
-                found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(self.exact)
+                nats = F.cross_entropy(
+                    widened(logits).flatten(0, 1), hit, ignore_index=-1, reduction="none"
+                )
+                found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(
+                    self.exact
+                )
         if self.ranks:
             self.ranks.sum_(found)
             self.ranks.reshard(self.model)
@@ -294,7 +331,10 @@ class TorchEngine:
 
     @memory_errors()
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        return KeyValueCache(self.gathered(self.used), rows, capacity)
+        model = self.gathered(self.used)
+        return KeyValueCache(
+            model, model.config, rows, capacity, model.embedding.weight.device, model.dtype
+        )
 
     @torch.no_grad()
     def gathered(self, model: Transformer) -> Transformer:
@@ -305,7 +345,9 @@ class TorchEngine:
             for name in self.rows:
                 whole(self.parameters[name])
             return self.model
-        model = Transformer(self.config.model, self.vocab_size, self.model.dtype).to(self.place, self.exact)
+        model = Transformer(self.config.model, self.vocab_size, self.model.dtype).to(
+            self.place, self.exact
+        )
         weights = dict(model.named_parameters())
         for name in self.rows:
             weights[name].copy_(whole(self.parameters[name]))
@@ -313,15 +355,18 @@ class TorchEngine:
 
     @memory_errors()
     @torch.inference_mode()
-    def logits(self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False) -> Array:
-        counts = np.asarray(counts, np.int64)
+    def logits(
+        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
+    ) -> Array:
+        counts, model = np.asarray(counts, np.int64), cache.model
+        assert isinstance(model, Transformer)
         reading = cache.reading(counts, tokens.shape[1])
         with self._eagerly():
-            x, _ = cache.model.hidden(self._to_device(tokens), reading=reading)
+            x, _ = model.hidden(self._to_device(tokens), reading=reading)
         if not every:
             last = self._to_device(np.maximum(counts - 1, 0))
             x = x[torch.arange(len(x), device=self.place), last]
-        return to_numpy(widened(cache.model.logits(x)))
+        return to_numpy(widened(model.logits(x)))
 
     def state(self) -> Iterator[tuple[str, Array]]:
         for name, parameter in self.trained.items():
@@ -344,7 +389,9 @@ class TorchEngine:
                 self._fill(parameter, averages.get(name, weights[name]))
         self.updates = updates
         if self.precision == "fp16":
-            self.loss_scale = loss_scale if loss_scale > 1 else LARGEST_SCALE  # another precision came before
+            self.loss_scale = (
+                loss_scale if loss_scale > 1 else LARGEST_SCALE
+            )  # another precision came before
         if not moments and "optimizer" not in self.__dict__:
             return
         for name, moment in self.optimizer.moments.items():
@@ -356,7 +403,9 @@ class TorchEngine:
 
     def _fill(self, tensor: Tensor, array: Array) -> None:
         """All of `tensor`, or this rank's part, from the whole array."""
-        exact = torch.from_numpy(np.ascontiguousarray(array)).to(self.exact)  # here: not every device knows float64
+        exact = torch.from_numpy(np.ascontiguousarray(array)).to(
+            self.exact
+        )  # here: not every device knows float64
         tensor.copy_(cut_like(tensor, exact.to(self.place)))
 
     def _eagerly(self) -> AbstractContextManager[Any]:
@@ -368,7 +417,9 @@ class TorchEngine:
         return tensor.to(self.place, non_blocking=True)
 
 
-def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: Ranks | None = None) -> TorchEngine:
+def make(
+    config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: Ranks | None = None
+) -> TorchEngine:
     """The engine that `compute`, with nothing left to choose, describes."""
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts

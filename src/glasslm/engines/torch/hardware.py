@@ -8,7 +8,7 @@ import shutil
 
 import torch
 
-from glasslm.config import DeviceName, Precision
+from glasslm.config.schema import DeviceName, Precision
 from glasslm.errors import InputError
 
 BF16_FROM = 3_000_000  # parameters: below, on a CPU, casting costs more than it saves (docs/log.md)
@@ -18,7 +18,9 @@ def device(asked: DeviceName) -> DeviceName:
     """`asked`, if it is there, or the best one there is."""
     there: list[DeviceName] = ["cpu"]
     alone = "LOCAL_WORLD_SIZE" not in os.environ
-    if torch.backends.mps.is_available() and alone:  # what ranks send each other, they cannot send from there
+    if (
+        torch.backends.mps.is_available() and alone
+    ):  # what ranks send each other, they cannot send from there
         there.insert(0, "mps")
     if torch.cuda.is_available():
         there.insert(0, "cuda")
@@ -38,7 +40,9 @@ def precision(asked: Precision, device: DeviceName, parameters: int) -> Precisio
         pays = device == "cuda" or parameters >= BF16_FROM
         return "bf16" if pays and has_bf16(device) else "fp32"
     if asked == "bf16" and device != "mps" and not has_bf16(device):
-        raise InputError(f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: use --precision fp32")
+        raise InputError(
+            f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: use --precision fp32"
+        )
     if asked == "fp64" and device == "mps":
         raise InputError("--precision fp64: mps has no float64: use --device cpu")
     return asked

@@ -36,7 +36,9 @@ class Look:
             for sublayer in (f"blocks.{i}.attention", f"blocks.{i}.feedforward"):
                 self._after(modules[sublayer], sublayer)
             attention = modules[f"blocks.{i}.attention"]
-            self._hooks.append(attention.register_forward_pre_hook(self._at_attention(f"blocks.{i}.attention")))
+            self._hooks.append(
+                attention.register_forward_pre_hook(self._at_attention(f"blocks.{i}.attention"))
+            )
             for mlp in feedforwards(c, i):
                 self._after(modules[f"{mlp}.{'gate' if c.gated else 'up'}"], f"{mlp}.preactivation")
         if c.norm_position == "pre":
@@ -44,7 +46,12 @@ class Look:
         self._hooks.append(modules["blocks.0"].register_forward_pre_hook(self._before_blocks))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
 

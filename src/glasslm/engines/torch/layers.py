@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.dropout import threshold
 
 
@@ -31,7 +31,9 @@ class Linear(nn.Linear):
     The adapter is LoRA's: arXiv:2106.09685, equation 3.
     """
 
-    def __init__(self, width: int, height: int, bias: bool, rank: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self, width: int, height: int, bias: bool, rank: int = 0, scale: float = 1.0
+    ) -> None:
         super().__init__(width, height, bias)
         self.scale = scale
         self.lora_a = nn.Parameter(torch.empty(rank, width)) if rank else None
@@ -81,7 +83,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps)
+        return F.layer_norm(
+            input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps
+        )
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -94,7 +98,9 @@ def gelu(x: Tensor) -> Tensor:
     if compiled_on_cpu(x):
         # 1 + tanh(u) = 2 sigmoid(2u), and compiled for CPUs tanh takes more than twice as long (docs/log.md)
         wide = widened(x)
-        return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(x.dtype)
+        return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(
+            x.dtype
+        )
     return F.gelu(x, approximate="tanh")
 
 

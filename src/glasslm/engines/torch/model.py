@@ -15,15 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.positions import alibi_slopes, rope_at, sinusoids
-from glasslm.engines.torch.attention import Attention, Drop, Place, Reading
-from glasslm.engines.torch.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, RMSNorm, dropout, linear
+from glasslm.engines.torch.attention import Attention, Drop, Place
+from glasslm.engines.torch.kv_cache import Reading
+from glasslm.engines.torch.layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    dropout,
+    linear,
+)
 from glasslm.engines.torch.moe import Mixture, Routing
-from glasslm.parameters import STD
+from glasslm.model.parameters import STD
 
-SITES = sites.AFTER_FEEDFORWARD + 1  # rows of dropout keys that a block is handed: its own, from place 0 on
+SITES = (
+    sites.AFTER_FEEDFORWARD + 1
+)  # rows of dropout keys that a block is handed: its own, from place 0 on
 
 
 class Transformer(nn.Module):
@@ -90,7 +101,9 @@ class Transformer(nn.Module):
         routings = []
         for layer, block in enumerate(self.blocks):
             first = sites.site(layer, 0)
-            x, routing = block(x, place, None if keys is None else keys[first : first + SITES], reading)
+            x, routing = block(
+                x, place, None if keys is None else keys[first : first + SITES], reading
+            )
             if routing is not None:
                 routings.append(routing)
         return self.norm(x) if c.norm_position == "pre" else x, routings
@@ -107,7 +120,11 @@ class Transformer(nn.Module):
         queries, keys = (whole, whole) if reading is None else (reading.positions, reading.keys)
         S = keys.shape[-1]
         # A single token that sees every key needs no mask, and kernels know that of a text without a window.
-        unmasked = (T == 1 or S == T) and not 0 < c.window < S and (reading is None or reading.start is not None)
+        unmasked = (
+            (T == 1 or S == T)
+            and not 0 < c.window < S
+            and (reading is None or reading.start is not None)
+        )
         hidden = bias = None
         if c.position == "alibi" or not unmasked:
             ahead = (keys[..., None, :] - queries[..., None])[..., None, :, :]
@@ -132,7 +149,9 @@ class Transformer(nn.Module):
 
     def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         c = self.config
-        return rope_at(positions, 1, c.head_size, self._exact, c.rope_scaling, c.rope_factor, c.rope_base)
+        return rope_at(
+            positions, 1, c.head_size, self._exact, c.rope_scaling, c.rope_factor, c.rope_base
+        )
 
 
 class Block(nn.Module):
@@ -190,7 +209,11 @@ class FeedForward(nn.Module):
 def _norm(c: ModelConfig) -> nn.Module:
     if c.norm == "none":
         return nn.Identity()
-    return RMSNorm(c.d_model, c.norm_eps) if c.norm == "rmsnorm" else LayerNorm(c.d_model, c.norm_eps, c.bias)
+    return (
+        RMSNorm(c.d_model, c.norm_eps)
+        if c.norm == "rmsnorm"
+        else LayerNorm(c.d_model, c.norm_eps, c.bias)
+    )
 
 
 def _dropped(x: Tensor, c: ModelConfig, keys: Tensor | None, site: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glasslm.config import ModelConfig
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.torch.layers import Linear, widened
 
 
@@ -36,7 +36,9 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x (B, T, D) -> (B, T, D), the sum of k experts' outputs by their gates, and of the shared one's."""
         gates, chosen, routing = self._route(self.router(widened(x)))
-        y = self._dispatch(x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), chosen.flatten(0, 1), routing.use)
+        y = self._dispatch(
+            x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), chosen.flatten(0, 1), routing.use
+        )
         y = y.view(x.shape)
         return y if self.shared is None else y + self.shared(x), routing
 
@@ -44,9 +46,13 @@ class Mixture(nn.Module):
         """logits (B, T, E) -> gates (B, T, k), the chosen experts (B, T, k): of equally probable ones the first."""
         E = logits.shape[-1]
         p = logits.softmax(-1)
-        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[..., : self.k]  # topk leaves ties open
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[
+            ..., : self.k
+        ]  # topk leaves ties open
         gates = p.gather(-1, chosen)
-        if self.k > 1:  # arXiv:2401.04088; a single one by itself would be 1 and teach nothing: arXiv:2101.03961
+        if (
+            self.k > 1
+        ):  # arXiv:2401.04088; a single one by itself would be 1 and teach nothing: arXiv:2101.03961
             gates = gates / gates.sum(-1, keepdim=True)
         counts = (chosen[..., None] == torch.arange(E, device=chosen.device)).sum((1, 2))  # (B, E)
         share = counts.to(p.dtype) / chosen[0].numel()
@@ -61,13 +67,17 @@ class Mixture(nn.Module):
         In training every expert runs, also with no tokens, because DDP waits for the gradient of each weight.
         """
         k = chosen.shape[1]
-        order = chosen.flatten().argsort(stable=True)  # the choices, those of an expert side by side
+        order = chosen.flatten().argsort(
+            stable=True
+        )  # the choices, those of an expert side by side
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)  # where each choice went
         sent = permuted(x.repeat_interleave(k, 0), order, place)
         groups = torch.split(sent, use.tolist())
         all_run = torch.is_grad_enabled()
-        work = [expert(group) for expert, group in zip(self.experts, groups) if all_run or len(group)]
+        work = [
+            expert(group) for expert, group in zip(self.experts, groups) if all_run or len(group)
+        ]
         outputs = torch.cat(work)
         return (gates[:, None] @ permuted(outputs, place, order).view(*gates.shape, -1)).squeeze(1)
 

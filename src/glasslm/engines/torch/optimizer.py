@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from glasslm.config import OptimizerConfig
+from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.state import MOMENTS, moment_kind
-from glasslm.parameters import Table
+from glasslm.model.parameters import Table
 
 ADAM_EPS = 1e-8
 
@@ -23,7 +23,9 @@ ADAM_EPS = 1e-8
 class Optimizer:
     """Moves parameters, by name, by what the table assigns to them, AdamW, Muon or SGD; owns their moments."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], rows: Table, config: OptimizerConfig) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], rows: Table, config: OptimizerConfig
+    ) -> None:
         self.config, self.parameters = config, parameters
         self.decay = {name: config.weight_decay if row.decay else 0.0 for name, row in rows.items()}
         self.kinds = {name: moment_kind(rows[name], config.optimizer) for name in parameters}
@@ -38,7 +40,11 @@ class Optimizer:
             for decay in sorted(set(self.decay.values()))
             if (names := [name for name in adamw if self.decay[name] == decay])
         ]
-        self.adamw = torch.optim.AdamW(groups, betas=config.betas, eps=ADAM_EPS, fused=True) if adamw else None
+        self.adamw = (
+            torch.optim.AdamW(groups, betas=config.betas, eps=ADAM_EPS, fused=True)
+            if adamw
+            else None
+        )
         self.resume(0)
 
     def resume(self, updates: int) -> None:
@@ -120,4 +126,6 @@ def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """This rank's part of a whole tensor, where `parameter` is cut; no communication."""
     if not isinstance(parameter, DTensor):
         return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )

@@ -1,0 +1,1 @@
+"""Diagnosis: what is wrong with a model, a run or a loss curve, and what to do."""

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glasslm import corpora, tokens
-from glasslm.config import ComputeConfig, DataConfig
+from glasslm.config.schema import ComputeConfig, DataConfig
+from glasslm.data import shards
+from glasslm.data.sources import corpora
 from glasslm.engines.choice import torch_installed
-from glasslm.lab.diagnosis import experiments, plates
+from glasslm.lab.diagnosis import cookbook_figures, experiments
 from glasslm.lab.diagnosis.experiments import (
     COLD,
     DEPTHS,
@@ -29,28 +30,47 @@ from glasslm.lab.diagnosis.experiments import (
     Cooked,
     outcome,
 )
-from glasslm.lab.diagnosis.recipes import BLOCK, LARGE_BATCH, ROWS, STEPS, Recipe, attempt, unigram_loss
+from glasslm.lab.diagnosis.gradient_trials import (
+    BLOCK,
+    LARGE_BATCH,
+    ROWS,
+    STEPS,
+    Recipe,
+    attempt,
+    unigram_loss,
+)
 from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
-from glasslm.wording import Say, duration
+from glasslm.text import Say, duration
 
 
-def cook(data: DataConfig, compute: ComputeConfig, out: Path, say: Say, steps: int = STEPS, seeds: int = 3) -> Cooked:
+def cook(
+    data: DataConfig,
+    compute: ComputeConfig,
+    out: Path,
+    say: Say,
+    steps: int = STEPS,
+    seeds: int = 3,
+) -> Cooked:
     """Try all recipes on a text, in either engine, and write cookbook.html, cookbook.md and their figures to `out`.
 
     Raises InputError for a text too short for a batch.
     """
     began, spent = time.perf_counter(), time.process_time()
     source = corpora.find(data, say)
-    dataset = tokens.prepare(data, source, say)
-    tokens.require_room(dataset, BLOCK, ROWS)
-    exactly = dataclasses.replace(compute, precision="fp32" if compute.precision == "auto" else compute.precision)
+    dataset = shards.prepare(data, source, say)
+    shards.require_room(dataset, BLOCK, ROWS)
+    exactly = dataclasses.replace(
+        compute, precision="fp32" if compute.precision == "auto" else compute.precision
+    )
     cooked = Cooked(source.name, dataset.tokenizer.vocab_size, unigram_loss(dataset), steps, seeds)
     recipes = experiments.every_recipe()
     halves = HALVES if torch_installed() else {}
     total, done = sum(recipe.n_layers for recipe in recipes.values()) + len(halves) * HALF_WORK, 0
-    say(f"{len(recipes)} recipes on {source.name}, {seeds} seed(s) each, {steps} steps of {ROWS} x {BLOCK} tokens")
+    say(
+        f"{len(recipes)} recipes on {source.name}, {seeds} seed(s) each, {steps} steps of {ROWS} x {BLOCK} tokens"
+    )
 
     def time_left() -> str:
         return f"about {duration((time.perf_counter() - began) * (total - done) / done)} left"
@@ -62,7 +82,9 @@ def cook(data: DataConfig, compute: ComputeConfig, out: Path, say: Say, steps: i
     for name, (precision, scale) in halves.items():
         half = dataclasses.replace(compute, engine="torch", precision=precision)
         cooked.halves[name] = [
-            attempt(dataset, half, HALF, max(1, round(HALF_SHARE * steps)), seed, LARGE_BATCH, scale)
+            attempt(
+                dataset, half, HALF, max(1, round(HALF_SHARE * steps)), seed, LARGE_BATCH, scale
+            )
             for seed in range(seeds)
         ]
         done += HALF_WORK
@@ -90,13 +112,22 @@ def sections(cooked: Cooked) -> list[Section]:
         words = versus.words if versus else ""
         return [name, outcome(found[recipe]), words, "failed" if cooked.fails(recipe) else ""]
 
-    def picture(name: str, label: str, draw: plates.Draw) -> list[Picture]:
-        return [Picture(f"cookbook-{name}", label, lambda colours: plates.alone(draw, cooked, colours))]
+    def picture(name: str, label: str, draw: cookbook_figures.Draw) -> list[Picture]:
+        return [
+            Picture(
+                f"cookbook-{name}",
+                label,
+                lambda colours: cookbook_figures.alone(draw, cooked, colours),
+            )
+        ]
 
     without, other = cooked.judged(WITHOUT), cooked.judged(OTHER_RATES)
     no_warmup, after = cooked.judged(WITHOUT_WARMUP), cooked.judged(POST)
     tricks = [row(name, recipe, without.get(name)) for name, recipe in TRICKS.items()]
-    starts = [[start, outcome(found[good]), outcome(found[bare])] for start, (good, bare) in STARTS.items()]
+    starts = [
+        [start, outcome(found[good]), outcome(found[bare])]
+        for start, (good, bare) in STARTS.items()
+    ]
     rates = [row(f"x{rate:g}", recipe, other.get(rate)) for rate, recipe in RATES.items()]
     cold = [row(f"x{rate:g}", recipe, no_warmup[rate]) for rate, recipe in COLD.items()]
     depths = [
@@ -105,16 +136,34 @@ def sections(cooked: Cooked) -> list[Section]:
     ]
     halves = [[name, outcome(trials)] for name, trials in cooked.halves.items()]
     seen = {
-        "tricks": picture("tricks", "Training loss with each trick left out, mean over seeds", plates.tricks),
-        "starts": picture("starts", "Loss by start, with and without the other tricks", plates.starts),
-        "rates": picture("rates", "Loss by learning rate, with and without warmup", plates.rates),
-        "depth": picture("depth", "Loss by depth, pre-norm and post-norm", plates.depth),
-        "gradients": picture("gradients", "Gradient norm of each block, healthy and sick", plates.gradients),
-        "float16": picture("float16", "Magnitudes of gradients, and the range of float16", plates.float16),
+        "tricks": picture(
+            "tricks",
+            "Training loss with each trick left out, mean over seeds",
+            cookbook_figures.tricks,
+        ),
+        "starts": picture(
+            "starts", "Loss by start, with and without the other tricks", cookbook_figures.starts
+        ),
+        "rates": picture(
+            "rates", "Loss by learning rate, with and without warmup", cookbook_figures.rates
+        ),
+        "depth": picture("depth", "Loss by depth, pre-norm and post-norm", cookbook_figures.depth),
+        "gradients": picture(
+            "gradients", "Gradient norm of each block, healthy and sick", cookbook_figures.gradients
+        ),
+        "float16": picture(
+            "float16", "Magnitudes of gradients, and the range of float16", cookbook_figures.float16
+        ),
     }
     header = ("", "validation loss", "against all tricks", "")
     return [
-        Section("All tricks against none", experiments.tricks_said(cooked), header, tricks, seen["tricks"]),
+        Section(
+            "All tricks against none",
+            experiments.tricks_said(cooked),
+            header,
+            tricks,
+            seen["tricks"],
+        ),
         Section(
             "Where weights start",
             experiments.starts_said(cooked),
@@ -124,7 +173,10 @@ def sections(cooked: Cooked) -> list[Section]:
         ),
         Section("The learning rate", experiments.rates_said(cooked), header, rates, seen["rates"]),
         Section(
-            "Warmup", experiments.warmup_said(cooked), ("rate", "without warmup", "against the same with it", ""), cold
+            "Warmup",
+            experiments.warmup_said(cooked),
+            ("rate", "without warmup", "against the same with it", ""),
+            cold,
         ),
         Section(
             "Norm before or after, by depth",
@@ -133,11 +185,21 @@ def sections(cooked: Cooked) -> list[Section]:
             depths,
             seen["depth"],
         ),
-        Section("Gradients by layer", experiments.gradients_said(cooked), pictures=seen["gradients"]),
-        Section("float16", experiments.half_said(cooked), ("", "validation loss"), halves, seen["float16"]),
+        Section(
+            "Gradients by layer", experiments.gradients_said(cooked), pictures=seen["gradients"]
+        ),
+        Section(
+            "float16",
+            experiments.half_said(cooked),
+            ("", "validation loss"),
+            halves,
+            seen["float16"],
+        ),
         Section(
             "Checklist",
-            ("In the order in which to look: what stands above makes what stands below meaningless.",),
+            (
+                "In the order in which to look: what stands above makes what stands below meaningless.",
+            ),
             ("", "look for", "how", "here"),
             experiments.checklist(cooked),
         ),
@@ -151,7 +213,10 @@ def text(cooked: Cooked) -> str:
         lines += ["", section.title, *(f"  {sentence}" for sentence in section.text)]
         table: list[Sequence[str]] = [section.header, *section.rows] if section.rows else []
         wide = [max(map(len, column)) for column in zip(*table)]
-        lines += [("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, wide))).rstrip() for row in table]
+        lines += [
+            ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, wide))).rstrip()
+            for row in table
+        ]
     return "\n".join(lines)
 
 

@@ -27,13 +27,30 @@ Row = dict[str, Any]
 STEP = ("step", "global_step", "trainer_global_step", "train_global_step", "iter", "iteration", "update", "batch",
         "steps", "iters", "iterations", "updates")  # fmt: skip
 EPOCH = ("epoch", "train_epoch", "epochs")
-LOSS = ("loss", "train_loss", "training_loss", "loss_train", "train_loss_step", "train_cross_entropy", "nll")
+LOSS = (
+    "loss",
+    "train_loss",
+    "training_loss",
+    "loss_train",
+    "train_loss_step",
+    "train_cross_entropy",
+    "nll",
+)
 VALIDATION = ("val_loss", "eval_loss", "valid_loss", "validation_loss", "loss_val", "loss_eval", "dev_loss",
               "test_loss", "val_cross_entropy")  # fmt: skip
-GRAD_NORM = ("grad_norm", "train_grad_norm", "gradient_norm", "gnorm", "grad_norm_total", "total_grad_norm")
+GRAD_NORM = (
+    "grad_norm",
+    "train_grad_norm",
+    "gradient_norm",
+    "gnorm",
+    "grad_norm_total",
+    "total_grad_norm",
+)
 RATE = ("lr", "learning_rate", "train_lr", "train_learning_rate")
 
-_PAIR = re.compile(r"([a-z][a-z_/ ]*?)\s*[:= ]\s*([+-]?(?:\d[\d_]*\.?\d*(?:e[+-]?\d+)?|nan|inf(?:inity)?))", re.I)
+_PAIR = re.compile(
+    r"([a-z][a-z_/ ]*?)\s*[:= ]\s*([+-]?(?:\d[\d_]*\.?\d*(?:e[+-]?\d+)?|nan|inf(?:inity)?))", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,9 @@ def read(path: Path) -> Curve:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a .csv or .jsonl file, or a run") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): give a .csv or .jsonl file, or a run"
+        ) from error
     rows = _rows(text, path)
     names = list(dict.fromkeys(name for row in rows for name in row))
     found = {key: _column(rows, known) for key, known in
@@ -103,10 +122,18 @@ def read(path: Path) -> Curve:
 def _rows(text: str, path: Path) -> list[Row]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise InputError(f"{path} is empty: expected a line of column names and a line for each step")
+        raise InputError(
+            f"{path} is empty: expected a line of column names and a line for each step"
+        )
     if lines[0].lstrip().startswith(("{", "[")):
-        return [_plain(row) for row in _json_rows(text, lines, path) if row.get("kind", "step") in ("step", "eval")]
-    prose = re.match(r"\W*(step|iter|epoch)\w*\W+\d", lines[0], re.I) or not re.search("loss|nll", lines[0], re.I)
+        return [
+            _plain(row)
+            for row in _json_rows(text, lines, path)
+            if row.get("kind", "step") in ("step", "eval")
+        ]
+    prose = re.match(r"\W*(step|iter|epoch)\w*\W+\d", lines[0], re.I) or not re.search(
+        "loss|nll", lines[0], re.I
+    )
     told = [row for row in map(_log_line, lines) if len(row) > 1] if prose else []
     return told or list(_csv_rows(lines))
 
@@ -125,9 +152,13 @@ def _json_rows(text: str, lines: Sequence[str], path: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            if number == len(lines) and not text.endswith("\n"):  # cut short: it is being written, or was killed
+            if number == len(lines) and not text.endswith(
+                "\n"
+            ):  # cut short: it is being written, or was killed
                 break
-            raise InputError(f"line {number} of {path} is no JSON ({error}): expected one object a line") from None
+            raise InputError(
+                f"line {number} of {path} is no JSON ({error}): expected one object a line"
+            ) from None
         rows += [row] if isinstance(row, dict) else []
     return rows
 
@@ -150,7 +181,9 @@ def _csv_rows(lines: Sequence[str]) -> Iterator[Row]:
     names = [_name(cell) for cell in next(table)]
     for cells in table:
         if delimiter == ";":
-            cells = [cell.replace(",", ".") for cell in cells]  # where the comma is the decimal point
+            cells = [
+                cell.replace(",", ".") for cell in cells
+            ]  # where the comma is the decimal point
         yield dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
 
 
@@ -176,14 +209,21 @@ def _column(rows: Sequence[Row], known: Sequence[str]) -> str | None:
 def _steps(rows: Sequence[Row]) -> Array:
     """The step of each row: what its column says, or an epoch that never repeats, or the row's number."""
     for known in (STEP, EPOCH):
-        steps = np.array([next((_number(row[n]) for n in known if not _empty(row.get(n, ""))), np.nan) for row in rows])
+        steps = np.array(
+            [
+                next((_number(row[n]) for n in known if not _empty(row.get(n, ""))), np.nan)
+                for row in rows
+            ]
+        )
         rises = np.isfinite(steps).all() and (known is STEP or (np.diff(steps) > 0).all())
         if rises:
             return steps
     return np.arange(1.0, len(rows) + 1)
 
 
-def _series(rows: Sequence[Row], steps: Array, name: str | None, beside: str | None = None) -> Series:
+def _series(
+    rows: Sequence[Row], steps: Array, name: str | None, beside: str | None = None
+) -> Series:
     """One column. An empty cell is a value that was not written, and left out. In the loss it counts as not finite
     (so do tables write NaN) unless the row has the value `beside`, or most cells are empty.
 
@@ -199,9 +239,13 @@ def _series(rows: Sequence[Row], steps: Array, name: str | None, beside: str | N
                    for row, empty in zip(rows, blank)]  # fmt: skip
     else:
         dropped = blank
-    values = {float(step): _number(cell) for step, cell, out in zip(steps, cells, dropped) if not out}
+    values = {
+        float(step): _number(cell) for step, cell, out in zip(steps, cells, dropped) if not out
+    }
     ordered = sorted(values.items())
-    return Series(np.array([step for step, _ in ordered]), np.array([value for _, value in ordered]))
+    return Series(
+        np.array([step for step, _ in ordered]), np.array([value for _, value in ordered])
+    )
 
 
 def _empty(cell: Any) -> bool:

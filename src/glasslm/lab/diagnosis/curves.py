@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from glasslm import guard
 from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
 from glasslm.lab.diagnosis.curve_files import read as read
 from glasslm.report.findings import SEVERITY, Finding, Verdict
+from glasslm.training import guard
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from glasslm.report.figures import Palette
 
 SHORTEST = 10  # finite values that can be judged
-FEWER = ((32, 7.0), (16, 8.0), (8, 12.0))  # before the guard's window is full: of so many, and more sd
+FEWER = (
+    (32, 7.0),
+    (16, 8.0),
+    (8, 12.0),
+)  # before the guard's window is full: of so many, and more sd
 SEGMENTS = 20
 
 
@@ -42,7 +46,10 @@ def findings(curve: Curve, tuned: bool = False) -> list[Finding]:
         if curve.vocab_size:
             found.append(_initial(train, curve.vocab_size))
         if len(curve.validation.finite) >= 3:
-            found += [_overfitting(train, curve.validation.finite), _gap(train, curve.validation.finite)]
+            found += [
+                _overfitting(train, curve.validation.finite),
+                _gap(train, curve.validation.finite),
+            ]
         if len(curve.grad_norm.finite) >= SHORTEST:
             found += [_vanishing(level, curve.grad_norm.finite), _exploding(level, curve)]
     return sorted(found, key=lambda finding: -SEVERITY[finding.verdict])
@@ -59,7 +66,9 @@ class Level:
         self.parts = parts
         self.medians = np.array([np.median(values[part]) for part in parts])
         self.at = np.array([steps[part[len(part) // 2]] for part in parts])
-        self.error = 1.25 * self.noise / math.sqrt(min(map(len, parts)))  # standard error of such a median
+        self.error = (
+            1.25 * self.noise / math.sqrt(min(map(len, parts)))
+        )  # standard error of such a median
         first = np.sort(values[: min(5, max(1, len(values) // 25))])
         # Not the highest, which may be a spike; and where the second or third step exploded, what was before it
         self.start = float(min(first[-2:][0], np.median(values[:3])))
@@ -79,7 +88,10 @@ class Level:
     def exploded(self) -> bool:
         """It ended far above where it began, or has not been as low since: no fall is there to be measured by."""
         levels = ((self.low, self.error, 0.02), (self.end, self.end_error, 0.1))
-        return any(x > self.start + max(8 * e, 4 * self.noise, share * abs(self.start)) for x, e, share in levels)
+        return any(
+            x > self.start + max(8 * e, 4 * self.noise, share * abs(self.start))
+            for x, e, share in levels
+        )
 
     @property
     def never_fell(self) -> bool:
@@ -100,18 +112,30 @@ def noise_of(values: Array) -> float:
 
 def _nonfinite(curve: Curve) -> Finding:
     signal = "non-finite values"
-    columns = {"loss": curve.train, "validation loss": curve.validation, "gradient norm": curve.grad_norm}
+    columns = {
+        "loss": curve.train,
+        "validation loss": curve.validation,
+        "gradient norm": curve.grad_norm,
+    }
     lost = {name: series.steps[~np.isfinite(series.values)] for name, series in columns.items()}
     bad = [(name, where, columns[name]) for name, where in lost.items() if len(where)]
     if not bad:
-        return Finding(signal, "ok", f"all {len(curve.train):,} losses are finite", "nothing overflowed")
+        return Finding(
+            signal, "ok", f"all {len(curve.train):,} losses are finite", "nothing overflowed"
+        )
     seen = "; ".join(f"{len(where):,} of {len(series):,} values of the {name}, the first at step {where[0]:,g}"
                      for name, where, series in bad)  # fmt: skip
     name, _, series = bad[0]
-    recovered = bool(np.isfinite(series.values[-1])) and len(bad[0][1]) <= max(1, len(series) // 100)
+    recovered = bool(np.isfinite(series.values[-1])) and len(bad[0][1]) <= max(
+        1, len(series) // 100
+    )
     if name == "loss" and not np.isfinite(series.values[-1]) and len(series.finite):
         seen += f"; the last finite loss was {series.finite.values[-1]:.4g} at step {series.finite.steps[-1]:,g}"
-    means = "a step overflowed, and the run recovered" if recovered else "the numbers left the range of their type"
+    means = (
+        "a step overflowed, and the run recovered"
+        if recovered
+        else "the numbers left the range of their type"
+    )
     advice = ("Look at the batch of that step. If it happens again, clip gradients (--grad-clip 1)." if recovered else
               "Lower --lr or lengthen --warmup-steps, clip gradients, keep --precision fp32 or bf16; go back to a "
               "checkpoint from before.")  # fmt: skip
@@ -129,7 +153,11 @@ def _divergence(level: Level) -> Finding:
     if level.rise > 0.15 * gain:
         bad = level.rise > 0.5 * gain or level.end > level.start + 8 * level.end_error
         seen = f"from {level.low:.4g} near step {where:,g} up to {max(level.end, level.medians[-1]):.4g} at the end"
-        means = "the loss exploded and did not come back" if bad else "the loss rises again, and has not come back"
+        means = (
+            "the loss exploded and did not come back"
+            if bad
+            else "the loss rises again, and has not come back"
+        )
         return Finding(signal, "bad" if bad else "watch", seen, means, advice)
     above = level.medians - np.minimum.accumulate(level.medians)
     if above.max() > max(0.3 * gain, 8 * level.error) and len(above) > 4:
@@ -174,7 +202,9 @@ def _stalled(level: Level) -> float | None:
     a plateau when the doublings after a clear fall bring less than a third of that together.
     """
     N = len(level.values)
-    bounds = [N >> k for k in range(int(math.log2(N / 4)), -1, -1)]  # N/4 at most at the first of them
+    bounds = [
+        N >> k for k in range(int(math.log2(N / 4)), -1, -1)
+    ]  # N/4 at most at the first of them
     widths = [max(2, bound // 3) for bound in bounds]
     means = [float(np.median(level.values[b - w : b])) for b, w in zip(bounds, widths)]
     errors = [1.25 * level.noise / math.sqrt(w) for w in widths]
@@ -196,7 +226,9 @@ def spikes(series: Series) -> list[int]:
     for i in range(FEWER[-1][0], min(window, len(x))):
         count, sds = next(few for few in FEWER if i >= 2 * few[0] or few == FEWER[-1])
         limits[i] = guard.limit_of(x[i - count : i], sds)
-    for first in range(window, len(x), 4096):  # in pieces, because the windows of a long curve would fill the memory
+    for first in range(
+        window, len(x), 4096
+    ):  # in pieces, because the windows of a long curve would fill the memory
         end = min(first + 4096, len(x))
         limits[first:end] = guard.limit_of(sliding_window_view(x[first - window : end - 1], window))
     found: list[int] = []
@@ -226,7 +258,9 @@ def _noise(level: Level) -> Finding:
         return Finding(signal, "ok", "not judged", "see divergence and plateau")
     x = np.delete(x, spikes(Series(level.steps, x)))
     rest = x - falling(x)
-    rest = rest[len(rest) // 10 :]  # where the fall is steep the closest such curve follows the noise
+    rest = rest[
+        len(rest) // 10 :
+    ]  # where the fall is steep the closest such curve follows the noise
     scale = 1.4826 * float(np.median(np.abs(rest - np.median(rest)))) / level.fall
     width = max(3, len(rest) // 40)
     smooth = np.convolve(rest, np.ones(width) / width, "valid")
@@ -244,7 +278,9 @@ def _noise(level: Level) -> Finding:
         return Finding(signal, "watch", seen, "the loss swings: too high a rate, a rate that cycles, or text in blocks",
                        "Lower --lr; see that the text is shuffled.")  # fmt: skip
     if flip < -0.7 and scale > 0.03 and len(rest) >= 20:
-        return Finding(signal, "watch", f"{seen}; up and down from each to the next", "steps overshoot", advice)
+        return Finding(
+            signal, "watch", f"{seen}; up and down from each to the next", "steps overshoot", advice
+        )
     return Finding(signal, "ok", seen, "an ordinary amount of noise")
 
 
@@ -276,7 +312,9 @@ def _end(level: Level) -> Finding:
     if fell > 0.5 * last / len(level.values) * level.fall and clear and not level.never_fell:
         return Finding(signal, "watch", f"the last fifth brought {fell:.3g}, {fell / level.fall:.0%} of the whole fall",
                        "it stopped while it was still learning fast", "Train longer (--max-steps).")  # fmt: skip
-    return Finding(signal, "ok", f"the last fifth changed the loss by {-fell:+.3g}", "most was learnt before")
+    return Finding(
+        signal, "ok", f"the last fifth changed the loss by {-fell:+.3g}", "most was learnt before"
+    )
 
 
 def _initial(train: Series, vocab_size: int) -> Finding:
@@ -292,7 +330,11 @@ def _initial(train: Series, vocab_size: int) -> Finding:
 def _around(series: Series, first: float, last: float) -> float:
     """The median between two steps, of at least the value closest to the second."""
     inside = series.values[(series.steps >= first) & (series.steps <= last)]
-    return float(np.median(inside)) if len(inside) else float(series.values[np.abs(series.steps - last).argmin()])
+    return (
+        float(np.median(inside))
+        if len(inside)
+        else float(series.values[np.abs(series.steps - last).argmin()])
+    )
 
 
 def _overfitting(train: Series, validation: Series) -> Finding:
@@ -300,7 +342,9 @@ def _overfitting(train: Series, validation: Series) -> Finding:
     best, last = int(v.argmin()), validation.steps[-1]
     at, low, after = validation.steps[best], v[best], v[best + 1 :]
     end = float(np.median(v[-min(3, max(1, len(after))) :]))
-    climbs = len(after) >= 2 and np.median(after[len(after) // 2 :]) >= np.median(after[: -(len(after) // 2)])
+    climbs = len(after) >= 2 and np.median(after[len(after) // 2 :]) >= np.median(
+        after[: -(len(after) // 2)]
+    )
     seen = f"best validation loss {low:.4g} at step {at:,g}, {end:.4g} at step {last:,g}"
     span = (last - at) / 3
     fell = _around(train, at - span, at + span) - _around(train, last - span, last)
@@ -317,10 +361,17 @@ def _gap(train: Series, validation: Series) -> Finding:
     signal = "generalisation gap"
     span = (validation.steps[-1] - validation.steps[0]) / 10
     last = validation.steps[-1]
-    seen_train, seen_val = _around(train, last - span, last), float(np.median(validation.values[-3:]))
+    seen_train, seen_val = (
+        _around(train, last - span, last),
+        float(np.median(validation.values[-3:])),
+    )
     gap = seen_val - seen_train
     seen = f"training {seen_train:.4g}, validation {seen_val:.4g} at the end"
-    noise = 4 * noise_of(train.values) / math.sqrt(max(1, int(np.count_nonzero(train.steps >= last - span))))
+    noise = (
+        4
+        * noise_of(train.values)
+        / math.sqrt(max(1, int(np.count_nonzero(train.steps >= last - span))))
+    )
     if gap > max(0.3 * abs(seen_train), noise):
         return Finding(signal, "watch", seen, "much of what it knows holds for its own text only",
                        "More text, --dropout, --weight-decay, a smaller model.")  # fmt: skip
@@ -355,10 +406,20 @@ def _exploding(train: Level, curve: Curve) -> Finding:
     seen += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."
     if grown > 20:
-        return Finding(signal, "bad", seen, f"the norm grew {grown:.0f}-fold: the run leaves the stable region", advice)
+        return Finding(
+            signal,
+            "bad",
+            seen,
+            f"the norm grew {grown:.0f}-fold: the run leaves the stable region",
+            advice,
+        )
     if (grown > 6 or (share > 0.9 and grown > 3)) and train.rise:
         return Finding(signal, "watch", seen, f"the norm grew {grown:.1f}-fold", advice)
-    means = "the norm keeps its size" if grown < 3 else f"the norm grew {grown:.1f}-fold while the loss went on falling"
+    means = (
+        "the norm keeps its size"
+        if grown < 3
+        else f"the norm grew {grown:.1f}-fold while the loss went on falling"
+    )
     return Finding(signal, "ok", seen, means)
 
 
@@ -371,10 +432,18 @@ def draw(curve: Curve, colours: Palette) -> Figure:
     norms = curve.grad_norm.finite
     figure = Figure(figsize=(9, 5.6 if len(norms) else 4), layout="constrained")
     ratios = (3, 1) if len(norms) else (1,)
-    (losses, *below) = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    (losses, *below) = figure.subplots(
+        len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False
+    )[:, 0]
     figures.dress(losses, "Loss", "", colours)
-    train, validation, lost = curve.train.finite, curve.validation.finite, ~np.isfinite(curve.train.values)
-    losses.plot(train.steps, train.values, color=colours.train, linewidth=0.9, alpha=0.8, label="training")
+    train, validation, lost = (
+        curve.train.finite,
+        curve.validation.finite,
+        ~np.isfinite(curve.train.values),
+    )
+    losses.plot(
+        train.steps, train.values, color=colours.train, linewidth=0.9, alpha=0.8, label="training"
+    )
     if len(validation):
         best = int(validation.values.argmin())
         losses.plot(validation.steps, validation.values, "o-", color=colours.validation, markersize=3.5, linewidth=1.8,
@@ -382,7 +451,14 @@ def draw(curve: Curve, colours: Palette) -> Figure:
         losses.plot(validation.steps[best], validation.values[best], "*", color=colours.validation, markersize=14,
                     markeredgecolor=colours.ink, markeredgewidth=0.6, label="best validation loss")  # fmt: skip
     if found := spikes(train):
-        losses.plot(train.steps[found], train.values[found], "v", color=colours.third, markersize=8, label="spike")
+        losses.plot(
+            train.steps[found],
+            train.values[found],
+            "v",
+            color=colours.third,
+            markersize=8,
+            label="spike",
+        )
     if lost.any():
         losses.plot(curve.train.steps[lost], np.full(lost.sum(), 0.02), "x", color=colours.validation, markersize=5,
                     transform=losses.get_xaxis_transform(), label="not finite")  # fmt: skip

@@ -17,30 +17,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import checkpoint, corpora, estimate, tokens
-from glasslm.config import ComputeConfig, RunConfig
-from glasslm.engines import Batch, State
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data import shards
+from glasslm.data.shards import Dataset
+from glasslm.data.sources import corpora
 from glasslm.engines.choice import as_recorded
+from glasslm.engines.protocol import Batch, State
 from glasslm.errors import DamagedError, InputError
-from glasslm.finetune import Base
-from glasslm.lab.diagnosis import curves, drawings, signals, trials
+from glasslm.lab.diagnosis import curves, diagnosis_figures, signals, trials
 from glasslm.lab.diagnosis.trials import Bench
-from glasslm.parameters import initial_weights, table
+from glasslm.model import flops
+from glasslm.model.parameters import initial_weights, table
 from glasslm.report import page
 from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst
 from glasslm.report.page import Picture, Section
-from glasslm.runs import Run
-from glasslm.schedule import lr_at
-from glasslm.tokens import Dataset
-from glasslm.training import make_order
-from glasslm.wording import Say
+from glasslm.runs import checkpoint
+from glasslm.runs.run_folder import Run
+from glasslm.text import Say
+from glasslm.training.fine_tuning import Base
+from glasslm.training.learning_rate import lr_at
+from glasslm.training.loop import make_order
 
 if TYPE_CHECKING:
-    from glasslm.checkpoint import Checkpoint
+    from glasslm.runs.checkpoint import Checkpoint
 
-LOOK_TOKENS, RANGE_TOKENS = 1024, 512  # of a batch that is looked at or learnt by heart, and of one of the range test
+LOOK_TOKENS, RANGE_TOKENS = (
+    1024,
+    512,
+)  # of a batch that is looked at or learnt by heart, and of one of the range test
 LONGEST = 512  # positions looked at: attention's scores are written out
-PROBE_TOKENS, PROBE_FLOPS = 50_000, 4e10  # over which dead units are looked for, as many as are cheap
+PROBE_TOKENS, PROBE_FLOPS = (
+    50_000,
+    4e10,
+)  # over which dead units are looked for, as many as are cheap
 MOST_CHECKPOINTS = 4
 
 
@@ -61,12 +70,20 @@ class Subject:
 
     @property
     def bench(self) -> Bench:
-        return Bench(self.config, self.vocab_size, trials.maker(self.vocab_size, self.compute), self.batch, self.first)
+        return Bench(
+            self.config,
+            self.vocab_size,
+            trials.maker(self.vocab_size, self.compute),
+            self.batch,
+            self.first,
+        )
 
     def batch(self, step: int, rows: int) -> Batch:
         """So many rows like those of that step, cut where attention written out would take too much memory."""
         train = dataclasses.replace(self.config.train, batch_size=rows)
-        order = make_order(dataclasses.replace(self.config, train=train), len(self.dataset.train.tokens))
+        order = make_order(
+            dataclasses.replace(self.config, train=train), len(self.dataset.train.tokens)
+        )
         which = np.arange(rows)
         inputs, targets = order.batch(self.dataset.train.tokens, step, which)
         return Batch(inputs[:, :LONGEST], targets[:, :LONGEST], step, which)
@@ -93,7 +110,9 @@ class Diagnosis:
         marks = {verdict: f"{mark} {verdict}" for verdict, mark in page.MARKS.items()}
         wide = max(len(finding.signal) for finding in self.findings)
         lines = [self.title, ""]
-        lines += [f"  {marks[one.verdict]:<8} {one.signal:<{wide}}  {one.seen}" for one in self.findings]
+        lines += [
+            f"  {marks[one.verdict]:<8} {one.signal:<{wide}}  {one.seen}" for one in self.findings
+        ]
         for one in self.serious:
             lines += ["", f"{marks[one.verdict]}: {one.signal}", f"  {one.means}"]
             lines += [f"  {one.advice}"] if one.advice else []
@@ -113,7 +132,12 @@ class Diagnosis:
     def write(self, folder: Path) -> Path:
         """diagnosis.html, diagnosis.md and their figures; the path of the first."""
         sections = [
-            Section("What is wrong", () if self.serious else ("Nothing.",), HEADER, [one.row for one in self.serious]),
+            Section(
+                "What is wrong",
+                () if self.serious else ("Nothing.",),
+                HEADER,
+                [one.row for one in self.serious],
+            ),
             Section("Every signal", (), HEADER, [one.row for one in self.findings]),
             Section("Figures", pictures=self.pictures),
         ]
@@ -128,8 +152,10 @@ def of_config(config: RunConfig, compute: ComputeConfig, say: Say) -> Subject:
         base.require_fit(config)
     elif config.model.lora_rank:
         raise InputError("adapters stand beside trained weights: give --init-from RUN")
-    dataset = tokens.prepare(config.data, corpora.find(config.data, say), say, base.run.tokenizer if base else None)
-    tokens.require_room(dataset, config.model.block_size, config.train.batch_size)
+    dataset = shards.prepare(
+        config.data, corpora.find(config.data, say), say, base.run.tokenizer if base else None
+    )
+    shards.require_room(dataset, config.model.block_size, config.train.batch_size)
     rows = table(config.model, dataset.tokenizer.vocab_size)
 
     def first() -> State:
@@ -147,7 +173,7 @@ def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
     compute, notes = as_recorded(compute, run.record)
     for note in notes:
         say(f"note: {note}")
-    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
+    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
     rows = table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_nothing = run.config.train.init_from is None and "merged_from" not in run.record
@@ -163,7 +189,9 @@ def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
 
 def diagnose(subject: Subject, say: Say) -> Diagnosis:
     """Everything that can be said, in the order of a doctor: first the model at rest, then under load, then history."""
-    made = Diagnosis(f"Diagnosis of {subject.run.path.name}" if subject.run else "Diagnosis before training")
+    made = Diagnosis(
+        f"Diagnosis of {subject.run.path.name}" if subject.run else "Diagnosis before training"
+    )
     at_rest(subject, made, say)
     under_load(subject, made, say)
     history(subject, made)
@@ -206,7 +234,10 @@ def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
     if not subject.tuned:
         head = rows.get("head.weight", rows["embedding.weight"]).std
         assert head is not None
-        found[:0] = [signals.initial_loss(readings[0], V, c, head), signals.initialisation(readings[0])]
+        found[:0] = [
+            signals.initial_loss(readings[0], V, c, head),
+            signals.initialisation(readings[0]),
+        ]
     found += [
         signals.norm_position(c, readings[0]),
         signals.attention_logits(readings),
@@ -214,14 +245,26 @@ def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
     ]
     made.pictures += [
         Picture(
-            "depth", "Signal and gradient through depth, for each checkpoint", lambda p: drawings.depth(readings, c, p)
+            "depth",
+            "Signal and gradient through depth, for each checkpoint",
+            lambda p: diagnosis_figures.depth(readings, c, p),
         ),
-        Picture("attention", "Every attention head, for each checkpoint", lambda p: drawings.attention(readings, c, p)),
-        Picture("updates", "One update of each weight, for each checkpoint", lambda p: drawings.updates(updates, p)),
+        Picture(
+            "attention",
+            "Every attention head, for each checkpoint",
+            lambda p: diagnosis_figures.attention(readings, c, p),
+        ),
+        Picture(
+            "updates",
+            "One update of each weight, for each checkpoint",
+            lambda p: diagnosis_figures.updates(updates, p),
+        ),
     ]
 
 
-def _checkpoints(subject: Subject, say: Say) -> Iterator[tuple[Checkpoint, list[tuple[str, NDArray[Any]]]]]:
+def _checkpoints(
+    subject: Subject, say: Say
+) -> Iterator[tuple[Checkpoint, list[tuple[str, NDArray[Any]]]]]:
     """Of the run's checkpoints after the first weights the best, the latest and one or two between, as far as whole.
 
     A run under way may remove one before it is read: each comes with its arrays, read at once.
@@ -232,10 +275,14 @@ def _checkpoints(subject: Subject, say: Say) -> Iterator[tuple[Checkpoint, list[
     steps = [step for step in checkpoint.list_steps(path) if step > 0]
     best = subject.run.history.best_step
     chosen = (
-        {steps[i] for i in np.linspace(0, len(steps) - 1, MOST_CHECKPOINTS - 1).round().astype(int)} if steps else set()
+        {steps[i] for i in np.linspace(0, len(steps) - 1, MOST_CHECKPOINTS - 1).round().astype(int)}
+        if steps
+        else set()
     )
     if best in steps and best not in chosen:
-        chosen = {best, *sorted(chosen)[1:]} if len(chosen) == MOST_CHECKPOINTS - 1 else {best, *chosen}
+        chosen = (
+            {best, *sorted(chosen)[1:]} if len(chosen) == MOST_CHECKPOINTS - 1 else {best, *chosen}
+        )
     for step in sorted(chosen):
         try:
             held = checkpoint.load(path, step)
@@ -254,7 +301,7 @@ def _rate(config: RunConfig, step: int) -> float:
 
 
 def _probe(subject: Subject) -> Iterator[Batch]:
-    per_token = estimate.flops_per_token(subject.config.model, subject.vocab_size) / 3
+    per_token = flops.flops_per_token(subject.config.model, subject.vocab_size) / 3
     rows = subject.rows(LOOK_TOKENS)
     most, tokens_seen, step = min(PROBE_TOKENS, PROBE_FLOPS / per_token), 0, 0
     while tokens_seen < most:
@@ -274,13 +321,21 @@ def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
         losses = trials.overfit(bench, subject.rows(RANGE_TOKENS))
         made.findings.append(trials.judge_overfit(losses, subject.vocab_size))
         made.pictures.append(
-            Picture("overfit", "The first weights learn one batch", lambda p: drawings.overfit(losses, uniform, p))
+            Picture(
+                "overfit",
+                "The first weights learn one batch",
+                lambda p: diagnosis_figures.overfit(losses, uniform, p),
+            )
         )
     say("trying all learning rates")
     found, lr = trials.range_test(bench, subject.rows(RANGE_TOKENS)), subject.config.optimizer.lr
     made.findings.append(trials.judge_range(found, subject.config.optimizer, subject.tuned))
     made.pictures.append(
-        Picture("range", "The loss while the rate grows from step to step", lambda p: drawings.range_test(found, lr, p))
+        Picture(
+            "range",
+            "The loss while the rate grows from step to step",
+            lambda p: diagnosis_figures.range_test(found, lr, p),
+        )
     )
     if subject.tuned:  # other widths have no weights to start from
         return
@@ -288,7 +343,11 @@ def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
     coordinates = trials.coordinates(bench, subject.rows(RANGE_TOKENS))
     made.findings.append(trials.judge_coordinates(coordinates))
     made.pictures.append(
-        Picture("widths", "What a few steps change, by width of the model", lambda p: drawings.widths(coordinates, p))
+        Picture(
+            "widths",
+            "What a few steps change, by width of the model",
+            lambda p: diagnosis_figures.widths(coordinates, p),
+        )
     )
 
 
@@ -305,8 +364,12 @@ def history(subject: Subject, made: Diagnosis) -> None:
         return
     curve = curves.read(run.path)
     known = {finding.signal for finding in made.findings}
-    made.findings += [finding for finding in curves.findings(curve, subject.tuned) if finding.signal not in known]
-    made.pictures.append(Picture("history", "What the run has logged", lambda p: curves.draw(curve, p)))
+    made.findings += [
+        finding for finding in curves.findings(curve, subject.tuned) if finding.signal not in known
+    ]
+    made.pictures.append(
+        Picture("history", "What the run has logged", lambda p: curves.draw(curve, p))
+    )
 
 
 GRAVE = {"nonfinite", "diverged"}
@@ -322,9 +385,15 @@ def _warnings(lines: Sequence[dict[str, object]]) -> list[Finding]:
         return [Finding("warnings", "ok", "none", "the run had nothing to say about itself")]
     found = []
     for code, of_code in warned.items():
-        where = ", ".join(str(line["step"]) for line in of_code[:5]) + (" ..." if len(of_code) > 5 else "")
+        where = ", ".join(str(line["step"]) for line in of_code[:5]) + (
+            " ..." if len(of_code) > 5 else ""
+        )
         seen = f"{len(of_code)} of the kind {code}, at step {where}"
-        advice = "" if code == "overfit" else "`glasslm diagnose RUN --replay STEP` looks into such a step."
+        advice = (
+            ""
+            if code == "overfit"
+            else "`glasslm diagnose RUN --replay STEP` looks into such a step."
+        )
         verdict: Verdict = "bad" if code in GRAVE else "watch"
         found.append(Finding(f"warning: {code}", verdict, seen, str(of_code[0]["message"]), advice))
     return found

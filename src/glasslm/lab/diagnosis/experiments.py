@@ -14,8 +14,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar, get_args
 
-from glasslm.config import Precision
-from glasslm.lab.diagnosis.recipes import LARGE_BATCH, RATE, UNSCALED, Recipe, Start, Trial, ratio
+from glasslm.config.schema import Precision
+from glasslm.lab.diagnosis.gradient_trials import (
+    LARGE_BATCH,
+    RATE,
+    UNSCALED,
+    Recipe,
+    Start,
+    Trial,
+    ratio,
+)
 from glasslm.lab.statistics import Verdict, compare, verdicts
 
 ALL, UNIT = Recipe(), Recipe(start="unit")
@@ -29,10 +37,16 @@ TRICKS = {
     "no clipping": Recipe(clip=False),
     "no trick": NOTHING,
 }
-STARTS = {start: (Recipe(start=start), dataclasses.replace(NOTHING, start=start)) for start in get_args(Start)}
+STARTS = {
+    start: (Recipe(start=start), dataclasses.replace(NOTHING, start=start))
+    for start in get_args(Start)
+}
 RATES = {rate: Recipe(rate=rate) for rate in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 COLD = {rate: Recipe(rate=rate, warmup=False) for rate in (1.0, 3.0, 10.0, 30.0, 100.0)}
-DEPTHS = {depth: (Recipe(n_layers=depth), Recipe(n_layers=depth, norm_position="post")) for depth in (2, 4, 8, 16)}
+DEPTHS = {
+    depth: (Recipe(n_layers=depth), Recipe(n_layers=depth, norm_position="post"))
+    for depth in (2, 4, 8, 16)
+}
 # What is compared with what: each of these is one family, in which many comparisons ask for clearer differences.
 WITHOUT = {name: (one, ALL) for name, one in TRICKS.items() if one != ALL}
 OTHER_RATES = {rate: (one, ALL) for rate, one in RATES.items() if one != ALL}
@@ -78,20 +92,28 @@ class Cooked:
 
     def judged(self, family: Mapping[Name, tuple[Recipe, Recipe]]) -> dict[Name, Verdict]:
         """Each recipe of a family against its other one."""
-        return judged({name: (self.trials[one], self.trials[base]) for name, (one, base) in family.items()})
+        return judged(
+            {name: (self.trials[one], self.trials[base]) for name, (one, base) in family.items()}
+        )
 
     def said(self, recipe: Recipe, verdict: Verdict) -> str:
         """The verdict on a recipe, and in how many seeds it failed: of losses that far apart a test may see nothing."""
         trials = self.trials[recipe]
         failed = sum(map(self.failed, trials))
-        more = f"; fails in {failed} of {len(trials)}" if failed and verdict.kind != "diverged" else ""
+        more = (
+            f"; fails in {failed} of {len(trials)}" if failed and verdict.kind != "diverged" else ""
+        )
         return verdict.words + more
 
     @property
     def sick(self) -> tuple[str, Recipe]:
         """The worst of the tricks left out that came to its end, or the worst of all."""
         alone = {name: one for name, one in TRICKS.items() if one not in (ALL, NOTHING)}
-        whole = {name: one for name, one in alone.items() if not any(trial.diverged for trial in self.trials[one])}
+        whole = {
+            name: one
+            for name, one in alone.items()
+            if not any(trial.diverged for trial in self.trials[one])
+        }
         return max((whole or alone).items(), key=lambda item: mean(self.trials[item[1]]))
 
 
@@ -132,19 +154,27 @@ def outcome(trials: Sequence[Trial]) -> str:
         spread = f" ({nats(min(finite))} to {nats(max(finite))})" if len(finite) > 1 else ""
         words.append(nats(fmean(finite)) + spread)
     if gone:
-        words.append(f"diverged in {len(gone)} of {len(trials)}, at step {listed(list(map(str, steps)))}")
+        words.append(
+            f"diverged in {len(gone)} of {len(trials)}, at step {listed(list(map(str, steps)))}"
+        )
     return "; ".join(words)
 
 
 def judged(family: Mapping[Name, tuple[Tried, Tried]]) -> dict[Name, Verdict]:
     """Trials, each against others with the same seeds, where the experiment makes all these comparisons."""
-    losses = [tuple([trial.val_loss for trial in trials] for trials in both) for both in family.values()]
-    return dict(zip(family, verdicts([compare(one, base, family=len(family)) for one, base in losses])))
+    losses = [
+        tuple([trial.val_loss for trial in trials] for trials in both) for both in family.values()
+    ]
+    return dict(
+        zip(family, verdicts([compare(one, base, family=len(family)) for one, base in losses]))
+    )
 
 
 def halves_judged(cooked: Cooked) -> dict[str, Verdict]:
     exact = cooked.halves["float32"]
-    return judged({name: (trials, exact) for name, trials in cooked.halves.items() if trials is not exact})
+    return judged(
+        {name: (trials, exact) for name, trials in cooked.halves.items() if trials is not exact}
+    )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -157,9 +187,14 @@ def listed(names: Sequence[str]) -> str:
 def tricks_said(cooked: Cooked) -> list[str]:
     """All tricks against none, and what each one alone is worth."""
     found = cooked.trials
-    said = [f"With all tricks: {outcome(found[ALL])} nats per token. With none: {outcome(found[NOTHING])}."]
+    said = [
+        f"With all tricks: {outcome(found[ALL])} nats per token. With none: {outcome(found[NOTHING])}."
+    ]
     versus, base = cooked.judged(WITHOUT), sum(map(cooked.failed, found[ALL]))
-    alone = sorted((name for name in versus if TRICKS[name] != NOTHING), key=lambda name: -mean(found[TRICKS[name]]))
+    alone = sorted(
+        (name for name in versus if TRICKS[name] != NOTHING),
+        key=lambda name: -mean(found[TRICKS[name]]),
+    )
     words = {name: f"{name} ({cooked.said(TRICKS[name], versus[name])})" for name in alone}
     fails = {name for name in alone if sum(map(cooked.failed, found[TRICKS[name]])) > base}
     if worse := [name for name in alone if versus[name].kind == "worse" or name in fails]:
@@ -183,7 +218,9 @@ def starts_said(cooked: Cooked) -> list[str]:
     ]
     for which, where in ((0, "with all other tricks"), (1, "with no other trick")):
         names = fails(which)
-        said.append(f"Of {len(STARTS)} starts {len(names)} fail {where}{': ' + listed(names) if names else ''}.")
+        said.append(
+            f"Of {len(STARTS)} starts {len(names)} fail {where}{': ' + listed(names) if names else ''}."
+        )
     return said
 
 
@@ -203,7 +240,9 @@ def rates_said(cooked: Cooked) -> list[str]:
 
 def warmup_said(cooked: Cooked) -> list[str]:
     def highest(trials: Sequence[Trial]) -> float:
-        return max(max((x if math.isfinite(x) else math.inf) for x in trial.losses) for trial in trials)
+        return max(
+            max((x if math.isfinite(x) else math.inf) for x in trial.losses) for trial in trials
+        )
 
     said, versus = [], cooked.judged(WITHOUT_WARMUP)
     for rate, recipe in COLD.items():
@@ -218,11 +257,18 @@ def depth_said(cooked: Cooked) -> list[str]:
     for name, which in (("Post", 1), ("Pre", 0)):
         trials = {depth: cooked.trials[pair[which]] for depth, pair in DEPTHS.items()}
         failed = {depth: sum(map(cooked.failed, found)) for depth, found in trials.items()}
-        where = [f"at {depth} blocks in {n} of {len(trials[depth])} seeds" for depth, n in failed.items() if n]
+        where = [
+            f"at {depth} blocks in {n} of {len(trials[depth])} seeds"
+            for depth, n in failed.items()
+            if n
+        ]
         none = f"{name}-norm did not fail here, up to {max(DEPTHS)} blocks."
         said.append(f"{name}-norm fails here {listed(where)}." if where else none)
     deepest = max(DEPTHS)
-    ratios = [f"{name} {ratio(cooked.trials[one], 0):.2g}" for name, one in zip(("pre", "post"), DEPTHS[deepest])]
+    ratios = [
+        f"{name} {ratio(cooked.trials[one], 0):.2g}"
+        for name, one in zip(("pre", "post"), DEPTHS[deepest])
+    ]
     said.append(
         f"Gradient norm of the first of {deepest} blocks over that of the last, at the start: {', '.join(ratios)}."
     )
@@ -260,7 +306,9 @@ def half_said(cooked: Cooked) -> list[str]:
 def checklist(cooked: Cooked) -> list[tuple[str, str, str, str]]:
     """What to look at, in this order, how, and what it was worth here."""
     found, uniform = cooked.trials, math.log(cooked.vocab_size)
-    without = {name: cooked.said(TRICKS[name], verdict) for name, verdict in cooked.judged(WITHOUT).items()}
+    without = {
+        name: cooked.said(TRICKS[name], verdict) for name, verdict in cooked.judged(WITHOUT).items()
+    }
     rates = cooked.judged(OTHER_RATES)
     first = [nats(fmean(trial.losses[0] for trial in found[one])) for one in (ALL, UNIT)]
     losses = {rate: mean(found[recipe]) for rate, recipe in RATES.items()}

@@ -19,23 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import checkpoint, tokens
-from glasslm.config import ComputeConfig
-from glasslm.display import Display
-from glasslm.engines import Batch, Engine, make_engine
+from glasslm.config.schema import ComputeConfig
+from glasslm.data import shards
 from glasslm.engines.choice import as_recorded
+from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT, backward_names
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError, InputError
-from glasslm.metrics import Line, Log
-from glasslm.parameters import table
+from glasslm.model.parameters import table
 from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
-from glasslm.runs import Run
-from glasslm.training import Loop, hashes
-from glasslm.wording import Say, duration, number, one_line
+from glasslm.runs import checkpoint
+from glasslm.runs.metrics import Line, Log
+from glasslm.runs.run_folder import Run
+from glasslm.text import Say, duration, number, one_line
+from glasslm.training.display import Display
+from glasslm.training.loop import Loop, hashes
 
 BEFORE = 4  # batches before the step, whose gradients are the usual ones
-STANDS_OUT = 6.0  # robust standard deviations (1.4826 x the median distance) above the median of the rows
+STANDS_OUT = (
+    6.0  # robust standard deviations (1.4826 x the median distance) above the median of the rows
+)
 TIMES = 4.0  # a layer's gradient against its usual one
 EXCERPT = 60  # characters of a row
 
@@ -60,7 +64,9 @@ class Replay:
     grad_norm: float
     logged: Line | None  # the line that the run wrote of it, if it wrote one
     rows: list[Row]  # the hardest first
-    layers: dict[str, tuple[float, float]]  # gradient norm in this batch, and the median of those before
+    layers: dict[
+        str, tuple[float, float]
+    ]  # gradient norm in this batch, and the median of those before
     findings: list[Finding]
 
 
@@ -73,19 +79,31 @@ def replay(run_dir: Path, step: int, compute: ComputeConfig, say: Say) -> Replay
     run = Run(run_dir)
     made = run.length
     if not 1 <= step <= made:
-        raise InputError(f"--replay {step}: this run has made " + (f"the steps 1 to {made}" if made else "no step yet"))
+        raise InputError(
+            f"--replay {step}: this run has made "
+            + (f"the steps 1 to {made}" if made else "no step yet")
+        )
     held, state = _before(run, step)
-    dataset = tokens.of_run(run.config.data, run.record["data"], run.tokenizer, say)
+    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
     checkpoint.check(held, **hashes(run, dataset))
     compute, notes = as_recorded(compute, run.record)
     for note in notes:
         say(f"note: {note}")
-    with tempfile.TemporaryDirectory(prefix="glasslm-replay-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="glasslm-replay-", ignore_cleanup_errors=True
+    ) as folder:
         copy = _copy(run, held, Path(folder))
         machine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
         machine.load(state, held.progress.updates, held.progress.loss_scale)
         with Log(copy.path / "metrics.jsonl") as log:
-            loop = Loop(copy, machine, dataset, log, Display(stream=io.StringIO(), live=False), held.progress)
+            loop = Loop(
+                copy,
+                machine,
+                dataset,
+                log,
+                Display(stream=io.StringIO(), live=False),
+                held.progress,
+            )
             _go_to(loop, step - 1, say)
             return _look(run, loop, held.step)
 
@@ -98,7 +116,9 @@ def _before(run: Run, step: int) -> tuple[checkpoint.Checkpoint, list[tuple[str,
             return held, list(held.state())
         except (DamagedError, InputError):
             continue
-    raise DamagedError(f"{run.path} has no whole checkpoint before step {step}: see `glasslm verify`")
+    raise DamagedError(
+        f"{run.path} has no whole checkpoint before step {step}: see `glasslm verify`"
+    )
 
 
 def _copy(run: Run, held: checkpoint.Checkpoint, folder: Path) -> Run:
@@ -128,7 +148,9 @@ def _go_to(loop: Loop, step: int, say: Say) -> None:
     """Train on until `step` batches are consumed, and tell now and then how far it is."""
     first, began = loop.step, time.monotonic()
     told = began
-    rolls_back = loop.config.train.on_spike == "rollback"  # to a checkpoint, which an evaluation may have caused
+    rolls_back = (
+        loop.config.train.on_spike == "rollback"
+    )  # to a checkpoint, which an evaluation may have caused
     say(f"from the checkpoint of step {first}: {step - first} steps to go again")
     while loop.step < step:
         if rolls_back:
@@ -147,23 +169,32 @@ def _look(run: Run, loop: Loop, resumed_from: int) -> Replay:
     nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
     starts = loop.order.starts(loop.step, batch.rows)
     texts = [run.tokenizer.decode(row) for row in batch.tokens]
-    rows = [Row(*items) for items in zip(batch.rows.tolist(), starts.tolist(), nats.tolist(), texts)]
+    rows = [
+        Row(*items) for items in zip(batch.rows.tolist(), starts.tolist(), nats.tolist(), texts)
+    ]
     rows.sort(key=lambda row: -row.loss)
     norms = _norms(loop.engine, batch, run)
-    usual = [_norms(loop.engine, _batch(loop, at), run) for at in range(max(0, loop.step - BEFORE), loop.step)]
+    usual = [
+        _norms(loop.engine, _batch(loop, at), run)
+        for at in range(max(0, loop.step - BEFORE), loop.step)
+    ]
     layers = {
         name: (norm, float(np.median([other[name] for other in usual])) if usual else norm)
         for name, norm in norms.items()
     }
     _, losses, update, _ = loop.advance()
-    logged = [line for line in run.metrics() if line["kind"] == "step" and line["step"] == loop.step]
+    logged = [
+        line for line in run.metrics() if line["kind"] == "step" and line["step"] == loop.step
+    ]
     found = [
         _same(losses.cross_entropy, logged[-1] if logged else None),
         _of_rows(rows),
         _of_layers(layers),
     ]
     loss, norm = losses.cross_entropy, update.norm
-    return Replay(loop.step, resumed_from, loss, norm, logged[-1] if logged else None, rows, layers, found)
+    return Replay(
+        loop.step, resumed_from, loss, norm, logged[-1] if logged else None, rows, layers, found
+    )
 
 
 def _batch(loop: Loop, step: int) -> Batch:
@@ -174,7 +205,11 @@ def _batch(loop: Loop, step: int) -> Batch:
 def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
     """The gradient norm of each block, and of what stands before and after them; without dropout."""
     rows = table(run.config.model, run.tokenizer.vocab_size)
-    names = [name for name in backward_names(run.config.model, rows) if name.removeprefix(GRADIENT) in rows]
+    names = [
+        name
+        for name in backward_names(run.config.model, rows)
+        if name.removeprefix(GRADIENT) in rows
+    ]
     sums: dict[str, Any] = {}
     for part in batch.parts(engine.micro_batch_size):
         share = len(part.tokens) / len(batch.tokens)
@@ -190,12 +225,24 @@ def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
 
 def _same(loss: float, logged: Line | None) -> Finding:
     if logged is None:
-        return Finding("replay", "ok", "the run logged no line of this step", "there is nothing to compare it with")
+        return Finding(
+            "replay",
+            "ok",
+            "the run logged no line of this step",
+            "there is nothing to compare it with",
+        )
     if loss == logged["loss"] or (logged["loss"] is None and not math.isfinite(loss)):
-        return Finding("replay", "ok", f"loss {number(loss, '.6f')}, as logged, to the bit", "this is the very step")
+        return Finding(
+            "replay",
+            "ok",
+            f"loss {number(loss, '.6f')}, as logged, to the bit",
+            "this is the very step",
+        )
     seen = f"loss {number(loss, '.6f')}, logged {number(logged['loss'], '.6f')}"
     means = "another machine, engine or number of threads computes now: what follows is close to that step"
-    return Finding("replay", "watch", seen, means, "replay where the run was trained to see the very step")
+    return Finding(
+        "replay", "watch", seen, means, "replay where the run was trained to see the very step"
+    )
 
 
 def _of_rows(rows: Sequence[Row]) -> Finding:
@@ -203,11 +250,16 @@ def _of_rows(rows: Sequence[Row]) -> Finding:
     finite = losses[np.isfinite(losses)]
     middle = float(np.median(finite)) if len(finite) else np.nan
     spread = 1.4826 * float(np.median(np.abs(finite - middle))) if len(finite) else np.nan
-    outside = [row for row in rows if not row.loss <= middle + max(STANDS_OUT * spread, 0.05 * middle)]
+    outside = [
+        row for row in rows if not row.loss <= middle + max(STANDS_OUT * spread, 0.05 * middle)
+    ]
     if not outside:
         seen = f"all {len(rows)} rows lie between {losses.min():.3f} and {losses.max():.3f} nats, median {middle:.3f}"
         return Finding(
-            "rows", "ok", seen, "no single text stands out: if the step spiked, look at the weights or the rate"
+            "rows",
+            "ok",
+            seen,
+            "no single text stands out: if the step spiked, look at the weights or the rate",
         )
     numbers = ", ".join(f"{row.index} ({row.loss:.3f})" for row in outside[:5])
     means = "these texts are unlike the others: damaged, foreign, or one thing repeated"
@@ -224,13 +276,23 @@ def _of_rows(rows: Sequence[Row]) -> Finding:
 def _of_layers(layers: dict[str, tuple[float, float]]) -> Finding:
     times = {name: norm / usual for name, (norm, usual) in layers.items() if usual > 0}
     if not times:
-        return Finding("gradients", "watch", "no gradient at all before this step", "nothing can be compared", "")
+        return Finding(
+            "gradients",
+            "watch",
+            "no gradient at all before this step",
+            "nothing can be compared",
+            "",
+        )
     name = max(times, key=times.__getitem__)
     seen = f"largest in {name}: {times[name]:.2g} times that of the batches before"
     if times[name] <= TIMES:
         return Finding("gradients", "ok", seen, "the batch pulls no harder than others")
     return Finding(
-        "gradients", "bad", seen, "one batch moves the weights far", "lower --grad-clip, or train with --on-spike skip"
+        "gradients",
+        "bad",
+        seen,
+        "one batch moves the weights far",
+        "lower --grad-clip, or train with --on-spike skip",
     )
 
 
@@ -246,9 +308,13 @@ def text(found: Replay) -> str:
             lines.append(f"  {'':<17} {finding.advice}")
     lines += ["", "   row       loss  at token  text"]
     for row in found.rows[:10]:
-        lines.append(f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  {one_line(row.text)[:EXCERPT]}")
+        lines.append(
+            f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  {one_line(row.text)[:EXCERPT]}"
+        )
     lines += ["", "  gradient norm       this batch   usual"]
-    lines += [f"  {name:<18}  {norm:10.4g}  {usual:6.4g}" for name, (norm, usual) in found.layers.items()]
+    lines += [
+        f"  {name:<18}  {norm:10.4g}  {usual:6.4g}" for name, (norm, usual) in found.layers.items()
+    ]
     return "\n".join(lines)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ModelConfig
-from glasslm.engines import Batch, Engine
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.inspection import GRADIENT, feedforwards, forward_names
-from glasslm.parameters import Table
+from glasslm.engines.protocol import Batch, Engine
+from glasslm.model.parameters import Table
 from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 Array = NDArray[Any]
@@ -30,7 +30,9 @@ class Reading:
 
     step: int
     loss: float  # nats per token
-    loss_apart: float  # the same, had the logit of the token just read been like the others at its place
+    loss_apart: (
+        float  # the same, had the logit of the token just read been like the others at its place
+    )
     stream: Array  # (L + 1,) rms of the residual stream as it enters the first block and after each block
     added: Array  # (L, 2) rms of what attention and feed-forward add to it
     stream_gradient: Array  # (L + 1,) L2 norm of the gradient at the same places
@@ -50,7 +52,10 @@ def read(engine: Engine, batch: Batch, c: ModelConfig, rows: Table, step: int) -
     weights = [name for name, row in rows.items() if row.trained]
     names = [name for name in forward_names(c) if not name.endswith("preactivation")]
     seen = engine.inspect(batch, [*names, *(GRADIENT + name for name in (*streams, *weights))])
-    attention = [_attention(seen[f"{block}.attention.scores"], seen[f"{block}.attention.weights"]) for block in blocks]
+    attention = [
+        _attention(seen[f"{block}.attention.scores"], seen[f"{block}.attention.weights"])
+        for block in blocks
+    ]
     logits = np.asarray(seen["logits"], np.float64)
     apart = logits.copy()
     np.put_along_axis(apart, batch.tokens[..., None], logits.mean(-1, keepdims=True), -1)
@@ -59,7 +64,12 @@ def read(engine: Engine, batch: Batch, c: ModelConfig, rows: Table, step: int) -
         loss=_loss(logits, batch.targets),
         loss_apart=_loss(apart, batch.targets),
         stream=np.array([rms(seen[name]) for name in streams]),
-        added=np.array([[rms(seen[f"{block}.{part}"]) for part in ("attention", "feedforward")] for block in blocks]),
+        added=np.array(
+            [
+                [rms(seen[f"{block}.{part}"]) for part in ("attention", "feedforward")]
+                for block in blocks
+            ]
+        ),
         stream_gradient=np.array([norm(seen[GRADIENT + name]) for name in streams]),
         gradients={name: norm(seen[GRADIENT + name]) for name in weights},
         entropy=np.array([entropy for entropy, _ in attention]),
@@ -127,7 +137,9 @@ def initial_loss(first: Reading, vocab_size: int, c: ModelConfig, head_std: floa
     over = abs(judged - uniform) - c.d_model * head_std**2
     verdict = graded(over, 0.05, 0.5)
     if verdict == "ok":
-        return Finding("initial loss", verdict, seen, "an untrained model guesses uniformly, as it should")
+        return Finding(
+            "initial loss", verdict, seen, "an untrained model guesses uniformly, as it should"
+        )
     if judged < uniform:
         return Finding("initial loss", verdict, seen, "an untrained model cannot know that much: it sees the answer",
                        "Look at causality and targets below; see that the weights are untrained.")  # fmt: skip
@@ -145,7 +157,9 @@ def initialisation(first: Reading) -> Finding:
     verdict: Verdict = graded(s, 1.2, 2.5) if s > 0.02 else "watch" if s > 0 else "bad"
     if verdict == "ok":
         return Finding("initialisation", verdict, seen, "the first signals have ordinary sizes")
-    means = "the first weights are too large" if not s <= 0.02 else "hardly anything reaches the logits"
+    means = (
+        "the first weights are too large" if not s <= 0.02 else "hardly anything reaches the logits"
+    )
     advice = "Start from the table's deviations (glasslm's own first weights), and look at the norms' gains."
     return Finding("initialisation", verdict, seen, means, advice)
 
@@ -155,7 +169,9 @@ def causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
     B, T = batch.tokens.shape
     cuts = 1 + np.arange(B) * (T - 1) // B
     later = np.arange(T) >= cuts[:, None]
-    other = np.where(later, (batch.tokens + 1 + np.arange(T) % max(vocab_size - 1, 1)) % vocab_size, batch.tokens)
+    other = np.where(
+        later, (batch.tokens + 1 + np.arange(T) % max(vocab_size - 1, 1)) % vocab_size, batch.tokens
+    )
     before = engine.inspect(batch, ["logits"])["logits"]
     after = engine.inspect(batch._replace(tokens=other), ["logits"])["logits"]
     moved = np.abs(after - before).max(-1)  # (B, T)
@@ -176,8 +192,18 @@ def targets(batch: Batch) -> Finding:
     share = float(right.mean()) if len(right) else 1.0
     seen = f"{share:.1%} of the targets are the tokens that follow"
     if share < 1:
-        means = "the model learns to copy its input" if len(same) and same.all() else "it learns another text"
-        return Finding("targets", "bad", seen, means, "targets[t] must be tokens[t + 1]: look how batches are cut.")
+        means = (
+            "the model learns to copy its input"
+            if len(same) and same.all()
+            else "it learns another text"
+        )
+        return Finding(
+            "targets",
+            "bad",
+            seen,
+            means,
+            "targets[t] must be tokens[t + 1]: look how batches are cut.",
+        )
     return Finding("targets", "ok", seen, "each position predicts the next token")
 
 
@@ -199,10 +225,16 @@ def depth(reading: Reading, c: ModelConfig) -> Finding:
                        "a block does nothing: its gains or weights are zero, or the stream drowns it",
                        "Look at the norms' gains and at the matrices that write into the stream.")  # fmt: skip
     limits = GROWTH_AT_FIRST if reading.step == 0 else GROWTH
-    verdict = max(graded(grown, *limits), graded(1 / max(grown, 1e-30), 10, 100), key=SEVERITY.__getitem__)
+    verdict = max(
+        graded(grown, *limits), graded(1 / max(grown, 1e-30), 10, 100), key=SEVERITY.__getitem__
+    )
     if verdict == "ok":
-        return Finding(signal, verdict, seen, "the signal keeps a size that the next block can read")
-    means = "the signal explodes through depth" if grown > 1 else "the signal vanishes through depth"
+        return Finding(
+            signal, verdict, seen, "the signal keeps a size that the next block can read"
+        )
+    means = (
+        "the signal explodes through depth" if grown > 1 else "the signal vanishes through depth"
+    )
     return Finding(signal, verdict, seen, means,
                    "Normalise what each sublayer reads (--norm-position pre), and start matrices that write into the "
                    "stream at .02 / sqrt(2 layers).")  # fmt: skip
@@ -224,7 +256,9 @@ def gradients(reading: Reading, c: ModelConfig, rows: Table) -> Finding:
     """Gradients that vanish or explode through depth, or do not arrive."""
     signal, norms = "gradients by layer", block_gradients(reading, c)
     cut = [name for name, g in reading.gradients.items() if g == 0 and rows[name].active == 1]
-    cut = [name for name in cut if not (reading.step == 0 and name.endswith("lora_a"))]  # whose B is zero at first
+    cut = [
+        name for name in cut if not (reading.step == 0 and name.endswith("lora_a"))
+    ]  # whose B is zero at first
     seen = f"norm {norms[0]:.2g} in the first block, {norms[-1]:.2g} in the last, at step {reading.step:,}"
     if cut:
         return Finding(signal, "bad", f"none at {some(cut)}, step {reading.step:,}", "cut off from the loss, or frozen",
@@ -233,7 +267,11 @@ def gradients(reading: Reading, c: ModelConfig, rows: Table) -> Finding:
     verdict = graded(ratio, *RATIO)
     if verdict == "ok":
         return Finding(signal, verdict, seen, "every layer gets a gradient of a like size")
-    means = "gradients vanish on their way down" if norms[0] < norms[-1] else "gradients explode on their way down"
+    means = (
+        "gradients vanish on their way down"
+        if norms[0] < norms[-1]
+        else "gradients explode on their way down"
+    )
     return Finding(signal, verdict, f"{seen}, a ratio of {ratio:.3g}", means,
                    "Use --norm-position pre; fewer layers; a smaller start; look at dead units below.")  # fmt: skip
 
@@ -244,23 +282,34 @@ RATIO = (50.0, 1000.0)  # clean models: 1 to 2 at first, up to 15 later
 def norm_position(c: ModelConfig, reading: Reading) -> Finding:
     """Post-norm at depth, which needs care whatever its first gradients look like (Xiong, arXiv:2002.04745)."""
     signal = "norm position"
-    seen = (
-        f"{c.norm_position}-norm, {c.n_layers} layers; gradient of the stream {reading.stream_gradient[0]:.2g} at the "
-    )
+    seen = f"{c.norm_position}-norm, {c.n_layers} layers; gradient of the stream {reading.stream_gradient[0]:.2g} at the "
     seen += f"embedding, {reading.stream_gradient[-1]:.2g} at the end"
     if c.norm_position == "post" and c.n_layers >= DEEP:
         return Finding(signal, "watch", seen, "no path without a norm leads down: deep post-norm models train with a "
                        "long warmup and a low rate, or not at all",
                        "Use --norm-position pre; or a low --lr and --warmup-steps of thousands.")  # fmt: skip
-    return Finding(signal, "ok", seen, "the stream has a way down" if c.norm_position == "pre" else "few enough layers")
+    return Finding(
+        signal,
+        "ok",
+        seen,
+        "the stream has a way down" if c.norm_position == "pre" else "few enough layers",
+    )
 
 
-DEEP = 12  # the original transformer has 6 post-norm layers on each side, with a warmup of 4,000 steps
+DEEP = (
+    12  # the original transformer has 6 post-norm layers on each side, with a warmup of 4,000 steps
+)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
 
-OPENS = {"relu": 0.0, "relu2": 0.0, "gelu": -3.0, "geglu": -3.0, "swiglu": -3.0}  # below, nothing comes through
+OPENS = {
+    "relu": 0.0,
+    "relu2": 0.0,
+    "gelu": -3.0,
+    "geglu": -3.0,
+    "swiglu": -3.0,
+}  # below, nothing comes through
 
 
 @dataclass(frozen=True)
@@ -291,7 +340,9 @@ def units(engine: Engine, batches: Iterable[Batch], c: ModelConfig) -> tuple[dic
     tokens = 0
     for batch in batches:
         tokens += batch.tokens.size
-        for mlp, x in zip(mlps, engine.inspect(batch, [f"{mlp}.preactivation" for mlp in mlps]).values()):
+        for mlp, x in zip(
+            mlps, engine.inspect(batch, [f"{mlp}.preactivation" for mlp in mlps]).values()
+        ):
             x = x.reshape(-1, x.shape[-1])
             if not len(x):
                 continue
@@ -303,7 +354,9 @@ def units(engine: Engine, batches: Iterable[Batch], c: ModelConfig) -> tuple[dic
             ]
             old = found.get(mlp)
             found[mlp] = (
-                part if old is None else [np.maximum(old[0], part[0]), *(a + b for a, b in zip(old[1:], part[1:]))]
+                part
+                if old is None
+                else [np.maximum(old[0], part[0]), *(a + b for a, b in zip(old[1:], part[1:]))]
             )
         if all((highest > OPENS[c.feedforward]).all() for highest, *_ in found.values()):
             break
@@ -322,13 +375,24 @@ def dead_units(found: Mapping[str, Units], tokens: int, c: ModelConfig, step: in
     worst = max(dead, key=dead.__getitem__)
     still = max(constant, key=constant.__getitem__)
     if dead[worst] >= constant[still] or not constant[still] > DEAD[0]:
-        seen = f"at most {dead[worst]:.1%} of a layer's units never above {opens:g} ({worst}) {over}"
+        seen = (
+            f"at most {dead[worst]:.1%} of a layer's units never above {opens:g} ({worst}) {over}"
+        )
         verdict = graded(dead[worst], *DEAD)
-        means = "units open for some text" if verdict == "ok" else "dead units: nothing goes through them, nor back"
+        means = (
+            "units open for some text"
+            if verdict == "ok"
+            else "dead units: nothing goes through them, nor back"
+        )
     else:
-        seen, verdict = f"{constant[still]:.1%} of the units of {still} constant {over}", graded(constant[still], *DEAD)
+        seen, verdict = (
+            f"{constant[still]:.1%} of the units of {still} constant {over}",
+            graded(constant[still], *DEAD),
+        )
         means = "saturated units: they say the same whatever the text"
-    advice = "Lower --lr or lengthen --warmup-steps; start biases at 0; --feedforward gelu or swiglu."
+    advice = (
+        "Lower --lr or lengthen --warmup-steps; start biases at 0; --feedforward gelu or swiglu."
+    )
     return Finding("dead units", verdict, seen, means, "" if verdict == "ok" else advice)
 
 
@@ -346,7 +410,9 @@ def attention_entropy(reading: Reading, vocab_size: int) -> Finding:
         return Finding(signal, "bad" if high else "watch", f"{seen}; {collapsed:.0%} of the heads below .05",
                        "attention has collapsed onto single tokens; it goes with instability (Zhai, arXiv:2303.06296)",
                        "Use --qk-norm, lower --lr, lengthen --warmup-steps.")  # fmt: skip
-    return Finding(signal, "ok", seen, "heads look around (1 is everywhere alike, as before training)")
+    return Finding(
+        signal, "ok", seen, "heads look around (1 is everywhere alike, as before training)"
+    )
 
 
 def attention_logits(readings: Sequence[Reading]) -> Finding:
@@ -365,7 +431,9 @@ def output_logits(readings: Sequence[Reading]) -> Finding:
     last = readings[-1]
     drift = ", ".join(f"{r.log_z:+.1f} at step {r.step:,}" for r in readings)
     seen = f"mean {last.logit_mean:.2g}, largest {last.logit_max:.3g}; log Z {drift}"
-    verdict = max(graded(abs(last.log_z), *LOG_Z), graded(last.logit_max, *LOGIT), key=SEVERITY.__getitem__)
+    verdict = max(
+        graded(abs(last.log_z), *LOG_Z), graded(last.logit_max, *LOGIT), key=SEVERITY.__getitem__
+    )
     if verdict == "ok":
         return Finding("output logits", verdict, seen, "logits stay where numbers are exact")
     return Finding("output logits", verdict, seen, "logits grow out of the range where numbers are exact",

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
-from glasslm.engines import Batch, Engine, State, make_engine
+from glasslm.config.schema import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.engines.state import moment_kind
 from glasslm.lab.diagnosis.curves import noise_of
 from glasslm.lab.diagnosis.signals import graded, rms, some
-from glasslm.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, table
 from glasslm.report.findings import Finding, Verdict
 
 Array = NDArray[Any]
@@ -56,7 +57,9 @@ def advance(engine: Engine, batch: Batch, lr: float) -> float:
     return losses.cross_entropy
 
 
-def with_rows(config: RunConfig, rows: int, model: dict[str, Any], optimizer: dict[str, Any]) -> RunConfig:
+def with_rows(
+    config: RunConfig, rows: int, model: dict[str, Any], optimizer: dict[str, Any]
+) -> RunConfig:
     """A config for batches of that many rows, so that they are cut for all threads."""
     return RunConfig(
         dataclasses.replace(config.model, **model),
@@ -74,12 +77,16 @@ class Ratio(NamedTuple):
 
     name: str
     kind: str  # the optimizer that moves it
-    ratio: float  # deviation of the update over that of the weight; rms where the weight is a vector
+    ratio: (
+        float  # deviation of the update over that of the weight; rms where the weight is a vector
+    )
     change: float  # rms of the update, without the decay of the weight
     always: bool  # it computes every token
 
 
-def ratios(engine: Engine, batch: Batch, lr: float, config: RunConfig, vocab_size: int) -> list[Ratio]:
+def ratios(
+    engine: Engine, batch: Batch, lr: float, config: RunConfig, vocab_size: int
+) -> list[Ratio]:
     """What one real update at that rate does to each trained weight. It changes the engine.
 
     Weight decay is taken out: it moves a weight that gets no gradient, too. A weight that not even decay moves has no
@@ -95,7 +102,11 @@ def ratios(engine: Engine, batch: Batch, lr: float, config: RunConfig, vocab_siz
         change = after.astype(np.float64) - before[name]
         if rows[name].decay and change.any():
             change += lr * config.optimizer.weight_decay * before[name]
-        size, moved = (rms(before[name]), rms(change)) if change.ndim < 2 else (before[name].std(), change.std())
+        size, moved = (
+            (rms(before[name]), rms(change))
+            if change.ndim < 2
+            else (before[name].std(), change.std())
+        )
         ratio = float(moved / size) if size else math.nan
         kind = moment_kind(rows[name], config.optimizer.optimizer)
         found.append(Ratio(name, kind, ratio, rms(change), rows[name].active == 1))
@@ -114,10 +125,15 @@ def judge_updates(found: list[Ratio], lr: float, step: int, tuned: bool = False)
     small = ("norm.weight", "bias", "lora_b", *(["lora_a"] if step == 0 else []))
     matrices = [r for r in found if r.ratio == r.ratio and not r.name.endswith(small)]
     kinds = sorted({r.kind for r in matrices})
-    medians = {kind: float(np.median([r.ratio for r in matrices if r.kind == kind])) for kind in kinds}
+    medians = {
+        kind: float(np.median([r.ratio for r in matrices if r.kind == kind])) for kind in kinds
+    }
     told = ", ".join(f"{kind} {ratio:.1e}" for kind, ratio in medians.items())
     seen = f"{told} at step {step:,} and rate {lr:.2g} (medians)"
-    usual = {kind: float(np.median([r.change for r in found if r.kind == kind])) for kind in {r.kind for r in found}}
+    usual = {
+        kind: float(np.median([r.change for r in found if r.kind == kind]))
+        for kind in {r.kind for r in found}
+    }
     frozen = [r.name for r in found if r.always and not r.change > FROZEN * usual[r.kind]]
     frozen = [name for name in frozen if not (step == 0 and name.endswith("lora_a"))]
     if frozen:
@@ -126,15 +142,24 @@ def judge_updates(found: list[Ratio], lr: float, step: int, tuned: bool = False)
         return Finding(signal, "bad", seen, "these weights do not learn", advice)
     if not medians:
         return Finding(
-            signal, "ok", f"every weight moved at step {step:,}", "there is nothing to compare them with yet"
+            signal,
+            "ok",
+            f"every weight moved at step {step:,}",
+            "there is nothing to compare them with yet",
         )
     largest = max(medians.values())
     verdict = graded(largest, *(FIRST if first else LARGEST))
     if verdict != "ok":
-        means = "an update overturns much of the weights" + (", before they have a direction" if first else "")
-        return Finding(signal, verdict, seen, means, "Lengthen --warmup-steps." if first else "Lower --lr.")
+        means = "an update overturns much of the weights" + (
+            ", before they have a direction" if first else ""
+        )
+        return Finding(
+            signal, verdict, seen, means, "Lengthen --warmup-steps." if first else "Lower --lr."
+        )
     if largest < 1e-6:
-        return Finding(signal, "watch", seen, "updates are too small to learn anything", "Raise --lr.")
+        return Finding(
+            signal, "watch", seen, "updates are too small to learn anything", "Raise --lr."
+        )
     return Finding(signal, "ok", seen, "weights move at an ordinary pace")
 
 
@@ -144,7 +169,10 @@ FIRST, LARGEST = (0.08, 0.25), (0.15, 0.5)
 
 # -- one batch by heart -----------------------------------------------------------------------------------------------
 
-BY_HEART, OVERFIT_STEPS = 0.1, 150  # share of ln V; clean models take 15 to 60 steps, post-norm ones to 100
+BY_HEART, OVERFIT_STEPS = (
+    0.1,
+    150,
+)  # share of ln V; clean models take 15 to 60 steps, post-norm ones to 100
 
 
 def overfit(bench: Bench, rows: int) -> list[float]:
@@ -240,8 +268,16 @@ def judge_range(found: Range, config: OptimizerConfig, tuned: bool = False) -> F
         seen = f"no rate up to {found.rates[-1]:.1g} brings the loss clearly down from {found.smooth[0]:.3f}"
         return Finding(signal, "ok", seen, "nothing to gain at any rate: judge by the old text")
     if not gained > least:
-        seen = f"no rate up to {found.rates[-1]:.1g} brings the loss down from {found.smooth[0]:.3f}"
-        return Finding(signal, "bad", seen, "the rate is not what is wrong", "Look for a fault in the model first.")
+        seen = (
+            f"no rate up to {found.rates[-1]:.1g} brings the loss down from {found.smooth[0]:.3f}"
+        )
+        return Finding(
+            signal,
+            "bad",
+            seen,
+            "the rate is not what is wrong",
+            "Look for a fault in the model first.",
+        )
     verdict = graded(lr / found.limit, RATE_WATCH, RATE_BAD)
     if verdict != "ok":
         return Finding(signal, verdict, seen, "the rate is too high for the first steps of this model",
@@ -250,7 +286,10 @@ def judge_range(found: Range, config: OptimizerConfig, tuned: bool = False) -> F
         return Finding(signal, "watch", seen, "the rate is far lower than it need be: it learns slowly",
                        f"Try --lr {found.suggested:.1g}, a third of that limit.")  # fmt: skip
     return Finding(
-        signal, "ok", seen, f"the rate lies where this model learns; a third of the limit is {found.suggested:.1g}"
+        signal,
+        "ok",
+        seen,
+        f"the rate lies where this model learns; a third of the limit is {found.suggested:.1g}",
     )
 
 
@@ -308,7 +347,11 @@ def widths(c: ModelConfig) -> list[ModelConfig]:
     for heads in (fewest, 2 * fewest, 4 * fewest):
         wide = heads * c.head_size
         d_ff = max(1, round(c.d_ff * wide / c.d_model))
-        found.append(dataclasses.replace(c, d_model=wide, n_heads=heads, n_kv_heads=heads // group, d_ff=d_ff))
+        found.append(
+            dataclasses.replace(
+                c, d_model=wide, n_heads=heads, n_kv_heads=heads // group, d_ff=d_ff
+            )
+        )
     return found
 
 
@@ -318,5 +361,11 @@ def judge_coordinates(found: Coordinates) -> Finding:
     told = ", ".join(f"{place} {slope:+.2f}" for place, slope in slopes.items())
     seen = f"change after {COORDINATE_STEPS} steps goes with width to the power: {told}"
     flat = max(map(abs, slopes.values())) < 0.3
-    means = "flat: a rate that suits one width suits others" if flat else "not flat: each width needs a rate of its own"
-    return Finding("widths", "ok", seen, means, "" if flat else "Tune --lr again for another --d-model.")
+    means = (
+        "flat: a rate that suits one width suits others"
+        if flat
+        else "not flat: each width needs a rate of its own"
+    )
+    return Finding(
+        "widths", "ok", seen, means, "" if flat else "Tune --lr again for another --d-model."
+    )

@@ -1,0 +1,1 @@
+"""Scaling laws: fits, their uncertainty and the plans that follow, from any table of runs."""

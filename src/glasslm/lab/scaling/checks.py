@@ -53,7 +53,9 @@ class Bootstrap:
         value = scale(of(self.fit))
         below, above = np.percentile([scale(of(law)) for law in self.refits], [15.87, 84.13])
         half = self.t * float(above - below) / 2
-        return Interval(back(value), back(value - half) if log else max(value - half, 0.0), back(value + half))
+        return Interval(
+            back(value), back(value - half) if log else max(value - half, 0.0), back(value + half)
+        )
 
     @property
     def t(self) -> float:
@@ -63,7 +65,14 @@ class Bootstrap:
 
     def parameters(self) -> dict[str, Interval]:
         """alpha, beta, A, B, E and a, each with its interval."""
-        logs = {"alpha": True, "beta": True, "A": True, "B": True, "E": False, "a": False}  # E may well be 0
+        logs = {
+            "alpha": True,
+            "beta": True,
+            "A": True,
+            "B": True,
+            "E": False,
+            "a": False,
+        }  # E may well be 0
         return {name: self.interval(attrgetter(name), log) for name, log in logs.items()}
 
     def expected(self, N: float, D: float) -> Interval:
@@ -85,7 +94,9 @@ def _exp(x: float) -> float:
     return math.exp(min(x, 700.0))
 
 
-def bootstrap(observations: Sequence[Observation], fitted: Fit | None = None, refits: int = REFITS) -> Bootstrap:
+def bootstrap(
+    observations: Sequence[Observation], fitted: Fit | None = None, refits: int = REFITS
+) -> Bootstrap:
     """Refit to `refits` draws of cells, each refit from where the fit to all of them ended. Always the same draws."""
     fitted = fitted or fit(observations)
     ordered = sorted(observations, key=lambda o: (o.N, o.D, o.loss))  # as Problem.of sorts them
@@ -94,7 +105,9 @@ def bootstrap(observations: Sequence[Observation], fitted: Fit | None = None, re
     row = {cell: i for i, cell in enumerate(cells)}
     drawn = _draws(cells, refits)[:, [row[o.cell] for o in ordered]]
     theta = np.clip(problem.theta(fitted), *power_terms.bounds(problem.y, 2))
-    found, _ = power_terms.minimise(np.tile(theta, (refits, 1)), problem.x, problem.y, drawn, fitted.delta)
+    found, _ = power_terms.minimise(
+        np.tile(theta, (refits, 1)), problem.x, problem.y, drawn, fitted.delta
+    )
     return Bootstrap(fitted, tuple(problem.law(row) for row in found))
 
 
@@ -104,7 +117,9 @@ def _draws(cells: Sequence[tuple[float, float]], count: int) -> Array:
     size, tokens = (np.array(levels([cell[i] for cell in cells])) for i in (0, 1))
     kept: list[Array] = []
     while len(kept) < count:
-        draw = np.bincount(rng.integers(len(cells), size=len(cells)), minlength=len(cells)).astype(np.float64)
+        draw = np.bincount(rng.integers(len(cells), size=len(cells)), minlength=len(cells)).astype(
+            np.float64
+        )
         seen = draw > 0
         if len(set(size[seen])) >= SIZES and len(set(tokens[seen])) >= BUDGETS and seen.sum() >= 5:
             kept.append(draw)
@@ -125,7 +140,10 @@ class Variation:
 
 def sensitivity(observations: Sequence[Observation], delta: float = DELTA) -> list[Variation]:
     """The fit for other deltas, and without each size and each budget in turn, from the smallest up."""
-    found = [_variation("least squares" if d == math.inf else f"delta {d:g}", observations, d) for d in DELTAS]
+    found = [
+        _variation("least squares" if d == math.inf else f"delta {d:g}", observations, d)
+        for d in DELTAS
+    ]
     sizes = levels([o.N for o in observations])
     kind, budget = budgets(observations)
     for letter, groups, values in (("N", sizes, [o.N for o in observations]),
@@ -173,7 +191,9 @@ class Backtest:
     @property
     def error(self) -> float:
         """Mean absolute relative error of the loss."""
-        return math.fsum(abs(forecast.relative_error) for forecast in self.forecasts) / len(self.forecasts)
+        return math.fsum(abs(forecast.relative_error) for forecast in self.forecasts) / len(
+            self.forecasts
+        )
 
     @property
     def inside(self) -> int:

@@ -20,7 +20,9 @@ from glasslm.lab.scaling.checks import Bootstrap
 from glasslm.lab.scaling.law import ALIKE, Interval, Observation, levels
 from glasslm.lab.scaling.power_terms import Array
 
-KAPLAN = 0.076  # the exponent of L(N) in Kaplan et al. 2020 (arXiv:2001.08361), N without embeddings
+KAPLAN = (
+    0.076  # the exponent of L(N) in Kaplan et al. 2020 (arXiv:2001.08361), N without embeddings
+)
 POINTS = 1500  # of compute, at which the envelope is read, as in the paper
 
 
@@ -38,7 +40,9 @@ class Frontier:
         return self.k * C**self.a.value
 
 
-def _frontier(approach: str, points: Sequence[tuple[float, float]], warnings: Sequence[str]) -> Frontier:
+def _frontier(
+    approach: str, points: Sequence[tuple[float, float]], warnings: Sequence[str]
+) -> Frontier:
     if len(points) < 3:
         said = "; ".join(warnings) or "no warnings"
         raise InputError(f"{approach} found {len(points)} optima ({said}): expected at least 3, as an exponent without "
@@ -54,7 +58,11 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float, Arra
     found = linregress(x, y)
     half = float(t.ppf(0.975, len(x) - 2)) * float(found.stderr)
     slope, intercept = float(found.slope), float(found.intercept)
-    return Interval(slope, slope - half, slope + half), intercept, np.asarray(y) - intercept - slope * np.asarray(x)
+    return (
+        Interval(slope, slope - half, slope + half),
+        intercept,
+        np.asarray(y) - intercept - slope * np.asarray(x),
+    )
 
 
 # -- approach 1: the envelope of training curves ----------------------------------------------------------------------
@@ -70,10 +78,25 @@ class TrainingCurve:
 
     def __post_init__(self) -> None:
         C, loss, what = np.asarray(self.C), np.asarray(self.loss), f"the curve of N = {self.N:g}"
-        require(len(C) == len(loss) >= 2, what, f"{len(C)} computes and {len(loss)} losses", "as many, and 2 or more")
+        require(
+            len(C) == len(loss) >= 2,
+            what,
+            f"{len(C)} computes and {len(loss)} losses",
+            "as many, and 2 or more",
+        )
         rising = bool((C[:1] > 0).all() and (np.diff(C) > 0).all())
-        require(rising, what, "not rising in compute", "each compute above the one before, and the first above 0")
-        require(bool((np.isfinite(loss) & (loss > 0)).all()), what, "not finite", "finite losses above 0")
+        require(
+            rising,
+            what,
+            "not rising in compute",
+            "each compute above the one before, and the first above 0",
+        )
+        require(
+            bool((np.isfinite(loss) & (loss > 0)).all()),
+            what,
+            "not finite",
+            "finite losses above 0",
+        )
 
     def at(self, C: Array) -> Array:
         """Losses between the curve's points, by monotone cubics in logarithms; inf where the curve does not reach."""
@@ -103,7 +126,9 @@ def envelope(curves: Sequence[TrainingCurve]) -> Frontier:
     """
     require(len(curves) > 0, "the number of curves", len(curves), "at least 4 sizes")
     C, sizes = _computes(curves), sorted({curve.N for curve in curves})
-    losses = np.stack([np.min([curve.at(C) for curve in curves if size == curve.N], axis=0) for size in sizes])
+    losses = np.stack(
+        [np.min([curve.at(C) for curve in curves if size == curve.N], axis=0) for size in sizes]
+    )
     best = np.where(np.isfinite(losses.min(0)), losses.argmin(0), -1)  # (POINTS,)
     points, warnings = [], []
     on_it = [i for i in range(len(sizes)) if (best == i).any()]
@@ -114,13 +139,17 @@ def envelope(curves: Sequence[TrainingCurve]) -> Frontier:
         if 0 < turn < both.sum():
             points.append((float(C[both][turn]), math.sqrt(sizes[i] * sizes[j])))
         else:
-            warnings.append(f"the curves of N = {sizes[i]:.3g} and {sizes[j]:.3g} do not cross where both were trained")
+            warnings.append(
+                f"the curves of N = {sizes[i]:.3g} and {sizes[j]:.3g} do not cross where both were trained"
+            )
     return _frontier("envelope", points, warnings)
 
 
 def _computes(curves: Sequence[TrainingCurve]) -> Array:
     """(POINTS,) from where the first curve begins to where the last one ends."""
-    return np.geomspace(min(curve.C[0] for curve in curves), max(curve.C[-1] for curve in curves), POINTS)
+    return np.geomspace(
+        min(curve.C[0] for curve in curves), max(curve.C[-1] for curve in curves), POINTS
+    )
 
 
 def slices(curves: Sequence[TrainingCurve], count: int = 4) -> list[Observation]:
@@ -197,10 +226,18 @@ def isoflop(found: Sequence[Parabola]) -> Frontier:
     warnings = []
     for p in found:
         if p.verdict == "off-centre":
-            warnings.append(f"C = {p.C:.3g}: the minimum {p.N_opt:.3g} is off the centre of its sizes, so it is biased")
+            warnings.append(
+                f"C = {p.C:.3g}: the minimum {p.N_opt:.3g} is off the centre of its sizes, so it is biased"
+            )
         elif p not in inside:
-            seen = "there is no minimum" if p.verdict == "no minimum" else "the minimum is outside the sizes trained"
-            warnings.append(f"C = {p.C:.3g}: {seen} ({p.sizes[0]:.3g} to {p.sizes[-1]:.3g}); left out")
+            seen = (
+                "there is no minimum"
+                if p.verdict == "no minimum"
+                else "the minimum is outside the sizes trained"
+            )
+            warnings.append(
+                f"C = {p.C:.3g}: {seen} ({p.sizes[0]:.3g} to {p.sizes[-1]:.3g}); left out"
+            )
     return _frontier("IsoFLOP", [(p.C, p.N_opt) for p in inside], warnings)
 
 
@@ -250,7 +287,9 @@ def at_equal_tokens(observations: Sequence[Observation]) -> list[Observation]:
             if close:
                 found[size] = close[-1]
             elif D[0] < tokens < D[-1]:
-                found[size] = math.exp(float(PchipInterpolator(np.log(D), np.log(means))(math.log(tokens))))
+                found[size] = math.exp(
+                    float(PchipInterpolator(np.log(D), np.log(means))(math.log(tokens)))
+                )
         return found
 
     most = max({o.D for o in observations}, key=lambda D: (len(losses(D)), D))
@@ -282,12 +321,18 @@ def size_law(observations: Sequence[Observation], floor: bool = False) -> SizeLa
     tokens = [o.D for o in observations]
     warnings = []
     if max(tokens) > ALIKE * min(tokens):
-        warnings.append(f"D runs from {min(tokens):.3g} to {max(tokens):.3g}, so alpha is not the effect of size alone")
+        warnings.append(
+            f"D runs from {min(tokens):.3g} to {max(tokens):.3g}, so alpha is not the effect of size alone"
+        )
     if floor:
         k, alpha, E, residuals = _with_floor(x, y)
     else:
         slope, intercept, residuals = _line(list(x), list(y))
-        k, E, alpha = math.exp(intercept), 0.0, Interval(-slope.value, -slope.ci_high, -slope.ci_low)
+        k, E, alpha = (
+            math.exp(intercept),
+            0.0,
+            Interval(-slope.value, -slope.ci_high, -slope.ci_low),
+        )
     spread = float(((y - y.mean()) ** 2).sum())
     r2 = 1 - float((residuals**2).sum()) / spread if spread else math.nan
     return SizeLaw(k, alpha, E, r2, tuple(warnings))
@@ -299,11 +344,18 @@ def _with_floor(x: Array, y: Array) -> tuple[float, Interval, float, Array]:
 
     centred = (x - x.mean())[None]
     first = power_terms.starts(centred, y, math.inf)
-    theta, objective = power_terms.minimise(first, centred, y, np.ones((len(first), len(y))), math.inf)
+    theta, objective = power_terms.minimise(
+        first, centred, y, np.ones((len(first), len(y))), math.inf
+    )
     best = theta[objective.argmin()][None]
     log_loss, shares = power_terms.predicted(best, centred)
     J, residuals, freedom = power_terms.jacobian(shares, centred)[0], y - log_loss[0], len(y) - 3
     variance = float((residuals**2).sum()) / freedom * np.linalg.pinv(J.T @ J)[2, 2]
     e, c, alpha = (float(value) for value in best[0])
     half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
-    return math.exp(c + alpha * float(x.mean())), Interval(alpha, alpha - half, alpha + half), math.exp(e), residuals
+    return (
+        math.exp(c + alpha * float(x.mean())),
+        Interval(alpha, alpha - half, alpha + half),
+        math.exp(e),
+        residuals,
+    )

@@ -36,7 +36,12 @@ class Observation:
     def __post_init__(self) -> None:
         for name, value in (("N", self.N), ("D", self.D), ("loss", self.loss), ("C", self.C)):
             what = f"{name} of the run with N = {self.N:g}, D = {self.D:g}"
-            require(math.isfinite(value) and value > 0, what, value, "a finite number above 0; leave diverged runs out")
+            require(
+                math.isfinite(value) and value > 0,
+                what,
+                value,
+                "a finite number above 0; leave diverged runs out",
+            )
 
     @property
     def C(self) -> float:
@@ -135,7 +140,9 @@ def fit(observations: Sequence[Observation], delta: float = DELTA) -> Fit:
     require_design(observations)
     problem = Problem.of(observations)
     first = power_terms.starts(problem.x, problem.y, delta)
-    theta, objective = power_terms.minimise(first, problem.x, problem.y, np.ones((len(first), problem.n)), delta)
+    theta, objective = power_terms.minimise(
+        first, problem.x, problem.y, np.ones((len(first), problem.n)), delta
+    )
     best = int(objective.argmin())
     law, cells = problem.law(theta[best]), len({o.cell for o in observations})
     squares = math.fsum(math.log(o.loss / law.loss(o.N, o.D)) ** 2 for o in observations)
@@ -172,7 +179,13 @@ class Problem:
     def law(self, theta: Array) -> Law:
         e, a, alpha, b, beta = (float(value) for value in theta)
         N0, D0 = (float(value) for value in self.centre[:, 0])
-        return Law(alpha=alpha, beta=beta, A=math.exp(a + alpha * N0), B=math.exp(b + beta * D0), E=math.exp(e))
+        return Law(
+            alpha=alpha,
+            beta=beta,
+            A=math.exp(a + alpha * N0),
+            B=math.exp(b + beta * D0),
+            E=math.exp(e),
+        )
 
     def theta(self, law: Law) -> Array:
         N0, D0 = (float(value) for value in self.centre[:, 0])
@@ -184,10 +197,14 @@ def _undetermined(theta: Array, y: Array) -> tuple[str, ...]:
     low, high = power_terms.bounds(y, 2)
     found = []
     if theta[0] <= low[0] + 1:
-        found.append("E is 0 as far as these runs can tell: the losses are too far above their floor to show it")
+        found.append(
+            "E is 0 as far as these runs can tell: the losses are too far above their floor to show it"
+        )
     for name, i in (("alpha", 2), ("beta", 4)):
         if not low[i] < theta[i] < high[i]:
-            found.append(f"{name} = {theta[i]:g} is the edge of what was searched: the runs do not determine it")
+            found.append(
+                f"{name} = {theta[i]:g} is the edge of what was searched: the runs do not determine it"
+            )
         if theta[i - 1] <= low[i - 1] + 1:
             what = "size" if name == "alpha" else "number of tokens"
             found.append(f"the loss does not depend on the {what}, so {name} means nothing")
@@ -223,7 +240,9 @@ def require_design(observations: Sequence[Observation]) -> None:
         seen = f"{len(cells)} cells of {sizes} sizes and {tokens} token budgets"
         raise InputError(f"{seen} are too few to fit a law of five parameters: {cure}")
     x, y = (np.array([math.log(cell[i]) for cell in cells]) for i in (0, 1))
-    left = float((y - np.polyval(np.polyfit(x, y, 1), x)).std())  # of log D, once it is known which size it is
+    left = float(
+        (y - np.polyval(np.polyfit(x, y, 1), x)).std()
+    )  # of log D, once it is known which size it is
     if left < math.log(ALIKE):
         seen = "tokens follow from the size in every run (as in D = 20 N everywhere)"
         raise InputError(f"{seen}, so alpha and beta cannot be told apart: {cure}")

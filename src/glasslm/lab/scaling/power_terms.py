@@ -106,7 +106,16 @@ def minimise(theta: Array, x: Array, y: Array, weights: Array, delta: float) -> 
     return theta, objective
 
 
-def _step(theta: Array, x: Array, y: Array, weights: Array, delta: float, mu: Array, low: Array, high: Array) -> Array:
+def _step(
+    theta: Array,
+    x: Array,
+    y: Array,
+    weights: Array,
+    delta: float,
+    mu: Array,
+    low: Array,
+    high: Array,
+) -> Array:
     """(S, P): how far each fit goes next. A parameter at its bound that would leave it stays."""
     log_loss, shares = predicted(theta, x)
     r, J = log_loss - y, jacobian(shares, x)

@@ -30,23 +30,39 @@ def read(path: Path) -> tuple[list[Observation], list[str]]:
         raise InputError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text: {error}") from None
-    dialect = csv.Sniffer().sniff(text[:4096], ",;\t") if any(mark in text for mark in ",;\t") else csv.excel
+    dialect = (
+        csv.Sniffer().sniff(text[:4096], ",;\t")
+        if any(mark in text for mark in ",;\t")
+        else csv.excel
+    )
     reader = csv.DictReader(text.splitlines(), dialect=dialect)
     columns = {name: _column(name, reader.fieldnames or []) for name in NAMES}
-    if columns["N"] is None or columns["loss"] is None or (columns["D"] is None and columns["C"] is None):
+    if (
+        columns["N"] is None
+        or columns["loss"] is None
+        or (columns["D"] is None and columns["C"] is None)
+    ):
         raise InputError(
             f"{path} has the columns {', '.join(reader.fieldnames or []) or 'none'}: expected N, D or C, and loss"
         )
     found, lost = [], []
     for number, row in enumerate(reader, 2):
-        values = {name: _number(row[column], path, number) for name, column in columns.items() if column is not None}
+        values = {
+            name: _number(row[column], path, number)
+            for name, column in columns.items()
+            if column is not None
+        }
         if not math.isfinite(values["loss"]):
-            lost.append(f"line {number}: no finite loss, so the run is left out; that it diverged is a result, too")
+            lost.append(
+                f"line {number}: no finite loss, so the run is left out; that it diverged is a result, too"
+            )
             continue
         N = values["N"]
         D = values["D"] if "D" in values else values["C"] / (6 * N)
         try:
-            found.append(Observation(N, D, values["loss"], values.get("C"), int(values.get("seed", 0))))
+            found.append(
+                Observation(N, D, values["loss"], values.get("C"), int(values.get("seed", 0)))
+            )
         except InputError as error:
             raise InputError(f"line {number} of {path}: {error}") from None
     return found, lost

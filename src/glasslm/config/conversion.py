@@ -1,0 +1,108 @@
+"""Configs out of plain values, and back: the flat names of flags, the dictionaries of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from glasslm.config.schema import (
+    ALIASES,
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.errors import InputError
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
+    """`base` with some fields changed by their flat names: with_flags(tiny(), {"lr": 1e-3, "n_layers": 2}).
+
+    A learning rate below the min_lr of `base` takes that down with it, in proportion, unless min_lr is given, too.
+    Raises InputError for a name that no part of a RunConfig has.
+    """
+    parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
+    known = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    for flag, value in flags.items():
+        name = ALIASES.get(flag, flag)
+        if name not in known:
+            raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, known)}")
+        of_part = changes[known[name]]
+        if name in of_part:
+            raise InputError(f"{name} was given twice, by two of its names: give it once")
+        of_part[name] = _checked(value, _hints(type(parts[known[name]]))[name], flag)
+    rates = changes["optimizer"]
+    if "min_lr" not in rates and rates.get("lr", base.optimizer.lr) < base.optimizer.min_lr:
+        rates["min_lr"] = rates["lr"] * (base.optimizer.min_lr / base.optimizer.lr)
+    return RunConfig(
+        **{name: dataclasses.replace(part, **changes[name]) for name, part in parts.items()}
+    )
+
+
+Config = TypeVar(
+    "Config", ModelConfig, DataConfig, OptimizerConfig, TrainConfig, RunConfig, ComputeConfig
+)
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A config from JSON's dictionaries; strict: unknown keys and wrong types are InputErrors, missing keys are not.
+
+    A missing key takes its default, so that runs written by an older version, which lacked the field, still read.
+    """
+    hints = _hints(kind)
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{kind.__name__} has no field '{key}'{_did_you_mean(key, hints)}")
+    return kind(**{key: _checked(value, hints[key], key) for key, value in values.items()})
+
+
+def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type `hint`, or an InputError.
+
+    Lists become tuples, whole numbers floats, NumPy's numbers and arrays Python's; nothing else changes.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return from_dict(hint, value)  # type: ignore[type-var]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{name} is {value!r}: expected one of {', '.join(map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _checked(value, next(a for a in args if a is not type(None)), name)
+    if origin is tuple:
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        kinds = [args[0]] * len(items) if args[-1] is Ellipsis else list(args)
+        if len(items) != len(kinds):
+            raise InputError(f"{name} is {value!r}: expected {len(kinds)} values")
+        return tuple(_checked(item, kind, name) for item, kind in zip(items, kinds))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and hasattr(value, "__fspath__"):
+        return str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{name} is {value!r}: expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean '{close[0]}'?" if close else f": known are {', '.join(sorted(known))}"

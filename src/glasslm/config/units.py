@@ -1,0 +1,44 @@
+"""Durations and sizes as people write them."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+from glasslm.errors import InputError
+
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
+
+
+def seconds(duration: str) -> float:
+    """A duration such as "90s", "10min", "1h30m", ".5h" or "45" (seconds), in seconds.
+
+    >>> seconds("1h30m")
+    5400.0
+    """
+    with_unit = rf"{_NUMBER}\s*({'|'.join(_UNITS)})\s*"
+    total = math.nan
+    if re.fullmatch(rf"\s*(?:{with_unit})+", duration):
+        total = sum(
+            float(number) * _UNITS[unit] for number, unit in re.findall(with_unit, duration)
+        )
+    elif alone := re.fullmatch(rf"\s*{_NUMBER}\s*", duration):
+        total = float(alone[1])
+    if not 0 < total < math.inf:
+        raise InputError(
+            f"'{duration}' is not a duration: write numbers with s, m or h, such as 90s, 10m or 2h30m"
+        )
+    return total
+
+
+def byte_count(size: str) -> int:
+    """A size such as "200kB", "50 MB" or "2GB", in powers of 1000; 0 for what is no size.
+
+    >>> byte_count("200kB")
+    200000
+    """
+    parts = re.fullmatch(rf"{_NUMBER}\s*(B|kB|MB|GB|)", size.strip(), re.IGNORECASE)
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    return int(Fraction(parts[1]) * units[parts[2].upper()]) if parts else 0

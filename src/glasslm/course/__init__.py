@@ -1,0 +1,1 @@
+"""What courses ask for: the capstone."""

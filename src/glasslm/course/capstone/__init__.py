@@ -1,0 +1,1 @@
+"""The capstone: one folder with a trained model, an ablation, a scaling study and answered questions."""

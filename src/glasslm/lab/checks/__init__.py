@@ -1,0 +1,1 @@
+"""Gradient checks: hand-written gradients against finite differences and against autograd."""

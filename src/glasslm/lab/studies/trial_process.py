@@ -1,0 +1,40 @@
+"""A process of its own for a run of a study: started, listened to, and told when to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from glasslm import files
+from glasslm.training.interruption import Interrupt
+
+
+def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """A process of its own for one run; its exit code. A signal ends its input, at which it saves and ends."""
+    if interrupted.is_set():
+        return 128 + signal.SIGTERM
+    files.make_folder(study / "logs")
+    log = study / "logs" / f"{Path(job['run_dir']).name}.log"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    with (
+        open(log, "ab") as out,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "glasslm.lab.studies.worker"],
+            stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True,
+        ) as child,
+    ):  # fmt: skip
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()
+        while (code := child.poll()) is None:
+            if interrupted.wait(0.1) and not child.stdin.closed:
+                child.stdin.close()
+            elif interrupted.is_set():
+                time.sleep(0.1)
+        return code

@@ -1,0 +1,1 @@
+"""Verification: integrity of a run, exact resume, reproduction, comparison of runs."""

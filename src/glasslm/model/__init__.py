@@ -1,0 +1,1 @@
+"""The model described once: the parameter table (parameters), LoRA adapters (adapters), FLOPs (flops)."""

@@ -1,0 +1,337 @@
+"""What a run must remember, written and read through files.py: weights, moments and one small JSON.
+
+A checkpoint is the folder checkpoints/000500: model.safetensors (the table's names; float32, or float64 when the engine
+computes in float64), optimizer.safetensors (moments as `adamw.m/NAME`), state.json (Progress and the hashes of what it
+belongs to) and manifest.json. Of a run that trains adapters it holds these alone; the frozen weights are in the run's
+folder once, as base/model.safetensors. No file points to another: the latest is the highest step that verifies, and it
+knows the best. The same state gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from glasslm import files
+from glasslm.engines.protocol import Engine
+from glasslm.engines.state import AVERAGE
+from glasslm.errors import DamagedError, DivergedError, InputError
+
+Array = NDArray[Any]
+Which = Literal["latest", "best"] | int
+
+FORMAT = 1
+FOLDER, BASE = "checkpoints", "base"
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
+
+
+class Best(NamedTuple):
+    """The lowest validation loss (nats per token) so far, and the step of its checkpoint."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. With the weights and moments it is all that an exact resume needs."""
+
+    step: int  # batches consumed
+    updates: int  # updates applied: skipped steps are not
+    tokens: int  # tokens trained on
+    metrics_bytes: int  # length of metrics.jsonl
+    best: Best | None = None
+    loop: dict[str, Any] = field(
+        default_factory=dict
+    )  # the loop's own memory, as JSON: guard window, patience ...
+    loss_scale: float = 1.0  # of float16
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files agree with their manifest. The arrays stay on the disk until they are asked for."""
+
+    path: Path
+    progress: Progress
+    config_sha256: str
+    tokenizer_sha256: str
+    data_sha256: str
+    base_sha256: str | None = None  # of the frozen weights, where there are such
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    def weights(self) -> dict[str, Array]:
+        """The weights to use, by name: their average, where the run keeps one."""
+        averages = _read_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
+        return self._last_weights() | {
+            name.removeprefix(f"{AVERAGE}/"): array for name, array in averages.items()
+        }
+
+    def state(self) -> Iterator[tuple[str, Array]]:
+        """Weights as the last step left them, and then moments and averages, as Engine.load takes them."""
+        yield from self._last_weights().items()
+        yield from _read_arrays(self.path / _OPTIMIZER).items()
+
+    def _last_weights(self) -> dict[str, Array]:
+        weights = _read_arrays(self.path / _MODEL)
+        if not any(".lora_" in name for name in weights):
+            return weights
+        base = self.path.parent.parent / BASE
+        files.verify_folder(base)
+        if (found := _base_sha256(base)) != self.base_sha256:
+            raise DamagedError(
+                f"{base / _MODEL} is another run's: its sha256 is {found}, and {self.path} was trained beside "
+                f"{self.base_sha256}. Put the original back"
+            )
+        return _read_arrays(base / _MODEL) | weights
+
+
+def save(
+    run_dir: Path,
+    engine: Engine,
+    progress: Progress,
+    *,
+    config_sha256: str,
+    tokenizer_sha256: str,
+    data_sha256: str,
+    keep: int = 2,
+    spare: int = 0,
+) -> Path:
+    """Write the checkpoint of `progress.step` and remove what `keep` does not cover; returns its folder.
+
+    The `keep` newest stay, and the best, and steps 0 and `spare`. Raises DivergedError for a value that is not finite
+    and ExhaustedError when the disk is full; in both cases the older checkpoints are untouched.
+    """
+    arrays = dict(engine.state())
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DivergedError(
+                f"{name} is not finite at step {progress.step}: no checkpoint is written of that"
+            )
+    state = {
+        "format": FORMAT,
+        **dataclasses.asdict(progress),
+        "best": progress.best._asdict() if progress.best else None,
+        "config_sha256": config_sha256,
+        "tokenizer_sha256": tokenizer_sha256,
+        "data_sha256": data_sha256,
+    }
+    if (run_dir / BASE).is_dir():
+        state["base_sha256"] = _base_sha256(run_dir / BASE)
+    metrics = run_dir / "metrics.jsonl"
+    if metrics.exists():
+        files.sync(metrics)  # as much of it as metrics_bytes says must outlive a power failure, too
+    path = _path(run_dir, progress.step)
+    contents: dict[str, list[files.Chunk]] = {
+        _MODEL: _safetensors({name: array for name, array in arrays.items() if "/" not in name}),
+        _OPTIMIZER: _safetensors({name: array for name, array in arrays.items() if "/" in name}),
+        _STATE: [files.json_bytes(state)],
+    }
+    files.write_folder(path, contents)
+    _seen_whole.add(path.absolute())
+    _rotate(run_dir, progress, keep, spare)
+    return path
+
+
+def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
+    """Write down, once, the weights of a run that its training does not change."""
+    files.write_folder(run_dir / BASE, {_MODEL: _safetensors(frozen)})
+
+
+def list_steps(run_dir: Path) -> list[int]:
+    """The steps of all checkpoints there, ascending, whether or not they verify."""
+    folder = run_dir / FOLDER
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def load(
+    run_dir: Path, which: Which = "latest", warn: Callable[[str], None] | None = None
+) -> Checkpoint:
+    """The latest or best checkpoint, or that of one step, compared with its manifest.
+
+    A damaged latest or best falls back to the newest one that is whole, and `warn` (default: a line on stderr) is told
+    which file was wrong. Raises DamagedError when none is whole, or the step asked for is not; InputError when there
+    is no such step.
+    """
+    warn = warn or _warn
+    steps = list_steps(run_dir)
+    if isinstance(which, int):
+        if which not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise InputError(f"{run_dir} has no checkpoint of step {which}: there are {known}")
+        return _open(_path(run_dir, which))
+    latest = _latest(run_dir, steps, warn)
+    best = latest.progress.best
+    if which == "latest" or best is None or best.step == latest.step:
+        return latest
+    try:
+        return _open(_path(run_dir, best.step))
+    except DamagedError as error:
+        warn(f"the best checkpoint is damaged ({error}); using step {latest.step}")
+        return latest
+
+
+def check(
+    checkpoint: Checkpoint, *, config_sha256: str, tokenizer_sha256: str, data_sha256: str
+) -> None:
+    """Refuse, by DamagedError with both hashes, a checkpoint that belongs to another config, tokenizer or text."""
+    now = {"config": config_sha256, "tokenizer": tokenizer_sha256, "data": data_sha256}
+    for name, found in now.items():
+        expected = getattr(checkpoint, f"{name}_sha256")
+        if found != expected:
+            raise DamagedError(
+                f"{checkpoint.path} belongs to another {name}: it was written with sha256 {expected}, this run has "
+                f"{found}. Put the original back, or start a new run"
+            )
+
+
+def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Checkpoint:
+    problem = ""
+    for step in reversed(steps):
+        try:
+            found = _open(_path(run_dir, step))
+        except DamagedError as error:
+            problem = problem or str(error)
+            continue
+        if problem:
+            warn(f"a checkpoint is damaged ({problem}); going back to step {step}")
+        return found
+    reason = (
+        f"every checkpoint is damaged ({problem})"
+        if steps
+        else f"{run_dir} ended before its first checkpoint"
+    )
+    raise DamagedError(f"{reason}: nothing to go on from; start a new run")
+
+
+def _rotate(run_dir: Path, progress: Progress, keep: int, further: int) -> None:
+    """Keep the checkpoint just written, the `keep - 1` before it that are whole, the best, step 0 and a `further` one.
+
+    A later one is left over from before a damaged checkpoint made the run go back: it is no part of this history.
+    """
+    spare = {0, further, progress.best.step if progress.best else 0}
+    whole = 1
+    for step in reversed(list_steps(run_dir)):
+        path = _path(run_dir, step)
+        if step < progress.step and whole < keep and _is_whole(path):
+            whole += 1
+        elif step != progress.step and step not in spare:
+            files.remove_folder(path)
+
+
+# Checkpoints that this process has written, or compared with their hashes: from then on a look at their sizes will do,
+# or each save would read hundreds of megabytes of older ones. Whoever loads one compares its hashes again.
+_seen_whole: set[Path] = set()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        files.verify_folder(path, hashes=path.absolute() not in _seen_whole)
+    except DamagedError:
+        return False
+    _seen_whole.add(path.absolute())
+    return True
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"{step:06d}"
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Checkpoint:
+    """The checkpoint in a folder; DamagedError, with the file's name, when anything about it is wrong."""
+    files.verify_folder(path)
+    for name in (_MODEL, _OPTIMIZER):
+        if not (path / name).exists():
+            raise DamagedError(f"{path / name} is missing")
+    state = files.read_json(path / _STATE)
+    try:
+        if state["format"] != FORMAT:
+            raise DamagedError(
+                f"{path / _STATE} has format {state['format']}: this glasslm reads format {FORMAT}"
+            )
+        progress = Progress(
+            step=_count(state["step"]),
+            updates=_count(state["updates"]),
+            tokens=_count(state["tokens"]),
+            metrics_bytes=_count(state["metrics_bytes"]),
+            best=Best(_count(state["best"]["step"]), float(state["best"]["loss"]))
+            if state["best"]
+            else None,
+            loss_scale=float(state.get("loss_scale", 1.0)),  # which the first runs did not have
+            loop=dict(state["loop"]),
+        )
+        config, tokenizer, data = (
+            str(state[f"{name}_sha256"]) for name in ("config", "tokenizer", "data")
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedError(f"{path / _STATE} is not as glasslm wrote it ({error!r})") from None
+    if path.name != f"{progress.step:06d}":
+        raise DamagedError(f"{path} holds step {progress.step}: the folder was renamed")
+    return Checkpoint(path, progress, config, tokenizer, data, state.get("base_sha256"))
+
+
+def _base_sha256(base: Path) -> str:
+    return str(files.read_json(base / files.MANIFEST)["files"][_MODEL]["sha256"])
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _safetensors(arrays: dict[str, Array]) -> list[files.Chunk]:
+    """The arrays as a safetensors file: header length, header, then the arrays as they are, without a copy.
+
+    Laid out as the safetensors library does it (names in order, header padded to 8 bytes).
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(arrays):
+        start, end = end, end + arrays[name].nbytes
+        kind = _KINDS[arrays[name].dtype]
+        header[name] = {
+            "dtype": kind,
+            "shape": list(arrays[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *(arrays[name] for name in sorted(arrays))]
+
+
+def _read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
+    """The arrays whose names begin with `prefix`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {
+                name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)
+            }  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path} is not a safetensors file that glasslm wrote ({error})"
+        ) from None
+    for name, array in arrays.items():
+        if array.dtype not in _KINDS:
+            raise DamagedError(f"{path} holds {name} as {array.dtype}: expected float32 or float64")
+    return arrays

@@ -1,0 +1,65 @@
+"""Where a run comes from: the versions, the machine and the commit that run.json records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LIBRARIES = ("numpy", "safetensors", "tokenizers")  # those that can change a result
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, glasslm, NumPy with its BLAS, and the other libraries that can change a result."""
+    found = {"python": platform.python_version(), "glasslm": importlib.metadata.version("glasslm")}
+    found |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    build: Any = np.show_config(mode="dicts")
+    blas = build["Build Dependencies"]["blas"]
+    found["blas"] = f"{blas['name']} {blas['version']}"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The operating system, the processor's name and its number of cores."""
+    return {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
+
+
+def git() -> dict[str, Any] | None:
+    """The commit of glasslm's own source and whether it was changed since; None unless it runs from a checkout."""
+    try:
+        _git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # an installed copy may lie in somebody else's repository
+        return {
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=3,
+    )
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")  # Linux, where platform.processor() is empty
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

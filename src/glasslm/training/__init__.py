@@ -1,0 +1,1 @@
+"""Training: `launch.train` and `launch.resume` prepare a run, `loop.Loop` makes the steps."""

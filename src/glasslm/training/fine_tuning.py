@@ -1,0 +1,177 @@
+"""Going on from a trained model with other text: what the new run starts from, and what it may forget.
+
+Fine-tuning is training whose first weights are another run's, with its architecture and its tokenizer; with adapters
+(lora_rank) all but them is frozen. The loop, the checkpoints and the flags are those of every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from glasslm import files
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import ComputeConfig, DataConfig, ModelConfig, RunConfig
+from glasslm.data import shards
+from glasslm.data.batch_sampler import Shard
+from glasslm.engines.factory import make_engine
+from glasslm.errors import GlasslmError, InputError
+from glasslm.model import flops
+from glasslm.model.adapters import merged, without_adapters
+from glasslm.model.parameters import count, initial_weights, table
+from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.checkpoint import Best, Checkpoint, Progress
+from glasslm.runs.metrics import Line, Log
+from glasslm.runs.run_folder import Run
+from glasslm.text import Say, tell
+
+Weights = Iterator[tuple[str, NDArray[Any]]]
+
+RANK = 8
+LORA_LR, FULL_LR = 1e-2, 3e-3  # docs/log.md has what was tried
+# What may change of an architecture from run to run. The context may where its positions are computed, not learned.
+FREE = {"block_size", "dropout", "attention_dropout", "attention", "window", "rope_scaling", "rope_factor",
+        "lora_rank", "lora_alpha", "lora_targets"}  # fmt: skip
+
+
+class Base:
+    """The run that another one starts from, at its best checkpoint, adapters merged."""
+
+    def __init__(self, run: str) -> None:
+        self.run = Run(run_folder.find(run))
+        self.held = _best_of(self.run)
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        return merged(self.held.weights(), self.run.config.model)
+
+    def first_weights(self, config: RunConfig) -> Weights:
+        """What a run of this config starts from: these weights, and adapters that do nothing yet."""
+        known = self.weights()
+        rows = table(config.model, self.run.tokenizer.vocab_size)
+        yield from known.items()
+        yield from initial_weights(
+            {name: row for name, row in rows.items() if name not in known}, config.train.seed
+        )
+
+    def require_fit(self, config: RunConfig) -> None:
+        """Raises InputError where these weights and this tokenizer would mean something else to a run of this config.
+
+        A shape that fits is not enough: other heads, say, or another activation leave all shapes as they are.
+        """
+        here, there = config.model.resolved(), self.run.config.model.resolved()
+        for name in (field.name for field in dataclasses.fields(ModelConfig)):
+            mine, its = getattr(here, name), getattr(there, name)
+            free = name in FREE and not (name == "block_size" and there.position == "learned")
+            if mine != its and not free:
+                raise InputError(
+                    f"{name} is {mine}, but {self.run.path} was trained with {its}: leave out "
+                    f"--{name.replace('_', '-')}, or train a new model instead of going on from this one"
+                )
+        if config.data.tokenizer != self.run.config.data.tokenizer:
+            raise InputError(
+                f"tokenizer is {config.data.tokenizer}, but the weights of {self.run.path} belong to its own: leave "
+                "out --tokenizer, or train a new model"
+            )
+
+    def old_text(self, say: Say) -> Shard | None:
+        """The validation tokens that this run was measured on; None, and a word why, where its text is gone."""
+        run = self.run
+        try:
+            return shards.of_run(run.config.data, run.record["data"], run.tokenizer, say).val.tokens
+        except GlasslmError as error:
+            say(
+                f"note: what is forgotten of {run.path} is not measured, because its text is not there: {error}"
+            )
+            return None
+
+
+def recipe(base: Base, rank: int) -> RunConfig:
+    """The defaults of fine-tuning: the base's architecture, few steps, low rates; with adapters of some rank, or 0."""
+    config = base.run.config
+    return RunConfig(
+        model=dataclasses.replace(config.model, lora_rank=rank),
+        data=DataConfig(tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size),
+        optimizer=dataclasses.replace(
+            config.optimizer, optimizer="adamw", lr=LORA_LR if rank else FULL_LR, min_lr=0.0, warmup_steps=20
+        ),
+        train=dataclasses.replace(
+            config.train, max_steps=300, epochs=None, max_time=None, eval_interval=50, checkpoint_interval=100,
+            sample_interval=100, stop_at_loss=None, patience=None, init_from=str(base.run.path),
+        ),
+    )  # fmt: skip
+
+
+def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
+    """A new run whose one checkpoint is `run` with its adapters merged into the weights; its folder.
+
+    Raises InputError where `run` has no adapters, or `run_dir` cannot be made.
+    """
+    if not run.config.model.lora_rank:
+        raise InputError(f"{run.path} has no adapters to merge: it was trained without --lora-rank")
+    run_folder.require_new(run_dir)
+    held = _best_of(run, say)
+    config = dataclasses.replace(run.config, model=without_adapters(run.config.model))
+    vocab_size = run.tokenizer.vocab_size
+    exact = run.record.get("precision") == "fp64"
+    engine = make_engine(
+        config, vocab_size, ComputeConfig(engine="numpy", precision="fp64" if exact else "fp32")
+    )
+    engine.load(merged(held.weights(), run.config.model).items())
+    record = {
+        name: value for name, value in run.record.items() if name not in ("format", "base")
+    } | {
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": to_dict(config),
+        "parameters": count(table(config.model, vocab_size)),
+        "flops_per_token": flops.flops_per_token(config.model, vocab_size),
+        "merged_from": {"run": str(run.path), "step": held.step},
+    }
+    kept = [
+        line
+        for line in run.metrics()
+        if line["kind"] in ("plan", "eval", "sample") and line["step"] <= held.step
+    ]
+    best = _measured(kept, held.step)
+    with files.lock(run_dir):
+        run_folder.create(run_dir, record, run.tokenizer.to_json())
+        with Log(run_dir / "metrics.jsonl", 0) as log:
+            for line in kept:
+                log.write(line)
+            progress = Progress(
+                held.step, held.progress.updates, held.progress.tokens, log.bytes, best
+            )
+            checkpoint.save(
+                run_dir,
+                engine,
+                progress,
+                config_sha256=Run(run_dir).config_sha256,
+                tokenizer_sha256=held.tokenizer_sha256,
+                data_sha256=held.data_sha256,
+            )
+            best_step, best_loss = best or (None, None)
+            end = {"kind": "end", "step": held.step, "status": "finished"}
+            log.write(end | {"best_step": best_step, "best_loss": best_loss})
+    return run_dir
+
+
+def _measured(lines: Sequence[Line], step: int) -> Best | None:
+    """The validation loss of the weights of a step, as it was measured last: on the whole split, if it was."""
+    found = ("eval", step, "val")
+    losses = [
+        line["loss"] for line in lines if (line["kind"], line["step"], line.get("split")) == found
+    ]
+    return Best(step, losses[-1]) if losses and losses[-1] is not None else None
+
+
+def _best_of(run: Run, warn: Say | None = None) -> Checkpoint:
+    """The best checkpoint of a run. Raises DamagedError where it belongs to something else."""
+    held = checkpoint.load(run.path, "best", warn)
+    hashes = {"tokenizer_sha256": run.tokenizer.sha256, "data_sha256": run.record["data"]["sha256"]}
+    checkpoint.check(held, config_sha256=run.config_sha256, **hashes)
+    return held

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM, turned into an event that the loop asks about between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """An event that Ctrl-C (SIGINT) or SIGTERM sets; a second signal ends the process at once.
+
+    The handlers are installed explicitly, because a job that a shell starts in the background ignores SIGINT.
+    """
+    event = Interrupt()
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals go to the main thread only
+        yield event
+        return
+    before = {
+        which: signal.signal(which, event.receive) for which in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield event
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+class Interrupt(threading.Event):
+    """Set by a signal, and remembers which."""
+
+    received: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set():
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the live display has hidden the cursor
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+        self.set()

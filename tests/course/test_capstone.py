@@ -1,0 +1,238 @@
+"""A capstone: one folder with all that is to be handed in, made within its budget, gone on with where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasslm import cli
+from glasslm.config.conversion import from_dict
+from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.course.capstone import capstone
+from glasslm.course.capstone.capstone import Ledger
+from glasslm.errors import DamagedError, InputError
+from glasslm.lab.studies import ablation, ladder, scaling_study, study_setting, sweep
+from glasslm.lab.studies.sweep import Runner
+from glasslm.runs.run_folder import Run
+from glasslm.training import launch
+from glasslm.training.interruption import Interrupt
+from html_pages import Page
+from small_runs import no_report, quiet, write_text
+
+WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
+
+
+def in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """What a process of its own would do, without the half second that it takes to start."""
+    config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
+    return launch.train(config, compute, Path(job["run_dir"]), say=quiet).exit_code
+
+
+def of_few_flops(
+    base: RunConfig, budget: str, *others: Any, of: Any = scaling_study.study, **named: Any
+) -> Any:
+    """A scaling study of so much compute, instead of so much time."""
+    assert budget.endswith("s")
+    return of(base, "1e9", *others, **named)
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Studies of few and short runs, so that a capstone of seconds has time for them."""
+    with pytest.MonkeyPatch.context() as patch, no_report():
+        patch.setattr("glasslm.cli.capstone.LEAST_S", 1.0)
+        patch.setattr(sweep, "in_a_process", in_this_process)
+        patch.setattr(study_setting, "START_S", 0.05)
+        patch.setattr(capstone, "SEEDS", 2)
+        patch.setattr(capstone, "BASELINES", ((2, 24, 2),))
+        patch.setattr(capstone, "_axes", lambda shape: ["depth=1", "activation=gelu"])
+        patch.setattr(ladder, "COMPUTES", 3)
+        patch.setattr(ladder, "SIZES", 4)
+        patch.setattr(ladder, "FEWEST_STEPS", 5)
+        patch.setattr(ladder, "LEAST_STEPS", 5)
+        patch.setattr(scaling_study, "study", of_few_flops)
+        yield
+
+
+@pytest.mark.slow
+def test_everything_is_in_one_folder_and_made_once(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    words = ["capstone", "--text-file", str(text), "--budget", "8s", "--out", str(out), *WORDS]
+    assert cli.main(words) == 0
+    page = out / "index.html"
+    assert f"hand in: {page}" in capsys.readouterr().out
+    for name in (
+        "run/run.json", "run/metrics.jsonl", "run/checkpoints", "ablation/ablation_table.csv",
+        "ablation/ablation_bars.png", "ablation/report.html", "scaling/fit.json", "scaling/prediction.json",
+        "scaling/scaling_curve.png", "scaling/isoflop.png", "scaling/report.html", "index.md", "figures/training.png",
+    ):  # fmt: skip
+        assert (out / name).exists(), name
+    shown = Page(page.read_text(encoding="utf-8"))
+    titles = (
+        "1. The checkpoint",
+        "2. Training curves",
+        "3. What each choice is worth",
+        "4. How loss depends",
+    )
+    for title in (*titles, "5.1 ", "5.8 ", "The KV cache", "Chinchilla"):
+        assert title in shown.text, title
+    links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
+    assert len(links) > 20
+    for (
+        link
+    ) in links:  # each number's file is there; the report of a run is left out of these tests
+        assert (out / link).exists() or link == "run/report.html", link
+    best = Run(out / "run").history.best_val_loss
+    assert f"{best:.4f}" in shown.text
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert cli.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    assert cli.main([*words, "--lr", "0.5"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_questions_come_first_and_answers_are_set_beside(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    given = iter(["it compares queries with keys", "8"])
+
+    def read() -> str:
+        assert not (out / "run").exists()
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    def stop(*arguments: object) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(capstone, "train", stop)
+    words = [
+        "capstone",
+        "--text-file",
+        str(text),
+        "--budget",
+        "8s",
+        "--quiz",
+        "--out",
+        str(out),
+        *WORDS,
+    ]
+    assert cli.main(words) == 2
+    kept = json.loads((out / "quiz.json").read_text(encoding="utf-8"))["answers"]
+    assert [one["given"] for one in kept.values()][:2] == ["it compares queries with keys", "8"]
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("glasslm.course.capstone.capstone.time.monotonic", lambda: now)
+    for late in (1.0, 1.3):
+        ledger, began = Ledger(tmp_path / str(late), ["flags"], 1800.0), now
+        for part in capstone.SHARES:
+            with ledger.counting():
+                now += late * ledger.seconds(part)
+        assert 1500 < now - began <= (1800 if late == 1 else 2100)
+    now += 5000  # another day, in another process, which knows what was spent and what was decided
+    again = Ledger(tmp_path / "1.0", ["flags"], 1800.0)
+    assert again.seconds("ablation") == Ledger(tmp_path / "1.0", ["flags"], 1800.0).seconds(
+        "ablation"
+    )
+    assert again.spent == pytest.approx(1800 * (1 - 0.68 * 0.55 * 0.1), rel=0.05)
+    interrupted = Ledger(tmp_path / "interrupted", ["flags"], 1800.0)
+    now += 700
+    with pytest.raises(KeyboardInterrupt), interrupted.counting():
+        raise KeyboardInterrupt
+    assert Ledger(tmp_path / "interrupted", ["flags"], 1800.0).seconds("run") == pytest.approx(
+        1100 * 0.32
+    )
+
+
+def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise InputError("no time for it")
+
+    monkeypatch.setattr(scaling_study, "study", never)
+    monkeypatch.setattr(ablation, "plan", never)
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
+    assert (
+        cli.main(
+            ["capstone", "--text-file", str(text), "--budget", "3s", "--out", str(out), *WORDS]
+        )
+        == 1
+    )
+    shown = Page((out / "index.html").read_text(encoding="utf-8"))
+    assert shown.text.count("no time for it") == 4
+    assert "5.8 " in shown.text
+
+
+def test_a_record_of_other_flags_or_of_nobody_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, ["flags"], 10.0).keep()
+    with pytest.raises(InputError, match="other settings"):
+        Ledger(tmp_path, ["others"], 10.0)
+    (tmp_path / "capstone.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DamagedError, match="restore it"):
+        Ledger(tmp_path, ["flags"], 10.0)
+
+
+def test_budgets_and_what_goes_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from glasslm.cli.capstone import parse
+
+    assert [parse(["--budget", budget]).preset for budget in ("30m", "3h", "overnight")] == [
+        "tiny",
+        "small",
+        "medium",
+    ]
+    assert parse(["--budget", "overnight", "--preset", "tiny"]).preset == "tiny"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
+    for words, says in (
+        (["--budget", "10s"], "five minutes at least"),
+        (["--budget", "soon"], "is not a duration"),
+        (["--epochs", "2"], "--budget says how long"),
+        (["--out", str(tmp_path / "run")], "holds a run"),
+    ):
+        assert cli.main(["capstone", *words]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_where_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glasslm.model.flops import flops_per_token
+    from glasslm.training.step_timer import Pace
+    from small_runs import small
+
+    def pace(config: RunConfig, compute: ComputeConfig, dataset: Any) -> Pace:
+        tokens = config.train.batch_size * config.model.block_size
+        return Pace(
+            tokens * flops_per_token(config.model, dataset.tokenizer.vocab_size) / 30e9,
+            0.0,
+            0.0,
+            0.0,
+        )
+
+    monkeypatch.setattr(capstone, "measured", pace)
+    recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
+    runner = Runner(ComputeConfig(engine="numpy"), workers=2)
+    shapes = [capstone._affordable(recipe, hours * 3600, runner, quiet) for hours in (0.15, 1, 100)]
+    assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
+    axes = capstone._axes([6, 384, 6])
+    assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
+    assert len(ablation.variants(axes, capstone._baseline(recipe, [6, 384, 6]).resolved())) >= 15

@@ -1,0 +1,380 @@
+"""A run folder under real deaths, full disks and rivals: processes are killed, and what they leave must do.
+
+This file is also the program of those processes: `python test_run_folder.py ROLE FOLDER ...`.
+"""
+
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glasslm import files
+from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, InUseError
+from glasslm.runs import checkpoint, metrics, run_folder
+from glasslm.runs.checkpoint import Best, Progress
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
+HASHES: dict[str, Any] = {
+    "config_sha256": "c" * 64,
+    "tokenizer_sha256": "t" * 64,
+    "data_sha256": "d" * 64,
+}
+DEATHS, CUTS, FLIPS, RACES = 168, 20, 200, 20  # docs/faults.md has them
+OPERATIONS = (
+    "_make_folder", "_open", "_open_to_append", "_write", "_truncate", "_sync", "_sync_folder", "_rename", "_remove",
+)  # fmt: skip
+
+
+class Weights:
+    """An engine as far as a checkpoint knows one; every number in it is the step."""
+
+    def __init__(self, step: int, size: int = 50) -> None:
+        self.array = np.full((2, size), step, np.float32)
+
+    def state(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        yield "weight", self.array
+        yield "adamw.m/weight", self.array
+
+
+def save(run_dir: Path, step: int, size: int = 50) -> None:
+    engine: Any = Weights(step, size)
+    checkpoint.save(
+        run_dir, engine, Progress(step, step, step, 0, Best(step, 1.0)), **HASHES, keep=1
+    )
+
+
+def assert_whole(run_dir: Path, *expected: int) -> None:
+    found = checkpoint.load(run_dir)
+    assert found.step in expected
+    for _, array in found.state():
+        assert (array == found.step).all()
+
+
+# -- death at every operation -----------------------------------------------------------------------------------------
+
+
+def die_at(k: int, torn: bool) -> None:
+    """Let this process die at the k-th operation on the disk; `torn`: in the middle of it, if it is a write."""
+    left = k
+
+    def deadly(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                if torn and name == "_write":
+                    file, data = arguments
+                    operation(file, memoryview(data)[: len(data) // 2])
+                os._exit(137)
+            return operation(*arguments, **options)
+
+        return run
+
+    for name in OPERATIONS:
+        setattr(files, name, deadly(name, getattr(files, name)))
+
+
+def kill_everywhere(folder: Path) -> None:
+    """For each k, a process starts a run, saves steps 0, 1 and 2 and dies at operation k; the next one must go on."""
+    os.fsync = lambda descriptor: None  # type: ignore # as in conftest.py: the processes die, the machine does not
+    k = 0
+    while True:
+        codes = []
+        for torn in (False, True):
+            run_dir = folder / f"{k}-{torn}"
+            pid = os.fork()
+            if pid == 0:
+                die_at(k, torn)
+                live(run_dir)
+                os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            print(json.dumps({"k": k, "torn": torn, "code": codes[-1], **recover(run_dir)}))
+        if codes == [0, 0]:
+            return
+        assert codes == [137, 137]
+        k += 1
+
+
+def live(run_dir: Path) -> None:
+    with files.lock(run_dir):
+        run_folder.create(run_dir, {}, "{}")
+        with metrics.Log(run_dir / "metrics.jsonl") as log:
+            for step in (0, 1, 2):
+                save(run_dir, step)
+                log.write({"kind": "checkpoint", "step": step})
+
+
+def recover(run_dir: Path) -> dict[str, Any]:
+    """What is left, and that a run can begin or go on with it."""
+    told = [line["step"] for line in metrics.read(run_dir / "metrics.jsonl")]
+    steps = checkpoint.list_steps(run_dir)
+    if steps:
+        assert_whole(run_dir, steps[-1])
+    if (run_dir / "run.json").exists():
+        assert run_folder.Run(run_dir).record == {"format": 1}
+        with files.lock(run_dir):
+            save(run_dir, 9)
+    else:
+        run_folder.require_new(run_dir)
+        live(run_dir)
+    assert_whole(run_dir, 9, 2)
+    assert not list(run_dir.rglob("*.tmp-*"))
+    return {"told": told, "steps": steps}
+
+
+@posix
+def test_death_at_any_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    done = child("kill_everywhere", tmp_path)
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    deaths = [end for end in ends if end["code"] == 137]
+    assert len(deaths) >= DEATHS  # two for each operation
+    for end in ends:
+        last = end["told"][-1] if end["told"] else None
+        newest = end["steps"][-1] if end["steps"] else None
+        # what was said to be saved is there; at most the next one is, too
+        assert newest in ((None, 0) if last is None else (last, last + 1)), end
+    assert {tuple(end["steps"]) for end in ends} == {(), (0,), (0, 1), (0, 1, 2), (0, 2)}
+
+
+def test_nothing_of_a_run_is_written_elsewhere(tmp_path: Path) -> None:
+    done = child("tell_writers", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    writers = {tuple(line.split()) for line in done.stdout.splitlines()}
+    assert {file for _, file in writers} <= {"files.py", "filelock"}
+    assert {event for event, _ in writers} >= {"open", "os.mkdir", "os.rename"}
+
+
+def tell_writers(run_dir: Path) -> None:
+    """Print each change to the disk and who made it: files.py, filelock, or else the file of the very caller."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+        if event == "open":
+            flags = arguments[2]
+            changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0
+        if not changes:
+            return
+        frame = sys._getframe(1)
+        names = []
+        while frame.f_back is not None:
+            path = Path(frame.f_code.co_filename)
+            names.append("filelock" if path.parent.name == "filelock" else path.name)
+            frame = frame.f_back
+        print(event, next((name for name in names if name in ("files.py", "filelock")), names[0]))
+
+    import filelock  # noqa: F401  (so that writing its bytecode is not counted)
+
+    sys.addaudithook(hook)
+    live(run_dir)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip"])
+def test_any_cut_or_flipped_bit_is_found_and_the_one_before_is_used(
+    tmp_path: Path, kind: str
+) -> None:
+    draw = random.Random(f"{kind} 1")
+    save(tmp_path, 0)
+    save(tmp_path, 1)
+    good = {
+        path: path.read_bytes() for path in sorted((tmp_path / "checkpoints" / "000001").iterdir())
+    }
+    assert len(good) == 4
+    for number in range(CUTS if kind == "cut" else FLIPS):
+        path = list(good)[number % 4]
+        data = bytearray(good[path])
+        place = draw.randrange(len(data))
+        if kind == "cut":
+            del data[place:]
+        else:
+            data[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        heard: list[str] = []
+        assert checkpoint.load(tmp_path, warn=heard.append).step == 0
+        assert str(path) in heard[0] or path.name == "manifest.json"
+        with pytest.raises(DamagedError):
+            checkpoint.load(tmp_path, 1)
+        path.write_bytes(good[path])
+    assert checkpoint.load(tmp_path).step == 1
+
+
+def test_any_missing_extra_or_edited_file_is_found(tmp_path: Path) -> None:
+    save(tmp_path, 0)
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "000001"
+    for path in sorted(folder.iterdir()):
+        good = path.read_bytes()
+        path.unlink()
+        assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
+        path.write_bytes(good + b" ")
+        assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
+        path.write_bytes(good)
+        (folder / f"{path.name}.bak").write_bytes(good)
+        assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
+        (folder / f"{path.name}.bak").unlink()
+    assert checkpoint.load(tmp_path).step == 1
+
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_file(tmp_path: Path) -> None:
+    save(tmp_path, 0)
+    done = child("fill_disk", tmp_path)
+    assert done.returncode == ExhaustedError.exit_code, done.stderr
+    assert "000001" in done.stderr
+    needed, free = (
+        int(number.replace(",", ""))
+        for number in re.findall(r"([\d,]+) (?:bytes are needed|are free)", done.stderr)
+    )
+    assert (
+        1_600_000 < needed < 1_602_000
+    )  # 2 x 100,000 weights and as many moments of 4 bytes, and some JSON
+    assert free > 0
+    assert_whole(tmp_path, 0)
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    lines = list(metrics.read(tmp_path / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
+
+
+def fill_disk(run_dir: Path) -> None:
+    """Write lines to the log until it is full, then save more than there is room for."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    with metrics.Log(run_dir / "metrics.jsonl") as log:
+        with pytest.raises(ExhaustedError, match=r"metrics\.jsonl"):
+            write_without_end(log)
+        assert log.bytes == (run_dir / "metrics.jsonl").stat().st_size
+    save(run_dir, 1, size=100_000)
+
+
+def write_without_end(log: metrics.Log) -> None:
+    for step in itertools.count():
+        log.write({"kind": "sample", "step": step, "text": "x" * 300})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_on_a_full_device_says_so(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    class Full(files.Appender):  # a device has no length to cut
+        def _cut(self, length: int) -> None:
+            self.bytes = 0
+
+    log = Full(tmp_path / "metrics.jsonl")
+    with pytest.raises(ExhaustedError, match="20 bytes are needed"):
+        log.append(b"x" * 20)
+    log.close()
+
+
+# -- rivals -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_runs_in_one_directory_exactly_one_wins(tmp_path: Path) -> None:
+    """Twenty times; the loser says who won."""
+    rivals = [start("races", tmp_path) for _ in range(2)]
+    for number in range(RACES):
+        for rival in rivals:
+            assert said(rival) == "ready"
+        for rival in rivals:
+            say(rival, f"run {number}")
+        ends = [said(rival) for rival in rivals]
+        (winner,) = [rival for rival, end in zip(rivals, ends) if end == "won"]
+        (refused,) = [end for end in ends if end != "won"]
+        assert f"process {winner.pid} on" in refused
+        assert f"run {number} is in use" in refused
+        say(winner, "let go")
+        assert run_folder.Run(tmp_path / f"run {number}").record == {"format": 1}
+    for rival in rivals:
+        rival.communicate("\n", timeout=20)
+        assert rival.returncode == 0
+
+
+def races(folder: Path) -> None:
+    """Race for each folder that is named until there is none; hold the won ones until told."""
+    while True:
+        print("ready", flush=True)
+        name = sys.stdin.readline().strip()
+        if not name:
+            return
+        try:
+            with files.lock(folder / name):
+                run_folder.create(folder / name, {}, "{}")
+                print("won", flush=True)
+                sys.stdin.readline()
+        except InUseError as error:
+            print(error, flush=True)
+
+
+def race(run_dir: Path) -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with files.lock(run_dir):
+        run_folder.create(run_dir, {}, "{}")
+        print("won", flush=True)
+        sys.stdin.readline()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    holder = start("race", tmp_path / "run")
+    say(holder, "go")
+    assert [said(holder), said(holder)] == ["ready", "won"]
+    with pytest.raises(InUseError, match=f"process {holder.pid} on .*, which started 20"):
+        run_folder.require_new(tmp_path / "run")
+    holder.kill()
+    holder.communicate()
+    assert json.loads((tmp_path / "run" / "run.lock").read_text())["pid"] == holder.pid
+    with files.lock(tmp_path / "run"):
+        save(tmp_path / "run", 0)
+
+
+# -- children ---------------------------------------------------------------------------------------------------------
+
+
+def child(role: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # no threads: the child forks
+    command = [sys.executable, __file__, role, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def start(role: str, folder: Path) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, __file__, role, str(folder)]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def say(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+if __name__ == "__main__":
+    roles = {
+        role.__name__: role for role in (kill_everywhere, tell_writers, fill_disk, race, races)
+    }
+    try:
+        roles[sys.argv[1]](Path(sys.argv[2]))
+    except GlasslmError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

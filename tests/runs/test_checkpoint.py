@@ -1,0 +1,303 @@
+"""A checkpoint gives back what was saved, or says which file is wrong and falls back; rotation keeps what matters."""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from glasslm import files
+from glasslm.errors import DamagedError, DivergedError, InputError
+from glasslm.runs import checkpoint
+from glasslm.runs.checkpoint import Best, Progress
+
+HASHES: dict[str, Any] = {
+    "config_sha256": "c" * 64,
+    "tokenizer_sha256": "t" * 64,
+    "data_sha256": "d" * 64,
+}
+
+
+class Weights:
+    """An engine as far as a checkpoint knows one: named weights, then moments, that depend on the step."""
+
+    def __init__(self, step: int, dtype: type = np.float32) -> None:
+        draw = np.random.default_rng(step)
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {
+            "embedding.weight": draw.standard_normal((5, 3)).astype(dtype).T,  # not contiguous
+            "blocks.0.attention.q.weight": draw.standard_normal((3, 3)).astype(dtype),
+            "norm.weight": np.full(3, float(step), dtype),
+        }
+        self.arrays |= {f"adamw.m/{name}": array * 0.5 for name, array in self.arrays.items()}
+        self.arrays |= {"adamw.v/norm.weight": np.ones(3, dtype)}
+
+    def state(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        yield from self.arrays.items()
+
+
+def engine(step: int, dtype: type = np.float32) -> Any:
+    return Weights(step, dtype)
+
+
+def save(run_dir: Path, step: int, best: Best | None = None, keep: int = 2, **changes: Any) -> Path:
+    progress = Progress(step, step, 64 * step, 0, best)
+    return checkpoint.save(
+        run_dir, engine(step), dataclasses.replace(progress, **changes), **HASHES, keep=keep
+    )
+
+
+def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
+    loop = {"window": [0.1, 1e-300, 1 / 3], "patience": 2, "why": "naïve"}
+    path = save(
+        tmp_path, 500, updates=498, metrics_bytes=12345, best=Best(400, 0.1 + 0.2), loop=loop
+    )
+    assert path == tmp_path / "checkpoints" / "000500"
+    found = checkpoint.load(tmp_path)
+    assert found.progress == Progress(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
+    assert found.step == 500
+    expected = Weights(500).arrays
+    state = dict(found.state())
+    assert state.keys() == expected.keys()
+    assert found.weights().keys() == {name for name in expected if "/" not in name}
+    for name, array in expected.items():
+        assert state[name].dtype == array.dtype
+        np.testing.assert_array_equal(state[name], array)
+    checkpoint.check(found, **HASHES)
+
+
+def test_a_float64_engine_keeps_its_precision(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, engine(1, np.float64), Progress(1, 1, 1, 0), **HASHES)
+    array = checkpoint.load(tmp_path).weights()["embedding.weight"]
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array, Weights(1, np.float64).arrays["embedding.weight"])
+
+
+def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    arrays = {name: np.ascontiguousarray(array) for name, array in Weights(3).arrays.items()}
+    model = {name: array for name, array in arrays.items() if "/" not in name}
+    moments = {name: array for name, array in arrays.items() if "/" in name}
+    assert (path / "model.safetensors").read_bytes() == safetensors.numpy.save(model)
+    assert (path / "optimizer.safetensors").read_bytes() == safetensors.numpy.save(moments)
+
+
+def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) -> None:
+    save(tmp_path / "a", 3)
+    backwards = engine(3)
+    backwards.arrays = dict(reversed(backwards.arrays.items()))
+    checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), **HASHES)
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        a, b = (tmp_path / run / "checkpoints" / "000003" / name for run in "ab")
+        assert files.sha256_of(a) == files.sha256_of(b)
+
+
+def test_an_engine_without_moments_is_fine(tmp_path: Path) -> None:
+    other = engine(1)
+    other.arrays = {"norm.weight": other.arrays["norm.weight"]}
+    checkpoint.save(tmp_path, other, Progress(1, 1, 1, 0), **HASHES)
+    assert list(dict(checkpoint.load(tmp_path).state())) == ["norm.weight"]
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "adamw.v/norm.weight"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: float) -> None:
+    save(tmp_path, 1)
+    other = engine(2)
+    other.arrays[name][1] = value
+    with pytest.raises(DivergedError, match=name):
+        checkpoint.save(tmp_path, other, Progress(2, 2, 2, 0), **HASHES)
+    assert checkpoint.list_steps(tmp_path) == [1]
+
+
+def test_rotation_keeps_the_newest_the_best_and_the_first(tmp_path: Path) -> None:
+    kept = {}
+    for step in range(0, 700, 100):
+        save(tmp_path, step, best=Best(min(step, 200), 1.5))
+        kept[step] = checkpoint.list_steps(tmp_path)
+    assert kept[100] == [0, 100]
+    assert kept[300] == [0, 200, 300]  # the best is one of the two newest
+    assert kept[600] == [0, 200, 500, 600]
+    save(tmp_path, 700, best=Best(700, 1.4), keep=1)
+    assert checkpoint.list_steps(tmp_path) == [0, 700]
+
+
+def test_rotation_counts_only_checkpoints_that_are_whole(tmp_path: Path) -> None:
+    for step in (0, 100, 200):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "000200" / "state.json").write_bytes(b"{}")
+    save(tmp_path, 300)
+    assert checkpoint.list_steps(tmp_path) == [0, 100, 300]  # 200 is useless, 100 is not
+
+
+def test_rotation_reads_an_older_checkpoint_once_and_never_what_it_wrote_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    sha256_of = files.sha256_of
+
+    def counted(path: Path) -> str:
+        read.append(path.parent.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(files, "sha256_of", counted)
+    for step in (100, 200, 300):
+        save(tmp_path, step, keep=9)
+    assert read == []
+    monkeypatch.setattr(checkpoint, "_seen_whole", set())  # another process goes on
+    for step in (400, 500):
+        save(tmp_path, step, keep=9)
+    assert read == ["000300"] * 3 + ["000200"] * 3 + ["000100"] * 3
+
+
+def test_rotation_finds_a_flipped_bit_in_what_another_process_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (100, 200):
+        save(tmp_path, step)
+    path = tmp_path / "checkpoints" / "000200" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    monkeypatch.setattr(checkpoint, "_seen_whole", set())
+    save(tmp_path, 300)
+    assert checkpoint.list_steps(tmp_path) == [100, 300]
+
+
+def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
+    for step in (0, 100, 200):
+        save(tmp_path, step)
+    save(tmp_path, 150)
+    assert checkpoint.list_steps(tmp_path) == [0, 100, 150]
+    save(tmp_path, 150, tokens=7)  # the same step again replaces it
+    assert checkpoint.load(tmp_path).progress.tokens == 7
+
+
+def test_steps_are_ordered_as_numbers_and_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 999_999)
+    save(tmp_path, 1_000_000)
+    (tmp_path / "checkpoints" / "000007.tmp-12").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoints" / "000008").write_text("no folder")
+    assert checkpoint.list_steps(tmp_path) == [999_999, 1_000_000]
+    assert checkpoint.load(tmp_path).step == 1_000_000
+    assert checkpoint.list_steps(tmp_path / "nowhere") == []
+
+
+def test_best_is_what_the_latest_says(tmp_path: Path) -> None:
+    save(tmp_path, 0)
+    assert checkpoint.load(tmp_path, "best").step == 0  # nothing was better yet
+    save(tmp_path, 100, best=Best(100, 1.5))
+    save(tmp_path, 200, best=Best(100, 1.5))
+    assert checkpoint.load(tmp_path, "best").step == 100
+    assert checkpoint.load(tmp_path, "latest").step == 200
+    assert checkpoint.load(tmp_path, 0).step == 0
+    with pytest.raises(InputError, match="no checkpoint of step 150: there are 0, 100, 200"):
+        checkpoint.load(tmp_path, 150)
+
+
+def test_a_damaged_best_falls_back_with_a_warning(tmp_path: Path) -> None:
+    save(tmp_path, 100, best=Best(100, 1.5))
+    save(tmp_path, 200, best=Best(100, 1.5))
+    (tmp_path / "checkpoints" / "000100" / "model.safetensors").unlink()
+    heard: list[str] = []
+    assert checkpoint.load(tmp_path, "best", heard.append).step == 200
+    assert "model.safetensors" in heard[0]
+    with pytest.raises(DamagedError, match=r"model\.safetensors"):
+        checkpoint.load(tmp_path, 100)
+
+
+def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="ended before its first checkpoint"):
+        checkpoint.load(tmp_path)
+    path = save(tmp_path, 0)
+    (path / "state.json").unlink()
+    with pytest.raises(DamagedError, match=r"every checkpoint is damaged .*state\.json"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("other", HASHES)
+def test_a_checkpoint_of_another_run_is_refused_with_both_hashes(
+    tmp_path: Path, other: str
+) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(DamagedError) as caught:
+        checkpoint.check(checkpoint.load(tmp_path), **(HASHES | {other: "0" * 64}))
+    assert HASHES[other] in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+    assert other.removesuffix("_sha256") in str(caught.value)
+
+
+def test_a_renamed_folder_is_not_another_step(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    save(tmp_path, 200).rename(tmp_path / "checkpoints" / "000900")
+    heard: list[str] = []
+    assert checkpoint.load(tmp_path, warn=heard.append).step == 100
+    assert "000900 holds step 200" in heard[0]
+
+
+def crafted(run_dir: Path, name: str, data: bytes) -> None:
+    """Put `data` into the newest checkpoint, with a manifest that agrees."""
+    path = run_dir / "checkpoints" / "000001"
+    contents = {
+        file.name: [file.read_bytes()] for file in path.iterdir() if file.name != "manifest.json"
+    }
+    files.write_folder(path, contents | {name: [data]})
+    files.verify_folder(path)
+
+
+def tensors(header: dict[str, Any], body: bytes = b"\0" * 8) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        struct.pack("<Q", 1 << 60) + b"{}",  # a header of an exabyte
+        struct.pack("<Q", 90_000_000) + b"{",
+        tensors({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}),
+        tensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1 << 62]}}),
+        tensors(
+            {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}
+        ),  # overlap
+        tensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}),  # a hole at the end
+        tensors({"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}),
+        tensors({"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}),
+        tensors({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}),
+        b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.",  # a pickle
+    ],
+    ids=lambda data: repr(data[:60]),
+)
+def test_crafted_arrays_are_an_error_and_nothing_else(tmp_path: Path, data: bytes) -> None:
+    save(tmp_path, 1)
+    crafted(tmp_path, "model.safetensors", data)
+    with pytest.raises(DamagedError, match=r"model\.safetensors"):
+        checkpoint.load(tmp_path).weights()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": True}, {"step": "1"}, {"step": 2}, {"format": 2}, {"best": 3}, {"best": {"step": 1}},
+        {"best": {"step": 1, "loss": 10**400}}, {"loop": None}, {"loop": 1},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_crafted_state_is_an_error_and_nothing_else(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    state = json.loads((save(tmp_path, 1) / "state.json").read_text())
+    crafted(tmp_path, "state.json", json.dumps(state | change).encode())
+    with pytest.raises(DamagedError, match=r"000001"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_state_that_is_no_object_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    crafted(tmp_path, "state.json", b"[]")
+    with pytest.raises(DamagedError, match=r"state\.json"):
+        checkpoint.load(tmp_path)
