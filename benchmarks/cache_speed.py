@@ -25,7 +25,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.memory_estimate import cache_bytes
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import size
 from paired import heading, ratio, take_turns
 
@@ -41,7 +41,7 @@ def engine_of(name: EngineName, threads: int, window: int = 0) -> Any:
     )
     wide = (
         (key, array * (4 if array.ndim == 2 else 1))
-        for key, array in initial_weights(table(config.model, V), 0)
+        for key, array in initial_weights(parameter_table(config.model, V), 0)
     )
     engine.load(wide)
     return engine

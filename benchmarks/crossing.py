@@ -32,7 +32,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, Precision, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from paired import clocked, heading, ratio, take_turns
 from torch_speed import larger, random_batch, training
 
@@ -71,7 +71,7 @@ def training_ways(
     """A step of each way, warmed up and checked, and the seconds that compiling took."""
     torch.compiler.reset()  # or the shapes of another size make those of this one dynamic
     batch = random_batch(config, V)
-    weights = larger(dict(initial_weights(table(config.model, V), 0)))
+    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
     steps: Ways = {}
     compiling, losses = {}, {}
     for name, compute in ways.items():
@@ -89,7 +89,7 @@ def training_ways(
 
 def reading_ways(config: RunConfig, ways: dict[str, ComputeConfig], tokens: int) -> Ways:
     """One text read token by token into the cache, as in generation."""
-    weights = larger(dict(initial_weights(table(config.model, V), 0)))
+    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
     text = np.random.default_rng(0).integers(0, V, tokens)
     readings: Ways = {}
     for name, compute in ways.items():
@@ -122,7 +122,7 @@ def main() -> None:
 
     def row(name: str, config: RunConfig, ways: Ways, tokens: int, turn: float) -> str:
         times = take_turns(ways, args.seconds, turn)
-        parameters = count(table(config.model, V))["total"]
+        parameters = parameter_table(config.model, V).total
         ratios = [
             f"{ratio(times, way, 'numpy'):{max(6, len(way))}.2f}" for way in ways if way != "numpy"
         ]

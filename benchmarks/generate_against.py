@@ -31,7 +31,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.inference.generation import generate
 from glasslm.inference.sampling import Sampling
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from paired import heading, print_speeds, take_turns
 from torch_speed import as_nanogpt, larger
 
@@ -165,7 +165,7 @@ def main() -> None:
         args.batch_size,
     )
     assert args.tokens <= config.model.block_size, "transformers cannot go beyond the context"
-    names = table(config.model, V)
+    names = parameter_table(config.model, V)
     weights = larger(dict(initial_weights(names, 0)))
     engines = {}
     for asked in args.engine:
@@ -188,7 +188,7 @@ def main() -> None:
     times = take_turns(calls, args.seconds, rounds=args.rounds)
 
     print(heading("numpy", "torch", "transformers", threads=args.threads))
-    parameters = count(names)["total"]
+    parameters = names.total
     print(
         f"preset {args.preset}, {parameters / 1e6:.1f}M parameters, {rows} texts of {args.tokens} tokens"
     )

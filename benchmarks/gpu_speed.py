@@ -32,7 +32,7 @@ from glasslm.engines.choice import thread_count
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from matmul import products
 from paired import heading, print_speeds, ratio, take_turns
 from time_to_loss import glasslm_seconds, nanogpt_seconds, own_copy
@@ -78,7 +78,7 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
     train = dataclasses.replace(NANOGPT.train, batch_size=args.batch_size or rows)
     config = dataclasses.replace(NANOGPT, model=model, train=train).resolved()
     batch = random_batch(config, V)
-    weights = larger(dict(initial_weights(table(config.model, V), 0)))
+    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
     few = Batch(batch.tokens[:2], batch.targets[:2], 0, batch.rows[:2])
     expected = check(checkout, config, V, few, weights)
     model = dataclasses.replace(config.model, dropout=args.dropout, attention_dropout=args.dropout)
@@ -108,7 +108,7 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
     times = take_turns(ways | {"products": work}, args.seconds, turn=1.0)
     flops, parameters = (
         flops_per_token(config.model, V) * B * T,
-        count(table(config.model, V))["total"],
+        parameter_table(config.model, V).total,
     )
     print(f"{name}: {parameters / 1e6:.1f}M parameters, {B} x {T} tokens, dropout {args.dropout:g}")
     print_speeds({way: times[way] for way in ways}, B * T, ("nanoGPT",))

@@ -24,7 +24,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from paired import heading, print_speeds, ratio, take_turns
 
 V = 65
@@ -37,7 +37,7 @@ def ways(name: str, config: RunConfig, compute: ComputeConfig) -> dict[str, Call
     draw = np.random.default_rng(0)
     batch = Batch(draw.integers(0, V, (B, T)), draw.integers(0, V, (B, T)), 0, np.arange(B))
     engine = make_engine(config, V, compute, training=True)
-    engine.load(initial_weights(table(config.model, V), 0))
+    engine.load(initial_weights(parameter_table(config.model, V), 0))
 
     def gradient() -> None:
         engine.accumulate(batch, 1 / batch.targets.size)
@@ -93,7 +93,7 @@ def main() -> None:
         )
         print(f"\n{args.engine}, {optimizer}, {args.batch_size} x {dense.model.block_size} tokens")
         for name, config in (("dense", dense), ("mixture", mixture)):
-            sizes = count(table(config.model, V))
+            sizes = parameter_table(config.model, V).counts()
             print(
                 f"{name}: {sizes['total']:,} parameters, {sizes['active']:,} active, "
                 f"{flops_per_token(config.model, V) / 1e6:.2f} MFLOPs a token"

@@ -31,7 +31,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.engines.torch.engine import TorchEngine
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from matmul import DTYPES, products
 from paired import heading, print_speeds, ratio, take_turns
 
@@ -113,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = as_nanogpt(args.preset, args.batch_size)
     batch = random_batch(config, V)
-    weights = larger(dict(initial_weights(table(config.model, V), 0)))
+    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
     expected = check(args.nanogpt, config, V, batch, weights)
 
     def ours(compiled: bool) -> Callable[[], float]:
@@ -145,7 +145,7 @@ def main() -> None:
     times = take_turns(ways | {name: work for name, (_, work) in ceilings.items()}, args.seconds)
 
     print(heading("torch", threads=args.threads))
-    parameters, (B, T) = count(table(config.model, V))["total"], batch.tokens.shape
+    parameters, (B, T) = parameter_table(config.model, V).total, batch.tokens.shape
     print(
         f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, {B} x {T} tokens"
     )

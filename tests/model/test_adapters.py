@@ -23,7 +23,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.protocol import Batch
 from glasslm.model.adapters import merged, without_adapters
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Progress
 
@@ -80,8 +80,8 @@ def engine_of(
 def trained(model: ModelConfig) -> dict[str, Array]:
     """Weights as they could be after a training, and adapters, if there are any, as at their start."""
     draw = np.random.default_rng(5)
-    start = dict(initial_weights(table(model, V), 0, np.float64))
-    plain = table(without_adapters(model), V)
+    start = dict(initial_weights(parameter_table(model, V), 0, np.float64))
+    plain = parameter_table(without_adapters(model), V)
     return start | {
         name: start[name] + 0.3 * draw.standard_normal(start[name].shape) for name in plain
     }
@@ -158,7 +158,7 @@ def test_merging_adds_the_product_once_and_touches_nothing_else() -> None:
     weights = {key: array.astype(np.float32) for key, array in opinionated(model).items()}
     before = {key: array.copy() for key, array in weights.items()}
     found = merged(weights, model)
-    assert found.keys() == table(without_adapters(model), V).keys()
+    assert found.keys() == parameter_table(without_adapters(model), V).keys()
     adapted = {key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")}
     assert len(adapted) == 2 * (
         4 + 3 * 5
@@ -194,7 +194,7 @@ def test_gradients_and_moments_are_those_of_the_adapters_alone(which: str, name:
     model = model_of(name)
     engine = engine_of(which, model, optimizer="adamw")
     engine.load(opinionated(model).items())
-    adapters = {key for key in table(model, V) if ".lora_" in key}
+    adapters = {key for key in parameter_table(model, V) if ".lora_" in key}
     gradients = engine.gradients(batch(), 1 / (B * T))
     assert set(gradients) == adapters
     assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
@@ -247,7 +247,7 @@ def test_frozen_weights_never_change_by_a_bit(which: str, optimizer: OptimizerNa
 
     def held() -> dict[str, Array]:
         if which == "numpy":
-            return {key: engine.weights[key].copy() for key in table(model, V)}
+            return {key: engine.weights[key].copy() for key in parameter_table(model, V)}
         return {key: array.detach().numpy().copy() for key, array in engine.parameters.items()}
 
     before = held()
@@ -262,7 +262,7 @@ def test_frozen_weights_never_change_by_a_bit(which: str, optimizer: OptimizerNa
 def test_weight_decay_does_not_pull_at_adapters() -> None:
     """What it would pull towards is the base: early stopping does that."""
     assert not any(
-        row.decay for key, row in table(model_of("experts"), V).items() if ".lora_" in key
+        row.decay for key, row in parameter_table(model_of("experts"), V).items() if ".lora_" in key
     )
 
 
@@ -283,9 +283,9 @@ def test_so_many_parameters_and_bytes_as_one_can_compute(
     """r (I + O) of each adapted matrix (O, I), in both blocks; a checkpoint has them, and twice as much of moments."""
     model = model_of(name, rank)
     expected = 2 * sum(rank * (width + height) for height, width in shapes)
-    counts = count(table(model, V))
+    counts = parameter_table(model, V).counts()
     assert counts["trained"] == expected
-    assert counts["total"] == expected + count(table(without_adapters(model), V))["total"]
+    assert counts["total"] == expected + parameter_table(without_adapters(model), V).total
     engine = engine_of("numpy", model, "fp32", optimizer="adamw")
     engine.load(trained(model).items())
     hashes = {"config_sha256": "", "tokenizer_sha256": "", "data_sha256": ""}

@@ -7,7 +7,7 @@ import pytest
 
 from glasslm.config.schema import ModelConfig
 from glasslm.lab.checks.gradient_check import single_switches
-from glasslm.model.parameters import STD, Row, count, initial_weights, table
+from glasslm.model.parameters import STD, ParameterSpec, initial_weights, parameter_table
 
 V = 65
 
@@ -15,12 +15,12 @@ V = 65
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_a_switch_moves_no_row_that_two_models_share(name: str, config: ModelConfig) -> None:
     _, base = next(iter(single_switches()))
-    ours, theirs = table(base, V), table(config, V)
+    ours, theirs = parameter_table(base, V), parameter_table(config, V)
     one, other = dict(initial_weights(ours, seed=3)), dict(initial_weights(theirs, seed=3))
     shared = [
         key
         for key in ours
-        if ours[key] == dataclasses.replace(theirs.get(key, Row((0,))), trained=True)
+        if ours[key] == dataclasses.replace(theirs.get(key, ParameterSpec((0,))), trained=True)
     ]
     assert len(shared) >= 9
     for key in shared:
@@ -28,7 +28,7 @@ def test_a_switch_moves_no_row_that_two_models_share(name: str, config: ModelCon
 
 
 def test_values_depend_on_seed_and_name() -> None:
-    rows = table(ModelConfig(), V)
+    rows = parameter_table(ModelConfig(), V)
     first, again, other = (dict(initial_weights(rows, seed)) for seed in (1, 1, 2))
     drawn = [key for key, row in rows.items() if row.std]
     for key in drawn:
@@ -39,7 +39,7 @@ def test_values_depend_on_seed_and_name() -> None:
 
 
 def test_the_values_are_normal_with_the_deviation_of_the_row() -> None:
-    rows = table(ModelConfig(), V)
+    rows = parameter_table(ModelConfig(), V)
     for key, array in initial_weights(rows, 0, np.float64):
         std = rows[key].std
         if std is None:
@@ -51,7 +51,7 @@ def test_the_values_are_normal_with_the_deviation_of_the_row() -> None:
 
 
 def test_float32_values_are_the_rounded_float64_ones() -> None:
-    rows = table(ModelConfig(n_layers=1), V)
+    rows = parameter_table(ModelConfig(n_layers=1), V)
     narrow, wide = (dict(initial_weights(rows, 0, dtype)) for dtype in (np.float32, np.float64))
     for key in rows:
         assert narrow[key].dtype == np.float32
@@ -59,7 +59,7 @@ def test_float32_values_are_the_rounded_float64_ones() -> None:
 
 
 def test_residual_outputs_start_smaller_by_the_root_of_the_sublayers() -> None:
-    rows = table(ModelConfig(n_layers=8), V)
+    rows = parameter_table(ModelConfig(n_layers=8), V)
     for name in ("attention.o", "feedforward.down"):
         assert rows[f"blocks.3.{name}.weight"].std == pytest.approx(STD / 4)
     assert rows["blocks.3.attention.q.weight"].std == STD
@@ -67,7 +67,7 @@ def test_residual_outputs_start_smaller_by_the_root_of_the_sublayers() -> None:
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_matrices_decay_and_nothing_else_does(name: str, config: ModelConfig) -> None:
-    for key, row in table(config, V).items():
+    for key, row in parameter_table(config, V).items():
         hidden = key.startswith("blocks.") and len(row.shape) == 2 and ".lora_" not in key
         assert row.decay == hidden
         assert row.group == ("muon" if hidden and "router" not in key else "adamw")
@@ -75,8 +75,8 @@ def test_matrices_decay_and_nothing_else_does(name: str, config: ModelConfig) ->
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_counts(name: str, config: ModelConfig) -> None:
-    rows = table(config, V)
-    counts = count(rows)
+    rows = parameter_table(config, V)
+    counts = rows.counts()
     assert counts["total"] == sum(np.prod(row.shape) for row in rows.values())
     inside = [row.size for key, row in rows.items() if key.startswith(("blocks.", "norm."))]
     assert counts["non_embedding"] == sum(inside)
@@ -95,12 +95,12 @@ def test_counts(name: str, config: ModelConfig) -> None:
 
 def test_tying_removes_exactly_the_head() -> None:
     tied, untied = ModelConfig(), ModelConfig(tie_embeddings=False)
-    assert set(table(untied, V)) - set(table(tied, V)) == {"head.weight"}
-    assert count(table(untied, V))["total"] - count(table(tied, V))["total"] == V * tied.d_model
+    assert set(parameter_table(untied, V)) - set(parameter_table(tied, V)) == {"head.weight"}
+    assert parameter_table(untied, V).total - parameter_table(tied, V).total == V * tied.d_model
 
 
 def test_grouped_queries_shrink_keys_and_values_only() -> None:
-    rows = table(ModelConfig(n_kv_heads=1), V)
+    rows = parameter_table(ModelConfig(n_kv_heads=1), V)
     assert (
         rows["blocks.0.attention.k.weight"].shape
         == rows["blocks.0.attention.v.weight"].shape
@@ -117,6 +117,6 @@ def test_keys_never_have_a_bias() -> None:
     everything = dataclasses.replace(
         ModelConfig(), bias=True, norm="layernorm", qk_norm=True, position="learned"
     )
-    names = set(table(everything, V))
+    names = set(parameter_table(everything, V))
     assert "blocks.0.attention.q.bias" in names
     assert not any(name.endswith("attention.k.bias") for name in names)

@@ -177,13 +177,13 @@ class ModelConfig:
             )
         require(0 < self.lora_alpha < math.inf, "lora_alpha", self.lora_alpha, "above 0 and finite")
         known = ADAPTABLE if self.gated else tuple(name for name in ADAPTABLE if name != "gate")
-        if not self.adapted or not set(self.adapted) <= set(known):
+        if not self.adapted_matrices or not set(self.adapted_matrices) <= set(known):
             raise InputError(
                 f"lora_targets is '{self.lora_targets}': expected some of {','.join(known)}"
             )
 
     @property
-    def adapted(self) -> tuple[str, ...]:
+    def adapted_matrices(self) -> tuple[str, ...]:
         """The matrices that LoRA adapts, by the last word of their names."""
         return tuple(word for part in self.lora_targets.split(",") if (word := part.strip()))
 
@@ -192,7 +192,7 @@ class ModelConfig:
         """Whether a text may go on past the context as if there were none: attention forgets, and sees no places."""
         return 0 < self.window <= self.block_size and self.position in RELATIVE
 
-    def cached(self, capacity: int) -> int:
+    def cache_length(self, capacity: int) -> int:
         """How many tokens of a text a cache of keys and values keeps, where there is room for `capacity` asked."""
         return min(capacity, self.window) if self.rolling else capacity
 

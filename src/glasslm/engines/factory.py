@@ -9,7 +9,7 @@ import numpy as np
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.choice import choose, ranks, thread_count
 from glasslm.engines.protocol import Engine
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 
 
 def make_engine(
@@ -17,7 +17,7 @@ def make_engine(
 ) -> Engine:
     """The engine that `compute` asks for (choice.py says what auto means), with weights that are yet to be loaded."""
     config = config.resolved()
-    parameters = count(table(config.model, vocab_size))["total"]
+    parameters = parameter_table(config.model, vocab_size).total
     compute, _ = choose(compute, parameters, training)
     threads = thread_count(compute.threads)
     if compute.engine == "numpy":

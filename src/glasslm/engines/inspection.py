@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
-from glasslm.model.parameters import Row
+from glasslm.model.parameters import ParameterSpec
 
 GRADIENT = "gradient/"
 
@@ -49,7 +49,7 @@ def feedforwards(c: ModelConfig, layer: int) -> list[str]:
     )
 
 
-def backward_names(c: ModelConfig, rows: dict[str, Row]) -> list[str]:
+def backward_names(c: ModelConfig, rows: dict[str, ParameterSpec]) -> list[str]:
     """The names of gradients, roughly in the order in which they are computed: from the head down."""
     names = [
         name for name in reversed(rows) if not name.startswith(("blocks.", "embedding", "position"))
@@ -61,7 +61,7 @@ def backward_names(c: ModelConfig, rows: dict[str, Row]) -> list[str]:
     return [GRADIENT + name for name in names if name not in rows or rows[name].trained]
 
 
-def require_known(names: Iterable[str], c: ModelConfig, rows: dict[str, Row]) -> None:
+def require_known(names: Iterable[str], c: ModelConfig, rows: dict[str, ParameterSpec]) -> None:
     """Raises InputError for a name that this model has not."""
     known = [*forward_names(c), *backward_names(c, rows)]
     for name in names:

@@ -10,7 +10,7 @@ import math
 from glasslm.config.schema import ComputeConfig, DeviceName, ModelConfig, Precision, RunConfig
 from glasslm.engines.choice import attends_by_tiles
 from glasslm.engines.choice import ranks as group_size
-from glasslm.model.parameters import Table, count, multiplies, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 
 # PyTorch's tensors on a CPU come from the C library's heap, which keeps the holes between pieces of different sizes:
 # 1.1 to 1.6 times what the tensors take was resident on Linux, 1.0 with each in a mapping of its own (docs/log.md).
@@ -28,8 +28,8 @@ def memory_bytes(
     Python and the libraries themselves (about 100 MB) and the memory-mapped corpus come on top.
     """
     config = config.resolved()
-    weights = table(config.model, vocab_size)
-    total, trained = (count(weights)[which] for which in ("total", "trained"))
+    weights = parameter_table(config.model, vocab_size)
+    total, trained = (weights.counts()[which] for which in ("total", "trained"))
     at_once = min(threads, -(-config.train.batch_size // rows))
     # Each pass makes gradients of its own, which wait to be added; one more may be under way in its place.
     passes = at_once * (rows * _row_numbers(config.model, vocab_size) + trained) + trained
@@ -39,16 +39,19 @@ def memory_bytes(
     ) * bytes_per_number
 
 
-def _moment_numbers(weights: Table, config: RunConfig) -> int:
+def _moment_numbers(weights: ParameterTable, config: RunConfig) -> int:
     """AdamW keeps two moments of each weight; Muon, where it moves it, and SGD keep one."""
     optimizer = config.optimizer.optimizer
-    weights = {name: row for name, row in weights.items() if row.trained}
-    one = {
+    one_moment = {
         name
         for name, row in weights.items()
         if optimizer == "sgd" or (optimizer, row.group) == ("muon", "muon")
     }
-    return sum(row.size * (1 if name in one else 2) for name, row in weights.items())
+    return sum(
+        row.size * (1 if name in one_moment else 2)
+        for name, row in weights.items()
+        if row.trained
+    )
 
 
 def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
@@ -107,8 +110,8 @@ def torch_memory_bytes(
     gradients of earlier micro-batches if there are any, or else in the update. PyTorch itself (350 MB) comes on top.
     """
     config = config.resolved()
-    c, weights, (wide, _) = config.model, table(config.model, vocab_size), _widths(precision)
-    total, trained = (count(weights)[which] for which in ("total", "trained"))
+    c, weights, (wide, _) = config.model, parameter_table(config.model, vocab_size), _widths(precision)
+    total, trained = (weights.counts()[which] for which in ("total", "trained"))
     between = torch_kept_bytes(c, vocab_size, rows, precision, device)
     logits = (
         2 * vocab_size * wide
@@ -139,8 +142,8 @@ def torch_kept_bytes(
     if c.dropout:
         kept += c.d_model * narrow  # the mask of the embedding
     kept += vocab_size * wide  # log-probabilities
-    weights = table(c, vocab_size)
-    matrices = sum(row.size for name, row in weights.items() if multiplies(name, weights))
+    weights = parameter_table(c, vocab_size)
+    matrices = sum(row.size for name, row in weights.items() if weights.is_multiplied(name))
     casts = matrices * narrow if narrow < wide else 0  # as activations are
     return round(rows * c.block_size * kept) + casts
 
@@ -150,7 +153,7 @@ def _widths(precision: Precision) -> tuple[int, int]:
     return {"fp64": (8, 8), "bf16": (4, 2), "fp16": (4, 2)}.get(precision, (4, 4))
 
 
-def _update_numbers(weights: Table, config: RunConfig) -> int:
+def _update_numbers(weights: ParameterTable, config: RunConfig) -> int:
     """What Muon makes of all matrices of one shape together: four stacks of them and two of their small squares."""
     if config.optimizer.optimizer != "muon":
         return 0
@@ -232,7 +235,7 @@ def cache_numbers(config: ModelConfig, rows: int, capacity: int) -> dict[str, in
     A model that rolls keeps the newest of its window.
     """
     c = config.resolved()
-    kept = c.cached(capacity)
+    kept = c.cache_length(capacity)
     sizes = {
         "layers": c.n_layers,
         "heads": c.n_kv_heads,

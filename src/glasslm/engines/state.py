@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.protocol import State
 from glasslm.errors import DamagedError
-from glasslm.model.parameters import Row, Table
+from glasslm.model.parameters import ParameterSpec, ParameterTable
 
 Array = NDArray[Any]
 
@@ -20,7 +20,7 @@ AVERAGE = "ema"
 MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
 
 
-def moment_kind(row: Row, chosen: str) -> str:
+def moment_kind(row: ParameterSpec, chosen: str) -> str:
     """The optimizer that moves a row: muon leaves all but the hidden matrices to adamw."""
     return row.group if chosen == "muon" else chosen
 
@@ -30,7 +30,7 @@ def decay_of_average(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def read_state(state: State, rows: Table, config: OptimizerConfig) -> tuple[dict[str, Array], ...]:
+def read_state(state: State, rows: ParameterTable, config: OptimizerConfig) -> tuple[dict[str, Array], ...]:
     """Weights by name, moments by `adamw.m/NAME`, and averages of the weights by name, of a model with these rows.
 
     Raises DamagedError, naming the entry, where a weight is missing and for what does not belong there.
@@ -63,6 +63,6 @@ def read_state(state: State, rows: Table, config: OptimizerConfig) -> tuple[dict
     return weights, moments, averages
 
 
-def _kept(row: Row, config: OptimizerConfig) -> tuple[str, ...]:
+def _kept(row: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:
     """What is kept of a trained row beside its value."""
     return (*MOMENTS[moment_kind(row, config.optimizer)], *([AVERAGE] if config.ema else []))

@@ -21,7 +21,7 @@ from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import families
 from glasslm.interop.model_export import Leaving
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.report import data_checks, facts, run_report
 from glasslm.report.page import inline_markdown
 from glasslm.runs.record import text_name
@@ -145,7 +145,7 @@ def _name(leaving: Leaving) -> str:
 
 def _lead(leaving: Leaving) -> str:
     record, level = leaving.run.record, LEVELS.get(leaving.tokenizer.kind, "")
-    total = count(table(leaving.config, leaving.vocab_size))["total"]
+    total = parameter_table(leaving.config, leaving.vocab_size).total
     what = f"A {level} language model".replace("  ", " ") + f" with {total:,} parameters"
     if imported := record.get("imported"):
         kind = inline_markdown(imported.get("model_type", "unknown"))
@@ -159,7 +159,7 @@ def _lead(leaving: Leaving) -> str:
 def _architecture(leaving: Leaving) -> Rows:
     c, V = leaving.config, leaving.vocab_size
     there = families.of(c).to_config(c, V)
-    counted = count(table(c, V))
+    counted = parameter_table(c, V).counts()
     active = f", of which {counted['active']:,} compute a token" if c.n_experts else ""
     shared = (
         f", keys and values shared by {c.n_heads // c.n_kv_heads} each"

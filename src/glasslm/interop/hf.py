@@ -26,7 +26,7 @@ from glasslm.interop.untrusted_json import (
     read_weights,
     weight_files,
 )
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 
 Array = NDArray[Any]
 
@@ -122,7 +122,7 @@ def read(folder: Path) -> Arriving:
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     vocab_size = values.whole("vocab_size")
-    rows, paths = table(config, vocab_size), weight_files(folder)
+    rows, paths = parameter_table(config, vocab_size), weight_files(folder)
     # First arrays without a size take the way of the weights: nothing is read before names and shapes are right.
     there = {
         name: np.broadcast_to(np.float32(0), shape) for name, shape in read_shapes(paths).items()

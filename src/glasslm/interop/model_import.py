@@ -19,7 +19,7 @@ from glasslm.interop import hf, peft_files
 from glasslm.interop.peft_settings import SETTINGS
 from glasslm.interop.untrusted_json import CONFIG, weight_files
 from glasslm.model import flops
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, provenance, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import Log
@@ -143,7 +143,7 @@ def _record(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "engine": "numpy",
         "device": "cpu",
         "precision": "fp32",
-        "parameters": count(table(config.model, tokenizer.vocab_size)),
+        "parameters": parameter_table(config.model, tokenizer.vocab_size).counts(),
         "flops_per_token": flops.flops_per_token(config.model, tokenizer.vocab_size),
         "data": no_text | {"sha256": "imported"},
         "tokenizer": {

@@ -24,7 +24,7 @@ from glasslm.interop.model_export import Leaving
 from glasslm.interop.peft_settings import SETTINGS, Settings, names_of
 from glasslm.interop.untrusted_json import read_shapes, read_weights
 from glasslm.model.adapters import without_adapters
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
 
@@ -50,7 +50,7 @@ def write(run: Run, held: Checkpoint, out: Path, base: str) -> None:
             "or export the whole model with --to hf"
         )
     places = _places(without_adapters(c).resolved())
-    if c.n_experts and (inside := [word for word in c.adapted if word in ("gate", "up", "down")]):
+    if c.n_experts and (inside := [word for word in c.adapted_matrices if word in ("gate", "up", "down")]):
         raise InputError(
             f"the adapters of {run.path} are inside experts ({','.join(inside)}), which transformers holds as one "
             "array and PEFT adapts in another form: fine-tune with --lora-targets q,k,v,o, or export with --to hf"
@@ -60,7 +60,7 @@ def write(run: Run, held: Checkpoint, out: Path, base: str) -> None:
     arrays: dict[str, Array] = {}
     parts: dict[str, int] = {}
     for path, modules in places.items():
-        if adapted := [module for module in modules if module.rpartition(".")[2] in c.adapted]:
+        if adapted := [module for module in modules if module.rpartition(".")[2] in c.adapted_matrices]:
             a, b = _stacked(weights, modules, adapted)
             arrays |= {f"{ROOT}{path}.lora_A.weight": a, f"{ROOT}{path}.lora_B.weight": b}
             parts[_target(path)] = len(adapted)
@@ -135,7 +135,7 @@ tags:
 
 # LoRA adapters
 
-Of rank {c.lora_rank} with alpha {c.lora_alpha:g}, for the matrices {", ".join(c.adapted)} of every layer, after \
+Of rank {c.lora_rank} with alpha {c.lora_alpha:g}, for the matrices {", ".join(c.adapted_matrices)} of every layer, after \
 {step:,} training steps with glasslm.
 
 ```python
@@ -219,7 +219,7 @@ def _arrays(
     folder: Path, c: ModelConfig, places: dict[str, tuple[str, ...]], asked: Settings
 ) -> dict[str, tuple[Array, Array]]:
     """A (R, in) and B (out, R) of each place. Names and shapes are compared before any array is read."""
-    path, rows = folder / WEIGHTS, table(c, 1)
+    path, rows = folder / WEIGHTS, parameter_table(c, 1)
     expected: dict[str, tuple[int, ...]] = {}
     for place, modules in places.items():
         shapes = [rows[f"{module}.weight"].shape for module in modules]

@@ -1,7 +1,7 @@
-"""What a handful of independent runs can say: means with intervals, differences with tests, and words for both.
+"""Statistics of a few paired runs: differences with intervals and tests, Holm's correction, and verdicts in words.
 
-A value is the final loss of one run, and less of it is better. A run that diverged has None, NaN or infinity instead;
-that is an outcome, so no mean is taken over the others as if it had not been started.
+A value is the final loss of one run; lower is better. A run that diverged has None, NaN or infinity. Divergence is an
+outcome: no mean is taken over the remaining runs, because that would hide it.
 """
 
 from __future__ import annotations
@@ -12,56 +12,54 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-import numpy as np
-
 from glasslm.errors import InputError, require
 
 Losses = Sequence[float | None]
 ALPHA = 0.05
 POWER = 0.8
-RESOLUTION = 1e-12  # of a loss: a smaller standard deviation is rounding
-MOST_FLIPS = 20  # differences whose 2^n signs are still enumerated in a moment
-ONE_RUN = "one run does not tell what another seed would have done"
-COPIES = "the seeds made no difference, so these are copies of one run"
+MIN_RELATIVE_STD = 1e-12  # of the largest loss: a smaller standard deviation is rounding
+ONE_RUN = "one run does not show how much another seed would change the loss"
+IDENTICAL_RUNS = "the seeds made no difference, so these are copies of one run"
 
 
-# -- means and differences --------------------------------------------------------------------------------------------
+# -- differences ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or a difference of means, for which (value - truth) / se has a t distribution."""
+    """A mean difference, for which (value - truth) / se has a t distribution with df degrees of freedom."""
 
     value: float
-    se: float  # 0 is the limit of ever more equal runs
+    se: float  # standard error; 0 when all differences are equal
     df: float
 
-    def p(self) -> float:
-        """Two-sided, for a truth of zero."""
-        return min(1.0, 2 * self._tail(abs(self.value)))
+    def p_value(self) -> float:
+        """The two-sided p of the hypothesis that the true difference is 0."""
+        return min(1.0, 2 * self._tail_probability(abs(self.value)))
 
-    def p_within(self, margin: float) -> float:
-        """For a truth of `margin` or more on either side of zero: the larger p of two one-sided tests (TOST).
+    def equivalence_p_value(self, margin: float) -> float:
+        """The larger p of two one-sided tests (TOST) that the true difference lies outside +-margin.
 
-        At 5% it says the same as whether the 90% interval lies within the margin (Schuirmann 1987).
+        It is at most 5% exactly when the 90% interval lies within the margin (Schuirmann 1987).
         """
-        return self._tail(margin - abs(self.value))
+        return self._tail_probability(margin - abs(self.value))
 
-    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+    def confidence_interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """The lower and upper bound of the t interval with confidence 1 - alpha."""
         from scipy import stats
 
-        reach = self.se * float(stats.t.isf(alpha / 2, self.df))
-        return self.value - reach, self.value + reach
+        half_width = self.se * float(stats.t.isf(alpha / 2, self.df))
+        return self.value - half_width, self.value + half_width
 
-    def detectable(self, power: float = POWER, alpha: float = ALPHA) -> float:
-        """The smallest truth that such an experiment sees with this power.
+    def detectable_difference(self, power: float = POWER, alpha: float = ALPHA) -> float:
+        """The smallest true difference that such a study detects with this power.
 
-        It holds if `se` is the true one: after three runs it is known to no better than a factor of two to six.
+        It assumes that `se` is the true standard error. Three runs determine that to a factor of two to six.
         """
         return self.se * noncentrality(self.df, power, alpha)
 
-    def _tail(self, distance: float) -> float:
-        """The probability of lying above the truth by at least `distance`."""
+    def _tail_probability(self, distance: float) -> float:
+        """The probability that the estimate lies above the truth by at least `distance`."""
         from scipy import stats
 
         if self.se == 0:
@@ -69,95 +67,42 @@ class Estimate:
         return float(stats.t.sf(distance / self.se, self.df))
 
 
-def mean(values: Sequence[float]) -> Estimate:
-    """Student 1908. At least two finite values."""
-    return _mean(values, max(map(abs, values), default=0.0))
+def paired_difference(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """The mean of variant - baseline, for runs with the same seeds in the same order (Student 1908).
 
-
-def paired(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """variant - baseline, for runs that share their seeds in this order: what a seed does to both drops out."""
+    Pairing removes the part of the variance that a seed adds to both runs. Raises InputError for fewer than two pairs,
+    for lists of different lengths and for values that are not finite.
+    """
     _require_pairs(variant, baseline)
-    differences = [a - b for a, b in zip(variant, baseline, strict=True)]
-    return _mean(differences, max(map(abs, (*variant, *baseline)), default=0.0))
-
-
-def welch(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """variant - baseline, for independent runs whose spread may differ (Welch 1947, Satterthwaite 1946)."""
-    a, b = mean(variant), mean(baseline)
-    square = a.se**2 + b.se**2
-    df = square**2 / (a.se**4 / a.df + b.se**4 / b.df) if square else a.df + b.df
-    return Estimate(a.value - b.value, math.sqrt(square), df)
-
-
-def _mean(values: Sequence[float], scale: float) -> Estimate:
-    require(len(values) >= 2, "the number of runs", len(values), f"2 or more, as {ONE_RUN}")
+    n = len(variant)
+    require(n >= 2, "the number of runs", n, f"2 or more, as {ONE_RUN}")
     require(
-        all(map(math.isfinite, values)),
+        all(map(math.isfinite, (*variant, *baseline))),
         "a loss",
         "not finite",
-        "a number; `compare` takes runs that diverged",
+        "a number; `compare_losses` takes runs that diverged",
     )
-    sd = _spread(values, scale)
-    return Estimate(fmean(values), sd / math.sqrt(len(values)), len(values) - 1)
-
-
-def _spread(values: Sequence[float], scale: float) -> float:
-    """The standard deviation, and 0 where it is nothing but the rounding of numbers of this scale."""
-    sd = stdev(values)
-    return sd if sd > RESOLUTION * scale else 0.0
+    differences = [a - b for a, b in zip(variant, baseline, strict=True)]
+    std = stdev(differences)
+    if not std > MIN_RELATIVE_STD * max(map(abs, (*variant, *baseline))):
+        std = 0.0  # rounding of the losses
+    return Estimate(fmean(differences), std / math.sqrt(n), n - 1)
 
 
 def _require_pairs(variant: Losses, baseline: Losses) -> None:
     if len(variant) != len(baseline):
         raise InputError(
             f"{len(variant)} runs of the variant, {len(baseline)} of the baseline: expected one of each for every "
-            "seed; train the missing ones, or compare unpaired"
+            "seed; train the missing ones"
         )
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Runs of one kind. `why` says what None stands for."""
-
-    n: int
-    diverged: int
-    mean: float | None
-    sd: float | None
-    ci_low: float | None
-    ci_high: float | None
-    why: str = ""
-
-
-def summary(values: Losses, alpha: float = ALPHA) -> Summary:
-    """The mean with its t interval, of confidence 1 - alpha; a mean only where no run diverged."""
-    n, lost = len(values), diverged(values)
-    finite = _finite(values)
-    if lost or not n:
-        return Summary(
-            n, lost, None, None, None, None, f"{lost} of {n} diverged" if lost else "no runs"
-        )
-    if n == 1:
-        return Summary(n, lost, finite[0], None, None, None, ONE_RUN)
-    found, sd = mean(finite), _spread(finite, max(map(abs, finite)))
-    if sd == 0:  # an interval of no width would claim certainty
-        return Summary(n, lost, found.value, sd, None, None, COPIES)
-    return Summary(n, lost, found.value, sd, *found.interval(alpha))
-
-
-def diverged(values: Losses) -> int:
-    """How many of the runs did."""
-    return len(values) - len(_finite(values))
-
-
-def _finite(values: Losses) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
-
-
-# -- what can be seen at all ------------------------------------------------------------------------------------------
+def _count_diverged(values: Losses) -> int:
+    return sum(value is None or not math.isfinite(value) for value in values)
 
 
 def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> float:
-    """How many standard errors from zero a truth must lie for a two-sided t test to see it, and its sign, so often."""
+    """The true difference, in standard errors, that a two-sided t test detects with this power and the right sign."""
     from scipy import optimize, stats
 
     require(
@@ -165,90 +110,35 @@ def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> floa
     )
     critical = float(stats.t.isf(alpha / 2, df))
 
-    def excess(shift: float) -> float:
+    def excess_power(shift: float) -> float:
         return float(stats.nct.sf(critical, df, shift)) - power
 
-    # t = (Z + shift) / S, where Z is normal and S, independent of it, the root of chi^2 / df. This shift is surely
-    # enough: both stay on the good side of these quantiles with probability sqrt(power) each.
+    # t = (Z + shift) / S, where Z is normal and S, independent of Z, is the root of chi^2 / df. The upper bound of the
+    # search is a shift with enough power: Z and S each pass these quantiles with probability sqrt(power).
     each = math.sqrt(power)
-    enough = critical * math.sqrt(stats.chi2.ppf(each, df) / df) + float(stats.norm.ppf(each))
-    return float(optimize.brentq(excess, 0.0, enough))
-
-
-def detectable(n: int, pairs: bool = True, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The smallest difference seen with this power, in standard deviations.
-
-    Of the differences of n pairs; or of single runs, n of each kind, whose spread is the same.
-    """
-    require(n >= 2, "the number of runs", n, f"2 or more, as {ONE_RUN}")
-    if pairs:
-        return noncentrality(n - 1, power, alpha) / math.sqrt(n)
-    return noncentrality(2 * n - 2, power, alpha) * math.sqrt(2 / n)
-
-
-@dataclass(frozen=True)
-class SignFlip:
-    p: float
-    floor: float  # 2 / 2^n: no outcome of n pairs has a smaller p
-
-
-def sign_flip(differences: Sequence[float]) -> SignFlip:
-    """The exact test that each difference was as likely to have the other sign (Fisher 1935, section 21), two-sided.
-
-    It assumes no normal distribution, and pays: with five pairs nothing can be below p = 0.0625.
-    """
-    n = len(differences)
-    require(
-        1 <= n <= MOST_FLIPS,
-        "the number of differences",
-        n,
-        f"1 to {MOST_FLIPS}; beyond that use `paired`",
-    )
-    require(all(map(math.isfinite, differences)), "a difference", "not finite", "a number")
-    sums = np.zeros(1)
-    for difference in differences:
-        sums = np.concatenate((sums + difference, sums - difference))
-    rounding = RESOLUTION * sum(map(abs, differences))
-    p = float(np.mean(np.abs(sums) >= abs(sums[0]) - rounding))
-    return SignFlip(p, 2.0 ** (1 - n))
+    upper = critical * math.sqrt(stats.chi2.ppf(each, df) / df) + float(stats.norm.ppf(each))
+    return float(optimize.brentq(excess_power, 0.0, upper))
 
 
 # -- many tests at once -----------------------------------------------------------------------------------------------
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p of a declared family: those at most alpha hold together, with an error of alpha at most (Holm 1979).
+def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p values of a declared family: the probability of any false positive is at most alpha (Holm 1979).
 
-    A test that could not be made is None and stays so, but counts: the family was declared with it.
+    None stands for a test that could not be made. It stays None and counts as a member of the family.
 
-    >>> holm([0.01, None, 0.02])
+    >>> adjust_by_holm([0.01, None, 0.02])
     [0.03, None, 0.04]
     """
-    known = _in_order(p)
-    adjusted: list[float | None] = [None] * len(p)
-    largest = 0.0
-    for rank, (value, index) in enumerate(known):
-        adjusted[index] = largest = max(largest, min(1.0, value * (len(p) - rank)))
-    return adjusted
-
-
-def benjamini_hochberg(p: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p of a screen: of those at most q, a share of q at most is expected to be false alarms (1995).
-
-    For finding candidates, not for claims. None stays and counts, as in `holm`.
-    """
-    adjusted: list[float | None] = [None] * len(p)
-    smallest = 1.0
-    for below, (value, index) in reversed([*enumerate(_in_order(p), 1)]):
-        adjusted[index] = smallest = min(smallest, value * len(p) / below)
-    return adjusted
-
-
-def _in_order(p: Sequence[float | None]) -> list[tuple[float, int]]:
-    known = [(value, index) for index, value in enumerate(p) if value is not None]
+    known = [(value, index) for index, value in enumerate(p_values) if value is not None]
     for value, _ in known:
-        require(0 <= value <= 1, "a p value", value, "0 to 1, and None where there was no test")
-    return sorted(known)
+        require(0 <= value <= 1, "a p value", value, "0 to 1, or None where there was no test")
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (value, index) in enumerate(sorted(known)):
+        adjusted[index] = largest = max(largest, min(1.0, value * (len(p_values) - rank)))
+    return adjusted
 
 
 # -- a variant against a baseline, in numbers and in words ------------------------------------------------------------
@@ -256,70 +146,66 @@ def _in_order(p: Sequence[float | None]) -> list[tuple[float, int]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """variant - baseline in the unit of the losses: below zero, the variant is better. `why` says why there is no test.
+    """variant - baseline in the unit of the losses; negative when the variant is better.
 
-    The interval and both p are of this comparison alone; `verdicts` sees to the family.
+    The interval and both p values belong to this comparison alone: `judge_family` corrects them for the family.
     """
 
-    n: int
-    n_baseline: int
-    diverged: int
+    n: int  # pairs of runs
+    diverged: int  # runs of the variant
     baseline_diverged: int
-    paired: bool
     alpha: float
-    family: int
-    margin: float | None
+    family: int  # comparisons that the study declares
+    margin: float | None  # a smaller difference would not matter
     delta: float | None = None
     se: float | None = None
     df: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
     p: float | None = None
-    p_same: float | None = None  # TOST; None without a margin
-    detectable: float | None = (
-        None  # with power 0.8 at alpha / family, the first and hardest step of Holm
-    )
-    why: str = ""
+    p_same: float | None = None  # of the equivalence test (TOST); None without a margin
+    # With power 0.8 at alpha / family, the first and strictest step of Holm's correction
+    detectable: float | None = None
+    why: str = ""  # the reason when there is no test
 
 
-def compare(
+def compare_losses(
     variant: Losses,
     baseline: Losses,
-    pairs: bool = True,
     margin: float | None = None,
     family: int = 1,
     alpha: float = ALPHA,
 ) -> Comparison:
-    """Paired t by default, the runs of each in the order of their common seeds; otherwise Welch's.
+    """The paired t test of a variant's losses against the baseline's, both in the order of their common seeds.
 
-    `margin`, chosen before the runs, is what would be too little to matter; `family` is how many comparisons the study
-    declares. Raises InputError where there are no runs, or not one of each for every seed of a paired design.
+    `margin`, chosen before the runs, is the largest difference that does not matter. `family` is the number of
+    comparisons that the study declares. Raises InputError where there are no runs, or not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
     require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")
-    if pairs:
-        _require_pairs(variant, baseline)
-    a, b = _finite(variant), _finite(baseline)
-    lost, lost_baseline = diverged(variant), diverged(baseline)
-    known = (len(variant), len(baseline), lost, lost_baseline, pairs, alpha, family, margin)
-    if lost or lost_baseline:
-        who, lost, n = (
-            ("it", lost, len(variant)) if lost else ("the baseline", lost_baseline, len(baseline))
-        )
-        return Comparison(*known, why=f"{who} diverged in {lost} of {n}")
-    if min(len(a), len(b)) == 1:
-        return Comparison(*known, delta=fmean(a) - fmean(b), why=ONE_RUN)
-    found = paired(a, b) if pairs else welch(a, b)
-    if found.se == 0 and not (
-        pairs and found.value == 0
-    ):  # pairs may be identical: what was changed changed nothing
-        return Comparison(*known, delta=found.value, why=COPIES)
-    low, high = found.interval(alpha)
+    _require_pairs(variant, baseline)
+    n, diverged, baseline_diverged = (
+        len(variant),
+        _count_diverged(variant),
+        _count_diverged(baseline),
+    )
+    declared = (n, diverged, baseline_diverged, alpha, family, margin)
+    if diverged or baseline_diverged:
+        side, count = ("it", diverged) if diverged else ("the baseline", baseline_diverged)
+        return Comparison(*declared, why=f"{side} diverged in {count} of {n}")
+    a, b = ([value for value in losses if value is not None] for losses in (variant, baseline))
+    if n == 1:
+        return Comparison(*declared, delta=fmean(a) - fmean(b), why=ONE_RUN)
+    estimate = paired_difference(a, b)
+    if estimate.se == 0 and estimate.value != 0:  # a difference of 0 means that the pairs are equal
+        return Comparison(*declared, delta=estimate.value, why=IDENTICAL_RUNS)
+    low, high = estimate.confidence_interval(alpha)
     return Comparison(
-        *known,
-        delta=found.value, se=found.se, df=found.df, ci_low=low, ci_high=high, p=found.p(),
-        p_same=None if margin is None else found.p_within(margin),
-        detectable=found.detectable(POWER, alpha / family),
+        *declared,
+        delta=estimate.value, se=estimate.se, df=estimate.df, ci_low=low, ci_high=high,
+        p=estimate.p_value(),
+        p_same=None if margin is None else estimate.equivalence_p_value(margin),
+        detectable=estimate.detectable_difference(POWER, alpha / family),
     )  # fmt: skip
 
 
@@ -328,58 +214,57 @@ Kind = Literal["better", "worse", "same", "not distinguishable", "diverged", "no
 
 @dataclass(frozen=True)
 class Verdict:
+    """The conclusion of a comparison after the correction for its family, as a kind and in words."""
+
     kind: Kind
     words: str
     p_holm: float | None
     p_same_holm: float | None
 
 
-def verdicts(family: Sequence[Comparison], unit: str = "nats") -> list[Verdict]:
-    """Of all comparisons that a study declared: Holm over its tests, and likewise over its claims of sameness."""
-    adjusted = zip(
-        family, holm([one.p for one in family]), holm([one.p_same for one in family]), strict=True
-    )
-    return [verdict(one, p_holm, p_same_holm, unit) for one, p_holm, p_same_holm in adjusted]
+def judge_family(family: Sequence[Comparison]) -> list[Verdict]:
+    """The verdicts on all comparisons that a study declared.
 
-
-def verdict(
-    comparison: Comparison,
-    p_holm: float | None,
-    p_same_holm: float | None = None,
-    unit: str = "nats",
-) -> Verdict:
-    """The words for a comparison, given its p and its p of sameness as adjusted over the family.
-
-    Without a test of sameness nothing is called the same, unless every pair is identical.
+    Holm's correction is applied to the tests of a difference, and separately to the tests of equivalence.
     """
-    kind, words = _judged(comparison, p_holm, p_same_holm, unit)
+    adjusted = zip(
+        family,
+        adjust_by_holm([comparison.p for comparison in family]),
+        adjust_by_holm([comparison.p_same for comparison in family]),
+        strict=True,
+    )
+    return [judge_comparison(*item) for item in adjusted]
+
+
+def judge_comparison(
+    comparison: Comparison, p_holm: float | None, p_same_holm: float | None = None
+) -> Verdict:
+    """The verdict on one comparison, from its two p values as adjusted over the family.
+
+    Without an equivalence test the verdict is "same" only when every pair is identical.
+    """
+    kind, words = _kind_and_words(comparison, p_holm, p_same_holm)
     return Verdict(kind, words, p_holm, p_same_holm)
 
 
-def _judged(
-    one: Comparison, p_holm: float | None, p_same_holm: float | None, unit: str
+def _kind_and_words(
+    c: Comparison, p_holm: float | None, p_same_holm: float | None
 ) -> tuple[Kind, str]:
-    if one.diverged:
-        also = (
-            f" (the baseline in {one.baseline_diverged} of {one.n_baseline})"
-            if one.baseline_diverged
-            else ""
-        )
-        return "diverged", f"diverged in {one.diverged} of {one.n}{also}"
-    if one.p is None or one.delta is None or one.detectable is None:
-        return "not tested", f"not tested: {one.why}"
-    assert p_holm is not None, "the comparison has a p, so it has one in its family"
-    if one.se == 0:
-        return "same", f"identical in all {one.n} pairs"
-    kind: Kind = "better" if one.delta < 0 else "worse"
-    different = p_holm <= one.alpha
-    if p_same_holm is not None and p_same_holm <= one.alpha:
-        return "same", f"the same within {one.margin:.3g} {unit}" + (
-            f", if measurably {kind}" if different else ""
-        )
-    if different:
-        return kind, f"{kind} by {abs(one.delta):.3g} {unit}"
-    runs = f"n = {one.n}" if one.n == one.n_baseline else f"n = {one.n} against {one.n_baseline}"
-    among = f" among {one.family} comparisons" if one.family > 1 else ""
-    seen = f"{one.detectable:.3g} {unit} would be seen in 4 of 5 studies with {runs}{among}"
-    return "not distinguishable", f"not distinguishable ({seen})"
+    if c.diverged:
+        both = f" (the baseline in {c.baseline_diverged} of {c.n})" if c.baseline_diverged else ""
+        return "diverged", f"diverged in {c.diverged} of {c.n}{both}"
+    if c.p is None or c.delta is None or c.detectable is None:
+        return "not tested", f"not tested: {c.why}"
+    assert p_holm is not None, "a comparison with a p has an adjusted p"
+    if c.se == 0:
+        return "same", f"identical in all {c.n} pairs"
+    kind: Kind = "better" if c.delta < 0 else "worse"
+    is_different = p_holm <= c.alpha
+    if p_same_holm is not None and p_same_holm <= c.alpha:
+        also = f", if measurably {kind}" if is_different else ""
+        return "same", f"the same within {c.margin:.3g} nats{also}"
+    if is_different:
+        return kind, f"{kind} by {abs(c.delta):.3g} nats"
+    among = f" among {c.family} comparisons" if c.family > 1 else ""
+    power = f"{c.detectable:.3g} nats would be seen in 4 of 5 studies with n = {c.n}{among}"
+    return "not distinguishable", f"not distinguishable ({power})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glasslm.config.schema import ModelConfig
-from glasslm.model.parameters import multiplies, table
+from glasslm.model.parameters import parameter_table
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
@@ -13,11 +13,11 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
     as most kernels compute it, though half of it is masked. Of a mixture of experts those count that compute a token.
     """
     c = config.resolved()
-    rows = table(c, vocab_size)
+    rows = parameter_table(c, vocab_size)
     times = {
         name: (6.0 if row.trained else 4.0) * row.active
         for name, row in rows.items()
-        if multiplies(name, rows)
+        if rows.is_multiplied(name)
     }
     products = sum(rows[name].size * each for name, each in times.items())
     return products + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size

@@ -139,7 +139,7 @@ def configuration(
 def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int, float, str]]:
     """Name, parameters, share of all and a remark, for each part of the model."""
     sizes: dict[str, int] = {}
-    for name, row in parameters.table(config, vocab_size).items():
+    for name, row in parameters.parameter_table(config, vocab_size).items():
         words = re.sub(r"^blocks\.\d+\.", "", name).split(".")
         part = "norms" if words[0].endswith("norm") else words[0]
         part = words[1] if words[1] in ("experts", "router", "shared") else part

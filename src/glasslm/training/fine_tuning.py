@@ -23,7 +23,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.errors import GlasslmError, InputError
 from glasslm.model import flops
 from glasslm.model.adapters import merged, without_adapters
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Best, Checkpoint, Progress
 from glasslm.runs.metrics import Line, Log
@@ -52,7 +52,7 @@ class Base:
     def first_weights(self, config: RunConfig) -> Weights:
         """What a run of this config starts from: these weights, and adapters that do nothing yet."""
         known = self.weights()
-        rows = table(config.model, self.run.tokenizer.vocab_size)
+        rows = parameter_table(config.model, self.run.tokenizer.vocab_size)
         yield from known.items()
         yield from initial_weights(
             {name: row for name, row in rows.items() if name not in known}, config.train.seed
@@ -128,7 +128,7 @@ def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": to_dict(config),
-        "parameters": count(table(config.model, vocab_size)),
+        "parameters": parameter_table(config.model, vocab_size).counts(),
         "flops_per_token": flops.flops_per_token(config.model, vocab_size),
         "merged_from": {"run": str(run.path), "step": held.step},
     }

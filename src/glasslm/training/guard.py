@@ -18,7 +18,7 @@ from glasslm.config.schema import RunConfig
 from glasslm.engines.inspection import GRADIENT, backward_names, forward_names
 from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.errors import DivergedError
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Best
 from glasslm.runs.metrics import plain
 
@@ -161,7 +161,7 @@ class Guard:
         forward = [
             name for name in forward_names(c) if not name.endswith(".scores")
         ]  # -inf hides keys there
-        for names in (forward, backward_names(c, table(c, self.vocab_size))):
+        for names in (forward, backward_names(c, parameter_table(c, self.vocab_size))):
             for part in batch.parts(engine.micro_batch_size):
                 seen = engine.inspect(part, names)
                 for name in names:

@@ -28,7 +28,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.model import flops
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, provenance, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.history import best_eval
@@ -184,7 +184,7 @@ def _choose(
     config: RunConfig, vocab_size: int, compute: ComputeConfig
 ) -> tuple[ComputeConfig, list[str]]:
     """`compute` with nothing automatic left but compiling, and what there is to say about it."""
-    parameters = count(table(config.model, vocab_size))["total"]
+    parameters = parameter_table(config.model, vocab_size).total
     automatic = compute.engine == "auto"
     compute, reason = choose(compute, parameters, training=True)
     compute = dataclasses.replace(compute, threads=thread_count(compute.threads))
@@ -203,7 +203,7 @@ def _prepare(
 ) -> tuple[Engine, RunConfig, float]:
     """The engine with its first weights, the config with its number of steps, and how long all will take (seconds)."""
     vocab_size = dataset.tokenizer.vocab_size
-    rows, seed = table(config.model, vocab_size), config.train.seed
+    rows, seed = parameter_table(config.model, vocab_size), config.train.seed
 
     def first_weights() -> Iterator[tuple[str, Any]]:
         return base.first_weights(config) if base else initial_weights(rows, seed)
@@ -308,7 +308,7 @@ def _record(
         "processes": ranks(),
         "parallel": compute.parallel,
         "deterministic": compute.deterministic,
-        "parameters": count(table(config.model, tokenizer.vocab_size)),
+        "parameters": parameter_table(config.model, tokenizer.vocab_size).counts(),
         "flops_per_token": flops.flops_per_token(config.model, tokenizer.vocab_size),
         "data": dataset.facts,
         "tokenizer": {
@@ -330,7 +330,7 @@ def _plan(
     batch_tokens = train.batch_size * config.model.block_size
     total = train.max_steps * batch_tokens
     return {
-        "parameters": count(table(config.model, vocab_size)),
+        "parameters": parameter_table(config.model, vocab_size).counts(),
         "vocab_size": vocab_size,
         "train_tokens": len(dataset.train.tokens),
         "val_tokens": len(dataset.val.tokens),

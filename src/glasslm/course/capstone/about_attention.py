@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone.questions import Answer, Question, plural, shape
 from glasslm.course.capstone.run_context import CONFIGURATION, Look, Specimen
-from glasslm.model.parameters import Table
+from glasslm.model.parameters import ParameterTable
 from glasslm.report.figures import Palette
 from glasslm.report.page import Picture
 
@@ -330,12 +330,12 @@ def _adapted(c: ModelConfig, name: str, read: str) -> str:
     """What an adapter adds to the product of a matrix with what it reads."""
     return (
         f" + {c.lora_alpha / c.lora_rank:g} ({read} @ Aᵀ) @ Bᵀ"
-        if c.lora_rank and name in c.adapted
+        if c.lora_rank and name in c.adapted_matrices
         else ""
     )
 
 
-def _weights(rows: Table, *parts: str) -> str:
+def _weights(rows: ParameterTable, *parts: str) -> str:
     """The names of these parts in block 0, with their shapes."""
     found = [f"{name} {shape(*row.shape)}" for name, row in rows.items()
              if name.startswith(tuple(f"blocks.0.{part}." for part in parts))]  # fmt: skip

@@ -15,7 +15,7 @@ from glasslm.course.capstone.run_context import CONFIGURATION, METRICS, Specimen
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.lab.scaling.plan import plan
 from glasslm.model import flops
-from glasslm.model.parameters import Table, count, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.text import size
 
 FAR = 1_000  # tokens, for which courses ask
@@ -28,7 +28,7 @@ def kv_cache(question: Question, of: Specimen) -> Answer:
     numbers = cache_numbers(c, 1, T)
     factors = " x ".join(f"{many:,} ({name})" for name, many in numbers.items() if name != "texts")
     each = cache_bytes(c, 1, 1, PRECISION_BYTES["fp32"])
-    total = count(of.rows)["total"]
+    total = of.rows.total
     held = math.ceil(total * PRECISION_BYTES["fp32"] / each)
     text = [
         "The keys and the values of every token that was read, of every layer, so that a new token computes only its "
@@ -67,7 +67,7 @@ def _by_precision(c: ModelConfig, n: int) -> tuple[str, ...]:
 
 def chinchilla(question: Question, of: Specimen) -> Answer:
     """The rule for this size, what this run saw, its compute by rule and counted, and what follows."""
-    counted, data = count(of.rows), of.run.record.get("data", {})
+    counted, data = of.rows.counts(), of.run.record.get("data", {})
     N = counted["total"]
     wanted = question.number or 0.0
     text = [
@@ -157,7 +157,7 @@ def tying(question: Question, of: Specimen) -> Answer:
 def _both(c: ModelConfig, V: int) -> tuple[int, int]:
     """Parameters with and without tying."""
     tied, untied = (
-        count(table(dataclasses.replace(c, tie_embeddings=which), V))["total"]
+        parameter_table(dataclasses.replace(c, tie_embeddings=which), V).total
         for which in (True, False)
     )
     return tied, untied
@@ -220,7 +220,7 @@ def forward_pass(question: Question, of: Specimen) -> Answer:
     )  # fmt: skip
 
 
-def _block(c: ModelConfig, rows: Table, B: int, T: int) -> list[tuple[str, str, str, int]]:
+def _block(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[tuple[str, str, str, int]]:
     """The stages of block 0."""
     stream, H, K, Q = shape(B, T, c.d_model), c.n_heads, c.n_kv_heads, c.head_size
     pre = c.norm_position == "pre"
@@ -250,7 +250,7 @@ def _block(c: ModelConfig, rows: Table, B: int, T: int) -> list[tuple[str, str, 
 
 
 def _feedforward(
-    c: ModelConfig, rows: Table, n: str, B: int, T: int
+    c: ModelConfig, rows: ParameterTable, n: str, B: int, T: int
 ) -> list[tuple[str, str, str, int]]:
     stream, inner, whole = shape(B, T, c.d_model), shape(B, T, c.d_ff), "blocks.0.feedforward."
     activation = {"swiglu": "silu", "geglu": "gelu"}.get(c.feedforward, c.feedforward)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes
 from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
-from glasslm.model.parameters import Table, count, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.report.page import Picture, Section
 
 Source = tuple[str, str]  # what it is, and its path in the run's folder
@@ -122,7 +122,7 @@ def _about_attention(c: ModelConfig) -> list[Question]:
 def _about_size(config: RunConfig, vocab_size: int) -> list[Question]:
     c, batch = config.model, config.train.batch_size
     V, D, T = vocab_size, c.d_model, c.block_size
-    parameters = count(table(c, V))["total"]
+    parameters = parameter_table(c, V).total
     heads = (
         f"{c.n_kv_heads} of {c.n_heads} heads"
         if c.n_kv_heads < c.n_heads
@@ -215,6 +215,6 @@ def shape(*sizes: int) -> str:
     return f"({', '.join(f'{size:,}' for size in sizes)})"
 
 
-def size_of(rows: Table, *prefixes: str) -> int:
+def size_of(rows: ParameterTable, *prefixes: str) -> int:
     """The parameters of all rows whose names begin so."""
     return sum(row.size for name, row in rows.items() if name.startswith(prefixes))

@@ -21,7 +21,7 @@ from glasslm.engines.protocol import Batch
 from glasslm.errors import GlasslmError
 from glasslm.inference import trained_model
 from glasslm.inference.trained_model import Model
-from glasslm.model.parameters import Table, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.report.run_report import dataset_of, shown
 from glasslm.runs import checkpoint
 from glasslm.runs.history import best_eval
@@ -63,8 +63,8 @@ class Specimen:
     missing: str
 
     @property
-    def rows(self) -> Table:
-        return table(self.config, self.vocab_size)
+    def rows(self) -> ParameterTable:
+        return parameter_table(self.config, self.vocab_size)
 
     @cached_property
     def best(self) -> dict[str, Any] | None:

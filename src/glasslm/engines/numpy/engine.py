@@ -33,7 +33,7 @@ from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, MOMENTS, decay_of_average, moment_kind, read_state
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 
 ROWS_READ = 16  # into a cache by one thread
 
@@ -54,7 +54,7 @@ class NumpyEngine:
         self.config = config
         self.precision: Precision = "fp64" if np.dtype(dtype) == np.float64 else "fp32"
         self.updates, self.loss_scale = 0, 1.0
-        self.rows = table(config.model, vocab_size)
+        self.rows = parameter_table(config.model, vocab_size)
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)

@@ -36,7 +36,7 @@ class KeyValueCache:
     """
 
     def __init__(self, c: ModelConfig, rows: int, capacity: int, dtype: Any) -> None:
-        self.size = c.cached(capacity)
+        self.size = c.cache_length(capacity)
         self.endless = c.rolling and c.window <= capacity
         self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glasslm.model.parameters import Table
+from glasslm.model.parameters import ParameterSpec
 
 # q, k and v (gate and up) multiply the same input: stacked, they are one product instead of three (two).
 STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -21,7 +21,7 @@ class Weights:
     are neighbours, so that it moves them in a few long runs.
     """
 
-    def __init__(self, rows: Table, dtype: DTypeLike) -> None:
+    def __init__(self, rows: Mapping[str, ParameterSpec], dtype: DTypeLike) -> None:
         self.flat: NDArray[Any] = np.zeros(sum(row.size for row in rows.values()), dtype)
         self.rows: dict[str, NDArray[Any]] = {}
         self.trained = frozenset(name for name, row in rows.items() if row.trained)
@@ -71,7 +71,7 @@ class Weights:
         return self.run(names).reshape(height, *self.rows[names[0]].shape[1:])
 
 
-def _stacks(rows: Table) -> dict[str, list[str]]:
+def _stacks(rows: Mapping[str, ParameterSpec]) -> dict[str, list[str]]:
     """The names that each stack's name stands for."""
     stacks = {}
     for name in rows:

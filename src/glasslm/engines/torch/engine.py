@@ -35,7 +35,7 @@ from glasslm.engines.torch.moe import Routing
 from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
 from glasslm.engines.torch.ranks import Ranks
 from glasslm.errors import InputError
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 from glasslm.text import one_line
 
 Array = NDArray[Any]
@@ -117,7 +117,7 @@ class TorchEngine:
         self.device, self.place = device, torch.device(ranks.place(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
         self.loss_scale = LARGEST_SCALE if precision == "fp16" else 1.0
-        self.rows = table(config.model, vocab_size)
+        self.rows = parameter_table(config.model, vocab_size)
         self.exact = (
             torch.float64 if precision == "fp64" else torch.float32
         )  # of weights, gradients and moments

@@ -29,7 +29,7 @@ class KeyValueCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.size = c.cached(capacity)
+        self.size = c.cache_length(capacity)
         self.endless = c.rolling and c.window <= capacity
         shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
         self.model = model  # whose keys and values these are

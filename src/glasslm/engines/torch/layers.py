@@ -53,7 +53,7 @@ class Linear(nn.Linear):
 
 def linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = False) -> Linear:
     """The matrix `name` of a block, with an adapter if the config asks for one."""
-    if c.lora_rank and name in c.adapted:
+    if c.lora_rank and name in c.adapted_matrices:
         return Linear(width, height, bias, c.lora_rank, c.lora_alpha / c.lora_rank)
     return Linear(width, height, bias)
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.state import MOMENTS, moment_kind
-from glasslm.model.parameters import Table
+from glasslm.model.parameters import ParameterTable
 
 ADAM_EPS = 1e-8
 
@@ -24,7 +24,7 @@ class Optimizer:
     """Moves parameters, by name, by what the table assigns to them, AdamW, Muon or SGD; owns their moments."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], rows: Table, config: OptimizerConfig
+        self, parameters: dict[str, nn.Parameter], rows: ParameterTable, config: OptimizerConfig
     ) -> None:
         self.config, self.parameters = config, parameters
         self.decay = {name: config.weight_decay if row.decay else 0.0 for name, row in rows.items()}

@@ -18,7 +18,7 @@ from glasslm.data.shards import Dataset
 from glasslm.data.sources import corpora
 from glasslm.engines.protocol import Batch
 from glasslm.lab.checks.parity import TOLERANCE, Exactness, make_pair, mean_weight, relative
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Say
 from glasslm.training.learning_rate import lr_at
 
@@ -62,7 +62,7 @@ def curves(dataset: Dataset, config: RunConfig) -> Iterator[Point]:
     """Train four times at once: each engine in each precision, from the same weights on the same batches."""
     config = config.resolved()
     train, vocab_size = config.train, dataset.tokenizer.vocab_size
-    weights = list(initial_weights(table(config.model, vocab_size), train.seed))
+    weights = list(initial_weights(parameter_table(config.model, vocab_size), train.seed))
     pairs = {
         precision: make_pair(config, vocab_size, precision, weights)
         for precision in get_args(Exactness)

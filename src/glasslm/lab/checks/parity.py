@@ -27,7 +27,7 @@ from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.lab.checks import gradient_check
 from glasslm.lab.checks.finite_differences import FLOOR
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import tell
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def check_models(
 def check_model(case: str, config: ModelConfig, precision: Exactness, seed: int = 0) -> Parity:
     """A model far from its start, with every optimizer, in two micro-batches, one target masked, dropout as it says."""
     rng = np.random.default_rng([seed, *case.encode()])
-    rows = table(config.resolved(), V)
+    rows = parameter_table(config.resolved(), V)
     weights = [
         (name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(rows, seed)
     ]

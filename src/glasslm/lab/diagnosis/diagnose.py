@@ -27,7 +27,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis import curves, diagnosis_figures, signals, trials
 from glasslm.lab.diagnosis.trials import Bench
 from glasslm.model import flops
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report import page
 from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst
 from glasslm.report.page import Picture, Section
@@ -156,7 +156,7 @@ def of_config(config: RunConfig, compute: ComputeConfig, say: Say) -> Subject:
         config.data, corpora.find(config.data, say), say, base.run.tokenizer if base else None
     )
     shards.require_room(dataset, config.model.block_size, config.train.batch_size)
-    rows = table(config.model, dataset.tokenizer.vocab_size)
+    rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
     def first() -> State:
         return base.first_weights(config) if base else initial_weights(rows, config.train.seed)
@@ -174,7 +174,7 @@ def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
     for note in notes:
         say(f"note: {note}")
     dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
-    rows = table(run.config.model, run.tokenizer.vocab_size)
+    rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_nothing = run.config.train.init_from is None and "merged_from" not in run.record
 
@@ -204,7 +204,7 @@ def diagnose(subject: Subject, say: Say) -> Diagnosis:
 def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
     """What inspection shows of the first weights and of the run's checkpoints, and one update of each."""
     config, c, V = subject.config, subject.config.model, subject.vocab_size
-    rows, bench, many = table(c, V), subject.bench, subject.rows(LOOK_TOKENS)
+    rows, bench, many = parameter_table(c, V), subject.bench, subject.rows(LOOK_TOKENS)
     batch = subject.batch(0, many)
     engine = bench.make(trials.with_rows(config, many, {}, {}))
     readings, updates, found = [], [], made.findings

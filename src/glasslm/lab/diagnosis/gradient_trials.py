@@ -30,7 +30,7 @@ from glasslm.engines.inspection import GRADIENT
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.inference import evaluation
 from glasslm.lab.diagnosis import trials
-from glasslm.model.parameters import Table, initial_weights, table
+from glasslm.model.parameters import ParameterTable, initial_weights, parameter_table
 from glasslm.training.learning_rate import lr_at
 
 Array = NDArray[Any]
@@ -111,7 +111,7 @@ class Trial(NamedTuple):
         return not math.isfinite(self.val_loss)
 
 
-def started(rows: Table, start: Start, seed: int) -> Iterator[tuple[str, Array]]:
+def started(rows: ParameterTable, start: Start, seed: int) -> Iterator[tuple[str, Array]]:
     """First weights: those of `initial_weights`, each matrix (out, in) with the deviation that `start` asks for.
 
     scaled is the table's own: 0.02, and 0.02 / sqrt(2 L) for what writes into the residual stream (GPT-2, section 2.3);
@@ -150,7 +150,7 @@ def attempt(
     does. A `loss_scale` above 1 is where float16's begins; 1 leaves it to the engine.
     """
     config, vocab_size = recipe.config(steps, seed), dataset.tokenizer.vocab_size
-    rows = table(config.model, vocab_size)
+    rows = parameter_table(config.model, vocab_size)
     order = Order(len(dataset.train.tokens), BLOCK, ROWS, seed, epochs=False)
     share = ROWS * BLOCK / tokens_in_batch
     trial = Trial([], math.inf, [])
@@ -194,7 +194,7 @@ def unigram_loss(dataset: Dataset) -> float:
     return float(-np.log(counts / counts.sum())[dataset.val.tokens].mean())
 
 
-def look(engine: Engine, batch: Batch, c: ModelConfig, rows: Table) -> Look:
+def look(engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable) -> Look:
     """What the gradients of a batch are like: by block, and by magnitude."""
     weights = [
         [f"{GRADIENT}{name}" for name in rows if name.startswith(f"blocks.{i}.")]

@@ -26,7 +26,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT, backward_names
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError, InputError
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
 from glasslm.runs import checkpoint
@@ -204,7 +204,7 @@ def _batch(loop: Loop, step: int) -> Batch:
 
 def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
     """The gradient norm of each block, and of what stands before and after them; without dropout."""
-    rows = table(run.config.model, run.tokenizer.vocab_size)
+    rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
     names = [
         name
         for name in backward_names(run.config.model, rows)

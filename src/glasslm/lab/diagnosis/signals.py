@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.inspection import GRADIENT, feedforwards, forward_names
 from glasslm.engines.protocol import Batch, Engine
-from glasslm.model.parameters import Table
+from glasslm.model.parameters import ParameterTable
 from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 Array = NDArray[Any]
@@ -45,7 +45,7 @@ class Reading:
     log_z: float  # mean over positions of the logarithm of softmax's sum
 
 
-def read(engine: Engine, batch: Batch, c: ModelConfig, rows: Table, step: int) -> Reading:
+def read(engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable, step: int) -> Reading:
     """Look once, forward and backward, at the weights that the engine holds."""
     blocks = [f"blocks.{i}" for i in range(c.n_layers)]
     streams = ["embedding", *blocks]
@@ -252,7 +252,7 @@ def block_gradients(reading: Reading, c: ModelConfig) -> Array:
     ])  # fmt: skip
 
 
-def gradients(reading: Reading, c: ModelConfig, rows: Table) -> Finding:
+def gradients(reading: Reading, c: ModelConfig, rows: ParameterTable) -> Finding:
     """Gradients that vanish or explode through depth, or do not arrive."""
     signal, norms = "gradients by layer", block_gradients(reading, c)
     cut = [name for name, g in reading.gradients.items() if g == 0 and rows[name].active == 1]

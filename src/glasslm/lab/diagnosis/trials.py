@@ -20,7 +20,7 @@ from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.engines.state import moment_kind
 from glasslm.lab.diagnosis.curves import noise_of
 from glasslm.lab.diagnosis.signals import graded, rms, some
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report.findings import Finding, Verdict
 
 Array = NDArray[Any]
@@ -92,7 +92,7 @@ def ratios(
     Weight decay is taken out: it moves a weight that gets no gradient, too. A weight that not even decay moves has no
     update at all.
     """
-    rows = table(config.model, vocab_size)
+    rows = parameter_table(config.model, vocab_size)
     before = {name: array.astype(np.float64) for name, array in engine.state() if "/" not in name}
     advance(engine, batch, lr)
     found = []
@@ -328,7 +328,7 @@ def coordinates(bench: Bench, rows: int) -> Coordinates:
     for model in models:
         config = with_rows(bench.config, rows, dataclasses.asdict(model), {"ema": 0.0})
         engine, batch = bench.make(config), bench.batch(0, rows)
-        engine.load(initial_weights(table(config.model, bench.vocab_size), config.train.seed))
+        engine.load(initial_weights(parameter_table(config.model, bench.vocab_size), config.train.seed))
         first = engine.inspect(batch, names.values())
         for step in range(COORDINATE_STEPS):
             advance(engine, bench.batch(step, rows), config.optimizer.lr)

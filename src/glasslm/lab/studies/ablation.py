@@ -19,7 +19,7 @@ from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import seconds
 from glasslm.errors import InputError
-from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare, verdicts
+from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare_losses, judge_family
 from glasslm.lab.studies import study_setting, sweep
 from glasslm.lab.studies.axes import AXES, Match, Variant, left_out, matched, variants
 from glasslm.lab.studies.study_setting import (
@@ -34,7 +34,7 @@ from glasslm.lab.studies.study_setting import (
 )
 from glasslm.lab.studies.sweep import Ended, Runner, Trial
 from glasslm.lab.studies.trial_results import Row, row
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs.metrics import plain
 from glasslm.text import Say, duration
 
@@ -230,12 +230,12 @@ def judge(
     """The verdicts over the whole family; `rows` by the stem of their names."""
     comparisons = [_compared(made, rows[_stem(one)], rows[BASELINE]) for one in made.variants]
     judged: list[tuple[Comparison | None, Verdict | None]] = [(None, None)]
-    judged += list(zip(comparisons, verdicts(comparisons)))
+    judged += list(zip(comparisons, judge_family(comparisons)))
     found = []
     for one, (comparison, verdict) in zip(
         [Variant(BASELINE, "", made.base), *made.variants], judged
     ):
-        size = count(table(one.config.model, made.vocab_size))["total"]
+        size = parameter_table(one.config.model, made.vocab_size).total
         rate, at_edge = rates[_stem(one)]
         flops = sweep.cost(one.config, made.vocab_size)
         found.append(
@@ -260,9 +260,9 @@ def _compared(made: Plan, variant: list[Row], baseline: list[Row]) -> Comparison
     failed = sum(row.status == "failed" for row in (*variant, *baseline))
     if failed:
         n, why = len(variant), f"{failed} runs failed: see logs/"
-        return Comparison(n, n, 0, 0, True, ALPHA, made.family, made.asked.margin, why=why)
+        return Comparison(n, 0, 0, ALPHA, made.family, made.asked.margin, why=why)
     losses, of_baseline = ([row.final_loss for row in of] for of in (variant, baseline))
-    return compare(losses, of_baseline, margin=made.asked.margin, family=made.family)
+    return compare_losses(losses, of_baseline, margin=made.asked.margin, family=made.family)
 
 
 def _tuned(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.report import figures, run_report
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.history import best_eval
@@ -136,7 +136,7 @@ def point(name: str, run: Run) -> Point:
         name,
         model.lora_rank,
         model.lora_targets,
-        count(table(model, run.tokenizer.vocab_size))["trained"],
+        parameter_table(model, run.tokenizer.vocab_size).trained,
         best["loss"],
         best["bpb"],
         old.get(0),

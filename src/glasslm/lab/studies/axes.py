@@ -10,7 +10,7 @@ from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 
 Match = Literal["tokens", "flops", "time", "parameters"]
 
@@ -162,7 +162,7 @@ def _as_large(variant: RunConfig, base: RunConfig, vocab_size: int) -> RunConfig
     """Made as large as the baseline by its width, or by its depth where the width is what varies."""
 
     def size(config: RunConfig) -> int:
-        return count(table(config.model.resolved(), vocab_size))["total"]
+        return parameter_table(config.model.resolved(), vocab_size).total
 
     wanted, c = size(base), variant.model
     if c.d_model != base.model.d_model:

@@ -36,7 +36,7 @@ from glasslm.lab.studies.study_setting import (
     with_text,
 )
 from glasslm.lab.studies.sweep import Runner, Trial
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs.metrics import plain
 from glasslm.text import Say, duration
 from glasslm.training import step_timer
@@ -82,7 +82,7 @@ class Ladder:
 
 def size_of(config: RunConfig, vocab_size: int) -> int:
     """N: the parameters that multiply a token."""
-    return count(table(config.model.resolved(), vocab_size))["matmul"]
+    return parameter_table(config.model.resolved(), vocab_size).matmul
 
 
 def tokens_of(config: RunConfig) -> int:

@@ -14,7 +14,7 @@ from glasslm.lab.scaling.law import Interval, Observation, fit
 from glasslm.lab.studies.ladder import MULTIPLES, Ladder
 from glasslm.lab.studies.scaling_study import Cell, RateRule, Study
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.report.figures import Palette, dress, finish
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
@@ -85,7 +85,7 @@ def _design(made: Ladder, cells: Sequence[Cell]) -> Section:
     rows = []
     for N, of in sorted(shown.items()):
         config = of[0].row.run.config.model
-        counted = count(table(config.resolved(), V))
+        counted = parameter_table(config.resolved(), V).counts()
         exact = flops_per_token(config, V) / (6 * N)
         tokens = " ".join(f"{cell.D:.3g}" for cell in sorted(of, key=lambda cell: cell.D))
         rows.append((f"{config.d_model}", f"{N:,}", f"{counted['total']:,}", f"{counted['non_embedding']:,}",
@@ -166,7 +166,7 @@ def _conventions(made: Ladder, cells: Sequence[Cell]) -> Section:
         runs = []
         for cell in cells:
             if cell.observation:
-                N = count(table(cell.row.run.config.model.resolved(), made.vocab_size))[name]
+                N = parameter_table(cell.row.run.config.model.resolved(), made.vocab_size).counts()[name]
                 runs.append(Observation(N, cell.D, cell.observation.loss))
         law = fit(runs)
         rows.append(

@@ -16,7 +16,7 @@ from glasslm.data.sources import corpora
 from glasslm.engines.choice import choose
 from glasslm.engines.factory import make_engine
 from glasslm.errors import DamagedError, InputError
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Say
 from glasslm.training import step_timer
 from glasslm.training.step_timer import Pace
@@ -59,7 +59,7 @@ def with_engine(
     compute: ComputeConfig, largest: RunConfig, vocab_size: int, threads: int = 1
 ) -> ComputeConfig:
     """Engine, device and precision decided once, by the largest model, so that no size is computed in another way."""
-    size = count(table(largest.model.resolved(), vocab_size))["total"]
+    size = parameter_table(largest.model.resolved(), vocab_size).total
     return choose(
         dataclasses.replace(compute, threads=compute.threads or threads), size, training=True
     )[0]
@@ -103,7 +103,7 @@ def measured(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> Pac
     """How long a step and an evaluation of this model take here; samples are left out."""
     V = dataset.tokenizer.vocab_size
     engine = make_engine(config, V, compute, training=True)
-    engine.load(initial_weights(table(config.model, V), config.train.seed))
+    engine.load(initial_weights(parameter_table(config.model, V), config.train.seed))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0))
     return step_timer.measure(config, engine, dataset)
 

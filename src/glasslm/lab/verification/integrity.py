@@ -16,7 +16,7 @@ import numpy as np
 from glasslm import files
 from glasslm.engines.state import AVERAGE, MOMENTS, moment_kind, read_state
 from glasslm.errors import DamagedError, GlasslmError
-from glasslm.model.parameters import Table, count, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
@@ -106,7 +106,7 @@ def _record(run: Run) -> str:
         raise DamagedError(
             f"{path} says seed {seed} at its top, and {config.train.seed} in its config"
         )
-    if total != (expected := count(table(config.model, vocab_size))["total"]):
+    if total != (expected := parameter_table(config.model, vocab_size).total):
         raise DamagedError(f"{path} says {total} parameters, but its config makes {expected:,}")
     return f"format {record['format']}, {expected:,} parameters, config sha256 {run.config_sha256[:12]}"
 
@@ -146,7 +146,7 @@ def _whole(run: Run, step: int, known: bool, held: list[Checkpoint]) -> str:
     checkpoint.check(
         found, config_sha256=run.config_sha256, tokenizer_sha256=tokenizer, data_sha256=data
     )
-    rows = table(run.config.model, run.record["tokenizer"]["vocab_size"])
+    rows = parameter_table(run.config.model, run.record["tokenizer"]["vocab_size"])
     entries = dict(found.state())
     try:
         read_state(entries.items(), rows, run.config.optimizer)
@@ -162,7 +162,7 @@ def _whole(run: Run, step: int, known: bool, held: list[Checkpoint]) -> str:
     return f"{len(entries)} entries, hashes as in its manifest, config, tokenizer and data as in run.json"
 
 
-def _moments(rows: Table, run: Run) -> set[str]:
+def _moments(rows: ParameterTable, run: Run) -> set[str]:
     """The entries that a whole optimizer.safetensors has."""
     optimizer = run.config.optimizer
     return {

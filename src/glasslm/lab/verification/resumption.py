@@ -29,7 +29,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Array, Engine
 from glasslm.errors import DamagedError
 from glasslm.lab.verification.integrity import written
-from glasslm.model.parameters import Table, table
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.metrics import Log
@@ -163,7 +163,7 @@ def _copy(
             "first_loss": None,
         }
         progress = dataclasses.replace(latest.progress, best=None, loop=memory)
-        held = cast(Engine, _Held(arrays, table(config.model, run.tokenizer.vocab_size)))
+        held = cast(Engine, _Held(arrays, parameter_table(config.model, run.tokenizer.vocab_size)))
         belongs_to: dict[str, Any] = hashes(copy, dataset)
         checkpoint.save(folder, held, progress, keep=train.keep, **belongs_to)
     return copy
@@ -174,7 +174,7 @@ class _Held:
     """An engine as far as a checkpoint to be written knows one."""
 
     arrays: dict[str, Array]
-    rows: Table
+    rows: ParameterTable
 
     def state(self) -> Iterator[tuple[str, Array]]:
         return (
