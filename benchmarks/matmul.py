@@ -28,7 +28,7 @@ def products(
     c = config.resolved()
     D, H = c.d_model, c.n_heads * c.head_size
     joined = (c.n_heads + 2 * c.n_kv_heads) * c.head_size  # q, k and v in one product
-    shapes = [(D, joined), (H, D), (D, c.d_ff * (1 + c.gated)), (c.d_ff, D)]  # in, out
+    shapes = [(D, joined), (H, D), (D, c.d_ff * (1 + c.is_gated)), (c.d_ff, D)]  # in, out
     xs = [torch.randn(tokens, width, device=device, dtype=dtype) for width, _ in shapes]
     ws = [torch.randn(out, width, device=device, dtype=dtype) for width, out in shapes]
     ys = [torch.empty(tokens, out, device=device, dtype=dtype) for _, out in shapes]

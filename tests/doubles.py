@@ -8,7 +8,7 @@ from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines.factory import make_engine
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 
 
@@ -81,7 +81,7 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
     config = RunConfig(model=ModelConfig(**sizes | model)).resolved()
     tokenizer = CharTokenizer(alphabet)
     engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(threads=1))
-    weights = initial_weights(table(config.model, tokenizer.vocab_size), seed=1)
+    weights = initial_weights(parameter_table(config.model, tokenizer.vocab_size), seed=1)
     engine.load((name, array * 12 if array.std() else array) for name, array in weights)
     record = {
         "config": to_dict(config),

@@ -26,6 +26,7 @@ RUNS = {
     "matmul": "--preset tiny --seconds 0.1",
     "moe_speed": "--d-model 64 --batch-size 2 --seconds 0.1",
     "overhead": "--preset tiny --steps 8 --text-file text.txt",
+    "same_bits": "--only sgd-numpy",
     "train_speed": "--batch-size 4 --seconds 0.1",
 }
 

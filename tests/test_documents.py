@@ -24,7 +24,7 @@ from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(glasslm.__file__).parent
@@ -316,7 +316,7 @@ def test_the_parts_named_in_first_principles_exist() -> None:
 def test_the_commands_in_first_principles_are_understood() -> None:
     (command,) = re.findall(r"^ {4}glasslm train (.*)$", FIRST_PRINCIPLES, re.MULTILINE)
     asked = parse(command.split())
-    assert count(table(asked.model, V))["total"] == 795_392
+    assert parameter_table(asked.model, V).total == 795_392
     known = {
         name
         for part in (asked.model, asked.data, asked.optimizer, asked.train)

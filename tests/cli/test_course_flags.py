@@ -17,7 +17,7 @@ from glasslm.cli.train import parse
 from glasslm.config import presets
 from glasslm.config.schema import ALIASES
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import run_folder
 from glasslm.training.learning_rate import lr_at
 from small_runs import train, write_text
@@ -185,11 +185,11 @@ def test_one_batch_is_off_and_a_line_bends(printed: list[str]) -> None:
 
 def test_sizes_and_flops_are_those_of_the_code() -> None:
     for name in ("tiny", "small", "medium", "nanogpt", "capstone", "capstone-10m"):
-        total = count(table(presets.PRESETS[name]().model.resolved(), V))["total"]
+        total = parameter_table(presets.PRESETS[name]().model.resolved(), V).total
         assert f"{total:,}" in PROSE, name
     capstone = presets.capstone().resolved()
     assert f"{flops_per_token(capstone.model, V):,.0f} a token" in PROSE
-    kept = [row.size for row in table(capstone.model, V).values() if not row.decay]
+    kept = [row.size for row in parameter_table(capstone.model, V).values() if not row.decay]
     assert f"{sum(kept):,} numbers in {len(kept)} arrays" in PROSE
     gain, train = 1.0, capstone.train
     for step in range(train.max_steps):
@@ -203,7 +203,7 @@ def test_sizes_and_flops_are_those_of_the_code() -> None:
     )
     course = next(line for line in FENCED if "--d-ff 341" in line)
     assert (
-        f"{count(table(parse(shlex.split(course)[2:]).model.resolved(), V))['total']:,} parameters"
+        f"{parameter_table(parse(shlex.split(course)[2:]).model.resolved(), V).total:,} parameters"
         in PROSE
     )
 

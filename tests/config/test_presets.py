@@ -6,13 +6,13 @@ import pytest
 
 from glasslm.config.presets import PRESETS
 from glasslm.engines.choice import micro_batch_size
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 
 SYMBOLS = 65
 
 
 def total(name: str) -> int:
-    return count(table(PRESETS[name]().model, SYMBOLS))["total"]
+    return parameter_table(PRESETS[name]().model, SYMBOLS).total
 
 
 def test_the_course_capstone_counts_what_its_print_out_counts() -> None:
@@ -26,7 +26,7 @@ def test_the_course_capstone_counts_what_its_print_out_counts() -> None:
 
 def test_tiny_at_the_course_settings() -> None:
     model = dataclasses.replace(PRESETS["tiny"]().model, position="none", d_ff=341)
-    assert count(table(model, SYMBOLS))["total"] == 795_392
+    assert parameter_table(model, SYMBOLS).total == 795_392
 
 
 def test_nanogpt_counts_what_nanogpt_prints() -> None:

@@ -21,7 +21,7 @@ from glasslm.data import tokenizers
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import attention
 from glasslm.inference import trained_model
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 from glasslm.report import figures, page
 from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
@@ -133,7 +133,7 @@ def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
     kind: str, asked: Asked
 ) -> None:
     path, answer = asked.run(kind), asked.answers(kind)["heads"]
-    rows = {name: row for name, row in table(Run(path).config.model, Run(path).tokenizer.vocab_size).items()
+    rows = {name: row for name, row in parameter_table(Run(path).config.model, Run(path).tokenizer.vocab_size).items()
             if name.startswith(("blocks.0.attention.", "blocks.0.attention_norm."))}  # fmt: skip
     named = re.findall(r"(blocks[\w.]+) \(([\d, ]+)\)", " ".join(column(answer, 2)))
     assert {name: tuple(map(int, shape.split(", "))) for name, shape in named} == {

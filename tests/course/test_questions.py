@@ -17,7 +17,7 @@ from glasslm.course.capstone import about_text, answers
 from glasslm.course.capstone.questions import ORDER, ask
 from glasslm.data.cache import cache_dir
 from glasslm.inference import trained_model
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import metrics
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
@@ -166,7 +166,7 @@ def test_tying_saves_the_difference_of_two_tables(kind: str, asked: Asked) -> No
     answer, c = asked.answers(kind)["tying"], small(Path("x"), **KINDS[kind]).model
     for row in answer.rows:
         tied, untied = (
-            count(table(dataclasses.replace(c, tie_embeddings=which), int(number(row[0]))))["total"]
+            parameter_table(dataclasses.replace(c, tie_embeddings=which), int(number(row[0]))).total
             for which in (True, False)
         )
         assert list(map(number, row[1:4])) == [tied, untied, untied - tied]

@@ -21,7 +21,7 @@ from glasslm.data import shards
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch
 from glasslm.inference.evaluation import evaluate
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from small_runs import COMPUTE, logged, no_report, quiet, small, words, write_text
@@ -49,7 +49,7 @@ def engine_of(
     )
     compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     engine = make_engine(config, V, compute, training=True)
-    engine.load(initial_weights(table(config.model, V), 0))
+    engine.load(initial_weights(parameter_table(config.model, V), 0))
     return engine
 
 
@@ -134,7 +134,7 @@ def test_of_frozen_weights_there_is_no_average(which: str) -> None:
     assert averages_of(state).keys() == weights_of(state).keys()
     assert all(".lora_" in name for name in averages_of(state))
     plain = engine_of(which, ema=0.0, model=ADAPTED)
-    frozen = dict(initial_weights(table(ADAPTED, V), 0))
+    frozen = dict(initial_weights(parameter_table(ADAPTED, V), 0))
     plain.load((frozen | averages_of(state)).items())
     np.testing.assert_array_equal(
         engine.losses(batch(9).tokens, batch(9).targets),

@@ -31,7 +31,7 @@ from glasslm.engines.memory_estimate import (
 )
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import course_flops, course_parameters, flops_per_token
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training.memory import advice, free_bytes
 
 V = 65
@@ -99,7 +99,7 @@ def counted_flops_per_token(config: ModelConfig, dropping: bool = False) -> floa
 def test_the_course_counts_its_own_model_as_we_do() -> None:
     """The capstone: 25.2M by its formula, 25,338,880 with norms and positions; C leaves out attention's scores."""
     c = PRESETS["capstone"]().model
-    n, counted = course_parameters(c, V), count(table(c, V))
+    n, counted = course_parameters(c, V), parameter_table(c, V).counts()
     assert n == 25_199_104 == counted["matmul"]
     assert counted["total"] == 25_338_880 == n + (2 * 8 + 1) * 512 + 256 * 512
     d, L, T = c.d_model, c.n_layers, c.block_size
@@ -127,13 +127,13 @@ def test_the_course_counts_other_shapes_as_if_they_were_that_one(
     c = ModelConfig(
         **{"d_model": 512, "n_layers": 8, "n_heads": 8, "feedforward": "gelu"} | changes
     )
-    assert count(table(c, V))["matmul"] - course_parameters(c, V) == beside
+    assert parameter_table(c, V).matmul - course_parameters(c, V) == beside
 
 
 def test_the_course_counts_a_head_of_its_own_only_as_what_it_multiplies() -> None:
     c = ModelConfig(feedforward="gelu", tie_embeddings=False)
-    assert count(table(c, V))["matmul"] == course_parameters(c, V)
-    assert count(table(c, V))["total"] > course_parameters(c, V) + V * c.d_model
+    assert parameter_table(c, V).matmul == course_parameters(c, V)
+    assert parameter_table(c, V).total > course_parameters(c, V) + V * c.d_model
 
 
 # -- memory of the NumPy engine ---------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
     tracemalloc.start()
     try:
         engine = make_engine(config, vocab, ComputeConfig(engine="numpy", threads=threads))
-        engine.load(initial_weights(table(config.model, vocab), 0))
+        engine.load(initial_weights(parameter_table(config.model, vocab), 0))
         for step in range(3):
             batch = Batch(tokens, np.roll(tokens, -1, 1), step, np.arange(len(tokens)))
             engine.accumulate(batch, 1 / tokens.size)
@@ -313,7 +313,7 @@ def train_a_little(config: RunConfig, vocab: int, precision: Precision, steps: i
     """Returns the rows of a micro-batch."""
     compute = ComputeConfig(engine="torch", device="cpu", precision=precision, threads=1)
     engine = make_engine(config, vocab, compute, training=True)
-    engine.load(initial_weights(table(config.model, vocab), 0))
+    engine.load(initial_weights(parameter_table(config.model, vocab), 0))
     tokens = np.random.default_rng(0).integers(
         0, vocab, (config.train.batch_size, config.model.block_size)
     )

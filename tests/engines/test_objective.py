@@ -22,7 +22,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.objective import coefficients, objective
 from glasslm.engines.protocol import Batch, Losses
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.loop import make_order
@@ -61,7 +61,7 @@ def engine_of(
     compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     engine = make_engine(config, V, compute, training=True)
     draw = np.random.default_rng(0)
-    start = initial_weights(table(config.model, V), 0, np.float64)
+    start = initial_weights(parameter_table(config.model, V), 0, np.float64)
     engine.load((name, array + 0.3 * draw.standard_normal(array.shape)) for name, array in start)
     return engine
 

@@ -19,7 +19,7 @@ from glasslm.config.schema import (
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError
 from glasslm.lab.checks.gradient_check import combinations, single_switches
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 torch = pytest.importorskip("torch")
 
@@ -83,7 +83,7 @@ def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
 def test_the_modules_are_named_as_the_table_is(name: str, model: ModelConfig) -> None:
     engine = engine_of(model)
     found = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
-    assert found == {name: row.shape for name, row in table(model, V).items()}
+    assert found == {name: row.shape for name, row in parameter_table(model, V).items()}
     assert set(engine.model.state_dict()) == set(found), (
         "a table of positions is no part of a checkpoint"
     )
@@ -333,7 +333,7 @@ def test_writing_and_scoring_take_no_memory_for_moments() -> None:
 
 
 def spoiled(kind: str) -> Iterator[tuple[str, Array]]:
-    for name, array in initial_weights(table(MODEL, V), 1):
+    for name, array in initial_weights(parameter_table(MODEL, V), 1):
         if name == "blocks.1.attention.q.weight":
             if kind == "missing":
                 continue

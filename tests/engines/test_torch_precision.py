@@ -11,7 +11,7 @@ import pytest
 
 from glasslm.config.schema import ModelConfig, Precision
 from glasslm.lab.checks.gradient_check import single_switches
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 torch = pytest.importorskip("torch")
 
@@ -150,7 +150,7 @@ def test_narrow_losses_are_near_those_of_float32(
     name: str, model: ModelConfig, precision: Precision, distance: float
 ) -> None:
     """Within 0.03 and 0.006 nats a token, at weights far from their start, and with a gradient that points alike."""
-    start = initial_weights(table(model, V), 0)
+    start = initial_weights(parameter_table(model, V), 0)
     weights = {name: array * 10 if array.ndim == 2 else array for name, array in start}
     exact, narrow = engine_of(model), engine_of(model, precision)
     for engine in (exact, narrow):

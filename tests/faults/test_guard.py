@@ -19,7 +19,7 @@ from glasslm.data.batch_sampler import Order
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Losses, Update
 from glasslm.errors import DamagedError, DivergedError
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report import run_report
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best
@@ -189,7 +189,7 @@ def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text:
 
     config = small(text).resolved()
     machine = make_engine(config, 30, compute(engine), training=True)
-    weights = dict(initial_weights(table(config.model, 30), seed=1))
+    weights = dict(initial_weights(parameter_table(config.model, 30), seed=1))
     weights[weight] = np.full_like(weights[weight], np.inf)
     machine.load(weights.items())
     tokens = np.arange(8 * 32).reshape(8, 32) % 30
@@ -197,7 +197,7 @@ def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text:
     message = Guard(config, 30).nonfinite_text(machine, batch)
     assert re.search(says, message), message
     assert "step 5" in message
-    machine.load(initial_weights(table(config.model, 30), seed=1))
+    machine.load(initial_weights(parameter_table(config.model, 30), seed=1))
     assert "all of it is" in Guard(config, 30).nonfinite_text(machine, batch)
 
 

@@ -13,7 +13,7 @@ from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.interop import peft_settings
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Checkpoint, Progress
 from glasslm.runs.run_folder import Run
@@ -47,7 +47,7 @@ def config_of(kind: str, **changes: Any) -> ModelConfig:
 def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
     """Weights and adapters of which each one matters; of a name always the same."""
     weights = {}
-    for name, array in initial_weights(table(config, TOKENIZER.vocab_size), seed):
+    for name, array in initial_weights(parameter_table(config, TOKENIZER.vocab_size), seed):
         noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
             array.shape
         )

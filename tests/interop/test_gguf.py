@@ -30,7 +30,7 @@ from glasslm.errors import InputError
 from glasslm.interop import gguf_file, gguf_vocabulary
 from glasslm.interop.gguf_file import Kind, Reading
 from glasslm.interop.model_export import Leaving
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
 
 ALPHABET = "".join(map(chr, range(48, 48 + 37)))
@@ -99,7 +99,7 @@ def leaving(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None = Non
     rng = np.random.default_rng(3)
     weights = {
         name: (array + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
-        for name, array in initial_weights(table(config, tokenizer.vocab_size), 3)
+        for name, array in initial_weights(parameter_table(config, tokenizer.vocab_size), 3)
     }
     run = folder / "phi3-faust"  # a name that llama.cpp takes for Microsoft's
     run.mkdir(exist_ok=True)

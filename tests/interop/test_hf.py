@@ -20,7 +20,7 @@ from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama
 from glasslm.interop.model_export import Leaving, largest_difference
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
 
 ALPHABET = "".join(map(chr, range(48, 48 + 37)))
@@ -33,7 +33,7 @@ def leaving(config: ModelConfig, seed: int = 3) -> Leaving:
     rng = np.random.default_rng(seed)
     weights = {
         name: (array + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
-        for name, array in initial_weights(table(config, tokenizer.vocab_size), seed)
+        for name, array in initial_weights(parameter_table(config, tokenizer.vocab_size), seed)
     }
     return Leaving(Run("nowhere"), 0, config.resolved(), tokenizer, weights)
 

@@ -45,7 +45,7 @@ def pairs() -> list[Any]:
     """Every kind with every choice of targets; most of them are slow together."""
     found = []
     for kind in KINDS:
-        further = () if kind == "mixtral" else ("q,o,down", ALL[config_of(kind).gated])
+        further = () if kind == "mixtral" else ("q,o,down", ALL[config_of(kind).is_gated])
         for targets in (*ATTENTION, *further):
             marks = () if (kind, targets) in QUICK else pytest.mark.slow
             found.append(pytest.param(kind, targets, marks=marks))
@@ -109,7 +109,7 @@ def test_peft_computes_with_our_adapters_what_we_do_and_they_come_back(
     )  # the adapters matter
 
     found, adapters = peft_files.read(tmp_path / "out", model.config)
-    assert set(found.adapted) == set(config.adapted)
+    assert set(found.adapted_matrices) == set(config.adapted_matrices)
     assert (found.lora_rank, found.lora_alpha) == (3, 7.5)
     unadapted = {"lora_rank": 0, "lora_alpha": 7.5, "lora_targets": model.config.lora_targets}
     assert dataclasses.replace(found, **unadapted) == model.config

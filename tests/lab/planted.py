@@ -21,7 +21,7 @@ from glasslm.engines.inspection import GRADIENT
 from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.lab.diagnosis.diagnose import Subject
 from glasslm.lab.diagnosis.trials import Bench
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from small_runs import quiet, write_text
 
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ def subject(
 ) -> Planted:
     """A configuration on the small text whose first weights went through `weights`."""
     dataset = dataset_in(folder)
-    rows = table(config.model, dataset.tokenizer.vocab_size)
+    rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
     def first() -> list[tuple[str, Array]]:
         return [

@@ -20,7 +20,7 @@ from glasslm.lab.studies.axes import AXES, Variant, matched, variants
 from glasslm.lab.studies.sweep import Runner
 from glasslm.lab.studies.trial_results import Row
 from glasslm.model.flops import flops_per_token
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs.run_folder import Run
 from glasslm.training.step_timer import Pace
 from small_runs import small, write_text
@@ -94,7 +94,7 @@ def test_what_is_said_to_be_equal_is() -> None:
     assert by_time.train.max_steps == 500
     by_size = matched(deep.config, start, "parameters", V, lambda config: 1.0)
     sizes = [
-        count(table(config.model.resolved(), V))["total"]
+        parameter_table(config.model.resolved(), V).total
         for config in (by_size, start, deep.config)
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)

@@ -22,7 +22,7 @@ from glasslm.errors import InputError
 from glasslm.lab.checks import finite_differences, gradient_check
 from glasslm.lab.checks.finite_differences import TOLERANCE, compare
 from glasslm.lab.checks.gradient_check import OPS, SWITCHES, H, K, check_model, check_ops
-from glasslm.model.parameters import count, initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 Array = np.ndarray[Any, Any]
 MODULES = (ops, attention, flash, moe, model, engine)
@@ -45,7 +45,7 @@ def handful() -> list[ModelConfig]:
     ]  # which no combination has
     missing -= {("norm", "none")}
     shown = {config: at_work(config) for _, config in gradient_check.combinations(200, seed=1)}
-    cost = {config: 2000 + count(table(config, gradient_check.V))["trained"] for config in shown}
+    cost = {config: 2000 + parameter_table(config, gradient_check.V).trained for config in shown}
     while missing:
         best = max(shown, key=lambda config: len(missing & shown[config]) / cost[config])
         assert missing & shown[best]
@@ -75,7 +75,7 @@ HANDFUL = handful()
 def test_the_whole_model_passes(config: ModelConfig) -> None:
     finding = check_model("handful", config)
     assert finding.passed, finding
-    assert finding.elements == count(table(config, gradient_check.V))["trained"]
+    assert finding.elements == parameter_table(config, gradient_check.V).trained
 
 
 def test_the_handful_has_every_value_of_every_switch() -> None:
@@ -474,7 +474,7 @@ def test_a_trained_run_passes_also_without_its_tokens(
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "another"))
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    rows = table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
+    rows = parameter_table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
     assert facts["cases"] == len(rows)  # every weight
     assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(rows)
     with pytest.raises(InputError):

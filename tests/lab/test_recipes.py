@@ -19,7 +19,7 @@ from glasslm.engines.protocol import Batch
 from glasslm.lab.diagnosis import gradient_trials, trials
 from glasslm.lab.diagnosis.experiments import ALL, COLD, DEPTHS, NOTHING, RATES, STARTS, TRICKS
 from glasslm.lab.diagnosis.gradient_trials import Recipe, Start, attempt, lost, started
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
 from small_runs import no_report, quiet, write_text
@@ -90,7 +90,7 @@ def test_without_a_trick_it_is_gone() -> None:
 @pytest.mark.parametrize("start", STARTS)
 def test_starts_have_the_variance_that_they_claim(start: Start) -> None:
     config = ALL.config(100, 0).model
-    rows, first = table(config, 65), dict(initial_weights(table(config, 65), 3))
+    rows, first = parameter_table(config, 65), dict(initial_weights(parameter_table(config, 65), 3))
     claimed: dict[str, Callable[[int, int], float]] = {
         "plain": lambda out, into: 0.02**2,
         "xavier": lambda out, into: 2 / (into + out),
@@ -202,7 +202,7 @@ def test_a_loss_scale_is_held_or_left_to_the_engine(
 def test_a_look_sees_the_gradients_that_training_sees(engine: EngineName, dataset: Dataset) -> None:
     config = dataclasses.replace(ALL.config(10, 0))
     rows, vocab_size = (
-        table(config.model, dataset.tokenizer.vocab_size),
+        parameter_table(config.model, dataset.tokenizer.vocab_size),
         dataset.tokenizer.vocab_size,
     )
     made = trials.maker(vocab_size, compute(engine))(config)

@@ -16,7 +16,7 @@ from glasslm.config.schema import RunConfig
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.lab.diagnosis import signals
 from glasslm.lab.diagnosis.signals import Reading, Units
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 
 ENGINES = ["numpy", "torch"]
 
@@ -49,7 +49,7 @@ def test_a_reading_is_what_a_plain_reader_computes(
 ) -> None:
     config = config_of(**changes)
     machine, batch, V = ready(folder, config, engine, louder)
-    rows = table(config.model, V)
+    rows = parameter_table(config.model, V)
     reading = signals.read(machine, batch, config.model, rows, step=7)
     assert reading.loss == pytest.approx(
         float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5
@@ -82,7 +82,7 @@ def test_attention_that_sees_all_alike_has_the_whole_entropy(folder: Path) -> No
     machine, batch, V = ready(
         folder, config, weights=lambda name, array: array * ("attention.q" not in name)
     )
-    reading = signals.read(machine, batch, config.model, table(config.model, V), 0)
+    reading = signals.read(machine, batch, config.model, parameter_table(config.model, V), 0)
     np.testing.assert_allclose(reading.entropy, 1, rtol=1e-6)
     assert signals.attention_entropy(reading, V).verdict == "ok"
 
@@ -114,7 +114,7 @@ def test_the_first_loss_allows_for_a_tied_head_and_not_for_large_weights(folder:
     """A wide, shallow, tied model repeats what it reads; that is told, and no fault."""
     config = config_of(d_model=192, n_layers=1)
     machine, batch, V = ready(folder, config)
-    reading = signals.read(machine, batch, config.model, table(config.model, V), 0)
+    reading = signals.read(machine, batch, config.model, parameter_table(config.model, V), 0)
     assert reading.loss - reading.loss_apart > 0.1
     found = signals.initial_loss(reading, V, config.model, 0.02)
     assert (found.verdict, "tied head" in found.seen) == ("ok", True)
@@ -166,11 +166,11 @@ def test_units_that_always_say_the_same_are_saturated(folder: Path) -> None:
 def reading(folder: Path) -> Reading:
     config = config_of()
     machine, batch, V = ready(folder, config)
-    return signals.read(machine, batch, config.model, table(config.model, V), 100)
+    return signals.read(machine, batch, config.model, parameter_table(config.model, V), 100)
 
 
 def test_verdicts_change_where_they_say(reading: Reading) -> None:
-    c, rows = config_of().model, table(config_of().model, 20)
+    c, rows = config_of().model, parameter_table(config_of().model, 20)
 
     def changed(**fields: Any) -> Reading:
         return dataclasses.replace(reading, **fields)
@@ -224,7 +224,7 @@ def test_a_block_that_adds_nothing_is_found(reading: Reading) -> None:
 
 def test_an_adapter_that_waits_for_its_other_half_is_not_cut_off(reading: Reading) -> None:
     config = config_of(lora_rank=2)
-    rows = table(config.model, 20)
+    rows = parameter_table(config.model, 20)
     gradients = {name: float(name.endswith("lora_b")) for name, row in rows.items() if row.trained}
     first = dataclasses.replace(reading, gradients=gradients, step=0)
     assert signals.gradients(first, config.model, rows).verdict == "ok"

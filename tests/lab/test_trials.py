@@ -17,7 +17,7 @@ from glasslm.engines.inspection import GRADIENT
 from glasslm.engines.protocol import Batch, Losses, Update
 from glasslm.lab.diagnosis import trials
 from glasslm.lab.diagnosis.trials import Bench, Coordinates, Range
-from glasslm.model.parameters import table
+from glasslm.model.parameters import parameter_table
 
 ENGINES = ["numpy", "torch"]
 
@@ -38,7 +38,7 @@ def test_the_ratio_of_plain_descent_is_rate_times_gradient(
     config = config_of(optimizer="sgd", momentum=0.0, grad_clip=0.0, weight_decay=weight_decay)
     bench = subject(folder, config, engine=engine).bench
     machine, batch = bench.copy(config), bench.batch(0, 4)
-    rows = table(config.model, bench.vocab_size)
+    rows = parameter_table(config.model, bench.vocab_size)
     seen = machine.inspect(batch, [GRADIENT + name for name in rows])
     weights = {name: array.copy() for name, array in machine.state() if "/" not in name}
     for found in trials.ratios(machine, batch, 0.1, config, bench.vocab_size):

@@ -19,7 +19,7 @@ from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch, Losses
 from glasslm.engines.torch.engine import TorchEngine
 from glasslm.lab.checks.gradient_check import B, T, V, combinations, single_switches
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +60,7 @@ def wide_weights(
     model: ModelConfig, vocab_size: int, dtype: Any, by: float = 0.3
 ) -> dict[str, Array]:
     rng = np.random.default_rng(0)
-    start = initial_weights(table(model, vocab_size), 0)
+    start = initial_weights(parameter_table(model, vocab_size), 0)
     return {
         name: (array + by * rng.standard_normal(array.shape)).astype(dtype) for name, array in start
     }

@@ -156,7 +156,7 @@ def afresh(engine: Any, prompt: str, model: ModelConfig) -> str:
     """Greedy text without a cache: each token from a pass over all that the model sees of those before."""
     ids = LETTERS.encode(prompt).tolist()
     for _ in range(LENGTH):
-        seen = ids if model.rolling else ids[len(ids) - visible(len(ids), model.block_size) :]
+        seen = ids if model.has_rolling_cache else ids[len(ids) - visible(len(ids), model.block_size) :]
         candidates = np.full((V, len(seen)), -1)
         candidates[:, -1] = np.arange(V)
         ids.append(int(engine.losses(np.tile(seen, (V, 1)), candidates)[:, -1].argmin()))
@@ -168,7 +168,7 @@ def test_greedy_text_is_the_same_token_for_token(name: str, model: ModelConfig) 
     """With and without a cache, in both engines, of unequal prompts alone and together, until far past the context."""
     engines = pair(model, "fp64")
     expected = [afresh(engines[0], prompt, model) for prompt in PROMPTS]
-    settings: Any = {"block_size": BLOCK, "rolling": model.rolling, "max_new_tokens": LENGTH}
+    settings: Any = {"block_size": BLOCK, "rolling": model.has_rolling_cache, "max_new_tokens": LENGTH}
     for engine in engines:
         for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
             written = dict.fromkeys(range(len(prompts)), "")

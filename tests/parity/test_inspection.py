@@ -19,7 +19,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import backward_names, forward_names
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import InputError
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 
 V, B, T = 11, 3, 7
 SMALL = ModelConfig(d_model=16, n_layers=2, n_heads=4, block_size=T, d_ff=24)
@@ -48,7 +48,7 @@ def engine_of(name: str, config: RunConfig, precision: str = "fp64", **compute: 
     engine = make_engine(
         config, V, ComputeConfig(engine=name, precision=precision, threads=1, **compute)
     )  # type: ignore[arg-type]
-    weights = initial_weights(table(config.model, V), seed=5)
+    weights = initial_weights(parameter_table(config.model, V), seed=5)
     generator = np.random.default_rng(1)
     engine.load(
         (name, array + 0.3 * generator.standard_normal(array.shape)) for name, array in weights
@@ -64,7 +64,7 @@ def batch_of(seed: int = 0) -> Batch:
 
 
 def names_of(config: RunConfig) -> list[str]:
-    return [*forward_names(config.model), *backward_names(config.model, table(config.model, V))]
+    return [*forward_names(config.model), *backward_names(config.model, parameter_table(config.model, V))]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -139,7 +139,7 @@ def test_gradients_are_those_of_training(engine: str, variant: str) -> None:
         pytest.importorskip("torch")
     config = config_of(VARIANTS[variant])
     machine: Any = engine_of(engine, config)
-    batch, names = batch_of(), backward_names(config.model, table(config.model, V))
+    batch, names = batch_of(), backward_names(config.model, parameter_table(config.model, V))
     of_training = machine.gradients(batch, 1 / np.count_nonzero(batch.targets >= 0))
     seen = machine.inspect(batch, names)
     for name, gradient in of_training.items():

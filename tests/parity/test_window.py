@@ -86,7 +86,7 @@ def test_a_rolling_cache_equals_a_pass_over_the_whole_text(
     A window that is wider than the context does not roll, but is a mask as well.
     """
     model = model_of(position, window)
-    assert model.rolling == (window <= BLOCK)
+    assert model.has_rolling_cache == (window <= BLOCK)
     engines = pair(model, precision)
     whole = [uncached(engine) for engine in engines]
     bound = TOLERANCE[precision] * np.abs(whole[0]).max()
@@ -108,7 +108,7 @@ def test_a_rolling_cache_equals_a_pass_over_the_whole_text(
                 np.testing.assert_array_equal(last.lengths, before + count)
             held = last.keys.nbytes + last.values.nbytes
             assert held == cache_bytes(model, 3, LONG, {"fp64": 8, "fp32": 4}[precision])
-            assert last.keys.shape[3] == (window if model.rolling else LONG)
+            assert last.keys.shape[3] == (window if model.has_rolling_cache else LONG)
 
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal"])

@@ -99,7 +99,7 @@ def with_checkpoints(run_dir: Path, config: RunConfig, *steps: int) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     vocab_size = record["tokenizer"]["vocab_size"]
     engine = make_engine(config, vocab_size, ComputeConfig(threads=1))
-    engine.load(parameters.initial_weights(parameters.table(config.model, vocab_size), 42))
+    engine.load(parameters.initial_weights(parameters.parameter_table(config.model, vocab_size), 42))
     hashes = {
         "tokenizer_sha256": record["tokenizer"]["sha256"],
         "data_sha256": record["data"]["sha256"],
@@ -337,7 +337,7 @@ def test_parameters_by_part_add_up(config: RunConfig) -> None:
     parts = facts.parameter_parts(config.model, 65)
     assert (
         sum(count for _, count, _, _ in parts)
-        == parameters.count(parameters.table(config.model, 65))["total"]
+        == parameters.count(parameters.parameter_table(config.model, 65))["total"]
     )
     assert sum(share for _, _, share, _ in parts) == pytest.approx(1)
 

@@ -24,7 +24,7 @@ from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.memory_estimate import memory_bytes
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
-from glasslm.model.parameters import count, table
+from glasslm.model.parameters import parameter_table
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
 from glasslm.text import size
@@ -72,7 +72,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     assert set(record["config"]) == {"model", "data", "optimizer", "train"}
     config = from_dict(RunConfig, record["config"])
     assert config == config.resolved() == small(text, test_fraction=0.1).resolved()
-    assert record["parameters"] == count(table(config.model, record["tokenizer"]["vocab_size"]))
+    assert record["parameters"] == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
     assert set(record["parameters"]) == {"total", "non_embedding", "active", "matmul", "trained"}
     assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256"}
     data = record["data"]
@@ -153,7 +153,7 @@ def test_a_checkpoint_has_the_files_and_fields_that_are_promised(finished: Path)
         weights = load_file(folder / "model.safetensors")
         assert {name: array.shape for name, array in weights.items()} == {
             name: row.shape
-            for name, row in table(run_folder.Run(finished).config.model, 21).items()
+            for name, row in parameter_table(run_folder.Run(finished).config.model, 21).items()
         }
         assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
         moments = load_file(folder / "optimizer.safetensors")
@@ -208,7 +208,7 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
             launch.train(small(text, max_steps=2), compute, tmp_path / precision, say=said.append)
         plans[precision] = "\n".join(said)
     config = small(text).resolved()
-    total = count(table(config.model, 21))["total"]
+    total = parameter_table(config.model, 21).total
     for expected in (
         f"{total:,} parameters",
         "2 steps",

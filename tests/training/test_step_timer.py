@@ -17,7 +17,7 @@ from glasslm.data.shards import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
-from glasslm.model.parameters import initial_weights, table
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
 from glasslm.training.loop import evaluation_windows
 from glasslm.training.step_timer import (
@@ -147,7 +147,7 @@ def test_either_engine_is_timed(engine: Any) -> None:
         d_model=32, n_layers=2, n_heads=2, batch_size=8, micro_batch_size=2, sample_interval=5
     )
     made = make_engine(small, 256, compute, training=True)
-    made.load(initial_weights(table(small.model, 256), 0))
+    made.load(initial_weights(parameter_table(small.model, 256), 0))
     data = dataset()
     began = time.perf_counter()
     measured = step_timer.measure(small, made, data)
