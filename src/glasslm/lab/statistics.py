@@ -1,7 +1,9 @@
-"""Statistics of a few paired runs: differences with intervals and tests, Holm's correction, and verdicts in words.
+"""Statistics of a few paired runs: differences with intervals and tests, Holm's correction, and
+verdicts in words.
 
-A value is the final loss of one run; lower is better. A run that diverged has None, NaN or infinity. Divergence is an
-outcome: no mean is taken over the remaining runs, because that would hide it.
+A value is the final loss of one run; lower is better. A run that diverged has None, NaN or
+infinity. Divergence is an outcome: no mean is taken over the remaining runs, because that would
+hide it.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ ONE_RUN = "one run does not show how much another seed would change the loss"
 IDENTICAL_RUNS = "the seeds made no difference, so these are copies of one run"
 
 
-# -- differences ------------------------------------------------------------------------------------------------------
+# -- differences -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference, for which (value - truth) / se has a t distribution with df degrees of freedom."""
+    """A mean difference, for which (value - truth) / se has a t distribution with df degrees of
+    freedom.
+    """
 
     value: float
     se: float  # standard error; 0 when all differences are equal
@@ -38,7 +42,8 @@ class Estimate:
         return min(1.0, 2 * self._tail_probability(abs(self.value)))
 
     def equivalence_p_value(self, margin: float) -> float:
-        """The larger p of two one-sided tests (TOST) that the true difference lies outside +-margin.
+        """The larger p of two one-sided tests (TOST) that the true difference lies outside
+        +-margin.
 
         It is at most 5% exactly when the 90% interval lies within the margin (Schuirmann 1987).
         """
@@ -54,7 +59,8 @@ class Estimate:
     def detectable_difference(self, power: float = POWER, alpha: float = ALPHA) -> float:
         """The smallest true difference that such a study detects with this power.
 
-        It assumes that `se` is the true standard error. Three runs determine that to a factor of two to six.
+        It assumes that `se` is the true standard error. Three runs determine that to a factor of
+        two to six.
         """
         return self.se * noncentrality(self.df, power, alpha)
 
@@ -68,10 +74,11 @@ class Estimate:
 
 
 def paired_difference(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The mean of variant - baseline, for runs with the same seeds in the same order (Student 1908).
+    """The mean of variant - baseline, for runs with the same seeds in the same order (Student
+    1908).
 
-    Pairing removes the part of the variance that a seed adds to both runs. Raises InputError for fewer than two pairs,
-    for lists of different lengths and for values that are not finite.
+    Pairing removes the part of the variance that a seed adds to both runs. Raises InputError for
+    fewer than two pairs, for lists of different lengths and for values that are not finite.
     """
     _require_pairs(variant, baseline)
     n = len(variant)
@@ -92,8 +99,8 @@ def paired_difference(variant: Sequence[float], baseline: Sequence[float]) -> Es
 def _require_pairs(variant: Losses, baseline: Losses) -> None:
     if len(variant) != len(baseline):
         raise InputError(
-            f"{len(variant)} runs of the variant, {len(baseline)} of the baseline: expected one of each for every "
-            "seed; train the missing ones"
+            f"{len(variant)} runs of the variant, {len(baseline)} of the baseline: expected one of "
+            "each for every seed; train the missing ones"
         )
 
 
@@ -102,7 +109,9 @@ def _count_diverged(values: Losses) -> int:
 
 
 def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The true difference, in standard errors, that a two-sided t test detects with this power and the right sign."""
+    """The true difference, in standard errors, that a two-sided t test detects with this power and
+    the right sign.
+    """
     from scipy import optimize, stats
 
     require(
@@ -113,20 +122,23 @@ def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> floa
     def excess_power(shift: float) -> float:
         return float(stats.nct.sf(critical, df, shift)) - power
 
-    # t = (Z + shift) / S, where Z is normal and S, independent of Z, is the root of chi^2 / df. The upper bound of the
-    # search is a shift with enough power: Z and S each pass these quantiles with probability sqrt(power).
+    # t = (Z + shift) / S, where Z is normal and S, independent of Z, is the root of chi^2 / df. The
+    # upper bound of the search is a shift with enough power: Z and S each pass these quantiles with
+    # probability sqrt(power).
     each = math.sqrt(power)
     upper = critical * math.sqrt(stats.chi2.ppf(each, df) / df) + float(stats.norm.ppf(each))
     return float(optimize.brentq(excess_power, 0.0, upper))
 
 
-# -- many tests at once -----------------------------------------------------------------------------------------------
+# -- many tests at once ----------------------------------------------------------------------------
 
 
 def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p values of a declared family: the probability of any false positive is at most alpha (Holm 1979).
+    """Adjusted p values of a declared family: the probability of any false positive is at most
+    alpha (Holm 1979).
 
-    None stands for a test that could not be made. It stays None and counts as a member of the family.
+    None stands for a test that could not be made. It stays None and counts as a member of the
+    family.
 
     >>> adjust_by_holm([0.01, None, 0.02])
     [0.03, None, 0.04]
@@ -141,14 +153,15 @@ def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-# -- a variant against a baseline, in numbers and in words ------------------------------------------------------------
+# -- a variant against a baseline, in numbers and in words -----------------------------------------
 
 
 @dataclass(frozen=True)
 class Comparison:
     """variant - baseline in the unit of the losses; negative when the variant is better.
 
-    The interval and both p values belong to this comparison alone: `judge_family` corrects them for the family.
+    The interval and both p values belong to this comparison alone: `judge_family` corrects them for
+    the family.
     """
 
     n: int  # pairs of runs
@@ -176,10 +189,12 @@ def compare_losses(
     family: int = 1,
     alpha: float = ALPHA,
 ) -> Comparison:
-    """The paired t test of a variant's losses against the baseline's, both in the order of their common seeds.
+    """The paired t test of a variant's losses against the baseline's, both in the order of their
+    common seeds.
 
-    `margin`, chosen before the runs, is the largest difference that does not matter. `family` is the number of
-    comparisons that the study declares. Raises InputError where there are no runs, or not one of each for every seed.
+    `margin`, chosen before the runs, is the largest difference that does not matter. `family` is
+    the number of comparisons that the study declares. Raises InputError where there are no runs, or
+    not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
     require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")
@@ -214,7 +229,7 @@ Kind = Literal["better", "worse", "same", "not distinguishable", "diverged", "no
 
 @dataclass(frozen=True)
 class Verdict:
-    """The conclusion of a comparison after the correction for its family, as a kind and in words."""
+    """The conclusion of a comparison after the correction for its family."""
 
     kind: Kind
     words: str
@@ -225,7 +240,8 @@ class Verdict:
 def judge_family(family: Sequence[Comparison]) -> list[Verdict]:
     """The verdicts on all comparisons that a study declared.
 
-    Holm's correction is applied to the tests of a difference, and separately to the tests of equivalence.
+    Holm's correction is applied to the tests of a difference, and separately to the tests of
+    equivalence.
     """
     adjusted = zip(
         family,
