@@ -1,12 +1,16 @@
-"""Strict configuration: what is refused, how it is said, and that JSON and flags give back what was meant."""
+"""Configuration: which values are refused, the messages, and the way through JSON and flags."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import math
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +26,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.config.units import seconds
+from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
 
 PARTS = (ModelConfig, DataConfig, OptimizerConfig, TrainConfig)
@@ -81,16 +85,16 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "values", "cure"), REFUSED)
-def test_what_cannot_be_meant_is_refused_with_the_cure(
+def test_impossible_values_are_refused_with_the_cure(
     kind: type[Any], values: dict[str, Any], cure: str
 ) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as refusal:
         from_dict(kind, values)
-    message = str(caught.value)
+    message = str(refusal.value)
     assert cure in message
     assert "\n" not in message
-    assert caught.value.exit_code == 2
-    assert isinstance(caught.value, ValueError)
+    assert refusal.value.exit_code == 2
+    assert isinstance(refusal.value, ValueError)
 
 
 def test_the_refusal_names_field_and_value() -> None:
@@ -105,7 +109,7 @@ def test_json_gives_the_same_config_back(name: str) -> None:
     preset = PRESETS[name]()
     for run in (
         preset,
-        preset.resolved(),
+        preset.resolve(),
         with_flags(preset, {"text_file": ("a", "b"), "max_time": "2h"}),
     ):
         text = json.dumps(to_dict(run))
@@ -124,15 +128,37 @@ def test_field_names_are_unique_because_the_flags_are_flat() -> None:
     assert len(names) == len(set(names))
 
 
+def help_texts(part: type[Any]) -> dict[str, str]:
+    """The docstrings under the fields of a config, which --help shows, by field name."""
+    texts = {}
+    for base in part.__mro__[:-1]:
+        (definition,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, following in itertools.pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
+                texts[ast.unparse(field.target)] = ast.literal_eval(following.value)
+    return texts
+
+
 def test_every_field_has_a_help_text() -> None:
-    """The docstring under a field is what --help shows."""
-    source = schema.__loader__.get_source("glasslm.config.schema")  # type: ignore[union-attr]
     for part in (*PARTS, ComputeConfig):
-        for field in dataclasses.fields(part):
-            _, _, after = source.partition(f"\n    {field.name}: ")
-            assert after.split("\n")[1].startswith('    """'), (
-                f"{part.__name__}.{field.name} says nothing"
-            )
+        assert set(help_texts(part)) == {field.name for field in dataclasses.fields(part)}
+        for text in help_texts(part).values():
+            for line in text.split("\n"):  # --help breaks the line there, too
+                assert line.strip()[0].isupper()
+
+
+@pytest.mark.parametrize("part", [*PARTS, ComputeConfig])
+def test_help_shows_choices_and_defaults_as_values(
+    part: type[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(part, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(part):
+        assert f"--{field.name.replace('_', '-')}" in shown
+    for word in ("{None}", "default: None", "default: )"):
+        assert word not in shown
 
 
 def test_flags_by_flat_names() -> None:
@@ -156,14 +182,14 @@ def test_the_order_of_flags_does_not_matter() -> None:
     assert with_flags(RunConfig(), {"min_lr": 0.02, "lr": 0.1}).optimizer.min_lr == 0.02
 
 
-def test_numbers_of_numpy_and_words_of_the_course() -> None:
-    given = {
+def test_numbers_of_numpy_and_aliases_of_fields_are_accepted() -> None:
+    flags = {
         "seq_len": np.int64(64),
         "lr": np.float32(0.5),
         "qk_norm": np.bool_(True),
         "betas": np.array([0.5, 0.75]),
     }
-    run = with_flags(RunConfig(), given)
+    run = with_flags(RunConfig(), flags)
     assert run == with_flags(
         RunConfig(), {"block_size": 64, "lr": 0.5, "qk_norm": True, "betas": (0.5, 0.75)}
     )
@@ -175,7 +201,7 @@ def test_numbers_of_numpy_and_words_of_the_course() -> None:
         assert hints[field].__metadata__[0].aliases == ("--" + alias.replace("_", "-"),)
 
 
-def test_a_small_rate_takes_the_least_rate_of_the_preset_along() -> None:
+def test_the_min_lr_of_a_preset_scales_down_with_lr() -> None:
     for lr in (5e-5, 1e-6):
         by_name = with_flags(PRESETS["nanogpt"](), {"lr": lr}).optimizer
         assert by_name.min_lr == pytest.approx(lr / 10)
@@ -221,11 +247,13 @@ def test_every_switch_of_the_model_is_a_flag() -> None:
     for field, hint in get_type_hints(ModelConfig).items():
         for value in get_args(hint):
             if isinstance(value, str):
-                beside = (
+                extra_flags = (
                     ["--rope-factor", "2"] if field == "rope_scaling" and value != "none" else []
                 )
                 assert (
-                    getattr(parse(["--" + field.replace("_", "-"), value, *beside]).model, field)
+                    getattr(
+                        parse(["--" + field.replace("_", "-"), value, *extra_flags]).model, field
+                    )
                     == value
                 )
 
@@ -233,22 +261,22 @@ def test_every_switch_of_the_model_is_a_flag() -> None:
 @given(st.floats(0.001, 1e5), st.sampled_from("smh"))
 def test_durations(number: float, unit: str) -> None:
     text = f"{number:.6f}"
-    assert seconds(text + unit) == float(text) * {"s": 1, "m": 60, "h": 3600}[unit]
-    assert seconds(f" {text} ") == float(text)
+    assert parse_duration(text + unit) == float(text) * {"s": 1, "m": 60, "h": 3600}[unit]
+    assert parse_duration(f" {text} ") == float(text)
 
 
-def test_durations_as_people_write_them() -> None:
-    written = {"1h30m": 5400, "10min": 600, ".5m": 30, "2h 5m 3s": 7503, "1.5h": 5400, "5.m": 300}
-    assert {text: seconds(text) for text in written} == written
+def test_durations_in_every_notation() -> None:
+    durations = {"1h30m": 5400, "10min": 600, ".5m": 30, "2h 5m 3s": 7503, "1.5h": 5400, "5.m": 300}
+    assert {text: parse_duration(text) for text in durations} == durations
     for text in ("1h30", "h", "", "-5m", "1m-2s", "1e3s", "nan", "0h0m"):
         with pytest.raises(InputError, match="90s, 10m"):
-            seconds(text)
+            parse_duration(text)
 
 
-def test_derived_sizes() -> None:
-    assert ModelConfig().resolved().d_ff == 352  # 8/3 of 128 is 341.3
-    assert ModelConfig(feedforward="gelu").resolved().d_ff == 512
-    assert ModelConfig().resolved().n_kv_heads == 4
-    assert ModelConfig(d_ff=100, n_kv_heads=2).resolved() == ModelConfig(d_ff=100, n_kv_heads=2)
-    run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolved()
-    assert run.resolved() == run
+def test_resolve_writes_out_derived_sizes() -> None:
+    assert ModelConfig().resolve().d_ff == 352  # 8/3 of 128 is 341.3
+    assert ModelConfig(feedforward="gelu").resolve().d_ff == 512
+    assert ModelConfig().resolve().n_kv_heads == 4
+    assert ModelConfig(d_ff=100, n_kv_heads=2).resolve() == ModelConfig(d_ff=100, n_kv_heads=2)
+    run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolve()
+    assert run.resolve() == run

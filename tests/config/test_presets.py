@@ -11,14 +11,14 @@ from glasslm.model.parameters import parameter_table
 SYMBOLS = 65
 
 
-def total(name: str) -> int:
+def total_parameters(name: str) -> int:
     return parameter_table(PRESETS[name]().model, SYMBOLS).total
 
 
-def test_the_course_capstone_counts_what_its_print_out_counts() -> None:
-    """8 layers of 4 x 512² + 2 x 512 x 2048 and two gains, 65 symbols, 256 positions, one gain at the end."""
+def test_the_course_capstone_has_the_printed_parameter_count() -> None:
+    """8 layers of 4 x 512² + 2 x 512 x 2048 and two gains; 65 symbols, 256 positions, a gain."""
     assert (
-        total("capstone")
+        total_parameters("capstone")
         == 8 * (4 * 512**2 + 2 * 512 * 2048 + 2 * 512) + (65 + 256 + 1) * 512
         == 25_338_880
     )
@@ -32,7 +32,9 @@ def test_tiny_at_the_course_settings() -> None:
 def test_nanogpt_counts_what_nanogpt_prints() -> None:
     """`number of parameters: 10.65M`, without positions and with the tied head counted once."""
     model = PRESETS["nanogpt"]().model
-    assert f"{(total('nanogpt') - model.block_size * model.d_model) / 1e6:.2f}" == "10.65"
+    assert (
+        f"{(total_parameters('nanogpt') - model.block_size * model.d_model) / 1e6:.2f}" == "10.65"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_nanogpt_counts_what_nanogpt_prints() -> None:
     [("tiny", 0.8), ("small", 3.2), ("medium", 12.4), ("nanogpt", 10.7), ("capstone-10m", 9.9)],
 )
 def test_published_sizes(name: str, millions: float) -> None:
-    assert round(total(name) / 1e6, 1) == millions
+    assert round(total_parameters(name) / 1e6, 1) == millions
     summary = PRESETS[name].__doc__
     assert summary is not None
     assert f"{millions}M" in summary
@@ -60,5 +62,5 @@ def test_the_default_stays_where_transformers_can_load_it() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_resolves(name: str) -> None:
-    run = PRESETS[name]().resolved()
+    run = PRESETS[name]().resolve()
     assert run.train.batch_size % micro_batch_size(run, "numpy") == 0

@@ -1,1 +1,1 @@
-"""What a run is: frozen dataclasses (schema), conversion from flags and JSON (conversion), presets."""
+"""The configuration of a run: frozen dataclasses (schema), their conversion, and presets."""

@@ -1,4 +1,4 @@
-"""Configs out of plain values, and back: the flat names of flags, the dictionaries of JSON."""
+"""Conversion of configs from flags (flat names) and JSON (dictionaries), and back."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
-    """`base` with some fields changed by their flat names: with_flags(tiny(), {"lr": 1e-3, "n_layers": 2}).
+    """`base` with fields replaced by flat names, as in with_flags(tiny(), {"lr": 1e-3}).
 
-    A learning rate below the min_lr of `base` takes that down with it, in proportion, unless min_lr is given, too.
-    Raises InputError for a name that no part of a RunConfig has.
+    A learning rate below the min_lr of `base` scales that min_lr down in proportion, unless min_lr
+    is among the flags. Raises InputError for an unknown name and for a value of the wrong type.
     """
     parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
     known = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
@@ -37,10 +37,10 @@ def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
         name = ALIASES.get(flag, flag)
         if name not in known:
             raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, known)}")
-        of_part = changes[known[name]]
-        if name in of_part:
+        part_changes = changes[known[name]]
+        if name in part_changes:
             raise InputError(f"{name} was given twice, by two of its names: give it once")
-        of_part[name] = _checked(value, _hints(type(parts[known[name]]))[name], flag)
+        part_changes[name] = _convert(value, _hints(type(parts[known[name]]))[name], flag)
     rates = changes["optimizer"]
     if "min_lr" not in rates and rates.get("lr", base.optimizer.lr) < base.optimizer.min_lr:
         rates["min_lr"] = rates["lr"] * (base.optimizer.min_lr / base.optimizer.lr)
@@ -55,25 +55,27 @@ Config = TypeVar(
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    """A config from JSON's dictionaries; strict: unknown keys and wrong types are InputErrors, missing keys are not.
+    """A config of class `kind` from the dictionaries of JSON.
 
-    A missing key takes its default, so that runs written by an older version, which lacked the field, still read.
+    A missing key takes its default, so that runs of older versions stay readable. Raises InputError
+    for an unknown key and for a value of the wrong type.
     """
     hints = _hints(kind)
     for key in values:
         if key not in hints:
             raise InputError(f"{kind.__name__} has no field '{key}'{_did_you_mean(key, hints)}")
-    return kind(**{key: _checked(value, hints[key], key) for key, value in values.items()})
+    return kind(**{key: _convert(value, hints[key], key) for key, value in values.items()})
 
 
 def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
+    """The nested dictionaries of a config, as run.json has them."""
     return dataclasses.asdict(config)
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint`, or an InputError.
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` in the type `hint`; raises InputError, which calls it `name`, if it has another type.
 
-    Lists become tuples, whole numbers floats, NumPy's numbers and arrays Python's; nothing else changes.
+    Lists become tuples, whole numbers floats, and NumPy's numbers and arrays Python's.
     """
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -87,13 +89,13 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _checked(value, next(a for a in args if a is not type(None)), name)
+        return _convert(value, next(a for a in args if a is not type(None)), name)
     if origin is tuple:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         kinds = [args[0]] * len(items) if args[-1] is Ellipsis else list(args)
         if len(items) != len(kinds):
             raise InputError(f"{name} is {value!r}: expected {len(kinds)} values")
-        return tuple(_checked(item, kind, name) for item, kind in zip(items, kinds))
+        return tuple(_convert(item, kind, name) for item, kind in zip(items, kinds))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and hasattr(value, "__fspath__"):

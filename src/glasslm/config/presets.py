@@ -1,6 +1,6 @@
-"""Named models with the recipe that trains them. A variant is `dataclasses.replace` of another.
+"""Presets: named models with the settings that train them.
 
-Explicit flags beat the preset. Sizes are for character Shakespeare (65 symbols).
+Flags override a preset. Parameter counts are for Shakespeare by character (65 symbols).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig, Train
 
 
 def tiny() -> RunConfig:
-    """0.8M parameters, about two minutes on two cores: the default."""
+    """The default: 0.8M parameters, about 2 minutes on two cores."""
     return RunConfig()
 
 
 def small() -> RunConfig:
-    """3.2M parameters, about a quarter of an hour on two cores."""
+    """3.2M parameters, about 15 minutes on two cores."""
     base = tiny()
     return replace(
         base,
@@ -27,7 +27,7 @@ def small() -> RunConfig:
 
 
 def medium() -> RunConfig:
-    """12.4M parameters: hours on two cores, better on a GPU."""
+    """12.4M parameters: hours on two cores; use a GPU."""
     base = tiny()
     return replace(
         base,
@@ -45,28 +45,35 @@ def nanogpt() -> RunConfig:
             norm="layernorm", feedforward="gelu", position="learned",
         ),
         optimizer=OptimizerConfig(
-            optimizer="adamw", lr=1e-3, min_lr=1e-4, warmup_steps=100, betas=(0.9, 0.99), weight_decay=0.1
+            optimizer="adamw", lr=1e-3, min_lr=1e-4, warmup_steps=100, betas=(0.9, 0.99),
+            weight_decay=0.1,
         ),
         train=TrainConfig(batch_size=64, max_steps=5000, eval_interval=250, seed=1337),
     )  # fmt: skip
 
 
 def capstone() -> RunConfig:
-    """The course's capstone as it prints it: called 10M there, 25.3M when counted. Days on two cores; use a GPU."""
+    """The course's capstone with its printed settings: 25.3M parameters, called 10M there.
+
+    It trains for days on two cores; use a GPU.
+    """
     return RunConfig(
         model=ModelConfig(
             d_model=512, n_layers=8, n_heads=8, d_ff=2048, block_size=256, dropout=0.1,
             norm="rmsnorm", feedforward="gelu", position="learned",
         ),
         optimizer=OptimizerConfig(
-            optimizer="adamw", lr=3e-4, min_lr=3e-5, warmup_steps=200, betas=(0.9, 0.95), weight_decay=0.1
+            optimizer="adamw", lr=3e-4, min_lr=3e-5, warmup_steps=200, betas=(0.9, 0.95),
+            weight_decay=0.1,
         ),
-        train=TrainConfig(batch_size=64, max_steps=10000, eval_interval=250, log_interval=50, sample_interval=500),
+        train=TrainConfig(
+            batch_size=64, max_steps=10000, eval_interval=250, log_interval=50, sample_interval=500,
+        ),
     )  # fmt: skip
 
 
 def capstone_10m() -> RunConfig:
-    """The capstone at the size its title says: 8 layers of width 320, 9.9M parameters."""
+    """The capstone at the 10M parameters of its title: 8 layers of width 320, 9.9M parameters."""
     base = capstone()
     return replace(base, model=replace(base.model, d_model=320, d_ff=1280))
 

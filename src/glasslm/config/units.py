@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them."""
+"""Durations and sizes from flags, such as "1h30m" and "50MB"."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
 
 
-def seconds(duration: str) -> float:
-    """A duration such as "90s", "10min", "1h30m", ".5h" or "45" (seconds), in seconds.
+def parse_duration(duration: str) -> float:
+    """The seconds of a duration such as "90s", "10min", "1h30m", ".5h" or "45" (seconds).
+
+    Raises InputError for anything else, and for 0.
 
     >>> seconds("1h30m")
     5400.0
@@ -24,17 +26,18 @@ def seconds(duration: str) -> float:
         total = sum(
             float(number) * _UNITS[unit] for number, unit in re.findall(with_unit, duration)
         )
-    elif alone := re.fullmatch(rf"\s*{_NUMBER}\s*", duration):
-        total = float(alone[1])
+    elif plain_number := re.fullmatch(rf"\s*{_NUMBER}\s*", duration):
+        total = float(plain_number[1])
     if not 0 < total < math.inf:
         raise InputError(
-            f"'{duration}' is not a duration: write numbers with s, m or h, such as 90s, 10m or 2h30m"
+            f"'{duration}' is not a duration: "
+            "write numbers with s, m or h, such as 90s, 10m or 2h30m"
         )
     return total
 
 
-def byte_count(size: str) -> int:
-    """A size such as "200kB", "50 MB" or "2GB", in powers of 1000; 0 for what is no size.
+def parse_size(size: str) -> int:
+    """The bytes of a size such as "200kB", "50 MB" or "2GB", in powers of 1000; 0 if it is none.
 
     >>> byte_count("200kB")
     200000

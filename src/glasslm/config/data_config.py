@@ -1,0 +1,118 @@
+"""The training text: DataConfig."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from glasslm.config.flag_values import optional_flag, require_fields
+from glasslm.config.units import parse_size
+from glasslm.errors import InputError, require
+
+Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
+
+MAX_ARXIV_RESULTS = 30_000  # abstracts: the API of arXiv returns no more
+MIN_BPE_VOCABULARY = 257  # 256 bytes and one merge
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training text, its tokenizer, and how it is split."""
+
+    corpus: Annotated[
+        Corpus | None,
+        optional_flag("|".join(get_args(Corpus)), "shakespeare, or python when offline"),
+    ] = None
+    """Train on a named corpus, which is downloaded once and cached."""
+    category: str = "cs.RO"
+    """Category of the abstracts of --corpus arxiv (https://arxiv.org/category_taxonomy)."""
+    max_results: int = 5000
+    """Number of abstracts of --corpus arxiv, the newest first."""
+    text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "none")] = ()
+    """Train on these instead of a corpus: files, folders, glob patterns, or - for standard input.
+    Parquet files and MediaWiki dumps (.xml, .xml.bz2) are recognised by their names."""
+    hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
+    """Train on a Hugging Face data set instead, such as roneneldan/TinyStories."""
+    hf_config: Annotated[str | None, optional_flag("NAME", "the data set's default")] = None
+    """Configuration of --hf-dataset (required where several exist and none is the default)."""
+    hf_split: str = "train"
+    """Split of --hf-dataset."""
+    hf_revision: Annotated[str | None, optional_flag("COMMIT", "the newest one")] = None
+    """Commit of --hf-dataset. The run records which one it used."""
+    hf_column: Annotated[str | None, optional_flag("NAME", "text, or the only column of text")] = (
+        None
+    )
+    """Column of --hf-dataset that holds the text."""
+    max_bytes: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "50MB"
+    """Size of the text taken from the start of --corpus wikipedia or --hf-dataset, such as 2GB."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="char|byte|bpe|gpt2|PATH")] = "char"
+    """Tokenizer: characters, bytes, BPE trained on this text, GPT-2's, or a tokenizer.json file."""
+    vocab_size: int = 4096
+    """Vocabulary size that --tokenizer bpe trains."""
+    val_fraction: float = 0.1
+    """Fraction of the text, at its end, used for validation."""
+    test_fraction: float = 0.0
+    """Fraction of the text, after the validation part, kept for a final test."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """Stop at bytes that are not UTF-8 and say where (strict), or read them as U+FFFD (replace)."""
+
+    def __post_init__(self) -> None:
+        is_category = re.fullmatch(r"[A-Za-z-]+(\.[A-Za-z-]+)?", self.category) is not None
+        require(is_category, "category", self.category, "one of arXiv's, such as cs.RO or hep-th")
+        require_fields(
+            self,
+            ["max_results"],
+            lambda x: 1 <= x <= MAX_ARXIV_RESULTS,
+            f"1 to {MAX_ARXIV_RESULTS:,}, the most that arXiv returns",
+        )
+        require_fields(
+            self,
+            ["vocab_size"],
+            lambda x: x >= MIN_BPE_VOCABULARY,
+            f"at least {MIN_BPE_VOCABULARY} (256 bytes and one merge)",
+        )
+        require_fields(self, ["val_fraction"], lambda x: 0 < x < 1, "above 0 and below 1")
+        require_fields(self, ["test_fraction"], lambda x: 0 <= x < 1, "at least 0 and below 1")
+        held_out = self.val_fraction + self.test_fraction
+        require(
+            held_out < 1,
+            "val_fraction + test_fraction",
+            held_out,
+            "below 1, so that some text is left to train on",
+        )
+        is_size = 1 <= self.max_byte_count < 2**63
+        require(is_size, "max_bytes", self.max_bytes, "a size, such as 200kB, 50MB or 2GB")
+        self._require_one_source()
+
+    def _require_one_source(self) -> None:
+        """Raise InputError for two sources, and for a setting of a data set that is not given."""
+        sources = {
+            "--corpus": self.corpus,
+            "--text-file": self.text_file,
+            "--hf-dataset": self.hf_dataset,
+        }
+        flags = [flag for flag, value in sources.items() if value]
+        if len(flags) > 1:
+            raise InputError(f"both {' and '.join(flags)} were given: choose one of them")
+        if self.hf_dataset is not None:
+            is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
+            expected = "OWNER/NAME, as on https://huggingface.co/datasets"
+            require(is_name, "hf_dataset", self.hf_dataset, expected)
+        for name in ("hf_config", "hf_split", "hf_column", "hf_revision"):
+            require(getattr(self, name) != "", name, "empty", "a name")
+            if self.hf_dataset is None and getattr(self, name) != getattr(DataConfig, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} needs --hf-dataset: give both, or leave out {flag}")
+
+    @property
+    def max_byte_count(self) -> int:
+        """max_bytes as a number; 0 if it is not a size."""
+        return parse_size(self.max_bytes)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether a source of text is named; if not, data.sources.corpora takes the default one."""
+        return bool(self.corpus or self.text_file or self.hf_dataset)

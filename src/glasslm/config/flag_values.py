@@ -1,0 +1,35 @@
+"""Checks of config fields, and how optional flags look in a command's help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tyro
+
+from glasslm.errors import require
+
+
+def require_fields(
+    config: object, names: Iterable[str], accepts: Callable[[Any], bool], expected: str
+) -> None:
+    """Raise InputError for the first of the fields `names` whose value `accepts` rejects.
+
+    `expected` completes the message "NAME is VALUE: expected ...".
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(accepts(value), name, value, expected)
+
+
+def optional_flag(metavar: str, default: str) -> Any:
+    """Settings of a flag that may be left out: the name of its value, and its default in words.
+
+    Without them tyro shows `{None}|INT` and `(default: None)`. A default that is a value (of a
+    preset, for example) is shown as it is.
+    """
+
+    def hint(label: str) -> str:
+        return f"(default: {default if label in ('None', '') else label})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)

@@ -1,0 +1,206 @@
+"""The architecture of a model: ModelConfig, the words of its variants, and its limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from glasslm.config.flag_values import require_fields
+from glasslm.errors import InputError, require
+
+Norm = Literal["rmsnorm", "layernorm", "none"]
+NormPosition = Literal["pre", "post"]
+FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
+Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
+AttentionName = Literal["auto", "plain", "flash"]
+RopeScaling = Literal["none", "linear", "ntk"]
+
+# Activations that multiply a second projection, "gate": nothing else lists which ones do.
+GATED: frozenset[FeedForward] = frozenset({"swiglu", "geglu"})
+# Positions that enter attention by distance only, so that a text may move along them.
+RELATIVE_POSITIONS: frozenset[Position] = frozenset({"none", "rope", "alibi"})
+ADAPTABLE_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+# Limits above any real model: the table of a run.json from elsewhere stays small enough to list.
+MAX_WIDTH, MAX_BLOCKS = 1 << 20, 10_000
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture. Both engines implement every field, and the tests enumerate them."""
+
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Number of blocks."""
+    n_heads: int = 4
+    """Number of query heads. Must divide d_model."""
+    n_kv_heads: int = 0
+    """Number of key and value heads (0: n_heads; 1: multi-query attention). Must divide n_heads."""
+    d_ff: int = 0
+    """Inner width of the feed-forward (0: 4 d_model; gated: 8/3 d_model in steps of 32)."""
+    block_size: Annotated[int, tyro.conf.arg(aliases=["--seq-len"])] = 128
+    """Context length in tokens."""
+    dropout: float = 0.0
+    """Fraction of activations dropped after the embedding and after each sublayer."""
+    attention_dropout: float = 0.0
+    """Fraction of attention probabilities dropped."""
+    norm: Norm = "rmsnorm"
+    """Norm: rmsnorm (arXiv:1910.07467), layernorm (arXiv:1607.06450), none (for experiments)."""
+    norm_eps: float = 1e-5
+    """Epsilon added to the mean square inside a norm (imported models often use 1e-6)."""
+    norm_position: NormPosition = "pre"
+    """Normalise the input of each sublayer (pre), or the sum after it (post, arXiv:1706.03762)."""
+    feedforward: FeedForward = "swiglu"
+    """Feed-forward activation: gated SiLU or GELU (arXiv:2002.05202), or GELU, ReLU without a gate.
+    The square of ReLU is relu2 (arXiv:2109.08668)."""
+    position: Position = "rope"
+    """Encoding of positions: none, sinusoids, learned vectors, RoPE (arXiv:2104.09864), or ALiBi.
+    ALiBi is a bias of attention by distance (arXiv:2108.12409)."""
+    rope_base: float = 10_000.0
+    """Base of RoPE's frequencies: larger for longer contexts (arXiv:2309.16039, section 4.1)."""
+    tie_embeddings: bool = True
+    """Use the embedding matrix as the output head as well (arXiv:1608.05859)."""
+    qk_norm: bool = False
+    """Apply RMSNorm to the queries and keys of each head (arXiv:2010.04245)."""
+    bias: bool = False
+    """Add a bias to LayerNorms and to linear layers, except those of keys."""
+    scale_embeddings: bool = False
+    """Multiply the embeddings by sqrt(d_model) (arXiv:1706.03762, section 3.4)."""
+    attention: AttentionName = "auto"
+    """Attention algorithm: plain stores T x T weights, flash works in tiles (arXiv:2205.14135).
+    Memory of flash is linear in the context T; auto chooses by T."""
+    window: int = 0
+    """Number of tokens that each token attends to, itself included (0: all; arXiv:2004.05150)."""
+    rope_scaling: RopeScaling = "none"
+    """Stretch RoPE to longer contexts: linear (arXiv:2306.15595), ntk (keeps high frequencies)."""
+    rope_factor: float = 1.0
+    """Factor by which --rope-scaling stretches the context."""
+    n_experts: int = 0
+    """Number of experts per feed-forward, each of width d_ff (0: no mixture; arXiv:2401.04088)."""
+    experts_per_token: int = 2
+    """Number of experts that compute each token: those with the highest router probability."""
+    shared_expert: bool = False
+    """Add an expert that computes every token (arXiv:2401.06066)."""
+    lora_rank: int = 0
+    """Train only LoRA adapters of this rank, with frozen weights (0: off; arXiv:2106.09685)."""
+    lora_alpha: float = 16.0
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
+    lora_targets: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "q,v"
+    """Matrices that get adapters, of q,k,v,o,gate,up,down."""
+
+    def __post_init__(self) -> None:
+        self._require_sizes()
+        self._require_divisible_heads()
+        self._require_attention_and_positions()
+        self._require_experts_and_adapters()
+
+    def _require_sizes(self) -> None:
+        counts = ("d_model", "n_layers", "n_heads", "block_size")
+        require_fields(self, counts, lambda x: x >= 1, "at least 1")
+        require_fields(self, ("n_kv_heads", "d_ff"), lambda x: x >= 0, "0 (derived) or more")
+        require_fields(self, ("window", "lora_rank"), lambda x: x >= 0, "0 (off) or more")
+        widths = ("d_model", "n_heads", "n_kv_heads", "d_ff", "lora_rank")
+        require_fields(self, widths, lambda x: x <= MAX_WIDTH, f"at most {MAX_WIDTH:,}")
+        blocks = self.n_layers * max(1, self.n_experts)
+        require(blocks <= MAX_BLOCKS, "n_layers x n_experts", blocks, f"at most {MAX_BLOCKS:,}")
+        fractions = ("dropout", "attention_dropout")
+        require_fields(self, fractions, lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+    def _require_divisible_heads(self) -> None:
+        if self.d_model % self.n_heads:
+            step = 2 * self.n_heads  # gives an even head size, which RoPE needs
+            raise InputError(
+                f"d_model is {self.d_model}, which {self.n_heads} heads do not divide: "
+                "choose --d-model as a multiple of --n-heads, for example "
+                f"{step * max(1, round(self.d_model / step))}"
+            )
+        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
+            divisors = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]
+            raise InputError(
+                f"n_kv_heads is {self.n_kv_heads}, which does not divide the {self.n_heads} heads: "
+                f"choose --n-kv-heads from {', '.join(map(str, divisors))}"
+            )
+        if self.position == "rope" and self.head_size % 2:
+            raise InputError(
+                f"d_model / n_heads is {self.head_size}: rope needs an even head size, change "
+                "--n-heads or --d-model, or choose another --position"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise InputError(f"d_model is {self.d_model}: sinusoidal positions need an even width")
+
+    def _require_attention_and_positions(self) -> None:
+        if self.attention == "flash" and self.attention_dropout:
+            raise InputError(
+                "--attention flash has no dropout of probabilities: leave out --attention flash or "
+                "--attention-dropout"
+            )
+        require_fields(self, ["norm_eps"], lambda x: 0 < x < 1, "above 0 and below 1")
+        require_fields(self, ["rope_base"], lambda x: 1 < x < math.inf, "above 1 and finite")
+        require_fields(self, ["rope_factor"], lambda x: 1 <= x < math.inf, "1 or more, and finite")
+        if (self.rope_scaling != "none") != (self.rope_factor > 1):
+            raise InputError(
+                f"rope_scaling is {self.rope_scaling} and rope_factor is {self.rope_factor:g}: "
+                "give both --rope-scaling linear (or ntk) and --rope-factor above 1, or neither"
+            )
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise InputError(
+                f"--rope-scaling {self.rope_scaling} needs --position rope, not {self.position}"
+            )
+
+    def _require_experts_and_adapters(self) -> None:
+        require_fields(self, ["n_experts"], lambda x: x == 0 or x >= 2, "0 (off), or 2 and more")
+        if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+            raise InputError(
+                f"experts_per_token is {self.experts_per_token}: expected 1 to {self.n_experts}, "
+                "the number of experts"
+            )
+        if self.shared_expert and not self.n_experts:
+            raise InputError(
+                "--shared-expert needs other experts: give --n-experts, or leave it out"
+            )
+        require_fields(self, ["lora_alpha"], lambda x: 0 < x < math.inf, "above 0 and finite")
+        known = [name for name in ADAPTABLE_MATRICES if name != "gate" or self.is_gated]
+        if not self.adapted_matrices or not set(self.adapted_matrices) <= set(known):
+            raise InputError(
+                f"lora_targets is '{self.lora_targets}': expected some of {','.join(known)}"
+            )
+
+    @property
+    def adapted_matrices(self) -> tuple[str, ...]:
+        """The matrices that LoRA adapts: the names in lora_targets."""
+        return tuple(word for part in self.lora_targets.split(",") if (word := part.strip()))
+
+    @property
+    def has_rolling_cache(self) -> bool:
+        """Whether a cache of one window suffices to generate text of any length.
+
+        That needs a window within the context, and relative positions.
+        """
+        return 0 < self.window <= self.block_size and self.position in RELATIVE_POSITIONS
+
+    def cache_length(self, capacity: int) -> int:
+        """The number of tokens a KV cache stores of each text of up to `capacity` tokens."""
+        return min(capacity, self.window) if self.has_rolling_cache else capacity
+
+    @property
+    def head_size(self) -> int:
+        """The width of one head: d_model / n_heads."""
+        return self.d_model // self.n_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward multiplies its activation by a second projection."""
+        return self.feedforward in GATED
+
+    def resolve(self) -> ModelConfig:
+        """The same model with its derived sizes (n_kv_heads, d_ff) as numbers above 0."""
+        gated_width = math.ceil(8 * self.d_model / 3 / 32) * 32
+        d_ff = gated_width if self.is_gated else 4 * self.d_model
+        return dataclasses.replace(
+            self, n_kv_heads=self.n_kv_heads or self.n_heads, d_ff=self.d_ff or d_ff
+        )
