@@ -19,16 +19,17 @@ from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
-from glasslm.lab.checks import finite_differences, gradient_check
-from glasslm.lab.checks.finite_differences import TOLERANCE, compare
-from glasslm.lab.checks.gradient_check import OPS, SWITCHES, H, K, check_model, check_ops
+from glasslm.lab.checks import finite_differences, gradient_check, op_cases
+from glasslm.lab.checks.finite_differences import TOLERANCE, check_gradients
+from glasslm.lab.checks.gradient_check import SWITCHES, check_model, check_ops
+from glasslm.lab.checks.op_cases import OPS, H, K
 from glasslm.model.parameters import initial_weights, parameter_table
 
 Array = np.ndarray[Any, Any]
 MODULES = (ops, attention, flash, moe, model, engine)
 
 
-# -- honest gradients -------------------------------------------------------------------------------------------------
+# -- honest gradients ------------------------------------------------------------------------------
 
 
 def test_every_op_passes() -> None:
@@ -37,36 +38,38 @@ def test_every_op_passes() -> None:
     assert [finding for finding in findings if not finding.passed] == []
 
 
-def handful() -> list[ModelConfig]:
-    """A few models that have every value of every switch between them: many at once, and few weights."""
+def choose_handful() -> list[ModelConfig]:
+    """A few models with few weights that together have every value of every switch."""
     missing = {(field, value) for field, values in SWITCHES.items() for value in values}
-    found = [
-        dataclasses.replace(gradient_check.small_model(), norm="none").resolved()
-    ]  # which no combination has
+    chosen = [
+        dataclasses.replace(gradient_check.small_model(), norm="none").resolve()
+    ]  # no combination has norm none
     missing -= {("norm", "none")}
-    shown = {config: at_work(config) for _, config in gradient_check.combinations(200, seed=1)}
-    cost = {config: 2000 + parameter_table(config, gradient_check.V).trained for config in shown}
+    covered = {
+        config: active_values(config) for _, config in gradient_check.combinations(200, seed=1)
+    }
+    cost = {config: 2000 + parameter_table(config, gradient_check.V).trained for config in covered}
     while missing:
-        best = max(shown, key=lambda config: len(missing & shown[config]) / cost[config])
-        assert missing & shown[best]
-        found.append(best)
-        missing -= shown[best]
-    return found
+        best = max(covered, key=lambda config: len(missing & covered[config]) / cost[config])
+        assert missing & covered[best]
+        chosen.append(best)
+        missing -= covered[best]
+    return chosen
 
 
-def at_work(config: ModelConfig) -> set[tuple[str, Any]]:
-    """The values of switches that something depends on: beside adapters no other weight has a gradient."""
-    asleep = (
+def active_values(config: ModelConfig) -> set[tuple[str, Any]]:
+    """The values of switches that affect a gradient: beside adapters no other weight has one."""
+    inactive = (
         {"lora_targets"}
         if not config.lora_rank
         else SWITCHES.keys() - {"lora_rank", "lora_targets"}
     )
     if not config.n_experts:
-        asleep = asleep | {"experts_per_token", "shared_expert"}
-    return {(field, getattr(config, field)) for field in SWITCHES.keys() - asleep}
+        inactive = inactive | {"experts_per_token", "shared_expert"}
+    return {(field, getattr(config, field)) for field in SWITCHES.keys() - inactive}
 
 
-HANDFUL = handful()
+HANDFUL = choose_handful()
 
 
 @pytest.mark.parametrize(
@@ -107,18 +110,18 @@ def test_every_switch_and_fifty_combinations() -> None:
     assert [finding for finding in findings if not finding.passed] == []
 
 
-# -- planted errors ---------------------------------------------------------------------------------------------------
+# -- planted errors --------------------------------------------------------------------------------
 
 Op = Callable[..., tuple[Any, Callable[[Any], Any]]]
 
 
-def function_of(case: str) -> str:
+def op_name(case: str) -> str:
     """The function behind a case: "attention, large scores" -> "attention"."""
     return case.replace(",", " ").split()[0]
 
 
-def parts_of(name: str) -> int:
-    """How many gradients a function returns, together or apart."""
+def count_gradients(name: str) -> int:
+    """How many gradients an op returns, in one array or in several."""
     parts = {
         "linear": 2,
         "adapter": 3,
@@ -131,10 +134,10 @@ def parts_of(name: str) -> int:
     return parts.get(name, 1)
 
 
-def planted(op: Op, name: str, part: int) -> Op:
-    """The op with the sign of one of its gradients turned."""
+def with_flipped_sign(op: Op, name: str, part: int) -> Op:
+    """The op with the sign of one of its gradients flipped."""
     places: dict[str, list[Any]] = {
-        "gate": [np.s_[:, : gradient_check.F], np.s_[:, gradient_check.F :]],
+        "gate": [np.s_[:, : op_cases.F], np.s_[:, op_cases.F :]],
         "attention": [np.s_[:, :, :H], np.s_[:, :, H : H + K], np.s_[:, :, H + K :]],
     }
     places["flash_attention"] = places["attention"]
@@ -142,23 +145,23 @@ def planted(op: Op, name: str, part: int) -> Op:
     def wrong(*arguments: Any, **named: Any) -> tuple[Any, ...]:
         *y, backward = op(*arguments, **named)
 
-        def turned(*upstream: Any) -> Any:
+        def flipped(*upstream: Any) -> Any:
             result = backward(*upstream)
             if isinstance(result, tuple):
-                assert len(result) == parts_of(name)
+                assert len(result) == count_gradients(name)
                 return tuple(-g if i == part else g for i, g in enumerate(result))
             result[places.get(name, [...])[part]] *= -1
             return result
 
-        return *y, turned
+        return *y, flipped
 
     return wrong
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
-    """Put the wrong op wherever the right one is known by its name."""
+    """Replace the op by the wrong one in every module and table that names it."""
     right = next(getattr(module, name) for module in MODULES if hasattr(module, name))
-    wrong = planted(right, name, part)
+    wrong = with_flipped_sign(right, name, part)
     for module in MODULES:
         if getattr(module, name, None) is right:
             monkeypatch.setattr(module, name, wrong)
@@ -171,12 +174,13 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "part"), [(case, part) for case in OPS for part in range(parts_of(function_of(case)))]
+    ("case", "part"),
+    [(case, part) for case in OPS for part in range(count_gradients(op_name(case)))],
 )
 def test_a_turned_sign_in_any_gradient_of_any_op_is_found(
     case: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, function_of(case), part)
+    plant(monkeypatch, op_name(case), part)
     monkeypatch.setattr(gradient_check, "OPS", {case: OPS[case]})
     (finding,) = check_ops()
     assert not finding.passed
@@ -189,7 +193,7 @@ USED_BY: dict[str, dict[str, Any]] = {
     "frozen_linear": {
         "lora_rank": 1,
         "lora_targets": "o",
-    },  # above q there are two, and turned twice is not turned
+    },  # above q there are two, and two flipped signs cancel
     "adapter": {"lora_rank": 1, "lora_targets": "q,o"},
     "route": {"n_experts": 2, "experts_per_token": 1},
     "dispatch": {"n_experts": 2},
@@ -198,10 +202,7 @@ USED_BY: dict[str, dict[str, Any]] = {
     "flash_attention": {"attention": "flash"},
     "rms_norm": {},
     "layer_norm": {"norm": "layernorm", "bias": True},
-    "gelu": {"feedforward": "gelu"},
-    "silu": {"feedforward": "swiglu"},
-    "relu": {"feedforward": "relu"},
-    "relu2": {"feedforward": "relu2"},
+    **{function.__name__: {"feedforward": word} for word, function in ops.ACTIVATIONS.items()},
     "gate": {"feedforward": "geglu"},
     "dropout": {"dropout": 0.3},
     "cross_entropy": {},
@@ -211,7 +212,7 @@ USED_BY: dict[str, dict[str, Any]] = {
 
 
 def test_the_table_above_has_every_op() -> None:
-    assert set(USED_BY) == {function_of(case) for case in OPS}
+    assert set(USED_BY) == {op_name(case) for case in OPS}
 
 
 def tiny(**switches: Any) -> ModelConfig:
@@ -231,7 +232,9 @@ def test_the_whole_model_notices_it_too(name: str, monkeypatch: pytest.MonkeyPat
 def test_a_forgotten_residual_gradient_is_found(
     norm_position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient that goes round a sublayer: without it only the one through the sublayer is left."""
+    """The gradient that goes round a sublayer: without it only the one through the sublayer is
+    left.
+    """
     right = model.Model._residual
 
     def wrong(self: Any, norm: str, inner: Any, x: Array, new: Any) -> Any:
@@ -290,7 +293,7 @@ RICH = tiny(
 
 
 def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named() -> None:
-    run = RunConfig(model=RICH, train=TrainConfig(batch_size=2, micro_batch_size=2)).resolved()
+    run = RunConfig(model=RICH, train=TrainConfig(batch_size=2, micro_batch_size=2)).resolve()
     machine = NumpyEngine(run, 7, threads=1, dtype=np.float64)
     rng = np.random.default_rng(0)
     machine.load(
@@ -316,13 +319,13 @@ def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named()
         machine.gradients = right  # type: ignore[method-assign]
 
 
-# -- the comparison itself --------------------------------------------------------------------------------------------
+# -- the comparison itself -------------------------------------------------------------------------
 
 
-def compared(
+def check_function(
     value: Callable[[Array], float], slope: Callable[[Array], Array], x: Array, **options: Any
 ) -> Any:
-    return compare(
+    return check_gradients(
         "case",
         {"x": x},
         lambda: value(x),
@@ -341,16 +344,16 @@ def test_it_says_how_wrong_and_where_and_restores_the_inputs() -> None:
         g[1, 2] *= 1.01
         return g
 
-    finding = compared(lambda x: float((x * x).sum()), wrong, x)
+    finding = check_function(lambda x: float((x * x).sum()), wrong, x)
     assert finding.where == "x[1, 2]"
     assert finding.error == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert finding.elements == 6
     np.testing.assert_array_equal(x, before)
-    assert compared(lambda x: float((x * x).sum()), lambda x: 2 * x, x).error < 1e-9
+    assert check_function(lambda x: float((x * x).sum()), lambda x: 2 * x, x).error < 1e-9
 
 
 def test_nan_does_not_pass() -> None:
-    assert not compared(
+    assert not check_function(
         lambda x: float((x * x).sum()), lambda x: np.where(x > 1, np.nan, 2 * x), np.ones(3) * 2
     ).passed
 
@@ -361,36 +364,40 @@ def test_a_point_at_a_kink_is_moved_and_counted() -> None:
     def slope(x: Array) -> Array:
         return np.where(x > 0, 2.0, 0.0)
 
-    finding = compared(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x, kinks=True)
+    finding = check_function(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x, kinks=True)
     assert finding.passed
     assert finding.redrawn >= 1
     assert x[1] == 1e-7
-    assert not compared(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x).passed
+    assert not check_function(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x).passed
 
 
 def test_a_large_third_derivative_is_not_taken_for_an_error() -> None:
     x = np.array([1.0])
-    finding = compared(lambda x: float(np.sin(300 * x).sum()), lambda x: 300 * np.cos(300 * x), x)
+    finding = check_function(
+        lambda x: float(np.sin(300 * x).sum()), lambda x: 300 * np.cos(300 * x), x
+    )
     assert finding.passed
-    h = finite_differences.H
+    h = finite_differences.STEP_SIZE
     two_points = float(np.sin(300 * (1 + h)) - np.sin(300 * (1 - h))) / (2 * h)
     assert abs(two_points / (300 * np.cos(300)) - 1) > TOLERANCE
 
 
 def test_a_sample_takes_that_many_elements() -> None:
     assert (
-        compared(lambda x: float((x * x).sum()), lambda x: 2 * x, np.ones(100), sample=7).elements
+        check_function(
+            lambda x: float((x * x).sum()), lambda x: 2 * x, np.ones(100), sample=7
+        ).elements
         == 7
     )
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where PyTorch is not installed; with it, the command is tested in test_parity.py."""
-    monkeypatch.setattr(choice, "torch_installed", lambda: False)
+    monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
 
 
 @pytest.fixture
@@ -432,7 +439,7 @@ def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [("good", 1e-9), ("bad", math.nan), ("wrong", 0.5)]
-    findings = [finite_differences.Finding(case, error, "x[0]", 1, 0) for case, error in cases]
+    findings = [finite_differences.CheckResult(case, error, "x[0]", 1, 0) for case, error in cases]
     monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter(findings))
     monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
     assert command.main(["--json"]) == 1
@@ -447,7 +454,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
 ) -> None:
     with pytest.raises(InputError, match="PyTorch"):
         command.main(["--figure", str(tmp_path / "parity.png")])
-    monkeypatch.setattr(choice, "torch_installed", lambda: True)
+    monkeypatch.setattr(choice, "is_torch_installed", lambda: True)
     for name in ("parity.pdf", "missing/parity.png"):
         with pytest.raises(InputError, match=r"expected a \.png file"):
             command.main(["--figure", str(tmp_path / name)])

@@ -1,4 +1,6 @@
-"""Engine against engine: honest engines agree, and a difference planted in either of them is found and named."""
+"""Engine against engine: correct engines agree, and an error planted in either is detected and
+named.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,7 @@ import small_runs  # noqa: E402
 from glasslm import files  # noqa: E402
 from glasslm.cli import check as command  # noqa: E402
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig  # noqa: E402
-from glasslm.data import shards  # noqa: E402
+from glasslm.data.dataset import Dataset, prepare_dataset  # noqa: E402
 from glasslm.data.sources import corpora  # noqa: E402
 from glasslm.engines.dropout import row_keys  # noqa: E402
 from glasslm.engines.numpy import engine as numpy_engine  # noqa: E402
@@ -31,34 +33,34 @@ from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
 from glasslm.engines.torch.kv_cache import KeyValueCache  # noqa: E402
 from glasslm.lab.checks import finite_differences, gradient_check, overlay, overlay_figure, parity  # noqa: E402
 from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
-from glasslm.lab.checks.parity import COLUMNS, TOLERANCE, Parity, Worst, check_model  # noqa: E402
+from glasslm.lab.checks.parity import COLUMNS, TOLERANCE, LocatedError, Parity, check_model  # noqa: E402
 from glasslm.report import figures  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 Patch = pytest.MonkeyPatch
 
 
-def of(precision: parity.Exactness = "fp64", **switches: Any) -> Parity:
-    """What is found for a model with these switches."""
+def compare_engines(precision: parity.ParityPrecision = "fp64", **switches: Any) -> Parity:
+    """The errors between the engines for a model with these switches."""
     config = dataclasses.replace(small_model(), d_model=16, block_size=12, **switches)
     with Patch.context() as patch:
         patch.setattr(parity, "STEPS", 4)  # of each optimizer; more make a difference larger
         return check_model(str(switches), config, precision)
 
 
-# -- honest engines ---------------------------------------------------------------------------------------------------
+# -- correct engines -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize(
     "config", HANDFUL, ids=lambda config: f"{config.feedforward} {config.position}"
 )
-def test_the_engines_agree(config: ModelConfig, precision: parity.Exactness) -> None:
-    found = check_model(
+def test_the_engines_agree(config: ModelConfig, precision: parity.ParityPrecision) -> None:
+    result = check_model(
         "handful", dataclasses.replace(config, d_model=32, block_size=12), precision
     )
-    assert found.wrong == [], found
-    assert all(getattr(found, column).error > 0 for column in COLUMNS), (
+    assert result.failed_columns == [], result
+    assert all(getattr(result, column).error > 0 for column in COLUMNS), (
         "rounding differs: something was compared"
     )
 
@@ -78,22 +80,22 @@ def test_every_switch_and_the_random_combinations_have_a_row(monkeypatch: Patch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "combinations"), [("fp64", 25), ("fp32", 0)])
-def test_all_switches_agree(precision: parity.Exactness, combinations: int) -> None:
-    assert [row for row in parity.check_models(precision, combinations) if row.wrong] == []
+def test_all_switches_agree(precision: parity.ParityPrecision, combinations: int) -> None:
+    assert [row for row in parity.check_models(precision, combinations) if row.failed_columns] == []
 
 
-# -- planted in the NumPy engine --------------------------------------------------------------------------------------
+# -- planted in the NumPy engine -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", USED_BY)
 def test_a_turned_sign_in_any_op_is_found(name: str, monkeypatch: Patch) -> None:
     plant(monkeypatch, name)
-    found = of(**USED_BY[name])
+    result = compare_engines(**USED_BY[name])
     in_steps_alone = name in ("smoothing", "z_loss")  # of one of the optimizers
     assert (
-        found.wrong == ["gradients", "steps"][in_steps_alone:]
+        result.failed_columns == ["gradients", "steps"][in_steps_alone:]
     )  # a forward pass has no sign to turn
-    assert in_steps_alone or found.gradients.error > 0.1
+    assert in_steps_alone or result.gradients.error > 0.1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_the_weight_is_named_whose_gradient_is_wrong(
 ) -> None:
     """In one block: there nothing below the op passes its error on."""
     plant(monkeypatch, name, part)
-    assert of(n_layers=1, **switches).gradients.where.endswith(where)
+    assert compare_engines(n_layers=1, **switches).gradients.where.endswith(where)
 
 
 def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
@@ -119,18 +121,26 @@ def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
     ]
     monkeypatch.setattr(gradient_check, "single_switches", lambda: cases)
     plant(monkeypatch, "relu2")
-    assert [row.case for row in parity.check_models("fp64") if row.wrong] == ["feedforward relu2"]
+    assert [row.case for row in parity.check_models("fp64") if row.failed_columns] == [
+        "feedforward relu2"
+    ]
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_a_constant_that_no_finite_difference_can_see_is_found(
-    precision: parity.Exactness, monkeypatch: Patch
+    precision: parity.ParityPrecision, monkeypatch: Patch
 ) -> None:
-    """The gradients are right, but those of another model. In float32 where it is not smaller than rounding."""
+    """The gradients are right, but those of another model. In float32 where it is not smaller than
+    rounding.
+    """
     factor = 1.001 if precision == "fp64" else 100
     monkeypatch.setattr(model, "STD", model.STD * factor)
-    assert of(precision, position="sinusoidal").wrong == ["gradients", "steps", "logits"]
-    assert of(precision).wrong == []
+    assert compare_engines(precision, position="sinusoidal").failed_columns == [
+        "gradients",
+        "steps",
+        "logits",
+    ]
+    assert compare_engines(precision).failed_columns == []
 
 
 @pytest.mark.parametrize(
@@ -138,14 +148,16 @@ def test_a_constant_that_no_finite_difference_can_see_is_found(
 )
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_another_epsilon_of_a_norm_is_found(
-    precision: parity.Exactness, norm: str, kind: Any, monkeypatch: Patch
+    precision: parity.ParityPrecision, norm: str, kind: Any, monkeypatch: Patch
 ) -> None:
     right = kind.__init__
     factor = 1.001 if precision == "fp64" else 100
     monkeypatch.setattr(
-        kind, "__init__", lambda self, width, eps, *more: right(self, width, factor * eps, *more)
+        kind,
+        "__init__",
+        lambda self, width, eps, *arguments: right(self, width, factor * eps, *arguments),
     )
-    assert of(precision, norm=norm).wrong == ["gradients", "steps", "logits"]
+    assert compare_engines(precision, norm=norm).failed_columns == ["gradients", "steps", "logits"]
 
 
 def test_another_dropout_key_is_found(monkeypatch: Patch) -> None:
@@ -153,62 +165,68 @@ def test_another_dropout_key_is_found(monkeypatch: Patch) -> None:
         return row_keys(seed, step, rows, site + 1)
 
     monkeypatch.setattr(numpy_engine, "row_keys", next_site)
-    assert of(dropout=0.3).wrong == of(attention_dropout=0.3).wrong == ["gradients", "steps"]
-    assert of().wrong == []
+    assert (
+        compare_engines(dropout=0.3).failed_columns
+        == compare_engines(attention_dropout=0.3).failed_columns
+        == ["gradients", "steps"]
+    )
+    assert compare_engines().failed_columns == []
 
 
 def test_a_dropout_key_that_forgets_the_step_or_the_row_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         numpy_engine, "row_keys", lambda seed, step, rows, site: row_keys(seed, 0, rows, site)
     )
-    assert of(dropout=0.3).wrong == ["steps"]  # the gradients are those of step 0
+    assert compare_engines(dropout=0.3).failed_columns == [
+        "steps"
+    ]  # the gradients are those of step 0
     monkeypatch.setattr(
         numpy_engine,
         "row_keys",
         lambda seed, step, rows, site: row_keys(seed, step, np.arange(len(rows)), site),
     )
-    assert "gradients" in of(dropout=0.3).wrong
+    assert "gradients" in compare_engines(dropout=0.3).failed_columns
 
 
-# -- planted in the PyTorch engine ------------------------------------------------------------------------------------
+# -- planted in the PyTorch engine -----------------------------------------------------------------
 
 
 def test_a_wrong_activation_in_pytorch_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setitem(
         layers.ACTIVATIONS, "gelu", torch.nn.functional.gelu
     )  # the exact form, without tanh
-    assert of(feedforward="gelu").wrong == list(COLUMNS)
-    assert of(feedforward="geglu").wrong == []
+    assert compare_engines(feedforward="gelu").failed_columns == list(COLUMNS)
+    assert compare_engines(feedforward="geglu").failed_columns == []
 
 
 def test_a_wrong_norm_in_pytorch_is_found(monkeypatch: Patch) -> None:
     right = layers.RMSNorm.forward
     monkeypatch.setattr(layers.RMSNorm, "forward", lambda self, x: 1.00001 * right(self, x))
-    assert of("fp64").wrong == list(COLUMNS)
-    assert of("fp64", norm="layernorm").wrong == []
+    assert compare_engines("fp64").failed_columns == list(COLUMNS)
+    assert compare_engines("fp64", norm="layernorm").failed_columns == []
 
 
-# -- planted in the optimizers ----------------------------------------------------------------------------------------
+# -- planted in the optimizers ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", [numpy_optimizer, torch_optimizer])
 def test_another_epsilon_of_adamw_is_found(module: Any, monkeypatch: Patch) -> None:
     monkeypatch.setattr(module, "ADAM_EPS", 1.1e-8)
-    found = of()
-    assert found.wrong == ["steps"]
-    assert found.steps.where.startswith("adamw, ")
+    result = compare_engines()
+    assert result.failed_columns == ["steps"]
+    assert result.steps.where.startswith("adamw, ")
 
 
 @pytest.mark.parametrize("module", [numpy_optimizer, torch_optimizer])
 def test_another_coefficient_of_muon_is_found(module: Any, monkeypatch: Patch) -> None:
-    code = module.orthogonalised.__code__
+    code = module.orthogonalize.__code__
     right, wrong = (3.4445, -4.7750, 2.0315), (3.4445, -4.7750, 2.0314)
     assert right in code.co_consts
     constants = tuple(wrong if constant == right else constant for constant in code.co_consts)
-    monkeypatch.setattr(module.orthogonalised, "__code__", code.replace(co_consts=constants))
-    found = of()
-    assert found.wrong == ["steps"]
-    assert found.steps.where.startswith("muon, ")
+    monkeypatch.setattr(module.orthogonalize, "__code__", code.replace(co_consts=constants))
+    result = compare_engines()
+    assert result.failed_columns == ["steps"]
+    assert result.steps.where.startswith("muon, ")
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
@@ -219,9 +237,9 @@ def test_another_decay_is_found(kind: str, monkeypatch: Patch) -> None:
         right(*arrays, decay=1.01 * decay, **options)
 
     monkeypatch.setattr(numpy_optimizer, kind, wrong)
-    found = of()
-    assert found.wrong == ["steps"]
-    assert kind == "adamw" or found.steps.where.startswith(f"{kind}, ")
+    result = compare_engines()
+    assert result.failed_columns == ["steps"]
+    assert kind == "adamw" or result.steps.where.startswith(f"{kind}, ")
 
 
 @pytest.mark.parametrize("moment", ["adamw.m", "adamw.v", "muon.m", "sgd.m"])
@@ -232,16 +250,16 @@ def test_a_wrong_moment_is_found_and_named(moment: str, monkeypatch: Patch) -> N
         return ((key, array * 1.001 if key == name else array) for key, array in right(self))
 
     monkeypatch.setattr(TorchEngine, "state", state)
-    found = of()
-    assert found.wrong == ["steps"]
-    assert found.steps.where == f"{moment[:-2]}, {name}"
+    result = compare_engines()
+    assert result.failed_columns == ["steps"]
+    assert result.steps.where == f"{moment[:-2]}, {name}"
 
 
-# -- planted in the caches --------------------------------------------------------------------------------------------
+# -- planted in the caches -------------------------------------------------------------------------
 
 
 def test_a_wrong_rotation_in_the_cache_is_found(monkeypatch: Patch) -> None:
-    right = inference._Place.__init__
+    right = inference.AttentionContext.__init__
 
     def wrong(self: Any, *arguments: Any) -> None:
         right(self, *arguments)
@@ -249,11 +267,11 @@ def test_a_wrong_rotation_in_the_cache_is_found(monkeypatch: Patch) -> None:
             cos, sin = self.rotation
             self.rotation = cos, -sin
 
-    monkeypatch.setattr(inference._Place, "__init__", wrong)
-    found = of(position="rope")
-    assert found.wrong == ["logits"]
-    assert "NumPy" in found.logits.where
-    assert of(position="alibi").wrong == []
+    monkeypatch.setattr(inference.AttentionContext, "__init__", wrong)
+    result = compare_engines(position="rope")
+    assert result.failed_columns == ["logits"]
+    assert "NumPy" in result.logits.where
+    assert compare_engines(position="alibi").failed_columns == []
 
 
 def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypatch: Patch) -> None:
@@ -266,9 +284,9 @@ def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypa
         return reading._replace(positions=(reading.positions - 1).clamp(0))
 
     monkeypatch.setattr(KeyValueCache, "reading", wrong)
-    found = of(position="learned")
-    assert found.wrong == ["logits"]
-    assert found.logits.where.startswith("rows apart, ")
+    result = compare_engines(position="learned")
+    assert result.failed_columns == ["logits"]
+    assert result.logits.where.startswith("different lengths, ")
 
 
 def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
@@ -277,20 +295,22 @@ def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         inference, "_rms", lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1)
     )
-    found = of()
-    assert found.wrong == ["logits"]
-    assert found.logits.where.startswith("one row, ")
+    result = compare_engines()
+    assert result.failed_columns == ["logits"]
+    assert result.logits.where.startswith("a single row, ")
 
 
 def test_an_error_that_both_caches_share_is_found(monkeypatch: Patch) -> None:
     for engine in (NumpyEngine, TorchEngine):
         right = engine.logits
         monkeypatch.setattr(
-            engine, "logits", lambda *given, right=right, **more: 1.001 * right(*given, **more)
+            engine,
+            "logits",
+            lambda *arguments, right=right, **options: 1.001 * right(*arguments, **options),
         )
-    found = of()
-    assert found.wrong == ["logits"]
-    assert found.logits.where.endswith("with cache against without")
+    result = compare_engines()
+    assert result.failed_columns == ["logits"]
+    assert result.logits.where.endswith("with cache against without")
 
 
 def test_a_row_that_is_cleared_badly_is_found(monkeypatch: Patch) -> None:
@@ -304,12 +324,12 @@ def test_a_row_that_is_cleared_badly_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         TorchEngine, "new_cache", lambda self, rows, capacity: right(self, rows, capacity + 1)
     )
-    found = of()
-    assert found.wrong == ["logits"]
-    assert found.logits.where.startswith("a row read again, ")
+    result = compare_engines()
+    assert result.failed_columns == ["logits"]
+    assert result.logits.where.startswith("a cleared row, ")
 
 
-# -- what is no number ------------------------------------------------------------------------------------------------
+# -- NaN and infinity ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -319,16 +339,16 @@ def test_a_gradient_that_is_no_number_is_found_and_named(
 ) -> None:
     right, name = engine.gradients, "blocks.1.attention.k.weight"
 
-    def gradients(*given: Any) -> dict[str, Array]:
-        found = {key: array.copy() for key, array in right(*given).items()}
-        found[name][3, 2] = value
-        return found
+    def gradients(*arguments: Any) -> dict[str, Array]:
+        result = {key: array.copy() for key, array in right(*arguments).items()}
+        result[name][3, 2] = value
+        return result
 
     monkeypatch.setattr(engine, "gradients", gradients)
-    found = of()
-    assert found.wrong == ["gradients"]
-    assert found.gradients.where == name
-    assert math.isnan(found.gradients.error)
+    result = compare_engines()
+    assert result.failed_columns == ["gradients"]
+    assert result.gradients.where == name
+    assert math.isnan(result.gradients.error)
 
 
 def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(
@@ -339,20 +359,26 @@ def test_a_loss_and_logits_that_are_no_number_are_found_in_both_engines_at_once(
     for engine in (NumpyEngine, TorchEngine):
         accumulate, logits = engine.accumulate, engine.logits
         monkeypatch.setattr(
-            engine, "accumulate", lambda *given, right=accumulate: right(*given)._replace(**nothing)
+            engine,
+            "accumulate",
+            lambda *arguments, right=accumulate: right(*arguments)._replace(**nothing),
         )
         monkeypatch.setattr(
-            engine, "logits", lambda *given, right=logits, **more: right(*given, **more) * math.nan
+            engine,
+            "logits",
+            lambda *arguments, right=logits, **options: right(*arguments, **options) * math.nan,
         )
-    found = of()
-    assert found.wrong == ["steps", "logits"]
-    assert found.steps.where == "adamw, loss of step 1"
+    result = compare_engines()
+    assert result.failed_columns == ["steps", "logits"]
+    assert result.steps.where == "adamw, loss of step 1"
 
 
 def test_the_largest_error_is_a_nan_wherever_it_stands() -> None:
     for errors in ([math.nan, 1e-3, 2.0], [1e-3, math.nan, 2.0], [1e-3, 2.0, math.nan]):
-        assert math.isnan(parity.largest(Worst(error, "") for error in errors).error)
-    assert parity.largest([Worst(1.0, "a"), Worst(3.0, "b"), Worst(2.0, "c")]) == Worst(3.0, "b")
+        assert math.isnan(parity.largest_error(LocatedError(error, "") for error in errors).error)
+    assert parity.largest_error(
+        [LocatedError(1.0, "a"), LocatedError(3.0, "b"), LocatedError(2.0, "c")]
+    ) == LocatedError(3.0, "b")
 
 
 def test_errors_are_relative_to_the_tensor_but_not_below_the_floor() -> None:
@@ -366,14 +392,14 @@ def test_errors_are_relative_to_the_tensor_but_not_below_the_floor() -> None:
         "small": np.array([0.002, 0.0]),
         "middle": np.array([2.0, -4.5]),
     }
-    found = {worst.where: worst.error for worst in parity.differences(a, b)}
-    assert found == pytest.approx({"large": 0.01, "small": 0.001 / 0.1, "middle": 0.5 / 4.5})
+    errors = {item.where: item.error for item in parity.tensor_errors(a, b)}
+    assert errors == pytest.approx({"large": 0.01, "small": 0.001 / 0.1, "middle": 0.5 / 4.5})
     nothing = {"w": np.zeros(3)}
-    assert parity.differences(nothing, nothing) == [Worst(0.0, "w")]
-    assert parity.differences(nothing, {"w": np.array([0, 1e-30, 0])})[0].error == 1
+    assert parity.tensor_errors(nothing, nothing) == [LocatedError(0.0, "w")]
+    assert parity.tensor_errors(nothing, {"w": np.array([0, 1e-30, 0])})[0].error == 1
 
 
-# -- the losses on a text ---------------------------------------------------------------------------------------------
+# -- the losses on a text --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -381,26 +407,26 @@ def text(tmp_path: Path) -> Path:
     return small_runs.write_text(tmp_path / "text.txt")
 
 
-def dataset_of(text: Path) -> shards.Dataset:
+def dataset_of(text: Path) -> Dataset:
     data = DataConfig(text_file=(str(text),))
-    return shards.prepare(data, corpora.find(data, small_runs.quiet), small_runs.quiet)
+    return prepare_dataset(data, corpora.find_source(data, small_runs.quiet), small_runs.quiet)
 
 
-def brief(steps: int = 4) -> RunConfig:
+def short_config(steps: int = 4) -> RunConfig:
     """As the command does it, but for the number of steps."""
-    full = overlay.recipe(seed=0)
+    full = overlay.overlay_config(seed=0)
     return dataclasses.replace(full, train=dataclasses.replace(full.train, max_steps=steps))
 
 
 def test_the_losses_of_both_engines_stay_together_and_fall(text: Path) -> None:
-    points = list(overlay.curves(dataset_of(text), brief(12)))
+    points = list(overlay.train_both(dataset_of(text), short_config(12)))
     assert [point.step for point in points] == list(range(1, 13))
-    assert not any(point.wrong for point in points)
+    assert not any(point.exceeds_tolerance for point in points)
     assert points[-1].losses["fp32"][1] < points[0].losses["fp32"][1] - 0.3
 
 
 def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
-    config = brief()
+    config = short_config()
     flags = {
         **vars(config.model),
         **vars(config.train),
@@ -409,12 +435,16 @@ def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
     }
     small_runs.train(text, tmp_path / "run", **flags)
     logged = [line["loss"] for line in small_runs.logged(tmp_path / "run", "step")]
-    assert logged == [point.losses["fp32"][0] for point in overlay.curves(dataset_of(text), config)]
+    assert logged == [
+        point.losses["fp32"][0] for point in overlay.train_both(dataset_of(text), config)
+    ]
 
 
 def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
-    assert [point.wrong for point in overlay.curves(dataset_of(text), brief(3))] == [
+    assert [
+        point.exceeds_tolerance for point in overlay.train_both(dataset_of(text), short_config(3))
+    ] == [
         False,
         True,
         True,
@@ -423,12 +453,12 @@ def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
 
 def test_a_loss_that_is_no_number_is_wrong() -> None:
     good, bad = (2.0, 2.0), (math.nan, math.nan)
-    assert not overlay.Point(1, {"fp32": good, "fp64": good}).wrong
-    assert overlay.Point(1, {"fp32": good, "fp64": bad}).wrong
-    assert overlay.Point(1, {"fp32": bad, "fp64": good}).wrong
-    assert overlay.Point(1, {"fp32": (2.0, 2.001), "fp64": good}).apart("fp32") == pytest.approx(
-        5e-4
-    )
+    assert not overlay.StepLosses(1, {"fp32": good, "fp64": good}).exceeds_tolerance
+    assert overlay.StepLosses(1, {"fp32": good, "fp64": bad}).exceeds_tolerance
+    assert overlay.StepLosses(1, {"fp32": bad, "fp64": good}).exceeds_tolerance
+    assert overlay.StepLosses(1, {"fp32": (2.0, 2.001), "fp64": good}).relative_difference(
+        "fp32"
+    ) == pytest.approx(5e-4)
 
 
 def test_the_figure_shows_both_losses_and_their_differences() -> None:
@@ -437,8 +467,10 @@ def test_the_figure_shows_both_losses_and_their_differences() -> None:
         ((3.0, 3.0), (3.0, 3.0 + 3e-15)),
         ((math.nan, 2.0), (2.0, 2.0)),
     ]
-    points = [overlay.Point(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)]
-    curves, gaps = overlay_figure.overlay(points, TOLERANCE, "shakespeare", figures.ON_WHITE).axes
+    points = [overlay.StepLosses(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)]
+    curves, gaps = overlay_figure.draw_overlay(
+        points, TOLERANCE, "shakespeare", figures.PRINT_PALETTE
+    ).axes
     by_hand, by_autograd = (np.array(line.get_ydata(), float) for line in curves.lines)
     np.testing.assert_array_equal(by_hand, [4, 3, np.nan])
     np.testing.assert_array_equal(by_autograd, [4.000004, 3, 2])
@@ -446,30 +478,33 @@ def test_the_figure_shows_both_losses_and_their_differences() -> None:
     assert "nats" in curves.get_ylabel()
     drawn = {line.get_label(): np.array(line.get_ydata(), float) for line in gaps.lines}
     np.testing.assert_allclose(
-        drawn["float32 (nothing in 1 of 3 steps)"], [1e-6, np.nan, np.nan], rtol=1e-6
+        drawn["float32 (0 in 1 of 3 steps)"], [1e-6, np.nan, np.nan], rtol=1e-6
     )
     np.testing.assert_allclose(
-        drawn["float64 (nothing in 2 of 3 steps)"], [np.nan, 1e-15, np.nan], rtol=0.2
+        drawn["float64 (0 in 2 of 3 steps)"], [np.nan, 1e-15, np.nan], rtol=0.2
     )
     assert gaps.get_yscale() == "log"
     assert (gaps.get_xlabel(), gaps.get_ylabel()) == ("step", "share of the loss")
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def short(text: Path, monkeypatch: Patch) -> None:
     """No op, one switch, three steps on a small text."""
-    finding = finite_differences.Finding("an op", 1e-9, "x[0]", 3, 0)
+    finding = finite_differences.CheckResult("an op", 1e-9, "x[0]", 3, 0)
     monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter([finding]))
     monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
     monkeypatch.setattr(
         gradient_check, "single_switches", lambda: [("the smallest", small_model())]
     )
-    source, recipe = corpora.find(DataConfig(text_file=(str(text),)), small_runs.quiet), brief(3)
-    monkeypatch.setattr(corpora, "find", lambda data, say: source)
-    monkeypatch.setattr(overlay, "recipe", lambda seed: recipe)
+    source, recipe = (
+        corpora.find_source(DataConfig(text_file=(str(text),)), small_runs.quiet),
+        short_config(3),
+    )
+    monkeypatch.setattr(corpora, "find_source", lambda data, notify: source)
+    monkeypatch.setattr(overlay, "overlay_config", lambda seed: recipe)
 
 
 @pytest.mark.usefixtures("short")
@@ -525,9 +560,9 @@ def test_the_command_fails_and_says_what_is_wrong(
 def test_an_error_that_is_no_number_is_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
-    good, bad = Worst(1e-12, "here"), Worst(math.nan, "there")
+    good, bad = LocatedError(1e-12, "here"), LocatedError(math.nan, "there")
 
-    def rows(precision: parity.Exactness, random_combinations: int = 0, seed: int = 0) -> Any:
+    def rows(precision: parity.ParityPrecision, random_combinations: int = 0, seed: int = 0) -> Any:
         return iter(
             [Parity("a", precision, good, good, bad), Parity("b", precision, good, good, good)]
         )
@@ -550,7 +585,7 @@ def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
     monkeypatch.setattr(
         gradient_check,
         "check_run",
-        lambda run, seed: iter([finite_differences.Finding("w", 0.0, "w[0]", 1, 0)]),
+        lambda run, seed: iter([finite_differences.CheckResult("w", 0.0, "w[0]", 1, 0)]),
     )
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["parity"]
@@ -558,7 +593,7 @@ def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
     assert "curves" not in facts
     assert all(error > 0 for errors in facts["largest_error"].values() for error in errors.values())
     monkeypatch.setattr(
-        torch_optimizer, "orthogonalised", lambda g: 1.001 * g
+        torch_optimizer, "orthogonalize", lambda g: 1.001 * g
     )  # small_runs trains by muon
     assert command.main([str(tmp_path / "run"), "--json"]) == 1
     assert "the trained model, float64 steps" in json.loads(capsys.readouterr().out)["wrong"]
@@ -568,16 +603,16 @@ def test_the_steps_go_on_from_the_moments_of_the_run(
     text: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     small_runs.train(text, tmp_path / "run", max_steps=5, n_layers=1)
-    seen = []
+    states = []
     right = parity.compare_steps
 
-    def watched(pair: parity.Pair, batches: Any, lr: float) -> Worst:
+    def watched(pair: parity.Pair, batches: Any, lr: float) -> LocatedError:
         state = dict(pair[1].state())
-        seen.append(
+        states.append(
             (pair[1].updates, np.abs(state["muon.m/blocks.0.attention.q.weight"]).max() > 0)
         )
         return right(pair, batches, lr)
 
     monkeypatch.setattr(parity, "compare_steps", watched)
     assert [row.precision for row in parity.check_run(str(tmp_path / "run"))] == ["fp64", "fp32"]
-    assert seen == [(5, True), (5, True)]
+    assert states == [(5, True), (5, True)]

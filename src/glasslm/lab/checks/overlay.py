@@ -1,7 +1,8 @@
-"""Both engines learn the same text side by side, in float32 and in float64: how far do their losses part?
+"""Trains both engines on the same text, in float32 and in float64, and compares their losses.
 
-The losses of every step are held to what parity.py allows a single number, although rounding is carried from step to
-step: with this recipe, the default one on a small model, 1e-7 of the loss was measured after 100 steps in float32.
+The losses of every step have the tolerance that parity.py has for a single number, although
+rounding errors accumulate over the steps. With the default optimizer and a small model the losses
+differed by 1e-7 of their value after 100 steps in float32.
 """
 
 from __future__ import annotations
@@ -9,41 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-import numpy as np
-
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from glasslm.data import shards
-from glasslm.data.batch_sampler import Order
-from glasslm.data.shards import Dataset
+from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
-from glasslm.engines.protocol import Batch
-from glasslm.lab.checks.parity import TOLERANCE, Exactness, make_pair, mean_weight, relative
+from glasslm.lab.checks.parity import TOLERANCE, ParityPrecision, make_pair, relative_error
+from glasslm.lab.short_training import sampled_batches, train_steps
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.text import Say
+from glasslm.text import Notify
 from glasslm.training.learning_rate import lr_at
 
 STEPS = 100
 
 
-class Point(NamedTuple):
-    """A step, and the loss of its batch before the update: nats per token, NumPy's and PyTorch's."""
+class StepLosses(NamedTuple):
+    """The losses of one batch before its update, in nats per token: NumPy's and PyTorch's."""
 
-    step: int  # from 1, as a run counts
-    losses: dict[Exactness, tuple[float, float]]
+    step: int  # from 1, as in a run
+    losses: dict[ParityPrecision, tuple[float, float]]
 
-    def apart(self, precision: Exactness) -> float:
-        """The difference as a share of the loss."""
+    def relative_difference(self, precision: ParityPrecision) -> float:
+        """The difference of the two losses, divided by the loss."""
         by_hand, by_autograd = self.losses[precision]
-        return relative(by_hand, by_autograd, abs(by_hand))
+        return relative_error(by_hand, by_autograd, abs(by_hand))
 
     @property
-    def wrong(self) -> bool:
+    def exceeds_tolerance(self) -> bool:
+        """Whether the losses differ by more than the tolerance; NaN does."""
         return not all(
-            self.apart(precision) <= TOLERANCE[precision] for precision in self.losses
-        )  # a NaN is
+            self.relative_difference(precision) <= TOLERANCE[precision] for precision in self.losses
+        )
 
 
-def recipe(seed: int) -> RunConfig:
+def overlay_config(seed: int) -> RunConfig:
     """The default optimizer and a small model with dropout, in two micro-batches."""
     return RunConfig(
         model=ModelConfig(d_model=64, n_layers=2, block_size=64, dropout=0.1),
@@ -51,39 +49,33 @@ def recipe(seed: int) -> RunConfig:
     )
 
 
-def find_text(say: Say) -> tuple[Dataset, str]:
-    """Shakespeare, or Python's library where that cannot be had, by characters; and which of them it is."""
+def load_text(notify: Notify) -> tuple[Dataset, str]:
+    """Shakespeare, or Python's library where Shakespeare is not available, and the text's name."""
     data = DataConfig()
-    source = corpora.find(data, say)
-    return shards.prepare(data, source, say), source.name
+    source = corpora.find_source(data, notify)
+    return prepare_dataset(data, source, notify), source.name
 
 
-def curves(dataset: Dataset, config: RunConfig) -> Iterator[Point]:
-    """Train four times at once: each engine in each precision, from the same weights on the same batches."""
-    config = config.resolved()
+def train_both(dataset: Dataset, config: RunConfig) -> Iterator[StepLosses]:
+    """Train each engine in each precision, from the same weights on the same batches."""
+    config = config.resolve()
     train, vocab_size = config.train, dataset.tokenizer.vocab_size
     weights = list(initial_weights(parameter_table(config.model, vocab_size), train.seed))
-    pairs = {
-        precision: make_pair(config, vocab_size, precision, weights)
-        for precision in get_args(Exactness)
+    batch_of = sampled_batches(dataset, config.model.block_size, train.batch_size, train.seed)
+
+    def rate_of(step: int) -> float:
+        return lr_at(step, config.optimizer, train.max_steps)
+
+    loops = {
+        precision: [
+            train_steps(engine, batch_of, rate_of, train.max_steps)
+            for engine in make_pair(config, vocab_size, precision, weights)
+        ]
+        for precision in get_args(ParityPrecision)
     }
-    order = Order(
-        len(dataset.train.tokens),
-        config.model.block_size,
-        train.batch_size,
-        train.seed,
-        epochs=False,
-    )
-    rows = np.arange(train.batch_size)
     for step in range(train.max_steps):
-        batch = Batch(*order.batch(dataset.train.tokens, step, rows), step, rows)
-        lr = lr_at(step, config.optimizer, train.max_steps)
-        losses: dict[Exactness, tuple[float, float]] = {}
-        for precision, pair in pairs.items():
-            by_hand, by_autograd = (
-                engine.accumulate(batch, mean_weight(batch)).cross_entropy for engine in pair
-            )
+        losses: dict[ParityPrecision, tuple[float, float]] = {}
+        for precision, pair in loops.items():
+            by_hand, by_autograd = (next(loop).losses.cross_entropy for loop in pair)
             losses[precision] = by_hand, by_autograd
-            for engine in pair:
-                engine.update(lr)
-        yield Point(step + 1, losses)
+        yield StepLosses(step + 1, losses)

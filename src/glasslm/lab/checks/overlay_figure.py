@@ -1,4 +1,4 @@
-"""The figure of both engines' losses, laid over each other."""
+"""The figure of the overlay: both engines' losses on one text, and their difference."""
 
 from __future__ import annotations
 
@@ -7,29 +7,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasslm.lab.checks.overlay import Point
-from glasslm.lab.checks.parity import Exactness
-from glasslm.report.figures import Palette, dress, finish
+from glasslm.lab.checks.overlay import StepLosses
+from glasslm.lab.checks.parity import ParityPrecision
+from glasslm.report.figures import Palette, add_legend, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def overlay(
-    points: Sequence[Point], tolerance: Mapping[Exactness, float], text: str, colours: Palette
+def draw_overlay(
+    points: Sequence[StepLosses],
+    tolerance: Mapping[ParityPrecision, float],
+    text: str,
+    colours: Palette,
 ) -> Figure:
-    """The losses of both engines on a named text, laid over each other, and below them how far they are apart."""
+    """Draw the losses of both engines on the text named `text`, and below them their difference."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
-    curves, gaps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    loss_axes, difference_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = [point.step for point in points]
     by_hand, by_autograd = np.array([point.losses["fp32"] for point in points]).T
 
-    dress(
-        curves, f"Both engines learn the text {text}, in float32", "loss, nats per token", colours
+    style_axes(
+        loss_axes,
+        f"Both engines learn the text {text}, in float32",
+        "loss, nats per token",
+        colours,
     )
-    curves.plot(
+    loss_axes.plot(
         steps,
         by_hand,
         color=colours.validation,
@@ -37,35 +43,36 @@ def overlay(
         linewidth=5,
         label="NumPy, gradients by hand",
     )
-    curves.plot(
+    loss_axes.plot(
         steps, by_autograd, "--", color=colours.train, linewidth=1.5, label="PyTorch, autograd"
     )
-    finish(curves, colours)
+    add_legend(loss_axes, colours)
 
-    dress(gaps, "How far apart they are", "share of the loss", colours)
-    styles: tuple[tuple[Exactness, str, str, str], ...] = (
+    style_axes(difference_axes, "Difference of the two losses", "share of the loss", colours)
+    styles: tuple[tuple[ParityPrecision, str, str, str], ...] = (
         ("fp32", "float32", "o", colours.third), ("fp64", "float64", "s", colours.ink),
     )  # fmt: skip
     for precision, name, marker, colour in styles:
-        apart = np.array([point.apart(precision) for point in points])
-        if equal := np.count_nonzero(apart == 0):  # which a logarithmic axis cannot show
-            name += f" (nothing in {equal} of {len(points)} steps)"
-        gaps.plot(
+        difference = np.array([point.relative_difference(precision) for point in points])
+        # A logarithmic axis cannot show zeros, so the label counts them.
+        if equal := np.count_nonzero(difference == 0):
+            name += f" (0 in {equal} of {len(points)} steps)"
+        difference_axes.plot(
             steps,
-            np.where(apart > 0, apart, np.nan),
+            np.where(difference > 0, difference, np.nan),
             marker,
             color=colour,
             markersize=3,
             label=name,
         )
-        gaps.axhline(
-            tolerance[precision], color=colour, linestyle=":", linewidth=1.2, label="allowed"
+        difference_axes.axhline(
+            tolerance[precision], color=colour, linestyle=":", linewidth=1.2, label="tolerance"
         )
-    gaps.set_yscale("log")
-    gaps.set_ylim(bottom=1e-17)
-    gaps.set_xlabel("step", color=colours.ink)
+    difference_axes.set_yscale("log")
+    difference_axes.set_ylim(bottom=1e-17)
+    difference_axes.set_xlabel("step", color=colours.ink)
     figure.legend(
-        handles=gaps.lines,
+        handles=difference_axes.lines,
         loc="outside lower center",
         ncols=4,
         frameon=False,

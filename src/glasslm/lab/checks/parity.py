@@ -1,8 +1,8 @@
-"""Engine against engine: what NumPy computes by hand, PyTorch computes by autograd, and the two must be equal.
+"""Compares the two engines: NumPy with gradients by hand, PyTorch with gradients by autograd.
 
-For one model after the other: the gradient of every weight, some optimizer steps of the one against as many of the
-other, and the logits with and without a cache. An error is relative to the largest entry of its tensor, or to 1e-3 of
-the largest in the model where that is more.
+For each model it compares the gradient of every weight, some optimizer steps, and the logits with
+and without a cache. An error is relative to the largest entry of its tensor, or to 1e-3 of the
+largest entry of the model if that is larger.
 """
 
 from __future__ import annotations
@@ -26,36 +26,35 @@ from glasslm.config.schema import (
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.lab.checks import gradient_check
-from glasslm.lab.checks.finite_differences import FLOOR
+from glasslm.lab.checks.finite_differences import SCALE_FLOOR
+from glasslm.lab.short_training import mean_weight, train_steps
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.text import tell
+from glasslm.text import notify
 
 if TYPE_CHECKING:
     from glasslm.engines.torch.engine import TorchEngine
 
 Array = NDArray[Any]
 Pair = tuple[NumpyEngine, "TorchEngine"]
-Exactness = Literal["fp64", "fp32"]
+ParityPrecision = Literal["fp64", "fp32"]
 Column = Literal["gradients", "steps", "logits"]
 
-NAMES = ("NumPy", "PyTorch")
+ENGINE_NAMES = ("NumPy", "PyTorch")
 COLUMNS: tuple[Column, ...] = get_args(Column)
-TOLERANCE: dict[Exactness, float] = {"fp64": 1e-10, "fp32": 1e-4}
+TOLERANCE: dict[ParityPrecision, float] = {"fp64": 1e-10, "fp32": 1e-4}
 STEPS = 10
-# AdamW makes a share of a whole step out of the rounding of a gradient next to zero, and what differs is carried into
-# the next step: for float32, steps are small beside the weights, which are of size 1.
-LR: dict[Exactness, float] = {"fp64": 1e-3, "fp32": 3e-5}
-# Wider heads than in check.py: qk-norm divides by the length of a head's vector, and of two numbers both can be small.
+# AdamW turns the rounding error of a gradient near zero into a part of a full step, and the next
+# steps keep the difference. In float32 the steps are therefore small beside the weights, which are
+# of size 1.
+LR: dict[ParityPrecision, float] = {"fp64": 1e-3, "fp32": 3e-5}
+# Wider heads than in gradient_check.py: qk-norm divides by the length of a head's vector, and the
+# length of a vector with two elements can be near zero.
 D, F = 32, 24  # width, inner width
-B, T, V = (
-    4,
-    11,
-    13,
-)  # rows, positions, vocabulary: T is not the whole context, nor a multiple of anything
+B, T, V = 4, 11, 13  # rows, positions, vocabulary: T is prime and less than the context
 
 
-class Worst(NamedTuple):
-    """The largest error of a comparison, and what has it."""
+class LocatedError(NamedTuple):
+    """An error of a comparison, and the tensor or step that has it."""
 
     error: float
     where: str
@@ -63,17 +62,17 @@ class Worst(NamedTuple):
 
 @dataclass(frozen=True)
 class Parity:
-    """How far apart the two engines are for one model."""
+    """The largest errors between the two engines for one model."""
 
     case: str
-    precision: Exactness
-    gradients: Worst
-    steps: Worst
-    logits: Worst
+    precision: ParityPrecision
+    gradients: LocatedError
+    steps: LocatedError
+    logits: LocatedError
 
     @property
-    def wrong(self) -> list[Column]:
-        """The columns that are out of tolerance; a NaN is."""
+    def failed_columns(self) -> list[Column]:
+        """The columns with an error above the tolerance, or NaN."""
         return [
             column
             for column in COLUMNS
@@ -82,9 +81,9 @@ class Parity:
 
 
 def check_models(
-    precision: Exactness, random_combinations: int = 0, seed: int = 0
+    precision: ParityPrecision, random_combinations: int = 0, seed: int = 0
 ) -> Iterator[Parity]:
-    """Each switch by itself, as in check.py, and random combinations of all."""
+    """Compare the engines for each switch by itself and for random combinations of all switches."""
     for case, config in [
         *gradient_check.single_switches(),
         *gradient_check.combinations(random_combinations, seed),
@@ -93,10 +92,15 @@ def check_models(
         yield check_model(case, sized, precision, seed)
 
 
-def check_model(case: str, config: ModelConfig, precision: Exactness, seed: int = 0) -> Parity:
-    """A model far from its start, with every optimizer, in two micro-batches, one target masked, dropout as it says."""
+def check_model(
+    case: str, config: ModelConfig, precision: ParityPrecision, seed: int = 0
+) -> Parity:
+    """Compare the engines for one model with random weights and every optimizer.
+
+    The batches have two micro-batches, one masked target, and dropout if the config has it.
+    """
     rng = np.random.default_rng([seed, *case.encode()])
-    rows = parameter_table(config.resolved(), V)
+    rows = parameter_table(config.resolve(), V)
     weights = [
         (name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(rows, seed)
     ]
@@ -104,13 +108,14 @@ def check_model(case: str, config: ModelConfig, precision: Exactness, seed: int 
     for step in range(STEPS):
         tokens, targets = rng.integers(0, V, (2, B, T))
         targets[0, 2] = -1
-        batches.append(
-            Batch(tokens, targets, step, rows=np.arange(B) + 1)
-        )  # not the first of their step
+        batches.append(Batch(tokens, targets, step, rows=np.arange(B) + 1))  # row 0 is elsewhere
     train = TrainConfig(batch_size=B, micro_batch_size=B // 2, seed=seed)
     pairs = {
         name: make_pair(
-            RunConfig(config, optimizer=with_terms(name), train=train), V, precision, weights
+            RunConfig(config, optimizer=optimizer_with_terms(name), train=train),
+            V,
+            precision,
+            weights,
         )
         for name in get_args(OptimizerName)
     }
@@ -120,44 +125,45 @@ def check_model(case: str, config: ModelConfig, precision: Exactness, seed: int 
         compare_logits(first, batches[1].tokens),
     )
     steps = [
-        Worst(error, f"{name}, {where}")
+        LocatedError(error, f"{name}, {where}")
         for name, pair in pairs.items()
         for error, where in [compare_steps(pair, batches, LR[precision])]
     ]
-    return Parity(case, precision, gradients, largest(steps), logits)
+    return Parity(case, precision, gradients, largest_error(steps), logits)
 
 
-def with_terms(name: OptimizerName) -> OptimizerConfig:
-    """One of the optimizers has all that may be minimised, and kept, beside; the others do without."""
+def optimizer_with_terms(name: OptimizerName) -> OptimizerConfig:
+    """The config of an optimizer; muon's also has all auxiliary losses and the weight average."""
     terms: dict[str, Any] = {**gradient_check.SOFTMAX_TERMS, "ema": 0.9} if name == "muon" else {}
     return OptimizerConfig(name, **(gradient_check.ROUTER_TERMS | terms))
 
 
 def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
-    """A trained model on passages of its validation text, in both precisions: as it is, and some steps further.
+    """Compare the engines for a trained model on passages of its validation text, in both
+    precisions.
 
-    The steps go on from its moments with its own optimizer, but for the rate.
+    The optimizer steps start from the run's moments and use its optimizer, with the rates of LR.
+    `run` is a folder or a name under ./runs.
     """
-    from glasslm.data import shards
     from glasslm.runs import checkpoint, run_folder
 
-    found = run_folder.Run(run_folder.find(run))
-    dataset = shards.of_run(found.config.data, found.record["data"], found.tokenizer, tell)
-    held = checkpoint.load(found.path, "best")
+    trained = run_folder.Run(run_folder.find(run))
+    dataset = trained.dataset(notify)
+    best = checkpoint.load(trained.path, "best")
     config = dataclasses.replace(
-        found.config,
-        train=dataclasses.replace(found.config.train, batch_size=B, micro_batch_size=B // 2),
+        trained.config,
+        train=dataclasses.replace(trained.config.train, batch_size=B, micro_batch_size=B // 2),
     )
     width = min(gradient_check.RUN_TOKENS, config.model.block_size)
     starts = np.random.default_rng(seed).integers(0, len(dataset.val.tokens) - width, (STEPS, B))
     texts = dataset.val.tokens[starts[..., None] + np.arange(width + 1)].astype(np.int64)
     batches = [
-        Batch(text[:, :-1], text[:, 1:], held.step + i, np.arange(B))
+        Batch(text[:, :-1], text[:, 1:], best.step + i, np.arange(B))
         for i, text in enumerate(texts)
     ]
-    for precision in get_args(Exactness):
+    for precision in get_args(ParityPrecision):
         pair = make_pair(
-            config, found.tokenizer.vocab_size, precision, held.state(), held.progress.updates
+            config, trained.tokenizer.vocab_size, precision, best.state(), best.progress.updates
         )
         gradients, logits = (
             compare_gradients(pair, batches[0]),
@@ -168,12 +174,12 @@ def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
 
 
 def make_pair(
-    config: RunConfig, vocab_size: int, precision: Exactness, state: State, updates: int = 0
+    config: RunConfig, vocab_size: int, precision: ParityPrecision, state: State, updates: int = 0
 ) -> Pair:
-    """Both engines, on the CPU, with the same weights and moments."""
+    """Both engines on the CPU, with the same weights and moments."""
     from glasslm.engines.torch.engine import TorchEngine
 
-    config, state = config.resolved(), list(state)
+    config, state = config.resolve(), list(state)
     pair = (
         NumpyEngine(
             config, vocab_size, threads=1, dtype=np.float64 if precision == "fp64" else np.float32
@@ -185,97 +191,108 @@ def make_pair(
     return pair
 
 
-# -- what is compared -------------------------------------------------------------------------------------------------
+# -- comparisons -----------------------------------------------------------------------------------
 
 
-def compare_gradients(pair: Pair, batch: Batch) -> Worst:
-    """The gradient of every weight."""
+def compare_gradients(pair: Pair, batch: Batch) -> LocatedError:
+    """The largest error of the gradient of any weight."""
     by_hand, by_autograd = (engine.gradients(batch, mean_weight(batch)) for engine in pair)
-    return largest(differences(by_hand, by_autograd))
+    return largest_error(tensor_errors(by_hand, by_autograd))
 
 
-def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> Worst:
-    """A step for each batch: its loss, its gradient's norm, and in the end weights and moments."""
-    found: list[Worst] = []
-    for number, batch in enumerate(batches, 1):
-        told = []
-        for engine in pair:
-            losses = engine.accumulate(batch, mean_weight(batch))
-            told.append(
-                {
-                    "loss": losses.cross_entropy,
-                    **losses.auxiliary,
-                    "gradient norm": engine.update(lr).norm,
-                }
-            )
-        assert set(told[0]) == set(told[1]), "one engine has a term that the other lacks"
-        for what, by_hand in told[0].items():
-            by_autograd = told[1][what]
-            scale = abs(by_hand)
-            if what == "smoothing":  # a difference of two losses, which may pass through zero
-                scale = max(scale, told[0]["loss"])
-            found.append(Worst(relative(by_hand, by_autograd, scale), f"{what} of step {number}"))
-    for of_kind in zip(*(by_kind(engine.state()) for engine in pair)):
-        found += differences(*of_kind)
-    return largest(found)
+def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> LocatedError:
+    """The largest error after one step on each batch: of losses, gradient norms, weights and
+    moments.
+    """
+    errors: list[LocatedError] = []
+    loops = [
+        train_steps(engine, batches.__getitem__, lambda step: lr, len(batches)) for engine in pair
+    ]
+    for number, steps in enumerate(zip(*loops), 1):
+        by_hand, by_autograd = (
+            {"loss": losses.cross_entropy, **losses.auxiliary, "gradient norm": update.norm}
+            for losses, update in steps
+        )
+        assert set(by_hand) == set(by_autograd), "one engine has a term that the other lacks"
+        for name, value in by_hand.items():
+            scale = abs(value)
+            if name == "smoothing":  # a difference of two losses, which may pass through zero
+                scale = max(scale, by_hand["loss"])
+            error = relative_error(value, by_autograd[name], scale)
+            errors.append(LocatedError(error, f"{name} of step {number}"))
+    for tensors in zip(*(group_by_kind(engine.state()) for engine in pair)):
+        errors += tensor_errors(*tensors)
+    return largest_error(errors)
 
 
-def by_kind(state: State) -> list[dict[str, Array]]:
-    """Weights, first moments, second moments and so on, each by name: what is of one size."""
+def group_by_kind(state: State) -> list[dict[str, Array]]:
+    """Weights, first moments, second moments and so on, each by name. Entries of one kind have one
+    size.
+    """
     kinds: dict[str, dict[str, Array]] = {}
     for name, array in state:
         kinds.setdefault(name.rpartition("/")[0], {})[name] = array
     return [kinds[kind] for kind in sorted(kinds)]
 
 
-def compare_logits(pair: Pair, tokens: Array) -> Worst:
-    """Logits through the cache of the one against those of the other, and of each against its passes without a cache.
+def compare_logits(pair: Pair, tokens: Array) -> LocatedError:
+    """The largest error of the logits of tokens (B, T): between the engines, and with a cache
+    against without.
 
-    Without a cache an engine tells no logits but losses, and these depend on all logits of their position.
+    Without a cache an engine returns losses instead of logits. Each loss depends on all logits of
+    its position.
     """
     engines: tuple[Engine, ...] = pair
-    targets = np.roll(tokens, 1, axis=1)  # any will do
-    cached = [through_cache(engine, tokens) for engine in engines]
-    scale = np.abs(cached[0]["rows alike"]).max()
-    found = [
-        Worst(
-            relative(cached[0][how], cached[1][how], scale), f"{how}, {NAMES[0]} against {NAMES[1]}"
+    targets = np.roll(tokens, 1, axis=1)  # arbitrary targets
+    cached = [cached_logits(engine, tokens) for engine in engines]
+    scale = np.abs(cached[0]["equal lengths"]).max()
+    errors = [
+        LocatedError(
+            relative_error(cached[0][use], cached[1][use], scale),
+            f"{use}, {ENGINE_NAMES[0]} against {ENGINE_NAMES[1]}",
         )
-        for how in cached[0]
+        for use in cached[0]
     ]
-    for name, engine, readings in zip(NAMES, engines, cached):
+    for name, engine, logits_by_use in zip(ENGINE_NAMES, engines, cached):
         uncached = engine.losses(tokens, targets)
-        for how, logits in readings.items():
+        for use, logits in logits_by_use.items():
             rows, positions = logits.shape[:2]  # the first rows, the last positions
-            nats = losses_of(logits, targets[:rows, -positions:])
-            error = relative(nats, uncached[:rows, -positions:], scale)
-            found.append(Worst(error, f"{how}, {name} with cache against without"))
-    return largest(found)
+            nats = cross_entropies(logits, targets[:rows, -positions:])
+            error = relative_error(nats, uncached[:rows, -positions:], scale)
+            errors.append(LocatedError(error, f"{use}, {name} with cache against without"))
+    return largest_error(errors)
 
 
-def through_cache(engine: Engine, tokens: Array) -> dict[str, Array]:
-    """The logits (rows, positions, V) of tokens (B, T), read into a cache in all the ways in which it is used.
+def cached_logits(engine: Engine, tokens: Array) -> dict[str, Array]:
+    """The logits (rows, positions, V) of tokens (B, T), read into a cache in each of its uses.
 
-    These are the logits of the first rows and the last positions.
+    Those of the first rows and the last positions are returned.
     """
     B, T = tokens.shape
-    one = np.ones(B, np.int64)
-    apart = np.arange(B) % T
+    ones = np.ones(B, np.int64)
+    lengths = np.arange(B) % T
     cache = engine.new_cache(B, T)
-    read = {
-        "rows alike": read_portions(engine, cache, tokens, [one * (T // 2), *[one] * (T - T // 2)]),
-        "rows apart": read_portions(
-            engine, engine.new_cache(B, T), tokens, [apart, one, T - 1 - apart]
+    logits = {
+        "equal lengths": read_in_portions(
+            engine, cache, tokens, [ones * (T // 2), *[ones] * (T - T // 2)]
         ),
-        "one row": read_portions(engine, engine.new_cache(1, T), tokens[:1], [one[:1]] * T),
+        "different lengths": read_in_portions(
+            engine, engine.new_cache(B, T), tokens, [lengths, ones, T - 1 - lengths]
+        ),
+        "a single row": read_in_portions(
+            engine, engine.new_cache(1, T), tokens[:1], [ones[:1]] * T
+        ),
     }
     cache.clear(0)
     again = engine.logits(tokens, cache, T * (np.arange(B) == 0))
-    return read | {"a row read again": again[:1, None]}
+    return logits | {"a cleared row": again[:1, None]}
 
 
-def read_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterable[Array]) -> Array:
-    """(B, T, V) the logits after every token, of which each portion (B,) says how many are read next in each row."""
+def read_in_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterable[Array]) -> Array:
+    """The logits (B, T, V) after every one of the tokens (B, T).
+
+    Each portion (B,) is the number of tokens that are read next in each row.
+    """
     parts: list[list[Array]] = [[] for _ in tokens]
     for counts in portions:
         if not counts.any():
@@ -287,8 +304,8 @@ def read_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterable[
     return np.stack([np.concatenate(row) for row in parts])
 
 
-def losses_of(logits: Array, targets: Array) -> Array:
-    """logits (B, T, V), targets (B, T) -> nats (B, T)."""
+def cross_entropies(logits: Array, targets: Array) -> Array:
+    """logits (B, T, V), targets (B, T) -> nats (B, T), in float64."""
     exact = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         exact -= exact.max(-1, keepdims=True)
@@ -296,23 +313,27 @@ def losses_of(logits: Array, targets: Array) -> Array:
     return np.log(np.exp(exact).sum(-1)) - hit
 
 
-def mean_weight(batch: Batch) -> float:
-    return 1 / int(np.count_nonzero(batch.targets >= 0))
+# -- errors ----------------------------------------------------------------------------------------
 
 
-# -- how far apart ----------------------------------------------------------------------------------------------------
+def tensor_errors(a: Mapping[str, Array], b: Mapping[str, Array]) -> list[LocatedError]:
+    """The error of each tensor of any shape, relative to its largest entry.
 
-
-def differences(a: Mapping[str, Array], b: Mapping[str, Array]) -> list[Worst]:
-    """The error of each tensor, relative to its largest entry, but to no less than FLOOR x the largest of all."""
-    assert set(a) == set(b), "one engine has what the other lacks"
+    The scale is at least SCALE_FLOOR x the largest entry of all tensors.
+    """
+    assert set(a) == set(b), "one engine has a tensor that the other lacks"
     scales = {name: np.maximum(np.abs(a[name]).max(), np.abs(b[name]).max()) for name in a}
-    least = FLOOR * np.fmax.reduce(list(scales.values()))  # which one NaN does not spoil
-    return [Worst(relative(a[name], b[name], np.maximum(scales[name], least)), name) for name in a]
+    min_scale = SCALE_FLOOR * np.fmax.reduce(list(scales.values()))  # fmax ignores a NaN
+    return [
+        LocatedError(relative_error(a[name], b[name], np.maximum(scales[name], min_scale)), name)
+        for name in a
+    ]
 
 
-def relative(a: Array | float, b: Array | float, scale: Any) -> float:
-    """max |a - b| / scale, and NaN where anything is not finite; 0 where all is 0."""
+def relative_error(a: Array | float, b: Array | float, scale: Any) -> float:
+    """max |a - b| / scale of numbers or of arrays of one shape; NaN where a value is not finite, 0
+    where all are 0.
+    """
     with np.errstate(invalid="ignore"):  # infinity less infinity
         return float(
             np.abs(np.subtract(a, b, dtype=np.float64)).max()
@@ -320,6 +341,6 @@ def relative(a: Array | float, b: Array | float, scale: Any) -> float:
         )
 
 
-def largest(found: Iterable[Worst]) -> Worst:
-    """The worst of them; a NaN is worse than any number."""
-    return max(found, key=lambda one: math.inf if math.isnan(one.error) else one.error)
+def largest_error(errors: Iterable[LocatedError]) -> LocatedError:
+    """The largest of the errors; NaN counts as the largest."""
+    return max(errors, key=lambda item: math.inf if math.isnan(item.error) else item.error)
