@@ -1,6 +1,5 @@
-"""Loss curves of each kind of illness light their own lamp, healthy ones none, and any log with a loss can be read."""
+"""Each kind of sick loss curve raises its own signal, and healthy curves raise none."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glasslm.errors import InputError
 from glasslm.lab.diagnosis import curves
-from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
+from glasslm.lab.diagnosis.curve_figure import draw_curve
+from glasslm.lab.diagnosis.curve_files import Array, Curve, Series, read_curve
+from glasslm.lab.diagnosis.smoothed_curve import find_spikes, fit_non_increasing
 from glasslm.report import figures
 from glasslm.training import guard
 from small_runs import train, write_text
@@ -22,7 +22,7 @@ Illness = Callable[[Curve, np.random.Generator], Curve]
 
 
 def healthy(seed: int, N: int, noise: float = 0.05, power: float = 0.5) -> Curve:
-    """A power law with noise; validation a little above; a gradient norm that falls and scatters."""
+    """A noisy power law, a validation loss a little above, a falling, noisy gradient norm."""
     draw, steps = np.random.default_rng(seed), np.arange(1.0, N + 1)
     at = steps[:: max(1, N // 20)]
     validation = 1.55 + 2.7 * at**-power + noise / 5 * draw.standard_normal(len(at))
@@ -31,10 +31,10 @@ def healthy(seed: int, N: int, noise: float = 0.05, power: float = 0.5) -> Curve
     return Curve("synthetic", Series(steps, loss), Series(at, validation), Series(steps, norm))
 
 
-def lamps(curve: Curve) -> dict[str, str]:
+def raised_signals(curve: Curve) -> dict[str, str]:
     return {
         finding.signal: finding.verdict
-        for finding in curves.findings(curve)
+        for finding in curves.judge_curve(curve)
         if finding.verdict != "ok"
     }
 
@@ -44,28 +44,28 @@ def with_loss(curve: Curve, change: Callable[[Array], Array]) -> Curve:
     return replace(curve, train=Series(curve.train.steps, values), validation=Series())
 
 
-def share(curve: Curve) -> Array:
-    """How much of the run is over at each step."""
+def progress(curve: Curve) -> Array:
+    """The share of the run that is over at each step."""
     return curve.train.steps / curve.train.steps[-1]
 
 
 def explodes(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: x + np.maximum(0, share(curve) - 0.7) * 14)
+    return with_loss(curve, lambda x: x + np.maximum(0, progress(curve) - 0.7) * 14)
 
 
 def jumps(curve: Curve, draw: np.random.Generator) -> Curve:
     return with_loss(
-        curve, lambda x: np.where(share(curve) > 0.6, 6 + 0.3 * draw.standard_normal(len(x)), x)
+        curve, lambda x: np.where(progress(curve) > 0.6, 6 + 0.3 * draw.standard_normal(len(x)), x)
     )
 
 
 def explodes_at_the_end(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: np.where(share(curve) > 0.95, 10 * x, x))
+    return with_loss(curve, lambda x: np.where(progress(curve) > 0.95, 10 * x, x))
 
 
 def explodes_at_the_start(curve: Curve, draw: np.random.Generator) -> Curve:
     return with_loss(
-        curve, lambda x: np.where(share(curve) > 0.01, 9 + 0.3 * draw.standard_normal(len(x)), x)
+        curve, lambda x: np.where(progress(curve) > 0.01, 9 + 0.3 * draw.standard_normal(len(x)), x)
     )
 
 
@@ -82,7 +82,7 @@ def spikes_twice(curve: Curve, draw: np.random.Generator) -> Curve:
 
 
 def overflows(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: np.where(share(curve) > 0.7, np.nan, x))
+    return with_loss(curve, lambda x: np.where(progress(curve) > 0.7, np.nan, x))
 
 
 def is_noisy(curve: Curve, draw: np.random.Generator) -> Curve:
@@ -94,7 +94,9 @@ def flips(curve: Curve, draw: np.random.Generator) -> Curve:
 
 
 def stops_early(curve: Curve, draw: np.random.Generator) -> Curve:
-    return with_loss(curve, lambda x: 4.2 - 2 * share(curve) + 0.02 * draw.standard_normal(len(x)))
+    return with_loss(
+        curve, lambda x: 4.2 - 2 * progress(curve) + 0.02 * draw.standard_normal(len(x))
+    )
 
 
 def overfits(curve: Curve, draw: np.random.Generator) -> Curve:
@@ -111,18 +113,18 @@ def has_an_easy_validation(curve: Curve, draw: np.random.Generator) -> Curve:
 def vanishes(curve: Curve, draw: np.random.Generator) -> Curve:
     stuck = with_loss(
         curve,
-        lambda x: 3.3 + 0.9 * np.exp(-20 * share(curve)) + 0.03 * draw.standard_normal(len(x)),
+        lambda x: 3.3 + 0.9 * np.exp(-20 * progress(curve)) + 0.03 * draw.standard_normal(len(x)),
     )
     return replace(
         stuck,
-        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(-12 * share(curve))),
+        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(-12 * progress(curve))),
     )
 
 
 def has_growing_gradients(curve: Curve, draw: np.random.Generator) -> Curve:
     return replace(
         curve,
-        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(6 * share(curve))),
+        grad_norm=Series(curve.train.steps, curve.grad_norm.values * np.exp(6 * progress(curve))),
     )
 
 
@@ -136,7 +138,7 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
     overflows: ("non-finite values", "bad"),
     is_noisy: ("oscillation", "watch"),
     flips: ("oscillation", "watch"),
-    stops_early: ("the end", "watch"),
+    stops_early: ("final slope", "watch"),
     overfits: ("overfitting", "bad"),
     has_an_easy_validation: ("generalisation gap", "watch"),
     vanishes: ("vanishing gradients", "bad"),
@@ -146,89 +148,107 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
 
 @pytest.mark.parametrize("N", LENGTHS)
 @pytest.mark.parametrize("illness", ILLNESSES, ids=lambda illness: illness.__name__)
-def test_each_illness_lights_its_own_lamp(illness: Illness, N: int) -> None:
-    """In at least four of five seeds; the gap between training and validation is part of overfitting."""
+def test_each_illness_raises_its_own_signal(illness: Illness, N: int) -> None:
+    """In at least four of five seeds; the gap between training and validation is part of
+    overfitting.
+    """
     signal, verdict = ILLNESSES[illness]
     N = (
         max(N, 150) if illness is is_noisy else N
     )  # so much noise on fewer points hides whether anything was learnt
     N = max(N, 200) if illness is explodes_at_the_start else N  # or nothing comes before it
-    lit = [lamps(illness(healthy(seed, N), np.random.default_rng(1000 + seed))) for seed in SEEDS]
-    assert sum(found.get(signal) == verdict for found in lit) >= 4, lit
-    if illness in (learns_nothing, overflows, overfits, has_an_easy_validation, has_growing_gradients, explodes,
-                   explodes_at_the_start):  # fmt: skip
+    raised = [
+        raised_signals(illness(healthy(seed, N), np.random.default_rng(1000 + seed)))
+        for seed in SEEDS
+    ]
+    assert sum(signals.get(signal) == verdict for signals in raised) >= 4, raised
+    if illness in (
+        learns_nothing,
+        overflows,
+        overfits,
+        has_an_easy_validation,
+        has_growing_gradients,
+        explodes,
+        explodes_at_the_start,
+    ):
         companions = {signal} | ({"generalisation gap"} if illness is overfits else set())
-        assert set().union(*lit) <= companions
+        assert set().union(*raised) <= companions
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.03, 0.1])
 @pytest.mark.parametrize(("N", "seeds"), [(50, 50), (200, 50), (1000, 30), (5000, 5)])
-def test_a_healthy_curve_lights_none(N: int, seeds: int, noise: float) -> None:
+def test_a_healthy_curve_raises_no_signal(N: int, seeds: int, noise: float) -> None:
     for power in (0.3, 0.5):
-        lit = [lamps(healthy(seed, N, noise, power)) for seed in range(seeds)]
-        assert sum(map(bool, lit)) <= seeds // 50, lit  # of fifty one may look ill by chance
+        raised = [raised_signals(healthy(seed, N, noise, power)) for seed in range(seeds)]
+        assert sum(map(bool, raised)) <= seeds // 50, raised  # of fifty one may look ill by chance
 
 
 def test_a_curve_that_converged_early_is_a_plateau_and_one_that_ended_low_is_not() -> None:
     steps, draw = np.arange(1.0, 2001), np.random.default_rng(0)
     noise = 0.02 * draw.standard_normal(2000)
     stuck = Curve("x", Series(steps, 2.8 + 1.4 * np.exp(-steps / 100) + noise))
-    assert lamps(stuck) == {"plateau": "watch"}
+    assert raised_signals(stuck) == {"plateau": "watch"}
     learnt = Curve("x", Series(steps, 0.05 + 4.1 * np.exp(-steps / 100) + noise / 10))
-    assert lamps(learnt) == {}
+    assert raised_signals(learnt) == {}
 
 
 def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:
     guessing = replace(learns_nothing(healthy(0, 300), np.random.default_rng(0)), vocab_size=65)
-    plateau = next(finding for finding in curves.findings(guessing) if finding.signal == "plateau")
+    plateau = next(
+        finding for finding in curves.judge_curve(guessing) if finding.signal == "plateau"
+    )
     assert "guesses uniformly" in plateau.means
     assert "ln 65 = 4.174" in plateau.seen
     too_large = replace(
         with_loss(healthy(0, 300), lambda x: x + 4 * np.exp(-np.arange(300) / 5)), vocab_size=65
     )
-    assert lamps(too_large)["initial loss"] == "bad"
+    assert raised_signals(too_large)["initial loss"] == "bad"
 
 
 def test_the_numbers_are_those_of_the_curve() -> None:
     spiky = spikes_twice(healthy(3, 400), np.random.default_rng(0))
-    assert curves.spikes(spiky.train) == [200, 320]
-    seen = {finding.signal: finding.seen for finding in curves.findings(spiky)}
-    assert "step 201" in seen["spikes"]
+    assert find_spikes(spiky.train) == [200, 320]
+    texts = {finding.signal: finding.seen for finding in curves.judge_curve(spiky)}
+    assert "step 201" in texts["spikes"]
     lost = overflows(healthy(3, 400), np.random.default_rng(0))
-    seen = {finding.signal: finding.seen for finding in curves.findings(lost)}
-    assert "120 of 400 values of the loss, the first at step 281" in seen["non-finite values"]
+    texts = {finding.signal: finding.seen for finding in curves.judge_curve(lost)}
+    assert "120 of 400 values of the loss, the first at step 281" in texts["non-finite values"]
     ill = overfits(healthy(3, 1000), np.random.default_rng(0))
     best = int(ill.validation.steps[ill.validation.values.argmin()])
-    seen = {finding.signal: finding.seen for finding in curves.findings(ill)}
-    assert f"at step {best:,}" in seen["overfitting"]
+    texts = {finding.signal: finding.seen for finding in curves.judge_curve(ill)}
+    assert f"at step {best:,}" in texts["overfitting"]
 
 
 def test_a_spike_is_six_deviations_above_the_128_values_before() -> None:
     """By the guard's own rule, so that a run and its curve have the same spikes."""
     for swing in (0.1, 0.001):  # where the loss stands still the least deviation is .1% of the mean
         x = np.tile([2 - swing, 2 + swing], 100)
-        limit = guard.limit(x[22:150])
+        limit = guard.spike_limit(x[22:150])
         assert limit == pytest.approx(2 + 6 * max(swing * math.sqrt(128 / 127), 0.002))
         for height, expected in ((limit - 1e-9, []), (limit + 1e-9, [150])):
             x[150] = height
-            assert curves.spikes(Series(np.arange(200.0), x)) == expected
+            assert find_spikes(Series(np.arange(200.0), x)) == expected
     x[150:] = 5  # stays there: that is no spike
-    assert curves.spikes(Series(np.arange(200.0), x)) == []
+    assert find_spikes(Series(np.arange(200.0), x)) == []
 
 
 def test_weights_that_know_their_text_have_little_left_to_learn() -> None:
-    """What stands still from the start is ill where it began with nothing, and perhaps not where it did not."""
+    """What stands still from the start is ill where it began with nothing, and perhaps not where it
+    did not.
+    """
     curve = with_loss(
         healthy(0, 300), lambda x: 0.9 + 0.02 * np.random.default_rng(0).standard_normal(len(x))
     )
-    told = [curves.findings(curve, tuned) for tuned in (False, True)]
-    verdicts = [[one.verdict for one in of_one if one.verdict != "ok"] for of_one in told]
+    results = [curves.judge_curve(curve, fine_tuned) for fine_tuned in (False, True)]
+    verdicts = [
+        [finding.verdict for finding in findings if finding.verdict != "ok"] for findings in results
+    ]
     assert verdicts == [["bad"], ["watch"]]
 
 
 def test_falling_is_the_closest_sequence_that_never_rises() -> None:
     x = np.random.default_rng(0).standard_normal(200)
-    y = curves.falling(x)
+    y = fit_non_increasing(x)
     assert (np.diff(y) <= 1e-12).all()
     for other in (np.full(200, x.mean()), np.sort(x)[::-1], y + 0.01 * np.linspace(1, -1, 200)):
         assert ((x - y) ** 2).sum() <= ((x - other) ** 2).sum()
@@ -238,9 +258,9 @@ def test_falling_is_the_closest_sequence_that_never_rises() -> None:
 def test_few_points_are_no_reason_to_fail(N: int) -> None:
     for illness in ILLNESSES:
         curve = healthy(0, N)
-        assert curves.findings(curve)
-        assert curves.findings(illness(curve, np.random.default_rng(0)))
-    assert (lamps(healthy(0, N)).get("length") == "watch") == (N < 10)
+        assert curves.judge_curve(curve)
+        assert curves.judge_curve(illness(curve, np.random.default_rng(0)))
+    assert (raised_signals(healthy(0, N)).get("length") == "watch") == (N < 10)
 
 
 def test_values_beyond_reason_are_no_reason_to_fail() -> None:
@@ -253,7 +273,7 @@ def test_values_beyond_reason_are_no_reason_to_fail() -> None:
     ):
         curve = Curve("x", Series(np.arange(50.0), np.array(values)))
         with np.errstate(over="ignore", invalid="ignore"):
-            assert curves.findings(curve)
+            assert curves.judge_curve(curve)
 
 
 def test_the_figure_marks_what_was_found() -> None:
@@ -261,99 +281,12 @@ def test_the_figure_marks_what_was_found() -> None:
     values = spikes_twice(curve, np.random.default_rng(0)).train.values
     values[100:104] = np.nan
     curve = replace(curve, train=Series(curve.train.steps, values))
-    drawn = curves.draw(curve, figures.ON_WHITE)
+    drawn = draw_curve(curve, figures.PRINT_PALETTE)
     lines = {str(line.get_label()): line for line in drawn.axes[0].lines}
     assert np.asarray(lines["spike"].get_xdata()).tolist() == [151.0, 241.0]
     assert np.asarray(lines["not finite"].get_xdata()).tolist() == [101.0, 102.0, 103.0, 104.0]
     assert len(drawn.axes) == 2
     assert figures.png(drawn).startswith(b"\x89PNG")
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.csv", "step,loss,val_loss,lr,grad_norm\n1,4.0,4.1,.1,2\n2,3.5,,.1,1\n4,3.0,3.2,.05,1.5\n"),
-        ("b.csv", "iter;train/loss;val/loss;lr;grad norm\n1;4,0;4,1;0,1;2\n2;3,5;;0,1;1\n4;3,0;3,2;0,05;1,5\n"),
-        ("c.tsv", "Global Step\tTraining Loss\teval/loss\tlearning_rate\tgrad_norm\n1\t4\t4.1\t.1\t2\n2\t3.5\t\t.1\t1\n4\t3\t3.2\t.05\t1.5\n"),  # noqa: E501
-        ("d.jsonl", '{"iter": 1, "train/loss": 4, "val/loss": 4.1, "lr": 0.1, "grad_norm": 2}\n{"iter": 2, "train/loss": 3.5, "lr": 0.1, "grad_norm": 1}\n'  # noqa: E501
-         '{"iter": 4, "train/loss": 3, "val/loss": 3.2, "lr": 0.05, "grad_norm": 1.5}\n'),
-        ("e.json", json.dumps({"best_metric": None, "log_history": [
-            {"loss": 4, "learning_rate": 0.1, "grad_norm": 2, "epoch": 0.1, "step": 1}, {"eval_loss": 4.1, "step": 1},
-            {"loss": 3.5, "learning_rate": 0.1, "grad_norm": 1, "epoch": 0.2, "step": 2},
-            {"loss": 3, "learning_rate": 0.05, "grad_norm": 1.5, "epoch": 0.4, "step": 4},
-            {"eval_loss": 3.2, "step": 4}, {"train_loss": 3.5, "train_runtime": 3, "step": 4}]})),
-        ("f.log", "step 1: train loss 4.0, val loss 4.1\niter 1: loss 4.0, lr 0.1, grad_norm 2\niter 2: loss 3.5, lr 1e-1, grad_norm 1\n"  # noqa: E501
-         "step 4: train loss 3.0, val loss 3.2\niter 4: loss 3.0, lr 0.05, grad_norm 1.5\n"),
-    ],
-)  # fmt: skip
-def test_logs_of_many_makers_read_alike(tmp_path: Path, name: str, text: str) -> None:
-    curve = curves.read(write(tmp_path / name, text))
-    assert curve.train.steps.tolist() == [1, 2, 4]
-    assert curve.train.values.tolist() == [4, 3.5, 3]
-    assert curve.validation.steps.tolist() == [1, 4]
-    assert curve.validation.values.tolist() == [4.1, 3.2]
-    assert curve.rate.values.tolist() == [0.1, 0.1, 0.05]
-    assert curve.grad_norm.values.tolist() == [2, 1, 1.5]
-
-
-def test_what_is_no_number_stays_as_that(tmp_path: Path) -> None:
-    text = "\ufeffstep,loss,val_loss\n1,4,4\n2,nan,\n3,inf,\n4,,\n5,,3.9\n6,3,\n"
-    curve = curves.read(write(tmp_path / "x.csv", text))
-    assert curve.train.steps.tolist() == [
-        1,
-        2,
-        3,
-        4,
-        6,
-    ]  # at 5 only the validation loss was written
-    assert np.isnan(curve.train.values).tolist() == [False, True, False, True, False]
-    assert curve.train.values[2] == np.inf
-    assert curve.validation.steps.tolist() == [1, 5]
-    null = curves.read(
-        write(
-            tmp_path / "x.jsonl",
-            '{"step": 1, "loss": 4}\n{"step": 2, "loss": null}\n{"step": 3, "lo',
-        )
-    )
-    assert np.isnan(null.train.values).tolist() == [False, True]  # the last line is cut short
-
-
-def test_steps_are_found_made_or_put_in_order(tmp_path: Path) -> None:
-    def steps(text: str) -> list[float]:
-        return curves.read(write(tmp_path / "x.csv", text)).train.steps.tolist()
-
-    assert steps("loss\n4\n3\n2\n") == [1, 2, 3]
-    assert steps("epoch,loss\n1,4\n2,3\n") == [1, 2]
-    assert steps("epoch,loss\n1,4\n1,3\n2,2\n") == [1, 2, 3]  # rows within an epoch
-    assert steps("step,loss\n3,2\n1,4\n2,3\n") == [1, 2, 3]
-    assert steps("step,loss\n1,4\n2,3\n3,9\n2,3\n3,2\n") == [1, 2, 3]  # went back and came by again
-    assert curves.read(tmp_path / "x.csv").train.values.tolist() == [4, 3, 2]
-    assert len(curves.read(write(tmp_path / "v.csv", "step,val_loss\n1,4\n2,3\n")).train) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "empty"),
-        ("step,perplexity\n1,20\n", "found step, perplexity; expected"),
-        ("1,4.0\n2,3.9\n", "no column with a loss"),
-        ('{"step": 1, "loss": 4}\nnot json\n{"step": 3, "loss": 3}\n', "line 2"),
-        ('{"step": 1}\n', "found step"),
-    ],
-)
-def test_what_cannot_be_read_says_why(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        curves.read(write(tmp_path / "x.csv", text))
-    with pytest.raises(InputError, match="cannot be read"):
-        curves.read(tmp_path / "nowhere.csv")
 
 
 def test_a_real_run_is_healthy(tmp_path: Path) -> None:
@@ -367,9 +300,9 @@ def test_a_real_run_is_healthy(tmp_path: Path) -> None:
         checkpoint_interval=75,
     )
     for path in (tmp_path / "run", tmp_path / "run" / "metrics.jsonl"):
-        curve = curves.read(path)
+        curve = read_curve(path)
         assert len(curve.train) == 150
         assert curve.validation.steps[0] == 0
         assert len(curve.clipped) == 150
         assert curve.vocab_size is not None
-        assert lamps(curve) == {}
+        assert raised_signals(curve) == {}

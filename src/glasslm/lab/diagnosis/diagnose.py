@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
+from glasslm.runs.metrics import Line, WarningLine, step_lines
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data import shards
-from glasslm.data.shards import Dataset
 from glasslm.data.sources import corpora
-from glasslm.engines.choice import as_recorded
+from glasslm.engines.choice import compute_from_record
 from glasslm.engines.protocol import Batch, State
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.diagnosis import curves, diagnosis_figures, signals, trials
+from glasslm.lab.diagnosis import curve_figure, curve_files, curves, diagnosis_figures, signals, trials
 from glasslm.lab.diagnosis.trials import Bench
 from glasslm.model import flops
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report import page
-from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst
+from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst_verdict
 from glasslm.report.page import Picture, Section
 from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say
+from glasslm.text import Notify
 from glasslm.training.fine_tuning import Base
 from glasslm.training.learning_rate import lr_at
-from glasslm.training.loop import make_order
+from glasslm.training.loop import make_sampler
 
 if TYPE_CHECKING:
     from glasslm.runs.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ class Subject:
     def batch(self, step: int, rows: int) -> Batch:
         """So many rows like those of that step, cut where attention written out would take too much memory."""
         train = dataclasses.replace(self.config.train, batch_size=rows)
-        order = make_order(
+        order = make_sampler(
             dataclasses.replace(self.config, train=train), len(self.dataset.train.tokens)
         )
         which = np.arange(rows)
@@ -103,7 +103,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        return worst(self.findings)
+        return worst_verdict(self.findings)
 
     def text(self) -> str:
         """A table, and what to do about each finding that is not ok."""
@@ -144,18 +144,18 @@ class Diagnosis:
         return page.write(folder, "diagnosis", self.title, self.summary, sections)
 
 
-def of_config(config: RunConfig, compute: ComputeConfig, say: Say) -> Subject:
+def of_config(config: RunConfig, compute: ComputeConfig, notify: Notify) -> Subject:
     """A configuration before training. Raises InputError where a run of it could not start."""
-    config = config.resolved()
+    config = config.resolve()
     base = Base(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)
     elif config.model.lora_rank:
         raise InputError("adapters stand beside trained weights: give --init-from RUN")
-    dataset = shards.prepare(
-        config.data, corpora.find(config.data, say), say, base.run.tokenizer if base else None
+    dataset = prepare_dataset(
+        config.data, corpora.find_source(config.data, notify), notify, base.run.tokenizer if base else None
     )
-    shards.require_room(dataset, config.model.block_size, config.train.batch_size)
+    require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
     rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
     def first() -> State:
@@ -164,16 +164,16 @@ def of_config(config: RunConfig, compute: ComputeConfig, say: Say) -> Subject:
     return Subject(config, dataset, compute, first, tuned=base is not None)
 
 
-def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
+def of_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> Subject:
     """A run, finished, interrupted or under way, computed as it was where that is possible.
 
     Raises DamagedError where its text is gone.
     """
     run = Run(run_dir)
-    compute, notes = as_recorded(compute, run.record)
+    compute, notes = compute_from_record(compute, run.record)
     for note in notes:
-        say(f"note: {note}")
-    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
+        notify(f"note: {note}")
+    dataset = run.dataset(notify)
     rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_nothing = run.config.train.init_from is None and "merged_from" not in run.record
@@ -184,16 +184,16 @@ def of_run(run_dir: Path, compute: ComputeConfig, say: Say) -> Subject:
         held = checkpoint.load(run_dir, steps[0] if steps else "latest")
         return ((name, array) for name, array in held.state() if "/" not in name)
 
-    return Subject(run.config.resolved(), dataset, compute, first, not from_nothing, run)
+    return Subject(run.config.resolve(), dataset, compute, first, not from_nothing, run)
 
 
-def diagnose(subject: Subject, say: Say) -> Diagnosis:
+def diagnose(subject: Subject, notify: Notify) -> Diagnosis:
     """Everything that can be said, in the order of a doctor: first the model at rest, then under load, then history."""
     made = Diagnosis(
         f"Diagnosis of {subject.run.path.name}" if subject.run else "Diagnosis before training"
     )
-    at_rest(subject, made, say)
-    under_load(subject, made, say)
+    at_rest(subject, made, notify)
+    under_load(subject, made, notify)
     history(subject, made)
     return made
 
@@ -201,16 +201,16 @@ def diagnose(subject: Subject, say: Say) -> Diagnosis:
 # -- the model at rest ------------------------------------------------------------------------------------------------
 
 
-def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
+def at_rest(subject: Subject, made: Diagnosis, notify: Notify) -> None:
     """What inspection shows of the first weights and of the run's checkpoints, and one update of each."""
     config, c, V = subject.config, subject.config.model, subject.vocab_size
     rows, bench, many = parameter_table(c, V), subject.bench, subject.rows(LOOK_TOKENS)
     batch = subject.batch(0, many)
     engine = bench.make(trials.with_rows(config, many, {}, {}))
     readings, updates, found = [], [], made.findings
-    for held, state in itertools.chain([(None, None)], _checkpoints(subject, say)):
+    for held, state in itertools.chain([(None, None)], _checkpoints(subject, notify)):
         step = held.step if held else 0
-        say(f"looking at the weights of step {step:,}")
+        notify(f"looking at the weights of step {step:,}")
         engine.load(state if state else subject.first(), held.progress.updates if held else 0)
         readings.append(signals.read(engine, batch, c, rows, step))
         if step == 0:
@@ -263,7 +263,7 @@ def at_rest(subject: Subject, made: Diagnosis, say: Say) -> None:
 
 
 def _checkpoints(
-    subject: Subject, say: Say
+    subject: Subject, notify: Notify
 ) -> Iterator[tuple[Checkpoint, list[tuple[str, NDArray[Any]]]]]:
     """Of the run's checkpoints after the first weights the best, the latest and one or two between, as far as whole.
 
@@ -288,7 +288,7 @@ def _checkpoints(
             held = checkpoint.load(path, step)
             state = list(held.state())
         except (DamagedError, InputError) as error:
-            say(f"note: the checkpoint of step {step:,} is left out: {error}")
+            notify(f"note: the checkpoint of step {step:,} is left out: {error}")
             continue
         yield held, state
 
@@ -313,11 +313,11 @@ def _probe(subject: Subject) -> Iterator[Batch]:
 # -- under load -------------------------------------------------------------------------------------------------------
 
 
-def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
+def under_load(subject: Subject, made: Diagnosis, notify: Notify) -> None:
     """Copies of the first weights learn a batch by heart, try all rates, and other widths."""
     bench, uniform = subject.bench, math.log(subject.vocab_size)
     if not subject.config.model.lora_rank:  # adapters are too few for that, by intention
-        say("learning one batch by heart")
+        notify("learning one batch by heart")
         losses = trials.overfit(bench, subject.rows(RANGE_TOKENS))
         made.findings.append(trials.judge_overfit(losses, subject.vocab_size))
         made.pictures.append(
@@ -327,7 +327,7 @@ def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
                 lambda p: diagnosis_figures.overfit(losses, uniform, p),
             )
         )
-    say("trying all learning rates")
+    notify("trying all learning rates")
     found, lr = trials.range_test(bench, subject.rows(RANGE_TOKENS)), subject.config.optimizer.lr
     made.findings.append(trials.judge_range(found, subject.config.optimizer, subject.tuned))
     made.pictures.append(
@@ -339,7 +339,7 @@ def under_load(subject: Subject, made: Diagnosis, say: Say) -> None:
     )
     if subject.tuned:  # other widths have no weights to start from
         return
-    say("taking a few steps at other widths")
+    notify("taking a few steps at other widths")
     coordinates = trials.coordinates(bench, subject.rows(RANGE_TOKENS))
     made.findings.append(trials.judge_coordinates(coordinates))
     made.pictures.append(
@@ -360,24 +360,24 @@ def history(subject: Subject, made: Diagnosis) -> None:
         return
     run, lines = subject.run, list(subject.run.metrics())
     made.findings += _warnings(lines)
-    if not any(line["kind"] == "step" for line in lines):
+    if not step_lines(lines):
         return
-    curve = curves.read(run.path)
+    curve = curve_files.read_curve(run.path)
     known = {finding.signal for finding in made.findings}
     made.findings += [
-        finding for finding in curves.findings(curve, subject.tuned) if finding.signal not in known
+        finding for finding in curves.judge_curve(curve, subject.tuned) if finding.signal not in known
     ]
     made.pictures.append(
-        Picture("history", "What the run has logged", lambda p: curves.draw(curve, p))
+        Picture("history", "What the run has logged", lambda p: curve_figure.draw_curve(curve, p))
     )
 
 
 GRAVE = {"nonfinite", "diverged"}
 
 
-def _warnings(lines: Sequence[dict[str, object]]) -> list[Finding]:
+def _warnings(lines: Sequence[Line]) -> list[Finding]:
     """The run's own warnings, by kind."""
-    warned: dict[str, list[dict[str, object]]] = {}
+    warned: dict[str, list[WarningLine]] = {}
     for line in lines:
         if line["kind"] == "warning" and line.get("code") != "fallback":
             warned.setdefault(str(line.get("code")), []).append(line)

@@ -18,7 +18,7 @@ from glasslm.config.schema import ComputeConfig, ModelConfig, OptimizerConfig, R
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.engines.state import moment_kind
-from glasslm.lab.diagnosis.curves import noise_of
+from glasslm.lab.diagnosis.smoothed_curve import noise_std
 from glasslm.lab.diagnosis.signals import graded, rms, some
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report.findings import Finding, Verdict
@@ -66,7 +66,7 @@ def with_rows(
         config.data,
         dataclasses.replace(config.optimizer, **optimizer),
         dataclasses.replace(config.train, batch_size=rows, micro_batch_size=0),
-    ).resolved()
+    ).resolve()
 
 
 # -- one update -------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def judge_range(found: Range, config: OptimizerConfig, tuned: bool = False) -> F
     seen = f"hardly more is learnt above a rate of {found.limit:.1g}; the run's is {lr:g}"
     gained = found.smooth[0] - np.nanmin(found.smooth)
     least = 0.02 * abs(found.smooth[0])
-    if tuned and not gained > max(least, 3 * noise_of(found.losses)):
+    if tuned and not gained > max(least, 3 * noise_std(found.losses)):
         seen = f"no rate up to {found.rates[-1]:.1g} brings the loss clearly down from {found.smooth[0]:.3f}"
         return Finding(signal, "ok", seen, "nothing to gain at any rate: judge by the old text")
     if not gained > least:
@@ -340,7 +340,7 @@ def coordinates(bench: Bench, rows: int) -> Coordinates:
 
 def widths(c: ModelConfig) -> list[ModelConfig]:
     """Three models, each twice as wide as the one before it, about 64 to 256 wide, with heads of the same size."""
-    c = c.resolved()
+    c = c.resolve()
     group = c.n_heads // c.n_kv_heads
     fewest = max(1, round(64 / c.head_size / group)) * group
     found = []
