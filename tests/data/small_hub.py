@@ -1,4 +1,4 @@
-"""A server that answers as the hub of Hugging Face does, as far as the libraries ask, and that can lie."""
+"""A local server that imitates the Hugging Face hub for the libraries, and can misbehave."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """A data set: its files, what the hub makes of its card, and who is let in."""
+    """A dataset: its files, its parsed card, and whether access is gated."""
 
     files: dict[str, bytes]
     card: dict[str, Any] = field(default_factory=dict)
-    gated: int = 0  # the status with which its files are refused
+    gated: int = 0  # the HTTP status that refuses its files
 
     def entry(self, path: str) -> dict[str, Any]:
         oid = hashlib.sha1(self.files[path]).hexdigest()
@@ -31,11 +31,11 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The repositories by id, what was asked for, and `trouble`, which may answer in place of the server."""
+    """Repositories by id, the requests so far, and `interfere`, which may answer instead."""
 
     repositories: dict[str, Repository]
-    asked: list[str] = field(default_factory=list)
-    trouble: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
+    requests: list[str] = field(default_factory=list)
+    interfere: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
     address: str = ""
 
 
@@ -45,9 +45,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            hub.asked.append(f"{self.command} {self.path}")
+            hub.requests.append(f"{self.command} {self.path}")
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if not hub.trouble(self):
+            if not hub.interfere(self):
                 self._answer()
 
         do_HEAD = do_POST = do_GET
@@ -58,29 +58,23 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if path == "/api/datasets":
                 word = parse_qs(url.query)["search"][0]
                 return self.send_json([{"id": name} for name in hub.repositories if word in name])
-            found = re.fullmatch(
+            match = re.fullmatch(
                 r"/(api/)?datasets/([^/]+/[^/]+)(?:/(auth-check|revision|tree|paths-info|resolve)/?([^/]*)/?(.*))?",
                 path,
             )
-            if not found or found[2] not in hub.repositories:
+            if not match or match[2] not in hub.repositories:
                 return self.send(404, {"X-Error-Code": "RepoNotFound"})
-            name, repository, what, rest = (
-                found[2],
-                hub.repositories[found[2]],
-                found[3],
-                found[5] or "",
-            )
-            if what == "auth-check" and repository.gated:
+            name, endpoint, rest = match[2], match[3], match[5] or ""
+            repository = hub.repositories[name]
+            if endpoint == "auth-check" and repository.gated:
                 return self.send(repository.gated, {"X-Error-Code": "GatedRepo"})
-            if what in (None, "revision"):
+            if endpoint in (None, "revision"):
                 return self.send_json(self._info(name, repository))
-            if what == "tree":
+            if endpoint == "tree":
                 return self._tree(repository, rest)
-            if what == "paths-info":
-                wanted = self._paths()
-                return self.send_json(
-                    [repository.entry(path) for path in wanted if path in repository.files]
-                )
+            if endpoint == "paths-info":
+                paths = [path for path in self._paths() if path in repository.files]
+                return self.send_json([repository.entry(path) for path in paths])
             if repository.gated:
                 code = {"X-Error-Code": "GatedRepo"}
                 return self.send(repository.gated, code)

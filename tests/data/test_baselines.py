@@ -1,4 +1,4 @@
-"""What a model has to beat, against counting by hand, known entropies and the compressors themselves."""
+"""Baselines, against direct counts, known entropies and the compressors themselves."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm.data.baselines import (
-    ORDERS,
-    after_reading,
-    baselines,
-    counted,
+    MAX_ORDER,
+    count_grams,
     ngram_bpb,
-    packed,
-    witten_bell,
+    pack_grams,
+    simple_baselines,
+    trained_baselines,
+    witten_bell_probabilities,
 )
 
 # Few different bytes, so that contexts come again; 0 and 255 among them, where integers end.
 TEXTS = st.lists(st.sampled_from([0, 97, 98, 255]), min_size=1, max_size=60).map(bytes)
 
 
-def by_hand(train: bytes, context: bytes, x: int, order: int) -> float:
-    """Witten and Bell's probability of the byte x after a context of ORDERS - 1 bytes, one count at a time."""
-    held = bytes(ORDERS - 1) + train
+def witten_bell_by_hand(train: bytes, context: bytes, x: int, order: int) -> float:
+    """Witten and Bell's probability of byte x after MAX_ORDER - 1 bytes, one count at a time."""
+    padded = bytes(MAX_ORDER - 1) + train
     p = 1 / 256
     for width in range(order):  # bytes of context
-        near = context[len(context) - width :]
-        after = [held[i] for i in range(ORDERS - 1, len(held)) if held[i - width : i] == near]
+        suffix = context[len(context) - width :]
+        after = [
+            padded[i] for i in range(MAX_ORDER - 1, len(padded)) if padded[i - width : i] == suffix
+        ]
         if after:
             kinds = len(set(after))
             p = (after.count(x) + kinds * p) / (len(after) + kinds)
@@ -42,37 +44,39 @@ def by_hand(train: bytes, context: bytes, x: int, order: int) -> float:
 
 @given(TEXTS, TEXTS)
 def test_ngrams_are_those_counted_by_hand(train: bytes, text: bytes) -> None:
-    held = bytes(ORDERS - 1) + text
+    padded = bytes(MAX_ORDER - 1) + text
     for order, bpb in enumerate(ngram_bpb(train, text), 1):
         by_byte = [
-            by_hand(train, held[i : i + ORDERS - 1], held[i + ORDERS - 1], order)
+            witten_bell_by_hand(
+                train, padded[i : i + MAX_ORDER - 1], padded[i + MAX_ORDER - 1], order
+            )
             for i in range(len(text))
         ]
         assert bpb == pytest.approx(-sum(map(math.log2, by_byte)) / len(text), rel=1e-12)
 
 
-@given(TEXTS, st.binary(min_size=ORDERS - 1, max_size=ORDERS - 1) | st.just(b"ababab\x00"))
+@given(TEXTS, st.binary(min_size=MAX_ORDER - 1, max_size=MAX_ORDER - 1) | st.just(b"ababab\x00"))
 def test_after_any_context_the_probabilities_of_all_bytes_add_up_to_one(
     train: bytes, context: bytes
 ) -> None:
-    grams = np.array([packed(context + bytes([x]))[-1] for x in range(256)])
-    for p in witten_bell(train, grams):
+    grams = np.array([pack_grams(context + bytes([x]))[-1] for x in range(256)])
+    for p in witten_bell_probabilities(train, grams):
         assert p.sum() == pytest.approx(1, rel=1e-12)
         assert p.min() > 0
 
 
 @given(TEXTS)
 def test_every_gram_is_counted(text: bytes) -> None:
-    held = bytes(ORDERS - 1) + text
-    for order, (grams, counts) in enumerate(counted(text), 1):
-        wanted = Counter(held[i - order : i] for i in range(ORDERS, len(held) + 1))
+    padded = bytes(MAX_ORDER - 1) + text
+    for order, (grams, counts) in enumerate(count_grams(text), 1):
+        wanted = Counter(padded[i - order : i] for i in range(MAX_ORDER, len(padded) + 1))
         assert {
             int(gram).to_bytes(order, "big"): int(n) for gram, n in zip(grams, counts)
         } == wanted
 
 
 def test_a_text_from_a_known_chain_costs_its_entropy() -> None:
-    """The next byte depends on the last two; n-grams of three know all there is to know, and shorter ones less."""
+    """The next byte depends on the last two, so n-grams of order 3 are the best possible."""
     draw = np.random.default_rng(5)
     chain = draw.dirichlet(np.full(4, 0.4), size=(4, 4)).cumsum(-1)
     states, uniform = [0, 1], draw.random(120_000)
@@ -88,7 +92,7 @@ def test_a_text_from_a_known_chain_costs_its_entropy() -> None:
     assert bpb[2] == pytest.approx(entropy, rel=0.01)
     assert bpb[0] > bpb[1] > 1.05 * entropy
     assert min(bpb) > 0.99 * entropy
-    assert after_reading(train, unseen).best_order == 3
+    assert trained_baselines(train, unseen).best_order == 3
 
 
 def test_ngrams_know_a_text_that_they_have_read() -> None:
@@ -101,27 +105,29 @@ def test_compressors_alone_and_after_reading() -> None:
     draw = np.random.default_rng(1)
     words = [draw.integers(97, 123, 6, dtype=np.uint8).tobytes() + b" " for _ in range(300)]
     train, text = (b"".join(words[i] for i in draw.integers(0, 300, n)) for n in (20_000, 1_000))
-    found = after_reading(train, text)
+    measured = trained_baselines(train, text)
     bits = 8 / len(text)
-    assert found.gzip == pytest.approx(bits * len(gzip.compress(text)))
-    assert found.xz == pytest.approx(bits * len(lzma.compress(text)))
-    assert found.xz_after == pytest.approx(
+    assert measured.gzip == pytest.approx(bits * len(gzip.compress(text)))
+    assert measured.xz == pytest.approx(bits * len(lzma.compress(text)))
+    assert measured.xz_after == pytest.approx(
         bits * (len(lzma.compress(train + text)) - len(lzma.compress(train)))
     )
     difference = len(gzip.compress(train + text)) - len(gzip.compress(train))
-    assert found.gzip_after == pytest.approx(bits * difference, rel=0.05)
-    assert found.gzip_after < 0.9 * found.gzip
-    assert found.xz_after < 0.9 * found.xz
-    assert found.ngrams == tuple(ngram_bpb(train, text))
+    assert measured.gzip_after == pytest.approx(bits * difference, rel=0.05)
+    assert measured.gzip_after < 0.9 * measured.gzip
+    assert measured.xz_after < 0.9 * measured.xz
+    assert measured.ngrams == tuple(ngram_bpb(train, text))
 
 
 def test_baselines_are_entropy_and_gzip() -> None:
     noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
-    assert baselines(noise)["unigram_bpb"] == pytest.approx(8, abs=0.01)
-    assert baselines(noise)["gzip_bpb"] == pytest.approx(8, abs=0.01)
-    assert baselines(b"aaaa")["unigram_bpb"] == 0
+    assert simple_baselines(noise)["unigram_bpb"] == pytest.approx(8, abs=0.01)
+    assert simple_baselines(noise)["gzip_bpb"] == pytest.approx(8, abs=0.01)
+    assert simple_baselines(b"aaaa")["unigram_bpb"] == 0
     text = b"to be or not to be " * 50
-    assert baselines(text)["gzip_bpb"] == pytest.approx(8 * len(gzip.compress(text)) / len(text))
+    assert simple_baselines(text)["gzip_bpb"] == pytest.approx(
+        8 * len(gzip.compress(text)) / len(text)
+    )
 
 
 def test_shakespeares_best_ngram(data_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `glasslm corpus` says about a text, against the slow and obvious way of finding it out."""
+"""Statistics of a text, against direct counts; and the commands `glasslm corpus`."""
 
 from __future__ import annotations
 
@@ -12,59 +12,57 @@ from hypothesis import strategies as st
 
 from glasslm import cli
 from glasslm.config.schema import DataConfig
-from glasslm.data import corpus_statistics, shards
+from glasslm.data import corpus_statistics
+from glasslm.data.corpus_statistics import WINDOW_CHARACTERS, hash_character_windows
+from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
 
 RUSSIAN = "Съешь ещё этих мягких французских булок, да выпей чаю.\n"
 ENGLISH = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 
 
-def facts_of(path: Path, **settings: Any) -> dict[str, Any]:
+def measure(path: Path, **settings: Any) -> dict[str, Any]:
     data = DataConfig(text_file=(str(path),), **settings)
-    source = corpora.find(data, lambda message: None)
-    return corpus_statistics.facts(data, source, shards.prepare(data, source, lambda message: None))
+    source = corpora.find_source(data, lambda message: None)
+    dataset = prepare_dataset(data, source, lambda message: None)
+    return corpus_statistics.measure_corpus(data, source, dataset)
 
 
 @given(text=st.text("abé", max_size=140))
 def test_window_hashes_are_equal_exactly_where_windows_are(text: str) -> None:
-    windows = [
-        text[i : i + corpus_statistics.WINDOW]
-        for i in range(len(text) - corpus_statistics.WINDOW + 1)
-    ]
-    hashes = corpus_statistics.window_hashes(text).tolist()
+    windows = [text[i : i + WINDOW_CHARACTERS] for i in range(len(text) - WINDOW_CHARACTERS + 1)]
+    hashes = hash_character_windows(text).tolist()
     assert len(hashes) == len(windows)
     assert len(set(zip(windows, hashes))) == len(set(windows)) == len(set(hashes))
 
 
 def test_duplicates_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        corpus_statistics, "PIECE", 100
-    )  # so that lines and windows lie across pieces
+    # Lines and windows lie across pieces of this size.
+    monkeypatch.setattr(corpus_statistics, "PIECE_CHARACTERS", 100)
     train = [f"training line number {i} of this text\n" for i in range(180)]
     val = [train[i] if i % 4 == 0 else f"a line of validation, number {i:3}\n" for i in range(20)]
     text = "".join(train + val)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="")
     fraction = round(sum(map(len, val)) / len(text), 6)
-    found = facts_of(tmp_path / "text.txt", val_fraction=fraction)["duplicates"]
-    assert found["lines"] == pytest.approx(
-        5 / 20, abs=0.06
-    )  # the split is within a character of the first line
+    duplicates = measure(tmp_path / "text.txt", val_fraction=fraction)["duplicates"]
+    # The split is within a character of the first line.
+    assert duplicates["lines"] == pytest.approx(5 / 20, abs=0.06)
     part = text[int((1 - fraction) * len(text)) :]
     windows = [part[i : i + 50] for i in range(0, len(part) - 49, 50)]
     expected = sum(window in "".join(train) for window in windows) / len(windows)
-    assert found["windows"] == pytest.approx(expected, abs=1.01 / len(windows))
-    assert found["share_of_training_text"] == 1
+    assert duplicates["windows"] == pytest.approx(expected, abs=1.01 / len(windows))
+    assert duplicates["share_of_training_text"] == 1
 
 
 def test_a_repeated_text_is_all_duplicates(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(ENGLISH * 300, encoding="utf-8")
-    assert facts_of(tmp_path / "text.txt")["duplicates"]["windows"] == 1
+    assert measure(tmp_path / "text.txt")["duplicates"]["windows"] == 1
 
 
-def test_compression_is_told_by_script_and_by_suffix(tmp_path: Path) -> None:
+def test_compression_is_measured_by_script_and_by_suffix(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text(ENGLISH * 50, encoding="utf-8", newline="")
     (tmp_path / "ru.md").write_text(RUSSIAN * 50, encoding="utf-8", newline="")
-    facts = facts_of(tmp_path, tokenizer="byte")
+    facts = measure(tmp_path, tokenizer="byte")
     scripts = {row["script"]: row for row in facts["by_script"]}
     assert set(scripts) == {"LATIN", "CYRILLIC"}
     assert scripts["LATIN"]["characters_per_token"] == 1
@@ -79,7 +77,7 @@ def test_compression_is_told_by_script_and_by_suffix(tmp_path: Path) -> None:
 
 def test_one_script_and_one_suffix_need_no_table(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text(ENGLISH * 50 + "naïve\n", encoding="utf-8")
-    facts = facts_of(tmp_path / "en.txt")
+    facts = measure(tmp_path / "en.txt")
     assert facts["by_script"] == facts["by_suffix"] == []
     assert set(facts["vocabulary"]) == set(ENGLISH + "naïve")
 

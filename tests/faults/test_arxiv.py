@@ -1,6 +1,7 @@
-"""arXiv's API: what it asks for is obeyed, and what goes wrong on the way costs no abstract that has come.
+"""arXiv's API: its rules are obeyed, and a failure keeps the pages that have arrived.
 
-The server here lies on purpose, and the clock is not real. Recorded answers are read where there are some.
+A local server misbehaves on purpose, and the clock is simulated. Recorded responses are read where
+the shared data folder has them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ START = 1_700_000_000.0
 
 
 class Clock:
-    """Time passes when somebody sleeps, and a little with each request."""
+    """A simulated clock, which only `sleep` moves."""
 
     def __init__(self) -> None:
-        self.now, self.slept = START, list[float]()
+        self.now, self.pauses = START, list[float]()
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
-            self.slept.append(seconds)
+            self.pauses.append(seconds)
             self.now += seconds
 
 
@@ -42,13 +43,14 @@ Response = tuple[int, dict[str, str], bytes]
 Respond = Callable[[int, int], Response]  # (number of the request, start) -> status, headers, body
 
 
-def feed(total: int, start: int, count: int = arxiv.PAGE, shifted: int = 0) -> bytes:
-    """A page of a category with `total` papers, when `shifted` new ones have come in front."""
+def feed(total: int, start: int, count: int = arxiv.PAGE_PAPERS, shifted: int = 0) -> bytes:
+    """A page of a category with `total` papers, after `shifted` new ones came in front."""
     entries = []
     for number in range(start, min(start + count, total)):
         paper = total - number + shifted
         entries.append(
-            f"<entry><id>http://arxiv.org/abs/2401.{paper:05d}v{number % 3 + 1}</id><title>No. {paper}</title>"
+            f"<entry><id>http://arxiv.org/abs/2401.{paper:05d}v{number % 3 + 1}</id>"
+            f"<title>No. {paper}</title>"
             f"<summary>  The abstract of\n  paper {paper}, with a &lt; b. </summary></entry>"
         )
     return (
@@ -65,7 +67,7 @@ def error_feed(reason: str) -> bytes:
     ).encode()
 
 
-def fine(total: int) -> Respond:
+def respond_well(total: int) -> Respond:
     return lambda number, start: (200, {}, feed(total, start))
 
 
@@ -80,8 +82,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
 
 @contextmanager
 def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[str, str]]]:
-    """What was asked for, with the time and the connection of each request."""
-    asked: list[dict[str, str]] = []
+    """The query of each request, with its time and connection."""
+    requests: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -90,12 +92,12 @@ def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[
             query = {
                 name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()
             }
-            asked.append(
+            requests.append(
                 query
                 | {"at": str(clock.now if clock else 0), "port": str(self.client_address[1])}
                 | {"agent": self.headers["User-Agent"], "path": urlsplit(self.path).path}
             )
-            status, headers, body = respond(len(asked), int(query["start"]))
+            status, headers, body = respond(len(requests), int(query["start"]))
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -118,17 +120,19 @@ def serving(respond: Respond, clock: Clock | None = None) -> Iterator[list[dict[
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GLASSLM_MIRROR", f"http://127.0.0.1:{server.server_port}")
-            yield asked
+            yield requests
     finally:
         server.shutdown()
         server.server_close()
 
 
-def fetch(max_results: int, said: list[str] | None = None, category: str = "cs.RO") -> list[str]:
+def fetch(
+    max_results: int, messages: list[str] | None = None, category: str = "cs.RO"
+) -> list[str]:
     """The abstracts."""
-    say = said.append if said is not None else lambda message: None
-    source = corpora.find(
-        DataConfig(corpus="arxiv", category=category, max_results=max_results), say
+    notify = messages.append if messages is not None else lambda message: None
+    source = corpora.find_source(
+        DataConfig(corpus="arxiv", category=category, max_results=max_results), notify
     )
     return "".join(source.text()).split("\n\n")
 
@@ -140,56 +144,60 @@ def abstracts(total: int, count: int) -> list[str]:
 def test_pages_are_asked_for_newest_first_over_one_connection_three_seconds_apart(
     clock: Clock,
 ) -> None:
-    said: list[str] = []
-    with serving(fine(1000), clock) as asked:
-        assert fetch(730, said) == abstracts(1000, 730)
-    assert [request["start"] for request in asked] == [str(start) for start in range(0, 800, 100)]
-    for request in asked:
+    messages: list[str] = []
+    with serving(respond_well(1000), clock) as requests:
+        assert fetch(730, messages) == abstracts(1000, 730)
+    assert [request["start"] for request in requests] == [
+        str(start) for start in range(0, 800, 100)
+    ]
+    for request in requests:
         assert request["path"] == "/api/query"
         assert request["search_query"] == "cat:cs.RO"
         assert (request["sortBy"], request["sortOrder"]) == ("submittedDate", "descending")
         assert request["agent"].startswith("glasslm/")
-    assert len({request["port"] for request in asked}) == 1
-    times = [float(request["at"]) for request in asked]
+    assert len({request["port"] for request in requests}) == 1
+    times = [float(request["at"]) for request in requests]
     assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(times))
-    assert any("of 730 abstracts" in message and "left" in message for message in said)
-    assert any("CC0" in message for message in said)
+    assert any("of 730 abstracts" in message and "left" in message for message in messages)
+    assert any("CC0" in message for message in messages)
 
 
 def test_what_is_there_is_not_asked_for_again(clock: Clock) -> None:
-    with serving(fine(300)) as asked:
+    with serving(respond_well(300)) as requests:
         first = fetch(250)
-        assert len(asked) == 3
+        assert len(requests) == 3
         assert fetch(250) == first
-        assert len(asked) == 3
+        assert len(requests) == 3
 
 
 def test_another_process_keeps_its_distance_too(clock: Clock) -> None:
     """The time of the last request is on the disk."""
-    with serving(fine(100), clock) as asked:
+    with serving(respond_well(100), clock) as requests:
         fetch(50)
-        fetch(60)  # begins at once, with a session of its own
-        clock.now -= 1000  # the clock was set back: nobody waits for longer than the distance
+        fetch(60)  # starts at once, with a session of its own
+        clock.now -= 1000  # the clock was set back: the pause is still 3 seconds
         fetch(70)
-    times = [float(request["at"]) for request in asked]
+    times = [float(request["at"]) for request in requests]
     assert times[1] - times[0] >= 3
-    assert clock.slept == [3.0, 3.0]
+    assert clock.pauses == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("told", ["17", "date"])
-def test_retry_after_is_obeyed(status: int, told: str, clock: Clock) -> None:
+@pytest.mark.parametrize("retry_after", ["17", "date"])
+def test_retry_after_is_obeyed(status: int, retry_after: str, clock: Clock) -> None:
     def respond(number: int, start: int) -> Response:
         if number in (2, 3):
-            value = told if told != "date" else formatdate(clock.now + 17, usegmt=True)
+            value = (
+                retry_after if retry_after != "date" else formatdate(clock.now + 17, usegmt=True)
+            )
             return status, {"Retry-After": value}, b"slow down"
         return 200, {}, feed(300, start)
 
-    with serving(respond, clock) as asked:
+    with serving(respond, clock) as requests:
         assert fetch(300) == abstracts(300, 300)
-    times = [float(request["at"]) for request in asked]
+    times = [float(request["at"]) for request in requests]
     assert all(times[i + 1] - times[i] >= 16.99 for i in (1, 2))
-    assert len(asked) == 5
+    assert len(requests) == 5
 
 
 def test_a_pause_that_nobody_would_wait_for_ends_it_and_what_came_is_kept(clock: Clock) -> None:
@@ -197,21 +205,21 @@ def test_a_pause_that_nobody_would_wait_for_ends_it_and_what_came_is_kept(clock:
         return (503, {"Retry-After": "86400"}, b"") if number == 3 else (200, {}, feed(500, start))
 
     with (
-        serving(respond) as asked,
+        serving(respond) as requests,
         pytest.raises(DownloadError, match=r"left alone for .*goes on where it stopped"),
     ):
         fetch(500)
-    with serving(fine(500)) as asked:
+    with serving(respond_well(500)) as requests:
         assert fetch(500) == abstracts(500, 500)
-        assert [request["start"] for request in asked] == ["200", "300", "400"]
+        assert [request["start"] for request in requests] == ["200", "300", "400"]
 
 
 def test_empty_pages_come_now_and_then_and_are_asked_for_again(clock: Clock) -> None:
     with serving(
         lambda number, start: (200, {}, feed(300, start, count=0 if number in (1, 3, 4) else 100))
-    ) as asked:
+    ) as requests:
         assert fetch(300) == abstracts(300, 300)
-    assert len(asked) == 6
+    assert len(requests) == 6
 
 
 @pytest.mark.parametrize(
@@ -234,31 +242,32 @@ def test_a_bad_answer_is_asked_for_again_and_then_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arxiv, "MOST_BYTES", 200_000)
-    with serving(lambda number, start: response) as asked, pytest.raises(DownloadError, match=says):
+    monkeypatch.setattr(arxiv, "MAX_RESPONSE_BYTES", 200_000)
+    with (
+        serving(lambda number, start: response) as requests,
+        pytest.raises(DownloadError, match=says),
+    ):
         fetch(300)
-    assert len(asked) == arxiv.ATTEMPTS
+    assert len(requests) == arxiv.MAX_ATTEMPTS
     assert not list((tmp_path / "cache").rglob("*.txt"))
-    with serving(fine(300)):
+    with serving(respond_well(300)):
         assert fetch(300) == abstracts(300, 300)
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_an_error_feed_is_told_in_its_own_words_and_not_asked_for_again(
-    status: int, clock: Clock
-) -> None:
+def test_an_error_feed_is_quoted_and_not_asked_for_again(status: int, clock: Clock) -> None:
     with (
         serving(
             lambda number, start: (status, {}, error_feed("start must be non-negative"))
-        ) as asked,
+        ) as requests,
         pytest.raises(InputError, match="start must be non-negative"),
     ):
         fetch(300)
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
-def test_an_unknown_category_is_said(clock: Clock) -> None:
-    with serving(fine(0)), pytest.raises(InputError, match="category_taxonomy"):
+def test_an_unknown_category_is_an_error(clock: Clock) -> None:
+    with serving(respond_well(0)), pytest.raises(InputError, match="category_taxonomy"):
         fetch(300, category="cs.XX")
     with pytest.raises(InputError, match=r"such as cs\.RO"):
         DataConfig(corpus="arxiv", category="cs.RO OR all:x")
@@ -267,10 +276,10 @@ def test_an_unknown_category_is_said(clock: Clock) -> None:
 
 
 def test_fewer_papers_than_asked_for_are_enough(clock: Clock) -> None:
-    said: list[str] = []
-    with serving(fine(140)):
-        assert fetch(500, said) == abstracts(140, 140)
-    assert any("140 papers" in message for message in said)
+    messages: list[str] = []
+    with serving(respond_well(140)):
+        assert fetch(500, messages) == abstracts(140, 140)
+    assert any("140 papers" in message for message in messages)
 
 
 def test_new_papers_in_front_move_others_to_the_next_page_and_none_is_taken_twice(
@@ -281,9 +290,9 @@ def test_new_papers_in_front_move_others_to_the_next_page_and_none_is_taken_twic
         return 200, {}, feed(400 + shifted, start)
 
     with serving(respond):
-        found = fetch(300)
-    assert len(found) == len(set(found)) == 300
-    assert found[:100] == abstracts(400, 100)
+        papers = fetch(300)
+    assert len(papers) == len(set(papers)) == 300
+    assert papers[:100] == abstracts(400, 100)
 
 
 def test_an_interruption_keeps_the_pages_that_came(clock: Clock) -> None:
@@ -303,9 +312,9 @@ def test_an_interruption_keeps_the_pages_that_came(clock: Clock) -> None:
         patch.setattr(arxiv, "_sleep", sleep)
         with pytest.raises(KeyboardInterrupt):
             fetch(600)
-    with serving(fine(600)) as asked:
+    with serving(respond_well(600)) as requests:
         assert fetch(600) == abstracts(600, 600)
-    assert [request["start"] for request in asked] == ["400", "500"]
+    assert [request["start"] for request in requests] == ["400", "500"]
 
 
 def test_a_page_damaged_on_the_disk_is_asked_for_again(clock: Clock, tmp_path: Path) -> None:
@@ -322,14 +331,14 @@ def test_a_page_damaged_on_the_disk_is_asked_for_again(clock: Clock, tmp_path: P
     pages = sorted((tmp_path / "cache").rglob("*.json"))
     assert len(pages) == 3
     pages[1].write_bytes(pages[1].read_bytes()[:100])
-    with serving(fine(400)) as asked:
+    with serving(respond_well(400)) as requests:
         assert fetch(400) == abstracts(400, 400)
-    assert [request["start"] for request in asked] == ["100", "300"]
+    assert [request["start"] for request in requests] == ["100", "300"]
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the recorded answers are not here")
 def test_recorded_answers_are_read(clock: Clock) -> None:
-    read = 0
+    n_papers = 0
     for path in sorted(RECORDED.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         body, status = record["body"].encode(), record["status_code"]
@@ -338,13 +347,13 @@ def test_recorded_answers_are_read(clock: Clock) -> None:
             import requests
 
             with requests.Session() as session:
-                url = arxiv.mirrored("https://export.arxiv.org/api/query?start=0")
+                url = arxiv.mirror_url("https://export.arxiv.org/api/query?start=0")
                 if status != 200:
                     with pytest.raises(InputError, match="incorrect id"):
-                        arxiv._answer(session, url)
+                        arxiv._request_once(session, url)
                     continue
-                page = arxiv._answer(session, url)
+                page = arxiv._request_once(session, url)
         assert len(page.papers) == expected
         assert all("\n" not in abstract and abstract for _, abstract in page.papers)
-        read += len(page.papers)
-    assert read > 100
+        n_papers += len(page.papers)
+    assert n_papers > 100

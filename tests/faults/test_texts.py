@@ -1,6 +1,6 @@
-"""Texts too short or too large, and prompts that a model cannot read: in words, before anything is computed.
+"""Texts that are too short or too large, and prompts that a model cannot read.
 
-This file is also the program of a child: `python test_texts.py TEXT`.
+This file is also the program of a child process: `python test_texts.py TEXT`.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 import glasslm
 from glasslm import cli
 from glasslm.config.schema import ComputeConfig, DataConfig
-from glasslm.data import shards
+from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.inference import generation
 from glasslm.training import launch
@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(
 ENGINES = ["numpy", "torch"]
 BLOCK = 16
 
-# -- too short --------------------------------------------------------------------------------------------------------
+# -- too short --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,33 +72,32 @@ def test_a_text_that_is_too_short_is_refused_with_both_sizes(
     assert not (tmp_path / "run").exists()
 
 
-# -- too large --------------------------------------------------------------------------------------------------------
+# -- too large --------------------------------------------------------------------------------------
 
 LINE = b"a line of a text that is much larger than the memory that there is to read it\n"
 
 
-def stream(path: Path) -> None:
-    """Tokenise a text with 64 MB more than a small text takes, which a copy of the text would not fit into."""
+def tokenize_with_little_memory(path: Path) -> None:
+    """Tokenize a text with 64 MB more memory than a small text takes, less than the text needs."""
     import resource
 
     (path.parent / "small.txt").write_bytes(LINE * 1000)
 
-    def prepared(name: str) -> shards.Dataset:
+    def prepare_text(name: str) -> Dataset:
         data = DataConfig(text_file=(str(path.parent / name),))
-        return shards.prepare(data, corpora.find(data, quiet), quiet)
+        return prepare_dataset(data, corpora.find_source(data, quiet), quiet)
 
-    prepared("small.txt")
+    prepare_text("small.txt")
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    taken = int(status.partition("VmData:")[2].split()[0]) * 1024
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (taken + (64 << 20),) * 2
-    )  # what is mapped from a file does not count
+    used_bytes = int(status.partition("VmData:")[2].split()[0]) * 1024
+    # Memory that is mapped from a file does not count.
+    resource.setrlimit(resource.RLIMIT_DATA, (used_bytes + (64 << 20),) * 2)
     try:
         path.read_bytes()
         raise AssertionError("the limit does not bind")
     except MemoryError:
         pass
-    facts = prepared(path.name).facts
+    facts = prepare_text(path.name).facts
     print(json.dumps({"bytes": facts["train_bytes"] + facts["val_bytes"]}))
 
 
@@ -111,30 +110,30 @@ def test_a_text_larger_than_the_memory_is_tokenised(megabytes: int, tmp_path: Pa
         for _ in range(megabytes):
             file.write(block)
     folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    alone = {
+    environment = {
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(folders),
         "GLASSLM_CACHE": str(tmp_path / "c"),
     }
     command = [sys.executable, __file__, str(path)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | alone, timeout=500
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=500
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes"] == megabytes * len(block)
 
 
-# -- prompts ----------------------------------------------------------------------------------------------------------
+# -- prompts ----------------------------------------------------------------------------------------
 
 
-def trained(engine: Any, folder: Path) -> Path:
+def train_run(engine: Any, folder: Path) -> Path:
     if engine == "torch":
         pytest.importorskip("torch")
     flags = {"max_steps": 12, "block_size": BLOCK, "sample_interval": 0, "d_model": 16}
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp64", threads=1)
     with no_report():
         return launch.train(
-            small(write_text(folder / "text.txt"), **flags), compute, folder / "run", say=quiet
+            small(write_text(folder / "text.txt"), **flags), compute, folder / "run", notify=quiet
         ).run_dir
 
 
@@ -142,7 +141,7 @@ def trained(engine: Any, folder: Path) -> Path:
 def test_a_prompt_that_a_model_cannot_read_is_refused_with_what_it_knows(
     engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(engine, tmp_path)
+    run = train_run(engine, tmp_path)
     capsys.readouterr()
     for prompt, says in {
         "the cät": "'ä' (U+00E4 LATIN SMALL LETTER A WITH DIAERESIS)",
@@ -151,32 +150,32 @@ def test_a_prompt_that_a_model_cannot_read_is_refused_with_what_it_knows(
         "x\x1b[31m": "U+001B",
     }.items():
         assert cli.main(["generate", str(run), "--engine", engine, "--prompt", prompt]) == 2
-        said = capsys.readouterr()
-        assert says in said.err
-        assert said.out == ""
-        assert "\x1b" not in said.err
+        output = capsys.readouterr()
+        assert says in output.err
+        assert output.out == ""
+        assert "\x1b" not in output.err
         if "surrogate" not in says:
-            assert "acdefghiklmnorstwy" in said.err
+            assert "acdefghiklmnorstwy" in output.err
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_prompt_longer_than_the_context_is_read_as_documented(
     engine: Any, tmp_path: Path
 ) -> None:
-    """The newest tokens, as many as generation.visible says, and never anything else."""
-    model = glasslm.load(trained(engine, tmp_path), engine=engine, device="cpu", precision="fp64")
+    """The model reads the newest tokens, as many as generation.visible returns, and no others."""
+    model = glasslm.load(train_run(engine, tmp_path), engine=engine, device="cpu", precision="fp64")
     text = "the old king follows my sister. a dog likes the cat. " * 3
     for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 3 * BLOCK, len(text)):
         prompt = text[:length]
-        seen = generation.visible(length, BLOCK)
-        assert seen <= BLOCK
-        newest = prompt[-seen:]
+        n_visible = generation.visible(length, BLOCK)
+        assert n_visible <= BLOCK
+        newest = prompt[-n_visible:]
         np.testing.assert_allclose(model.logits(prompt), model.logits(newest), rtol=1e-6)
         assert model.generate(prompt, 1, temperature=0) == model.generate(newest, 1, temperature=0)
-    other = model.logits("my sister calls " + text[BLOCK:])  # what is out of sight does not matter
+    other = model.logits("my sister calls " + text[BLOCK:])  # text outside the window has no effect
     np.testing.assert_array_equal(other, model.logits(text))
     assert (model.logits(text[:-3] + "aaa") != model.logits(text)).any()
 
 
 if __name__ == "__main__":
-    stream(Path(sys.argv[1]))
+    tokenize_with_little_memory(Path(sys.argv[1]))

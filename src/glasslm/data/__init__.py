@@ -1,1 +1,1 @@
-"""From text to batches: sources, tokenizers, token shards, the batch sampler, corpus statistics and baselines."""
+"""Text to batches: sources, tokenizers, datasets, batch sampler, statistics and baselines."""

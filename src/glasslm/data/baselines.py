@@ -1,6 +1,7 @@
-"""What a model has to beat: bits per byte of a text by its own bytes, by counted n-grams of bytes, by gzip and by xz.
+"""Baselines in bits per byte: byte entropy, byte n-grams, gzip and xz.
 
-The n-gram model and the compressors may have read the training text first, as a model has.
+The n-gram model and the compressors may read the training text first, as a trained model has.
+Shapes: N bytes of text, G grams.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ORDERS = 8  # bytes of the longest n-gram: as many as an integer of 64 bits holds
-DEFLATE_WINDOW = 32 << 10  # bytes before the current one that gzip can refer to
-XZ_READS = 1 << 20  # bytes of training text, about a second of xz
+MAX_ORDER = 8  # bytes of the longest n-gram, as many as a 64-bit integer holds
+DEFLATE_WINDOW_BYTES = 32 << 10  # before the current byte, that gzip can refer to
+XZ_TRAIN_BYTES = 1 << 20  # of training text, about a second of xz
 
-BYTE = np.uint64(8)  # bits
+BITS_PER_BYTE = np.uint64(8)
 
 Grams = NDArray[np.uint64]
 Counts = NDArray[np.intp]
 
 
 class Baselines(NamedTuple):
-    """Bits per byte of a text by those who are no neural network."""
+    """Bits per byte of a text."""
 
-    ngrams: tuple[float, ...]  # (ORDERS,) counted in the training text; the first knows no context
-    gzip: float  # the text by itself
-    gzip_after: float  # the text after the end of the training text, which is all that gzip can look back on
-    xz: float
-    xz_after: float  # the text after the last XZ_READS bytes of the training text
+    ngrams: tuple[float, ...]  # (MAX_ORDER,) counted in the training text, from order 1
+    gzip: float  # of the text alone
+    gzip_after: float  # after the last DEFLATE_WINDOW_BYTES of the training text
+    xz: float  # of the text alone
+    xz_after: float  # after the last XZ_TRAIN_BYTES of the training text
 
     @property
     def best_order(self) -> int:
-        """The bytes of the best n-grams, the predicted one included: chosen on the text itself, in their favour."""
+        """The order of the best n-grams. It is chosen on the text itself, in their favour."""
         return 1 + self.ngrams.index(min(self.ngrams))
 
 
-def baselines(text: bytes) -> dict[str, float]:
-    """Bits per byte without a model: the entropy of the text's own bytes taken one by one, and gzip at its best.
+def simple_baselines(text: bytes) -> dict[str, float]:
+    """Bits per byte without training: the entropy of single bytes, and gzip at level 9.
 
-    >>> baselines(b"abab" * 1000)["unigram_bpb"]
+    >>> simple_baselines(b"abab" * 1000)["unigram_bpb"]
     1.0
     """
     shares = np.bincount(np.frombuffer(text, np.uint8)) / len(text)
@@ -54,75 +55,77 @@ def baselines(text: bytes) -> dict[str, float]:
     }
 
 
-def after_reading(train: bytes, text: bytes) -> Baselines:
-    """All of them on `text` after they have read `train`; neither may be empty."""
-    bits, read = 8 / len(text), train[-XZ_READS:]
-    with ThreadPoolExecutor(
-        2
-    ) as pool:  # xz takes longer than all else, and leaves the interpreter to others meanwhile
-        xz_both, xz_read = (pool.submit(_xz, part) for part in (read + text, read))
+def trained_baselines(train: bytes, text: bytes) -> Baselines:
+    """All baselines of `text` after they have read `train`; neither may be empty."""
+    scale, read = 8 / len(text), train[-XZ_TRAIN_BYTES:]
+    # xz takes longest and releases the interpreter lock, so it runs beside the others.
+    with ThreadPoolExecutor(2) as pool:
+        xz_both, xz_read = (pool.submit(_xz_bytes, part) for part in (read + text, read))
         return Baselines(
             ngrams=tuple(ngram_bpb(train, text)),
-            gzip=bits * len(gzip.compress(text, compresslevel=9, mtime=0)),
-            gzip_after=bits * _deflated(text, train[-DEFLATE_WINDOW:]),
-            xz=bits * _xz(text),
-            xz_after=bits * (xz_both.result() - xz_read.result()),
+            gzip=scale * len(gzip.compress(text, compresslevel=9, mtime=0)),
+            gzip_after=scale * _gzip_bytes_after(text, train[-DEFLATE_WINDOW_BYTES:]),
+            xz=scale * _xz_bytes(text),
+            xz_after=scale * (xz_both.result() - xz_read.result()),
         )
 
 
 def ngram_bpb(train: bytes, text: bytes) -> list[float]:
-    """(ORDERS,) bits per byte of `text` by n-grams of 1 to ORDERS bytes, counted in `train`; see `witten_bell`."""
-    return [float(-np.log2(p).mean()) for p in witten_bell(train, packed(text))]
+    """(MAX_ORDER,) bits per byte of `text` by n-grams of order 1 to MAX_ORDER, counted in `train`.
+
+    See `witten_bell_probabilities`.
+    """
+    return [float(-np.log2(p).mean()) for p in witten_bell_probabilities(train, pack_grams(text))]
 
 
-def packed(text: bytes) -> Grams:
-    """(len(text),) each byte with the ORDERS - 1 before it, in one integer; the newest is the lowest.
+def pack_grams(text: bytes) -> Grams:
+    """(N,) each byte with the MAX_ORDER - 1 bytes before it, in one integer; the newest is lowest.
 
-    Before its beginning a text is taken to hold NULs.
+    NULs stand before the beginning of the text.
     """
     codes = np.frombuffer(text, np.uint8).astype(np.uint64)
     grams = codes.copy()
-    for back in range(1, ORDERS):
+    for back in range(1, MAX_ORDER):
         grams[back:] |= codes[:-back] << np.uint64(8 * back)
     return grams
 
 
-def witten_bell(train: bytes, grams: Grams) -> Iterator[NDArray[np.float64]]:
-    """For each order from 1 to ORDERS: (len(grams),) the probability of each gram's last byte after those before it.
+def witten_bell_probabilities(train: bytes, grams: Grams) -> Iterator[NDArray[np.float64]]:
+    """For each order from 1 to MAX_ORDER: (G,) probability of the last byte of each gram (G,).
 
-    Interpolated by method C of Witten and Bell, "The zero-frequency problem" (IEEE Transactions on Information Theory
-    37, 1991): a context c that was seen n times, and before t different bytes, gives the byte x
-    (n(c x) + t P(x)) / (n + t), where P is the same by the context without its oldest byte, and at last 1/256.
-    Without any context before it: the order 1 has c empty. Over the 256 bytes the probabilities add up to 1.
+    Method C of Witten and Bell, "The zero-frequency problem" (IEEE Transactions on Information
+    Theory 37, 1991), interpolated: a context c that occurs n times in `train`, before t different
+    bytes, gives the byte x the probability (n(c x) + t P(x)) / (n + t). P is the probability by the
+    context without its oldest byte; without a context it is 1/256. The context of order 1 is empty.
+    The probabilities of the 256 bytes add up to 1.
     """
     p = np.full(len(grams), 1 / 256)
-    for order, (seen, count) in enumerate(counted(train), 1):
-        contexts, begin = _different(seen >> BYTE)
-        n, t = np.add.reduceat(count, begin), np.diff(begin, append=len(seen))
+    for order, (known_grams, count) in enumerate(count_grams(train), 1):
+        contexts, begin = _unique(known_grams >> BITS_PER_BYTE)
+        n, t = np.add.reduceat(count, begin), np.diff(begin, append=len(known_grams))
         wanted = grams & _mask(order)
-        gram, context = _find(seen, wanted), _find(contexts, wanted >> BYTE)
-        # What was never seen is found at -1: there it counts nothing, and P is left as it is.
+        gram, context = _indices(known_grams, wanted), _indices(contexts, wanted >> BITS_PER_BYTE)
+        # Index -1 stands for grams that are not in `train`: count 0, and P stays as it is.
         count, n, t = np.append(count, 0), np.append(n, 0), np.append(t, 1)
         p = (count[gram] + t[context] * p) / (n[context] + t[context])
         yield p
 
 
-def counted(text: bytes) -> list[tuple[Grams, Counts]]:
-    """For each order from 1 to ORDERS the different grams of `text`, ascending, and how often each stands there.
+def count_grams(text: bytes) -> list[tuple[Grams, Counts]]:
+    """For each order from 1 to MAX_ORDER: different grams (G,), ascending, and their counts (G,).
 
     Raises ValueError for an empty text.
     """
     if not text:
         raise ValueError("n-grams cannot be counted in an empty text")
-    seen, begin = _different(np.sort(packed(text)))
-    levels = [(seen, np.diff(begin, append=len(text)))]
-    for order in range(ORDERS - 1, 0, -1):
-        shorter = levels[-1][0] & _mask(
-            order
-        )  # ascending runs, one for each oldest byte: soon merged, by a stable sort
+    grams, begin = _unique(np.sort(pack_grams(text)))
+    levels = [(grams, np.diff(begin, append=len(text)))]
+    for order in range(MAX_ORDER - 1, 0, -1):
+        # One ascending run for each oldest byte, which a stable sort merges quickly.
+        shorter = levels[-1][0] & _mask(order)
         merged = np.argsort(shorter, kind="stable")
-        seen, begin = _different(shorter[merged])
-        levels.append((seen, np.add.reduceat(levels[-1][1][merged], begin)))
+        grams, begin = _unique(shorter[merged])
+        levels.append((grams, np.add.reduceat(levels[-1][1][merged], begin)))
     return levels[::-1]
 
 
@@ -130,29 +133,26 @@ def _mask(order: int) -> np.uint64:
     return np.uint64(2 ** (8 * order) - 1)
 
 
-def _different(ordered: Grams) -> tuple[Grams, Counts]:
-    """The different ones of ascending integers, and where each begins."""
+def _unique(ordered: Grams) -> tuple[Grams, Counts]:
+    """The different values of ascending integers, and the index where each begins."""
     begin = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return ordered[begin], begin
 
 
-def _find(ordered: Grams, wanted: Grams) -> Counts:
-    """Where each of `wanted` stands among different ascending integers; -1 where it does not."""
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where(ordered[at] == wanted, at, -1)
+def _indices(ordered: Grams, wanted: Grams) -> Counts:
+    """Index of each of `wanted` in different ascending integers; -1 where it is missing."""
+    index = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where(ordered[index] == wanted, index, -1)
 
 
-def _xz(text: bytes) -> int:
-    """Bytes that xz writes at its usual preset, with a dictionary no larger than what it reads here: less memory."""
-    return len(
-        lzma.compress(
-            text, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2 * XZ_READS}]
-        )
-    )
+def _xz_bytes(text: bytes) -> int:
+    """Size by xz at its default preset, with a dictionary that fits the input, to save memory."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2 * XZ_TRAIN_BYTES}]
+    return len(lzma.compress(text, filters=filters))
 
 
-def _deflated(text: bytes, before: bytes) -> int:
-    """Bytes that gzip writes for `text` when it may refer to `before`, with its header and trailer of 18 bytes."""
+def _gzip_bytes_after(text: bytes, before: bytes) -> int:
+    """Size of `text` by gzip that may refer to `before`; header and trailer are 18 bytes."""
     deflate = zlib.compressobj(
         9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_DEFAULT_STRATEGY, before
     )

@@ -1,4 +1,4 @@
-"""The cache folder, where downloads, spooled input and tokens are kept between runs: GLASSLM_CACHE, or the user's own.
+"""The cache folder: GLASSLM_CACHE, or the cache folder of the user. It keeps downloads and tokens.
 
 Everything in it can be deleted at any time; the next run makes it again.
 """
@@ -16,41 +16,43 @@ from glasslm.errors import ExhaustedError, GlasslmError, InputError
 
 
 def cache_dir(*names: str) -> Path:
-    """The folder `names` inside the cache, made if it is missing. Raises InputError where it cannot be."""
-    chosen = os.environ.get("GLASSLM_CACHE")
-    if chosen:
-        root = Path(chosen).expanduser()
+    """The folder `names` inside the cache, created if necessary. Raises InputError."""
+    configured = os.environ.get("GLASSLM_CACHE")
+    if configured:
+        root = Path(configured).expanduser()
     else:
         import platformdirs
 
         root = Path(platformdirs.user_cache_dir("glasslm"))
     folder = root.joinpath(*names)
-    with writing(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns the failures of writing into `folder` into one clear line: ExhaustedError (disk full) or InputError."""
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of writing into `folder` into ExhaustedError (disk full) or InputError."""
     try:
         yield
     except OSError as error:
         if isinstance(error, ExhaustedError) or error.errno in files.FULL:
-            there = next(path for path in (folder, *folder.parents) if path.exists())
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
             raise ExhaustedError(
-                f"the disk of the cache {folder} is full ({shutil.disk_usage(there).free:,} bytes free): make room, or "
-                "set GLASSLM_CACHE to a folder on another disk"
+                f"the disk of the cache {folder} is full "
+                f"({shutil.disk_usage(existing).free:,} bytes free): "
+                "make room, or set GLASSLM_CACHE to a folder on another disk"
             ) from error
-        if isinstance(error, GlasslmError):  # DamagedError is an OSError as well
+        if isinstance(error, GlasslmError):  # DamagedError is also an OSError.
             raise
         raise InputError(
-            f"the cache folder {folder} cannot be written ({error.strerror or error}): set GLASSLM_CACHE to another one"
+            f"the cache folder {folder} cannot be written ({error.strerror or error}): "
+            "set GLASSLM_CACHE to another one"
         ) from error
 
 
-def keep(path: Path, body: bytes) -> None:
-    """Write a file into the cache so that it is there whole or not at all."""
-    with writing(path.parent):
+def write_cached(path: Path, body: bytes) -> None:
+    """Write a file of the cache atomically; its folder is created if necessary."""
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, body)

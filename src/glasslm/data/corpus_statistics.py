@@ -1,7 +1,8 @@
-"""What there is to know about a tokenised text before a model reads it, as one dictionary for people and for JSON.
+"""Measure a tokenized text before a model is trained on it.
 
-Sizes, vocabulary, what the tokenizer saves (also by script and by kind of file, where the text mixes them), and how
-much of the validation text occurs in the training text. Large texts are sampled, by as much as the constants say.
+The result is a JSON-ready dictionary. It has sizes, the vocabulary, the compression by the
+tokenizer (also by script and by file suffix), and how much of the validation text occurs in the
+training text. Large texts are sampled; the constants bound the samples.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import collections
 import functools
 import unicodedata
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,47 +18,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig
-from glasslm.data import shards
-from glasslm.data.shards import Dataset
+from glasslm.data.dataset import Dataset
+from glasslm.data.rolling_hash import RollingHash
 from glasslm.data.sources.files import Source
-from glasslm.data.tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer, cut
+from glasslm.data.text_pieces import cut_between_words, subsample, take_characters
+from glasslm.data.text_split import split_text, survey_text
+from glasslm.data.tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer
 
-PIECE = 1 << 16  # characters read at once
-SCRIPT_SAMPLE = 2_000_000  # bytes
-SUFFIX_SAMPLE = 500_000  # characters of each kind of file
-TRAIN_SAMPLE, VAL_SAMPLE = 20_000_000, 2_000_000  # bytes compared for duplicates
-WINDOW = 50  # characters
-SHORTEST_LINE = 20  # characters; shorter lines repeat in any text
-RARE = 0.01  # scripts with less of the letters are not listed
+PIECE_CHARACTERS = 1 << 16  # read at once
+SCRIPT_SAMPLE_BYTES = 2_000_000
+SUFFIX_SAMPLE_CHARACTERS = 500_000  # of each file suffix
+TRAIN_SAMPLE_BYTES = 20_000_000  # searched for duplicates
+VAL_SAMPLE_CHARACTERS = 2_000_000  # compared with the training text
+WINDOW_CHARACTERS = 50
+MIN_LINE_CHARACTERS = 20  # shorter lines repeat in any text
+MIN_SCRIPT_SHARE = 0.01  # of the letters; scripts with less are not listed
 
 
-def facts(data: DataConfig, source: Source, dataset: Dataset) -> dict[str, Any]:
-    """Everything, JSON-ready. Reads the text about four times."""
-    known = shards.survey(source, data.encoding_errors)
+def measure_corpus(data: DataConfig, source: Source, dataset: Dataset) -> dict[str, Any]:
+    """All statistics of a text, JSON-ready. Reads the text about four times."""
+    survey = survey_text(source, data.encoding_errors)
     tokenizer = dataset.tokenizer
     count = sum(len(part.tokens) for part in (dataset.train, dataset.val, dataset.test) if part)
     result: dict[str, Any] = {
         "name": source.name,
-        "bytes": known.bytes,
-        "characters": known.characters,
-        "distinct_characters": len(known.alphabet),
+        "bytes": survey.bytes,
+        "characters": survey.characters,
+        "distinct_characters": len(survey.alphabet),
         "tokens": count,
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
             "sha256": tokenizer.sha256,
         },
-        "bytes_per_token": known.bytes / count,
-        "characters_per_token": known.characters / count,
+        "bytes_per_token": survey.bytes / count,
+        "characters_per_token": survey.characters / count,
     }
     if isinstance(tokenizer, CharTokenizer):
         result["vocabulary"] = tokenizer.alphabet
     if isinstance(tokenizer, SubwordTokenizer):
-        result["first_merges"] = [[_shown(a), _shown(b)] for a, b in tokenizer.merges[:20]]
-    result["by_script"] = by_script(data, source, known.bytes, tokenizer)
-    result["by_suffix"] = by_suffix(data, source, tokenizer)
+        result["first_merges"] = [
+            [_escape_token(left), _escape_token(right)] for left, right in tokenizer.merges[:20]
+        ]
+    result["by_script"] = compression_by_script(data, source, survey.bytes, tokenizer)
+    result["by_suffix"] = compression_by_suffix(data, source, tokenizer)
     result["excerpt"] = tokenizer.decode(np.asarray(dataset.val.tokens[:200]))
-    result["duplicates"] = duplicates(data, source, known.bytes)
+    result["duplicates"] = measure_duplicates(data, source, survey.bytes)
     result["split"] = {
         key: value for key, value in dataset.facts.items() if key.endswith(("_tokens", "_bytes"))
     }
@@ -67,20 +72,21 @@ def facts(data: DataConfig, source: Source, dataset: Dataset) -> dict[str, Any]:
     return result
 
 
-def by_script(
+def compression_by_script(
     data: DataConfig, source: Source, total_bytes: int, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Compression of each script's lines, commonest first; empty where the text has only one."""
+    """Compression of the lines of each script, commonest first; empty if there is only one."""
     lines: dict[str, list[str]] = collections.defaultdict(list)
     letters: collections.Counter[str] = collections.Counter()
-    pieces = cut(source.text(data.encoding_errors), PIECE)
-    for text in shards.thinned(pieces, SCRIPT_SAMPLE / total_bytes):
+    pieces = cut_between_words(source.text(data.encoding_errors), PIECE_CHARACTERS)
+    for text in subsample(pieces, SCRIPT_SAMPLE_BYTES / total_bytes):
         for line in text.splitlines(keepends=True):
-            script, found = _script(line)
-            if found:
+            script, n_letters = _line_script(line)
+            if n_letters:
                 lines[script].append(line)
-                letters[script] += found
-    common = [script for script, found in letters.most_common() if found >= RARE * letters.total()]
+                letters[script] += n_letters
+    min_letters = MIN_SCRIPT_SHARE * letters.total()
+    common = [script for script, n_letters in letters.most_common() if n_letters >= min_letters]
     if len(common) < 2:
         return []
     return [
@@ -88,71 +94,63 @@ def by_script(
     ]
 
 
-def by_suffix(data: DataConfig, source: Source, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Compression of each kind of file, by what its name ends in, largest first; empty where there is only one kind."""
-    size: collections.Counter[str] = collections.Counter()
+def compression_by_suffix(
+    data: DataConfig, source: Source, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Compression of the files of each name suffix, largest first; empty if there is only one."""
+    sizes: collections.Counter[str] = collections.Counter()
     samples: dict[str, str] = collections.defaultdict(str)
     for file in source.files:
         suffix = Path(file.path).suffix or "(none)"
-        size[suffix] += file.bytes
-        if len(samples[suffix]) < SUFFIX_SAMPLE:
-            samples[suffix] += "".join(
-                _first(Source(file.path, (file,)).text(data.encoding_errors), SUFFIX_SAMPLE)
-            )
-    if len(size) < 2:
+        sizes[suffix] += file.bytes
+        if len(samples[suffix]) < SUFFIX_SAMPLE_CHARACTERS:
+            text = Source(file.path, (file,)).text(data.encoding_errors)
+            samples[suffix] += "".join(take_characters(text, SUFFIX_SAMPLE_CHARACTERS))
+    if len(sizes) < 2:
         return []
     return [
-        {"suffix": suffix, "file_bytes": of, **_compression(samples[suffix], tokenizer)}
-        for suffix, of in size.most_common()
+        {"suffix": suffix, "file_bytes": n_bytes, **_compression(samples[suffix], tokenizer)}
+        for suffix, n_bytes in sizes.most_common()
         if samples[suffix]
     ]
 
 
-def duplicates(data: DataConfig, source: Source, total_bytes: int) -> dict[str, Any]:
-    """The share of the validation text's lines and 50-character windows that the training text has as well.
+def measure_duplicates(data: DataConfig, source: Source, total_bytes: int) -> dict[str, Any]:
+    """Share of the validation text that occurs in the training text, by lines and by windows.
 
-    A model that has seen the answers looks better than it is. Bounded: see the constants.
+    A model scores better on text that it was trained on. The constants bound both samples.
     """
-    parts = shards.parts_of(source, data, total_bytes)
-    val = "".join(_first((text for part, text in parts if part == "val"), VAL_SAMPLE))
+    parts = split_text(source, data, total_bytes)
+    val_texts = (text for part, text in parts if part == "val")
+    val = "".join(take_characters(val_texts, VAL_SAMPLE_CHARACTERS))
     lines = _long_lines(val)
-    wanted, seen_lines = set(lines), set[str]()
-    windows = window_hashes(val)[::WINDOW]
-    seen = np.zeros(len(windows), bool)
-    training = (
-        text for part, text in shards.parts_of(source, data, total_bytes) if part == "train"
-    )
-    share = TRAIN_SAMPLE / (total_bytes * (1 - data.val_fraction - data.test_fraction))
-    held = ""
-    for text in shards.thinned(cut(training, 16 * PIECE), share):
-        held += text
-        seen_lines |= wanted.intersection(_long_lines(held))
-        seen |= np.isin(windows, window_hashes(held))
-        held = held[held.rfind("\n", 0, -WINDOW) + 1 :][
-            -PIECE:
-        ]  # lines and windows go on in the next piece
+    val_lines, duplicate_lines = set(lines), set[str]()
+    window_hashes = hash_character_windows(val)[::WINDOW_CHARACTERS]
+    is_duplicate = np.zeros(len(window_hashes), bool)
+    training = (text for part, text in split_text(source, data, total_bytes) if part == "train")
+    share = TRAIN_SAMPLE_BYTES / (total_bytes * (1 - data.val_fraction - data.test_fraction))
+    buffer = ""
+    for text in subsample(cut_between_words(training, 16 * PIECE_CHARACTERS), share):
+        buffer += text
+        duplicate_lines |= val_lines.intersection(_long_lines(buffer))
+        is_duplicate |= np.isin(window_hashes, hash_character_windows(buffer))
+        # Lines and windows continue in the next piece.
+        last_line = buffer.rfind("\n", 0, -WINDOW_CHARACTERS) + 1
+        buffer = buffer[last_line:][-PIECE_CHARACTERS:]
+    n_duplicates = sum(line in duplicate_lines for line in lines)
     return {
-        "lines": sum(line in seen_lines for line in lines) / len(lines) if lines else None,
-        "windows": float(seen.mean()) if len(seen) else None,
+        "lines": n_duplicates / len(lines) if lines else None,
+        "windows": float(is_duplicate.mean()) if len(is_duplicate) else None,
         "lines_compared": len(lines),
-        "windows_compared": len(windows),
+        "windows_compared": len(window_hashes),
         "share_of_training_text": min(1.0, share),
     }
 
 
-def window_hashes(text: str) -> NDArray[np.uint64]:
-    """(N - WINDOW + 1,) a hash of every WINDOW characters in a row: polynomials modulo 2^64, from prefix sums."""
-    codes = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64)
-    if len(codes) < WINDOW:
-        return np.zeros(0, np.uint64)
-    base = 0x9E3779B97F4A7C15  # odd, and so invertible
-    powers = np.cumprod(np.full(len(codes), base, np.uint64))
-    inverses = np.cumprod(np.full(len(codes), pow(base, -1, 1 << 64), np.uint64))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers)])
-    hashes: NDArray[np.uint64] = (sums[WINDOW:] - sums[:-WINDOW]) * inverses[
-        : len(codes) - WINDOW + 1
-    ]
-    return hashes
+def hash_character_windows(text: str) -> NDArray[np.uint64]:
+    """(N - WINDOW_CHARACTERS + 1,) hashes of all windows of a text of N characters."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    return RollingHash(codes).hash_all_windows(WINDOW_CHARACTERS)
 
 
 def _compression(text: str, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -164,8 +162,8 @@ def _compression(text: str, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _script(line: str) -> tuple[str, int]:
-    """The commonest script of a line's letters, and how many letters there are."""
+def _line_script(line: str) -> tuple[str, int]:
+    """The commonest script among the letters of a line, and the number of letters."""
     if line.isascii():
         return "LATIN", sum(map(str.isalpha, line))
     scripts = collections.Counter(
@@ -176,23 +174,14 @@ def _script(line: str) -> tuple[str, int]:
 
 @functools.cache
 def _letter_script(character: str) -> str:
-    """The first word of a letter's Unicode name, which is its script: LATIN, CYRILLIC, CJK, HANGUL ..."""
+    """The script of a letter, the first word of its Unicode name: LATIN, CYRILLIC, CJK ..."""
     return unicodedata.name(character, "UNNAMED").split()[0].split("-")[0]
 
 
 def _long_lines(text: str) -> list[str]:
-    return [line for line in map(str.strip, text.split("\n")) if len(line) >= SHORTEST_LINE]
+    return [line for line in map(str.strip, text.split("\n")) if len(line) >= MIN_LINE_CHARACTERS]
 
 
-def _first(texts: Iterable[str], most: int) -> Iterator[str]:
-    """The first `most` characters."""
-    for text in texts:
-        yield text[:most]
-        most -= len(text)
-        if most <= 0:
-            break
-
-
-def _shown(token: bytes) -> str:
+def _escape_token(token: bytes) -> str:
     """A token as text; bytes that are only part of a character as \\xd0."""
     return token.decode("utf-8", "backslashreplace")

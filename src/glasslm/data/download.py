@@ -1,6 +1,7 @@
-"""Fetching from the web: bounded in bytes and in time; and files of known size and hash, never a bad one in place.
+"""Download files of known size and hash, within bounds on bytes and time.
 
-Every download goes through here, so that GLASSLM_MIRROR can stand in for the servers of all of them.
+A file gets its name only when its size and hash are right. Every download goes through this module,
+so GLASSLM_MIRROR can replace all servers.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from glasslm.data.cache import keep
+from glasslm.data.cache import write_cached
 from glasslm.errors import InputError
-from glasslm.text import Say
+from glasslm.text import Notify
 
 if TYPE_CHECKING:
     from requests import Session
 
-# Seconds that each attempt may take before it has to be faster than SLOWEST bytes a second; between attempts, the pause
-# doubles from PAUSE seconds. HURRIED is for a download that nobody asked for by name.
-PATIENT: Sequence[float] = (15.0, 15.0, 30.0)
-HURRIED: Sequence[float] = (4.0,)
-PAUSE = 1.0
-SLOWEST = 20_000
+# Each entry is one attempt: the seconds after which it fails if it is slower than
+# MIN_BYTES_PER_S. The pause between attempts doubles from RETRY_PAUSE_S.
+PATIENT_TIMEOUTS_S: Sequence[float] = (15.0, 15.0, 30.0)
+HURRIED_TIMEOUTS_S: Sequence[float] = (4.0,)  # for a download that was not requested by name
+RETRY_PAUSE_S = 1.0
+MIN_BYTES_PER_S = 20_000
 
 
 class DownloadError(InputError):
-    """Something could not be downloaded; the message ends in how to supply it by hand."""
+    """A download failed; the message ends with how to supply the file by hand."""
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file on the web, its size in bytes and its hash."""
+class RemoteFile:
+    """A file on the web: address, size in bytes, hash."""
 
     url: str
     size: int
@@ -49,136 +50,143 @@ class Remote:
 
     @property
     def address(self) -> str:
-        """Where to ask for it: the same path on GLASSLM_MIRROR, where that is set."""
-        return mirrored(self.url)
+        """The address to request: the same path on GLASSLM_MIRROR, where that is set."""
+        return mirror_url(self.url)
 
 
-class Answer(NamedTuple):
-    """What a server says: at most a little more of the body than was wanted."""
+class Response(NamedTuple):
+    """Response of a server; the body is cut a little above the requested maximum."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-def mirrored(url: str) -> str:
+def mirror_url(url: str) -> str:
     """`url`, or the same path and query on GLASSLM_MIRROR, where that is set."""
     mirror = os.environ.get("GLASSLM_MIRROR")
-    return (
-        mirror.rstrip("/") + urlsplit(url)._replace(scheme="", netloc="").geturl()
-        if mirror
-        else url
-    )
+    if not mirror:
+        return url
+    return mirror.rstrip("/") + urlsplit(url)._replace(scheme="", netloc="").geturl()
 
 
-def download(remote: Remote, target: Path, say: Say, attempts: Sequence[float] = PATIENT) -> None:
-    """Make `target` hold `remote`, asking for it only if it does not yet. Raises DownloadError after `attempts`."""
+def download_file(
+    remote: RemoteFile,
+    target: Path,
+    notify: Notify,
+    timeouts_s: Sequence[float] = PATIENT_TIMEOUTS_S,
+) -> None:
+    """Make `target` hold `remote`; downloads only if it does not yet.
+
+    There is one attempt for each of `timeouts_s`. Raises DownloadError after the last one.
+    """
     if target.is_file():
         if target.stat().st_size == remote.size and remote.matches(target.read_bytes()):
             return
-        say(
+        notify(
             f"{target} is damaged (its sha256 is not {remote.sha256[:12]}...): downloading it again"
         )
-    say(f"downloading {remote.address} ({remote.size / 1e6:.1f} MB)")
+    notify(f"downloading {remote.address} ({remote.size / 1e6:.1f} MB)")
     reason = ""
-    for i, patience in enumerate(attempts):
-        if i:
-            pause = PAUSE * 2 ** (i - 1)
-            say(f"{reason}; trying again in {pause:.0f} s")
-            time.sleep(pause)
+    for attempt, timeout_s in enumerate(timeouts_s):
+        if attempt:
+            pause_s = RETRY_PAUSE_S * 2 ** (attempt - 1)
+            notify(f"{reason}; trying again in {pause_s:.0f} s")
+            time.sleep(pause_s)
         try:
-            status, _, body = receive(remote.address, remote.size, patience)
+            status, _, body = fetch_url(remote.address, remote.size, timeout_s)
             if status >= 400:
                 raise OSError(f"the server answers {status}")
         except OSError as error:
             reason = str(error)
             continue
         if remote.matches(body):
-            keep(target, body)
+            write_cached(target, body)
             return
-        reason = _mismatch(remote, body)
+        reason = _describe_mismatch(remote, body)
     raise DownloadError(
-        f"{remote.address} could not be downloaded: {reason}. To supply it by hand, put the file of {remote.url} "
-        f"({remote.size:,} bytes, sha256 {remote.sha256}) at {target}"
+        f"{remote.address} could not be downloaded: {reason}. To supply it by hand, put the file "
+        f"of {remote.url} ({remote.size:,} bytes, sha256 {remote.sha256}) at {target}"
     )
 
 
-def _mismatch(remote: Remote, body: bytes) -> str:
+def _describe_mismatch(remote: RemoteFile, body: bytes) -> str:
     if len(body) != remote.size:
         size = f"more than {remote.size:,}" if len(body) > remote.size else f"{len(body):,}"
         return f"the answer has {size} bytes instead of {remote.size:,}"
     return f"the answer has sha256 {hashlib.sha256(body).hexdigest()} instead of {remote.sha256}"
 
 
-def receive(
+def fetch_url(
     url: str,
-    most: int,
-    patience: float,
+    max_bytes: int,
+    timeout_s: float,
     session: Session | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Answer:
-    """The answer to a GET, of at most a little over `most` bytes; OSError when it fails or is slow.
+) -> Response:
+    """The response to a GET, with a body of little more than `max_bytes` bytes at most.
 
-    In a thread, because no time-out of a socket bounds the sum of name lookup, every address tried, and a body that
-    comes byte by byte. The thread is left behind when it is too slow, and ends by its own time-out.
+    Raises OSError when the request fails or is slow. The request runs in a thread, because the
+    timeout of a socket does not bound the sum of name lookup, every address tried, and a body that
+    comes byte by byte. A thread that is too slow is abandoned and ends at its own timeout.
     """
     body = bytearray()
-    done: Future[tuple[int, Mapping[str, str]]] = Future()
-    given_up = threading.Event()
+    result: Future[tuple[int, Mapping[str, str]]] = Future()
+    cancelled = threading.Event()
 
     def work() -> None:
         try:
-            done.set_result(_read_into(body, url, most, patience, given_up, session, headers or {}))
-        except Exception as error:  # handed to the caller's thread
-            done.set_exception(error)
+            result.set_result(
+                _read_into(body, url, max_bytes, timeout_s, cancelled, session, headers or {})
+            )
+        except Exception as error:  # It is raised again in the thread of the caller.
+            result.set_exception(error)
 
-    started = time.monotonic()
+    started_s = time.monotonic()
     threading.Thread(target=work, daemon=True, name="download").start()
     while True:
         try:
-            error = done.exception(timeout=0.1)
-        except TimeoutError:  # of waiting
-            elapsed = time.monotonic() - started
-            if elapsed >= patience and len(body) < SLOWEST * elapsed:
-                given_up.set()
-                raise OSError(f"{len(body):,} bytes came within {elapsed:.0f} s") from None
+            error = result.exception(timeout=0.1)
+        except TimeoutError:  # of waiting for the result
+            elapsed_s = time.monotonic() - started_s
+            if elapsed_s >= timeout_s and len(body) < MIN_BYTES_PER_S * elapsed_s:
+                cancelled.set()
+                raise OSError(f"{len(body):,} bytes came within {elapsed_s:.0f} s") from None
             continue
         if error:
             raise error
-        return Answer(*done.result(), bytes(body))
+        return Response(*result.result(), bytes(body))
 
 
 def _read_into(
     body: bytearray,
     url: str,
-    most: int,
-    patience: float,
-    given_up: threading.Event,
+    max_bytes: int,
+    timeout_s: float,
+    cancelled: threading.Event,
     session: Session | None,
     headers: Mapping[str, str],
 ) -> tuple[int, Mapping[str, str]]:
-    """Status and headers; the body goes where the caller can see how much has come."""
+    """Status and headers; appends the response to `body`, whose length the caller watches."""
     import requests
 
     with nullcontext(session) if session else requests.Session() as opened:
         opened.max_redirects = 5
-        headers = {
-            "Accept-Encoding": "identity",
-            **headers,
-        }  # a compressed answer could grow without bound
+        # A compressed response could grow without bound.
+        headers = {"Accept-Encoding": "identity", **headers}
         try:
-            with opened.get(url, stream=True, timeout=patience + 1, headers=headers) as answer:
-                for block in answer.iter_content(8192):
+            with opened.get(url, stream=True, timeout=timeout_s + 1, headers=headers) as response:
+                for block in response.iter_content(8192):
                     body += block
-                    if len(body) > most or given_up.is_set():
+                    if len(body) > max_bytes or cancelled.is_set():
                         break
-                return answer.status_code, answer.headers
+                return response.status_code, response.headers
         except requests.RequestException as error:
-            raise OSError(_plainly(error)) from error
+            raise OSError(_innermost_reason(error)) from error
 
 
-def _plainly(error: Exception) -> str:
-    """The innermost reason of a requests error, without its object addresses."""
+def _innermost_reason(error: Exception) -> str:
+    """The first cause of an error of requests: its message has no object addresses."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
     return str(error) or type(error).__name__

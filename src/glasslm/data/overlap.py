@@ -1,8 +1,7 @@
-"""What two texts have in common, word for word: the longest passage, and which windows are found again.
+"""Find what two texts share word for word: the longest passage, and windows of one in the other.
 
-A window's hash is a polynomial of its bytes modulo 2^64, taken from prefix sums, so that all windows of any one length
-cost a few array operations. Hashes only point to the places; what is told has been compared byte by byte, so that a
-collision might hide a passage, but never makes one up.
+Window hashes only propose positions. Every reported match is compared byte by byte, so a hash
+collision may hide a passage but never reports a false one.
 """
 
 from __future__ import annotations
@@ -14,136 +13,138 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 50  # bytes: longer than what texts of one kind share by chance, shorter than a sentence
-CHUNK = 1 << 20  # bytes of the searched text that are hashed at once
-FIRST_TRY = 16  # bytes: about what any two texts of one kind share
-BASE = 0x9E3779B97F4A7C15  # odd, and so invertible modulo 2^64
+from glasslm.data.rolling_hash import Positions, RollingHash
 
-Places = NDArray[np.intp]
+# Longer than what texts of one kind share by chance, shorter than a sentence.
+WINDOW_BYTES = 50
+CHUNK_BYTES = 1 << 20  # of the searched text, hashed at once
+FIRST_STEP_BYTES = 16  # about what any two texts of one kind share
 
 
 class Passage(NamedTuple):
-    """A stretch of bytes that stands in both."""
+    """A stretch of bytes that a piece shares with a text."""
 
     length: int
-    piece: int  # which of the pieces has it
-    start: int  # where in that piece
-    place: int  # where in the searched text, the first time
+    piece: int  # index of the piece
+    start: int  # in that piece
+    text_start: int  # of the first occurrence in the text
 
 
-def longest_shared(pieces: Sequence[bytes], text: bytes) -> Passage:
-    """The longest passage of any of the `pieces` that stands in `text`; of several, the one that `text` has first.
+def find_longest_passage(pieces: Sequence[bytes], text: bytes) -> Passage:
+    """The longest passage of any of `pieces` that occurs in `text`; of equal ones the first.
 
-    Time and memory are linear in the sizes (about 30 ms for 1 MB); memory does not grow with `text`.
+    Time and memory are linear in the sizes (about 30 ms for 1 MB). Memory does not grow with
+    `text`.
 
-    >>> longest_shared([b"my dear Watson", b"a red herring"], b"The Red-Headed League: my dear fellow")
-    Passage(length=8, piece=0, start=0, place=23)
+    >>> find_longest_passage([b"my dear Watson", b"a herring"], b"The Red-Headed League: my dear")
+    Passage(length=7, piece=0, start=0, text_start=23)
     """
     begins = np.array([0, *accumulate(map(len, pieces))])
-    joined = _Hashed(b"".join(pieces))
-    left = np.repeat(begins[1:], np.diff(begins)) - np.arange(
-        begins[-1]
-    )  # bytes to the end of the own piece
-    widest = max(map(len, pieces), default=0)
+    joined = _HashedText(b"".join(pieces))
+    # Bytes from each position to the end of its piece.
+    bytes_left = np.repeat(begins[1:], np.diff(begins)) - np.arange(begins[-1])
+    longest_piece = max(map(len, pieces), default=0)
     best = Passage(0, 0, 0, 0)
-    for offset, chunk in _chunks(text, widest):
-        low, high = (
-            best.length,
-            min(widest, len(chunk.text)) + 1,
-        )  # `low` bytes are shared, `high` are not
-        step = 1 if low else FIRST_TRY
-        starts, places = np.arange(len(left)), np.arange(len(chunk.text))
+    for offset, chunk in _hash_chunks(text, longest_piece):
+        # Bisection: a passage of `low` bytes is shared, one of `high` bytes is not.
+        low, high = best.length, min(longest_piece, len(chunk.text)) + 1
+        step = 1 if low else FIRST_STEP_BYTES
+        starts, chunk_starts = np.arange(len(bytes_left)), np.arange(len(chunk.text))
         while high - low > 1:
             length = min(low + step, (low + high) // 2)
-            pairs = _pairs(joined, starts[left[starts] >= length], chunk, places, length)
-            hit = next(
-                (
-                    pair
-                    for pair in zip(pairs.starts, pairs.found)
-                    if joined.same(chunk, *pair, length)
-                ),
-                None,
-            )
-            if hit is None:
+            long_enough = starts[bytes_left[starts] >= length]
+            matches = _match_hashes(joined, long_enough, chunk, chunk_starts, length)
+            match = _first_equal(joined, chunk, matches, length)
+            if match is None:
                 high = length
                 continue
-            low, step, starts, places = (
-                length,
-                2 * step,
-                pairs.starts,
-                pairs.places,
-            )  # longer ones begin there, too
-            piece = int(np.searchsorted(begins, hit[0], side="right")) - 1
-            best = Passage(length, piece, int(hit[0] - begins[piece]), offset + int(hit[1]))
+            # A longer passage begins where a shorter one does.
+            low, step, starts, chunk_starts = length, 2 * step, matches.starts, matches.candidates
+            start, chunk_start = match
+            piece = int(np.searchsorted(begins, start, side="right")) - 1
+            best = Passage(length, piece, int(start - begins[piece]), offset + int(chunk_start))
     return best
 
 
-def windows_found(windows: bytes, text: bytes, width: int = WINDOW) -> NDArray[np.bool_]:
-    """(len(windows) // width,) for each `width` bytes of `windows`, side by side, whether they stand in `text`."""
-    mine = _Hashed(windows)
+def match_windows(windows: bytes, text: bytes, width: int = WINDOW_BYTES) -> NDArray[np.bool_]:
+    """(len(windows) // width,) whether each window occurs in `text`.
+
+    The windows are the successive stretches of `width` bytes of `windows`, without overlap.
+    """
+    hashed = _HashedText(windows)
     starts = np.arange(len(windows) // width) * width
-    found = np.zeros(len(starts), bool)
-    for _, chunk in _chunks(text, width):
-        pairs = _pairs(mine, starts, chunk, np.arange(len(chunk.text)), width)
-        same = [
-            mine.same(chunk, start, place, width) for start, place in zip(pairs.starts, pairs.found)
+    in_text = np.zeros(len(starts), bool)
+    for _, chunk in _hash_chunks(text, width):
+        matches = _match_hashes(hashed, starts, chunk, np.arange(len(chunk.text)), width)
+        equal = [
+            hashed.equals(chunk, start, chunk_start, width)
+            for start, chunk_start in zip(matches.starts, matches.first)
         ]
-        found[pairs.starts[np.array(same, bool)] // width] = True
-    return found
+        in_text[matches.starts[np.array(equal, bool)] // width] = True
+    return in_text
 
 
-class _Hashed:
-    """A text whose windows have hashes."""
+class _HashedText:
+    """A text and the hashes of its windows."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
-        self._inverses = np.cumprod(np.full(len(text), pow(BASE, -1, 1 << 64), np.uint64))
-        self._sums: NDArray[np.uint64] = np.zeros(len(text) + 1, np.uint64)
-        powers = np.cumprod(np.full(len(text), BASE, np.uint64))
-        np.cumsum(np.frombuffer(text, np.uint8) * powers, out=self._sums[1:])
+        self.rolling_hash = RollingHash(np.frombuffer(text, np.uint8))
 
-    def hashes(self, places: Places, length: int) -> NDArray[np.uint64]:
-        """(len(places),) of the windows of `length` bytes that begin there."""
-        ends, begins = self._sums[places + length], self._sums[places]
-        return np.multiply(ends - begins, self._inverses[places], dtype=np.uint64)
-
-    def same(self, other: _Hashed, start: int, place: int, length: int) -> bool:
-        return self.text[start : start + length] == other.text[place : place + length]
+    def equals(self, other: _HashedText, start: int, other_start: int, length: int) -> bool:
+        """Whether the windows of `length` bytes at `start` and `other_start` are equal."""
+        return self.text[start : start + length] == other.text[other_start : other_start + length]
 
 
-class _Pairs(NamedTuple):
-    starts: Places  # of the windows that were found
-    found: Places  # where, the first time, each of them
-    places: Places  # all where any of them may be
+class _Matches(NamedTuple):
+    """Windows of one text whose hash occurs in another."""
+
+    starts: Positions  # (M,) of the matching windows
+    first: Positions  # (M,) of the first window of the other text with the same hash
+    candidates: Positions  # (C,) all positions in the other text that may match
 
 
-def _pairs(mine: _Hashed, starts: Places, other: _Hashed, places: Places, length: int) -> _Pairs:
-    """Of the windows that begin at `starts`, those whose hash one of the windows of `other` at `places` has, too."""
-    places = places[places <= len(other.text) - length]
-    wanted, there = mine.hashes(starts, length), other.hashes(places, length)
+def _match_hashes(
+    hashed: _HashedText,
+    starts: Positions,
+    other: _HashedText,
+    other_starts: Positions,
+    length: int,
+) -> _Matches:
+    """The windows at `starts` whose hash equals that of a window of `other` at `other_starts`."""
+    other_starts = other_starts[other_starts <= len(other.text) - length]
+    wanted = hashed.rolling_hash.hash_windows(starts, length)
+    hashes = other.rolling_hash.hash_windows(other_starts, length)
+    # A table of the high bits removes nearly all other windows at the price of a look-up.
     bits = min(22, max(12, len(wanted).bit_length() + 4))
-    high = np.uint64(
-        64 - bits
-    )  # of a polynomial with an odd base the high bits are the well mixed ones
-    table = np.zeros(1 << bits, bool)
-    table[_as_index(wanted >> high)] = True
-    maybe = np.flatnonzero(
-        table[_as_index(there >> high)]
-    )  # nearly all others are gone, at the price of a look-up
-    places, there = places[maybe], there[maybe]
-    if not len(places):
-        return _Pairs(starts[:0], places, places)
-    order = np.argsort(there, kind="stable")
-    at = np.minimum(np.searchsorted(there, wanted, sorter=order), len(order) - 1)
-    found = there[order[at]] == wanted
-    return _Pairs(starts[found], places[order[at[found]]], places)
+    shift = np.uint64(64 - bits)
+    is_wanted = np.zeros(1 << bits, bool)
+    is_wanted[_as_index(wanted >> shift)] = True
+    candidates = np.flatnonzero(is_wanted[_as_index(hashes >> shift)])
+    other_starts, hashes = other_starts[candidates], hashes[candidates]
+    if not len(other_starts):
+        return _Matches(starts[:0], other_starts, other_starts)
+    order = np.argsort(hashes, kind="stable")
+    index = np.minimum(np.searchsorted(hashes, wanted, sorter=order), len(order) - 1)
+    matching = hashes[order[index]] == wanted
+    return _Matches(starts[matching], other_starts[order[index[matching]]], other_starts)
+
+
+def _first_equal(
+    hashed: _HashedText, other: _HashedText, matches: _Matches, length: int
+) -> tuple[int, int] | None:
+    """The first match of two windows with equal bytes."""
+    for start, other_start in zip(matches.starts, matches.first):
+        if hashed.equals(other, start, other_start, length):
+            return start, other_start
+    return None
 
 
 def _as_index(small: NDArray[np.uint64]) -> NDArray[Any]:
-    return small.view(np.int64)  # which NumPy takes for an index without copying
+    return small.view(np.int64)  # NumPy indexes by it without a copy.
 
 
-def _chunks(text: bytes, widest: int) -> Iterator[tuple[int, _Hashed]]:
-    """Offset and chunk; they overlap, so that every window of `widest` bytes is whole in one of them."""
-    for offset in range(0, len(text), CHUNK):
-        yield offset, _Hashed(text[offset : offset + CHUNK + widest])
+def _hash_chunks(text: bytes, width: int) -> Iterator[tuple[int, _HashedText]]:
+    """Offset and chunk; chunks overlap so that every window of `width` bytes is in one of them."""
+    for offset in range(0, len(text), CHUNK_BYTES):
+        yield offset, _HashedText(text[offset : offset + CHUNK_BYTES + width])

@@ -1,1 +1,1 @@
-"""Where text comes from: named corpora, files, downloads and Hugging Face datasets; `corpora.find` opens them."""
+"""Sources of text: named corpora, files, downloads and Hugging Face datasets."""

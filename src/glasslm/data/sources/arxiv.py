@@ -1,8 +1,9 @@
-"""Abstracts of arXiv, newest first, joined by blank lines: by its API, https://info.arxiv.org/help/api/user-manual.html.
+"""Abstracts of arXiv, newest first, joined by blank lines.
 
-The API asks for one connection and three seconds between requests, whoever makes them on this machine. Each page is
-kept as it comes, so that what was interrupted goes on where it stopped; papers that move from page to page because new
-ones came in front of them are taken once.
+They come from the API, https://info.arxiv.org/help/api/user-manual.html, which asks for one
+connection at a time and three seconds between requests from one machine. Each page is kept as it
+comes, so an interrupted download continues where it stopped. New papers shift the others to later
+pages; a paper that comes twice is taken once.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from urllib.parse import urlencode
 from xml.etree import ElementTree
 
 from glasslm import files
-from glasslm.data.cache import cache_dir, keep, writing
-from glasslm.data.download import DownloadError, mirrored, receive
+from glasslm.data.cache import cache_dir, explain_write_errors, write_cached
+from glasslm.data.download import DownloadError, fetch_url, mirror_url
 from glasslm.data.sources.files import Source, source_file
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError
-from glasslm.text import Say, duration
+from glasslm.text import Notify, duration
 
 if TYPE_CHECKING:
     import requests
@@ -39,88 +40,95 @@ FACTS = (
     "https://export.arxiv.org, newest first; --category, --max-results",
 )
 
-ADDRESS = "https://export.arxiv.org/api/query"
-PAGE = 100  # papers of one request
-APART_S = 3.0  # seconds between two requests
-ATTEMPTS = 5  # for one page; without an order of the server, the pause doubles from APART_S
-LONGEST_S = 600.0  # that we wait because the server says so
-PATIENCE_S = 30.0  # for an answer
-ABSTRACT_BYTES = 1300  # on average
-MOST_BYTES = 10_000_000  # of an answer
-GO_ON = "What has come is kept: the same command goes on where it stopped. Or use a text of your own: --text-file PATH"
-BUSY = {429, 500, 502, 503, 504}
+API_URL = "https://export.arxiv.org/api/query"
+PAGE_PAPERS = 100  # of one request
+REQUEST_INTERVAL_S = 3.0
+MAX_ATTEMPTS = 5  # for one page; the pause doubles from REQUEST_INTERVAL_S
+MAX_RETRY_AFTER_S = 600.0  # that a server may ask to wait
+RESPONSE_TIMEOUT_S = 30.0
+MEAN_ABSTRACT_BYTES = 1300
+MAX_RESPONSE_BYTES = 10_000_000
+RESUME_HINT = (
+    "The pages so far are kept: the same command goes on where it stopped. "
+    "Or use a text of your own: --text-file PATH"
+)
+BUSY_STATUSES = {429, 500, 502, 503, 504}
 ATOM, SEARCH = "{http://www.w3.org/2005/Atom}", "{http://a9.com/-/spec/opensearch/1.1/}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """An answer: how many papers there are in all, and the id and abstract of those on this page."""
+    """One page of results: the total number of papers, and (id, abstract) of each on this page."""
 
     total: int
     papers: list[tuple[str, str]]
 
 
 class BusyError(OSError):
-    """The server wants to be left alone for `seconds` (None: it did not say how long)."""
+    """The server asks to wait for `retry_after_s` seconds; None if it names no time."""
 
-    def __init__(self, reason: str, seconds: float | None) -> None:
+    def __init__(self, reason: str, retry_after_s: float | None) -> None:
         super().__init__(reason)
-        self.seconds = seconds
+        self.retry_after_s = retry_after_s
 
 
-def find(category: str, max_results: int, say: Say) -> Source:
+def find_source(category: str, max_results: int, notify: Notify) -> Source:
     """The abstracts, from the cache or the web. Raises DownloadError when neither has them."""
     folder = cache_dir("corpora", "arxiv")
     path = folder / f"{category}-{max_results}.txt"
     if not path.is_file():
         pages = folder / f"{category}-{max_results}.pages"
-        size = f"about {max_results * ABSTRACT_BYTES / 1e6:.1f} MB, metadata is CC0"
-        say(f"arXiv {category}: asking for {max_results:,} abstracts ({size})")
+        size = f"about {max_results * MEAN_ABSTRACT_BYTES / 1e6:.1f} MB, metadata is CC0"
+        notify(f"arXiv {category}: asking for {max_results:,} abstracts ({size})")
         papers: dict[str, str] = {}
-        for page in _pages(category, max_results, pages, say):
+        for page in _load_pages(category, max_results, pages, notify):
             papers |= {paper: abstract for paper, abstract in page.papers if paper not in papers}
         if not papers:
             raise InputError(
-                f"arXiv has no papers in '{category}': its categories are at https://arxiv.org/category_taxonomy"
+                f"arXiv has no papers in '{category}': "
+                "its categories are at https://arxiv.org/category_taxonomy"
             )
-        texts = list(papers.values())[:max_results]
-        if len(texts) < max_results:
-            say(
-                f"note: arXiv has {len(texts):,} papers in {category}, fewer than --max-results {max_results:,}"
+        abstracts = list(papers.values())[:max_results]
+        if len(abstracts) < max_results:
+            notify(
+                f"note: arXiv has {len(abstracts):,} papers in {category}, "
+                f"fewer than --max-results {max_results:,}"
             )
-        keep(path, SEPARATOR.join(texts).encode())
+        write_cached(path, SEPARATOR.join(abstracts).encode())
         shutil.rmtree(pages, ignore_errors=True)
-    return Source("arxiv", (source_file(path, f"{ADDRESS}?search_query=cat:{category}"),))
+    return Source("arxiv", (source_file(path, f"{API_URL}?search_query=cat:{category}"),))
 
 
-def _pages(category: str, max_results: int, kept: Path, say: Say) -> Iterator[Page]:
-    """All pages, those that are kept already and the others as they come."""
+def _load_pages(category: str, max_results: int, folder: Path, notify: Notify) -> Iterator[Page]:
+    """All pages: from `folder` where it has them, else from the server."""
     import requests
 
-    began, asked = time.monotonic(), 0
-    seen: set[str] = set()
+    started_s, n_requested = time.monotonic(), 0
+    papers: set[str] = set()
     start, total = 0, max_results
     with requests.Session() as session:
-        while start < total and len(seen) < max_results:
-            path = kept / f"{start:06d}.json"
-            page = _read(path)
+        while start < total and len(papers) < max_results:
+            path = folder / f"{start:06d}.json"
+            page = _read_page(path)
             if page is None:
-                page = _ask(session, category, start, say)
-                keep(path, json.dumps([page.total, page.papers]).encode())
-                asked += 1
-            seen |= {paper for paper, _ in page.papers}
-            start, total = start + PAGE, page.total
-            if asked and asked % 5 == 0:
+                page = _request_page(session, category, start, notify)
+                write_cached(path, json.dumps([page.total, page.papers]).encode())
+                n_requested += 1
+            papers |= {paper for paper, _ in page.papers}
+            start, total = start + PAGE_PAPERS, page.total
+            if n_requested and n_requested % 5 == 0:
                 wanted = min(max_results, total)
-                left = max(0.0, (wanted - len(seen)) / PAGE * (time.monotonic() - began) / asked)
-                say(
-                    f"arXiv {category}: {len(seen):,} of {wanted:,} abstracts, about {duration(left)} left"
+                pages_left = max(0.0, (wanted - len(papers)) / PAGE_PAPERS)
+                left_s = pages_left * (time.monotonic() - started_s) / n_requested
+                notify(
+                    f"arXiv {category}: {len(papers):,} of {wanted:,} abstracts, "
+                    f"about {duration(left_s)} left"
                 )
             yield page
 
 
-def _read(path: Path) -> Page | None:
-    """A page that was kept; None where there is none, or it is damaged."""
+def _read_page(path: Path) -> Page | None:
+    """A page from the disk; None if it is missing or damaged."""
     try:
         total, papers = files.parse_json(path.read_bytes())
         return Page(int(total), [(str(paper), str(abstract)) for paper, abstract in papers])
@@ -128,54 +136,62 @@ def _read(path: Path) -> Page | None:
         return None
 
 
-def _ask(session: requests.Session, category: str, start: int, say: Say) -> Page:
-    """One page, asked for until it comes."""
+def _request_page(session: requests.Session, category: str, start: int, notify: Notify) -> Page:
+    """One page, requested at most MAX_ATTEMPTS times. Raises DownloadError."""
     query = {
         "search_query": f"cat:{category}",
         "sortBy": "submittedDate",
         "sortOrder": "descending",
     }
-    url = mirrored(f"{ADDRESS}?{urlencode(query | {'start': start, 'max_results': PAGE})}")
+    url = mirror_url(f"{API_URL}?{urlencode(query | {'start': start, 'max_results': PAGE_PAPERS})}")
     reason = ""
-    for attempt in range(ATTEMPTS):
-        pause = APART_S * 2**attempt
+    for attempt in range(MAX_ATTEMPTS):
+        pause_s = REQUEST_INTERVAL_S * 2**attempt
         try:
-            page = _answer(session, url)
+            page = _request_once(session, url)
             if page.papers or start >= page.total:
                 return page
-            reason = f"an empty page, though there are {page.total:,} papers"  # as the API gives now and then
+            # The API returns an empty page now and then.
+            reason = f"an empty page, though there are {page.total:,} papers"
         except BusyError as error:
             reason = str(error)
-            if error.seconds is not None:
-                pause = error.seconds
-            if pause > LONGEST_S:
+            if error.retry_after_s is not None:
+                pause_s = error.retry_after_s
+            if pause_s > MAX_RETRY_AFTER_S:
                 raise DownloadError(
-                    f"arXiv asks to be left alone for {duration(pause)}: {GO_ON}"
+                    f"arXiv asks to be left alone for {duration(pause_s)}: {RESUME_HINT}"
                 ) from None
         except OSError as error:
             reason = str(error)
-        if attempt + 1 < ATTEMPTS:
-            say(f"arXiv, papers from {start}: {reason}; trying again in {pause:.0f} s")
-            _sleep(pause)
-    raise DownloadError(f"{url} could not be downloaded: {reason}. {GO_ON}")
+        if attempt + 1 < MAX_ATTEMPTS:
+            notify(f"arXiv, papers from {start}: {reason}; trying again in {pause_s:.0f} s")
+            _sleep(pause_s)
+    raise DownloadError(f"{url} could not be downloaded: {reason}. {RESUME_HINT}")
 
 
-def _answer(session: requests.Session, url: str) -> Page:
-    """What the server says to one request. Raises BusyError, OSError, or InputError for an error of the query."""
+def _request_once(session: requests.Session, url: str) -> Page:
+    """The response to one request.
+
+    Raises BusyError, OSError for a bad response, or InputError for an error in the query.
+    """
     from importlib.metadata import version
 
-    headers = {
-        "User-Agent": f"glasslm/{version('glasslm')} (trains small language models on abstracts)"
-    }
-    with _alone():
-        status, told, body = receive(url, MOST_BYTES, PATIENCE_S, session, headers)
-    if status in BUSY:
-        raise BusyError(f"the server answers {status}", _retry_after(told.get("Retry-After")))
+    agent = f"glasslm/{version('glasslm')} (trains small language models on abstracts)"
+    with _request_slot():
+        status, response_headers, body = fetch_url(
+            url, MAX_RESPONSE_BYTES, RESPONSE_TIMEOUT_S, session, {"User-Agent": agent}
+        )
+    if status in BUSY_STATUSES:
+        retry_after_s = _parse_retry_after(response_headers.get("Retry-After"))
+        raise BusyError(f"the server answers {status}", retry_after_s)
     try:
         feed = ElementTree.fromstring(body)
     except ElementTree.ParseError as error:
         raise OSError(f"the answer ({status}) is no feed: {error}") from None
-    entries = [(_text(entry, "id"), _text(entry, "summary")) for entry in feed.iter(f"{ATOM}entry")]
+    entries = [
+        (_child_text(entry, "id"), _child_text(entry, "summary"))
+        for entry in feed.iter(f"{ATOM}entry")
+    ]
     for paper, abstract in entries:
         if "/api/errors" in paper:
             raise InputError(f"arXiv refuses the query: {abstract}")
@@ -184,54 +200,52 @@ def _answer(session: requests.Session, url: str) -> Page:
     total = feed.findtext(f"{SEARCH}totalResults", "")
     if not (total.isascii() and total.isdigit()):
         raise OSError("the answer does not say how many papers there are")
-    versionless = [
-        (re.sub(r"v\d+$", "", paper), abstract) for paper, abstract in entries if abstract
-    ]
-    return Page(int(total), versionless)
+    papers = [(re.sub(r"v\d+$", "", paper), abstract) for paper, abstract in entries if abstract]
+    return Page(int(total), papers)
 
 
-def _text(entry: ElementTree.Element, name: str) -> str:
-    """A child's text in one line: the API wraps abstracts."""
+def _child_text(entry: ElementTree.Element, name: str) -> str:
+    """Text of a child element in one line; the API wraps abstracts."""
     return " ".join((entry.findtext(f"{ATOM}{name}") or "").split())
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number of them or a date (RFC 9110, section 10.2.3); None where it is neither."""
+def _parse_retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or a date (RFC 9110, section 10.2.3); None if it is neither."""
     if value is None:
         return None
     if value.strip().isdigit():
         return float(value)
     try:
-        when = parsedate_to_datetime(value)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(
-        0.0,
-        (
-            when.replace(tzinfo=when.tzinfo or UTC) - datetime.fromtimestamp(_now(), UTC)
-        ).total_seconds(),
-    )
+    now = datetime.fromtimestamp(_now(), UTC)
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One request at a time on this machine, and none within three seconds of the one before, whoever made it."""
+def _request_slot() -> Iterator[None]:
+    """Wait until a request is allowed: one at a time on this machine, three seconds apart.
+
+    A lock file and the time of the last request are shared by all processes.
+    """
     from filelock import FileLock
 
     folder = cache_dir("corpora", "arxiv")
-    last, lock = folder / "last-request", FileLock(folder / "request.lock")
-    with writing(folder):
+    last_request, lock = folder / "last-request", FileLock(folder / "request.lock")
+    with explain_write_errors(folder):
         lock.acquire()
     try:
-        if last.exists():
-            since = _now() - last.stat().st_mtime
-            _sleep(APART_S if since < 0 else APART_S - since)  # below 0, the clock was set back
-        with writing(folder):
-            last.touch()
+        if last_request.exists():
+            elapsed_s = _now() - last_request.stat().st_mtime
+            # A negative time means that the clock was set back.
+            _sleep(REQUEST_INTERVAL_S if elapsed_s < 0 else REQUEST_INTERVAL_S - elapsed_s)
+        with explain_write_errors(folder):
+            last_request.touch()
         yield
     finally:
-        if last.exists():
-            os.utime(last, (_now(), _now()))
+        if last_request.exists():
+            os.utime(last_request, (_now(), _now()))
         lock.release()
 
 

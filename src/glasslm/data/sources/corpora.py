@@ -1,4 +1,4 @@
-"""Where text comes from: named corpora and your own files, found, hashed and read in chunks."""
+"""Find the text that a configuration asks for: a named corpus, files or a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from glasslm.config.schema import Corpus, DataConfig
-from glasslm.data.cache import cache_dir
-from glasslm.data.download import HURRIED, DownloadError
+from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
 from glasslm.data.sources import arxiv, files, hub, python_code, shakespeare, wikipedia
-from glasslm.data.sources.files import Source, SourceFile
+from glasslm.data.sources.files import Source
 from glasslm.errors import InputError
-from glasslm.text import Say
+from glasslm.text import Notify
 
-__all__ = ["KNOWN", "Source", "SourceFile", "cache_dir", "find", "of_run"]
-
-# Of each named corpus: its size, its licence, and where it comes from.
-KNOWN: dict[Corpus, tuple[str, str, str]] = {
+# For each named corpus: its size, its licence, and its origin.
+CORPUS_FACTS: dict[Corpus, tuple[str, str, str]] = {
     "shakespeare": shakespeare.FACTS,
     "python": python_code.FACTS,
     "arxiv": arxiv.FACTS,
@@ -24,11 +21,11 @@ KNOWN: dict[Corpus, tuple[str, str, str]] = {
 }
 
 
-def find(data: DataConfig, say: Say) -> Source:
-    """The text that `data` asks for, downloaded if it must be; `say` gets what a person should know.
+def find_source(data: DataConfig, notify: Notify) -> Source:
+    """The text that `data` asks for, downloaded if necessary.
 
-    Without a corpus, a data set and files it is Shakespeare, or, when that cannot be had within 5 seconds, loudly,
-    Python's own library. Raises InputError when what was asked for by name is not there.
+    The default is Shakespeare. If it cannot be downloaded within 5 seconds, a warning is sent and
+    the standard library of Python is used. Raises InputError when a requested text is missing.
     """
     if (
         data.max_bytes != DataConfig.max_bytes
@@ -39,38 +36,45 @@ def find(data: DataConfig, say: Say) -> Source:
             "--max-bytes is for --corpus wikipedia and --hf-dataset: other texts are taken whole"
         )
     if data.text_file:
-        return files.find(data.text_file, say)
+        return files.find_source(data.text_file, notify)
     if data.hf_dataset:
-        part = (data.hf_config, data.hf_split, data.hf_column)
-        wanted = hub.Wanted(data.hf_dataset, *part, data.most_bytes, revision=data.hf_revision)
-        return hub.find(data.hf_dataset, wanted, say)
-    if data.corpus == "wikipedia":
-        return wikipedia.find(data.most_bytes, say)
-    if data.corpus == "python":
-        return python_code.find(say)
-    if data.corpus == "arxiv":
-        return arxiv.find(data.category, data.max_results, say)
-    if data.corpus == "shakespeare":
-        return shakespeare.find(say)
-    try:
-        return shakespeare.find(say, attempts=HURRIED)
-    except DownloadError as error:
-        say(f"WARNING: {error}")
-        say(
-            "WARNING: falling back to the corpus 'python'; with --corpus shakespeare this is an error instead"
+        request = hub.HubRequest(
+            data.hf_dataset,
+            data.hf_config,
+            data.hf_split,
+            data.hf_column,
+            data.max_byte_count,
+            revision=data.hf_revision,
         )
-        return replace(python_code.find(say), fallback=True)
+        return hub.find_source(data.hf_dataset, request, notify)
+    if data.corpus == "wikipedia":
+        return wikipedia.find_source(data.max_byte_count, notify)
+    if data.corpus == "python":
+        return python_code.find_source(notify)
+    if data.corpus == "arxiv":
+        return arxiv.find_source(data.category, data.max_results, notify)
+    if data.corpus == "shakespeare":
+        return shakespeare.find_source(notify)
+    try:
+        return shakespeare.find_source(notify, timeouts_s=HURRIED_TIMEOUTS_S)
+    except DownloadError as error:
+        notify(f"WARNING: {error}")
+        notify(
+            "WARNING: falling back to the corpus 'python'; "
+            "with --corpus shakespeare this is an error instead"
+        )
+        return replace(python_code.find_source(notify), fallback=True)
 
 
-def of_run(data: DataConfig, facts: dict[str, Any], say: Say) -> Source:
-    """The text that a run was trained on, wherever it is resumed: `data` is its config, `facts` its record of the data.
+def find_run_source(data: DataConfig, facts: dict[str, Any], notify: Notify) -> Source:
+    """The text that a run was trained on. `data` is its config, `facts` the "data" of its run.json.
 
-    A named corpus or data set is found again; your own files are those that were recorded, also where they came through
-    a pipe or were converted.
-    Raises DamagedError when one of them is gone or has changed, InputError for an imported model, which has none.
+    A named corpus or dataset is found again. Files are those that run.json records, also where they
+    came through a pipe or were converted. Raises DamagedError when a file is missing or has
+    changed, InputError for an imported model, which has no text.
     """
     if not facts["files"]:
         raise InputError(
-            "this model was imported, without the text that it was trained on: give one with --text-file"
+            "this model was imported without its training text: give a text with --text-file"
         )
-    return files.of_run(facts["files"]) if data.text_file else find(data, say)
+    return files.reopen_source(facts["files"]) if data.text_file else find_source(data, notify)

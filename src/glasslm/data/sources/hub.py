@@ -1,7 +1,8 @@
-"""Text streamed from a data set of Hugging Face, no more of it than was asked for, kept in the cache.
+"""Stream text from a Hugging Face dataset, up to a number of bytes, and keep it in the cache.
 
-The libraries run in a process of their own (hub_reader.py), which says what it finds, a line of JSON each. Here its
-texts are joined and cut, and it is ended when there is enough or when nothing comes any more.
+The libraries run in a process of their own (hub_reader.py), which writes a line of JSON for each
+text. This module joins and cuts the texts. It kills the process when there is enough text, or when
+the process is silent for too long.
 """
 
 from __future__ import annotations
@@ -17,120 +18,132 @@ from typing import Any
 
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import DownloadError
-from glasslm.data.sources.child import Child
+from glasslm.data.sources.child_process import ChildProcess
 from glasslm.data.sources.files import Source, source_file
-from glasslm.data.sources.texts import Progress, joined, made_once
+from glasslm.data.sources.texts import Progress, cached_text, join_texts
 from glasslm.errors import InputError
-from glasslm.text import Say, duration, harmless, size
+from glasslm.text import Notify, duration, harmless, size
 
-WAIT_S, WAITS = (
-    30.0,
-    20,
-)  # seconds without a text until a word about that, and how often, before it is given up
-READER = "glasslm.data.sources.hub_reader"
+WAIT_S = 30.0  # for a line of the reader, before a message
+MAX_WAITS = 20  # in a row, before the reader is given up
+READER_MODULE = "glasslm.data.sources.hub_reader"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which part of which data set. `title` is a column that comes before each text; `revision` a commit."""
+class HubRequest:
+    """The part of a dataset that is wanted.
+
+    The cache names a text by a hash of these fields and their names.
+    """
 
     dataset: str
     config: str | None
     split: str
     column: str | None
-    most: int  # bytes
-    title: str | None = None
-    revision: str | None = None
+    most: int  # bytes of text, at most
+    title: str | None = None  # a column that is put before each text
+    revision: str | None = None  # a commit
 
 
-def find(name: str, wanted: Wanted, say: Say, by_hand: str = "") -> Source:
-    """The text, from the cache or the hub. Raises DownloadError when neither has it; `by_hand` is its last clause.
+def find_source(name: str, request: HubRequest, notify: Notify, manual_supply: str = "") -> Source:
+    """The text of a dataset, from the cache or the hub.
 
-    InputError where something that was asked for by name is not there, or the library `datasets` is missing.
+    Raises DownloadError when neither has it; `manual_supply` is the last clause of its message.
+    Raises InputError where the dataset, a part of it, or the library `datasets` is missing.
     """
-    by_hand = by_hand or (
-        f"to supply it by hand, get a parquet file from https://huggingface.co/datasets/{wanted.dataset}/tree/main "
-        "and give it with --text-file"
+    manual_supply = manual_supply or (
+        "to supply it by hand, get a parquet file from "
+        f"https://huggingface.co/datasets/{request.dataset}/tree/main and give it with --text-file"
     )
 
-    about: dict[str, str] = {}  # as the hub says it
+    about: dict[str, str] = {}  # filled by _read_texts
 
-    def make() -> Iterator[bytes]:
-        with closing(_texts(wanted, about, say, by_hand)) as texts:
-            yield from joined(_told(texts, wanted, say), wanted.most)
+    def make_text() -> Iterator[bytes]:
+        with closing(_read_texts(request, about, notify, manual_supply)) as texts:
+            yield from join_texts(_report_progress(texts, request, notify), request.most)
 
-    def origin() -> str:
+    def find_origin() -> str:
         return f"https://huggingface.co/datasets/{about['dataset']}/tree/{about['revision']}"
 
-    path, found = made_once(cache_dir("corpora", "hub"), dataclasses.asdict(wanted), make, origin)
-    return Source(name, (source_file(path, found),))
+    path, origin = cached_text(
+        cache_dir("corpora", "hub"), dataclasses.asdict(request), make_text, find_origin
+    )
+    return Source(name, (source_file(path, origin),))
 
 
-def _told(texts: Iterator[str], wanted: Wanted, say: Say) -> Iterator[str]:
-    """The texts, with a word now and then on how far it is; too little text is an error, or worth a note."""
-    progress, total = Progress(say), 0
+def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) -> Iterator[str]:
+    """The texts, with progress messages, and a note if they are fewer bytes than requested.
+
+    Raises InputError if there is no text.
+    """
+    progress, total = Progress(notify), 0
     for text in texts:
         yield text
         total += len(text.encode("utf-8", "replace"))
-        progress.at(total / wanted.most, f"{wanted.dataset}: {size(total)} of {size(wanted.most)}")
+        progress.update(
+            total / request.most, f"{request.dataset}: {size(total)} of {size(request.most)}"
+        )
     if not total:
-        raise InputError(f"{wanted.dataset}, split {wanted.split}, holds no text")
-    if total < wanted.most:
-        say(f"note: that is all of {wanted.dataset}, split {wanted.split}: {size(total)} of text")
+        raise InputError(f"{request.dataset}, split {request.split}, holds no text")
+    if total < request.most:
+        notify(
+            f"note: that is all of {request.dataset}, split {request.split}: {size(total)} of text"
+        )
 
 
-def _texts(
-    wanted: Wanted, about: dict[str, str], say: Say, by_hand: str
+def _read_texts(
+    request: HubRequest, about: dict[str, str], notify: Notify, manual_supply: str
 ) -> Generator[str, None, None]:
-    """What the reader finds, as it comes; before that it fills `about`."""
+    """The texts as the reader sends them. `about` is filled before the first one."""
 
-    def failed(why: str) -> DownloadError:
-        return DownloadError(f"{wanted.dataset} could not be read: {why}; {by_hand}")
+    def failure(reason: str) -> DownloadError:
+        return DownloadError(f"{request.dataset} could not be read: {reason}; {manual_supply}")
 
-    request = json.dumps(dataclasses.asdict(wanted))
+    arguments = json.dumps(dataclasses.asdict(request))
     with (
         tempfile.TemporaryDirectory(dir=cache_dir(), ignore_cleanup_errors=True) as folder,
-        Child(READER, request, folder, environment=_environment(folder)) as reader,
+        ChildProcess(READER_MODULE, arguments, folder, environment=_environment(folder)) as reader,
     ):
         waits = 0
         while True:
             try:
-                line = reader.line(WAIT_S)
+                line = reader.read_line(WAIT_S)
             except TimeoutError:
                 waits += 1
-                silence = f"nothing came for {duration(waits * WAIT_S)}{reader.last_words()}"
-                if waits == WAITS:
-                    raise failed(silence) from None
-                say(f"{wanted.dataset}: {silence}; waiting")
+                silence = f"nothing came for {duration(waits * WAIT_S)}{reader.last_error_line()}"
+                if waits == MAX_WAITS:
+                    raise failure(silence) from None
+                notify(f"{request.dataset}: {silence}; waiting")
                 continue
             waits = 0
             if not line:
-                raise failed(f"its process ended{reader.last_words()}")
-            said: dict[str, Any] = json.loads(line)
-            if "text" in said:
-                yield said["text"]
-            elif "about" in said:
-                about |= said["about"]
-                say(_about(about, wanted))
-            elif "refused" in said:
-                raise InputError(harmless(said["refused"]))
-            elif "failed" in said:
-                raise failed(harmless(said["failed"]))
+                raise failure(f"its process ended{reader.last_error_line()}")
+            message: dict[str, Any] = json.loads(line)
+            if "text" in message:
+                yield message["text"]
+            elif "about" in message:
+                about |= message["about"]
+                notify(_describe(about, request))
+            elif "refused" in message:
+                raise InputError(harmless(message["refused"]))
+            elif "failed" in message:
+                raise failure(harmless(message["failed"]))
             else:
                 return
 
 
-def _about(about: dict[str, str], wanted: Wanted) -> str:
-    """Licence and size, before anything is fetched."""
-    part = ", ".join(filter(None, (wanted.config, wanted.split)))
-    which = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"
+def _describe(about: dict[str, str], request: HubRequest) -> str:
+    """Licence and size of the dataset, for a message before the first text is fetched."""
+    part = ", ".join(filter(None, (request.config, request.split)))
+    dataset = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"
     return harmless(
-        f"{which}: {about['licence']}; {about['size']}, taking at most {size(wanted.most)} of text"
+        f"{dataset}: {about['licence']}; {about['size']}, "
+        f"taking at most {size(request.most)} of text"
     )
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """The reader's: its own caches, which go with it; no telemetry; and the mirror in place of the hub."""
+    """Environment of the reader: caches inside `folder`, no telemetry, the mirror as the hub."""
     caches = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE")
     environment = os.environ | {name: os.path.join(folder, name) for name in caches}
     environment |= {
@@ -141,6 +154,6 @@ def _environment(folder: str) -> dict[str, str]:
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     mirror = os.environ.get("GLASSLM_MIRROR")
     if mirror:
-        # The token of huggingface.co is nobody else's business.
+        # A mirror must not receive the user's token of huggingface.co.
         environment |= {"HF_ENDPOINT": mirror.rstrip("/"), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     return environment

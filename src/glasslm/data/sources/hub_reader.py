@@ -1,10 +1,11 @@
-"""The process that reads a data set of Hugging Face: `python -m glasslm.data.sources.hub_reader REQUEST FOLDER`, by hub.py.
+"""Read a Hugging Face dataset: `python -m glasslm.data.sources.hub_reader REQUEST FOLDER`.
 
-It is a process of its own because huggingface_hub takes the address of the hub once, when it is imported, because
-threads of pyarrow may keep an interpreter from ending (https://github.com/apache/arrow/issues/45214), and because what
-hangs can then be ended. It writes a line of JSON for each thing: {"about": {...}} before any text is fetched, {"text":
-...} for each row, and at last {"end": true}, {"refused": MESSAGE} (what was asked for is not there) or {"failed":
-REASON}.
+hub.py starts this process. It is separate for three reasons: huggingface_hub reads the address of
+the hub once, at import; threads of pyarrow may keep an interpreter from ending
+(https://github.com/apache/arrow/issues/45214); and a process that hangs can be killed.
+
+It writes lines of JSON: {"about": {...}} before any text is fetched, {"text": ...} for each row,
+and last {"end": true}, {"refused": MESSAGE} (the request cannot be met) or {"failed": REASON}.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from glasslm.data.sources.texts import listed, text_column
+from glasslm.data.sources.texts import choose_text_column, list_names
 from glasslm.errors import InputError
 from glasslm.text import one_line, size
 
@@ -24,51 +25,56 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from huggingface_hub.hf_api import DatasetInfo
 
-PATIENCE_S = 20.0  # for the first answer of the hub
-PAGE = "https://huggingface.co/datasets"
-TEXT = ("string", "large_string", "string_view")
+HUB_TIMEOUT_S = 20.0  # for the first answer of the hub
+DATASETS_URL = "https://huggingface.co/datasets"
+TEXT_DTYPES = ("string", "large_string", "string_view")
 
-Asked = dict[str, Any]  # the fields of hub.Wanted
+Request = dict[str, Any]  # the fields of hub.HubRequest
 
 
 def main() -> None:
+    """Write the lines to standard output; output of the libraries goes to standard error."""
     request, folder = sys.argv[1:]
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what libraries print is not ours
-        os.chdir(
-            folder
-        )  # where no folder has the name of a data set, which would be read in its place
+        os.dup2(2, 1)
+        # `datasets` would read a local folder that has the name of the dataset.
+        os.chdir(folder)
         with suppress(BrokenPipeError):
-            for line in answer(json.loads(request)):
+            for line in answer_request(json.loads(request)):
                 out.write(json.dumps(line).encode() + b"\n")
                 if "text" not in line:
                     out.flush()
-    os._exit(0)  # without waiting for threads
+    os._exit(0)  # It does not wait for threads.
 
 
-def answer(asked: Asked) -> Iterator[dict[str, Any]]:
-    """The lines, to the last one."""
+def answer_request(request: Request) -> Iterator[dict[str, Any]]:
+    """The lines for one request, in the order of the module's docstring."""
     try:
         import huggingface_hub
 
         hub = huggingface_hub.HfApi()
         info = hub.dataset_info(
-            asked["dataset"], revision=asked["revision"], files_metadata=True, timeout=PATIENCE_S
+            request["dataset"],
+            revision=request["revision"],
+            files_metadata=True,
+            timeout=HUB_TIMEOUT_S,
         )
         _refuse_script(info)
         if info.gated:
             hub.auth_check(info.id, repo_type="dataset")
-        about = {"licence": _licence(info), "size": _size(info, asked)}
+        about = {"licence": _licence(info), "size": _size(info, request)}
         yield {"about": {"dataset": info.id, "revision": info.sha, **about}}
-        yield from ({"text": text[: asked["most"]]} for text in _texts(info, asked))
+        yield from ({"text": text[: request["most"]]} for text in _read_texts(info, request))
         yield {"end": True}
     except ImportError as error:
-        needs = f"reading {asked['dataset']} needs the library datasets ({one_line(str(error))})"
-        yield {"refused": f"{needs}: pip install 'glasslm[hub]'"}
+        library = f"the library datasets ({one_line(str(error))})"
+        yield {
+            "refused": f"reading {request['dataset']} needs {library}: pip install 'glasslm[hub]'"
+        }
     except InputError as error:
         yield {"refused": str(error)}
-    except Exception as error:  # of whatever kind: it is told to the one who asked
-        yield _told(error, asked)
+    except Exception as error:  # of any kind: it is reported to the process that asked
+        yield _explain_error(error, request)
 
 
 def _card(info: DatasetInfo) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _card(info: DatasetInfo) -> dict[str, Any]:
 
 
 def _licence(info: DatasetInfo) -> str:
-    """As the card of the data set states it."""
+    """The licence that the dataset card states."""
     card = _card(info)
     stated = card.get("license")
     names = [str(name) for name in (stated if isinstance(stated, list) else [stated]) if name]
@@ -86,37 +92,41 @@ def _licence(info: DatasetInfo) -> str:
     return f"licence {' and '.join(names)}" if names else "licence not stated"
 
 
-def _size(info: DatasetInfo, asked: Asked) -> str:
-    """That of the split, as the card states it, else of all files."""
+def _size(info: DatasetInfo, request: Request) -> str:
+    """The size of the split that the card states, else the size of all files."""
     card = _card(info)
     stated = card.get("dataset_info") or []
     for part in stated if isinstance(stated, list) else [stated]:
-        if part.get("config_name", "default") == (asked["config"] or "default"):
+        if part.get("config_name", "default") == (request["config"] or "default"):
             for split in part.get("splits") or []:
-                if split.get("name") == asked["split"] and split.get("num_bytes"):
+                if split.get("name") == request["split"] and split.get("num_bytes"):
                     return f"{size(int(split['num_bytes']))} in all"
     total = sum(file.size or 0 for file in info.siblings or [])
     return f"files of {size(total)}" if total else "size not stated"
 
 
 def _refuse_script(info: DatasetInfo) -> None:
+    """Raise InputError for a dataset that consists of a program."""
     script = f"{info.id.rpartition('/')[2]}.py"
     if any(file.rfilename == script for file in info.siblings or []):
         raise InputError(
-            f"{info.id} is a program ({script}) rather than files, and a program of others is never run here: take the "
-            f"parquet files at {PAGE}/{info.id}/tree/refs%2Fconvert%2Fparquet, if there are some, with --text-file"
+            f"{info.id} is a program ({script}) rather than files, and is never run here: take the "
+            f"parquet files at {DATASETS_URL}/{info.id}/tree/refs%2Fconvert%2Fparquet, if there "
+            "are any, with --text-file"
         )
 
 
-def _texts(info: DatasetInfo, asked: Asked) -> Iterator[str]:
-    dataset = _rows(info, asked)
-    if dataset.features is None:  # as with JSON and CSV: the first row tells
-        holds = {name: isinstance(value, str) for name, value in next(iter(dataset), {}).items()}
+def _read_texts(info: DatasetInfo, request: Request) -> Iterator[str]:
+    dataset = _open_split(info, request)
+    if dataset.features is None:  # JSON and CSV have no schema: the first row shows the types
+        first_row: dict[str, Any] = next(iter(dataset), {})
+        is_text = {name: isinstance(value, str) for name, value in first_row.items()}
     else:
-        holds = {
-            name: getattr(kind, "dtype", None) in TEXT for name, kind in dataset.features.items()
+        is_text = {
+            name: getattr(feature, "dtype", None) in TEXT_DTYPES
+            for name, feature in dataset.features.items()
         }
-    column, title = text_column(holds, info.id, asked["column"]), asked["title"]
+    column, title = choose_text_column(is_text, info.id, request["column"]), request["title"]
     for row in dataset.select_columns([title, column] if title else [column]):
         text = row[column]
         if not isinstance(text, str | None):
@@ -127,66 +137,72 @@ def _texts(info: DatasetInfo, asked: Asked) -> Iterator[str]:
             yield f"{row[title]}\n\n{text}" if title else text
 
 
-def _rows(info: DatasetInfo, asked: Asked) -> IterableDataset:
-    """The split as a stream. InputError for a configuration or a split that is not there, with the names of others."""
+def _open_split(info: DatasetInfo, request: Request) -> IterableDataset:
+    """The split as a stream.
+
+    Raises InputError for an unknown configuration or split, with the names that exist.
+    """
     import datasets
 
     try:
-        splits = datasets.load_dataset(info.id, asked["config"], revision=info.sha, streaming=True)
-    except ValueError:  # it is not there, or none was given and none is the default
+        splits = datasets.load_dataset(
+            info.id, request["config"], revision=info.sha, streaming=True
+        )
+    except ValueError:  # The configuration is unknown, or none was given and there is no default.
         names = datasets.get_dataset_config_names(info.id, revision=info.sha)
-        if asked["config"] is None and len(names) > 1:
+        if request["config"] is None and len(names) > 1:
             raise InputError(
-                f"{info.id} has several configurations: choose one with --hf-config: {listed(names)}"
+                f"{info.id} has several configurations: "
+                f"choose one with --hf-config: {list_names(names)}"
             ) from None
-        if asked["config"] is not None and asked["config"] not in names:
-            there = listed(names, asked["config"])
+        if request["config"] is not None and request["config"] not in names:
+            known = list_names(names, request["config"])
             raise InputError(
-                f"{info.id} has no configuration '{asked['config']}': there are {there}"
+                f"{info.id} has no configuration '{request['config']}': there are {known}"
             ) from None
         raise
-    if asked["split"] not in splits:
-        there = listed(list(splits), asked["split"])
+    if request["split"] not in splits:
+        known = list_names(list(splits), request["split"])
         raise InputError(
-            f"{info.id} has no split '{asked['split']}': choose with --hf-split from {there}"
+            f"{info.id} has no split '{request['split']}': choose with --hf-split from {known}"
         )
-    return splits[asked["split"]]
+    return splits[request["split"]]
 
 
-def _told(error: Exception, asked: Asked) -> dict[str, str]:
-    """What went wrong, in one line."""
+def _explain_error(error: Exception, request: Request) -> dict[str, str]:
+    """The last line to write for an error: {"refused": MESSAGE} or {"failed": REASON}."""
     from huggingface_hub import errors
 
-    name, chain = asked["dataset"], list(_chain(error))
-    for cause in chain:
+    name, causes = request["dataset"], list(_causes(error))
+    for cause in causes:
         if isinstance(cause, errors.GatedRepoError):
             cure = "accept its conditions there, then log in (`hf auth login`, or HF_TOKEN)"
-            return {"refused": f"{PAGE}/{name} is given only to those who ask for it: {cure}"}
+            return {"refused": f"{DATASETS_URL}/{name} is open only to users with access: {cure}"}
         if isinstance(cause, errors.RevisionNotFoundError):
-            return {"failed": f"the hub no longer has its revision {asked['revision']}"}
+            return {"failed": f"the hub no longer has its revision {request['revision']}"}
         if isinstance(cause, errors.RepositoryNotFoundError):
-            close = _similar(name)
-            cure = f": is it one of {', '.join(close)}?" if close else f": see {PAGE}"
+            similar = _similar_datasets(name)
+            cure = f"is it one of {', '.join(similar)}?" if similar else f"see {DATASETS_URL}"
             return {
-                "refused": f"there is no data set {name} on Hugging Face, or it is private{cure}"
+                "refused": f"there is no data set {name} on Hugging Face, or it is private: {cure}"
             }
         if isinstance(cause, errors.HfHubHTTPError):
             return {"failed": f"the server answers {cause.response.status_code}"}
-    return {"failed": one_line(f"{type(chain[-1]).__name__}: {chain[-1]}")}
+    return {"failed": one_line(f"{type(causes[-1]).__name__}: {causes[-1]}")}
 
 
-def _similar(name: str) -> list[str]:
-    """Data sets with such a name, if the hub tells."""
+def _similar_datasets(name: str) -> list[str]:
+    """Ids of at most 3 datasets with a similar name; empty if the hub does not answer."""
     import huggingface_hub
 
     with suppress(Exception):
-        found = huggingface_hub.HfApi().list_datasets(search=name.rpartition("/")[2], limit=3)
-        return [dataset.id for dataset in found]
+        datasets = huggingface_hub.HfApi().list_datasets(search=name.rpartition("/")[2], limit=3)
+        return [dataset.id for dataset in datasets]
     return []
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, then its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

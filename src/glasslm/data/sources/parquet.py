@@ -1,4 +1,7 @@
-"""Texts out of a parquet file, read by pyarrow in batches, so that the file may be larger than the memory."""
+"""Convert parquet files to text once; the text is kept in the cache.
+
+pyarrow reads a file in batches, so a file may be larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,72 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glasslm.data.sources.texts import text_column
+from glasslm import files
+from glasslm.data.cache import cache_dir
+from glasslm.data.sources.texts import Progress, cached_text, choose_text_column, join_texts
 from glasslm.errors import InputError
-from glasslm.text import one_line
+from glasslm.text import Notify, one_line, size
 
 MAGIC = b"PAR1"  # at both ends of a file: https://parquet.apache.org/docs/file-format/
-ROWS = 256  # of a batch
+BATCH_ROWS = 256
+CONVERSION_FORMAT = 1  # part of the cache key: another number converts every file again
 
 
-def texts(path: Path) -> Iterator[tuple[float, str]]:
-    """The texts in their order, each with the share of the rows that is done then.
+def convert_to_text(path: Path, notify: Notify) -> Path:
+    """Path of the text: `path` itself, or the cached text of a parquet file.
 
-    Raises InputError where pyarrow is missing, the file is damaged, or it is not clear which column holds the text.
+    A parquet file is recognised by its content. Raises InputError where the file cannot be read,
+    is damaged, or pyarrow is missing.
+    """
+    try:
+        if not _is_parquet(path):
+            return path
+        bytes_in_file = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+
+    def make_text() -> Iterator[bytes]:
+        notify(f"{path.name}: a parquet file, {size(bytes_in_file)}; converting it to text, once")
+        return join_texts(_report_progress(path, notify))
+
+    request = {
+        "sha256": files.sha256_of(path),
+        "kind": "a parquet file",
+        "format": CONVERSION_FORMAT,
+    }
+    return cached_text(cache_dir("converted"), request, make_text)[0]
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether the file is parquet. Raises InputError for a .parquet file of other content."""
+    with open(path, "rb") as file:
+        head = file.read(8192)
+    has_suffix = path.suffix.lower() == ".parquet"
+    if head.startswith(MAGIC) and (has_suffix or b"\0" in head):
+        return True
+    if has_suffix:
+        raise InputError(
+            f"{path} is called a parquet file, but does not begin as one: get it again"
+        )
+    return False
+
+
+def _report_progress(path: Path, notify: Notify) -> Iterator[str]:
+    """The texts of the file, with progress messages, and a note on empty texts at the end."""
+    progress, count, empty = Progress(notify), 0, 0
+    for share, text in _read_texts(path):
+        count += 1
+        empty += not text.strip("\r\n")
+        progress.update(share, f"{path.name}: {share:.0%}, {count:,} texts")
+        yield text
+    if empty:
+        notify(f"note: {empty:,} of the {count:,} texts in {path.name} are empty and left out")
+
+
+def _read_texts(path: Path) -> Iterator[tuple[float, str]]:
+    """The texts in order, each with the share of the rows that is read by then.
+
+    Raises InputError where pyarrow is missing, the file is damaged, or the text column is unclear.
     """
     try:
         import pyarrow
@@ -28,14 +85,14 @@ def texts(path: Path) -> Iterator[tuple[float, str]]:
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-            column = text_column(
+            column = choose_text_column(
                 {field.name: _is_text(field.type) for field in file.schema_arrow}, str(path)
             )
-            rows, done = max(1, file.metadata.num_rows), 0
-            for batch in file.iter_batches(ROWS, columns=[column]):
-                done += batch.num_rows
+            n_rows, rows_read = max(1, file.metadata.num_rows), 0
+            for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
+                rows_read += batch.num_rows
                 for text in batch.column(0).to_pylist():
-                    yield done / rows, text or ""
+                    yield rows_read / n_rows, text or ""
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -44,8 +101,13 @@ def texts(path: Path) -> Iterator[tuple[float, str]]:
         ) from None
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(column_type: Any) -> bool:
     from pyarrow import types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    return bool(
+        types.is_string(column_type)
+        or types.is_large_string(column_type)
+        or types.is_string_view(column_type)
+    )

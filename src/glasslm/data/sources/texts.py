@@ -1,6 +1,7 @@
-"""Many texts as one: which column of a table they are, joined by blank lines, cut to a size, kept in the cache.
+"""Join texts, choose the text column of a table, cut to a size, and cache what is slow to make.
 
-What takes long to fetch or to convert is made once: a small file named after the request holds the hash of its text.
+`cached_text` stores each text under the hash of its content. A small JSON file, named after the
+hash of the request, records which text belongs to the request.
 """
 
 from __future__ import annotations
@@ -14,108 +15,111 @@ from pathlib import Path
 from typing import Any
 
 from glasslm import files
-from glasslm.data.cache import writing
+from glasslm.data.cache import explain_write_errors
 from glasslm.errors import InputError
-from glasslm.text import Say, duration, harmless
+from glasslm.text import Notify, duration, harmless
 
 SEPARATOR = "\n\n"
-WAIT = 5.0  # seconds between two words on how far it is
-LISTED = 20  # names that an error shows, at most
+NOTIFY_INTERVAL_S = 5.0  # between two progress messages
+MAX_LISTED_NAMES = 20  # in one error message
 
 
-def joined(texts: Iterable[str], most: float = float("inf")) -> Iterator[bytes]:
-    """Whole texts with a blank line between them, as many as fit into `most` bytes; empty ones are left out.
+def join_texts(texts: Iterable[str], max_bytes: float = float("inf")) -> Iterator[bytes]:
+    """Whole texts with a blank line between them, as many as fit into `max_bytes`, as UTF-8.
 
-    Where the first one is longer than that, it alone is cut, after a whole character.
+    Empty texts are left out. A first text longer than `max_bytes` is cut after a whole character.
 
-    >>> b"".join(joined(["one", "", "two", "three"], most=9))
+    >>> b"".join(join_texts(["one", "", "two", "three"], max_bytes=9))
     b'one\\n\\ntwo'
     """
     total = 0
     for text in texts:
-        body = text.strip("\r\n").encode(
-            "utf-8", "replace"
-        )  # "replace" is for half a surrogate pair, which is no UTF-8
+        # "replace" is for lone surrogates, which UTF-8 cannot encode.
+        body = text.strip("\r\n").encode("utf-8", "replace")
         if not body:
             continue
         if total:
             body = SEPARATOR.encode() + body
-        if total + len(body) > most:
+        if total + len(body) > max_bytes:
             if not total:
-                yield body[: int(most)].decode("utf-8", "ignore").encode()
+                yield body[: int(max_bytes)].decode("utf-8", "ignore").encode()
             return
         total += len(body)
         yield body
 
 
-def text_column(holds: Mapping[str, bool], where: str, asked: str | None = None) -> str:
-    """The column with the text: the one asked for, else "text", else the only one that holds text.
+def choose_text_column(
+    is_text: Mapping[str, bool], table: str, requested: str | None = None
+) -> str:
+    """Name of the text column: the requested one, else "text", else the only one that holds text.
 
-    `holds` says of each column whether it does. Raises InputError with the names that there are.
+    `is_text` tells for each column whether it holds text; `table` names the table in messages.
+    Raises InputError with the names of the columns.
     """
-    names = listed(list(holds), asked)
-    if asked is not None:
-        if asked not in holds:
-            raise InputError(f"{where} has no column '{asked}': there are {names}")
-        if not holds[asked]:
-            raise InputError(f"column '{asked}' of {where} holds no text: there are {names}")
-        return asked
-    if holds.get("text"):
+    names = list_names(list(is_text), requested)
+    if requested is not None:
+        if requested not in is_text:
+            raise InputError(f"{table} has no column '{requested}': there are {names}")
+        if not is_text[requested]:
+            raise InputError(f"column '{requested}' of {table} holds no text: there are {names}")
+        return requested
+    if is_text.get("text"):
         return "text"
-    strings = [name for name, does in holds.items() if does]
-    if len(strings) == 1:
-        return strings[0]
-    if not strings:
-        raise InputError(f"no column of {where} holds text: there are {names}")
-    raise InputError(f"{where} has no column 'text', but several that hold text: {listed(strings)}")
+    text_columns = [name for name, holds_text in is_text.items() if holds_text]
+    if len(text_columns) == 1:
+        return text_columns[0]
+    if not text_columns:
+        raise InputError(f"no column of {table} holds text: there are {names}")
+    raise InputError(
+        f"{table} has no column 'text', but several that hold text: {list_names(text_columns)}"
+    )
 
 
-def listed(names: list[str], asked: str | None = None) -> str:
-    """A list of names for a message, those like `asked` first, and not endless."""
-    close = difflib.get_close_matches(asked or "", names, n=3)
-    names = close + [name for name in names if name not in close]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return harmless(", ".join(names[:LISTED])) + more if names else "none"
+def list_names(names: list[str], requested: str | None = None) -> str:
+    """Names for a message, at most MAX_LISTED_NAMES; those similar to `requested` come first."""
+    similar = difflib.get_close_matches(requested or "", names, n=3)
+    names = similar + [name for name in names if name not in similar]
+    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return harmless(", ".join(names[:MAX_LISTED_NAMES])) + more if names else "none"
 
 
-def made_once(
-    folder: Path, request: Any, make: Callable[[], Iterator[bytes]], origin: Callable[[], str] = str
+def cached_text(
+    folder: Path,
+    request: Any,
+    make_text: Callable[[], Iterator[bytes]],
+    find_origin: Callable[[], str] = str,
 ) -> tuple[Path, str]:
-    """The file with what `make` yields for `request` (strict JSON), made only if the cache does not have it whole.
+    """Path and origin of the text for `request`, made only if the cache has no intact copy.
 
-    Beside it what `origin` said, once it was made, of where it is from.
+    `request` is strict JSON; its hash names the record. `find_origin` is called after `make_text`
+    is exhausted; it returns the address of the text.
     """
     recipe = folder / f"{sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()}.json"
     try:
-        made = files.read_json(recipe)
-        path = folder / f"{made['text']}.txt"
+        record = files.read_json(recipe)
+        path = folder / f"{record['text']}.txt"
         if files.sha256_of(path) == path.stem:
-            return path, made.get("origin", "")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # missing or damaged: DamagedError is an OSError, too
-        pass
-    with writing(folder):
-        path = files.write_by_hash(folder, make(), ".txt")
-        found = origin()
-        files.write_json(recipe, {"text": path.stem, "of": request, "origin": found})
-    return path, found
+            return path, record.get("origin", "")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # The record or the text is missing or damaged. DamagedError is an OSError.
+    with explain_write_errors(folder):
+        path = files.write_by_hash(folder, make_text(), ".txt")
+        origin = find_origin()
+        files.write_json(recipe, {"text": path.stem, "of": request, "origin": origin})
+    return path, origin
 
 
 class Progress:
-    """Says now and then how much of something is done, and how long the rest will take."""
+    """Sends a progress message with the time left, at most every NOTIFY_INTERVAL_S seconds."""
 
-    def __init__(self, say: Say) -> None:
-        self._say, self._began = say, time.monotonic()
-        self._said = self._began
+    def __init__(self, notify: Notify) -> None:
+        self._notify, self._started_s = notify, time.monotonic()
+        self._notified_s = self._started_s
 
-    def at(self, share: float, what: str) -> None:
-        """`share` is done, of 1; `what` says it in words."""
+    def update(self, share: float, message: str) -> None:
+        """`share`, between 0 and 1, of the work is done; `message` describes it."""
         now = time.monotonic()
-        if now - self._said >= WAIT and share > 0:
-            self._said = now
-            left = (now - self._began) * max(0.0, 1 - share) / share
-            self._say(f"{what}, about {duration(left)} left")
+        if now - self._notified_s >= NOTIFY_INTERVAL_S and share > 0:
+            self._notified_s = now
+            left_s = (now - self._started_s) * max(0.0, 1 - share) / share
+            self._notify(f"{message}, about {duration(left_s)} left")

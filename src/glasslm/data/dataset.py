@@ -1,0 +1,308 @@
+"""Tokenize a text once into memory-mapped files of the cache, and reopen them.
+
+A dataset is the folder tokens/<sha256>/ of the cache, where the hash is the identity of text, split
+and tokenizer. The folder gets its name when it is complete, with a manifest of hashes (files.py),
+and is built again if a hash does not match. Shapes: N tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from glasslm import files
+from glasslm.config.schema import DataConfig
+from glasslm.data import tokenizers
+from glasslm.data.batch_sampler import TokenArray
+from glasslm.data.cache import cache_dir, explain_write_errors
+from glasslm.data.sources import corpora
+from glasslm.data.sources.files import Source
+from glasslm.data.text_pieces import cut_between_words, subsample
+from glasslm.data.text_split import TextSurvey, split_text, survey_text
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.errors import DamagedError, InputError
+from glasslm.text import Notify
+
+RECIPE_FORMAT = 2  # part of the name of a recipe
+PIECE_CHARACTERS = 1 << 20  # tokenized at once
+MAX_BPE_SAMPLE_BYTES = 50_000_000  # of the training text that BPE is trained on
+NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the text."""
+
+    tokens: TokenArray  # (N,) memory-mapped
+    bytes: int  # of its text
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A tokenized text.
+
+    `facts` is the "data" of run.json. `sha256` identifies text, split and tokenizer together.
+    """
+
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    test: Split | None
+    facts: dict[str, Any]
+    sha256: str
+
+
+def prepare_dataset(
+    data: DataConfig, source: Source, notify: Notify, tokenizer: Tokenizer | None = None
+) -> Dataset:
+    """The tokens of `source`, from the cache if it has them.
+
+    Without `tokenizer`, the one that `data` asks for is used. Raises InputError for an empty text,
+    bad UTF-8 or an unusable tokenizer, ExhaustedError when the disk is full.
+    """
+    folder = cache_dir("tokens")
+    recipe = folder / f"{_recipe_name(data, source)}.json" if tokenizer is None else None
+    with explain_write_errors(folder), _lock_folder(folder, notify):
+        dataset = None
+        if tokenizer is not None:
+            dataset = reopen_dataset(_identity(data, source, tokenizer))
+        elif recipe is not None and recipe.is_file():
+            dataset = reopen_dataset(recipe.read_text(encoding="utf-8", errors="replace"))
+        if dataset is None:
+            key = _build_dataset(folder, data, source, notify, tokenizer)
+            if recipe is not None:
+                files.write_atomic(recipe, key.encode())
+            dataset = reopen_dataset(key)
+            assert dataset is not None, f"tokens just written to {folder / key} do not verify"
+    return replace(
+        dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]}
+    )
+
+
+def reopen_dataset(data_sha256: str) -> Dataset | None:
+    """The dataset of this identity; None if the cache does not have it or it is damaged."""
+    folder = cache_dir("tokens") / data_sha256
+    try:
+        files.verify_folder(folder)
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = tokenizers.parse_tokenizer(text)
+        facts, dtype = files.read_json(folder / "facts.json"), _token_dtype(tokenizer)
+        parts = {
+            name: Split(_map_tokens(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"])
+            for name in ("train", "val", "test")
+            if f"{name}_tokens" in facts
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # It is missing or damaged. DamagedError is an OSError.
+    return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
+
+
+def load_run_dataset(
+    data: DataConfig, facts: dict[str, Any], tokenizer: Tokenizer, notify: Notify
+) -> Dataset:
+    """The dataset of a run, from the cache, or built again from its text.
+
+    `facts` is the "data" of its run.json. Raises DamagedError when the text is missing or has
+    changed.
+    """
+    dataset = reopen_dataset(facts["sha256"])
+    if dataset is None:
+        source = corpora.find_run_source(data, facts, notify)
+        dataset = prepare_dataset(data, source, notify, tokenizer)
+        if dataset.sha256 != facts["sha256"]:
+            raise DamagedError(
+                "the text of this run has changed since: "
+                f"its sha256 was {facts['sha256']}, it is {dataset.sha256} now"
+            )
+    return dataset
+
+
+def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenArray:
+    """The whole text as tokens (N,), memory-mapped from a temporary file without a name."""
+    folder, dtype = cache_dir(), _token_dtype(tokenizer)
+    with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for text in cut_between_words(source.text(errors), PIECE_CHARACTERS):
+            file.write(tokenizer.encode(text).astype(dtype).tobytes())
+        file.flush()
+        return np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+
+
+def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1) -> None:
+    """Raise InputError unless each part holds a window, and the training part a batch."""
+    cures = {
+        "training": "",
+        "validation": ", a larger --val-fraction",
+        "test": ", a larger --test-fraction",
+    }
+    splits = zip(cures.items(), (dataset.train, dataset.val, dataset.test), strict=True)
+    for (name, cure), split in splits:
+        if split is None or len(split.tokens) > block_size:
+            continue
+        raise InputError(
+            f"the {name} part has {len(split.tokens)} tokens ({split.bytes} bytes), but a window "
+            f"of --block-size {block_size} takes {block_size + 1}: "
+            f"use a smaller --block-size{cure}, or more text"
+        )
+    n_windows = len(dataset.train.tokens) - block_size
+    if batch_size > n_windows:
+        raise InputError(
+            f"the training part has {len(dataset.train.tokens)} tokens, which make {n_windows} "
+            f"different windows of {block_size}, but a batch takes {batch_size}: "
+            "use a smaller --batch-size or --block-size, or more text"
+        )
+
+
+def _recipe_name(data: DataConfig, source: Source) -> str:
+    """Hash of text, split and requested tokenizer.
+
+    The recipe records which dataset it led to, so that a second run need not train the tokenizer.
+    """
+    tokenizer: list[Any] = [data.tokenizer]
+    if data.tokenizer == "bpe":
+        tokenizer.append(data.vocab_size)
+    elif data.tokenizer not in tokenizers.TOKENIZER_KINDS:
+        tokenizer = [tokenizers.read_tokenizer(data.tokenizer).sha256]
+    return _digest(
+        RECIPE_FORMAT,
+        source.sha256,
+        data.encoding_errors,
+        data.val_fraction,
+        data.test_fraction,
+        *tokenizer,
+    )
+
+
+def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
+    """Hash of text, split and tokenizer, which names the folder of a dataset."""
+    return _digest(
+        source.sha256, data.encoding_errors, data.val_fraction, data.test_fraction, tokenizer.sha256
+    )
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@contextmanager
+def _lock_folder(folder: Path, notify: Notify) -> Iterator[None]:
+    """Let one process at a time build; remove what an interrupted one left behind."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        notify("waiting for another process that is preparing tokens")
+        lock.acquire()
+    try:
+        files.sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _build_dataset(
+    folder: Path, data: DataConfig, source: Source, notify: Notify, tokenizer: Tokenizer | None
+) -> str:
+    """Tokenize the text into folder/<identity>; returns the identity."""
+    survey = survey_text(source, data.encoding_errors)
+    _notify_survey(survey, data, folder, notify)
+    if tokenizer is None:
+        tokenizer = _make_tokenizer(data, source, survey, notify)
+    key = _identity(data, source, tokenizer)
+    facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
+    parts = itertools.groupby(split_text(source, data, survey.bytes), key=lambda piece: piece[0])
+
+    def facts_json() -> Iterator[bytes]:
+        # write_folder reads this last, when the tokens of all parts are counted.
+        yield files.json_bytes(facts)
+
+    contents: dict[str, Iterable[files.Chunk]] = {"tokenizer.json": [tokenizer.to_json().encode()]}
+    for name in ("train", "val", "test")[: 3 if data.test_fraction else 2]:
+        contents[f"{name}.bin"] = _tokenize_part(name, parts, tokenizer, facts)
+    files.write_folder(folder / key, contents | {"facts.json": facts_json()})
+    return key
+
+
+def _notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
+    if survey.nuls:
+        notify(f"the text holds {survey.nuls} NUL characters; they are kept")
+    if survey.replaced and data.encoding_errors == "replace":
+        notify(f"the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
+    if survey.bytes >= NOTIFY_MIN_BYTES:
+        notify(
+            f"tokenising {survey.bytes / 1e6:,.0f} MB of text, once; "
+            f"the tokens are kept in {folder}"
+        )
+
+
+def _tokenize_part(
+    name: str, parts: Iterator[tuple[str, Any]], tokenizer: Tokenizer, facts: dict[str, Any]
+) -> Iterator[TokenArray]:
+    """Token arrays (N,) of the next of `parts`; none if the text is too short to have that part.
+
+    Adds the numbers of tokens and bytes to `facts`.
+    """
+    facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
+    next_name, pieces = next(parts, (name, ()))
+    assert next_name == name
+    for text in cut_between_words((text for _, text in pieces), PIECE_CHARACTERS):
+        ids = tokenizer.encode(text).astype(_token_dtype(tokenizer))
+        yield ids
+        facts[f"{name}_tokens"] += len(ids)
+        facts[f"{name}_bytes"] += len(text.encode())
+
+
+def _make_tokenizer(
+    data: DataConfig, source: Source, survey: TextSurvey, notify: Notify
+) -> Tokenizer:
+    match data.tokenizer:
+        case "char":
+            return tokenizers.CharTokenizer(survey.alphabet)
+        case "byte":
+            return tokenizers.ByteTokenizer()
+        case "gpt2":
+            return tokenizers.load_gpt2(notify)
+        case "bpe":
+            sample = _sample_for_bpe(data, source, survey, notify)
+            tokenizer = tokenizers.train_bpe(sample, data.vocab_size)
+            if tokenizer.vocab_size < data.vocab_size:
+                notify(
+                    f"the vocabulary has {tokenizer.vocab_size} tokens instead of the "
+                    f"{data.vocab_size} asked for: "
+                    "no further pair occurs twice in the training text"
+                )
+            return tokenizer
+    return tokenizers.read_tokenizer(data.tokenizer)
+
+
+def _sample_for_bpe(
+    data: DataConfig, source: Source, survey: TextSurvey, notify: Notify
+) -> Iterator[str]:
+    """The training text, or evenly spaced pieces of about MAX_BPE_SAMPLE_BYTES of it."""
+    training = (text for part, text in split_text(source, data, survey.bytes) if part == "train")
+    share = MAX_BPE_SAMPLE_BYTES / (survey.bytes * (1 - data.val_fraction - data.test_fraction))
+    if share < 1:
+        notify(
+            f"training BPE on {MAX_BPE_SAMPLE_BYTES / 1e6:.0f} MB, evenly spaced, "
+            f"{share:.0%} of the training text"
+        )
+    yield from subsample(cut_between_words(training, PIECE_CHARACTERS), share)
+
+
+def _token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+def _map_tokens(path: Path, dtype: np.dtype[Any]) -> TokenArray:
+    if path.stat().st_size == 0:  # An empty file cannot be mapped.
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")

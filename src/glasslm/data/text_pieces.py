@@ -1,0 +1,47 @@
+"""Cut a stream of strings into pieces, sample pieces, or take a prefix, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+_WORD_END = re.compile(r"\S(?=[ \n])")
+
+
+def cut_between_words(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The same text in pieces of at least `size` characters; each ends before a blank.
+
+    The last piece may be shorter. Where no blank comes for 16 times `size`, as in scripts without
+    blanks, a piece ends anywhere, so that memory is bounded.
+    """
+    buffer = ""
+    for text in texts:
+        buffer += text
+        start = 0
+        while len(buffer) - start > size:
+            word_end = _WORD_END.search(buffer, start + size)
+            if word_end is None and len(buffer) - start < 16 * size:
+                break
+            end = word_end.end() if word_end else start + 16 * size
+            yield buffer[start:end]
+            start = end
+        buffer = buffer[start:]
+    if buffer:
+        yield buffer
+
+
+def subsample(texts: Iterable[str], share: float) -> Iterator[str]:
+    """This share of `texts`, evenly spaced; all of them if `share` is 1 or more."""
+    for i, text in enumerate(texts):
+        if math.floor((i + 1) * share) > math.floor(i * share):
+            yield text
+
+
+def take_characters(texts: Iterable[str], max_characters: int) -> Iterator[str]:
+    """The first `max_characters` characters of `texts`."""
+    for text in texts:
+        yield text[:max_characters]
+        max_characters -= len(text)
+        if max_characters <= 0:
+            break
