@@ -33,7 +33,7 @@ class DataConfig:
     """Number of abstracts of --corpus arxiv, the newest first."""
     text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "none")] = ()
     """Train on these instead of a corpus: files, folders, glob patterns, or - for standard input.
-    Parquet files and MediaWiki dumps (.xml, .xml.bz2) are recognised by their names."""
+    A parquet file is converted to text."""
     hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
     """Train on a Hugging Face data set instead, such as roneneldan/TinyStories."""
     hf_config: Annotated[str | None, optional_flag("NAME", "the data set's default")] = None

@@ -102,8 +102,8 @@ class TrainConfig:
     """Start from a run's best weights, architecture and tokenizer, as `glasslm finetune` does."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "max_steps", "eval_interval", "log_interval")
-        counts += ("checkpoint_interval", "keep")
+        counts = ["batch_size", "max_steps", "eval_interval", "log_interval"]
+        counts += ["checkpoint_interval", "keep"]
         require_fields(self, counts, lambda x: x >= 1, "at least 1")
         require_fields(self, ("micro_batch_size", "sample_interval"), lambda x: x >= 0, "0 or more")
         require_fields(self, ["seed"], lambda x: 0 <= x < 2**64, "0 or more and below 2**64")

@@ -1,6 +1,6 @@
-"""Causal self-attention in PyTorch: the projections and positions, the softmax, and the cache of keys and values.
+"""Causal self-attention: the projections of a block, and attention by fused kernels or explicitly.
 
-Letters: B rows, T positions, S keys, D width, H query heads, K key-value heads, Q head size.
+Letters: B rows, T queries, S keys, D width, H query heads, K key-value heads, Q head size.
 """
 
 from __future__ import annotations
@@ -13,34 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasslm.config.schema import AttentionName, ModelConfig
-from glasslm.engines.torch.kv_cache import Reading
-from glasslm.engines.torch.layers import RMSNorm, compiled_on_cpu, dropout_mask, linear, widened
+from glasslm.engines.torch.kv_cache import CacheView
+from glasslm.engines.torch.layers import (
+    RMSNorm,
+    dropout_mask,
+    is_compiling_for_cpu,
+    make_linear,
+    upcast,
+)
 
-TILES = 4  # of queries, when attention is written out: keys that no query of a tile sees are not computed at all
+QUERY_TILES = 4  # in explicit attention: keys that no query of a tile attends to are skipped
 
 
-class Drop(NamedTuple):
-    """Dropout at one site: a share p of the elements of each row, chosen by the row's key (B,)."""
+class SiteDropout(NamedTuple):
+    """Dropout at one site of the model: of each row's elements a fraction p, chosen by its key."""
 
     p: float
-    keys: Tensor
+    keys: Tensor  # (B,)
 
 
-class Place(NamedTuple):
-    """Where the T new tokens of each row stand, and what they may see."""
+class AttentionContext(NamedTuple):
+    """What attention needs to know of positions, masks and dropout: the same in every block."""
 
-    rotation: tuple[Tensor, Tensor] | None  # cos and sin (T, 1, Q) or (B, T, 1, Q), with rope
-    bias: (
-        Tensor | None
-    )  # (H, T, S) or (B, H, T, S), what alibi adds to the scores, -inf where a key is hidden
-    # (1, T, S) or (B, 1, T, S), True where a key is hidden; None: those after the query, or none of them
+    rotation: tuple[Tensor, Tensor] | None  # RoPE's cos and sin, (T, 1, Q) or (B, T, 1, Q) each
+    # ALiBi's addend to the scores, (H, T, S) or (B, H, T, S), -inf where a key is masked
+    bias: Tensor | None
+    # (1, T, S) or (B, 1, T, S), True where a key is masked; None: the causal mask, or no mask
     hidden: Tensor | None
-    causal: bool  # whether `hidden` None means that the keys after a query are hidden
-    way: AttentionName | None = (
-        None  # how to compute it over a whole text; None: over a cache, by the fused kernels
-    )
+    causal: bool  # whether `hidden` None means the causal mask
+    # The algorithm for a whole text; None: fused kernels, for queries that attend to a cache
+    algorithm: AttentionName | None = None
     window: int = 0
-    drop: Drop | None = None  # of the attention probabilities
+    dropout: SiteDropout | None = None  # of the attention probabilities
 
 
 class Attention(nn.Module):
@@ -48,30 +52,28 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads, self.kv_heads, self.head_size = (
-            layer,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_size,
-        )
+        self.layer, self.head_size = layer, c.head_size
+        self.heads, self.kv_heads = c.n_heads, c.n_kv_heads
         HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-        self.q = linear(c, "q", c.d_model, HQ, bias=c.bias)
-        self.k = linear(c, "k", c.d_model, KQ)  # softmax does not see a bias of the keys
-        self.v = linear(c, "v", c.d_model, KQ, bias=c.bias)
+        self.q = make_linear(c, "q", c.d_model, HQ, bias=c.bias)
+        self.k = make_linear(c, "k", c.d_model, KQ)  # no bias: without RoPE softmax cancels it
+        self.v = make_linear(c, "v", c.d_model, KQ, bias=c.bias)
         self.q_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
-        self.o = linear(c, "o", HQ, c.d_model, bias=c.bias)
+        self.o = make_linear(c, "o", HQ, c.d_model, bias=c.bias)
 
-    def forward(self, x: Tensor, place: Place, reading: Reading | None = None) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, context: AttentionContext, view: CacheView | None = None
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With a view, the keys and values are added to its cache."""
         B, T, _ = x.shape
-        q, k, v = self.heads_of(x, place)
-        if reading is not None:
-            k, v = reading.extend(self.layer, k, v)
-        y = attention(q, k, v, place)
+        q, k, v = self.project_heads(x, context)
+        if view is not None:
+            k, v = view.extend(self.layer, k, v)
+        y = attention(q, k, v, context)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
-    def heads_of(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    def project_heads(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries (B, H, T, Q), keys and values (B, K, T, Q)."""
         B, T, _ = x.shape
         q = self.q(x).view(B, T, self.heads, self.head_size)
@@ -79,81 +81,93 @@ class Attention(nn.Module):
         v = self.v(x).view(B, T, self.kv_heads, self.head_size).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if place.rotation is not None:
-            q, k = rotated(q, *place.rotation), rotated(k, *place.rotation)
+        if context.rotation is not None:
+            q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
         return q.transpose(1, 2), k.transpose(1, 2), v
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, T, heads, Q): the pairs (j, j + Q / 2) rotated. arXiv:2104.09864; halves as in Hugging Face's Llama."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pairs (j, j + Q / 2) of x (B, T, heads, Q), rotated by RoPE: (B, T, heads, Q).
+
+    cos and sin (T, 1, Q) or (B, T, 1, Q); sin is negative in the first half. arXiv:2104.09864, with
+    halves as in Hugging Face's Llama.
+    """
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([second, first], -1) * sin).to(
-        x.dtype
-    )  # sin is negative in the first half
+    return (x * cos + torch.cat([second, first], -1) * sin).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
-    """q (B, H, T, Q), k and v (B, K, S, Q) -> softmax(q kᵀ / sqrt(Q) + bias) v, (B, H, T, Q)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+    """softmax(q kᵀ / sqrt(Q) + bias) v: q (B, H, T, Q), k and v (B, K, S, Q) -> (B, H, T, Q)."""
     if (
-        place.drop is not None
-        or place.way == "plain"
-        or (place.way == "auto" and compiled_on_cpu(q))
+        context.dropout is not None
+        or context.algorithm == "plain"
+        or (context.algorithm == "auto" and is_compiling_for_cpu(q))
     ):
-        return written_out(q, k, v, place)
+        return explicit_attention(q, k, v, context)
     mask = None
-    if place.bias is not None:
-        mask = place.bias.to(q.dtype)
-    elif place.hidden is not None:
-        mask = ~place.hidden
+    if context.bias is not None:
+        mask = context.bias.to(q.dtype)
+    elif context.hidden is not None:
+        mask = ~context.hidden
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=mask,
-        is_causal=place.causal and mask is None,
+        is_causal=context.causal and mask is None,
         enable_gqa=q.size(1) != k.size(1),
     )
 
 
-def scores_and_weights(q: Tensor, k: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """What `attention` goes by, to be looked at: q kᵀ / sqrt(Q), -inf where a key is hidden, and its softmax with bias.
+def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+    """The scores q kᵀ / sqrt(Q) and their softmax, of a whole text, for inspection.
 
-    q (B, H, T, Q), k (B, K, T, Q) -> (B, H, T, T) each.
+    q (B, H, T, Q), k (B, K, T, Q) -> scores without bias, -inf where a key is masked, and weights
+    with it, (B, H, T, T) each.
     """
     H, T, Q = q.shape[1:]
-    scores = widened(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
+    scores = upcast(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
     position = torch.arange(T, device=q.device)
-    ahead = position - position[:, None]
-    hidden = (ahead > 0) | (ahead <= -place.window) if place.window else ahead > 0
-    scores = scores.masked_fill(hidden, -math.inf)
-    return scores, torch.softmax(scores if place.bias is None else scores + place.bias, -1)
+    scores = scores.masked_fill(_hidden(position, position, context.window), -math.inf)
+    return scores, torch.softmax(scores if context.bias is None else scores + context.bias, -1)
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
-    """The same of a whole text (S = T), for dropout, and for CPUs, where it is faster once it is compiled."""
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+    """`attention` of a whole text (S = T) from its definition, a tile of queries at a time.
+
+    It computes dropout, and compiled for a CPU it is faster than the fused kernels.
+    q (B, H, T, Q), k and v (B, K, T, Q) -> (B, H, T, Q).
+    """
     H, T, Q = q.shape[1:]
     if k.size(1) != H:
         k, v = (x.repeat_interleave(H // k.size(1), 1) for x in (k, v))
     position = torch.arange(T, device=q.device)
-    parts = []
-    for start in range(0, T, step := math.ceil(T / TILES)):
+    outputs = []
+    for start in range(0, T, step := math.ceil(T / QUERY_TILES)):
         end = min(start + step, T)
-        seen = slice(
-            max(0, start - place.window + 1) if place.window else 0, end
-        )  # by some query of this tile
-        scores = widened((q[:, :, start:end] * Q**-0.5) @ k[:, :, seen].mT)
-        if place.bias is not None:
-            scores = scores + place.bias[..., start:end, seen]
-        ahead = position[seen] - position[start:end, None]
-        hidden = (ahead > 0) | (ahead <= -place.window) if place.window else ahead > 0
-        # Added, because the gradient of a sum needs no mask, which the gradient of masked scores would.
+        # The keys that some query of this tile attends to.
+        keys = slice(max(0, start - context.window + 1) if context.window else 0, end)
+        scores = upcast((q[:, :, start:end] * Q**-0.5) @ k[:, :, keys].mT)
+        if context.bias is not None:
+            scores = scores + context.bias[..., start:end, keys]
+        hidden = _hidden(position[start:end], position[keys], context.window)
+        # The mask is added: the gradient of a sum needs no mask, that of masked scores does.
         scores = scores + torch.zeros_like(hidden, dtype=scores.dtype).masked_fill(
             hidden, -math.inf
         )
         p = torch.softmax(scores, -1)
-        if place.drop is not None:
+        if context.dropout is not None:
             head = torch.arange(H, device=q.device)[:, None, None]
-            element = (head * T + position[start:end, None]) * T + position[seen]
-            p = p * dropout_mask(element, place.drop.p, place.drop.keys, p.dtype)
-        parts.append(p.to(v.dtype) @ v[:, :, seen])
-    return torch.cat(parts, 2)
+            element = (head * T + position[start:end, None]) * T + position[keys]
+            p = p * dropout_mask(element, context.dropout.p, context.dropout.keys, p.dtype)
+        outputs.append(p.to(v.dtype) @ v[:, :, keys])
+    return torch.cat(outputs, 2)
+
+
+def _hidden(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """(T, S), True where a key is after its query or before its window (0: no window).
+
+    queries (T,) and keys (S,) are positions.
+    """
+    ahead = keys - queries[:, None]
+    return (ahead > 0) | (ahead <= -window) if window else ahead > 0

@@ -1,8 +1,9 @@
-"""Many processes, one run: rank 0 leads, the others follow.
+"""Training on several processes: rank 0 leads, and the others repeat the calls of its engine.
 
-Only rank 0 runs the loop, reads text and writes files. Each verb that it calls on its engine is told to the others,
-which do the same with theirs, so that nothing above the seam knows of ranks, and only the first machine needs the text.
-torchrun starts the processes; what they tell each other is JSON and arrays, never a pickle.
+Only rank 0 runs the training loop, reads text and writes files. It broadcasts each call on its
+engine, and the other ranks make the same call on theirs. So no module outside this package depends
+on ranks, and only the first machine needs the text. torchrun starts the processes. Messages are
+JSON and arrays, without pickle.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ import torch.distributed as dist
 
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import ranks, require_divisible, thread_count
+from glasslm.engines.choice import count_ranks, require_divisible, thread_count
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
-from glasslm.engines.torch.engine import TorchEngine, make
-from glasslm.engines.torch.kv_cache import KeyValueCache
-from glasslm.engines.torch.ranks import Ranks
+from glasslm.engines.torch.engine import TorchEngine, make_torch_engine
+from glasslm.engines.torch.kv_cache import KVCache
+from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import GroupError, InputError
 
-PATIENCE_S = 1800.0  # before a rank gives the others up; GLASSLM_GROUP_TIMEOUT says otherwise
+GROUP_TIMEOUT_S = 1800.0  # of a rank that waits for the others, unless GLASSLM_GROUP_TIMEOUT is set
 
 
-class Leader:
-    """The engine of rank 0: what is asked of it, it tells the others first."""
+class LeaderEngine:
+    """The engine of rank 0, which broadcasts each call before it executes it."""
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
@@ -51,115 +52,123 @@ class Leader:
         return self._engine.loss_scale
 
     def accumulate(self, batch: Batch, weight: float) -> Losses:
-        with in_words():
+        with explain_group_failure():
             arrays = [batch.tokens, batch.targets, batch.rows]
-            tell({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
+            broadcast_call({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
             return self._engine.accumulate(batch, weight)
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
-        with in_words():
-            tell({"verb": "update", "lr": lr, "skip_above": skip_above})
+        with explain_group_failure():
+            broadcast_call({"verb": "update", "lr": lr, "skip_above": skip_above})
             return self._engine.update(lr, skip_above)
 
     def losses(self, tokens: Array, targets: Array) -> Array:
-        with in_words():
-            tell({"verb": "losses"}, [tokens, targets])
+        with explain_group_failure():
+            broadcast_call({"verb": "losses"}, [tokens, targets])
             return self._engine.losses(tokens, targets)
 
-    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        """Text is written by this rank alone, from all weights, which it gathers for the while."""
-        with in_words():
-            tell({"verb": "weights"})
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """Engine.new_cache: this rank gathers all weights and generates text alone."""
+        with explain_group_failure():
+            broadcast_call({"verb": "weights"})
             return self._engine.new_cache(rows, capacity)
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
-        """Likewise."""
-        with in_words():
-            tell({"verb": "weights"})
+        """Engine.inspect: this rank gathers all weights and computes alone."""
+        with explain_group_failure():
+            broadcast_call({"verb": "weights"})
             return self._engine.inspect(batch, names)
 
-    def logits(
-        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
-    ) -> Array:
+    def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         return self._engine.logits(tokens, cache, counts, every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        with in_words():
-            tell({"verb": "state"})
+        with explain_group_failure():
+            broadcast_call({"verb": "state"})
             yield from self._engine.state()
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
         entries = dict(state)
-        with in_words():
+        with explain_group_failure():
             numbers = {"updates": updates, "loss_scale": loss_scale}
-            tell({"verb": "load", "names": list(entries), **numbers}, list(entries.values()))
+            broadcast_call(
+                {"verb": "load", "names": list(entries), **numbers}, list(entries.values())
+            )
             self._engine.load(entries.items(), updates, loss_scale)
 
 
-def lead(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Leader:
-    """Rank 0's engine, once every rank has made its own. Raises InputError where the ranks cannot share the batch."""
-    require_divisible(config.train.batch_size, ranks())
+def lead_group(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> LeaderEngine:
+    """The engine of rank 0, after all ranks have created theirs.
+
+    Raises InputError if the ranks cannot divide the batch, and GroupError if a rank fails.
+    """
+    require_divisible(config.train.batch_size, count_ranks())
     if config.optimizer.ema and compute.parallel == "fsdp":
         raise InputError(
-            "--ema keeps a second copy of the weights, which fsdp does not cut: use --parallel ddp"
+            "--ema needs a second copy of the weights, which fsdp does not shard: "
+            "use --parallel ddp"
         )
-    with in_words():
-        _join()
-        what = {"config": to_dict(config), "vocab_size": vocab_size, "compute": to_dict(compute)}
-        tell({"verb": "engine", **what})
-        return Leader(make(config, vocab_size, compute, Ranks(compute.parallel)))
+    with explain_group_failure():
+        _join_group()
+        arguments = {"config": to_dict(config), "vocab_size": vocab_size}
+        broadcast_call({"verb": "engine", **arguments, "compute": to_dict(compute)})
+        ranks = RankGroup(compute.parallel)
+        return LeaderEngine(make_torch_engine(config, vocab_size, compute, ranks))
 
 
-def follow() -> int:
-    """Do what rank 0 does until it is done, and return the exit code."""
-    with in_words():
-        _join()
-    # Whoever interrupts a run interrupts rank 0, too, which saves with the help of all and then lets them go.
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, signal.SIG_IGN)
+def follow_leader() -> int:
+    """Repeat the calls of rank 0 until it releases this rank; returns the exit code.
+
+    Raises GroupError if another rank fails.
+    """
+    with explain_group_failure():
+        _join_group()
+    # An interrupt reaches rank 0 too, which saves with the help of all ranks and releases them.
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.SIG_IGN)
     engine: Any = None
     while True:
-        with in_words():
-            told, arrays = hear()
-            match told["verb"]:
+        with explain_group_failure():
+            call, arrays = receive_call()
+            match call["verb"]:
                 case "engine":
-                    engine = None  # before there is another
-                    compute = from_dict(ComputeConfig, told["compute"])
-                    engine = make(
-                        from_dict(RunConfig, told["config"]),
-                        told["vocab_size"],
+                    engine = None  # frees its memory before the next engine needs it
+                    compute = from_dict(ComputeConfig, call["compute"])
+                    engine = make_torch_engine(
+                        from_dict(RunConfig, call["config"]),
+                        call["vocab_size"],
                         compute,
-                        Ranks(compute.parallel),
+                        RankGroup(compute.parallel),
                     )
                 case "accumulate":
                     tokens, targets, rows = arrays
-                    engine.accumulate(Batch(tokens, targets, told["step"], rows), told["weight"])
+                    engine.accumulate(Batch(tokens, targets, call["step"], rows), call["weight"])
                 case "update":
-                    engine.update(told["lr"], told["skip_above"])
+                    engine.update(call["lr"], call["skip_above"])
                 case "losses":
                     engine.losses(*arrays)
                 case "weights":
-                    engine.gathered(engine.model)
+                    engine.gather_weights(engine.model)
                 case "state":
                     for _ in engine.state():
                         pass
                 case "load":
-                    engine.load(zip(told["names"], arrays), told["updates"], told["loss_scale"])
+                    engine.load(zip(call["names"], arrays), call["updates"], call["loss_scale"])
                 case "stop":
                     engine = None
-                    _leave()
+                    _leave_group()
                     return 0
 
 
-def dismiss() -> None:
-    """Let the other ranks go, if there are any and they are still there."""
+def release_workers() -> None:
+    """End the other ranks' `follow_leader`, if the group still exists."""
     if dist.is_initialized():
-        tell({"verb": "stop"})
-        _leave()
+        broadcast_call({"verb": "stop"})
+        _leave_group()
 
 
-def tell(message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-    """From rank 0 to all others: a message and arrays."""
+def broadcast_call(message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+    """Send a call, as JSON, and its arrays (any shapes) from rank 0 to all other ranks."""
     arrays = [np.ascontiguousarray(array) for array in arrays]
     message = message | {"arrays": [[array.dtype.name, array.shape] for array in arrays]}
     text = np.frombuffer(json.dumps(message).encode(), np.uint8)
@@ -168,8 +177,8 @@ def tell(message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
         dist.broadcast(torch.from_numpy(array.copy()), 0)
 
 
-def hear() -> tuple[dict[str, Any], list[Array]]:
-    """What rank 0 tells."""
+def receive_call() -> tuple[dict[str, Any], list[Array]]:
+    """The next call that rank 0 broadcasts, and its arrays in their shapes."""
     size = torch.zeros(1, dtype=torch.int64)
     dist.broadcast(size, 0)
     text = torch.zeros(int(size), dtype=torch.uint8)
@@ -181,36 +190,34 @@ def hear() -> tuple[dict[str, Any], list[Array]]:
     return message, [array.numpy() for array in arrays]
 
 
-def _join() -> None:
-    """Meet the other ranks, once."""
+def _join_group() -> None:
+    """Create the process group, unless it exists; waits for the other ranks."""
     if dist.is_initialized():
         return
     torch.set_num_threads(thread_count(0))
-    patience = datetime.timedelta(
-        seconds=float(os.environ.get("GLASSLM_GROUP_TIMEOUT", PATIENCE_S))
-    )
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience
-    )
+    timeout_s = float(os.environ.get("GLASSLM_GROUP_TIMEOUT", GROUP_TIMEOUT_S))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 
 
-def _leave() -> None:
-    gc.collect()  # what still holds on to the group when Python ends takes the process down with it
+def _leave_group() -> None:
+    gc.collect()  # an object that refers to the group when Python ends would crash the process
     dist.destroy_process_group()
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
-    """A rank that is gone or hangs, in words."""
+def explain_group_failure() -> Iterator[None]:
+    """A context that raises GroupError, naming this rank, if another rank has ended or hangs."""
     try:
         yield
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        dist.destroy_process_group()  # or the others, where they hang, would be waited for once more
+        dist.destroy_process_group()  # otherwise ranks that hang are waited for again
         raise GroupError(
-            f"rank {os.environ['RANK']} has lost the others: one of them has ended or hangs ({_first_line(error)}). "
-            "Start the same processes with `glasslm resume RUN` to go on from the latest checkpoint"
+            f"rank {os.environ['RANK']} has lost the others: one of them has ended or hangs "
+            f"({_first_line(error)}). Start the same processes with `glasslm resume RUN` to "
+            "continue from the latest checkpoint"
         ) from None
 
 

@@ -1,7 +1,8 @@
-"""The PyTorch engine: the verbs of engines/__init__.py over the model in model.py and autograd.
+"""The PyTorch engine: the methods of engines/protocol.py with the model in model.py and autograd.
 
-On several ranks each verb is called on all of them at once with the same arguments; a rank computes every size-th row
-of what it is given. distributed.py sees to the calling.
+On several ranks every method is called on all of them at once with the same arguments, by
+distributed.py, and each rank computes every size-th row.
+Letters: B rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,75 +22,45 @@ from torch import Tensor
 
 from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import micro_batch_size
-from glasslm.engines.dropout import row_keys, site
-from glasslm.engines.inspection import GRADIENT, require_known
+from glasslm.engines.dropout import row_keys, site_number
+from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
-from glasslm.engines.state import AVERAGE, decay_of_average, read_state
+from glasslm.engines.state import AVERAGE, average_decay, read_state
 from glasslm.engines.torch import hardware
-from glasslm.engines.torch.inspection import Look
-from glasslm.engines.torch.kv_cache import KeyValueCache
-from glasslm.engines.torch.layers import widened
+from glasslm.engines.torch.errors import compiler_errors, memory_errors
+from glasslm.engines.torch.inspection import ActivationRecorder
+from glasslm.engines.torch.kv_cache import KVCache
+from glasslm.engines.torch.layers import upcast
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
-from glasslm.engines.torch.optimizer import Optimizer, cut_like, whole
-from glasslm.engines.torch.ranks import Ranks
+from glasslm.engines.torch.objective import loss_terms
+from glasslm.engines.torch.optimizer import Optimizer, gather_shards, shard_like
+from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
-from glasslm.text import one_line
 
 Array = NDArray[Any]
 
-COMPUTE: dict[str, torch.dtype] = {
+TORCH_DTYPES: dict[str, torch.dtype] = {
     "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
-GROWTH_INTERVAL = 2000  # updates between attempts at a larger scale of float16's losses
-LARGEST_SCALE, SMALLEST_SCALE = 2.0**16, 2.0  # 1 is for the other precisions
+SCALE_GROWTH_UPDATES = 2000  # updates between attempts at a larger loss scale of float16
+MAX_LOSS_SCALE, MIN_LOSS_SCALE = 2.0**16, 2.0  # of float16; other precisions have 1
 
 
 @contextmanager
-def no_denormals() -> Iterator[None]:
-    """Gradients of text learnt by heart underflow, and a CPU takes 30 times as long for numbers that small.
+def flush_denormals() -> Iterator[None]:
+    """A context in which denormals become zero: gradients near zero slow a CPU step 30 times.
 
-    It holds for the calling thread and for threads that begin meanwhile: PyTorch's own begin with the first large sum.
+    It affects the calling thread, and threads that start in it: PyTorch's start with its first
+    large sum.
     """
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)  # it holds for all of this thread, which is not ours alone
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """What PyTorch says when memory is full, on whatever device, as Python's MemoryError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise MemoryError from None
-    except RuntimeError as error:  # the allocator of CPUs has words of its own on each system
-        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
-            raise MemoryError from None
-        raise
-
-
-@contextmanager
-def compiler_errors() -> Iterator[None]:
-    """A compiler that is there and does not work is told in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            raise
-        lines = [
-            line
-            for line in str(error).splitlines()
-            if line.strip() and not line.endswith("raised:")
-        ]
-        why = one_line(lines[0]) if lines else type(error).__name__
-        raise InputError(
-            f"torch.compile does not work here ({why}): use --compile off, or see to it"
-        ) from error
+        torch.set_flush_denormal(False)  # the setting belongs to the thread, which others use too
 
 
 class TorchEngine:
@@ -107,53 +78,53 @@ class TorchEngine:
         precision: Precision,
         threads: int = 0,
         compiled: bool = False,
-        ranks: Ranks | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
-        with no_denormals():
+        with flush_denormals():
             if threads:
                 torch.set_num_threads(threads)
-            torch.zeros(1 << 20).sum()  # so that all threads begin without denormals
+            torch.zeros(1 << 20).sum()  # starts all threads, without denormals
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
-        self.device, self.place = device, torch.device(ranks.place(device) if ranks else device)
+        self.device = device
+        self.torch_device = torch.device(ranks.device_name(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
-        self.loss_scale = LARGEST_SCALE if precision == "fp16" else 1.0
+        self.loss_scale = MAX_LOSS_SCALE if precision == "fp16" else 1.0
         self.rows = parameter_table(config.model, vocab_size)
-        self.exact = (
-            torch.float64 if precision == "fp64" else torch.float32
-        )  # of weights, gradients and moments
-        self.model = Transformer(config.model, vocab_size, COMPUTE[precision]).to(
-            self.place, self.exact
-        )
-        self._zero()
+        # The type of weights, gradients and moments.
+        self.master_dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.model = self._new_model()
+        self._zero_weights()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.rows[name].trained)
         if compiled:
             for block in self.model.blocks:
-                block.compile()  # in place, so that no name changes; they are alike, and one compilation serves all
-        self.average: Transformer | None = None  # of the weights as they were
+                block.compile()  # in place, so that names stay; equal blocks share one compilation
+        self.average: Transformer | None = None  # the model with the moving average of the weights
         if config.optimizer.ema:
-            self.average = Transformer(config.model, vocab_size, COMPUTE[precision]).to(
-                self.place, self.exact
-            )
+            self.average = self._new_model()
             self.average.requires_grad_(False)
-        self.used = self.average or self.model  # by all but training
+        self.eval_model = self.average or self.model  # for everything except training
         self.coefficients = coefficients(config)
         self.forward: Callable[..., Any] = (
-            ranks.spread(self.model, self.place) if ranks else self.model
+            ranks.wrap_model(self.model, self.torch_device) if ranks else self.model
         )
         self.micro_batch_size = micro_batch_size(config, "torch")
         self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
 
+    def _new_model(self) -> Transformer:
+        model = Transformer(self.config.model, self.vocab_size, TORCH_DTYPES[self.precision])
+        return model.to(self.torch_device, self.master_dtype)
+
     @cached_property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """By the table's names."""
-        found = dict(self.model.named_parameters())
-        assert set(found) == set(self.rows), "the modules are not named as the table is"
-        return found
+        """All weights by the table's names."""
+        parameters = dict(self.model.named_parameters())
+        assert set(parameters) == set(self.rows), "the modules are not named as the table is"
+        return parameters
 
     @cached_property
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """Those that training changes."""
+        """The weights that training changes, by name."""
         return {
             name: parameter
             for name, parameter in self.parameters.items()
@@ -163,93 +134,79 @@ class TorchEngine:
     @cached_property
     @memory_errors()
     def optimizer(self) -> Optimizer:
-        """Made when training starts; inference needs none."""
+        """Created when training starts, because inference needs no moments."""
         return Optimizer(self.trained, self.rows, self.config.optimizer)
 
     @torch.no_grad()
-    def _zero(self) -> None:
+    def _zero_weights(self) -> None:
         for parameter in self.model.parameters():
             parameter.zero_()
 
     @compiler_errors()
     @memory_errors()
-    @no_denormals()
+    @flush_denormals()
     def accumulate(self, batch: Batch, weight: float) -> Losses:
-        mine = np.arange(len(batch.tokens))[self.ranks.mine if self.ranks else slice(None)]
-        # DDP and FSDP give the mean of the ranks' gradients: here each rank's is a part of one sum.
+        """Engine.accumulate, of tokens and targets (B, T)."""
+        indices = self._rank_indices(len(batch.tokens))
+        # DDP and FSDP average the gradients of the ranks; here they are parts of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
-        exact = torch.float64 if self.place.type != "mps" else torch.float32
+        sum_dtype = torch.float64 if self.torch_device.type != "mps" else torch.float32
         sums = [
-            torch.zeros((), dtype=exact, device=self.place)
+            torch.zeros((), dtype=sum_dtype, device=self.torch_device)
             for _ in range(1 + len(self.coefficients))
         ]
-        use = torch.zeros(
-            self.config.model.n_layers, self.config.model.n_experts, device=self.place
-        )
-        for start in range(0, len(mine), self.micro_batch_size):
-            part = mine[start : start + self.micro_batch_size]
-            last = start + self.micro_batch_size >= len(mine)
-            with self.ranks.synchronising(self.forward, last) if self.ranks else nullcontext():
-                terms, routings = self._terms(*self._inputs(batch, part))
+        c = self.config.model
+        expert_use = torch.zeros(c.n_layers, c.n_experts, device=self.torch_device)
+        for start in range(0, len(indices), self.micro_batch_size):
+            part = indices[start : start + self.micro_batch_size]
+            last = start + self.micro_batch_size >= len(indices)
+            with self.ranks.gradient_sync(self.forward, last) if self.ranks else nullcontext():
+                tokens, targets, keys = self._inputs(batch, part)
+                terms, routings = self._loss_terms(tokens, targets, keys, self.forward)
                 (self._objective(terms) * scale).backward()  # type: ignore[no-untyped-call]
             for total, term in zip(sums, terms):
                 total += term.detach()
             for layer, routing in enumerate(routings):
-                use[layer] += routing.use
+                expert_use[layer] += routing.use
         if self.ranks:
-            for total in (*sums, use):
+            for total in (*sums, expert_use):
                 self.ranks.sum_(total)
         means = [weight * float(total) for total in sums]
         auxiliary = dict(zip(self.coefficients, means[1:]))
-        return Losses(means[0], auxiliary, to_numpy(use) if self.config.model.n_experts else None)
+        return Losses(means[0], auxiliary, to_numpy(expert_use) if c.n_experts else None)
 
     def _objective(self, terms: list[Tensor]) -> Tensor:
         return terms[0] + sum(
-            times * term for times, term in zip(self.coefficients.values(), terms[1:])
+            coefficient * term for coefficient, term in zip(self.coefficients.values(), terms[1:])
         )
 
-    def _terms(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        keys: Tensor | None,
-        forward: Callable[..., Any] | None = None,
+    def _loss_terms(
+        self, tokens: Tensor, targets: Tensor, keys: Tensor | None, forward: Callable[..., Any]
     ) -> tuple[list[Tensor], list[Routing]]:
-        """The sums over these rows (B, T) of what is minimised: the nats, then the terms in `coefficients`."""
-        c, found = self.config.model, {}
-        logits, routings = (forward or self.forward)(tokens, keys)
-        logits, targets = widened(logits).flatten(0, 1), targets.flatten()
-        valid = targets >= 0
-        nats = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-        if "smoothing" in self.coefficients:
-            hit = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-            found["smoothing"] = ((hit - logits.mean(-1)) * valid).sum()
-        if "z" in self.coefficients:
-            found["z"] = (torch.logsumexp(logits, -1).square() * valid).sum()
-        if routings:
-            each = (
-                tokens.shape[1] / c.n_layers
-            )  # a sequence counts as its targets do, and a layer as a part of all
-            found["balance"] = each * torch.stack([routing.balance for routing in routings]).sum()
-            found["router_z"] = each * torch.stack([routing.z for routing in routings]).sum()
-        return [nats, *(found[name] for name in self.coefficients)], routings
+        """The terms of the objective, summed over rows (B, T), and the routings."""
+        logits, routings = forward(tokens, keys)
+        return loss_terms(logits, targets, routings, self.coefficients), routings
 
     def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens and targets (B, T) of some rows of the batch, and the dropout keys of all sites (sites, B)."""
+        """Tokens and targets (B, T) of rows `part` (B,) of a batch, and dropout keys (sites, B)."""
         c, keys = self.config, None
         if c.model.dropout or c.model.attention_dropout:
-            rows, sites = batch.rows[part], range(site(c.model.n_layers, 0) + 1)
-            by_site = [row_keys(c.train.seed, batch.step, rows, place) for place in sites]
+            rows, sites = batch.rows[part], range(site_number(c.model.n_layers, 0) + 1)
+            by_site = [row_keys(c.train.seed, batch.step, rows, site) for site in sites]
             keys = self._to_device(np.stack(by_site).view(np.int32))
         return self._to_device(batch.tokens[part]), self._to_device(batch.targets[part]), keys
 
+    def _rank_indices(self, rows: int) -> Array:
+        """The indices of this rank's rows, of so many."""
+        return np.arange(rows)[self.ranks.row_slice if self.ranks else slice(None)]
+
     @memory_errors()
-    @no_denormals()
+    @flush_denormals()
     @torch.no_grad()
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         assert gradients, "update before accumulate"
-        norm = float(whole(torch.nn.utils.get_total_norm(gradients))) / self.loss_scale
+        norm = float(gather_shards(torch.nn.utils.get_total_norm(gradients))) / self.loss_scale
         finite = math.isfinite(norm)
         applied = finite and norm <= skip_above
         if applied:
@@ -260,119 +217,121 @@ class TorchEngine:
             self.optimizer.step(lr)
             self.updates += 1
             if self.average is not None:
-                share = 1 - decay_of_average(self.config.optimizer.ema, self.updates)
+                share = 1 - average_decay(self.config.optimizer.ema, self.updates)
                 torch._foreach_lerp_(
                     list(self.average.parameters()), list(self.parameters.values()), share
                 )
-        overflow = not finite and self.loss_scale > SMALLEST_SCALE
+        overflow = not finite and self.loss_scale > MIN_LOSS_SCALE
         if overflow:
             self.loss_scale /= 2
-        elif self.precision == "fp16" and applied and self.updates % GROWTH_INTERVAL == 0:
-            self.loss_scale = min(2 * self.loss_scale, LARGEST_SCALE)
+        elif self.precision == "fp16" and applied and self.updates % SCALE_GROWTH_UPDATES == 0:
+            self.loss_scale = min(2 * self.loss_scale, MAX_LOSS_SCALE)
         for parameter in self.parameters.values():
             parameter.grad = None
         return Update(norm, finite or overflow, applied)
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
-        """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
+        """The gradient that `accumulate` computes, by name, in the shapes of the table.
+
+        It discards gradients accumulated before, and its own.
+        """
         for parameter in self.parameters.values():
             parameter.grad = None
         self.accumulate(batch, weight)
-        found = {}
+        gradients = {}
         for name, parameter in self.trained.items():
             assert parameter.grad is not None
-            found[name] = to_numpy(whole(parameter.grad)) / self.loss_scale
+            gradients[name] = to_numpy(gather_shards(parameter.grad)) / self.loss_scale
             parameter.grad = None
-        return found
+        return gradients
 
     @memory_errors()
     @torch.no_grad()
     def losses(self, tokens: Array, targets: Array) -> Array:
-        mine = np.arange(len(tokens))[self.ranks.mine if self.ranks else slice(None)]
-        found = torch.zeros(tokens.shape, dtype=self.exact, device=self.place)
-        rounds = math.ceil(
-            len(tokens) / self.rows_at_once
-        )  # the same on every rank, as FSDP's forward passes must be
-        for index in range(rounds):
-            part = mine[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
-            some = part if len(part) else np.zeros(1, np.int64)
-            with self._eagerly():
-                logits, _ = self.used(self._to_device(tokens[some]))
+        """Engine.losses: tokens and targets (B, T) -> nats (B, T)."""
+        indices = self._rank_indices(len(tokens))
+        result = torch.zeros(tokens.shape, dtype=self.master_dtype, device=self.torch_device)
+        # FSDP needs as many forward passes on every rank, so a rank without rows computes row 0.
+        passes = math.ceil(len(tokens) / self.rows_at_once)
+        for index in range(passes):
+            part = indices[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
+            computed = part if len(part) else np.zeros(1, np.int64)
+            with self._without_compiling():
+                logits, _ = self.eval_model(self._to_device(tokens[computed]))
             if len(part):
-                hit = self._to_device(targets[part]).flatten()
+                flat_targets = self._to_device(targets[part]).flatten()
                 nats = F.cross_entropy(
-                    widened(logits).flatten(0, 1), hit, ignore_index=-1, reduction="none"
+                    upcast(logits).flatten(0, 1), flat_targets, ignore_index=-1, reduction="none"
                 )
-                found[torch.from_numpy(part).to(self.place)] = nats.view(len(part), -1).to(
-                    self.exact
-                )
+                rows = torch.from_numpy(part).to(self.torch_device)
+                result[rows] = nats.view(len(part), -1).to(self.master_dtype)
         if self.ranks:
-            self.ranks.sum_(found)
+            self.ranks.sum_(result)
             self.ranks.reshard(self.model)
-        return to_numpy(found)
+        return to_numpy(result)
 
     @memory_errors()
-    @no_denormals()
+    @flush_denormals()
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        """Engine.inspect; engines/inspection.py lists names and shapes."""
         names = list(names)
-        require_known(names, self.config.model, self.rows)
-        model = self.gathered(self.model)
+        require_known_names(names, self.config.model, self.rows)
+        model = self.gather_weights(self.model)
         scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
         tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
-        with self._eagerly(), Look(model, names) as look:
-            terms, _ = self._terms(tokens, targets, None, look.forward)
-            wanted = [name for name in names if name.startswith(GRADIENT)]
-            if wanted:
-                places = look.streams | dict(model.named_parameters())
-                of = [places[name.removeprefix(GRADIENT)] for name in wanted]
-                found = torch.autograd.grad(self._objective(terms) * scale, of)
-                look.found |= {name: widened(g) / self.loss_scale for name, g in zip(wanted, found)}
-        return {name: to_numpy(widened(look.found[name])) for name in names}
+        with self._without_compiling(), ActivationRecorder(model, names) as recorder:
+            terms, _ = self._loss_terms(tokens, targets, None, recorder.forward)
+            arrays = recorder.activations
+            gradient_names = [name for name in names if name.startswith(GRADIENT_PREFIX)]
+            if gradient_names:
+                tensors = recorder.streams | dict(model.named_parameters())
+                inputs = [tensors[name.removeprefix(GRADIENT_PREFIX)] for name in gradient_names]
+                gradients = torch.autograd.grad(self._objective(terms) * scale, inputs)
+                for name, gradient in zip(gradient_names, gradients):
+                    arrays[name] = upcast(gradient) / self.loss_scale
+        return {name: to_numpy(upcast(arrays[name])) for name in names}
 
     @memory_errors()
-    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        model = self.gathered(self.used)
-        return KeyValueCache(
-            model, model.config, rows, capacity, model.embedding.weight.device, model.dtype
-        )
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        model = self.gather_weights(self.eval_model)
+        device = model.embedding.weight.device
+        return KVCache(model, model.config, rows, capacity, device, model.dtype)
 
     @torch.no_grad()
-    def gathered(self, model: Transformer) -> Transformer:
-        """`model` with all its weights on this rank: a copy, where it is cut over ranks. Every rank must ask."""
+    def gather_weights(self, model: Transformer) -> Transformer:
+        """`model` with full weights on rank 0: a copy, if it is sharded. All ranks call it."""
         if not (self.ranks and self.ranks.kind == "fsdp"):
             return model
-        if self.ranks.rank > 0:  # it helps rank 0 and keeps nothing
+        if self.ranks.rank > 0:  # it takes part in the communication and stores nothing
             for name in self.rows:
-                whole(self.parameters[name])
+                gather_shards(self.parameters[name])
             return self.model
-        model = Transformer(self.config.model, self.vocab_size, self.model.dtype).to(
-            self.place, self.exact
-        )
+        model = self._new_model()
         weights = dict(model.named_parameters())
         for name in self.rows:
-            weights[name].copy_(whole(self.parameters[name]))
+            weights[name].copy_(gather_shards(self.parameters[name]))
         return model
 
     @memory_errors()
     @torch.inference_mode()
-    def logits(
-        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
-    ) -> Array:
+    def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
+        """Engine.logits: tokens (B, T), counts (B,) -> (B, V), or (B, T, V) with `every`."""
         counts, model = np.asarray(counts, np.int64), cache.model
         assert isinstance(model, Transformer)
-        reading = cache.reading(counts, tokens.shape[1])
-        with self._eagerly():
-            x, _ = model.hidden(self._to_device(tokens), reading=reading)
+        view = cache.advance(counts, tokens.shape[1])
+        with self._without_compiling():
+            x, _ = model.hidden(self._to_device(tokens), view=view)
         if not every:
             last = self._to_device(np.maximum(counts - 1, 0))
-            x = x[torch.arange(len(x), device=self.place), last]
-        return to_numpy(widened(model.logits(x)))
+            x = x[torch.arange(len(x), device=self.torch_device), last]
+        return to_numpy(upcast(model.logits(x)))
 
     def state(self) -> Iterator[tuple[str, Array]]:
+        """Engine.state: arrays in the shapes of the table."""
         for name, parameter in self.trained.items():
-            yield name, to_numpy(whole(parameter.detach()))
+            yield name, to_numpy(gather_shards(parameter.detach()))
         for name, moment in self.optimizer.moments.items():
-            yield name, to_numpy(whole(moment))
+            yield name, to_numpy(gather_shards(moment))
         if self.average is not None:
             for name, parameter in self.average.named_parameters():
                 if name in self.trained:
@@ -381,50 +340,49 @@ class TorchEngine:
     @memory_errors()
     @torch.no_grad()
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        """Engine.load, of arrays in the shapes of the table."""
         weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
         for name, parameter in self.parameters.items():
-            self._fill(parameter, weights[name])
+            self._copy(parameter, weights[name])
         if self.average is not None:
             for name, parameter in self.average.named_parameters():
-                self._fill(parameter, averages.get(name, weights[name]))
+                self._copy(parameter, averages.get(name, weights[name]))
         self.updates = updates
         if self.precision == "fp16":
-            self.loss_scale = (
-                loss_scale if loss_scale > 1 else LARGEST_SCALE
-            )  # another precision came before
+            # A state of another precision has scale 1.
+            self.loss_scale = loss_scale if loss_scale > 1 else MAX_LOSS_SCALE
         if not moments and "optimizer" not in self.__dict__:
             return
         for name, moment in self.optimizer.moments.items():
             if name in moments:
-                self._fill(moment, moments[name])
+                self._copy(moment, moments[name])
             else:
                 moment.zero_()
         self.optimizer.resume(updates)
 
-    def _fill(self, tensor: Tensor, array: Array) -> None:
-        """All of `tensor`, or this rank's part, from the whole array."""
-        exact = torch.from_numpy(np.ascontiguousarray(array)).to(
-            self.exact
-        )  # here: not every device knows float64
-        tensor.copy_(cut_like(tensor, exact.to(self.place)))
+    def _copy(self, tensor: Tensor, array: Array) -> None:
+        """Copy a full array into a tensor of its shape, or into this rank's shard of it."""
+        # Converted on the CPU, because not every device has float64.
+        source = torch.from_numpy(np.ascontiguousarray(array)).to(self.master_dtype)
+        tensor.copy_(shard_like(tensor, source.to(self.torch_device)))
 
-    def _eagerly(self) -> AbstractContextManager[Any]:
-        """Where shapes change from call to call, compiling would take longer than it saves."""
+    def _without_compiling(self) -> AbstractContextManager[Any]:
+        """A context for calls whose shapes differ: compiling would take longer than it saves."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.to(self.place, non_blocking=True)
+        return tensor.to(self.torch_device, non_blocking=True)
 
 
-def make(
-    config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: Ranks | None = None
+def make_torch_engine(
+    config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: RankGroup | None = None
 ) -> TorchEngine:
-    """The engine that `compute`, with nothing left to choose, describes."""
+    """The engine for a `compute` without "auto". Raises InputError if a compiler is missing."""
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
-    if compute.compile == "on" and (missing := hardware.compiler_missing(compute.device)):
+    if compute.compile == "on" and (missing := hardware.missing_compiler(compute.device)):
         raise InputError(f"--compile on: {missing}: install it, or use --compile off")
     return TorchEngine(
         config,
@@ -438,4 +396,5 @@ def make(
 
 
 def to_numpy(tensor: Tensor) -> Array:
+    """A tensor as an array of its shape, on the CPU; it may share the tensor's memory."""
     return tensor.detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What this machine's PyTorch can do: devices, precisions, compiling."""
+"""What PyTorch can do on this machine: devices, precisions, torch.compile."""
 
 from __future__ import annotations
 
@@ -11,69 +11,74 @@ import torch
 from glasslm.config.schema import DeviceName, Precision
 from glasslm.errors import InputError
 
-BF16_FROM = 3_000_000  # parameters: below, on a CPU, casting costs more than it saves (docs/log.md)
+# On a CPU, casting a smaller model to bfloat16 costs more than it saves (docs/log.md).
+BF16_MIN_PARAMETERS = 3_000_000
 
 
-def device(asked: DeviceName) -> DeviceName:
-    """`asked`, if it is there, or the best one there is."""
-    there: list[DeviceName] = ["cpu"]
-    alone = "LOCAL_WORLD_SIZE" not in os.environ
-    if (
-        torch.backends.mps.is_available() and alone
-    ):  # what ranks send each other, they cannot send from there
-        there.insert(0, "mps")
+def choose_device(requested: DeviceName) -> DeviceName:
+    """The requested device, or the best one for "auto". Raises InputError if it is missing."""
+    available: list[DeviceName] = ["cpu"]
+    is_single_process = "LOCAL_WORLD_SIZE" not in os.environ
+    # Processes of a group cannot send each other tensors on mps.
+    if torch.backends.mps.is_available() and is_single_process:
+        available.insert(0, "mps")
     if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    if asked == "auto":
-        return there[0]
-    if asked not in there:
+        available.insert(0, "cuda")
+    if requested == "auto":
+        return available[0]
+    if requested not in available:
         raise InputError(
-            f"--device {asked}: PyTorch finds no such device here, only {' and '.join(there)}: leave --device out, or "
-            f"see to its driver and to a PyTorch made for it"
+            f"--device {requested}: PyTorch finds no such device here, only "
+            f"{' and '.join(available)}: leave --device out, or install its driver and a PyTorch "
+            "built for it"
         )
-    return asked
+    return requested
 
 
-def precision(asked: Precision, device: DeviceName, parameters: int) -> Precision:
-    """`asked`, if the device has it, or bf16 where that is faster, else fp32."""
-    if asked == "auto":
-        pays = device == "cuda" or parameters >= BF16_FROM
-        return "bf16" if pays and has_bf16(device) else "fp32"
-    if asked == "bf16" and device != "mps" and not has_bf16(device):
+def choose_precision(requested: Precision, device: DeviceName, parameters: int) -> Precision:
+    """The requested precision; for "auto" bf16 where it is faster, else fp32.
+
+    Raises InputError if the device cannot compute in it.
+    """
+    if requested == "auto":
+        is_worthwhile = device == "cuda" or parameters >= BF16_MIN_PARAMETERS
+        return "bf16" if is_worthwhile and has_bf16(device) else "fp32"
+    if requested == "bf16" and device != "mps" and not has_bf16(device):
         raise InputError(
-            f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: use --precision fp32"
+            f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: "
+            "use --precision fp32"
         )
-    if asked == "fp64" and device == "mps":
+    if requested == "fp64" and device == "mps":
         raise InputError("--precision fp64: mps has no float64: use --device cpu")
-    return asked
+    return requested
 
 
 def has_bf16(device: DeviceName) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones, as hardware does, not emulation."""
+    """Whether the device multiplies bfloat16 matrices in hardware, faster than float32 ones."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "mps":
         return False
-    can = torch.cpu.get_capabilities()
-    return any(can.get(feature, False) for feature in ("amx_bf16", "avx512_bf16", "bf16"))
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
-def free_bytes() -> int:
-    """Free memory of the GPU."""
+def free_gpu_bytes() -> int:
+    """Free memory of the GPU, in bytes."""
     return torch.cuda.mem_get_info()[0]
 
 
-def compiler_missing(device: DeviceName) -> str:
-    """What torch.compile lacks here, in words; empty if nothing."""
+def missing_compiler(device: DeviceName) -> str:
+    """A phrase for what torch.compile lacks on this machine; empty if nothing."""
     if device == "cuda":
         if not importlib.util.find_spec("triton"):
             return "Triton is not installed"
-        return "" if _finds("CC", "cc", "gcc", "clang") else "there is no C compiler"
+        return "" if _has_program("CC", "cc", "gcc", "clang") else "there is no C compiler"
     if device == "mps":
         return "it is not ready for mps"
-    return "" if _finds("CXX", "c++", "g++", "clang++", "cl") else "there is no C++ compiler"
+    return "" if _has_program("CXX", "c++", "g++", "clang++", "cl") else "there is no C++ compiler"
 
 
-def _finds(variable: str, *names: str) -> bool:
-    """Whether there is one of these programs, or the one that an environment variable names."""
+def _has_program(variable: str, *names: str) -> bool:
+    """Whether one of these programs exists, or the one that an environment variable names."""
     return any(name and shutil.which(name) for name in (os.environ.get(variable, ""), *names))

@@ -1,4 +1,7 @@
-"""The PyTorch engine's cache of keys and values."""
+"""The KV cache of the PyTorch engine.
+
+Letters: B rows, T new positions, S keys, K key-value heads, Q head size.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
-from glasslm.engines.cache_slots import Slots
+from glasslm.engines.cache_slots import CacheSlots
 
 
-class KeyValueCache:
-    """Keys and values of every layer, (layers, rows, K, size, Q) each, of up to `capacity` tokens a row.
+class KVCache:
+    """Keys and values of up to `capacity` tokens a row, (layers, B, K, size, Q) each.
 
-    Of a model that rolls only the newest of a window are kept, and when the whole window fits, a text has no end. Where
-    the rows stand is known on the CPU, so that no step waits for the device.
+    A model with a rolling cache stores one window. If the whole window fits, there is no limit to
+    the length of a text. The lengths are known on the CPU, so that no step waits for the device.
     """
 
     def __init__(
@@ -30,63 +33,74 @@ class KeyValueCache:
         dtype: torch.dtype,
     ) -> None:
         self.size = c.cache_length(capacity)
-        self.endless = c.rolling and c.window <= capacity
+        self.endless = c.has_rolling_cache and c.window <= capacity
         shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
-        self.model = model  # whose keys and values these are
+        self.model = model  # computes the keys and values
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self._lengths = np.zeros(rows, np.int64)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
+        """(B,) the number of tokens in each row."""
         return self._lengths.copy()
 
     def clear(self, row: int) -> None:
+        """Empty one row."""
         self._lengths[row] = 0
 
-    def reading(self, counts: NDArray[np.int64], T: int) -> Reading:
-        """Make room for counts[b] tokens in each row b, the first of T that are given."""
-        slots = Slots(self._lengths, counts, T, self.size)
+    def advance(self, counts: NDArray[np.int64], T: int) -> CacheView:
+        """Add counts[b] tokens to the length of each row b, of T in the call; returns their view.
+
+        counts (B,). The caller then writes keys and values through the view.
+        """
+        slots = CacheSlots(self._lengths, counts, T, self.size)
         assert self.endless or slots.end <= self.size, "more tokens than the cache has room for"
         self._lengths = self._lengths + counts
-        numbers, write, device = slots.queries, slots.write, self.keys.device
-        return Reading(
+        queries, write, device = slots.query_positions, slots.write_index, self.keys.device
+        keys = (
+            torch.from_numpy(slots.key_positions).to(device)
+            if slots.wraps
+            else torch.arange(slots.end, device=device)
+        )
+        return CacheView(
             self,
-            start=slots.start if slots.alike else None,
-            numbers=numbers,
-            positions=torch.from_numpy(numbers).to(device),
-            keys=torch.from_numpy(slots.keys).to(device)
-            if slots.full
-            else torch.arange(slots.end, device=device),
-            beside=slots.beside,
-            write=write
+            start=slots.start if slots.uniform else None,
+            cpu_positions=queries,
+            positions=torch.from_numpy(queries).to(device),
+            key_positions=keys,
+            prefix=slots.prefix,
+            write_index=write
             if isinstance(write, slice)
             else tuple(torch.from_numpy(part).to(device) for part in write),
         )
 
 
-class Reading(NamedTuple):
-    """One call that reads new tokens into a cache: numpy/attention.py's Slots, on the device."""
+class CacheView(NamedTuple):
+    """The part of a KV cache that one call writes and attends to: CacheSlots on the device."""
 
-    cache: KeyValueCache
-    start: int | None  # where all rows stand alike, that place
-    numbers: NDArray[np.int64]  # the positions, on the CPU
-    positions: Tensor  # (T,) or (B, T)
-    keys: Tensor  # (S,) or (B, S) the positions of the keys that are looked at
-    beside: int | None
-    write: slice | tuple[Tensor, ...]
+    cache: KVCache
+    start: int | None  # the position of the first new token, where all rows have the same
+    cpu_positions: NDArray[np.int64]  # `positions` as a NumPy array
+    positions: Tensor  # (T,) or (B, T) of the new tokens
+    key_positions: Tensor  # (S,) or (B, S) of the keys that the new tokens attend to
+    prefix: int | None
+    write_index: slice | tuple[Tensor, ...]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values (B, K, T, Q) written; those that are looked at, (B, K, S, Q)."""
+        """Write new keys and values (B, K, T, Q); returns those to attend to, (B, K, S, Q) each.
+
+        Overwrites slots of the cache. The returned tensors may be views of it.
+        """
         return self._extend(self.cache.keys[layer], k), self._extend(self.cache.values[layer], v)
 
     def _extend(self, cached: Tensor, new: Tensor) -> Tensor:
-        looked_at = cached[:, :, : self.keys.shape[-1]]  # a view, in which the new ones will be
-        if self.beside is not None:
-            looked_at = torch.cat([cached[:, :, : self.beside], new], 2)
-        if isinstance(self.write, slice):
-            cached[:, :, self.write] = new
+        visible = cached[:, :, : self.key_positions.shape[-1]]  # a view, written below
+        if self.prefix is not None:
+            visible = torch.cat([cached[:, :, : self.prefix], new], 2)
+        if isinstance(self.write_index, slice):
+            cached[:, :, self.write_index] = new
         else:
-            rows, columns, places = self.write
-            cached[rows, :, places] = new[rows, :, columns]
-        return looked_at
+            rows, columns, slots = self.write_index
+            cached[rows, :, slots] = new[rows, :, columns]
+        return visible

@@ -1,5 +1,7 @@
-"""What the model is made of besides attention. Weights are kept in float32 (float64 for checks) and cast to the type of
-the activations, so that bfloat16 and float16 need no second copy of the model; norms and softmax compute in float32.
+"""The layers of the model besides attention: linear with adapters, norms, activations, dropout.
+
+Weights are float32 (float64 for checks) and are cast to the type of the activations, so that
+bfloat16 and float16 need no second copy of the model. Norms and softmax compute in float32.
 """
 
 from __future__ import annotations
@@ -12,23 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
-from glasslm.engines.dropout import threshold
+from glasslm.engines.dropout import drop_threshold
 
 
-def widened(x: Tensor) -> Tensor:
-    """x in float32 at least."""
+def upcast(x: Tensor) -> Tensor:
+    """x in float32, or as it is in a wider type; any shape."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def compiled_on_cpu(x: Tensor) -> bool:
-    """Whether torch.compile is at work on what computes on a CPU, where other forms of the same are quicker."""
+def is_compiling_for_cpu(x: Tensor) -> bool:
+    """Whether torch.compile is compiling for a CPU, where other forms of an op are faster."""
     return x.device.type == "cpu" and torch.compiler.is_compiling()
 
 
 class Linear(nn.Linear):
-    """x (..., I) -> x wᵀ + bias (..., O), in the type of x; with an adapter of some `rank`, + scale (x aᵀ) bᵀ.
+    """x (..., I) -> x wᵀ + bias, (..., O), in the type of x.
 
-    The adapter is LoRA's: arXiv:2106.09685, equation 3.
+    With an adapter of some `rank` the output is x wᵀ + bias + scale (x aᵀ) bᵀ: LoRA,
+    arXiv:2106.09685, equation 3.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Linear(nn.Linear):
         self.lora_b = nn.Parameter(torch.empty(height, rank)) if rank else None
 
     def reset_parameters(self) -> None:
-        """Nothing: the engine loads the table's initial values."""
+        """Do nothing: the engine loads the table's initial values."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -51,7 +54,7 @@ class Linear(nn.Linear):
         return y + F.linear(inner, self.lora_b.to(input.dtype))
 
 
-def linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = False) -> Linear:
+def make_linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = False) -> Linear:
     """The matrix `name` of a block, with an adapter if the config asks for one."""
     if c.lora_rank and name in c.adapted_matrices:
         return Linear(width, height, bias, c.lora_rank, c.lora_alpha / c.lora_rank)
@@ -59,14 +62,14 @@ def linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = Fals
 
 
 class Embedding(nn.Embedding):
-    """tokens -> rows of the table, or the whole table as `weight`."""
+    """tokens (...) -> rows of the weight (V, D), (..., D)."""
 
     def reset_parameters(self) -> None:
-        """Nothing: the engine loads the table's initial values."""
+        """Do nothing: the engine loads the table's initial values."""
 
 
 class RMSNorm(nn.RMSNorm):
-    """arXiv:1910.07467, over the last axis."""
+    """x (..., D) -> (..., D): arXiv:1910.07467, over the last axis."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps)
@@ -76,7 +79,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """arXiv:1607.06450, over the last axis."""
+    """x (..., D) -> (..., D): arXiv:1607.06450, over the last axis."""
 
     def __init__(self, width: int, eps: float, bias: bool) -> None:
         super().__init__(width, eps, bias=bias)
@@ -88,16 +91,28 @@ class LayerNorm(nn.LayerNorm):
         )
 
 
+NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "rmsnorm": lambda c: RMSNorm(c.d_model, c.norm_eps),
+    "layernorm": lambda c: LayerNorm(c.d_model, c.norm_eps, c.bias),
+    "none": lambda c: nn.Identity(),
+}
+
+
+def make_norm(c: ModelConfig) -> nn.Module:
+    """The norm that the config names, (..., D) -> (..., D)."""
+    return NORMS[c.norm](c)
+
+
 def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)². arXiv:2109.08668."""
+    """max(x, 0)², any shape. arXiv:2109.08668."""
     return F.relu(x).square()
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh form, as in the other engine. arXiv:1606.08415."""
-    if compiled_on_cpu(x):
-        # 1 + tanh(u) = 2 sigmoid(2u), and compiled for CPUs tanh takes more than twice as long (docs/log.md)
-        wide = widened(x)
+    """The tanh form of GELU, as in the NumPy engine, any shape. arXiv:1606.08415."""
+    if is_compiling_for_cpu(x):
+        # 1 + tanh(u) = 2 sigmoid(2u). On CPUs compiled tanh takes over twice as long (docs/log.md).
+        wide = upcast(x)
         return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(
             x.dtype
         )
@@ -110,20 +125,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def dropout(x: Tensor, p: float, keys: Tensor) -> Tensor:
-    """x (B, ...), keys (B,): the mask of engines/dropout.py."""
+    """x (B, ...), keys (B,) -> x times the mask of engines/dropout.py, (B, ...)."""
     element = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     return x * dropout_mask(element, p, keys, x.dtype)
 
 
 def dropout_mask(element: Tensor, p: float, keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where an element is dropped, else 1 / (1 - p). `element` (...) numbers those of a row, keys (B,): (B, ...)."""
-    h = mix(element.to(torch.int32) ^ keys.view(-1, *[1] * element.dim()))
-    # The hash is unsigned, PyTorch's integers are signed: moving both sides by 2^31 compares them all the same.
-    return ((h ^ -(2**31)) >= threshold(p) - 2**31).to(dtype) * (1 / (1 - p))
+    """(B, ...), 0 where an element is dropped, else 1 / (1 - p).
+
+    element (...) is the number of each element in its row, keys (B,).
+    """
+    h = mix_bits(element.to(torch.int32) ^ keys.view(-1, *[1] * element.dim()))
+    # The hash is unsigned and PyTorch's integers are signed: both sides are moved by 2^31.
+    return ((h ^ -(2**31)) >= drop_threshold(p) - 2**31).to(dtype) * (1 / (1 - p))
 
 
-def mix(h: Tensor) -> Tensor:
-    """murmur3's finaliser as in engines/dropout.py, on int32 bits: products wrap; masks make the shifts unsigned."""
+def mix_bits(h: Tensor) -> Tensor:
+    """murmur3's finaliser of int32 bits, any shape: mix_bits of engines/dropout.py.
+
+    Products wrap around; the masks make the shifts unsigned.
+    """
     h = (h ^ ((h >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
     h = (h ^ ((h >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
     return h ^ ((h >> 16) & 0xFFFF)

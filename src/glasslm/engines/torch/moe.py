@@ -1,6 +1,6 @@
-"""Mixture of experts in PyTorch: the routing of the other engine's moe.py, with autograd for the way back.
+"""Mixture of experts in PyTorch: the routing of engines/numpy/moe.py, with autograd.
 
-Letters: B rows, T positions, N = B T tokens, D width, E experts, k of them for each token.
+Letters: B rows, T positions, N = B T tokens, D width, E experts, k experts per token.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
-from glasslm.engines.torch.layers import Linear, widened
+from glasslm.engines.torch.layers import Linear, upcast
 
 
 class Routing(NamedTuple):
-    """What a layer's router did in one pass, beside its output."""
+    """The auxiliary losses of a layer's router, and how often it chose each expert."""
 
-    balance: Tensor  # (), summed over the sequences: E sum_e f_e P_e, with share f of the choices, mean probability P
+    # (), summed over the sequences: E sum_e f_e P_e, with e's share f of the choices and mean
+    # probability P
+    balance: Tensor
     z: Tensor  # (), summed over the sequences: the mean over the tokens of logsumexp(logits)²
-    use: Tensor  # (E,) how many choices fell on each expert
+    use: Tensor  # (E,) the number of choices of each expert
 
 
-class Mixture(nn.Module):
-    """`make_expert()` is a feed-forward, (n, D) -> (n, D)."""
+class MixtureOfExperts(nn.Module):
+    """A router and its experts. `make_expert()` is a feed-forward, (n, D) -> (n, D)."""
 
     def __init__(self, c: ModelConfig, make_expert: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -34,68 +36,75 @@ class Mixture(nn.Module):
         self.shared = make_expert() if c.shared_expert else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """x (B, T, D) -> (B, T, D), the sum of k experts' outputs by their gates, and of the shared one's."""
-        gates, chosen, routing = self._route(self.router(widened(x)))
+        """x (B, T, D) -> (B, T, D), and the routing.
+
+        The output is the sum of k experts' outputs times their gates, and of the shared expert's.
+        """
+        gates, experts, routing = self._route(self.router(upcast(x)))
         y = self._dispatch(
-            x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), chosen.flatten(0, 1), routing.use
+            x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), experts.flatten(0, 1), routing.use
         )
         y = y.view(x.shape)
         return y if self.shared is None else y + self.shared(x), routing
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        """logits (B, T, E) -> gates (B, T, k), the chosen experts (B, T, k): of equally probable ones the first."""
+        """logits (B, T, E) -> gates and indices of the k most probable experts, (B, T, k) each.
+
+        Of equally probable experts the first ones are taken, which topk does not guarantee.
+        """
         E = logits.shape[-1]
         p = logits.softmax(-1)
-        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[
-            ..., : self.k
-        ]  # topk leaves ties open
-        gates = p.gather(-1, chosen)
-        if (
-            self.k > 1
-        ):  # arXiv:2401.04088; a single one by itself would be 1 and teach nothing: arXiv:2101.03961
+        ranking = logits.sort(dim=-1, descending=True, stable=True).indices
+        experts = ranking[..., : self.k]
+        gates = p.gather(-1, experts)
+        # arXiv:2401.04088. A single gate stays a probability, or it would be 1: arXiv:2101.03961.
+        if self.k > 1:
             gates = gates / gates.sum(-1, keepdim=True)
-        counts = (chosen[..., None] == torch.arange(E, device=chosen.device)).sum((1, 2))  # (B, E)
-        share = counts.to(p.dtype) / chosen[0].numel()
+        counts = (experts[..., None] == torch.arange(E, device=experts.device)).sum(
+            (1, 2)
+        )  # (B, E)
+        share = counts.to(p.dtype) / experts[0].numel()
         balance = E * (share * p.mean(1)).sum()
         z = logits.logsumexp(-1).square().mean(1).sum()
-        return gates, chosen, Routing(balance, z, counts.sum(0))
+        return gates, experts, Routing(balance, z, counts.sum(0))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _dispatch(self, x: Tensor, gates: Tensor, chosen: Tensor, use: Tensor) -> Tensor:
-        """x (N, D), gates and chosen (N, k), use (E,) -> (N, D). Sizes depend on the data, so it is not compiled.
+    def _dispatch(self, x: Tensor, gates: Tensor, experts: Tensor, use: Tensor) -> Tensor:
+        """x (N, D), gates and experts (N, k), use (E,) -> (N, D).
 
-        In training every expert runs, also with no tokens, because DDP waits for the gradient of each weight.
+        It is not compiled, because sizes depend on the data. In training every expert runs, with no
+        tokens if need be: DDP waits for the gradient of each weight.
         """
-        k = chosen.shape[1]
-        order = chosen.flatten().argsort(
-            stable=True
-        )  # the choices, those of an expert side by side
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)  # where each choice went
-        sent = permuted(x.repeat_interleave(k, 0), order, place)
-        groups = torch.split(sent, use.tolist())
-        all_run = torch.is_grad_enabled()
-        work = [
-            expert(group) for expert, group in zip(self.experts, groups) if all_run or len(group)
-        ]
-        outputs = torch.cat(work)
-        return (gates[:, None] @ permuted(outputs, place, order).view(*gates.shape, -1)).squeeze(1)
+        k = experts.shape[1]
+        # The choices in the order of their experts, and the inverse of that order, (N k,) each.
+        order = experts.flatten().argsort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        inputs = permute_rows(x.repeat_interleave(k, 0), order, inverse)
+        groups = torch.split(inputs, use.tolist())
+        run_all = torch.is_grad_enabled()
+        outputs = torch.cat(
+            [expert(group) for expert, group in zip(self.experts, groups) if run_all or len(group)]
+        )
+        by_token = permute_rows(outputs, inverse, order).view(*gates.shape, -1)  # (N, k, D)
+        return (gates[:, None] @ by_token).squeeze(1)
 
 
-class Permuted(torch.autograd.Function):
-    """Rows in another order. As each row is taken once, the way back is again a mere copy, where autograd would add."""
+class PermuteRows(torch.autograd.Function):
+    """Rows in another order. Its gradient is a copy too, where autograd's own would add."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        """x (M, D), `back` the inverse of the permutation `order` -> x[order]."""
-        ctx.save_for_backward(back)
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """x (M, D), order and its inverse permutation (M,) -> x[order], (M, D)."""
+        ctx.save_for_backward(inverse)
         return x.index_select(0, order)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return dy.index_select(0, back), None, None
+        (inverse,) = ctx.saved_tensors
+        return dy.index_select(0, inverse), None, None
 
 
-def permuted(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-    return Permuted.apply(x, order, back)  # type: ignore[no-untyped-call]
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x (M, D), order and its inverse permutation (M,) -> x[order], (M, D)."""
+    return PermuteRows.apply(x, order, inverse)  # type: ignore[no-untyped-call]

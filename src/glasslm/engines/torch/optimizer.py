@@ -1,7 +1,7 @@
-"""How gradients move weights in PyTorch: its own fused AdamW, SGD with momentum, and Muon, which is ours.
+"""The optimizers in PyTorch: its own fused AdamW, SGD with momentum, and a hand-written Muon.
 
-PyTorch's Muon computes in bfloat16; this one in the precision of the weights, with the coefficients and the size of
-updates of the NumPy engine, so that the two engines take the same steps.
+PyTorch's Muon computes in bfloat16. This one computes in the type of the weights, with the
+coefficients and the size of updates of the NumPy engine, so that both engines take the same steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADAM_EPS = 1e-8
 
 
 class Optimizer:
-    """Moves parameters, by name, by what the table assigns to them, AdamW, Muon or SGD; owns their moments."""
+    """Updates parameters by name, with the optimizer of each in the table; owns the moments."""
 
     def __init__(
         self, parameters: dict[str, nn.Parameter], rows: ParameterTable, config: OptimizerConfig
@@ -30,28 +30,28 @@ class Optimizer:
         self.decay = {name: config.weight_decay if row.decay else 0.0 for name, row in rows.items()}
         self.kinds = {name: moment_kind(rows[name], config.optimizer) for name in parameters}
         self.moments = {
-            f"{which}/{name}": torch.zeros_like(parameters[name], requires_grad=False)
+            f"{moment}/{name}": torch.zeros_like(parameters[name], requires_grad=False)
             for name, kind in self.kinds.items()
-            for which in MOMENTS[kind]
+            for moment in MOMENTS[kind]
         }
-        adamw = self._of("adamw")
+        adamw_names = self._names("adamw")
         groups = [
             {"params": [parameters[name] for name in names], "weight_decay": decay}
             for decay in sorted(set(self.decay.values()))
-            if (names := [name for name in adamw if self.decay[name] == decay])
+            if (names := [name for name in adamw_names if self.decay[name] == decay])
         ]
         self.adamw = (
             torch.optim.AdamW(groups, betas=config.betas, eps=ADAM_EPS, fused=True)
-            if adamw
+            if adamw_names
             else None
         )
         self.resume(0)
 
     def resume(self, updates: int) -> None:
-        """Go on after that many updates, with the moments as they are."""
+        """Continue after that many updates, with the present moments."""
         if self.adamw is None:
             return
-        for name in self._of("adamw"):
+        for name in self._names("adamw"):
             p = self.parameters[name]
             self.adamw.state[p] = {
                 "step": torch.tensor(float(updates), device=p.device),
@@ -61,52 +61,56 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update from the parameters' gradients."""
-        for name in [*self._of("muon"), *self._of("sgd")]:
+        """Update the parameters once from their gradients. Overwrites parameters and moments."""
+        for name in [*self._names("muon"), *self._names("sgd")]:
             if self.decay[name]:
                 self.parameters[name].mul_(1 - lr * self.decay[name])
         if self.adamw is not None:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             self.adamw.step()
-        for name in self._of("sgd"):
+        for name in self._names("sgd"):
             m = self.moments[f"sgd.m/{name}"].mul_(self.config.momentum).add_(self._gradient(name))
             self.parameters[name].sub_(m, alpha=lr)
-        for names in self._alike("muon"):
+        for names in self._names_by_shape("muon"):
             self._muon(names, lr)
 
     def _muon(self, names: list[str], lr: float) -> None:
-        """Matrices of one shape, (O, I): Nesterov momentum made orthogonal, of root mean square 0.2 lr.
+        """One Muon update, of root mean square 0.2 lr, of matrices of one shape (O, I).
 
-        A matrix that is cut over ranks is gathered on each of them for its product with itself.
+        A matrix that is sharded over ranks is gathered on each of them for its product with itself.
         """
         momentum, updates = self.config.momentum, []
         for name in names:
             g = self._gradient(name)
             m = self.moments[f"muon.m/{name}"].mul_(momentum).add_(g)
-            updates.append(whole(m * momentum + g))
-        update = orthogonalised(torch.stack(updates))
+            updates.append(gather_shards(m * momentum + g))
+        update = orthogonalize(torch.stack(updates))
         update *= 0.2 * lr * math.sqrt(max(update.shape[1:]))
         for name, change in zip(names, update):
-            self.parameters[name].sub_(cut_like(self.parameters[name], change))
+            self.parameters[name].sub_(shard_like(self.parameters[name], change))
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self.parameters[name].grad
         assert gradient is not None, "a step without gradients"
         return gradient
 
-    def _of(self, kind: str) -> list[str]:
-        return [name for name, of in self.kinds.items() if of == kind]
+    def _names(self, kind: str) -> list[str]:
+        """The parameters that an optimizer updates."""
+        return [name for name, optimizer in self.kinds.items() if optimizer == kind]
 
-    def _alike(self, kind: str) -> Iterator[list[str]]:
-        """The names of each shape."""
-        names = self._of(kind)
+    def _names_by_shape(self, kind: str) -> Iterator[list[str]]:
+        """The parameters that an optimizer updates, one list for each shape."""
+        names = self._names(kind)
         for shape in dict.fromkeys(self.parameters[name].shape for name in names):
             yield [name for name in names if self.parameters[name].shape == shape]
 
 
-def orthogonalised(g: Tensor) -> Tensor:
-    """About U Vᵀ for each g = U S Vᵀ of a stack (n, O, I): engines/numpy/optimizer.py has the source."""
+def orthogonalize(g: Tensor) -> Tensor:
+    """About U Vᵀ (n, O, I) for each g = U S Vᵀ of a stack (n, O, I).
+
+    The iteration is explained in engines/numpy/optimizer.py.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
@@ -117,13 +121,13 @@ def orthogonalised(g: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this rank may hold a part. Every rank must ask at once."""
+def gather_shards(tensor: Tensor) -> Tensor:
+    """The full tensor, of which this rank may hold a shard. All ranks call it at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def cut_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, where `parameter` is cut; no communication."""
+def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's shard of a full tensor, if `parameter` is sharded; without communication."""
     if not isinstance(parameter, DTensor):
         return tensor
     return distribute_tensor(

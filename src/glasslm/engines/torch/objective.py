@@ -1,0 +1,41 @@
+"""The training objective in PyTorch: cross-entropy and the terms of engines/objective.py.
+
+Letters: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasslm.engines.torch.layers import upcast
+from glasslm.engines.torch.moe import Routing
+
+
+def loss_terms(
+    logits: Tensor, targets: Tensor, routings: list[Routing], names: Collection[str]
+) -> list[Tensor]:
+    """The cross-entropy in nats and then the terms `names`, each summed over the rows, () each.
+
+    logits (B, T, V), targets (B, T) with -1 where nothing is predicted, routings of all layers with
+    experts. The names are those of objective.coefficients.
+    """
+    T = targets.shape[1]
+    logits, targets = upcast(logits).flatten(0, 1), targets.flatten()
+    valid = targets >= 0
+    nats = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    terms: dict[str, Tensor] = {}
+    if "smoothing" in names:
+        target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        terms["smoothing"] = ((target_logits - logits.mean(-1)) * valid).sum()
+    if "z" in names:
+        terms["z"] = (torch.logsumexp(logits, -1).square() * valid).sum()
+    if routings:
+        # A sequence counts T, as its targets do, and a layer counts as one part of all layers.
+        weight = T / len(routings)
+        terms["balance"] = weight * torch.stack([routing.balance for routing in routings]).sum()
+        terms["router_z"] = weight * torch.stack([routing.z for routing in routings]).sum()
+    return [nats, *(terms[name] for name in names)]
