@@ -20,14 +20,10 @@ import pytest
 from glasslm import files
 from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, InUseError
 from glasslm.runs import checkpoint, metrics, run_folder
-from glasslm.runs.checkpoint import Best, Progress
+from glasslm.runs.checkpoint import Best, Progress, RunIdentity
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
-HASHES: dict[str, Any] = {
-    "config_sha256": "c" * 64,
-    "tokenizer_sha256": "t" * 64,
-    "data_sha256": "d" * 64,
-}
+IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
 DEATHS, CUTS, FLIPS, RACES = 168, 20, 200, 20  # docs/faults.md has them
 OPERATIONS = (
     "_make_folder", "_open", "_open_to_append", "_write", "_truncate", "_sync", "_sync_folder", "_rename", "_remove",
@@ -48,7 +44,7 @@ class Weights:
 def save(run_dir: Path, step: int, size: int = 50) -> None:
     engine: Any = Weights(step, size)
     checkpoint.save(
-        run_dir, engine, Progress(step, step, step, 0, Best(step, 1.0)), **HASHES, keep=1
+        run_dir, engine, Progress(step, step, step, 0, Best(step, 1.0)), IDENTITY, keep=1
     )
 
 
@@ -292,13 +288,13 @@ def test_of_two_runs_in_one_directory_exactly_one_wins(tmp_path: Path) -> None:
         for rival in rivals:
             assert said(rival) == "ready"
         for rival in rivals:
-            say(rival, f"run {number}")
+            notify(rival, f"run {number}")
         ends = [said(rival) for rival in rivals]
         (winner,) = [rival for rival, end in zip(rivals, ends) if end == "won"]
         (refused,) = [end for end in ends if end != "won"]
         assert f"process {winner.pid} on" in refused
         assert f"run {number} is in use" in refused
-        say(winner, "let go")
+        notify(winner, "let go")
         assert run_folder.Run(tmp_path / f"run {number}").record == {"format": 1}
     for rival in rivals:
         rival.communicate("\n", timeout=20)
@@ -332,7 +328,7 @@ def race(run_dir: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     holder = start("race", tmp_path / "run")
-    say(holder, "go")
+    notify(holder, "go")
     assert [said(holder), said(holder)] == ["ready", "won"]
     with pytest.raises(InUseError, match=f"process {holder.pid} on .*, which started 20"):
         run_folder.require_new(tmp_path / "run")
@@ -358,7 +354,7 @@ def start(role: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def say(process: subprocess.Popen[str], word: str) -> None:
+def notify(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdin is not None
     process.stdin.write(f"{word}\n")
     process.stdin.flush()

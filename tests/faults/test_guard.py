@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from glasslm.config.schema import ComputeConfig
-from glasslm.data.batch_sampler import Order
+from glasslm.data.batch_sampler import BatchSampler
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Losses, Update
 from glasslm.errors import DamagedError, DivergedError
@@ -24,7 +25,22 @@ from glasslm.report import run_report
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best
 from glasslm.training import launch
-from glasslm.training.guard import ENOUGH, NONFINITE_LIMIT, WINDOW, Guard, Limits, limit
+from glasslm.training.guard import (
+    MAX_NONFINITE_STEPS,
+    MIN_HISTORY,
+    WINDOW_STEPS,
+    Guard,
+    GuardState,
+    Limits,
+    spike_limit,
+)(
+    MAX_NONFINITE_STEPS,
+    MIN_HISTORY,
+    WINDOW_STEPS,
+    Guard,
+    Limits,
+    spike_limit,
+)
 from glasslm.training.launch import Outcome
 from glasslm.training.loop import Loop
 from small_runs import (
@@ -64,12 +80,12 @@ def compute(engine: str) -> ComputeConfig:
 
 def train(text: Path, run_dir: Path, engine: str, **flags: Any) -> Outcome:
     with no_report():
-        return launch.train(small(text, **flags), compute(engine), run_dir, say=quiet)
+        return launch.train(small(text, **flags), compute(engine), run_dir, notify=quiet)
 
 
 def resume(run_dir: Path, engine: str) -> Outcome:
     with no_report():
-        return launch.resume(run_dir, compute(engine), say=quiet)
+        return launch.resume(run_dir, compute(engine), notify=quiet)
 
 
 # -- values that are not finite ---------------------------------------------------------------------------------------
@@ -142,9 +158,9 @@ def test_several_in_a_row_end_the_run_with_a_report(
 ) -> None:
     config = small(text, max_steps=20, sample_interval=0)
     with broken(fault, lambda step: step > 7):
-        ended = launch.train(config, compute(engine), tmp_path / "run", say=quiet)
+        ended = launch.train(config, compute(engine), tmp_path / "run", notify=quiet)
     assert ended.status == "diverged"
-    assert logged(ended.run_dir, "end")[0]["step"] == 7 + NONFINITE_LIMIT
+    assert logged(ended.run_dir, "end")[0]["step"] == 7 + MAX_NONFINITE_STEPS
     assert [line["code"] for line in logged(ended.run_dir, "warning")] == ["nonfinite", "diverged"]
     if engine == "numpy":  # the report reads files only, so one engine is enough
         report = run_report.write_after_training(ended, quiet)
@@ -160,15 +176,15 @@ def test_tokens_that_are_none_are_named(
     engine: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that is altered under a run's hands."""
-    right = Order.batch
+    right = BatchSampler.batch
 
-    def altered(self: Order, tokens: Any, step: int, rows: Any) -> Any:
+    def altered(self: BatchSampler, tokens: Any, step: int, rows: Any) -> Any:
         inputs, targets = right(self, tokens, step, rows)
         if step == 4:
             targets[2, 3] = 60_000
         return inputs, targets
 
-    monkeypatch.setattr(Order, "batch", altered)
+    monkeypatch.setattr(BatchSampler, "batch", altered)
     with pytest.raises(DamagedError, match=r"step 5 holds token 60000"):
         train(text, tmp_path / "run", engine, sample_interval=0)
     assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
@@ -178,31 +194,31 @@ def test_tokens_that_are_none_are_named(
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        ("blocks.1.attention.q.weight", r"blocks\.1\.attention(\.weights)? is the first"),
-        ("blocks.0.feedforward.down.weight", r"blocks\.0\.feedforward is the first"),
-        ("norm.weight", "norm is the first"),
+        ("blocks.1.attention.q.weight", r"first .* in blocks\.1\.attention(\.weights)?$"),
+        ("blocks.0.feedforward.down.weight", r"first .* in blocks\.0\.feedforward$"),
+        ("norm.weight", "first .* in norm$"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow", "ignore:divide")
 def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text: Path) -> None:
     import re
 
-    config = small(text).resolved()
+    config = small(text).resolve()
     machine = make_engine(config, 30, compute(engine), training=True)
     weights = dict(initial_weights(parameter_table(config.model, 30), seed=1))
     weights[weight] = np.full_like(weights[weight], np.inf)
     machine.load(weights.items())
     tokens = np.arange(8 * 32).reshape(8, 32) % 30
     batch = Batch(tokens, tokens, 4, np.arange(8))
-    message = Guard(config, 30).nonfinite_text(machine, batch)
+    message = Guard(config, 30).nonfinite_warning(machine, batch)
     assert re.search(says, message), message
     assert "step 5" in message
     machine.load(initial_weights(parameter_table(config.model, 30), seed=1))
-    assert "all of it is" in Guard(config, 30).nonfinite_text(machine, batch)
+    assert "everything is finite" in Guard(config, 30).nonfinite_warning(machine, batch)
 
 
 def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
-    config = small(text).resolved()
+    config = small(text).resolve()
 
     class Backwards:
         micro_batch_size = 4
@@ -213,8 +229,8 @@ def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
             return {name: np.array([math.nan if name in bad else 1.0]) for name in names}
 
     tokens = np.zeros((8, 4), np.int64)
-    message = Guard(config, 30).nonfinite_text(Backwards(), Batch(tokens, tokens, 0, np.arange(8)))  # type: ignore[arg-type]
-    assert "the gradient of blocks.0.feedforward.up.weight is the first" in message
+    message = Guard(config, 30).nonfinite_warning(Backwards(), Batch(tokens, tokens, 0, np.arange(8)))  # type: ignore[arg-type]
+    assert "the first non-finite value is in the gradient of blocks.0.feedforward.up.weight" in message
 
 
 # -- spikes -----------------------------------------------------------------------------------------------------------
@@ -225,21 +241,21 @@ def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
     values = generator.normal(3, 0.1, 400)
     judge = Guard(small(Path("text")), 30)
     for number, value in enumerate(values):
-        window = values[max(0, number - WINDOW) : number]
-        expected = math.inf if number < ENOUGH else window.mean() + 6 * window.std(ddof=1)
+        window = values[max(0, number - WINDOW_STEPS) : number]
+        expected = math.inf if number < MIN_HISTORY else window.mean() + 6 * window.std(ddof=1)
         assert judge.limits.loss == pytest.approx(expected, rel=1e-12)
-        judge.judge(number, float(value), Update(1.0, True, True), judge.limits)
-        judge.judge(
+        judge.judge_step(number, float(value), Update(1.0, True, True), judge.limits)
+        judge.judge_step(
             number, math.nan, Update(math.inf, True, True), judge.limits
         )  # stays out of the window
-    assert limit([2.0] * 100) == pytest.approx(
+    assert spike_limit([2.0] * 100) == pytest.approx(
         2.012
     )  # what stands still does not spike by rounding
-    again = Guard(small(Path("text")), 30, json.loads(json.dumps(judge.memory)))
+    again = Guard(small(Path("text")), 30, GuardState.from_json(json.loads(json.dumps(dataclasses.asdict(judge.state)))))
     assert again.limits == judge.limits
-    assert again.judge(1, 3.9, Update(1.0, True, True), again.limits) == "spike"
-    assert again.judge(1, 3.3, Update(1.0, True, True), again.limits) == "fine"
-    assert again.judge(1, 3.3, Update(1.1, True, True), Limits(9, 1.05)) == "spike"
+    assert again.judge_step(1, 3.9, Update(1.0, True, True), again.limits) == "spike"
+    assert again.judge_step(1, 3.3, Update(1.0, True, True), again.limits) == "fine"
+    assert again.judge_step(1, 3.3, Update(1.1, True, True), Limits(9, 1.05)) == "spike"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -355,16 +371,16 @@ def test_hope_ends_a_nat_above_guessing_and_above_the_start() -> None:
     fine = Update(1.0, True, True)
     for first, most in ((2.0, math.log(30) + 1), (5.0, 6.0), (math.nan, math.log(30) + 1)):
         judge = Guard(config, 30)
-        judge.evaluated(0, first, None, 1, last=False)
-        for step in range(ENOUGH):
-            judge.judge(step, most - 0.01, fine, judge.limits)
-        for step in range(ENOUGH // 2 - 1):
-            judge.judge(step, most + 0.01, fine, judge.limits)
+        judge.record_evaluation(0, first, None, 1, is_last=False)
+        for step in range(MIN_HISTORY):
+            judge.judge_step(step, most - 0.01, fine, judge.limits)
+        for step in range(MIN_HISTORY // 2 - 1):
+            judge.judge_step(step, most + 0.01, fine, judge.limits)
         with pytest.raises(DivergedError, match="lower --lr"):
-            judge.judge(0, most + 0.5, fine, judge.limits)
+            judge.judge_step(0, most + 0.5, fine, judge.limits)
         with pytest.raises(DivergedError, match="validation loss"):
-            Guard(config, 30, judge.memory).evaluated(9, most + 0.01, Best(0, 2.0), 1, last=True)
-        Guard(config, 30, judge.memory).evaluated(9, most + 0.01, Best(0, 2.0), 1, last=False)
+            Guard(config, 30, judge.state).record_evaluation(9, most + 0.01, Best(0, 2.0), 1, is_last=True)
+        Guard(config, 30, judge.state).record_evaluation(9, most + 0.01, Best(0, 2.0), 1, is_last=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -14,13 +14,9 @@ import safetensors.numpy
 from glasslm import files
 from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.runs import checkpoint
-from glasslm.runs.checkpoint import Best, Progress
+from glasslm.runs.checkpoint import Best, Progress, RunIdentity
 
-HASHES: dict[str, Any] = {
-    "config_sha256": "c" * 64,
-    "tokenizer_sha256": "t" * 64,
-    "data_sha256": "d" * 64,
-}
+IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
 
 
 class Weights:
@@ -47,7 +43,7 @@ def engine(step: int, dtype: type = np.float32) -> Any:
 def save(run_dir: Path, step: int, best: Best | None = None, keep: int = 2, **changes: Any) -> Path:
     progress = Progress(step, step, 64 * step, 0, best)
     return checkpoint.save(
-        run_dir, engine(step), dataclasses.replace(progress, **changes), **HASHES, keep=keep
+        run_dir, engine(step), dataclasses.replace(progress, **changes), IDENTITY, keep=keep
     )
 
 
@@ -67,11 +63,11 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     for name, array in expected.items():
         assert state[name].dtype == array.dtype
         np.testing.assert_array_equal(state[name], array)
-    checkpoint.check(found, **HASHES)
+    checkpoint.require_identity(found, IDENTITY)
 
 
 def test_a_float64_engine_keeps_its_precision(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, engine(1, np.float64), Progress(1, 1, 1, 0), **HASHES)
+    checkpoint.save(tmp_path, engine(1, np.float64), Progress(1, 1, 1, 0), IDENTITY)
     array = checkpoint.load(tmp_path).weights()["embedding.weight"]
     assert array.dtype == np.float64
     np.testing.assert_array_equal(array, Weights(1, np.float64).arrays["embedding.weight"])
@@ -90,7 +86,7 @@ def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) 
     save(tmp_path / "a", 3)
     backwards = engine(3)
     backwards.arrays = dict(reversed(backwards.arrays.items()))
-    checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), **HASHES)
+    checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), IDENTITY)
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         a, b = (tmp_path / run / "checkpoints" / "000003" / name for run in "ab")
         assert files.sha256_of(a) == files.sha256_of(b)
@@ -99,7 +95,7 @@ def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) 
 def test_an_engine_without_moments_is_fine(tmp_path: Path) -> None:
     other = engine(1)
     other.arrays = {"norm.weight": other.arrays["norm.weight"]}
-    checkpoint.save(tmp_path, other, Progress(1, 1, 1, 0), **HASHES)
+    checkpoint.save(tmp_path, other, Progress(1, 1, 1, 0), IDENTITY)
     assert list(dict(checkpoint.load(tmp_path).state())) == ["norm.weight"]
 
 
@@ -110,7 +106,7 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: f
     other = engine(2)
     other.arrays[name][1] = value
     with pytest.raises(DivergedError, match=name):
-        checkpoint.save(tmp_path, other, Progress(2, 2, 2, 0), **HASHES)
+        checkpoint.save(tmp_path, other, Progress(2, 2, 2, 0), IDENTITY)
     assert checkpoint.list_steps(tmp_path) == [1]
 
 
@@ -148,7 +144,7 @@ def test_rotation_reads_an_older_checkpoint_once_and_never_what_it_wrote_itself(
     for step in (100, 200, 300):
         save(tmp_path, step, keep=9)
     assert read == []
-    monkeypatch.setattr(checkpoint, "_seen_whole", set())  # another process goes on
+    monkeypatch.setattr(checkpoint, "_verified_folders", set())  # another process goes on
     for step in (400, 500):
         save(tmp_path, step, keep=9)
     assert read == ["000300"] * 3 + ["000200"] * 3 + ["000100"] * 3
@@ -161,7 +157,7 @@ def test_rotation_finds_a_flipped_bit_in_what_another_process_wrote(
         save(tmp_path, step)
     path = tmp_path / "checkpoints" / "000200" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-    monkeypatch.setattr(checkpoint, "_seen_whole", set())
+    monkeypatch.setattr(checkpoint, "_verified_folders", set())
     save(tmp_path, 300)
     assert checkpoint.list_steps(tmp_path) == [100, 300]
 
@@ -218,14 +214,14 @@ def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("other", HASHES)
+@pytest.mark.parametrize("other", RunIdentity._fields)
 def test_a_checkpoint_of_another_run_is_refused_with_both_hashes(
     tmp_path: Path, other: str
 ) -> None:
     save(tmp_path, 1)
     with pytest.raises(DamagedError) as caught:
-        checkpoint.check(checkpoint.load(tmp_path), **(HASHES | {other: "0" * 64}))
-    assert HASHES[other] in str(caught.value)
+        checkpoint.require_identity(checkpoint.load(tmp_path), IDENTITY._replace(**{other: "0" * 64}))
+    assert getattr(IDENTITY, other) in str(caught.value)
     assert "0" * 64 in str(caught.value)
     assert other.removesuffix("_sha256") in str(caught.value)
 

@@ -40,7 +40,7 @@ def test_a_new_run_holds_its_record_and_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_config_comes_back_as_it_was(tmp_path: Path, preset: str) -> None:
-    config = PRESETS[preset]().resolved()
+    config = PRESETS[preset]().resolve()
     run = run_folder.Run(made(tmp_path / preset, config=to_dict(config)))
     assert run.config == config
     assert run.config_sha256 == run_folder.config_sha256(json.loads(json.dumps(to_dict(config))))
@@ -209,7 +209,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     path = made(tmp_path / "run", tokenizer={"sha256": "0" * 64})
     with pytest.raises(DamagedError, match="0" * 64):
         _ = run_folder.Run(path).tokenizer
-    tokenizer = tokenizers.from_json((path / "tokenizer.json").read_text())
+    tokenizer = tokenizers.parse_tokenizer((path / "tokenizer.json").read_text())
     record = json.loads((path / "run.json").read_text()) | {
         "tokenizer": {"sha256": tokenizer.sha256}
     }
@@ -242,9 +242,10 @@ def test_the_commit_is_that_of_the_source_and_none_elsewhere(
         git("init", "-q")
     except FileNotFoundError:
         pytest.skip("no git here")
-    source = tmp_path / "provenance.py"
+    source = tmp_path / "glasslm" / "__init__.py"
+    source.parent.mkdir()
     source.write_text("one\n")
-    monkeypatch.setattr(provenance, "__file__", str(source))
+    monkeypatch.setattr(provenance, "__file__", str(source.parent / "runs" / "provenance.py"))
     assert provenance.git() is None  # in a repository, and none of it
     git("add", ".")
     git("commit", "-q", "-m", "one")

@@ -17,7 +17,6 @@ from doubles import make_run
 from glasslm.cli import main
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, Precision
-from glasslm.data import shards
 from glasslm.engines.protocol import EngineName
 from glasslm.errors import DamagedError, InputError
 from glasslm.runs import checkpoint, run_folder
@@ -62,7 +61,7 @@ def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path)
     assert kept[0] == pytest.approx(min(losses(base, "val").values()), rel=1e-6)
     assert kept[24] > kept[0] + 0.05
     model, run = glasslm.load(base, engine="numpy"), run_folder.Run(tuned)
-    new_text = shards.of_run(run.config.data, run.record["data"], run.tokenizer, quiet).val.tokens
+    new_text = run.dataset(quiet).val.tokens
     assert learnt[0] == pytest.approx(model.score(new_text).loss, rel=1e-6)
     assert not any(line["best"] for line in logged(tuned, "eval") if line["split"] == "old")
 
@@ -321,7 +320,7 @@ def train(
         settings | {"text_file": str(new), "log_interval": 1} | flags,
     )
     with no_report():
-        return launch.train(config, ComputeConfig(engine, "cpu", precision, 1), run_dir, say=quiet)
+        return launch.train(config, ComputeConfig(engine, "cpu", precision, 1), run_dir, notify=quiet)
 
 
 def cut(step: int, base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
@@ -335,7 +334,7 @@ def resume(
     run_dir: Path, compute: ComputeConfig = COMPUTE, said: list[str] | None = None
 ) -> Outcome:
     with no_report():
-        return launch.resume(run_dir, compute, say=quiet if said is None else said.append)
+        return launch.resume(run_dir, compute, notify=quiet if said is None else said.append)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])

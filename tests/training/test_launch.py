@@ -21,7 +21,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.sources import corpora
 from glasslm.engines import factory
 from glasslm.engines.choice import micro_batch_size
-from glasslm.engines.memory_estimate import memory_bytes
+from glasslm.engines.memory_estimate import numpy_memory_bytes
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
 from glasslm.model.parameters import parameter_table
@@ -71,7 +71,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     assert datetime.fromisoformat(record["created"]).tzinfo is not None
     assert set(record["config"]) == {"model", "data", "optimizer", "train"}
     config = from_dict(RunConfig, record["config"])
-    assert config == config.resolved() == small(text, test_fraction=0.1).resolved()
+    assert config == config.resolve() == small(text, test_fraction=0.1).resolve()
     assert record["parameters"] == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
     assert set(record["parameters"]) == {"total", "non_embedding", "active", "matmul", "trained"}
     assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256"}
@@ -183,7 +183,7 @@ def test_the_number_of_threads_changes_no_bit(text: Path, tmp_path: Path) -> Non
         config = small(text, dropout=0.2, micro_batch_size=3)
         with no_report():
             run = launch.train(
-                config, ComputeConfig(threads=threads), tmp_path / str(threads), say=quiet
+                config, ComputeConfig(threads=threads), tmp_path / str(threads), notify=quiet
             ).run_dir
         ends.append(essence(run, 20))
     assert ends[0] == ends[1] == ends[2]
@@ -193,7 +193,7 @@ def test_the_name_of_a_run_says_what_it_is(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = launch.train(small(text, max_steps=1), COMPUTE, preset="tiny", say=quiet).run_dir
+    run = launch.train(small(text, max_steps=1), COMPUTE, preset="tiny", notify=quiet).run_dir
     assert re.fullmatch(r"text-tiny-\d{8}-\d{6}", run.name)
     assert run.parent == Path("runs")
     assert run_folder.find(run.name) == run
@@ -205,9 +205,9 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
         said: list[str] = []
         with no_report():
             compute = dataclasses.replace(COMPUTE, precision=precision)
-            launch.train(small(text, max_steps=2), compute, tmp_path / precision, say=said.append)
+            launch.train(small(text, max_steps=2), compute, tmp_path / precision, notify=said.append)
         plans[precision] = "\n".join(said)
-    config = small(text).resolved()
+    config = small(text).resolve()
     total = parameter_table(config.model, 21).total
     for expected in (
         f"{total:,} parameters",
@@ -220,7 +220,7 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
         assert expected in plans["fp32"]
     for precision, size_of_a_number in (("fp32", 4), ("fp64", 8)):
         memory = size(
-            memory_bytes(config, 21, micro_batch_size(config, "numpy"), 1, size_of_a_number)
+            numpy_memory_bytes(config, 21, micro_batch_size(config, "numpy"), 1, size_of_a_number)
         )
         assert f"{memory} of memory" in plans[precision]
 
@@ -228,9 +228,9 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
 def test_a_fallback_is_recorded_where_the_report_finds_it(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = corpora.find
+    right = corpora.find_source
     monkeypatch.setattr(
-        corpora, "find", lambda data, say: dataclasses.replace(right(data, say), fallback=True)
+        corpora, "find_source", lambda data, notify: dataclasses.replace(right(data, notify), fallback=True)
     )
     run = train(text, tmp_path / "run", max_steps=1).run_dir
     assert [line["kind"] for line in metrics.read(run / "metrics.jsonl")][:3] == [
@@ -366,14 +366,14 @@ def test_a_damaged_last_checkpoint_is_made_again_though_the_run_had_finished(
         file.seek(500)
         file.write(b"\xff")
     said: list[str] = []
-    assert launch.resume(run, COMPUTE, say=said.append).status == "finished"
+    assert launch.resume(run, COMPUTE, notify=said.append).status == "finished"
     assert "model.safetensors" in said[0]
     assert essence(run, 20) == essence(finished, 20)
 
 
 def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:
     compute = dataclasses.replace(COMPUTE, precision="fp64")
-    whole = launch.train(small(text), compute, tmp_path / "whole", say=quiet).run_dir
+    whole = launch.train(small(text), compute, tmp_path / "whole", notify=quiet).run_dir
     assert (
         load_file(whole / "checkpoints" / "000020" / "model.safetensors")["norm.weight"].dtype
         == np.float64
@@ -400,7 +400,7 @@ def test_a_diverged_run_says_so_and_has_a_report(
         return engine
 
     monkeypatch.setattr(launch, "make_engine", make_broken)
-    outcome = launch.train(small(text), COMPUTE, tmp_path / "run", say=quiet)
+    outcome = launch.train(small(text), COMPUTE, tmp_path / "run", notify=quiet)
     assert outcome.status == "diverged"
     assert finish(outcome, as_json=True) == 3
     assert json.loads(capsys.readouterr().out)["status"] == "diverged"
@@ -462,7 +462,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_else(
 
     monkeypatch.setattr(run_report, "write", fail)
     said: list[str] = []
-    outcome = launch.train(small(text, max_steps=2), COMPUTE, tmp_path / "run", say=said.append)
+    outcome = launch.train(small(text, max_steps=2), COMPUTE, tmp_path / "run", notify=said.append)
     assert (outcome.status, run_report.write_after_training(outcome, said.append)) == (
         "finished",
         None,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.data import shards
+from glasslm.data.dataset import reopen_dataset
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Update
 from glasslm.errors import InputError
@@ -20,7 +20,7 @@ from glasslm.inference.evaluation import Score
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.training import guard, launch
 from glasslm.training.learning_rate import lr_at
-from glasslm.training.loop import Loop, due, evaluation_windows, make_order
+from glasslm.training.loop import Loop, is_due, evaluation_windows, make_sampler
 from small_runs import (
     COMPUTE,
     essence,
@@ -97,7 +97,7 @@ def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(
 def test_the_logged_rate_is_that_of_the_update(text: Path, tmp_path: Path) -> None:
     """Warmup from the first update on: (i + 1) / W; the last has min_lr."""
     config = small(text, max_steps=12, warmup_steps=4, lr=0.01, min_lr=0.001)
-    run = launch.train(config, COMPUTE, tmp_path / "run", say=quiet).run_dir
+    run = launch.train(config, COMPUTE, tmp_path / "run", notify=quiet).run_dir
     lines = logged(run, "step")
     assert [line["lr"] for line in lines[:4]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert [line["lr"] for line in lines] == [
@@ -119,11 +119,11 @@ def test_the_loss_on_the_line_is_that_of_the_batch(text: Path, tmp_path: Path) -
     """Computed here from the batch of step 0 and the initial weights."""
     run = train(text, tmp_path / "run", max_steps=1).run_dir
     config = run_folder.Run(run).config
-    dataset = shards.reopen(run_folder.Run(run).record["data"]["sha256"])
+    dataset = reopen_dataset(run_folder.Run(run).record["data"]["sha256"])
     assert dataset is not None
     engine = NumpyEngine(config, dataset.tokenizer.vocab_size, threads=1)
     engine.load(checkpoint.load(run, 0).weights().items())
-    batch = make_order(config, len(dataset.train.tokens)).batch(
+    batch = make_sampler(config, len(dataset.train.tokens)).batch(
         dataset.train.tokens, 0, np.arange(8)
     )
     (line,) = logged(run, "step")
@@ -211,7 +211,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
 
 
 def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Path) -> None:
-    """Also where a checkpoint was due and an evaluation was not."""
+    """Also where a checkpoint was is_due and an evaluation was not."""
     run = train(
         text, tmp_path / "run", max_steps=12, eval_interval=5, checkpoint_interval=4
     ).run_dir
@@ -227,8 +227,8 @@ def test_an_evaluation_that_was_whole_is_not_repeated(text: Path, tmp_path: Path
 
 
 def test_due() -> None:
-    assert [step for step in range(1, 10) if due(step, 3)] == [3, 6, 9]
-    assert not due(5, 0)
+    assert [step for step in range(1, 10) if is_due(step, 3)] == [3, 6, 9]
+    assert not is_due(5, 0)
 
 
 # -- when it ends -----------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is missing then is measured by a resumed run; where nothing is, the run is finished."""
-    monkeypatch.setattr(guard, "HOPELESS", math.inf)  # however bad the last weights are
+    monkeypatch.setattr(guard, "DIVERGENCE_RISE", math.inf)  # however bad the last weights are
     flags = flags | {"eval_interval": 7}
     whole = train(text, tmp_path / "whole", **flags)
     right = getattr(Loop, moment)

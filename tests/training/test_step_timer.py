@@ -13,20 +13,14 @@ from hypothesis import strategies as st
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data.shards import Dataset, Split
+from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
 from glasslm.training.loop import evaluation_windows
-from glasslm.training.step_timer import (
-    COMPILING_REPAID,
-    Pace,
-    compiling_pays,
-    run_seconds,
-    with_steps,
-)
+from glasslm.training.step_timer import COMPILING_REPAID, Pace, compiling_pays, run_seconds, with_steps
 
 
 def dataset(train_tokens: int = 10_000, val_tokens: int = 2000) -> Dataset:
@@ -35,7 +29,7 @@ def dataset(train_tokens: int = 10_000, val_tokens: int = 2000) -> Dataset:
 
 
 def config(**flags: Any) -> RunConfig:
-    return with_flags(RunConfig(), {"block_size": 8, "sample_interval": 0} | flags).resolved()
+    return with_flags(RunConfig(), {"block_size": 8, "sample_interval": 0} | flags).resolve()
 
 
 class SlowEngine:
@@ -186,8 +180,8 @@ def test_compiling_needs_pytorch_and_a_compiler_and_a_whole_model(
     from glasslm.engines.torch import hardware
 
     compute = ComputeConfig(engine="torch", device="cpu")
-    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "")
+    monkeypatch.setattr(hardware, "missing_compiler", lambda device: "")
     assert compiling_pays(compute, math.inf)
     assert not compiling_pays(dataclasses.replace(compute, parallel="fsdp"), math.inf)
-    monkeypatch.setattr(hardware, "compiler_missing", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(hardware, "missing_compiler", lambda device: "there is no C++ compiler")
     assert not compiling_pays(compute, math.inf)

@@ -24,7 +24,7 @@ import pytest
 import glasslm
 from glasslm import cli
 from glasslm.errors import InputError
-from glasslm.lab.verification.integrity import examine
+from glasslm.lab.verification.integrity import examine_run
 from glasslm.runs import metrics
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch, trackers
@@ -148,16 +148,16 @@ def train(
     text: Path, run_dir: Path, said: list[str] | None = None, track: str = "", **flags: Any
 ) -> Outcome:
     stop_at = flags.pop("stop_at", None)
-    say = (said if said is not None else []).append
+    notify = (said if said is not None else []).append
     with no_report():
         return launch.train(
-            small(text, **flags), COMPUTE, run_dir, stop_at=stop_at, track=track, say=say
+            small(text, **flags), COMPUTE, run_dir, stop_at=stop_at, track=track, notify=notify
         )
 
 
 def resume(run_dir: Path, track: str) -> Outcome:
     with no_report():
-        return launch.resume(run_dir, COMPUTE, track=track, say=lambda line: None)
+        return launch.resume(run_dir, COMPUTE, track=track, notify=lambda line: None)
 
 
 def told(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -489,7 +489,7 @@ def test_tensorboard_reads_what_was_logged(
     ((step, block),) = texts["config"]
     assert (step, json.loads(plain(block))) == (0, read_json(run / "run.json")["config"])
     assert f"tensorboard: `tensorboard --logdir {run}` shows it" in said
-    assert {part.verdict for part in examine(run)} == {"ok"}
+    assert {part.verdict for part in examine_run(run)} == {"ok"}
 
 
 def plain(block: str) -> str:
@@ -572,7 +572,7 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
     assert len(shown) == 3
     for line in logged(run, "sample"):
         assert any(html.escape(line["text"]) in page for page in shown)
-    assert {part.verdict for part in examine(run)} == {"ok"}
+    assert {part.verdict for part in examine_run(run)} == {"ok"}
     assert not (tmp_path / "wandb").exists()
 
 

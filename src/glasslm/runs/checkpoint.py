@@ -35,6 +35,14 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 _KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
 
 
+class RunIdentity(NamedTuple):
+    """The hashes of what a checkpoint belongs to."""
+
+    config_sha256: str
+    tokenizer_sha256: str
+    data_sha256: str
+
+
 class Best(NamedTuple):
     """The lowest validation loss (nats per token) so far, and the step of its checkpoint."""
 
@@ -51,10 +59,8 @@ class Progress:
     tokens: int  # tokens trained on
     metrics_bytes: int  # length of metrics.jsonl
     best: Best | None = None
-    loop: dict[str, Any] = field(
-        default_factory=dict
-    )  # the loop's own memory, as JSON: guard window, patience ...
-    loss_scale: float = 1.0  # of float16
+    loop: dict[str, Any] = field(default_factory=dict)  # training.loop.LoopState, as JSON
+    loss_scale: float = 1.0  # of float16 gradients
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,7 @@ class Checkpoint:
 
     path: Path
     progress: Progress
-    config_sha256: str
-    tokenizer_sha256: str
-    data_sha256: str
+    identity: RunIdentity
     base_sha256: str | None = None  # of the frozen weights, where there are such
 
     @property
@@ -102,16 +106,14 @@ def save(
     run_dir: Path,
     engine: Engine,
     progress: Progress,
+    identity: RunIdentity,
     *,
-    config_sha256: str,
-    tokenizer_sha256: str,
-    data_sha256: str,
     keep: int = 2,
-    spare: int = 0,
+    protect_step: int = 0,
 ) -> Path:
     """Write the checkpoint of `progress.step` and remove what `keep` does not cover; returns its folder.
 
-    The `keep` newest stay, and the best, and steps 0 and `spare`. Raises DivergedError for a value that is not finite
+    The `keep` newest stay, the best, step 0 and `protect_step`. Raises DivergedError for a value that is not finite
     and ExhaustedError when the disk is full; in both cases the older checkpoints are untouched.
     """
     arrays = dict(engine.state())
@@ -124,9 +126,7 @@ def save(
         "format": FORMAT,
         **dataclasses.asdict(progress),
         "best": progress.best._asdict() if progress.best else None,
-        "config_sha256": config_sha256,
-        "tokenizer_sha256": tokenizer_sha256,
-        "data_sha256": data_sha256,
+        **identity._asdict(),
     }
     if (run_dir / BASE).is_dir():
         state["base_sha256"] = _base_sha256(run_dir / BASE)
@@ -140,8 +140,8 @@ def save(
         _STATE: [files.json_bytes(state)],
     }
     files.write_folder(path, contents)
-    _seen_whole.add(path.absolute())
-    _rotate(run_dir, progress, keep, spare)
+    _verified_folders.add(path.absolute())
+    _rotate(run_dir, progress, keep, protect_step)
     return path
 
 
@@ -184,17 +184,15 @@ def load(
         return latest
 
 
-def check(
-    checkpoint: Checkpoint, *, config_sha256: str, tokenizer_sha256: str, data_sha256: str
-) -> None:
-    """Refuse, by DamagedError with both hashes, a checkpoint that belongs to another config, tokenizer or text."""
-    now = {"config": config_sha256, "tokenizer": tokenizer_sha256, "data": data_sha256}
-    for name, found in now.items():
-        expected = getattr(checkpoint, f"{name}_sha256")
-        if found != expected:
+def require_identity(checkpoint: Checkpoint, identity: RunIdentity) -> None:
+    """Raise DamagedError with both hashes where a checkpoint belongs to another config, tokenizer or text."""
+    for field_name, run_hash in identity._asdict().items():
+        checkpoint_hash = getattr(checkpoint.identity, field_name)
+        if run_hash != checkpoint_hash:
             raise DamagedError(
-                f"{checkpoint.path} belongs to another {name}: it was written with sha256 {expected}, this run has "
-                f"{found}. Put the original back, or start a new run"
+                f"{checkpoint.path} belongs to another {field_name.removesuffix('_sha256')}: it was "
+                f"written with sha256 {checkpoint_hash}, this run has {run_hash}. Put the original "
+                "back, or start a new run"
             )
 
 
@@ -217,32 +215,32 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
     raise DamagedError(f"{reason}: nothing to go on from; start a new run")
 
 
-def _rotate(run_dir: Path, progress: Progress, keep: int, further: int) -> None:
-    """Keep the checkpoint just written, the `keep - 1` before it that are whole, the best, step 0 and a `further` one.
+def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
+    """Keep this checkpoint, the `keep - 1` complete ones before it, the best, step 0 and `protect_step`.
 
-    A later one is left over from before a damaged checkpoint made the run go back: it is no part of this history.
+    A later checkpoint dates from before a damaged one made the run go back, so it is removed too.
     """
-    spare = {0, further, progress.best.step if progress.best else 0}
-    whole = 1
+    protected_steps = {0, protect_step, progress.best.step if progress.best else 0}
+    n_complete = 1
     for step in reversed(list_steps(run_dir)):
         path = _path(run_dir, step)
-        if step < progress.step and whole < keep and _is_whole(path):
-            whole += 1
-        elif step != progress.step and step not in spare:
+        if step < progress.step and n_complete < keep and _is_complete(path):
+            n_complete += 1
+        elif step != progress.step and step not in protected_steps:
             files.remove_folder(path)
 
 
-# Checkpoints that this process has written, or compared with their hashes: from then on a look at their sizes will do,
-# or each save would read hundreds of megabytes of older ones. Whoever loads one compares its hashes again.
-_seen_whole: set[Path] = set()
+# Checkpoints that this process has written or verified by their hashes. Rotation then compares their sizes only: hashing
+# would read hundreds of megabytes at each save. Loading a checkpoint always verifies its hashes.
+_verified_folders: set[Path] = set()
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
-        files.verify_folder(path, hashes=path.absolute() not in _seen_whole)
+        files.verify_folder(path, hashes=path.absolute() not in _verified_folders)
     except DamagedError:
         return False
-    _seen_whole.add(path.absolute())
+    _verified_folders.add(path.absolute())
     return True
 
 
@@ -280,14 +278,12 @@ def _open(path: Path) -> Checkpoint:
             loss_scale=float(state.get("loss_scale", 1.0)),  # which the first runs did not have
             loop=dict(state["loop"]),
         )
-        config, tokenizer, data = (
-            str(state[f"{name}_sha256"]) for name in ("config", "tokenizer", "data")
-        )
+        identity = RunIdentity(*(str(state[name]) for name in RunIdentity._fields))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedError(f"{path / _STATE} is not as glasslm wrote it ({error!r})") from None
     if path.name != f"{progress.step:06d}":
         raise DamagedError(f"{path} holds step {progress.step}: the folder was renamed")
-    return Checkpoint(path, progress, config, tokenizer, data, state.get("base_sha256"))
+    return Checkpoint(path, progress, identity, state.get("base_sha256"))
 
 
 def _base_sha256(base: Path) -> str:

@@ -3,50 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from glasslm.runs import metrics
-from glasslm.runs.metrics import Line
+from glasslm.runs.metrics import EndLine, EvalLine, Line, ResumeLine, eval_lines, step_lines
 
 Point = tuple[float, float]  # step, loss
 
 
 @dataclass(frozen=True)
 class History:
-    """What metrics.jsonl says, as columns. A number that was not finite is None."""
+    """The columns of metrics.jsonl. A number that was not finite is None."""
 
     steps: list[int] = field(default_factory=list)
-    train_losses: list[float | None] = field(
-        default_factory=list
-    )  # nats per token, one for each of `steps`
-    grad_norms: list[float | None] = field(default_factory=list)  # before clipping
-    lrs: list[float | None] = field(default_factory=list)
+    train_losses: list[float | None] = field(default_factory=list)  # nats per token, at `steps`
+    grad_norms: list[float | None] = field(default_factory=list)  # before clipping, at `steps`
+    lrs: list[float | None] = field(default_factory=list)  # at `steps`
     eval_steps: list[int] = field(default_factory=list)
-    val_losses: list[float | None] = field(
-        default_factory=list
-    )  # nats per token, one for each of `eval_steps`
-    val_bpb: list[float | None] = field(default_factory=list)  # bits per byte
+    val_losses: list[float | None] = field(default_factory=list)  # nats per token, at `eval_steps`
+    val_bpb: list[float | None] = field(default_factory=list)  # bits per byte, at `eval_steps`
     best_val_loss: float | None = None
     best_step: int | None = None
-    status: str | None = None  # how it ended; None while it runs, or when it was killed
+    status: str | None = None  # how the run ended; None while it runs or after it was killed
 
 
-def read_history(lines: Iterator[metrics.Line]) -> History:
-    steps: list[metrics.Line] = []
-    evals: dict[
-        int, metrics.Line
-    ] = {}  # a second evaluation of a step, on the whole split, replaces the first
-    end: metrics.Line = {}
+def read_history(lines: Iterable[Line]) -> History:
+    """The history of a run from its metrics lines.
+
+    A second evaluation of a step, on the whole split, replaces the first.
+    """
+    lines = list(lines)
+    steps = step_lines(lines)
+    evals = {line["step"]: line for line in eval_lines(lines)}
+    best = _lowest_loss(evals.values())
+    best_step, best_loss = (best["step"], best["loss"]) if best else (None, None)
+    last_part: EndLine | ResumeLine | None = None
     for line in lines:
-        if line["kind"] == "step":
-            steps.append(line)
-        elif line["kind"] == "eval" and line["split"] == "val":
-            evals[line["step"]] = line
-        elif line["kind"] in ("resume", "end"):
-            end = line
-    finite = [line for line in evals.values() if line["loss"] is not None]
-    best = min(finite, key=lambda line: line["loss"], default={"step": None, "loss": None})
+        if line["kind"] == "end" or line["kind"] == "resume":
+            last_part = line
+    status = None
+    if last_part is not None and last_part["kind"] == "end":
+        best_step, best_loss = last_part["best_step"], last_part["best_loss"]
+        status = last_part["status"]
     return History(
         steps=[line["step"] for line in steps],
         train_losses=[line["loss"] for line in steps],
@@ -55,31 +53,43 @@ def read_history(lines: Iterator[metrics.Line]) -> History:
         eval_steps=list(evals),
         val_losses=[line["loss"] for line in evals.values()],
         val_bpb=[line["bpb"] for line in evals.values()],
-        best_val_loss=end.get("best_loss", best["loss"]),
-        best_step=end.get("best_step", best["step"]),
-        status=end.get("status"),
+        best_val_loss=best_loss,
+        best_step=best_step,
+        status=status,
     )
 
 
-def best_eval(lines: Iterable[Line], history: History) -> Line | None:
-    """The validation line with the best loss, of several measurements at that step the one that the run counts."""
-    evals = [line for line in lines if line["kind"] == "eval" and line.get("split", "val") == "val"]
-    finite = [line for line in evals if line.get("loss") is not None]
-    counted = [
-        line
-        for line in finite
-        if (line["step"], line["loss"]) == (history.best_step, history.best_val_loss)
-    ]
-    return counted[-1] if counted else min(finite, key=lambda line: line["loss"], default=None)
+def best_eval(lines: Iterable[Line], history: History) -> EvalLine | None:
+    """The validation line with the best loss; None where no loss is finite.
+
+    Of several evaluations of the best step, it is the one whose loss the history names.
+    """
+    evals = [line for line in eval_lines(lines) if line.get("loss") is not None]
+    best_point = (history.best_step, history.best_val_loss)
+    matches = [line for line in evals if (line["step"], line["loss"]) == best_point]
+    return matches[-1] if matches else _lowest_loss(evals)
+
+
+def _lowest_loss(evals: Iterable[EvalLine]) -> EvalLine | None:
+    """The first line with the lowest finite loss."""
+
+    def loss_of(line: EvalLine) -> float:
+        loss = line["loss"]
+        return math.inf if loss is None else loss
+
+    return min((line for line in evals if line["loss"] is not None), key=loss_of, default=None)
 
 
 def loss_range(points: Sequence[Point]) -> tuple[float, float]:
-    """The losses worth showing: not those of the first tenth of the steps so far, whose fall would flatten the rest."""
+    """The range of losses to draw, with a margin.
+
+    The first tenth of the steps is left out: its steep fall would flatten the rest of the curve.
+    """
     finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if not finite:
         return 0.0, 1.0
     start = max(step for step, _ in finite) / 10
-    late = [loss for step, loss in finite if step >= start]
-    low, high = min(late), max(late)
+    late_losses = [loss for step, loss in finite if step >= start]
+    low, high = min(late_losses), max(late_losses)
     margin = max(0.02, 0.05 * (high - low))
     return low - margin, high + margin

@@ -1,13 +1,139 @@
-"""run.json: what a run is, written once."""
+"""run.json: its type, and the one builder of it.
+
+The file says what a run is and is written once, when the run starts (docs/formats.md).
+"""
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
 
-from glasslm.config.schema import DataConfig
+from glasslm.config.conversion import to_dict
+from glasslm.config.schema import DataConfig, EngineName, RunConfig
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.model.flops import flops_per_token
+from glasslm.model.parameters import parameter_table
+from glasslm.runs import provenance
+
+FORMAT = 1
+
+
+class TokenizerRecord(TypedDict):
+    """Which tokenizer a run uses."""
+
+    kind: str
+    vocab_size: int
+    sha256: str
+
+
+class SourceRun(TypedDict):
+    """The run that another one starts from."""
+
+    run: str
+    step: int
+    data_sha256: NotRequired[str]
+
+
+class ComputeRecord(TypedDict, total=False):
+    """What computed the first step. Only the first three are known of imported models."""
+
+    engine: EngineName
+    device: str
+    precision: str
+    compiled: bool
+    threads: int
+    processes: int
+    parallel: str
+    deterministic: bool
+
+
+class RunRecord(TypedDict):
+    """run.json. Runs of older versions may lack the fields that are NotRequired."""
+
+    format: int
+    preset: NotRequired[str]
+    glasslm: str
+    created: str  # UTC, ISO 8601
+    command: NotRequired[str]
+    seed: int
+    config: dict[str, Any]  # RunConfig as JSON
+    engine: EngineName
+    device: str
+    precision: str
+    compiled: NotRequired[bool]
+    threads: NotRequired[int]
+    processes: NotRequired[int]
+    parallel: NotRequired[str]
+    deterministic: NotRequired[bool]
+    parameters: dict[str, int]
+    flops_per_token: float
+    data: dict[str, Any]  # data.dataset.Dataset.facts
+    tokenizer: TokenizerRecord
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    git: dict[str, Any] | None
+    base: NotRequired[SourceRun]  # the run that fine-tuning started from
+    merged_from: NotRequired[SourceRun]  # the run whose adapters were merged
+    imported: NotRequired[dict[str, Any]]  # where an imported model came from
+
+
+def build_record(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    data: dict[str, Any],
+    compute: ComputeRecord,
+    *,
+    preset: str,
+    command: str,
+) -> RunRecord:
+    """run.json of a new run. `data` is the `facts` of its dataset."""
+    versions = provenance.versions()
+    record = {
+        "format": FORMAT,
+        "preset": preset,
+        "command": command,
+        "glasslm": versions["glasslm"],
+        "created": _now(),
+        "seed": config.train.seed,
+        "config": to_dict(config),
+        **compute,
+        "parameters": parameter_table(config.model, tokenizer.vocab_size).counts(),
+        "flops_per_token": flops_per_token(config.model, tokenizer.vocab_size),
+        "data": data,
+        "tokenizer": TokenizerRecord(
+            kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=tokenizer.sha256
+        ),
+        "versions": versions,
+        "machine": provenance.machine(),
+        "git": provenance.git(),
+    }
+    return cast(RunRecord, record)
+
+
+def build_merged_record(
+    record: RunRecord, config: RunConfig, command: str, merged_from: SourceRun
+) -> RunRecord:
+    """run.json of a run whose adapters are merged: the rest stays as it was when the run was trained."""
+    vocab_size = record["tokenizer"]["vocab_size"]
+    merged = {
+        **record,
+        "config": to_dict(config),
+        "parameters": parameter_table(config.model, vocab_size).counts(),
+        "flops_per_token": flops_per_token(config.model, vocab_size),
+        "command": command,
+        "created": _now(),
+        "merged_from": merged_from,
+    }
+    merged.pop("base", None)
+    return cast(RunRecord, merged)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def text_name(data: DataConfig) -> str:
-    """What the text is called: its corpus, its name on the hub, or its files without their folders."""
+    """The name of a text: its corpus, its Hugging Face dataset, or its files without their folders."""
     names = ["standard input" if path == "-" else Path(path).name for path in data.text_file]
     return data.corpus or data.hf_dataset or ", ".join(names) or "the default corpus"

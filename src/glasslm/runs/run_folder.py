@@ -11,23 +11,26 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glasslm import files
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import RunConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.runs import checkpoint, metrics
+from glasslm.runs.checkpoint import RunIdentity
 from glasslm.runs.history import History, read_history
+from glasslm.runs.record import FORMAT, RunRecord
+from glasslm.text import Notify
 
 if TYPE_CHECKING:
+    from glasslm.data.dataset import Dataset
     from glasslm.data.tokenizers import Tokenizer
 
 RUNS = Path("runs")
-FORMAT = 1
 _RECORD, _TOKENIZER, _METRICS = "run.json", "tokenizer.json", "metrics.jsonl"
 
 
@@ -88,10 +91,10 @@ def require_new(run_dir: Path) -> None:
         )
 
 
-def create(run_dir: Path, record: dict[str, Any], tokenizer_json: str) -> None:
+def create(run_dir: Path, record: Mapping[str, Any], tokenizer_json: str) -> None:
     """Write run.json and tokenizer.json of a new run. The caller holds files.lock(run_dir).
 
-    `record` is run.json without its `format`. Raises InputError when there is a run or anything else in the folder,
+    Raises InputError when there is a run or anything else in the folder,
     ExhaustedError when the disk is full.
     """
     _refuse_existing(run_dir)
@@ -149,15 +152,15 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """run.json; DamagedError when it is missing, is no JSON, or is of a newer format."""
+    def record(self) -> RunRecord:
+        """run.json; DamagedError when it is missing, is not JSON, or has another format."""
         path = self.path / _RECORD
         record = files.read_json(path)
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise DamagedError(
                 f"{path} is not a run.json of format {FORMAT}: use a newer glasslm, or restore the file"
             )
-        return record
+        return cast(RunRecord, record)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -174,7 +177,7 @@ class Run:
 
         path = self.path / _TOKENIZER
         try:
-            tokenizer = tokenizers.from_json(path.read_text(encoding="utf-8"))
+            tokenizer = tokenizers.parse_tokenizer(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
         except ValueError as error:  # also an InputError, which it is for a file that a user gives
@@ -185,6 +188,21 @@ class Run:
                 f"{path} is another tokenizer: its sha256 is {tokenizer.sha256}, run.json says {expected}"
             )
         return tokenizer
+
+    @property
+    def identity(self) -> RunIdentity:
+        """The hashes of config, tokenizer and data, which each checkpoint of this run has too."""
+        data_sha256 = self._part("data")["sha256"]
+        return RunIdentity(self.config_sha256, self.tokenizer.sha256, data_sha256)
+
+    def dataset(self, notify: Notify) -> Dataset:
+        """The tokens of the run's text, from the cache or made again from the text.
+
+        Raises DamagedError where the text is gone or has changed.
+        """
+        from glasslm.data.dataset import load_run_dataset
+
+        return load_run_dataset(self.config.data, self._part("data"), self.tokenizer, notify)
 
     def metrics(self) -> Iterator[metrics.Line]:
         """The lines of metrics.jsonl."""
@@ -211,4 +229,4 @@ class Run:
             raise DamagedError(
                 f"{self.path / _RECORD} lacks '{name}': it is not as glasslm wrote it"
             )
-        return self.record[name]
+        return self.record[name]  # type: ignore[literal-required]

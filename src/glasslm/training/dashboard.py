@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glasslm.runs.history import loss_range
+from glasslm.runs.metrics import Line, SampleLine, Timing
 from glasslm.text import as_float, duration, harmless, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-Line = dict[str, Any]
 Point = tuple[float, float]  # step, loss
 
 TRAIN, VALIDATION, FAINT = (
@@ -46,7 +46,7 @@ class View:
     lr: float | None = None
     grad_norm: float | None = None
     tokens_per_s: float | None = None
-    sample: Line | None = None
+    sample: SampleLine | None = None
     ended: str = ""
     clock: dict[str, Point] = field(
         default_factory=dict
@@ -54,25 +54,30 @@ class View:
     _means: Point | None = None
 
     def take(self, line: Line) -> None:
-        kind, step = line["kind"], line.get("step", 0)
+        step = line.get("step", 0)
         self.step = max(self.step, step)
-        self._time(line.get("timing", {}))
-        if kind == "plan":
+        if line["kind"] == "plan":
             self.max_steps = line.get("max_steps")
-        elif kind == "step":
+        elif line["kind"] == "step":
+            self._time(line.get("timing", {}))
             self._smooth(step, as_float(line.get("loss")))
             self.lr, self.grad_norm = as_float(line.get("lr")), as_float(line.get("grad_norm"))
-        elif kind == "eval" and line.get("split", "val") == "val":
-            self._validated((step, as_float(line.get("loss"))))
-            self.bpb = as_float(line.get("bpb"))
-        elif kind == "sample":
+        elif line["kind"] == "eval":
+            self._time(line.get("timing", {}))
+            if line.get("split", "val") == "val":
+                self._validated((step, as_float(line.get("loss"))))
+                self.bpb = as_float(line.get("bpb"))
+        elif line["kind"] == "checkpoint":
+            self._time(line.get("timing", {}))
+        elif line["kind"] == "sample":
             self.sample = line
-        elif kind == "resume":
+        elif line["kind"] == "resume":
             self._return_to(step)
-        elif kind == "end":
+        elif line["kind"] == "end":
             self.ended = str(line.get("status", "ended"))
-            if line.get("best_loss") is not None:
-                self.best = (line["best_step"], line["best_loss"])
+            best_step, best_loss = line.get("best_step"), line.get("best_loss")
+            if best_step is not None and best_loss is not None:
+                self.best = (best_step, best_loss)
 
     def _return_to(self, step: int) -> None:
         """Forget what an interrupted part of the run did after `step`, from where it goes on."""
@@ -92,12 +97,16 @@ class View:
         finite = [point for point in self.validation if math.isfinite(point[1])]
         self.best = min(finite, key=itemgetter(1), default=None)
 
-    def _time(self, timing: Line) -> None:
+    def _time(self, timing: Timing) -> None:
         rate = timing.get("tokens_per_s")
         self.tokens_per_s = rate if rate is not None else self.tokens_per_s
-        for key in ("elapsed_s", "remaining_s"):
-            if timing.get(key) is not None:
-                self.clock[key] = (float(timing[key]), time.monotonic())
+        now = time.monotonic()
+        for key, seconds in (
+            ("elapsed_s", timing.get("elapsed_s")),
+            ("remaining_s", timing.get("remaining_s")),
+        ):
+            if seconds is not None:
+                self.clock[key] = (float(seconds), now)
 
     def _smooth(self, step: float, loss: float) -> None:
         """Append the double exponential mean (Mulloy, 1994): it removes noise and does not lag behind a steady fall."""
@@ -287,7 +296,7 @@ def braille(
     return cells
 
 
-def _sample(line: Line, width: int, rows: int) -> list[Text]:
+def _sample(line: SampleLine, width: int, rows: int) -> list[Text]:
     from rich.console import Console
     from rich.text import Text
 

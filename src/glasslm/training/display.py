@@ -11,13 +11,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from glasslm.runs.metrics import EvalLine, Line, SampleLine
 from glasslm.text import duration, harmless, number, one_line, quoted, size
-from glasslm.training.dashboard import Line, View, panel
+from glasslm.training.dashboard import View, panel
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -146,14 +147,14 @@ def plain(line: Line, max_steps: int | None) -> str:
     >>> plain({"kind": "eval", "step": 100, "loss": 2.0, "perplexity": 7.389, "bpb": 2.885, "best": True}, 1000)
     'eval         100/1000  val loss 2.0000  perplexity 7.39  bits/byte 2.885  best'
     """
-    kind = str(line["kind"])
+    kind = line["kind"]
     total = f"/{max_steps}" if max_steps else ""
-    return f"{kind:<10} {line.get('step', 0):>5}{total}  {'  '.join(_words(kind, line))}".rstrip()
+    return f"{kind:<10} {line.get('step', 0):>5}{total}  {'  '.join(_words(line))}".rstrip()
 
 
-def _words(kind: str, line: Line) -> list[str]:
-    timing = line.get("timing", {})
-    if kind == "step":
+def _words(line: Line) -> list[str]:
+    if line["kind"] == "step":
+        timing = line.get("timing", {})
         words = [f"loss {number(line.get('loss'), '.4f')}", f"lr {number(line.get('lr'), '.2e')}"]
         words += [
             f"norm {number(line.get('grad_norm'), '6.3f')}",
@@ -165,7 +166,7 @@ def _words(kind: str, line: Line) -> list[str]:
             else []
         )
         return words
-    if kind == "eval":
+    if line["kind"] == "eval":
         name = f"{line.get('split', 'val')} loss"
         words = [
             f"{name} {number(line.get('loss'), '.4f')}",
@@ -174,15 +175,15 @@ def _words(kind: str, line: Line) -> list[str]:
         words += [f"bits/byte {number(line.get('bpb'), '.3f')}"]
         words += [f"on {line.get('tokens', 0):,} tokens"] if line.get("whole") is False else []
         return words + (["best"] if line.get("best") else [])
-    if kind == "sample":
+    if line["kind"] == "sample":
         return [one_line(f"{line.get('prompt', '')}{line.get('text', '')}")]
-    if kind == "checkpoint":
+    if line["kind"] == "checkpoint":
         return [one_line(str(line.get("path", ""))), *(["best"] if line.get("best") else [])]
-    if kind == "warning":
+    if line["kind"] == "warning":
         return [one_line(f"{line.get('code', '')}: {line.get('message', '')}")]
-    if kind == "resume":
+    if line["kind"] == "resume":
         return [one_line(f"from {line.get('from', '')}")]
-    if kind == "end":
+    if line["kind"] == "end":
         words = [one_line(str(line.get("status", "")))]
         if line.get("best_step") is not None:
             words += [
@@ -195,7 +196,7 @@ def _words(kind: str, line: Line) -> list[str]:
 # What is printed first and last
 
 
-def plan_text(plan: Line) -> str:
+def plan_text(plan: Mapping[str, Any]) -> str:
     """What is about to happen, in a few aligned lines; every entry of `plan` is optional.
 
     Entries: preset, corpus, parameters {total, non_embedding}, vocab_size, train_tokens, val_tokens, batch_tokens,
@@ -222,7 +223,7 @@ def plan_text(plan: Line) -> str:
     )
 
 
-def _parameters(parameters: Line) -> list[str]:
+def _parameters(parameters: Mapping[str, Any]) -> list[str]:
     words = [f"{parameters['total']:,} parameters"] if "total" in parameters else []
     if words and "non_embedding" in parameters:
         words[0] += f" ({parameters['non_embedding']:,} besides embeddings)"
@@ -232,14 +233,14 @@ def _parameters(parameters: Line) -> list[str]:
     return words
 
 
-def _expected(plan: Line) -> list[str]:
+def _expected(plan: Mapping[str, Any]) -> list[str]:
     words = [f"about {duration(plan['seconds'])}"] if plan.get("seconds") is not None else []
     return words + (
         [f"{size(plan['memory_bytes'])} of memory"] if plan.get("memory_bytes") is not None else []
     )
 
 
-def _some(plan: Line, *templates: str, start: Sequence[str] = ()) -> str:
+def _some(plan: Mapping[str, Any], *templates: str, start: Sequence[str] = ()) -> str:
     """Those of the templates whose names `plan` has, filled in."""
     names = {template: re.findall(r"\{(\w+)", template) for template in templates}
     return ", ".join(
@@ -257,8 +258,8 @@ def _some(plan: Line, *templates: str, start: Sequence[str] = ()) -> str:
 def summary_text(
     run_dir: Path | str,
     status: str,
-    best: Line | None = None,
-    sample: Line | None = None,
+    best: EvalLine | None = None,
+    sample: SampleLine | None = None,
     report: Path | str | None = None,
     elapsed_s: float | None = None,
 ) -> str:

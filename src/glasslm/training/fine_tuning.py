@@ -7,7 +7,6 @@ Fine-tuning is training whose first weights are another run's, with its architec
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, DataConfig, ModelConfig, RunConfig
-from glasslm.data import shards
-from glasslm.data.batch_sampler import Shard
+from glasslm.data.batch_sampler import TokenArray
 from glasslm.engines.factory import make_engine
 from glasslm.errors import GlasslmError, InputError
-from glasslm.model import flops
 from glasslm.model.adapters import merged, without_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Best, Checkpoint, Progress
-from glasslm.runs.metrics import Line, Log
+from glasslm.runs.metrics import Line, Log, eval_lines
+from glasslm.runs.record import SourceRun, build_merged_record
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, tell
+from glasslm.text import Notify, notify
 
 Weights = Iterator[tuple[str, NDArray[Any]]]
 
@@ -44,10 +41,19 @@ class Base:
 
     def __init__(self, run: str) -> None:
         self.run = Run(run_folder.find(run))
-        self.held = _best_of(self.run)
+        self.checkpoint = _load_best(self.run)
+
+    @property
+    def source(self) -> SourceRun:
+        """The base as run.json of the new run names it."""
+        return {
+            "run": str(self.run.path.resolve()),
+            "step": self.checkpoint.step,
+            "data_sha256": self.run.record["data"]["sha256"],
+        }
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        return merged(self.held.weights(), self.run.config.model)
+        return merged(self.checkpoint.weights(), self.run.config.model)
 
     def first_weights(self, config: RunConfig) -> Weights:
         """What a run of this config starts from: these weights, and adapters that do nothing yet."""
@@ -63,7 +69,7 @@ class Base:
 
         A shape that fits is not enough: other heads, say, or another activation leave all shapes as they are.
         """
-        here, there = config.model.resolved(), self.run.config.model.resolved()
+        here, there = config.model.resolve(), self.run.config.model.resolve()
         for name in (field.name for field in dataclasses.fields(ModelConfig)):
             mine, its = getattr(here, name), getattr(there, name)
             free = name in FREE and not (name == "block_size" and there.position == "learned")
@@ -78,13 +84,13 @@ class Base:
                 "out --tokenizer, or train a new model"
             )
 
-    def old_text(self, say: Say) -> Shard | None:
+    def old_text(self, notify: Notify) -> TokenArray | None:
         """The validation tokens that this run was measured on; None, and a word why, where its text is gone."""
         run = self.run
         try:
-            return shards.of_run(run.config.data, run.record["data"], run.tokenizer, say).val.tokens
+            return run.dataset(notify).val.tokens
         except GlasslmError as error:
-            say(
+            notify(
                 f"note: what is forgotten of {run.path} is not measured, because its text is not there: {error}"
             )
             return None
@@ -106,7 +112,7 @@ def recipe(base: Base, rank: int) -> RunConfig:
     )  # fmt: skip
 
 
-def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
+def merge(run: Run, run_dir: Path, command: str, notify: Notify = notify) -> Path:
     """A new run whose one checkpoint is `run` with its adapters merged into the weights; its folder.
 
     Raises InputError where `run` has no adapters, or `run_dir` cannot be made.
@@ -114,7 +120,7 @@ def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
     if not run.config.model.lora_rank:
         raise InputError(f"{run.path} has no adapters to merge: it was trained without --lora-rank")
     run_folder.require_new(run_dir)
-    held = _best_of(run, say)
+    held = _load_best(run, notify)
     config = dataclasses.replace(run.config, model=without_adapters(run.config.model))
     vocab_size = run.tokenizer.vocab_size
     exact = run.record.get("precision") == "fp64"
@@ -122,16 +128,8 @@ def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
         config, vocab_size, ComputeConfig(engine="numpy", precision="fp64" if exact else "fp32")
     )
     engine.load(merged(held.weights(), run.config.model).items())
-    record = {
-        name: value for name, value in run.record.items() if name not in ("format", "base")
-    } | {
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": to_dict(config),
-        "parameters": parameter_table(config.model, vocab_size).counts(),
-        "flops_per_token": flops.flops_per_token(config.model, vocab_size),
-        "merged_from": {"run": str(run.path), "step": held.step},
-    }
+    merged_from: SourceRun = {"run": str(run.path), "step": held.step}
+    record = build_merged_record(run.record, config, command, merged_from)
     kept = [
         line
         for line in run.metrics()
@@ -150,28 +148,29 @@ def merge(run: Run, run_dir: Path, command: str, say: Say = tell) -> Path:
                 run_dir,
                 engine,
                 progress,
-                config_sha256=Run(run_dir).config_sha256,
-                tokenizer_sha256=held.tokenizer_sha256,
-                data_sha256=held.data_sha256,
+                held.identity._replace(config_sha256=Run(run_dir).config_sha256),
             )
             best_step, best_loss = best or (None, None)
-            end = {"kind": "end", "step": held.step, "status": "finished"}
-            log.write(end | {"best_step": best_step, "best_loss": best_loss})
+            log.write(
+                {
+                    "kind": "end",
+                    "step": held.step,
+                    "status": "finished",
+                    "best_step": best_step,
+                    "best_loss": best_loss,
+                }
+            )
     return run_dir
 
 
 def _measured(lines: Sequence[Line], step: int) -> Best | None:
     """The validation loss of the weights of a step, as it was measured last: on the whole split, if it was."""
-    found = ("eval", step, "val")
-    losses = [
-        line["loss"] for line in lines if (line["kind"], line["step"], line.get("split")) == found
-    ]
+    losses = [line["loss"] for line in eval_lines(lines) if line["step"] == step]
     return Best(step, losses[-1]) if losses and losses[-1] is not None else None
 
 
-def _best_of(run: Run, warn: Say | None = None) -> Checkpoint:
+def _load_best(run: Run, warn: Notify | None = None) -> Checkpoint:
     """The best checkpoint of a run. Raises DamagedError where it belongs to something else."""
     held = checkpoint.load(run.path, "best", warn)
-    hashes = {"tokenizer_sha256": run.tokenizer.sha256, "data_sha256": run.record["data"]["sha256"]}
-    checkpoint.check(held, config_sha256=run.config_sha256, **hashes)
+    checkpoint.require_identity(held, run.identity)
     return held

@@ -1,7 +1,7 @@
-"""What a run's numbers are judged by: what is not finite, spikes, losses that have left for good, text learnt by heart.
+"""Judge the numbers of a run: non-finite values, loss spikes, divergence and overfitting.
 
-The guard judges and words its warnings; what becomes of a step is the loop's business. Its memory is a part of each
-checkpoint, so that a resumed run is judged like one that never stopped.
+The guard returns verdicts and words the warnings; the loop acts on them. The guard's state is part of each checkpoint, so
+that a resumed run is judged like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import RunConfig
-from glasslm.engines.inspection import GRADIENT, backward_names, forward_names
+from glasslm.engines.inspection import GRADIENT_PREFIX, backward_names, forward_names
 from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.errors import DivergedError
 from glasslm.model.parameters import parameter_table
@@ -24,179 +25,205 @@ from glasslm.runs.metrics import plain
 
 Verdict = Literal["fine", "spike", "nonfinite"]
 
-NONFINITE_LIMIT = 10  # steps in a row: nothing will change any more
-WINDOW = 128  # finite values before a step, that it is compared with
-DEVIATIONS = 6.0  # standard deviations above their mean
-ENOUGH = WINDOW // 2  # fewer values say nothing yet
-EVEN = 1e-3  # of the mean: the least standard deviation, or a loss that stands still would spike by rounding
-HOPELESS = 1.0  # nats above what the run began with, and above guessing
-RISEN, EVALUATIONS = (
-    0.01,
-    3,
-)  # of the best validation loss, and how many in a row: learning by heart
+MAX_NONFINITE_STEPS = 10  # in a row; then the run has diverged
+WINDOW_STEPS = 128  # finite values before a step that it is compared with
+SPIKE_DEVIATIONS = 6.0  # standard deviations above the window's mean
+MIN_HISTORY = WINDOW_STEPS // 2  # values; with fewer, nothing is a spike
+MIN_RELATIVE_STD = 1e-3  # of the mean; without it, rounding would make a constant loss spike
+DIVERGENCE_RISE = 1.0  # nats above the first validation loss and above a uniform guess
+OVERFIT_RISE = 0.01  # of the best validation loss
+OVERFIT_EVALUATIONS = 3  # in a row without a better loss
 
 
 class Limits(NamedTuple):
-    """Above these a step is a spike: infinite while too few values are known."""
+    """A step above one of these is a spike. Infinite while the history is too short."""
 
-    loss: float
-    norm: float
+    loss: float  # nats per token
+    norm: float  # of the gradient
 
 
 NO_LIMITS = Limits(math.inf, math.inf)
 
 
+@dataclass(frozen=True)
+class GuardState:
+    """What a checkpoint keeps of the guard. The field names are the keys in state.json."""
+
+    losses: tuple[float, ...] = ()  # training losses of the last WINDOW_STEPS finite steps
+    norms: tuple[float, ...] = ()  # gradient norms, likewise
+    nonfinite: int = 0  # non-finite steps in a row
+    first_loss: float | None = None  # the first validation loss
+    loss_at_best: float | None = None  # mean training loss at the best validation loss
+    by_heart: bool = False  # the overfitting warning was given
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> GuardState:
+        """The state in a checkpoint; fields that an older run lacks take their defaults."""
+        lists = {name: tuple(values.get(name, ())) for name in ("losses", "norms")}
+        return cls(**{**values, **lists})
+
+
 class Guard:
-    """The training losses and gradient norms of the last steps, and what was seen of the run before."""
+    """The recent training losses and gradient norms, and the rules that judge them."""
 
     def __init__(
-        self, config: RunConfig, vocab_size: int, memory: dict[str, Any] | None = None
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        state: GuardState = GuardState(),  # noqa: B008 - frozen
     ) -> None:
-        memory = memory or {}
         self.config, self.vocab_size = config, vocab_size
-        self.losses = deque[float](memory.get("losses", ()), maxlen=WINDOW)
-        self.norms = deque[float](memory.get("norms", ()), maxlen=WINDOW)
-        self.nonfinite: int = memory.get("nonfinite", 0)  # steps in a row
-        self.first_loss: float | None = memory.get("first_loss")  # of validation
-        self.loss_at_best: float | None = memory.get("loss_at_best")  # the mean training loss then
-        self.by_heart: bool = memory.get("by_heart", False)  # told already
+        self.losses = deque[float](state.losses, maxlen=WINDOW_STEPS)
+        self.norms = deque[float](state.norms, maxlen=WINDOW_STEPS)
+        self.nonfinite = state.nonfinite
+        self.first_loss = state.first_loss
+        self.loss_at_best = state.loss_at_best
+        self.warned_overfit = state.by_heart
 
     @property
-    def memory(self) -> dict[str, Any]:
-        return {
-            "losses": list(self.losses),
-            "norms": list(self.norms),
-            "nonfinite": self.nonfinite,
-            "first_loss": self.first_loss,
-            "loss_at_best": self.loss_at_best,
-            "by_heart": self.by_heart,
-        }
+    def state(self) -> GuardState:
+        """The state for the next checkpoint."""
+        return GuardState(
+            losses=tuple(self.losses),
+            norms=tuple(self.norms),
+            nonfinite=self.nonfinite,
+            first_loss=self.first_loss,
+            loss_at_best=self.loss_at_best,
+            by_heart=self.warned_overfit,
+        )
 
     @property
     def limits(self) -> Limits:
-        """What the next step is compared with."""
-        return Limits(limit(self.losses), limit(self.norms))
+        """The limits that the next step is compared with."""
+        return Limits(spike_limit(self.losses), spike_limit(self.norms))
 
-    def judge(self, step: int, loss: float, update: Update, limits: Limits) -> Verdict:
-        """The verdict on a step, which is remembered. Raises DivergedError where no run comes back from."""
-        fine = math.isfinite(loss) and update.finite
-        self.nonfinite = 0 if fine else self.nonfinite + 1
-        if self.nonfinite >= NONFINITE_LIMIT:
+    def judge_step(self, step: int, loss: float, update: Update, limits: Limits) -> Verdict:
+        """Record a step and return the verdict on it. Raises DivergedError."""
+        is_finite = math.isfinite(loss) and update.finite
+        self.nonfinite = 0 if is_finite else self.nonfinite + 1
+        if self.nonfinite >= MAX_NONFINITE_STEPS:
             raise DivergedError(
-                f"the losses or gradients of {NONFINITE_LIMIT} steps in a row, up to step {step}, are not finite: "
-                + self._cure
+                f"training diverged: {MAX_NONFINITE_STEPS} non-finite losses or gradients in a row, "
+                f"up to step {step}: {self._cure}"
             )
         for value, window in ((loss, self.losses), (update.norm, self.norms)):
-            if math.isfinite(value):  # another one would make every later value look small
+            if math.isfinite(value):  # an infinite one would hide all later spikes
                 window.append(value)
-        if len(self.losses) >= ENOUGH:
-            self._require_hope(
-                step, self.recent_loss, f"the mean training loss of the last {ENOUGH} steps"
-            )
-        if not fine:
+        if len(self.losses) >= MIN_HISTORY:
+            what = f"the mean loss of the last {MIN_HISTORY} steps"
+            self._require_no_divergence(step, self.recent_loss, what)
+        if not is_finite:
             return "nonfinite"
-        return "spike" if loss > limits.loss or math.inf > update.norm > limits.norm else "fine"
+        is_spike = loss > limits.loss or math.inf > update.norm > limits.norm
+        return "spike" if is_spike else "fine"
 
-    def evaluated(
-        self, step: int, loss: float, best: Best | None, evaluations: int, last: bool
+    def record_evaluation(
+        self, step: int, loss: float, best: Best | None, evaluations_since_best: int, is_last: bool
     ) -> str | None:
-        """Remember a validation loss, `evaluations` after the best; a warning where the text is learnt by heart.
+        """Record a validation loss; returns a warning where the run overfits.
 
-        Raises DivergedError where the `last` one is hopeless.
+        Raises DivergedError where the last validation loss shows divergence.
         """
         recent, before = self.recent_loss, self.loss_at_best
         if self.first_loss is None:
             self.first_loss = loss if math.isfinite(loss) else 0.0
         if best is not None and best.step == step:
             self.loss_at_best = plain(recent)
-        if last:
-            self._require_hope(step, loss, "the validation loss")
-        risen = best is not None and evaluations >= EVALUATIONS and loss > (1 + RISEN) * best.loss
-        if self.by_heart or before is None or not risen or not recent < before:
+        if is_last:
+            self._require_no_divergence(step, loss, "the validation loss")
+        has_risen = (
+            best is not None
+            and evaluations_since_best >= OVERFIT_EVALUATIONS
+            and loss > (1 + OVERFIT_RISE) * best.loss
+        )
+        if self.warned_overfit or before is None or not has_risen or not recent < before:
             return None
         assert best is not None
-        self.by_heart = True
+        self.warned_overfit = True
         return (
-            f"the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its best of step {best.step} and not "
-            f"better for {evaluations} evaluations, while the training loss fell from {before:.4f} to {recent:.4f}: "
-            "the model learns its text by heart. More text or --dropout helps, and --patience stops in time"
+            f"overfitting: the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its best "
+            f"of step {best.step} and not better for {evaluations_since_best} evaluations, while "
+            f"the training loss fell from {before:.4f} to {recent:.4f}. Use more text or --dropout; "
+            "--patience stops in time"
         )
 
     @property
     def recent_loss(self) -> float:
-        """The mean training loss of the last steps; NaN before the first."""
-        recent = list(self.losses)[-ENOUGH:]
+        """The mean of the last MIN_HISTORY training losses; NaN before the first step."""
+        recent = list(self.losses)[-MIN_HISTORY:]
         return math.fsum(recent) / len(recent) if recent else math.nan
 
-    def _require_hope(self, step: int, loss: float, what: str) -> None:
-        if loss > HOPELESS + max(self.first_loss or 0.0, math.log(self.vocab_size)):
+    def _require_no_divergence(self, step: int, loss: float, what: str) -> None:
+        reference = max(self.first_loss or 0.0, math.log(self.vocab_size))
+        if loss > DIVERGENCE_RISE + reference:
             raise DivergedError(
-                f"{what} is {loss:.3g} at step {step}, by more than a nat worse than guessing and than at the start: "
-                + self._cure
+                f"training diverged at step {step}: {what} is {loss:.3g}, over a nat above the start "
+                f"and a uniform guess: {self._cure}"
             )
 
     @property
     def _cure(self) -> str:
         optimizer = self.config.optimizer
         return (
-            f"lower --lr (now {optimizer.lr:g}), lengthen --warmup-steps (now {optimizer.warmup_steps}), or ask "
-            "`glasslm diagnose` with the same flags"
+            f"lower --lr (now {optimizer.lr:g}), lengthen --warmup-steps (now "
+            f"{optimizer.warmup_steps}), or run `glasslm diagnose` with the same flags"
         )
 
-    def nonfinite_text(self, engine: Engine, batch: Batch) -> str:
-        """A warning that names the first layer whose numbers are not finite."""
-        first = self._first_nonfinite(engine, batch)
-        found = (
-            f"{first} is the first that is not"
-            if first
-            else "computed once more, without dropout, all of it is"
+    def nonfinite_warning(self, engine: Engine, batch: Batch) -> str:
+        """A warning that names the first activation or gradient that is not finite."""
+        name = self._first_nonfinite(engine, batch)
+        place = (
+            f"the first non-finite value is in {name}"
+            if name
+            else "computed again, without dropout, everything is finite"
         )
-        return (
-            f"what step {batch.step + 1} computes is not finite, and the step was skipped: {found}"
-        )
+        return f"step {batch.step + 1} is not finite and was skipped: {place}"
 
     def _first_nonfinite(self, engine: Engine, batch: Batch) -> str | None:
-        """The first in a pass forward and back over `batch` that holds NaN or infinity; each micro-batch by itself."""
+        """The first tensor of a forward and backward pass over `batch` with NaN or infinity.
+
+        The batch is computed again in micro-batches.
+        """
         c = self.config.model
-        forward = [
-            name for name in forward_names(c) if not name.endswith(".scores")
-        ]  # -inf hides keys there
+        # scores hold -inf where a key is hidden
+        forward = [name for name in forward_names(c) if not name.endswith(".scores")]
         for names in (forward, backward_names(c, parameter_table(c, self.vocab_size))):
-            for part in batch.parts(engine.micro_batch_size):
-                seen = engine.inspect(part, names)
+            for part in batch.split(engine.micro_batch_size):
+                tensors = engine.inspect(part, names)
                 for name in names:
-                    if not np.isfinite(seen[name]).all():
-                        return (
-                            f"the gradient of {name.removeprefix(GRADIENT)}"
-                            if name.startswith(GRADIENT)
-                            else name
-                        )
+                    if not np.isfinite(tensors[name]).all():
+                        if name.startswith(GRADIENT_PREFIX):
+                            return f"the gradient of {name.removeprefix(GRADIENT_PREFIX)}"
+                        return name
         return None
 
 
-def limit(values: Iterable[float]) -> float:
-    """The mean of `values` and 6 standard deviations, or infinity where they are too few.
+def spike_limit(values: Iterable[float]) -> float:
+    """The mean of `values` plus 6 standard deviations; infinity for fewer than MIN_HISTORY.
 
     The rule of OLMo-core's SkipStepOptimizer, over the 128 values before.
     """
     window = np.fromiter(values, float)
-    if len(window) < ENOUGH:
+    if len(window) < MIN_HISTORY:
         return math.inf
-    return float(limit_of(window))
+    return float(window_limits(window))
 
 
-def limit_of(windows: NDArray[np.float64], deviations: float = DEVIATIONS) -> NDArray[np.float64]:
-    """The same of each of the windows (..., N), however short they are."""
+def window_limits(
+    windows: NDArray[np.float64], deviations: float = SPIKE_DEVIATIONS
+) -> NDArray[np.float64]:
+    """windows (..., N) -> (...): the spike limit of each window, whatever its length N."""
     mean = windows.mean(-1)
-    limits: NDArray[np.float64] = mean + deviations * np.maximum(
-        windows.std(-1, ddof=1), EVEN * np.abs(mean)
-    )
+    std = np.maximum(windows.std(-1, ddof=1), MIN_RELATIVE_STD * np.abs(mean))
+    limits: NDArray[np.float64] = mean + deviations * std
     return limits
 
 
-def spike_text(step: int, loss: float, norm: float, limits: Limits, done: str) -> str:
+def spike_warning(step: int, loss: float, norm: float, limits: Limits, action: str) -> str:
+    """The warning of a spike; `action` says what was done about it."""
     if loss > limits.loss:
-        seen = f"the loss of step {step} is {loss:.4f}, more than {limits.loss:.4f}"
+        value = f"the loss of step {step} is {loss:.4f}, above {limits.loss:.4f}"
     else:
-        seen = f"the gradient norm of step {step} is {norm:.4g}, more than {limits.norm:.4g}"
-    return f"{seen} ({DEVIATIONS:g} deviations over the last {WINDOW}){done}. See `glasslm diagnose RUN --replay {step}`"
+        value = f"the gradient norm of step {step} is {norm:.4g}, above {limits.norm:.4g}"
+    rule = f"{SPIKE_DEVIATIONS:g} standard deviations over the last {WINDOW_STEPS} steps"
+    return f"spike: {value} ({rule}){action}. See `glasslm diagnose RUN --replay {step}`"

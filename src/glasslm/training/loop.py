@@ -1,47 +1,64 @@
-"""The loop: text in batches, loss, gradients, update, and what is written down on the way.
+"""The training loop: batch, loss, gradients, update, and what is written on the way.
 
-It asks nothing about the engine but its verbs. Step n means n batches consumed. Everything the next step depends on is
-a function of the step, the weights and the moments, so a run goes on from a checkpoint as if it had never stopped.
+The loop uses only the verbs of an engine. Step n means n batches consumed. Everything the next step depends on is a
+function of the step, the weights and the moments, so a resumed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from glasslm import files
 from glasslm.config.schema import RunConfig
-from glasslm.data.batch_sampler import Order, Shard
-from glasslm.data.shards import Dataset
+from glasslm.data.batch_sampler import BatchSampler, TokenArray
+from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.errors import DamagedError
 from glasslm.inference import evaluation, generation
 from glasslm.inference.sampling import Sampling
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress
-from glasslm.runs.metrics import Line, Log
+from glasslm.runs.metrics import EvalLine, Line, Log, Split, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
 from glasslm.training import guard
 from glasslm.training.display import Display
-from glasslm.training.guard import Guard, Limits
+from glasslm.training.guard import Guard, GuardState, Limits
 from glasslm.training.interruption import Interrupt, interruptible
 from glasslm.training.learning_rate import lr_at
 
-SKIP = -1.0  # no norm is below it
+SKIP_ALL = -1.0  # every gradient norm is above it
 EVALUATION_SHARE = 0.02  # of a run's FLOPs, for one pass over the validation split
-SPIKES, MOST_SPIKES = (
-    "spikes",
-    100,
-)  # the folder of their batches, and how many of these are written down
+SPIKES, MAX_SPIKE_RECORDS = "spikes", 100  # the folder of spike batches, and how many it may hold
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
+EVALUATION_BATCH = 16  # micro-batches that one call of Engine.losses gets
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What a checkpoint keeps of the loop. The field names are the keys in state.json."""
+
+    patience_used: int = 0  # evaluations since the best one
+    evaluated_at: int = -1  # step of the last evaluation
+    sampled_at: int = -1  # step of the last sample
+    measured: bool = False  # the final measurement on the whole split is done
+    guard: GuardState = GuardState()
+    safe_at: int | None = None  # step of the last planned checkpoint, for a roll-back
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> LoopState:
+        """The state in a checkpoint; fields that an older run lacks take their defaults."""
+        return cls(**{**values, "guard": GuardState.from_json(values.get("guard") or {})})
 
 
 class Loop:
-    """One run under way, whose lines go to `metrics` and to `display`."""
+    """A run in training, whose lines go to `metrics` and to `display`."""
 
     def __init__(
         self,
@@ -51,37 +68,32 @@ class Loop:
         metrics: Log,
         display: Display,
         progress: Progress | None = None,
-        old_text: Shard | None = None,
+        old_text: TokenArray | None = None,
     ) -> None:
-        """`old_text`: validation tokens of the run that this one starts from, to see what is forgotten."""
+        """`old_text`: validation tokens (N,) of the base run, to measure what fine-tuning forgets."""
         self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
-        self.run_dir, self.config = run.path, run.config
-        self.hashes = hashes(run, dataset)
+        self.run_dir, self.config, self.identity = run.path, run.config, run.identity
         self.max_steps = self.config.train.max_steps
-        self.order = make_order(self.config, len(dataset.train.tokens))
+        self.sampler = make_sampler(self.config, len(dataset.train.tokens))
         self.max_windows = evaluation_windows(self.config, len(dataset.val.tokens))
         self.step = progress.step if progress else 0
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
-        memory = progress.loop if progress else {}
-        self.patience_used: int = memory.get("patience_used", 0)  # evaluations since the best
-        self.evaluated_at: int = memory.get("evaluated_at", -1)
-        self.sampled_at: int = memory.get("sampled_at", -1)
-        self.measured: bool = memory.get("measured", False)  # on the whole split, at the end
-        self.guard = Guard(self.config, dataset.tokenizer.vocab_size, memory.get("guard"))
-        self.safe_at: int = memory.get(
-            "safe_at", self.step
-        )  # the last planned checkpoint, to roll back to
+        state = LoopState.from_json(progress.loop if progress else {})
+        self.patience_used, self.measured = state.patience_used, state.measured
+        self.evaluated_at, self.sampled_at = state.evaluated_at, state.sampled_at
+        self.guard = Guard(self.config, dataset.tokenizer.vocab_size, state.guard)
+        self.rollback_step = self.step if state.safe_at is None else state.safe_at
         self.saved_at = self.step if progress else -1
-        self.signal: int | None = None  # that interrupted the run
+        self.signal: int | None = None  # the signal that interrupted the run
         self.started = time.perf_counter()
         self.seconds_training, self.steps_timed = 0.0, 0  # since the last logged step
 
-    def run(self, stop_at: int | None = None) -> str:
-        """Train to the end, to a signal, or to the step `stop_at`; the status for the last line.
+    def run(self, stop_at: int | None = None) -> Status:
+        """Train to the end, to a signal, or to step `stop_at`; returns the status of the run.
 
-        That is finished, stopped (by stop_at_loss or patience) or interrupted: something is left for a resumed run.
+        The status is "finished", "stopped" (by stop_at_loss or patience) or "interrupted".
         """
         with interruptible() as interrupted:
             if self.evaluated_at < 0:  # a new run
@@ -99,109 +111,113 @@ class Loop:
             return "interrupted"
 
     def do_step(self) -> None:
-        """One step and all that is due after it."""
+        """Make one step and everything that is due after it."""
         train = self.config.train
-        began = time.perf_counter()
+        step_started = time.perf_counter()
         batch, losses, update, limits = self.advance()
-        self.seconds_training += time.perf_counter() - began
+        self.seconds_training += time.perf_counter() - step_started
         self.steps_timed += 1
-        if due(self.step, train.log_interval) or self.step == self.max_steps or not update.applied:
+        is_last = self.step == self.max_steps
+        if is_due(self.step, train.log_interval) or is_last or not update.applied:
             self.log(self.step_line(losses, update))
-        self.judge(batch, losses, update, limits)
-        if due(self.step, train.eval_interval):
+        self.judge_step(batch, losses, update, limits)
+        if is_due(self.step, train.eval_interval):
             self.evaluate()
-        if due(self.step, train.sample_interval):
+        if is_due(self.step, train.sample_interval):
             self.sample()
-        # After all else that this step writes, so that a resumed run repeats none of it and misses none. `finish` saves
-        # the last one, when it has evaluated.
-        if (due(self.step, train.checkpoint_interval) or self.is_best()) and not self.is_over():
+        # The checkpoint comes last, so that a resumed run repeats no line of this step and misses
+        # none. `finish` saves the last checkpoint, after its evaluation.
+        if (is_due(self.step, train.checkpoint_interval) or self.is_best()) and not self.is_over():
             self.save()
         self.display.tick(self.step)
 
     def advance(self) -> tuple[Batch, Losses, Update, Limits]:
-        """One step: a batch through the engine. What is not finite never reaches the weights; a spike may."""
+        """Send one batch through the engine.
+
+        A non-finite loss or gradient never reaches the weights; a spike does unless --on-spike says otherwise.
+        """
         rows = np.arange(self.config.train.batch_size)
-        tokens, targets = self.order.batch(self.dataset.train.tokens, self.step, rows)
-        largest, known = int(targets.max()), self.dataset.tokenizer.vocab_size
-        if (
-            largest >= known
-        ):  # an index into the embedding that would end in a traceback, or on a GPU in worse
-            raise DamagedError(
-                f"the batch of step {self.step + 1} holds token {largest}, of {known}: the tokens in the cache were "
-                "altered while the run went on. Go on with `glasslm resume`, which makes them again"
-            )
+        tokens, targets = self.sampler.batch(self.dataset.train.tokens, self.step, rows)
+        self._require_known_tokens(int(targets.max()))
         batch = Batch(tokens, targets, self.step, rows)
         limits = self.guard.limits
         losses = self.engine.accumulate(batch, 1 / targets.size)
         allowed = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
-        hold = not math.isfinite(losses.cross_entropy) or losses.cross_entropy > allowed.loss
+        skip = not math.isfinite(losses.cross_entropy) or losses.cross_entropy > allowed.loss
         rate = lr_at(self.step, self.config.optimizer, self.max_steps)
-        update = self.engine.update(rate, SKIP if hold else allowed.norm)
+        update = self.engine.update(rate, SKIP_ALL if skip else allowed.norm)
         self.step += 1
         self.tokens += targets.size
         return batch, losses, update, limits
 
-    def judge(self, batch: Batch, losses: Losses, update: Update, limits: Limits) -> None:
-        """What the numbers of a step say about the run, and what follows."""
-        verdict = self.guard.judge(self.step, losses.cross_entropy, update, limits)
-        if verdict == "nonfinite" and self.guard.nonfinite == 1:
-            self.warn("nonfinite", self.guard.nonfinite_text(self.engine, batch))
-        if verdict == "spike":
-            self.spike(batch, losses.cross_entropy, update.norm, limits)
+    def _require_known_tokens(self, largest: int) -> None:
+        """Raise DamagedError for a token outside the vocabulary, which no embedding row exists for."""
+        vocab_size = self.dataset.tokenizer.vocab_size
+        if largest >= vocab_size:
+            raise DamagedError(
+                f"the batch of step {self.step + 1} holds token {largest}, of {vocab_size}: the tokens "
+                "in the cache were altered during the run. Run `glasslm resume`, which makes them again"
+            )
 
-    def spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
-        """Noted, with its batch; and if that is wished the weights are those of the last planned checkpoint."""
+    def judge_step(self, batch: Batch, losses: Losses, update: Update, limits: Limits) -> None:
+        """Let the guard judge the numbers of a step, and act on its verdict."""
+        verdict = self.guard.judge_step(self.step, losses.cross_entropy, update, limits)
+        if verdict == "nonfinite" and self.guard.nonfinite == 1:
+            self.warn("nonfinite", self.guard.nonfinite_warning(self.engine, batch))
+        if verdict == "spike":
+            self.handle_spike(batch, losses.cross_entropy, update.norm, limits)
+
+    def handle_spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
+        """Log a spike and write its batch to spikes/; with --on-spike rollback, load older weights."""
         action = self.config.train.on_spike
-        done = {
+        outcome = {
             "log": "",
             "skip": ": it was skipped",
-            "rollback": f": back to the weights of step {self.safe_at}",
+            "rollback": f": back to the weights of step {self.rollback_step}",
         }
-        self.warn("spike", guard.spike_text(self.step, loss, norm, limits, done[action]))
+        self.warn("spike", guard.spike_warning(self.step, loss, norm, limits, outcome[action]))
         path = self.run_dir / SPIKES / f"{self.step:06d}.json"
-        if len(list(path.parent.glob("*.json"))) < MOST_SPIKES:
+        if len(list(path.parent.glob("*.json"))) < MAX_SPIKE_RECORDS:
             files.make_folder(path.parent)
-            texts = [self.dataset.tokenizer.decode(row) for row in batch.tokens]
             record = {
                 "step": self.step,
                 "loss": loss,
                 "grad_norm": norm,
                 "limits": limits._asdict(),
                 "action": action,
+                "tokens": batch.tokens.tolist(),
+                "texts": [self.dataset.tokenizer.decode(row) for row in batch.tokens],
             }
-            files.write_json(path, record | {"tokens": batch.tokens.tolist(), "texts": texts})
+            files.write_json(path, record)
         if action == "rollback":
-            held = checkpoint.load(self.run_dir, self.safe_at)
-            self.engine.load(held.state(), held.progress.updates, held.progress.loss_scale)
+            self._load_checkpoint(self.rollback_step)
 
     def evaluate(self) -> None:
-        """The validation loss now."""
+        """Measure and log the validation loss."""
         score = self.score(self.dataset.val.tokens, self.max_windows)
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
         self.log(self.eval_line(self.step, score, is_best))
         if self.old_text is not None:
             windows = evaluation_windows(self.config, len(self.old_text))
-            self.log(
-                self.eval_line(
-                    self.step, self.score(self.old_text, windows), is_best=False, split="old"
-                )
-            )
+            old_score = self.score(self.old_text, windows)
+            self.log(self.eval_line(self.step, old_score, is_best=False, split="old"))
         self.evaluated_at = self.step
         if is_best:
             self.best, self.patience_used = Best(self.step, score.loss), 0
         else:
             self.patience_used += 1
-        last = self.step == self.max_steps
-        if warning := self.guard.evaluated(
-            self.step, score.loss, self.best, self.patience_used, last
+        is_last = self.step == self.max_steps
+        if warning := self.guard.record_evaluation(
+            self.step, score.loss, self.best, self.patience_used, is_last
         ):
             self.warn("overfit", warning)
 
     def is_best(self) -> bool:
+        """Whether the current step has the best validation loss."""
         return self.best is not None and self.best.step == self.step
 
     def is_over(self) -> bool:
-        """Whether all steps are done or the evaluations end the run early; the same before and after a resume."""
+        """Whether all steps are done or an evaluation ended the run early."""
         goal, patience = self.config.train.stop_at_loss, self.config.train.patience
         if self.step >= self.max_steps or self.measured:
             return True
@@ -210,9 +226,9 @@ class Loop:
         return patience is not None and self.patience_used >= patience
 
     def finish(self, interrupted: Interrupt) -> bool:
-        """The last weights evaluated and saved, and measured on the whole split, with the best ones, if need be.
+        """Evaluate and save the last weights; measure them and the best ones on the whole split.
 
-        False when a signal came before the measurements: they are skipped, and a resumed run makes them.
+        False where a signal came before the measurements: a resumed run makes them.
         """
         if self.evaluated_at != self.step:
             self.evaluate()
@@ -220,51 +236,52 @@ class Loop:
             self.sample()
         self.save()
         if self.max_windows is not None and not self.measured:
-            lines = self.whole_lines(interrupted)
+            lines = self.full_split_evals(interrupted)
             if lines is None:
                 return False
-            finite = [line for line in lines if math.isfinite(line["loss"])]
-            if finite:
-                best = min(finite, key=lambda line: line["loss"])
+            if finite := [line for line in lines if math.isfinite(_loss(line))]:
+                best = min(finite, key=_loss)
                 best["best"] = True
-                self.best = Best(best["step"], best["loss"])
+                self.best = Best(best["step"], _loss(best))
             for line in sorted(lines, key=lambda line: line["best"]):
                 self.log(line)
             self.measured = True
-            self.save(again=True)  # what came out best, too, is for the checkpoint to know
+            self.save(again=True)  # state.json names the best step of the whole split
         return True
 
-    def whole_lines(self, interrupted: Interrupt) -> list[Line] | None:
-        """The losses of the last and of the best weights on the whole split; None when a signal came before."""
+    def full_split_evals(self, interrupted: Interrupt) -> list[EvalLine] | None:
+        """The losses of the last and the best weights on the whole split; None after a signal."""
         if interrupted.is_set():
             return None
-        lines = [
-            self.eval_line(self.step, self.score(self.dataset.val.tokens, None), is_best=False)
-        ]
+        val_tokens = self.dataset.val.tokens
+        lines = [self.eval_line(self.step, self.score(val_tokens, None), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
             if interrupted.is_set():
                 return None
             self.engine.load(best.weights().items())
-            lines.append(
-                self.eval_line(best.step, self.score(self.dataset.val.tokens, None), is_best=False)
-            )
-            last = checkpoint.load(self.run_dir, self.step)  # saved a moment ago, moments and all
-            self.engine.load(last.state(), last.progress.updates, last.progress.loss_scale)
+            lines.append(self.eval_line(best.step, self.score(val_tokens, None), is_best=False))
+            self._load_checkpoint(self.step)
         return lines
 
-    def score(self, tokens: Shard, max_windows: int | None) -> evaluation.Score:
+    def _load_checkpoint(self, step: int) -> None:
+        """Load the weights and moments of a step into the engine."""
+        saved = checkpoint.load(self.run_dir, step)
+        self.engine.load(saved.state(), saved.progress.updates, saved.progress.loss_scale)
+
+    def score(self, tokens: TokenArray, max_windows: int | None) -> evaluation.Score:
+        """The loss of tokens (N,) over at most `max_windows` windows; None takes all."""
         return evaluation.evaluate(
             self.engine,
             tokens,
             self.dataset.tokenizer.byte_lengths,
             self.config.model.block_size,
-            rows=self.engine.micro_batch_size * 16,
+            rows=self.engine.micro_batch_size * EVALUATION_BATCH,
             max_windows=max_windows,
         )
 
     def sample(self) -> None:
-        """A passage in the model's own words, from the same random numbers each time."""
+        """Generate and log a text, from the same random numbers each time."""
         seed = self.config.train.seed
         sampling = Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed)
         pieces = generation.generate(
@@ -272,24 +289,40 @@ class Loop:
             self.dataset.tokenizer,
             [""],
             block_size=self.config.model.block_size,
-            rolling=self.config.model.rolling,
+            rolling=self.config.model.has_rolling_cache,
             max_new_tokens=SAMPLE_TOKENS,
             sampling=sampling,
         )
         text = "".join(piece.text for piece in pieces)
         self.sampled_at = self.step
-        line = {"kind": "sample", "step": self.step, "prompt": "", "text": text}
-        self.log(line | {"temperature": SAMPLE_TEMPERATURE, "seed": seed})
+        self.log(
+            {
+                "kind": "sample",
+                "step": self.step,
+                "prompt": "",
+                "text": text,
+                "temperature": SAMPLE_TEMPERATURE,
+                "seed": seed,
+            }
+        )
 
     def save(self, again: bool = False, planned: bool = True) -> None:
-        """A checkpoint of this step, unless there is one and it need not be written again.
+        """Write a checkpoint of this step, unless it exists already and `again` is false.
 
-        One that is not planned is an interruption's: a run without would not have it, so nothing rolls back to it.
+        An interruption's checkpoint is not planned: an uninterrupted run would not have it, so no roll-back uses it.
         """
         if self.saved_at == self.step and not again:
             return
         if planned:
-            self.safe_at = self.step
+            self.rollback_step = self.step
+        state = LoopState(
+            patience_used=self.patience_used,
+            evaluated_at=self.evaluated_at,
+            sampled_at=self.sampled_at,
+            measured=self.measured,
+            guard=self.guard.state,
+            safe_at=self.rollback_step,
+        )
         progress = Progress(
             step=self.step,
             updates=self.engine.updates,
@@ -297,115 +330,123 @@ class Loop:
             tokens=self.tokens,
             metrics_bytes=self.metrics.bytes,
             best=self.best,
-            loop={
-                "patience_used": self.patience_used,
-                "evaluated_at": self.evaluated_at,
-                "sampled_at": self.sampled_at,
-                "measured": self.measured,
-                "guard": self.guard.memory,
-                "safe_at": self.safe_at,
-            },
+            loop=dataclasses.asdict(state),
         )
-        keep = self.config.train.keep
         path = checkpoint.save(
-            self.run_dir, self.engine, progress, keep=keep, spare=self.safe_at, **self.hashes
+            self.run_dir,
+            self.engine,
+            progress,
+            self.identity,
+            keep=self.config.train.keep,
+            protect_step=self.rollback_step,
         )
         self.saved_at = self.step
-        where = path.relative_to(self.run_dir).as_posix()
         self.log(
             {
                 "kind": "checkpoint",
                 "step": self.step,
-                "path": where,
+                "path": path.relative_to(self.run_dir).as_posix(),
                 "best": self.is_best(),
                 "timing": self.clock(),
             }
         )
 
-    def step_line(self, losses: Losses, update: Update) -> Line:
-        clip = self.config.optimizer.grad_clip
-        per_step = self.seconds_training / self.steps_timed
+    def step_line(self, losses: Losses, update: Update) -> StepLine:
+        """The metrics line of the step just made; its speed is the mean since the line before."""
+        train, clip = self.config.train, self.config.optimizer.grad_clip
+        seconds_per_step = self.seconds_training / self.steps_timed
         self.seconds_training, self.steps_timed = 0.0, 0
-        further: Line = {} if update.applied else {"skipped": True}
-        if losses.auxiliary:
-            further["auxiliary"] = losses.auxiliary
-        if losses.experts is not None:  # the share of the choices that each layer's experts got
-            further["experts"] = (
-                (losses.experts / losses.experts.sum(-1, keepdims=True)).round(4).tolist()
-            )
-        return {
+        timing: Timing = {
+            **self.clock(),
+            "tokens_per_s": train.batch_size * self.config.model.block_size / seconds_per_step,
+            "remaining_s": seconds_per_step * (self.max_steps - self.step),
+            "memory_bytes": peak_memory_bytes(),
+        }
+        line: StepLine = {
             "kind": "step",
             "step": self.step,
             "loss": losses.cross_entropy,
-            **further,
             "lr": lr_at(self.step - 1, self.config.optimizer, self.max_steps),
             "grad_norm": update.norm,
             "clipped": bool(clip and update.norm > clip),
             "tokens": self.tokens,
-            "epoch": self.order.epoch(self.step),
-            "timing": self.clock()
-            | {
-                "tokens_per_s": self.config.train.batch_size
-                * self.config.model.block_size
-                / per_step,
-                "remaining_s": per_step * (self.max_steps - self.step),
-                "memory_bytes": peak_memory_bytes(),
-            },
+            "epoch": self.sampler.epoch(self.step),
+            "timing": timing,
         }
+        if not update.applied:
+            line["skipped"] = True
+        if losses.auxiliary:
+            line["auxiliary"] = losses.auxiliary
+        if losses.experts is not None:  # (layers, E): each expert's share of its layer's choices
+            shares = losses.experts / losses.experts.sum(-1, keepdims=True)
+            line["experts"] = shares.round(4).tolist()
+        return line
 
     def eval_line(
-        self, step: int, score: evaluation.Score, is_best: bool, split: str = "val"
-    ) -> Line:
-        line = {"kind": "eval", "step": step, "split": split, **score._asdict(), "best": is_best}
-        return line | {"timing": self.clock()}
+        self, step: int, score: evaluation.Score, is_best: bool, split: Split = "val"
+    ) -> EvalLine:
+        """The metrics line of an evaluation."""
+        return {
+            "kind": "eval",
+            "step": step,
+            "split": split,
+            "loss": score.loss,
+            "perplexity": score.perplexity,
+            "bpb": score.bpb,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+            "whole": score.whole,
+            "best": is_best,
+            "timing": self.clock(),
+        }
 
     def log(self, line: Line) -> None:
-        """A line into metrics.jsonl, and then before people's eyes."""
+        """Write a line to metrics.jsonl, then show it."""
         self.metrics.write(line)
         self.display.show(line)
 
     def warn(self, code: str, message: str) -> None:
+        """Log a warning."""
         self.log({"kind": "warning", "step": self.step, "code": code, "message": message})
 
-    def clock(self) -> dict[str, Any]:
+    def clock(self) -> Timing:
+        """Seconds since this part of the run started."""
         return {"elapsed_s": round(time.perf_counter() - self.started, 3)}
 
 
-def due(step: int, interval: int) -> bool:
+def _loss(line: EvalLine) -> float:
+    loss = line["loss"]
+    return math.nan if loss is None else loss
+
+
+def is_due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens after this one."""
     return interval > 0 and step % interval == 0
 
 
-def hashes(run: Run, dataset: Dataset) -> dict[str, str]:
-    """What a checkpoint belongs to."""
-    return {
-        "config_sha256": run.config_sha256,
-        "tokenizer_sha256": dataset.tokenizer.sha256,
-        "data_sha256": dataset.sha256,
-    }
-
-
-def make_order(config: RunConfig, n_tokens: int) -> Order:
+def make_sampler(config: RunConfig, n_tokens: int) -> BatchSampler:
+    """The batch sampler of a run over `n_tokens` training tokens."""
     train = config.train
-    epochs = train.epochs is not None
-    return Order(n_tokens, config.model.block_size, train.batch_size, train.seed, epochs)
+    by_epochs = train.epochs is not None
+    return BatchSampler(n_tokens, config.model.block_size, train.batch_size, train.seed, by_epochs)
 
 
 def evaluation_windows(config: RunConfig, val_tokens: int) -> int | None:
-    """How many validation windows an evaluation during training takes; None: the whole split, where that is cheap.
+    """The number of validation windows of an evaluation during training; None for the whole split.
 
-    A forward pass costs a third of a training step's FLOPs.
+    The whole split is used where its forward pass, a third of a training step's FLOPs, is cheap.
     """
-    taken = most_windows(config)
-    return None if val_tokens - 1 <= taken * config.model.block_size else taken
+    max_windows = max_evaluation_windows(config)
+    return None if val_tokens - 1 <= max_windows * config.model.block_size else max_windows
 
 
-def most_windows(config: RunConfig) -> int:
-    """How many windows an evaluation may take."""
+def max_evaluation_windows(config: RunConfig) -> int:
+    """The most windows that one evaluation during training may take."""
     return max(32, int(3 * EVALUATION_SHARE * config.train.max_steps * config.train.batch_size))
 
 
 def peak_memory_bytes() -> int | None:
-    """The most memory this process has held; None where the system does not say (Windows)."""
+    """Peak memory of this process; None on Windows, which does not report it."""
     try:
         import resource
     except ImportError:

@@ -14,10 +14,12 @@ from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
 from glasslm.engines.choice import device_free_bytes, micro_batch_size
 from glasslm.engines.memory_estimate import training_bytes
 from glasslm.errors import ExhaustedError
-from glasslm.text import Say, size
+from glasslm.text import Notify, size
 
 
-def warn_of_shortage(config: RunConfig, vocab_size: int, compute: ComputeConfig, say: Say) -> None:
+def warn_of_shortage(
+    config: RunConfig, vocab_size: int, compute: ComputeConfig, notify: Notify
+) -> None:
     """A warning, with the flags that need less, where training is expected to need more memory than there is.
 
     It comes before anything is taken: some systems end a process that takes too much, without a word.
@@ -27,7 +29,7 @@ def warn_of_shortage(config: RunConfig, vocab_size: int, compute: ComputeConfig,
     room = room_for(compute)
     if room is not None and need > room:
         less = advice(config, vocab_size, compute, rows, room)
-        say(
+        notify(
             f"warning: training is expected to take {size(need)} of memory, and {size(room)} are free: {less}"
         )
 

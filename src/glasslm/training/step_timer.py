@@ -16,13 +16,18 @@ from typing import NamedTuple
 import numpy as np
 
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.config.units import seconds
-from glasslm.data.shards import Dataset
+from glasslm.config.units import parse_duration
+from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
-from glasslm.training.loop import SAMPLE_TOKENS, evaluation_windows, make_order, most_windows
+from glasslm.training.loop import (
+    SAMPLE_TOKENS,
+    evaluation_windows,
+    make_sampler,
+    max_evaluation_windows,
+)
 
 TIMED_TOKENS = 20  # of a sample
 DISK_BYTES_PER_S, DISK_S = (
@@ -53,7 +58,9 @@ def measure(config: RunConfig, engine: Engine, dataset: Dataset) -> Pace:
     turns = math.ceil(config.train.batch_size / engine.rows_at_once)
     rows = np.arange(min(config.train.batch_size, engine.rows_at_once))
     batch = Batch(
-        *make_order(config, len(dataset.train.tokens)).batch(dataset.train.tokens, 0, rows), 0, rows
+        *make_sampler(config, len(dataset.train.tokens)).batch(dataset.train.tokens, 0, rows),
+        0,
+        rows,
     )
 
     def sample() -> None:
@@ -112,7 +119,7 @@ def run_seconds(config: RunConfig, dataset: Dataset, pace: Pace) -> float:
         2 * every_window if sampled else 0
     )  # last and best: whole
     if train.init_from:  # the old text, too, of which no more are taken than that
-        windows += evaluations * most_windows(config)
+        windows += evaluations * max_evaluation_windows(config)
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
     checkpoints = evaluations + steps // train.checkpoint_interval
     return (
@@ -131,10 +138,10 @@ def with_steps(config: RunConfig, dataset: Dataset, pace: Pace, spent: float) ->
         return dataclasses.replace(config, train=dataclasses.replace(train, max_steps=steps))
 
     if train.epochs is not None:
-        return lasting(make_order(config, len(dataset.train.tokens)).steps_for(train.epochs))
+        return lasting(make_sampler(config, len(dataset.train.tokens)).steps_for(train.epochs))
     if train.max_time is None:
         return config
-    left = seconds(train.max_time) - spent
+    left = parse_duration(train.max_time) - spent
     most = max(1, int(left / pace.step))
     # More steps also mean larger evaluations, so that the number which fits is searched for.
     fitting = bisect.bisect_right(

@@ -30,7 +30,7 @@ from glasslm.errors import InputError
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import Line
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, as_float, one_line, quoted
+from glasslm.text import Notify, as_float, one_line, quoted
 from glasslm.training.interruption import Interrupt, interruptible
 from glasslm.training.loop import evaluation_windows
 
@@ -67,9 +67,9 @@ def named(track: str) -> tuple[str, ...]:
 
 @contextmanager
 def tracked(
-    names: tuple[str, ...], run: Run, progress: Progress | None, say: Say
+    names: tuple[str, ...], run: Run, progress: Progress | None, notify: Notify
 ) -> Iterator[Interrupt]:
-    """Around a run, from the opening of its log to the closing: `say` takes where it can be seen, and what failed.
+    """Around a run, from the opening of its log to the closing: `notify` takes where it can be seen, and what failed.
 
     What it gives is set where a signal came while the run waited for its trackers to start.
     """
@@ -79,18 +79,18 @@ def tracked(
             try:
                 processes.append(_Process(name, run.path, progress))
             except OSError as error:  # no memory, or too many processes
-                say(_warning(name, str(error)))
+                notify(_warning(name, str(error)))
         end = time.monotonic() + START_S
         with interruptible() as interrupted:
             for process in processes:
-                process.wait_for_start(end, say, interrupted)
+                process.wait_for_start(end, notify, interrupted)
         yield interrupted
     finally:
         end = time.monotonic() + CLOSE_S
         for process in processes:
             process.finish()
         for process in processes:
-            process.wait_for_end(end, say)
+            process.wait_for_end(end, notify)
 
 
 def _warning(name: str, why: str) -> str:
@@ -124,7 +124,7 @@ class _Process:
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the run
         )
-        self._said: queue.Queue[Line] = queue.Queue()
+        self._said: queue.Queue[dict[str, Any]] = queue.Queue()
         self._listener = threading.Thread(target=self._listen, daemon=True, name=name)
         self._listener.start()
 
@@ -136,37 +136,44 @@ class _Process:
                     self._said.put(json.loads(answer))
         self._said.put({"failed": "its process ended without a word"})
 
-    def wait_for_start(self, end: float, say: Say, interrupted: Interrupt) -> None:
-        if not self._hears(("where", "failed"), end, say, interrupted) and not interrupted.is_set():
-            say(f"note: {self.name} is not ready yet, and the run begins without waiting for it")
+    def wait_for_start(self, end: float, notify: Notify, interrupted: Interrupt) -> None:
+        if (
+            not self._hears(("where", "failed"), end, notify, interrupted)
+            and not interrupted.is_set()
+        ):
+            notify(f"note: {self.name} is not ready yet, and the run begins without waiting for it")
 
     def finish(self) -> None:
         """Tell it that there is nothing more to read."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
-    def wait_for_end(self, end: float, say: Say) -> None:
+    def wait_for_end(self, end: float, notify: Notify) -> None:
         """Until `end` or Ctrl-C at most: the run is saved, and waits for nothing else."""
         try:
             if not self.failed and not self._hears(
-                ("done", "failed"), time.monotonic() + QUIET_S, say
+                ("done", "failed"), time.monotonic() + QUIET_S, notify
             ):
-                say(f"waiting for {self.name}, {CLOSE_S:.0f} seconds at most; Ctrl-C ends that")
-                if not self._hears(("done", "failed"), end, say):
-                    say(_warning(self.name, f"it was left when {CLOSE_S:.0f} seconds were over"))
+                notify(f"waiting for {self.name}, {CLOSE_S:.0f} seconds at most; Ctrl-C ends that")
+                if not self._hears(("done", "failed"), end, notify):
+                    notify(_warning(self.name, f"it was left when {CLOSE_S:.0f} seconds were over"))
             self._process.wait(timeout=QUIET_S)
         except (
             subprocess.TimeoutExpired,
             KeyboardInterrupt,
         ) as error:  # its library may also hang when Python exits
             if isinstance(error, KeyboardInterrupt):
-                say(_warning(self.name, "it was left at Ctrl-C"))
+                notify(_warning(self.name, "it was left at Ctrl-C"))
             self._process.kill()
             self._process.wait()
         self._listener.join()
 
     def _hears(
-        self, words: tuple[str, ...], end: float, say: Say, interrupted: Interrupt | None = None
+        self,
+        words: tuple[str, ...],
+        end: float,
+        notify: Notify,
+        interrupted: Interrupt | None = None,
     ) -> bool:
         """Whether it said one of these words before `end` or a signal; what a person should know is said on."""
         while True:
@@ -177,10 +184,10 @@ class _Process:
                     continue
                 return False
             if "where" in answer:
-                say(f"{self.name}: {answer['where']}")
+                notify(f"{self.name}: {answer['where']}")
             if "failed" in answer:
                 self.failed = True
-                say(_warning(self.name, answer["failed"]))
+                notify(_warning(self.name, answer["failed"]))
             if not answer.keys().isdisjoint(words):
                 return True
 
@@ -385,7 +392,7 @@ def main(name: str, run_dir: str, start: str, step: str) -> int:
         answer(where=tracker.where)
         for line in follow(run, int(start), over):
             tracker.log(line)
-            status = line.get("status")  # of the last line, if that is the end
+            status = line["status"] if line["kind"] == "end" else None  # of the last line
         tracker.close(status)
         answer(done="")
     except Exception as error:  # of whatever kind: the run goes on without this tracker
