@@ -1,7 +1,4 @@
-"""Adapters: they start as nothing, compute what the merged matrices compute, and are all that training changes.
-
-In both engines; and against the library that people know adapters from.
-"""
+"""LoRA adapters in both engines: their start, merging, training, and peft's numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,10 @@ from glasslm.config.schema import (
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.protocol import Batch
-from glasslm.model.adapters import merged, without_adapters
+from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
-from glasslm.runs.checkpoint import Progress
+from glasslm.runs.checkpoint import Progress, RunIdentity
 
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
@@ -51,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=["numpy", "torch"])
-def which(request: pytest.FixtureRequest) -> str:
+def engine_name(request: pytest.FixtureRequest) -> str:
     if request.param == "torch":
         pytest.importorskip("torch")
     return request.param
@@ -69,16 +66,16 @@ def model_of(name: str = "queries and values", rank: int = 3) -> ModelConfig:
 
 
 def engine_of(
-    which: str, model: ModelConfig, precision: Precision = "fp64", **optimizer: Any
+    engine_name: str, model: ModelConfig, precision: Precision = "fp64", **optimizer: Any
 ) -> Any:
     train = TrainConfig(batch_size=B, micro_batch_size=2)
     config = RunConfig(model, optimizer=OptimizerConfig(**optimizer), train=train)
-    compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
+    compute = ComputeConfig(engine=engine_name, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     return make_engine(config, V, compute, training=True)
 
 
-def trained(model: ModelConfig) -> dict[str, Array]:
-    """Weights as they could be after a training, and adapters, if there are any, as at their start."""
+def with_new_adapters(model: ModelConfig) -> dict[str, Array]:
+    """Random weights far from their start, and initial adapters, if there are any."""
     draw = np.random.default_rng(5)
     start = dict(initial_weights(parameter_table(model, V), 0, np.float64))
     plain = parameter_table(without_adapters(model), V)
@@ -87,12 +84,12 @@ def trained(model: ModelConfig) -> dict[str, Array]:
     }
 
 
-def opinionated(model: ModelConfig) -> dict[str, Array]:
-    """The same with adapters that matter."""
+def with_trained_adapters(model: ModelConfig) -> dict[str, Array]:
+    """The same with random adapters."""
     draw = np.random.default_rng(6)
-    found = trained(model)
-    return found | {
-        name: 0.5 * draw.standard_normal(w.shape) for name, w in found.items() if ".lora_" in name
+    weights = with_new_adapters(model)
+    return weights | {
+        name: 0.5 * draw.standard_normal(w.shape) for name, w in weights.items() if ".lora_" in name
     }
 
 
@@ -102,68 +99,68 @@ def batch(step: int = 0) -> Batch:
 
 
 def predictions(engine: Any) -> tuple[Array, Array]:
-    """(B, T) losses and (B, T, V) logits, these by way of a cache."""
+    """(B, T) losses, and (B, T, V) logits computed with a cache."""
     data = batch()
     logits = engine.logits(data.tokens, engine.new_cache(B, T), np.full(B, T), every=True)
     return engine.losses(data.tokens, data.targets), logits
 
 
-# -- the model that is adapted ----------------------------------------------------------------------------------------
+# -- the adapted model -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_an_adapted_model_starts_as_its_base(which: str, name: str, precision: Precision) -> None:
-    """To the last bit, since B is zero."""
-    adapted, weights = model_of(name), trained(model_of(name))
+def test_an_adapted_model_starts_as_its_base(
+    engine_name: str, name: str, precision: Precision
+) -> None:
+    """Their bits are equal, because B is zero."""
+    adapted, weights = model_of(name), with_new_adapters(model_of(name))
     base = {key: array for key, array in weights.items() if ".lora_" not in key}
-    engine, alone = (
-        engine_of(which, adapted, precision),
-        engine_of(which, without_adapters(adapted), precision),
+    engine, base_engine = (
+        engine_of(engine_name, adapted, precision),
+        engine_of(engine_name, without_adapters(adapted), precision),
     )
     engine.load(weights.items())
-    alone.load(base.items())
-    for one, other in zip(predictions(engine), predictions(alone)):
+    base_engine.load(base.items())
+    for one, other in zip(predictions(engine), predictions(base_engine)):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-5)])
 def test_the_merged_model_computes_what_the_adapted_one_does(
-    which: str, name: str, precision: Precision, tolerance: float
+    engine_name: str, name: str, precision: Precision, tolerance: float
 ) -> None:
     model = model_of(name)
     dtype = np.float64 if precision == "fp64" else np.float32
-    weights = {key: array.astype(dtype) for key, array in opinionated(model).items()}
-    engine, whole = (
-        engine_of(which, model, precision),
-        engine_of(which, without_adapters(model), precision),
+    weights = {key: array.astype(dtype) for key, array in with_trained_adapters(model).items()}
+    engine, merged = (
+        engine_of(engine_name, model, precision),
+        engine_of(engine_name, without_adapters(model), precision),
     )
     engine.load(weights.items())
-    whole.load(merged(weights, model).items())
-    for one, other in zip(predictions(engine), predictions(whole)):
+    merged.load(merge_adapters(weights, model).items())
+    for one, other in zip(predictions(engine), predictions(merged)):
         np.testing.assert_allclose(
             other, one, rtol=tolerance, atol=tolerance * float(np.abs(one).max())
         )
-    without = engine_of(which, without_adapters(model), precision)
-    without.load((key, array) for key, array in weights.items() if ".lora_" not in key)
-    assert (
-        np.abs(predictions(without)[0] - predictions(engine)[0]).max() > 0.01
-    )  # the adapters do something
+    unadapted = engine_of(engine_name, without_adapters(model), precision)
+    unadapted.load((key, array) for key, array in weights.items() if ".lora_" not in key)
+    # The adapters have an effect.
+    assert np.abs(predictions(unadapted)[0] - predictions(engine)[0]).max() > 0.01
 
 
 def test_merging_adds_the_product_once_and_touches_nothing_else() -> None:
-    """W + alpha / r B A, in the type of W; the arrays that were given stay as they are."""
+    """W + alpha / r B A, in the type of W; the input arrays do not change."""
     model = model_of("experts")
-    weights = {key: array.astype(np.float32) for key, array in opinionated(model).items()}
+    weights = {key: array.astype(np.float32) for key, array in with_trained_adapters(model).items()}
     before = {key: array.copy() for key, array in weights.items()}
-    found = merged(weights, model)
-    assert found.keys() == parameter_table(without_adapters(model), V).keys()
+    merged = merge_adapters(weights, model)
+    assert merged.keys() == parameter_table(without_adapters(model), V).keys()
     adapted = {key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")}
-    assert len(adapted) == 2 * (
-        4 + 3 * 5
-    )  # of two blocks: attention's, and of four experts and the shared one
-    for key, array in found.items():
+    # In two blocks: four in attention, three in each of four experts and the shared one.
+    assert len(adapted) == 2 * (4 + 3 * 5)
+    for key, array in merged.items():
         assert array.dtype == np.float32
         module = key.removesuffix(".weight")
         if module not in adapted:
@@ -178,22 +175,22 @@ def test_merging_adds_the_product_once_and_touches_nothing_else() -> None:
     }
     kinds = {
         key.removesuffix(".weight") in adapted: array.dtype
-        for key, array in merged(wide, model).items()
+        for key, array in merge_adapters(wide, model).items()
     }
-    assert kinds == {True: np.float64, False: np.float32}  # rounded as little as can be
-    again = merged(found, without_adapters(model))
-    assert again.keys() == found.keys()
-    assert all(again[key] is found[key] for key in found)
+    assert kinds == {True: np.float64, False: np.float32}  # the wider of the two types
+    again = merge_adapters(merged, without_adapters(model))
+    assert again.keys() == merged.keys()
+    assert all(again[key] is merged[key] for key in merged)
 
 
-# -- what is trained --------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_and_moments_are_those_of_the_adapters_alone(which: str, name: str) -> None:
+def test_gradients_and_moments_are_those_of_the_adapters_alone(engine_name: str, name: str) -> None:
     model = model_of(name)
-    engine = engine_of(which, model, optimizer="adamw")
-    engine.load(opinionated(model).items())
+    engine = engine_of(engine_name, model, optimizer="adamw")
+    engine.load(with_trained_adapters(model).items())
     adapters = {key for key in parameter_table(model, V) if ".lora_" in key}
     gradients = engine.gradients(batch(), 1 / (B * T))
     assert set(gradients) == adapters
@@ -207,16 +204,18 @@ def test_gradients_and_moments_are_those_of_the_adapters_alone(which: str, name:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_those_of_the_merged_matrix_by_the_chain_rule(which: str, name: str) -> None:
-    """W + s B A with the gradient dW gives dA = s Bᵀ dW and dB = s dW Aᵀ; the layers before it notice no difference."""
-    model, weights = model_of(name), opinionated(model_of(name))
-    engine, whole = engine_of(which, model), engine_of(which, without_adapters(model))
+def test_gradients_are_those_of_the_merged_matrix_by_the_chain_rule(
+    engine_name: str, name: str
+) -> None:
+    """W + s B A with the gradient dW gives dA = s Bᵀ dW and dB = s dW Aᵀ."""
+    model, weights = model_of(name), with_trained_adapters(model_of(name))
+    engine, merged = engine_of(engine_name, model), engine_of(engine_name, without_adapters(model))
     engine.load(weights.items())
-    whole.load(merged(weights, model).items())
-    expected = whole.gradients(batch(), 1 / (B * T))
-    found = engine.gradients(batch(), 1 / (B * T))
-    largest = max(float(np.abs(gradient).max()) for gradient in found.values())
-    for module in (key.removesuffix(".lora_a") for key in found if key.endswith(".lora_a")):
+    merged.load(merge_adapters(weights, model).items())
+    expected = merged.gradients(batch(), 1 / (B * T))
+    gradients = engine.gradients(batch(), 1 / (B * T))
+    largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
+    for module in (key.removesuffix(".lora_a") for key in gradients if key.endswith(".lora_a")):
         a, b, dw = (
             weights[f"{module}.lora_a"],
             weights[f"{module}.lora_b"],
@@ -225,42 +224,42 @@ def test_gradients_are_those_of_the_merged_matrix_by_the_chain_rule(which: str, 
         for part, gradient in (("lora_a", b.T @ dw), ("lora_b", dw @ a.T)):
             key = f"{module}.{part}"
             np.testing.assert_allclose(
-                found[key], 6.0 / 3 * gradient, rtol=0, atol=1e-12 * largest, err_msg=key
+                gradients[key], 6.0 / 3 * gradient, rtol=0, atol=1e-12 * largest, err_msg=key
             )
 
 
-def test_at_the_start_b_moves_and_a_waits_for_it(which: str) -> None:
+def test_at_the_start_only_b_has_a_gradient(engine_name: str) -> None:
     model = model_of("every matrix")
-    engine = engine_of(which, model)
-    engine.load(trained(model).items())
+    engine = engine_of(engine_name, model)
+    engine.load(with_new_adapters(model).items())
     gradients = engine.gradients(batch(), 1 / (B * T))
     for key, gradient in gradients.items():
         assert np.any(gradient) == key.endswith(".lora_b"), key
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_frozen_weights_never_change_by_a_bit(which: str, optimizer: OptimizerName) -> None:
-    """Not by a gradient, not by weight decay, not by an average; the adapters all do."""
+def test_frozen_weights_never_change_by_a_bit(engine_name: str, optimizer: OptimizerName) -> None:
+    """Gradients, weight decay and the average leave them; the adapters all change."""
     model = model_of("experts")
-    engine = engine_of(which, model, "fp32", optimizer=optimizer, weight_decay=0.5, ema=0.9)
-    engine.load(opinionated(model).items())
+    engine = engine_of(engine_name, model, "fp32", optimizer=optimizer, weight_decay=0.5, ema=0.9)
+    engine.load(with_trained_adapters(model).items())
 
-    def held() -> dict[str, Array]:
-        if which == "numpy":
+    def all_weights() -> dict[str, Array]:
+        if engine_name == "numpy":
             return {key: engine.weights[key].copy() for key in parameter_table(model, V)}
         return {key: array.detach().numpy().copy() for key, array in engine.parameters.items()}
 
-    before = held()
+    before = all_weights()
     for step in range(4):
         engine.accumulate(batch(step), 1 / (B * T))
         assert engine.update(0.1).applied
-    for key, array in held().items():
+    for key, array in all_weights().items():
         changed = array.tobytes() != before[key].tobytes()
         assert changed == (".lora_" in key), key
 
 
-def test_weight_decay_does_not_pull_at_adapters() -> None:
-    """What it would pull towards is the base: early stopping does that."""
+def test_adapters_have_no_weight_decay() -> None:
+    """It would pull the model to its base, as early stopping does."""
     assert not any(
         row.decay for key, row in parameter_table(model_of("experts"), V).items() if ".lora_" in key
     )
@@ -277,19 +276,18 @@ def test_weight_decay_does_not_pull_at_adapters() -> None:
     ],
 )
 @pytest.mark.parametrize("rank", [1, 8])
-def test_so_many_parameters_and_bytes_as_one_can_compute(
+def test_counts_and_checkpoint_bytes_follow_from_the_rank(
     name: str, shapes: list[tuple[int, int]], rank: int, tmp_path: Path
 ) -> None:
-    """r (I + O) of each adapted matrix (O, I), in both blocks; a checkpoint has them, and twice as much of moments."""
+    """r (I + O) parameters for each adapted matrix (O, I); a checkpoint has two moments of each."""
     model = model_of(name, rank)
     expected = 2 * sum(rank * (width + height) for height, width in shapes)
     counts = parameter_table(model, V).counts()
     assert counts["trained"] == expected
     assert counts["total"] == expected + parameter_table(without_adapters(model), V).total
     engine = engine_of("numpy", model, "fp32", optimizer="adamw")
-    engine.load(trained(model).items())
-    hashes = {"config_sha256": "", "tokenizer_sha256": "", "data_sha256": ""}
-    folder = checkpoint.save(tmp_path, engine, Progress(0, 0, 0, 0), **hashes)
+    engine.load(with_new_adapters(model).items())
+    folder = checkpoint.save(tmp_path, engine, Progress(0, 0, 0, 0), RunIdentity("", "", ""))
     for file, arrays in (("model.safetensors", 1), ("optimizer.safetensors", 2)):
         data = (folder / file).read_bytes()
         header = 8 + int.from_bytes(data[:8], "little")
@@ -297,7 +295,7 @@ def test_so_many_parameters_and_bytes_as_one_can_compute(
     assert all(".lora_" in key for key in load_file(folder / "model.safetensors"))
 
 
-# -- against the library that people know -----------------------------------------------------------------------------
+# -- peft ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(1, 1.0), (4, 16.0), (8, 2.0)])
@@ -324,17 +322,19 @@ def test_peft_computes_the_same(rank: int, alpha: float) -> None:
         for parameter, array in pairs:
             parameter.copy_(torch.from_numpy(array))
 
-    def passed(module: Any, lora_a: Any, lora_b: Any) -> list[Array]:
-        given = torch.from_numpy(x).requires_grad_()
-        y = module(given)
-        found = torch.autograd.grad(y, [given, lora_a, lora_b], torch.from_numpy(dy))
-        return [array.detach().numpy() for array in (y, *found)]
+    def outputs_and_gradients(module: Any, lora_a: Any, lora_b: Any) -> list[Array]:
+        inputs = torch.from_numpy(x).requires_grad_()
+        y = module(inputs)
+        gradients = torch.autograd.grad(y, [inputs, lora_a, lora_b], torch.from_numpy(dy))
+        return [array.detach().numpy() for array in (y, *gradients)]
 
-    expected = passed(theirs, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    expected = outputs_and_gradients(
+        theirs, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    )
     y, frozen_back = ops.frozen_linear(x, w, np.empty)
     added, adapter_back = ops.adapter(x, a, b, alpha / rank, np.empty)
     dx, da, db = adapter_back(dy)
     by_hand = [y + bias + added, frozen_back(dy) + dx, da, db]
-    for found in (passed(ours, ours.lora_a, ours.lora_b), by_hand):
-        for one, other in zip(found, expected, strict=True):
+    for arrays in (outputs_and_gradients(ours, ours.lora_a, ours.lora_b), by_hand):
+        for one, other in zip(arrays, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)

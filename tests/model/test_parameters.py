@@ -1,4 +1,4 @@
-"""The parameter table: its counts, what decays, and that each row's values depend on nothing but (seed, name)."""
+"""The parameter table: its counts, weight decay, and initial values keyed by (seed, name)."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import pytest
 
 from glasslm.config.schema import ModelConfig
 from glasslm.lab.checks.gradient_check import single_switches
-from glasslm.model.parameters import STD, ParameterSpec, initial_weights, parameter_table
+from glasslm.model.parameters import INIT_STD, ParameterSpec, initial_weights, parameter_table
 
 V = 65
 
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
-def test_a_switch_moves_no_row_that_two_models_share(name: str, config: ModelConfig) -> None:
+def test_a_switch_changes_no_row_that_two_models_share(name: str, config: ModelConfig) -> None:
     _, base = next(iter(single_switches()))
     ours, theirs = parameter_table(base, V), parameter_table(config, V)
     one, other = dict(initial_weights(ours, seed=3)), dict(initial_weights(theirs, seed=3))
@@ -61,8 +61,8 @@ def test_float32_values_are_the_rounded_float64_ones() -> None:
 def test_residual_outputs_start_smaller_by_the_root_of_the_sublayers() -> None:
     rows = parameter_table(ModelConfig(n_layers=8), V)
     for name in ("attention.o", "feedforward.down"):
-        assert rows[f"blocks.3.{name}.weight"].std == pytest.approx(STD / 4)
-    assert rows["blocks.3.attention.q.weight"].std == STD
+        assert rows[f"blocks.3.{name}.weight"].std == pytest.approx(INIT_STD / 4)
+    assert rows["blocks.3.attention.q.weight"].std == INIT_STD
 
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
@@ -74,7 +74,7 @@ def test_matrices_decay_and_nothing_else_does(name: str, config: ModelConfig) ->
 
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
-def test_counts(name: str, config: ModelConfig) -> None:
+def test_the_five_counts(name: str, config: ModelConfig) -> None:
     rows = parameter_table(config, V)
     counts = rows.counts()
     assert counts["total"] == sum(np.prod(row.shape) for row in rows.values())

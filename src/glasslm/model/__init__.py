@@ -1,1 +1,1 @@
-"""The model described once: the parameter table (parameters), LoRA adapters (adapters), FLOPs (flops)."""
+"""The model, described once: parameter table (parameters), LoRA (adapters), FLOPs (flops)."""

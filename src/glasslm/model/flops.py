@@ -1,4 +1,4 @@
-"""Sizes and FLOPs of a model, from its parameter table."""
+"""FLOPs of a model, from its parameter table, and the estimates that courses use."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from glasslm.model.parameters import parameter_table
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
-    """Training FLOPs a token: 6 for each weight that multiplies it (4 for a frozen one), and 12 L H Q T for attention.
+    """Training FLOPs per token: 6 per weight that multiplies it (4 if frozen), plus 12 L H Q T.
 
-    PaLM, arXiv:2204.02311, appendix B. A forward pass is a third of it. Attention is counted over the whole context,
-    as most kernels compute it, though half of it is masked. Of a mixture of experts those count that compute a token.
+    The second term is attention in L layers with H heads of size Q over a context of T, with its
+    masked half. Of a mixture, the experts that compute a token count. A forward pass is a
+    third of the result. PaLM, arXiv:2204.02311, appendix B.
     """
-    c = config.resolved()
+    c = config.resolve()
     rows = parameter_table(c, vocab_size)
-    times = {
+    flops_per_parameter = {
         name: (6.0 if row.trained else 4.0) * row.active
         for name, row in rows.items()
         if rows.is_multiplied(name)
     }
-    products = sum(rows[name].size * each for name, each in times.items())
+    products = sum(rows[name].size * flops for name, flops in flops_per_parameter.items())
     return products + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size
 
 
 def course_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """N = 12 L d² + V d, as courses count: 4 d² in attention, 8 d² in a feed-forward of width 4 d, and the embedding.
+    """N = 12 L d² + V d: 4 d² in attention, 8 d² in a feed-forward of width 4 d, and the embedding.
 
-    It knows no norms, biases and learned positions, and no other shapes: parameters.count has them all.
+    It omits norms, biases, learned positions and other shapes; ParameterTable.total is exact.
     """
     return 12 * config.n_layers * config.d_model**2 + vocab_size * config.d_model
 
 
 def course_flops(parameters: int, tokens: int) -> float:
-    """C = 6 N D, to train N parameters on D tokens, without the scores of attention. arXiv:2001.08361, section 2.1."""
+    """C = 6 N D FLOPs to train N parameters on D tokens, without the products of attention scores.
+
+    arXiv:2001.08361, section 2.1.
+    """
     return 6.0 * parameters * tokens

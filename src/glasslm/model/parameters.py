@@ -1,8 +1,10 @@
-"""The parameter table: every weight of the model, named, shaped and given its initial value once, for both engines.
+"""The parameter table: the name, shape and initial value of every weight, for both engines.
 
-A name is the module path that a PyTorch reader would expect (`blocks.0.attention.q.weight`); matrices are (out, in).
-How many parameters there are, what a checkpoint holds, what decays and which optimizer moves a weight all follow from
-the table. Shapes: V vocabulary, D width (d_model), H heads, K key-value heads, Q head size, F inner width (d_ff).
+A name is a module path of PyTorch, such as `blocks.0.attention.q.weight`; matrices are (out, in).
+The table determines the parameter counts, the entries of a checkpoint, weight decay, and the
+optimizer of each weight.
+Letters: V vocabulary, D width (d_model), H heads, K key-value heads, Q head size, F inner width
+(d_ff), r adapter rank, O and I the output and input size of a matrix.
 """
 
 from __future__ import annotations
@@ -21,17 +23,15 @@ from glasslm.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One weight. `std` is the deviation of its normal initial values; None starts at `fill` throughout."""
+    """One weight: a row of the table."""
 
     shape: tuple[int, ...]
-    std: float | None = None
+    std: float | None = None  # of normal initial values; None: all values are `fill`
     fill: float = 0.0
-    decay: bool = False
-    group: Literal["adamw", "muon"] = "adamw"
-    trained: bool = (
-        True  # else it stays as it was loaded: no gradient, no moments, not in checkpoints
-    )
-    active: float = 1.0  # share of the tokens that it computes: experts compute some
+    decay: bool = False  # whether weight decay applies
+    group: Literal["adamw", "muon"] = "adamw"  # the optimizer of a run with --optimizer muon
+    trained: bool = True  # a frozen weight has no gradient and no moments, and is in no checkpoint
+    active: float = 1.0  # fraction of the tokens that it computes: below 1 for an expert
 
     @property
     def size(self) -> int:
@@ -43,7 +43,7 @@ Specs = dict[str, ParameterSpec]
 
 
 class ParameterTable(dict[str, ParameterSpec]):
-    """The weights of a model by name, in the order of the forward pass, and how many parameters they are."""
+    """The weights of a model by name, in the order of the forward pass, and their counts."""
 
     @property
     def total(self) -> int:
@@ -52,13 +52,13 @@ class ParameterTable(dict[str, ParameterSpec]):
 
     @property
     def non_embedding(self) -> int:
-        """All but the embedding, the learned positions and the untied head."""
+        """All parameters except the embedding, learned positions and an untied head."""
         lookups = ("embedding.weight", "position.weight", "head.weight")
         return self.total - sum(self[name].size for name in lookups if name in self)
 
     @property
     def active(self) -> int:
-        """The parameters that compute one token: a mixture of experts uses some of its experts."""
+        """The parameters that compute one token: a mixture of experts uses a part of them."""
         return round(sum(spec.size * spec.active for spec in self.values()))
 
     @property
@@ -73,7 +73,7 @@ class ParameterTable(dict[str, ParameterSpec]):
         return sum(spec.size for spec in self.values() if spec.trained)
 
     def counts(self) -> dict[str, int]:
-        """The five totals by name, as run.json has them under `parameters`."""
+        """The five counts by name, as in run.json under `parameters`."""
         return {
             "total": self.total,
             "non_embedding": self.non_embedding,
@@ -83,31 +83,33 @@ class ParameterTable(dict[str, ParameterSpec]):
         }
 
     def is_multiplied(self, name: str) -> bool:
-        """Whether a weight is a matrix that multiplies activations; an untied embedding is looked up."""
+        """Whether a weight multiplies activations, as matrices do that are not only looked up."""
         if name == "position.weight" or (name == "embedding.weight" and "head.weight" in self):
             return False
         return len(self[name].shape) == 2
 
 
-STD = 0.02  # GPT-2, section 2.3; matrices that write into the residual stream start at STD / sqrt(2 n_layers)
+# The initial standard deviation. Matrices that write into the residual stream have
+# INIT_STD / sqrt(2 n_layers). GPT-2, section 2.3.
+INIT_STD = 0.02
 
 
 def parameter_table(config: ModelConfig, vocab_size: int) -> ParameterTable:
-    """The rows of a model, in the order of the forward pass.
+    """The table of a model.
 
-    >>> sum(row.size for row in parameter_table(ModelConfig(position="none", d_ff=341), 65).values())
+    >>> parameter_table(ModelConfig(position="none", d_ff=341), 65).total
     795392
     """
-    c = config.resolved()
-    rows: Specs = {"embedding.weight": ParameterSpec((vocab_size, c.d_model), STD)}
+    c = config.resolve()
+    rows: Specs = {"embedding.weight": ParameterSpec((vocab_size, c.d_model), INIT_STD)}
     if c.position == "learned":
-        rows["position.weight"] = ParameterSpec((c.block_size, c.d_model), STD)
+        rows["position.weight"] = ParameterSpec((c.block_size, c.d_model), INIT_STD)
     for i in range(c.n_layers):
         rows |= {f"blocks.{i}.{name}": row for name, row in _block(c).items()}
-    if c.norm_position == "pre":  # in post position every block already ends in a norm
+    if c.norm_position == "pre":  # in post position every block ends in a norm
         rows |= _norm(c, "norm")
     if not c.tie_embeddings:
-        rows["head.weight"] = ParameterSpec((vocab_size, c.d_model), STD)
+        rows["head.weight"] = ParameterSpec((vocab_size, c.d_model), INIT_STD)
     return ParameterTable(_with_adapters(rows, c) if c.lora_rank else rows)
 
 
@@ -120,7 +122,8 @@ def _block(c: ModelConfig) -> Specs:
         rows |= {"attention.q.bias": ParameterSpec((HQ,)), "attention.v.bias": ParameterSpec((KQ,))}
     if c.qk_norm:
         rows |= {
-            f"attention.{name}_norm.weight": ParameterSpec((c.head_size,), fill=1.0) for name in ("q", "k")
+            f"attention.{name}_norm.weight": ParameterSpec((c.head_size,), fill=1.0)
+            for name in ("q", "k")
         }
     rows["attention.o.weight"] = _matrix(D, HQ, _residual_std(c))
     if c.bias:
@@ -128,7 +131,7 @@ def _block(c: ModelConfig) -> Specs:
     rows |= _norm(c, "feedforward_norm")
     if not c.n_experts:
         return rows | _feedforward(c, "feedforward")
-    rows["feedforward.router.weight"] = ParameterSpec((c.n_experts, D), STD, decay=True)
+    rows["feedforward.router.weight"] = ParameterSpec((c.n_experts, D), INIT_STD, decay=True)
     for expert in range(c.n_experts):
         rows |= _feedforward(c, f"feedforward.experts.{expert}", c.experts_per_token / c.n_experts)
     return rows | _feedforward(c, "feedforward.shared") if c.shared_expert else rows
@@ -136,24 +139,24 @@ def _block(c: ModelConfig) -> Specs:
 
 def _feedforward(c: ModelConfig, prefix: str, active: float = 1.0) -> Specs:
     D, F = c.d_model, c.d_ff
-    into = ("gate", "up") if c.gated else ("up",)
+    inputs = ("gate", "up") if c.is_gated else ("up",)
     rows: Specs = {}
-    for name in into:
+    for name in inputs:
         rows[f"{prefix}.{name}.weight"] = _matrix(F, D, active=active)
     if c.bias:
-        rows |= {f"{prefix}.{name}.bias": ParameterSpec((F,), active=active) for name in into}
+        rows |= {f"{prefix}.{name}.bias": ParameterSpec((F,), active=active) for name in inputs}
     rows[f"{prefix}.down.weight"] = _matrix(D, F, _residual_std(c), active)
     if c.bias:
         rows[f"{prefix}.down.bias"] = ParameterSpec((D,), active=active)
     return rows
 
 
-def _matrix(height: int, width: int, std: float = STD, active: float = 1.0) -> ParameterSpec:
+def _matrix(height: int, width: int, std: float = INIT_STD, active: float = 1.0) -> ParameterSpec:
     return ParameterSpec((height, width), std, decay=True, group="muon", active=active)
 
 
 def _residual_std(c: ModelConfig) -> float:
-    return STD / (2 * c.n_layers) ** 0.5
+    return INIT_STD / (2 * c.n_layers) ** 0.5
 
 
 def _norm(c: ModelConfig, name: str) -> Specs:
@@ -166,10 +169,11 @@ def _norm(c: ModelConfig, name: str) -> Specs:
 
 
 def _with_adapters(rows: Specs, c: ModelConfig) -> Specs:
-    """All rows frozen, and beside each adapted matrix W (O, I) its lora_a (r, I) and lora_b (O, r).
+    """All rows frozen, and for each adapted matrix W (O, I) a lora_a (r, I) and a lora_b (O, r).
 
-    W x becomes W x + alpha / r B A x. B starts at zero, so that the adapted model starts as the one it adapts; A from
-    the deviation of a uniform start in +-1 / sqrt(I). arXiv:2106.09685, section 4.1.
+    W x becomes W x + alpha / r B A x. B starts at zero, so that the adapters change nothing at
+    first. A has the standard deviation of uniform values in +-1 / sqrt(I). arXiv:2106.09685,
+    section 4.1.
     """
     adapted: Specs = {}
     for name, row in rows.items():
@@ -192,10 +196,10 @@ def _with_adapters(rows: Specs, c: ModelConfig) -> Specs:
 def initial_weights(
     rows: Mapping[str, ParameterSpec], seed: int, dtype: DTypeLike = np.float32
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Each row's initial value, one at a time, drawn from a generator of its own.
+    """Names and initial values, in the shapes of the rows, one at a time.
 
-    The generator is keyed by (seed, name): adding or removing a row moves no other, so that two variants of a model
-    start from the same values wherever they share a weight.
+    Each value is drawn from its own generator, keyed by (seed, name). So two variants of a model
+    have the same initial values in the weights that they share.
     """
     for name, row in rows.items():
         if row.std is None:
