@@ -1,1 +1,1 @@
-"""The seam: `protocol.Engine` is what an engine does, `factory.make_engine` makes one; numpy/ and torch/ implement it."""
+"""The seam: protocol.Engine declares it, numpy/ and torch/ implement it, factory.py chooses."""

@@ -1,8 +1,9 @@
-"""Which elements dropout removes, as an integer hash: the same in both engines, on any thread, rank or recomputation.
+"""The hash that chooses which elements dropout removes: the same in both engines and on any rank.
 
-An element is kept when hash(seed, step, row, site, element) is at or above p x 2^32. The hash chains murmur3's
-finaliser (A. Appleby, 2011), which an engine evaluates over the elements with wrapping 32-bit arithmetic; this file
-makes the key that starts the chain, one for each row of a step.
+An element is kept when hash(seed, step, row, site, element) is at or above p x 2^32. The hash
+chains murmur3's finaliser (A. Appleby, 2011). Each engine evaluates the last link of the chain over
+the elements, in wrapping 32-bit arithmetic; this module computes the key that starts it, one for
+each row of a step.
 """
 
 from __future__ import annotations
@@ -11,29 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 EMBEDDING_SITE = 0
-PROBABILITIES, AFTER_ATTENTION, AFTER_FEEDFORWARD = 1, 2, 3  # sites of a block
+PROBABILITIES, AFTER_ATTENTION, AFTER_FEEDFORWARD = 1, 2, 3  # the places in a block
 
 
-def site(layer: int, place: int) -> int:
-    """The number of a place in a block; the embedding, before all blocks, is EMBEDDING_SITE."""
+def site_number(layer: int, place: int) -> int:
+    """The site of a place in a block. The embedding, before all blocks, is EMBEDDING_SITE."""
     return 3 * layer + place
 
 
 def row_keys(seed: int, step: int, rows: NDArray[np.int64], site: int) -> NDArray[np.uint32]:
-    """(B,) the keys of the rows of a step at a site; `rows` are indices in the step's global batch."""
+    """(B,): the keys of the rows of a step at a site.
+
+    rows (B,) are indices in the step's global batch, so that a key does not depend on how the batch
+    is divided over threads or ranks.
+    """
     key = np.array([0x9E3779B9], np.uint32)
     for word in (seed, seed >> 32, step, site):
-        key = mix(key ^ np.uint32(word & 0xFFFFFFFF))
-    return mix(key ^ rows.astype(np.uint32))
+        key = mix_bits(key ^ np.uint32(word & 0xFFFFFFFF))
+    return mix_bits(key ^ rows.astype(np.uint32))
 
 
-def mix(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """murmur3's 32-bit finaliser, element by element."""
+def mix_bits(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """murmur3's 32-bit finaliser of each element of h (any shape)."""
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return h ^ (h >> np.uint32(16))
 
 
-def threshold(p: float) -> int:
-    """Hashes below it are dropped."""
+def drop_threshold(p: float) -> int:
+    """The number below which a hash means that the element is dropped."""
     return int(p * 2**32)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import choose, ranks, thread_count
+from glasslm.engines.choice import choose_engine, count_ranks, thread_count
 from glasslm.engines.protocol import Engine
 from glasslm.model.parameters import parameter_table
 
@@ -15,21 +15,24 @@ from glasslm.model.parameters import parameter_table
 def make_engine(
     config: RunConfig, vocab_size: int, compute: ComputeConfig, training: bool = False
 ) -> Engine:
-    """The engine that `compute` asks for (choice.py says what auto means), with weights that are yet to be loaded."""
-    config = config.resolved()
+    """The engine that `compute` asks for. Its weights are zero or undefined until `load`.
+
+    choice.py decides what `auto` means. Raises InputError where the choice is impossible here.
+    """
+    config = config.resolve()
     parameters = parameter_table(config.model, vocab_size).total
-    compute, _ = choose(compute, parameters, training)
+    compute, _ = choose_engine(compute, parameters, training)
     threads = thread_count(compute.threads)
     if compute.engine == "numpy":
         from glasslm.engines.numpy.engine import NumpyEngine
 
-        return NumpyEngine(
-            config, vocab_size, threads, np.float64 if compute.precision == "fp64" else np.float32
-        )
-    if training and ranks() > 1:
+        dtype = np.float64 if compute.precision == "fp64" else np.float32
+        return NumpyEngine(config, vocab_size, threads, dtype)
+    if training and count_ranks() > 1:
         from glasslm.engines.torch import distributed
 
-        return distributed.lead(config, vocab_size, dataclasses.replace(compute, threads=threads))
-    from glasslm.engines.torch.engine import make
+        compute = dataclasses.replace(compute, threads=threads)
+        return distributed.lead_group(config, vocab_size, compute)
+    from glasslm.engines.torch.engine import make_torch_engine
 
-    return make(config, vocab_size, dataclasses.replace(compute, threads=threads))
+    return make_torch_engine(config, vocab_size, dataclasses.replace(compute, threads=threads))

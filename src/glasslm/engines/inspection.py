@@ -1,19 +1,20 @@
-"""What may be looked at inside a model while it computes: the names, the same in both engines.
+"""The names under which `Engine.inspect` gives activations and gradients: the same in both engines.
 
-B rows, T positions, D width, H heads, F inner width of the feed-forward, V vocabulary; n tokens that an expert got.
+B rows, T positions, D width, H heads, F inner width of the feed-forward, V vocabulary, n tokens of
+an expert.
 
-    embedding                                    (B, T, D)     the residual stream as it enters the first block
-    blocks.0.attention.scores                    (B, H, T, T)  q . k / sqrt(head size), -inf where a key is hidden
-    blocks.0.attention.weights                   (B, H, T, T)  softmax of the scores and what alibi adds to them
+    embedding                                    (B, T, D)     the residual stream before block 0
+    blocks.0.attention.scores                    (B, H, T, T)  q . k / sqrt(head size); hidden: -inf
+    blocks.0.attention.weights                   (B, H, T, T)  softmax of scores and ALiBi's bias
     blocks.0.attention                           (B, T, D)     what attention adds to the stream
-    blocks.0.feedforward.preactivation           (B, T, F)     what the activation function reads
-    blocks.0.feedforward.experts.0.preactivation (n, F)        likewise, of one expert; of the shared one (B, T, F)
+    blocks.0.feedforward.preactivation           (B, T, F)     the input of the activation function
+    blocks.0.feedforward.experts.0.preactivation (n, F)        of an expert (shared: (B, T, F))
     blocks.0.feedforward                         (B, T, D)     what the feed-forward adds
-    blocks.0                                     (B, T, D)     the stream after the block
-    norm                                         (B, T, D)     after the last norm, where it is before the head
+    blocks.0                                     (B, T, D)     the residual stream after the block
+    norm                                         (B, T, D)     after the last norm, with pre-norm
     logits                                       (B, T, V)
-    gradient/embedding, gradient/blocks.0        (B, T, D)     of what is minimised, at that place of the stream
-    gradient/blocks.0.attention.q.weight         its shape     likewise, of a trained weight
+    gradient/embedding, gradient/blocks.0        (B, T, D)     of the objective by the stream there
+    gradient/blocks.0.attention.q.weight         its shape     of the objective by a trained weight
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.model.parameters import ParameterSpec
 
-GRADIENT = "gradient/"
+GRADIENT_PREFIX = "gradient/"
 
 
 def forward_names(c: ModelConfig) -> list[str]:
@@ -34,23 +35,25 @@ def forward_names(c: ModelConfig) -> list[str]:
     for i in range(c.n_layers):
         block = f"blocks.{i}"
         names += [f"{block}.attention.scores", f"{block}.attention.weights", f"{block}.attention"]
-        names += [f"{mlp}.preactivation" for mlp in feedforwards(c, i)]
+        names += [f"{mlp}.preactivation" for mlp in feedforward_names(c, i)]
         names += [f"{block}.feedforward", block]
     return [*names, *(["norm"] if c.norm_position == "pre" else []), "logits"]
 
 
-def feedforwards(c: ModelConfig, layer: int) -> list[str]:
-    """The feed-forward of a block, or its experts."""
-    whole = f"blocks.{layer}.feedforward"
+def feedforward_names(c: ModelConfig, layer: int) -> list[str]:
+    """The name of the feed-forward of a block, or the names of its experts."""
+    prefix = f"blocks.{layer}.feedforward"
     if not c.n_experts:
-        return [whole]
-    return [f"{whole}.experts.{e}" for e in range(c.n_experts)] + (
-        [f"{whole}.shared"] if c.shared_expert else []
-    )
+        return [prefix]
+    experts = [f"{prefix}.experts.{e}" for e in range(c.n_experts)]
+    return experts + ([f"{prefix}.shared"] if c.shared_expert else [])
 
 
 def backward_names(c: ModelConfig, rows: dict[str, ParameterSpec]) -> list[str]:
-    """The names of gradients, roughly in the order in which they are computed: from the head down."""
+    """The names of gradients, roughly in the order in which they are computed: from the head down.
+
+    `rows` is the parameter table of the model.
+    """
     names = [
         name for name in reversed(rows) if not name.startswith(("blocks.", "embedding", "position"))
     ]
@@ -58,15 +61,16 @@ def backward_names(c: ModelConfig, rows: dict[str, ParameterSpec]) -> list[str]:
         block = f"blocks.{i}"
         names += [block, *(name for name in reversed(rows) if name.startswith(f"{block}."))]
     names += ["embedding", *(name for name in rows if name.startswith(("embedding", "position")))]
-    return [GRADIENT + name for name in names if name not in rows or rows[name].trained]
+    return [GRADIENT_PREFIX + name for name in names if name not in rows or rows[name].trained]
 
 
-def require_known(names: Iterable[str], c: ModelConfig, rows: dict[str, ParameterSpec]) -> None:
-    """Raises InputError for a name that this model has not."""
+def require_known_names(
+    names: Iterable[str], c: ModelConfig, rows: dict[str, ParameterSpec]
+) -> None:
+    """Raise InputError for a name that this model does not have."""
     known = [*forward_names(c), *backward_names(c, rows)]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            raise InputError(
-                f"there is nothing called '{name}' in this model{f': did you mean {close[0]}?' if close else ''}"
-            )
+            suggestion = f": did you mean {close[0]}?" if close else ""
+            raise InputError(f"there is nothing called '{name}' in this model{suggestion}")

@@ -1,6 +1,7 @@
-"""What is minimised beside the cross-entropy: the terms that a run's switches turn on, and their coefficients.
+"""The training objective: the cross-entropy and the auxiliary loss terms with their coefficients.
 
-Both engines report each term under its name, without its coefficient, and differentiate the sum that `objective` tells.
+Both engines report each term under its name, without its coefficient, and differentiate the sum
+that `objective` computes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from glasslm.engines.protocol import Losses
 
 
 def coefficients(config: RunConfig) -> dict[str, float]:
-    """What each term is multiplied by. Those of a mixture of experts are told even where they do not count.
+    """The coefficient of each auxiliary term of a run, by its name.
 
-    smoothing: the mean nats of all symbols, less those of the target; z: log² of softmax's sum. Both are means over
-    the targets. balance and router_z: moe.Routing says what they are; means over the sequences and the layers.
+    smoothing: the mean nats of all symbols minus those of the target; z: log² of softmax's
+    denominator. Both are means over the targets. balance and router_z: see moe.Routing; means over
+    the sequences and the layers. A mixture of experts reports its two terms even at coefficient 0.
     """
     c, terms = config.optimizer, {}
     if c.label_smoothing:
@@ -26,7 +28,7 @@ def coefficients(config: RunConfig) -> dict[str, float]:
 
 
 def objective(losses: Losses, config: RunConfig) -> float:
-    """What the gradients are of."""
+    """The number that training minimises: the cross-entropy plus the weighted auxiliary terms."""
     terms = coefficients(config)
     return losses.cross_entropy + sum(
         terms[name] * value for name, value in losses.auxiliary.items()

@@ -1,6 +1,6 @@
-"""What an engine's arrays are called where they leave it: weights by their names, moments as `adamw.m/NAME`.
+"""The names of the arrays of an engine's state: weights by name, moments as `adamw.m/NAME`.
 
-Both engines speak these names, so that what one wrote the other reads.
+Both engines use these names, so that each reads the checkpoints of the other.
 """
 
 from __future__ import annotations
@@ -20,41 +20,49 @@ AVERAGE = "ema"
 MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
 
 
-def moment_kind(row: ParameterSpec, chosen: str) -> str:
-    """The optimizer that moves a row: muon leaves all but the hidden matrices to adamw."""
-    return row.group if chosen == "muon" else chosen
+def moment_kind(row: ParameterSpec, optimizer: str) -> str:
+    """The optimizer that updates a weight: muon leaves all but the hidden matrices to adamw."""
+    return row.group if optimizer == "muon" else optimizer
 
 
-def decay_of_average(decay: float, updates: int) -> float:
-    """The decay of the average of the weights (ema) at an update: smaller at first, so that it forgets the start."""
+def average_decay(decay: float, updates: int) -> float:
+    """The decay of the average of the weights (ema) at an update.
+
+    It is smaller at first, so that the average forgets the initial weights.
+    """
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def read_state(state: State, rows: ParameterTable, config: OptimizerConfig) -> tuple[dict[str, Array], ...]:
-    """Weights by name, moments by `adamw.m/NAME`, and averages of the weights by name, of a model with these rows.
+def read_state(
+    state: State, rows: ParameterTable, config: OptimizerConfig
+) -> tuple[dict[str, Array], ...]:
+    """Weights by name, moments by `adamw.m/NAME`, and averages of the weights by name.
 
-    Raises DamagedError, naming the entry, where a weight is missing and for what does not belong there.
+    `rows` is the parameter table of the model, whose shapes the arrays must have. Raises
+    DamagedError, which names the entry, for a missing weight and for an entry that does not belong
+    to the model.
     """
     weights: dict[str, Array] = {}
     moments: dict[str, Array] = {}
     averages: dict[str, Array] = {}
     for key, array in state:
-        which, _, name = key.rpartition("/")
+        kind, _, name = key.rpartition("/")
         known = name in rows and (
-            not which or (rows[name].trained and which in _kept(rows[name], config))
+            not kind or (rows[name].trained and kind in _state_kinds(rows[name], config))
         )
         if not known:
             raise DamagedError(
-                f"the entry '{key}' belongs to no weight of this model: is it another architecture's?"
+                f"the entry '{key}' belongs to no weight of this model: is it from another "
+                "architecture?"
             )
         if array.shape != rows[name].shape:
             raise DamagedError(
                 f"the entry '{key}' has shape {array.shape}, but this model's is {rows[name].shape}"
             )
-        if which == AVERAGE:
+        if kind == AVERAGE:
             averages[name] = array
         else:
-            (moments if which else weights)[key] = array
+            (moments if kind else weights)[key] = array
     missing = [name for name in rows if name not in weights]
     if missing:
         raise DamagedError(
@@ -63,6 +71,6 @@ def read_state(state: State, rows: ParameterTable, config: OptimizerConfig) -> t
     return weights, moments, averages
 
 
-def _kept(row: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:
-    """What is kept of a trained row beside its value."""
+def _state_kinds(row: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:
+    """The kinds of arrays in the state of a trained weight, besides its value."""
     return (*MOMENTS[moment_kind(row, config.optimizer)], *([AVERAGE] if config.ema else []))

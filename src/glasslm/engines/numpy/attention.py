@@ -1,7 +1,7 @@
-"""Causal self-attention and the ways order enters it, forward and backward side by side as in ops.py.
+"""Causal self-attention, RoPE and ALiBi's bias, forward and backward side by side as in ops.py.
 
-Letters: B rows, T positions, H query heads, K key-value heads (each serves G = H / K query heads), Q head size. Heads
-are axes of one array (B, T, heads, Q), so splitting and merging them is a view.
+Letters: B rows, T positions, H query heads, K key-value heads (each serves G = H / K query heads),
+Q head size. Heads are axes of one array (B, T, heads, Q), so that splitting them is a view.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
 
-SAFE_EXPONENT = (
-    60.0  # exp(60) summed over any context stays far below float32's largest number, exp(88)
-)
+# exp(60), summed over any context, stays far below the largest number of float32, exp(88).
+MAX_SAFE_EXPONENT = 60.0
 
 
 def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """x (B, T, heads, Q), cos and sin (T, heads, Q): rotate the pairs (j, j + Q / 2), in x's own memory.
+    """x (B, T, heads, Q), cos and sin (T, heads, Q) -> x with its pairs (j, j + Q / 2) rotated.
 
-    The halves are split as in Hugging Face's Llama. The backward pass is the rotation the other way. All heads are
-    rotated by whole rows, because NumPy's loops over half a head would be too short to be fast.
+    Overwrites x; backward overwrites dx. The halves are split as in Hugging Face's Llama. backward
+    rotates in the opposite direction. All heads are rotated by whole rows, because NumPy's loops
+    over half a head would be too short to be fast.
     """
 
     def rotate(x: Array, sin: Array) -> Array:
@@ -39,7 +39,7 @@ def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[A
 
 
 def swap_halves(x: Array, out: Array) -> Array:
-    """The two halves of the last axis, exchanged."""
+    """The halves of the last axis of x (..., Q), exchanged, in `out` (..., Q). Overwrites out."""
     half = x.shape[-1] // 2
     out[..., :half] = x[..., half:]
     out[..., half:] = x[..., :half]
@@ -47,12 +47,14 @@ def swap_halves(x: Array, out: Array) -> Array:
 
 
 def alibi_bias(slopes: Array, queries: Array, keys: Array) -> Array:
-    """Minus slope x distance, for the positions of queries (T,) or (B, T) and keys (S,) or (B, S).
+    """ALiBi's bias, minus slope x distance. arXiv:2108.12409.
 
-    -> (H, T, S), or (B, H, T, S) where one of them differs from row to row.
+    slopes (H,), positions of queries (T,) or (B, T), positions of keys (S,) or (B, S) ->
+    (H, T, S), or (B, H, T, S) where positions differ between rows. Keys after the query get 0, so
+    that they cannot overflow exp.
     """
-    ahead = keys[..., None, :] - queries[..., None]
-    distance = np.minimum(ahead, 0).astype(slopes.dtype)  # hidden keys must not overflow exp
+    offset = keys[..., None, :] - queries[..., None]
+    distance = np.minimum(offset, 0).astype(slopes.dtype)
     bias: Array = slopes[:, None, None] * distance[..., None, :, :]
     return bias
 
@@ -67,13 +69,15 @@ def attention(
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v. arXiv:1706.03762, equation 1.
 
-    qk (B, T, H + K, Q) queries beside keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q). `drop` = (share, row keys
-    (B,)) of the attention probabilities. With a `window`, query i sees the keys i - window < j <= i (arXiv:2004.05150,
-    section 3.1). The queries are overwritten by q / sqrt(Q). backward returns one array of the gradients of queries,
-    keys and values, (B, T, H + 2K, Q).
+    qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q).
+    `drop`: the share of the attention probabilities to drop, and row keys (B,). With a `window`,
+    query i attends to the keys i - window < j <= i (arXiv:2004.05150, section 3.1). Overwrites the
+    queries by q / sqrt(Q). backward overwrites dout and returns one array of the gradients of
+    queries, keys and values, (B, T, H + 2K, Q).
 
-    The exponentials are kept unnormalised, e, beside their row sums: the division then happens on (T, Q) instead of
-    (T, T). A bound on the scores (|q| |k|) usually shows that no row maximum need be subtracted first.
+    The exponentials e are kept unnormalised, with their row sums: so the division is done on (T, Q)
+    numbers instead of (T, T). A bound on the scores, |q| |k|, usually shows that no row maximum has
+    to be subtracted first.
     """
     B, T, K, Q = v.shape
     H = qk.shape[2] - K
@@ -86,35 +90,34 @@ def attention(
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
     visible, ones = _masks(T, e.dtype, window)
-    if _bound(q, k) > SAFE_EXPONENT:
+    if _score_bound(q, k) > MAX_SAFE_EXPONENT:
         e -= _visible_max(e, visible)
-        np.minimum(
-            e, 0, out=e
-        )  # hidden entries may lie above the maximum of the visible ones; they are zeroed next
+        # Hidden entries may be above the maximum of the visible ones. They are zeroed below.
+        np.minimum(e, 0, out=e)
     np.exp(e, out=e)
     e *= visible
     rsum = 1 / (e.reshape(-1, T) @ ones).reshape(B, K, H // K, T, 1)
-    kept = None if drop is None else dropout_mask(e.shape, *drop, new)
-    weights = e if kept is None else np.multiply(e, kept, out=new(e.shape))
+    mask = None if drop is None else dropout_mask(e.shape, *drop, new)
+    weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
     out = new((B, T, H, Q))
     outh = np.matmul(weights, vh, out=_heads(out, K))
     outh *= rsum
 
     def backward(dout: Array) -> Array:
-        # With p = e rsum and P = p kept: dv = Pᵀ dout, dP = dout vᵀ, ds = p (dP kept - sum(dP P)), where sum(dP P) =
-        # sum(dout out). The factor rsum is taken out of p and multiplied into dout, once.
+        # With p = e rsum and P = p mask: dv = Pᵀ dout, dP = dout vᵀ, ds = p (dP mask - sum(dP P)),
+        # where sum(dP P) = sum(dout out) = delta. The factor rsum is taken out of p and multiplied
+        # into dout and delta, once.
         dqkv = new((B, T, H + 2 * K, Q))
         dq, dk, dv = dqkv[:, :, :H], dqkv[:, :, H : H + K], dqkv[:, :, H + K :]
-        along = (
-            np.vecdot(dout, out).reshape(B, T, K, H // K).transpose(0, 2, 3, 1)[..., None] * rsum
-        )
+        delta = np.vecdot(dout, out).reshape(B, T, K, H // K)
+        delta = delta.transpose(0, 2, 3, 1)[..., None] * rsum
         douth = _heads(dout, K)
         douth *= rsum
         _sum_groups(weights.swapaxes(-1, -2), douth, _heads(dv, K))
         ds = np.matmul(douth, vh.swapaxes(-1, -2), out=new(e.shape))
-        if kept is not None:
-            ds *= kept
-        ds -= along
+        if mask is not None:
+            ds *= mask
+        ds -= delta
         ds *= e
         _sum_groups(ds.swapaxes(-1, -2), qh, _heads(dk, K))
         np.matmul(ds, kh, out=_heads(dq, K))
@@ -125,9 +128,10 @@ def attention(
 
 
 def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tuple[Array, Array]:
-    """What `attention` goes by, to be looked at: q kᵀ / sqrt(Q), -inf where a key is hidden, and its softmax with bias.
+    """The scores and weights of `attention`, for inspection, (B, H, T, T) each.
 
-    qk (B, T, H + K, Q), bias (H, T, T) -> (B, H, T, T) each.
+    qk (B, T, H + K, Q), bias (H, T, T) -> q kᵀ / sqrt(Q), -inf where a key is hidden, and its
+    softmax with the bias.
     """
     B, T, heads, Q = qk.shape
     H = heads - K
@@ -143,7 +147,7 @@ def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tu
 
 @functools.cache
 def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
-    """(T, T) 1 where a query sees a key, else 0; and T ones, which sum a row in a product."""
+    """(T, T): 1 where a query attends to a key, else 0; and (T,) ones, to sum rows by a product."""
     visible = np.tri(T, dtype=dtype)
     if window:
         visible -= np.tri(T, k=-window, dtype=dtype)
@@ -151,24 +155,25 @@ def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
 
 
 def _heads(x: Array, K: int) -> Array:
-    """(B, T, heads, Q) seen as (B, K, heads / K, T, Q)."""
+    """A view of x (B, T, heads, Q) as (B, K, heads / K, T, Q)."""
     B, T, heads, Q = x.shape
     return x.reshape(B, T, K, heads // K, Q).transpose(0, 2, 3, 1, 4)
 
 
 def _sum_groups(a: Array, b: Array, out: Array) -> None:
-    """out (B, K, 1, T, Q) = the sum over the G query heads of a (B, K, G, T, T) @ b (B, K, G, T, Q)."""
+    """out (B, K, 1, T, Q) = the sum over G of a (B, K, G, T, T) @ b (B, K, G, T, Q)."""
     if a.shape[2] == 1:
         np.matmul(a, b, out=out)
     else:
         np.sum(np.matmul(a, b), axis=2, keepdims=True, out=out)
 
 
-def _bound(q: Array, k: Array) -> float:
-    """An upper bound of |q . k| over all pairs (Cauchy and Schwarz); NaN and infinity count as too large."""
+def _score_bound(q: Array, k: Array) -> float:
+    """An upper bound of |q . k| over all pairs (Cauchy and Schwarz); infinite for NaN."""
     bound = math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max()))
     return bound if bound == bound else math.inf
 
 
 def _visible_max(e: Array, visible: Array) -> Array:
+    """(..., T, 1): the maximum of each row of e (..., T, T) where visible (T, T) is 1."""
     return np.where(visible > 0, e, -np.inf).max(-1, keepdims=True)

@@ -1,7 +1,8 @@
-"""The NumPy engine: the verbs of engines/__init__.py over the hand-written model.
+"""The NumPy engine: the methods of engines/protocol.py over the hand-written model.
 
-A batch is cut into micro-batches of a fixed size, which threads compute side by side while BLAS is held to one thread
-each; their gradients are added in ascending order. So the bits of a result do not depend on the number of threads.
+A batch is cut into micro-batches of a fixed size. Threads compute them side by side, while BLAS is
+limited to one thread each, and their gradients are added in ascending order. So the bits of a
+result do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ from threadpoolctl import ThreadpoolController
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.inspection import GRADIENT, require_known
+from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.numpy import ops, optimizer
-from glasslm.engines.numpy.arena import Arena
-from glasslm.engines.numpy.inference import KeyValueCache, read
-from glasslm.engines.numpy.model import Look, Model
+from glasslm.engines.numpy.buffer_pool import BufferPool
+from glasslm.engines.numpy.forward_context import ActivationRecorder
+from glasslm.engines.numpy.inference import KVCache, read_tokens
+from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
-from glasslm.engines.state import AVERAGE, MOMENTS, decay_of_average, moment_kind, read_state
+from glasslm.engines.state import AVERAGE, MOMENTS, average_decay, moment_kind, read_state
 from glasslm.model.parameters import parameter_table
 
-ROWS_READ = 16  # into a cache by one thread
+CACHE_ROWS_PER_THREAD = 16  # rows that one thread reads into a cache at once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class NumpyEngine:
-    """`config` must be resolved. Weights are zero until `load`."""
+    """The Engine in NumPy. `config` must be resolved. Weights are zero until `load`."""
 
     name: EngineName = "numpy"
     device: DeviceName = "cpu"
@@ -59,124 +61,128 @@ class NumpyEngine:
         self.weights = Weights(self.rows, dtype)
         self.model = Model(config.model, self.weights)
         self.average = Weights(self.rows, dtype) if config.optimizer.ema else None
-        self.used = (
-            Model(config.model, self.average) if self.average else self.model
-        )  # by all but training
+        # Evaluation and generation use the average of the weights if there is one.
+        self.eval_model = Model(config.model, self.average) if self.average else self.model
         self.micro_batch_size = micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
         self._trained = {name: row for name, row in self.rows.items() if row.trained}
         self._coefficients = coefficients(config)
-        self._gradients: Weights | None = None  # made when training starts; inference needs none
-        self._fresh = True  # the next gradient replaces what is there
-        self._kinds = {
+        self._gradients: Weights | None = None  # allocated when training starts
+        self._has_gradients = False  # else the next gradient replaces the old values
+        self._optimizers = {
             name: moment_kind(row, config.optimizer.optimizer)
             for name, row in self._trained.items()
         }
-        self._moments: dict[
-            str, Weights
-        ] = {}  # "adamw.m": the first moments of the rows that AdamW moves, ...
-        self._memory = Arena(dtype)
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._moments: dict[str, Weights] = {}  # "adamw.m": first moments of the rows of AdamW, ...
+        self._buffers = BufferPool(dtype)
+        self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
 
     def accumulate(self, batch: Batch, weight: float) -> Losses:
+        """Engine.accumulate."""
         if self._gradients is None:
             self._gradients = Weights(self._trained, self.dtype)
         parts = chunks(len(batch.tokens), self.micro_batch_size)
-        found = []
-        for losses, of_weights in self._spread(
+        losses = []
+        for part_losses, part_gradients in self._map_on_threads(
             lambda part: self._differentiate(batch, part, weight), parts
         ):
-            found.append(losses)
-            for name, gradient in of_weights.items():
-                if self._fresh:
-                    self._gradients[name][...] = gradient
-                else:
+            losses.append(part_losses)
+            for name, gradient in part_gradients.items():
+                if self._has_gradients:
                     self._gradients[name][...] += gradient
-            self._fresh = False
-        return functools.reduce(Losses.__add__, found)
+                else:
+                    self._gradients[name][...] = gradient
+            self._has_gradients = True
+        return functools.reduce(Losses.__add__, losses)
 
     def _differentiate(
         self, batch: Batch, part: slice, weight: float
     ) -> tuple[Losses, dict[str, Array]]:
-        """The losses of some rows of the batch, and their gradient by name of the weight."""
+        """The losses of some rows of the batch, and the gradients of trained weights by name."""
         losses, backward = self.forward(batch, weight, part)
         return losses, backward()
 
     def forward(
-        self, batch: Batch, weight: float, part: slice = slice(None), look: Look | None = None
+        self,
+        batch: Batch,
+        weight: float,
+        part: slice = slice(None),
+        recorder: ActivationRecorder | None = None,
     ) -> tuple[Losses, Callable[[], dict[str, Array]]]:
-        """The losses of some rows of a training batch, dropout included, and the way back, as in `accumulate`.
+        """The losses of some rows of a training batch, and their backward, as in `accumulate`.
 
-        Whoever looks sees the model without dropout, and in memory of its own.
+        With a recorder there is no dropout, and the pass does not use the buffer pool.
         """
         c, rows, terms = self.config, batch.rows[part], self._coefficients
-        new = self._memory if look is None else self.model.empty
+        new = self._buffers if recorder is None else self.model.empty
         targets = batch.targets[part].reshape(-1)
 
         def keys(site: int) -> NDArray[np.uint32]:
             return row_keys(c.train.seed, batch.step, rows, site)
 
-        dropping = (c.model.dropout or c.model.attention_dropout) and look is None
-        each = (
-            weight * batch.tokens.shape[1] / c.model.n_layers
-        )  # a sequence's share of the mean over all, in a layer
-        penalties = (each * terms.get("balance", 0.0), each * terms.get("router_z", 0.0))
+        has_dropout = (c.model.dropout or c.model.attention_dropout) and recorder is None
+        # The share of one sequence and layer in the mean over all of them.
+        share = weight * batch.tokens.shape[1] / c.model.n_layers
+        penalties = (share * terms.get("balance", 0.0), share * terms.get("router_z", 0.0))
         logits, routings, model_back = self.model.forward(
-            batch.tokens[part], new, keys if dropping else None, penalties, look
+            batch.tokens[part], new, keys if has_dropout else None, penalties, recorder
         )
         nats, nats_back = ops.cross_entropy(logits, targets, new)
-        further = {
+        softmax_terms = {
             name: op(logits, targets, new)
             for name, op in ops.SOFTMAX_TERMS.items()
             if name in terms
         }
-        auxiliary = {name: weight * math.fsum(values) for name, (values, _) in further.items()}
+        auxiliary = {
+            name: weight * math.fsum(values) for name, (values, _) in softmax_terms.items()
+        }
         experts = None
         if routings:
-            auxiliary["balance"] = each * math.fsum(routing.balance for routing in routings)
-            auxiliary["router_z"] = each * math.fsum(routing.z for routing in routings)
+            auxiliary["balance"] = share * math.fsum(routing.balance for routing in routings)
+            auxiliary["router_z"] = share * math.fsum(routing.z for routing in routings)
             experts = np.stack([routing.use for routing in routings])
 
         def backward() -> dict[str, Array]:
             dlogits = nats_back(weight)
-            for name, (_, term_back) in further.items():
+            for name, (_, term_back) in softmax_terms.items():
                 dlogits += term_back(weight * terms[name])
             return model_back(dlogits)
 
         return Losses(weight * math.fsum(nats), auxiliary, experts), backward
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+        """Engine.inspect."""
         names = list(names)
-        require_known(names, self.config.model, self.rows)
-        look = Look(names)
+        require_known_names(names, self.config.model, self.rows)
+        recorder = ActivationRecorder(names)
+        targets = max(1, int((batch.targets >= 0).sum()))
         with self._one_blas_thread():
-            _, backward = self.forward(
-                batch, 1 / max(1, int((batch.targets >= 0).sum())), look=look
-            )
-            if any(name.startswith(GRADIENT) for name in names):
+            _, backward = self.forward(batch, 1 / targets, recorder=recorder)
+            if any(name.startswith(GRADIENT_PREFIX) for name in names):
                 gradients = Weights(self._trained, self.dtype)
                 for name, gradient in backward().items():
                     gradients[name][...] = gradient
-                look.found |= {
-                    GRADIENT + name: gradient for name, gradient in gradients.rows.items()
+                recorder.arrays |= {
+                    GRADIENT_PREFIX + name: gradient for name, gradient in gradients.rows.items()
                 }
-        return {name: look.found[name] for name in names}
+        return {name: recorder.arrays[name] for name in names}
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
-        """The gradient that `accumulate` makes of a batch, by name; it is forgotten again."""
-        self._fresh = True
+        """The gradients that `accumulate` computes of a batch, by name; then it resets them."""
+        self._has_gradients = False
         self.accumulate(batch, weight)
-        self._fresh = True
+        self._has_gradients = False
         assert self._gradients is not None
         return self._gradients.rows
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
+        """Engine.update."""
         assert self._gradients is not None, "update before accumulate"
-        assert not self._fresh, "update before accumulate"
-        self._fresh = True
+        assert self._has_gradients, "update before accumulate"
+        self._has_gradients = False
         flat = self._gradients.flat
-        squares = self._spread(
+        squares = self._map_on_threads(
             lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK)
         )
         norm = math.sqrt(sum(squares))
@@ -186,20 +192,23 @@ class NumpyEngine:
         clip = self.config.optimizer.grad_clip
         scale = min(1.0, clip / norm) if clip and norm else 1.0
         self.updates += 1
-        for _ in self._spread(lambda step: step(), self._steps(self._gradients, lr, scale)):
+        pieces = self._update_pieces(self._gradients, lr, scale)
+        for _ in self._map_on_threads(lambda piece: piece(), pieces):
             pass
         if self.average:
-            average, now = self.average.flat, self.weights.flat
-            share = 1 - decay_of_average(self.config.optimizer.ema, self.updates)
-            for part in chunks(now.size, CHUNK):
-                optimizer.move_average(average[part], now[part], share)
+            average, current = self.average.flat, self.weights.flat
+            share = 1 - average_decay(self.config.optimizer.ema, self.updates)
+            for part in chunks(current.size, CHUNK):
+                optimizer.move_average(average[part], current[part], share)
         return Update(norm, finite, applied=True)
 
-    def _steps(self, gradients: Weights, lr: float, scale: float) -> Iterator[Callable[[], None]]:
-        """The pieces of an update, independent of each other: Muon's matrices first, which take longest."""
+    def _update_pieces(
+        self, gradients: Weights, lr: float, scale: float
+    ) -> Iterator[Callable[[], None]]:
+        """The independent pieces of an update, those that take longest, Muon's matrices, first."""
         c = self.config.optimizer
         for name in sorted(self._trained, key=lambda name: -self.rows[name].size):
-            if self._kinds[name] == "muon":
+            if self._optimizers[name] == "muon":
                 p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
                 decay = c.weight_decay if self.rows[name].decay else 0.0
                 yield partial(
@@ -209,17 +218,15 @@ class NumpyEngine:
             names = [
                 name
                 for name, row in self._trained.items()
-                if self._kinds[name] == kind and row.decay == decays
+                if self._optimizers[name] == kind and row.decay == decays
             ]
             if not names:
                 continue
             decay = c.weight_decay if decays else 0.0
-            run = [
-                held.run(names)
-                for held in (self.weights, gradients, *map(self._moment, MOMENTS[kind]))
-            ]
-            for part in chunks(run[0].size, CHUNK):
-                arrays = [array[part] for array in run]
+            moments = [self._moment(which) for which in MOMENTS[kind]]
+            runs = [array.contiguous(names) for array in (self.weights, gradients, *moments)]
+            for part in chunks(runs[0].size, CHUNK):
+                arrays = [run[part] for run in runs]
                 if kind == "adamw":
                     step = partial(optimizer.adamw, t=self.updates, betas=c.betas)
                 else:
@@ -227,46 +234,56 @@ class NumpyEngine:
                 yield partial(step, *arrays, lr=lr, decay=decay, scale=scale)
 
     def _moment(self, which: str) -> Weights:
+        """The moments "adamw.m", "muon.m", ... of the rows of that optimizer, zero at first."""
         if which not in self._moments:
             kind = which.partition(".")[0]
-            rows = {name: row for name, row in self._trained.items() if self._kinds[name] == kind}
+            rows = {
+                name: row for name, row in self._trained.items() if self._optimizers[name] == kind
+            }
             self._moments[which] = Weights(rows, self.dtype)
         return self._moments[which]
 
     def losses(self, tokens: Array, targets: Array) -> Array:
-        def one(part: slice) -> Array:
-            logits, _, _ = self.used.forward(tokens[part], self._memory)
-            nats, _ = ops.cross_entropy(logits, targets[part].reshape(-1), self._memory)
+        """Engine.losses: tokens and targets (B, T) -> (B, T) nats."""
+
+        def compute_part(part: slice) -> Array:
+            logits, _, _ = self.eval_model.forward(tokens[part], self._buffers)
+            nats, _ = ops.cross_entropy(logits, targets[part].reshape(-1), self._buffers)
             return nats.reshape(targets[part].shape)
 
-        return np.concatenate(list(self._spread(one, chunks(len(tokens), self.micro_batch_size))))
+        parts = chunks(len(tokens), self.micro_batch_size)
+        return np.concatenate(list(self._map_on_threads(compute_part, parts)))
 
-    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        return KeyValueCache(self.config.model, rows, capacity, self.dtype)
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """Engine.new_cache."""
+        return KVCache(self.config.model, rows, capacity, self.dtype)
 
-    def logits(
-        self, tokens: Array, cache: KeyValueCache, counts: Array, every: bool = False
-    ) -> Array:
+    def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
+        """Engine.logits: tokens (B, T), counts (B,) -> logits (B, V), or with `every` (B, T, V)."""
         counts = np.asarray(counts, np.int64)
-        if len(tokens) <= ROWS_READ:  # mostly a single one, where every call counts
+        if len(tokens) <= CACHE_ROWS_PER_THREAD:  # usually a single row, where each call counts
             with self._one_blas_thread():
-                return read(self.used, tokens, cache, counts, every)
+                return read_tokens(self.eval_model, tokens, cache, counts, every)
 
-        def one(part: slice) -> Array:
-            return read(self.used, tokens[part], cache.part(part), counts[part], every)
+        def compute_part(part: slice) -> Array:
+            part_cache = cache.part(part)
+            return read_tokens(self.eval_model, tokens[part], part_cache, counts[part], every)
 
-        return np.concatenate(list(self._spread(one, chunks(len(tokens), ROWS_READ))))
+        parts = chunks(len(tokens), CACHE_ROWS_PER_THREAD)
+        return np.concatenate(list(self._map_on_threads(compute_part, parts)))
 
     def state(self) -> Iterator[tuple[str, Array]]:
+        """Engine.state."""
         for name in self._trained:
             yield name, self.weights[name]
-        for name, kind in self._kinds.items():
+        for name, kind in self._optimizers.items():
             for which in MOMENTS[kind]:
                 yield f"{which}/{name}", self._moment(which)[name]
             if self.average:
                 yield f"{AVERAGE}/{name}", self.average[name]
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+        """Engine.load."""
         weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
         self._moments = {}
         for key, array in moments.items():
@@ -279,16 +296,16 @@ class NumpyEngine:
                 self.average[name][...] = array
         self.updates = updates
 
-    def _spread(
+    def _map_on_threads(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """function(item) for each item, computed on all threads, given out in the order of the items."""
+        """function(item) of each item, computed on all threads, in the order of the items."""
         with self._one_blas_thread():
-            yield from self._pool.map(function, items) if self._pool else map(function, items)
+            yield from self._threads.map(function, items) if self._threads else map(function, items)
 
     @contextmanager
     def _one_blas_thread(self) -> Iterator[None]:
-        """BLAS computes on the calling thread alone: as threadpool_limits does, at a tenth of its price a token."""
+        """Limit BLAS to the calling thread, at a tenth of the time of threadpool_limits."""
         before = [
             (library, threads) for library in self._blas if (threads := library.num_threads) != 1
         ]
@@ -302,5 +319,5 @@ class NumpyEngine:
 
 
 def chunks(size: int, chunk: int) -> list[slice]:
-    """Cuts `size` rows or numbers at fixed places, whatever the number of threads."""
+    """Slices of `chunk` rows or numbers that cover `size`; the last one may be shorter."""
     return [slice(start, start + chunk) for start in range(0, size, chunk)]

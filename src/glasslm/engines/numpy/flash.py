@@ -1,12 +1,14 @@
-"""Attention by tiles, forward and backward: the numbers of `attention`, in memory that grows with T instead of T².
+"""Attention by tiles: the result of `attention`, in memory that grows with T instead of T².
 
-A softmax can be summed piece by piece, if what has been summed so far is scaled down whenever a larger score turns up.
-So the scores exist one tile at a time, in cache, and the backward pass makes them again from one number a row, the
-logarithm of its sum. arXiv:2205.14135, algorithms 1 and 4, dividing once at the end as arXiv:2307.08691, section 3.1.
+A softmax can be summed in pieces if the sums so far are rescaled whenever a larger score appears.
+So the scores exist one tile at a time, in cache, and the backward pass recomputes them from one
+number per row, the logarithm of its sum. arXiv:2205.14135, algorithms 1 and 4; the division is done
+once, at the end (arXiv:2307.08691, section 3.1).
 
-Letters: B rows, T positions, H query heads, K key-value heads (each serves G = H / K query heads), Q head size; a tile
-is R queries by C keys. The G query heads of a key head are just more queries to it. Keys come first in a tile,
-(K, C, G R), so that the maxima of the queries are taken along whole rows of memory, which halves their time.
+Letters: B rows, T positions, H query heads, K key-value heads (each serves G = H / K query heads),
+Q head size; a tile is R queries by C keys. The G query heads of a key head are treated as more
+queries. Keys come first in a tile, (K, C, G R), so that the maxima of the queries are taken along
+whole rows of memory, which takes half the time.
 """
 
 from __future__ import annotations
@@ -19,37 +21,37 @@ from typing import Any
 
 import numpy as np
 
-from glasslm.engines.numpy.attention import SAFE_EXPONENT
+from glasslm.engines.numpy.attention import MAX_SAFE_EXPONENT
 from glasslm.engines.numpy.ops import Array, New
 
-TILE = 128  # R and C; with four heads two tiles fill half a MiB, and stay in a second-level cache
+TILE = 128  # R and C: with four heads, two tiles are 512 KiB and stay in a second-level cache
 
 
 def flash_attention(
     qk: Array, v: Array, slopes: Array | None, window: int, new: New, tile: int = 0
 ) -> tuple[Array, Callable[[Array], Array]]:
-    """softmax(q kᵀ / sqrt(Q) + bias, causal) v, as `attention` has it, and nothing of size T x T.
+    """softmax(q kᵀ / sqrt(Q) + bias, causal) v, without any array of size T x T.
 
-    qk (B, T, H + K, Q) queries beside keys, v (B, T, K, Q) -> (B, T, H, Q). slopes (H,): the bias is ALiBi's, slope x
-    (key - query); None: there is none. window: query i sees the keys j with i - window < j <= i; 0: all j <= i. The
-    queries are overwritten by q / sqrt(Q). backward returns one array of the gradients of queries, keys and values,
-    (B, T, H + 2K, Q). Beside the inputs, the output and one logarithm for each query and head are kept. `tile`: how
-    many queries and keys a tile has (0: TILE).
+    qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q) -> (B, T, H, Q). slopes (H,): the
+    bias is ALiBi's, slope x (key - query); None: no bias. window: query i attends to the keys
+    i - window < j <= i; 0: to all j <= i. tile: queries and keys of a tile (0: TILE). Overwrites
+    the queries by q / sqrt(Q). backward returns one array of the gradients of queries, keys and
+    values, (B, T, H + 2K, Q). Kept are the inputs, the output and one logarithm per query and head.
     """
     B, T, K, Q = v.shape
     H = qk.shape[2] - K
     scale = 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
-    sight = _Sight(slopes, window, tile or TILE)
+    mask = TileMask(slopes, window, tile or TILE)
     out, logs = new((B, T, H, Q)), new((B, K, H // K, T))
-    for b in range(B):  # one after the other: the tiles of one fill the cache
-        _forward(q[b], k[b], v[b], sight, out[b], logs[b], new)
+    for b in range(B):  # one after the other: the tiles of one row fill the cache
+        _forward(q[b], k[b], v[b], mask, out[b], logs[b], new)
 
     def backward(dout: Array) -> Array:
         dqkv = new((B, T, H + 2 * K, Q))
         for b in range(B):
-            _backward(q[b], k[b], v[b], sight, out[b], logs[b], dout[b], dqkv[b], new)
+            _backward(q[b], k[b], v[b], mask, out[b], logs[b], dout[b], dqkv[b], new)
         dqkv[:, :, :H] *= scale
         return dqkv
 
@@ -57,69 +59,69 @@ def flash_attention(
 
 
 def _forward(
-    q: Array, k: Array, v: Array, sight: _Sight, out: Array, logs: Array, new: New
+    q: Array, k: Array, v: Array, mask: TileMask, out: Array, logs: Array, new: New
 ) -> None:
-    """q (T, H, Q), k and v (T, K, Q). Writes out (T, H, Q) and logs (K, G, T), of each row's sum of exponentials.
+    """One row: q (T, H, Q), k and v (T, K, Q). Overwrites out (T, H, Q) and logs (K, G, T).
 
-    mixed (K, Q, G R) and total (K, 1, G R) are sums of exp(score - top) so far, with values and alone. `top` is each
-    row's maximum so far; where a bound of the scores (|q| |k|) shows that nothing can overflow, it stays 0.
+    logs are the logarithms of the sums of exponentials. mixed (K, Q, G R) and total (K, 1, G R) are
+    the sums of exp(score - row_max) so far, with and without the values. row_max is the maximum of
+    each row so far; it stays 0 where a bound of the scores shows that nothing can overflow.
     """
     K, Q = v.shape[1:]
-    calm = (
-        math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max())) <= SAFE_EXPONENT
-    )  # NaN is not
+    bound = math.sqrt(float(np.vecdot(q, q).max()) * float(np.vecdot(k, k).max()))
+    is_bounded = bound <= MAX_SAFE_EXPONENT  # false for NaN
     keys_first, values_first = k.swapaxes(0, 1), v.transpose(1, 2, 0)  # (K, T, Q), (K, Q, T)
-    for queries, tiles in sight.tiles(len(q)):
-        qi = _stack(q[queries], K, new)
+    for queries, tiles in mask.tiles(len(q)):
+        qi = _stack_groups(q[queries], K, new)
         rows = (K, 1, qi.shape[1])
-        top = np.full(rows, 0 if calm else -math.inf, q.dtype)
+        row_max = np.full(rows, 0 if is_bounded else -math.inf, q.dtype)
         total, mixed = np.zeros(rows, q.dtype), np.zeros((K, Q, qi.shape[1]), q.dtype)
         for keys in tiles:
-            e = sight.scores(qi, keys_first[:, keys], queries, keys, new)
-            if not calm:
-                higher = np.maximum(top, e.max(1, keepdims=True))
-                shrink = np.exp(top - higher)
-                total *= shrink
-                mixed *= shrink
-                e -= higher
-                top = higher
+            e = mask.scores(qi, keys_first[:, keys], queries, keys, new)
+            if not is_bounded:
+                new_max = np.maximum(row_max, e.max(1, keepdims=True))
+                rescale = np.exp(row_max - new_max)
+                total *= rescale
+                mixed *= rescale
+                e -= new_max
+                row_max = new_max
             np.exp(e, out=e)
             total += _ones(e.shape[1], e.dtype) @ e
             mixed += values_first[:, :, keys] @ e
         mixed /= total
-        _heads(out[queries], K)[...] = mixed.reshape(K, Q, -1, len(q[queries])).transpose(
-            0, 2, 3, 1
-        )
-        logs[:, :, queries] = (top + np.log(total)).reshape(logs[:, :, queries].shape)
+        mixed_heads = mixed.reshape(K, Q, -1, len(q[queries])).transpose(0, 2, 3, 1)
+        _heads(out[queries], K)[...] = mixed_heads
+        logs[:, :, queries] = (row_max + np.log(total)).reshape(logs[:, :, queries].shape)
 
 
 def _backward(
     q: Array,
     k: Array,
     v: Array,
-    sight: _Sight,
+    mask: TileMask,
     out: Array,
     logs: Array,
     dout: Array,
     dqkv: Array,
     new: New,
 ) -> None:
-    """Writes dqkv (T, H + 2K, Q), with dq still to be scaled.
+    """One row, in the shapes of `_forward`. Overwrites dqkv (T, H + 2K, Q), dq not yet scaled.
 
-    p = exp(score - log) and ds = p (dout . v - dout . out). Both subtractions are left to the products: queries and
-    gradients get one entry more, minus the number, and keys and values a 1 to meet it.
+    p = exp(score - log) and ds = p (dout . v - dout . out). The products do both subtractions:
+    queries and gradients get one more entry, minus the number, and keys and values a 1 to match.
     """
     T, K, Q = v.shape
-    k, v = _stack(k, K, new, 1), _stack(v, K, new, 1)  # (K, T, Q + 1)
+    k, v = _stack_groups(k, K, new, 1), _stack_groups(v, K, new, 1)  # (K, T, Q + 1)
     dk, dv = new((K, T, Q)), new((K, T, Q))
     dk[...] = dv[...] = 0
-    for queries, tiles in sight.tiles(T):
+    for queries, tiles in mask.tiles(T):
         log = logs[:, :, queries]
-        along = np.vecdot(dout[queries], out[queries]).T.reshape(log.shape)
-        qi, douti = _stack(q[queries], K, new, -log), _stack(dout[queries], K, new, -along)
+        delta = np.vecdot(dout[queries], out[queries]).T.reshape(log.shape)
+        qi = _stack_groups(q[queries], K, new, -log)
+        douti = _stack_groups(dout[queries], K, new, -delta)
         dq = np.zeros((*qi.shape[:2], Q), q.dtype)
         for keys in tiles:
-            p = sight.scores(qi, k[:, keys], queries, keys, new)
+            p = mask.scores(qi, k[:, keys], queries, keys, new)
             np.exp(p, out=p)
             dv[:, keys] += p @ douti[..., :Q]
             ds = np.matmul(v[:, keys], douti.swapaxes(1, 2), out=new(p.shape))
@@ -131,17 +133,18 @@ def _backward(
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What queries see of the keys: none after them, none that are `window` before them, nearer ones better."""
+class TileMask:
+    """Causal or window mask and ALiBi bias of one tile."""
 
     slopes: Array | None  # (H,)
     window: int
-    tile: int  # R and C at the most
+    tile: int  # the largest R and C
 
     def tiles(self, T: int) -> Iterator[tuple[slice, list[slice]]]:
-        """Tiles of queries, each with the tiles of keys that some of them see, from the latest to the earliest.
+        """Tiles of queries, each with the tiles of keys that they attend to, the latest first.
 
-        The first holds each query's own position, so that no row of scores begins with nothing to see.
+        The first tile of keys holds each query's own position, so that every row of scores begins
+        with a visible key.
         """
         for start in range(0, T, self.tile):
             stop = min(start + self.tile, T)
@@ -150,51 +153,47 @@ class _Sight:
             yield slice(start, stop), [slice(max(first, end - self.tile), end) for end in ends]
 
     def scores(self, qi: Array, kj: Array, queries: slice, keys: slice, new: New) -> Array:
-        """A tile (K, C, G R) of scores, minus infinity where a key is hidden. qi (K, G R, Q), kj (K, C, Q)."""
+        """qi (K, G R, Q), kj (K, C, Q) -> a tile (K, C, G R) of scores, -inf for hidden keys."""
         K, C, _ = kj.shape
         R = queries.stop - queries.start
         s = np.matmul(kj, qi.swapaxes(1, 2), out=new((K, C, qi.shape[1])))
         heads = s.reshape(K, C, -1, R)
-        if (
-            self.slopes is not None
-        ):  # slope (key - query), as a number for each key and one for each query
+        if self.slopes is not None:  # slope (key - query): a number per key minus one per query
             slopes, start = self.slopes.reshape(K, 1, -1, 1), queries.start
-            heads += (
-                slopes
-                * np.arange(keys.start - start, keys.stop - start, dtype=s.dtype)[:, None, None]
-            )
+            offsets = np.arange(keys.start - start, keys.stop - start, dtype=s.dtype)
+            heads += slopes * offsets[:, None, None]
             heads -= slopes * np.arange(R, dtype=s.dtype)
-        some_after = keys.stop - 1 > queries.start
-        some_before = self.window and queries.stop - 1 - keys.start >= self.window
-        if some_after or some_before:
-            heads += _hidden(C, R, queries.start - keys.start, self.window, s.dtype)
+        has_later_keys = keys.stop - 1 > queries.start
+        has_keys_before_window = self.window and queries.stop - 1 - keys.start >= self.window
+        if has_later_keys or has_keys_before_window:
+            heads += _additive_mask(C, R, queries.start - keys.start, self.window, s.dtype)
         return s
 
 
 @functools.lru_cache(16)
-def _hidden(C: int, R: int, ahead: int, window: int, dtype: np.dtype[Any]) -> Array:
-    """(C, 1, R): 0 where a query sees a key, else minus infinity; `ahead` is the first query minus the first key."""
-    distance = ahead + np.arange(R) - np.arange(C)[:, None, None]
+def _additive_mask(C: int, R: int, offset: int, window: int, dtype: np.dtype[Any]) -> Array:
+    """(C, 1, R): 0 where a query attends to a key, else -inf; offset: first query - first key."""
+    distance = offset + np.arange(R) - np.arange(C)[:, None, None]
     hidden = (distance < 0) | (distance >= window) if window else distance < 0
     return np.where(hidden, -math.inf, 0).astype(dtype)
 
 
 @functools.cache
 def _ones(C: int, dtype: np.dtype[Any]) -> Array:
-    """(1, C): the sums of a tile's columns are a product, as in `attention`."""
+    """(1, C) ones: the sums of the columns of a tile are a product, as in `attention`."""
     return np.ones((1, C), dtype)
 
 
 def _heads(x: Array, K: int) -> Array:
-    """(T, H, Q) seen as (K, G, T, Q)."""
+    """A view of x (T, H, Q) as (K, G, T, Q)."""
     T, H, Q = x.shape
     return x.reshape(T, K, H // K, Q).transpose(1, 2, 0, 3)
 
 
-def _stack(x: Array, K: int, new: New, last: Array | float | None = None) -> Array:
+def _stack_groups(x: Array, K: int, new: New, last: Array | float | None = None) -> Array:
     """x (R, H, Q) copied to (K, G R, Q), the query heads of a key head below each other.
 
-    With `last`, a number or (K, G, R), to (K, G R, Q + 1): one entry more for each.
+    `last`, a number or (K, G, R), becomes one more entry of each vector: (K, G R, Q + 1).
     """
     heads = _heads(x, K)
     Q = heads.shape[-1]

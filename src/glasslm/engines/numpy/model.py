@@ -1,14 +1,14 @@
-"""The transformer by hand: tokens to logits, and the gradient of the logits to the gradients of all weights.
+"""The transformer by hand: tokens to logits, and back to the gradients of all weights.
 
-Letters: B rows, T positions, N = B T, D width, H query heads, K key-value heads, Q head size, F inner width, V
-vocabulary. Activations are (N, D); attention sees them as (B, T, heads, Q).
+Letters: B rows, T positions, N = B T, D width, H query heads, K key-value heads, Q head size, F
+inner width, V vocabulary. Activations are (N, D); attention sees them as (B, T, heads, Q).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,73 +17,39 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
-from glasslm.engines.choice import attends_by_tiles
-from glasslm.engines.inspection import GRADIENT
+from glasslm.engines.choice import uses_flash
+from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import alibi_bias, attention, rope, scores_and_weights
 from glasslm.engines.numpy.flash import flash_attention
-from glasslm.engines.numpy.moe import Routing, in_few_sizes, mixture
+from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
+from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
 from glasslm.engines.numpy.ops import Array, New
+from glasslm.engines.numpy.positions import POSITIONS
 from glasslm.engines.numpy.weights import Weights
-from glasslm.engines.positions import alibi_slopes, rope_at, sinusoids
-from glasslm.model.parameters import STD
 
 Gradients = dict[str, Array]
-Backward = Callable[
-    [Array, Gradients], Array
-]  # takes d_output, writes weights' gradients, returns d_input
+# Takes the gradient of the output, adds the gradients of weights by name, and returns the gradient
+# of the input.
+Backward = Callable[[Array, Gradients], Array]
 Sublayer = Callable[[Array], tuple[Array, Backward]]
 
 
-class Look:
-    """Copies of what is computed under some names, those of engines/inspection.py."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = frozenset(names)
-        self.found: dict[str, Array] = {}
-
-    def at(self, name: str, array: Array, shape: tuple[int, ...] | None = None) -> None:
-        if name in self.names:
-            self.found[name] = array.reshape(shape or array.shape).copy()
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one forward pass is about, beside weights and input."""
-
-    B: int
-    T: int
-    new: New
-    dropout_keys: Callable[[int], NDArray[np.uint32]] | None  # site -> (B,); None: no dropout
-    penalties: tuple[
-        float, float
-    ]  # of each sequence's and layer's balance and router z-loss, in the gradient
-    routings: list[Routing]  # what the routers did so far, layer by layer
-    bias: Array | None  # (H, T, T) of the scores
-    rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
-    look: Look | None  # what is looked at on the way
-
-    def show(self, name: str, x: Array) -> None:
-        """x (N, any) to whoever looks, as (B, T, any); an expert's, of the tokens that it got, as it is."""
-        if self.look is not None:
-            self.look.at(name, x, x.shape if ".experts." in name else (self.B, self.T, -1))
-
-
 class Model:
-    """Forward and backward over weights that somebody else owns."""
+    """Forward and backward of the model. It computes with `weights` and never changes them."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = c = config
         self.weights = weights
-        self.blocks = [weights.under(f"blocks.{i}.") for i in range(c.n_layers)]
+        self.blocks = [weights.select(f"blocks.{i}.") for i in range(c.n_layers)]
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
-        if c.position == "rope":
-            self.cos, self.sin = self._rotation_at(np.arange(c.block_size))
-        elif c.position == "sinusoidal":
-            self.sinusoids = sinusoids(c.block_size, c.d_model, STD, dtype)
-        elif c.position == "alibi":
-            self.slopes = alibi_slopes(c.n_heads, dtype)
+        self.tables = tables = POSITIONS[c.position]
+        self.slopes = tables.slopes(c, dtype) if tables.slopes else None
+        self.added_positions = tables.added(c, dtype) if tables.added else None
+        if "position.weight" in weights.rows:  # learned positions
+            self.added_positions = weights["position.weight"]
+        self.rotation_table = self._rotation_at(np.arange(c.block_size))
 
     def forward(
         self,
@@ -91,32 +57,31 @@ class Model:
         new: New,
         dropout_keys: Callable[[int], NDArray[np.uint32]] | None = None,
         penalties: tuple[float, float] = (0.0, 0.0),
-        look: Look | None = None,
+        recorder: ActivationRecorder | None = None,
     ) -> tuple[Array, list[Routing], Callable[[Array], Gradients]]:
-        """tokens (B, T) -> logits (N, V), and what the router of each layer did, if there are any.
+        """tokens (B, T) -> logits (N, V), and the statistics of the router of each layer, if any.
 
-        backward: d_logits (N, V) -> the gradient of every trained weight by name, to which the routings' balance and z
-        contribute, times `penalties`.
+        backward: dlogits (N, V) -> the gradient of every trained weight by name. It contains the
+        gradients of the routers' balance and z-loss, times `penalties`.
         """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        run = Pass(
-            B, T, new, dropout_keys, penalties, [], self._bias(T), self.rotation(slice(T)), look
-        )
-        x, embed_back = self._embed(tokens.reshape(-1), run)
-        run.show("embedding", x)
+        bias, rotation = self._bias(T), self.rotation(slice(T))
+        ctx = ForwardContext(B, T, new, dropout_keys, penalties, [], bias, rotation, recorder)
+        x, embed_back = self._embed(tokens.reshape(-1), ctx)
+        ctx.record("embedding", x)
         block_backs = []
         for i in range(c.n_layers):
-            for sublayer in self._sublayers(i, run):
+            for sublayer in self._sublayers(i, ctx):
                 x, back = sublayer(x)
                 block_backs.append(back)
-            run.show(f"blocks.{i}", x)
+            ctx.record(f"blocks.{i}", x)
         final_back = None
         if c.norm_position == "pre":
             x, final_back = self._norm("norm", x, new)
-            run.show("norm", x)
+            ctx.record("norm", x)
         logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
-        run.show("logits", logits)
+        ctx.record("logits", logits)
 
         def backward(dlogits: Array) -> Gradients:
             gradients: Gradients = {}
@@ -125,31 +90,31 @@ class Model:
                 dx = final_back(dx, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
                 if len(block_backs) % 2 == 0:
-                    run.show(f"{GRADIENT}blocks.{len(block_backs) // 2 - 1}", dx)
+                    ctx.record(f"{GRADIENT_PREFIX}blocks.{len(block_backs) // 2 - 1}", dx)
                 dx = block_backs.pop()(dx, gradients)
-            run.show(f"{GRADIENT}embedding", dx)
-            if c.lora_rank:  # norms and biases gave theirs, too
+            ctx.record(f"{GRADIENT_PREFIX}embedding", dx)
+            if c.lora_rank:  # gradients of frozen norms and biases were computed as well
                 return {name: gradient for name, gradient in gradients.items() if name in w.trained}
             embed_back(dx, gradients)
             return gradients
 
-        return logits, run.routings, backward
+        return logits, ctx.routings, backward
 
-    def _embed(self, tokens: Array, run: Pass) -> tuple[Array, Callable[[Array, Gradients], None]]:
-        c, w, (B, T) = self.config, self.weights, (run.B, run.T)
-        x, embedding_back = ops.embedding(tokens, w["embedding.weight"], run.new)
+    def _embed(
+        self, tokens: Array, ctx: ForwardContext
+    ) -> tuple[Array, Callable[[Array, Gradients], None]]:
+        c, w, (B, T) = self.config, self.weights, (ctx.B, ctx.T)
+        x, embedding_back = ops.embedding(tokens, w["embedding.weight"], ctx.new)
         if c.scale_embeddings:
             x *= math.sqrt(c.d_model)
-        positions = x.reshape(B, T, -1)
-        if c.position == "learned":
-            positions += w["position.weight"][:T]
-        elif c.position == "sinusoidal":
-            positions += self.sinusoids[:T]
-        x, dropout_back = self._dropout(x, sites.EMBEDDING_SITE, run)
+        if self.added_positions is not None:
+            sequences = x.reshape(B, T, -1)
+            sequences += self.added_positions[:T]
+        x, dropout_back = self._dropout(x, sites.EMBEDDING_SITE, ctx)
 
         def backward(dx: Array, gradients: Gradients) -> None:
             dx = dropout_back(dx)
-            if c.position == "learned":
+            if "position.weight" in w.rows:
                 gradients["position.weight"] = np.zeros_like(w["position.weight"])
                 dx.reshape(B, T, -1).sum(0, out=gradients["position.weight"][:T])
             dtable = embedding_back(dx)
@@ -161,18 +126,18 @@ class Model:
 
         return x, backward
 
-    def _sublayers(self, i: int, run: Pass) -> tuple[Sublayer, Sublayer]:
-        """Attention and feed-forward of block i, each with its norm and its residual connection."""
+    def _sublayers(self, i: int, ctx: ForwardContext) -> tuple[Sublayer, Sublayer]:
+        """Attention and feed-forward of block i, each with its norm and residual connection."""
 
         def attend(x: Array) -> tuple[Array, Backward]:
-            return self._attention(f"blocks.{i}.attention", i, x, run)
+            return self._attention(f"blocks.{i}.attention", i, x, ctx)
 
-        def feed(x: Array) -> tuple[Array, Backward]:
-            return self._feedforward(f"blocks.{i}.feedforward", i, x, run)
+        def feed_forward(x: Array) -> tuple[Array, Backward]:
+            return self._feedforward(f"blocks.{i}.feedforward", i, x, ctx)
 
         return (
-            lambda x: self._residual(f"blocks.{i}.attention_norm", attend, x, run.new),
-            lambda x: self._residual(f"blocks.{i}.feedforward_norm", feed, x, run.new),
+            lambda x: self._residual(f"blocks.{i}.attention_norm", attend, x, ctx.new),
+            lambda x: self._residual(f"blocks.{i}.feedforward_norm", feed_forward, x, ctx.new),
         )
 
     def _residual(self, norm: str, inner: Sublayer, x: Array, new: New) -> tuple[Array, Backward]:
@@ -201,35 +166,37 @@ class Model:
 
         return y, post_backward
 
-    def _attention(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
-        c, new, (B, T) = self.config, run.new, (run.B, run.T)
+    def _attention(
+        self, prefix: str, layer: int, x: Array, ctx: ForwardContext
+    ) -> tuple[Array, Backward]:
+        c, new, (B, T) = self.config, ctx.new, (ctx.B, ctx.T)
         H, K, Q = c.n_heads, c.n_kv_heads, c.head_size
         qkv, qkv_back = self._linear(f"{prefix}.qkv", x, new)
         heads = qkv.reshape(B, T, H + 2 * K, Q)
         qk, v = heads[:, :, : H + K], heads[:, :, H + K :]
         if c.qk_norm:
             qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
-        if run.rotation:
-            qk, rope_back = rope(qk, *run.rotation, new)
-        if run.look is not None:
-            self._look_at_attention(prefix, qk, run.look)
+        if ctx.rotation:
+            qk, rope_back = rope(qk, *ctx.rotation, new)
+        if ctx.recorder is not None:
+            self._record_attention(prefix, qk, ctx.recorder)
         drop = None
-        if run.dropout_keys and c.attention_dropout:
-            drop = (c.attention_dropout, run.dropout_keys(sites.site(layer, sites.PROBABILITIES)))
-        if attends_by_tiles(c, T):
-            slopes = self.slopes if c.position == "alibi" else None
-            mixed, attention_back = flash_attention(qk, v, slopes, c.window, new)
+        if ctx.dropout_keys and c.attention_dropout:
+            site = sites.site_number(layer, sites.PROBABILITIES)
+            drop = (c.attention_dropout, ctx.dropout_keys(site))
+        if uses_flash(c, T):
+            mixed, attention_back = flash_attention(qk, v, self.slopes, c.window, new)
         else:
-            mixed, attention_back = attention(qk, v, run.bias, drop, new, c.window)
+            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, c.window)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
-        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_ATTENTION), run)
-        run.show(prefix, y)
+        y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_ATTENTION), ctx)
+        ctx.record(prefix, y)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
             dmixed = o_back(dropout_back(dy), gradients)
             dheads = attention_back(dmixed.reshape(B, T, H, Q))
             dqk = dheads[:, :, : H + K]
-            if run.rotation:
+            if ctx.rotation:
                 rope_back(dqk)
             if c.qk_norm:
                 dqk[...], dgain = qk_norm_back(dqk)
@@ -239,15 +206,15 @@ class Model:
 
         return y, backward
 
-    def _look_at_attention(self, prefix: str, qk: Array, look: Look) -> None:
-        """The scores and the weights (B, H, T, T), whichever way attention is computed."""
+    def _record_attention(self, prefix: str, qk: Array, recorder: ActivationRecorder) -> None:
+        """Record scores and weights (B, H, T, T), which are computed here for every kernel."""
         names = f"{prefix}.scores", f"{prefix}.weights"
-        if look.names.isdisjoint(names):
+        if recorder.names.isdisjoint(names):
             return
         c, positions = self.config, np.arange(qk.shape[1])
-        bias = alibi_bias(self.slopes, positions, positions) if c.position == "alibi" else None
+        bias = None if self.slopes is None else alibi_bias(self.slopes, positions, positions)
         for name, array in zip(names, scores_and_weights(qk, c.n_kv_heads, bias, c.window)):
-            look.at(name, array)
+            recorder.record(name, array)
 
     def qk_gain(self, prefix: str) -> Array:
         """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
@@ -258,71 +225,77 @@ class Model:
         return np.stack(gains)
 
     def rotation(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
-        """cos and sin (..., H + K, Q) at positions, if it is rope: from a table up to the context, made beyond it."""
-        if self.config.position != "rope":
+        """cos and sin (..., H + K, Q) of positions (...); None unless they rotate q and k.
+
+        They come from a table up to the context length, and are computed beyond it.
+        """
+        if self.rotation_table is None:
             return None
         end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
-        if end <= len(self.cos):
-            return self.cos[positions], self.sin[positions]
-        return self._rotation_at(
-            np.arange(positions.start or 0, end) if isinstance(positions, slice) else positions
-        )
+        cos, sin = self.rotation_table
+        if end <= len(cos):
+            return cos[positions], sin[positions]
+        if isinstance(positions, slice):
+            positions = np.arange(positions.start or 0, end)
+        return self._rotation_at(positions)
 
-    def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
-        c, dtype = self.config, self.weights.flat.dtype
+    def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array] | None:
+        c = self.config
+        if self.tables.rotation is None:
+            return None
         heads = c.n_heads + c.n_kv_heads
-        return rope_at(
-            positions, heads, c.head_size, dtype, c.rope_scaling, c.rope_factor, c.rope_base
-        )
+        return self.tables.rotation(c, positions, heads, self.weights.flat.dtype)
 
     def _bias(self, T: int) -> Array | None:
-        if self.config.position != "alibi" or attends_by_tiles(self.config, T):
+        if self.slopes is None or uses_flash(self.config, T):
             return None
         return alibi_bias(self.slopes, np.arange(T), np.arange(T))
 
-    def _feedforward(self, prefix: str, layer: int, x: Array, run: Pass) -> tuple[Array, Backward]:
+    def _feedforward(
+        self, prefix: str, layer: int, x: Array, ctx: ForwardContext
+    ) -> tuple[Array, Backward]:
         inner = self._mixture if self.config.n_experts else self._mlp
-        y, inner_back = inner(prefix, x, run)
-        y, dropout_back = self._dropout(y, sites.site(layer, sites.AFTER_FEEDFORWARD), run)
-        run.show(prefix, y)
+        y, inner_back = inner(prefix, x, ctx)
+        y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_FEEDFORWARD), ctx)
+        ctx.record(prefix, y)
         return y, lambda dy, gradients: inner_back(dropout_back(dy), gradients)
 
-    def _mlp(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
-        """A feed-forward, or one expert: down(activation(up(x))), or down(activation(gate(x)) up(x))."""
-        c, new = self.config, run.new
+    def _mlp(self, prefix: str, x: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
+        """A feed-forward or one expert: down(a(up(x))), or gated, down(a(gate(x)) up(x))."""
+        c, new = self.config, ctx.new
         activation = ops.ACTIVATIONS[c.feedforward]
         activation_back: Callable[[Array], Array]
-        if c.gated:
-            inner, into_back = self._linear(f"{prefix}.gate_up", x, new)
-            run.show(f"{prefix}.preactivation", inner[:, : c.d_ff])
+        if c.is_gated:
+            inner, up_back = self._linear(f"{prefix}.gate_up", x, new)
+            ctx.record(f"{prefix}.preactivation", inner[:, : c.d_ff])
             h, activation_back = ops.gate(inner, activation, new)
         else:
-            inner, into_back = self._linear(f"{prefix}.up", x, new)
-            run.show(f"{prefix}.preactivation", inner)
+            inner, up_back = self._linear(f"{prefix}.up", x, new)
+            ctx.record(f"{prefix}.preactivation", inner)
             h, activation_back = activation(inner, new)
         y, down_back = self._linear(f"{prefix}.down", h, new)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
-            return into_back(activation_back(down_back(dy, gradients)), gradients)
+            return up_back(activation_back(down_back(dy, gradients)), gradients)
 
         return y, backward
 
-    def _mixture(self, prefix: str, x: Array, run: Pass) -> tuple[Array, Backward]:
-        """The experts that the router chose for each token, and the shared one, if there is one."""
+    def _mixture(self, prefix: str, x: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
+        """The experts that the router chose for each token, plus the shared expert if any."""
         c = self.config
-        logits, router_back = self._linear(f"{prefix}.router", x, run.new)
-        of_experts = replace(run, new=in_few_sizes(run.new))
+        logits, router_back = self._linear(f"{prefix}.router", x, ctx.new)
+        expert_ctx = replace(ctx, new=round_up_sizes(ctx.new))
         experts = [
-            partial(self._mlp, f"{prefix}.experts.{e}", run=of_experts) for e in range(c.n_experts)
+            partial(self._mlp, f"{prefix}.experts.{e}", ctx=expert_ctx) for e in range(c.n_experts)
         ]
-        y, routing, mixture_back = mixture(x, logits, experts, c.experts_per_token, run.B, run.new)
-        run.routings.append(routing)
+        y, routing, mixture_back = mixture(x, logits, experts, c.experts_per_token, ctx.B, ctx.new)
+        ctx.routings.append(routing)
         if c.shared_expert:
-            shared, shared_back = self._mlp(f"{prefix}.shared", x, run)
+            shared, shared_back = self._mlp(f"{prefix}.shared", x, ctx)
             y += shared
 
         def backward(dy: Array, gradients: Gradients) -> Array:
-            dx, dlogits = mixture_back(dy, gradients, *run.penalties)
+            dx, dlogits = mixture_back(dy, gradients, *ctx.penalties)
             dx += router_back(dlogits, gradients)
             if c.shared_expert:
                 dx += shared_back(dy, gradients)
@@ -331,9 +304,9 @@ class Model:
         return y, backward
 
     def _linear(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """x (N, I) -> (N, O): a matrix, or a stack of some, with the biases of its parts."""
+        """x (N, I) -> (N, O): a matrix, or a stack of several, with the biases of its parts."""
         if self.config.lora_rank:
-            return self._adapted(name, x, new)
+            return self._linear_with_adapters(name, x, new)
         y, linear_back = ops.linear(x, self.weights[f"{name}.weight"], new)
         biases = self._add_biases(name, y)
 
@@ -345,8 +318,8 @@ class Model:
 
         return y, backward
 
-    def _adapted(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """The same with weights that stay as they are, and the adapters of the parts that have one."""
+    def _linear_with_adapters(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
+        """As _linear, with frozen weights plus the adapters of the parts that have one."""
         c, w = self.config, self.weights
         y, linear_back = ops.frozen_linear(x, w[f"{name}.weight"], new)
         self._add_biases(name, y)
@@ -368,7 +341,7 @@ class Model:
         return y, backward
 
     def _add_biases(self, name: str, y: Array) -> list[tuple[str, slice]]:
-        """Adds to each part of a stack's product its bias, if it has one; their names and columns."""
+        """Add to y (N, O) the biases of the parts of a stack; their names and columns."""
         w = self.weights
         biases = [
             (f"{part}.bias", columns)
@@ -380,30 +353,24 @@ class Model:
         return biases
 
     def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        if self.config.norm == "none":
-            return x, lambda dy, gradients: dy
-        gain = self.weights[f"{name}.weight"]
-        if self.config.norm == "rmsnorm":
-            y, rms_back = ops.rms_norm(x, gain, new, self.config.norm_eps)
+        """x (N, D) -> (N, D): the norm of the config, with the rows `name` of the table."""
+        norm = ops.NORMS[self.config.norm]
+        keys = [f"{name}.{word}" for word in norm.parameters]
+        parameters = [self.weights.rows.get(key) for key in keys]
+        y, norm_back = norm.op(x, *parameters, new, self.config.norm_eps)
 
-            def rms_backward(dy: Array, gradients: Gradients) -> Array:
-                dx, gradients[f"{name}.weight"] = rms_back(dy)
-                return dx
-
-            return y, rms_backward
-
-        bias = self.weights[f"{name}.bias"] if self.config.bias else None
-        y, layer_back = ops.layer_norm(x, gain, bias, new, self.config.norm_eps)
-
-        def layer_backward(dy: Array, gradients: Gradients) -> Array:
-            dx, gradients[f"{name}.weight"], dbias = layer_back(dy)
-            if self.config.bias:
-                gradients[f"{name}.bias"] = dbias
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dx, *dparameters = norm_back(dy)
+            for key, gradient in zip(keys, dparameters):
+                if key in self.weights.rows:
+                    gradients[key] = gradient
             return dx
 
-        return y, layer_backward
+        return y, backward
 
-    def _dropout(self, x: Array, site: int, run: Pass) -> tuple[Array, Callable[[Array], Any]]:
-        if not (self.config.dropout and run.dropout_keys):
+    def _dropout(
+        self, x: Array, site: int, ctx: ForwardContext
+    ) -> tuple[Array, Callable[[Array], Any]]:
+        if not (self.config.dropout and ctx.dropout_keys):
             return x, lambda dy: dy
-        return ops.dropout(x, self.config.dropout, run.dropout_keys(site), run.new)
+        return ops.dropout(x, self.config.dropout, ctx.dropout_keys(site), ctx.new)

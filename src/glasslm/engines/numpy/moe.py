@@ -1,10 +1,11 @@
-"""Mixture of experts by hand: a router sends each token to a few of several feed-forwards. arXiv:2401.04088.
+"""Mixture of experts by hand: a router sends each token to k of E feed-forwards. arXiv:2401.04088.
 
-As in ops.py, an op gives its output and the function that goes back; docs/backward.md derives them. No token is
-dropped, and no loop goes over tokens: those of one expert are put side by side, and each expert is called once.
+As in ops.py, an op returns its output and its backward function; docs/backward.md derives them. No
+token is dropped, and no loop goes over tokens: the tokens of one expert are made contiguous, and
+each expert is called once.
 
-Letters: B rows, T positions, N = B T tokens, D width, E experts, k of them for each token. A token's k choices are
-numbered one after the other: choice c is that of token c // k.
+Letters: B rows, T positions, N = B T tokens, D width, E experts, k of them for each token. A token
+makes k choices, numbered in sequence: choice c belongs to token c // k.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ Expert = Callable[[Array], tuple[Array, Callable[[Array, Gradients], Array]]]
 
 
 class Routing(NamedTuple):
-    """What a layer's router did in one pass, beside its output."""
+    """The statistics of a router in one pass, summed over the sequences."""
 
-    balance: float  # summed over the sequences: E sum_e f_e P_e, with e's share f of the choices and mean probability P
-    z: float  # summed over the sequences: the mean over the tokens of logsumexp(logits)²
-    use: Array  # (E,) how many choices fell on each expert
+    balance: float  # E sum_e f_e P_e, with expert e's share f of the choices and mean probability P
+    z: float  # the mean over the tokens of logsumexp(logits)²
+    use: Array  # (E,) the number of choices of each expert
 
 
 def mixture(
     x: Array, logits: Array, experts: Sequence[Expert], k: int, rows: int, new: New
 ) -> tuple[Array, Routing, Callable[[Array, Gradients, float, float], tuple[Array, Array]]]:
-    """x (N, D), logits (N, E) of the router, `rows` = B -> (N, D), the sum of k experts' outputs by their gates.
+    """x (N, D), logits (N, E) of the router, `rows` = B -> (N, D), k experts' outputs times gates.
 
-    backward(dy (N, D), gradients, balance_weight, z_weight) -> dx, dlogits: the gradient of y, plus balance_weight
-    times that of Routing.balance, plus z_weight times that of Routing.z. What the router itself did to x is not in dx.
+    backward(dy (N, D), gradients, balance_weight, z_weight) -> dx (N, D), dlogits (N, E): the
+    gradient of y, plus balance_weight times that of Routing.balance, plus z_weight times that of
+    Routing.z. dx does not contain the gradient that flows back through the router.
     """
     gates, chosen, routing, route_back = route(logits, k, rows, new)
     outputs, dispatch_back = dispatch(x, chosen, experts, new)
@@ -55,10 +57,12 @@ def mixture(
 def route(
     logits: Array, k: int, rows: int, new: New
 ) -> tuple[Array, Array, Routing, Callable[[Array, float, float], Array]]:
-    """logits (N, E) -> gates (N, k), the chosen experts (N, k): the k most probable, of equal ones the first.
+    """logits (N, E), `rows` = B -> gates (N, k), the chosen experts (N, k), and the statistics.
 
-    Gates are the chosen probabilities divided by their sum (arXiv:2401.04088, section 2.1). With k = 1 that would be 1,
-    and the router would learn nothing: there the gate is the probability itself (arXiv:2101.03961, equation 2).
+    Chosen are the k most probable experts, of equal ones the first. Gates are their probabilities
+    divided by their sum (arXiv:2401.04088, section 2.1). With k = 1 that would be 1, and the router
+    would learn nothing: there the gate is the probability itself (arXiv:2101.03961, equation 2).
+    backward(dgates (N, k), balance_weight, z_weight) -> dlogits (N, E), as in `mixture`.
     """
     (N, E), T = logits.shape, len(logits) // rows
     top = logits.max(-1, keepdims=True)
@@ -74,18 +78,18 @@ def route(
     if k > 1:
         gates /= mass
 
-    # Both losses are means within a sequence, so that it does not matter which sequences are computed together.
-    of_row = chosen.reshape(rows, T * k) + E * np.arange(rows)[:, None]
-    counts = np.bincount(of_row.reshape(-1), minlength=rows * E).reshape(rows, E)
-    pull = counts.astype(p.dtype) * (E / (T * k))  # (B, E): E f, the slope of the balance over P
+    # Both losses are means within a sequence, so that they do not depend on the micro-batch.
+    row_experts = chosen.reshape(rows, T * k) + E * np.arange(rows)[:, None]
+    counts = np.bincount(row_experts.reshape(-1), minlength=rows * E).reshape(rows, E)
+    # (B, E): E f, the derivative of the balance by P.
+    balance_slope = counts.astype(p.dtype) * (E / (T * k))
     mean = p.reshape(rows, T, E).sum(1) * (1 / T)
-    routing = Routing(
-        float(np.vdot(pull, mean)), float(np.vdot(log_total, log_total)) / T, counts.sum(0)
-    )
+    balance = float(np.vdot(balance_slope, mean))
+    routing = Routing(balance, float(np.vdot(log_total, log_total)) / T, counts.sum(0))
 
     def backward(dgates: Array, balance_weight: float, z_weight: float) -> Array:
         dp = new(p.shape)
-        dp.reshape(rows, T, E)[...] = (pull * (balance_weight / T))[:, None]
+        dp.reshape(rows, T, E)[...] = (balance_slope * (balance_weight / T))[:, None]
         if k > 1:
             dgates = (dgates - np.vecdot(dgates, gates)[:, None]) / mass
         dp[np.arange(N)[:, None], chosen] += dgates
@@ -100,39 +104,39 @@ def route(
 def dispatch(
     x: Array, chosen: Array, experts: Sequence[Expert], new: New
 ) -> tuple[Array, Callable[[Array, Gradients], Array]]:
-    """x (N, D), chosen (N, k) -> (N, k, D), what each token's experts make of it.
+    """x (N, D), chosen experts (N, k) -> (N, k, D), the output of each chosen expert.
 
     Every expert is called, also with no tokens, so that its weights get a gradient, of zeros.
+    backward(doutputs (N, k, D), gradients) -> dx (N, D).
     """
     (N, D), k = x.shape, chosen.shape[1]
-    by_expert = chosen.reshape(-1)
-    order = np.argsort(by_expert, kind="stable")  # the choices, those of an expert side by side
-    ends = np.cumsum(np.bincount(by_expert, minlength=len(experts))).tolist()
+    expert_of_choice = chosen.reshape(-1)
+    order = np.argsort(expert_of_choice, kind="stable")  # the choices, sorted by expert
+    ends = np.cumsum(np.bincount(expert_of_choice, minlength=len(experts))).tolist()
     groups = [slice(start, end) for start, end in zip([0, *ends], ends)]
-    sent = np.take(x, order // k, axis=0, out=new((N * k, D)), mode="clip")
+    inputs = np.take(x, order // k, axis=0, out=new((N * k, D)), mode="clip")
     outputs = new((N * k, D))
     backs = []
     for expert, group in zip(experts, groups):
-        outputs[order[group]], back = expert(sent[group])
+        outputs[order[group]], back = expert(inputs[group])
         backs.append(back)
 
     def backward(doutputs: Array, gradients: Gradients) -> Array:
-        returned = np.take(
-            doutputs.reshape(N * k, D), order, axis=0, out=new((N * k, D)), mode="clip"
-        )
-        dsent = new((N * k, D))
+        doutputs = doutputs.reshape(N * k, D)
+        dsorted = np.take(doutputs, order, axis=0, out=new((N * k, D)), mode="clip")
+        dchoices = new((N * k, D))
         for back, group in zip(backs, groups):
-            dsent[order[group]] = back(returned[group], gradients)
-        return dsent.reshape(N, k, D).sum(1, out=new((N, D)))
+            dchoices[order[group]] = back(dsorted[group], gradients)
+        return dchoices.reshape(N, k, D).sum(1, out=new((N, D)))
 
     return outputs.reshape(N, k, D), backward
 
 
-def in_few_sizes(new: New) -> New:
-    """`new` for what an expert computes: its rows are as many as the tokens it got, hardly ever the same number again.
+def round_up_sizes(new: New) -> New:
+    """`new` with sizes rounded up to powers of two, for the arrays of an expert.
 
-    An arena hands memory out again for arrays of the same size. So these take the next power of two and leave its end
-    alone; in their own sizes, they would take new memory for hours.
+    A buffer pool reuses memory for arrays of the same size only, and an expert hardly ever gets the
+    same number of tokens twice. Without rounding, the pool would grow for hours.
     """
 
     def rounded(shape: tuple[int, ...]) -> Array:

@@ -1,24 +1,26 @@
 """The operations of the model, each with its backward pass: `output, backward = op(inputs, ...)`.
 
-`backward(d_output)` returns the gradients of the inputs in their order; docs/backward.md derives every one. What an op
-keeps for its backward pass is what the inner function mentions. `new(shape)` is np.empty on an arena's memory. A
-norm or an activation may write into the gradient it was given; `linear` and `dropout`, which end a sublayer, do not,
-because the residual connection needs the same gradient.
+`backward(d_output)` returns the gradients of the inputs in their order; docs/backward.md derives
+every one. What an op keeps for its backward pass is what the inner function mentions. `new(shape)`
+is np.empty on the memory of a buffer pool. Each docstring says what an op overwrites; an op without
+such a sentence overwrites nothing. `linear` and `dropout` must never overwrite the gradient that
+they are given: they end a sublayer, and the residual connection reads the same gradient.
 
-Letters: N rows (tokens of a micro-batch), D width, F inner width, V vocabulary, O and I a matrix's output and input.
-Scalars are Python floats throughout: a NumPy float64 scalar would turn float32 arrays into float64.
+Letters: N rows (tokens of a micro-batch), D width, F inner width, V vocabulary, O and I output and
+input of a matrix. Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.engines.dropout import mix, threshold
+from glasslm.config.schema import FeedForward, Norm
+from glasslm.engines.dropout import drop_threshold, mix_bits
 
 Array = NDArray[Any]
 New = Callable[[tuple[int, ...]], Array]
@@ -27,13 +29,13 @@ EPS = 1e-5
 
 
 def embedding(tokens: Array, table: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """tokens (N,), table (V, D) -> (N, D)."""
+    """tokens (N,), table (V, D) -> the rows of the tokens (N, D)."""
     out = np.take(table, tokens, axis=0, out=new((tokens.size, table.shape[1])), mode="clip")
 
     def backward(dout: Array) -> Array:
         dtable = new(table.shape)
         dtable[...] = 0
-        # Rows of one token are summed as a run of neighbours; np.add.at takes seven times as long.
+        # Rows of one token are summed as a run of neighbours: np.add.at takes 7 times as long.
         order = np.argsort(tokens, kind="stable")
         ordered = tokens[order]
         starts = np.flatnonzero(np.diff(ordered, prepend=-1))
@@ -56,16 +58,16 @@ def linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], tuple
 
 
 def frozen_linear(x: Array, w: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """`linear` with a matrix that is not trained: backward gives dx alone."""
+    """x (N, I), w (O, I) -> x wᵀ (N, O), with a matrix that is not trained: backward returns dx."""
     N = x.shape[0]
     y = np.matmul(x, w.T, out=new((N, w.shape[0])))
-    return y, lambda dy: np.matmul(dy, w, out=new((N, w.shape[1])))  # which keeps no x
+    return y, lambda dy: np.matmul(dy, w, out=new((N, w.shape[1])))  # keeps no x
 
 
 def adapter(
     x: Array, a: Array, b: Array, scale: float, new: New
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """x (N, I), a (r, I), b (O, r) -> scale (x aᵀ) bᵀ (N, O). LoRA, arXiv:2106.09685, equation 3."""
+    """x (N, I), a (r, I), b (O, r) -> scale (x aᵀ) bᵀ (N, O). arXiv:2106.09685, equation 3."""
     inner = np.matmul(x, a.T, out=new((x.shape[0], a.shape[0])))
     inner *= scale
     y = np.matmul(inner, b.T, out=new((x.shape[0], b.shape[0])))
@@ -83,9 +85,10 @@ def adapter(
 def rms_norm(
     x: Array, gain: Array, new: New, eps: float = EPS
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-    """x (..., D) -> gain x / rms(x). Root mean square norm, arXiv:1910.07467, equation 4.
+    """x (..., D) -> gain x / rms(x) (..., D). arXiv:1910.07467, equation 4.
 
-    gain has the shape of the last axes of x, (D,), or (heads, D) for the queries and keys of several heads.
+    gain has the shape of the last axes of x: (D,), or (heads, D) for the queries and keys of
+    several heads. backward overwrites dy.
     """
     D = x.shape[-1]
     rstd = np.vecdot(x, x)[..., None]
@@ -97,13 +100,12 @@ def rms_norm(
     y = np.multiply(unit, gain, out=new(x.shape))
 
     def backward(dy: Array) -> tuple[Array, Array]:
-        dgain = np.einsum(
-            "nd,nd->d", dy.reshape(-1, gain.size), unit.reshape(-1, gain.size)
-        ).reshape(gain.shape)
+        rows = (-1, gain.size)
+        dgain = np.einsum("nd,nd->d", dy.reshape(rows), unit.reshape(rows)).reshape(gain.shape)
         dx = np.multiply(dy, gain, out=dy)  # so far the gradient of `unit`
-        along = np.vecdot(dx, unit)[..., None]
-        along *= 1 / D
-        dx -= np.multiply(unit, along, out=new(unit.shape))
+        component = np.vecdot(dx, unit)[..., None]
+        component *= 1 / D
+        dx -= np.multiply(unit, component, out=new(unit.shape))
         dx *= rstd
         return dx, dgain
 
@@ -113,7 +115,10 @@ def rms_norm(
 def layer_norm(
     x: Array, gain: Array, bias: Array | None, new: New, eps: float = EPS
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """x (N, D), gain and bias (D,) -> gain (x - mean) / std + bias. arXiv:1607.06450."""
+    """x (N, D), gain and bias (D,) -> gain (x - mean) / std + bias (N, D). arXiv:1607.06450.
+
+    backward overwrites dy, and returns the gradient of the bias even if there is none.
+    """
     D = x.shape[-1]
     mean = x.mean(-1, keepdims=True)
     unit = np.subtract(x, mean, out=new(x.shape))
@@ -131,18 +136,41 @@ def layer_norm(
         dbias = dy.sum(0)
         dgain = np.einsum("nd,nd->d", dy, unit)
         dx = np.multiply(dy, gain, out=dy)
-        along = np.vecdot(dx, unit)[..., None]
-        along *= 1 / D
+        component = np.vecdot(dx, unit)[..., None]
+        component *= 1 / D
         dx -= dx.mean(-1, keepdims=True)
-        dx -= np.multiply(unit, along, out=new(unit.shape))
+        dx -= np.multiply(unit, component, out=new(unit.shape))
         dx *= rstd
         return dx, dgain, dbias
 
     return y, backward
 
 
+def _no_norm(x: Array, new: New, eps: float) -> tuple[Array, Callable[[Array], tuple[Array]]]:
+    return x, lambda dy: (dy,)
+
+
+class NormOp(NamedTuple):
+    """A norm as the model calls it: `op(x, *parameters, new, eps)` with x (N, D) -> (N, D).
+
+    `parameters` are the last words of the names of its rows in the parameter table. op gets None
+    for a row that the table does not have, such as the bias. backward: dy -> dx and the gradients
+    of the parameters, in this order.
+    """
+
+    op: Callable[..., tuple[Array, Callable[[Array], tuple[Array, ...]]]]
+    parameters: tuple[str, ...]
+
+
+NORMS: dict[Norm, NormOp] = {
+    "rmsnorm": NormOp(rms_norm, ("weight",)),
+    "layernorm": NormOp(layer_norm, ("weight", "bias")),
+    "none": NormOp(_no_norm, ()),
+}
+
+
 def gelu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """Gaussian error linear unit in its tanh form, arXiv:1606.08415: x (1 + tanh(k (x + c x³))) / 2, any shape."""
+    """x (1 + tanh(k (x + c x³))) / 2, any shape: the tanh form of GELU. arXiv:1606.08415."""
     k, c = math.sqrt(2 / math.pi), 0.044715
     t = np.multiply(x, x, out=new(x.shape))
     t *= c * k
@@ -172,7 +200,7 @@ def gelu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
 
 
 def silu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """Sigmoid linear unit: x s(x), with the sigmoid s(x) = (1 + tanh(x / 2)) / 2, any shape."""
+    """x s(x), any shape, with the sigmoid s(x) = (1 + tanh(x / 2)) / 2. arXiv:1702.03118."""
     s = np.multiply(x, 0.5, out=new(x.shape))
     np.tanh(s, out=s)
     s += 1
@@ -213,7 +241,8 @@ def relu2(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
 
 
 Unary = Callable[[Array, New], tuple[Array, Callable[[Array], Array]]]
-ACTIVATIONS: dict[str, Unary] = {
+# The activation of each kind of feed-forward; config.GATED says which of them are gates.
+ACTIVATIONS: dict[FeedForward, Unary] = {
     "swiglu": silu,
     "geglu": gelu,
     "gelu": gelu,
@@ -223,15 +252,18 @@ ACTIVATIONS: dict[str, Unary] = {
 
 
 def gate(x: Array, activation: Unary, new: New) -> tuple[Array, Callable[[Array], Array]]:
-    """x (N, 2F), gates beside values -> activation(gates) values (N, F). arXiv:2002.05202."""
+    """x (N, 2F), F gates followed by F values -> activation(gates) values (N, F).
+
+    arXiv:2002.05202. backward overwrites dy.
+    """
     F = x.shape[-1] // 2
     gates, values = x[:, :F], x[:, F:]
-    opened, activation_back = activation(gates, new)
-    y = np.multiply(opened, values, out=new(opened.shape))
+    activated, activation_back = activation(gates, new)
+    y = np.multiply(activated, values, out=new(activated.shape))
 
     def backward(dy: Array) -> Array:
         dx = new(x.shape)
-        np.multiply(dy, opened, out=dx[:, F:])
+        np.multiply(dy, activated, out=dx[:, F:])
         dy *= values
         dx[:, :F] = activation_back(dy)
         return dx
@@ -242,75 +274,82 @@ def gate(x: Array, activation: Unary, new: New) -> tuple[Array, Callable[[Array]
 def dropout(
     x: Array, p: float, keys: NDArray[np.uint32], new: New
 ) -> tuple[Array, Callable[[Array], Array]]:
-    """x (B x anything), keys (B,): zero a share p of the elements, and divide the rest by 1 - p. arXiv:1207.0580."""
-    kept = dropout_mask(x.shape, p, keys, new)
-    y = np.multiply(x, kept, out=new(x.shape))
+    """x (any shape of B equal parts), keys (B,) -> x, a share p of it zero, the rest / (1 - p).
+
+    arXiv:1207.0580.
+    """
+    mask = dropout_mask(x.shape, p, keys, new)
+    y = np.multiply(x, mask, out=new(x.shape))
 
     def backward(dy: Array) -> Array:
-        return np.multiply(dy, kept, out=new(dy.shape))
+        return np.multiply(dy, mask, out=new(dy.shape))
 
     return y, backward
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, keys: NDArray[np.uint32], new: New) -> Array:
-    """0 where an element is dropped, else 1 / (1 - p); elements are counted within each of the B rows."""
+    """The mask of dropout, of this shape: 0 where an element is dropped, else 1 / (1 - p).
+
+    keys (B,): the shape consists of B equal parts, and the elements of each are numbered from 0.
+    """
     mask = new(shape)
     element = np.arange(mask.size // keys.size, dtype=np.uint32)
-    kept = mix(element[None] ^ keys[:, None]) >= np.uint32(threshold(p))
-    return np.multiply(kept.reshape(shape), 1 / (1 - p), out=mask, dtype=mask.dtype)
+    is_kept = mix_bits(element[None] ^ keys[:, None]) >= np.uint32(drop_threshold(p))
+    return np.multiply(is_kept.reshape(shape), 1 / (1 - p), out=mask, dtype=mask.dtype)
 
 
 def cross_entropy(
     logits: Array, targets: Array, new: New
 ) -> tuple[Array, Callable[[float], Array]]:
-    """logits (N, V), targets (N,) -> (N,) nats, -log softmax(logits)[target], and 0 where the target is -1.
+    """logits (N, V), targets (N,) -> (N,) nats, -log softmax(logits)[target]; 0 for target -1.
 
-    backward(weight) is the gradient of weight x the sum of the nats.
+    backward(weight) returns the gradient of weight x the sum of the nats, (N, V).
     """
     N = targets.size
     rows = np.arange(N)
     valid = targets >= 0
-    hit = np.where(valid, targets, 0)
+    columns = np.where(valid, targets, 0)
     p = np.subtract(logits, logits.max(-1, keepdims=True), out=new(logits.shape))
-    nats = -p[rows, hit]
+    nats = -p[rows, columns]
     np.exp(p, out=p)
     total = p.sum(-1, keepdims=True)
     nats += np.log(total[:, 0])
     nats *= valid
 
     def backward(weight: float) -> Array:
-        dlogits = np.multiply(
-            p, (weight * valid[:, None] / total).astype(p.dtype), out=new(p.shape)
-        )
-        dlogits[rows, hit] -= (weight * valid).astype(p.dtype)
+        factor = (weight * valid[:, None] / total).astype(p.dtype)
+        dlogits = np.multiply(p, factor, out=new(p.shape))
+        dlogits[rows, columns] -= (weight * valid).astype(p.dtype)
         return dlogits
 
     return nats, backward
 
 
 def smoothing(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[float], Array]]:
-    """logits (N, V), targets (N,) -> (N,) the mean nats of all symbols less those of the target; 0 without a target.
+    """logits (N, V), targets (N,) -> (N,) mean nats of all symbols minus those of the target.
 
-    Label smoothing adds a share of it to the loss (arXiv:1512.00567, section 7). The softmax's sum is in both and
-    cancels: what is left is the target's logit less the mean one.
+    It is 0 for target -1. Label smoothing adds a share of it to the loss (arXiv:1512.00567, section
+    7). The sum of the softmax is in both terms and cancels: the logit of the target minus the mean
+    logit remains. backward(weight) returns the gradient of weight x the sum, (N, V).
     """
     (N, V), valid = logits.shape, targets >= 0
-    rows, hit = np.arange(N), np.where(valid, targets, 0)
-    nats = (logits[rows, hit] - logits.mean(-1)) * valid
+    rows, columns = np.arange(N), np.where(valid, targets, 0)
+    nats = (logits[rows, columns] - logits.mean(-1)) * valid
 
     def backward(weight: float) -> Array:
         dlogits = new((N, V))
         dlogits[...] = (valid[:, None] * (-weight / V)).astype(dlogits.dtype)
-        dlogits[rows, hit] += (weight * valid).astype(dlogits.dtype)
+        dlogits[rows, columns] += (weight * valid).astype(dlogits.dtype)
         return dlogits
 
     return nats, backward
 
 
 def z_loss(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[float], Array]]:
-    """logits (N, V), targets (N,) -> (N,) log² Z, which keeps softmax's sum Z near 1; 0 where there is no target.
+    """logits (N, V), targets (N,) -> (N,) log² Z, which keeps the sum Z of the softmax near 1.
 
-    arXiv:2204.02311, section 5.
+    It is 0 for target -1. arXiv:2204.02311, section 5. backward(weight) returns the gradient of
+    weight x the sum, (N, V).
     """
     top = logits.max(-1, keepdims=True)
     p = np.subtract(logits, top, out=new(logits.shape))
@@ -324,7 +363,5 @@ def z_loss(logits: Array, targets: Array, new: New) -> tuple[Array, Callable[[fl
     return (log_z * log_z)[:, 0], backward
 
 
-SOFTMAX_TERMS = {
-    "smoothing": smoothing,
-    "z": z_loss,
-}  # what may be minimised beside the nats, by name
+# Auxiliary terms of the loss that are functions of the logits, by name.
+SOFTMAX_TERMS = {"smoothing": smoothing, "z": z_loss}

@@ -1,7 +1,8 @@
-"""The optimizers: how a gradient and moments move a weight, in place and without temporary arrays.
+"""The optimizers: each updates a weight and its moments from a gradient, in place.
 
-AdamW (arXiv:1711.05101, algorithm 2), SGD with momentum, and Muon (K. Jordan, 2024; its use at scale and the size of
-its updates: arXiv:2502.16982) for the hidden matrices.
+AdamW (arXiv:1711.05101, algorithm 2), SGD with momentum, and Muon (K. Jordan, 2024; at scale and
+with the size of its updates: arXiv:2502.16982) for the hidden matrices. All functions overwrite the
+weight p, the moments and the gradient g. AdamW and SGD allocate nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import numpy as np
 from glasslm.engines.numpy.ops import Array
 
 ADAM_EPS = 1e-8
-CHUNK = (
-    1 << 18
-)  # numbers moved at once: few enough for the cache, enough to outweigh a hand-over between threads
+# Numbers updated at once: few enough for the cache, enough to outweigh a hand-over to a thread.
+CHUNK = 1 << 18
 
 
 def adamw(
@@ -30,7 +30,10 @@ def adamw(
     betas: tuple[float, float],
     scale: float,
 ) -> None:
-    """One update of p (any shape) at update number t = 1, 2, ...; the gradient is `scale` x g, and g is overwritten."""
+    """One AdamW update of p at update number t = 1, 2, ...; the gradient is `scale` x g.
+
+    p, g, m and v have the same shape (any). Overwrites all four.
+    """
     b1, b2 = betas
     g *= (1 - b1) * scale
     m *= b1
@@ -52,7 +55,10 @@ def adamw(
 def sgd(
     p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float
 ) -> None:
-    """m = momentum m + g; p = (1 - lr decay) p - lr m. The gradient is `scale` x g, and g is overwritten."""
+    """m = momentum m + g; p = (1 - lr decay) p - lr m. The gradient is `scale` x g.
+
+    p, g and m have the same shape (any). Overwrites all three.
+    """
     g *= scale
     m *= momentum
     m += g
@@ -63,7 +69,7 @@ def sgd(
 
 
 def move_average(average: Array, p: Array, share: float) -> None:
-    """average = average + share (p - average)."""
+    """average = average + share (p - average), both of the same shape (any). Overwrites average."""
     difference = p - average
     difference *= share
     average += difference
@@ -72,26 +78,27 @@ def move_average(average: Array, p: Array, share: float) -> None:
 def muon(
     p: Array, g: Array, m: Array, *, lr: float, decay: float, momentum: float, scale: float
 ) -> None:
-    """Nesterov momentum, made orthogonal: all singular values of the update become about 1. p, g, m are (O, I).
+    """One Muon update of p (O, I): Nesterov momentum with all singular values set to about 1.
 
-    The update has the root mean square of a typical AdamW update, 0.2, whatever the shape (arXiv:2502.16982, equation
-    4), so that weight matrices and the rest, which AdamW moves, share a learning rate.
+    g and m have the shape of p. The update has the root mean square of a typical AdamW update, 0.2,
+    whatever the shape (arXiv:2502.16982, equation 4), so that weight matrices share a learning rate
+    with the weights that AdamW updates. The gradient is `scale` x g. Overwrites p, g and m.
     """
     g *= scale
     m *= momentum
     m += g
-    update = orthogonalised(m * momentum + g)
+    update = orthogonalize(m * momentum + g)
     update *= 0.2 * lr * math.sqrt(max(p.shape))
     if decay:
         p *= 1 - lr * decay
     p -= update
 
 
-def orthogonalised(g: Array) -> Array:
-    """About U Vᵀ for g = U S Vᵀ (O, I), by five steps of a quintic Newton-Schulz iteration.
+def orthogonalize(g: Array) -> Array:
+    """About U Vᵀ (O, I) for g = U S Vᵀ (O, I), by five steps of a Newton-Schulz iteration.
 
-    Singular values come to about 0.7 .. 1.2. The coefficients are Jordan's: steepest at zero, so that small ones grow
-    fastest.
+    The polynomial is a quintic with Jordan's coefficients, which are steepest at zero, so that
+    small singular values grow fastest. The result has singular values of about 0.7 to 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[0] > g.shape[1]

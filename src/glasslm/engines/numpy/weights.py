@@ -1,4 +1,4 @@
-"""The rows of the parameter table as views of one flat array, so that neighbours can be computed with as one matrix."""
+"""The rows of the parameter table as views of one flat array, and stacks of rows as one matrix."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from glasslm.model.parameters import ParameterSpec
 
-# q, k and v (gate and up) multiply the same input: stacked, they are one product instead of three (two).
+# q, k and v (gate and up) multiply the same input: stacked, they are one product instead of three.
 STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 class Weights:
-    """One array for all rows, `flat`, and by name its views: each row, and each stack (blocks.0.attention.qkv.weight).
+    """The arrays of the parameter table: one array for all rows, `flat`, and its views by name.
 
-    The same class holds weights, gradients and moments. In `flat`, rows that an optimizer treats alike (group, decay)
-    are neighbours, so that it moves them in a few long runs.
+    A name is that of a row, which has the shape of the table, or that of a stack
+    (blocks.0.attention.qkv.weight), whose height is the sum of those of its rows. The same class
+    holds weights, gradients and moments. In `flat`, rows with the same group and decay are
+    neighbours, so that an optimizer updates them in a few long runs.
     """
 
     def __init__(self, rows: Mapping[str, ParameterSpec], dtype: DTypeLike) -> None:
@@ -35,21 +37,21 @@ class Weights:
             self.rows[name] = self.flat[self._starts[name] : position].reshape(row.shape)
         self._stacks = _stacks(rows)
         self._views = self.rows | {
-            stack: self._together(parts) for stack, parts in self._stacks.items()
+            stack: self._stack_view(parts) for stack, parts in self._stacks.items()
         }
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._views[name]
 
     def parts(self, name: str) -> Iterator[tuple[str, slice]]:
-        """The modules of which a stack, or a matrix, consists, and which columns of its product each of them makes."""
+        """The modules of a stack or a single matrix, each with the columns of its product."""
         start = 0
         for part in self._stacks.get(name, [name]):
             end = start + len(self.rows[part])
             yield part.rpartition(".")[0], slice(start, end)
             start = end
 
-    def under(self, prefix: str) -> dict[str, NDArray[Any]]:
+    def select(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
         return {
             name.removeprefix(prefix): view
@@ -57,22 +59,21 @@ class Weights:
             if name.startswith(prefix)
         }
 
-    def run(self, names: list[str]) -> NDArray[Any]:
-        """(numbers,) the rows `names`, which must be neighbours."""
+    def contiguous(self, names: list[str]) -> NDArray[Any]:
+        """(numbers,): the rows `names` as one view. They must be neighbours in `flat`."""
         start = min(self._starts[name] for name in names)
         end = max(self._starts[name] + self.rows[name].size for name in names)
-        assert end - start == sum(self.rows[name].size for name in names), (
-            "the rows are not neighbours"
-        )
+        size = sum(self.rows[name].size for name in names)
+        assert end - start == size, "the rows are not neighbours"
         return self.flat[start:end]
 
-    def _together(self, names: list[str]) -> NDArray[Any]:
+    def _stack_view(self, names: list[str]) -> NDArray[Any]:
         height = sum(len(self.rows[name]) for name in names)
-        return self.run(names).reshape(height, *self.rows[names[0]].shape[1:])
+        return self.contiguous(names).reshape(height, *self.rows[names[0]].shape[1:])
 
 
 def _stacks(rows: Mapping[str, ParameterSpec]) -> dict[str, list[str]]:
-    """The names that each stack's name stands for."""
+    """The names of the rows of each stack, by its name."""
     stacks = {}
     for name in rows:
         prefix, _, suffix = name.rpartition(".")
