@@ -117,6 +117,8 @@ def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words", [["show"], ["list", "all"], ["inspect", "--text-file", "no-such-file"]]
 )
-def test_bad_words_are_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_end_with_exit_code_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["corpus", *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert peak < 24e6
 
 
-def test_a_text_by_itself_is_encoded_in_bounded_memory_and_leaves_nothing(
+def test_tokenize_source_takes_bounded_memory_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))

@@ -103,9 +103,7 @@ def test_a_first_text_that_is_too_long_ends_with_a_whole_character(
     assert fetch(most) == expected
 
 
-def test_what_is_kept_is_not_fetched_again_and_what_is_damaged_is(
-    reader: Any, tmp_path: Path
-) -> None:
+def test_a_cached_text_is_fetched_again_only_if_damaged(reader: Any, tmp_path: Path) -> None:
     log = reader(ABOUT, *texts("one", "two"), END)
 
     def started() -> int:

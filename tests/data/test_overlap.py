@@ -79,12 +79,12 @@ def test_equal_hashes_are_not_taken_for_equal_bytes(monkeypatch: pytest.MonkeyPa
     assert not match_windows(b"abcdef", b"fedcba", 6).any()
 
 
-def test_repetitive_texts_are_no_trap() -> None:
+def test_repetitive_texts_share_their_whole_length() -> None:
     assert find_longest_passage([b"a" * 3_000], b"a" * 200_000) == Passage(3_000, 0, 0, 0)
     assert match_windows(b"a" * 3_000, b"b" + b"a" * 200_000).all()
 
 
-def test_nothing_is_shared_with_nothing() -> None:
+def test_empty_texts_share_nothing() -> None:
     assert (
         find_longest_passage([], b"abc").length == find_longest_passage([b"abc"], b"").length == 0
     )
@@ -92,7 +92,7 @@ def test_nothing_is_shared_with_nothing() -> None:
     assert match_windows(b"a" * (WINDOW_BYTES - 1), b"a" * WINDOW_BYTES).size == 0
 
 
-def test_shakespeare_repeats_little_of_himself(data_dir: Path) -> None:
+def test_shakespeare_repeats_no_long_passage(data_dir: Path) -> None:
     text = (data_dir / "tinyshakespeare.txt").read_bytes()
     train, val = text[:1_003_854], text[1_003_854:]
     longest = find_longest_passage([val], train)

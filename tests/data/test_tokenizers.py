@@ -155,7 +155,7 @@ def test_training_bpe_twice_gives_the_same_and_a_short_text_stops_early(
 
 
 @pytest.mark.parametrize("make", [lambda: CharTokenizer("aé語🎭\n\0"), ByteTokenizer])
-def test_json_holds_everything(make: Callable[[], Tokenizer]) -> None:
+def test_a_tokenizer_is_restored_from_its_json(make: Callable[[], Tokenizer]) -> None:
     again = tokenizers.parse_tokenizer(make().to_json())
     assert (again.kind, again.token_bytes, again.sha256) == (
         make().kind,
@@ -174,7 +174,7 @@ def test_bpe_is_a_file_that_the_library_reads(bpe: SubwordTokenizer, tmp_path: P
     assert (again.kind, again.sha256, again.token_bytes) == ("bpe", bpe.sha256, bpe.token_bytes)
 
 
-def test_gpt2_is_tiktokens(
+def test_gpt2_equals_tiktoken(
     gpt2: SubwordTokenizer, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiktoken = pytest.importorskip("tiktoken")
@@ -277,7 +277,7 @@ def test_lone_surrogates_are_refused_by_bpe(bpe: SubwordTokenizer) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"kind": "chr"}', '{"model": {}}', '{"kind": "char", "alphabet": ""}']
 )
-def test_what_is_no_tokenizer_is_refused(text: str) -> None:
+def test_text_that_describes_no_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         tokenizers.parse_tokenizer(text)
 

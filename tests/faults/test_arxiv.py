@@ -162,7 +162,7 @@ def test_pages_are_asked_for_newest_first_over_one_connection_three_seconds_apar
     assert any("CC0" in message for message in messages)
 
 
-def test_what_is_there_is_not_asked_for_again(clock: Clock) -> None:
+def test_a_finished_download_is_not_repeated(clock: Clock) -> None:
     with serving(respond_well(300)) as requests:
         first = fetch(250)
         assert len(requests) == 3
@@ -170,7 +170,7 @@ def test_what_is_there_is_not_asked_for_again(clock: Clock) -> None:
         assert len(requests) == 3
 
 
-def test_another_process_keeps_its_distance_too(clock: Clock) -> None:
+def test_requests_of_two_processes_are_three_seconds_apart(clock: Clock) -> None:
     """The time of the last request is on the disk."""
     with serving(respond_well(100), clock) as requests:
         fetch(50)
@@ -200,13 +200,13 @@ def test_retry_after_is_obeyed(status: int, retry_after: str, clock: Clock) -> N
     assert len(requests) == 5
 
 
-def test_a_pause_that_nobody_would_wait_for_ends_it_and_what_came_is_kept(clock: Clock) -> None:
+def test_a_very_long_pause_is_an_error_and_the_pages_are_kept(clock: Clock) -> None:
     def respond(number: int, start: int) -> Response:
         return (503, {"Retry-After": "86400"}, b"") if number == 3 else (200, {}, feed(500, start))
 
     with (
         serving(respond) as requests,
-        pytest.raises(DownloadError, match=r"left alone for .*goes on where it stopped"),
+        pytest.raises(DownloadError, match=r"asks to wait .*goes on where it stopped"),
     ):
         fetch(500)
     with serving(respond_well(500)) as requests:

@@ -29,7 +29,7 @@ def quiet(message: str) -> None:
 Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
-def send_whole(
+def send_body(
     handler: BaseHTTPRequestHandler,
     body: bytes = BODY,
     length: int | None = None,
@@ -42,29 +42,29 @@ def send_whole(
 
 
 def wrong_hash(handler: BaseHTTPRequestHandler) -> None:
-    send_whole(handler, BODY[:-1] + b"!")
+    send_body(handler, BODY[:-1] + b"!")
 
 
-def cut(handler: BaseHTTPRequestHandler) -> None:
-    send_whole(handler, BODY[:1000], length=len(BODY))
+def cut_body(handler: BaseHTTPRequestHandler) -> None:
+    send_body(handler, BODY[:1000], length=len(BODY))
 
 
 def length_too_small(handler: BaseHTTPRequestHandler) -> None:
-    send_whole(handler, length=1000)
+    send_body(handler, length=1000)
 
 
 def login_page(handler: BaseHTTPRequestHandler) -> None:
-    send_whole(handler, b"<html>Welcome to this hotel</html>")
+    send_body(handler, b"<html>Welcome to this hotel</html>")
 
 
-def endless(handler: BaseHTTPRequestHandler) -> None:
+def endless_body(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(10_000):  # 10 GB unless somebody hangs up
+    for _ in range(10_000):  # 10 GB unless the client hangs up
         handler.wfile.write(b"x" * 1_000_000)
 
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
+def slow_body(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(BODY)))
     handler.end_headers()
@@ -77,25 +77,25 @@ def silent(handler: BaseHTTPRequestHandler) -> None:
     time.sleep(6)
 
 
-def round_in_circles(handler: BaseHTTPRequestHandler) -> None:
+def redirect_loop(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(302)
     handler.send_header("Location", handler.path)
     handler.end_headers()
 
 
-def away_from_http(handler: BaseHTTPRequestHandler) -> None:
+def redirect_to_file(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(302)
     handler.send_header("Location", "file:///etc/passwd")
     handler.end_headers()
 
 
 def not_found(handler: BaseHTTPRequestHandler) -> None:
-    send_whole(handler, b"no such file", status=404)
+    send_body(handler, b"no such file", status=404)
 
 
 @contextmanager
 def serving(*answers: Respond) -> Iterator[list[str]]:
-    """A server that gives `answers` in turn and repeats the last one; yields the requested paths."""
+    """A server with `answers` in turn, the last one repeated; yields the requested paths."""
     paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -131,14 +131,14 @@ def serving(*answers: Respond) -> Iterator[list[str]]:
     ("answer", "says"),
     [
         (wrong_hash, "the answer has sha256"),
-        (cut, "bytes"),
+        (cut_body, "bytes"),
         (length_too_small, "the answer has 1,000 bytes instead of 24,000"),
         (login_page, "34 bytes"),
-        (endless, "more than 24,000"),
-        (drip, "bytes came within"),
+        (endless_body, "more than 24,000"),
+        (slow_body, "bytes came within"),
         (silent, "0 bytes came within"),
-        (round_in_circles, "redirects"),
-        (away_from_http, "file:///etc/passwd"),
+        (redirect_loop, "redirects"),
+        (redirect_to_file, "file:///etc/passwd"),
         (not_found, "404"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_bad_answer_leaves_nothing_and_says_how_to_supply_the_file(
 def test_a_bad_answer_is_asked_for_again_and_a_good_one_kept(tmp_path: Path) -> None:
     target = tmp_path / "text.txt"
     messages: list[str] = []
-    with serving(cut, not_found, send_whole) as paths:
+    with serving(cut_body, not_found, send_body) as paths:
         download_file(REMOTE, target, messages.append)
         download_file(REMOTE, target, messages.append)  # now from the disk
     assert target.read_bytes() == BODY
@@ -171,7 +171,7 @@ def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "text.txt"
     target.write_bytes(BODY[:-1] + b"?")
     messages: list[str] = []
-    with serving(send_whole):
+    with serving(send_body):
         download_file(REMOTE, target, messages.append)
     assert target.read_bytes() == BODY
     assert "damaged" in messages[0]

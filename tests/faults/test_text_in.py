@@ -22,7 +22,7 @@ def quiet(message: str) -> None:
     pass
 
 
-# -- Bad files --------------------------------------------------------------------------------------
+# -- Bad files -------------------------------------------------------------------------------------
 
 
 def find_files(*names: Path | str) -> Source:
@@ -36,7 +36,7 @@ def test_an_empty_text_is_refused(tmp_path: Path, body: bytes) -> None:
         prepare_dataset(DataConfig(), find_files(tmp_path / "empty.txt"), quiet)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "shakespeare.txt").write_text("x")
     (tmp_path / "nothing").mkdir()
     for name, says in {
@@ -67,7 +67,7 @@ def test_utf16_is_recognised(tmp_path: Path) -> None:
         prepare_dataset(DataConfig(), find_files(tmp_path / "w.txt"), quiet)
 
 
-def test_a_file_that_changes_under_our_hands_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("x" * 1000)
     source = find_files(path)
@@ -93,7 +93,7 @@ def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
     assert any("100 U+FFFD" in message for message in messages)
 
 
-# -- The cache --------------------------------------------------------------------------------------
+# -- The cache -------------------------------------------------------------------------------------
 
 KILLED = textwrap.dedent("""
     import os, sys
@@ -218,7 +218,7 @@ LIMITED = textwrap.dedent("""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_a_full_disk_is_said(text: Path, cache: Path) -> None:
+def test_a_full_disk_is_an_error_with_the_cure(text: Path, cache: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", LIMITED, str(text)], capture_output=True, text=True
     )

@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(
 ENGINES = ["numpy", "torch"]
 BLOCK = 16
 
-# -- too short --------------------------------------------------------------------------------------
+# -- too short -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_text_that_is_too_short_is_refused_with_both_sizes(
     assert not (tmp_path / "run").exists()
 
 
-# -- too large --------------------------------------------------------------------------------------
+# -- too large -------------------------------------------------------------------------------------
 
 LINE = b"a line of a text that is much larger than the memory that there is to read it\n"
 
@@ -123,7 +123,7 @@ def test_a_text_larger_than_the_memory_is_tokenised(megabytes: int, tmp_path: Pa
     assert json.loads(done.stdout)["bytes"] == megabytes * len(block)
 
 
-# -- prompts ----------------------------------------------------------------------------------------
+# -- prompts ---------------------------------------------------------------------------------------
 
 
 def train_run(engine: Any, folder: Path) -> Path:
