@@ -1,4 +1,4 @@
-"""The documents say what the code does: quoted lines are in the source, examples run, tables are measured."""
+"""The documents agree with the code: quotations, examples, tables, names."""
 
 import contextlib
 import importlib.util
@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ import pytest
 import glasslm
 from glasslm.cli.train import parse
 from glasslm.config import presets
+from glasslm.config.schema import FeedForward
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
@@ -30,9 +31,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(glasslm.__file__).parent
 BACKWARD = (DOCS / "backward.md").read_text(encoding="utf-8")
 FIRST_PRINCIPLES = (DOCS / "first-principles.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"^```python *(?:source=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
+FENCE = re.compile(r'^```python *(?:title="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
-# -- what is quoted ---------------------------------------------------------------------------------------------------
+# -- quotations --------------------------------------------------------------------
 
 QUOTES = [(path, code) for path, code in FENCE.findall(BACKWARD) if path]
 
@@ -41,16 +44,112 @@ QUOTES = [(path, code) for path, code in FENCE.findall(BACKWARD) if path]
     ("path", "code"), QUOTES, ids=[code.splitlines()[0][:40] for _, code in QUOTES]
 )
 def test_quoted_lines_are_in_the_source(path: str, code: str) -> None:
+    assert is_quoted(path, code)
+
+
+def is_quoted(path: str, code: str) -> bool:
+    """Whether the lines of `code` stand in a source file, apart from their indentation."""
     quoted = code.splitlines()
     source = (SOURCE / path).read_text(encoding="utf-8").splitlines()
     places = (source[start : start + len(quoted)] for start in range(len(source) - len(quoted) + 1))
-    assert any(textwrap.dedent("\n".join(place)).splitlines() == quoted for place in places)
+    return any(textwrap.dedent("\n".join(place)).splitlines() == quoted for place in places)
+
+
+# -- the README and the pages ----------------------------------------------------------
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 900
+    assert len([line for line in README.splitlines() if line.startswith("|")]) <= 25
+    install = README.split("```bash\n")[1].split("```")[0].splitlines()
+    assert install == [
+        "pip install -e . && glasslm train",
+        "pip install -e '.[test]' -c constraints.txt && pytest",
+    ]
+
+
+def test_the_readme_quotes_an_op_and_the_check() -> None:
+    op, script = [code for path, code in FENCE.findall(README) if not path]
+    assert is_quoted("engines/numpy/ops.py", op)
+    assert "def backward(" in op
+    assert script.startswith("import glasslm\n")
+    assert len(script.splitlines()) == 4
+    summary = README.split("```text\n")[1].split("```")[0].strip()
+    cases, elements = re.findall(r"[\d,]+", summary)[:2]
+    measurements = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"{cases} cases, {elements} elements" in measurements
+
+
+def test_the_readme_measures_what_the_benchmarks_measure() -> None:
+    """Each row has one number a cell, stands in docs/benchmarks.md too, and names its command."""
+    table = README.split("\n## Measured\n")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    measurements = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(lines) == 5
+    for line in lines:
+        _, ours, theirs, _, command = (cell.strip() for cell in line.strip("|").split("|"))
+        assert re.fullmatch(r"[\d,.]+", ours), line
+        assert re.fullmatch(r"[\d,.]+", theirs), line
+        assert (DOCS.parent / "benchmarks" / command.strip("`").split()[0]).exists(), line
+        row = next(
+            row
+            for row in measurements.splitlines()
+            if row.startswith("|") and ours in row and theirs in row
+        )
+        assert command.strip("`") in row, line
+
+
+def test_the_readme_has_a_row_for_each_package() -> None:
+    packages = set(re.findall(r"^\| `(\w+)/` ", README, re.MULTILINE))
+    assert packages == {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    pages = set(re.findall(r"\]\(([\w/-]+\.md)[#)]", index))
+    assert pages == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {
+        "index.md"
+    }
+    navigation = (DOCS.parent / "zensical.toml").read_text(encoding="utf-8")
+    assert set(re.findall(r'"([\w/-]+\.md)"', navigation)) == pages | {"index.md"}
+
+
+PAGES = sorted({*DOCS.rglob("*.md")} - {DOCS / "log.md"})  # entries of the log keep old names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[path.stem for path in PAGES])
+def test_modules_named_in_the_pages_exist(page: Path) -> None:
+    """A name such as `loop.py` or `lab/statistics.py` in code spans is a file of the project."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    spans = re.findall(r"`([^`\n]*)`", text)
+    modules = {name for span in spans for name in re.findall(r"[\w./-]*\w+\.py\b", span)}
+    files = ["/" + path.relative_to(DOCS.parent).as_posix() for path in DOCS.parent.rglob("*.py")]
+    missing = {name for name in modules if not any(path.endswith("/" + name) for path in files)}
+    assert missing <= NOT_OF_THE_PROJECT
+
+
+NOT_OF_THE_PROJECT = {"ask.py"}  # a reader's own script in docs/howto/lm-eval.md
+
+
+def test_the_variant_of_the_architecture_page_has_a_right_gradient() -> None:
+    word, op = [code for _, code in FENCE.findall(ARCHITECTURE)]
+    names = dict(vars(ops), Literal=Literal)
+    exec(compile(word + op, "docs/architecture.md", "exec"), names)
+    assert {*get_args(names["FeedForward"])} == {*get_args(FeedForward), "elu"}
+    x, dy = random_array(3, 5).astype(np.float64), random_array(5, 3).T.astype(np.float64)
+    y, backward = names["elu"](x, np.empty)
+    np.testing.assert_allclose(y, np.where(x > 0, x, np.exp(x) - 1))
+    ahead, behind = (names["elu"](x + h, np.empty)[0] for h in (1e-6, -1e-6))
+    np.testing.assert_allclose(backward(dy), dy * (ahead - behind) / 2e-6, rtol=1e-6)
+    for place in re.findall(r"\*\*\d\. [^*]+\*\*, in `([\w/.]+)`", ARCHITECTURE):
+        assert (SOURCE / place).exists()
+    assert "ACTIVATIONS" in (SOURCE / "engines/torch/layers.py").read_text(encoding="utf-8")
 
 
 PARTS = (ops, attention, flash, moe)
 
 
-def differentiable(module: ModuleType) -> set[str]:
+def list_ops(module: ModuleType) -> set[str]:
     """The public functions that return an output and its backward function."""
     functions = inspect.getmembers(module, inspect.isfunction)
     return {
@@ -69,9 +168,9 @@ def test_every_op_and_optimizer_has_a_section_and_every_section_its_code() -> No
         for name, _ in inspect.getmembers(optimizer, inspect.isfunction)
         if not name.startswith("_")
     }
-    wanted = set.union(updates, *map(differentiable, PARTS))
-    assert {"linear", "attention", "adamw"} <= wanted
-    assert sections >= wanted
+    ops_and_updates = set.union(updates, *map(list_ops, PARTS))
+    assert {"linear", "attention", "adamw"} <= ops_and_updates
+    assert sections >= ops_and_updates
     for section in sections:
         names = section.split(".")
         owner = next(
@@ -95,9 +194,9 @@ def test_names_in_the_text_are_names_in_the_code() -> None:
     assert not unknown
 
 
-# -- what is kept, and what it costs ----------------------------------------------------------------------------------
+# -- arrays kept for backward, and FLOPs ---------------------------------------------------
 
-MODEL, V, B = presets.tiny().model.resolved(), 65, 2
+MODEL, V, B = presets.tiny().model.resolve(), 65, 2
 D, F, T, H, K, Q = (
     MODEL.d_model,
     MODEL.d_ff,
@@ -119,7 +218,7 @@ SHARED = {
 }  # weights and tables, which no token adds to
 
 
-def numbers(*shape: int) -> np.ndarray:
+def random_array(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
 
@@ -127,59 +226,59 @@ def new(shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
-def keys() -> np.ndarray:
+def dropout_keys() -> np.ndarray:
     return row_keys(0, 0, np.arange(B), 1)
 
 
-def attend(drop: Any) -> tuple[Any, Any]:
-    heads = numbers(B, T, H + 2 * K, Q)
+def run_attention(drop: Any) -> tuple[Any, Any]:
+    heads = random_array(B, T, H + 2 * K, Q)
     return attention.attention(heads[:, :, : H + K], heads[:, :, H + K :], None, drop, new)
 
 
-def attend_by_tiles() -> tuple[Any, Any]:
-    heads = numbers(B, T, H + 2 * K, Q)
+def run_flash_attention() -> tuple[Any, Any]:
+    heads = random_array(B, T, H + 2 * K, Q)
     return flash.flash_attention(heads[:, :, : H + K], heads[:, :, H + K :], None, 0, new)
 
 
-def linear(inputs: int, outputs: int) -> Callable[[], tuple[Any, Any]]:
-    return lambda: ops.linear(numbers(N, inputs), numbers(outputs, inputs), new)
+def linear_case(inputs: int, outputs: int) -> Callable[[], tuple[Any, Any]]:
+    return lambda: ops.linear(random_array(N, inputs), random_array(outputs, inputs), new)
 
 
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "embedding": lambda: ops.embedding(np.arange(N) % V, numbers(V, D), new),
+    "embedding": lambda: ops.embedding(np.arange(N) % V, random_array(V, D), new),
     "frozen_linear, q, k and v": lambda: ops.frozen_linear(
-        numbers(N, D), numbers((H + 2 * K) * Q, D), new
+        random_array(N, D), random_array((H + 2 * K) * Q, D), new
     ),
     "adapter, q, rank 8": lambda: ops.adapter(
-        numbers(N, D), numbers(8, D), numbers(H * Q, 8), 1.0, new
+        random_array(N, D), random_array(8, D), random_array(H * Q, 8), 1.0, new
     ),
-    "rms_norm": lambda: ops.rms_norm(numbers(N, D), numbers(D), new),
-    "layer_norm": lambda: ops.layer_norm(numbers(N, D), numbers(D), numbers(D), new),
-    "linear, q, k and v": linear(D, (H + 2 * K) * Q),
+    "rms_norm": lambda: ops.rms_norm(random_array(N, D), random_array(D), new),
+    "layer_norm": lambda: ops.layer_norm(random_array(N, D), random_array(D), random_array(D), new),
+    "linear, q, k and v": linear_case(D, (H + 2 * K) * Q),
     "rope": lambda: attention.rope(
-        numbers(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new
+        random_array(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new
     ),
-    "attention": lambda: attend(None),
-    "attention with dropout": lambda: attend((0.1, keys())),
-    "flash_attention": attend_by_tiles,
-    "linear, o": linear(H * Q, D),
-    "linear, gate and up": linear(D, 2 * F),
-    "gate with silu": lambda: ops.gate(numbers(N, 2 * F), ops.silu, new),
-    "silu": lambda: ops.silu(numbers(N, F), new),
-    "gelu": lambda: ops.gelu(numbers(N, F), new),
-    "relu": lambda: ops.relu(numbers(N, F), new),
-    "relu2": lambda: ops.relu2(numbers(N, F), new),
-    "linear, down": linear(F, D),
-    "dropout": lambda: ops.dropout(numbers(N, D), 0.1, keys(), new),
-    "linear, head": linear(D, V),
-    "cross_entropy": lambda: ops.cross_entropy(numbers(N, V), np.arange(N) % V, new),
-    "smoothing": lambda: ops.smoothing(numbers(N, V), np.arange(N) % V, new),
-    "z_loss": lambda: ops.z_loss(numbers(N, V), np.arange(N) % V, new),
+    "attention": lambda: run_attention(None),
+    "attention with dropout": lambda: run_attention((0.1, dropout_keys())),
+    "flash_attention": run_flash_attention,
+    "linear, o": linear_case(H * Q, D),
+    "linear, gate and up": linear_case(D, 2 * F),
+    "gate with silu": lambda: ops.gate(random_array(N, 2 * F), ops.silu, new),
+    "silu": lambda: ops.silu(random_array(N, F), new),
+    "gelu": lambda: ops.gelu(random_array(N, F), new),
+    "relu": lambda: ops.relu(random_array(N, F), new),
+    "relu2": lambda: ops.relu2(random_array(N, F), new),
+    "linear, down": linear_case(F, D),
+    "dropout": lambda: ops.dropout(random_array(N, D), 0.1, dropout_keys(), new),
+    "linear, head": linear_case(D, V),
+    "cross_entropy": lambda: ops.cross_entropy(random_array(N, V), np.arange(N) % V, new),
+    "smoothing": lambda: ops.smoothing(random_array(N, V), np.arange(N) % V, new),
+    "z_loss": lambda: ops.z_loss(random_array(N, V), np.arange(N) % V, new),
 }
 
 
-def kept(backward: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and memory of every array that a backward function mentions, itself or through functions it mentions."""
+def list_kept_arrays(backward: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and memory of every array that a backward function refers to, also through functions."""
     for name, cell in zip(backward.__code__.co_freevars, backward.__closure__ or ()):
         with contextlib.suppress(ValueError):  # a variable of a branch that was not taken
             for value in (
@@ -190,26 +289,26 @@ def kept(backward: Any) -> Iterator[tuple[str, np.ndarray]]:
                         value = value.base
                     yield name, value
                 elif isinstance(value, FunctionType):
-                    yield from kept(value)
+                    yield from list_kept_arrays(value)
 
 
-def bytes_of(arrays: list[np.ndarray]) -> int:
+def count_bytes(arrays: list[np.ndarray]) -> int:
     return sum({id(array): array.nbytes for array in arrays}.values())
 
 
-def rows_of_the_table() -> dict[str, list[str]]:
+def read_op_table() -> dict[str, list[str]]:
     lines = BACKWARD.split("| op | kept |")[1].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0].replace("`", ""): row[1:] for row in cells}
 
 
-TABLE = rows_of_the_table()
+TABLE = read_op_table()
 
 
 def test_the_table_has_every_op() -> None:
     assert set(TABLE) == set(CASES)
-    in_words = differentiable(moe)  # what an expert keeps depends on how many tokens it gets
-    assert set.union(*map(differentiable, PARTS)) - in_words == {
+    in_words = list_ops(moe)  # what an expert keeps depends on how many tokens it gets
+    assert set.union(*map(list_ops, PARTS)) - in_words == {
         re.split("[ ,]", case)[0] for case in CASES
     }
 
@@ -217,31 +316,31 @@ def test_the_table_has_every_op() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_an_op_keeps_is_what_the_table_says(case: str) -> None:
     _, backward = CASES[case]()
-    arrays = list(kept(backward))
+    arrays = list(list_kept_arrays(backward))
     named = re.findall(r"`(\w+)`", TABLE[case][0])
     assert set(named) <= {name for name, _ in arrays}
-    assert bytes_of([array for name, array in arrays if name in named]) == bytes_of(
+    assert count_bytes([array for name, array in arrays if name in named]) == count_bytes(
         [array for _, array in arrays]
     )
-    assert bytes_of([array for _, array in arrays]) / N == number(TABLE[case][1])
+    assert count_bytes([array for _, array in arrays]) / N == parse_number(TABLE[case][1])
 
 
-def number(text: str) -> int:
+def parse_number(text: str) -> int:
     return int(re.match(r"[\d,]+", text)[0].replace(",", ""))  # type: ignore[index]
 
 
 def test_what_a_pass_keeps_is_what_the_page_says() -> None:
-    config = presets.tiny().resolved()
+    config = presets.tiny().resolve()
     whole = NumpyEngine(config, V, threads=1)
     whole.load(initial_weights(whole.rows, seed=1))
     tokens = np.zeros((B, T), np.int64)
     _, backward = whole.forward(Batch(tokens, tokens, 0, np.arange(B)), 1 / N)
-    said = re.search(r"a whole pass of tiny keeps \*\*([\d,]+) bytes a token", BACKWARD)
-    assert said
+    sentence = re.search(r"a whole pass of tiny keeps \*\*([\d,]+) bytes a token", BACKWARD)
+    assert sentence
     weights = whole.weights.flat
-    assert bytes_of([array for _, array in kept(backward) if array is not weights]) / N == number(
-        said[1]
-    )
+    assert count_bytes(
+        [array for _, array in list_kept_arrays(backward) if array is not weights]
+    ) / N == parse_number(sentence[1])
 
 
 def test_the_products_cost_what_the_estimate_counts() -> None:
@@ -253,15 +352,15 @@ def test_the_products_cost_what_the_estimate_counts() -> None:
         "linear, down",
     )
     times = dict.fromkeys(of_a_block, MODEL.n_layers) | {"linear, head": 1}
-    forward = sum(n * number(TABLE[case][2]) for case, n in times.items())
-    backward = sum(n * number(TABLE[case][3]) for case, n in times.items())
+    forward = sum(n * parse_number(TABLE[case][2]) for case, n in times.items())
+    backward = sum(n * parse_number(TABLE[case][3]) for case, n in times.items())
     assert f"{forward:,} FLOPs forward" in BACKWARD
     assert backward == 2 * forward
     assert forward + backward == flops_per_token(MODEL, V)
 
 
 def test_muon_costs_what_the_page_says() -> None:
-    rows = NumpyEngine(presets.tiny().resolved(), V, threads=1).rows.values()
+    rows = NumpyEngine(presets.tiny().resolve(), V, threads=1).rows.values()
     sides = [sorted(row.shape) for row in rows if row.group == "muon"]
     cost = sum(5 * (4 * short**2 * long + 2 * short**3) for short, long in sides)
     train = presets.tiny().train
@@ -272,11 +371,11 @@ def test_muon_costs_what_the_page_says() -> None:
     )
 
 
-# -- what is run -------------------------------------------------------------------------------------------------------
+# -- examples -----------------------------------------------------------------------
 
 
-def run(document: str) -> tuple[dict[str, Any], str]:
-    """All examples of a document, one after the other, as one program: its names, and what it printed."""
+def run_examples(document: str) -> tuple[dict[str, Any], str]:
+    """Run all examples of a document as one program; its names, and its output."""
     names: dict[str, Any] = {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -287,12 +386,12 @@ def run(document: str) -> tuple[dict[str, Any], str]:
 
 
 def test_the_example_by_hand_is_right() -> None:
-    names, _ = run(BACKWARD)
+    names, _ = run_examples(BACKWARD)
     assert names["dw"][0, 1] == 4
 
 
 def test_first_principles() -> None:
-    names, printed = run(FIRST_PRINCIPLES)
+    names, printed = run_examples(FIRST_PRINCIPLES)
     V, floor = names["V"], names["floor"]
     assert math.isclose(names["bigram_losses"][0], math.log(V), rel_tol=1e-6)
     assert floor < names["bigram_losses"][-1] < floor + 0.01, "the page says: within a hundredth"
@@ -327,13 +426,13 @@ def test_the_commands_in_first_principles_are_understood() -> None:
     assert {flag.replace("-", "_") for flag in flags} <= known | {"preset", "compare"}
 
 
-# -- what survives which fault ----------------------------------------------------------------------------------------
+# -- faults ---------------------------------------------------------
 
 TESTS = Path(__file__).parent
 FAULTS = (DOCS / "faults.md").read_text(encoding="utf-8")
 
 
-def rows(heading: str) -> list[list[str]]:
+def read_fault_rows(heading: str) -> list[list[str]]:
     """The cells of the table under a heading of docs/faults.md, without its head."""
     lines = FAULTS.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -341,7 +440,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def test_every_fault_has_tests_and_every_test_exists() -> None:
-    runs, texts = rows("Runs and checkpoints"), rows("Text in")
+    runs, texts = read_fault_rows("Runs and checkpoints"), read_fault_rows("Text in")
     assert (len(runs), len(texts)) == (18, 7)
     for fault, what_happens, tests in runs + texts:
         named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`", tests)
@@ -349,16 +448,18 @@ def test_every_fault_has_tests_and_every_test_exists() -> None:
         assert what_happens
         for path, name in named:
             source = (TESTS / path).read_text(encoding="utf-8")
-            found = re.search(rf"((?:^@.*\n(?:^[ )].*\n)*)*)^def {name}\(", source, re.MULTILINE)
-            assert found, f"{path} has no {name}"
-            alone = re.search(r"^@pytest\.mark\.slow$", found[1], re.MULTILINE) is not None
-            assert alone == (
+            definition = re.search(
+                rf"((?:^@.*\n(?:^[ )].*\n)*)*)^def {name}\(", source, re.MULTILINE
+            )
+            assert definition, f"{path} has no {name}"
+            is_slow = re.search(r"^@pytest\.mark\.slow$", definition[1], re.MULTILINE) is not None
+            assert is_slow == (
                 tests.find("slow: ") != -1 and tests.find("slow: ") < tests.find(name)
             ), name
 
 
 def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
-    def of(path: str) -> Any:
+    def load_test_module(path: str) -> Any:
         spec = importlib.util.spec_from_file_location(f"counted_{Path(path).stem}", TESTS / path)
         assert spec is not None
         assert spec.loader is not None
@@ -367,10 +468,10 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         return module
 
     folder, resume, crafted = (
-        of(f"faults/test_{name}.py") for name in ("run_folder", "resume", "crafted")
+        load_test_module(f"faults/test_{name}.py") for name in ("damaged_runs", "resume", "crafted")
     )
     engines = len(resume.ENGINES)
-    counted = {
+    counts = {
         "kills in the middle of a step": engines * resume.STEPS,
         "deaths at an operation": folder.DEATHS,
         "flipped bits": folder.FLIPS,
@@ -379,10 +480,12 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         "signals during a save": engines * (2 * len(resume.MOMENTS) + resume.DEATHS),
         "crafted files": len(crafted.CRAFTED),
         "crafted model folders": len(crafted.FOLDERS),
-        "kinds of damage": len(of("lab/test_verification.py").DAMAGE),
+        "kinds of damage": len(load_test_module("lab/test_integrity.py").DAMAGE),
         "races": folder.RACES,
     }
-    said = {what: number(cell) for what, cell in rows("In numbers")}
-    assert len(said) == len(counted)
-    for what, times in counted.items():
-        assert [value for key, value in said.items() if key.startswith(what)] == [times], what
+    numbers_on_the_page = {what: parse_number(cell) for what, cell in read_fault_rows("In numbers")}
+    assert len(numbers_on_the_page) == len(counts)
+    for what, times in counts.items():
+        assert [value for key, value in numbers_on_the_page.items() if key.startswith(what)] == [
+            times
+        ], what

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("line", LINES)
 def test_commands_are_understood(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command parses its flags; the test stops before it does anything. Every RUN is taken to exist."""
+    """Each command parses its flags. It stops before it does anything; every RUN exists."""
     program, name, *words = shlex.split(line)
     if program == "python":
         source = (ROOT / name).read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
     "page", DOCUMENTS, ids=[path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 )
 def test_links_lead_somewhere(page: Path) -> None:
-    """Each link to a file leads to a file of the repository, each link to a heading to a heading."""
+    """Each link leads to a file of the repository, and to a heading in it."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`(?!\])", "", text))
     assert page.name != "course.md" or len(links) > 50
@@ -138,7 +138,7 @@ def test_every_line_of_the_courses_says_what_does_it() -> None:
         assert re.search(r"`|\]\(|steps? \d|in words only", row[1]), row
 
 
-# -- what is run -------------------------------------------------------------------------------------------------------
+# -- examples -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def test_ops_pass(printed: list[str]) -> None:
 
 
 def test_counts_are_those_of_the_page(printed: list[str]) -> None:
-    (said,) = [code for language, code in FENCES if language == "text"]
-    assert printed[3] == said
+    (block,) = [code for language, code in FENCES if language == "text"]
+    assert printed[3] == block
 
 
 def test_one_batch_is_off_and_a_line_bends(printed: list[str]) -> None:
@@ -185,13 +185,13 @@ def test_one_batch_is_off_and_a_line_bends(printed: list[str]) -> None:
     whole, low, high, deviation = numbers(spread)
     assert low < whole < high
     assert 0 < deviation < high - low
-    said = PAGE.split("\n| L = a N^-alpha |")[1].splitlines()[0]
+    row = PAGE.split("\n| L = a N^-alpha |")[1].splitlines()[0]
     alpha, _, r2, _, promised, true = numbers(line)
     for number in (alpha, r2, promised, true):
-        assert f" {number:g}" in said, number
+        assert f" {number:g}" in row, number
 
 
-# -- what is said ------------------------------------------------------------------------------------------------------
+# -- numbers ----------------------------------------------------------------------
 
 
 def test_sizes_and_flops_are_those_of_the_code() -> None:
