@@ -1,8 +1,10 @@
-"""The law of Hoffmann et al. 2022 (arXiv:2203.15556), L(N, D) = E + A / N^alpha + B / D^beta: its optimum and its fit.
+"""The law of Hoffmann et al. 2022 (arXiv:2203.15556), L(N, D) = E + A / N^alpha + B / D^beta: its
+optimum and its fit.
 
-N parameters, D training tokens, C = 6 N D training FLOPs, losses in nats per token (any unit will do). Numbers in,
-numbers out: nothing here trains or reads a file. Which parameters N counts is the caller's to say: exponents depend
-on it (Porian et al., arXiv:2406.19146; Pearce and Song, arXiv:2406.12907).
+N parameters, D training tokens, C = 6 N D training FLOPs, losses in nats per token (any unit
+works). This module only computes: it does not train and reads no file. The caller decides which
+parameters N counts, and exponents depend on it (Porian et al., arXiv:2406.19146; Pearce and Song,
+arXiv:2406.12907).
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from glasslm.errors import InputError, require
 from glasslm.lab.scaling import power_terms
 from glasslm.lab.scaling.power_terms import Array
 
-SIZES, BUDGETS, CELLS = 3, 3, 7  # the fewest that a fit takes; 5 sizes x 4 budgets is a design
-ALIKE = 1.1  # values within this factor are one size or one budget: steps round what was planned
-DELTA = 1e-3  # Hoffmann's
+MIN_SIZES, MIN_BUDGETS, MIN_CELLS = 3, 3, 7  # for a fit; 5 sizes x 4 budgets are recommended
+SAME_LEVEL_RATIO = 1.1  # values within this factor are one size or one budget: steps are rounded
+HUBER_DELTA = 1e-3  # as in Hoffmann et al.
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A finished run: N parameters trained on D tokens to a loss. `flops` where they were counted, else 6 N D."""
+    """A finished run: N parameters trained on D tokens to a loss. `flops` is the counted compute,
+    if not 6 N D.
+    """
 
     N: float
     D: float
@@ -49,7 +53,7 @@ class Observation:
 
     @property
     def cell(self) -> tuple[float, float]:
-        """What runs that differ in nothing but the seed have in common."""
+        """(N, D): the same for runs that differ only in the seed."""
         return self.N, self.D
 
 
@@ -67,10 +71,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta, and what it says is best for a compute C = 6 N D.
+    """L(N, D) = E + A / N^alpha + B / D^beta, and the optimum that it gives for a compute C = 6 N
+    D.
 
     >>> Law(alpha=0.34, beta=0.28, A=406.4, B=410.7, E=1.69).loss(70e9, 1.4e12)  # Chinchilla
     1.936...
+
     """
 
     alpha: float
@@ -94,7 +100,9 @@ class Law:
 
     @property
     def G(self) -> float:
-        """N_opt(C) = G (C / 6)^a and D_opt(C) = (C / 6)^b / G (equation 4 of the paper)."""
+        """The factor in N_opt(C) = G (C / 6)^a and D_opt(C) = (C / 6)^b / G (equation 4 of the
+        paper).
+        """
         log_ratio = math.log(self.alpha * self.A) - math.log(self.beta * self.B)
         return math.exp(min(max(log_ratio / (self.alpha + self.beta), -700.0), 700.0))
 
@@ -109,55 +117,71 @@ class Law:
         return self.loss(self.N_opt(C), self.D_opt(C))
 
     def tokens_per_parameter(self, C: float) -> float:
-        """At the optimum; constant in C only where alpha = beta."""
+        """D / N at the optimum; it depends on C unless alpha = beta."""
         return self.D_opt(C) / self.N_opt(C)
 
 
 @dataclass(frozen=True)
 class Fit(Law):
-    """A law as it was fitted, and how well."""
+    """A fitted law, with its data and its error."""
 
     objective: float  # the sum of the Huber losses of the log losses
     delta: float
     n: int  # runs
     cells: int  # different (N, D)
-    residual_sd: float  # of the log loss about the fit, with 5 degrees of freedom spent: noise of seeds and misfit
+    residual_sd: float  # of the log loss, five parameters subtracted: noise of seeds and misfit
     largest_C: float
-    warnings: tuple[str, ...]  # parameters that the runs leave undetermined
+    warnings: tuple[str, ...]  # parameters that the runs do not determine
 
     @property
-    def freedom(self) -> int:
-        """Degrees of freedom left; seeds of one cell share what the law cannot follow, and count once."""
+    def degrees_of_freedom(self) -> int:
+        """Cells minus parameters.
+
+        Seeds of one cell count once, because they share the misfit of the law.
+        """
         return self.cells - 5
 
 
-def fit(observations: Sequence[Observation], delta: float = DELTA) -> Fit:
-    """Approach 3 of the paper. The same runs give the same fit, in whatever order and units they come.
+def fit(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> Fit:
+    """Fit the law to runs by approach 3 of the paper.
 
-    Raises InputError where the design cannot tell the two exponents apart.
+    The result does not depend on the order of the runs.
+
+    Raises InputError if the design cannot tell the two exponents apart.
     """
     require(delta > 0, "delta", delta, "a number above 0 (inf is least squares)")
     require_design(observations)
-    problem = Problem.of(observations)
-    first = power_terms.starts(problem.x, problem.y, delta)
+    problem = Problem.from_observations(observations)
+    starts = power_terms.starting_points(problem.x, problem.y, delta)
     theta, objective = power_terms.minimise(
-        first, problem.x, problem.y, np.ones((len(first), problem.n)), delta
+        starts, problem.x, problem.y, np.ones((len(starts), problem.n)), delta
     )
     best = int(objective.argmin())
     law, cells = problem.law(theta[best]), len({o.cell for o in observations})
     squares = math.fsum(math.log(o.loss / law.loss(o.N, o.D)) ** 2 for o in observations)
     return Fit(
-        alpha=law.alpha, beta=law.beta, A=law.A, B=law.B, E=law.E, objective=float(objective[best]), delta=delta,
-        n=len(observations), cells=cells, residual_sd=math.sqrt(squares / (len(observations) - 5)),
-        largest_C=float(max(o.C for o in observations)), warnings=_undetermined(theta[best], problem.y),
-    )  # fmt: skip
+        alpha=law.alpha,
+        beta=law.beta,
+        A=law.A,
+        B=law.B,
+        E=law.E,
+        objective=float(objective[best]),
+        delta=delta,
+        n=len(observations),
+        cells=cells,
+        residual_sd=math.sqrt(squares / (len(observations) - 5)),
+        largest_C=float(max(o.C for o in observations)),
+        warnings=_undetermined_warnings(theta[best], problem.y),
+    )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Observations as power_terms takes them: x (2, n), the centred logs of N and D, and y (n,), the logs of the loss.
+    """Observations in the form of power_terms: x (2, n), the centred logs of N and D, and y (n,),
+    the logs of the loss.
 
-    Centred, because the height of a power law is known at the sizes that were trained, not at one parameter.
+    The logs are centred because the runs determine the height of a power law at their sizes, not at
+    one parameter.
     """
 
     x: Array
@@ -165,8 +189,8 @@ class Problem:
     centre: Array  # (2, 1)
 
     @classmethod
-    def of(cls, observations: Sequence[Observation]) -> Problem:
-        # sorted, so that the order of the runs does not decide how sums are rounded
+    def from_observations(cls, observations: Sequence[Observation]) -> Problem:
+        # Sorted, so that the order of the runs does not affect the rounding of sums.
         rows = sorted((math.log(o.N), math.log(o.D), math.log(o.loss)) for o in observations)
         logs = np.array(rows).T
         centre = logs[:2].mean(1, keepdims=True)
@@ -177,6 +201,7 @@ class Problem:
         return len(self.y)
 
     def law(self, theta: Array) -> Law:
+        """The law with the parameters theta (5,) of power_terms."""
         e, a, alpha, b, beta = (float(value) for value in theta)
         N0, D0 = (float(value) for value in self.centre[:, 0])
         return Law(
@@ -188,61 +213,67 @@ class Problem:
         )
 
     def theta(self, law: Law) -> Array:
+        """The parameters (5,) of a law, as power_terms needs them."""
         N0, D0 = (float(value) for value in self.centre[:, 0])
         a, b = math.log(law.A) - law.alpha * N0, math.log(law.B) - law.beta * D0
         return np.array([math.log(law.E), a, law.alpha, b, law.beta])
 
 
-def _undetermined(theta: Array, y: Array) -> tuple[str, ...]:
+def _undetermined_warnings(theta: Array, y: Array) -> tuple[str, ...]:
+    """A warning for each parameter of theta (5,) that the log losses y (n,) do not determine."""
     low, high = power_terms.bounds(y, 2)
-    found = []
+    warnings = []
     if theta[0] <= low[0] + 1:
-        found.append(
-            "E is 0 as far as these runs can tell: the losses are too far above their floor to show it"
+        warnings.append(
+            "E is 0 as far as these runs can tell: their losses are too far above the floor"
         )
     for name, i in (("alpha", 2), ("beta", 4)):
         if not low[i] < theta[i] < high[i]:
-            found.append(
-                f"{name} = {theta[i]:g} is the edge of what was searched: the runs do not determine it"
+            warnings.append(
+                f"{name} = {theta[i]:g} is at the edge of the search: the runs do not determine it"
             )
         if theta[i - 1] <= low[i - 1] + 1:
-            what = "size" if name == "alpha" else "number of tokens"
-            found.append(f"the loss does not depend on the {what}, so {name} means nothing")
-    return tuple(found)
+            variable = "size" if name == "alpha" else "number of tokens"
+            warnings.append(f"the loss does not depend on the {variable}, so {name} has no meaning")
+    return tuple(warnings)
 
 
-# -- the design -------------------------------------------------------------------------------------------------------
+# -- the design ------------------------------------------------------------------------------------
 
 
 def levels(values: Sequence[float]) -> list[int]:
-    """For each value the number of its group, from the smallest up; a group reaches up to ALIKE times its smallest."""
+    """The group of each value, from the smallest up; a group spans a factor of SAME_LEVEL_RATIO."""
     group, starts = {}, [0.0]
     for value in sorted(set(values)):
-        if value > ALIKE * starts[-1]:
+        if value > SAME_LEVEL_RATIO * starts[-1]:
             starts.append(value)
         group[value] = len(starts) - 2
     return [group[value] for value in values]
 
 
 def budgets(observations: Sequence[Observation]) -> tuple[Literal["C", "D"], list[int]]:
-    """What the design holds fixed across sizes, compute (IsoFLOP) or tokens (a grid), and each run's level of it."""
+    """What the design fixes across sizes, compute (IsoFLOP) or tokens (a grid), and each run's
+    level of it.
+    """
     by_compute, by_tokens = levels([o.C for o in observations]), levels([o.D for o in observations])
     return ("C", by_compute) if max(by_compute) < max(by_tokens) else ("D", by_tokens)
 
 
 def require_design(observations: Sequence[Observation]) -> None:
-    """Raise InputError unless five parameters can be fitted to these runs."""
+    """Raise InputError unless the five parameters can be fitted to these runs."""
     cells = {o.cell for o in observations}
     sizes = max(levels([N for N, _ in cells]), default=-1) + 1
     tokens = max(levels([D for _, D in cells]), default=-1) + 1
-    cure = f"expected at least {SIZES} sizes x {BUDGETS} token budgets (and {CELLS} different cells); 5 x 4 is a design"
-    if sizes < SIZES or tokens < BUDGETS or len(cells) < CELLS:
-        seen = f"{len(cells)} cells of {sizes} sizes and {tokens} token budgets"
-        raise InputError(f"{seen} are too few to fit a law of five parameters: {cure}")
+    cure = (
+        f"expected at least {MIN_SIZES} sizes x {MIN_BUDGETS} token budgets and {MIN_CELLS} "
+        "different cells (5 x 4 are recommended)"
+    )
+    if sizes < MIN_SIZES or tokens < MIN_BUDGETS or len(cells) < MIN_CELLS:
+        design = f"{len(cells)} cells of {sizes} sizes and {tokens} token budgets"
+        raise InputError(f"{design} are too few to fit a law of five parameters: {cure}")
     x, y = (np.array([math.log(cell[i]) for cell in cells]) for i in (0, 1))
-    left = float(
-        (y - np.polyval(np.polyfit(x, y, 1), x)).std()
-    )  # of log D, once it is known which size it is
-    if left < math.log(ALIKE):
-        seen = "tokens follow from the size in every run (as in D = 20 N everywhere)"
-        raise InputError(f"{seen}, so alpha and beta cannot be told apart: {cure}")
+    # The variation of log D that the size does not determine.
+    residual_sd = float((y - np.polyval(np.polyfit(x, y, 1), x)).std())
+    if residual_sd < math.log(SAME_LEVEL_RATIO):
+        design = "tokens follow from the size in every run (as in D = 20 N everywhere)"
+        raise InputError(f"{design}, so alpha and beta cannot be told apart: {cure}")

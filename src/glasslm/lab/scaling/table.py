@@ -1,4 +1,4 @@
-"""Anybody's table of runs: a CSV file with columns N, D or C, and loss."""
+"""Reads a table of runs: a CSV file with the columns N, D or C, and loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from glasslm.errors import InputError
 from glasslm.lab.scaling.law import Observation
 
-NAMES = {
+COLUMN_NAMES = {
     "N": ("n", "params", "parameters", "n_params", "model_size", "size"),
     "D": ("d", "tokens", "n_tokens", "training_tokens"),
     "C": ("c", "flops", "compute", "training_flops"),
@@ -19,10 +19,12 @@ NAMES = {
 }
 
 
-def read(path: Path) -> tuple[list[Observation], list[str]]:
-    """The runs of a table, and what there is to say about rows that were left out, because they have no finite loss.
+def read_runs(path: Path) -> tuple[list[Observation], list[str]]:
+    """The runs of a table, and a message for each row that is left out because its loss is not
+    finite.
 
-    Without D it is C / 6N. Raises InputError, with the line, for what is no number, and with the columns if one lacks.
+    Without a column D, D is C / 6N. Raises InputError for a cell that is not a number, with its
+    line, and for a missing column, with the columns of the table.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -32,55 +34,53 @@ def read(path: Path) -> tuple[list[Observation], list[str]]:
         raise InputError(f"{path} cannot be read as text: {error}") from None
     dialect = (
         csv.Sniffer().sniff(text[:4096], ",;\t")
-        if any(mark in text for mark in ",;\t")
+        if any(separator in text for separator in ",;\t")
         else csv.excel
     )
     reader = csv.DictReader(text.splitlines(), dialect=dialect)
-    columns = {name: _column(name, reader.fieldnames or []) for name in NAMES}
-    if (
-        columns["N"] is None
-        or columns["loss"] is None
-        or (columns["D"] is None and columns["C"] is None)
-    ):
+    names = reader.fieldnames or []
+    columns = {name: _find_column(name, names) for name in COLUMN_NAMES}
+    has_compute = columns["D"] is not None or columns["C"] is not None
+    if columns["N"] is None or columns["loss"] is None or not has_compute:
         raise InputError(
-            f"{path} has the columns {', '.join(reader.fieldnames or []) or 'none'}: expected N, D or C, and loss"
+            f"{path} has the columns {', '.join(names) or 'none'}: expected N, D or C, and loss"
         )
-    found, lost = [], []
-    for number, row in enumerate(reader, 2):
+    runs, messages = [], []
+    for line, row in enumerate(reader, 2):
         values = {
-            name: _number(row[column], path, number)
+            name: _parse_number(row[column], path, line)
             for name, column in columns.items()
             if column is not None
         }
         if not math.isfinite(values["loss"]):
-            lost.append(
-                f"line {number}: no finite loss, so the run is left out; that it diverged is a result, too"
-            )
+            messages.append(f"line {line}: the loss is not finite, so the run is left out")
             continue
         N = values["N"]
         D = values["D"] if "D" in values else values["C"] / (6 * N)
         try:
-            found.append(
+            runs.append(
                 Observation(N, D, values["loss"], values.get("C"), int(values.get("seed", 0)))
             )
         except InputError as error:
-            raise InputError(f"line {number} of {path}: {error}") from None
-    return found, lost
+            raise InputError(f"line {line} of {path}: {error}") from None
+    return runs, messages
 
 
-def _column(name: str, there: Sequence[str]) -> str | None:
-    """The column that holds `name`; the letter itself, in either case, before other words for it."""
-    for column in there:
+def _find_column(name: str, columns: Sequence[str]) -> str | None:
+    """The column for `name`: first the name itself, then another word for it in either case."""
+    for column in columns:
         if column.strip() == name:
             return column
-    return next((column for column in there if column.strip().lower() in NAMES[name]), None)
+    return next(
+        (column for column in columns if column.strip().lower() in COLUMN_NAMES[name]), None
+    )
 
 
-def _number(cell: str | None, path: Path, line: int) -> float:
+def _parse_number(cell: str | None, path: Path, line: int) -> float:
     text = (cell or "").strip()
     if not text or text.lower() in ("nan", "inf", "-inf", "none", "null"):
         return math.nan
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"line {line} of {path}: '{text}' is no number") from None
+        raise InputError(f"line {line} of {path}: '{text}' is not a number") from None

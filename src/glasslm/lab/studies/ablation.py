@@ -1,7 +1,9 @@
-"""An ablation: a baseline and variants of it, one thing changed at a time, over paired seeds, with honest verdicts.
+"""An ablation: a baseline and variants that each change one thing, over paired seeds, with tested
+verdicts.
 
-The seeds of all variants are the same: initial values, order of the text and dropout agree wherever they can, and what
-is compared is the difference of each pair. The rules are those of lab/statistics.py, the axes those of axes.py.
+All variants are trained with the same seeds: initial values, batches and dropout agree wherever
+they can. What is compared is the difference of each pair. The statistics are those of
+lab/statistics.py, the axes those of axes.py.
 """
 
 from __future__ import annotations
@@ -17,69 +19,78 @@ from typing import Any
 
 from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.config.units import seconds
+from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare_losses, judge_family
 from glasslm.lab.studies import study_setting, sweep
-from glasslm.lab.studies.axes import AXES, Match, Variant, left_out, matched, variants
+from glasslm.lab.studies.axes import AXES, Match, Variant, match_budget, skipped_values, variants
 from glasslm.lab.studies.study_setting import (
-    TUNING_SEED,
-    held_plan,
-    hold_plan,
-    measured,
-    seeded,
-    sparing,
-    with_engine,
-    with_text,
+    TUNING_SEED_OFFSET,
+    load_plan,
+    measure_speed,
+    prepare_recipe,
+    resolve_compute,
+    save_plan,
+    with_rate_and_seed,
+    with_sparse_logging,
 )
-from glasslm.lab.studies.sweep import Ended, Runner, Trial
-from glasslm.lab.studies.trial_results import Row, row
+from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
+from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.metrics import plain
-from glasslm.text import Say, duration
+from glasslm.text import Notify, duration
 
 BASELINE = "baseline"
-FEWEST_STEPS = 30
-SPARE = 0.8  # of a budget is planned for: larger models are slower per FLOP, and evaluations take time, too
+MIN_STEPS = 30  # of the baseline, for a budget of time
+PLANNED_SHARE = 0.8  # of a budget: larger models are slower per FLOP, and evaluations take time too
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be found out, but for the baseline."""
+class AblationSpec:
+    """What an ablation compares, without the baseline."""
 
     axes: tuple[str, ...]
     seeds: int = 3
     match: Match = "tokens"
-    margin: float | None = None  # nats that would be too little to matter
-    rates: tuple[
-        float, ...
-    ] = ()  # times a variant's rate, of which each takes its best; () for the rate itself
+    margin: float | None = None  # nats; a smaller difference does not matter
+    rates: tuple[float, ...] = ()  # multiples of a variant's learning rate to try; (): no tuning
     budget: str | None = None  # time for the whole study
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study is about, all that determines its runs."""
+    """Everything that determines the runs of an ablation."""
 
     base: RunConfig
     variants: list[Variant]
-    asked: Asked
+    spec: AblationSpec
     vocab_size: int
     compute: ComputeConfig  # of each run
 
     @property
     def seeds(self) -> range:
         first = self.base.train.seed
-        return range(first, first + self.asked.seeds)
+        return range(first, first + self.spec.seeds)
 
     @property
-    def family(self) -> int:
+    def axes(self) -> list[str]:
+        """The names of the axes that have variants."""
+        return list(dict.fromkeys(variant.axis for variant in self.variants))
+
+    @property
+    def family_size(self) -> int:
+        """The number of comparisons that are judged together."""
         return len(self.variants)
+
+    @property
+    def variants_with_baseline(self) -> list[Variant]:
+        """The baseline, as the first variant, and all variants."""
+        return [Variant(BASELINE, "", self.base), *self.variants]
 
 
 @dataclass(frozen=True)
-class Result:
-    """A variant, or the baseline, over all its seeds."""
+class VariantResult:
+    """The result of a variant, or of the baseline, over all seeds."""
 
     axis: str
     value: str
@@ -88,8 +99,8 @@ class Result:
     flops: float  # of a whole run
     rate: float
     at_edge: bool  # the best rate is the largest or the smallest that was tried
-    rows: list[Row]
-    comparison: Comparison | None  # none of the baseline itself
+    trials: list[TrialResult]
+    comparison: Comparison | None  # None for the baseline
     verdict: Verdict | None
 
     @property
@@ -98,234 +109,279 @@ class Result:
 
     @property
     def losses(self) -> list[float | None]:
-        return [row.final_loss for row in self.rows]
+        return [trial.final_loss for trial in self.trials]
 
 
-def plan(base: RunConfig, asked: Asked, runner: Runner, study: Path, say: Say) -> Plan:
-    """Fix everything before the first run: the text, the variants, the number of steps. It is written to plan.json.
+def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notify: Notify) -> Plan:
+    """Fix the text, the variants and the number of steps before the first run, and write them to
+    plan.json.
 
-    What depends on the clock is measured once: a study that goes on reads its plan there. Raises InputError where that
-    is of other flags.
+    Times are measured once: a study that is resumed reads its plan. Raises InputError if that plan
+    has other flags.
     """
-    flags = plain([to_dict(base), dataclasses.astuple(asked)])
-    if held := held_plan(study, flags):
-        return _read_plan(held, asked)
-    base, dataset = with_text(base, say)
+    flags = plain([to_dict(base), dataclasses.astuple(spec)])
+    if saved := load_plan(study, flags):
+        return _restore_plan(saved, spec)
+    base, dataset = prepare_recipe(base, notify)
     V = dataset.tokenizer.vocab_size
-    found = variants(asked.axes, base)
-    if not found:
+    planned = variants(spec.axes, base)
+    if not planned:
         raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
-    for line in left_out(asked.axes, base):
-        say(f"note: {line}")
-    largest = max((base, *(one.config for one in found)), key=lambda config: sweep.cost(config, V))
-    compute = with_engine(runner.compute, largest, V)
+    for line in skipped_values(spec.axes, base):
+        notify(f"note: {line}")
+    configs = [base, *(variant.config for variant in planned)]
+    largest = max(configs, key=lambda config: sweep.run_flops(config, V))
+    compute = resolve_compute(runner.compute, largest, V)
 
     @cache
     def step_seconds(config: RunConfig) -> float:
-        return measured(config, compute, dataset).step
+        return measure_speed(config, compute, dataset).step
 
-    if asked.budget is not None:
-        base = _fitting(base, found, asked, runner.slots, V, step_seconds, say)
-    base = sparing(base)
-    found = [
+    if spec.budget is not None:
+        base = _fit_budget(base, planned, spec, runner.slots, V, step_seconds, notify)
+    base = with_sparse_logging(base)
+    planned = [
         variant._replace(
-            config=sparing(matched(variant.config, base, asked.match, V, step_seconds))
+            config=with_sparse_logging(
+                match_budget(variant.config, base, spec.match, V, step_seconds)
+            )
         )
-        for variant in variants(asked.axes, base)
+        for variant in variants(spec.axes, base)
     ]
-    listed = [[one.axis, one.value, to_dict(one.config)] for one in found]
-    hold_plan(study, flags, {
-        "base": to_dict(base), "variants": listed, "vocab_size": V, "compute": to_dict(compute),
-    })  # fmt: skip
-    return Plan(base, found, asked, V, compute)
+    listed = [[variant.axis, variant.value, to_dict(variant.config)] for variant in planned]
+    save_plan(
+        study,
+        flags,
+        {
+            "base": to_dict(base),
+            "variants": listed,
+            "vocab_size": V,
+            "compute": to_dict(compute),
+        },
+    )
+    return Plan(base, planned, spec, V, compute)
 
 
-def _read_plan(held: dict[str, Any], asked: Asked) -> Plan:
-    """A plan as it was made."""
-    found = [
+def _restore_plan(saved: dict[str, Any], spec: AblationSpec) -> Plan:
+    """The plan that plan.json contains."""
+    planned = [
         Variant(axis, value, from_dict(RunConfig, config))
-        for axis, value, config in held["variants"]
+        for axis, value, config in saved["variants"]
     ]
-    compute = from_dict(ComputeConfig, held["compute"])
-    return Plan(from_dict(RunConfig, held["base"]), found, asked, held["vocab_size"], compute)
+    compute = from_dict(ComputeConfig, saved["compute"])
+    return Plan(from_dict(RunConfig, saved["base"]), planned, spec, saved["vocab_size"], compute)
 
 
-def _fitting(
+def _fit_budget(
     base: RunConfig,
-    found: Sequence[Variant],
-    asked: Asked,
+    planned: Sequence[Variant],
+    spec: AblationSpec,
     workers: int,
     vocab_size: int,
     step_seconds: Callable[[RunConfig], float],
-    say: Say,
+    notify: Notify,
 ) -> RunConfig:
-    """The baseline with as many steps as the whole study has time for."""
-    assert asked.budget is not None
-    budget_s, each = seconds(asked.budget), asked.seeds + len(asked.rates)
-    equal = [matched(one.config, base, asked.match, vocab_size, step_seconds) for one in found]
-    costs = costs_of(base, equal, asked.match, vocab_size)
-    steps = steps_within(budget_s, costs, each, workers, step_seconds(base))
-    several = f"{len(costs) * each} runs"
-    if steps < FEWEST_STEPS:
+    """The baseline with as many steps as the budget of the whole study allows."""
+    assert spec.budget is not None
+    budget_s, runs_each = parse_duration(spec.budget), spec.seeds + len(spec.rates)
+    matched = [
+        match_budget(variant.config, base, spec.match, vocab_size, step_seconds)
+        for variant in planned
+    ]
+    costs = relative_costs(base, matched, spec.match, vocab_size)
+    steps = affordable_steps(budget_s, costs, runs_each, workers, step_seconds(base))
+    runs = f"{len(costs) * runs_each} runs"
+    if steps < MIN_STEPS:
         raise InputError(
-            f"{several} within {duration(budget_s)} would have {steps} steps each: give a longer budget, fewer axes or "
-            "seeds, or a smaller model"
+            f"{runs} within {duration(budget_s)} would have {steps} steps each, expected "
+            f"{MIN_STEPS} or more: give a longer budget, fewer axes or seeds, or a smaller model"
         )
-    say(f"{several}, {steps:,} steps of the baseline each, {workers} at once")
+    notify(f"{runs}, {steps:,} steps of the baseline each, {workers} at once")
     return with_flags(base, {"max_steps": steps})
 
 
-def costs_of(
+def relative_costs(
     base: RunConfig, others: Sequence[RunConfig], match: Match, vocab_size: int
 ) -> list[float]:
-    """What each run costs, the baseline's first, in steps of the baseline: by FLOPs, unless the time is equal."""
-    each = [sweep.cost(config, vocab_size) for config in (base, *others)]
-    return [1.0 if match == "time" else cost / each[0] for cost in each]
+    """The cost of each run in runs of the baseline, which comes first: by FLOPs, or 1 each if the
+    times are equal.
+    """
+    costs = [sweep.run_flops(config, vocab_size) for config in (base, *others)]
+    return [1.0 if match == "time" else cost / costs[0] for cost in costs]
 
 
-def steps_within(
+def affordable_steps(
     budget_s: float, costs: Sequence[float], runs_each: int, workers: int, step_s: float
 ) -> int:
-    """How many steps each run may have, so that all are done in time, so many at once."""
+    """The number of steps of the baseline with which all runs, `workers` at once, end within the
+    budget.
+    """
     per_step = step_s * sum(costs) * runs_each
-    return max(
-        0,
-        int(
-            (SPARE * budget_s * workers - study_setting.START_S * len(costs) * runs_each) / per_step
-        ),
-    )
+    starts_s = study_setting.RUN_START_S * len(costs) * runs_each
+    return max(0, int((PLANNED_SHARE * budget_s * workers - starts_s) / per_step))
 
 
-def run(made: Plan, study: Path, runner: Runner, command: str, say: Say) -> list[Result]:
-    """Train what is not there yet, and judge. The baseline comes first."""
-    runner = dataclasses.replace(runner, compute=made.compute)
+def run(
+    plan: Plan, study: Path, runner: Runner, command: str, notify: Notify
+) -> list[VariantResult]:
+    """Train the runs that have not ended yet, and judge all variants.
 
-    def train(trials: list[Trial]) -> dict[str, Ended]:
-        return sweep.run_all(study, trials, runner, made.vocab_size, say, command)
+    The result of the baseline comes first.
+    """
+    runner = dataclasses.replace(runner, compute=plan.compute)
 
-    all_of = [Variant(BASELINE, "", made.base), *made.variants]
+    def train(trials: list[Trial]) -> dict[str, TrialOutcome]:
+        return sweep.run_all(study, trials, runner, plan.vocab_size, notify, command)
+
+    entries = plan.variants_with_baseline
     rates: dict[str, tuple[float, bool]] = {
-        _stem(one): (one.config.optimizer.lr, False) for one in all_of
+        _run_stem(entry): (entry.config.optimizer.lr, False) for entry in entries
     }
-    if made.asked.rates:
-        rates = _tuned(made, all_of, train)
+    if plan.spec.rates:
+        rates = _tune_rates(plan, train)
     trials = {
-        (_stem(one), seed): Trial(
-            f"{_stem(one)}-s{seed}", seeded(one.config, rates[_stem(one)][0], seed)
+        (stem, seed): Trial(
+            f"{stem}-s{seed}", with_rate_and_seed(entry.config, rates[stem][0], seed)
         )
-        for one in all_of
-        for seed in made.seeds
+        for entry in entries
+        for stem in [_run_stem(entry)]
+        for seed in plan.seeds
     }
-    ended = train(list(trials.values()))
-    rows = {
-        _stem(one): [row(seed, ended[trials[_stem(one), seed].name]) for seed in made.seeds]
-        for one in all_of
+    outcomes = train(list(trials.values()))
+    results = {
+        stem: [read_trial(seed, outcomes[trials[stem, seed].name]) for seed in plan.seeds]
+        for stem in map(_run_stem, entries)
     }
-    return judge(made, rows, rates)
+    return judge_variants(plan, results, rates)
 
 
-def judge(
-    made: Plan, rows: dict[str, list[Row]], rates: dict[str, tuple[float, bool]]
-) -> list[Result]:
-    """The verdicts over the whole family; `rows` by the stem of their names."""
-    comparisons = [_compared(made, rows[_stem(one)], rows[BASELINE]) for one in made.variants]
+def judge_variants(
+    plan: Plan, trials: dict[str, list[TrialResult]], rates: dict[str, tuple[float, bool]]
+) -> list[VariantResult]:
+    """The results with verdicts over the whole family.
+
+    The keys of `trials` and `rates` are "baseline" and the names of the variants; a rate comes with
+    whether it is the largest or smallest that was tried.
+    """
+    comparisons = [
+        _compare_with_baseline(plan, trials[_run_stem(variant)], trials[BASELINE])
+        for variant in plan.variants
+    ]
     judged: list[tuple[Comparison | None, Verdict | None]] = [(None, None)]
     judged += list(zip(comparisons, judge_family(comparisons)))
-    found = []
-    for one, (comparison, verdict) in zip(
-        [Variant(BASELINE, "", made.base), *made.variants], judged
-    ):
-        size = parameter_table(one.config.model, made.vocab_size).total
-        rate, at_edge = rates[_stem(one)]
-        flops = sweep.cost(one.config, made.vocab_size)
-        found.append(
-            Result(
-                one.axis,
-                one.value,
-                one.config,
-                size,
-                flops,
-                rate,
-                at_edge,
-                rows[_stem(one)],
-                comparison,
-                verdict,
+    results = []
+    for entry, (comparison, verdict) in zip(plan.variants_with_baseline, judged):
+        stem = _run_stem(entry)
+        rate, at_edge = rates[stem]
+        results.append(
+            VariantResult(
+                axis=entry.axis,
+                value=entry.value,
+                config=entry.config,
+                parameters=parameter_table(entry.config.model, plan.vocab_size).total,
+                flops=sweep.run_flops(entry.config, plan.vocab_size),
+                rate=rate,
+                at_edge=at_edge,
+                trials=trials[stem],
+                comparison=comparison,
+                verdict=verdict,
             )
         )
-    return found
+    return results
 
 
-def _compared(made: Plan, variant: list[Row], baseline: list[Row]) -> Comparison:
-    """A run that failed is missing, which is another thing than one that diverged: then there is no test."""
-    failed = sum(row.status == "failed" for row in (*variant, *baseline))
+def _compare_with_baseline(
+    plan: Plan, variant: list[TrialResult], baseline: list[TrialResult]
+) -> Comparison:
+    """The paired comparison, without a test if a run failed: it is missing, not diverged."""
+    failed = sum(trial.status == "failed" for trial in (*variant, *baseline))
     if failed:
-        n, why = len(variant), f"{failed} runs failed: see logs/"
-        return Comparison(n, 0, 0, ALPHA, made.family, made.asked.margin, why=why)
-    losses, of_baseline = ([row.final_loss for row in of] for of in (variant, baseline))
-    return compare_losses(losses, of_baseline, margin=made.asked.margin, family=made.family)
+        n, reason = len(variant), f"{failed} runs failed: see logs/"
+        return Comparison(n, 0, 0, ALPHA, plan.family_size, plan.spec.margin, why=reason)
+    losses, baseline_losses = (
+        [trial.final_loss for trial in trials] for trials in (variant, baseline)
+    )
+    return compare_losses(losses, baseline_losses, margin=plan.spec.margin, family=plan.family_size)
 
 
-def _tuned(
-    made: Plan, all_of: Sequence[Variant], train: Callable[[list[Trial]], dict[str, Ended]]
+def _tune_rates(
+    plan: Plan, train: Callable[[list[Trial]], dict[str, TrialOutcome]]
 ) -> dict[str, tuple[float, bool]]:
-    """Each variant's best rate, on a seed that is not compared, and whether it is the last one that was tried."""
-    seed = made.seeds[0] + TUNING_SEED
+    """Each variant's best rate, on a seed that is not compared, and whether it is at the edge of
+    those tried.
+    """
+    seed = plan.seeds[0] + TUNING_SEED_OFFSET
+    multiples = plan.spec.rates
     trials = {
-        (_stem(one), times): Trial(
-            f"tune-{_stem(one)}-x{times:g}",
-            seeded(one.config, one.config.optimizer.lr * times, seed),
+        (_run_stem(entry), multiple): Trial(
+            f"tune-{_run_stem(entry)}-x{multiple:g}",
+            with_rate_and_seed(entry.config, entry.config.optimizer.lr * multiple, seed),
         )
-        for one in all_of
-        for times in made.asked.rates
+        for entry in plan.variants_with_baseline
+        for multiple in multiples
     }
-    ended = train(list(trials.values()))
-    sweep.require_results(ended)
-    found = {}
-    for one in all_of:
+    outcomes = train(list(trials.values()))
+    sweep.require_results(outcomes)
+    rates = {}
+    for entry in plan.variants_with_baseline:
+        stem = _run_stem(entry)
         losses = {
-            times: row(seed, ended[trials[_stem(one), times].name]).final_loss
-            for times in made.asked.rates
+            multiple: read_trial(seed, outcomes[trials[stem, multiple].name]).final_loss
+            for multiple in multiples
         }
-        finite = {times: loss for times, loss in losses.items() if loss is not None}
-        best = min(finite, key=finite.__getitem__, default=min(made.asked.rates))
-        found[_stem(one)] = (
-            one.config.optimizer.lr * best,
-            best in (min(made.asked.rates), max(made.asked.rates)),
-        )
-    return found
+        finite = {multiple: loss for multiple, loss in losses.items() if loss is not None}
+        best = min(finite, key=finite.__getitem__, default=min(multiples))
+        at_edge = best in (min(multiples), max(multiples))
+        rates[stem] = (entry.config.optimizer.lr * best, at_edge)
+    return rates
 
 
-def _stem(one: Variant) -> str:
-    return BASELINE if one.axis == BASELINE else one.name
+def _run_stem(variant: Variant) -> str:
+    """The first part of the names of a variant's runs."""
+    return BASELINE if variant.axis == BASELINE else variant.name
 
 
 COLUMNS = (
-    "variant", "axis", "value", "seed", "parameters", "final_val_loss", "best_val_loss", "bpb", "delta", "ci_low",
-    "ci_high", "p", "p_holm", "verdict", "wall_s", "step_ms", "peak_bytes",
+    "variant", "axis", "value", "seed", "parameters", "final_val_loss", "best_val_loss", "bpb",
+    "delta", "ci_low", "ci_high", "p", "p_holm", "verdict", "wall_s", "step_ms", "peak_bytes",
 )  # fmt: skip
 
 
-def as_csv(results: Sequence[Result]) -> str:
-    """ablation_table.csv: a row for each run; from delta to verdict, what holds for the variant as a whole."""
+def to_csv(results: Sequence[VariantResult]) -> str:
+    """The content of ablation_table.csv: a row for each run; columns delta to verdict describe the
+    whole variant.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for result in results:
-        of, verdict = result.comparison, result.verdict
-        shared: list[object] = [of.delta, of.ci_low, of.ci_high, of.p] if of else [None] * 4
+        comparison, verdict = result.comparison, result.verdict
+        shared: list[object] = [None] * 4
+        if comparison:
+            shared = [comparison.delta, comparison.ci_low, comparison.ci_high, comparison.p]
         shared += [verdict.p_holm, verdict.words] if verdict else [None, "the baseline"]
-        for one in result.rows:
+        for trial in result.trials:
             writer.writerow(
-                _cell(value)
+                _format_cell(value)
                 for value in (
-                    result.name, result.axis, result.value, one.seed, result.parameters, one.final_loss, one.best_loss,
-                    one.bpb, *shared, one.wall_s, one.step_ms, one.peak_bytes,
+                    result.name,
+                    result.axis,
+                    result.value,
+                    trial.seed,
+                    result.parameters,
+                    trial.final_loss,
+                    trial.best_loss,
+                    trial.bpb,
+                    *shared,
+                    trial.wall_s,
+                    trial.step_ms,
+                    trial.peak_bytes,
                 )
-            )  # fmt: skip
+            )
     return out.getvalue()
 
 
-def _cell(value: object) -> object:
+def _format_cell(value: object) -> object:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""What an ablation says: sentences that follow from its numbers, bars with their intervals, curves, a table."""
+"""The report of an ablation: findings that follow from its numbers, figures, and tables."""
 
 from __future__ import annotations
 
@@ -7,402 +7,370 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glasslm import files
-from glasslm.lab.studies.ablation import BASELINE, Plan, Result, as_csv
-from glasslm.lab.studies.axes import AXES, left_out
+from glasslm.lab.studies.ablation import Plan, VariantResult, to_csv
+from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
+from glasslm.lab.studies.axes import AXES, MATCH_LABELS, skipped_values
 from glasslm.report import figures, page
-from glasslm.report.figures import Palette, dress, finish
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
 from glasslm.text import duration, number, one_line, size
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-EQUAL = {
-    "tokens": "equal tokens",
-    "flops": "equal FLOPs",
-    "time": "equal time",
-    "parameters": "equal parameters",
-}
-MARKS = {
-    "better": "o",
-    "worse": "s",
-    "same": "D",
-    "not distinguishable": "D",
-    "diverged": "X",
-    "not tested": "D",
-}
 HEADER = (
-    "variant", "parameters", "FLOPs", "loss", "spread", "difference", "95% interval", "p (Holm)", "verdict", "time",
-    "ms a step", "memory",
-)  # fmt: skip
-SAMPLE = 160  # characters of a sample
+    "variant",
+    "parameters",
+    "FLOPs",
+    "loss",
+    "spread",
+    "difference",
+    "95% interval",
+    "p (Holm)",
+    "verdict",
+    "time",
+    "ms a step",
+    "memory",
+)
+MAX_SAMPLE_LENGTH = 160  # characters
+MAX_LISTED = 4  # variants in one finding
+LARGE_SPREAD = 4.0  # times the median spread over seeds
+MIN_SIZE_CHANGE = 0.05  # of the baseline's parameters, for a variant to count as smaller or larger
 
 
-def write(study: Path, made: Plan, results: Sequence[Result]) -> Path:
-    """The table, the figures and the report of a study; returns the path of its page."""
-    files.write_atomic(study / "ablation_table.csv", as_csv(results).encode())
-    for name, draw in (("ablation_bars", bars), ("training_curves", curves)):
-        files.write_atomic(
-            study / f"{name}.png", figures.png(draw(made, results, figures.ON_WHITE))
-        )
-    title = f"Ablation of {', '.join(_axes(made))}"
-    written = page.write(study, "ablation_report", title, lead(made), sections(made, results))
-    for suffix in (".html", ".md"):  # under the name that every study has, too
-        files.write_atomic(study / f"report{suffix}", written.with_suffix(suffix).read_bytes())
-    return written
+def write(study: Path, plan: Plan, results: Sequence[VariantResult]) -> Path:
+    """Write the table, the figures and the report of a study; returns the path of
+    ablation_report.html.
+    """
+    files.write_atomic(study / "ablation_table.csv", to_csv(results).encode())
+    for name, draw in (("ablation_bars", draw_bars), ("training_curves", draw_curves)):
+        figure = draw(plan, results, figures.PRINT_PALETTE)
+        files.write_atomic(study / f"{name}.png", figures.png(figure))
+    title = f"Ablation of {', '.join(plan.axes)}"
+    path = page.write(
+        study, "ablation_report", title, lead_paragraph(plan), sections(plan, results)
+    )
+    for suffix in (".html", ".md"):  # every study has a report of this name
+        files.write_atomic(study / f"report{suffix}", path.with_suffix(suffix).read_bytes())
+    return path
 
 
-def text(made: Plan, results: Sequence[Result]) -> str:
-    """For the terminal."""
-    wide = max(len(result.name) for result in results)
-    lines = [f"{'variant':<{wide}}  parameters  loss    difference  verdict"]
+def summary(plan: Plan, results: Sequence[VariantResult]) -> str:
+    """The results as text for the terminal."""
+    width = max(len(result.name) for result in results)
+    lines = [f"{'variant':<{width}}  parameters  loss    difference  verdict"]
     for result in results:
-        of, verdict = result.comparison, result.verdict
-        delta = f"{of.delta:+.4f}" if of and of.delta is not None else ""
-        words = verdict.words if verdict else "the baseline"
+        comparison = result.comparison
+        delta = f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else ""
+        words = result.verdict.words if result.verdict else "the baseline"
         lines.append(
-            f"{result.name:<{wide}}  {result.parameters:>10,}  {_loss(result):<6}  {delta:>10}  {words}"
+            f"{result.name:<{width}}  {result.parameters:>10,}  {_format_loss(result):<6}  "
+            f"{delta:>10}  {words}"
         )
-    return "\n".join(
-        [lead(made), "", *lines, "", *(f"- {sentence}" for sentence in findings(made, results))]
-    )
+    listed = (f"- {finding}" for finding in findings(plan, results))
+    return "\n".join([lead_paragraph(plan), "", *lines, "", *listed])
 
 
-def _axes(made: Plan) -> list[str]:
-    return list(dict.fromkeys(one.axis for one in made.variants))
-
-
-def lead(made: Plan) -> str:
-    """How the study was made, in a paragraph."""
-    train, n = made.base.train, made.asked.seeds
-    tokens = train.max_steps * train.batch_size * made.base.model.block_size
-    margin = f", the same means within {made.asked.margin:g} nats" if made.asked.margin else ""
+def lead_paragraph(plan: Plan) -> str:
+    """The design of the study."""
+    spec, base, train = plan.spec, plan.base, plan.base.train
+    model, n = base.model, spec.seeds
+    margin = f', "the same" means within {spec.margin:g} nats' if spec.margin else ""
     rate = (
-        "each at its own best rate"
-        if made.asked.rates
-        else f"all at the rate {made.base.optimizer.lr:g}"
+        "each at its own best learning rate"
+        if spec.rates
+        else f"all at the learning rate {base.optimizer.lr:g}"
     )
-    model, equal = made.base.model, EQUAL[made.asked.match]
     return (
-        f"{len(made.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), {equal}: "
-        f"{train.max_steps:,} steps of {tokens // train.max_steps:,} tokens for the baseline, {rate}. Losses are of "
-        f"the last weights, nats a token, on the validation text; a family of {made.family} comparisons{margin}. The "
-        f"baseline has {model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
-        f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, {model.position} positions, "
-        f"trained by {made.base.optimizer.optimizer} on {text_name(made.base.data)} ({made.compute.engine}, "
-        f"{made.compute.precision})."
+        f"{len(plan.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), "
+        f"{MATCH_LABELS[spec.match]}: {train.max_steps:,} steps of "
+        f"{train.batch_size * model.block_size:,} tokens for the baseline, {rate}. Losses are "
+        "those of the last weights on the validation text, in nats a token. Verdicts are "
+        f"corrected for a family of {plan.family_size} comparisons{margin}. The baseline has "
+        f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
+        f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, "
+        f"{model.position} positions, trained by {base.optimizer.optimizer} on "
+        f"{text_name(base.data)} ({plan.compute.engine}, {plan.compute.precision})."
     )
 
 
-def findings(made: Plan, results: Sequence[Result]) -> list[str]:
-    """The key findings, each from numbers of this study."""
+def findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
+    """The key findings, one sentence or two each, from the numbers of this study."""
     base, others = results[0], results[1:]
-    n, said = made.asked.seeds, []
+    return [
+        *_verdict_findings(plan, others),
+        *_run_findings(plan, results),
+        *_size_findings(others, base),
+        *_activation_findings(others, base),
+        *_surprise_findings(others, base),
+    ]
+
+
+def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
+    """The variants by their verdicts."""
+    sentences = []
     by_kind = {
-        kind: [one for one in others if one.verdict and one.verdict.kind == kind] for kind in MARKS
+        kind: [result for result in others if result.verdict and result.verdict.kind == kind]
+        for kind in MARKERS
     }
     for kind in ("better", "worse"):
-        found = sorted(by_kind[kind], key=lambda one: -abs(_delta(one)))
-        if found:
+        if ranked := sorted(by_kind[kind], key=lambda result: -abs(_delta(result))):
             listed = "; ".join(
-                f"{one.name} ({_delta(one):+.4f} nats, {_interval(one)})" for one in found[:4]
+                f"{result.name} ({_delta(result):+.4f} nats, {_format_interval(result)})"
+                for result in ranked[:MAX_LISTED]
             )
-            more = f", and {len(found) - 4} more" if len(found) > 4 else ""
-            said.append(f"{kind.capitalize()} than the baseline: {listed}{more}.")
+            more = f", and {len(ranked) - MAX_LISTED} more" if len(ranked) > MAX_LISTED else ""
+            sentences.append(f"{kind.capitalize()} than the baseline: {listed}{more}.")
     if by_kind["same"]:
-        said.append(f"The same: {', '.join(one.name for one in by_kind['same'])}.")
+        names = ", ".join(result.name for result in by_kind["same"])
+        sentences.append(f"The same as the baseline, within the margin: {names}.")
     if unclear := by_kind["not distinguishable"]:
-        least = statistics.median(
-            one.comparison.detectable
-            for one in unclear
-            if one.comparison and one.comparison.detectable
+        detectable = statistics.median(
+            result.comparison.detectable
+            for result in unclear
+            if result.comparison and result.comparison.detectable
         )
-        said.append(
-            f"Not distinguishable from the baseline with {n} seeds: {', '.join(one.name for one in unclear)}. A "
-            f"difference of {least:.3g} nats (the median over these) would be seen in 4 of 5 such studies."
+        sentences.append(
+            f"Not distinguishable from the baseline with {plan.spec.seeds} seeds: "
+            f"{', '.join(result.name for result in unclear)}. 4 of 5 such studies would detect a "
+            f"difference of {detectable:.3g} nats (the median over these variants)."
         )
-    if lost := [one for one in results if any(row.status == "diverged" for row in one.rows)]:
-        listed = ", ".join(
-            f"{one.name} ({sum(r.status == 'diverged' for r in one.rows)} of {n})" for one in lost
-        )
-        said.append(f"Diverged, which is a result and not a gap: {listed}.")
-    if failed := [row for one in results for row in one.rows if row.status == "failed"]:
-        said.append(f"{len(failed)} runs failed and are missing: see logs/.")
-    if edges := [one.name for one in results if one.at_edge]:
-        said.append(
-            f"The best rate is the last one tried for {', '.join(edges)}: the grid is too narrow there."
+    return sentences
+
+
+def _run_findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
+    """Diverged and failed runs, and what limits the study."""
+    sentences, n = [], plan.spec.seeds
+    diverged = {
+        result.name: sum(trial.status == "diverged" for trial in result.trials)
+        for result in results
+    }
+    if any(diverged.values()):
+        listed = ", ".join(f"{name} ({count} of {n})" for name, count in diverged.items() if count)
+        sentences.append(f"Diverged (a result, not a missing value): {listed}.")
+    failed = sum(trial.status == "failed" for result in results for trial in result.trials)
+    if failed:
+        sentences.append(f"{failed} runs failed and are missing: see logs/.")
+    if edges := [result.name for result in results if result.at_edge]:
+        sentences.append(
+            f"The best learning rate is at the edge of those tried for {', '.join(edges)}: the "
+            "grid is too narrow there."
         )
     if n == 1:
-        said.append(
-            "One seed is no proof of anything: these are directions at best. Give --seeds 3 or more."
+        sentences.append(
+            "One seed is no proof: the differences may be due to chance. Give --seeds 3 or more."
         )
-    return [*said, *_returns(others, base), *_activations(others, base), *_surprises(others, base)]
+    return sentences
 
 
-def _returns(others: Sequence[Result], base: Result) -> list[str]:
-    """What each step along an axis of sizes bought, and where a doubling bought less than half of the one before."""
-    said = []
+def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
+    """The gain of each step in depth and width, and where a doubling gains less than half of the
+    one before.
+    """
+    sentences = []
     for axis in ("depth", "width"):
-        own = str(base.config.model.n_layers if axis == "depth" else base.config.model.d_model)
+        own = base.config.model.n_layers if axis == "depth" else base.config.model.d_model
+        results = [(int(result.value), result) for result in others if result.axis == axis]
+        results = sorted([*results, (own, base)], key=lambda pair: pair[0])
         points = [
-            (int(one.value), one) for one in others if one.axis == axis and _mean(one) is not None
+            (value, loss) for value, result in results if (loss := _mean_loss(result)) is not None
         ]
-        points = sorted([*points, (int(own), base)], key=lambda point: point[0])
-        known = [(value, loss) for value, one in points if (loss := _mean(one)) is not None]
-        if len(known) < 3:
+        if len(points) < 3:
             continue
-        steps = [f"{a} to {b}: {lb - la:+.3f}" for (a, la), (b, lb) in itertools.pairwise(known)]
-        gains = [(la - lb) / math.log2(b / a) for (a, la), (b, lb) in itertools.pairwise(known)]
+        steps = [f"{a} to {b}: {lb - la:+.3f}" for (a, la), (b, lb) in itertools.pairwise(points)]
+        gains = [(la - lb) / math.log2(b / a) for (a, la), (b, lb) in itertools.pairwise(points)]
         bends = (
-            known[i][0]
+            points[i][0]
             for i in range(1, len(gains))
             if gains[i - 1] > 0 and gains[i] < gains[i - 1] / 2
         )
-        where = next(bends, None)
+        bend = next(bends, None)
         tail = (
-            f" From {where} on, a doubling buys less than half of what the one before did."
-            if where
-            else ""
+            f" From {bend} on, a doubling gains less than half of the one before." if bend else ""
         )
-        said.append(f"Returns of {axis}, nats a step: {', '.join(steps)}.{tail}")
-    return said
+        sentences.append(f"Change of the loss by {axis}, in nats: {', '.join(steps)}.{tail}")
+    return sentences
 
 
-def _activations(others: Sequence[Result], base: Result) -> list[str]:
-    """GELU against SwiGLU, where the study has both: through the baseline's pairs."""
-    of = {base.config.model.feedforward: base}
-    of |= {one.config.model.feedforward: one for one in others if one.axis == "activation"}
-    if not {"gelu", "swiglu"} <= set(of):
+def _activation_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
+    """The comparison of GELU and SwiGLU, if one of them is the baseline and the other a variant."""
+    by_activation = {base.config.model.feedforward: base}
+    by_activation |= {
+        result.config.model.feedforward: result for result in others if result.axis == "activation"
+    }
+    if not {"gelu", "swiglu"} <= set(by_activation):
         return []
-    pair = next((one for one in (of["gelu"], of["swiglu"]) if one.comparison), None)
-    if pair is None or pair.verdict is None or base not in (of["gelu"], of["swiglu"]):
+    gelu, swiglu = by_activation["gelu"], by_activation["swiglu"]
+    variant = next((result for result in (gelu, swiglu) if result.comparison), None)
+    if variant is None or variant.verdict is None or base not in (gelu, swiglu):
         return []
-    other = of["swiglu"] if pair is of["gelu"] else of["gelu"]
-    kind = pair.verdict.kind
-    settled = kind in ("better", "worse", "same")
-    return [
-        f"GELU against SwiGLU at this scale: {pair.name} is {pair.verdict.words} than "
-        f"{'the baseline, which has' if other is base else ''} {other.config.model.feedforward}."
-        if kind in ("better", "worse")
-        else f"GELU against SwiGLU at this scale: {'' if settled else 'this study cannot say: '}{pair.verdict.words}."
-    ]
+    other = swiglu if variant is gelu else gelu
+    kind, words = variant.verdict.kind, variant.verdict.words
+    start = "GELU against SwiGLU at this scale"
+    if kind in ("better", "worse"):
+        whose = "the baseline, which has" if other is base else ""
+        return [
+            f"{start}: {variant.name} is {words} than {whose} {other.config.model.feedforward}."
+        ]
+    return [f"{start}: {'' if kind == 'same' else 'this study cannot decide: '}{words}."]
 
 
-def _surprises(others: Sequence[Result], base: Result) -> list[str]:
-    """What one would not have bet on."""
-    said = []
-    smaller = [
-        one
-        for one in others
-        if one.verdict and one.verdict.kind == "better" and one.parameters < 0.95 * base.parameters
+def _surprise_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
+    """Smaller variants that are better, larger ones that are worse, and unusually large spreads
+    over seeds.
+    """
+    sentences = []
+    smaller_better = [
+        result.name
+        for result in others
+        if result.verdict
+        and result.verdict.kind == "better"
+        and result.parameters < (1 - MIN_SIZE_CHANGE) * base.parameters
     ]
-    if smaller:
-        said.append(f"A surprise: smaller and better, {', '.join(one.name for one in smaller)}.")
-    larger = [
-        one
-        for one in others
-        if one.verdict and one.verdict.kind == "worse" and one.parameters > 1.05 * base.parameters
+    if smaller_better:
+        sentences.append(f"Smaller than the baseline and better: {', '.join(smaller_better)}.")
+    larger_worse = [
+        result.name
+        for result in others
+        if result.verdict
+        and result.verdict.kind == "worse"
+        and result.parameters > (1 + MIN_SIZE_CHANGE) * base.parameters
     ]
-    if larger:
-        said.append(
-            f"A surprise: larger and worse at this budget, {', '.join(one.name for one in larger)}."
+    if larger_worse:
+        sentences.append(
+            f"Larger than the baseline and worse at this budget: {', '.join(larger_worse)}."
         )
-    spreads = {one.name: _spread(one) for one in [base, *others] if _spread(one) is not None}
-    usual = (
-        statistics.median(spread for spread in spreads.values() if spread is not None)
-        if spreads
-        else 0.0
-    )
-    unsteady = [
-        name for name, spread in spreads.items() if spread is not None and spread > 4 * usual > 0
-    ]
+    spreads = {
+        result.name: spread
+        for result in [base, *others]
+        if (spread := _loss_spread(result)) is not None
+    }
+    median = statistics.median(spreads.values()) if spreads else 0.0
+    unsteady = [name for name, spread in spreads.items() if spread > LARGE_SPREAD * median > 0]
     if unsteady:
-        said.append(
-            f"Unsteady, with four times the usual spread over seeds ({usual:.3g} nats): {', '.join(unsteady)}."
+        sentences.append(
+            f"More than four times the median spread over seeds ({median:.3g} nats): "
+            f"{', '.join(unsteady)}."
         )
-    return said
+    return sentences
 
 
-def sections(made: Plan, results: Sequence[Result]) -> list[Section]:
-    """For the page."""
-    budget = EQUAL[made.asked.match]
-    found = [
-        Section("Key findings", findings(made, results)),
-        Section("Differences from the baseline", (
-            "Below zero is better. Bars are 95% intervals of the paired differences, each by itself; the verdicts hold "
-            "together (Holm). A filled mark is distinguishable from the baseline, a cross diverged.",
-        ), pictures=(Picture("bars", f"Difference of each variant's final loss from the baseline's, {budget}",
-                             lambda colours: bars(made, results, colours)),)),
-        Section("Training curves", pictures=(
-            Picture("curves", f"Validation loss against training tokens, means over the seeds, {budget}",
-                    lambda colours: curves(made, results, colours)),)),
-    ]  # fmt: skip
-    for axis in _axes(made):
-        shown = [results[0], *(one for one in results if one.axis == axis)]
-        notes = [*left_out([axis], made.base), *([AXES[axis].note] if AXES[axis].note else [])]
-        if made.asked.match == "parameters":
-            notes = [
-                "the width follows, so that the number of parameters stays (or the depth, where the width varies)"
-            ]
-        found.append(
-            Section(
-                axis.capitalize(), [f"{note[0].upper()}{note[1:]}." for note in notes],
-                HEADER,
-                [_cells(one) for one in shown],
-            )
-        )  # fmt: skip
+def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
+    """The sections of the report."""
+    budget = MATCH_LABELS[plan.spec.match]
     samples = [
-        (one.name, one_line(one.rows[0].sample)[:SAMPLE]) for one in results if one.rows[0].sample
+        (result.name, one_line(result.trials[0].sample)[:MAX_SAMPLE_LENGTH])
+        for result in results
+        if result.trials[0].sample
     ]
-    found.append(
+    runs = [
+        (
+            result.name,
+            str(trial.seed),
+            ": ".join(filter(None, (trial.status, trial.error))),
+            number(trial.final_loss, ".4f"),
+            f"runs/{trial.run.path.name}",
+        )
+        for result in results
+        for trial in result.trials
+    ]
+    return [
+        Section("Key findings", findings(plan, results)),
+        Section(
+            "Differences from the baseline",
+            (
+                "Below zero is better. Bars are 95% intervals of the paired differences, without "
+                "correction; the verdicts are corrected for the whole family (Holm). A filled mark "
+                "is distinguishable from the baseline.",
+            ),
+            pictures=(
+                Picture(
+                    "bars",
+                    f"Difference of each variant's final loss from the baseline's, {budget}",
+                    lambda colours: draw_bars(plan, results, colours),
+                ),
+            ),
+        ),
+        Section(
+            "Training curves",
+            pictures=(
+                Picture(
+                    "curves",
+                    f"Validation loss against training tokens, means over the seeds, {budget}",
+                    lambda colours: draw_curves(plan, results, colours),
+                ),
+            ),
+        ),
+        *(_axis_section(axis, plan, results) for axis in plan.axes),
         Section(
             "A sample of each",
             ("Of the first seed, after the last step.",),
             ("variant", "text"),
             samples,
-        )
-    )
-    runs = [
-        (one.name, str(row.seed), ": ".join(filter(None, (row.status, row.why))), number(row.final_loss, ".4f"),
-         f"runs/{row.run.path.name}")
-        for one in results for row in one.rows
-    ]  # fmt: skip
-    found.append(Section("All runs", (), ("variant", "seed", "status", "loss", "folder"), runs))
-    return found
-
-
-def _cells(one: Result) -> tuple[str, ...]:
-    of, verdict = one.comparison, one.verdict
-    spread, times = _spread(one), [row.wall_s for row in one.rows]
-    steps = [row.step_ms for row in one.rows if row.step_ms is not None]
-    memory = [row.peak_bytes for row in one.rows if row.peak_bytes]
-    return (
-        one.name, f"{one.parameters:,}", f"{one.flops:.3g}", _loss(one),
-        number(spread, ".4f") if spread is not None else "",
-        f"{of.delta:+.4f}" if of and of.delta is not None else "", _interval(one),
-        number(verdict.p_holm, ".3g") if verdict and verdict.p_holm is not None else "",
-        verdict.words if verdict else "the baseline", duration(statistics.mean(times)),
-        f"{statistics.median(steps):.1f}" if steps else "", size(max(memory)) if memory else "",
-    )  # fmt: skip
-
-
-def _loss(one: Result) -> str:
-    mean = _mean(one)
-    lost = "failed" if any(row.status == "failed" for row in one.rows) else "diverged"
-    return lost if mean is None else f"{mean:.4f}"
-
-
-def _mean(one: Result) -> float | None:
-    """Over all seeds; None where one has no loss: it would flatter the others."""
-    losses = [loss for loss in one.losses if loss is not None]
-    return statistics.mean(losses) if len(losses) == len(one.losses) else None
-
-
-def _spread(one: Result) -> float | None:
-    losses = [loss for loss in one.losses if loss is not None]
-    return statistics.stdev(losses) if len(losses) > 1 else None
-
-
-def _delta(one: Result) -> float:
-    return one.comparison.delta if one.comparison and one.comparison.delta is not None else 0.0
-
-
-def _interval(one: Result) -> str:
-    of = one.comparison
-    return (
-        f"{of.ci_low:+.4f} to {of.ci_high:+.4f}"
-        if of and of.ci_low is not None and of.ci_high is not None
-        else ""
-    )
-
-
-def bars(made: Plan, results: Sequence[Result], colours: Palette) -> Figure:
-    """The differences from the baseline, the intervals, and whether they count."""
-    from matplotlib.figure import Figure
-
-    shown = list(reversed(results[1:]))
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    n = made.asked.seeds
-    dress(
-        axes,
-        f"Final validation loss against the baseline's, {EQUAL[made.asked.match]}, {n} seeds",
-        "",
-        colours,
-    )
-    axes.axvline(0, color=colours.ink, linewidth=1)
-    hues = {axis: _line(i, colours)[0] for i, axis in enumerate(_axes(made))}
-    for place, one in enumerate(shown):
-        of, hue = one.comparison, hues[one.axis]
-        if of is None or of.delta is None:
-            axes.text(
-                0,
-                place,
-                "  diverged" if of and of.diverged else "  no difference to show",
-                color=hue,
-                va="center",
-            )
-            continue
-        if of.ci_low is not None and of.ci_high is not None:
-            axes.plot([of.ci_low, of.ci_high], [place, place], color=hue, linewidth=2)
-        kind = one.verdict.kind if one.verdict else "not tested"
-        fill = hue if kind in ("better", "worse") else "none"
-        axes.plot([of.delta], [place], MARKS[kind], color=hue, markerfacecolor=fill, markersize=7)
-    axes.set_yticks(range(len(shown)), [one.name for one in shown])
-    axes.set_xlabel("nats a token, below zero is better (95% intervals)", color=colours.ink)
-    axes.set_ylim(-0.7, len(shown) - 0.3)
-    return figure
-
-
-def curves(made: Plan, results: Sequence[Result], colours: Palette) -> Figure:
-    """Validation loss over training tokens: a panel for each axis, the baseline in all of them."""
-    from matplotlib.figure import Figure
-
-    panels = _axes(made)
-    columns = min(3, len(panels))
-    figure = Figure(figsize=(4.4 * columns, 3.2 * -(-len(panels) // columns)), layout="constrained")
-    for place, axis in enumerate(panels, 1):
-        axes = figure.add_subplot(-(-len(panels) // columns), columns, place)
-        dress(
-            axes,
-            axis.capitalize(),
-            "nats a token" if place % columns == 1 or columns == 1 else "",
-            colours,
-        )
-        shown = [results[0], *(one for one in results if one.axis == axis)]
-        for i, one in enumerate(shown):
-            hue, style = (colours.ink, "-") if one.axis == BASELINE else _line(i - 1, colours)
-            label = "baseline" if one.axis == BASELINE else one.value
-            axes.plot(*_curve(one), color=hue, linestyle=style, linewidth=1.6, label=label)
-        axes.set_xlabel(f"million training tokens, {EQUAL[made.asked.match]}", color=colours.ink)
-        finish(axes, colours)
-    return figure
-
-
-def _line(i: int, colours: Palette) -> tuple[str, str]:
-    """Hue and dashes of the i-th line: three hues, and other dashes where they come again."""
-    return (colours.train, colours.validation, colours.third)[i % 3], ("-", "--", ":", "-.")[
-        i // 3 % 4
+        ),
+        Section("All runs", (), ("variant", "seed", "status", "loss", "folder"), runs),
     ]
 
 
-def _curve(one: Result) -> tuple[list[float], list[float]]:
-    """Validation losses by millions of tokens, the means over the seeds; where a seed has none there is no mean.
+def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Section:
+    """The table of one axis, the baseline first."""
+    shown = [results[0], *(result for result in results if result.axis == axis)]
+    notes = [*skipped_values([axis], plan.base), *([AXES[axis].note] if AXES[axis].note else [])]
+    if plan.spec.match == "parameters":
+        notes = [
+            "the width is changed to keep the number of parameters (or the depth, on the axis of "
+            "the width)"
+        ]
+    text = [f"{note[0].upper()}{note[1:]}." for note in notes]
+    return Section(axis.capitalize(), text, HEADER, [_format_row(result) for result in shown])
 
-    Without the untrained model, beside which all others look alike. Inner points are of a sample of the validation
-    text, the last one is of all of it.
-    """
-    per_step = one.config.train.batch_size * one.config.model.block_size
-    seeds = []
-    for row in one.rows:
-        history = row.run.history
-        points = zip(history.eval_steps, history.val_losses)
-        seeds.append(
-            {step * per_step / 1e6: loss for step, loss in points if step and loss is not None}
-        )
-    xs = sorted(set.intersection(*(set(points) for points in seeds)))
-    return xs, [statistics.mean(points[x] for points in seeds) for x in xs]
+
+def _format_row(result: VariantResult) -> tuple[str, ...]:
+    comparison, verdict = result.comparison, result.verdict
+    spread, times = _loss_spread(result), [trial.wall_s for trial in result.trials]
+    steps = [trial.step_ms for trial in result.trials if trial.step_ms is not None]
+    memory = [trial.peak_bytes for trial in result.trials if trial.peak_bytes]
+    return (
+        result.name,
+        f"{result.parameters:,}",
+        f"{result.flops:.3g}",
+        _format_loss(result),
+        number(spread, ".4f") if spread is not None else "",
+        f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else "",
+        _format_interval(result),
+        number(verdict.p_holm, ".3g") if verdict and verdict.p_holm is not None else "",
+        verdict.words if verdict else "the baseline",
+        duration(statistics.mean(times)),
+        f"{statistics.median(steps):.1f}" if steps else "",
+        size(max(memory)) if memory else "",
+    )
+
+
+def _format_loss(result: VariantResult) -> str:
+    mean = _mean_loss(result)
+    if mean is not None:
+        return f"{mean:.4f}"
+    return "failed" if any(trial.status == "failed" for trial in result.trials) else "diverged"
+
+
+def _mean_loss(result: VariantResult) -> float | None:
+    """The mean over all seeds; None if one has no loss: the mean of the others would be biased."""
+    losses = [loss for loss in result.losses if loss is not None]
+    return statistics.mean(losses) if len(losses) == len(result.losses) else None
+
+
+def _loss_spread(result: VariantResult) -> float | None:
+    """The standard deviation over seeds."""
+    losses = [loss for loss in result.losses if loss is not None]
+    return statistics.stdev(losses) if len(losses) > 1 else None
+
+
+def _delta(result: VariantResult) -> float:
+    comparison = result.comparison
+    return comparison.delta if comparison and comparison.delta is not None else 0.0
+
+
+def _format_interval(result: VariantResult) -> str:
+    comparison = result.comparison
+    if comparison is None or comparison.ci_low is None or comparison.ci_high is None:
+        return ""
+    return f"{comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"

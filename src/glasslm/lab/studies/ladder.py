@@ -1,9 +1,12 @@
-"""A ladder of runs to fit a scaling law to: sizes x compute, each run decayed to its end. And one run beyond it.
+"""The runs of a scaling study: sizes x compute, each decayed to its end, and one larger run that is
+predicted.
 
-At each of COMPUTES budgets of compute, SIZES sizes share it (an IsoFLOP design, approach 2 of arXiv:2203.15556): small
-models see more tokens, large ones fewer. From one budget to the next sizes grow by the square root of the compute, so
-that each size meets several budgets and each number of tokens several sizes. C = 6 N D throughout, where N counts the
-parameters that multiply a token, the head included. The width is what grows; depth and the number of heads stay.
+At each of COMPUTE_LEVELS budgets of compute, SIZES_PER_LEVEL sizes share it (an IsoFLOP design,
+approach 2 of arXiv:2203.15556): small models see more tokens, large ones fewer. From one budget to
+the next, sizes grow by the square root of the compute, so that each size occurs in several budgets
+and each number of tokens with several sizes. C = 6 N D throughout, where N counts the parameters
+that multiply a token, the head included. Only the width grows; depth and the number of heads stay
+the same.
 """
 
 from __future__ import annotations
@@ -20,129 +23,145 @@ from numpy.typing import NDArray
 
 from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.config.units import seconds
-from glasslm.data.shards import Dataset
+from glasslm.config.units import parse_duration
+from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
 from glasslm.lab.studies import study_setting
 from glasslm.lab.studies.axes import with_model
 from glasslm.lab.studies.study_setting import (
-    TUNING_SEED,
-    held_plan,
-    hold_plan,
-    measured,
-    seeded,
-    sparing,
-    with_engine,
-    with_text,
+    TUNING_SEED_OFFSET,
+    load_plan,
+    measure_speed,
+    prepare_recipe,
+    resolve_compute,
+    save_plan,
+    with_rate_and_seed,
+    with_sparse_logging,
 )
 from glasslm.lab.studies.sweep import Runner, Trial
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.metrics import plain
-from glasslm.text import Say, duration
+from glasslm.text import Notify, duration
 from glasslm.training import step_timer
 from glasslm.training.step_timer import Pace
 
-COMPUTES, SIZES, GROWTH = (
-    4,
-    5,
-    3.0,
-)  # budgets of compute, sizes at each, and the factor from budget to budget
-MIDDLE = 40.0  # tokens a parameter at the middle size: characters wanted 32 to 56 (docs/log.md), subwords want 20
-BEYOND = 4.0  # times the largest compute of the ladder: the run that is predicted
-FEWEST_STEPS, LEAST_STEPS = (
-    100,
-    30,
-)  # of the shortest run: wanted, and without which there is no ladder
-SPARE = 0.85  # of a budget of time is planned for
-MULTIPLES = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate, tried at three sizes
+COMPUTE_LEVELS = 4  # budgets of compute
+SIZES_PER_LEVEL = 5
+COMPUTE_GROWTH = 3.0  # the factor from budget to budget
+# At the middle size. The optimum is 32 to 56 for characters (docs/log.md) and about 20 for
+# subwords.
+MIDDLE_TOKENS_PER_PARAMETER = 40.0
+EXTRAPOLATION_FACTOR = 4.0  # the compute of the predicted run, in multiples of the ladder's largest
+TARGET_MIN_STEPS = 100  # of the shortest run: the batch is halved to reach it
+MIN_STEPS = 30  # of the shortest run: the budget must allow it
+PLANNED_SHARE = 0.85  # of a budget of time
+RATE_MULTIPLES = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate, tried at three sizes
+MAX_WIDTHS = 256
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What a study of scaling is about, all that determines its runs but their learning rates, which are tuned."""
+    """Everything that determines the runs of a scaling study, except their learning rates, which
+    are tuned.
+    """
 
     base: RunConfig
-    rungs: list[list[RunConfig]]  # for each compute, the smallest first, its sizes
+    rungs: list[list[RunConfig]]  # the sizes of each compute, the smallest first
     vocab_size: int
     unique_tokens: int
     compute: ComputeConfig  # of each run
 
     @property
     def cells(self) -> list[RunConfig]:
+        """The configurations of all rungs."""
         return [config for rung in self.rungs for config in rung]
 
     @cached_property
     def sizes(self) -> list[int]:
-        return sorted({size_of(config, self.vocab_size) for config in self.cells})
+        """The different N, the smallest first."""
+        return sorted({matmul_parameters(config, self.vocab_size) for config in self.cells})
 
     @cached_property
     def largest_C(self) -> float:
-        return max(compute_of(config, self.vocab_size) for config in self.cells)
+        return max(training_flops(config, self.vocab_size) for config in self.cells)
 
 
-def size_of(config: RunConfig, vocab_size: int) -> int:
-    """N: the parameters that multiply a token."""
-    return parameter_table(config.model.resolved(), vocab_size).matmul
+def matmul_parameters(config: RunConfig, vocab_size: int) -> int:
+    """N: the number of parameters that multiply a token."""
+    return parameter_table(config.model.resolve(), vocab_size).matmul
 
 
-def tokens_of(config: RunConfig) -> int:
-    """D."""
+def training_tokens(config: RunConfig) -> int:
+    """D: the number of tokens that a run is trained on."""
     return config.train.max_steps * config.train.batch_size * config.model.block_size
 
 
-def compute_of(config: RunConfig, vocab_size: int) -> float:
-    """C = 6 N D."""
-    return 6.0 * size_of(config, vocab_size) * tokens_of(config)
+def training_flops(config: RunConfig, vocab_size: int) -> float:
+    """C = 6 N D of a run."""
+    return 6.0 * matmul_parameters(config, vocab_size) * training_tokens(config)
 
 
-# -- the plan ---------------------------------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
-def plan(base: RunConfig, budget: str, runner: Runner, study: Path, say: Say) -> Ladder:
-    """Fix the sizes and steps of all runs, so that they, and the one beyond them, fit the budget. Kept in plan.json.
+def plan_ladder(
+    base: RunConfig, budget: str, runner: Runner, study: Path, notify: Notify
+) -> Ladder:
+    """Fix the sizes and steps of all runs so that they and the predicted run fit the budget; write
+    plan.json.
 
-    `budget` is a time ("40m") or, as a plain number from a million up, FLOPs. Raises InputError for one too small.
+    `budget` is a time ("40m") or, as a plain number of at least a million, FLOPs. Raises InputError
+    if it is too small.
     """
-    asked = plain([to_dict(base), budget])
-    if held := held_plan(study, asked):
-        rungs = [[from_dict(RunConfig, config) for config in rung] for rung in held["rungs"]]
-        compute = from_dict(ComputeConfig, held["compute"])
+    flags = plain([to_dict(base), budget])
+    if saved := load_plan(study, flags):
+        rungs = [[from_dict(RunConfig, config) for config in rung] for rung in saved["rungs"]]
         return Ladder(
-            from_dict(RunConfig, held["base"]),
-            rungs,
-            held["vocab_size"],
-            held["unique_tokens"],
-            compute,
+            base=from_dict(RunConfig, saved["base"]),
+            rungs=rungs,
+            vocab_size=saved["vocab_size"],
+            unique_tokens=saved["unique_tokens"],
+            compute=from_dict(ComputeConfig, saved["compute"]),
         )
-    base, dataset = with_text(base, say)
-    flops = _as_flops(budget)
+    base, dataset = prepare_recipe(base, notify)
+    flops = _parse_flops(budget)
     if flops is None:
-        made, told = _fitting(base, seconds(budget), runner, dataset)
+        ladder, expected = _fit_time(base, parse_duration(budget), runner, dataset)
     else:
-        units = (SIZES + 1) * sum(GROWTH**-k for k in range(COMPUTES)) + BEYOND
-        made, told = (
-            built(base, flops / units, dataset, runner.compute),
-            f"{flops:.3g} FLOPs, tuning besides",
-        )
-    shortest = min(config.train.max_steps for config in made.cells)
-    if shortest < LEAST_STEPS:
+        levels = sum(COMPUTE_GROWTH**-k for k in range(COMPUTE_LEVELS))
+        units = (SIZES_PER_LEVEL + 1) * levels + EXTRAPOLATION_FACTOR  # in the largest compute
+        ladder = build_ladder(base, flops / units, dataset, runner.compute)
+        expected = f"{flops:.3g} FLOPs, without the tuning of learning rates"
+    shortest = min(config.train.max_steps for config in ladder.cells)
+    if shortest < MIN_STEPS:
         raise InputError(
-            f"a budget of {budget} leaves {shortest} steps to the shortest run, expected {LEAST_STEPS}: give a longer "
-            "--budget, or a recipe with a smaller --batch-size or --block-size"
+            f"a budget of {budget} leaves {shortest} steps to the shortest run, expected "
+            f"{MIN_STEPS}: give a longer --budget, or a recipe with a smaller --batch-size or "
+            "--block-size"
         )
-    say(
-        f"{len(made.cells)} cells of {len(made.sizes)} sizes, {made.sizes[0]:,} to {made.sizes[-1]:,} parameters, up "
-        f"to {made.largest_C:.3g} FLOPs: {told}"
+    sizes = ladder.sizes
+    notify(
+        f"{len(ladder.cells)} runs of {len(sizes)} sizes, {sizes[0]:,} to {sizes[-1]:,} "
+        f"parameters, up to {ladder.largest_C:.3g} FLOPs: {expected}"
     )
-    hold_plan(study, asked, {
-        "base": to_dict(made.base), "rungs": [[to_dict(config) for config in rung] for rung in made.rungs],
-        "vocab_size": made.vocab_size, "unique_tokens": made.unique_tokens, "compute": to_dict(made.compute),
-    })  # fmt: skip
-    return made
+    save_plan(
+        study,
+        flags,
+        {
+            "base": to_dict(ladder.base),
+            "rungs": [[to_dict(config) for config in rung] for rung in ladder.rungs],
+            "vocab_size": ladder.vocab_size,
+            "unique_tokens": ladder.unique_tokens,
+            "compute": to_dict(ladder.compute),
+        },
+    )
+    return ladder
 
 
-def _as_flops(budget: str) -> float | None:
-    """A plain number of at least a million is no time that anybody waits for."""
+def _parse_flops(budget: str) -> float | None:
+    """The budget in FLOPs, if it is a plain number of at least a million; a smaller number is a
+    time.
+    """
     try:
         number = float(budget)
     except ValueError:
@@ -150,187 +169,216 @@ def _as_flops(budget: str) -> float | None:
     return number if 1e6 <= number < math.inf else None
 
 
-def built(base: RunConfig, largest_C: float, dataset: Dataset, compute: ComputeConfig) -> Ladder:
-    """The ladder whose largest compute is this.
+def build_ladder(
+    base: RunConfig, largest_C: float, dataset: Dataset, compute: ComputeConfig
+) -> Ladder:
+    """The ladder with this largest compute.
 
-    The middle size of each compute has MIDDLE tokens a parameter, as long as there are smaller sizes.
-    Raises InputError where the recipe cannot be made so wide.
+    The middle size of each compute has MIDDLE_TOKENS_PER_PARAMETER, unless smaller sizes would be
+    narrower than the narrowest model. Raises InputError if the recipe cannot be made wide enough.
     """
     V = dataset.tokenizer.vocab_size
-    widths = _widths(base, V)
-    computes = [largest_C / GROWTH ** (COMPUTES - 1 - k) for k in range(COMPUTES)]
-    smallest = math.sqrt(computes[0] / (6 * MIDDLE)) / GROWTH ** ((SIZES - 1) / 4)
+    widths = _list_widths(base, V)
+    computes = [
+        largest_C / COMPUTE_GROWTH ** (COMPUTE_LEVELS - 1 - k) for k in range(COMPUTE_LEVELS)
+    ]
+    smallest = math.sqrt(computes[0] / (6 * MIDDLE_TOKENS_PER_PARAMETER)) / COMPUTE_GROWTH ** (
+        (SIZES_PER_LEVEL - 1) / 4
+    )
     first = max(smallest, widths[1][1])
     chosen: list[int] = []
-    for i in range(COMPUTES + SIZES - 1):
-        wanted = first * GROWTH ** (i / 2)
+    for i in range(COMPUTE_LEVELS + SIZES_PER_LEVEL - 1):
+        target_N = first * COMPUTE_GROWTH ** (i / 2)
         larger = [pair for pair in widths if not chosen or pair[0] > chosen[-1]]
-        if not larger or larger[-1][1] < wanted / 2:
+        if not larger or larger[-1][1] < target_N / 2:
             raise InputError(
-                f"{largest_C:.3g} FLOPs want models of {wanted:.3g} parameters, and {widths[-1][0]} is the widest that "
-                f"is made ({widths[-1][1]:,}): give a smaller budget, or a recipe with more --n-layers"
+                f"{largest_C:.3g} FLOPs need models of {target_N:.3g} parameters, but the widest "
+                f"model of this recipe has {widths[-1][1]:,} (width {widths[-1][0]}): give a "
+                "smaller budget, or more --n-layers"
             )
-        chosen.append(min(larger, key=lambda pair: abs(math.log(pair[1] / wanted)))[0])
+        chosen.append(min(larger, key=lambda pair: abs(math.log(pair[1] / target_N)))[0])
     models = [with_model(base, d_model=d) for d in chosen]
     batch = base.train.batch_size
-    fewest = (
-        computes[0] / (6 * size_of(models[SIZES - 1], V)) / base.model.block_size
-    )  # rows of the shortest run
-    while batch > 1 and fewest / batch < FEWEST_STEPS:
+    largest_of_first = models[SIZES_PER_LEVEL - 1]
+    shortest_rows = (
+        computes[0] / (6 * matmul_parameters(largest_of_first, V)) / base.model.block_size
+    )
+    while batch > 1 and shortest_rows / batch < TARGET_MIN_STEPS:
         batch //= 2
     base = with_flags(base, {"batch_size": batch})
     rungs = [
         [
-            at_compute(with_flags(model, {"batch_size": batch}), C, V)
-            for model in models[k : k + SIZES]
+            with_compute(with_flags(model, {"batch_size": batch}), C, V)
+            for model in models[k : k + SIZES_PER_LEVEL]
         ]
         for k, C in enumerate(computes)
     ]
-    compute = with_engine(compute, models[-1], V)
+    compute = resolve_compute(compute, models[-1], V)
     return Ladder(base, rungs, V, len(dataset.train.tokens), compute)
 
 
 @cache
-def _widths(base: RunConfig, vocab_size: int) -> list[tuple[int, int]]:
-    """(width, N) of what the recipe can be made into, the narrowest first."""
-    step = 2 * base.model.n_heads  # rotary positions turn pairs
+def _list_widths(base: RunConfig, vocab_size: int) -> list[tuple[int, int]]:
+    """(width, N) of the models that the recipe can be widened to, the narrowest first."""
+    step = 2 * base.model.n_heads  # rotary positions need an even head size
     return [
-        (d, size_of(with_model(base, d_model=d), vocab_size))
-        for d in range(step, 256 * step + 1, step)
+        (d, matmul_parameters(with_model(base, d_model=d), vocab_size))
+        for d in range(step, MAX_WIDTHS * step + 1, step)
     ]
 
 
-def at_compute(config: RunConfig, C: float, vocab_size: int) -> RunConfig:
-    """With as many steps as C = 6 N D leaves to this size, of which at most a tenth are warmup."""
+def with_compute(config: RunConfig, C: float, vocab_size: int) -> RunConfig:
+    """`config` with the number of steps that C = 6 N D allows its size."""
     batch_tokens = config.train.batch_size * config.model.block_size
-    return lasting(config, max(1, round(C / (6.0 * size_of(config, vocab_size) * batch_tokens))))
+    step_flops = 6.0 * matmul_parameters(config, vocab_size) * batch_tokens
+    return with_steps(config, max(1, round(C / step_flops)))
 
 
-def lasting(config: RunConfig, steps: int) -> RunConfig:
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """`config` with this number of steps, of which at most a tenth are warmup."""
     warmup = min(config.optimizer.warmup_steps, steps // 10)
-    return sparing(with_flags(config, {"max_steps": steps, "warmup_steps": warmup})).resolved()
+    changed = with_flags(config, {"max_steps": steps, "warmup_steps": warmup})
+    return with_sparse_logging(changed).resolve()
 
 
-def _fitting(
+def _fit_time(
     base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset
 ) -> tuple[Ladder, str]:
-    """The largest ladder that is done in time, and a word on it.
+    """The largest ladder whose runs end within the budget, and a message with the expected times.
 
-    Speeds are measured on a first guess, and again on what follows from it, whose batch may be another.
+    Speeds are measured on a first guess and again on its result, whose batch size may differ.
     """
     V, workers = dataset.tokenizer.vocab_size, runner.slots
-    step_s = measured(base, with_engine(runner.compute, base, V), dataset).step
-    most = (
-        compute_of(dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1)), V)
-        / step_s
-    )
-    most *= budget_s * workers
-    made = built(base, most / 15, dataset, runner.compute)
+    step_s = measure_speed(base, resolve_compute(runner.compute, base, V), dataset).step
+    one_step = dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=1))
+    max_flops = training_flops(one_step, V) / step_s
+    max_flops *= budget_s * workers
+    ladder = build_ladder(base, max_flops / 15, dataset, runner.compute)
     for _ in range(2):
-        speed = Speed.of(made, runner, dataset)
-        low, high = 1e6, most
+        speed = SpeedModel.measure(ladder, runner, dataset)
+        low, high = 1e6, max_flops
         for _ in range(24):
             middle = math.sqrt(low * high)
             try:
-                fits = (
-                    sum(speed.seconds(built(base, middle, dataset, runner.compute)))
-                    <= SPARE * budget_s
-                )
-            except InputError:  # wider than any model is made
+                candidate = build_ladder(base, middle, dataset, runner.compute)
+                fits = sum(speed.predict_seconds(candidate)) <= PLANNED_SHARE * budget_s
+            except InputError:  # it needs wider models than there are
                 fits = False
             low, high = (middle, high) if fits else (low, middle)
-        made = built(base, low, dataset, runner.compute)
-    ladder_s, beyond_s = speed.seconds(made)
-    return (
-        made,
-        f"about {duration(ladder_s)}, {workers} runs at once, then {duration(beyond_s)} for the run beyond",
+        ladder = build_ladder(base, low, dataset, runner.compute)
+    ladder_s, extrapolation_s = speed.predict_seconds(ladder)
+    return ladder, (
+        f"about {duration(ladder_s)}, {workers} runs at once, then {duration(extrapolation_s)} "
+        "for the predicted run"
     )
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How fast the runs of a ladder are on this machine, measured at three sizes, each alone."""
+class SpeedModel:
+    """The speed of a ladder's runs on this machine: measured at three sizes, interpolated in
+    logarithms.
+    """
 
     dataset: Dataset
     workers: int
     batch_size: int
-    sizes: NDArray[np.float64]  # (3,) logarithms
-    paces: NDArray[
-        np.float64
-    ]  # (3, 2) likewise, of a step and a window of an evaluation; between, a line is taken
-    faster: float  # what all cores gain for the run beyond, to whose small batches several have little to do
+    log_sizes: NDArray[np.float64]  # (3,)
+    log_times: NDArray[np.float64]  # (3, 2) seconds of a step and of a window of an evaluation
+    speedup: float  # of the predicted run by all cores; small batches gain little from several
 
     @staticmethod
-    def of(made: Ladder, runner: Runner, dataset: Dataset) -> Speed:
-        V, batch_size = made.vocab_size, made.base.train.batch_size
+    def measure(ladder: Ladder, runner: Runner, dataset: Dataset) -> SpeedModel:
+        V, batch_size = ladder.vocab_size, ladder.base.train.batch_size
         models = sorted(
-            made.rungs[0][:1] + made.rungs[-1][:1] + made.rungs[-1][-1:],
-            key=lambda one: size_of(one, V),
+            ladder.rungs[0][:1] + ladder.rungs[-1][:1] + ladder.rungs[-1][-1:],
+            key=lambda config: matmul_parameters(config, V),
         )
-        sizes = np.log([size_of(one, V) for one in models])
-        paces = np.log([measured(one, made.compute, dataset)[:2] for one in models])
-        alone = Speed(dataset, runner.slots, batch_size, sizes, paces, 1.0)
-        last = _slowest_beyond(made)
-        all_cores = measured(last, runner.alone(made.compute).compute, dataset).step
-        return dataclasses.replace(alone, faster=alone.pace(last, V).step / all_cores)
+        log_sizes = np.log([matmul_parameters(config, V) for config in models])
+        log_times = np.log(
+            [measure_speed(config, ladder.compute, dataset)[:2] for config in models]
+        )
+        one_core = SpeedModel(dataset, runner.slots, batch_size, log_sizes, log_times, 1.0)
+        last = _slowest_extrapolation_run(ladder)
+        all_cores = runner.with_all_cores(ladder.compute).compute
+        all_cores_s = measure_speed(last, all_cores, dataset).step
+        return dataclasses.replace(
+            one_core, speedup=one_core.interpolate(last, V).step / all_cores_s
+        )
 
-    def pace(self, config: RunConfig, vocab_size: int) -> Pace:
-        x = math.log(size_of(config, vocab_size))
-        i = 0 if x < self.sizes[1] else 1
-        slope = (self.paces[i + 1] - self.paces[i]) / max(self.sizes[i + 1] - self.sizes[i], 1e-9)
-        step, window = np.exp(self.paces[i] + slope * (x - self.sizes[i]))
+    def interpolate(self, config: RunConfig, vocab_size: int) -> Pace:
+        """The times of a run of this size on one core."""
+        x = math.log(matmul_parameters(config, vocab_size))
+        i = 0 if x < self.log_sizes[1] else 1
+        slope = (self.log_times[i + 1] - self.log_times[i]) / max(
+            self.log_sizes[i + 1] - self.log_sizes[i], 1e-9
+        )
+        step, window = np.exp(self.log_times[i] + slope * (x - self.log_sizes[i]))
         return Pace(
             float(step) * config.train.batch_size / self.batch_size, float(window), 0.0, 0.1
         )
 
-    def seconds(self, made: Ladder) -> tuple[float, float]:
-        """Of the ladder, and of the run beyond it."""
+    def predict_seconds(self, ladder: Ladder) -> tuple[float, float]:
+        """The time of the ladder with its tuning, and that of the predicted run."""
 
-        def of_core(configs: Sequence[RunConfig]) -> float:
-            V = made.vocab_size
+        def one_core_seconds(configs: Sequence[RunConfig]) -> float:
+            V = ladder.vocab_size
             return sum(
-                study_setting.START_S + step_timer.run_seconds(one, self.dataset, self.pace(one, V))
-                for one in configs
+                study_setting.RUN_START_S
+                + step_timer.run_seconds(config, self.dataset, self.interpolate(config, V))
+                for config in configs
             )
 
-        repeats = [rung[SIZES // 2] for rung in made.rungs]
-        tried = [trial.config for trial in tuning(made).values()]
-        return of_core(made.cells + repeats + tried) / self.workers, of_core(
-            [_slowest_beyond(made)]
-        ) / self.faster
+        repeats = [rung[SIZES_PER_LEVEL // 2] for rung in ladder.rungs]
+        tuning = [trial.config for trial in tuning_trials(ladder).values()]
+        return (
+            one_core_seconds(ladder.cells + repeats + tuning) / self.workers,
+            one_core_seconds([_slowest_extrapolation_run(ladder)]) / self.speedup,
+        )
 
 
-def _slowest_beyond(made: Ladder) -> RunConfig:
-    """The run beyond at the slowest that it can be: small models do less at once."""
-    return beyond(made, made.sizes[len(made.sizes) // 2])
-
-
-def tuning(made: Ladder) -> dict[tuple[int, float], Trial]:
-    """By size and multiple: three rates at a small, a middle and a large size, all on as many tokens.
-
-    On as many as the large one has at the last compute but one: the best rate of a short run is too high for long ones.
+def _slowest_extrapolation_run(ladder: Ladder) -> RunConfig:
+    """The predicted run at the size where it takes longest: small models make less use of a
+    processor.
     """
-    V, seed = made.vocab_size, made.base.train.seed + TUNING_SEED
-    models = [made.rungs[0][0], made.rungs[0][COMPUTES - 1], made.rungs[-1][SIZES - 2]]
-    steps = at_compute(models[-1], compute_of(made.rungs[-2][0], V), V).train.max_steps
-    found = {}
+    return extrapolation_run(ladder, ladder.sizes[len(ladder.sizes) // 2])
+
+
+def tuning_trials(ladder: Ladder) -> dict[tuple[int, float], Trial]:
+    """Three learning rates at a small, a middle and a large size, by (N, multiple), all on the same
+    number of tokens.
+
+    The number of tokens is that of the large size at the last compute but one: the best rate of a
+    shorter run is too high for long ones.
+    """
+    V, seed = ladder.vocab_size, ladder.base.train.seed + TUNING_SEED_OFFSET
+    models = [
+        ladder.rungs[0][0],
+        ladder.rungs[0][COMPUTE_LEVELS - 1],
+        ladder.rungs[-1][SIZES_PER_LEVEL - 2],
+    ]
+    C = training_flops(ladder.rungs[-2][0], V)
+    steps = with_compute(models[-1], C, V).train.max_steps
+    trials = {}
     for model in models:
-        N, config = size_of(model, V), lasting(model, steps)
-        for times in MULTIPLES:
-            found[N, times] = Trial(
-                f"tune-n{N}-x{times:.2g}", seeded(config, config.optimizer.lr * times, seed)
-            )
-    return found
+        N, config = matmul_parameters(model, V), with_steps(model, steps)
+        for multiple in RATE_MULTIPLES:
+            tuned = with_rate_and_seed(config, config.optimizer.lr * multiple, seed)
+            trials[N, multiple] = Trial(f"tune-n{N}-x{multiple:.2g}", tuned)
+    return trials
 
 
-def beyond(made: Ladder, wanted_N: float) -> RunConfig:
-    """The run of BEYOND times the largest compute: the size nearest to what is wanted, at most twice the largest."""
-    V = made.vocab_size
-    least, most = made.sizes[len(made.sizes) // 2], 2 * made.sizes[-1]
-    widths = [(d, N) for d, N in _widths(made.base, V) if least <= N <= most]
-    d = min(widths, key=lambda pair: abs(math.log(pair[1] / wanted_N)))[0]
-    C = BEYOND * made.largest_C
-    config = at_compute(with_model(made.base, d_model=d), C, V)
-    while compute_of(config, V) < C:  # a rounded number of steps may fall short
-        config = lasting(config, config.train.max_steps + 1)
+def extrapolation_run(ladder: Ladder, optimal_N: float) -> RunConfig:
+    """The run with EXTRAPOLATION_FACTOR times the largest compute, of the size nearest to
+    `optimal_N`.
+
+    The size is at least the ladder's median and at most twice its largest.
+    """
+    V = ladder.vocab_size
+    min_N, max_N = ladder.sizes[len(ladder.sizes) // 2], 2 * ladder.sizes[-1]
+    widths = [(d, N) for d, N in _list_widths(ladder.base, V) if min_N <= N <= max_N]
+    d = min(widths, key=lambda pair: abs(math.log(pair[1] / optimal_N)))[0]
+    C = EXTRAPOLATION_FACTOR * ladder.largest_C
+    config = with_compute(with_model(ladder.base, d_model=d), C, V)
+    while training_flops(config, V) < C:  # rounding may leave a step too few
+        config = with_steps(config, config.train.max_steps + 1)
     return config

@@ -1,4 +1,6 @@
-"""The trials of a study on a Ray cluster, or on a Ray of this machine; their folder must be one that all share."""
+"""Runs the trials of a study on a Ray cluster, whose machines must share the study's folder, or on
+a local Ray.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.errors import InputError
-from glasslm.lab.studies.trial_process import in_a_process
+from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.training.interruption import Interrupt
+
+INTERRUPTED_CODE = 143  # 128 + SIGTERM
 
 
 @contextmanager
-def connected(
+def connect_to_ray(
     address: str | None, threads: int, gpus: int, interrupted: Interrupt
 ) -> Iterator[tuple[Callable[[Path, dict[str, Any]], int], int]]:
-    """What executes a job on the cluster at `address` (None: on this machine), and how many it has room for.
+    """A function that runs a job on the cluster at `address` (None: on this machine), and how many
+    jobs fit at once.
 
-    A job takes as many cores as it has threads, and as many GPUs as are asked for.
-
-    Raises InputError where Ray is not installed or no cluster answers.
+    A job takes `threads` cores and `gpus` GPUs. Raises InputError if Ray is not installed or no
+    cluster answers.
     """
     try:
         import ray
@@ -42,13 +46,13 @@ def connected(
 
     def execute(study: Path, job: dict[str, Any]) -> int:
         if interrupted.is_set():
-            return 143
+            return INTERRUPTED_CODE
         task = remote.remote(str(study.absolute()), json.dumps(job))
-        cancelled = False
+        is_cancelled = False
         while not ray.wait([task], timeout=0.5)[0]:
-            if interrupted.is_set() and not cancelled:
+            if interrupted.is_set() and not is_cancelled:
                 ray.cancel(task)
-                cancelled = True
+                is_cancelled = True
         try:
             return int(ray.get(task))
         except (
@@ -57,16 +61,19 @@ def connected(
             ray.exceptions.WorkerCrashedError,
         ):
             time.sleep(0.5)
-            return 143 if cancelled else 1
+            return INTERRUPTED_CODE if is_cancelled else 1
 
     try:
-        has = ray.cluster_resources()
-        room = has.get("GPU", 1) / gpus if gpus else has.get("CPU", 1) / threads
-        yield execute, max(1, int(room))
+        resources = ray.cluster_resources()
+        capacity = resources.get("GPU", 1) / gpus if gpus else resources.get("CPU", 1) / threads
+        yield execute, max(1, int(capacity))
     finally:
         ray.shutdown()
 
 
 def _execute(study: str, job: str) -> int:
-    """On a worker of the cluster. When it is cancelled, the input of the run's process ends, which saves and ends."""
-    return in_a_process(Path(study), json.loads(job), Interrupt())
+    """Run a job on a machine of the cluster.
+
+    Cancelling it closes the input of the run, which saves and ends.
+    """
+    return run_in_subprocess(Path(study), json.loads(job), Interrupt())

@@ -1,4 +1,6 @@
-"""What a ladder says: its law (lab/scaling/fitted.py), how it was made, and whether the prediction held."""
+"""The report of a scaling study: its law (lab/scaling/fit_report.py), its design, and whether the
+prediction held.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from typing import TYPE_CHECKING
 from glasslm import files
 from glasslm.lab.scaling import fit_report
 from glasslm.lab.scaling.law import Interval, Observation, fit
-from glasslm.lab.studies.ladder import MULTIPLES, Ladder
-from glasslm.lab.studies.scaling_study import Cell, RateRule, Study
+from glasslm.lab.studies.ladder import RATE_MULTIPLES, Ladder
+from glasslm.lab.studies.scaling_study import LadderRun, LearningRateRule, ScalingStudy
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
-from glasslm.report.figures import Palette, dress, finish
+from glasslm.report.figures import Palette, add_legend, style_axes
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
 from glasslm.text import number
@@ -24,162 +26,172 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLE = "runs.csv"
-CONVENTIONS = ("matmul", "total", "non_embedding")
+CONVENTIONS = ("matmul", "total", "non_embedding")  # ways to count N
 
 
-def write(folder: Path, of: Study) -> Path:
-    """runs.csv, fit.json, the figures and the report of a study; returns the path of its page."""
-    files.write_atomic(folder / TABLE, as_csv(of.cells).encode())
+def write(folder: Path, study: ScalingStudy) -> Path:
+    """Write runs.csv, fit.json, the figures and the report of a study; returns the path of
+    report.html.
+    """
+    files.write_atomic(folder / TABLE, to_csv(study.runs).encode())
     further = [
-        _prediction(of),
-        _design(of.ladder, of.cells),
-        _rates(of.rule),
-        _conventions(of.ladder, of.cells),
+        _prediction_section(study),
+        _design_section(study.ladder, study.runs),
+        _rates_section(study.rule),
+        _conventions_section(study.ladder, study.runs),
     ]
-    return fit_report.write(
-        folder, of.found, f"Scaling of {text_name(of.ladder.base.data)}", further
-    )
+    title = f"Scaling of {text_name(study.ladder.base.data)}"
+    return fit_report.write(folder, study.analysis, title, further)
 
 
-def as_csv(cells: Sequence[Cell]) -> str:
-    """runs.csv, which `glasslm scale --fit` reads as well; a run that diverged has no loss."""
+def to_csv(runs: Sequence[LadderRun]) -> str:
+    """The content of runs.csv, which `glasslm scale --fit` reads too; the loss of a diverged run is
+    empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("N", "D", "C", "loss", "seed", "lr", "status", "run"))
-    for cell in cells:
-        loss = "" if cell.row.final_loss is None else repr(cell.row.final_loss)
-        folder = f"runs/{cell.row.run.path.name}"
-        writer.writerow((cell.N, cell.D, 6 * cell.N * cell.D, loss, cell.row.seed, f"{cell.rate:.6g}", cell.row.status,
-                         folder))  # fmt: skip
+    for run in runs:
+        result = run.result
+        loss = "" if result.final_loss is None else repr(result.final_loss)
+        folder = f"runs/{result.run.path.name}"
+        C = 6 * run.N * run.D
+        writer.writerow(
+            (run.N, run.D, C, loss, result.seed, f"{run.rate:.6g}", result.status, folder)
+        )
     return out.getvalue()
 
 
-def _prediction(of: Study) -> Section:
-    prediction, beyond = of.prediction, of.found.beyond
-    said = fit_report.ranged(Interval(**prediction["loss"]), ".4f")
-    outcome = "the run diverged or failed: there is nothing to set beside it"
-    if beyond:
-        outcome = f"{beyond.run.loss:.4f}, {'inside' if beyond.inside else 'outside'} the interval"
+def _prediction_section(study: ScalingStudy) -> Section:
+    prediction, forecast = study.prediction, study.analysis.extrapolation
+    observed = "the run diverged or failed: no loss to compare with"
+    if forecast:
+        where = "inside" if forecast.is_inside else "outside"
+        observed = f"{forecast.run.loss:.4f}, {where} the interval"
+    times = f"{prediction['times_largest_C']:.3g} times the largest compute of the fit"
     rows = [
         ("written", f"{prediction['written']}, in prediction.json, before the run began"),
         ("model", f"N = {prediction['N']:,}, width {prediction['config']['model']['d_model']}"),
         ("tokens", f"{prediction['D']:,}"),
-        (
-            "compute",
-            f"{prediction['C']:.3g} FLOPs, {prediction['times_largest_C']:.3g} times the largest of the fit",
-        ),
-        ("predicted loss", said),
-        ("loss", outcome),
+        ("compute", f"{prediction['C']:.3g} FLOPs, {times}"),
+        ("predicted loss", fit_report.format_interval(Interval(**prediction["loss"]), ".4f")),
+        ("loss", observed),
     ]
-    return Section(
-        "A larger run, predicted and then trained", (), ("", ""), rows,
-    )  # fmt: skip
+    return Section("A larger run, predicted before it was trained", (), ("", ""), rows)
 
 
-def _design(made: Ladder, cells: Sequence[Cell]) -> Section:
-    train, model = made.base.train, made.base.model
-    V = made.vocab_size
-    shown: dict[int, list[Cell]] = {}
-    for cell in cells:
-        shown.setdefault(cell.N, []).append(cell)
+def _design_section(ladder: Ladder, runs: Sequence[LadderRun]) -> Section:
+    train, model = ladder.base.train, ladder.base.model
+    V = ladder.vocab_size
+    by_size: dict[int, list[LadderRun]] = {}
+    for run in runs:
+        by_size.setdefault(run.N, []).append(run)
     rows = []
-    for N, of in sorted(shown.items()):
-        config = of[0].row.run.config.model
-        counted = parameter_table(config.resolved(), V).counts()
-        exact = flops_per_token(config, V) / (6 * N)
-        tokens = " ".join(f"{cell.D:.3g}" for cell in sorted(of, key=lambda cell: cell.D))
-        rows.append((f"{config.d_model}", f"{N:,}", f"{counted['total']:,}", f"{counted['non_embedding']:,}",
-                     f"{exact:.2f}", f"{of[0].rate:.3g}", tokens))  # fmt: skip
+    for N, same_size in sorted(by_size.items()):
+        config = same_size[0].result.run.config.model
+        counts = parameter_table(config.resolve(), V).counts()
+        exact_ratio = flops_per_token(config, V) / (6 * N)
+        tokens = " ".join(f"{run.D:.3g}" for run in sorted(same_size, key=lambda run: run.D))
+        rows.append(
+            (
+                f"{config.d_model}",
+                f"{N:,}",
+                f"{counts['total']:,}",
+                f"{counts['non_embedding']:,}",
+                f"{exact_ratio:.2f}",
+                f"{same_size[0].rate:.3g}",
+                tokens,
+            )
+        )
     text = (
-        f"{model.n_layers} layers and {model.n_heads} heads throughout, {train.batch_size} x {model.block_size} tokens "
-        "a step, the learning rate decayed to its end in every run. N counts the parameters that multiply a token, the "
-        "head included, and C = 6 N D; the exact count, with attention's scores, is larger by the factor beside it. "
-        f"Every run is in runs.csv with its folder. All on {made.compute.engine}, {made.compute.precision}.",
-    )  # fmt: skip
+        f"All models have {model.n_layers} layers and {model.n_heads} heads; a step has "
+        f"{train.batch_size} x {model.block_size} tokens. The learning rate decays to its end in "
+        "every run. N counts the parameters that multiply a token, the head included, and C = 6 "
+        "N D. The exact FLOPs, which include attention scores, are larger by the ratio in the "
+        f"table. runs.csv lists every run with its folder. Engine: {ladder.compute.engine}, "
+        f"{ladder.compute.precision}.",
+    )
     header = (
         "width",
         "N",
         "all parameters",
         "without embeddings",
         "exact FLOPs / 6 N D",
-        "rate",
+        "learning rate",
         "tokens of its runs",
     )
     return Section("The ladder", text, header, rows)
 
 
-def _rates(rule: RateRule) -> Section:
+def _rates_section(rule: LearningRateRule) -> Section:
     rows = [
         (
-            f"{one.N:,}",
+            f"{trials.N:,}",
             *(
                 f"{rate:.3g}: {number(loss, '.4f') if loss is not None else 'diverged'}"
-                for rate, loss in one.pairs
+                for rate, loss in trials.pairs
             ),
-            f"{one.best:.3g}{' (an edge of what was tried)' if one.at_edge else ''}",
+            f"{trials.best:.3g}{' (at the edge of those tried)' if trials.at_edge else ''}",
         )
-        for one in rule.tried
+        for trials in rule.trials
     ]
     text = (
-        "Three rates at three sizes, all on as many tokens, with a seed that the law does not see; the best by a "
-        "parabola in the logarithm. Every size takes its rate from the line through them: "
-        f"a power {rule.slope:+.2f} of N.",
+        "Three learning rates at three sizes, all on the same number of tokens, with a seed that "
+        "the fit does not use. The best rate is the minimum of a parabola in the logarithm of "
+        "the rate. Every size takes its rate from the line through the three: a power "
+        f"{rule.slope:+.2f} of N.",
     )
-    multiples = [f"{times:.2g} x the recipe's" for times in MULTIPLES]
+    multiples = [f"{multiple:.2g} x the recipe's" for multiple in RATE_MULTIPLES]
     picture = Picture(
-        "rates", "Loss over the learning rate at three sizes", lambda colours: rates(rule, colours)
+        "rates",
+        "Loss over the learning rate at three sizes",
+        lambda colours: draw_rates(rule, colours),
     )
     return Section("Learning rates", text, ("N", *multiples, "best"), rows, (picture,))
 
 
-def rates(rule: RateRule, colours: Palette) -> Figure:
-    """Loss over the learning rate, a line for each size."""
+def draw_rates(rule: LearningRateRule, colours: Palette) -> Figure:
+    """A figure of the loss over the learning rate, with a line for each size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    dress(
+    style_axes(
         axes, "Loss over the learning rate, equal tokens", "validation loss, nats a token", colours
     )
-    for hue, mark, one in zip(
-        (colours.train, colours.validation, colours.third), "osD", rule.tried
+    for colour, marker, trials in zip(
+        (colours.train, colours.validation, colours.third), "osD", rule.trials
     ):
-        sound = [(rate, loss) for rate, loss in one.pairs if loss is not None]
+        finite = [(rate, loss) for rate, loss in trials.pairs if loss is not None]
         axes.plot(
-            [rate for rate, _ in sound],
-            [loss for _, loss in sound],
-            f"{mark}-",
-            color=hue,
-            label=f"N = {one.N:,}",
+            [rate for rate, _ in finite],
+            [loss for _, loss in finite],
+            f"{marker}-",
+            color=colour,
+            label=f"N = {trials.N:,}",
         )
-        axes.axvline(one.best, color=hue, linewidth=0.8, linestyle=":")
+        axes.axvline(trials.best, color=colour, linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="peak learning rate; dotted: the best")
     axes.xaxis.label.set_color(colours.ink)
-    finish(axes, colours)
+    add_legend(axes, colours)
     return figure
 
 
-def _conventions(made: Ladder, cells: Sequence[Cell]) -> Section:
-    """The same runs with N counted otherwise: exponents depend on it."""
+def _conventions_section(ladder: Ladder, runs: Sequence[LadderRun]) -> Section:
+    """The fits of the same runs with other ways to count N: exponents depend on it."""
     rows = []
-    for name in CONVENTIONS:
-        runs = []
-        for cell in cells:
-            if cell.observation:
-                N = parameter_table(cell.row.run.config.model.resolved(), made.vocab_size).counts()[name]
-                runs.append(Observation(N, cell.D, cell.observation.loss))
-        law = fit(runs)
-        rows.append(
-            (
-                name.replace("_", " "),
-                f"{law.alpha:.3f}",
-                f"{law.beta:.3f}",
-                f"{law.a:.3f}",
-                f"{law.E:.3f}",
-            )
-        )
+    for convention in CONVENTIONS:
+        observations = []
+        for run in runs:
+            if run.observation:
+                model = run.result.run.config.model.resolve()
+                N = parameter_table(model, ladder.vocab_size).counts()[convention]
+                observations.append(Observation(N, run.D, run.observation.loss))
+        law = fit(observations)
+        exponents = (f"{value:.3f}" for value in (law.alpha, law.beta, law.a, law.E))
+        rows.append((convention.replace("_", " "), *exponents))
     text = (
-        "The same runs, fitted with N counted in other ways. Exponents are comparable only where the counting is "
-        "(arXiv:2406.19146, arXiv:2406.12907).",
+        "The same runs, fitted with N counted in other ways. Compare exponents only between fits "
+        "that count N in the same way (arXiv:2406.19146, arXiv:2406.12907).",
     )
     return Section("What N counts", text, ("N", "alpha", "beta", "a", "E"), rows)

@@ -1,4 +1,6 @@
-"""A study of scaling: rates tuned by size, a ladder trained, a law fitted, a larger run predicted and then trained."""
+"""A scaling study: tune rates by size, train a ladder, fit a law, predict a larger run, and then
+train that run.
+"""
 
 from __future__ import annotations
 
@@ -16,222 +18,257 @@ from glasslm import files
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import RunConfig
 from glasslm.lab.scaling import fit_report
-from glasslm.lab.scaling.checks import Bootstrap, Forecast
-from glasslm.lab.scaling.fit_report import Analysis
+from glasslm.lab.scaling.analysis import Analysis, analyse_runs
 from glasslm.lab.scaling.law import Interval, Observation
-from glasslm.lab.scaling.plan import repeated
-from glasslm.lab.studies import ladder, sweep
+from glasslm.lab.scaling.plan import repetition_warning
+from glasslm.lab.scaling.uncertainty import Bootstrap, Forecast
+from glasslm.lab.studies import sweep
 from glasslm.lab.studies.ladder import (
-    BEYOND,
-    MULTIPLES,
-    SIZES,
+    EXTRAPOLATION_FACTOR,
+    RATE_MULTIPLES,
+    SIZES_PER_LEVEL,
     Ladder,
-    beyond,
-    size_of,
-    tokens_of,
-    tuning,
+    extrapolation_run,
+    matmul_parameters,
+    plan_ladder,
+    training_tokens,
+    tuning_trials,
 )
-from glasslm.lab.studies.study_setting import seeded
-from glasslm.lab.studies.sweep import Ended, Runner, Trial
-from glasslm.lab.studies.trial_results import Row, row
-from glasslm.text import Say
+from glasslm.lab.studies.study_setting import with_rate_and_seed
+from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
+from glasslm.lab.studies.trial_results import TrialResult, read_trial
+from glasslm.text import Notify
 
 PREDICTION = "prediction.json"
 
-Train = Callable[[list[Trial]], dict[str, Ended]]
+TrainTrials = Callable[[list[Trial]], dict[str, TrialOutcome]]
 
 
 @dataclass(frozen=True)
-class Tried:
-    """Learning rates that were tried at one size."""
+class RateTrials:
+    """The learning rates that were tried at one size."""
 
     N: int
-    pairs: tuple[tuple[float, float | None], ...]  # (rate, loss), None of one that diverged
+    pairs: tuple[tuple[float, float | None], ...]  # (rate, loss); None if the run diverged
     best: float
-    at_edge: bool  # it is the largest or the smallest that was tried
+    at_edge: bool  # the best rate is the largest or the smallest that was tried
 
 
 @dataclass(frozen=True)
-class RateRule:
-    """The learning rate of a size: a power of N through the best rates of three sizes."""
+class LearningRateRule:
+    """The learning rate as a power of N, through the best rates of three sizes."""
 
-    tried: tuple[Tried, ...]
+    trials: tuple[RateTrials, ...]
     slope: float
     intercept: float
 
     def rate(self, N: float) -> float:
-        """Never outside of what was tried."""
-        every = [rate for one in self.tried for rate, _ in one.pairs]
+        """The learning rate of a size, between the smallest and the largest rate tried."""
+        tried = [rate for trial in self.trials for rate, _ in trial.pairs]
         return float(
-            np.clip(math.exp(self.intercept + self.slope * math.log(N)), min(every), max(every))
+            np.clip(math.exp(self.intercept + self.slope * math.log(N)), min(tried), max(tried))
         )
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A run of the ladder as it came out."""
+class LadderRun:
+    """A run of the ladder with its result."""
 
     N: int
     D: int
     rate: float
-    row: Row
+    result: TrialResult
 
     @property
     def observation(self) -> Observation | None:
-        """None where the run diverged or failed."""
-        loss = self.row.final_loss
-        return None if loss is None else Observation(self.N, self.D, loss, seed=self.row.seed)
+        """The run as the fit needs it; None if it diverged or failed."""
+        loss = self.result.final_loss
+        return None if loss is None else Observation(self.N, self.D, loss, seed=self.result.seed)
 
 
-def tune(made: Ladder, train: Train) -> RateRule:
-    """The best rate of each of three sizes, by a parabola in the logarithm of the rate, and a line through them."""
-    trials = tuning(made)
-    ended = train(list(trials.values()))
+def tune_rates(ladder: Ladder, train: TrainTrials) -> LearningRateRule:
+    """The rule through the best rates of three sizes, each from a parabola in the logarithm of the
+    rate.
+    """
+    trials = tuning_trials(ladder)
+    outcomes = train(list(trials.values()))
     tried = []
     for N in sorted({N for N, _ in trials}):
-        rates = {times: trials[N, times].config.optimizer.lr for times in MULTIPLES}
-        pairs = tuple((rates[t], row(0, ended[trials[N, t].name]).final_loss) for t in MULTIPLES)
-        tried.append(Tried(N, pairs, *best_rate(pairs)))
+        rates = {multiple: trials[N, multiple].config.optimizer.lr for multiple in RATE_MULTIPLES}
+        pairs = tuple(
+            (rates[multiple], read_trial(0, outcomes[trials[N, multiple].name]).final_loss)
+            for multiple in RATE_MULTIPLES
+        )
+        tried.append(RateTrials(N, pairs, *best_rate(pairs)))
     slope, intercept = np.polyfit(
-        np.log([one.N for one in tried]), np.log([one.best for one in tried]), 1
+        np.log([trial.N for trial in tried]), np.log([trial.best for trial in tried]), 1
     )
-    return RateRule(tuple(tried), float(slope), float(intercept))
+    return LearningRateRule(tuple(tried), float(slope), float(intercept))
 
 
 def best_rate(pairs: Sequence[tuple[float, float | None]]) -> tuple[float, bool]:
-    """Where the parabola through three losses over log rate is lowest, and whether that is an end of what was tried.
+    """The rate at the minimum of a parabola through three losses over log rate, and whether it is
+    at the edge.
 
-    Where there is no such parabola, because a rate diverged or the losses do not bend upwards, the best rate tried.
+    If there is no such minimum, because a rate diverged or the losses do not bend upwards, the best
+    rate that was tried.
     """
     ends = min(rate for rate, _ in pairs), max(rate for rate, _ in pairs)
-    sound = [(math.log(rate), loss) for rate, loss in pairs if loss is not None]
-    if not sound:
+    finite = [(math.log(rate), loss) for rate, loss in pairs if loss is not None]
+    if not finite:
         return ends[0], True
-    best = min(sound, key=lambda pair: pair[1])[0]
-    if len(sound) == 3:
-        x, y = zip(*sound)
+    best = min(finite, key=lambda pair: pair[1])[0]
+    if len(finite) == 3:
+        x, y = zip(*finite)
         c2, c1, _ = np.polyfit(x, y, 2)
         if c2 > 0:
             best = float(np.clip(-c1 / (2 * c2), min(x), max(x)))
     return math.exp(best), any(math.isclose(math.exp(best), end) for end in ends)
 
 
-def run(made: Ladder, rule: RateRule, train: Train) -> list[Cell]:
-    """All cells, those in the middle of their compute with a second seed."""
-    V, first = made.vocab_size, made.base.train.seed
+def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> list[LadderRun]:
+    """Train all cells of the ladder; the middle size of each compute is trained with a second seed
+    too.
+    """
+    V, first = ladder.vocab_size, ladder.base.train.seed
     trials = []
-    for k, rung in enumerate(made.rungs):
+    for k, rung in enumerate(ladder.rungs):
         for i, config in enumerate(rung):
-            N = size_of(config, V)
-            for seed in (first, first + 1) if i == SIZES // 2 else (first,):
-                trials.append((N, Trial(f"c{k}-n{N}-s{seed}", seeded(config, rule.rate(N), seed))))
-    ended = train([trial for _, trial in trials])
+            N = matmul_parameters(config, V)
+            for seed in (first, first + 1) if i == SIZES_PER_LEVEL // 2 else (first,):
+                seeded = with_rate_and_seed(config, rule.rate(N), seed)
+                trials.append((N, Trial(f"c{k}-n{N}-s{seed}", seeded)))
+    outcomes = train([trial for _, trial in trials])
     return [
-        Cell(
+        LadderRun(
             N,
-            tokens_of(trial.config),
+            training_tokens(trial.config),
             trial.config.optimizer.lr,
-            row(trial.config.train.seed, ended[trial.name]),
+            read_trial(trial.config.train.seed, outcomes[trial.name]),
         )
         for N, trial in trials
     ]
 
 
-# -- the prediction ---------------------------------------------------------------------------------------------------
+# -- the prediction --------------------------------------------------------------------------------
 
 
-def predict(made: Ladder, boot: Bootstrap, rule: RateRule, study: Path) -> dict[str, Any]:
-    """Write down, once and before that run exists, what the law says it will end with; what is written stands."""
+def write_prediction(
+    ladder: Ladder, bootstrap: Bootstrap, rule: LearningRateRule, study: Path
+) -> dict[str, Any]:
+    """Write the predicted loss of the larger run to prediction.json before that run exists; an
+    existing file stays.
+    """
     path = study / PREDICTION
     if not path.exists():
-        V = made.vocab_size
-        config = beyond(made, boot.fit.N_opt(BEYOND * made.largest_C))
-        N, D = size_of(config, V), tokens_of(config)
-        interval = boot.prediction(N, D)
-        fit = boot.fit
-        files.write_json(path, {
-            "format": 1, "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "N": N, "D": D, "C": 6.0 * N * D, "times_largest_C": 6.0 * N * D / fit.largest_C,
-            "loss": dataclasses.asdict(interval), "runs": fit.n,
-            "law": {name: getattr(fit, name) for name in ("E", "A", "alpha", "B", "beta")},
-            "config": to_dict(seeded(config, rule.rate(N), made.base.train.seed)),
-        })  # fmt: skip
+        V = ladder.vocab_size
+        fit = bootstrap.fit
+        config = extrapolation_run(ladder, fit.N_opt(EXTRAPOLATION_FACTOR * ladder.largest_C))
+        N, D = matmul_parameters(config, V), training_tokens(config)
+        interval = bootstrap.prediction(N, D)
+        files.write_json(
+            path,
+            {
+                "format": 1,
+                "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "N": N,
+                "D": D,
+                "C": 6.0 * N * D,
+                "times_largest_C": 6.0 * N * D / fit.largest_C,
+                "loss": dataclasses.asdict(interval),
+                "runs": fit.n,
+                "law": {name: getattr(fit, name) for name in ("E", "A", "alpha", "B", "beta")},
+                "config": to_dict(with_rate_and_seed(config, rule.rate(N), ladder.base.train.seed)),
+            },
+        )
     return dict(files.read_json(path))
 
 
-def check(prediction: dict[str, Any], train: Train) -> Forecast | None:
-    """Train what was predicted, and set the loss beside it; None where that run diverged or failed."""
+def check_prediction(prediction: dict[str, Any], train: TrainTrials) -> Forecast | None:
+    """Train the predicted run and return its loss with the prediction; None if it diverged or
+    failed.
+    """
     config = from_dict(RunConfig, prediction["config"])
     trial = Trial(f"beyond-n{prediction['N']}-s{config.train.seed}", config)
-    loss = row(config.train.seed, train([trial])[trial.name]).final_loss
+    loss = read_trial(config.train.seed, train([trial])[trial.name]).final_loss
     if loss is None:
         return None
     observed = Observation(prediction["N"], prediction["D"], loss, seed=config.train.seed)
     return Forecast(observed, Interval(**prediction["loss"]))
 
 
-# -- all of it --------------------------------------------------------------------------------------------------------
+# -- the whole study -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study that is over."""
+class ScalingStudy:
+    """A completed study."""
 
     ladder: Ladder
-    rule: RateRule
-    cells: list[Cell]
-    found: Analysis
-    prediction: dict[str, Any]  # prediction.json
+    rule: LearningRateRule
+    runs: list[LadderRun]
+    analysis: Analysis
+    prediction: dict[str, Any]  # the content of prediction.json
 
 
-def study(
-    base: RunConfig, budget: str, runner: Runner, folder: Path, say: Say, command: str = ""
-) -> Study:
-    """Plan, tune, train, fit, predict, check; what is there already is taken as it is.
+def run_study(
+    base: RunConfig, budget: str, runner: Runner, folder: Path, notify: Notify, command: str = ""
+) -> ScalingStudy:
+    """Plan, tune, train, fit, predict and check; parts that are already in the folder are not done
+    again.
 
-    Several runs of the ladder are trained at once, that beyond it alone, with all cores. Raises InputError for a budget
-    that is too small, where too few runs ended with a loss, and where any failed: a fit without it would be another.
+    Several runs of the ladder are trained at once, the predicted run by itself with all cores.
+    Raises InputError if the budget is too small, if too few runs have a loss, or if any run failed:
+    a fit without that run would be another.
     """
-    made = ladder.plan(base, budget, runner, folder, say)
-    runner = dataclasses.replace(runner, compute=made.compute)
-    alone = runner.alone(made.compute)
+    ladder = plan_ladder(base, budget, runner, folder, notify)
+    runner = dataclasses.replace(runner, compute=ladder.compute)
+    all_cores_runner = runner.with_all_cores(ladder.compute)
 
-    def train(trials: list[Trial]) -> dict[str, Ended]:
-        ended = sweep.run_all(folder, trials, runner, made.vocab_size, say, command)
-        sweep.require_results(ended)
-        return ended
+    def train(trials: list[Trial]) -> dict[str, TrialOutcome]:
+        outcomes = sweep.run_all(folder, trials, runner, ladder.vocab_size, notify, command)
+        sweep.require_results(outcomes)
+        return outcomes
 
-    say("first, learning rates at three sizes")
-    rule = tune(made, train)
-    say(f"second, the ladder, with rates that go as N^{rule.slope:.2f}")
-    cells = run(made, rule, train)
-    found = analyse(made, rule, cells)
-    prediction = predict(made, found.boot, rule, folder)
-    expected = fit_report.ranged(Interval(**prediction["loss"]), ".4f")
-    say(
-        f"third, N = {prediction['N']:,} on {prediction['D']:,} tokens, {prediction['times_largest_C']:.3g} times the "
-        f"largest compute: the law predicts {expected}, which is written in {folder / PREDICTION}; now it is trained"
+    notify("1 of 3: learning rates at three sizes")
+    rule = tune_rates(ladder, train)
+    notify(f"2 of 3: the ladder, with learning rates proportional to N^{rule.slope:.2f}")
+    runs = train_ladder(ladder, rule, train)
+    analysis = analyse_ladder(ladder, rule, runs)
+    prediction = write_prediction(ladder, analysis.bootstrap, rule, folder)
+    expected = fit_report.format_interval(Interval(**prediction["loss"]), ".4f")
+    notify(
+        f"3 of 3: a run of N = {prediction['N']:,} on {prediction['D']:,} tokens, "
+        f"{prediction['times_largest_C']:.3g} times the largest compute; the law predicts "
+        f"{expected} (written to {folder / PREDICTION})"
     )
-    beyond = check(
+    forecast = check_prediction(
         prediction,
-        lambda trials: sweep.run_all(folder, trials, alone, made.vocab_size, say, command),
+        lambda trials: sweep.run_all(
+            folder, trials, all_cores_runner, ladder.vocab_size, notify, command
+        ),
     )
-    return Study(made, rule, cells, dataclasses.replace(found, beyond=beyond), prediction)
+    analysis = dataclasses.replace(analysis, extrapolation=forecast)
+    return ScalingStudy(ladder, rule, runs, analysis, prediction)
 
 
-def analyse(made: Ladder, rule: RateRule, cells: Sequence[Cell]) -> Analysis:
-    """The law of the cells, and what there is to say against it. InputError where too few runs have a loss."""
-    found = fit_report.analyse([o for cell in cells if (o := cell.observation)])
+def analyse_ladder(ladder: Ladder, rule: LearningRateRule, runs: Sequence[LadderRun]) -> Analysis:
+    """The law of the runs, with notes on what limits it.
+
+    Raises InputError if too few runs have a loss.
+    """
+    analysis = analyse_runs([o for run in runs if (o := run.observation)])
     notes = [
-        f"N = {cell.N:,} on {cell.D:,} tokens diverged; it is missing from the fit"
-        for cell in cells
-        if cell.observation is None
+        f"N = {run.N:,} on {run.D:,} tokens diverged; it is missing from the fit"
+        for run in runs
+        if run.observation is None
     ]
-    edges = [f"{tried.N:,}" for tried in rule.tried if tried.at_edge]
+    edges = [f"{trial.N:,}" for trial in rule.trials if trial.at_edge]
     if edges:
         notes.append(
-            f"The best learning rate is the last one tried for N = {', '.join(edges)}: it may lie beyond."
+            f"The best learning rate is at the edge of those tried for N = {', '.join(edges)}: a "
+            "rate outside may be better."
         )
-    if told := repeated(found.runs, made.unique_tokens):
-        notes.append(told)
-    return dataclasses.replace(found, why=found.why + notes)
+    if warning := repetition_warning(analysis.runs, ladder.unique_tokens):
+        notes.append(warning)
+    return dataclasses.replace(analysis, notes=analysis.notes + notes)

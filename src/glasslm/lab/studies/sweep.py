@@ -1,7 +1,10 @@
-"""Many runs, one study: what is finished is skipped, what was interrupted goes on, what fails does not end it.
+"""The sweep driver: trains all runs of a study, skips finished ones, resumes interrupted ones,
+survives failed ones.
 
-A study is a folder with an ordinary run for each trial under runs/, and what each process said under logs/. The state
-of a study is the state of its runs: there is nothing else to lose.
+A study is a folder with an ordinary run for each trial under runs/ and the output of each process
+under logs/. The state of a study is the state of its runs; nothing else is stored. `run_all` trains
+several runs at once, each in a process of its own; `run_in_turn` trains one after another in this
+process.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +23,18 @@ from typing import Any, Literal, NamedTuple
 
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import cores
+from glasslm.engines.choice import available_cores
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.studies.trial_process import in_a_process
+from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
+from glasslm.runs.metrics import step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, duration
+from glasslm.text import Notify, duration
 from glasslm.training.interruption import Interrupt, interruptible
 
 RunnerName = Literal["local", "ray"]
-OVER = ("finished", "stopped", "diverged")  # what need not be trained again
-TOLD_EVERY_S = 20.0
+FINAL_STATUSES = ("finished", "stopped", "diverged")  # such a run is not trained again
+PROGRESS_INTERVAL_S = 20.0  # between two messages about the whole study
 
 
 class Trial(NamedTuple):
@@ -47,33 +51,34 @@ class Runner:
     compute: ComputeConfig  # of each run
     name: RunnerName = "local"
     address: str | None = None  # of a Ray cluster
-    workers: int = 0  # runs at once; 0: as many as there are cores for
+    workers: int = 0  # runs at once; 0: one for each core
 
     @property
     def threads(self) -> int:
-        """Of each run: one, unless more were asked for."""
+        """The threads of each run: one, unless --threads asks for more."""
         return self.compute.threads or 1
 
     @property
     def slots(self) -> int:
-        """Runs at once on this machine; of a cluster it is what is planned with, unless `workers` says more."""
+        """The number of runs at once on this machine; for a cluster, the number that a plan
+        assumes.
+        """
         if self.compute.device not in ("auto", "cpu"):
-            return self.workers or 1  # a GPU is shared by those who ask for it
-        return self.workers or max(1, len(cores()) // self.threads)
+            return self.workers or 1  # runs share a GPU only if --workers asks for it
+        return self.workers or max(1, len(available_cores()) // self.threads)
 
-    def alone(self, compute: ComputeConfig) -> Runner:
-        """For one run at a time, here, with all cores."""
-        return Runner(
-            dataclasses.replace(compute, threads=max(len(cores()), self.threads)), workers=1
-        )
+    def with_all_cores(self, compute: ComputeConfig) -> Runner:
+        """A local runner that trains one run at a time with all cores."""
+        threads = max(len(available_cores()), self.threads)
+        return Runner(dataclasses.replace(compute, threads=threads), workers=1)
 
 
-class Ended(NamedTuple):
-    """What became of a trial."""
+class TrialOutcome(NamedTuple):
+    """How a trial ended."""
 
-    status: str  # finished, stopped or diverged; failed where there is no result
+    status: str  # finished, stopped or diverged; failed if there is no result
     run: Run
-    why: str = ""  # it failed
+    error: str = ""  # why it failed
 
 
 def run_all(
@@ -81,96 +86,144 @@ def run_all(
     trials: Sequence[Trial],
     runner: Runner,
     vocab_size: int,
-    say: Say,
+    notify: Notify,
     command: str = "",
-) -> dict[str, Ended]:
-    """Train what is not over yet, and tell what became of every trial.
+) -> dict[str, TrialOutcome]:
+    """Train all trials that have not ended yet, several at once; returns the outcome of each trial
+    by its name.
 
-    `vocab_size` weighs the trials against each other, for the time left. A signal interrupts all runs, which save, and
-    then ends the program as it would any. Raises InputError where a run in the folder was made with other settings than
-    its trial has.
+    `vocab_size` is needed for the FLOPs of each trial, from which the time left is estimated. A
+    signal interrupts all runs, which save a checkpoint; then the signal ends the program. Raises
+    InputError if a run in the folder has other settings than its trial.
     """
-    if len({trial.name for trial in trials}) < len(trials):
-        raise InputError("two trials have the same name")
-    waiting = [trial for trial in trials if not _is_over(study, trial)]
-    work = {trial.name: cost(trial.config, vocab_size) for trial in trials}
-    if len(waiting) < len(trials):
-        say(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already")
-    waiting.sort(
-        key=lambda trial: -work[trial.name]
-    )  # the longest first, or the last core works alone at the end
-    with interruptible() as interrupted, _executing(runner, interrupted) as (execute, slots):
-        progress = _Progress(study, work, [trial.name for trial in waiting], say)
+    waiting = _list_waiting(study, trials, notify)
+    work = {trial.name: run_flops(trial.config, vocab_size) for trial in trials}
+    # The longest run comes first: otherwise it may end up alone on one core.
+    waiting.sort(key=lambda trial: -work[trial.name])
+    with interruptible() as interrupted, _open_executor(runner, interrupted) as (execute, slots):
+        progress = _Progress(study, work, [trial.name for trial in waiting], notify)
         with ThreadPoolExecutor(slots) as pool:
             jobs = {
-                pool.submit(execute, study, _job(study, trial, runner, command)): trial
+                pool.submit(execute, study, _make_job(study, trial, runner, command)): trial
                 for trial in waiting
             }
-            codes = _wait(jobs, progress, interrupted)
+            codes = _collect_exit_codes(jobs, progress, interrupted)
     if interrupted.received:
         signal.signal(interrupted.received, signal.SIG_DFL)
         signal.raise_signal(interrupted.received)
-    return {trial.name: _ended(study, trial, codes.get(trial.name)) for trial in trials}
+    return {trial.name: _read_outcome(study, trial, codes.get(trial.name)) for trial in trials}
 
 
-def require_results(ended: dict[str, Ended]) -> None:
-    """Raise InputError where runs failed on whose results others depend: going on tries them again."""
-    failed = {name: end.why for name, end in ended.items() if end.status == "failed"}
-    if failed:
-        name, why = next(iter(failed.items()))
+def run_in_turn(
+    study: Path,
+    trials: Sequence[Trial],
+    compute: ComputeConfig,
+    notify: Notify,
+    command: str = "",
+) -> dict[str, TrialOutcome]:
+    """Train all trials that have not ended yet, one after another in this process, and write the
+    report of each run.
+
+    Returns the outcome of each trial by its name. Each run uses all threads of `compute`. After a
+    signal the current run saves a checkpoint; then SIGTERM ends the program, and SIGINT raises
+    KeyboardInterrupt. Raises InputError if a run in the folder has other settings than its trial.
+    """
+    from glasslm.lab.studies.worker import train_or_resume
+    from glasslm.report import run_report
+
+    codes = {}
+    waiting = _list_waiting(study, trials, notify)
+    for number, trial in enumerate(waiting, 1):
+        notify(f"{number} of {len(waiting)}: {trial.name}")
+        path = _run_dir(study, trial)
+        outcome = train_or_resume(path, trial.config, compute, trial.name, command, _ignore)
+        run_report.write_after_training(outcome, _ignore)
+        if outcome.status == "interrupted":
+            if outcome.signal == signal.SIGTERM:
+                signal.raise_signal(signal.SIGTERM)  # the handlers of the run are gone
+            raise KeyboardInterrupt
+        codes[trial.name] = outcome.exit_code
+    return {trial.name: _read_outcome(study, trial, codes.get(trial.name)) for trial in trials}
+
+
+def _ignore(message: str) -> None:
+    """A Notify that shows nothing: a study of many runs shows only its own messages."""
+
+
+def require_results(outcomes: dict[str, TrialOutcome]) -> None:
+    """Raise InputError if any trial failed: what follows depends on the result of each."""
+    errors = {name: end.error for name, end in outcomes.items() if end.status == "failed"}
+    if errors:
+        name, error = next(iter(errors.items()))
         raise InputError(
-            f"{len(failed)} of {len(ended)} runs failed, on which the rest depends ({name}: {why}): mend the cause, "
-            "and give the same command again, which tries them again"
+            f"{len(errors)} of {len(outcomes)} runs failed, and the study needs all of them "
+            f"({name}: {error}). Remove the cause and give the same command again: it tries them "
+            "again"
         )
 
 
-def cost(config: RunConfig, vocab_size: int) -> float:
-    """FLOPs of a whole run."""
+def run_flops(config: RunConfig, vocab_size: int) -> float:
+    """The FLOPs of a whole run."""
     tokens = config.train.max_steps * config.train.batch_size * config.model.block_size
     return tokens * flops.flops_per_token(config.model, vocab_size)
 
 
-def _is_over(study: Path, trial: Trial) -> bool:
-    path = _path(study, trial)
+def _list_waiting(study: Path, trials: Sequence[Trial], notify: Notify) -> list[Trial]:
+    """The trials that have not ended yet. Raises InputError if two trials have the same name."""
+    if len({trial.name for trial in trials}) < len(trials):
+        raise InputError("two trials have the same name")
+    waiting = [trial for trial in trials if not _has_ended(study, trial)]
+    if len(waiting) < len(trials):
+        notify(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished already")
+    return waiting
+
+
+def _has_ended(study: Path, trial: Trial) -> bool:
+    """Whether the run of a trial needs no more training.
+
+    Raises InputError if it has other settings.
+    """
+    path = _run_dir(study, trial)
     if not (path / "run.json").exists():
         return False
     run, train = Run(path), trial.config.train
-    if (
-        train.epochs is not None or train.max_time is not None
-    ):  # the number of steps was fixed when the run began
+    if train.epochs is not None or train.max_time is not None:
+        # The number of steps was fixed when the run began.
         train = dataclasses.replace(train, max_steps=run.config.train.max_steps)
-    if run.config != dataclasses.replace(trial.config, train=train).resolved():
+    if run.config != dataclasses.replace(trial.config, train=train).resolve():
         raise InputError(
-            f"{path} was trained with other settings: choose another folder for this study"
+            f"{path} was trained with other settings: give the same flags, or choose another "
+            "folder for this study"
         )
-    return run.history.status in OVER
+    return run.history.status in FINAL_STATUSES
 
 
-def _ended(study: Path, trial: Trial, code: int | None) -> Ended:
-    run = Run(_path(study, trial))
+def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
+    """The outcome of a trial from its run folder; for a failed one the last line of its log is the
+    error.
+    """
+    run = Run(_run_dir(study, trial))
     try:
         status = run.history.status
     except DamagedError as error:
-        return Ended("failed", run, str(error))
-    if status in OVER:
-        return Ended(str(status), run)
+        return TrialOutcome("failed", run, str(error))
+    if status in FINAL_STATUSES:
+        return TrialOutcome(str(status), run)
     log = study / "logs" / f"{trial.name}.log"
-    said = (
-        log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if log.exists()
-        else []
-    )
-    return Ended("failed", run, f"exit code {code}: {said[-1] if said else 'it said nothing'}")
+    output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    last_line = output.strip().rpartition("\n")[2]
+    return TrialOutcome("failed", run, f"exit code {code}: {last_line or 'no output'}")
 
 
-def _path(study: Path, trial: Trial) -> Path:
+def _run_dir(study: Path, trial: Trial) -> Path:
     return study / "runs" / trial.name
 
 
-def _job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[str, Any]:
+def _make_job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[str, Any]:
+    """The job of a trial, as worker.py reads it."""
     compute = dataclasses.replace(runner.compute, threads=runner.threads)
     return {
-        "run_dir": str(_path(study, trial).absolute()),
+        "run_dir": str(_run_dir(study, trial).absolute()),
         "config": to_dict(trial.config),
         "compute": to_dict(compute),
         "preset": trial.name,
@@ -179,10 +232,12 @@ def _job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[str, A
     }
 
 
-def _wait(
+def _collect_exit_codes(
     jobs: dict[Future[int], Trial], progress: _Progress, interrupted: Interrupt
 ) -> dict[str, int]:
-    """The exit codes, by name, as far as there are some when a signal comes."""
+    """Wait for all jobs and return their exit codes by name; a signal cancels jobs that have not
+    started.
+    """
     codes: dict[str, int] = {}
     pending = dict(jobs)
     while pending:
@@ -195,54 +250,60 @@ def _wait(
             elif job.done():
                 trial = pending.pop(job)
                 codes[trial.name] = job.result()
-                progress.end(trial.name, codes[trial.name])
+                progress.end_run(trial.name, codes[trial.name])
         if pending:
-            with suppress(NotYet):
+            with suppress(FutureTimeoutError):
                 next(iter(pending)).result(timeout=0.2)
-            progress.tell()
+            progress.report()
     return codes
 
 
 class _Progress:
-    """How far a study is, in FLOPs, which is what costs time."""
+    """The progress of a study in FLOPs, which determine its time."""
 
-    def __init__(self, study: Path, work: dict[str, float], waiting: list[str], say: Say) -> None:
-        self.study, self.work, self.say = study, work, say
+    def __init__(
+        self, study: Path, work: dict[str, float], waiting: list[str], notify: Notify
+    ) -> None:
+        self.study, self.work, self.notify = study, work, notify
         self.left = set(waiting)
-        self.total = self.to_do  # the rest was done in earlier parts
-        self.began = self.told = time.monotonic()
+        self.total = self.remaining  # without what earlier parts of the study did
+        self.began = self.reported = time.monotonic()
 
     @property
-    def to_do(self) -> float:
-        return sum(self.work[name] * (1 - self.share(name)) for name in self.left)
+    def remaining(self) -> float:
+        """The FLOPs that are still to be done."""
+        return sum(self.work[name] * (1 - self.done_share(name)) for name in self.left)
 
-    def share(self, name: str) -> float:
-        """The share of a run's steps that its log has told of."""
+    def done_share(self, name: str) -> float:
+        """The share of a run's steps that its metrics file contains."""
         try:
             lines = list(Run(self.study / "runs" / name).metrics())
         except DamagedError:
             return 0.0
-        steps = [line["step"] for line in lines if line["kind"] == "step"]
+        steps = [line["step"] for line in step_lines(lines)]
         plan = [line["max_steps"] for line in lines if line["kind"] == "plan"]
         return steps[-1] / plan[0] if steps and plan else 0.0
 
-    def end(self, name: str, code: int) -> None:
+    def end_run(self, name: str, code: int) -> None:
+        """Report that a run has ended with this exit code."""
         self.left.discard(name)
-        how = {0: "done", 3: "diverged"}.get(
+        ending = {0: "done", 3: "diverged"}.get(
             code, "interrupted" if code >= 128 or code < 0 else f"failed ({code})"
         )
-        self.say(f"{name}: {how}; {len(self.left)} runs to go")
+        self.notify(f"{name}: {ending}; {len(self.left)} runs to go")
 
-    def tell(self) -> None:
+    def report(self) -> None:
+        """Report the progress of the study, at most every PROGRESS_INTERVAL_S."""
         now = time.monotonic()
-        if now - self.told < TOLD_EVERY_S:
+        if now - self.reported < PROGRESS_INTERVAL_S:
             return
-        self.told = now
-        done = self.total - self.to_do
+        self.reported = now
+        done = self.total - self.remaining
         if done > 0 and self.left:
-            left = (now - self.began) * (self.total / done - 1)
-            self.say(
-                f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about {duration(left)} left"
+            left_s = (now - self.began) * (self.total / done - 1)
+            self.notify(
+                f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about "
+                f"{duration(left_s)} left"
             )
 
 
@@ -250,31 +311,33 @@ Execute = Callable[[Path, dict[str, Any]], int]
 
 
 @contextmanager
-def _executing(runner: Runner, interrupted: Interrupt) -> Iterator[tuple[Execute, int]]:
-    """What executes a job and returns its exit code, and how many it can execute at once."""
+def _open_executor(runner: Runner, interrupted: Interrupt) -> Iterator[tuple[Execute, int]]:
+    """A function that executes a job and returns its exit code, and how many jobs it can execute at
+    once.
+    """
     if runner.name == "ray":
         from glasslm.lab.studies import ray_runner
 
         gpus = int(runner.compute.device == "cuda")
-        with ray_runner.connected(runner.address, runner.threads, gpus, interrupted) as (
-            on_cluster,
-            at_once,
+        with ray_runner.connect_to_ray(runner.address, runner.threads, gpus, interrupted) as (
+            execute_on_cluster,
+            capacity,
         ):
-            yield on_cluster, runner.workers or at_once
+            yield execute_on_cluster, runner.workers or capacity
         return
-    here = cores()
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    cores = available_cores()
+    free_cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(runner.slots):
-        free.put(here[number % len(here)])
+        free_cores.put(cores[number % len(cores)])
 
     def execute(study: Path, job: dict[str, Any]) -> int:
-        core = free.get()
+        core = free_cores.get()
         try:
-            # several threads take what cores there are
-            return in_a_process(
+            # A run with several threads is not bound to one core.
+            return run_in_subprocess(
                 study, job | {"core": core if runner.threads == 1 else None}, interrupted
             )
         finally:
-            free.put(core)
+            free_cores.put(core)
 
     yield execute, runner.slots

@@ -1,4 +1,4 @@
-"""A process of its own for a run of a study: started, listened to, and told when to stop."""
+"""Runs one trial of a study in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from glasslm import files
 from glasslm.training.interruption import Interrupt
 
 
-def in_a_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
-    """A process of its own for one run; its exit code. A signal ends its input, at which it saves and ends."""
+def run_in_subprocess(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+    """Train the run of `job` in a new process, log its output under logs/, and return its exit
+    code.
+
+    When `interrupted` is set, the input of the process is closed: it saves a checkpoint and ends.
+    """
     if interrupted.is_set():
         return 128 + signal.SIGTERM
     files.make_folder(study / "logs")

@@ -1,64 +1,59 @@
-"""What came of one run of a study, read from its folder."""
+"""The result of one run of a study, read from its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glasslm.lab.studies.sweep import Ended
-from glasslm.runs.metrics import Line
+from glasslm.lab.studies.sweep import TrialOutcome
+from glasslm.runs.metrics import elapsed_s, eval_lines, sample_lines, step_lines
 from glasslm.runs.run_folder import Run
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run."""
+class TrialResult:
+    """Losses, speed and memory of one run."""
 
     seed: int
     status: str
-    final_loss: float | None  # nats per token of validation; None where the run diverged or failed
+    final_loss: float | None  # validation loss, nats per token; None if the run diverged or failed
     best_loss: float | None
     bpb: float | None
     wall_s: float
-    step_ms: float | None
+    step_ms: float | None  # median
     peak_bytes: int | None
     sample: str
     run: Run
-    why: str = ""  # it failed
+    error: str = ""  # why the run failed
 
 
-def row(seed: int, ended: Ended) -> Row:
-    """What came of a run; a diverged one has no loss, whatever it had before."""
-    lines = [] if ended.status == "failed" else list(ended.run.metrics())
-    evals = [line for line in lines if line["kind"] == "eval" and line["split"] == "val"]
-    sound = ended.status != "diverged" and bool(evals)
-    last = max(evals, key=lambda line: line["step"]) if sound else {}
-    if sound:
-        last = [line for line in evals if line["step"] == last["step"]][
-            -1
-        ]  # measured again, on the whole split
-    best = ended.run.history.best_val_loss if sound else None
-    steps = [line for line in lines if line["kind"] == "step"]
+def read_trial(seed: int, outcome: TrialOutcome) -> TrialResult:
+    """The result of a run.
+
+    A diverged run has no loss, even if some of its evaluations were finite.
+    """
+    lines = [] if outcome.status == "failed" else list(outcome.run.metrics())
+    evals = eval_lines(lines)
+    has_loss = outcome.status != "diverged" and bool(evals)
+    last_step = max((line["step"] for line in evals), default=0)
+    # The last step may be evaluated twice: the second time on the whole split.
+    last = [line for line in evals if line["step"] == last_step][-1] if has_loss else None
+    best = outcome.run.history.best_val_loss if has_loss else None
+    steps = step_lines(lines)
     speeds = sorted(line["timing"]["tokens_per_s"] for line in steps)
-    step_tokens = (
-        ended.run.config.train.batch_size * ended.run.config.model.block_size if steps else 0
-    )
+    config = outcome.run.config if steps else None
+    step_tokens = config.train.batch_size * config.model.block_size if config else 0
     memory = [line["timing"]["memory_bytes"] for line in steps if line["timing"]["memory_bytes"]]
-    samples = [line["text"] for line in lines if line["kind"] == "sample"]
-    return Row(
-        seed, ended.status, last.get("loss"), best, last.get("bpb"),
-        wall_s=_seconds(lines),
+    samples = [line["text"] for line in sample_lines(lines)]
+    return TrialResult(
+        seed=seed,
+        status=outcome.status,
+        final_loss=last.get("loss") if last else None,
+        best_loss=best,
+        bpb=last.get("bpb") if last else None,
+        wall_s=elapsed_s(lines),
         step_ms=1e3 * step_tokens / speeds[len(speeds) // 2] if speeds else None,
-        peak_bytes=max(memory, default=None), sample=samples[-1] if samples else "", run=ended.run, why=ended.why,
-    )  # fmt: skip
-
-
-def _seconds(lines: Sequence[Line]) -> float:
-    """What the run took; its clock begins again whenever it goes on."""
-    pieces = [0.0]
-    for line in lines:
-        if line["kind"] == "resume":
-            pieces.append(0.0)
-        elif line.get("timing"):
-            pieces[-1] = max(pieces[-1], line["timing"]["elapsed_s"])
-    return sum(pieces)
+        peak_bytes=max(memory, default=None),
+        sample=samples[-1] if samples else "",
+        run=outcome.run,
+        error=outcome.error,
+    )

@@ -1,7 +1,8 @@
-"""One run of a study, in a process of its own: `python -m glasslm.lab.studies.worker` reads its task from its input.
+"""One run of a study in a process of its own: `python -m glasslm.lab.studies.worker` reads its job
+from its input.
 
-The process that started it holds the other end of that input. When it goes away, however it ends, this one notices,
-saves a checkpoint and ends as well.
+The process that started the worker holds the other end of that input. When that process ends, for
+any reason, the input closes; the worker then saves a checkpoint and ends as well.
 """
 
 from __future__ import annotations
@@ -20,25 +21,29 @@ from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import GlasslmError, InUseError
 from glasslm.runs import checkpoint, run_folder
+from glasslm.text import Notify, notify
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
 
-WAITS_S = 30.0  # for another process to give the run back
+MAX_LOCK_WAIT_S = 30.0  # for another process to release the run
 
 
 def main() -> int:
-    """Train, or go on with, the run that the first line of the input describes; the exit codes are those of `train`."""
+    """Train or resume the run that the first line of the input describes; exit codes as of `glasslm
+    train`.
+    """
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     if job["core"] is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {job["core"]})
     path = Path(job["run_dir"])
-    patience = time.monotonic() + WAITS_S
+    config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
+    deadline = time.monotonic() + MAX_LOCK_WAIT_S
     while True:
         try:
-            return _run(job, path).exit_code
-        except InUseError as error:  # of a study that was killed, the run may still be saving
-            if time.monotonic() > patience:
+            return train_or_resume(path, config, compute, job["preset"], job["command"]).exit_code
+        except InUseError as error:  # after a study was killed, its run may still be saving
+            if time.monotonic() > deadline:
                 print(f"{path}: {error}", file=sys.stderr)
                 return error.exit_code
             time.sleep(0.5)
@@ -50,19 +55,28 @@ def main() -> int:
             return 6
 
 
-def _run(job: dict[str, Any], path: Path) -> Outcome:
-    compute = from_dict(ComputeConfig, job["compute"])
+def train_or_resume(
+    path: Path,
+    config: RunConfig,
+    compute: ComputeConfig,
+    preset: str,
+    command: str,
+    notify: Notify = notify,
+) -> Outcome:
+    """Train a new run in `path`, or resume the run there.
+
+    A run without a checkpoint starts again.
+    """
     if (path / "run.json").exists() and not checkpoint.list_steps(path):
         with files.lock(path):
             run_folder.clear(path)
     if (path / "run.json").exists():
-        return launch.resume(path, compute)
-    config = from_dict(RunConfig, job["config"])
-    return launch.train(config, compute, path, preset=job["preset"], command=job["command"])
+        return launch.resume(path, compute, notify=notify)
+    return launch.train(config, compute, path, preset=preset, command=command, notify=notify)
 
 
 def _end_with_parent() -> None:
-    """The input ends when the parent does, and there is nothing more to read before."""
+    """Send SIGTERM to this process when its input closes: the parent process has ended."""
     sys.stdin.read()
     signal.raise_signal(signal.SIGTERM)
 

@@ -1,9 +1,10 @@
-"""A run trained again from its record, and compared with what it was: every logged number, every checkpoint's bits."""
+"""Reproduction: train a run again from its record, and compare logged numbers and checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,30 @@ import numpy as np
 
 from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data import shards
-from glasslm.engines.choice import as_recorded
+from glasslm.engines.choice import compute_from_record
 from glasslm.errors import DamagedError, InputError, require
 from glasslm.lab.verification.comparison import circumstances
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
-from glasslm.runs.metrics import Line
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say
+from glasslm.text import Notify
 from glasslm.training import launch
 from glasslm.training.fine_tuning import Base
 
-ARRAYS = ("model.safetensors", "optimizer.safetensors")
-PROMISE = (
-    "Equal bits are promised for NumPy on one type of machine, whatever the number of threads; for PyTorch on a CPU "
-    "with the same number of threads; and on a GPU with --deterministic. Between versions, types of machine, engines "
-    'and numbers of processes rounding differs ("The same bits" in docs/architecture.md).'
+ARRAY_FILES = ("model.safetensors", "optimizer.safetensors")
+REPRODUCIBILITY = (
+    "Equal bits are guaranteed for NumPy on one type of machine with any number of threads; for "
+    "PyTorch on a CPU with the same number of threads; and on a GPU with --deterministic. "
+    "Versions, types of "
+    'machine, engines and numbers of processes differ in their rounding ("The same bits" in '
+    "docs/architecture.md)."
 )
+COMPLETED_STATUSES = ("finished", "stopped", "diverged")
 
 
 @dataclass(frozen=True)
-class Parting:
-    """The first logged value that is another one."""
+class FirstDifference:
+    """The first logged value that differs."""
 
     step: int
     where: str  # kind of line and field
@@ -42,35 +44,35 @@ class Parting:
     now: Any
 
     @property
-    def apart(self) -> float | None:
-        """By how much; None where they are no numbers."""
+    def difference(self) -> float | None:
+        """The absolute difference; None if the values are not numbers."""
         numbers = [isinstance(value, (int, float)) for value in (self.then, self.now)]
         return abs(self.then - self.now) if all(numbers) else None
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A checkpoint that both have."""
+class CheckpointPair:
+    """The comparison of a checkpoint that both runs have."""
 
     step: int
     same: bool  # the same bytes
-    difference: float = 0.0  # the largest of any value
+    difference: float = 0.0  # the largest absolute difference of any value
     where: str = ""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of training a run again."""
+    """The comparison of a run with its repetition."""
 
     run: Path
     again: Path
-    steps: int  # up to here both are compared
-    reached: int  # by the new run
+    steps: int  # both are compared up to this step
+    reached: int  # the last compared step of the new run
     lines: int  # compared
-    trained: int  # of these and of the checkpoints, how many come after a step: the others know the first weights only
-    parting: Parting | None
-    checkpoints: list[Pair]
-    circumstances: list[tuple[str, str, str]]  # that differ: name, then, now
+    trained: int  # lines and checkpoints after a step; the others depend on initial weights only
+    parting: FirstDifference | None
+    checkpoints: list[CheckpointPair]
+    circumstances: list[tuple[str, str, str]]  # those that differ: name, then, now
     notes: list[str]
     interrupted_by: int | None = None  # the signal that ended the new run before that step
 
@@ -83,84 +85,90 @@ class Reproduction:
         )
 
 
-def reproduce(run: Run, run_dir: Path, steps: int | None, command: str, say: Say) -> Reproduction:
-    """Train again into a new folder, at most `steps` steps of the same schedule, and compare.
+def reproduce(
+    run: Run, run_dir: Path, steps: int | None, command: str, notify: Notify
+) -> Reproduction:
+    """Train a run again in a new folder, at most `steps` steps of the same schedule, and compare.
 
-    Raises DamagedError, with both hashes, where the text is another one by now, or the run that this one started from
-    is; InputError where there is nothing to train or to compare, or the folder cannot be used.
+    Raises DamagedError, with both hashes, if the text or the base run has changed; InputError if
+    there is nothing to train or to compare, or if the folder cannot be used.
     """
     run_folder.require_new(run_dir)
-    config = _recipe(run)
+    config = _recorded_config(run)
     length = run.length
     end = length if steps is None else min(steps, length)
-    require(end >= 1, "steps", end, f"1 or more, and {run.path} itself got to step {length}")
+    require(end >= 1, "steps", end, f"1 or more ({run.path} ended at step {length})")
     _require_comparable(run, end)
-    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
-    compute, notes = as_recorded(ComputeConfig(threads=run.record.get("threads", 0)), run.record)
+    dataset = run.dataset(notify)
+    compute, notes = compute_from_record(
+        ComputeConfig(threads=run.record.get("threads", 0)), run.record
+    )
     for note in notes:
-        say(f"note: {note}")
-    ended = run.history.status in ("finished", "stopped", "diverged") and end == length
+        notify(f"note: {note}")
+    is_complete = run.history.status in COMPLETED_STATUSES and end == length
     outcome = launch.train(
         config, compute, run_dir, preset=str(run.record.get("preset", "tiny")), command=command,
-        dataset=dataset, stop_at=None if ended else end, say=say,
+        dataset=dataset, stop_at=None if is_complete else end, notify=notify,
     )  # fmt: skip
-    run_report.write_after_training(outcome, say)
-    came = compare(run, Run(outcome.run_dir), end, whole=ended and outcome.status != "interrupted")
-    early = outcome.status == "interrupted" and came.reached < end
-    return dataclasses.replace(came, interrupted_by=outcome.signal) if early else came
+    run_report.write_after_training(outcome, notify)
+    was_interrupted = outcome.status == "interrupted"
+    whole = is_complete and not was_interrupted
+    reproduction = compare_runs(run, Run(outcome.run_dir), end, whole=whole)
+    if was_interrupted and reproduction.reached < end:
+        return dataclasses.replace(reproduction, interrupted_by=outcome.signal)
+    return reproduction
 
 
-def _recipe(run: Run) -> RunConfig:
-    """The configuration as recorded; what it asked of the clock has become a number of steps."""
+def _recorded_config(run: Run) -> RunConfig:
+    """The recorded configuration, without a time limit: it was converted to a number of steps."""
     if "merged_from" in run.record:
-        raise InputError(
-            f"{run.path} was merged, not trained: reproduce the run that its weights came from"
-        )
+        raise InputError(f"{run.path} was merged, not trained: reproduce the run that was merged")
     train = dataclasses.replace(run.config.train, max_time=None)
-    known = run.record.get("base")
-    if known:
-        base = Base(known["run"])
-        now = {"step": base.held.step, "data_sha256": base.run.record["data"]["sha256"]}
-        for name, value in now.items():
-            if value != known[name]:
+    if "base" in run.record:
+        recorded: Mapping[str, Any] = run.record["base"]
+        base = Base(recorded["run"])
+        for name, value in base.source.items():
+            if name != "run" and value != recorded[name]:
                 raise DamagedError(
-                    f"{base.run.path} is not what {run.path} started from: its {name} is {value}, it was {known[name]}"
+                    f"{base.run.path} changed after {run.path} started from it: its {name} is "
+                    f"{value}, expected {recorded[name]}"
                 )
-        train = dataclasses.replace(train, init_from=known["run"])
+        train = dataclasses.replace(train, init_from=recorded["run"])
     return dataclasses.replace(run.config, train=train)
 
 
 def _require_comparable(run: Run, end: int) -> None:
-    """Up to the step `end` the run has written down something that training made."""
-    logged = [line["step"] for line in run.metrics() if _is_trained(line)]
+    """Raise InputError unless the run logged or saved a result of training up to step `end`."""
+    logged = [line["step"] for line in run.metrics() if _depends_on_training(line)]
     first = min([*logged, *filter(None, checkpoint.list_steps(run.path))], default=None)
     if first is None:
         raise InputError(
-            f"{run.path} wrote down no step and has no checkpoint after one: there is nothing to compare"
+            f"{run.path} has no logged step and no checkpoint after a step: there is nothing to "
+            "compare"
         )
     require(
         end >= first,
         "steps",
         end,
-        f"the first step that {run.path} wrote down: give --steps {first} or more",
+        f"the first step that {run.path} logged: give --steps {first} or more",
     )
 
 
-def _is_trained(line: Line) -> bool:
-    """Whether it has numbers that a step was needed for."""
+def _depends_on_training(line: Mapping[str, Any]) -> bool:
+    """Whether the line depends on a training step."""
     return line["kind"] in ("step", "eval") and line["step"] > 0
 
 
-def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
-    """Both runs up to the step `end`; `whole`: both are over, so that neither may have a line more."""
+def compare_runs(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
+    """Compare two runs up to step `end`; with `whole`, their numbers of lines must be equal too."""
     reached = min(end, again.length)
-    theirs, ours = (
+    old_lines, new_lines = (
         list(
             itertools.takewhile(
-                lambda line: line["step"] <= reached, metrics.comparable(one.metrics())
+                lambda line: line["step"] <= reached, metrics.comparable(each.metrics())
             )
         )
-        for one in (run, again)
+        for each in (run, again)
     )
     notes: list[str] = []
     pairs = []
@@ -168,7 +176,7 @@ def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
         if step > reached:
             continue
         try:
-            pairs.append(_pair(run, again, step))
+            pairs.append(_compare_checkpoints(run, again, step))
         except DamagedError as error:
             notes.append(f"the checkpoint of step {step:,} was not compared: {error}")
     return Reproduction(
@@ -176,42 +184,54 @@ def compare(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
         again=again.path,
         steps=end,
         reached=reached,
-        lines=min(len(theirs), len(ours)),
-        trained=sum(_is_trained(line) for line, _ in zip(theirs, ours))
+        lines=min(len(old_lines), len(new_lines)),
+        trained=sum(_depends_on_training(line) for line, _ in zip(old_lines, new_lines))
         + sum(pair.step > 0 for pair in pairs),
-        parting=_parting(theirs, ours, whole),
+        parting=_first_difference(old_lines, new_lines, whole),
         checkpoints=pairs,
-        circumstances=_unlike(circumstances(run.record), circumstances(again.record)),
+        circumstances=_different_values(circumstances(run.record), circumstances(again.record)),
         notes=notes,
     )
 
 
-def _parting(theirs: list[Line], ours: list[Line], whole: bool) -> Parting | None:
-    for then, now in zip(theirs, ours):
+def _first_difference(
+    old_lines: list[dict[str, Any]], new_lines: list[dict[str, Any]], whole: bool
+) -> FirstDifference | None:
+    """The first field that differs; with `whole`, the first line that only one run has."""
+    for then, now in zip(old_lines, new_lines):
         for name in (name for name in then if name in now):  # another version may log more
             if then[name] != now[name]:
-                return Parting(then["step"], f"{then['kind']}: {name}", then[name], now[name])
-    if whole and len(theirs) != len(ours):
-        first = (theirs if len(theirs) > len(ours) else ours)[min(len(theirs), len(ours))]
-        return Parting(first["step"], "number of lines", len(theirs), len(ours))
+                where = f"{then['kind']}: {name}"
+                return FirstDifference(then["step"], where, then[name], now[name])
+    n_old, n_new = len(old_lines), len(new_lines)
+    if whole and n_old != n_new:
+        longer = old_lines if n_old > n_new else new_lines
+        step = longer[min(n_old, n_new)]["step"]
+        return FirstDifference(step, "number of lines", n_old, n_new)
     return None
 
 
-def _pair(run: Run, again: Run, step: int) -> Pair:
-    then, now = (checkpoint.load(one.path, step) for one in (run, again))
+def _compare_checkpoints(run: Run, again: Run, step: int) -> CheckpointPair:
+    then, now = (checkpoint.load(each.path, step) for each in (run, again))
     if all(
-        files.sha256_of(then.path / name) == files.sha256_of(now.path / name) for name in ARRAYS
+        files.sha256_of(then.path / name) == files.sha256_of(now.path / name)
+        for name in ARRAY_FILES
     ):
-        return Pair(step, same=True)
-    expected, found = dict(then.state()), dict(now.state())
-    if other := sorted(expected.keys() ^ found.keys()):
-        return Pair(step, False, float("nan"), f"{other[0]}, which only one of them has")
-    apart = {name: float(np.abs(array - found[name]).max()) for name, array in expected.items()}
-    where = max(apart, key=apart.__getitem__)
-    return Pair(step, False, apart[where], where)
+        return CheckpointPair(step, same=True)
+    expected, actual = dict(then.state()), dict(now.state())
+    if unmatched := sorted(expected.keys() ^ actual.keys()):
+        return CheckpointPair(
+            step, False, float("nan"), f"{unmatched[0]}, which only one of them has"
+        )
+    differences = {
+        name: float(np.abs(array - actual[name]).max()) for name, array in expected.items()
+    }
+    where = max(differences, key=differences.__getitem__)
+    return CheckpointPair(step, False, differences[where], where)
 
 
-def _unlike(then: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
+def _different_values(then: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(name, then, now) of the values that differ."""
     rows = [
         (name, then.get(name, "-"), now.get(name, "-")) for name in dict.fromkeys([*then, *now])
     ]

@@ -1,7 +1,7 @@
-"""Whether a run resumes to the bit.
+"""A test of exact resume.
 
-`try_resume` trains a short copy of the run twice in a temporary folder, once to its end and once with a sudden death on
-the way, and compares the two.
+`try_resume` trains a short copy of the run twice in a temporary folder: once to its end, and once
+with a simulated kill and a resume. Then it compares the two.
 """
 
 from __future__ import annotations
@@ -15,134 +15,140 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from glasslm import files
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig
-from glasslm.data import shards
-from glasslm.data.shards import Dataset
-from glasslm.engines.choice import as_recorded
+from glasslm.data.dataset import Dataset
+from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Array, Engine
 from glasslm.errors import DamagedError
-from glasslm.lab.verification.integrity import written
+from glasslm.lab.verification.integrity import manifest_stamp
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.metrics import Log
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say
+from glasslm.text import Notify
 from glasslm.training import launch
 from glasslm.training.display import Display
 from glasslm.training.interruption import interruptible
-from glasslm.training.loop import Loop, hashes
+from glasslm.training.loop import Loop
 from glasslm.training.memory import enough_memory
 
-STEPS, STOPPED_AFTER = (
-    12,
-    7,
-)  # of the copy: in all, and before its sudden death, which follows no save
-TORN = b'{"kind": "step", "step": 9, "lo'  # what a line is when a process dies in the middle of it
+COPY_STEPS = 12  # steps of each copy
+MIN_STEPS_BEFORE_KILL = 7  # the kill comes after these, at a step without a checkpoint
+PARTIAL_LINE = b'{"kind": "step", "step": 9, "lo'  # what a kill during a write leaves
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What became of the copy that was interrupted, beside the one that was not."""
+    """The comparison of the copy that was killed and resumed with the copy that was not."""
 
     engine: str
     precision: str
     begin: int  # the step of the checkpoint that both copies start from
-    died: int  # the step after which one of them died
-    resumed: int  # the step of the checkpoint that it went on from
+    died: int  # the step after which one of them was killed
+    resumed: int  # the step of the checkpoint that it was resumed from
     end: int
     entries: int  # weights and moments compared
-    difference: float  # the largest of any element of any of them
+    difference: float  # the largest absolute difference of any element
     where: str  # the entry with that difference
-    lines: int  # of metrics.jsonl compared, without their timing
+    lines: int  # lines of metrics.jsonl compared, without their timing
     same_lines: bool
-    same_progress: bool  # counters, best and the loop's own memory
+    same_progress: bool  # counters, best and the state of the loop
 
     @property
     def passed(self) -> bool:
         return self.difference == 0.0 and self.same_lines and self.same_progress
 
 
-def try_resume(run_dir: Path, say: Say) -> Resumption:
-    """Train on from the latest checkpoint twice, once interrupted, in a temporary folder, and compare the ends.
+def try_resume(run_dir: Path, notify: Notify) -> Resumption:
+    """Train twice from the latest checkpoint in a temporary folder, once with a kill, and compare.
 
-    The copies have the run's weights, moments, text, dropout, engine, precision and threads, but `STEPS` steps of their
-    own at the peak learning rate: the schedule of a finished run is over. Raises DamagedError where there is no whole
-    checkpoint, the text is gone, or the copy diverges only where it was interrupted; DivergedError where it diverges by
-    itself, so that there is no end to compare; and KeyboardInterrupt, with its number, for a signal.
+    The copies have the run's weights, moments, text, dropout, engine, precision and threads. They
+    train COPY_STEPS steps at the peak learning rate, because the schedule of a finished run is
+    over.
+
+    Raises DamagedError if no checkpoint is intact, if the text is missing, or if only the resumed
+    copy diverges; DivergedError if the other copy diverges, so that there is nothing to compare;
+    and KeyboardInterrupt, with the number of the signal, for a signal.
     """
     run = Run(run_dir)
-    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
-    latest, arrays = _read_latest(run_dir, say)
-    checkpoint.check(latest, **hashes(run, dataset))
+    dataset = run.dataset(notify)
+    latest, arrays = _read_latest(run_dir, notify)
+    checkpoint.require_identity(latest, run.identity)
     with tempfile.TemporaryDirectory(
         prefix="glasslm-verify-", ignore_cleanup_errors=True
     ) as folder:
         whole, cut = (
-            _copy(run, latest, arrays, dataset, Path(folder, name)) for name in ("whole", "cut")
+            _copy_run(run, latest, arrays, dataset, Path(folder, name)) for name in ("whole", "cut")
         )
         del arrays
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # the display of a run, which nobody need see
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the display of the copies
             with _training(whole, dataset) as loop:
                 _require_end(loop.run(), loop.signal)
             with _training(cut, dataset) as loop, interruptible() as interrupted:
-                while loop.step < latest.step + STOPPED_AFTER or loop.saved_at == loop.step:
+                while loop.step < latest.step + MIN_STEPS_BEFORE_KILL or loop.saved_at == loop.step:
                     loop.do_step()
                     if interrupted.is_set():
                         raise KeyboardInterrupt(interrupted.received)
             died, resumed = loop.step, max(checkpoint.list_steps(cut.path))
-            _as_a_kill_leaves_it(cut.path)
+            _simulate_kill(cut.path)
             outcome = launch.resume(cut.path, _compute(cut)[0], lambda message: None)
         if outcome.status == "diverged":
             raise DamagedError(
-                f"of two copies of {run_dir} the one that was resumed diverged, the other did not"
+                f"of two copies of {run_dir}, the resumed one diverged and the other did not"
             )
         _require_end(outcome.status, outcome.signal)
         return _compare(whole, cut, latest.step, died, resumed)
 
 
-def _read_latest(run_dir: Path, say: Say) -> tuple[Checkpoint, dict[str, Array]]:
-    """The latest checkpoint with its arrays, in memory: the run, if it goes on, may remove its files at any moment."""
+def _read_latest(run_dir: Path, notify: Notify) -> tuple[Checkpoint, dict[str, Array]]:
+    """The latest checkpoint with its arrays in memory: a run in progress may remove its files."""
     while True:
-        before, warnings = _standing(run_dir), list[str]()
+        before, warnings = _checkpoint_stamps(run_dir), list[str]()
         try:
             latest = checkpoint.load(run_dir, "latest", warnings.append)
             arrays = dict(latest.state())
         except OSError:
-            if _standing(run_dir) == before:
+            if _checkpoint_stamps(run_dir) == before:
                 raise
             continue
-        if (
-            not warnings or _standing(run_dir) == before
-        ):  # else it was rotated away, and is not damaged
+        # A checkpoint that was removed meanwhile is not damaged.
+        if not warnings or _checkpoint_stamps(run_dir) == before:
             for warning in warnings:
-                say(warning)
+                notify(warning)
             return latest, arrays
 
 
-def _standing(run_dir: Path) -> list[object]:
-    """Which checkpoints there are now, in which writing."""
+def _checkpoint_stamps(run_dir: Path) -> list[object]:
+    """The present checkpoints, each with the stamp of its manifest."""
     folder = run_dir / checkpoint.FOLDER
-    return [(step, written(folder / f"{step:06d}")) for step in checkpoint.list_steps(run_dir)]
+    return [
+        (step, manifest_stamp(folder / f"{step:06d}")) for step in checkpoint.list_steps(run_dir)
+    ]
 
 
-def _copy(
+def _copy_run(
     run: Run, latest: Checkpoint, arrays: dict[str, Array], dataset: Dataset, folder: Path
 ) -> Run:
-    """A run that stands where `latest` does and has STEPS more to go."""
+    """A run in `folder` at the checkpoint `latest`, with COPY_STEPS steps to go."""
     train = dataclasses.replace(
-        run.config.train, max_steps=latest.step + STEPS, log_interval=1, eval_interval=STEPS // 2, sample_interval=0,
-        checkpoint_interval=STEPS // 3, stop_at_loss=None, patience=None, max_time=None,
-    )  # fmt: skip
+        run.config.train,
+        max_steps=latest.step + COPY_STEPS,
+        log_interval=1,
+        eval_interval=COPY_STEPS // 2,
+        sample_interval=0,
+        checkpoint_interval=COPY_STEPS // 3,
+        stop_at_loss=None,
+        patience=None,
+        max_time=None,
+    )
     optimizer = dataclasses.replace(run.config.optimizer, schedule="constant")
     config = dataclasses.replace(run.config, train=train, optimizer=optimizer)
     record = {name: value for name, value in run.record.items() if name not in ("format", "base")}
@@ -153,9 +159,9 @@ def _copy(
         with open(run.path / "metrics.jsonl", "rb") as file:
             files.write_atomic(folder / "metrics.jsonl", file.read(latest.progress.metrics_bytes))
         copy = Run(folder)
-        memory = {"evaluated_at": latest.step} | latest.progress.loop  # merged: it has none
+        memory = {"evaluated_at": latest.step} | latest.progress.loop  # empty for a merged run
         memory |= {"measured": False, "safe_at": latest.step}
-        # A run that diverged would do so again at once: too few steps follow for the guard to judge by these alone.
+        # Without its history the guard cannot end the copy of a diverged run: too few steps follow.
         memory["guard"] = memory.get("guard", {}) | {
             "losses": [],
             "norms": [],
@@ -163,15 +169,16 @@ def _copy(
             "first_loss": None,
         }
         progress = dataclasses.replace(latest.progress, best=None, loop=memory)
-        held = cast(Engine, _Held(arrays, parameter_table(config.model, run.tokenizer.vocab_size)))
-        belongs_to: dict[str, Any] = hashes(copy, dataset)
-        checkpoint.save(folder, held, progress, keep=train.keep, **belongs_to)
+        state = cast(
+            Engine, _SavedState(arrays, parameter_table(config.model, run.tokenizer.vocab_size))
+        )
+        checkpoint.save(folder, state, progress, copy.identity, keep=train.keep)
     return copy
 
 
 @dataclass(frozen=True)
-class _Held:
-    """An engine as far as a checkpoint to be written knows one."""
+class _SavedState:
+    """Arrays in place of an engine, for writing a checkpoint."""
 
     arrays: dict[str, Array]
     rows: ParameterTable
@@ -185,46 +192,50 @@ class _Held:
 
 
 def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
-    """As recorded; a GPU adds in a fixed order, or no two runs would be equal."""
-    return as_recorded(ComputeConfig(deterministic=run.record["device"] != "cpu"), run.record)
+    """The recorded compute config; on a GPU also deterministic, or equal runs would differ."""
+    return compute_from_record(
+        ComputeConfig(deterministic=run.record["device"] != "cpu"), run.record
+    )
 
 
 @contextmanager
 def _training(run: Run, dataset: Dataset) -> Iterator[Loop]:
-    """The loop from the latest checkpoint; when the block ends it is gone, with nothing saved."""
+    """The loop from the latest checkpoint; the end of the block saves nothing."""
     start = checkpoint.load(run.path)
     log = Log(run.path / "metrics.jsonl", start.progress.metrics_bytes)
-    with enough_memory(run.config, run.record["engine"]), log, Display() as shown:
+    with enough_memory(run.config, run.record["engine"]), log, Display() as display:
         engine = make_engine(run.config, run.tokenizer.vocab_size, _compute(run)[0], training=True)
         engine.load(start.state(), start.progress.updates, start.progress.loss_scale)
-        yield Loop(run, engine, dataset, log, shown, start.progress)
+        yield Loop(run, engine, dataset, log, display, start.progress)
 
 
 def _require_end(status: str, signal: int | None) -> None:
-    if status != "finished":  # nothing but a signal ends it early
+    """Raise KeyboardInterrupt if a signal ended the training early."""
+    if status != "finished":  # only a signal ends it early
         raise KeyboardInterrupt(signal)
 
 
-def _as_a_kill_leaves_it(run_dir: Path) -> None:
-    """Half a line of metrics, and half a checkpoint."""
+def _simulate_kill(run_dir: Path) -> None:
+    """Leave half a line of metrics and half a checkpoint, as a kill may."""
     with open(run_dir / "metrics.jsonl", "ab") as file:
-        file.write(TORN)
+        file.write(PARTIAL_LINE)
     half = run_dir / checkpoint.FOLDER / "999999.tmp-1"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
 
 
 def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resumption:
-    one, other = (checkpoint.load(run.path) for run in (whole, cut))
-    expected, found = dict(one.state()), dict(other.state())
-    assert expected.keys() == found.keys()
+    """Compare the last checkpoints and the metrics of both copies."""
+    whole_end, cut_end = (checkpoint.load(run.path) for run in (whole, cut))
+    expected, actual = dict(whole_end.state()), dict(cut_end.state())
+    assert expected.keys() == actual.keys()
     differences = {
-        name: float(np.abs(array - found[name]).max()) for name, array in expected.items()
+        name: float(np.abs(array - actual[name]).max()) for name, array in expected.items()
     }
     where = max(differences, key=differences.__getitem__)
-    lines, same = (metrics.comparable(run.metrics()) for run in (whole, cut))
-    one_at, other_at = (
-        dataclasses.replace(held.progress, metrics_bytes=0) for held in (one, other)
+    whole_lines, cut_lines = (metrics.comparable(run.metrics()) for run in (whole, cut))
+    whole_progress, cut_progress = (
+        dataclasses.replace(end.progress, metrics_bytes=0) for end in (whole_end, cut_end)
     )
     return Resumption(
         engine=whole.record["engine"],
@@ -232,11 +243,11 @@ def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resum
         begin=begin,
         died=died,
         resumed=resumed,
-        end=one.step,
+        end=whole_end.step,
         entries=len(expected),
         difference=differences[where],
         where=where,
-        lines=sum(line["step"] > begin for line in lines),
-        same_lines=lines == same,
-        same_progress=one_at == other_at,
+        lines=sum(line["step"] > begin for line in whole_lines),
+        same_lines=whole_lines == cut_lines,
+        same_progress=whole_progress == cut_progress,
     )

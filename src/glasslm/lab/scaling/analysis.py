@@ -1,0 +1,137 @@
+"""The analysis of a table of runs: the fitted law, its uncertainty and other approaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glasslm.errors import InputError
+from glasslm.lab.scaling import isoflop
+from glasslm.lab.scaling.isoflop import Frontier, SizeLaw
+from glasslm.lab.scaling.law import Interval, Observation
+from glasslm.lab.scaling.uncertainty import (
+    Backtest,
+    Bootstrap,
+    Forecast,
+    Variation,
+    backtest,
+    bootstrap,
+    sensitivity,
+)
+from glasslm.runs.metrics import plain
+
+MIN_SIZES_WITH_FLOOR = 5  # for a law of size alone with a floor
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The results for a table of runs; `notes` has the reason for each part that is missing."""
+
+    runs: list[Observation]
+    bootstrap: Bootstrap
+    backtest: Backtest | None
+    variations: list[Variation]
+    frontiers: list[Frontier]  # of approaches 1, 2 and 3, without those that could not be used
+    equal_tokens: list[Observation]  # the sizes at one number of tokens
+    size_laws: list[SizeLaw]  # a power law alone, and with enough sizes one with a floor
+    notes: list[str]
+    extrapolation: Forecast | None = None  # of a larger run, predicted before it was trained
+
+
+def analyse_runs(runs: Sequence[Observation]) -> Analysis:
+    """All results for a table of runs. Raises InputError if there are too few runs for a law."""
+    refitted = bootstrap(runs)
+    notes: list[str] = list(refitted.fit.warnings)
+    frontiers: list[Frontier] = []
+    for approach in (_envelope_frontier, _isoflop_frontier):
+        try:
+            frontiers.append(approach(runs))
+        except InputError as error:
+            notes.append(str(error))
+    tested: Backtest | None = None
+    equal_tokens = isoflop.interpolate_equal_tokens(runs)
+    size_laws: list[SizeLaw] = []
+    try:
+        tested = backtest(runs)
+    except InputError as error:
+        notes.append(f"No backtest: {error}")
+    try:
+        size_laws.append(isoflop.size_law(equal_tokens))
+        if len(equal_tokens) >= MIN_SIZES_WITH_FLOOR:
+            size_laws.append(isoflop.size_law(equal_tokens, floor=True))
+    except InputError as error:
+        notes.append(f"No law of size alone: {error}")
+    notes += [
+        f"{frontier.approach}: {warning}" for frontier in frontiers for warning in frontier.warnings
+    ]
+    notes += [f"size alone: {warning}" for warning in (size_laws[0].warnings if size_laws else ())]
+    frontiers.append(isoflop.parametric(refitted))
+    return Analysis(
+        runs=list(runs),
+        bootstrap=refitted,
+        backtest=tested,
+        variations=sensitivity(runs),
+        frontiers=frontiers,
+        equal_tokens=equal_tokens,
+        size_laws=size_laws,
+        notes=notes,
+    )
+
+
+def _envelope_frontier(runs: Sequence[Observation]) -> Frontier:
+    return isoflop.envelope(isoflop.training_curves(runs))
+
+
+def _isoflop_frontier(runs: Sequence[Observation]) -> Frontier:
+    """The frontier of an IsoFLOP design; for a grid, from slices of its curves."""
+    fitted = isoflop.parabolas(runs)
+    if len(fitted) >= 3:
+        return isoflop.isoflop(fitted)
+    return isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs))))
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """The content of fit.json."""
+    fit, tested, forecast = analysis.bootstrap.fit, analysis.backtest, analysis.extrapolation
+    intervals = analysis.bootstrap.parameters()
+    inside = f"{tested.inside_count} of {len(tested.forecasts)}" if tested else None
+    return plain(
+        {
+            **{name: _interval_json(interval) for name, interval in intervals.items()},
+            "objective": fit.objective,
+            "delta": fit.delta,
+            "n": fit.n,
+            "cells": fit.cells,
+            "residual_sd": fit.residual_sd,
+            "largest_C": fit.largest_C,
+            "backtest_error": tested.error if tested else None,
+            "backtest_inside": inside,
+            "beyond": _forecast_json(forecast) if forecast else None,
+            "size_alone": [
+                {"alpha": _interval_json(law.alpha), "k": law.k, "E": law.E, "r2": law.r2}
+                for law in analysis.size_laws
+            ],
+            "approaches": {
+                frontier.approach: {"a": _interval_json(frontier.a), "k": frontier.k}
+                for frontier in analysis.frontiers
+            },
+            "notes": analysis.notes,
+        }
+    )
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, Any]:
+    return {
+        "N": forecast.run.N,
+        "D": forecast.run.D,
+        "C": forecast.run.C,
+        "predicted": _interval_json(forecast.predicted),
+        "loss": forecast.run.loss,
+        "error": forecast.relative_error,
+        "inside": forecast.is_inside,
+    }
+
+
+def _interval_json(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "ci_low": interval.ci_low, "ci_high": interval.ci_high}

@@ -1,0 +1,181 @@
+"""The figures of a fitted scaling law: loss over compute, IsoFLOP parabolas, loss over size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glasslm.errors import InputError
+from glasslm.lab.scaling import isoflop
+from glasslm.lab.scaling.analysis import Analysis
+from glasslm.lab.scaling.isoflop import KAPLAN
+from glasslm.lab.scaling.law import Observation
+from glasslm.report.figures import Palette, add_legend, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
+    """A figure of loss over compute: the runs, the law of each size, and its frontier."""
+    from matplotlib.figure import Figure
+
+    fit, sizes = analysis.bootstrap.fit, sorted({o.N for o in analysis.runs})
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    style_axes(axes, "Loss against compute", "validation loss, nats a token", colours)
+    palette = (colours.train, colours.validation, colours.third)
+    for i, N in enumerate(sizes):
+        runs = sorted((o for o in analysis.runs if o.N == N), key=lambda o: o.C)
+        colour = palette[i % 3]
+        axes.plot(
+            [o.C for o in runs],
+            [o.loss for o in runs],
+            "osD^v"[i // 3 % 5],
+            color=colour,
+            label=f"N = {N:.3g}",
+        )
+        C = np.geomspace(runs[0].C / 1.5, runs[-1].C * 1.5, 60)
+        losses = [fit.loss(N, c / (6 * N)) for c in C]
+        axes.plot(C, losses, color=colour, linewidth=0.8, alpha=0.7)
+    computes = [o.C for o in analysis.runs]
+    C = np.geomspace(min(computes), max(computes) * 6, 100)
+    axes.plot(
+        C,
+        [fit.optimal_loss(c) for c in C],
+        "--",
+        color=colours.ink,
+        linewidth=1.6,
+        label="frontier of the fit",
+    )
+    if forecast := analysis.extrapolation:
+        predicted = forecast.predicted
+        errors = [[predicted.value - predicted.ci_low], [predicted.ci_high - predicted.value]]
+        axes.errorbar(
+            forecast.run.C,
+            predicted.value,
+            errors,
+            fmt="none",
+            color=colours.ink,
+            capsize=5,
+            label="predicted before training (95%)",
+        )
+        axes.plot(
+            [forecast.run.C],
+            [forecast.run.loss],
+            "*",
+            color=colours.ink,
+            markersize=12,
+            label="its loss after training",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="training compute, FLOPs (6 N D)")
+    _format_losses(axes)
+    axes.xaxis.label.set_color(colours.ink)
+    add_legend(axes, colours)
+    return figure
+
+
+def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
+    """A figure of loss over size at equal compute, with the parabolas and their minima."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    style_axes(axes, "Loss against size at equal compute", "validation loss, nats a token", colours)
+    runs: Sequence[Observation] = analysis.runs
+    parabolas = isoflop.parabolas(runs)
+    if len(parabolas) < 3:
+        try:
+            runs = isoflop.slices(isoflop.training_curves(runs))
+            parabolas = isoflop.parabolas(runs)
+        except InputError:
+            runs, parabolas = [], []
+    palette = (colours.train, colours.validation, colours.third)
+    for i, parabola in enumerate(parabolas):
+        colour, style = palette[i % 3], ("-", "--", ":")[i // 3 % 3]
+        same_compute = [o for o in runs if math.isclose(o.C, parabola.C, rel_tol=0.1)]
+        axes.plot(
+            [o.N for o in same_compute],
+            [o.loss for o in same_compute],
+            "osD"[i // 3 % 3],
+            color=colour,
+            label=f"C = {parabola.C:.2g}",
+        )
+        if parabola.is_inside:
+            N = np.geomspace(parabola.sizes[0], parabola.sizes[-1], 60)
+            distance = np.log(N / parabola.N_opt)
+            losses = parabola.lowest + parabola.curvature / 2 * distance**2
+            axes.plot(N, losses, color=colour, linestyle=style)
+            axes.plot(
+                [parabola.N_opt],
+                [parabola.lowest],
+                "*",
+                color=colour,
+                markersize=13,
+                markeredgecolor=colours.ink,
+            )
+    axes.set(xscale="log", xlabel="parameters N; a star is the best size")
+    _format_sizes(axes)
+    axes.xaxis.label.set_color(colours.ink)
+    add_legend(axes, colours)
+    return figure
+
+
+def draw_size_law(analysis: Analysis, colours: Palette) -> Figure:
+    """A figure of loss over size at equal tokens, in logarithms, with fitted laws and Kaplan's
+    slope.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    runs = analysis.equal_tokens
+    sizes, losses = [o.N for o in runs], [o.loss for o in runs]
+    style_axes(
+        axes,
+        f"Loss against size at {runs[0].D:.3g} tokens",
+        "validation loss, nats a token",
+        colours,
+    )
+    axes.plot(sizes, losses, "o", color=colours.train, label="runs, or interpolated between runs")
+    N = np.geomspace(min(sizes) / 1.2, max(sizes) * 1.5, 60)
+    line_colours = (colours.validation, colours.third)
+    for law, colour, style in zip(analysis.size_laws, line_colours, ("-", "--")):
+        floor = f"{law.E:.2f} + " if law.E >= 5e-3 else ""
+        label = f"{floor}{law.k:.3g} / N^{law.alpha.value:.3f}, R² {law.r2:.4f}"
+        axes.plot(N, [law.loss(n) for n in N], style, color=colour, label=label)
+    axes.plot(
+        N,
+        losses[0] * (N / sizes[0]) ** -KAPLAN,
+        ":",
+        color=colours.ink,
+        label=f"Kaplan's slope, {KAPLAN}",
+    )
+    axes.set(xscale="log", yscale="log", xlabel="parameters N")
+    _format_sizes(axes)
+    _format_losses(axes)
+    axes.xaxis.label.set_color(colours.ink)
+    add_legend(axes, colours)
+    return figure
+
+
+def _format_losses(axes: Axes) -> None:
+    """Label a logarithmic y axis with 1.5, not with 1.5 x 10^0."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _format_sizes(axes: Axes) -> None:
+    """Label a logarithmic x axis with 20k, 50k, 100k."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,233 @@
+"""The uncertainty of a fitted scaling law: intervals, sensitivity to its data, and a backtest.
+
+The in-sample error says nothing about extrapolation, so the main check is `backtest`: the largest
+runs, predicted from the others. Exponents have intervals from a bootstrap over cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+
+from glasslm.errors import InputError
+from glasslm.lab.scaling import power_terms
+from glasslm.lab.scaling.law import (
+    HUBER_DELTA,
+    MIN_BUDGETS,
+    MIN_SIZES,
+    SAME_LEVEL_RATIO,
+    Fit,
+    Interval,
+    Law,
+    Observation,
+    Problem,
+    budgets,
+    fit,
+    levels,
+)
+from glasslm.lab.scaling.power_terms import Array
+
+REFITS = 400
+DELTAS = (1e-4, 1e-3, 1e-2, math.inf)  # of the Huber loss, for the sensitivity
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """A fit, and the laws from drawing its cells with replacement, all seeds of a cell together."""
+
+    fit: Fit
+    refits: tuple[Law, ...]
+
+    def interval(self, quantity: Callable[[Law], float], log: bool = False) -> Interval:
+        """The 95% interval of a quantity above 0 that follows from the law; with `log`, symmetric
+        in its logarithm.
+
+        It is the fit plus or minus Student's t (cells - 5 degrees of freedom) times half the range
+        of the middle 68% of the refits. Percentiles alone are too narrow for a small design, and a
+        standard deviation follows the few draws that leave an exponent undetermined.
+        """
+        scale, unscale = (math.log, _bounded_exp) if log else (float, float)
+        value = scale(quantity(self.fit))
+        below, above = np.percentile([scale(quantity(law)) for law in self.refits], [15.87, 84.13])
+        half = self.t_quantile * float(above - below) / 2
+        low = unscale(value - half) if log else max(value - half, 0.0)
+        return Interval(unscale(value), low, unscale(value + half))
+
+    @property
+    def t_quantile(self) -> float:
+        """The 97.5% quantile of Student's t for the fit's degrees of freedom."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, self.fit.degrees_of_freedom))
+
+    def parameters(self) -> dict[str, Interval]:
+        """alpha, beta, A, B, E and a, each with its interval."""
+        # E may be 0, which has no logarithm.
+        logs = {"alpha": True, "beta": True, "A": True, "B": True, "E": False, "a": False}
+        return {name: self.interval(attrgetter(name), log) for name, log in logs.items()}
+
+    def expected(self, N: float, D: float) -> Interval:
+        """The law's loss at (N, D): the interval is that of a mean over seeds."""
+        return self.interval(lambda law: law.loss(N, D), log=True)
+
+    def prediction(self, N: float, D: float) -> Interval:
+        """The final loss of one run of N parameters on D tokens: uncertainty of the law and noise
+        of runs.
+
+        The interval assumes that the law holds so far from its runs; `backtest` and an
+        extrapolation test that.
+        """
+        expected = self.expected(N, D)
+        log_half = math.log(expected.ci_high / expected.value)
+        half = math.hypot(log_half, self.t_quantile * self.fit.residual_sd)
+        return Interval(
+            expected.value, expected.value * math.exp(-half), expected.value * math.exp(half)
+        )
+
+
+def _bounded_exp(x: float) -> float:
+    return math.exp(min(x, 700.0))
+
+
+def bootstrap(
+    observations: Sequence[Observation], fitted: Fit | None = None, refits: int = REFITS
+) -> Bootstrap:
+    """Refit the law to `refits` draws of cells, each from the parameters of the whole fit.
+
+    The draws are always the same.
+    """
+    fitted = fitted or fit(observations)
+    ordered = sorted(
+        observations, key=lambda o: (o.N, o.D, o.loss)
+    )  # as Problem.from_observations sorts them
+    problem = Problem.from_observations(ordered)
+    cells = sorted({o.cell for o in ordered})
+    cell_index = {cell: i for i, cell in enumerate(cells)}
+    weights = _draw_cells(cells, refits)[:, [cell_index[o.cell] for o in ordered]]
+    start = np.clip(problem.theta(fitted), *power_terms.bounds(problem.y, 2))
+    thetas, _ = power_terms.minimise(
+        np.tile(start, (refits, 1)), problem.x, problem.y, weights, fitted.delta
+    )
+    return Bootstrap(fitted, tuple(problem.law(theta) for theta in thetas))
+
+
+def _draw_cells(cells: Sequence[tuple[float, float]], count: int) -> Array:
+    """(count, cells): how often each draw contains each cell.
+
+    A draw with too few different cells for a fit is redrawn.
+    """
+    rng = np.random.default_rng(0)
+    size, tokens = (np.array(levels([cell[i] for cell in cells])) for i in (0, 1))
+    draws: list[Array] = []
+    while len(draws) < count:
+        draw = np.bincount(rng.integers(len(cells), size=len(cells)), minlength=len(cells)).astype(
+            np.float64
+        )
+        drawn = draw > 0
+        n_sizes, n_tokens = len(set(size[drawn])), len(set(tokens[drawn]))
+        if n_sizes >= MIN_SIZES and n_tokens >= MIN_BUDGETS and drawn.sum() >= 5:
+            draws.append(draw)
+    return np.stack(draws)
+
+
+# -- sensitivity -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The fit with one thing changed; None and the reason, if too little data is left to fit."""
+
+    changed: str
+    law: Law | None
+    reason: str = ""
+
+
+def sensitivity(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> list[Variation]:
+    """The fit for other deltas, and without each size and each budget in turn, from the smallest
+    up.
+    """
+    variations = [
+        _vary("least squares" if d == math.inf else f"delta {d:g}", observations, d) for d in DELTAS
+    ]
+    size_levels = levels([o.N for o in observations])
+    kind, budget_levels = budgets(observations)
+    for letter, groups, values in (
+        ("N", size_levels, [o.N for o in observations]),
+        (kind, budget_levels, [getattr(o, kind) for o in observations]),
+    ):
+        for group in range(max(groups) + 1):
+            smallest = min(value for value, g in zip(values, groups, strict=True) if g == group)
+            others = [o for o, g in zip(observations, groups, strict=True) if g != group]
+            variations.append(_vary(f"without {letter} = {smallest:.3g}", others, delta))
+    return variations
+
+
+def _vary(changed: str, observations: Sequence[Observation], delta: float) -> Variation:
+    try:
+        return Variation(changed, fit(observations, delta))
+    except InputError as error:
+        return Variation(changed, None, str(error))
+
+
+# -- backtest --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The predicted and the observed loss of a run."""
+
+    run: Observation
+    predicted: Interval
+
+    @property
+    def relative_error(self) -> float:
+        return self.predicted.value / self.run.loss - 1
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the observed loss is inside the predicted interval."""
+        return self.run.loss in self.predicted
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """The runs with the largest compute, predicted from all smaller ones."""
+
+    fit: Fit  # to the smaller ones
+    forecasts: tuple[Forecast, ...]
+
+    @property
+    def error(self) -> float:
+        """Mean absolute relative error of the loss."""
+        errors = math.fsum(abs(forecast.relative_error) for forecast in self.forecasts)
+        return errors / len(self.forecasts)
+
+    @property
+    def inside_count(self) -> int:
+        """The number of forecasts whose interval contains the observed loss."""
+        return sum(forecast.is_inside for forecast in self.forecasts)
+
+    @property
+    def factor(self) -> float:
+        """The largest predicted compute, in multiples of the largest compute of the fit."""
+        return max(forecast.run.C for forecast in self.forecasts) / self.fit.largest_C
+
+
+def backtest(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> Backtest:
+    """Predict the runs with the largest compute from a fit to all others.
+
+    Raises InputError if too few are left.
+    """
+    largest = max((o.C for o in observations), default=0.0)
+    smaller = [o for o in observations if largest / o.C >= SAME_LEVEL_RATIO]
+    held_out = [o for o in observations if largest / o.C < SAME_LEVEL_RATIO]
+    try:
+        refitted = bootstrap(smaller, fit(smaller, delta))
+    except InputError as error:
+        raise InputError(f"without its largest compute, {largest:.3g} FLOPs: {error}") from None
+    forecasts = tuple(Forecast(o, refitted.prediction(*o.cell)) for o in held_out)
+    return Backtest(refitted.fit, forecasts)
