@@ -1,6 +1,6 @@
-"""Formulas of docs/ as MathML, which browsers draw without a script: `$...$`, and fences of the language `math`.
+"""Formulas of docs/ as MathML, which browsers draw without a script: `$...$`, and `math` fences.
 
-zensical.toml names both functions. latex2mathml converts; GitHub draws the same sources by itself.
+zensical.toml names this module and `format_fence`. GitHub draws the same sources by itself.
 """
 
 import re
