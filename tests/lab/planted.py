@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, DataConfig, RunConfig
-from glasslm.data import shards
-from glasslm.data.shards import Dataset
+from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
-from glasslm.engines.inspection import GRADIENT
+from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.protocol import Batch, Engine, Update
-from glasslm.lab.diagnosis.diagnose import Subject
-from glasslm.lab.diagnosis.trials import Bench
+from glasslm.lab.diagnosis.subject import Subject
+from glasslm.lab.diagnosis.trials import TrialSetup
 from glasslm.model.parameters import initial_weights, parameter_table
 from small_runs import quiet, write_text
 
@@ -47,28 +46,30 @@ def compute(engine: str = "numpy") -> ComputeConfig:
 
 def config_of(shape: str = "tiny", **flags: Any) -> RunConfig:
     preset, sizes = SHAPES[shape]
-    return with_flags(PRESETS[preset](), {"max_steps": 80} | sizes | flags).resolved()
+    return with_flags(PRESETS[preset](), {"max_steps": 80} | sizes | flags).resolve()
 
 
 @cache
 def dataset_in(folder: Path) -> Dataset:
     """60 kB of a grammar with 20 letters."""
     data = DataConfig(text_file=(str(write_text(folder / "text.txt", 3000)),))
-    return shards.prepare(data, corpora.find(data, quiet), quiet)
+    return prepare_dataset(data, corpora.find_source(data, quiet), quiet)
 
 
 @dataclasses.dataclass(frozen=True)
 class Planted(Subject):
-    """A subject whose engines or batches are doctored."""
+    """A subject whose engines or batches have a planted fault."""
 
     engines: Callable[[Engine], Any] = lambda engine: engine
     batches: Callable[[Batch], Batch] = lambda batch: batch
 
     @property
-    def bench(self) -> Bench:
-        plain = super().bench
+    def trial_setup(self) -> TrialSetup:
+        plain = super().trial_setup
         return dataclasses.replace(
-            plain, make=lambda config: self.engines(plain.make(config)), batch=self.batch
+            plain,
+            make_engine=lambda config: self.engines(plain.make_engine(config)),
+            batch=self.batch,
         )
 
     def batch(self, step: int, rows: int) -> Batch:
@@ -80,22 +81,22 @@ def subject(
     config: RunConfig,
     weights: Callable[[str, Array], Array] = lambda name, array: array,
     engine: str = "numpy",
-    **doctored: Any,
+    **faults: Any,
 ) -> Planted:
     """A configuration on the small text whose first weights went through `weights`."""
     dataset = dataset_in(folder)
     rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
-    def first() -> list[tuple[str, Array]]:
+    def first_weights() -> list[tuple[str, Array]]:
         return [
             (name, weights(name, array)) for name, array in initial_weights(rows, config.train.seed)
         ]
 
-    return Planted(config, dataset, compute(engine), first, tuned=False, **doctored)
+    return Planted(config, dataset, compute(engine), first_weights, fine_tuned=False, **faults)
 
 
-class Doctored:
-    """An engine as it is, but for what a subclass changes."""
+class FaultyEngine:
+    """An engine that behaves like another one, except for the fault that a subclass adds."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -104,49 +105,51 @@ class Doctored:
         return getattr(self.engine, name)
 
 
-class Frozen(Doctored):
-    """The up matrix of the first block gets no update, though it gets a gradient: the optimizer forgot it."""
+class Frozen(FaultyEngine):
+    """The up matrix of the first block gets no update, though it gets a gradient: the optimizer
+    forgot it.
+    """
 
     NAME = "blocks.0.feedforward.up.weight"
 
     def update(self, lr: float, skip_above: float = float("inf")) -> Update:
-        kept = dict(self.engine.state())[self.NAME].copy()
+        frozen = dict(self.engine.state())[self.NAME].copy()
         update = self.engine.update(lr, skip_above)
         state = {name: array.copy() for name, array in self.engine.state()}
-        state[self.NAME] = kept
+        state[self.NAME] = frozen
         self.engine.load(state.items(), self.engine.updates)
         return update
 
 
-class Detached(Doctored):
+class Detached(FaultyEngine):
     """The up matrix of the first block gets no gradient."""
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
-        seen = self.engine.inspect(batch, names)
+        arrays = self.engine.inspect(batch, names)
         return {
-            name: 0 * array if name == GRADIENT + Frozen.NAME else array
-            for name, array in seen.items()
+            name: 0 * array if name == GRADIENT_PREFIX + Frozen.NAME else array
+            for name, array in arrays.items()
         }
 
 
-class Leaky(Doctored):
+class Leaky(FaultyEngine):
     """Each position's logits know a little of the next token."""
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
-        seen = self.engine.inspect(batch, names)
-        if "logits" in seen:
+        arrays = self.engine.inspect(batch, names)
+        if "logits" in arrays:
             following = np.roll(batch.tokens, -1, 1)[..., None]
-            logits = seen["logits"]
+            logits = arrays["logits"]
             np.put_along_axis(
                 logits,
                 following,
                 np.take_along_axis(logits, following, -1) + 0.1 * logits.std(),
                 -1,
             )
-        return seen
+        return arrays
 
 
-class Numb(Doctored):
+class Untrainable(FaultyEngine):
     """No rate moves a weight."""
 
     def update(self, lr: float, skip_above: float = float("inf")) -> Update:

@@ -1,4 +1,6 @@
-"""The whole diagnosis: planted faults light their own lamp, clean runs light none, and looking changes no bit."""
+"""The whole diagnosis: planted faults raise their own signal, clean runs raise none, and a
+diagnosis changes no bit.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,13 @@ from planted import SHAPES, Planted, config_of, subject
 
 from glasslm.cli import main
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data.batch_sampler import Order
+from glasslm.data.batch_sampler import BatchSampler
 from glasslm.data.cache import cache_dir
 from glasslm.engines.protocol import Batch
 from glasslm.errors import DamagedError
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnose import Diagnosis
+from glasslm.lab.diagnosis.subject import subject_from_run
 from glasslm.report.findings import Finding
 from glasslm.runs import checkpoint
 from glasslm.training import launch
@@ -54,14 +57,14 @@ def require(engine: str) -> None:
         pytest.importorskip("torch")
 
 
-def lamps(made: Diagnosis) -> dict[str, str]:
+def raised_signals(diagnosis: Diagnosis) -> dict[str, str]:
     """The signals that are not ok, and their verdicts."""
-    return {finding.signal: finding.verdict for finding in made.serious}
+    return {finding.signal: finding.verdict for finding in diagnosis.problems}
 
 
 def train(config: RunConfig, run_dir: Path, engine: str = "numpy") -> Path:
     with no_report():
-        launch.train(config, planted.compute(engine), run_dir, say=quiet)
+        launch.train(config, planted.compute(engine), run_dir, notify=quiet)
     return run_dir
 
 
@@ -87,11 +90,11 @@ def closed(name: str, array: Any) -> Any:
 
 
 def planted_by(
-    shape: str = "tiny", weights: Any = None, doctored: dict[str, Any] | None = None, **flags: Any
+    shape: str = "tiny", weights: Any = None, faults: dict[str, Any] | None = None, **flags: Any
 ) -> Any:
     """What plants a fault: (folder, seed) -> subject."""
     return lambda folder, seed: subject(
-        folder, config_of(shape, seed=seed, **flags), weights or times(1), **(doctored or {})
+        folder, config_of(shape, seed=seed, **flags), weights or times(1), **(faults or {})
     )
 
 
@@ -109,60 +112,70 @@ FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
     "gains 0": ("signal through depth", planted_by(weights=times(0, "norm"))),
     "forgotten by the optimizer": (
         "update to weight",
-        planted_by(doctored={"engines": planted.Frozen}),
+        planted_by(faults={"engines": planted.Frozen}),
     ),
-    "detached": ("gradients by layer", planted_by(doctored={"engines": planted.Detached})),
+    "detached": ("gradients by layer", planted_by(faults={"engines": planted.Detached})),
     "dead relu": ("dead units", planted_by(weights=closed, feedforward="relu", bias=True)),
     "post-norm at depth": ("norm position", planted_by(norm_position="post", n_layers=12)),
     "q and k x30": (
         "attention logits",
         planted_by(weights=times(30, "attention.q.", "attention.k.")),
     ),
-    "shifted targets": ("targets", planted_by(doctored={"batches": shifted})),
-    "no mask": ("causality", planted_by(doctored={"engines": planted.Leaky})),
+    "shifted targets": ("targets", planted_by(faults={"batches": shifted})),
+    "no mask": ("causality", planted_by(faults={"engines": planted.Leaky})),
 }
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_the_model_lights_its_own_lamp(fault: str, seed: int, folder: Path) -> None:
-    lamp, plant = FAULTS[fault]
-    made = Diagnosis(fault)
-    diagnose.at_rest(plant(folder, seed), made, quiet)
-    assert lamp in lamps(made)
+def test_a_fault_in_the_model_raises_its_own_signal(fault: str, seed: int, folder: Path) -> None:
+    signal, plant = FAULTS[fault]
+    diagnosis = Diagnosis(fault)
+    diagnose.inspect_checkpoints(plant(folder, seed), diagnosis, quiet)
+    assert signal in raised_signals(diagnosis)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", RATES)
-def test_too_high_a_rate_lights_its_own_lamp_and_a_sound_model_no_other(
+def test_too_high_a_rate_raises_its_own_signal_and_a_sound_model_no_other(
     fault: str, seed: int, folder: Path
 ) -> None:
-    made = Diagnosis(fault)
-    diagnose.under_load(RATES[fault](folder, seed), made, quiet)
-    assert list(lamps(made)) == ["learning rate"]
+    diagnosis = Diagnosis(fault)
+    diagnose.run_trials(RATES[fault](folder, seed), diagnosis, quiet)
+    assert list(raised_signals(diagnosis)) == ["learning rate"]
 
 
 def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: Path) -> None:
-    made = Diagnosis("numb")
-    diagnose.under_load(planted_by(doctored={"engines": planted.Numb})(folder, 1), made, quiet)
-    assert lamps(made) == {"one batch by heart": "bad", "learning rate": "bad"}
-    rate = next(finding for finding in made.findings if finding.signal == "learning rate")
+    diagnosis = Diagnosis("numb")
+    diagnose.run_trials(
+        planted_by(faults={"engines": planted.Untrainable})(folder, 1), diagnosis, quiet
+    )
+    assert raised_signals(diagnosis) == {"overfit one batch": "bad", "learning rate": "bad"}
+    rate = next(finding for finding in diagnosis.findings if finding.signal == "learning rate")
     assert "no rate" in rate.seen
     assert "--lr" not in rate.advice
 
 
 @pytest.mark.parametrize(("engine", "shape", "seed"), CLEAN)
-def test_a_clean_run_lights_no_lamp(
+def test_a_clean_run_raises_no_signal(
     engine: str, shape: str, seed: int, folder: Path, tmp_path: Path
 ) -> None:
     require(engine)
-    config = config_of(shape, seed=seed, text_file=(str(text_in(folder)),), eval_interval=15, log_interval=2,
-                       sample_interval=0, checkpoint_interval=30, max_steps=60)  # fmt: skip
+    config = config_of(
+        shape,
+        seed=seed,
+        text_file=(str(text_in(folder)),),
+        eval_interval=15,
+        log_interval=2,
+        sample_interval=0,
+        checkpoint_interval=30,
+        max_steps=60,
+    )
     run_dir = train(config, tmp_path / "run", engine)
-    made = diagnose.diagnose(diagnose.of_run(run_dir, planted.compute(engine), quiet), quiet)
-    assert lamps(made) == {}
-    assert {"initial loss", "learning rate", "one batch by heart", "warnings", "divergence"} <= {
-        finding.signal for finding in made.findings
+    diagnosis = diagnose.diagnose(subject_from_run(run_dir, planted.compute(engine), quiet), quiet)
+    assert raised_signals(diagnosis) == {}
+    assert {"initial loss", "learning rate", "overfit one batch", "warnings", "divergence"} <= {
+        finding.signal for finding in diagnosis.findings
     }
 
 
@@ -170,41 +183,43 @@ def test_a_clean_run_lights_no_lamp(
 def test_one_bad_batch_is_a_spike_in_the_history(
     seed: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Order.batch
+    honest = BatchSampler.batch
 
-    def batch(self: Order, tokens: Any, step: int, rows: Any) -> Any:
+    def batch(self: BatchSampler, tokens: Any, step: int, rows: Any) -> Any:
         inputs, targets = honest(self, tokens, step, rows)
         return (inputs, targets) if step != 70 else (inputs * 0 + 3, targets * 0 + 5)
 
-    monkeypatch.setattr(Order, "batch", batch)
+    monkeypatch.setattr(BatchSampler, "batch", batch)
     config = config_of(
         seed=seed, text_file=(str(text_in(folder)),), log_interval=1, sample_interval=0
     )
     run_dir = train(config, tmp_path / "run")
     monkeypatch.undo()
-    made = Diagnosis("history")
-    diagnose.history(diagnose.of_run(run_dir, planted.compute(), quiet), made)
-    assert {"spikes", "warning: spike"} <= set(lamps(made))
-    assert "71" in next(finding.seen for finding in made.findings if finding.signal == "spikes")
+    diagnosis = Diagnosis("history")
+    diagnose.judge_history(subject_from_run(run_dir, planted.compute(), quiet), diagnosis)
+    assert {"spikes", "warning: spike"} <= set(raised_signals(diagnosis))
+    assert "71" in next(
+        finding.seen for finding in diagnosis.findings if finding.signal == "spikes"
+    )
 
 
 def test_the_two_engines_see_the_same(folder: Path) -> None:
     pytest.importorskip("torch")
     ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
-    for made, engine in ((ours, "numpy"), (theirs, "torch")):
-        diagnose.at_rest(
-            subject(folder, config_of(), times(10, "embedding", "blocks"), engine), made, quiet
+    for diagnosis, engine in ((ours, "numpy"), (theirs, "torch")):
+        diagnose.inspect_checkpoints(
+            subject(folder, config_of(), times(10, "embedding", "blocks"), engine), diagnosis, quiet
         )
-    assert [(one.signal, one.verdict) for one in ours.findings] == [
-        (one.signal, one.verdict) for one in theirs.findings
+    assert [(finding.signal, finding.verdict) for finding in ours.findings] == [
+        (finding.signal, finding.verdict) for finding in theirs.findings
     ]
     for signal in (
         "initial loss",
         "initialisation",
         "signal through depth",
     ):  # rounded to three digits and more
-        assert [one.seen for one in ours.findings if one.signal == signal] == [
-            one.seen for one in theirs.findings if one.signal == signal
+        assert [finding.seen for finding in ours.findings if finding.signal == signal] == [
+            finding.seen for finding in theirs.findings if finding.signal == signal
         ]
 
 
@@ -223,8 +238,15 @@ def test_looking_changes_no_bit_of_a_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is stopped, diagnosed and resumed ends like one that nobody looked at."""
-    flags: dict[str, Any] = {"text_file": (str(text_in(folder)),), "max_steps": 20, "checkpoint_interval": 5,
-                             "sample_interval": 10, "eval_interval": 5, "log_interval": 1, "dropout": 0.1}  # fmt: skip
+    flags: dict[str, Any] = {
+        "text_file": (str(text_in(folder)),),
+        "max_steps": 20,
+        "checkpoint_interval": 5,
+        "sample_interval": 10,
+        "eval_interval": 5,
+        "log_interval": 1,
+        "dropout": 0.1,
+    }
     whole = train(config_of(**flags), tmp_path / "whole")
     interrupted_at(10, monkeypatch)
     halved = train(config_of(**flags), tmp_path / "halved")
@@ -246,7 +268,7 @@ def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
     with pytest.raises(DamagedError, match=r"mine\.txt"):
-        diagnose.of_run(run_dir, ComputeConfig(), quiet)
+        subject_from_run(run_dir, ComputeConfig(), quiet)
 
 
 def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
@@ -256,11 +278,13 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     run_dir = train(config, tmp_path / "run")
     file = run_dir / "checkpoints" / "000002" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    said: list[str] = []
-    made = Diagnosis("damaged")
-    diagnose.at_rest(diagnose.of_run(run_dir, planted.compute(), quiet), made, said.append)
-    assert [line for line in said if "step 2 is left out" in line]
-    logits = next(finding for finding in made.findings if finding.signal == "attention logits")
+    messages: list[str] = []
+    diagnosis = Diagnosis("damaged")
+    diagnose.inspect_checkpoints(
+        subject_from_run(run_dir, planted.compute(), quiet), diagnosis, messages.append
+    )
+    assert [line for line in messages if "step 2 is left out" in line]
+    logits = next(finding for finding in diagnosis.findings if finding.signal == "attention logits")
     assert [step in logits.seen for step in ("step 0", "step 2", "step 4")] == [True, False, True]
 
 
@@ -270,21 +294,21 @@ def test_a_run_under_way_may_remove_what_is_being_read(
     config = config_of(
         text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0
     )
-    found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), quiet)
     load = checkpoint.load
 
     def and_lose(run_dir: Path, step: Any) -> Any:
-        held = load(run_dir, step)
+        saved = load(run_dir, step)
         if step == 2:
-            shutil.rmtree(held.path)
-        return held
+            shutil.rmtree(saved.path)
+        return saved
 
     monkeypatch.setattr(checkpoint, "load", and_lose)
-    said: list[str] = []
-    diagnose.at_rest(found, Diagnosis("lost"), said.append)
-    assert [line for line in said if "step 2 is left out" in line]
-    for held, state in diagnose._checkpoints(found, quiet):
-        shutil.rmtree(held.path)
+    messages: list[str] = []
+    diagnose.inspect_checkpoints(target, Diagnosis("lost"), messages.append)
+    assert [line for line in messages if "step 2 is left out" in line]
+    for saved, state in target.load_checkpoints(quiet):
+        shutil.rmtree(saved.path)
         assert "embedding.weight" in dict(state)
 
 
@@ -293,23 +317,23 @@ def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint
 ) -> None:
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
     run_dir = train(config, tmp_path / "run")
-    held = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
+    saved = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
     (run_dir / "checkpoints" / "000000" / "model.safetensors").write_bytes(b"")
-    first = dict(diagnose.of_run(run_dir, planted.compute(), quiet).first())
-    assert first.keys() == held.keys()
-    assert all(np.array_equal(first[name], held[name]) for name in held)
+    first = dict(subject_from_run(run_dir, planted.compute(), quiet).first_weights())
+    assert first.keys() == saved.keys()
+    assert all(np.array_equal(first[name], saved[name]) for name in saved)
 
 
 def test_a_run_is_looked_at_as_it_was_computed(folder: Path, tmp_path: Path) -> None:
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
     with no_report():
         launch.train(
-            config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", say=quiet
+            config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", notify=quiet
         )
-    compute = diagnose.of_run(tmp_path / "run", ComputeConfig(), quiet).compute
+    compute = subject_from_run(tmp_path / "run", ComputeConfig(), quiet).compute
     assert (compute.engine, compute.precision) == ("numpy", "fp64")
     assert (
-        diagnose.of_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision
+        subject_from_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision
         == "fp32"
     )
 
@@ -321,8 +345,8 @@ def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(
     base = train(config_of(max_steps=250, **text), tmp_path / "base")
     again: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 10, "max_steps": 40}
     run_dir = train(config_of(init_from=str(base), **text | again), tmp_path / "run")
-    made = diagnose.diagnose(diagnose.of_run(run_dir, planted.compute(), quiet), quiet)
-    assert lamps(made) == {"plateau": "watch"}
+    diagnosis = diagnose.diagnose(subject_from_run(run_dir, planted.compute(), quiet), quiet)
+    assert raised_signals(diagnosis) == {"plateau": "watch"}
 
 
 def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> None:
@@ -334,21 +358,29 @@ def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> No
         feedforward="relu",
         bias=True,
     )
-    found = diagnose.of_run(train(config, tmp_path / "run"), planted.compute(), quiet)
-    first = [(name, closed(name, array)) for name, array in found.first()]
-    made = Diagnosis("dead at first")
-    diagnose.at_rest(dataclasses.replace(found, first=lambda: first), made, quiet)
-    assert lamps(made)["dead units"] == "bad"
+    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    first = [(name, closed(name, array)) for name, array in target.first_weights()]
+    diagnosis = Diagnosis("dead at first")
+    diagnose.inspect_checkpoints(
+        dataclasses.replace(target, first_weights=lambda: first), diagnosis, quiet
+    )
+    assert raised_signals(diagnosis)["dead units"] == "bad"
     assert "step 0" in next(
-        finding.seen for finding in made.findings if finding.signal == "dead units"
+        finding.seen for finding in diagnosis.findings if finding.signal == "dead units"
     )
 
 
 def test_the_table_puts_first_what_is_worst() -> None:
-    made = Diagnosis("title", [Finding("a", "ok", "1", "fine"), Finding("b", "watch", "2", "odd", "look"),
-                               Finding("c", "bad", "3", "wrong", "mend it")])  # fmt: skip
-    text = made.text()
-    assert [finding.signal for finding in made.serious] == ["c", "b"]
+    diagnosis = Diagnosis(
+        "title",
+        [
+            Finding("a", "ok", "1", "fine"),
+            Finding("b", "watch", "2", "odd", "look"),
+            Finding("c", "bad", "3", "wrong", "mend it"),
+        ],
+    )
+    text = diagnosis.text()
+    assert [finding.signal for finding in diagnosis.problems] == ["c", "b"]
     assert text.index("mend it") < text.index("look")
     assert "1 bad, 1 to watch, 1 ok" in text
-    assert made.verdict == "bad"
+    assert diagnosis.verdict == "bad"

@@ -1,4 +1,4 @@
-"""A step brought back is that very step, and the text that spoilt it is found."""
+"""A step brought back is that very step, and the text that spoilt it is result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import pytest
 
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.diagnosis.replay import _same, replay, sections, text
+from glasslm.lab.diagnosis.replay import (
+    _judge_replayed_loss,
+    build_sections,
+    format_replay,
+    replay_step,
+)
 from glasslm.report import page
 from glasslm.runs import checkpoint
 from glasslm.training import launch
@@ -21,8 +26,13 @@ from small_runs import interrupted_at, logged, no_report, noise, quiet, small, w
 BAD_STEP, BAD_ROW = 80, 5
 AUTO = ComputeConfig()
 FLAGS: dict[str, Any] = {
-    "max_steps": 90, "eval_interval": 45, "checkpoint_interval": 30, "sample_interval": 0, "dropout": 0.1, "keep": 2,
-}  # fmt: skip
+    "max_steps": 90,
+    "eval_interval": 45,
+    "checkpoint_interval": 30,
+    "sample_interval": 0,
+    "dropout": 0.1,
+    "keep": 2,
+}
 
 
 def train(folder: Path, engine: str, **flags: Any) -> Path:
@@ -30,7 +40,7 @@ def train(folder: Path, engine: str, **flags: Any) -> Path:
         pytest.importorskip("torch")
     config = small(write_text(folder / "text.txt"), **FLAGS | flags)
     with no_report():
-        launch.train(config, ComputeConfig(engine=engine, threads=1), folder / "run", say=quiet)  # type: ignore[arg-type]
+        launch.train(config, ComputeConfig(engine=engine, threads=1), folder / "run", notify=quiet)  # type: ignore[arg-type]
     return folder / "run"
 
 
@@ -52,43 +62,43 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
             BAD_STEP,
             BAD_STEP + 5,
         ):  # what comes after a rolled back step is another run's but for it
-            found = replay(run, step, AUTO, quiet)
+            result = replay_step(run, step, AUTO, quiet)
             (line,) = [line for line in logged(run, "step") if line["step"] == step]
-            assert (found.loss, found.grad_norm) == (line["loss"], line["grad_norm"])
-            assert found.resumed_from == 60
-            same, rows, layers = found.findings
+            assert (result.loss, result.grad_norm) == (line["loss"], line["grad_norm"])
+            assert result.resumed_from == 60
+            same, rows, layers = result.findings
             assert same.verdict == "ok"
             assert rows.verdict == ("bad" if step == BAD_STEP else "ok")
             assert layers.signal == "gradients"
             if step == BAD_STEP:
-                assert found.rows[0].index == BAD_ROW
-                assert found.rows[0].loss > 2 * found.rows[1].loss
+                assert result.rows[0].index == BAD_ROW
+                assert result.rows[0].loss > 2 * result.rows[1].loss
                 assert f"{BAD_ROW} (" in rows.seen
         assert contents(run) == before
-        found = replay(run, BAD_STEP, AUTO, quiet)
-    assert f"{BAD_ROW}  " in text(found)
-    assert "to the bit" in text(found)
-    assert page.write(tmp_path / "page", "replay", "Step 80", "", sections(found)).is_file()
+        result = replay_step(run, BAD_STEP, AUTO, quiet)
+    assert f"{BAD_ROW}  " in format_replay(result)
+    assert "to the bit" in format_replay(result)
+    assert page.write(tmp_path / "page", "replay", "Step 80", "", build_sections(result)).is_file()
 
 
 def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) -> None:
     """Without dropout the layers' norms add up to the logged one."""
     run = train(tmp_path, "numpy", dropout=0.0)
-    found = replay(run, 33, AUTO, quiet)
-    total = sum(norm**2 for norm, _ in found.layers.values()) ** 0.5
-    assert total == pytest.approx(found.grad_norm, rel=1e-5)
-    assert list(found.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
+    result = replay_step(run, 33, AUTO, quiet)
+    total = sum(norm**2 for norm, _ in result.layers.values()) ** 0.5
+    assert total == pytest.approx(result.grad_norm, rel=1e-5)
+    assert list(result.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
 
 
 def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
     run = train(tmp_path, "numpy")
     pytest.importorskip("torch")
-    found = replay(run, 33, ComputeConfig(engine="torch", threads=1), quiet)
+    result = replay_step(run, 33, ComputeConfig(engine="torch", threads=1), quiet)
     (line,) = [line for line in logged(run, "step") if line["step"] == 33]
-    assert found.loss == pytest.approx(line["loss"], rel=1e-3)
-    same = found.findings[0]
-    assert same.verdict == ("ok" if found.loss == line["loss"] else "watch")
-    assert ("another machine, engine" in same.means) == (found.loss != line["loss"])
+    assert result.loss == pytest.approx(line["loss"], rel=1e-3)
+    same = result.findings[0]
+    assert same.verdict == ("ok" if result.loss == line["loss"] else "watch")
+    assert ("another machine, engine" in same.means) == (result.loss != line["loss"])
 
 
 def test_a_step_that_the_run_has_not_made_is_refused(
@@ -99,15 +109,17 @@ def test_a_step_that_the_run_has_not_made_is_refused(
     monkeypatch.undo()
     for step in (0, -3, 41, 90, 91):
         with pytest.raises(InputError, match="steps 1 to 40"):
-            replay(run, step, AUTO, quiet)
-    assert replay(run, 40, AUTO, quiet).findings[0].verdict == "ok"
+            replay_step(run, step, AUTO, quiet)
+    assert replay_step(run, 40, AUTO, quiet).findings[0].verdict == "ok"
 
 
 @pytest.mark.parametrize("action", ["log", "rollback"])
 def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
     action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its arrays were read before; only what a rollback may need is copied, and said if it is lost."""
+    """Its arrays were read before; only what a rollback may need is copied, and an error names what
+    is lost.
+    """
     run = train(tmp_path, "numpy", on_spike=action, keep=100)
     copied: list[str] = []
     copytree = shutil.copytree
@@ -117,14 +129,16 @@ def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
         return copytree(source, *arguments, **options)
 
     monkeypatch.setattr(shutil, "copytree", noted)
-    assert replay(run, 63, AUTO, quiet).findings[0].verdict == "ok"
+    assert replay_step(run, 63, AUTO, quiet).findings[0].verdict == "ok"
     assert copied == ([] if action == "log" else ["000060"])
-    monkeypatch.setattr(checkpoint, "check", lambda held, **hashes: shutil.rmtree(held.path))
+    monkeypatch.setattr(
+        checkpoint, "require_identity", lambda saved, identity: shutil.rmtree(saved.path)
+    )
     if action == "log":
-        assert "to the bit" in replay(run, 63, AUTO, quiet).findings[0].seen
+        assert "to the bit" in replay_step(run, 63, AUTO, quiet).findings[0].seen
     else:
         with pytest.raises(DamagedError, match="000060, to which a spike would go back"):
-            replay(run, 63, AUTO, quiet)
+            replay_step(run, 63, AUTO, quiet)
 
 
 @pytest.mark.parametrize(
@@ -141,5 +155,5 @@ def test_only_the_logged_loss_is_the_very_step(
     loss: float, logged: float | None, same: bool
 ) -> None:
     """What was not finite is logged as none."""
-    finding = _same(loss, {"loss": logged})
+    finding = _judge_replayed_loss(loss, {"loss": logged})
     assert (finding.verdict, "to the bit" in finding.seen) == ("ok" if same else "watch", same)

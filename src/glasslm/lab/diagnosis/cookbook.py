@@ -1,4 +1,6 @@
-"""The stability cookbook: small models trained with every trick and without, as a page and as text."""
+"""The stability cookbook: trains small models with every trick and without, and writes a page and a
+text.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +10,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glasslm.config.schema import ComputeConfig, DataConfig
-from glasslm.data import shards
+from glasslm.data.dataset import prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
-from glasslm.engines.choice import torch_installed
+from glasslm.engines.choice import is_torch_installed
 from glasslm.lab.diagnosis import cookbook_figures, experiments
+from glasslm.lab.diagnosis.checklist import build_checklist
 from glasslm.lab.diagnosis.experiments import (
-    COLD,
+    DEPTH_FAMILY,
     DEPTHS,
-    HALF,
-    HALF_SHARE,
-    HALF_WORK,
-    HALVES,
-    NO_CONTEXT,
-    OTHER_RATES,
-    POST,
+    FLOAT16,
+    FLOAT16_BLOCKS,
+    FLOAT16_RECIPE,
+    FLOAT16_STEP_SHARE,
+    INIT_SCHEMES,
+    MIN_UNIGRAM_GAIN,
+    NO_WARMUP,
+    RATE_FAMILY,
     RATES,
-    STARTS,
+    TRICK_FAMILY,
     TRICKS,
-    WITHOUT,
-    WITHOUT_WARMUP,
-    Cooked,
-    outcome,
+    WARMUP_FAMILY,
+    CookbookResults,
+    describe_outcome,
 )
 from glasslm.lab.diagnosis.gradient_trials import (
     BLOCK,
@@ -36,199 +39,195 @@ from glasslm.lab.diagnosis.gradient_trials import (
     ROWS,
     STEPS,
     Recipe,
-    attempt,
+    run_trial,
     unigram_loss,
 )
 from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
-from glasslm.text import Say, duration
+from glasslm.text import Notify, duration
 
 
-def cook(
+def run_cookbook(
     data: DataConfig,
     compute: ComputeConfig,
     out: Path,
-    say: Say,
+    notify: Notify,
     steps: int = STEPS,
     seeds: int = 3,
-) -> Cooked:
-    """Try all recipes on a text, in either engine, and write cookbook.html, cookbook.md and their figures to `out`.
+) -> CookbookResults:
+    """Try all recipes on a text, and write cookbook.html, cookbook.md and their figures to the
+    folder `out`.
 
-    Raises InputError for a text too short for a batch.
+    Raises InputError for a text that is too short for a batch.
     """
-    began, spent = time.perf_counter(), time.process_time()
-    source = corpora.find(data, say)
-    dataset = shards.prepare(data, source, say)
-    shards.require_room(dataset, BLOCK, ROWS)
-    exactly = dataclasses.replace(
+    began, cpu_began = time.perf_counter(), time.process_time()
+    source = corpora.find_source(data, notify)
+    dataset = prepare_dataset(data, source, notify)
+    require_enough_tokens(dataset, BLOCK, ROWS)
+    exact = dataclasses.replace(
         compute, precision="fp32" if compute.precision == "auto" else compute.precision
     )
-    cooked = Cooked(source.name, dataset.tokenizer.vocab_size, unigram_loss(dataset), steps, seeds)
-    recipes = experiments.every_recipe()
-    halves = HALVES if torch_installed() else {}
-    total, done = sum(recipe.n_layers for recipe in recipes.values()) + len(halves) * HALF_WORK, 0
-    say(
-        f"{len(recipes)} recipes on {source.name}, {seeds} seed(s) each, {steps} steps of {ROWS} x {BLOCK} tokens"
+    results = CookbookResults(
+        source.name, dataset.tokenizer.vocab_size, unigram_loss(dataset), steps, seeds
+    )
+    recipes = experiments.all_recipes()
+    float16 = FLOAT16 if is_torch_installed() else {}
+    # Blocks of models to train for all steps
+    done, total = 0, sum(r.n_layers for r in recipes.values()) + len(float16) * FLOAT16_BLOCKS
+    notify(
+        f"{len(recipes)} recipes on {source.name}, {seeds} seed(s) each, {steps} steps of {ROWS} x "
+        f"{BLOCK} tokens"
     )
 
     def time_left() -> str:
         return f"about {duration((time.perf_counter() - began) * (total - done) / done)} left"
 
     for number, (name, recipe) in enumerate(recipes.items(), 1):
-        found = [attempt(dataset, exactly, recipe, steps, seed) for seed in range(seeds)]
-        cooked.trials[recipe], done = found, done + recipe.n_layers
-        say(f"{number} of {len(recipes)}: {name}: {outcome(found)}; {time_left()}")
-    for name, (precision, scale) in halves.items():
-        half = dataclasses.replace(compute, engine="torch", precision=precision)
-        cooked.halves[name] = [
-            attempt(
-                dataset, half, HALF, max(1, round(HALF_SHARE * steps)), seed, LARGE_BATCH, scale
-            )
+        trials = [run_trial(dataset, exact, recipe, steps, seed) for seed in range(seeds)]
+        results.trials[recipe], done = trials, done + recipe.n_layers
+        notify(f"{number} of {len(recipes)}: {name}: {describe_outcome(trials)}; {time_left()}")
+    float16_steps = max(1, round(FLOAT16_STEP_SHARE * steps))
+    for name, (precision, scale) in float16.items():
+        torch = dataclasses.replace(compute, engine="torch", precision=precision)
+        trials = [
+            run_trial(dataset, torch, FLOAT16_RECIPE, float16_steps, seed, LARGE_BATCH, scale)
             for seed in range(seeds)
         ]
-        done += HALF_WORK
-        say(f"{name}: {outcome(cooked.halves[name])}; {time_left()}")
-    cooked.cpu_s = time.process_time() - spent
-    cooked.page = page.write(out, "cookbook", "Stability cookbook", lead(cooked), sections(cooked))
-    return cooked
+        results.float16_trials[name], done = trials, done + FLOAT16_BLOCKS
+        notify(f"{name}: {describe_outcome(trials)}; {time_left()}")
+    results.cpu_s = time.process_time() - cpu_began
+    results.page = page.write(
+        out, "cookbook", "Stability cookbook", lead_text(results), build_sections(results)
+    )
+    return results
 
 
-def lead(cooked: Cooked) -> str:
+def lead_text(results: CookbookResults) -> str:
+    """The first paragraph of the page: the setting, the unit of the numbers, and the tests."""
     return (
-        f"{len(cooked.trials)} recipes on {cooked.text}, {cooked.seeds} seed(s) each: AdamW, {cooked.steps} steps of "
-        f"{ROWS * BLOCK} tokens. Losses are nats per token of the same validation text at the end, mean and range over "
-        f"seeds; a guess by frequencies has {cooked.unigram:.3f}, and what is no further than {NO_CONTEXT:g} below it "
-        "counts as failed. Differences are of runs with the same seed, tested by paired t, and by "
-        "Holm's rule for as many comparisons as an experiment makes."
+        f"{len(results.trials)} recipes on {results.text}, {results.seeds} seed(s) each: AdamW, "
+        f"{results.steps} steps of {ROWS * BLOCK} tokens. Losses are nats per token of the same "
+        "validation text at the end, mean and range over seeds. Token frequencies alone give "
+        f"{results.unigram:.3f}; a trial that ends no further than {MIN_UNIGRAM_GAIN:g} below that "
+        "counts as failed. Differences are of runs with the same seed, tested by paired t, with "
+        "Holm's correction for the number of comparisons of an experiment."
     )
 
 
-def sections(cooked: Cooked) -> list[Section]:
+def build_sections(results: CookbookResults) -> list[Section]:
     """The experiments with tables and figures, and the checklist."""
-    found = cooked.trials
+    trials = results.trials
 
-    def row(name: str, recipe: Recipe, versus: Verdict | None) -> list[str]:
-        words = versus.words if versus else ""
-        return [name, outcome(found[recipe]), words, "failed" if cooked.fails(recipe) else ""]
+    def row(name: str, recipe: Recipe, verdict: Verdict | None) -> list[str]:
+        failed = "failed" if results.mostly_fails(recipe) else ""
+        return [name, describe_outcome(trials[recipe]), verdict.words if verdict else "", failed]
 
-    def picture(name: str, label: str, draw: cookbook_figures.Draw) -> list[Picture]:
-        return [
-            Picture(
-                f"cookbook-{name}",
-                label,
-                lambda colours: cookbook_figures.alone(draw, cooked, colours),
-            )
-        ]
+    def pair_row(name: str, pair: tuple[Recipe, Recipe]) -> list[str]:
+        return [name, *(describe_outcome(trials[recipe]) for recipe in pair)]
 
-    without, other = cooked.judged(WITHOUT), cooked.judged(OTHER_RATES)
-    no_warmup, after = cooked.judged(WITHOUT_WARMUP), cooked.judged(POST)
-    tricks = [row(name, recipe, without.get(name)) for name, recipe in TRICKS.items()]
-    starts = [
-        [start, outcome(found[good]), outcome(found[bare])]
-        for start, (good, bare) in STARTS.items()
-    ]
-    rates = [row(f"x{rate:g}", recipe, other.get(rate)) for rate, recipe in RATES.items()]
-    cold = [row(f"x{rate:g}", recipe, no_warmup[rate]) for rate, recipe in COLD.items()]
-    depths = [
-        [str(depth), outcome(found[pre]), outcome(found[post]), after[depth].words]
-        for depth, (pre, post) in DEPTHS.items()
-    ]
-    halves = [[name, outcome(trials)] for name, trials in cooked.halves.items()]
-    seen = {
-        "tricks": picture(
-            "tricks",
-            "Training loss with each trick left out, mean over seeds",
-            cookbook_figures.tricks,
-        ),
-        "starts": picture(
-            "starts", "Loss by start, with and without the other tricks", cookbook_figures.starts
-        ),
-        "rates": picture(
-            "rates", "Loss by learning rate, with and without warmup", cookbook_figures.rates
-        ),
-        "depth": picture("depth", "Loss by depth, pre-norm and post-norm", cookbook_figures.depth),
-        "gradients": picture(
-            "gradients", "Gradient norm of each block, healthy and sick", cookbook_figures.gradients
-        ),
-        "float16": picture(
-            "float16", "Magnitudes of gradients, and the range of float16", cookbook_figures.float16
-        ),
-    }
+    trick_verdicts = results.judge_recipes(TRICK_FAMILY)
+    rate_verdicts = results.judge_recipes(RATE_FAMILY)
+    warmup_verdicts = results.judge_recipes(WARMUP_FAMILY)
+    depth_verdicts = results.judge_recipes(DEPTH_FAMILY)
     header = ("", "validation loss", "against all tricks", "")
     return [
         Section(
             "All tricks against none",
-            experiments.tricks_said(cooked),
+            experiments.describe_tricks(results),
             header,
-            tricks,
-            seen["tricks"],
+            [row(name, recipe, trick_verdicts.get(name)) for name, recipe in TRICKS.items()],
+            _pictures("tricks", results),
         ),
         Section(
-            "Where weights start",
-            experiments.starts_said(cooked),
+            "Initialisation",
+            experiments.describe_inits(results),
             ("start", "all other tricks", "no other trick"),
-            starts,
-            seen["starts"],
+            [pair_row(init, pair) for init, pair in INIT_SCHEMES.items()],
+            _pictures("starts", results),
         ),
-        Section("The learning rate", experiments.rates_said(cooked), header, rates, seen["rates"]),
+        Section(
+            "The learning rate",
+            experiments.describe_rates(results),
+            header,
+            [row(f"x{rate:g}", recipe, rate_verdicts.get(rate)) for rate, recipe in RATES.items()],
+            _pictures("rates", results),
+        ),
         Section(
             "Warmup",
-            experiments.warmup_said(cooked),
+            experiments.describe_warmup(results),
             ("rate", "without warmup", "against the same with it", ""),
-            cold,
+            [
+                row(f"x{rate:g}", recipe, warmup_verdicts[rate])
+                for rate, recipe in NO_WARMUP.items()
+            ],
         ),
         Section(
             "Norm before or after, by depth",
-            experiments.depth_said(cooked),
+            experiments.describe_depth(results),
             ("blocks", "pre", "post", "post against pre"),
-            depths,
-            seen["depth"],
+            [
+                [*pair_row(str(depth), pair), depth_verdicts[depth].words]
+                for depth, pair in DEPTHS.items()
+            ],
+            _pictures("depth", results),
         ),
         Section(
-            "Gradients by layer", experiments.gradients_said(cooked), pictures=seen["gradients"]
+            "Gradients by layer",
+            experiments.describe_gradients(results),
+            pictures=_pictures("gradients", results),
         ),
         Section(
             "float16",
-            experiments.half_said(cooked),
+            experiments.describe_float16(results),
             ("", "validation loss"),
-            halves,
-            seen["float16"],
+            [[name, describe_outcome(tried)] for name, tried in results.float16_trials.items()],
+            _pictures("float16", results),
         ),
         Section(
             "Checklist",
-            (
-                "In the order in which to look: what stands above makes what stands below meaningless.",
-            ),
-            ("", "look for", "how", "here"),
-            experiments.checklist(cooked),
+            ("Check the items in this order: a fault in one makes the later ones meaningless.",),
+            ("", "check", "how", "here"),
+            build_checklist(results),
         ),
     ]
 
 
-def text(cooked: Cooked) -> str:
-    """The same for a terminal."""
-    lines = ["Stability cookbook", "", lead(cooked)]
-    for section in sections(cooked):
+def _pictures(name: str, results: CookbookResults) -> list[Picture]:
+    """The figure of an experiment, as the only picture of its section."""
+    label, draw = cookbook_figures.PANELS[name]
+    return [
+        Picture(
+            f"cookbook-{name}",
+            label,
+            lambda colours: cookbook_figures.draw_single(draw, results, colours),
+        )
+    ]
+
+
+def format_text(results: CookbookResults) -> str:
+    """The page as text for a terminal."""
+    lines = ["Stability cookbook", "", lead_text(results)]
+    for section in build_sections(results):
         lines += ["", section.title, *(f"  {sentence}" for sentence in section.text)]
         table: list[Sequence[str]] = [section.header, *section.rows] if section.rows else []
-        wide = [max(map(len, column)) for column in zip(*table)]
+        widths = [max(map(len, column)) for column in zip(*table)]
         lines += [
-            ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, wide))).rstrip()
+            ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths))).rstrip()
             for row in table
         ]
     return "\n".join(lines)
 
 
-def facts(cooked: Cooked) -> Mapping[str, object]:
-    """The numbers for a program: the losses of each recipe, None where it diverged."""
+def json_facts(results: CookbookResults) -> Mapping[str, object]:
+    """The numbers for JSON: the losses of each recipe, None where training diverged."""
     return {
-        "text": cooked.text,
-        "unigram": cooked.unigram,
+        "text": results.text,
+        "unigram": results.unigram,
         "recipes": {
-            name: [None if trial.diverged else trial.val_loss for trial in cooked.trials[recipe]]
-            for name, recipe in experiments.every_recipe().items()
+            name: [None if trial.diverged else trial.val_loss for trial in results.trials[recipe]]
+            for name, recipe in experiments.all_recipes().items()
         },
-        "checklist": [row[1:] for row in experiments.checklist(cooked)],
-        "page": str(cooked.page),
+        "checklist": [row[1:] for row in build_checklist(results)],
+        "page": str(results.page),
     }

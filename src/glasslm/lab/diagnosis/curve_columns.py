@@ -35,8 +35,7 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
             seen,
             "since then the model memorises its training text",
             f"Use the checkpoint of step {best_step:,g}. Next time use --patience, more text, "
-            "--dropout or "
-            "a smaller model.",
+            "--dropout or a smaller model.",
         )
     return Finding(signal, "ok", seen, "the validation loss does not climb from its minimum")
 
@@ -85,8 +84,8 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
     signal, medians = "vanishing gradients", SmoothedCurve(norm).medians
     top, end = float(medians.max()), float(medians[-1])
     seen = (
-        f"gradient norm {top:.3g} at its highest, {end:.3g} at the end; loss {loss.start:.4g} "
-        f"to {loss.end:.4g}"
+        f"gradient norm {top:.3g} at its highest, {end:.3g} at the end; loss {loss.start:.4g} to "
+        f"{loss.end:.4g}"
     )
     if end < max(1e-3 * top, 1e-7) and loss.end > 0.4 * loss.start:
         return Finding(
@@ -95,8 +94,7 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
             seen,
             "the gradients vanished while the loss is still high",
             "Look at the gradient norm of each layer (`glasslm diagnose RUN`): saturated or dead "
-            "units, "
-            "weights that are too small, no residual path, fp16 underflow.",
+            "units, weights that are too small, no residual path, fp16 underflow.",
         )
     return Finding(signal, "ok", seen, "gradients arrive while the loss is high")
 
@@ -114,8 +112,8 @@ def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
     clipped = curve.clipped.finite.values
     share = float(clipped[len(clipped) // 2 :].mean()) if len(clipped) else 0.0
     seen = (
-        f"gradient norm {float(lowest[-1]):.3g} at its lowest level, {float(medians[-1]):.3g} "
-        "at the end"
+        f"gradient norm {float(lowest[-1]):.3g} at its lowest level, {float(medians[-1]):.3g} at "
+        "the end"
     )
     seen += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."

@@ -129,8 +129,7 @@ def read_curve(path: Path) -> Curve:
     if not rows or (loss is None and val is None):
         raise InputError(
             f"{path} has no column with a loss: found {', '.join(names[:20]) or 'nothing'}; "
-            "expected a "
-            "first line of names, one of them loss, train_loss, train/loss or val_loss"
+            "expected a first line of names, one of them loss, train_loss, train/loss or val_loss"
         )
     steps = _step_numbers(rows)
     validation = _read_series(rows, steps, val)

@@ -114,8 +114,8 @@ def _judge_nonfinite(curve: Curve) -> Finding:
 def _judge_divergence(curve: SmoothedCurve) -> Finding:
     signal = "divergence"
     advice = (
-        "Lower --lr three- to tenfold, lengthen --warmup-steps, clip gradients (--grad-clip "
-        "1), try --qk-norm."
+        "Lower --lr three- to tenfold, lengthen --warmup-steps, clip gradients (--grad-clip 1), "
+        "try --qk-norm."
     )
     lowest_step = curve.part_steps[int(curve.medians.argmin())]
     if curve.has_exploded:
@@ -172,8 +172,7 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
             seen,
             means,
             "Check that gradients arrive (a learning rate of 0, frozen weights, wrongly shifted "
-            "targets), "
-            "overfit one batch, and run a learning-rate range test.",
+            "targets), overfit one batch, and run a learning-rate range test.",
         )
     since = _stall_step(curve)
     if since is not None and curve.lowest > 0.1 * curve.start:
@@ -229,8 +228,7 @@ def _judge_spikes(train: Series) -> Finding:
         f"{len(spikes)}, at step {where}{more}",
         "single steps had a high loss, and the run recovered",
         "Look at these batches (`glasslm diagnose RUN --replay STEP`). If the text is sound, "
-        "lower --lr or "
-        "the second of --betas (.95), and clip gradients.",
+        "lower --lr or the second of --betas (.95), and clip gradients.",
     )
 
 
@@ -281,8 +279,8 @@ def _judge_final_slope(curve: SmoothedCurve) -> Finding:
     steep = fell > 0.5 * last / len(curve.values) * curve.fall
     if steep and clear and not curve.has_never_fallen:
         seen = (
-            f"the last fifth lowered the loss by {fell:.3g}, {fell / curve.fall:.0%} of the "
-            "total fall"
+            f"the last fifth lowered the loss by {fell:.3g}, {fell / curve.fall:.0%} of the total "
+            "fall"
         )
         return Finding(
             signal,

@@ -1,7 +1,8 @@
-"""The experiments of the stability cookbook, and what their numbers say, in words.
+"""The experiments of the stability cookbook, and their results in sentences.
 
-Each is a handful of recipes, tried with the same seeds, so that what is compared is pairs. All sentences are made from
-one run's numbers: another text, or another machine, may well say something else.
+An experiment is a set of recipes that are tried with the same seeds, so that they are compared in
+pairs. The sentences follow from the numbers of one cookbook; another text or machine may give
+others.
 """
 
 from __future__ import annotations
@@ -16,61 +17,66 @@ from typing import TypeVar, get_args
 
 from glasslm.config.schema import Precision
 from glasslm.lab.diagnosis.gradient_trials import (
+    BASE_LR,
     LARGE_BATCH,
-    RATE,
-    UNSCALED,
+    NO_LOSS_SCALE,
+    InitScheme,
     Recipe,
-    Start,
     Trial,
-    ratio,
+    first_to_last_ratio,
 )
-from glasslm.lab.statistics import Verdict, compare, verdicts
+from glasslm.lab.statistics import Verdict, compare_losses, judge_family
 
-ALL, UNIT = Recipe(), Recipe(start="unit")
-NOTHING = Recipe(norm="none", start="unit", warmup=False, cosine=False, clip=False)
+ALL_TRICKS, UNIT_INIT = Recipe(), Recipe(init="unit")
+NO_TRICKS = Recipe(norm="none", init="unit", warmup=False, cosine=False, clip=False)
 TRICKS = {
-    "all tricks": ALL,
+    "all tricks": ALL_TRICKS,
     "no normalisation": Recipe(norm="none"),
-    "start with deviation 1": UNIT,
+    "start with deviation 1": UNIT_INIT,
     "no warmup": Recipe(warmup=False),
     "constant rate": Recipe(cosine=False),
     "no clipping": Recipe(clip=False),
-    "no trick": NOTHING,
+    "no trick": NO_TRICKS,
 }
-STARTS = {
-    start: (Recipe(start=start), dataclasses.replace(NOTHING, start=start))
-    for start in get_args(Start)
+# By scheme: with all other tricks, and without any
+INIT_SCHEMES = {
+    init: (Recipe(init=init), dataclasses.replace(NO_TRICKS, init=init))
+    for init in get_args(InitScheme)
 }
 RATES = {rate: Recipe(rate=rate) for rate in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
-COLD = {rate: Recipe(rate=rate, warmup=False) for rate in (1.0, 3.0, 10.0, 30.0, 100.0)}
+NO_WARMUP = {rate: Recipe(rate=rate, warmup=False) for rate in (1.0, 3.0, 10.0, 30.0, 100.0)}
+# By depth: pre-norm and post-norm
 DEPTHS = {
     depth: (Recipe(n_layers=depth), Recipe(n_layers=depth, norm_position="post"))
     for depth in (2, 4, 8, 16)
 }
-# What is compared with what: each of these is one family, in which many comparisons ask for clearer differences.
-WITHOUT = {name: (one, ALL) for name, one in TRICKS.items() if one != ALL}
-OTHER_RATES = {rate: (one, ALL) for rate, one in RATES.items() if one != ALL}
-WITHOUT_WARMUP = {rate: (one, RATES[rate]) for rate, one in COLD.items()}
-POST = {depth: (post, pre) for depth, (pre, post) in DEPTHS.items()}
-HALF = Recipe(n_layers=2)
-HALVES: dict[str, tuple[Precision, float]] = {
+# The families of comparisons: (recipe, baseline) by name. A larger family requires clearer
+# differences.
+TRICK_FAMILY = {
+    name: (recipe, ALL_TRICKS) for name, recipe in TRICKS.items() if recipe != ALL_TRICKS
+}
+RATE_FAMILY = {rate: (recipe, ALL_TRICKS) for rate, recipe in RATES.items() if recipe != ALL_TRICKS}
+WARMUP_FAMILY = {rate: (recipe, RATES[rate]) for rate, recipe in NO_WARMUP.items()}
+DEPTH_FAMILY = {depth: (post, pre) for depth, (pre, post) in DEPTHS.items()}
+FLOAT16_RECIPE = Recipe(n_layers=2)
+FLOAT16: dict[str, tuple[Precision, float]] = {  # precision and first loss scale
     "float32": ("fp32", 1.0),
     "float16, loss scaled": ("fp16", 1.0),
-    "float16, loss not scaled": ("fp16", UNSCALED),
+    "float16, loss not scaled": ("fp16", NO_LOSS_SCALE),
 }
-HALF_SHARE = 0.4  # of the steps: float16 on a CPU takes its time
-HALF_WORK = 12  # of each, in blocks of the NumPy engine trained for all steps: as measured, to foretell the time
+FLOAT16_STEP_SHARE = 0.4  # of the steps, because float16 on a CPU is slow
+# Measured time of one float16 experiment, in the time of a block of the NumPy engine for all steps
+FLOAT16_BLOCKS = 12
 
-NO_CONTEXT = 0.1  # nats: what is no further below a guess by frequencies has failed to learn
-USABLE = 0.1  # nats above the best rate
+MIN_UNIGRAM_GAIN = 0.1  # nats: a trial that ends less below the unigram loss has failed
+USABLE_RATE_NATS = 0.1  # above the loss of the best rate
 
 Name = TypeVar("Name", str, float, int)
-Tried = Sequence[Trial]
 
 
 @dataclass
-class Cooked:
-    """What came of all recipes: a trial for each of the seeds."""
+class CookbookResults:
+    """The trials of all recipes, one for each seed."""
 
     text: str  # name of the text
     vocab_size: int
@@ -78,52 +84,63 @@ class Cooked:
     steps: int
     seeds: int
     trials: dict[Recipe, list[Trial]] = field(default_factory=dict)
-    halves: dict[str, list[Trial]] = field(default_factory=dict)  # empty without PyTorch
+    float16_trials: dict[str, list[Trial]] = field(default_factory=dict)  # empty without PyTorch
     cpu_s: float = 0.0
     page: Path | None = None
 
-    def failed(self, trial: Trial) -> bool:
-        """Whether a trial diverged, or learnt nothing but frequencies."""
-        return not trial.val_loss < self.unigram - NO_CONTEXT
+    def has_failed(self, trial: Trial) -> bool:
+        """Whether a trial diverged, or learnt hardly more than token frequencies."""
+        return not trial.val_loss < self.unigram - MIN_UNIGRAM_GAIN
 
-    def fails(self, recipe: Recipe) -> bool:
-        """Whether most of its trials failed."""
-        return sum(map(self.failed, self.trials[recipe])) * 2 > len(self.trials[recipe])
+    def count_failed(self, recipe: Recipe) -> int:
+        """The number of failed trials of a recipe."""
+        return sum(map(self.has_failed, self.trials[recipe]))
 
-    def judged(self, family: Mapping[Name, tuple[Recipe, Recipe]]) -> dict[Name, Verdict]:
-        """Each recipe of a family against its other one."""
-        return judged(
-            {name: (self.trials[one], self.trials[base]) for name, (one, base) in family.items()}
+    def mostly_fails(self, recipe: Recipe) -> bool:
+        """Whether more than half of the trials of a recipe failed."""
+        return self.count_failed(recipe) * 2 > len(self.trials[recipe])
+
+    def judge_recipes(self, family: Mapping[Name, tuple[Recipe, Recipe]]) -> dict[Name, Verdict]:
+        """The verdict on each recipe of a family against its baseline."""
+        return judge_trials(
+            {
+                name: (self.trials[recipe], self.trials[baseline])
+                for name, (recipe, baseline) in family.items()
+            }
         )
 
-    def said(self, recipe: Recipe, verdict: Verdict) -> str:
-        """The verdict on a recipe, and in how many seeds it failed: of losses that far apart a test may see nothing."""
-        trials = self.trials[recipe]
-        failed = sum(map(self.failed, trials))
-        more = (
-            f"; fails in {failed} of {len(trials)}" if failed and verdict.kind != "diverged" else ""
-        )
-        return verdict.words + more
+    def describe_verdict(self, recipe: Recipe, verdict: Verdict) -> str:
+        """The verdict on a recipe, and the number of failed seeds.
+
+        When losses differ very much between seeds, the test alone may find no difference.
+        """
+        failed, seeds = self.count_failed(recipe), len(self.trials[recipe])
+        show_failed = failed and verdict.kind != "diverged"
+        return verdict.words + (f"; fails in {failed} of {seeds}" if show_failed else "")
 
     @property
-    def sick(self) -> tuple[str, Recipe]:
-        """The worst of the tricks left out that came to its end, or the worst of all."""
-        alone = {name: one for name, one in TRICKS.items() if one not in (ALL, NOTHING)}
-        whole = {
-            name: one
-            for name, one in alone.items()
-            if not any(trial.diverged for trial in self.trials[one])
+    def worst_recipe(self) -> tuple[str, Recipe]:
+        """The name and recipe of the omitted trick with the highest loss, if possible one that did
+        not diverge.
+        """
+        single = {
+            name: recipe for name, recipe in TRICKS.items() if recipe not in (ALL_TRICKS, NO_TRICKS)
         }
-        return max((whole or alone).items(), key=lambda item: mean(self.trials[item[1]]))
+        complete = {
+            name: recipe
+            for name, recipe in single.items()
+            if not any(trial.diverged for trial in self.trials[recipe])
+        }
+        return max((complete or single).items(), key=lambda item: mean_loss(self.trials[item[1]]))
 
 
-def every_recipe() -> dict[str, Recipe]:
-    """Each once, by a name."""
+def all_recipes() -> dict[str, Recipe]:
+    """Every recipe once, by name."""
     named: list[tuple[str, Recipe]] = list(TRICKS.items())
-    for start, (good, bare) in STARTS.items():
-        named += [(f"start {start}", good), (f"start {start}, no other trick", bare)]
+    for init, (with_tricks, without) in INIT_SCHEMES.items():
+        named += [(f"start {init}", with_tricks), (f"start {init}, no other trick", without)]
     named += [(f"rate x{rate:g}", recipe) for rate, recipe in RATES.items()]
-    named += [(f"rate x{rate:g}, no warmup", recipe) for rate, recipe in COLD.items()]
+    named += [(f"rate x{rate:g}, no warmup", recipe) for rate, recipe in NO_WARMUP.items()]
     for depth, both in DEPTHS.items():
         named += [(f"{recipe.norm_position}-norm, {depth} blocks", recipe) for recipe in both]
     names: dict[Recipe, str] = {}
@@ -132,202 +149,217 @@ def every_recipe() -> dict[str, Recipe]:
     return {name: recipe for recipe, name in names.items()}
 
 
-# -- numbers in words -------------------------------------------------------------------------------------------------
+# -- results as text -------------------------------------------------------------------------------
 
 
-def mean(trials: Iterable[Trial]) -> float:
-    """The mean validation loss; infinite if one diverged."""
+def mean_loss(trials: Iterable[Trial]) -> float:
+    """The mean validation loss; infinite if a trial diverged."""
     return fmean(trial.val_loss for trial in trials)
 
 
-def nats(value: float) -> str:
+def format_nats(value: float) -> str:
+    """A loss with three decimals, or three digits from 100 on."""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
 
 
-def outcome(trials: Sequence[Trial]) -> str:
-    """Mean and range of the validation losses, and how many diverged."""
+def describe_outcome(trials: Sequence[Trial]) -> str:
+    """The mean and range of the validation losses, and the number of diverged trials."""
     finite = [trial.val_loss for trial in trials if not trial.diverged]
-    gone = [trial for trial in trials if trial.diverged]
-    steps = sorted({len(trial.losses) for trial in gone})
-    words = []
+    diverged = [trial for trial in trials if trial.diverged]
+    parts = []
     if finite:
-        spread = f" ({nats(min(finite))} to {nats(max(finite))})" if len(finite) > 1 else ""
-        words.append(nats(fmean(finite)) + spread)
-    if gone:
-        words.append(
-            f"diverged in {len(gone)} of {len(trials)}, at step {listed(list(map(str, steps)))}"
+        low, high = format_nats(min(finite)), format_nats(max(finite))
+        parts.append(
+            format_nats(fmean(finite)) + (f" ({low} to {high})" if len(finite) > 1 else "")
         )
-    return "; ".join(words)
+    if diverged:
+        steps = sorted({len(trial.losses) for trial in diverged})
+        where = join_names(list(map(str, steps)))
+        parts.append(f"diverged in {len(diverged)} of {len(trials)}, at step {where}")
+    return "; ".join(parts)
 
 
-def judged(family: Mapping[Name, tuple[Tried, Tried]]) -> dict[Name, Verdict]:
-    """Trials, each against others with the same seeds, where the experiment makes all these comparisons."""
+def judge_trials(
+    family: Mapping[Name, tuple[Sequence[Trial], Sequence[Trial]]],
+) -> dict[Name, Verdict]:
+    """The verdicts on trials against baseline trials with the same seeds, for a family of
+    comparisons.
+    """
     losses = [
         tuple([trial.val_loss for trial in trials] for trials in both) for both in family.values()
     ]
-    return dict(
-        zip(family, verdicts([compare(one, base, family=len(family)) for one, base in losses]))
+    comparisons = [
+        compare_losses(variant, baseline, family=len(family)) for variant, baseline in losses
+    ]
+    return dict(zip(family, judge_family(comparisons)))
+
+
+def judge_float16(results: CookbookResults) -> dict[str, Verdict]:
+    """The verdicts on the float16 trials against float32."""
+    exact = results.float16_trials["float32"]
+    return judge_trials(
+        {
+            name: (trials, exact)
+            for name, trials in results.float16_trials.items()
+            if trials is not exact
+        }
     )
 
 
-def halves_judged(cooked: Cooked) -> dict[str, Verdict]:
-    exact = cooked.halves["float32"]
-    return judged(
-        {name: (trials, exact) for name, trials in cooked.halves.items() if trials is not exact}
-    )
-
-
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """The names as "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-# -- what each experiment says ----------------------------------------------------------------------------------------
+# -- sentences of each experiment ------------------------------------------------------------------
 
 
-def tricks_said(cooked: Cooked) -> list[str]:
-    """All tricks against none, and what each one alone is worth."""
-    found = cooked.trials
-    said = [
-        f"With all tricks: {outcome(found[ALL])} nats per token. With none: {outcome(found[NOTHING])}."
-    ]
-    versus, base = cooked.judged(WITHOUT), sum(map(cooked.failed, found[ALL]))
-    alone = sorted(
-        (name for name in versus if TRICKS[name] != NOTHING),
-        key=lambda name: -mean(found[TRICKS[name]]),
+def describe_tricks(results: CookbookResults) -> list[str]:
+    """All tricks against none, and the effect of leaving out each one."""
+    trials = results.trials
+    with_all, with_none = (describe_outcome(trials[key]) for key in (ALL_TRICKS, NO_TRICKS))
+    sentences = [f"With all tricks: {with_all} nats per token. With none: {with_none}."]
+    verdicts, baseline_failed = (
+        results.judge_recipes(TRICK_FAMILY),
+        results.count_failed(ALL_TRICKS),
     )
-    words = {name: f"{name} ({cooked.said(TRICKS[name], versus[name])})" for name in alone}
-    fails = {name for name in alone if sum(map(cooked.failed, found[TRICKS[name]])) > base}
-    if worse := [name for name in alone if versus[name].kind == "worse" or name in fails]:
-        said.append(f"What hurts, the worst first: {', '.join(words[name] for name in worse)}.")
-    if rest := [words[name] for name in alone if name not in worse]:
-        said.append(
-            f"Not shown to hurt: {', '.join(rest)}. One small model, {cooked.steps} steps, one rate: what they are "
-            "worth elsewhere this does not say."
-        )
-    return said
-
-
-def starts_said(cooked: Cooked) -> list[str]:
-    def fails(which: int) -> list[str]:
-        return [start for start, pair in STARTS.items() if cooked.fails(pair[which])]
-
-    good = {start: mean(cooked.trials[pair[0]]) for start, pair in STARTS.items()}
-    best, worst = min(good, key=good.__getitem__), max(good, key=good.__getitem__)
-    said = [
-        f"With all other tricks the starts end between {nats(good[best])} ({best}) and {nats(good[worst])} ({worst})."
-    ]
-    for which, where in ((0, "with all other tricks"), (1, "with no other trick")):
-        names = fails(which)
-        said.append(
-            f"Of {len(STARTS)} starts {len(names)} fail {where}{': ' + listed(names) if names else ''}."
-        )
-    return said
-
-
-def rates_said(cooked: Cooked) -> list[str]:
-    losses = {rate: mean(cooked.trials[recipe]) for rate, recipe in RATES.items()}
-    best = min(losses, key=losses.__getitem__)
-    usable = [rate for rate in losses if losses[rate] <= losses[best] + USABLE]
-    at = "the edge of what was tried" if best in (min(RATES), max(RATES)) else f"{best * RATE:g}"
-    said = [
-        f"The best rate is x{best:g} ({at}); within {USABLE:g} nats of it: {listed([f'x{rate:g}' for rate in usable])}."
-    ]
-    versus = cooked.judged(OTHER_RATES)
-    for rate in (10.0, 100.0):
-        said.append(f"x{rate:g} against x1: {cooked.said(RATES[rate], versus[rate])}.")
-    return said
-
-
-def warmup_said(cooked: Cooked) -> list[str]:
-    def highest(trials: Sequence[Trial]) -> float:
-        return max(
-            max((x if math.isfinite(x) else math.inf) for x in trial.losses) for trial in trials
-        )
-
-    said, versus = [], cooked.judged(WITHOUT_WARMUP)
-    for rate, recipe in COLD.items():
-        cold, warm = cooked.trials[recipe], cooked.trials[RATES[rate]]
-        peaks = f"highest training loss {nats(highest(cold))} against {nats(highest(warm))}"
-        said.append(f"Without warmup at x{rate:g}: {versus[rate].words}; {peaks}.")
-    return said
-
-
-def depth_said(cooked: Cooked) -> list[str]:
-    said = []
-    for name, which in (("Post", 1), ("Pre", 0)):
-        trials = {depth: cooked.trials[pair[which]] for depth, pair in DEPTHS.items()}
-        failed = {depth: sum(map(cooked.failed, found)) for depth, found in trials.items()}
-        where = [
-            f"at {depth} blocks in {n} of {len(trials[depth])} seeds"
-            for depth, n in failed.items()
-            if n
-        ]
-        none = f"{name}-norm did not fail here, up to {max(DEPTHS)} blocks."
-        said.append(f"{name}-norm fails here {listed(where)}." if where else none)
-    deepest = max(DEPTHS)
-    ratios = [
-        f"{name} {ratio(cooked.trials[one], 0):.2g}"
-        for name, one in zip(("pre", "post"), DEPTHS[deepest])
-    ]
-    said.append(
-        f"Gradient norm of the first of {deepest} blocks over that of the last, at the start: {', '.join(ratios)}."
+    single = sorted(
+        (name for name in verdicts if TRICKS[name] != NO_TRICKS),
+        key=lambda name: -mean_loss(trials[TRICKS[name]]),
     )
-    return said
-
-
-def gradients_said(cooked: Cooked) -> list[str]:
-    name, sick = cooked.sick
-    said = []
-    for label, recipe in (("all tricks", ALL), (name, sick)):
-        trials = cooked.trials[recipe]
-        came = min(len(trial.looks) for trial in trials)
-        steps = [trials[0].looks[i].step for i in range(came)]
-        ratios = [f"{ratio(trials, i):.2g} at step {step}" for i, step in enumerate(steps)]
-        said.append(f"{label}: the first block's gradient over the last's is {', '.join(ratios)}.")
-    return said
-
-
-def half_said(cooked: Cooked) -> list[str]:
-    first, last = cooked.trials[ALL][0].looks[0], cooked.trials[ALL][0].looks[-1]
-    said = [
-        f"Of the residual stream's gradients {look.lost:.2%} are lost in float16 unscaled, and {look.lost_scaled:.2%} "
-        f"at a loss scale of 65,536, {when}; in a batch of {int(LARGE_BATCH):,} tokens, where the mean makes each "
-        f"smaller, {look.lost_large:.1%} and {look.lost_large_scaled:.2%}."
-        for look, when in ((first, "at the start"), (last, f"at step {last.step}"))
-    ]
-    if not cooked.halves:
-        return [*said, "Training in float16 was not tried: it needs PyTorch."]
-    return said + [
-        f"Trained with gradients of that size, {name}: {outcome(cooked.halves[name])}; against float32 {verdict.words}."
-        for name, verdict in halves_judged(cooked).items()
-    ]
-
-
-def checklist(cooked: Cooked) -> list[tuple[str, str, str, str]]:
-    """What to look at, in this order, how, and what it was worth here."""
-    found, uniform = cooked.trials, math.log(cooked.vocab_size)
-    without = {
-        name: cooked.said(TRICKS[name], verdict) for name, verdict in cooked.judged(WITHOUT).items()
+    texts = {
+        name: f"{name} ({results.describe_verdict(TRICKS[name], verdicts[name])})"
+        for name in single
     }
-    rates = cooked.judged(OTHER_RATES)
-    first = [nats(fmean(trial.losses[0] for trial in found[one])) for one in (ALL, UNIT)]
-    losses = {rate: mean(found[recipe]) for rate, recipe in RATES.items()}
-    best, deepest = min(losses, key=losses.__getitem__), max(DEPTHS)
-    items = [
-        ("The first loss is ln V", "glasslm diagnose",
-         f"{first[0]}, and ln V is {uniform:.3f}; from deviation 1 it is {first[1]}"),
-        ("A norm in each sublayer", "--norm rmsnorm", f"without: {without['no normalisation']}"),
-        ("Before the sublayer, not after it", "--norm-position pre",
-         f"after, {deepest} blocks: {cooked.said(DEPTHS[deepest][1], cooked.judged(POST)[deepest])}"),
-        ("A small start, smaller into the stream", "0.02, 0.02 / sqrt(2 layers)",
-         f"deviation 1: {without['start with deviation 1']}"),
-        ("Gradients of a like size in every block", "glasslm diagnose",
-         f"first over last: {ratio(found[ALL], 0):.2g} at the start, {ratio(found[ALL], -1):.2g} at the end"),
-        ("A rate from a range test", "--lr", f"best x{best:g}; x100: {cooked.said(RATES[100.0], rates[100.0])}"),
-        ("Clipping of the global norm", "--grad-clip 1", f"without: {without['no clipping']}"),
-        ("Warmup", "--warmup-steps", f"without, at x10: {cooked.judged(WITHOUT_WARMUP)[10.0].words}"),
-        ("A rate that falls", "--schedule cosine", f"constant: {without['constant rate']}"),
-        ("bfloat16, or a scaled loss", "--precision bf16",
-         f"lost unscaled in a large batch: {found[ALL][0].looks[-1].lost_large:.1%} of the gradients"),
-    ]  # fmt: skip
-    return [(str(number), *item) for number, item in enumerate(items, 1)]
+    harmful = [
+        name
+        for name in single
+        if verdicts[name].kind == "worse" or results.count_failed(TRICKS[name]) > baseline_failed
+    ]
+    if harmful:
+        worst_first = ", ".join(texts[name] for name in harmful)
+        sentences.append(f"What hurts, the worst first: {worst_first}.")
+    if rest := [texts[name] for name in single if name not in harmful]:
+        sentences.append(
+            f"Not shown to hurt: {', '.join(rest)}. This is one small model, {results.steps} steps "
+            "and one rate; elsewhere these tricks may matter."
+        )
+    return sentences
+
+
+def describe_inits(results: CookbookResults) -> list[str]:
+    """The best and the worst initialisation, and those that fail."""
+    losses = {
+        init: mean_loss(results.trials[with_tricks])
+        for init, (with_tricks, _) in INIT_SCHEMES.items()
+    }
+    best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    sentences = [
+        f"With all other tricks the starts end between {format_nats(losses[best])} ({best}) and "
+        f"{format_nats(losses[worst])} ({worst})."
+    ]
+    for which, condition in ((0, "with all other tricks"), (1, "with no other trick")):
+        failing = [init for init, pair in INIT_SCHEMES.items() if results.mostly_fails(pair[which])]
+        names = f": {join_names(failing)}" if failing else ""
+        sentences.append(f"Of {len(INIT_SCHEMES)} starts {len(failing)} fail {condition}{names}.")
+    return sentences
+
+
+def describe_rates(results: CookbookResults) -> list[str]:
+    """The best rate, those close to it, and the effect of much higher rates."""
+    losses = {rate: mean_loss(results.trials[recipe]) for rate, recipe in RATES.items()}
+    best = min(losses, key=losses.__getitem__)
+    usable = [rate for rate in losses if losses[rate] <= losses[best] + USABLE_RATE_NATS]
+    names = join_names([f"x{rate:g}" for rate in usable])
+    is_edge = best in (min(RATES), max(RATES))
+    value = "the edge of the tested range" if is_edge else f"{best * BASE_LR:g}"
+    sentences = [
+        f"The best rate is x{best:g} ({value}); within {USABLE_RATE_NATS:g} nats of it: {names}."
+    ]
+    verdicts = results.judge_recipes(RATE_FAMILY)
+    for rate in (10.0, 100.0):
+        verdict = results.describe_verdict(RATES[rate], verdicts[rate])
+        sentences.append(f"x{rate:g} against x1: {verdict}.")
+    return sentences
+
+
+def describe_warmup(results: CookbookResults) -> list[str]:
+    """The effect of leaving out the warmup, at each rate."""
+
+    def highest(trials: Sequence[Trial]) -> str:
+        losses = [loss for trial in trials for loss in trial.losses]
+        return format_nats(max(loss if math.isfinite(loss) else math.inf for loss in losses))
+
+    sentences, verdicts = [], results.judge_recipes(WARMUP_FAMILY)
+    for rate, recipe in NO_WARMUP.items():
+        without, with_warmup = results.trials[recipe], results.trials[RATES[rate]]
+        peaks = f"highest training loss {highest(without)} against {highest(with_warmup)}"
+        sentences.append(f"Without warmup at x{rate:g}: {verdicts[rate].words}; {peaks}.")
+    return sentences
+
+
+def describe_depth(results: CookbookResults) -> list[str]:
+    """The depths at which post-norm and pre-norm fail, and the gradients of the deepest model."""
+    sentences = []
+    for name, which in (("Post", 1), ("Pre", 0)):
+        failed = {depth: results.count_failed(pair[which]) for depth, pair in DEPTHS.items()}
+        where = [
+            f"at {depth} blocks in {count} of {len(results.trials[DEPTHS[depth][which]])} seeds"
+            for depth, count in failed.items()
+            if count
+        ]
+        sentences.append(
+            f"{name}-norm fails here {join_names(where)}."
+            if where
+            else f"{name}-norm did not fail here, up to {max(DEPTHS)} blocks."
+        )
+    deepest = max(DEPTHS)
+    ratios = ", ".join(
+        f"{name} {first_to_last_ratio(results.trials[recipe], 0):.2g}"
+        for name, recipe in zip(("pre", "post"), DEPTHS[deepest])
+    )
+    sentences.append(
+        f"Gradient norm of the first of {deepest} blocks over that of the last, at the start: "
+        f"{ratios}."
+    )
+    return sentences
+
+
+def describe_gradients(results: CookbookResults) -> list[str]:
+    """The ratio of the first to the last block's gradient, with all tricks and with the worst
+    recipe.
+    """
+    sentences = []
+    for name, recipe in (("all tricks", ALL_TRICKS), results.worst_recipe):
+        trials = results.trials[recipe]
+        count = min(len(trial.snapshots) for trial in trials)
+        ratios = [
+            f"{first_to_last_ratio(trials, i):.2g} at step {trials[0].snapshots[i].step}"
+            for i in range(count)
+        ]
+        sentences.append(
+            f"{name}: the first block's gradient over the last's is {', '.join(ratios)}."
+        )
+    return sentences
+
+
+def describe_float16(results: CookbookResults) -> list[str]:
+    """The share of gradients that underflow in float16, and the loss of training in float16."""
+    snapshots = results.trials[ALL_TRICKS][0].snapshots
+    first, last = snapshots[0], snapshots[-1]
+    sentences = [
+        f"Of the residual stream's gradients {item.underflow:.2%} are lost in float16 unscaled, "
+        f"and {item.underflow_scaled:.2%} at a loss scale of 65,536, {when}; in a batch of "
+        f"{int(LARGE_BATCH):,} tokens, where the mean makes each gradient smaller, "
+        f"{item.underflow_large:.1%} and {item.underflow_large_scaled:.2%}."
+        for item, when in ((first, "at the start"), (last, f"at step {last.step}"))
+    ]
+    if not results.float16_trials:
+        return [*sentences, "Training in float16 was not tried: it needs PyTorch."]
+    for name, verdict in judge_float16(results).items():
+        outcome = describe_outcome(results.float16_trials[name])
+        sentences.append(
+            f"Trained with gradients of that size, {name}: {outcome}; against float32 "
+            f"{verdict.words}."
+        )
+    return sentences

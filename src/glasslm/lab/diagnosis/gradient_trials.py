@@ -1,7 +1,8 @@
-"""The recipes of the stability cookbook, and how one of them is tried: a small model, AdamW, a few steps, one seed.
+"""The recipes of the stability cookbook, and the trial of one of them: a small model, AdamW, a few
+steps, one seed.
 
-Every recipe differs from the good one by what it names and by nothing else: same weights to begin with, same batches.
-A run whose numbers are no longer finite ends there, and that is its outcome. L layers.
+A recipe differs from the default one only in the fields that it sets: the first weights and the
+batches are the same. A trial ends at the first non-finite loss or gradient. L layers.
 """
 
 from __future__ import annotations
@@ -24,50 +25,50 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.data.batch_sampler import Order
-from glasslm.data.shards import Dataset
-from glasslm.engines.inspection import GRADIENT
+from glasslm.data.dataset import Dataset
+from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.inference import evaluation
 from glasslm.lab.diagnosis import trials
+from glasslm.lab.short_training import sampled_batches, train_steps
 from glasslm.model.parameters import ParameterTable, initial_weights, parameter_table
 from glasslm.training.learning_rate import lr_at
 
 Array = NDArray[Any]
-Start = Literal["scaled", "plain", "xavier", "he", "unit"]
+InitScheme = Literal["scaled", "plain", "xavier", "he", "unit"]
 
 STEPS, ROWS, WIDTH, BLOCK, LAYERS = 120, 8, 64, 64, 4
-RATE = 3e-3  # AdamW's best for this model among 1e-3, 3e-3 and 1e-2
-WARMUP = 0.1  # share of the steps
-VAL_WINDOWS = 128  # always the same
+BASE_LR = 3e-3  # the best of 1e-3, 3e-3 and 1e-2 for this model with AdamW
+WARMUP_SHARE = 0.1  # of the steps
+VAL_WINDOWS = 128
 
-# float16: 10 bits of fraction, exponents -14 to 15 (IEEE 754-2019, table 3.5); below SMALLEST / 2 all is rounded to 0
-LARGEST, NORMAL, SMALLEST = 65504.0, 2.0**-14, 2.0**-24
+# float16 has 10 bits of fraction and exponents from -14 to 15 (IEEE 754-2019, table 3.5). It rounds
+# to 0 what is below half of its smallest number.
+FP16_MAX, FP16_MIN_NORMAL, FP16_MIN = 65504.0, 2.0**-14, 2.0**-24
 LOSS_SCALE = 2.0**16
-LARGE_BATCH = (
-    2.0**19
-)  # tokens: GPT-3's for its 125M model (arXiv:2005.14165, table 2.1), and nanoGPT's
-EXPONENTS = np.arange(-48, 17)  # edges of the bins that magnitudes are counted in
-UNSCALED = math.nextafter(
-    1.0, 2.0
-)  # the least loss scale that an engine takes for a given one, and never changes
+# Tokens in a batch of GPT-3's 125M model (arXiv:2005.14165, table 2.1), and of nanoGPT
+LARGE_BATCH = 2.0**19
+EXPONENT_EDGES = np.arange(-48, 17)  # of the histogram of magnitudes
+# An engine chooses its own loss scale where 1 is given, and keeps any other: this is the smallest
+# that it keeps.
+NO_LOSS_SCALE = math.nextafter(1.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All tricks of stability, unless it says otherwise."""
+    """A training recipe. The defaults use every trick of stability."""
 
     norm: Norm = "rmsnorm"
     norm_position: NormPosition = "pre"
     n_layers: int = LAYERS
-    start: Start = "scaled"
-    rate: float = 1.0  # times RATE
+    init: InitScheme = "scaled"
+    rate: float = 1.0  # times BASE_LR
     warmup: bool = True
     cosine: bool = True
     clip: bool = True
 
     def config(self, steps: int, seed: int) -> RunConfig:
-        """The run that it describes."""
+        """The config of a run with this recipe."""
         return RunConfig(
             model=ModelConfig(
                 d_model=WIDTH,
@@ -78,64 +79,71 @@ class Recipe:
             ),
             optimizer=OptimizerConfig(
                 optimizer="adamw",
-                lr=self.rate * RATE,
-                warmup_steps=max(1, round(WARMUP * steps)) if self.warmup else 0,
+                lr=self.rate * BASE_LR,
+                warmup_steps=max(1, round(WARMUP_SHARE * steps)) if self.warmup else 0,
                 schedule="cosine" if self.cosine else "constant",
                 grad_clip=1.0 if self.clip else 0.0,
             ),
             train=TrainConfig(batch_size=ROWS, max_steps=steps, seed=seed),
-        ).resolved()
+        ).resolve()
 
 
-class Look(NamedTuple):
-    """The gradients of one batch, at one moment of a run."""
+class GradientSnapshot(NamedTuple):
+    """The gradients of one batch at one step of a trial."""
 
     step: int
     norms: Array  # (L,) L2 norm of the gradient of each block's weights
-    magnitudes: Array  # (len(EXPONENTS) - 1,) how many elements of the stream's gradients lie in each power of two
-    lost: float  # share of the stream's nonzero gradients that float16 makes 0
-    lost_scaled: float  # likewise, of LOSS_SCALE times each
-    lost_large: float  # likewise unscaled, in a batch of LARGE_BATCH tokens
-    lost_large_scaled: float
+    magnitudes: (
+        Array  # (len(EXPONENT_EDGES) - 1,) elements of the stream's gradients in each power of two
+    )
+    # Shares of the stream's nonzero gradients that become 0 in float16:
+    underflow: float
+    underflow_scaled: float  # multiplied by LOSS_SCALE
+    underflow_large: float  # in a batch of LARGE_BATCH tokens
+    underflow_large_scaled: float
 
 
 class Trial(NamedTuple):
-    """What came of a recipe with one seed."""
+    """The result of a recipe with one seed."""
 
     losses: list[float]  # nats per token of each step's batch, before its update
-    val_loss: float  # nats per token at the end; infinite if it diverged
-    looks: list[Look]
+    val_loss: float  # nats per token at the end; infinite if training diverged
+    snapshots: list[GradientSnapshot]
 
     @property
     def diverged(self) -> bool:
+        """Whether training ended with a non-finite loss or gradient."""
         return not math.isfinite(self.val_loss)
 
 
-def started(rows: ParameterTable, start: Start, seed: int) -> Iterator[tuple[str, Array]]:
-    """First weights: those of `initial_weights`, each matrix (out, in) with the deviation that `start` asks for.
+def scaled_initial_weights(
+    rows: ParameterTable, init: InitScheme, seed: int
+) -> Iterator[tuple[str, Array]]:
+    """The weights of `initial_weights`, with each matrix (out, in) scaled to the deviation of the
+    scheme.
 
-    scaled is the table's own: 0.02, and 0.02 / sqrt(2 L) for what writes into the residual stream (GPT-2, section 2.3);
-    plain 0.02 throughout; xavier sqrt(2 / (in + out)) (Glorot and Bengio 2010, equation 12); he sqrt(2 / in)
-    (arXiv:1502.01852, equation 10); unit 1.
+    scaled: the table's own, 0.02, and 0.02 / sqrt(2 L) for matrices that write into the residual
+    stream (GPT-2, section 2.3). plain: 0.02. xavier: sqrt(2 / (in + out)) (Glorot and Bengio 2010,
+    equation 12). he: sqrt(2 / in) (arXiv:1502.01852, equation 10). unit: 1.
     """
     for name, array in initial_weights(rows, seed):
         std = rows[name].std
-        if start == "scaled" or std is None:
+        if init == "scaled" or std is None:
             yield name, array
         else:
-            yield name, array * np.float32(deviation(start, *rows[name].shape) / std)
+            yield name, array * np.float32(init_std(init, *rows[name].shape) / std)
 
 
-def deviation(start: Start, out: int, into: int) -> float:
-    """The standard deviation of a matrix that does not depend on the model."""
-    if start == "xavier":
-        return math.sqrt(2 / (into + out))
-    if start == "he":
-        return math.sqrt(2 / into)
-    return {"plain": 0.02, "unit": 1.0}[start]
+def init_std(init: InitScheme, out_features: int, in_features: int) -> float:
+    """The standard deviation of a matrix in a scheme that does not depend on the model."""
+    if init == "xavier":
+        return math.sqrt(2 / (in_features + out_features))
+    if init == "he":
+        return math.sqrt(2 / in_features)
+    return {"plain": 0.02, "unit": 1.0}[init]
 
 
-def attempt(
+def run_trial(
     dataset: Dataset,
     compute: ComputeConfig,
     recipe: Recipe,
@@ -144,43 +152,43 @@ def attempt(
     tokens_in_batch: float = ROWS * BLOCK,
     loss_scale: float = 1.0,
 ) -> Trial:
-    """Train by a recipe, on an engine of its own.
+    """Train a small model by a recipe, on an engine of its own.
 
-    With `tokens_in_batch` gradients are as small as in a mean over that many, which AdamW does not mind and float16
-    does. A `loss_scale` above 1 is where float16's begins; 1 leaves it to the engine.
+    The gradients are as small as in a mean over `tokens_in_batch` tokens. That hardly affects
+    AdamW, but it makes float16 gradients underflow. A `loss_scale` above 1 is the first one of
+    float16; with 1 the engine chooses.
     """
     config, vocab_size = recipe.config(steps, seed), dataset.tokenizer.vocab_size
     rows = parameter_table(config.model, vocab_size)
-    order = Order(len(dataset.train.tokens), BLOCK, ROWS, seed, epochs=False)
+    batch_of = sampled_batches(dataset, BLOCK, ROWS, seed)
     share = ROWS * BLOCK / tokens_in_batch
     trial = Trial([], math.inf, [])
 
-    def batch_at(step: int) -> Batch:
-        return Batch(
-            *order.batch(dataset.train.tokens, step, np.arange(ROWS)), step, np.arange(ROWS)
-        )
+    def rate_of(step: int) -> float:
+        return lr_at(step, config.optimizer, steps)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=RuntimeWarning, module=r"glasslm\.engines"
-        )  # some will overflow
-        engine = trials.maker(vocab_size, compute)(config)
-        engine.load(started(rows, recipe.start, seed), loss_scale=loss_scale)
-        for step in range(steps):
-            batch = batch_at(step)
-            if step in (0, steps // 10, steps // 2):
-                trial.looks.append(look(engine, batch, config.model, rows))
-            loss = engine.accumulate(batch, 1 / tokens_in_batch).cross_entropy / share
-            trial.losses.append(loss)
-            if not (
-                engine.update(lr_at(step, config.optimizer, steps)).finite and math.isfinite(loss)
-            ):
+        # Bad recipes overflow.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
+        engine = trials.engine_maker(vocab_size, compute)(config)
+        engine.load(scaled_initial_weights(rows, recipe.init, seed), loss_scale=loss_scale)
+
+        def add_snapshot(step: int) -> None:
+            trial.snapshots.append(take_snapshot(engine, batch_of(step), config.model, rows))
+
+        add_snapshot(0)
+        loop = train_steps(engine, batch_of, rate_of, steps, weight=1 / tokens_in_batch)
+        for step, (losses, update) in enumerate(loop, 1):
+            trial.losses.append(losses.cross_entropy / share)
+            if not (update.finite and math.isfinite(trial.losses[-1])):
                 return trial
-        trial.looks.append(look(engine, batch_at(steps), config.model, rows))
-        return trial._replace(val_loss=_validate(engine, dataset))
+            if step in (steps // 10, steps // 2) or step == steps:
+                add_snapshot(step)
+        return trial._replace(val_loss=_validation_loss(engine, dataset))
 
 
-def _validate(engine: Engine, dataset: Dataset) -> float:
+def _validation_loss(engine: Engine, dataset: Dataset) -> float:
+    """Nats per token of the validation text; infinite if not finite."""
     lengths = dataset.tokenizer.byte_lengths
     score = evaluation.evaluate(
         engine, dataset.val.tokens, lengths, BLOCK, rows=ROWS, max_windows=VAL_WINDOWS
@@ -189,50 +197,67 @@ def _validate(engine: Engine, dataset: Dataset) -> float:
 
 
 def unigram_loss(dataset: Dataset) -> float:
-    """Nats per token of the validation text by the frequencies of the training text: what knows no context gets."""
+    """Nats per token of the validation text by the token frequencies of the training text, without
+    context.
+    """
     counts = np.bincount(dataset.train.tokens, minlength=dataset.tokenizer.vocab_size) + 1.0
     return float(-np.log(counts / counts.sum())[dataset.val.tokens].mean())
 
 
-def look(engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable) -> Look:
-    """What the gradients of a batch are like: by block, and by magnitude."""
+def take_snapshot(
+    engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable
+) -> GradientSnapshot:
+    """The gradients of a batch by block and by magnitude, before any update."""
     weights = [
-        [f"{GRADIENT}{name}" for name in rows if name.startswith(f"blocks.{i}.")]
+        [f"{GRADIENT_PREFIX}{name}" for name in rows if name.startswith(f"blocks.{i}.")]
         for i in range(c.n_layers)
     ]
-    streams = [f"{GRADIENT}blocks.{i}" for i in range(c.n_layers)]
-    seen = engine.inspect(batch, [name for block in (*weights, streams) for name in block])
-    norms = np.array([norm(seen[name] for name in block) for block in weights])
-    stream = np.concatenate([seen[name].ravel() for name in streams])
-    larger = stream * np.float32(batch.tokens.size / LARGE_BATCH)
+    streams = [f"{GRADIENT_PREFIX}blocks.{i}" for i in range(c.n_layers)]
+    arrays = engine.inspect(batch, [name for block in (*weights, streams) for name in block])
+    norms = np.array([total_norm(arrays[name] for name in block) for block in weights])
+    stream = np.concatenate([arrays[name].ravel() for name in streams])
+    of_large_batch = stream * np.float32(batch.tokens.size / LARGE_BATCH)
     shares = [
-        lost(gradients, scale) for gradients in (stream, larger) for scale in (1.0, LOSS_SCALE)
+        underflow_share(gradients, scale)
+        for gradients in (stream, of_large_batch)
+        for scale in (1.0, LOSS_SCALE)
     ]
-    return Look(batch.step, norms, histogram(stream), *shares)
+    return GradientSnapshot(batch.step, norms, magnitude_histogram(stream), *shares)
 
 
-def norm(arrays: Iterable[Array]) -> float:
-    """The L2 norm of all of them together, in float64."""
+def total_norm(arrays: Iterable[Array]) -> float:
+    """The L2 norm of all arrays, of any shapes, together, in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
 
 
-def lost(gradients: Array, scale: float) -> float:
-    """The share of the nonzero `gradients` (n,) that become 0 as float16 after they were multiplied by `scale`."""
+def underflow_share(gradients: Array, scale: float) -> float:
+    """The share of the nonzero gradients (n,) that become 0 in float16, multiplied by `scale`."""
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = (gradients * np.float32(scale)).astype(np.float16)
-    there = gradients != 0
-    return float((narrow[there] == 0).mean()) if there.any() else 0.0
+        float16 = (gradients * np.float32(scale)).astype(np.float16)
+    nonzero = gradients != 0
+    return float((float16[nonzero] == 0).mean()) if nonzero.any() else 0.0
 
 
-def histogram(values: Array) -> Array:
-    """(len(EXPONENTS) - 1,) how many of the finite, nonzero `values` (n,) have a magnitude in each power of two."""
+def magnitude_histogram(values: Array) -> Array:
+    """(len(EXPONENT_EDGES) - 1,) the number of finite, nonzero values (n,) with a magnitude in each
+    power of two.
+    """
     sizes = np.abs(values[np.isfinite(values) & (values != 0)]).astype(np.float64)
-    return np.histogram(np.log2(sizes), EXPONENTS)[0]
+    return np.histogram(np.log2(sizes), EXPONENT_EDGES)[0]
 
 
-def ratio(trials_of_one: Sequence[Trial], at: int) -> float:
-    """Gradient norm of the first block over that of the last, at a look of those that came so far; their median."""
-    looks = [one.looks[at] for one in trials_of_one if one.looks and (at == 0 or not one.diverged)]
-    ratios = [look.norms[0] / look.norms[-1] for look in looks if look.norms[-1] > 0]
+def first_to_last_ratio(seeds: Sequence[Trial], snapshot: int) -> float:
+    """The gradient norm of the first block over that of the last, as the median over the seeds of a
+    recipe.
+
+    `snapshot` is the index of a snapshot. Diverged trials count only at the first one. NaN if no
+    trial has a ratio.
+    """
+    snapshots = [
+        trial.snapshots[snapshot]
+        for trial in seeds
+        if trial.snapshots and (snapshot == 0 or not trial.diverged)
+    ]
+    ratios = [item.norms[0] / item.norms[-1] for item in snapshots if item.norms[-1] > 0]
     return float(np.median(ratios)) if ratios else math.nan

@@ -1,7 +1,7 @@
-"""One step of a run looked into: its batch, row by row, and its gradient, layer by layer.
+"""Replays one step of a run, and shows its batch row by row and its gradient layer by layer.
 
-Resuming is exact, so a step can be brought back: a copy of the run goes on from the newest checkpoint before it, with
-all that the guard skipped or rolled back, and stops where the step begins.
+Resuming is exact, so a step can be repeated: a copy of the run resumes from the newest checkpoint
+before it, skips and rolls back the same steps, and stops before the step.
 """
 
 from __future__ import annotations
@@ -20,319 +20,338 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ComputeConfig
-from glasslm.data import shards
-from glasslm.engines.choice import as_recorded
+from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
-from glasslm.engines.inspection import GRADIENT, backward_names
+from glasslm.engines.inspection import GRADIENT_PREFIX, backward_names
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
 from glasslm.runs import checkpoint
-from glasslm.runs.metrics import Line, Log
+from glasslm.runs.metrics import Log, StepLine, step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, duration, number, one_line
+from glasslm.text import Notify, duration, number, one_line
 from glasslm.training.display import Display
-from glasslm.training.loop import Loop, hashes
+from glasslm.training.loop import Loop
 
-BEFORE = 4  # batches before the step, whose gradients are the usual ones
-STANDS_OUT = (
-    6.0  # robust standard deviations (1.4826 x the median distance) above the median of the rows
-)
-TIMES = 4.0  # a layer's gradient against its usual one
-EXCERPT = 60  # characters of a row
+REFERENCE_BATCHES = 4  # before the step; their gradients are the usual ones
+# Robust standard deviations (1.4826 x the median distance) above the median of the rows
+MAX_ROW_DEVIATIONS = 6.0
+MAX_GRADIENT_RATIO = 4.0  # of a layer's gradient norm to its usual one
+EXCERPT_CHARS = 60  # of the text of a row
+MESSAGE_INTERVAL_S = 5
 
 
 @dataclass(frozen=True)
-class Row:
-    """A text of the batch."""
+class BatchRow:
+    """One row of the batch: its loss and its text."""
 
     index: int
-    start: int  # its first token, in the training tokens
-    loss: float  # nats a token, by the weights before the step
+    start: int  # index of its first token in the training tokens
+    loss: float  # nats per token, with the weights before the step
     text: str
 
 
 @dataclass(frozen=True)
-class Replay:
-    """A step brought back."""
+class ReplayedStep:
+    """A step of a run, computed again."""
 
     step: int
     resumed_from: int
     loss: float
     grad_norm: float
-    logged: Line | None  # the line that the run wrote of it, if it wrote one
-    rows: list[Row]  # the hardest first
-    layers: dict[
-        str, tuple[float, float]
-    ]  # gradient norm in this batch, and the median of those before
+    logged: StepLine | None  # the run's own line of this step, if there is one
+    rows: list[BatchRow]  # by loss, the highest first
+    # By layer: the gradient norm of this batch, and the median over the batches before it
+    layers: dict[str, tuple[float, float]]
     findings: list[Finding]
 
 
-def replay(run_dir: Path, step: int, compute: ComputeConfig, say: Say) -> Replay:
-    """Bring back `step` (from 1) of a run, in a temporary folder. The run itself is only read, and may go on.
+def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify) -> ReplayedStep:
+    """Compute `step` (from 1) of a run again, in a temporary folder. The run is only read, and may
+    be in progress.
 
-    What `compute` leaves open is as the run had it. Raises InputError for a step that the run has not made, and
-    DamagedError where no checkpoint before it is whole.
+    Fields of `compute` that are "auto" are as in the run. Raises InputError for a step that the run
+    has not reached, and DamagedError if there is no complete checkpoint before it.
     """
     run = Run(run_dir)
-    made = run.length
-    if not 1 <= step <= made:
+    last = run.length
+    if not 1 <= step <= last:
         raise InputError(
-            f"--replay {step}: this run has made "
-            + (f"the steps 1 to {made}" if made else "no step yet")
+            f"--replay {step}: this run has "
+            + (f"the steps 1 to {last}" if last else "no step yet")
         )
-    held, state = _before(run, step)
-    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, say)
-    checkpoint.check(held, **hashes(run, dataset))
-    compute, notes = as_recorded(compute, run.record)
+    saved, state = _load_checkpoint_before(run, step)
+    dataset = run.dataset(notify)
+    checkpoint.require_identity(saved, run.identity)
+    compute, notes = compute_from_record(compute, run.record)
     for note in notes:
-        say(f"note: {note}")
+        notify(f"note: {note}")
     with tempfile.TemporaryDirectory(
         prefix="glasslm-replay-", ignore_cleanup_errors=True
     ) as folder:
-        copy = _copy(run, held, Path(folder))
-        machine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
-        machine.load(state, held.progress.updates, held.progress.loss_scale)
+        copy = _copy_run(run, saved, Path(folder))
+        engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
+        engine.load(state, saved.progress.updates, saved.progress.loss_scale)
         with Log(copy.path / "metrics.jsonl") as log:
             loop = Loop(
                 copy,
-                machine,
+                engine,
                 dataset,
                 log,
                 Display(stream=io.StringIO(), live=False),
-                held.progress,
+                saved.progress,
             )
-            _go_to(loop, step - 1, say)
-            return _look(run, loop, held.step)
+            _train_until(loop, step - 1, notify)
+            return _inspect_step(run, loop, saved.step)
 
 
-def _before(run: Run, step: int) -> tuple[checkpoint.Checkpoint, list[tuple[str, NDArray[Any]]]]:
-    """The newest whole checkpoint from which `step` can be reached, and its arrays, before the run removes it."""
-    for at in reversed([at for at in checkpoint.list_steps(run.path) if at < step]):
+def _load_checkpoint_before(
+    run: Run, step: int
+) -> tuple[checkpoint.Checkpoint, list[tuple[str, NDArray[Any]]]]:
+    """The newest complete checkpoint before `step`, and its arrays, read at once: the run may
+    remove the file.
+    """
+    earlier_steps = [saved for saved in checkpoint.list_steps(run.path) if saved < step]
+    for earlier in reversed(earlier_steps):
         try:
-            held = checkpoint.load(run.path, at)
-            return held, list(held.state())
+            saved = checkpoint.load(run.path, earlier)
+            return saved, list(saved.state())
         except (DamagedError, InputError):
             continue
     raise DamagedError(
-        f"{run.path} has no whole checkpoint before step {step}: see `glasslm verify`"
+        f"{run.path} has no complete checkpoint before step {step}: run `glasslm verify`"
     )
 
 
-def _copy(run: Run, held: checkpoint.Checkpoint, folder: Path) -> Run:
-    """As much of the run as going on from a checkpoint, and rolling back, may read.
+def _copy_run(run: Run, saved: checkpoint.Checkpoint, folder: Path) -> Run:
+    """Copy the files that resuming and rolling back read, and return the copy.
 
-    Only a rollback reads weights again: those of the last planned checkpoint, which the run keeps for that.
+    Only a rollback reads weights: those of the last planned checkpoint, which the run keeps for
+    this purpose.
     """
     for name in ("run.json", "tokenizer.json"):
         shutil.copy(run.path / name, folder / name)
     if run.config.train.on_spike != "rollback":
         return Run(folder)
-    safe_at = held.progress.loop.get("safe_at", held.step)
-    places = [Path(checkpoint.FOLDER, f"{safe_at:06d}")]
+    rollback_step = saved.progress.loop.get("safe_at")
+    if rollback_step is None:
+        rollback_step = saved.step
+    places = [Path(checkpoint.FOLDER, f"{rollback_step:06d}")]
     places += [Path(checkpoint.BASE)] if (run.path / checkpoint.BASE).is_dir() else []
     try:
         for place in places:
             shutil.copytree(run.path / place, folder / place)
     except (OSError, shutil.Error) as error:
         raise DamagedError(
-            f"{run.path / places[0]}, to which a spike would go back, cannot be copied ({error}): if the run is under "
-            "way, try again"
+            f"{run.path / places[0]}, to which a spike would go back, cannot be copied ({error}): "
+            "if the run is in progress, try again"
         ) from error
     return Run(folder)
 
 
-def _go_to(loop: Loop, step: int, say: Say) -> None:
-    """Train on until `step` batches are consumed, and tell now and then how far it is."""
+def _train_until(loop: Loop, step: int, notify: Notify) -> None:
+    """Train until `step` batches are consumed, with a message of the progress every few seconds."""
     first, began = loop.step, time.monotonic()
-    told = began
-    rolls_back = (
-        loop.config.train.on_spike == "rollback"
-    )  # to a checkpoint, which an evaluation may have caused
-    say(f"from the checkpoint of step {first}: {step - first} steps to go again")
+    last_message = began
+    # A rollback needs the checkpoints, which an evaluation may cause: then every action of a step
+    # is repeated.
+    rolls_back = loop.config.train.on_spike == "rollback"
+    notify(f"from the checkpoint of step {first}: {step - first} steps to repeat")
     while loop.step < step:
         if rolls_back:
             loop.do_step()
-        else:  # nothing else that is due after a step changes the weights
-            loop.judge(*loop.advance())
+        else:  # without rollback nothing but the step itself changes the weights
+            loop.judge_step(*loop.advance())
         now = time.monotonic()
-        if now - told > 5:
-            told = now
+        if now - last_message > MESSAGE_INTERVAL_S:
+            last_message = now
             left = (now - began) / (loop.step - first) * (step - loop.step)
-            say(f"step {loop.step} of {step}, about {duration(left)} left")
+            notify(f"step {loop.step} of {step}, about {duration(left)} left")
 
 
-def _look(run: Run, loop: Loop, resumed_from: int) -> Replay:
+def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
+    """Measure the next step of the loop before training it, then train it and compare it with the
+    logged one.
+    """
     batch = _batch(loop, loop.step)
     nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
-    starts = loop.order.starts(loop.step, batch.rows)
+    starts = loop.sampler.window_starts(loop.step, batch.rows)
     texts = [run.tokenizer.decode(row) for row in batch.tokens]
     rows = [
-        Row(*items) for items in zip(batch.rows.tolist(), starts.tolist(), nats.tolist(), texts)
+        BatchRow(*items)
+        for items in zip(batch.rows.tolist(), starts.tolist(), nats.tolist(), texts)
     ]
     rows.sort(key=lambda row: -row.loss)
-    norms = _norms(loop.engine, batch, run)
-    usual = [
-        _norms(loop.engine, _batch(loop, at), run)
-        for at in range(max(0, loop.step - BEFORE), loop.step)
+    norms = _layer_gradient_norms(loop.engine, batch, run)
+    reference = [
+        _layer_gradient_norms(loop.engine, _batch(loop, earlier), run)
+        for earlier in range(max(0, loop.step - REFERENCE_BATCHES), loop.step)
     ]
     layers = {
-        name: (norm, float(np.median([other[name] for other in usual])) if usual else norm)
+        name: (norm, float(np.median([other[name] for other in reference])) if reference else norm)
         for name, norm in norms.items()
     }
     _, losses, update, _ = loop.advance()
-    logged = [
-        line for line in run.metrics() if line["kind"] == "step" and line["step"] == loop.step
-    ]
-    found = [
-        _same(losses.cross_entropy, logged[-1] if logged else None),
-        _of_rows(rows),
-        _of_layers(layers),
-    ]
-    loss, norm = losses.cross_entropy, update.norm
-    return Replay(
-        loop.step, resumed_from, loss, norm, logged[-1] if logged else None, rows, layers, found
-    )
+    logged = [line for line in step_lines(run.metrics()) if line["step"] == loop.step]
+    loss, line = losses.cross_entropy, logged[-1] if logged else None
+    findings = [_judge_replayed_loss(loss, line), _judge_rows(rows), _judge_layers(layers)]
+    return ReplayedStep(loop.step, resumed_from, loss, update.norm, line, rows, layers, findings)
 
 
 def _batch(loop: Loop, step: int) -> Batch:
     rows = np.arange(loop.config.train.batch_size)
-    return Batch(*loop.order.batch(loop.dataset.train.tokens, step, rows), step, rows)
+    return Batch(*loop.sampler.batch(loop.dataset.train.tokens, step, rows), step, rows)
 
 
-def _norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
-    """The gradient norm of each block, and of what stands before and after them; without dropout."""
+def _layer_gradient_norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
+    """The gradient norms of the embedding, of each block and of the last norm and the head, without
+    dropout.
+    """
     rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
     names = [
         name
         for name in backward_names(run.config.model, rows)
-        if name.removeprefix(GRADIENT) in rows
+        if name.removeprefix(GRADIENT_PREFIX) in rows
     ]
     sums: dict[str, Any] = {}
-    for part in batch.parts(engine.micro_batch_size):
+    for part in batch.split(engine.micro_batch_size):
         share = len(part.tokens) / len(batch.tokens)
         for name, gradient in engine.inspect(part, names).items():
             sums[name] = sums.get(name, 0) + share * gradient.astype(np.float64)
     squares: dict[str, float] = {}
     for name, gradient in sums.items():
-        words = name.removeprefix(GRADIENT).split(".")
+        words = name.removeprefix(GRADIENT_PREFIX).split(".")
         layer = ".".join(words[:2]) if words[0] == "blocks" else words[0]
         squares[layer] = squares.get(layer, 0.0) + float(np.vdot(gradient, gradient))
     return {layer: square**0.5 for layer, square in reversed(squares.items())}
 
 
-def _same(loss: float, logged: Line | None) -> Finding:
+def _judge_replayed_loss(loss: float, logged: StepLine | None) -> Finding:
     if logged is None:
         return Finding(
             "replay",
             "ok",
-            "the run logged no line of this step",
-            "there is nothing to compare it with",
+            "the run logged no line for this step",
+            "the replayed loss cannot be compared",
         )
     if loss == logged["loss"] or (logged["loss"] is None and not math.isfinite(loss)):
         return Finding(
             "replay",
             "ok",
             f"loss {number(loss, '.6f')}, as logged, to the bit",
-            "this is the very step",
+            "the replay is exact",
         )
     seen = f"loss {number(loss, '.6f')}, logged {number(logged['loss'], '.6f')}"
-    means = "another machine, engine or number of threads computes now: what follows is close to that step"
-    return Finding(
-        "replay", "watch", seen, means, "replay where the run was trained to see the very step"
+    means = (
+        "another machine, engine or number of threads computed the run: the replay is only close "
+        "to that step"
     )
+    advice = "for an exact replay use the machine, engine and number of threads of the run"
+    return Finding("replay", "watch", seen, means, advice)
 
 
-def _of_rows(rows: Sequence[Row]) -> Finding:
+def _judge_rows(rows: Sequence[BatchRow]) -> Finding:
     losses = np.array([row.loss for row in rows])
     finite = losses[np.isfinite(losses)]
     middle = float(np.median(finite)) if len(finite) else np.nan
     spread = 1.4826 * float(np.median(np.abs(finite - middle))) if len(finite) else np.nan
     outside = [
-        row for row in rows if not row.loss <= middle + max(STANDS_OUT * spread, 0.05 * middle)
+        row
+        for row in rows
+        if not row.loss <= middle + max(MAX_ROW_DEVIATIONS * spread, 0.05 * middle)
     ]
     if not outside:
-        seen = f"all {len(rows)} rows lie between {losses.min():.3f} and {losses.max():.3f} nats, median {middle:.3f}"
+        seen = (
+            f"all {len(rows)} rows lie between {losses.min():.3f} and {losses.max():.3f} nats, "
+            f"median {middle:.3f}"
+        )
         return Finding(
             "rows",
             "ok",
             seen,
-            "no single text stands out: if the step spiked, look at the weights or the rate",
+            "no row has an unusual loss: if the step spiked, look at the weights or the rate",
         )
     numbers = ", ".join(f"{row.index} ({row.loss:.3f})" for row in outside[:5])
-    means = "these texts are unlike the others: damaged, foreign, or one thing repeated"
+    means = "these texts differ from the others: damaged, in another language, or repetitive"
     advice = "look at the text below; clean the corpus, or train with --on-spike skip"
     return Finding(
         "rows",
         "bad",
-        f"{len(outside)} of {len(rows)} rows stand out of a median of {middle:.3f}: {numbers}",
+        f"{len(outside)} of {len(rows)} rows lie far above the median of {middle:.3f}: {numbers}",
         means,
         advice,
     )
 
 
-def _of_layers(layers: dict[str, tuple[float, float]]) -> Finding:
-    times = {name: norm / usual for name, (norm, usual) in layers.items() if usual > 0}
-    if not times:
+def _judge_layers(layers: dict[str, tuple[float, float]]) -> Finding:
+    ratios = {name: norm / usual for name, (norm, usual) in layers.items() if usual > 0}
+    if not ratios:
         return Finding(
             "gradients",
             "watch",
-            "no gradient at all before this step",
-            "nothing can be compared",
+            "the batches before this step have no gradient",
+            "this step cannot be compared",
             "",
         )
-    name = max(times, key=times.__getitem__)
-    seen = f"largest in {name}: {times[name]:.2g} times that of the batches before"
-    if times[name] <= TIMES:
-        return Finding("gradients", "ok", seen, "the batch pulls no harder than others")
+    name = max(ratios, key=ratios.__getitem__)
+    seen = f"largest in {name}: {ratios[name]:.2g} times that of the batches before"
+    if ratios[name] <= MAX_GRADIENT_RATIO:
+        return Finding("gradients", "ok", seen, "the gradients have an ordinary size")
     return Finding(
         "gradients",
         "bad",
         seen,
-        "one batch moves the weights far",
+        "one batch changes the weights much",
         "lower --grad-clip, or train with --on-spike skip",
     )
 
 
-def text(found: Replay) -> str:
-    """For the terminal."""
-    norm = number(found.grad_norm, ".4g")
+def format_replay(replayed: ReplayedStep) -> str:
+    """The replayed step as text for a terminal."""
+    loss, norm = number(replayed.loss, ".4f"), number(replayed.grad_norm, ".4g")
     lines = [
-        f"step {found.step}, replayed from step {found.resumed_from}: loss {number(found.loss, '.4f')}, norm {norm}"
+        f"step {replayed.step}, replayed from step {replayed.resumed_from}: loss {loss}, norm "
+        f"{norm}"
     ]
-    for finding in found.findings:
+    for finding in replayed.findings:
         lines.append(f"  {finding.verdict:<6} {finding.signal:<10} {finding.seen}: {finding.means}")
         if finding.advice:
             lines.append(f"  {'':<17} {finding.advice}")
     lines += ["", "   row       loss  at token  text"]
-    for row in found.rows[:10]:
+    for row in replayed.rows[:10]:
         lines.append(
-            f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  {one_line(row.text)[:EXCERPT]}"
+            f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  "
+            f"{one_line(row.text)[:EXCERPT_CHARS]}"
         )
     lines += ["", "  gradient norm       this batch   usual"]
     lines += [
-        f"  {name:<18}  {norm:10.4g}  {usual:6.4g}" for name, (norm, usual) in found.layers.items()
+        f"  {name:<18}  {norm:10.4g}  {usual:6.4g}"
+        for name, (norm, usual) in replayed.layers.items()
     ]
     return "\n".join(lines)
 
 
-def sections(found: Replay) -> list[Section]:
-    """For the page."""
-    rows = [(str(row.index), f"{row.start:,}", f"{row.loss:.4f}", row.text) for row in found.rows]
-    layers = [(name, f"{norm:.4g}", f"{usual:.4g}") for name, (norm, usual) in found.layers.items()]
+def build_sections(replayed: ReplayedStep) -> list[Section]:
+    """The sections of the page of a replayed step."""
+    rows = [
+        (str(row.index), f"{row.start:,}", f"{row.loss:.4f}", row.text) for row in replayed.rows
+    ]
+    layers = [
+        (name, f"{norm:.4g}", f"{usual:.4g}") for name, (norm, usual) in replayed.layers.items()
+    ]
     return [
-        Section("Verdicts", (), HEADER, [finding.row for finding in found.findings]),
+        Section("Verdicts", (), HEADER, [finding.row for finding in replayed.findings]),
         Section(
-            "The texts of the batch, the hardest first",
-            ("Losses are in nats a token, by the weights before the step.",),
+            "The texts of the batch, the highest loss first",
+            ("Losses are in nats per token, with the weights before the step.",),
             ("row", "first token", "loss", "text"),
             rows,
         ),
         Section(
             "Gradient norms",
-            ("Without dropout; the usual one is the median of the batches before.",),
+            ("Without dropout. The usual norm is the median over the batches before.",),
             ("layer", "this batch", "usual"),
             layers,
         ),

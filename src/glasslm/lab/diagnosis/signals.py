@@ -1,443 +1,381 @@
-"""What can be seen in a model that stands still: each signal measured through `inspect`, and judged.
+"""Judges the measurements of a model: each function returns the finding of one signal.
 
-Measures give arrays, judges make findings of them. Thresholds come from clean runs of the presets, their shapes cut
-down, with every feed-forward and both norm positions; a comment beside each says what was seen there. L layers, H
-heads, B rows, T positions, F inner width of the feed-forward, V vocabulary.
+The thresholds come from clean runs of the presets with smaller sizes, with every feed-forward and
+both norm positions. A comment at a threshold gives the range of the clean runs. L layers, H heads,
+B rows, T positions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
-from glasslm.engines.inspection import GRADIENT, feedforwards, forward_names
 from glasslm.engines.protocol import Batch, Engine
+from glasslm.lab.diagnosis.measurements import (
+    Measurement,
+    UnitStatistics,
+    block_gradient_norms,
+    opening_threshold,
+)
 from glasslm.model.parameters import ParameterTable
 from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 Array = NDArray[Any]
 
+# Each pair is the largest value that is ok, and the largest that is not bad. Growth of the stream
+# through depth. Clean models start at 1 to 6. They train to 30 (muon) or, at adamw's highest sound
+# rates, 360; at rates x30, to 6e4.
+INITIAL_GROWTH_LIMITS, GROWTH_LIMITS = (20.0, 100.0), (1000.0, 10000.0)
+SHRINKAGE_LIMITS = (10.0, 100.0)
+GRADIENT_RATIO_LIMITS = (50.0, 1000.0)  # clean models: 1 to 2 at first, up to 15 later
+LOGIT_STD_LIMITS = (1.2, 2.5)  # of the first logits; clean models: 0.15 to 0.6
+DEAD_SHARE_LIMITS = (0.2, 0.6)
+SCORE_LIMITS = (50.0, 100.0)
+LOG_Z_LIMITS, LOGIT_LIMITS = (30.0, 100.0), (100.0, 1000.0)
 
-@dataclass(frozen=True)
-class Reading:
-    """One look at a model on one batch, small enough to be kept for several checkpoints."""
-
-    step: int
-    loss: float  # nats per token
-    loss_apart: (
-        float  # the same, had the logit of the token just read been like the others at its place
-    )
-    stream: Array  # (L + 1,) rms of the residual stream as it enters the first block and after each block
-    added: Array  # (L, 2) rms of what attention and feed-forward add to it
-    stream_gradient: Array  # (L + 1,) L2 norm of the gradient at the same places
-    gradients: dict[str, float]  # L2 norm by trained weight
-    entropy: Array  # (L, H) of attention, divided by that of looking everywhere alike
-    score: Array  # (L, H) the largest attention logit
-    logit_mean: float
-    logit_std: float
-    logit_max: float
-    log_z: float  # mean over positions of the logarithm of softmax's sum
+MIN_LOGIT_STD = 0.02
+MIN_ADDED_SHARE = 1e-3  # of the stream, that a block must add
+MAX_LEAK = 1e-3  # of the logits' deviation; rounding is 1e-6 in float32
+# The original transformer has 6 post-norm layers on each side, with a warmup of 4,000 steps.
+MIN_DEEP_LAYERS = 12
 
 
-def read(engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable, step: int) -> Reading:
-    """Look once, forward and backward, at the weights that the engine holds."""
-    blocks = [f"blocks.{i}" for i in range(c.n_layers)]
-    streams = ["embedding", *blocks]
-    weights = [name for name, row in rows.items() if row.trained]
-    names = [name for name in forward_names(c) if not name.endswith("preactivation")]
-    seen = engine.inspect(batch, [*names, *(GRADIENT + name for name in (*streams, *weights))])
-    attention = [
-        _attention(seen[f"{block}.attention.scores"], seen[f"{block}.attention.weights"])
-        for block in blocks
-    ]
-    logits = np.asarray(seen["logits"], np.float64)
-    apart = logits.copy()
-    np.put_along_axis(apart, batch.tokens[..., None], logits.mean(-1, keepdims=True), -1)
-    return Reading(
-        step=step,
-        loss=_loss(logits, batch.targets),
-        loss_apart=_loss(apart, batch.targets),
-        stream=np.array([rms(seen[name]) for name in streams]),
-        added=np.array(
-            [
-                [rms(seen[f"{block}.{part}"]) for part in ("attention", "feedforward")]
-                for block in blocks
-            ]
-        ),
-        stream_gradient=np.array([norm(seen[GRADIENT + name]) for name in streams]),
-        gradients={name: norm(seen[GRADIENT + name]) for name in weights},
-        entropy=np.array([entropy for entropy, _ in attention]),
-        score=np.array([score for _, score in attention]),
-        logit_mean=float(logits.mean()),
-        logit_std=float((logits - logits.mean(-1, keepdims=True)).std()),
-        logit_max=float(np.abs(logits).max()),
-        log_z=float(np.logaddexp.reduce(logits, -1).mean()),
-    )
+def grade(value: float, watch_above: float, bad_above: float) -> Verdict:
+    """The verdict on a value that should be small; NaN is bad."""
+    return "ok" if value <= watch_above else "watch" if value <= bad_above else "bad"
 
 
-def _loss(logits: Array, targets: Array) -> float:
-    """Nats per target of (B, T, V)."""
-    hit = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
-    return float((np.logaddexp.reduce(logits, -1) - hit)[targets >= 0].mean())
-
-
-def _attention(scores: Array, weights: Array) -> tuple[Array, Array]:
-    """(H,) mean entropy as a share of the largest possible one, and (H,) the largest logit; of (B, H, T, T)."""
-    p = np.asarray(weights, np.float64)
-    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
-    visible = np.isfinite(scores).sum(-1)
-    share = entropy / np.log(np.maximum(visible, 2))
-    several = (visible > 1).sum((0, 2))
-    return (share * (visible > 1)).sum((0, 2)) / np.maximum(several, 1), scores.max((0, 2, 3))
-
-
-def rms(x: Array) -> float:
-    return math.sqrt(float(np.square(x, dtype=np.float64).mean()))
-
-
-def norm(x: Array) -> float:
-    return math.sqrt(float(np.square(x, dtype=np.float64).sum()))
-
-
-def worse(first: Finding, second: Finding) -> Finding:
-    """Of two findings about one signal the worse, the second one where they are alike."""
+def worse_finding(first: Finding, second: Finding) -> Finding:
+    """The worse of two findings of one signal; the second if they are equal."""
     return first if SEVERITY[first.verdict] > SEVERITY[second.verdict] else second
 
 
-def graded(value: float, watch: float, bad: float) -> Verdict:
-    """A value that should be small. What is not a number is bad."""
-    return "ok" if value <= watch else "watch" if value <= bad else "bad"
+def _worse(first: Verdict, second: Verdict) -> Verdict:
+    return max(first, second, key=SEVERITY.__getitem__)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first three of them, and how many more."""
+def shorten_list(names: Sequence[str]) -> str:
+    """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# -- before the first step --------------------------------------------------------------------------------------------
+# -- before the first step -------------------------------------------------------------------------
 
 
-def initial_loss(first: Reading, vocab_size: int, c: ModelConfig, head_std: float) -> Finding:
-    """The loss of the first weights, which know nothing, against that of a uniform guess.
+def judge_initial_loss(
+    first: Measurement, vocab_size: int, c: ModelConfig, head_std: float
+) -> Finding:
+    """Judge the loss of the first weights against that of a uniform guess, ln V.
 
-    Two things of a sound start are allowed for. Logits of deviation s cost s^2 / 2 more, and s^2 = D std^2 after a norm
-    (nanoGPT's model starts .11 above ln V, twice that is allowed). And a tied head repeats the token that it reads:
-    that logit is left out of what is judged.
+    Two properties of sound first weights are allowed for. Logits with standard deviation s cost s^2
+    / 2 more, and s^2 = D std^2 after a norm: nanoGPT's model starts .11 above ln V, and twice that
+    is allowed. A tied head gives the token that it reads a higher logit, so the judged loss leaves
+    that logit out.
     """
-    uniform, judged = math.log(vocab_size), first.loss_apart if c.tie_embeddings else first.loss
+    uniform = math.log(vocab_size)
+    judged = first.loss_without_copy if c.tie_embeddings else first.loss
     seen = f"{first.loss:.3f} before training; ln {vocab_size} = {uniform:.3f}"
     if c.tie_embeddings and abs(first.loss - judged) > 0.05:
-        seen += f"; {first.loss - judged:+.3f} because a tied head repeats what it reads"
-    over = abs(judged - uniform) - c.d_model * head_std**2
-    verdict = graded(over, 0.05, 0.5)
+        seen += f"; {first.loss - judged:+.3f} because a tied head repeats the token that it reads"
+    excess = abs(judged - uniform) - c.d_model * head_std**2
+    verdict = grade(excess, 0.05, 0.5)
     if verdict == "ok":
         return Finding(
-            "initial loss", verdict, seen, "an untrained model guesses uniformly, as it should"
+            "initial loss", verdict, seen, "the untrained model guesses uniformly, as it should"
         )
     if judged < uniform:
-        return Finding("initial loss", verdict, seen, "an untrained model cannot know that much: it sees the answer",
-                       "Look at causality and targets below; see that the weights are untrained.")  # fmt: skip
-    return Finding("initial loss", verdict, seen, "its first logits are too large: it is sure of what it cannot know",
-                   "Start with smaller weights (a deviation of .02, and less where matrices write into the stream); "
-                   "normalise before the head.")  # fmt: skip
+        return Finding(
+            "initial loss",
+            verdict,
+            seen,
+            "an untrained model cannot predict that well: it sees the targets, or it is trained",
+            "Look at causality and targets below, and check that the weights are untrained.",
+        )
+    return Finding(
+        "initial loss",
+        verdict,
+        seen,
+        "the first logits are too large: the model is sure of a random guess",
+        "Start with smaller weights (a deviation of .02, less for matrices that write into the "
+        "residual stream), and normalise before the head.",
+    )
 
 
-def initialisation(first: Reading) -> Finding:
-    """The first signals as a whole. Clean models: logits' deviation .15 to .6."""
-    s = first.logit_std
-    shares = first.added.mean(0)
-    seen = (f"rms of embeddings {first.stream[0]:.3g}, of what attention adds {shares[0]:.3g}, the feed-forward "
-            f"{shares[1]:.3g}; deviation of the logits {s:.3g}")  # fmt: skip
-    verdict: Verdict = graded(s, 1.2, 2.5) if s > 0.02 else "watch" if s > 0 else "bad"
+def judge_initialisation(first: Measurement) -> Finding:
+    """Judge the sizes of the first signals by the standard deviation of the logits."""
+    std = first.logit_std
+    added = first.added_rms.mean(0)
+    seen = (
+        f"rms of embeddings {first.stream_rms[0]:.3g}, of attention's output {added[0]:.3g}, of "
+        f"the feed-forward's {added[1]:.3g}; deviation of the logits {std:.3g}"
+    )
+    verdict: Verdict = (
+        grade(std, *LOGIT_STD_LIMITS) if std > MIN_LOGIT_STD else "watch" if std > 0 else "bad"
+    )
     if verdict == "ok":
         return Finding("initialisation", verdict, seen, "the first signals have ordinary sizes")
     means = (
-        "the first weights are too large" if not s <= 0.02 else "hardly anything reaches the logits"
+        "the first weights are too large"
+        if not std <= MIN_LOGIT_STD
+        else "hardly any signal reaches the logits"
     )
-    advice = "Start from the table's deviations (glasslm's own first weights), and look at the norms' gains."
+    advice = (
+        "Start from the standard deviations of glasslm's own first weights, and check the gains "
+        "of the norms."
+    )
     return Finding("initialisation", verdict, seen, means, advice)
 
 
-def causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
-    """Change tokens from some position on, another one in each row: no logits before it may move."""
+def judge_causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
+    """Change the tokens from some position on, and judge whether earlier logits change.
+
+    The position differs between rows.
+    """
     B, T = batch.tokens.shape
     cuts = 1 + np.arange(B) * (T - 1) // B
     later = np.arange(T) >= cuts[:, None]
-    other = np.where(
+    changed = np.where(
         later, (batch.tokens + 1 + np.arange(T) % max(vocab_size - 1, 1)) % vocab_size, batch.tokens
     )
     before = engine.inspect(batch, ["logits"])["logits"]
-    after = engine.inspect(batch._replace(tokens=other), ["logits"])["logits"]
-    moved = np.abs(after - before).max(-1)  # (B, T)
-    size = float(before.std()) or 1.0
-    leak = float(moved[~later].max(initial=0.0)) / size
-    seen = f"other tokens later on moved earlier logits by {leak:.1e} of their deviation"
-    if not leak <= 1e-3:  # rounding: 1e-6 in float32, where products of another shape are formed
-        return Finding("causality", "bad", seen, "the model sees the tokens it has to predict",
-                       "Look for a missing or shifted causal mask.")  # fmt: skip
-    return Finding("causality", "ok", seen, "no position sees what comes after it")
+    after = engine.inspect(batch._replace(tokens=changed), ["logits"])["logits"]
+    change = np.abs(after - before).max(-1)  # (B, T)
+    std = float(before.std()) or 1.0
+    leak = float(change[~later].max(initial=0.0)) / std
+    seen = f"changed later tokens moved earlier logits by {leak:.1e} of their deviation"
+    if not leak <= MAX_LEAK:
+        return Finding(
+            "causality",
+            "bad",
+            seen,
+            "the model sees the tokens that it has to predict",
+            "Look for a missing or shifted causal mask.",
+        )
+    return Finding("causality", "ok", seen, "no position sees later tokens")
 
 
-def targets(batch: Batch) -> Finding:
-    """Whether targets are the next tokens."""
-    asked = batch.targets[:, :-1] >= 0
-    right = (batch.targets == np.roll(batch.tokens, -1, 1))[:, :-1][asked]
-    same = (batch.targets == batch.tokens)[:, :-1][asked]
+def judge_targets(batch: Batch) -> Finding:
+    """Judge whether the targets are the next tokens."""
+    is_target = batch.targets[:, :-1] >= 0
+    right = (batch.targets == np.roll(batch.tokens, -1, 1))[:, :-1][is_target]
+    same = (batch.targets == batch.tokens)[:, :-1][is_target]
     share = float(right.mean()) if len(right) else 1.0
-    seen = f"{share:.1%} of the targets are the tokens that follow"
+    seen = f"{share:.1%} of the targets are the next tokens"
     if share < 1:
         means = (
             "the model learns to copy its input"
             if len(same) and same.all()
-            else "it learns another text"
+            else "the model learns to predict another text"
         )
         return Finding(
             "targets",
             "bad",
             seen,
             means,
-            "targets[t] must be tokens[t + 1]: look how batches are cut.",
+            "targets[t] must be tokens[t + 1]: check how batches are cut.",
         )
     return Finding("targets", "ok", seen, "each position predicts the next token")
 
 
-# -- through depth ----------------------------------------------------------------------------------------------------
+# -- through depth ---------------------------------------------------------------------------------
 
 
-def depth(reading: Reading, c: ModelConfig) -> Finding:
-    """Growth of the residual stream with depth, and whether the blocks add to it at all."""
-    signal, at = "signal through depth", f"at step {reading.step:,}"
-    begin = 0 if c.norm_position == "pre" else 1
-    stream = reading.stream[begin:]
-    grown = float(stream[-1] / max(stream[0], 1e-30))
-    into = np.maximum(reading.stream[:-1], 1e-30)
-    added = float((reading.added.max(1) / into).min())
-    seen = f"rms {stream[0]:.3g} to {stream[-1]:.3g} over {c.n_layers} blocks {at}"
-    if added < 1e-3 or not np.isfinite(stream).all():
-        weakest = int((reading.added.max(1) / into).argmin())
-        return Finding(signal, "bad", f"{seen}; block {weakest} adds {added:.1g} of what it gets",
-                       "a block does nothing: its gains or weights are zero, or the stream drowns it",
-                       "Look at the norms' gains and at the matrices that write into the stream.")  # fmt: skip
-    limits = GROWTH_AT_FIRST if reading.step == 0 else GROWTH
-    verdict = max(
-        graded(grown, *limits), graded(1 / max(grown, 1e-30), 10, 100), key=SEVERITY.__getitem__
-    )
-    if verdict == "ok":
+def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
+    """Judge the growth of the residual stream with depth, and whether every block adds to it."""
+    signal, when = "signal through depth", f"at step {measurement.step:,}"
+    # With post-norm every block's output is normalised, but the embedding is not.
+    stream = measurement.stream_rms[0 if c.norm_position == "pre" else 1 :]
+    growth = float(stream[-1] / max(stream[0], 1e-30))
+    block_inputs = np.maximum(measurement.stream_rms[:-1], 1e-30)
+    added_shares = measurement.added_rms.max(1) / block_inputs
+    least = float(added_shares.min())
+    seen = f"rms {stream[0]:.3g} to {stream[-1]:.3g} over {c.n_layers} blocks {when}"
+    if least < MIN_ADDED_SHARE or not np.isfinite(stream).all():
+        seen += f"; block {int(added_shares.argmin())} adds {least:.1g} of its input"
         return Finding(
-            signal, verdict, seen, "the signal keeps a size that the next block can read"
+            signal,
+            "bad",
+            seen,
+            "a block has no effect: its gains or weights are zero, or the stream is far larger",
+            "Check the gains of the norms and the matrices that write into the stream.",
         )
-    means = (
-        "the signal explodes through depth" if grown > 1 else "the signal vanishes through depth"
-    )
-    return Finding(signal, verdict, seen, means,
-                   "Normalise what each sublayer reads (--norm-position pre), and start matrices that write into the "
-                   "stream at .02 / sqrt(2 layers).")  # fmt: skip
-
-
-# Clean models start at 1 to 6, and train to 30 (muon) or, at adamw's highest sound rates, 360; at rates x30, 6e4.
-GROWTH_AT_FIRST, GROWTH = (20.0, 100.0), (1000.0, 10000.0)
-
-
-def block_gradients(reading: Reading, c: ModelConfig) -> Array:
-    """(L,) L2 norm of the gradient of each block's weights."""
-    return np.array([
-        math.sqrt(sum(g * g for name, g in reading.gradients.items() if name.startswith(f"blocks.{i}.")))
-        for i in range(c.n_layers)
-    ])  # fmt: skip
-
-
-def gradients(reading: Reading, c: ModelConfig, rows: ParameterTable) -> Finding:
-    """Gradients that vanish or explode through depth, or do not arrive."""
-    signal, norms = "gradients by layer", block_gradients(reading, c)
-    cut = [name for name, g in reading.gradients.items() if g == 0 and rows[name].active == 1]
-    cut = [
-        name for name in cut if not (reading.step == 0 and name.endswith("lora_a"))
-    ]  # whose B is zero at first
-    seen = f"norm {norms[0]:.2g} in the first block, {norms[-1]:.2g} in the last, at step {reading.step:,}"
-    if cut:
-        return Finding(signal, "bad", f"none at {some(cut)}, step {reading.step:,}", "cut off from the loss, or frozen",
-                       "Look for dead units below, a detached tensor, or a product with zero.")  # fmt: skip
-    ratio = float(norms.max() / max(norms.min(), 1e-300)) if np.isfinite(norms).all() else math.inf
-    verdict = graded(ratio, *RATIO)
+    limits = INITIAL_GROWTH_LIMITS if measurement.step == 0 else GROWTH_LIMITS
+    verdict = _worse(grade(growth, *limits), grade(1 / max(growth, 1e-30), *SHRINKAGE_LIMITS))
     if verdict == "ok":
-        return Finding(signal, verdict, seen, "every layer gets a gradient of a like size")
+        return Finding(signal, verdict, seen, "the signal keeps a size that the next block can use")
     means = (
-        "gradients vanish on their way down"
-        if norms[0] < norms[-1]
-        else "gradients explode on their way down"
+        "the signal explodes through depth" if growth > 1 else "the signal vanishes through depth"
     )
-    return Finding(signal, verdict, f"{seen}, a ratio of {ratio:.3g}", means,
-                   "Use --norm-position pre; fewer layers; a smaller start; look at dead units below.")  # fmt: skip
-
-
-RATIO = (50.0, 1000.0)  # clean models: 1 to 2 at first, up to 15 later
-
-
-def norm_position(c: ModelConfig, reading: Reading) -> Finding:
-    """Post-norm at depth, which needs care whatever its first gradients look like (Xiong, arXiv:2002.04745)."""
-    signal = "norm position"
-    seen = f"{c.norm_position}-norm, {c.n_layers} layers; gradient of the stream {reading.stream_gradient[0]:.2g} at the "
-    seen += f"embedding, {reading.stream_gradient[-1]:.2g} at the end"
-    if c.norm_position == "post" and c.n_layers >= DEEP:
-        return Finding(signal, "watch", seen, "no path without a norm leads down: deep post-norm models train with a "
-                       "long warmup and a low rate, or not at all",
-                       "Use --norm-position pre; or a low --lr and --warmup-steps of thousands.")  # fmt: skip
     return Finding(
         signal,
-        "ok",
+        verdict,
         seen,
-        "the stream has a way down" if c.norm_position == "pre" else "few enough layers",
+        means,
+        "Normalise the input of each sublayer (--norm-position pre), and start the matrices that "
+        "write into the stream at .02 / sqrt(2 layers).",
     )
 
 
-DEEP = (
-    12  # the original transformer has 6 post-norm layers on each side, with a warmup of 4,000 steps
-)
-
-
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-OPENS = {
-    "relu": 0.0,
-    "relu2": 0.0,
-    "gelu": -3.0,
-    "geglu": -3.0,
-    "swiglu": -3.0,
-}  # below, nothing comes through
-
-
-@dataclass(frozen=True)
-class Units:
-    """What a layer's units, or an expert's, read over the probe."""
-
-    highest: Array  # (F,)
-    std: Array  # (F,)
-    scale: float  # rms over all
-
-    def dead(self, opens: float) -> float:
-        """The share of units that never open."""
-        return float((self.highest <= opens).mean())
-
-    @property
-    def constant(self) -> float:
-        """The share of units that read the same whatever the text."""
-        return float((self.std <= 1e-3 * self.scale).mean())
-
-
-def units(engine: Engine, batches: Iterable[Batch], c: ModelConfig) -> tuple[dict[str, Units], int]:
-    """The units of every feed-forward (or expert), and over how many tokens.
-
-    It ends as soon as all of them were seen to open: there is nothing more to learn then.
-    """
-    mlps = [mlp for i in range(c.n_layers) for mlp in feedforwards(c, i)]
-    found: dict[str, list[Array]] = {}
-    tokens = 0
-    for batch in batches:
-        tokens += batch.tokens.size
-        for mlp, x in zip(
-            mlps, engine.inspect(batch, [f"{mlp}.preactivation" for mlp in mlps]).values()
-        ):
-            x = x.reshape(-1, x.shape[-1])
-            if not len(x):
-                continue
-            part = [
-                x.max(0),
-                np.full(1, float(len(x))),
-                x.sum(0, dtype=np.float64),
-                np.square(x, dtype=np.float64).sum(0),
-            ]
-            old = found.get(mlp)
-            found[mlp] = (
-                part
-                if old is None
-                else [np.maximum(old[0], part[0]), *(a + b for a, b in zip(old[1:], part[1:]))]
-            )
-        if all((highest > OPENS[c.feedforward]).all() for highest, *_ in found.values()):
-            break
-    result = {}
-    for mlp, (highest, n, total, squares) in found.items():
-        variance = np.maximum(squares / n - (total / n) ** 2, 0.0)
-        result[mlp] = Units(highest, np.sqrt(variance), math.sqrt(float((squares / n).mean())))
-    return result, tokens
-
-
-def dead_units(found: Mapping[str, Units], tokens: int, c: ModelConfig, step: int) -> Finding:
-    """Units of the feed-forward that never let anything through, or say nothing about the text."""
-    opens, over = OPENS[c.feedforward], f"over {tokens:,} tokens at step {step:,}"
-    dead = {mlp: unit.dead(opens) for mlp, unit in found.items()}
-    constant = {mlp: unit.constant for mlp, unit in found.items()}
-    worst = max(dead, key=dead.__getitem__)
-    still = max(constant, key=constant.__getitem__)
-    if dead[worst] >= constant[still] or not constant[still] > DEAD[0]:
-        seen = (
-            f"at most {dead[worst]:.1%} of a layer's units never above {opens:g} ({worst}) {over}"
+def judge_gradients(measurement: Measurement, c: ModelConfig, rows: ParameterTable) -> Finding:
+    """Judge whether gradients vanish or explode through depth, or are exactly zero."""
+    signal, norms = "gradients by layer", block_gradient_norms(measurement, c)
+    step = measurement.step
+    zero = [
+        name
+        for name, norm in measurement.gradient_norms.items()
+        if norm == 0
+        and rows[name].active == 1
+        # An adapter's B is zero at first, so its A has no gradient.
+        and not (step == 0 and name.endswith("lora_a"))
+    ]
+    if zero:
+        return Finding(
+            signal,
+            "bad",
+            f"none at {shorten_list(zero)}, step {step:,}",
+            "these weights are cut off from the loss, or frozen",
+            "Look for dead units below, a detached tensor, or a product with zero.",
         )
-        verdict = graded(dead[worst], *DEAD)
+    seen = f"norm {norms[0]:.2g} in the first block, {norms[-1]:.2g} in the last, at step {step:,}"
+    ratio = float(norms.max() / max(norms.min(), 1e-300)) if np.isfinite(norms).all() else math.inf
+    verdict = grade(ratio, *GRADIENT_RATIO_LIMITS)
+    if verdict == "ok":
+        return Finding(signal, verdict, seen, "the gradients of all layers have a similar size")
+    change = "vanish" if norms[0] < norms[-1] else "explode"
+    return Finding(
+        signal,
+        verdict,
+        f"{seen}, a ratio of {ratio:.3g}",
+        f"gradients {change} on their way down",
+        "Use --norm-position pre, fewer layers or smaller first weights; look at dead units below.",
+    )
+
+
+def judge_norm_position(c: ModelConfig, first: Measurement) -> Finding:
+    """Judge post-norm in a deep model, whatever its gradients are (Xiong, arXiv:2002.04745)."""
+    signal, gradient = "norm position", first.stream_gradient
+    seen = (
+        f"{c.norm_position}-norm, {c.n_layers} layers; gradient of the stream {gradient[0]:.2g} "
+        f"at the embedding, {gradient[-1]:.2g} at the end"
+    )
+    if c.norm_position == "post" and c.n_layers >= MIN_DEEP_LAYERS:
+        return Finding(
+            signal,
+            "watch",
+            seen,
+            "every path down passes a norm: deep post-norm models need a long warmup and a low "
+            "rate, or do not train",
+            "Use --norm-position pre; or a low --lr and --warmup-steps of thousands.",
+        )
+    means = (
+        "the gradient has a path down without a norm"
+        if c.norm_position == "pre"
+        else "post-norm trains with so few layers"
+    )
+    return Finding(signal, "ok", seen, means)
+
+
+# -- parts of the model ----------------------------------------------------------------------------
+
+
+def judge_dead_units(
+    units: Mapping[str, UnitStatistics], tokens: int, c: ModelConfig, step: int
+) -> Finding:
+    """Judge the share of feed-forward units that are never active, or constant."""
+    threshold, over = opening_threshold(c.feedforward), f"over {tokens:,} tokens at step {step:,}"
+    dead = {mlp: statistics.dead_share(threshold) for mlp, statistics in units.items()}
+    constant = {mlp: statistics.constant_share for mlp, statistics in units.items()}
+    most_dead = max(dead, key=dead.__getitem__)
+    most_constant = max(constant, key=constant.__getitem__)
+    if (
+        dead[most_dead] >= constant[most_constant]
+        or not constant[most_constant] > DEAD_SHARE_LIMITS[0]
+    ):
+        verdict = grade(dead[most_dead], *DEAD_SHARE_LIMITS)
+        seen = (
+            f"at most {dead[most_dead]:.1%} of a layer's units never above {threshold:g} "
+            f"({most_dead}) {over}"
+        )
         means = (
-            "units open for some text"
+            "all layers have active units"
             if verdict == "ok"
-            else "dead units: nothing goes through them, nor back"
+            else "dead units: they pass on no signal and no gradient"
         )
     else:
-        seen, verdict = (
-            f"{constant[still]:.1%} of the units of {still} constant {over}",
-            graded(constant[still], *DEAD),
-        )
-        means = "saturated units: they say the same whatever the text"
+        verdict = grade(constant[most_constant], *DEAD_SHARE_LIMITS)
+        seen = f"{constant[most_constant]:.1%} of the units of {most_constant} constant {over}"
+        means = "saturated units: their value is the same for every token"
     advice = (
         "Lower --lr or lengthen --warmup-steps; start biases at 0; --feedforward gelu or swiglu."
     )
     return Finding("dead units", verdict, seen, means, "" if verdict == "ok" else advice)
 
 
-DEAD = (0.2, 0.6)
-
-
-def attention_entropy(reading: Reading, vocab_size: int) -> Finding:
-    """Heads that look at a single token: a few are what training makes of them, most of them are a collapse."""
-    signal, e = "attention entropy", reading.entropy
-    collapsed = float((e < 0.05).mean())
-    seen = (f"{e.min():.2f} to {e.max():.2f} of the largest possible, median {np.median(e):.2f}, "
-            f"at step {reading.step:,}")  # fmt: skip
-    if not np.isfinite(e).all() or collapsed > 0.5:
-        high = not reading.loss < 0.5 * math.log(vocab_size)
-        return Finding(signal, "bad" if high else "watch", f"{seen}; {collapsed:.0%} of the heads below .05",
-                       "attention has collapsed onto single tokens; it goes with instability (Zhai, arXiv:2303.06296)",
-                       "Use --qk-norm, lower --lr, lengthen --warmup-steps.")  # fmt: skip
+def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Finding:
+    """Judge the share of heads that attend to a single token: training makes a few, a collapse
+    most.
+    """
+    signal, entropy = "attention entropy", measurement.entropy
+    collapsed = float((entropy < 0.05).mean())
+    seen = (
+        f"{entropy.min():.2f} to {entropy.max():.2f} of the largest possible, median "
+        f"{np.median(entropy):.2f}, at step {measurement.step:,}"
+    )
+    if not np.isfinite(entropy).all() or collapsed > 0.5:
+        loss_is_high = not measurement.loss < 0.5 * math.log(vocab_size)
+        return Finding(
+            signal,
+            "bad" if loss_is_high else "watch",
+            f"{seen}; {collapsed:.0%} of the heads below .05",
+            "attention has collapsed onto single tokens, a sign of instability (Zhai, "
+            "arXiv:2303.06296)",
+            "Use --qk-norm, lower --lr, lengthen --warmup-steps.",
+        )
     return Finding(
-        signal, "ok", seen, "heads look around (1 is everywhere alike, as before training)"
+        signal, "ok", seen, "heads attend to many tokens (1: uniformly, as before training)"
     )
 
 
-def attention_logits(readings: Sequence[Reading]) -> Finding:
-    """The largest q . k / sqrt(head size), which grows before a divergence."""
-    signal, largest = "attention logits", [float(r.score.max()) for r in readings]
-    seen = ", ".join(f"{x:.3g} at step {r.step:,}" for x, r in zip(largest, readings))
-    verdict = graded(largest[-1], 50, 100)
+def judge_attention_logits(measurements: Sequence[Measurement]) -> Finding:
+    """Judge the largest q . k / sqrt(head size), which grows before training diverges."""
+    signal = "attention logits"
+    largest = [float(measurement.max_score.max()) for measurement in measurements]
+    seen = "at most " + ", ".join(
+        f"{value:.3g} at step {measurement.step:,}"
+        for value, measurement in zip(largest, measurements)
+    )
+    verdict = grade(largest[-1], *SCORE_LIMITS)
     if verdict == "ok":
-        return Finding(signal, verdict, f"at most {seen}", "softmax keeps a choice")
-    return Finding(signal, verdict, f"at most {seen}", "softmax has no choice left, and its gradient vanishes",
-                   "Use --qk-norm, lower --lr, lengthen --warmup-steps.")  # fmt: skip
+        return Finding(signal, verdict, seen, "the softmax can still weigh several tokens")
+    return Finding(
+        signal,
+        verdict,
+        seen,
+        "the softmax selects a single token, and its gradient vanishes",
+        "Use --qk-norm, lower --lr, lengthen --warmup-steps.",
+    )
 
 
-def output_logits(readings: Sequence[Reading]) -> Finding:
-    """Size and drift of the logits: softmax does not see a constant added to all of them, so nothing holds it."""
-    last = readings[-1]
-    drift = ", ".join(f"{r.log_z:+.1f} at step {r.step:,}" for r in readings)
+def judge_output_logits(measurements: Sequence[Measurement]) -> Finding:
+    """Judge size and drift of the logits.
+
+    The softmax ignores a constant that is added to all logits, so the loss does not limit it.
+    """
+    last = measurements[-1]
+    drift = ", ".join(f"{item.log_z:+.1f} at step {item.step:,}" for item in measurements)
     seen = f"mean {last.logit_mean:.2g}, largest {last.logit_max:.3g}; log Z {drift}"
-    verdict = max(
-        graded(abs(last.log_z), *LOG_Z), graded(last.logit_max, *LOGIT), key=SEVERITY.__getitem__
-    )
+    verdict = _worse(grade(abs(last.log_z), *LOG_Z_LIMITS), grade(last.logit_max, *LOGIT_LIMITS))
     if verdict == "ok":
-        return Finding("output logits", verdict, seen, "logits stay where numbers are exact")
-    return Finding("output logits", verdict, seen, "logits grow out of the range where numbers are exact",
-                   "Use --z-loss 1e-4; lower --lr.")  # fmt: skip
-
-
-LOG_Z, LOGIT = (30.0, 100.0), (100.0, 1000.0)
+        return Finding("output logits", verdict, seen, "the logits are small enough to be exact")
+    return Finding(
+        "output logits",
+        verdict,
+        seen,
+        "the logits grow beyond the range where numbers are exact",
+        "Use --z-loss 1e-4; lower --lr.",
+    )

@@ -1,6 +1,7 @@
-"""What can only be learnt by training: a copy of the weights takes an update, learns a batch by heart, tries all rates.
+"""Trials: short trainings of copies of a run's first weights that show what no inspection can.
 
-Nothing here touches the run: every trial makes an engine of its own and throws it away.
+A copy takes one update, overfits one batch, or tries a range of learning rates. Every trial has its
+own engine, so the run does not change.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
+from glasslm.config.schema import ComputeConfig, OptimizerConfig, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.engines.state import moment_kind
+from glasslm.lab.diagnosis.measurements import rms
+from glasslm.lab.diagnosis.signals import grade, shorten_list
 from glasslm.lab.diagnosis.smoothed_curve import noise_std
-from glasslm.lab.diagnosis.signals import graded, rms, some
-from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.lab.short_training import train_step, train_steps
+from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import Finding, Verdict
 
 Array = NDArray[Any]
@@ -28,39 +31,34 @@ MakeEngine = Callable[[RunConfig], Engine]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a trial needs: a config, a way to make engines, batches by step and number of rows, and first weights."""
+class TrialSetup:
+    """The config, engines, batches and first weights of a trial."""
 
     config: RunConfig
     vocab_size: int
-    make: MakeEngine
-    batch: Callable[[int, int], Batch]  # (step, rows)
-    first: Callable[[], State]
+    make_engine: MakeEngine
+    batch: Callable[[int, int], Batch]  # of (step, rows)
+    first_weights: Callable[[], State]
 
-    def copy(self, config: RunConfig) -> Engine:
-        """An engine of another config of the same model, with the first weights."""
-        engine = self.make(config)
-        engine.load(self.first())
+    def new_engine(self, config: RunConfig) -> Engine:
+        """An engine for another config of the same model, with the first weights."""
+        engine = self.make_engine(config)
+        engine.load(self.first_weights())
         return engine
 
 
-def maker(vocab_size: int, compute: ComputeConfig) -> MakeEngine:
-    """Engines as a run of that config would get them, but never compiled: they take few steps."""
-    plainly = dataclasses.replace(compute, compile="off", parallel="auto")
-    return lambda config: make_engine(config, vocab_size, plainly, training=True)
+def engine_maker(vocab_size: int, compute: ComputeConfig) -> MakeEngine:
+    """A function that makes the engine of a run, never compiled, because a trial has few steps."""
+    uncompiled = dataclasses.replace(compute, compile="off", parallel="auto")
+    return lambda config: make_engine(config, vocab_size, uncompiled, training=True)
 
 
-def advance(engine: Engine, batch: Batch, lr: float) -> float:
-    """One step; the loss before it, in nats per token."""
-    losses = engine.accumulate(batch, 1 / max(1, int((batch.targets >= 0).sum())))
-    engine.update(lr)
-    return losses.cross_entropy
-
-
-def with_rows(
+def trial_config(
     config: RunConfig, rows: int, model: dict[str, Any], optimizer: dict[str, Any]
 ) -> RunConfig:
-    """A config for batches of that many rows, so that they are cut for all threads."""
+    """The config with changed fields, for batches of `rows` rows that are divided among all
+    threads.
+    """
     return RunConfig(
         dataclasses.replace(config.model, **model),
         config.data,
@@ -69,118 +67,129 @@ def with_rows(
     ).resolve()
 
 
-# -- one update -------------------------------------------------------------------------------------------------------
+# -- one update ------------------------------------------------------------------------------------
+
+MIN_CHANGE_SHARE = 1e-4  # of the median change: a weight that changes less is not trained
+# The largest median ratio that is ok, and the largest that is not bad
+FIRST_UPDATE_LIMITS, UPDATE_LIMITS = (0.08, 0.25), (0.15, 0.5)
+MIN_UPDATE_RATIO = 1e-6
 
 
-class Ratio(NamedTuple):
-    """One weight and its update."""
+class UpdateRatio(NamedTuple):
+    """The size of one update of a weight."""
 
     name: str
-    kind: str  # the optimizer that moves it
-    ratio: (
-        float  # deviation of the update over that of the weight; rms where the weight is a vector
-    )
-    change: float  # rms of the update, without the decay of the weight
-    always: bool  # it computes every token
+    optimizer: str  # that moves the weight
+    ratio: float  # std of the update over std of the weight; rms over rms if the weight is a vector
+    change: float  # rms of the update, without the weight decay
+    is_always_active: bool  # whether every token uses the weight
 
 
-def ratios(
+def measure_update_ratios(
     engine: Engine, batch: Batch, lr: float, config: RunConfig, vocab_size: int
-) -> list[Ratio]:
-    """What one real update at that rate does to each trained weight. It changes the engine.
+) -> list[UpdateRatio]:
+    """Train one step at the rate `lr`, and measure the update of each trained weight.
 
-    Weight decay is taken out: it moves a weight that gets no gradient, too. A weight that not even decay moves has no
-    update at all.
+    The weight decay is subtracted, because it also moves a weight without a gradient. A weight that
+    does not move at all has no decay to subtract.
     """
     rows = parameter_table(config.model, vocab_size)
     before = {name: array.astype(np.float64) for name, array in engine.state() if "/" not in name}
-    advance(engine, batch, lr)
-    found = []
+    train_step(engine, batch, lr)
+    ratios = []
     for name, after in engine.state():
         if "/" in name:
             continue
         change = after.astype(np.float64) - before[name]
         if rows[name].decay and change.any():
             change += lr * config.optimizer.weight_decay * before[name]
-        size, moved = (
+        size, update_size = (
             (rms(before[name]), rms(change))
             if change.ndim < 2
             else (before[name].std(), change.std())
         )
-        ratio = float(moved / size) if size else math.nan
+        ratio = float(update_size / size) if size else math.nan
         kind = moment_kind(rows[name], config.optimizer.optimizer)
-        found.append(Ratio(name, kind, ratio, rms(change), rows[name].active == 1))
-    return found
+        ratios.append(UpdateRatio(name, kind, ratio, rms(change), rows[name].active == 1))
+    return ratios
 
 
-def judge_updates(found: list[Ratio], lr: float, step: int, tuned: bool = False) -> Finding:
-    """Whether updates reach every weight, in a size that learns; the first one, unless `tuned`, must be small.
+def judge_updates(
+    ratios: list[UpdateRatio], lr: float, step: int, fine_tuned: bool = False
+) -> Finding:
+    """Judge whether updates reach every weight, and whether their size suits the weights.
 
-    The rule of 1e-3 (Karpathy) is Adam's at its end. Here the medians of clean models are 5e-4 to 1e-2 at the first
-    update of a warmup, and up to .03 at the peak, by either optimizer; Adam's first update without a warmup is its rate
-    over the deviation of the first weights, .5 at 1e-2.
+    The limit of a first update is lower, unless the run is `fine_tuned`. The rule of 1e-3
+    (Karpathy) holds for Adam at the end of training. The medians of clean models here are 5e-4 to
+    1e-2 at the first update of a warmup, and up to .03 at the peak rate, with either optimizer.
+    Adam's first update without a warmup is its rate over the deviation of the first weights: .5 at
+    1e-2.
     """
-    signal, first = "update to weight", step == 0 and not tuned
-    # Vectors apart, and what starts at zero, whose ratio says nothing for a while, and an A whose B is zero
-    small = ("norm.weight", "bias", "lora_b", *(["lora_a"] if step == 0 else []))
-    matrices = [r for r in found if r.ratio == r.ratio and not r.name.endswith(small)]
-    kinds = sorted({r.kind for r in matrices})
+    signal, is_first = "update to weight", step == 0 and not fine_tuned
+    # Not judged: vectors, weights that start at zero, and an adapter's A while its B is zero
+    unjudged = ("norm.weight", "bias", "lora_b", *(["lora_a"] if step == 0 else []))
+    matrices = [r for r in ratios if r.ratio == r.ratio and not r.name.endswith(unjudged)]
+    optimizers = sorted({r.optimizer for r in matrices})
     medians = {
-        kind: float(np.median([r.ratio for r in matrices if r.kind == kind])) for kind in kinds
+        optimizer: float(np.median([r.ratio for r in matrices if r.optimizer == optimizer]))
+        for optimizer in optimizers
     }
-    told = ", ".join(f"{kind} {ratio:.1e}" for kind, ratio in medians.items())
-    seen = f"{told} at step {step:,} and rate {lr:.2g} (medians)"
-    usual = {
-        kind: float(np.median([r.change for r in found if r.kind == kind]))
-        for kind in {r.kind for r in found}
+    median_changes = {
+        optimizer: float(np.median([r.change for r in ratios if r.optimizer == optimizer]))
+        for optimizer in {r.optimizer for r in ratios}
     }
-    frozen = [r.name for r in found if r.always and not r.change > FROZEN * usual[r.kind]]
-    frozen = [name for name in frozen if not (step == 0 and name.endswith("lora_a"))]
+    frozen = [
+        r.name
+        for r in ratios
+        if r.is_always_active
+        and not r.change > MIN_CHANGE_SHARE * median_changes[r.optimizer]
+        and not (step == 0 and r.name.endswith("lora_a"))
+    ]
     if frozen:
-        advice = "See that their gradient arrives, that the optimizer has them, and that the rate is not 0."
-        seen = f"no update of {some(frozen)} at step {step:,}"
-        return Finding(signal, "bad", seen, "these weights do not learn", advice)
+        return Finding(
+            signal,
+            "bad",
+            f"no update of {shorten_list(frozen)} at step {step:,}",
+            "these weights do not learn",
+            "Check that their gradient arrives, that the optimizer has them, and that the rate "
+            "is not 0.",
+        )
     if not medians:
         return Finding(
             signal,
             "ok",
             f"every weight moved at step {step:,}",
-            "there is nothing to compare them with yet",
+            "no weight has a size to compare with yet",
         )
+    ratio_text = ", ".join(f"{optimizer} {ratio:.1e}" for optimizer, ratio in medians.items())
+    seen = f"{ratio_text} at step {step:,} and rate {lr:.2g} (medians)"
     largest = max(medians.values())
-    verdict = graded(largest, *(FIRST if first else LARGEST))
+    verdict = grade(largest, *(FIRST_UPDATE_LIMITS if is_first else UPDATE_LIMITS))
     if verdict != "ok":
-        means = "an update overturns much of the weights" + (
-            ", before they have a direction" if first else ""
-        )
-        return Finding(
-            signal, verdict, seen, means, "Lengthen --warmup-steps." if first else "Lower --lr."
-        )
-    if largest < 1e-6:
-        return Finding(
-            signal, "watch", seen, "updates are too small to learn anything", "Raise --lr."
-        )
-    return Finding(signal, "ok", seen, "weights move at an ordinary pace")
+        means = "an update replaces a large part of the weights"
+        if is_first:
+            means += ", before the gradients have a stable direction"
+        advice = "Lengthen --warmup-steps." if is_first else "Lower --lr."
+        return Finding(signal, verdict, seen, means, advice)
+    if largest < MIN_UPDATE_RATIO:
+        return Finding(signal, "watch", seen, "updates are too small to learn from", "Raise --lr.")
+    return Finding(signal, "ok", seen, "the updates have an ordinary size")
 
 
-FROZEN = 1e-4  # of the median change
-FIRST, LARGEST = (0.08, 0.25), (0.15, 0.5)
+# -- overfitting one batch -------------------------------------------------------------------------
+
+OVERFIT_SHARE = 0.1  # of ln V: a batch with a lower loss is overfitted
+OVERFIT_STEPS = 150  # clean models need 15 to 60, post-norm ones up to 100
+OVERFIT_RATE, OVERFIT_WARMUP_STEPS = 1e-2, 10
 
 
-# -- one batch by heart -----------------------------------------------------------------------------------------------
+def overfit_one_batch(setup: TrialSetup, rows: int) -> list[float]:
+    """The losses of one batch that is trained again and again without dropout, until it is
+    overfitted.
 
-BY_HEART, OVERFIT_STEPS = (
-    0.1,
-    150,
-)  # share of ln V; clean models take 15 to 60 steps, post-norm ones to 100
-
-
-def overfit(bench: Bench, rows: int) -> list[float]:
-    """The losses of one batch, learnt again and again without dropout; ends where it is known by heart.
-
-    The optimizer is the default one, whatever the run's: what is tried is the model.
+    The optimizer is the default one, not the run's, because the trial tests the model.
     """
-    own = {
+    optimizer = {
         "optimizer": "muon",
         "weight_decay": 0.0,
         "grad_clip": 1.0,
@@ -188,184 +197,128 @@ def overfit(bench: Bench, rows: int) -> list[float]:
         "label_smoothing": 0.0,
         "z_loss": 0.0,
     }
-    config = with_rows(bench.config, rows, {"dropout": 0.0, "attention_dropout": 0.0}, own)
-    engine, batch, losses = bench.copy(config), bench.batch(0, rows), []
-    goal = BY_HEART * math.log(bench.vocab_size)
-    for step in range(OVERFIT_STEPS):
-        losses.append(advance(engine, batch, 1e-2 * min(1.0, (step + 1) / 10)))
+    config = trial_config(setup.config, rows, {"dropout": 0.0, "attention_dropout": 0.0}, optimizer)
+    engine, batch, losses = setup.new_engine(config), setup.batch(0, rows), []
+    goal = OVERFIT_SHARE * math.log(setup.vocab_size)
+
+    def rate_of(step: int) -> float:
+        return OVERFIT_RATE * min(1.0, (step + 1) / OVERFIT_WARMUP_STEPS)
+
+    for step in train_steps(engine, lambda step: batch, rate_of, OVERFIT_STEPS):
+        losses.append(step.losses.cross_entropy)
         if losses[-1] < goal or not math.isfinite(losses[-1]):
             break
     return losses
 
 
 def judge_overfit(losses: list[float], vocab_size: int) -> Finding:
-    """Whether the model can learn at all (Karpathy, "A recipe for training neural networks", 2019)."""
-    signal, share = "one batch by heart", min(losses) / math.log(vocab_size)
+    """Judge whether the model can learn (Karpathy, A recipe for training neural networks)."""
+    signal, share = "overfit one batch", min(losses) / math.log(vocab_size)
     seen = f"{losses[0]:.2f} to {losses[-1]:.3f} in {len(losses)} steps ({share:.0%} of ln V)"
-    if share < BY_HEART:
+    if share < OVERFIT_SHARE:
         return Finding(signal, "ok", seen, "the model can learn")
     verdict: Verdict = "watch" if share < 0.5 else "bad"
-    return Finding(signal, verdict, seen, "it cannot learn even a single batch by heart, at a rate that suits others",
-                   "Look for a fault in the model first: gradients by layer, dead units, targets.")  # fmt: skip
+    return Finding(
+        signal,
+        verdict,
+        seen,
+        "the model cannot learn a single batch, at a rate that suits other models",
+        "Look for a fault in the model first: gradients by layer, dead units, targets.",
+    )
 
 
-# -- all rates --------------------------------------------------------------------------------------------------------
+# -- learning-rate range test ----------------------------------------------------------------------
 
-RATES = {"muon": (1e-4, 3.0), "adamw": (1e-5, 1.0), "sgd": (1e-4, 100.0)}
-RANGE_STEPS, SMOOTH = 60, 0.8
+RATE_RANGES = {"muon": (1e-4, 3.0), "adamw": (1e-5, 1.0), "sgd": (1e-4, 100.0)}
+DEFAULT_RATE_RANGE = (1e-5, 10.0)  # of any other optimizer
+RANGE_STEPS, SMOOTHING = 60, 0.8
+RATE_LIMITS = (2.5, 4.0)  # of the run's rate over the limit of the range test
+MAX_LIMIT_OVER_RATE = 300.0
+MIN_GAIN_SHARE = 0.02  # of the first loss
 
 
-class Range(NamedTuple):
-    """What a range test saw, step by step."""
+class RangeTest(NamedTuple):
+    """The result of a learning-rate range test, step by step."""
 
     rates: Array  # (N,)
     losses: Array  # (N,) of each step's batch, before its update
-    smooth: Array  # (N,)
-    limit: float  # the rate from which on hardly more is learnt
+    smooth: Array  # (N,) exponential moving average of the losses
+    limit: float  # the rate above which the loss falls hardly further
 
     @property
     def suggested(self) -> float:
+        """The suggested learning rate: a third of the limit."""
         return self.limit / 3
 
 
-def range_test(bench: Bench, rows: int) -> Range:
-    """The rate grows geometrically, a step each, on a copy of the first weights, until the loss explodes.
+def run_range_test(setup: TrialSetup, rows: int) -> RangeTest:
+    """Train a copy of the first weights with a rate that grows geometrically, until the loss
+    explodes.
 
-    Smith, arXiv:1506.01186, section 3.3: the upper bound is the rate at which progress slows, becomes ragged, or turns
-    back. Here that is where nine tenths of all that the test gains are gained: a small model does not always explode,
-    but falls back to the frequencies of single tokens, and its loss stays there at any rate.
+    Smith, arXiv:1506.01186, section 3.3: the upper bound is the rate at which progress slows,
+    becomes ragged, or turns back. Here it is the rate at which nine tenths of the total fall are
+    reached. A small model does not always explode: it may fall back to predicting the frequencies
+    of single tokens, at the same loss for any rate.
     """
-    low, high = RATES[bench.config.optimizer.optimizer]
-    config = with_rows(bench.config, rows, {}, {"ema": 0.0})
-    engine = bench.copy(config)
+    low, high = RATE_RANGES.get(setup.config.optimizer.optimizer, DEFAULT_RATE_RANGE)
+    engine = setup.new_engine(trial_config(setup.config, rows, {}, {"ema": 0.0}))
+
+    def rate_of(step: int) -> float:
+        return low * (high / low) ** (step / (RANGE_STEPS - 1))
+
     rates, losses, smooth = [], [], []
     average = 0.0
-    for step in range(RANGE_STEPS):
-        rate = low * (high / low) ** (step / (RANGE_STEPS - 1))
-        loss = advance(engine, bench.batch(step, rows), rate)
-        average = SMOOTH * average + (1 - SMOOTH) * loss
-        rates.append(rate)
+    steps = train_steps(engine, lambda step: setup.batch(step, rows), rate_of, RANGE_STEPS)
+    for number, step in enumerate(steps):
+        loss = step.losses.cross_entropy
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        rates.append(rate_of(number))
         losses.append(loss)
-        smooth.append(average / (1 - SMOOTH ** (step + 1)))
-        if not smooth[-1] <= min(smooth) + 0.5 * math.log(bench.vocab_size):
+        smooth.append(average / (1 - SMOOTHING ** (number + 1)))
+        if not smooth[-1] <= min(smooth) + 0.5 * math.log(setup.vocab_size):
             break
     levels = np.array(smooth)
-    gained = levels[0] - np.nanmin(levels)
-    enough = int(np.argmax(levels <= levels[0] - 0.9 * gained)) if gained > 0 else 0
-    return Range(np.array(rates), np.array(losses), levels, rates[enough])
+    gain = levels[0] - np.nanmin(levels)
+    index = int(np.argmax(levels <= levels[0] - 0.9 * gain)) if gain > 0 else 0
+    return RangeTest(np.array(rates), np.array(losses), levels, rates[index])
 
 
-def judge_range(found: Range, config: OptimizerConfig, tuned: bool = False) -> Finding:
-    """The configured peak against the limit; of weights that are `tuned` already there may be nothing to gain.
+def judge_range(test: RangeTest, config: OptimizerConfig, fine_tuned: bool = False) -> Finding:
+    """Judge the configured peak rate against the limit. `fine_tuned` weights may have nothing to
+    gain.
 
-    Sound recipes lie at .1 to 1 of it (muon at 1e-2, adamw at 1e-3 to 1e-2), and 30 times as high at 5 and more.
+    Sound runs use .1 to 1 of the limit (muon at 1e-2, adamw at 1e-3 to 1e-2), and 5 or more at 30
+    times their rate.
     """
     signal, lr = "learning rate", config.lr
-    seen = f"hardly more is learnt above a rate of {found.limit:.1g}; the run's is {lr:g}"
-    gained = found.smooth[0] - np.nanmin(found.smooth)
-    least = 0.02 * abs(found.smooth[0])
-    if tuned and not gained > max(least, 3 * noise_std(found.losses)):
-        seen = f"no rate up to {found.rates[-1]:.1g} brings the loss clearly down from {found.smooth[0]:.3f}"
-        return Finding(signal, "ok", seen, "nothing to gain at any rate: judge by the old text")
-    if not gained > least:
+    gain = test.smooth[0] - np.nanmin(test.smooth)
+    min_gain = MIN_GAIN_SHARE * abs(test.smooth[0])
+    if fine_tuned and not gain > max(min_gain, 3 * noise_std(test.losses)):
         seen = (
-            f"no rate up to {found.rates[-1]:.1g} brings the loss down from {found.smooth[0]:.3f}"
+            f"no rate up to {test.rates[-1]:.1g} lowers the loss clearly below {test.smooth[0]:.3f}"
         )
+        return Finding(signal, "ok", seen, "no rate brings a gain: judge the run by its old text")
+    if not gain > min_gain:
+        seen = f"no rate up to {test.rates[-1]:.1g} lowers the loss below {test.smooth[0]:.3f}"
+        return Finding(
+            signal, "bad", seen, "the fault is not the rate", "Look for a fault in the model first."
+        )
+    seen = (
+        f"the loss falls hardly further above a rate of {test.limit:.1g}; the run's rate is {lr:g}"
+    )
+    advice = f"Try --lr {test.suggested:.1g}, a third of that limit."
+    verdict = grade(lr / test.limit, *RATE_LIMITS)
+    if verdict != "ok":
+        return Finding(
+            signal, verdict, seen, "the rate is too high for the first steps of this model", advice
+        )
+    if lr < test.limit / MAX_LIMIT_OVER_RATE:
         return Finding(
             signal,
-            "bad",
+            "watch",
             seen,
-            "the rate is not what is wrong",
-            "Look for a fault in the model first.",
+            "the rate is far lower than necessary, so training is slow",
+            advice,
         )
-    verdict = graded(lr / found.limit, RATE_WATCH, RATE_BAD)
-    if verdict != "ok":
-        return Finding(signal, verdict, seen, "the rate is too high for the first steps of this model",
-                       f"Try --lr {found.suggested:.1g}, a third of that limit.")  # fmt: skip
-    if lr < found.limit / RATE_LOW:
-        return Finding(signal, "watch", seen, "the rate is far lower than it need be: it learns slowly",
-                       f"Try --lr {found.suggested:.1g}, a third of that limit.")  # fmt: skip
-    return Finding(
-        signal,
-        "ok",
-        seen,
-        f"the rate lies where this model learns; a third of the limit is {found.suggested:.1g}",
-    )
-
-
-RATE_WATCH, RATE_BAD, RATE_LOW = 2.5, 4.0, 300.0
-
-
-# -- all widths -------------------------------------------------------------------------------------------------------
-
-COORDINATE_STEPS = 4
-
-
-class Coordinates(NamedTuple):
-    """Mean absolute values after a few steps, by place in the model and width."""
-
-    widths: list[int]
-    places: dict[str, list[float]]  # of the change since the first weights
-
-    def slope(self, place: str) -> float:
-        """d log value / d log width; 0 is what muP is made for."""
-        x, y = np.log(self.widths), np.log(np.maximum(self.places[place], 1e-30))
-        return float(np.polyfit(x, y, 1)[0])
-
-
-def coordinates(bench: Bench, rows: int) -> Coordinates:
-    """Models of several widths take a few steps at the run's peak rate (microsoft/mup, README; arXiv:2203.03466)."""
-    c = bench.config.model
-    models = widths(c)
-    last = f"blocks.{c.n_layers - 1}"
-    names = {
-        "stream": last,
-        "attention": f"{last}.attention",
-        "feed-forward": f"{last}.feedforward",
-        "logits": "logits",
-    }
-    places: dict[str, list[float]] = {place: [] for place in names}
-    for model in models:
-        config = with_rows(bench.config, rows, dataclasses.asdict(model), {"ema": 0.0})
-        engine, batch = bench.make(config), bench.batch(0, rows)
-        engine.load(initial_weights(parameter_table(config.model, bench.vocab_size), config.train.seed))
-        first = engine.inspect(batch, names.values())
-        for step in range(COORDINATE_STEPS):
-            advance(engine, bench.batch(step, rows), config.optimizer.lr)
-        after = engine.inspect(batch, names.values())
-        for place, name in names.items():
-            places[place].append(float(np.abs(after[name] - first[name]).mean()))
-    return Coordinates([model.d_model for model in models], places)
-
-
-def widths(c: ModelConfig) -> list[ModelConfig]:
-    """Three models, each twice as wide as the one before it, about 64 to 256 wide, with heads of the same size."""
-    c = c.resolve()
-    group = c.n_heads // c.n_kv_heads
-    fewest = max(1, round(64 / c.head_size / group)) * group
-    found = []
-    for heads in (fewest, 2 * fewest, 4 * fewest):
-        wide = heads * c.head_size
-        d_ff = max(1, round(c.d_ff * wide / c.d_model))
-        found.append(
-            dataclasses.replace(
-                c, d_model=wide, n_heads=heads, n_kv_heads=heads // group, d_ff=d_ff
-            )
-        )
-    return found
-
-
-def judge_coordinates(found: Coordinates) -> Finding:
-    """Informational: the standard parametrisation is not muP, and nobody need train at several widths."""
-    slopes = {place: found.slope(place) for place in found.places}
-    told = ", ".join(f"{place} {slope:+.2f}" for place, slope in slopes.items())
-    seen = f"change after {COORDINATE_STEPS} steps goes with width to the power: {told}"
-    flat = max(map(abs, slopes.values())) < 0.3
-    means = (
-        "flat: a rate that suits one width suits others"
-        if flat
-        else "not flat: each width needs a rate of its own"
-    )
-    return Finding(
-        "widths", "ok", seen, means, "" if flat else "Tune --lr again for another --d-model."
-    )
+    means = f"the rate suits this model; a third of the limit is {test.suggested:.1g}"
+    return Finding(signal, "ok", seen, means)
