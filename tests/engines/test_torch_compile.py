@@ -1,4 +1,4 @@
-"""What torch.compile makes of the model computes the same, and is made once."""
+"""A compiled model computes the same as an eager one, and is compiled once."""
 
 import dataclasses
 
@@ -18,16 +18,16 @@ from test_torch_engine import (  # noqa: E402 - needs PyTorch
     engine_of,
 )
 
-from glasslm.engines.torch.hardware import compiler_missing  # noqa: E402
+from glasslm.engines.torch.hardware import missing_compiler  # noqa: E402
 from glasslm.errors import InputError  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-]  # PyTorch warns of its own compiler's parts
+]  # PyTorch warns about parts of its own compiler
 
 MODELS: dict[str, ModelConfig] = {
-    "rope, dropping": MODEL,
+    "rope, dropout": MODEL,
     "alibi, shared keys": dataclasses.replace(
         MODEL,
         position="alibi",
@@ -43,14 +43,17 @@ MODELS: dict[str, ModelConfig] = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_compiled_yet() -> None:
+def _reset_the_compiler() -> None:
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
-    """Of the largest entry 1e-4, also where the last micro-batch is smaller; and the same three updates follow."""
-    assert not compiler_missing("cpu")
+    """Within 1e-4 of the largest entry; the next three updates agree as well.
+
+    The last micro-batch is smaller than the others.
+    """
+    assert not missing_compiler("cpu")
     eager, compiled = (
         engine_of(MODELS[name], micro=4, compiled=compiled) for compiled in (False, True)
     )
@@ -80,18 +83,18 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
 
 
 @torch._inductor.config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True})
-def test_a_compiler_that_fails_is_told_in_one_line() -> None:
+def test_a_failing_compiler_is_reported_in_one_line() -> None:
     engine = engine_of(compiled=True)
     with pytest.raises(
         InputError, match=r"torch\.compile does not work .*C\+\+ compiler.*--compile off"
-    ) as caught:
+    ) as refusal:
         engine.accumulate(batch(), 1 / (B * T))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(refusal.value)
 
 
 @torch._dynamo.config.patch(error_on_recompile=True)
-def test_it_is_compiled_once() -> None:
-    """One block for all, and not again for another step, an evaluation or a sample."""
+def test_the_model_is_compiled_once() -> None:
+    """One block serves all; further steps, evaluations and samples do not compile again."""
     engine = engine_of(compiled=True, micro=3)
     for step in range(4):
         engine.accumulate(batch(step), 1 / (B * T))

@@ -1,4 +1,4 @@
-"""The PyTorch engine: names, causality, micro-batches, dropout, updates that are skipped, state, and full memory."""
+"""The PyTorch engine: names, causality, micro-batches, dropout, updates, state and full memory."""
 
 import dataclasses
 import math
@@ -24,7 +24,12 @@ from glasslm.model.parameters import initial_weights, parameter_table
 torch = pytest.importorskip("torch")
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402 - needs PyTorch
-from glasslm.engines.torch.attention import Drop, Place, attention, written_out  # noqa: E402
+from glasslm.engines.torch.attention import (  # noqa: E402
+    AttentionContext,
+    SiteDropout,
+    attention,
+    explicit_attention,
+)
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
 from glasslm.engines.torch.layers import dropout_mask  # noqa: E402
 
@@ -45,7 +50,7 @@ def engine_of(
 ) -> TorchEngine:
     compiled = settings.pop("compiled", False)
     train = TrainConfig(batch_size=B, micro_batch_size=micro)
-    run = RunConfig(model=model, optimizer=OptimizerConfig(**settings), train=train).resolved()
+    run = RunConfig(model=model, optimizer=OptimizerConfig(**settings), train=train).resolve()
     engine = TorchEngine(run, V, device=device, precision=precision, threads=1, compiled=compiled)
     engine.load(initial_weights(engine.rows, 0))
     return engine
@@ -57,7 +62,7 @@ def batch(step: int = 0, rows: int = B, width: int = T) -> Batch:
 
 
 def train(engine: Engine, steps: int, first: int = 0) -> list[float]:
-    """The losses of so many steps."""
+    """Train for so many steps; returns their losses."""
     losses = []
     for step in range(first, first + steps):
         losses.append(engine.accumulate(batch(step), 1 / (B * T)))
@@ -76,17 +81,15 @@ def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
         assert one[name].tobytes() == other[name].tobytes(), name
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "model"), [*single_switches(), *combinations(20, seed=2)])
 def test_the_modules_are_named_as_the_table_is(name: str, model: ModelConfig) -> None:
     engine = engine_of(model)
-    found = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
-    assert found == {name: row.shape for name, row in parameter_table(model, V).items()}
-    assert set(engine.model.state_dict()) == set(found), (
-        "a table of positions is no part of a checkpoint"
-    )
+    shapes = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
+    assert shapes == {name: row.shape for name, row in parameter_table(model, V).items()}
+    assert set(engine.model.state_dict()) == set(shapes), "a checkpoint has no table of positions"
 
 
 @pytest.mark.parametrize("dropping", [False, True])
@@ -94,9 +97,12 @@ def test_the_modules_are_named_as_the_table_is(name: str, model: ModelConfig) ->
 def test_no_logit_depends_on_a_later_token_or_another_row(
     name: str, model: ModelConfig, dropping: bool
 ) -> None:
-    """By the gradient of each with respect to what is embedded; every earlier token in sight has a part in it."""
+    """By the gradient of each logit with respect to the embeddings.
+
+    Every earlier token within the window contributes to it.
+    """
     if dropping and model.attention == "flash":
-        return  # it drops no probabilities
+        return  # flash has no dropout of probabilities
     if dropping:
         model = dataclasses.replace(model, attention_dropout=0.5)
     engine = engine_of(model, "fp64")
@@ -109,8 +115,7 @@ def test_no_logit_depends_on_a_later_token_or_another_row(
     engine.model.embedding.register_forward_hook(
         lambda module, args, output: embedded.append(output.requires_grad_())
     )
-    some = batch(rows=3, width=model.block_size)
-    tokens, _, keys = engine._inputs(some, np.arange(3))
+    tokens, _, keys = engine._inputs(batch(rows=3, width=model.block_size), np.arange(3))
     logits, _ = engine.model(tokens, keys)
     for t in range(model.block_size):
         (gradient,) = torch.autograd.grad(
@@ -128,8 +133,8 @@ def test_no_logit_depends_on_a_later_token_or_another_row(
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_written_out_is_pytorchs_own(biased: bool, width: int, kv_heads: int) -> None:
-    """For texts that its tiles cut evenly and unevenly."""
+def test_explicit_attention_equals_pytorchs(biased: bool, width: int, kv_heads: int) -> None:
+    """For texts that its tiles divide evenly and unevenly."""
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Any:
@@ -138,33 +143,35 @@ def test_attention_written_out_is_pytorchs_own(biased: bool, width: int, kv_head
     q, k, v = normal(3, 4, width, 6), normal(3, kv_heads, width, 6), normal(3, kv_heads, width, 6)
     later = torch.ones(width, width, dtype=torch.bool).triu(1)
     bias = normal(4, width, width).masked_fill(later, -math.inf) if biased else None
-    place = Place(rotation=None, bias=bias, hidden=None, causal=width > 1)
+    context = AttentionContext(rotation=None, bias=bias, hidden=None, causal=width > 1)
     torch.testing.assert_close(
-        written_out(q, k, v, place), attention(q, k, v, place), rtol=1e-12, atol=1e-12
+        explicit_attention(q, k, v, context), attention(q, k, v, context), rtol=1e-12, atol=1e-12
     )
 
 
 def test_attention_drops_probabilities() -> None:
-    """With values that are the identity, the output is the probabilities themselves."""
+    """With identity values the output is the probabilities."""
     width, p = 8, 0.5
     keys = torch.tensor([3, -7], dtype=torch.int32)
-    q, k = torch.zeros(2, 4, width, width), torch.zeros(2, 4, width, width)  # all keys are alike
+    q, k = torch.zeros(2, 4, width, width), torch.zeros(2, 4, width, width)  # all scores are equal
     v = torch.eye(width).expand(2, 4, width, width)
-    place = Place(rotation=None, bias=None, hidden=None, causal=True, drop=Drop(p, keys))
+    context = AttentionContext(
+        rotation=None, bias=None, hidden=None, causal=True, dropout=SiteDropout(p, keys)
+    )
     expected = torch.ones(width, width).tril() / torch.arange(1, width + 1)[:, None]
     mask = dropout_mask(
         torch.arange(4 * width * width).view(4, width, width), p, keys, torch.float32
     )
-    torch.testing.assert_close(attention(q, k, v, place), expected * mask)
+    torch.testing.assert_close(attention(q, k, v, context), expected * mask)
     assert 0.4 < float((mask == 0).float().mean()) < 0.6
 
 
-# -- what is added up -------------------------------------------------------------------------------------------------
+# -- accumulation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 5])
 def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro: int) -> None:
-    """With dropout, whose mask is a row's own; also where the last micro-batch is smaller."""
+    """With dropout, whose mask depends on the row; also if the last micro-batch is smaller."""
     whole, parts = engine_of(precision="fp64", micro=B), engine_of(precision="fp64", micro=micro)
     assert (whole.micro_batch_size, parts.micro_batch_size) == (B, micro)
     one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (whole, parts))
@@ -177,7 +184,7 @@ def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro: int) -> N
 
 
 def test_accumulating_twice_is_one_large_batch() -> None:
-    """The rows keep their indices in the step's batch, and with them their dropout."""
+    """The rows keep their indices in the step's batch, and so their dropout."""
     whole, twice = engine_of(precision="fp64"), engine_of(precision="fp64")
     full = batch()
     loss = whole.accumulate(full, 1 / (B * T)).cross_entropy
@@ -194,20 +201,20 @@ def test_accumulating_twice_is_one_large_batch() -> None:
 
 
 def test_dropout_depends_on_seed_step_and_row_alone() -> None:
-    def loss(step: int = 0, row: int = 0, beside: int = 3, seed: int = 42) -> float:
+    def loss(step: int = 0, row: int = 0, rows: int = 3, seed: int = 42) -> float:
         engine = engine_of(precision="fp64", micro=1)
         engine.config = dataclasses.replace(
             engine.config, train=dataclasses.replace(engine.config.train, seed=seed)
         )
-        tokens = np.tile(batch().tokens[:1], (beside, 1))
+        tokens = np.tile(batch().tokens[:1], (rows, 1))
         targets = np.full_like(tokens, -1)
         targets[0] = batch().targets[0]
-        rows = np.arange(beside) + 10
-        rows[0] = row
-        return engine.accumulate(Batch(tokens, targets, step, rows), 1.0).cross_entropy
+        indices = np.arange(rows) + 10
+        indices[0] = row
+        return engine.accumulate(Batch(tokens, targets, step, indices), 1.0).cross_entropy
 
     base = loss()
-    assert loss() == loss(beside=1) == base
+    assert loss() == loss(rows=1) == base
     assert len({base, loss(step=1), loss(row=1), loss(seed=43)}) == 4
 
 
@@ -220,8 +227,8 @@ def test_the_loss_is_the_weighted_sum_of_the_nats() -> None:
     )
 
 
-def test_the_gradients_told_are_those_of_one_batch_alone() -> None:
-    """Whatever was accumulated before, and they are forgotten again, as in the other engine."""
+def test_gradients_are_those_of_one_batch() -> None:
+    """They ignore what was accumulated before, and are discarded, as in the NumPy engine."""
     engine, fresh = engine_of(), engine_of()
     engine.accumulate(batch(1), 1.0)
     assert_same_bits(engine.gradients(batch(0), 1.0), fresh.gradients(batch(0), 1.0))
@@ -229,24 +236,24 @@ def test_the_gradients_told_are_those_of_one_batch_alone() -> None:
         engine.update(1e-2)
 
 
-# -- updates ----------------------------------------------------------------------------------------------------------
+# -- updates ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e25])
 def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: OptimizerName, bad: float) -> None:
-    """Nor one that overflows only when it is squared."""
+    """Neither does one that overflows only when it is squared."""
     engine, healthy = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
     for one in (engine, healthy):
         train(one, 2)
     before = copy(engine)
     engine.accumulate(batch(5), bad)
-    told = engine.update(1e-2)
-    assert (told.finite, told.applied) == (False, False)
-    assert not math.isfinite(told.norm)
+    update = engine.update(1e-2)
+    assert (update.finite, update.applied) == (False, False)
+    assert not math.isfinite(update.norm)
     assert (engine.updates, engine.loss_scale) == (2, 1.0)
     assert_same_bits(copy(engine), before)
-    for one in (engine, healthy):  # and the next steps are as if there had been none
+    for one in (engine, healthy):  # the next steps are the same
         train(one, 2, first=2)
     assert_same_bits(copy(engine), copy(healthy))
 
@@ -258,16 +265,16 @@ def test_a_norm_above_the_limit_is_skipped_and_one_below_is_not(optimizer: Optim
     norm = engine.update(1e-2).norm
     before = copy(engine)
     engine.accumulate(batch(), 1 / (B * T))
-    told = engine.update(1e-2, skip_above=norm / 2)
-    assert (told.finite, told.applied, engine.updates) == (True, False, 1)
+    update = engine.update(1e-2, skip_above=norm / 2)
+    assert (update.finite, update.applied, engine.updates) == (True, False, 1)
     assert_same_bits(copy(engine), before)
     engine.accumulate(batch(), 1 / (B * T))
     assert engine.update(1e-2, skip_above=2 * norm).applied
     assert engine.updates == 2
 
 
-def test_the_gradient_is_clipped_to_the_norm_and_the_norm_told_is_that_before() -> None:
-    """With SGD without momentum or decay, where a step is the rate times the gradient."""
+def test_the_gradient_is_clipped_and_the_norm_is_the_one_before_clipping() -> None:
+    """With SGD without momentum and decay, a step is the learning rate times the gradient."""
     settings: dict[str, Any] = {
         "optimizer": "sgd",
         "momentum": 0.0,
@@ -287,12 +294,12 @@ def test_the_gradient_is_clipped_to_the_norm_and_the_norm_told_is_that_before() 
             )
 
 
-# -- state ------------------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_state_and_load_are_a_round_trip(optimizer: OptimizerName) -> None:
-    """Weights and moments, under their names: the next updates have the same bits."""
+    """Of weights and moments, by name: the next updates have the same bits."""
     engine, other = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
     train(engine, 3)
     other.load(list(copy(engine).items()), engine.updates)
@@ -303,7 +310,7 @@ def test_state_and_load_are_a_round_trip(optimizer: OptimizerName) -> None:
     assert_same_bits(copy(other), copy(engine))
 
 
-def test_loading_weights_alone_forgets_the_moments() -> None:
+def test_loading_only_weights_resets_the_moments() -> None:
     engine, fresh = engine_of(), engine_of()
     train(engine, 1)
     engine.load(initial_weights(engine.rows, 0))
@@ -313,7 +320,7 @@ def test_loading_weights_alone_forgets_the_moments() -> None:
     assert_same_bits(copy(engine), copy(fresh))
 
 
-def test_a_loaded_engine_has_weights_of_its_own() -> None:
+def test_a_loaded_engine_copies_the_weights() -> None:
     engine = engine_of()
     weights = dict(initial_weights(engine.rows, 1))
     before = {name: array.copy() for name, array in weights.items()}
@@ -322,7 +329,7 @@ def test_a_loaded_engine_has_weights_of_its_own() -> None:
     assert_same_bits(weights, before)
 
 
-def test_writing_and_scoring_take_no_memory_for_moments() -> None:
+def test_inference_allocates_no_moments() -> None:
     engine = engine_of()
     engine.losses(batch().tokens, batch().targets)
     engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T))
@@ -332,7 +339,8 @@ def test_writing_and_scoring_take_no_memory_for_moments() -> None:
     assert "optimizer" in vars(engine)
 
 
-def spoiled(kind: str) -> Iterator[tuple[str, Array]]:
+def damaged_state(kind: str) -> Iterator[tuple[str, Array]]:
+    """Weights with one fault of the given kind."""
     for name, array in initial_weights(parameter_table(MODEL, V), 1):
         if name == "blocks.1.attention.q.weight":
             if kind == "missing":
@@ -351,7 +359,7 @@ def spoiled(kind: str) -> Iterator[tuple[str, Array]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "named"),
+    ("kind", "entry"),
     [
         ("missing", "blocks.1.attention.q.weight"),
         ("renamed", "blocks.1.attention.query.weight"),
@@ -361,16 +369,18 @@ def spoiled(kind: str) -> Iterator[tuple[str, Array]]:
         ("another optimizer's", "sgd.m/blocks.0.attention_norm.weight"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_loads_nothing(kind: str, named: str) -> None:
+def test_a_state_that_does_not_fit_is_refused_by_name_and_loads_nothing(
+    kind: str, entry: str
+) -> None:
     engine = engine_of()
     before = copy(engine)
-    with pytest.raises(DamagedError, match=named):
-        engine.load(spoiled(kind))
+    with pytest.raises(DamagedError, match=entry):
+        engine.load(damaged_state(kind))
     assert_same_bits(copy(engine), before)
 
 
-def test_numbers_near_zero_are_left_to_others_as_they_were() -> None:
-    """The engine flushes them to zero while it trains, where it can; that holds for a whole thread."""
+def test_denormals_are_flushed_only_during_training() -> None:
+    """The setting affects a whole thread, so the engine restores it after each call."""
     engine, flushed = engine_of(), []
     engine.model.register_forward_hook(
         lambda *_: flushed.append(np.full(3, 5e-324) @ np.ones(3) == 0)
@@ -385,41 +395,41 @@ def test_numbers_near_zero_are_left_to_others_as_they_were() -> None:
     assert float(torch.full((3,), 5e-324, dtype=torch.float64).sum()) > 0
 
 
-# -- memory -----------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
-def too_much(*arguments: Any, **more: Any) -> Any:
-    """4 PiB, which PyTorch itself refuses."""
+def allocate_too_much(*arguments: Any, **more: Any) -> Any:
+    """Allocate 4 PiB, which PyTorch refuses."""
     return torch.empty(1 << 50, dtype=torch.float32)
 
 
-def on_a_gpu(*arguments: Any, **more: Any) -> Any:
+def raise_gpu_error(*arguments: Any, **more: Any) -> Any:
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-VERBS: dict[str, Any] = {
+METHODS: dict[str, Any] = {
     "accumulate": lambda engine: engine.accumulate(batch(), 1.0),
     "losses": lambda engine: engine.losses(batch().tokens, batch().targets),
     "logits": lambda engine: engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T)),
 }
 
 
-@pytest.mark.parametrize("full", [too_much, on_a_gpu])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("full", [allocate_too_much, raise_gpu_error])
+@pytest.mark.parametrize("method", METHODS)
 def test_full_memory_is_a_memory_error(
-    verb: str, full: Any, monkeypatch: pytest.MonkeyPatch
+    method: str, full: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of()
     monkeypatch.setattr(engine.model, "hidden", full)
     with pytest.raises(MemoryError):
-        VERBS[verb](engine)
+        METHODS[method](engine)
 
 
-@pytest.mark.parametrize("full", [too_much, on_a_gpu])
-def test_so_it_is_where_there_is_no_room_for_moments(
+@pytest.mark.parametrize("full", [allocate_too_much, raise_gpu_error])
+def test_full_memory_for_moments_is_a_memory_error(
     full: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are made at the first update, or when they are asked for."""
+    """They are allocated at the first update, or when the state is read."""
     engine = engine_of()
     engine.accumulate(batch(), 1.0)
     monkeypatch.setattr(torch_engine, "Optimizer", full)
@@ -429,7 +439,7 @@ def test_so_it_is_where_there_is_no_room_for_moments(
         list(engine.state())
 
 
-def test_so_it_is_for_a_model_or_a_cache_that_is_too_large() -> None:
+def test_a_model_or_cache_that_is_too_large_is_a_memory_error() -> None:
     engine = engine_of()
     with pytest.raises(MemoryError):
         engine.new_cache(1 << 44, T)
@@ -437,7 +447,7 @@ def test_so_it_is_for_a_model_or_a_cache_that_is_too_large() -> None:
         TorchEngine(engine.config, 1 << 46, device="cpu", precision="fp32")
 
 
-def test_other_errors_of_pytorch_stay_what_they_are() -> None:
+def test_other_errors_of_pytorch_are_not_translated() -> None:
     engine = engine_of(dataclasses.replace(MODEL, position="learned"))
     with pytest.raises(IndexError):
         engine.losses(batch().tokens + V, batch().targets)

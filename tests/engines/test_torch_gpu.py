@@ -1,4 +1,4 @@
-"""The PyTorch engine on a GPU: the numbers of the CPU, the fast ways to them, and runs from text to text."""
+"""The PyTorch engine on a GPU: agreement with the CPU, fast kernels, and whole runs."""
 
 import dataclasses
 from pathlib import Path
@@ -29,24 +29,22 @@ DEVICE: Any = "cuda"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings(
-        "ignore"
-    ),  # PyTorch warns of many things that differ from card to card
+    pytest.mark.filterwarnings("ignore"),  # the warnings of PyTorch differ between cards
 ]
 
 Array = np.ndarray[Any, Any]
-DROPPING = [
-    (f"{name}, dropping", dataclasses.replace(model, dropout=0.2, attention_dropout=0.1))
+WITH_DROPOUT = [
+    (f"{name}, dropout", dataclasses.replace(model, dropout=0.2, attention_dropout=0.1))
     for name, model in single_switches()
-    if model.attention != "flash"  # which drops no probabilities
+    if model.attention != "flash"  # which has no dropout of probabilities
 ]
-# Wide enough for sums to show what a TF32 product, with its three digits, would do to them.
+# Wide enough that a TF32 product, with its three digits, would show in the sums.
 WIDE = ModelConfig(d_model=256, n_layers=2, n_heads=4, n_kv_heads=2, block_size=T)
-WIDE_DROPPING = dataclasses.replace(WIDE, dropout=0.2, attention_dropout=0.1)
+WIDE_WITH_DROPOUT = dataclasses.replace(WIDE, dropout=0.2, attention_dropout=0.1)
 
 
 def wide_weights(engine: TorchEngine) -> dict[str, Array]:
-    """Far from their start, so that nothing is near its linear range."""
+    """Weights far from their start, where no op is nearly linear."""
     rng = np.random.default_rng(0)
     scale = 0.3 if engine.config.model.d_model < 100 else 0.05
     return {
@@ -56,76 +54,76 @@ def wide_weights(engine: TorchEngine) -> dict[str, Array]:
     }
 
 
-def assert_near(found: dict[str, Array], expected: dict[str, Array], tolerance: float) -> None:
-    """Of a tensor's largest entry, or a thousandth of the largest of all."""
-    assert found.keys() == expected.keys()
+def assert_near(actual: dict[str, Array], expected: dict[str, Array], tolerance: float) -> None:
+    """Within `tolerance` of the tensor's largest entry (at least a thousandth of all entries')."""
+    assert actual.keys() == expected.keys()
     largest = max(np.abs(array).max() for array in expected.values())
     for name, array in expected.items():
         bound = tolerance * max(np.abs(array).max(), 1e-3 * largest)
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=bound, err_msg=name)
+        np.testing.assert_allclose(actual[name], array, rtol=0, atol=bound, err_msg=name)
 
 
-# -- the same numbers -------------------------------------------------------------------------------------------------
+# -- agreement with the CPU ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "model", "precision"),
     [
-        *[(name, model, "fp64") for name, model in DROPPING],
+        *[(name, model, "fp64") for name, model in WITH_DROPOUT],
         *[
             (name, model, "fp32")
             for name, model in [
                 *single_switches(),
                 ("wide", WIDE),
-                ("wide, dropping", WIDE_DROPPING),
+                ("wide, dropout", WIDE_WITH_DROPOUT),
             ]
         ],
     ],
 )
-def test_gradients_by_hand_are_those_of_the_gpu(
+def test_gradients_of_the_gpu_equal_those_by_hand(
     name: str, model: ModelConfig, precision: Any
 ) -> None:
-    """So float32 is float32, and not TF32; and the same elements are dropped."""
+    """So products are float32, not TF32, and dropout has the same mask."""
     dtype, tolerance = {"fp64": (np.float64, 1e-10), "fp32": (np.float32, 1e-4)}[precision]
     engine = engine_of(model, precision, device=DEVICE)
     by_hand = NumpyEngine(engine.config, V, threads=1, dtype=dtype)
     weights = wide_weights(engine)
     for one in (engine, by_hand):
         one.load(weights.items())
-    some = batch(width=model.block_size)
+    data = batch(width=model.block_size)
     expected = {
-        key: array.copy() for key, array in by_hand.gradients(some, 1 / some.targets.size).items()
+        key: array.copy() for key, array in by_hand.gradients(data, 1 / data.targets.size).items()
     }
-    assert_near(engine.gradients(some, 1 / some.targets.size), expected, tolerance)
+    assert_near(engine.gradients(data, 1 / data.targets.size), expected, tolerance)
     assert {parameter.device.type for parameter in engine.parameters.values()} == {DEVICE}
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_updates_are_those_of_the_cpu(optimizer: Any) -> None:
-    here, there = (
+    cpu, gpu = (
         engine_of(precision="fp64", device=device, optimizer=optimizer)
         for device in ("cpu", DEVICE)
     )
-    np.testing.assert_allclose(train(there, 4), train(here, 4), rtol=1e-10)
-    assert_near(copy(there), copy(here), 1e-9)
-    there.load(list(copy(here).items()), 4)
-    np.testing.assert_allclose(train(there, 2, first=4), train(here, 2, first=4), rtol=1e-10)
+    np.testing.assert_allclose(train(gpu, 4), train(cpu, 4), rtol=1e-10)
+    assert_near(copy(gpu), copy(cpu), 1e-9)
+    gpu.load(list(copy(cpu).items()), 4)
+    np.testing.assert_allclose(train(gpu, 2, first=4), train(cpu, 2, first=4), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "model"), list(single_switches()))
-def test_reading_into_a_cache_is_that_of_the_cpu(name: str, model: ModelConfig) -> None:
-    """Rows of unequal length, one of nothing, and padding past the end of the cache."""
-    here, there = (engine_of(model, "fp64", device=device) for device in ("cpu", DEVICE))
-    there.load(weights := list(wide_weights(here).items()))
-    here.load(weights)
+def test_logits_with_a_cache_are_those_of_the_cpu(name: str, model: ModelConfig) -> None:
+    """Rows of unequal length, an empty one, and padding beyond the end of the cache."""
+    cpu, gpu = (engine_of(model, "fp64", device=device) for device in ("cpu", DEVICE))
+    gpu.load(weights := list(wide_weights(cpu).items()))
+    cpu.load(weights)
     rng = np.random.default_rng(1)
     for schedule in ([[6, 6, 6]], [[1, 1, 1]] * 6, [[5, 1, 0], [1, 4, 3], [0, 1, 3]]):
-        caches = [engine.new_cache(3, model.block_size) for engine in (here, there)]
+        caches = [engine.new_cache(3, model.block_size) for engine in (cpu, gpu)]
         for counts in schedule:
             tokens = rng.integers(0, V, (3, max(counts)))
             one, other = (
                 engine.logits(tokens, cache, np.array(counts), every=True)
-                for engine, cache in zip((here, there), caches)
+                for engine, cache in zip((cpu, gpu), caches)
             )
             for row, count in enumerate(counts):
                 np.testing.assert_allclose(
@@ -133,7 +131,7 @@ def test_reading_into_a_cache_is_that_of_the_cpu(name: str, model: ModelConfig) 
                 )
 
 
-# -- the fast ways ----------------------------------------------------------------------------------------------------
+# -- fast kernels ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("precision", "distance"), [("bf16", 0.03), ("fp16", 0.006)])
@@ -154,25 +152,28 @@ def test_narrow_training_is_near_that_of_float32_and_learns(
 
 @pytest.mark.parametrize("kv_heads", [8, 2])
 def test_a_long_context_takes_the_flash_kernel(kv_heads: int) -> None:
-    """In training and in the first read of a long prompt; a kernel that cannot be used would be an error here."""
+    """In training and in the prefill of a long prompt.
+
+    If the flash kernel cannot be used, sdpa_kernel raises an error.
+    """
     width = 2048
     model = ModelConfig(d_model=512, n_layers=1, n_heads=8, n_kv_heads=kv_heads, block_size=width)
     exact, fast = (engine_of(model, kind, micro=1, device=DEVICE) for kind in ("fp32", "bf16"))
     tokens = np.random.default_rng(0).integers(0, V, (2, width + 1))
-    some = Batch(tokens[:, :-1], tokens[:, 1:], 0, np.arange(2))
-    expected = exact.gradients(some, 1 / some.targets.size)
+    data = Batch(tokens[:, :-1], tokens[:, 1:], 0, np.arange(2))
+    expected = exact.gradients(data, 1 / data.targets.size)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
-        found = fast.gradients(some, 1 / some.targets.size)
-        logits = fast.logits(some.tokens, fast.new_cache(2, width), np.full(2, width))
+        gradients = fast.gradients(data, 1 / data.targets.size)
+        logits = fast.logits(data.tokens, fast.new_cache(2, width), np.full(2, width))
     for name, array in expected.items():
-        assert np.linalg.norm(found[name] - array) < 0.05 * np.linalg.norm(array), name
-    right = exact.logits(some.tokens, exact.new_cache(2, width), np.full(2, width))
+        assert np.linalg.norm(gradients[name] - array) < 0.05 * np.linalg.norm(array), name
+    right = exact.logits(data.tokens, exact.new_cache(2, width), np.full(2, width))
     np.testing.assert_allclose(logits, right, rtol=0, atol=0.03 * np.abs(right).max())
 
 
-@pytest.mark.parametrize("model", [WIDE, WIDE_DROPPING])
+@pytest.mark.parametrize("model", [WIDE, WIDE_WITH_DROPOUT])
 def test_a_compiled_model_has_the_eager_gradients(model: ModelConfig) -> None:
-    """Also where the last micro-batch is smaller, and updates follow."""
+    """Also if the last micro-batch is smaller, and after updates."""
     eager, compiled = (
         engine_of(model, micro=4, device=DEVICE, compiled=compiled) for compiled in (False, True)
     )
@@ -190,7 +191,7 @@ def test_full_memory_is_a_memory_error() -> None:
         engine_of(device=DEVICE).new_cache(1 << 40, T)
 
 
-# -- runs -------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -199,28 +200,29 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_deterministic_runs_have_the_same_bits(text: Path, tmp_path: Path) -> None:
-    """Each in a process of its own, because that is for all of a process."""
+    """Each runs in its own process, because --deterministic affects a whole process."""
     flags = ["--engine", "torch", "--device", DEVICE, "--precision", "bf16", "--deterministic"]
-    ends = []
+    results = []
     for name in ("one", "other"):
-        done = program(*words(text, tmp_path / name, dropout=0.2, attention_dropout=0.1), *flags)
-        assert done.returncode == 0, done.stderr
-        ends.append(essence(tmp_path / name, 20))
-    assert ends[0] == ends[1]
+        result = program(*words(text, tmp_path / name, dropout=0.2, attention_dropout=0.1), *flags)
+        assert result.returncode == 0, result.stderr
+        results.append(essence(tmp_path / name, 20))
+    assert results[0] == results[1]
 
 
-def test_a_run_is_trained_interrupted_resumed_and_written_from(text: Path, tmp_path: Path) -> None:
-    """In float64, so that what a GPU adds up in another order each time does not show."""
+def test_a_run_is_trained_interrupted_resumed_and_generates(text: Path, tmp_path: Path) -> None:
+    """In float64, so that the varying order of a GPU's sums does not show."""
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="fp64", threads=1)
     config = small(text, dropout=0.2, attention_dropout=0.1, sample_interval=0)
     with no_report():
-        whole = launch.train(config, compute, tmp_path / "whole", say=quiet).run_dir
+        whole = launch.train(config, compute, tmp_path / "whole", notify=quiet).run_dir
         with pytest.MonkeyPatch.context() as patch:
             interrupted_at(8, patch)
             assert (
-                launch.train(config, compute, tmp_path / "run", say=quiet).status == "interrupted"
+                launch.train(config, compute, tmp_path / "run", notify=quiet).status
+                == "interrupted"
             )
-        assert launch.resume(tmp_path / "run", ComputeConfig(), say=quiet).status == "finished"
+        assert launch.resume(tmp_path / "run", ComputeConfig(), notify=quiet).status == "finished"
     record = run_folder.Run(tmp_path / "run").record
     assert (record["engine"], record["device"], record["precision"]) == ("torch", DEVICE, "fp64")
     losses = [[line["loss"] for line in logged(run, "eval")] for run in (whole, tmp_path / "run")]
@@ -236,17 +238,17 @@ def test_a_run_is_trained_interrupted_resumed_and_written_from(text: Path, tmp_p
     assert texts == {by_numpy.generate("the old ", 80)}
 
 
-def test_a_run_in_narrow_precision_goes_on_where_numpy_is(text: Path, tmp_path: Path) -> None:
-    """What a GPU computed in bfloat16 is resumed by NumPy in float32, and learns on."""
+def test_numpy_continues_a_run_in_narrow_precision(text: Path, tmp_path: Path) -> None:
+    """NumPy resumes a bfloat16 run of a GPU in float32, and the loss still falls."""
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="auto", threads=1)
     with no_report(), pytest.MonkeyPatch.context() as patch:
         interrupted_at(10, patch)
         run = launch.train(
-            small(text, sample_interval=0), compute, tmp_path / "run", say=quiet
+            small(text, sample_interval=0), compute, tmp_path / "run", notify=quiet
         ).run_dir
         patch.undo()
         assert (
-            launch.resume(run, ComputeConfig(engine="numpy", threads=1), say=quiet).status
+            launch.resume(run, ComputeConfig(engine="numpy", threads=1), notify=quiet).status
             == "finished"
         )
     losses = [line["loss"] for line in logged(run, "eval")]

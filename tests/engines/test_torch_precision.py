@@ -1,4 +1,4 @@
-"""What is computed in which type: float32 throughout, or narrow activations over float32 weights; the loss scale."""
+"""Precisions: float32 throughout, or narrow activations with float32 weights; the loss scale."""
 
 import dataclasses
 from collections import Counter
@@ -30,52 +30,52 @@ from test_torch_engine import (  # noqa: E402 - needs PyTorch
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402
-from glasslm.engines.torch.engine import LARGEST_SCALE, TorchEngine  # noqa: E402
+from glasslm.engines.torch.engine import MAX_LOSS_SCALE, TorchEngine  # noqa: E402
 
 NARROW: dict[Any, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SWITCHES = [
     *single_switches(),
     (
-        "dropping",
+        "dropout",
         dataclasses.replace(next(single_switches())[1], dropout=0.3, attention_dropout=0.3),
     ),
 ]
 
 
-class Types(TorchDispatchMode):
-    """Counts the operations, forward and backward, by the floating types of what they return."""
+class DtypeCounter(TorchDispatchMode):
+    """Counts operations, forward and backward, by the floating-point types of their results."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter[Any] = Counter()
+        self.counts: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for part in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(part, torch.Tensor) and part.is_floating_point() and part.dim():
-                self.seen[part.dtype] += 1
+                self.counts[part.dtype] += 1
         return result
 
 
 @contextmanager
 def outputs_of_modules(engine: TorchEngine) -> Iterator[dict[str, Any]]:
-    """The type of what each module returns, first."""
-    found: dict[str, Any] = {}
+    """The type of the first output of each module, by name."""
+    dtypes: dict[str, Any] = {}
 
-    def note(name: str, output: Any) -> None:
-        found[name] = (output[0] if isinstance(output, tuple) else output).dtype
+    def record(name: str, output: Any) -> None:
+        dtypes[name] = (output[0] if isinstance(output, tuple) else output).dtype
 
     hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: note(name, output))
+        module.register_forward_hook(lambda module, args, output, name=name: record(name, output))
         for name, module in engine.model.named_modules()
     ]
-    yield found
+    yield dtypes
     for hook in hooks:
         hook.remove()
 
 
-def use(engine: TorchEngine, width: int) -> dict[str, Any]:
-    """All that an engine does, once; the types of what it gives out."""
+def dtypes_of_all_methods(engine: TorchEngine, width: int) -> dict[str, Any]:
+    """Call every method of an engine once; returns the types of all results."""
     small = batch(width=width)
     engine.accumulate(small, 1 / small.targets.size)
     gradients = {
@@ -110,15 +110,16 @@ def use(engine: TorchEngine, width: int) -> dict[str, Any]:
 def test_a_float32_model_has_no_float64_anywhere(
     name: str, model: ModelConfig, optimizer: Any
 ) -> None:
-    """In none of its operations, but for sums that are single numbers."""
+    """Except for sums, which are single numbers."""
     engine = engine_of(model, optimizer=optimizer)
-    with Types() as types:
-        found = use(engine, model.block_size)
-    assert types.seen.keys() == {torch.float32}
-    assert types.seen[torch.float32] > 200
-    exact = {torch.float32}
-    assert found == {
-        "weights": exact, "gradients": exact, "moments": exact, "cache": exact, "arrays": {"float32"}, "finite": True
+    with DtypeCounter() as dtypes:
+        results = dtypes_of_all_methods(engine, model.block_size)
+    assert dtypes.counts.keys() == {torch.float32}
+    assert dtypes.counts[torch.float32] > 200
+    master = {torch.float32}
+    assert results == {
+        "weights": master, "gradients": master, "moments": master, "cache": master,
+        "arrays": {"float32"}, "finite": True,
     }  # fmt: skip
 
 
@@ -128,18 +129,18 @@ def test_activations_are_narrow_and_the_rest_is_float32(
     name: str, model: ModelConfig, precision: Precision
 ) -> None:
     engine = engine_of(model, precision)
-    with outputs_of_modules(engine) as outputs, Types() as types:
-        found = use(engine, model.block_size)
-    exact, narrow = {torch.float32}, NARROW[precision]
-    assert found == {
-        "weights": exact, "gradients": exact, "moments": exact, "cache": {narrow}, "arrays": {"float32"}, "finite": True
+    with outputs_of_modules(engine) as outputs, DtypeCounter() as dtypes:
+        results = dtypes_of_all_methods(engine, model.block_size)
+    master, narrow = {torch.float32}, NARROW[precision]
+    assert results == {
+        "weights": master, "gradients": master, "moments": master, "cache": {narrow},
+        "arrays": {"float32"}, "finite": True,
     }  # fmt: skip
-    assert types.seen.keys() == {torch.float32, narrow}
+    assert dtypes.counts.keys() == {torch.float32, narrow}
     wide = {name for name, dtype in outputs.items() if dtype != narrow}
-    routers = {
-        name for name in outputs if name.endswith("router")
-    }  # where a small difference sends a token elsewhere
-    assert wide == {"embedding"} | routers  # the first is looked up in the weights
+    # The embedding is read from the weights. In routers a small difference changes the expert.
+    routers = {name for name in outputs if name.endswith("router")}
+    assert wide == {"embedding"} | routers
     assert {"blocks.0.attention.q", "blocks.0.attention_norm"} <= outputs.keys()
     assert any(name.endswith(".down") for name in outputs)
 
@@ -149,21 +150,24 @@ def test_activations_are_narrow_and_the_rest_is_float32(
 def test_narrow_losses_are_near_those_of_float32(
     name: str, model: ModelConfig, precision: Precision, distance: float
 ) -> None:
-    """Within 0.03 and 0.006 nats a token, at weights far from their start, and with a gradient that points alike."""
+    """Within 0.03 and 0.006 nats per token, with weights far from their start.
+
+    The gradients have nearly the same direction.
+    """
     start = initial_weights(parameter_table(model, V), 0)
     weights = {name: array * 10 if array.ndim == 2 else array for name, array in start}
-    exact, narrow = engine_of(model), engine_of(model, precision)
-    for engine in (exact, narrow):
+    master, narrow = engine_of(model), engine_of(model, precision)
+    for engine in (master, narrow):
         engine.load(weights.items())
     narrow.loss_scale = min(narrow.loss_scale, 64.0)  # the gradients of such weights are large
-    some = batch(width=model.block_size)
-    nats, near = exact.losses(*some[:2]), narrow.losses(*some[:2])
+    data = batch(width=model.block_size)
+    nats, near = master.losses(*data[:2]), narrow.losses(*data[:2])
     assert 0 < np.abs(nats - near).max() < distance
     one, other = (
         np.concatenate(
-            [array.ravel() for array in engine.gradients(some, 1 / some.targets.size).values()]
+            [array.ravel() for array in engine.gradients(data, 1 / data.targets.size).values()]
         )
-        for engine in (exact, narrow)
+        for engine in (master, narrow)
     )
     assert one @ other / (np.linalg.norm(one) * np.linalg.norm(other)) > 0.995
     assert np.linalg.norm(other) == pytest.approx(np.linalg.norm(one), rel=0.02)
@@ -171,7 +175,7 @@ def test_narrow_losses_are_near_those_of_float32(
 
 @pytest.mark.parametrize("precision", NARROW)
 def test_the_softmax_over_the_vocabulary_is_exact(precision: Precision) -> None:
-    """Its logits may be narrow: what is made of them is not."""
+    """The logits may be narrow; softmax computes in float32."""
     engine = engine_of(precision=precision)
     tokens, targets, *_ = batch()
     logits = engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True).astype(
@@ -197,7 +201,7 @@ def test_a_narrow_model_learns(precision: Precision, optimizer: Any) -> None:
 
 
 def test_logits_through_a_narrow_cache_are_those_without() -> None:
-    """To a bfloat16's three digits."""
+    """To the three digits of bfloat16."""
     engine = engine_of(precision="bf16")
     whole = engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T), every=True)
     cache = engine.new_cache(B, T)
@@ -206,21 +210,21 @@ def test_logits_through_a_narrow_cache_are_those_without() -> None:
         np.testing.assert_allclose(one, whole[:, t], rtol=0, atol=0.02 * np.abs(whole).max())
 
 
-# -- the loss scale of float16 ----------------------------------------------------------------------------------------
+# -- the loss scale of float16 --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_overflow_halves_the_scale_and_is_no_fault(optimizer: Any) -> None:
+def test_an_overflow_halves_the_scale_and_counts_as_finite(optimizer: Any) -> None:
     engine, healthy = (engine_of(precision="fp16", optimizer=optimizer) for _ in range(2))
     for one in (engine, healthy):
         train(one, 2)
     before = copy(engine)
     for halvings in (1, 2):
         engine.accumulate(batch(5), 1e6)  # times 65,536: more than float16 holds
-        told = engine.update(1e-2)
-        assert not np.isfinite(told.norm)
-        assert (told.finite, told.applied) == (True, False)
-        assert (engine.loss_scale, engine.updates) == (LARGEST_SCALE / 2**halvings, 2)
+        update = engine.update(1e-2)
+        assert not np.isfinite(update.norm)
+        assert (update.finite, update.applied) == (True, False)
+        assert (engine.loss_scale, engine.updates) == (MAX_LOSS_SCALE / 2**halvings, 2)
         assert_same_bits(copy(engine), before)
     healthy.loss_scale /= 4
     for one in (engine, healthy):
@@ -228,8 +232,8 @@ def test_an_overflow_halves_the_scale_and_is_no_fault(optimizer: Any) -> None:
     assert_same_bits(copy(engine), copy(healthy))
 
 
-def test_the_scale_comes_down_until_gradients_fit_and_they_are_told_without_it() -> None:
-    engine, exact = engine_of(precision="fp16"), engine_of()
+def test_the_scale_falls_until_gradients_fit_and_is_divided_out() -> None:
+    engine, master = engine_of(precision="fp16"), engine_of()
     engine.loss_scale = 2.0**30
     norms = []
     while not norms or not np.isfinite(norms[-1]):
@@ -237,14 +241,17 @@ def test_the_scale_comes_down_until_gradients_fit_and_they_are_told_without_it()
         norms.append(engine.update(1e-2).norm)
     assert 3 < len(norms) < 16
     assert engine.loss_scale == 2.0 ** (31 - len(norms))
-    exact.accumulate(batch(), 1 / (B * T))
-    assert norms[-1] == pytest.approx(exact.update(1e-2).norm, rel=0.01)
-    gradient, wide = engine.gradients(batch(1), 1 / (B * T)), exact.gradients(batch(1), 1 / (B * T))
+    master.accumulate(batch(), 1 / (B * T))
+    assert norms[-1] == pytest.approx(master.update(1e-2).norm, rel=0.01)
+    gradient, wide = (
+        engine.gradients(batch(1), 1 / (B * T)),
+        master.gradients(batch(1), 1 / (B * T)),
+    )
     for name, array in gradient.items():
         assert np.linalg.norm(array) == pytest.approx(np.linalg.norm(wide[name]), rel=0.05)
 
 
-def test_at_a_scale_of_one_what_is_not_finite_is_a_fault() -> None:
+def test_at_scale_1_a_gradient_that_is_not_finite_counts_as_such() -> None:
     engine = engine_of(precision="fp16")
     engine.loss_scale = 1.0
     engine.accumulate(batch(), float("nan"))
@@ -253,15 +260,15 @@ def test_at_a_scale_of_one_what_is_not_finite_is_a_fault() -> None:
 
 
 def test_the_scale_grows_again_after_many_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "GROWTH_INTERVAL", 3)
+    monkeypatch.setattr(torch_engine, "SCALE_GROWTH_UPDATES", 3)
     engine = engine_of(precision="fp16")
-    engine.loss_scale = LARGEST_SCALE / 4
+    engine.loss_scale = MAX_LOSS_SCALE / 4
     scales = []
     for step in range(12):
         engine.accumulate(batch(step), 1 / (B * T))
         engine.update(1e-2)
-        scales.append(engine.loss_scale / LARGEST_SCALE)
-    assert scales == [0.25, 0.25, *[0.5] * 3, *[1.0] * 7]  # and no further
+        scales.append(engine.loss_scale / MAX_LOSS_SCALE)
+    assert scales == [0.25, 0.25, *[0.5] * 3, *[1.0] * 7]  # its maximum
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
@@ -270,14 +277,14 @@ def test_other_precisions_have_no_scale(precision: Precision) -> None:
     engine.load(engine_of().state(), updates=3, loss_scale=1024.0)
     train(engine, 1)
     assert engine.loss_scale == 1.0
-    assert torch_engine.COMPUTE[precision] == engine.model.dtype
+    assert torch_engine.TORCH_DTYPES[precision] == engine.model.dtype
 
 
-def test_the_scale_is_loaded_again() -> None:
+def test_the_scale_is_loaded() -> None:
     engine, other = engine_of(precision="fp16"), engine_of(precision="fp16")
     train(engine, 1)
     engine.loss_scale = 512.0
     other.load(copy(engine).items(), engine.updates, engine.loss_scale)
     assert other.loss_scale == 512.0
     other.load(copy(engine).items(), engine.updates, 1.0)
-    assert other.loss_scale == LARGEST_SCALE  # of a checkpoint that another precision wrote
+    assert other.loss_scale == MAX_LOSS_SCALE  # of a checkpoint that another precision wrote
