@@ -1,4 +1,4 @@
-"""Stand-ins that behave: an engine without a model, and a run folder without training."""
+"""Test doubles: an engine without a model, and a run folder without training."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class HistoryCache:
 
 
 class HistoryEngine:
-    """Logits that depend on every token read, on its place and on nothing else: a wrong cache gives other text."""
+    """An engine whose logits depend on every token and its position: a wrong cache shows."""
 
     name = "history"
 
@@ -36,10 +36,10 @@ class HistoryEngine:
         self.vocab_size = vocab_size
         self.table = np.random.default_rng(seed).normal(size=(vocab_size, vocab_size)) * spread
         self.calls = 0
-        self.widest = 0  # tokens of a row in one call
+        self.widest = 0  # most tokens of a row in one call
 
     def after(self, tokens):
-        """(V,) the logits after these tokens, read into an empty cache."""
+        """(V,): the logits after these tokens, read into an empty cache."""
         places = np.arange(len(tokens))
         weights = 0.6 ** places[::-1] * np.cos(places)
         return (weights[:, None] * self.table[np.array(tokens, int)]).sum(0).astype(np.float32)
@@ -53,9 +53,8 @@ class HistoryEngine:
         assert tokens.shape == (len(cache.read), max(counts))
         self.calls += 1
         self.widest = max(self.widest, tokens.shape[1])
-        result = np.full(
-            (len(tokens), self.vocab_size), np.nan, np.float32
-        )  # means nothing where the count is 0
+        # NaN where the count is 0.
+        result = np.full((len(tokens), self.vocab_size), np.nan, np.float32)
         for row, (new, count) in enumerate(zip(tokens.tolist(), counts)):
             cache.read[row] += new[:count]
             assert len(cache.read[row]) <= cache.capacity, "the cache is full"
@@ -76,9 +75,9 @@ class HistoryEngine:
 
 
 def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) -> Path:
-    """A run folder with a checkpoint of step 0, whose weights are drawn and widened so that the model has opinions."""
+    """A run folder with a checkpoint of step 0, with weights so large that logits differ widely."""
     sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2, "block_size": 16}
-    config = RunConfig(model=ModelConfig(**sizes | model)).resolved()
+    config = RunConfig(model=ModelConfig(**sizes | model)).resolve()
     tokenizer = CharTokenizer(alphabet)
     engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(threads=1))
     weights = initial_weights(parameter_table(config.model, tokenizer.vocab_size), seed=1)

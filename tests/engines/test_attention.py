@@ -17,13 +17,13 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.engines.cache_slots import Slots
+from glasslm.engines.cache_slots import CacheSlots
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.numpy import attention as module
+from glasslm.engines.numpy import attention as attention_module
 from glasslm.engines.numpy.attention import alibi_bias, attention, rope
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
-from glasslm.engines.positions import alibi_slopes, rope_at, rope_tables, sinusoids
+from glasslm.engines.positions import alibi_slopes, rope_cos_sin, rope_tables, sinusoids
 from glasslm.engines.protocol import Batch
 from glasslm.lab.checks.gradient_check import single_switches, small_model
 from glasslm.model.parameters import initial_weights
@@ -32,15 +32,18 @@ Array = np.ndarray[Any, Any]
 B, T, Q = 2, 7, 4
 
 
-def plain(
+def attention_loop(
     q: Array,
     k: Array,
     v: Array,
     bias: Array | None = None,
-    kept: Array | None = None,
+    mask: Array | None = None,
     window: int = T,
 ) -> Array:
-    """Equation 1 of arXiv:1706.03762, one query at a time, in float64. q (B, T, H, Q), k and v (B, T, K, Q)."""
+    """Equation 1 of arXiv:1706.03762, one query at a time, in float64.
+
+    q (B, T, H, Q), k and v (B, T, K, Q) -> (B, T, H, Q).
+    """
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     rows, positions, H, _ = q.shape
     group = H // k.shape[2]
@@ -48,19 +51,21 @@ def plain(
     for b in range(rows):
         for h in range(H):
             for t in range(positions):
-                seen = [s for s in range(positions) if t - window < s <= t]
-                scores = [q[b, t, h] @ k[b, s, h // group] / math.sqrt(q.shape[-1]) for s in seen]
+                visible = [s for s in range(positions) if t - window < s <= t]
+                scores = [
+                    q[b, t, h] @ k[b, s, h // group] / math.sqrt(q.shape[-1]) for s in visible
+                ]
                 if bias is not None:
-                    scores = [score + bias[h, t, s] for s, score in zip(seen, scores)]
+                    scores = [score + bias[h, t, s] for s, score in zip(visible, scores)]
                 e = np.exp(np.array(scores) - max(scores))
                 p = e / e.sum()
-                if kept is not None:
-                    p = p * kept[b, h, t, seen]
-                out[b, t, h] = sum(weight * v[b, s, h // group] for s, weight in zip(seen, p))
+                if mask is not None:
+                    p = p * mask[b, h, t, visible]
+                out[b, t, h] = sum(weight * v[b, s, h // group] for s, weight in zip(visible, p))
     return out
 
 
-def draw(H: int, K: int, scale: float = 1.0, dtype: Any = np.float64) -> tuple[Array, Array]:
+def draw_inputs(H: int, K: int, scale: float = 1.0, dtype: Any = np.float64) -> tuple[Array, Array]:
     rng = np.random.default_rng(H + K)
     qk = scale * rng.standard_normal((B, T, H + K, Q))
     return qk.astype(dtype), rng.standard_normal((B, T, K, Q)).astype(dtype)
@@ -70,38 +75,37 @@ def draw(H: int, K: int, scale: float = 1.0, dtype: Any = np.float64) -> tuple[A
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("window", [0, 1, 3, T, T + 2])
 def test_it_equals_a_plain_loop(H: int, K: int, biased: bool, window: int) -> None:
-    qk, v = draw(H, K)
+    qk, v = draw_inputs(H, K)
     bias = alibi_bias(alibi_slopes(H, np.float64), np.arange(T), np.arange(T)) if biased else None
     y, _ = attention(qk.copy(), v, bias, None, np.empty, window)
     np.testing.assert_allclose(
-        y, plain(qk[:, :, :H], qk[:, :, H:], v, bias, window=window or T), atol=1e-13
+        y, attention_loop(qk[:, :, :H], qk[:, :, H:], v, bias, window=window or T), atol=1e-13
     )
 
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_dropped_probabilities_equal_a_plain_loop(window: int) -> None:
-    qk, v = draw(4, 2)
+    qk, v = draw_inputs(4, 2)
     keys = row_keys(0, 1, np.arange(B), 1)
-    kept = dropout_mask((B, 4, T, T), 0.4, keys, np.empty)
+    mask = dropout_mask((B, 4, T, T), 0.4, keys, np.empty)
     y, _ = attention(qk.copy(), v, None, (0.4, keys), np.empty, window)
     np.testing.assert_allclose(
-        y, plain(qk[:, :, :4], qk[:, :, 4:], v, kept=kept, window=window or T), atol=1e-13
+        y, attention_loop(qk[:, :, :4], qk[:, :, 4:], v, mask=mask, window=window or T), atol=1e-13
     )
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0, 30.0, 300.0])
 @pytest.mark.parametrize("window", [0, 2])
 def test_large_scores_in_float32_equal_the_float64_loop(scale: float, window: int) -> None:
-    """With scores of 1e5 nothing overflows: there the maximum of those that are seen is subtracted first."""
-    qk, v = draw(4, 2, scale, np.float32)
+    """With scores of 1e5 nothing overflows: the maximum of the visible ones is subtracted first."""
+    qk, v = draw_inputs(4, 2, scale, np.float32)
     y, backward = attention(
         qk.copy(), v, None, None, lambda shape: np.full(shape, np.nan, np.float32), window
     )
-    rounding = 1e-6 * max(
-        1, scale * scale
-    )  # of a score, which the exponential turns into a relative error
+    # The rounding of a score, which the exponential turns into a relative error.
+    rounding = 1e-6 * max(1, scale * scale)
     np.testing.assert_allclose(
-        y, plain(qk[:, :, :4], qk[:, :, 4:], v, window=window or T), atol=rounding
+        y, attention_loop(qk[:, :, :4], qk[:, :, 4:], v, window=window or T), atol=rounding
     )
     dqkv = backward(np.ones_like(y))
     assert np.isfinite(dqkv).all()
@@ -110,18 +114,18 @@ def test_large_scores_in_float32_equal_the_float64_loop(scale: float, window: in
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_the_two_branches_agree(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    qk, v = draw(4, 4, 3.0)
+    qk, v = draw_inputs(4, 4, 3.0)
     results = []
     for limit in (0.0, 1e9):
-        monkeypatch.setattr(module, "SAFE_EXPONENT", limit)
+        monkeypatch.setattr(attention_module, "MAX_SAFE_EXPONENT", limit)
         y, backward = attention(qk.copy(), v, None, None, np.empty, window)
         results.append((y, backward(np.ones_like(y))))
-    for one, other in zip(*results):
-        np.testing.assert_allclose(one, other, atol=1e-12)
+    for first, second in zip(*results):
+        np.testing.assert_allclose(first, second, atol=1e-12)
 
 
 def test_what_is_not_finite_stays_visible() -> None:
-    qk, v = draw(2, 2)
+    qk, v = draw_inputs(2, 2)
     qk[0, 3, 0, 0] = np.nan
     with np.errstate(invalid="ignore"):
         y, _ = attention(qk, v, None, None, np.empty)
@@ -129,10 +133,10 @@ def test_what_is_not_finite_stays_visible() -> None:
     assert np.isfinite(y[1]).all()
 
 
-# -- positions --------------------------------------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------
 
 
-def rotated(x: Array, positions: Array) -> Array:
+def rotate(x: Array, positions: Array) -> Array:
     cos, sin = rope_tables(int(positions.max()) + 1, x.shape[2], x.shape[3], np.float64)
     y, _ = rope(x.copy(), cos[positions], sin[positions], np.empty)
     return y
@@ -141,56 +145,58 @@ def rotated(x: Array, positions: Array) -> Array:
 @given(start=st.integers(0, 500), Q=st.sampled_from([2, 8, 32]))
 def test_rotation_keeps_norms_and_sees_only_distances(start: int, Q: int) -> None:
     x = np.random.default_rng(Q).standard_normal((1, 6, 2, Q))
-    at_zero, moved = rotated(x, np.arange(6)), rotated(x, np.arange(6) + start)
+    at_zero, shifted = rotate(x, np.arange(6)), rotate(x, np.arange(6) + start)
     np.testing.assert_allclose(
-        np.linalg.norm(moved, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12
+        np.linalg.norm(shifted, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12
     )
-    scores = [np.einsum("bthq,bshq->bhts", y, y) for y in (at_zero, moved)]
+    scores = [np.einsum("bthq,bshq->bhts", y, y) for y in (at_zero, shifted)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-10)
     if start:
-        assert np.abs(at_zero - moved).max() > 1e-3
+        assert np.abs(at_zero - shifted).max() > 1e-3
 
 
 def test_position_zero_is_not_rotated_and_the_pairs_are_split_in_halves() -> None:
     x = np.zeros((1, 2, 1, 4))
     x[0, :, 0, 0] = 1.0  # the first pair is (0, 2), and turns by one radian a position
-    y = rotated(x, np.arange(2))
+    y = rotate(x, np.arange(2))
     np.testing.assert_array_equal(y[0, 0], x[0, 0])
     np.testing.assert_allclose(y[0, 1, 0], [math.cos(1), 0, math.sin(1), 0])
 
 
-def angles_of(scaling: RopeScaling, factor: float, positions: Array, Q: int = 16) -> Array:
-    """(positions, Q / 2) by how much each pair turns, up to whole turns."""
-    cos, sin = rope_at(positions, 3, Q, np.float64, scaling, factor)
+def rotation_angles(scaling: RopeScaling, factor: float, positions: Array, Q: int = 16) -> Array:
+    """(positions, Q / 2): the angle of each pair, modulo whole turns."""
+    cos, sin = rope_cos_sin(positions, 3, Q, np.float64, scaling, factor)
     np.testing.assert_array_equal(cos[:, 0], cos[:, 2])
     return np.arctan2(sin[:, 0, Q // 2 :], cos[:, 0, : Q // 2])
 
 
 def test_scaled_rope_sees_a_longer_text_as_one_of_the_trained_length() -> None:
-    """Linear: at each position what is otherwise at the factor-th part of it. NTK: so does the slowest pair alone."""
+    """Linear: all pairs turn as at the position / factor. NTK: only the slowest pair does."""
     factor, short = 4.0, np.arange(20)
     long = 4 * short
-    plain_angles = angles_of("none", factor, short)
-    np.testing.assert_allclose(angles_of("linear", factor, long), plain_angles, atol=1e-12)
-    ntk = angles_of("ntk", factor, long)
+    plain_angles = rotation_angles("none", factor, short)
+    np.testing.assert_allclose(rotation_angles("linear", factor, long), plain_angles, atol=1e-12)
+    ntk = rotation_angles("ntk", factor, long)
     np.testing.assert_allclose(ntk[:, -1], plain_angles[:, -1], atol=1e-12)
     np.testing.assert_allclose(
-        ntk[:, 0], angles_of("none", 1.0, long)[:, 0], atol=1e-12
-    )  # the quickest as before
-    between = (angles_of("none", 1.0, np.array([1])) / angles_of("ntk", factor, np.array([1])))[0]
-    assert (np.diff(between) > 0).all()
+        ntk[:, 0], rotation_angles("none", 1.0, long)[:, 0], atol=1e-12
+    )  # the fastest pair is unchanged
+    ratios = (
+        rotation_angles("none", 1.0, np.array([1])) / rotation_angles("ntk", factor, np.array([1]))
+    )[0]
+    assert (np.diff(ratios) > 0).all()
     for scaling in get_args(RopeScaling):
-        np.testing.assert_array_equal(angles_of(scaling, 1.0, short), plain_angles)
+        np.testing.assert_array_equal(rotation_angles(scaling, 1.0, short), plain_angles)
     np.testing.assert_array_equal(
-        angles_of("ntk", factor, short, Q=2), angles_of("none", 1.0, short, Q=2)
+        rotation_angles("ntk", factor, short, Q=2), rotation_angles("none", 1.0, short, Q=2)
     )
 
 
 def test_tables_are_made_for_any_positions_in_float32_as_in_float64() -> None:
-    """A million tokens into a text the angles are still exact, because they are made in float64."""
+    """At position 1,000,000 the angles are still exact, because they are computed in float64."""
     positions = np.array([[0, 3], [10**6, 7]])
     exact, rounded = (
-        rope_at(positions, 2, 8, dtype, "none", 1.0) for dtype in (np.float64, np.float32)
+        rope_cos_sin(positions, 2, 8, dtype, "none", 1.0) for dtype in (np.float64, np.float32)
     )
     for wide, narrow in zip(exact, rounded):
         assert wide.shape == (2, 2, 2, 8)
@@ -215,7 +221,7 @@ def test_alibi_of_the_paper() -> None:
     assert bias[7, 2, 2] == 0
 
 
-# -- slots of a cache -------------------------------------------------------------------------------------------------
+# -- slots of a cache ------------------------------------------------------------------------------
 
 
 @given(
@@ -225,55 +231,48 @@ def test_alibi_of_the_paper() -> None:
 def test_a_ring_holds_the_newest_and_shows_each_query_what_it_may_see(
     rows: list[tuple[int, int]], size: int
 ) -> None:
-    """Played through with lists: what each slot holds, what new tokens replace, and which positions are looked at."""
-    before, counts = (np.array(numbers) for numbers in zip(*rows))
+    """Against lists: the position in each slot, before and after a call, and the visible keys."""
+    lengths, counts = (np.array(numbers) for numbers in zip(*rows))
     T = max(1, int(counts.max()))
-    rings = [
-        {p % size: p for p in range(length)} for length in before.tolist()
-    ]  # the newest in each slot
-    slots = Slots(before, counts, T, size)
-    assert slots.end == (before + counts).max()
-    queries, keys = (
-        np.broadcast_to(slots.queries, (len(rows), T)),
-        np.broadcast_to(slots.keys, (len(rows), slots.seen)),
-    )
-    write = slots.write
+    # For each row, slot -> the newest position that belongs there.
+    rings = [{p % size: p for p in range(length)} for length in lengths.tolist()]
+    slots = CacheSlots(lengths, counts, T, size)
+    assert slots.end == (lengths + counts).max()
+    queries = np.broadcast_to(slots.query_positions, (len(rows), T))
+    keys = np.broadcast_to(slots.key_positions, (len(rows), slots.key_count))
+    index = slots.write_index
     for b, (start, count) in enumerate(rows):
         np.testing.assert_array_equal(queries[b, :count], np.arange(start, start + count))
         new = dict(enumerate(range(start, start + count)))
-        if isinstance(write, slice):
-            written = [(column, slot) for column, slot in enumerate(range(write.start, write.stop))]
+        if isinstance(index, slice):
+            written = list(enumerate(range(index.start, index.stop)))
         else:
-            written = [(column, slot) for row, column, slot in zip(*write) if row == b]
-        assert len({slot for _, slot in written}) == len(
-            written
-        )  # else the order of writing would matter
+            written = [(column, slot) for row, column, slot in zip(*index) if row == b]
+        # No slot is written twice, so that the order of writing does not matter.
+        assert len({slot for _, slot in written}) == len(written)
         after = rings[b] | {slot: new[column] for column, slot in written}
         assert after == {p % size: p for p in range(start + count)}
         if count == 0:
             continue
-        held = rings[b] if slots.beside is not None else after
-        looked_at = [
-            held.get(slot, -1)
-            for slot in range(slots.seen if slots.beside is None else slots.beside)
-        ]
-        looked_at += [start + column for column in range(T)] if slots.beside is not None else []
-        seen = [p if 0 <= p < start + count else None for p in keys[b].tolist()]
-        assert seen == [p if 0 <= p < start + count else None for p in looked_at]
-        wanted = {p for q in new.values() for p in range(max(0, q - size + 1), q + 1)}
-        assert wanted <= set(seen)
+        if slots.prefix is None:
+            expected = [after.get(slot, -1) for slot in range(slots.key_count)]
+        else:
+            expected = [rings[b].get(slot, -1) for slot in range(slots.prefix)]
+            expected += [start + column for column in range(T)]
+        visible = [p if 0 <= p < start + count else None for p in keys[b].tolist()]
+        assert visible == [p if 0 <= p < start + count else None for p in expected]
+        needed = {p for q in new.values() for p in range(max(0, q - size + 1), q + 1)}
+        assert needed <= set(visible)
 
 
-# -- causality --------------------------------------------------------------------------------------------------------
+# -- causality -------------------------------------------------------------------------------------
 
 
-def engine_of(config: ModelConfig) -> NumpyEngine:
-    alone = OptimizerConfig(
-        balance_loss=0.0, router_z_loss=0.0
-    )  # the loss of the tokens and nothing else
+def build_engine(config: ModelConfig) -> NumpyEngine:
+    no_extra_terms = OptimizerConfig(balance_loss=0.0, router_z_loss=0.0)
     run = RunConfig(
-        model=config, optimizer=alone, train=TrainConfig(batch_size=1, micro_batch_size=1)
-    ).resolved()
+        model=config, optimizer=no_extra_terms, train=TrainConfig(batch_size=1, micro_batch_size=1)
+    ).resolve()
     engine = NumpyEngine(run, 11, threads=1, dtype=np.float64)
     rng = np.random.default_rng(0)
     engine.load(
@@ -285,15 +284,15 @@ def engine_of(config: ModelConfig) -> NumpyEngine:
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> None:
-    """By gradients: the loss at t alone has none for the embeddings of tokens after t, and has them for those before.
+    """The loss at position t has gradients by the embeddings of tokens up to t, and no others.
 
-    A window shows a layer so many of the newest tokens, and each further layer makes them as many more, less one. Each
-    position has a token of its own, so that a row of the embedding's gradient is that of a position.
+    With a window W, n layers reach n (W - 1) tokens back. Each position has a token of its own, so
+    that a row of the gradient of the embedding belongs to one position.
     """
     clear = {"tie_embeddings": False, "dropout": 0.0, "attention_dropout": 0.0, "lora_rank": 0}
     config = dataclasses.replace(config, **clear)  # type: ignore[arg-type]
     reach = config.n_layers * (config.window - 1) if config.window else 6
-    engine = engine_of(config)
+    engine = build_engine(config)
     tokens = np.arange(6)[None]
     for t in range(6):
         targets = np.full((1, 6), -1)
@@ -301,14 +300,14 @@ def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> Non
         gradient = engine.gradients(Batch(tokens, targets, 0, np.arange(1)), 1.0)[
             "embedding.weight"
         ]
-        seen = np.abs(gradient[:6]).max(1) > 0
-        np.testing.assert_array_equal(seen, (np.arange(6) <= t) & (np.arange(6) >= t - reach))
+        visible = np.abs(gradient[:6]).max(1) > 0
+        np.testing.assert_array_equal(visible, (np.arange(6) <= t) & (np.arange(6) >= t - reach))
 
 
 @pytest.mark.parametrize("position", get_args(Position))
 def test_order_matters_where_there_are_positions(position: str) -> None:
-    """One block without positions cannot tell the order of the tokens before the last; every other kind can."""
-    engine = engine_of(dataclasses.replace(small_model(), n_layers=1, position=position))  # type: ignore[arg-type]
+    """Without positions, one block cannot tell the order of the tokens before the last."""
+    engine = build_engine(dataclasses.replace(small_model(), n_layers=1, position=position))  # type: ignore[arg-type]
     tokens = np.array([[1, 2, 3, 4], [3, 1, 2, 4]])
     last = engine.losses(tokens, np.array([[-1, -1, -1, 5]] * 2))[:, 3]
     assert (abs(last[0] - last[1]) < 1e-12) == (position == "none")

@@ -1,4 +1,4 @@
-"""Attention by tiles: against a plain square, finite differences and autograd, in memory that grows with the length."""
+"""Attention by tiles: against explicit attention, finite differences and autograd; its memory."""
 
 import gc
 import math
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasslm.engines.numpy import flash
-from glasslm.engines.numpy.arena import ALIGNMENT, Arena
 from glasslm.engines.numpy.attention import alibi_bias, attention
+from glasslm.engines.numpy.buffer_pool import ALIGNMENT, BufferPool
 from glasslm.engines.numpy.flash import TILE, flash_attention
 from glasslm.engines.positions import alibi_slopes
-from glasslm.lab.checks.finite_differences import compare
+from glasslm.lab.checks.finite_differences import check_gradients
 
 Array = np.ndarray[Any, Any]
 WINDOWS = (0, 1, 3, 1000)
@@ -29,54 +29,54 @@ def new32(shape: tuple[int, ...]) -> Array:
     return np.full(shape, np.nan, np.float32)
 
 
-def draw(
+def draw_inputs(
     B: int, T: int, H: int, K: int, Q: int = 4, scale: float = 1.0
 ) -> tuple[Array, Array, Array]:
-    """qk, v and a gradient of the output; `scale` makes scores large."""
+    """qk (B, T, H + K, Q), v (B, T, K, Q) and dout (B, T, H, Q); `scale` makes scores large."""
     rng = np.random.default_rng([B, T, H, K, Q])
     qk = scale * rng.standard_normal((B, T, H + K, Q))
     return qk, rng.standard_normal((B, T, K, Q)), rng.standard_normal((B, T, H, Q))
 
 
-def visible(T: int, window: int) -> Array:
+def visible_mask(T: int, window: int) -> Array:
     distance = np.arange(T)[:, None] - np.arange(T)
     return (distance >= 0) & ((distance < window) | (window == 0))
 
 
-def square(qk: Array, v: Array, slopes: Array | None, window: int) -> Array:
-    """Equation 1 of arXiv:1706.03762 with the whole square of scores, in float64."""
+def explicit_attention(qk: Array, v: Array, slopes: Array | None, window: int) -> Array:
+    """Equation 1 of arXiv:1706.03762 with all T x T scores, in float64."""
     T, K, Q = v.shape[1:]
     G = (qk.shape[2] - K) // K
     q, k = qk[:, :, : G * K].astype(np.float64), np.repeat(qk[:, :, G * K :], G, axis=2)
     scores = np.einsum("bihq,bjhq->bhij", q, k) / math.sqrt(Q)
     if slopes is not None:
         scores += slopes[:, None, None] * (np.arange(T) - np.arange(T)[:, None])
-    scores = np.where(visible(T, window), scores, -np.inf)
+    scores = np.where(visible_mask(T, window), scores, -np.inf)
     e = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhij,bjhq->bihq", e / e.sum(-1, keepdims=True), np.repeat(v, G, axis=2))
 
 
-def both(
+def run_flash(
     qk: Array, v: Array, slopes: Array | None, window: int, dout: Array
 ) -> tuple[Array, Array]:
     out, backward = flash_attention(qk.copy(), v, slopes, window, new)
     return out, backward(dout.copy())
 
 
-def plain(
+def run_plain(
     qk: Array, v: Array, slopes: Array | None, window: int, dout: Array
 ) -> tuple[Array, Array]:
-    places = np.arange(v.shape[1])
-    bias = None if slopes is None else alibi_bias(slopes, places, places)
+    positions = np.arange(v.shape[1])
+    bias = None if slopes is None else alibi_bias(slopes, positions, positions)
     out, backward = attention(qk.copy(), v, bias, None, new, window=window)
     return out, backward(dout.copy())
 
 
-def assert_equal(found: Array, expected: Array, rounding: float = 1e-10) -> None:
-    assert np.abs(found - expected).max() <= rounding * max(np.abs(expected).max(), 1e-3)
+def assert_equal(actual: Array, expected: Array, rounding: float = 1e-10) -> None:
+    assert np.abs(actual - expected).max() <= rounding * max(np.abs(expected).max(), 1e-3)
 
 
-# -- the same numbers -------------------------------------------------------------------------------------------------
+# -- the same numbers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [1, 5, TILE, TILE + 1, 2 * TILE + 44])
@@ -85,10 +85,10 @@ def assert_equal(found: Array, expected: Array, rounding: float = 1e-10) -> None
 def test_it_equals_the_whole_square(T: int, window: int, scale: float) -> None:
     for H, K in ((3, 3), (4, 2)):
         for slopes in (None, alibi_slopes(H, np.float64)):
-            qk, v, dout = draw(2, T, H, K, scale=scale)
-            out, dqkv = both(qk, v, slopes, window, dout)
-            assert_equal(out, square(qk, v, slopes, window))
-            assert_equal(dqkv, plain(qk, v, slopes, window, dout)[1])
+            qk, v, dout = draw_inputs(2, T, H, K, scale=scale)
+            out, dqkv = run_flash(qk, v, slopes, window, dout)
+            assert_equal(out, explicit_attention(qk, v, slopes, window))
+            assert_equal(dqkv, run_plain(qk, v, slopes, window, dout)[1])
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,13 +106,13 @@ def test_it_equals_the_whole_square(T: int, window: int, scale: float) -> None:
 def test_any_shape(
     B: int, T: int, K: int, G: int, Q: int, tile: int, window: int, biased: bool, scale: float
 ) -> None:
-    qk, v, dout = draw(B, T, G * K, K, Q, scale)
+    qk, v, dout = draw_inputs(B, T, G * K, K, Q, scale)
     slopes = alibi_slopes(G * K, np.float64) if biased else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flash, "TILE", tile)
-        out, dqkv = both(qk, v, slopes, window, dout)
-    assert_equal(out, square(qk, v, slopes, window))
-    assert_equal(dqkv, plain(qk, v, slopes, window, dout)[1])
+        out, dqkv = run_flash(qk, v, slopes, window, dout)
+    assert_equal(out, explicit_attention(qk, v, slopes, window))
+    assert_equal(dqkv, run_plain(qk, v, slopes, window, dout)[1])
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -122,17 +122,18 @@ def test_gradients_equal_finite_differences(
 ) -> None:
     monkeypatch.setattr(flash, "TILE", 3)
     H, K = 4, 2
-    qk, v, dout = draw(2, 7, H, K, scale=scale)
+    qk, v, dout = draw_inputs(2, 7, H, K, scale=scale)
     slopes = alibi_slopes(H, np.float64) if biased else None
 
     def gradients() -> dict[str, Array]:
-        dqkv = both(qk, v, slopes, window, dout)[1]
+        dqkv = run_flash(qk, v, slopes, window, dout)[1]
         return {"qk": dqkv[:, :, : H + K], "v": dqkv[:, :, H + K :]}
 
     def value() -> float:
         return float(np.sum(flash_attention(qk.copy(), v, slopes, window, new)[0] * dout))
 
-    finding = compare("flash", {"qk": qk, "v": v}, value, gradients, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    finding = check_gradients("flash", {"qk": qk, "v": v}, value, gradients, rng)
     assert finding.passed, finding
 
 
@@ -140,51 +141,50 @@ def test_gradients_equal_finite_differences(
 def test_gradients_equal_autograd(window: int) -> None:
     torch = pytest.importorskip("torch")
     T, H, K = 300, 4, 2
-    qk, v, dout = draw(2, T, H, K, scale=3.0)
+    qk, v, dout = draw_inputs(2, T, H, K, scale=3.0)
     slopes = alibi_slopes(H, np.float64)
     inputs = [torch.from_numpy(x.copy()).requires_grad_() for x in (qk[:, :, :H], qk[:, :, H:], v)]
     bias = slopes[:, None, None] * (np.arange(T) - np.arange(T)[:, None])
-    mask = torch.from_numpy(np.where(visible(T, window), bias, -np.inf))
+    mask = torch.from_numpy(np.where(visible_mask(T, window), bias, -np.inf))
     q, k, values = (x.transpose(1, 2) for x in inputs)
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, values, attn_mask=mask, enable_gqa=True
     ).transpose(1, 2)
     y.backward(torch.from_numpy(dout))
-    out, dqkv = both(qk, v, slopes, window, dout)
+    out, dqkv = run_flash(qk, v, slopes, window, dout)
     assert_equal(out, y.detach().numpy())
     assert_equal(dqkv, np.concatenate([x.grad.numpy() for x in inputs], axis=2))
 
 
 def test_queries_are_scaled_in_place_and_the_rest_is_left_alone() -> None:
-    qk, v, dout = draw(1, 9, 2, 1)
-    given_qk, given_v = qk.copy(), v.copy()
+    qk, v, dout = draw_inputs(1, 9, 2, 1)
+    original_qk, original_v = qk.copy(), v.copy()
     _, backward = flash_attention(qk, v, None, 0, new)
     backward(dout)
-    np.testing.assert_array_equal(qk[:, :, :2], given_qk[:, :, :2] / 2)
-    np.testing.assert_array_equal(qk[:, :, 2:], given_qk[:, :, 2:])
-    np.testing.assert_array_equal(v, given_v)
+    np.testing.assert_array_equal(qk[:, :, :2], original_qk[:, :, :2] / 2)
+    np.testing.assert_array_equal(qk[:, :, 2:], original_qk[:, :, 2:])
+    np.testing.assert_array_equal(v, original_v)
 
 
-# -- float32 ----------------------------------------------------------------------------------------------------------
+# -- float32 ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.0, 12.0, 300.0])
 @pytest.mark.parametrize("H", [2, 32])
 def test_float32_does_not_overflow(scale: float, H: int) -> None:
-    """With 32 heads the steepest slope takes 107 from end to end of a tile, more than exp can take in float32."""
-    qk, v, dout = (x.astype(np.float32) for x in draw(1, TILE + 40, H, 1, scale=scale))
+    """With 32 heads the steepest slope spans 107 over a tile, which overflows exp in float32."""
+    qk, v, dout = (x.astype(np.float32) for x in draw_inputs(1, TILE + 40, H, 1, scale=scale))
     slopes = alibi_slopes(H, np.float32)
     for bias in (None, slopes):
         out, backward = flash_attention(qk.copy(), v, bias, 140, new32)
-        rounding = 2e-6 * max(
-            1, scale * scale
-        )  # of a score, which the exponential turns into a relative error
-        assert_equal(out, square(qk, v, bias, 140), min(rounding, 0.1))
+        # The rounding of a score, which the exponential turns into a relative error.
+        rounding = 2e-6 * max(1, scale * scale)
+        assert_equal(out, explicit_attention(qk, v, bias, 140), min(rounding, 0.1))
         assert np.isfinite(backward(dout)).all()
 
 
 class Watched(np.ndarray):
-    """An array that passes through ufuncs, products included, and refuses every number that is not float32."""
+    """An array that checks in every ufunc, products included, that all operands are float32."""
 
     used: set[str]
 
@@ -210,7 +210,7 @@ def test_every_step_computes_in_float32_and_small_scores_need_no_maximum() -> No
     for scale in (1.0, 50.0):
         Watched.used = set()
         qk, v, dout = (
-            x.astype(np.float32).view(Watched) for x in draw(1, TILE + 10, 4, 2, scale=scale)
+            x.astype(np.float32).view(Watched) for x in draw_inputs(1, TILE + 10, 4, 2, scale=scale)
         )
         out, backward = flash_attention(
             qk, v, alibi_slopes(4, np.float32), 20, lambda shape: new32(shape).view(Watched)
@@ -221,7 +221,7 @@ def test_every_step_computes_in_float32_and_small_scores_need_no_maximum() -> No
 
 
 def test_what_is_not_finite_stays_visible() -> None:
-    qk, v, _ = draw(2, 7, 2, 2)
+    qk, v, _ = draw_inputs(2, 7, 2, 2)
     qk[0, 3, 0, 0] = np.nan
     with np.errstate(invalid="ignore"):
         out, _ = flash_attention(qk, v, None, 0, new)
@@ -229,7 +229,7 @@ def test_what_is_not_finite_stays_visible() -> None:
     assert np.isnan(out).sum() == out.shape[-1]
 
 
-# -- what is seen, and what it costs ----------------------------------------------------------------------------------
+# -- visible keys, and memory ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -238,38 +238,38 @@ def test_a_query_depends_on_the_keys_that_it_sees(
 ) -> None:
     monkeypatch.setattr(flash, "TILE", 3)
     T = 11
-    qk, v, _ = draw(1, T, 1, 1)
+    qk, v, _ = draw_inputs(1, T, 1, 1)
     _, backward = flash_attention(qk, v, None, window, new)
     for t in range(T):
         dout = np.zeros((1, T, 1, 4))
         dout[0, t] = 1
         dv = backward(dout)[0, :, 2]
-        np.testing.assert_array_equal(np.abs(dv).max(-1) > 0, visible(T, window)[t])
+        np.testing.assert_array_equal(np.abs(dv).max(-1) > 0, visible_mask(T, window)[t])
 
 
 @settings(max_examples=40, deadline=None)
 @given(T=st.integers(1, 600), window=st.integers(0, 700))
-def test_tiles_cover_what_is_seen_once_and_little_else(T: int, window: int) -> None:
+def test_tiles_cover_the_visible_keys_once_and_few_others(T: int, window: int) -> None:
     times = np.zeros((T, T), int)
-    for queries, tiles in flash._Sight(None, window, TILE).tiles(T):
-        assert tiles[0].start <= queries.start, "the first tile shows every query something"
+    for queries, tiles in flash.TileMask(None, window, TILE).tiles(T):
+        assert tiles[0].start <= queries.start, "every query has a visible key in the first tile"
         assert tiles[0].stop == queries.stop
         for keys in tiles:
             assert queries.stop - queries.start <= TILE
             assert keys.stop - keys.start <= TILE
             times[queries, keys] += 1
     assert times.max() == 1
-    assert times[visible(T, window)].all()
-    assert times.sum() <= visible(T, window).sum() + T * TILE
+    assert times[visible_mask(T, window)].all()
+    assert times.sum() <= visible_mask(T, window).sum() + T * TILE
 
 
-def peak(T: int, H: int, Q: int, scale: float) -> int:
-    """Bytes that Python and NumPy hold at the most for a pass there and back, beyond its inputs."""
-    qk, v, dout = (x.astype(np.float32) for x in draw(1, T, H, H, Q, scale))
+def peak_bytes(T: int, H: int, Q: int, scale: float) -> int:
+    """Peak bytes of Python and NumPy during a forward and backward pass, without its inputs."""
+    qk, v, dout = (x.astype(np.float32) for x in draw_inputs(1, T, H, H, Q, scale))
     gc.collect()
     tracemalloc.start()
     try:
-        _, backward = flash_attention(qk, v, alibi_slopes(H, np.float32), 0, Arena(np.float32))
+        _, backward = flash_attention(qk, v, alibi_slopes(H, np.float32), 0, BufferPool(np.float32))
         backward(dout)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -279,24 +279,24 @@ def peak(T: int, H: int, Q: int, scale: float) -> int:
 @pytest.mark.parametrize("scale", [1.0, 12.0])
 def test_memory_grows_with_the_length_and_not_with_its_square(scale: float) -> None:
     H, Q = 2, 16
-    peak(TILE, H, Q, scale)  # masks, and what Python makes on its first way through
-    short, long = (peak(T, H, Q, scale) for T in (1024, 2048))
-    assert long < 2.1 * short
-    # A token has out 1, dqkv 3, dk and dv 2, keys and values a second time 2, of H Q numbers each, and a little more.
-    assert (long - short) / 1024 < 10 * 4 * H * Q
+    peak_bytes(TILE, H, Q, scale)  # fills the caches of masks
+    short_bytes, long_bytes = (peak_bytes(T, H, Q, scale) for T in (1024, 2048))
+    assert long_bytes < 2.1 * short_bytes
+    # H Q numbers a token each: out 1, dqkv 3, dk and dv 2, copies of keys and values 2.
+    assert (long_bytes - short_bytes) / 1024 < 10 * 4 * H * Q
 
 
 def test_what_is_kept_is_the_output_and_a_number_a_query() -> None:
     T, H, Q = 3 * TILE, 2, 16
-    qk, v, dout = (x.astype(np.float32) for x in draw(1, T, H, H, Q))
-    arena = Arena(np.float32)
-    passes = [flash_attention(qk, v, None, 0, arena)]
-    once = arena.bytes
-    passes.append(flash_attention(qk, v, None, 0, arena))
-    kept = 4 * T * H * (Q + 1)
-    assert kept <= arena.bytes - once <= kept + 2 * ALIGNMENT
+    qk, v, dout = (x.astype(np.float32) for x in draw_inputs(1, T, H, H, Q))
+    pool = BufferPool(np.float32)
+    passes = [flash_attention(qk, v, None, 0, pool)]
+    after_one = pool.allocated_bytes
+    passes.append(flash_attention(qk, v, None, 0, pool))
+    kept_bytes = 4 * T * H * (Q + 1)
+    assert kept_bytes <= pool.allocated_bytes - after_one <= kept_bytes + 2 * ALIGNMENT
     passes.pop()[1](dout)
-    taken = arena.bytes
-    passes.append(flash_attention(qk, v, None, 0, arena))
+    allocated = pool.allocated_bytes
+    passes.append(flash_attention(qk, v, None, 0, pool))
     passes.pop()[1](dout)
-    assert arena.bytes == taken, "what the pass before had used serves again"
+    assert pool.allocated_bytes == allocated, "memory of the pass before is reused"

@@ -1,7 +1,8 @@
-"""What is foretold before a run starts: FLOPs against counts by hand, by PyTorch and by the course, and memory against
-what tracemalloc, autograd, PyTorch's dispatcher and the system see.
+"""Estimates of a run: FLOPs against counts by hand, by PyTorch and by the course, and memory.
 
-This file is also a program, which trains a little and prints the memory it took: `python test_estimate.py JSON`.
+Memory is compared with the counts of tracemalloc, autograd, PyTorch's dispatcher and the system.
+This file is also a program, which trains for a few steps and prints the memory that they took:
+`python test_memory_estimate.py JSON`.
 """
 
 import gc
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bfloat16 import skip_without_bf16
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, ModelConfig, Precision, RunConfig
@@ -24,8 +26,8 @@ from glasslm.engines import memory_estimate
 from glasslm.engines.choice import micro_batch_size
 from glasslm.engines.factory import make_engine
 from glasslm.engines.memory_estimate import (
-    memory_bytes,
-    torch_kept_bytes,
+    numpy_memory_bytes,
+    torch_activation_bytes,
     torch_memory_bytes,
     training_bytes,
 )
@@ -36,11 +38,11 @@ from glasslm.training.memory import advice, free_bytes
 
 V = 65
 
-# -- FLOPs ------------------------------------------------------------------------------------------------------------
+# -- FLOPs -----------------------------------------------------------------------------------------
 
 
 def test_flops_by_hand() -> None:
-    """A block multiplies by 4 D² + 3 D F weights, the head by V D; scores and mixtures take 2 D each a position."""
+    """4 D² + 3 D F weights a block, V D the head; scores and mixture cost 2 D a position each."""
     D, F, T, L = 128, 352, 128, 4
     weights = L * (4 * D * D + 3 * D * F) + V * D
     forward = 2 * weights + L * 2 * (2 * D * T)
@@ -67,16 +69,16 @@ MODELS = {name: preset().model for name, preset in PRESETS.items()} | {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_flops_are_those_that_pytorch_counts(name: str) -> None:
-    """Of forward and backward, with attention made of operations that its counter knows."""
+    """Forward and backward, with attention of operations that PyTorch's counter knows."""
     attention = pytest.importorskip("torch").nn.attention
     config = MODELS[name]
     with attention.sdpa_kernel(attention.SDPBackend.MATH):
-        counted = counted_flops_per_token(config)
-    assert counted == pytest.approx(flops_per_token(config, V), rel=0.05)
+        counts = counted_flops_per_token(config)
+    assert counts == pytest.approx(flops_per_token(config, V), rel=0.05)
 
 
 def test_attention_written_out_leaves_out_few_flops() -> None:
-    """Where probabilities are dropped, keys after a tile of queries get no scores; the estimate counts them."""
+    """With dropped probabilities, keys after a tile have no scores; the estimate counts them."""
     config = MODELS["nanogpt"]
     pytest.importorskip("torch")
     assert 0.95 < counted_flops_per_token(config, dropping=True) / flops_per_token(config, V) < 1
@@ -88,7 +90,7 @@ def counted_flops_per_token(config: ModelConfig, dropping: bool = False) -> floa
 
     from glasslm.engines.torch.model import Transformer
 
-    model = Transformer(config.resolved(), V, torch.float32).to("meta")  # shapes without numbers
+    model = Transformer(config.resolve(), V, torch.float32).to("meta")  # shapes without numbers
     tokens = torch.zeros((1, config.block_size), dtype=torch.int64, device="meta")
     keys = torch.zeros((100, 1), dtype=torch.int32, device="meta") if dropping else None
     with FlopCounterMode(display=False) as counter:
@@ -97,11 +99,11 @@ def counted_flops_per_token(config: ModelConfig, dropping: bool = False) -> floa
 
 
 def test_the_course_counts_its_own_model_as_we_do() -> None:
-    """The capstone: 25.2M by its formula, 25,338,880 with norms and positions; C leaves out attention's scores."""
+    """The capstone: 25.2M by its formula, 25,338,880 in all; C does not count the scores."""
     c = PRESETS["capstone"]().model
-    n, counted = course_parameters(c, V), parameter_table(c, V).counts()
-    assert n == 25_199_104 == counted["matmul"]
-    assert counted["total"] == 25_338_880 == n + (2 * 8 + 1) * 512 + 256 * 512
+    n, counts = course_parameters(c, V), parameter_table(c, V).counts()
+    assert n == 25_199_104 == counts["matmul"]
+    assert counts["total"] == 25_338_880 == n + (2 * 8 + 1) * 512 + 256 * 512
     d, L, T = c.d_model, c.n_layers, c.block_size
     assert (
         flops_per_token(c, V) == 3 * L * (24 * d**2 + 4 * T * d) + 6 * V * d
@@ -111,7 +113,7 @@ def test_the_course_counts_its_own_model_as_we_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "beside"),
+    ("changes", "difference"),
     [
         (
             {"feedforward": "swiglu"},
@@ -122,12 +124,12 @@ def test_the_course_counts_its_own_model_as_we_do() -> None:
     ],
 )
 def test_the_course_counts_other_shapes_as_if_they_were_that_one(
-    changes: dict[str, Any], beside: int
+    changes: dict[str, Any], difference: int
 ) -> None:
     c = ModelConfig(
         **{"d_model": 512, "n_layers": 8, "n_heads": 8, "feedforward": "gelu"} | changes
     )
-    assert parameter_table(c, V).matmul - course_parameters(c, V) == beside
+    assert parameter_table(c, V).matmul - course_parameters(c, V) == difference
 
 
 def test_the_course_counts_a_head_of_its_own_only_as_what_it_multiplies() -> None:
@@ -136,31 +138,34 @@ def test_the_course_counts_a_head_of_its_own_only_as_what_it_multiplies() -> Non
     assert parameter_table(c, V).total > course_parameters(c, V) + V * c.d_model
 
 
-# -- memory of the NumPy engine ---------------------------------------------------------------------------------------
+# -- memory of the NumPy engine --------------------------------------------------------------------
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "wide, AdamW, GELU, dropout, untied, two threads": {
-        "d_model": 192, "n_layers": 2, "n_heads": 6, "block_size": 64, "dropout": 0.1, "attention_dropout": 0.1,
-        "feedforward": "gelu", "position": "learned", "norm": "layernorm", "tie_embeddings": False, "bias": True,
-        "optimizer": "adamw", "threads": 2,
+        "d_model": 192, "n_layers": 2, "n_heads": 6, "block_size": 64, "dropout": 0.1,
+        "attention_dropout": 0.1, "feedforward": "gelu", "position": "learned", "norm": "layernorm",
+        "tie_embeddings": False, "bias": True, "optimizer": "adamw", "threads": 2,
     },
     "long, grouped, post, qk-norm, SGD": {
-        "d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 1, "block_size": 256, "batch_size": 8,
-        "norm_position": "post", "qk_norm": True, "position": "alibi", "optimizer": "sgd",
+        "d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 1, "block_size": 256,
+        "batch_size": 8, "norm_position": "post", "qk_norm": True, "position": "alibi",
+        "optimizer": "sgd",
     },
-    "large vocabulary": {"d_model": 64, "n_layers": 1, "block_size": 64, "batch_size": 32, "vocab": 2000},
+    "large vocabulary": {
+        "d_model": 64, "n_layers": 1, "block_size": 64, "batch_size": 32, "vocab": 2000,
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_peak_memory_is_what_was_foretold(name: str) -> None:
+def test_peak_memory_is_as_estimated(name: str) -> None:
     flags = dict(SHAPES[name])
     threads, vocab = flags.pop("threads", 1), flags.pop("vocab", V)
-    config = with_flags(PRESETS["tiny"](), flags).resolved()
+    config = with_flags(PRESETS["tiny"](), flags).resolve()
     peak = peak_of_three_steps(config, vocab, threads)
     rows = micro_batch_size(config, "numpy")
-    assert 0.4 <= peak / memory_bytes(config, vocab, rows, threads) <= 1.5
+    assert 0.4 <= peak / numpy_memory_bytes(config, vocab, rows, threads) <= 1.5
 
 
 def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
@@ -181,9 +186,9 @@ def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
         tracemalloc.stop()
 
 
-# -- memory of the PyTorch engine -------------------------------------------------------------------------------------
+# -- memory of the PyTorch engine ------------------------------------------------------------------
 
-KEPT: list[tuple[str, Precision, int, dict[str, Any]]] = [
+ACTIVATION_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {}),
     ("tiny", "bf16", V, {}),
     ("tiny", "fp64", V, {"norm_position": "post", "bias": True}),
@@ -209,41 +214,42 @@ KEPT: list[tuple[str, Precision, int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "precision", "vocab", "flags"), KEPT)
-def test_autograd_keeps_what_was_foretold(
+@pytest.mark.parametrize(("preset", "precision", "vocab", "flags"), ACTIVATION_CASES)
+def test_autograd_keeps_as_much_as_estimated(
     preset: str, precision: Precision, vocab: int, flags: dict[str, Any]
 ) -> None:
-    """Every tensor that it saves, once, but for weights and tables."""
+    """Every tensor that autograd saves counts once; weights and tables do not count."""
     torch = pytest.importorskip("torch")
-    from glasslm.engines.torch.engine import COMPUTE
-    from glasslm.engines.torch.layers import widened
+    from glasslm.engines.torch.engine import TORCH_DTYPES
+    from glasslm.engines.torch.layers import upcast
     from glasslm.engines.torch.model import Transformer
 
-    c, rows = with_flags(PRESETS[preset](), flags).resolved().model, 2
-    model = Transformer(c, vocab, COMPUTE[precision]).to(
+    c, rows = with_flags(PRESETS[preset](), flags).resolve().model, 2
+    model = Transformer(c, vocab, TORCH_DTYPES[precision]).to(
         torch.float64 if precision == "fp64" else torch.float32
     )
     tokens = torch.zeros((rows, c.block_size), dtype=torch.int64)
     keys = torch.zeros((100, rows), dtype=torch.int32) if c.dropout or c.attention_dropout else None
-    own = {
+    parameter_storages = {
         tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]
     }
     saved: dict[int, Any] = {}
 
     def save(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameter_storages:
             saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        logits = widened(model(tokens, keys)[0]).flatten(0, 1)
+        logits = upcast(model(tokens, keys)[0]).flatten(0, 1)
         torch.nn.functional.cross_entropy(logits, tokens.flatten())
-    kept = sum(storage.nbytes() for storage in saved.values())
-    assert torch_kept_bytes(c, vocab, rows, precision, "cpu") == pytest.approx(kept, rel=0.12)
+    saved_bytes = sum(storage.nbytes() for storage in saved.values())
+    estimate = torch_activation_bytes(c, vocab, rows, precision, "cpu")
+    assert estimate == pytest.approx(saved_bytes, rel=0.12)
 
 
-TRAINED: list[tuple[str, Precision, int, dict[str, Any]]] = [
+MEMORY_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {"batch_size": 4}),
     ("tiny", "bf16", V, {"optimizer": "adamw", "batch_size": 4}),
     ("tiny", "fp32", V, {"optimizer": "sgd", "batch_size": 4, "micro_batch_size": 1}),
@@ -266,19 +272,20 @@ TRAINED: list[tuple[str, Precision, int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "precision", "vocab", "flags"), TRAINED)
-def test_pytorch_holds_what_was_foretold(
+@pytest.mark.parametrize(("preset", "precision", "vocab", "flags"), MEMORY_CASES)
+def test_pytorch_needs_as_much_as_estimated(
     preset: str, precision: Precision, vocab: int, flags: dict[str, Any]
 ) -> None:
-    """The largest sum of all tensors that are alive at a time, as its dispatcher sees them come and go."""
+    """The largest sum of all tensors in memory at one time, by PyTorch's dispatcher."""
     torch = pytest.importorskip("torch")
+    skip_without_bf16(precision)
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
     class Alive(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
-            self.met: set[int] = set()
+            self.sizes: set[int] = set()
             self.now = self.peak = 0
 
         def __torch_dispatch__(
@@ -292,24 +299,24 @@ def test_pytorch_holds_what_was_foretold(
 
         def meet(self, storage: Any) -> None:
             key, size = storage._cdata, storage.nbytes()
-            if key not in self.met:
-                self.met.add(key)
+            if key not in self.sizes:
+                self.sizes.add(key)
                 self.now += size
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self.forget, key, size)
 
         def forget(self, key: int, size: int) -> None:
-            self.met.remove(key)
+            self.sizes.remove(key)
             self.now -= size
 
-    config = with_flags(PRESETS[preset](), flags).resolved()
+    config = with_flags(PRESETS[preset](), flags).resolve()
     with Alive() as alive:
-        rows = train_a_little(config, vocab, precision, steps=2)
-    foretold = torch_memory_bytes(config, vocab, rows, precision) / memory_estimate.WITH_HOLES
-    assert 0.85 < foretold / alive.peak < 1.1
+        rows = train_briefly(config, vocab, precision, steps=2)
+    estimate = torch_memory_bytes(config, vocab, rows, precision) / memory_estimate.HEAP_OVERHEAD
+    assert 0.85 < estimate / alive.peak < 1.1
 
 
-def train_a_little(config: RunConfig, vocab: int, precision: Precision, steps: int) -> int:
+def train_briefly(config: RunConfig, vocab: int, precision: Precision, steps: int) -> int:
     """Returns the rows of a micro-batch."""
     compute = ComputeConfig(engine="torch", device="cpu", precision=precision, threads=1)
     engine = make_engine(config, vocab, compute, training=True)
@@ -340,18 +347,19 @@ def train_a_little(config: RunConfig, vocab: int, precision: Precision, steps: i
         ("capstone", "fp32", V, {"batch_size": 2, "micro_batch_size": 1}),
     ],
 )
-def test_a_process_takes_what_was_foretold(
+def test_a_process_takes_as_much_as_estimated(
     preset: str, precision: Precision, vocab: int, flags: dict[str, Any]
 ) -> None:
     pytest.importorskip("torch")
+    skip_without_bf16(precision)
     what = json.dumps([preset, precision, vocab, flags])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, what], capture_output=True, encoding="utf-8", timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    rows, taken = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    rows, grown = json.loads(process.stdout)
     config = with_flags(PRESETS[preset](), flags)
-    assert 0.7 < torch_memory_bytes(config, vocab, rows, precision) / taken < 1.5
+    assert 0.7 < torch_memory_bytes(config, vocab, rows, precision) / grown < 1.5
 
 
 def resident_bytes(what: str) -> int:
@@ -362,17 +370,17 @@ def resident_bytes(what: str) -> int:
 
 
 def main(preset: str, precision: Precision, vocab: int, flags: dict[str, Any]) -> None:
-    """Train once to load all that PyTorch is made of, then again, and print by how much the process grew at most."""
+    """Train once to load PyTorch, then again, and print the largest growth of the process."""
     config = with_flags(PRESETS[preset](), flags)
     small = {"d_model": 32, "n_heads": 2, "n_layers": 1, "block_size": 32, "batch_size": 4}
-    train_a_little(with_flags(config, small), V, precision, steps=2)
+    train_briefly(with_flags(config, small), V, precision, steps=2)
     gc.collect()
     before = resident_bytes("VmRSS")
-    rows = train_a_little(config, vocab, precision, steps=3)
+    rows = train_briefly(config, vocab, precision, steps=3)
     print(json.dumps([rows, resident_bytes("VmHWM") - before]))
 
 
-# -- what there is, and what would fit --------------------------------------------------------------------------------
+# -- free memory, and advice -----------------------------------------------------------------------
 
 
 def test_free_memory_is_what_linux_says_or_the_limit_of_the_container(tmp_path: Path) -> None:
@@ -401,29 +409,29 @@ def test_this_machine_has_memory() -> None:
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 def test_advice_is_the_largest_portion_that_fits(engine: Any) -> None:
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=2)
-    config = with_flags(PRESETS["nanogpt"](), {"batch_size": 64}).resolved()
+    config = with_flags(PRESETS["nanogpt"](), {"batch_size": 64}).resolve()
 
     def needs(rows: int, threads: int = 2, **flags: Any) -> int:
-        alone = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=threads)
+        one_engine = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=threads)
         return training_bytes(
-            with_flags(config, flags | {"micro_batch_size": rows}), V, alone, rows
+            with_flags(config, flags | {"micro_batch_size": rows}), V, one_engine, rows
         )
 
-    def advised(room: int) -> str:
+    def advice_for(room: int) -> str:
         return advice(config, V, compute, 32, room)
 
-    assert advised(needs(8)).startswith("--micro-batch-size 8 would take ")
-    assert advised(needs(8) - 1).startswith("--micro-batch-size 4 would take ")
-    assert advised(needs(1)).startswith("--micro-batch-size 1 would take ")
-    less = advised(needs(1) - 1)
+    assert advice_for(needs(8)).startswith("--micro-batch-size 8 would take ")
+    assert advice_for(needs(8) - 1).startswith("--micro-batch-size 4 would take ")
+    assert advice_for(needs(1)).startswith("--micro-batch-size 1 would take ")
+    less = advice_for(needs(1) - 1)
     if engine == "numpy":
         assert less.startswith("--micro-batch-size 1 --threads 1 would take ")
-        assert advised(needs(1, 1) - 1).startswith(
+        assert advice_for(needs(1, 1) - 1).startswith(
             "--micro-batch-size 1 --threads 1 --block-size 128 would take "
         )
     else:
         assert less.startswith("--micro-batch-size 1 --block-size 128 would take ")
-    assert advised(1000).startswith("choose a smaller model")
+    assert advice_for(1000).startswith("choose a smaller model")
 
 
 if __name__ == "__main__":

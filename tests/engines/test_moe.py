@@ -1,16 +1,16 @@
-"""The mixture of experts by hand: its gradients, what every token gets, and no influence of what is beside it."""
+"""The mixture of experts by hand: gradients, routing, and independence of other sequences."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from test_ops import wide_variables
+from test_ops import float64_variables
 
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.arena import Arena
-from glasslm.engines.numpy.moe import Expert, Routing, in_few_sizes, mixture
-from glasslm.lab.checks.finite_differences import compare
+from glasslm.engines.numpy.buffer_pool import BufferPool
+from glasslm.engines.numpy.moe import Expert, Routing, mixture, round_up_sizes
+from glasslm.lab.checks.finite_differences import check_gradients
 
 Array = np.ndarray[Any, Any]
 Gradients = dict[str, Array]
@@ -19,8 +19,8 @@ B, T, D, F, E = 4, 5, 6, 7, 5
 N = B * T
 
 
-class Part:
-    """A mixture over small random weights. Its experts are gelu feed-forwards, and no two of them are alike."""
+class SmallMixture:
+    """A mixture over small random weights, with GELU feed-forwards that all differ."""
 
     def __init__(
         self, k: int, seed: int = 0, dtype: Any = np.float64, E: int = E, rows: int = B
@@ -71,24 +71,24 @@ class Part:
         )
         return gradients
 
-    def rows_only(self, which: list[int]) -> "Part":
-        """The same weights with some of the rows, in that order."""
-        part = Part(self.k, dtype=self.upstream.dtype, E=self.E, rows=len(which))
+    def with_rows(self, which: list[int]) -> "SmallMixture":
+        """The same weights with the rows `which`, in that order."""
+        small = SmallMixture(self.k, dtype=self.upstream.dtype, E=self.E, rows=len(which))
         tokens = np.arange(self.rows * T).reshape(self.rows, T)[which].reshape(-1)
-        part.inputs = self.inputs | {name: self.inputs[name][tokens] for name in ("x", "logits")}
-        part.upstream = self.upstream[tokens]
-        return part
+        small.inputs = self.inputs | {name: self.inputs[name][tokens] for name in ("x", "logits")}
+        small.upstream = self.upstream[tokens]
+        return small
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, E])
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (3.0, 0.0), (0.0, 0.7), (3.0, 0.7)], ids=str)
 def test_gradients_against_finite_differences(k: int, weights: tuple[float, float]) -> None:
-    part = Part(k, rows=2)
-    finding = compare(
+    small = SmallMixture(k, rows=2)
+    finding = check_gradients(
         "mixture",
-        part.inputs,
-        lambda: part.value(*weights),
-        lambda: part.gradients(*weights),
+        small.inputs,
+        lambda: small.value(*weights),
+        lambda: small.gradients(*weights),
         np.random.default_rng(0),
         kinks=True,
     )
@@ -97,18 +97,18 @@ def test_gradients_against_finite_differences(k: int, weights: tuple[float, floa
 
 @pytest.mark.parametrize("k", [1, 2, 4, E])
 def test_every_token_gets_its_k_most_probable_experts_and_no_other(k: int) -> None:
-    """Token by token, as the papers write it."""
-    part = Part(k)
-    y, routing, _ = part.run()
+    """Against a loop over tokens, in the formulas of the papers."""
+    small = SmallMixture(k)
+    y, routing, _ = small.run()
     use, balance, z = np.zeros(E), 0.0, 0.0
     for row in range(B):
         share, mean = np.zeros(E), np.zeros(E)
         for n in range(row * T, (row + 1) * T):
-            logits, x = part.inputs["logits"][n], part.inputs["x"][n : n + 1]
+            logits, x = small.inputs["logits"][n], small.inputs["x"][n : n + 1]
             p = np.exp(logits) / np.exp(logits).sum()
             best = sorted(range(E), key=lambda e, p=p: -p[e])[:k]
             gates = p[best] / p[best].sum() if k > 1 else p[best]
-            expected = sum(gate * part.expert(e)(x)[0][0] for gate, e in zip(gates, best))
+            expected = sum(gate * small.expert(e)(x)[0][0] for gate, e in zip(gates, best))
             np.testing.assert_allclose(y[n], expected, rtol=1e-12)
             use[best] += 1
             share[best] += 1 / (T * k)
@@ -120,136 +120,135 @@ def test_every_token_gets_its_k_most_probable_experts_and_no_other(k: int) -> No
 
 
 def test_of_equally_probable_experts_the_first_are_chosen() -> None:
-    part = Part(2)
-    part.inputs["logits"][...] = 0
-    _, routing, _ = part.run()
+    small = SmallMixture(2)
+    small.inputs["logits"][...] = 0
+    _, routing, _ = small.run()
     np.testing.assert_array_equal(routing.use, [N, N, 0, 0, 0])
-    part.inputs["logits"][...] = [0, 1, 1, 2, 1]
-    np.testing.assert_array_equal(part.run()[1].use, [0, N, 0, N, 0])
-    part.inputs["logits"][...] = [-0.0, -0.0, 0, 0, 0]  # zeros of either sign are equal
-    np.testing.assert_array_equal(part.run()[1].use, [N, N, 0, 0, 0])
+    small.inputs["logits"][...] = [0, 1, 1, 2, 1]
+    np.testing.assert_array_equal(small.run()[1].use, [0, N, 0, N, 0])
+    small.inputs["logits"][...] = [-0.0, -0.0, 0, 0, 0]  # -0.0 equals 0.0
+    np.testing.assert_array_equal(small.run()[1].use, [N, N, 0, 0, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_first_also_of_many(dtype: Any) -> None:
-    """A sort that is not stable shows beyond 16 numbers."""
-    part = Part(3, E=40, dtype=dtype)
-    part.inputs["logits"][...] = np.arange(40) % 2
-    np.testing.assert_array_equal(np.flatnonzero(part.run()[1].use), [1, 3, 5])
+def test_the_first_of_many_equal_experts_are_chosen(dtype: Any) -> None:
+    """An unstable sort differs from a stable one only for more than 16 numbers."""
+    small = SmallMixture(3, E=40, dtype=dtype)
+    small.inputs["logits"][...] = np.arange(40) % 2
+    np.testing.assert_array_equal(np.flatnonzero(small.run()[1].use), [1, 3, 5])
 
 
 def test_a_whole_batch_may_go_to_one_expert_and_the_others_get_gradients_of_zero() -> None:
-    part = Part(1)
-    part.inputs["logits"][:, 3] = 50
-    y, routing, _ = part.run()
+    small = SmallMixture(1)
+    small.inputs["logits"][:, 3] = 50
+    y, routing, _ = small.run()
     np.testing.assert_array_equal(routing.use, [0, 0, 0, N, 0])
-    np.testing.assert_allclose(y, part.expert(3)(part.inputs["x"])[0], rtol=1e-12)
-    gradients = part.gradients()
-    assert set(gradients) == set(part.inputs)
+    np.testing.assert_allclose(y, small.expert(3)(small.inputs["x"])[0], rtol=1e-12)
+    gradients = small.gradients()
+    assert set(gradients) == set(small.inputs)
     for e in range(E):
         for name in (f"up.{e}", f"down.{e}"):
             assert np.any(gradients[name]) == (e == 3)
-            assert gradients[name].shape == part.inputs[name].shape
+            assert gradients[name].shape == small.inputs[name].shape
 
 
 def test_an_even_router_has_balance_1_and_a_collapsed_one_e() -> None:
-    part = Part(1)
-    part.inputs["logits"][...] = 0
-    rows = part.inputs["logits"].reshape(B, T, E)
+    small = SmallMixture(1)
+    small.inputs["logits"][...] = 0
+    rows = small.inputs["logits"].reshape(B, T, E)
     rows[:] = 1e-9 * np.eye(E)  # token t prefers expert t by a hair
-    assert part.run()[1].balance == pytest.approx(B, rel=1e-6)
+    assert small.run()[1].balance == pytest.approx(B, rel=1e-6)
     rows[:] = [0, 0, 60, 0, 0]
-    assert part.run()[1].balance == pytest.approx(B * E, rel=1e-6)
+    assert small.run()[1].balance == pytest.approx(B * E, rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_sequences_change_places_and_so_do_the_results(k: int) -> None:
-    part, order = Part(k), [2, 0, 3, 1]
-    moved = part.rows_only(order)
+    small, order = SmallMixture(k), [2, 0, 3, 1]
+    permuted = small.with_rows(order)
     np.testing.assert_allclose(
-        moved.run()[0].reshape(B, T, D),
-        part.run()[0].reshape(B, T, D)[order],
+        permuted.run()[0].reshape(B, T, D),
+        small.run()[0].reshape(B, T, D)[order],
         rtol=1e-12,
         atol=1e-12,
     )
-    here, there = part.gradients(2.0, 0.5), moved.gradients(2.0, 0.5)
-    for name, gradient in here.items():
+    before, after = small.gradients(2.0, 0.5), permuted.gradients(2.0, 0.5)
+    for name, gradient in before.items():
         tokens = name in ("x", "logits")
         expected = gradient.reshape(B, T, -1)[order].reshape(gradient.shape) if tokens else gradient
-        np.testing.assert_allclose(there[name], expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(after[name], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0], [1], [2], [3]]], ids=str)
 def test_it_does_not_matter_which_sequences_are_computed_together(parts: list[list[int]]) -> None:
-    whole, pieces = Part(2), [Part(2).rows_only(rows) for rows in parts]
+    whole, pieces = SmallMixture(2), [SmallMixture(2).with_rows(rows) for rows in parts]
     _, routing, _ = whole.run()
-    found = [piece.run()[1] for piece in pieces]
-    assert sum(r.balance for r in found) == pytest.approx(routing.balance, rel=1e-12)
-    assert sum(r.z for r in found) == pytest.approx(routing.z, rel=1e-12)
-    np.testing.assert_array_equal(sum(r.use for r in found), routing.use)
+    routings = [piece.run()[1] for piece in pieces]
+    assert sum(r.balance for r in routings) == pytest.approx(routing.balance, rel=1e-12)
+    assert sum(r.z for r in routings) == pytest.approx(routing.z, rel=1e-12)
+    np.testing.assert_array_equal(sum(r.use for r in routings), routing.use)
     gradients = [piece.gradients(2.0, 0.5) for piece in pieces]
     for name, expected in whole.gradients(2.0, 0.5).items():
-        here = [g[name] for g in gradients]
-        together = np.concatenate(here) if name in ("x", "logits") else sum(here)
+        before = [g[name] for g in gradients]
+        together = np.concatenate(before) if name in ("x", "logits") else sum(before)
         np.testing.assert_allclose(together, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_float32_stays_float32_and_the_gradient_it_is_given_stays_as_it_was(k: int) -> None:
-    part = Part(k, dtype=np.float32)
-    before, gradients = part.upstream.copy(), {}
-    with wide_variables() as wide:
-        y, _, backward = part.run()
-        arrays = [y, *backward(part.upstream, gradients, 0.1, 0.1), *gradients.values()]
+    small = SmallMixture(k, dtype=np.float32)
+    before, gradients = small.upstream.copy(), {}
+    with float64_variables() as wide:
+        y, _, backward = small.run()
+        arrays = [y, *backward(small.upstream, gradients, 0.1, 0.1), *gradients.values()]
     assert wide == []
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
     assert all(np.isfinite(array).all() for array in arrays)
-    np.testing.assert_array_equal(part.upstream, before)
-    exact = Part(k)
-    exact.inputs = {name: array.astype(np.float64) for name, array in part.inputs.items()}
+    np.testing.assert_array_equal(small.upstream, before)
+    exact = SmallMixture(k)
+    exact.inputs = {name: array.astype(np.float64) for name, array in small.inputs.items()}
     np.testing.assert_allclose(y, exact.run()[0], rtol=1e-4, atol=1e-4)
 
 
-def test_far_away_logits_do_no_harm() -> None:
-    part = Part(2)
-    part.inputs["logits"] *= 1e4
-    gradients = part.gradients(1.0, 1e-8)
+def test_large_logits_give_finite_gradients() -> None:
+    small = SmallMixture(2)
+    small.inputs["logits"] *= 1e4
+    gradients = small.gradients(1.0, 1e-8)
     assert all(np.isfinite(array).all() for array in gradients.values())
 
 
-def test_an_arena_lends_arrays_of_no_rows() -> None:
-    part = Part(1)
-    part.inputs["logits"][:, 3] = 50
-    expected = part.run()[0]
-    part.new = in_few_sizes(Arena(np.float64))
-    np.testing.assert_array_equal(part.run()[0], expected)
-    assert np.isfinite(part.gradients()["up.0"]).all()
+def test_a_buffer_pool_gives_arrays_of_no_rows() -> None:
+    small = SmallMixture(1)
+    small.inputs["logits"][:, 3] = 50
+    expected = small.run()[0]
+    small.new = round_up_sizes(BufferPool(np.float64))
+    np.testing.assert_array_equal(small.run()[0], expected)
+    assert np.isfinite(small.gradients()["up.0"]).all()
 
 
 def test_arrays_in_few_sizes_are_views_of_larger_ones() -> None:
-    lent: list[int] = []
+    sizes: list[int] = []
 
     def new(shape: tuple[int, ...]) -> Array:
-        lent.append(int(np.prod(shape)))
+        sizes.append(int(np.prod(shape)))
         return np.empty(shape)
 
     for rows in range(300):
-        assert in_few_sizes(new)((rows, 4)).shape == (rows, 4)
-        assert 4 * rows <= lent[-1] < max(4, 2 * 4 * rows)
-    assert len(set(lent)) < 12  # up to 2048
+        assert round_up_sizes(new)((rows, 4)).shape == (rows, 4)
+        assert 4 * rows <= sizes[-1] < max(4, 2 * 4 * rows)
+    assert len(set(sizes)) < 12  # up to 2048
 
 
 def test_memory_does_not_grow_with_every_new_routing() -> None:
-    draw, arena = np.random.default_rng(0), Arena(np.float64)
-    part = Part(2, rows=60)
-    part.new = in_few_sizes(arena)
-    taken = []
+    draw, pool = np.random.default_rng(0), BufferPool(np.float64)
+    small = SmallMixture(2, rows=60)
+    small.new = round_up_sizes(pool)
+    allocated = []
     for _ in range(60):
-        part.inputs["logits"] = draw.standard_normal(
-            part.inputs["logits"].shape
+        small.inputs["logits"] = draw.standard_normal(
+            small.inputs["logits"].shape
         ) + draw.standard_normal(E)
-        part.gradients()
-        taken.append(arena.bytes)
-    assert (
-        taken[-1] < 1.5 * taken[9]
-    )  # in arrays of exactly the size asked for it is nearly 4 times
+        small.gradients()
+        allocated.append(pool.allocated_bytes)
+    # Without rounding the sizes up, it grows nearly 4 times.
+    assert allocated[-1] < 1.5 * allocated[9]

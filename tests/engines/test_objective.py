@@ -1,6 +1,6 @@
-"""Label smoothing and z-loss in both engines against PyTorch's own functions, and what is told of them.
+"""Label smoothing and z-loss in both engines, against PyTorch's own functions, and their reports.
 
-What is reported as the loss stays the cross-entropy; the terms beside it are sums over the targets, like the nats.
+The reported loss stays the cross-entropy. The terms are sums over the targets, like the nats.
 """
 
 from pathlib import Path
@@ -17,7 +17,6 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.data import shards
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.objective import coefficients, objective
@@ -25,7 +24,7 @@ from glasslm.engines.protocol import Batch, Losses
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.loop import make_order
+from glasslm.training.loop import make_sampler
 from small_runs import COMPUTE, logged, no_report, quiet, small, write_text
 
 Array = np.ndarray[Any, Any]
@@ -39,26 +38,26 @@ TERMS = [
 
 
 @pytest.fixture(params=["numpy", "torch"])
-def which(request: pytest.FixtureRequest) -> str:
+def engine_name(request: pytest.FixtureRequest) -> str:
     if request.param == "torch":
         pytest.importorskip("torch")
     return request.param
 
 
-def engine_of(
-    which: str,
+def build_engine(
+    engine_name: str,
     micro: int = 2,
     precision: Precision = "fp64",
     model: ModelConfig = MODEL,
     **terms: float,
 ) -> Any:
-    """Its weights are so large that the logits are far apart."""
+    """An engine with weights so large that the logits are far apart."""
     config = RunConfig(
         model,
         optimizer=OptimizerConfig(**terms),
         train=TrainConfig(batch_size=B, micro_batch_size=micro),
     )
-    compute = ComputeConfig(engine=which, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
+    compute = ComputeConfig(engine=engine_name, device="cpu", precision=precision, threads=1)  # type: ignore[arg-type]
     engine = make_engine(config, V, compute, training=True)
     draw = np.random.default_rng(0)
     start = initial_weights(parameter_table(config.model, V), 0, np.float64)
@@ -66,7 +65,7 @@ def engine_of(
     return engine
 
 
-def batch(masked: bool = True) -> Batch:
+def make_batch(masked: bool = True) -> Batch:
     text = np.random.default_rng(3).integers(0, V, (B, T + 1))
     targets = text[:, 1:].copy()
     if masked:
@@ -74,19 +73,21 @@ def batch(masked: bool = True) -> Batch:
     return Batch(text[:, :-1], targets, 0, np.arange(B))
 
 
-def weight_of(batch: Batch) -> float:
+def mean_weight(batch: Batch) -> float:
     return 1 / np.count_nonzero(batch.targets >= 0)
 
 
-def numbers(losses: Losses) -> dict[str, float]:
+def loss_terms(losses: Losses) -> dict[str, float]:
     return {"cross_entropy": losses.cross_entropy, **losses.auxiliary}
 
 
-# -- against PyTorch's own functions ----------------------------------------------------------------------------------
+# -- against PyTorch's own functions ---------------------------------------------------------------
 
 
-def by_torch(logits: Any, targets: Any, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Any:
-    """The mean over the targets of what is minimised, in the words of PyTorch."""
+def torch_objective(
+    logits: Any, targets: Any, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Any:
+    """The objective, as a mean over the targets, by PyTorch's functions."""
     torch = pytest.importorskip("torch")
     nats = torch.nn.functional.cross_entropy(
         logits, targets, ignore_index=-1, label_smoothing=label_smoothing
@@ -95,20 +96,20 @@ def by_torch(logits: Any, targets: Any, label_smoothing: float = 0.0, z_loss: fl
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
-def test_what_is_minimised_is_what_pytorch_says(which: str, terms: dict[str, float]) -> None:
-    """The value, and the gradient of every weight: the logits are the engine's, what is made of them is not."""
+def test_what_is_minimised_is_what_pytorch_says(engine_name: str, terms: dict[str, float]) -> None:
+    """The value and every gradient. The logits are the engine's, the rest is PyTorch's."""
     torch = pytest.importorskip("torch")
-    data, model = batch(), engine_of("torch").model
+    data, model = make_batch(), build_engine("torch").model
     logits, _ = model(torch.from_numpy(data.tokens))
     logits, targets = logits.flatten(0, 1), torch.from_numpy(data.targets).flatten()
-    expected = by_torch(logits, targets, **terms)
+    expected = torch_objective(logits, targets, **terms)
     expected.backward()
 
-    engine = engine_of(which, **terms)
-    losses = engine.accumulate(data, weight_of(data))
+    engine = build_engine(engine_name, **terms)
+    losses = engine.accumulate(data, mean_weight(data))
     assert objective(losses, engine.config) == pytest.approx(expected.item(), rel=1e-12)
-    assert losses.cross_entropy == pytest.approx(by_torch(logits, targets).item(), rel=1e-12)
-    gradients = engine.gradients(data, weight_of(data))
+    assert losses.cross_entropy == pytest.approx(torch_objective(logits, targets).item(), rel=1e-12)
+    gradients = engine.gradients(data, mean_weight(data))
     largest = max(float(p.grad.abs().max()) for p in model.parameters())
     for name, p in model.named_parameters():
         np.testing.assert_allclose(
@@ -128,83 +129,92 @@ def test_the_ops_stay_exact_where_an_exponential_would_overflow(name: str, dtype
     valid = torch.from_numpy(targets >= 0)
     if name == "z":
         nats = torch.logsumexp(x, -1).square() * valid
-    else:  # the mean nats of all symbols less those of the target
+    else:  # the mean nats of all symbols minus those of the target
         log_p = torch.log_softmax(x, -1)
         hit = log_p[torch.arange(7), torch.from_numpy(np.maximum(targets, 0))]
         nats = (hit - log_p.mean(-1)) * valid
     (0.25 * nats.sum()).backward()
 
-    found, backward = ops.SOFTMAX_TERMS[name](
+    values, backward = ops.SOFTMAX_TERMS[name](
         logits, targets, lambda shape: np.full(shape, np.nan, dtype)
     )
     gradient = backward(0.25)
-    assert found.dtype == gradient.dtype == dtype
+    assert values.dtype == gradient.dtype == dtype
     tolerance = 1e-12 if dtype is np.float64 else 1e-5
-    np.testing.assert_allclose(found, nats.detach().numpy(), rtol=tolerance, atol=1e-3 * tolerance)
+    np.testing.assert_allclose(values, nats.detach().numpy(), rtol=tolerance, atol=1e-3 * tolerance)
     largest = float(x.grad.abs().max())
     np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance * largest)
     assert not gradient[2].any()
 
 
-# -- sums over targets ------------------------------------------------------------------------------------------------
+# -- sums over targets -----------------------------------------------------------------------------
 
 BOTH = TERMS[-1]
 
 
 @pytest.mark.parametrize("micro", [1, 3, B])
-def test_micro_batches_do_not_change_the_sums(which: str, micro: int) -> None:
-    whole, parts = engine_of(which, micro=2, **BOTH), engine_of(which, micro=micro, **BOTH)
-    data = batch()
-    expected = numbers(whole.accumulate(data, weight_of(data)))
-    assert numbers(parts.accumulate(data, weight_of(data))) == pytest.approx(expected, rel=1e-12)
-    one, other = (engine.gradients(data, weight_of(data)) for engine in (whole, parts))
-    for name in one:
-        np.testing.assert_allclose(other[name], one[name], rtol=1e-9, atol=1e-13, err_msg=name)
+def test_micro_batches_do_not_change_the_sums(engine_name: str, micro: int) -> None:
+    whole, parts = (
+        build_engine(engine_name, micro=2, **BOTH),
+        build_engine(engine_name, micro=micro, **BOTH),
+    )
+    data = make_batch()
+    expected = loss_terms(whole.accumulate(data, mean_weight(data)))
+    assert loss_terms(parts.accumulate(data, mean_weight(data))) == pytest.approx(
+        expected, rel=1e-12
+    )
+    first, second = (engine.gradients(data, mean_weight(data)) for engine in (whole, parts))
+    for name in first:
+        np.testing.assert_allclose(second[name], first[name], rtol=1e-9, atol=1e-13, err_msg=name)
 
 
-def test_parts_of_a_batch_are_parts_of_the_sums(which: str) -> None:
-    """Each with the weight of the whole step, as the ranks of a group compute them."""
-    engine, data = engine_of(which, **BOTH), batch()
-    whole = numbers(engine.accumulate(data, weight_of(data)))
+def test_parts_of_a_batch_are_parts_of_the_sums(engine_name: str) -> None:
+    """Each part has the weight of the whole step, as on the ranks of a group."""
+    engine, data = build_engine(engine_name, **BOTH), make_batch()
+    whole = loss_terms(engine.accumulate(data, mean_weight(data)))
     halves = [
         Batch(data.tokens[r], data.targets[r], 0, data.rows[r]) for r in (slice(0, 1), slice(1, B))
     ]
-    first, second = (numbers(engine.accumulate(half, weight_of(data))) for half in halves)
+    first, second = (loss_terms(engine.accumulate(half, mean_weight(data))) for half in halves)
     assert {name: first[name] + second[name] for name in whole} == pytest.approx(whole, rel=1e-12)
 
 
-def test_what_has_no_target_has_no_term(which: str) -> None:
+def test_a_position_without_a_target_has_no_term(engine_name: str) -> None:
     """A padded text counts as the text without its padding."""
-    data = batch(masked=False)
+    data = make_batch(masked=False)
     targets = data.targets.copy()
     targets[:, 4:] = -1
-    engine = engine_of(which, **BOTH)
+    engine = build_engine(engine_name, **BOTH)
     padded = Batch(data.tokens, targets, 0, data.rows)
-    cut = Batch(data.tokens[:, :4], data.targets[:, :4], 0, data.rows)
-    expected = numbers(engine.accumulate(cut, weight_of(cut)))
-    assert numbers(engine.accumulate(padded, weight_of(padded))) == pytest.approx(
+    shorter = Batch(data.tokens[:, :4], data.targets[:, :4], 0, data.rows)
+    expected = loss_terms(engine.accumulate(shorter, mean_weight(shorter)))
+    assert loss_terms(engine.accumulate(padded, mean_weight(padded))) == pytest.approx(
         expected, rel=1e-12
     )
-    one = {
-        name: array.copy() for name, array in engine.gradients(padded, weight_of(padded)).items()
+    first = {
+        name: array.copy() for name, array in engine.gradients(padded, mean_weight(padded)).items()
     }
-    for name, gradient in engine.gradients(cut, weight_of(cut)).items():
-        np.testing.assert_allclose(one[name], gradient, rtol=1e-9, atol=1e-13, err_msg=name)
+    for name, gradient in engine.gradients(shorter, mean_weight(shorter)).items():
+        np.testing.assert_allclose(first[name], gradient, rtol=1e-9, atol=1e-13, err_msg=name)
 
 
-# -- what is told -----------------------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
-def test_the_loss_stays_the_cross_entropy(which: str) -> None:
-    """To the last bit what it is without the terms; and of validation there is nothing else."""
-    data, plain, with_terms = batch(), engine_of(which), engine_of(which, **BOTH)
-    alone = plain.accumulate(data, weight_of(data))
-    beside = with_terms.accumulate(data, weight_of(data))
-    assert beside.cross_entropy == alone.cross_entropy
-    assert (alone.auxiliary, set(beside.auxiliary)) == ({}, {"smoothing", "z"})
+def test_the_loss_stays_the_cross_entropy(engine_name: str) -> None:
+    """It has the same bits as without the terms. Validation reports nothing else."""
+    data, without, with_terms = (
+        make_batch(),
+        build_engine(engine_name),
+        build_engine(engine_name, **BOTH),
+    )
+    without_terms = without.accumulate(data, mean_weight(data))
+    losses = with_terms.accumulate(data, mean_weight(data))
+    assert losses.cross_entropy == without_terms.cross_entropy
+    assert (without_terms.auxiliary, set(losses.auxiliary)) == ({}, {"smoothing", "z"})
     nats = with_terms.losses(data.tokens, data.targets)
-    np.testing.assert_array_equal(nats, plain.losses(data.tokens, data.targets))
-    assert beside.cross_entropy == pytest.approx(nats.sum() * weight_of(data), rel=1e-12)
+    np.testing.assert_array_equal(nats, without.losses(data.tokens, data.targets))
+    assert losses.cross_entropy == pytest.approx(nats.sum() * mean_weight(data), rel=1e-12)
 
 
 def test_terms_have_the_coefficients_that_were_given_and_no_others() -> None:
@@ -223,8 +233,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path) -> None:
-    """As the engine has them for that batch, without their coefficients; of a validation nothing but the nats."""
+def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: Path) -> None:
+    """As the engine returns them for that batch, without coefficients. Validation has nats only."""
     flags: dict[str, Any] = {
         "max_steps": 2,
         "eval_interval": 1,
@@ -233,16 +243,16 @@ def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path
     }
     with no_report():
         for name, terms in {"plain": {}, "terms": BOTH | {"n_experts": 4}}.items():
-            launch.train(small(text, **flags | terms), COMPUTE, tmp_path / name, say=quiet)
+            launch.train(small(text, **flags | terms), COMPUTE, tmp_path / name, notify=quiet)
     run = run_folder.Run(tmp_path / "terms")
-    dataset = shards.of_run(run.config.data, run.record["data"], run.tokenizer, quiet)
+    dataset = run.dataset(quiet)
     rows = np.arange(run.config.train.batch_size)
-    inputs, targets = make_order(run.config, len(dataset.train.tokens)).batch(
+    inputs, targets = make_sampler(run.config, len(dataset.train.tokens)).batch(
         dataset.train.tokens, 1, rows
     )
     engine = make_engine(run.config, run.tokenizer.vocab_size, COMPUTE)
-    held = checkpoint.load(run.path, 1)
-    engine.load(held.state(), held.progress.updates)
+    saved = checkpoint.load(run.path, 1)
+    engine.load(saved.state(), saved.progress.updates)
     losses = engine.accumulate(Batch(inputs, targets, 1, rows), 1 / targets.size)
     line = logged(run.path, "step")[1]
     assert line["auxiliary"] == losses.auxiliary
@@ -258,18 +268,18 @@ def test_the_terms_are_told_in_the_lines_of_the_steps(text: Path, tmp_path: Path
 
 
 def test_smoothing_keeps_the_model_from_certainty(text: Path, tmp_path: Path) -> None:
-    """And z-loss the sum of the softmax from drifting: what they are for, after a short training."""
+    """And z-loss keeps the sum of the softmax from drifting: measured after a short training."""
 
-    def after(name: str, **terms: float) -> tuple[float, float]:
+    def train_and_read(name: str, **terms: float) -> tuple[float, float]:
         config = small(
             text, max_steps=60, eval_interval=60, checkpoint_interval=60, sample_interval=0, **terms
         )
         with no_report():
-            launch.train(config, COMPUTE, tmp_path / name, say=quiet)
+            launch.train(config, COMPUTE, tmp_path / name, notify=quiet)
         line = logged(tmp_path / name, "step")[-1]
-        # a tiny coefficient tells the terms of a run that is trained without them
+        # A tiny coefficient reports the terms of a run that is trained without them.
         return line["auxiliary"]["smoothing"], line["auxiliary"]["z"]
 
-    margin, z = after("plain", label_smoothing=1e-6, z_loss=1e-9)
-    assert after("smooth", label_smoothing=0.3, z_loss=1e-9)[0] < 0.7 * margin
-    assert after("z", label_smoothing=1e-6, z_loss=0.1)[1] < 0.2 * z
+    margin, z = train_and_read("plain", label_smoothing=1e-6, z_loss=1e-9)
+    assert train_and_read("smooth", label_smoothing=0.3, z_loss=1e-9)[0] < 0.7 * margin
+    assert train_and_read("z", label_smoothing=1e-6, z_loss=0.1)[1] < 0.2 * z

@@ -1,6 +1,6 @@
-"""The ops: float32 in every intermediate, known values, dropout's mask, and the arena that gives them memory.
+"""The ops: float32 in every intermediate, known values, the mask of dropout, and the buffer pool.
 
-That their gradients are right is the business of tests/lab/test_check.py.
+tests/lab/test_check.py checks their gradients.
 """
 
 import math
@@ -16,38 +16,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasslm.engines import positions
-from glasslm.engines.dropout import EMBEDDING_SITE, row_keys, site, threshold
+from glasslm.engines.dropout import EMBEDDING_SITE, drop_threshold, row_keys, site_number
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.arena import Arena
-from glasslm.lab.checks import gradient_check
-from glasslm.lab.checks.gradient_check import OPS
+from glasslm.engines.numpy.buffer_pool import BufferPool
+from glasslm.lab.checks import op_cases
+from glasslm.lab.checks.op_cases import OPS
 
 Array = np.ndarray[Any, Any]
 
 
 @contextmanager
-def wide_variables() -> Iterator[list[str]]:
-    """The names of all local variables that hold float64 when a function of the engine returns."""
-    found: list[str] = []
+def float64_variables() -> Iterator[list[str]]:
+    """The names of all local variables of the engine that hold float64 when a function returns."""
+    names: list[str] = []
 
-    def look(frame: FrameType, event: str, _: object) -> None:
+    def record_float64(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         if event == "return" and "engines" in code.co_filename:
-            found.extend(
+            names.extend(
                 f"{code.co_qualname}: {name}"
                 for name, value in frame.f_locals.items()
                 if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.float64
             )
 
-    sys.setprofile(look)
+    sys.setprofile(record_float64)
     try:
-        yield found
+        yield names
     finally:
         sys.setprofile(None)
 
 
-class Draw32:
-    """A generator of float32 in place of float64, for the cases of lab.check."""
+class Float32Generator:
+    """A generator of float32 instead of float64, for the cases of lab.checks."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -63,14 +63,14 @@ class Draw32:
 def test_every_op_keeps_float32_forward_and_backward(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in its intermediates, which an output of the right type would hide."""
+    """Intermediates are checked as well, because an output of the right type would hide them."""
     tables = positions.rope_tables
-    monkeypatch.setattr(gradient_check, "new", lambda shape: np.full(shape, np.nan, np.float32))
+    monkeypatch.setattr(op_cases, "new", lambda shape: np.full(shape, np.nan, np.float32))
     monkeypatch.setattr(
         positions, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32)
     )
-    inputs, run = OPS[name](Draw32(np.random.default_rng(0)))  # type: ignore[arg-type]
-    with wide_variables() as wide:
+    inputs, run = OPS[name](Float32Generator(np.random.default_rng(0)))  # type: ignore[arg-type]
+    with float64_variables() as wide:
         y, backward = run()
         gradients = backward(np.ones_like(y))
     assert {array.dtype for array in inputs.values()} == {np.dtype(np.float32)}
@@ -81,16 +81,16 @@ def test_every_op_keeps_float32_forward_and_backward(
 
 
 def test_the_float64_of_one_intermediate_would_be_found() -> None:
-    """The trap: np.sqrt(2 / np.pi) is a float64 scalar and widens what it multiplies."""
+    """np.sqrt(2 / np.pi) is a float64 scalar, which promotes the array that it multiplies."""
     source = "def op(x, np):\n    k = np.sqrt(2 / np.pi)\n    return (x * k).astype(np.float32)"
     scope: dict[str, Any] = {}
     exec(compile(source, "glasslm/engines/numpy/careless.py", "exec"), scope)
-    with wide_variables() as wide:
+    with float64_variables() as wide:
         scope["op"](np.ones(3, np.float32), np)
     assert wide == ["op: k"]
 
 
-# -- known values -----------------------------------------------------------------------------------------------------
+# -- known values ----------------------------------------------------------------------------------
 
 
 def test_gelu_is_the_normal_distribution_within_its_approximation() -> None:
@@ -135,7 +135,7 @@ def test_norms_give_what_they_promise() -> None:
 def test_cross_entropy_of_large_logits_of_uniform_ones_and_of_ignored_targets() -> None:
     logits = np.zeros((4, 7), np.float32)
     logits[1, 3], logits[2, 3] = 1e4, -1e4
-    nats, backward = ops.cross_entropy(logits, np.array([0, 3, 3, -1]), Arena(np.float32))
+    nats, backward = ops.cross_entropy(logits, np.array([0, 3, 3, -1]), BufferPool(np.float32))
     np.testing.assert_allclose(nats, [math.log(7), 0, 1e4 + math.log(6), 0], rtol=1e-6)
     dlogits = backward(1.0)
     assert np.isfinite(dlogits).all()
@@ -152,7 +152,7 @@ def test_the_gradient_of_an_embedding_sums_the_rows_of_a_token() -> None:
     np.testing.assert_allclose(backward(dout), expected, atol=1e-14)
 
 
-# -- dropout ----------------------------------------------------------------------------------------------------------
+# -- dropout ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -161,15 +161,14 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     x = np.ones((8, n // 8), np.float32)
     y, backward = ops.dropout(x, p, row_keys(7, 3, np.arange(8), 1), np.empty)
     dropped = float((y == 0).mean())
-    assert abs(dropped - p) < 5 * math.sqrt(
-        p * (1 - p) / n
-    )  # five deviations of the binomial distribution
+    deviation = math.sqrt(p * (1 - p) / n)  # of the binomial distribution
+    assert abs(dropped - p) < 5 * deviation
     np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - p)], rtol=1e-6)
-    np.testing.assert_array_equal(backward(x), y)  # the same elements on the way back
+    np.testing.assert_array_equal(backward(x), y)  # the same elements are dropped in backward
 
 
 def test_neighbours_are_dropped_independently() -> None:
-    """Of elements, rows, steps, sites and seeds: the masks of two agree as often as chance has it."""
+    """Masks of two elements, rows, steps, sites or seeds agree as often as by chance."""
     n, shape = 100_000, (1, 100_000)
 
     def mask(seed: int = 1, step: int = 1, row: int = 1, place: int = 1) -> Array:
@@ -178,7 +177,7 @@ def test_neighbours_are_dropped_independently() -> None:
         )
 
     base = mask()
-    for other in (
+    for second in (
         np.roll(base, 1),
         mask(seed=2),
         mask(step=2),
@@ -186,7 +185,7 @@ def test_neighbours_are_dropped_independently() -> None:
         mask(place=2),
         mask(seed=1 + 2**32),
     ):
-        assert abs(float((base == other).mean()) - 0.5) < 5 * 0.5 / math.sqrt(n)
+        assert abs(float((base == second).mean()) - 0.5) < 5 * 0.5 / math.sqrt(n)
     np.testing.assert_array_equal(base, mask())
 
 
@@ -195,7 +194,7 @@ def test_neighbours_are_dropped_independently() -> None:
     cut=st.integers(1, 5),
     step=st.integers(0, 2**40),
 )
-def test_a_row_keeps_its_mask_whatever_is_computed_beside_it(
+def test_the_mask_of_a_row_does_not_depend_on_other_rows(
     rows: list[int], cut: int, step: int
 ) -> None:
     def mask(part: list[int]) -> Array:
@@ -207,16 +206,16 @@ def test_a_row_keeps_its_mask_whatever_is_computed_beside_it(
 
 
 def test_every_place_of_a_model_has_a_number_of_its_own() -> None:
-    places = [site(layer, place) for layer in range(50) for place in (1, 2, 3)]
+    places = [site_number(layer, place) for layer in range(50) for place in (1, 2, 3)]
     assert len({EMBEDDING_SITE, *places}) == 151
 
 
 def test_the_threshold_is_a_share_of_all_hashes() -> None:
-    assert threshold(0.0) == 0
-    assert threshold(0.5) == 2**31
+    assert drop_threshold(0.0) == 0
+    assert drop_threshold(0.5) == 2**31
 
 
-# -- the arena --------------------------------------------------------------------------------------------------------
+# -- the buffer pool -------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -224,62 +223,61 @@ def test_the_threshold_is_a_share_of_all_hashes() -> None:
     st.lists(st.tuples(st.sampled_from(["take", "view", "drop"]), st.integers(1, 4)), max_size=60)
 )
 def test_memory_is_not_handed_out_while_a_view_of_it_lives(story: list[tuple[str, int]]) -> None:
-    new = Arena(np.float32)
-    held: list[
-        tuple[Array, float]
-    ] = []  # arrays, or views of dropped ones, and the number each was filled with
+    new = BufferPool(np.float32)
+    # Arrays, or views of arrays that were dropped, and the number that fills each of them.
+    arrays: list[tuple[Array, float]] = []
     for number, (act, size) in enumerate(story):
         if act == "take":
             array = new((size, 3))
             array[...] = number
-            held.append((array, number))
-        elif held and act == "view":
-            array, filled = held.pop(size % len(held))
-            held.append((array.T[1:], filled))  # the array itself goes
+            arrays.append((array, number))
+        elif arrays and act == "view":
+            array, filled = arrays.pop(size % len(arrays))
+            arrays.append((array.T[1:], filled))  # the array itself goes
             del array
-        elif held:
-            held.pop(size % len(held))
-        for array, filled in held:
+        elif arrays:
+            arrays.pop(size % len(arrays))
+        for array, filled in arrays:
             assert (array == filled).all()
 
 
 def test_memory_comes_back() -> None:
-    new = Arena(np.float32)
+    new = BufferPool(np.float32)
     pointers = set()
     for _ in range(5):
         array = new((10, 10))
         pointers.add(array.ctypes.data)
         view = array.reshape(-1)[3:7]
         del array
-        other = new((100,))
-        assert not np.shares_memory(view, other)
-        del view, other
-    assert new.bytes == 2 * (400 + 64)
+        second = new((100,))
+        assert not np.shares_memory(view, second)
+        del view, second
+    assert new.allocated_bytes == 2 * (400 + 64)
     assert len(pointers) <= 2
     assert all(pointer % 64 == 0 for pointer in pointers)
 
 
-def test_an_arena_serves_threads_at_once() -> None:
+def test_a_buffer_pool_serves_several_threads() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    new = Arena(np.float32)
+    new = BufferPool(np.float32)
 
     def work(number: int) -> bool:
-        whole = True
+        is_intact = True
         for _ in range(300):
             arrays = [new((50,)) for _ in range(3)]
             for array in arrays:
                 array[...] = number
-            whole = whole and all((array == number).all() for array in arrays)
-        return whole
+            is_intact = is_intact and all((array == number).all() for array in arrays)
+        return is_intact
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(8)))
-    assert new.bytes <= 8 * 3 * (200 + 64)
+    assert new.allocated_bytes <= 8 * 3 * (200 + 64)
 
 
 def test_the_ops_that_end_a_sublayer_leave_the_gradient_alone() -> None:
-    """The residual connection needs the same gradient."""
+    """The residual connection reads the same gradient."""
     dy = np.random.default_rng(0).standard_normal((6, 4))
     before = dy.copy()
     ops.linear(np.ones((6, 3)), np.ones((4, 3)), np.empty)[1](dy)

@@ -1,4 +1,4 @@
-"""The optimizers against float64 transcriptions of their papers, and what a bad gradient must leave alone."""
+"""The optimizers against float64 transcriptions of their papers; gradients that are not finite."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from glasslm.config.schema import (
     TrainConfig,
 )
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.engines.numpy.optimizer import CHUNK, adamw, orthogonalised, sgd
+from glasslm.engines.numpy.optimizer import CHUNK, adamw, orthogonalize, sgd
 from glasslm.engines.protocol import Batch
 from glasslm.model.parameters import initial_weights
 
@@ -29,35 +29,35 @@ SETTINGS = OptimizerConfig(
 )
 
 
-def engine_of(dtype: Any = np.float64, **settings: Any) -> NumpyEngine:
+def build_engine(dtype: Any = np.float64, **settings: Any) -> NumpyEngine:
     optimizer = dataclasses.replace(SETTINGS, **settings)
     run = RunConfig(
         model=MODEL, optimizer=optimizer, train=TrainConfig(batch_size=2, micro_batch_size=2)
-    ).resolved()
+    ).resolve()
     engine = NumpyEngine(run, V, threads=1, dtype=dtype)
     engine.load(initial_weights(engine.rows, 0, dtype))
     return engine
 
 
-def batch(step: int) -> Batch:
+def make_batch(step: int) -> Batch:
     tokens = np.random.default_rng(step).integers(0, V, (2, 7))
     return Batch(tokens[:, :-1], tokens[:, 1:], step, np.arange(2))
 
 
-def copy(engine: NumpyEngine) -> dict[str, Array]:
+def copy_state(engine: NumpyEngine) -> dict[str, Array]:
     return {name: array.copy() for name, array in engine.state()}
 
 
 def test_adamw_over_ten_updates_equals_the_paper() -> None:
-    """Algorithm 2 of arXiv:1711.05101 with its schedule multiplier as our rate, after clipping by the global norm."""
-    engine = engine_of()
-    theta = {name: array for name, array in copy(engine).items() if "/" not in name}
+    """Algorithm 2 of arXiv:1711.05101, its schedule multiplier as our rate, after clipping."""
+    engine = build_engine()
+    theta = {name: array for name, array in copy_state(engine).items() if "/" not in name}
     m = {name: np.zeros_like(array) for name, array in theta.items()}
     v = {name: np.zeros_like(array) for name, array in theta.items()}
     beta1, beta2 = SETTINGS.betas
     clipped = 0
     for t in range(1, 11):
-        g = {name: array.copy() for name, array in engine.gradients(batch(t), 1 / 12).items()}
+        g = {name: array.copy() for name, array in engine.gradients(make_batch(t), 1 / 12).items()}
         norm = math.sqrt(sum(float((array**2).sum()) for array in g.values()))
         scale = min(1, SETTINGS.grad_clip / norm)
         clipped += scale < 1
@@ -71,16 +71,16 @@ def test_adamw_over_ten_updates_equals_the_paper() -> None:
             theta[name] = theta[name] - rate * (
                 m_hat / (np.sqrt(v_hat) + 1e-8) + decay * theta[name]
             )
-        engine.accumulate(batch(t), 1 / 12)
-        told = engine.update(rate)
-        assert told.norm == pytest.approx(norm, rel=1e-12)
-        assert told.finite
-        assert told.applied
+        engine.accumulate(make_batch(t), 1 / 12)
+        update = engine.update(rate)
+        assert update.norm == pytest.approx(norm, rel=1e-12)
+        assert update.finite
+        assert update.applied
     assert clipped > 0
     assert engine.updates == 10
-    state = copy(engine)
+    state = copy_state(engine)
     for name in theta:
-        # A weight whose gradient is zero but for rounding has no direction: compare what did move.
+        # A weight whose gradient is zero up to rounding has no direction: hence the atol.
         np.testing.assert_allclose(state[name], theta[name], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(state[f"adamw.m/{name}"], m[name], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(state[f"adamw.v/{name}"], v[name], rtol=1e-9, atol=1e-12)
@@ -91,9 +91,8 @@ def test_an_array_longer_than_a_chunk_is_updated_as_one() -> None:
     g = np.random.default_rng(0).standard_normal(n)
     p, m, v = np.ones(n), np.zeros(n), np.zeros(n)
     adamw(p, g.copy(), m, v, t=1, lr=0.1, decay=0.0, betas=(0.9, 0.95), scale=1.0)
-    np.testing.assert_allclose(
-        p, 1 - 0.1 * g / (np.abs(g) + 1e-8), rtol=1e-12
-    )  # the first step: the rate's size
+    # The first step has the size of the rate.
+    np.testing.assert_allclose(p, 1 - 0.1 * g / (np.abs(g) + 1e-8), rtol=1e-12)
 
 
 def test_sgd_with_momentum_over_five_updates() -> None:
@@ -111,34 +110,36 @@ def test_sgd_with_momentum_over_five_updates() -> None:
 def test_orthogonalising_keeps_the_directions_and_evens_out_the_lengths(
     shape: tuple[int, int],
 ) -> None:
-    """The singular vectors are those of the matrix (its polar factor U Vᵀ aligns), the singular values about 1."""
+    """The singular vectors are those of the matrix; the singular values are about 1."""
     g = np.random.default_rng(1).standard_normal(shape) * 1e-3
     u, _, vt = np.linalg.svd(g, full_matrices=False)
-    x = orthogonalised(g)
-    in_its_basis = u.T @ x @ vt.T
-    values = np.diag(in_its_basis)
-    # Five steps do not bring up values below about a hundredth of the norm: a square matrix may have a few.
+    x = orthogonalize(g)
+    in_basis = u.T @ x @ vt.T
+    values = np.diag(in_basis)
+    # Five steps do not raise values below about 0.01 of the norm; a square matrix may have some.
     large = np.linalg.svd(g, compute_uv=False) / np.linalg.norm(g) > 0.01
     assert (values[large] > 0.6).all()
     assert (values < 1.3).all()
-    np.testing.assert_allclose(in_its_basis, np.diag(values), atol=1e-10)
+    np.testing.assert_allclose(in_basis, np.diag(values), atol=1e-10)
 
 
 def test_muon_moves_hidden_matrices_by_its_rule_and_the_rest_by_adamw() -> None:
-    engine, other = (
-        engine_of(optimizer="muon", grad_clip=0.0),
-        engine_of(optimizer="adamw", grad_clip=0.0),
+    engine, second = (
+        build_engine(optimizer="muon", grad_clip=0.0),
+        build_engine(optimizer="adamw", grad_clip=0.0),
     )
-    before = copy(engine)
-    gradient = {name: array.copy() for name, array in engine.gradients(batch(0), 1 / 12).items()}
-    for one in (engine, other):
-        one.accumulate(batch(0), 1 / 12)
-        one.update(0.05)
-    after, by_adamw = copy(engine), copy(other)
+    before = copy_state(engine)
+    gradient = {
+        name: array.copy() for name, array in engine.gradients(make_batch(0), 1 / 12).items()
+    }
+    for first in (engine, second):
+        first.accumulate(make_batch(0), 1 / 12)
+        first.update(0.05)
+    after, by_adamw = copy_state(engine), copy_state(second)
     for name, row in engine.rows.items():
         if row.group == "muon":
             g = gradient[name]
-            step = 0.05 * 0.2 * math.sqrt(max(g.shape)) * orthogonalised(g + 0.95 * g)
+            step = 0.05 * 0.2 * math.sqrt(max(g.shape)) * orthogonalize(g + 0.95 * g)
             np.testing.assert_allclose(
                 after[name], before[name] * (1 - 0.05 * 0.3) - step, rtol=1e-10, atol=1e-12
             )
@@ -150,9 +151,9 @@ def test_muon_moves_hidden_matrices_by_its_rule_and_the_rest_by_adamw() -> None:
 
 def test_muon_steps_have_the_size_of_adams() -> None:
     """Root mean square 0.2 x rate whatever the shape: arXiv:2502.16982, equation 4."""
-    engine = engine_of(optimizer="muon", weight_decay=0.0)
-    before = copy(engine)
-    engine.accumulate(batch(0), 1 / 12)
+    engine = build_engine(optimizer="muon", weight_decay=0.0)
+    before = copy_state(engine)
+    engine.accumulate(make_batch(0), 1 / 12)
     engine.update(1.0)
     for name, row in engine.rows.items():
         if row.group == "muon":
@@ -162,11 +163,11 @@ def test_muon_steps_have_the_size_of_adams() -> None:
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_norms_biases_and_embeddings_do_not_decay(optimizer: str) -> None:
-    """With a gradient of exactly zero a weight moves by its decay alone."""
-    engine = engine_of(optimizer=optimizer)
-    before = copy(engine)
-    nothing = Batch(batch(0).tokens, np.full((2, 6), -1), 0, np.arange(2))
-    engine.accumulate(nothing, 1.0)
+    """With a gradient of exactly zero, decay alone changes a weight."""
+    engine = build_engine(optimizer=optimizer)
+    before = copy_state(engine)
+    unpredicted = Batch(make_batch(0).tokens, np.full((2, 6), -1), 0, np.arange(2))
+    engine.accumulate(unpredicted, 1.0)
     assert engine.update(0.1).norm == 0
     for name in engine.rows:
         hidden = name.startswith("blocks.") and before[name].ndim == 2
@@ -178,51 +179,50 @@ def test_norms_biases_and_embeddings_do_not_decay(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: str, bad: float) -> None:
-    engine = engine_of(np.float32, optimizer=optimizer)
-    engine.accumulate(batch(0), 1 / 12)
+    engine = build_engine(np.float32, optimizer=optimizer)
+    engine.accumulate(make_batch(0), 1 / 12)
     engine.update(0.01)
-    before = copy(engine)
+    before = copy_state(engine)
     with np.errstate(invalid="ignore", over="ignore"):
-        engine.accumulate(batch(1), bad)
-        told = engine.update(0.01)
-    assert (told.finite, told.applied) == (False, False)
+        engine.accumulate(make_batch(1), bad)
+        update = engine.update(0.01)
+    assert (update.finite, update.applied) == (False, False)
     assert engine.updates == 1
-    assert_same_bits(copy(engine), before)
+    assert_same_bits(copy_state(engine), before)
 
-    healthy = engine_of(
-        np.float32, optimizer=optimizer
-    )  # and the next step is as if there had been none
-    for step, one in ((0, healthy), (2, healthy), (2, engine)):
-        one.accumulate(batch(step), 1 / 12)
-        one.update(0.01)
-    assert_same_bits(copy(engine), copy(healthy))
+    # The next step gives the same bits as without the bad one.
+    healthy = build_engine(np.float32, optimizer=optimizer)
+    for step, first in ((0, healthy), (2, healthy), (2, engine)):
+        first.accumulate(make_batch(step), 1 / 12)
+        first.update(0.01)
+    assert_same_bits(copy_state(engine), copy_state(healthy))
 
 
 def test_a_gradient_that_overflows_only_when_squared_is_not_finite_either() -> None:
-    engine = engine_of(np.float32)
-    before = copy(engine)
+    engine = build_engine(np.float32)
+    before = copy_state(engine)
     with np.errstate(over="ignore"):
-        engine.accumulate(batch(0), 1e25)
-        told = engine.update(0.01)
-    assert not told.applied
-    assert_same_bits(copy(engine), before)
+        engine.accumulate(make_batch(0), 1e25)
+        update = engine.update(0.01)
+    assert not update.applied
+    assert_same_bits(copy_state(engine), before)
 
 
 def test_a_norm_above_the_limit_is_skipped_and_one_below_is_not() -> None:
-    engine = engine_of()
-    engine.accumulate(batch(0), 1 / 12)
+    engine = build_engine()
+    engine.accumulate(make_batch(0), 1 / 12)
     norm = engine.update(0.01).norm
-    before = copy(engine)
-    engine.accumulate(batch(0), 1 / 12)
-    told = engine.update(0.01, skip_above=norm / 2)
-    assert (told.finite, told.applied) == (True, False)
-    assert_same_bits(copy(engine), before)
-    engine.accumulate(batch(0), 1 / 12)
+    before = copy_state(engine)
+    engine.accumulate(make_batch(0), 1 / 12)
+    update = engine.update(0.01, skip_above=norm / 2)
+    assert (update.finite, update.applied) == (True, False)
+    assert_same_bits(copy_state(engine), before)
+    engine.accumulate(make_batch(0), 1 / 12)
     assert engine.update(0.01, skip_above=2 * norm).applied
     assert engine.updates == 2
 
 
-def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].tobytes() == other[name].tobytes(), name
+def assert_same_bits(first: dict[str, Array], second: dict[str, Array]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes(), name
