@@ -18,12 +18,15 @@ import pytest
 import glasslm
 from glasslm.cli.train import parse
 from glasslm.config import presets
-from glasslm.config.schema import FeedForward
+from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
+from glasslm.errors import InputError
+from glasslm.interop import families, gguf_file
+from glasslm.lab.checks import gradient_check, op_cases
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
 
@@ -75,9 +78,11 @@ def test_the_readme_quotes_an_op_and_the_check() -> None:
     assert script.startswith("import glasslm\n")
     assert len(script.splitlines()) == 4
     summary = README.split("```text\n")[1].split("```")[0].strip()
-    cases, elements = re.findall(r"[\d,]+", summary)[:2]
     measurements = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    assert f"{cases} cases, {elements} elements" in measurements
+    assert summary.split(";")[0] in measurements
+    switches, combinations = gradient_check.single_switches(), gradient_check.combinations(50, 0)
+    models = len([*switches, *combinations, *gradient_check.SOFTMAX_TERMS])
+    assert summary.startswith(f"{len(op_cases.OPS) + models} cases, ")
 
 
 def test_the_readme_measures_what_the_benchmarks_measure() -> None:
@@ -129,6 +134,18 @@ def test_modules_named_in_the_pages_exist(page: Path) -> None:
 
 
 NOT_OF_THE_PROJECT = {"ask.py"}  # a reader's own script in docs/howto/lm-eval.md
+
+
+def test_the_refusals_quoted_in_the_guides_are_those_of_the_code() -> None:
+    cases = (
+        ("transformers.md", families.choose_family, ModelConfig(norm_position="post")),
+        ("llama-cpp.md", gguf_file.llama_cpp_config, ModelConfig(window=64)),
+    )
+    for page, convert, config in cases:
+        with pytest.raises(InputError) as refusal:
+            convert(config.resolve())
+        text = (DOCS / "howto" / page).read_text(encoding="utf-8")
+        assert f"\nglasslm export: {refusal.value}\n" in text
 
 
 def test_the_variant_of_the_architecture_page_has_a_right_gradient() -> None:
@@ -480,7 +497,7 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         "signals during a save": engines * (2 * len(resume.MOMENTS) + resume.DEATHS),
         "crafted files": len(crafted.CRAFTED),
         "crafted model folders": len(crafted.FOLDERS),
-        "kinds of damage": len(load_test_module("lab/test_integrity.py").DAMAGE),
+        "kinds of damage": len(load_test_module("lab/run_damage.py").DAMAGE),
         "races": folder.RACES,
     }
     numbers_on_the_page = {what: parse_number(cell) for what, cell in read_fault_rows("In numbers")}
