@@ -1,4 +1,4 @@
-"""Small runs with adapters of which each one matters, and their files as PEFT has them."""
+"""Small runs with random adapters, and changes of their PEFT files."""
 
 import dataclasses
 import json
@@ -40,12 +40,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(kind: str, **changes: Any) -> ModelConfig:
+def make_config(kind: str, **changes: Any) -> ModelConfig:
     return dataclasses.replace(SMALL, **KINDS[kind] | changes)
 
 
-def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
-    """Weights and adapters of which each one matters; of a name always the same."""
+def random_weights(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
+    """Random weights and adapters; the array of a name depends on that name and the seed alone."""
     weights = {}
     for name, array in initial_weights(parameter_table(config, TOKENIZER.vocab_size), seed):
         noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
@@ -55,9 +55,11 @@ def drawn(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
     return weights
 
 
-def run_of(folder: Path, config: ModelConfig, weights: dict[str, Array]) -> tuple[Run, Checkpoint]:
+def make_run(
+    folder: Path, config: ModelConfig, weights: dict[str, Array]
+) -> tuple[Run, Checkpoint]:
     """A run with these weights."""
-    whole = RunConfig(model=config).resolved()
+    whole = RunConfig(model=config).resolve()
     tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
     run_folder.create(
         folder,
@@ -73,15 +75,10 @@ def run_of(folder: Path, config: ModelConfig, weights: dict[str, Array]) -> tupl
         whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True
     )
     engine.load(weights.items())
-    hashes = {
-        "config_sha256": run.config_sha256,
-        "tokenizer_sha256": TOKENIZER.sha256,
-        "data_sha256": "",
-    }
-    checkpoint.save(folder, engine, Progress(5, 5, 0, 0), **hashes)
+    checkpoint.save(folder, engine, Progress(5, 5, 0, 0), run.identity)
     return run, checkpoint.load(folder, "best")
 
 
-def change(folder: Path, **changes: Any) -> None:
-    path = folder / peft_settings.SETTINGS
+def change_settings(folder: Path, **changes: Any) -> None:
+    path = folder / peft_settings.SETTINGS_FILE
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes), encoding="utf-8")

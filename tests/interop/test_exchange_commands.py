@@ -1,4 +1,4 @@
-"""`glasslm export` and `glasslm import`, as they are typed: out, compared, back, and gone on with."""
+"""`glasslm export` and `glasslm import`: export, compare, import again, and fine-tune."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Averaged weights, so that it shows which ones leave."""
+    """A run with averaged weights, which differ from the last ones."""
     return train(text, tmp_path_factory.mktemp("runs") / "small", ema=0.5, n_kv_heads=1).run_dir
 
 
@@ -80,7 +80,7 @@ def test_adapters_go_out_and_come_back(
         np.testing.assert_array_equal(left[name], array)
 
 
-def test_what_cannot_be_is_said_before_anything_is_written(
+def test_impossible_exports_are_refused_before_anything_is_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -103,7 +103,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(
         assert not (tmp_path / "run").exists()
 
 
-def test_logits_that_differ_are_told_by_the_exit_code(
+def test_logits_that_differ_give_exit_code_1(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from glasslm.interop import llama
@@ -118,7 +118,7 @@ def test_logits_that_differ_are_told_by_the_exit_code(
     assert [path.name for path in tmp_path.glob("out*")] == []
 
 
-def test_an_imported_model_is_gone_on_with(run: Path, text: Path, tmp_path: Path) -> None:
+def test_an_imported_model_can_be_fine_tuned(run: Path, text: Path, tmp_path: Path) -> None:
     assert cli.main(["export", str(run), "--to", "hf", "--out", str(tmp_path / "out")]) == 0
     assert cli.main(["import", str(tmp_path / "out"), "--run-dir", str(tmp_path / "back")]) == 0
     flags = [

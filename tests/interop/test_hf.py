@@ -1,4 +1,6 @@
-"""Models written for transformers compute the same there, and come back; its own models compute the same here."""
+"""Models written for transformers compute the same there, and come back; its own models compute the
+same here.
+"""
 
 import dataclasses
 import json
@@ -19,7 +21,7 @@ from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama
-from glasslm.interop.model_export import Leaving, largest_difference
+from glasslm.interop.model_export import ModelExport, largest_difference
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
 
@@ -27,64 +29,67 @@ ALPHABET = "".join(map(chr, range(48, 48 + 37)))
 SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24)
 
 
-def leaving(config: ModelConfig, seed: int = 3) -> Leaving:
-    """A model whose every weight is drawn, norms and biases too, so that a name that was mixed up shows."""
+def make_export(config: ModelConfig, seed: int = 3) -> ModelExport:
+    """A model with random weights, norms and biases too: exchanged names change its logits."""
     tokenizer = CharTokenizer(ALPHABET)
     rng = np.random.default_rng(seed)
     weights = {
         name: (array + 0.1 * rng.standard_normal(array.shape)).astype(np.float32)
         for name, array in initial_weights(parameter_table(config, tokenizer.vocab_size), seed)
     }
-    return Leaving(Run("nowhere"), 0, config.resolved(), tokenizer, weights)
+    return ModelExport(Run("nowhere"), 0, config.resolve(), tokenizer, weights)
 
 
-def kin(**changes: Any) -> ModelConfig:
+def small_config(**changes: Any) -> ModelConfig:
     return dataclasses.replace(SMALL, **changes)
 
 
+VARIANT_FIELDS = ("norm", "norm_position", "feedforward", "position")
 GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
 MODELS = {
-    "llama": kin(),
-    "llama, untied": kin(tie_embeddings=False),
-    "llama, shared keys": kin(n_kv_heads=2),
-    "llama, one key": kin(n_kv_heads=1, d_ff=50),
-    "llama, biases": kin(bias=True),
-    "llama, geglu": kin(feedforward="geglu"),
-    "llama, scaled embeddings": kin(scale_embeddings=True),
-    "llama, scaled embeddings, untied": kin(scale_embeddings=True, tie_embeddings=False),
-    "llama, longer by linear": kin(rope_scaling="linear", rope_factor=4.0),
-    "llama, longer by ntk": kin(rope_scaling="ntk", rope_factor=4.0),
-    "llama, other numbers": kin(rope_base=500.0, norm_eps=1e-2),
-    "mistral": kin(window=5, n_kv_heads=2),
-    "mixtral": kin(n_experts=4, experts_per_token=2, n_kv_heads=2),
-    "mixtral, window": kin(n_experts=3, experts_per_token=3, window=7, feedforward="geglu"),
-    "qwen3": kin(qk_norm=True, n_kv_heads=2),
-    "qwen3, window": kin(qk_norm=True, window=6, tie_embeddings=False, norm_eps=1e-2),
-    "qwen3_moe": kin(qk_norm=True, n_experts=4, experts_per_token=2),
-    "qwen3_moe, one expert": kin(qk_norm=True, n_experts=4, experts_per_token=1),
-    "gpt2": kin(**GPT2),
-    "gpt2, biases": kin(**GPT2, bias=True),
-    "gpt2, untied": kin(**GPT2, tie_embeddings=False, bias=True),
-    "gpt2, relu": kin(**GPT2 | {"feedforward": "relu"}, norm_eps=1e-2),
-    "gpt2, relu2": kin(**GPT2 | {"feedforward": "relu2"}, d_ff=70),
-    "gpt2, sinusoids": kin(**GPT2 | {"position": "sinusoidal"}),
-    "gpt2, no positions": kin(**GPT2 | {"position": "none"}, bias=True),
-    "gpt2, scaled embeddings": kin(**GPT2, scale_embeddings=True),
+    "llama": small_config(),
+    "llama, untied": small_config(tie_embeddings=False),
+    "llama, shared keys": small_config(n_kv_heads=2),
+    "llama, one key": small_config(n_kv_heads=1, d_ff=50),
+    "llama, biases": small_config(bias=True),
+    "llama, geglu": small_config(feedforward="geglu"),
+    "llama, scaled embeddings": small_config(scale_embeddings=True),
+    "llama, scaled embeddings, untied": small_config(scale_embeddings=True, tie_embeddings=False),
+    "llama, longer by linear": small_config(rope_scaling="linear", rope_factor=4.0),
+    "llama, longer by ntk": small_config(rope_scaling="ntk", rope_factor=4.0),
+    "llama, other numbers": small_config(rope_base=500.0, norm_eps=1e-2),
+    "mistral": small_config(window=5, n_kv_heads=2),
+    "mixtral": small_config(n_experts=4, experts_per_token=2, n_kv_heads=2),
+    "mixtral, window": small_config(
+        n_experts=3, experts_per_token=3, window=7, feedforward="geglu"
+    ),
+    "qwen3": small_config(qk_norm=True, n_kv_heads=2),
+    "qwen3, window": small_config(qk_norm=True, window=6, tie_embeddings=False, norm_eps=1e-2),
+    "qwen3_moe": small_config(qk_norm=True, n_experts=4, experts_per_token=2),
+    "qwen3_moe, one expert": small_config(qk_norm=True, n_experts=4, experts_per_token=1),
+    "gpt2": small_config(**GPT2),
+    "gpt2, biases": small_config(**GPT2, bias=True),
+    "gpt2, untied": small_config(**GPT2, tie_embeddings=False, bias=True),
+    "gpt2, relu": small_config(**GPT2 | {"feedforward": "relu"}, norm_eps=1e-2),
+    "gpt2, relu2": small_config(**GPT2 | {"feedforward": "relu2"}, d_ff=70),
+    "gpt2, sinusoids": small_config(**GPT2 | {"position": "sinusoidal"}),
+    "gpt2, no positions": small_config(**GPT2 | {"position": "none"}, bias=True),
+    "gpt2, scaled embeddings": small_config(**GPT2, scale_embeddings=True),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_equal_there_and_after_the_return(name: str, tmp_path: Path) -> None:
-    model = leaving(MODELS[name])
+    model = make_export(MODELS[name])
     hf.write(model, tmp_path / "out")
     kind = json.loads((tmp_path / "out" / "config.json").read_text())["model_type"]
     assert kind == name.split(",")[0]
-    tokens = model.probe()
+    tokens = model.probe_tokens()
     ours, theirs = model.logits(tokens), hf.logits(tmp_path / "out", tokens)
     assert largest_difference(ours, theirs) < hf.TOLERANCE
 
     back = hf.read(tmp_path / "out")
-    returned = Leaving(model.run, 0, back.config, back.tokenizer, back.weights)
+    returned = ModelExport(model.run, 0, back.config, back.tokenizer, back.weights)
     assert largest_difference(ours, returned.logits(tokens)) < 1e-6
     assert back.tokenizer.sha256 == model.tokenizer.sha256
     if not MODELS[name].scale_embeddings and MODELS[name].position in ("rope", "learned"):
@@ -122,11 +127,11 @@ def test_any_model_is_equal_there_or_refused_with_the_switch(tmp_path: Path) -> 
         config = random_config(rng)
         if min(len(family.refusals(config)) for family in families.FAMILIES):
             with pytest.raises(InputError, match="--"):
-                families.of(config)
+                families.choose_family(config)
             continue
-        model = leaving(config, seed=case)
+        model = make_export(config, seed=case)
         hf.write(model, tmp_path / str(case))
-        tokens = model.probe()
+        tokens = model.probe_tokens()
         assert (
             largest_difference(model.logits(tokens), hf.logits(tmp_path / str(case), tokens))
             < hf.TOLERANCE
@@ -156,12 +161,27 @@ def test_what_has_no_equivalent_is_refused_with_the_switch(
     changes: dict[str, Any], switch: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=switch):
-        hf.write(leaving(kin(**changes)), tmp_path / "out")
+        hf.write(make_export(small_config(**changes)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def theirs(config: Any, folder: Path) -> Any:
-    """A model that transformers made up, saved by itself, with a tokenizer of ours."""
+@pytest.mark.parametrize(
+    ("base", "field"),
+    [(base, field) for base in ({}, GPT2) for field in VARIANT_FIELDS]
+    + [({"rope_scaling": "linear", "rope_factor": 2.0}, "rope_scaling")],
+)
+def test_a_variant_that_transformers_does_not_have_is_refused_with_a_switch(
+    base: dict[str, Any], field: str
+) -> None:
+    """A new word in the config's Literal needs no edit in interop: the export refuses it."""
+    config = small_config(**base)
+    object.__setattr__(config, field, "newvariant")
+    with pytest.raises(InputError, match=rf"newvariant.* \(--{field.replace('_', '-')} "):
+        families.choose_family(config)
+
+
+def save_hf_model(config: Any, folder: Path) -> Any:
+    """A random model that transformers saves in `folder`, with a tokenizer of glasslm."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -169,15 +189,21 @@ def theirs(config: Any, folder: Path) -> Any:
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(
-        hf.vocabulary.files(CharTokenizer(ALPHABET), 24)["tokenizer.json"]
+        hf.hf_tokenizer.tokenizer_files(CharTokenizer(ALPHABET), 24)["tokenizer.json"]
     )
     return model
 
 
 WIDTHS: dict[str, Any] = {
-    "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 24, "head_dim": 8,
-}  # fmt: skip
+    "vocab_size": 37,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 24,
+    "head_dim": 8,
+}
 OTHERS = {
     "llama": transformers.LlamaConfig(**WIDTHS),
     "llama tied, another base": transformers.LlamaConfig(
@@ -208,17 +234,19 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_that_others_made_compute_the_same_here(name: str, tmp_path: Path) -> None:
-    model = theirs(OTHERS[name], tmp_path / "theirs")
-    back = hf.read(tmp_path / "theirs")
-    here = Leaving(Run("nowhere"), 0, back.config, back.tokenizer, back.weights)
-    tokens = here.probe()
+    model = save_hf_model(OTHERS[name], tmp_path / "theirs")
+    model_import = hf.read(tmp_path / "theirs")
+    imported = ModelExport(
+        Run("nowhere"), 0, model_import.config, model_import.tokenizer, model_import.weights
+    )
+    tokens = imported.probe_tokens()
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    assert largest_difference(expected, here.logits(tokens)) < hf.TOLERANCE
+    assert largest_difference(expected, imported.logits(tokens)) < hf.TOLERANCE
 
 
 def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
-    model = theirs(OTHERS["llama"], tmp_path / "one")
+    model = save_hf_model(OTHERS["llama"], tmp_path / "one")
     model.to(torch.bfloat16).save_pretrained(tmp_path / "many", max_shard_size="20KB")
     (tmp_path / "many" / "tokenizer.json").write_bytes(
         (tmp_path / "one" / "tokenizer.json").read_bytes()
@@ -259,7 +287,7 @@ def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
 def test_a_config_of_another_model_is_refused(
     changes: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
-    theirs(OTHERS["llama"], tmp_path)
+    save_hf_model(OTHERS["llama"], tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises((InputError, DamagedError), match=word):
@@ -300,14 +328,14 @@ def test_a_config_of_another_model_is_refused(
 def test_what_would_compute_something_else_is_refused(
     config: Any, word: str, tmp_path: Path
 ) -> None:
-    theirs(config, tmp_path)
+    save_hf_model(config, tmp_path)
     with pytest.raises(InputError, match=word):
         hf.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["llama tied, another base", "gpt2"])
 def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding(name: str, tmp_path: Path) -> None:
-    theirs(OTHERS[name], tmp_path)
+    save_hf_model(OTHERS[name], tmp_path)
     path = tmp_path / "model.safetensors"
     arrays = safetensors.numpy.load_file(path)
     embedding = next(
@@ -321,8 +349,8 @@ def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding(name: str, tmp_pa
 
 
 def test_masks_that_old_versions_saved_are_passed_over(tmp_path: Path) -> None:
-    """They are no floating-point numbers."""
-    theirs(OTHERS["gpt2"], tmp_path)
+    """They are booleans."""
+    save_hf_model(OTHERS["gpt2"], tmp_path)
     path = tmp_path / "model.safetensors"
     arrays = safetensors.numpy.load_file(path)
     masks = {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.bool_) for i in range(2)}
@@ -332,7 +360,7 @@ def test_masks_that_old_versions_saved_are_passed_over(tmp_path: Path) -> None:
 
 def test_a_bias_of_the_keys_is_refused_where_it_matters(tmp_path: Path) -> None:
     biased = transformers.LlamaConfig(**WIDTHS, attention_bias=True, mlp_bias=True)
-    theirs(biased, tmp_path)
+    save_hf_model(biased, tmp_path)
     with pytest.raises(InputError, match=r"k_proj\.bias"):
         hf.read(tmp_path)
 
@@ -344,14 +372,14 @@ def test_transformers_generates_the_same_text(tmp_path: Path) -> None:
     from glasslm.inference.sampling import Sampling
     from glasslm.inference.trained_model import Model
 
-    model = leaving(MODELS["qwen3"])
+    model = make_export(MODELS["qwen3"])
     hf.write(model, tmp_path / "out")
-    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    prompt = words("0123ABC", return_tensors="pt")
-    found = there.generate(**prompt, max_new_tokens=15, do_sample=False)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = hf_tokenizer("0123ABC", return_tensors="pt")
+    generated = hf_model.generate(**prompt, max_new_tokens=15, do_sample=False)
     engine = make_engine(RunConfig(model=model.config), 37, ComputeConfig(engine="numpy"))
     engine.load(model.weights.items())
-    here = Model(RunConfig(model=model.config), model.tokenizer, engine, 0)
-    expected = "".join(here.stream("0123ABC", 15, sampling=Sampling(temperature=0.0)))
-    assert words.decode(found[0]) == "0123ABC" + expected
+    trained_model = Model(RunConfig(model=model.config), model.tokenizer, engine, 0)
+    expected = "".join(trained_model.stream("0123ABC", 15, sampling=Sampling(temperature=0.0)))
+    assert hf_tokenizer.decode(generated[0]) == "0123ABC" + expected

@@ -1,4 +1,6 @@
-"""Adapters go to PEFT and come from there, and the real library computes with them what glasslm does."""
+"""Adapters go to PEFT and come from there, and the real library computes with them what glasslm
+does.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,7 @@ pytest.importorskip("peft")
 import peft
 import torch
 import transformers
-from adapted_runs import KINDS, Array, change, config_of, drawn, run_of
+from adapted_runs import KINDS, Array, change_settings, make_config, make_run, random_weights
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
@@ -24,43 +26,52 @@ from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
 from glasslm.interop import hf, model_export, peft_files, peft_settings
-from glasslm.interop.model_export import Leaving, largest_difference
+from glasslm.interop.model_export import ModelExport, largest_difference
 
 # peft 0.21 looks at a name that transformers 5.23 would like to lose
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-Bases = Callable[[str], tuple[Path, Leaving]]
+Bases = Callable[[str], tuple[Path, ModelExport]]
 
 TOLERANCE = 1e-5  # of logits in float32, as a share of the largest
 ATTENTION = ("q,v", "k", "v,k", "q,k,v,o")
 ALL = {True: "q,k,v,o,gate,up,down", False: "q,k,v,o,up,down"}
 QUICK = {
-    ("llama", ALL[True]), ("llama untied", "v,k"), ("llama scaled", "q,v"), ("mistral", "q,o,down"),
-    ("mixtral", "q,v"), ("qwen3", "q,k,v,o"), ("gpt2", ALL[False]), ("gpt2", "v,k"), ("gpt2", "k"),
+    ("llama", ALL[True]),
+    ("llama untied", "v,k"),
+    ("llama scaled", "q,v"),
+    ("mistral", "q,o,down"),
+    ("mixtral", "q,v"),
+    ("qwen3", "q,k,v,o"),
+    ("gpt2", ALL[False]),
+    ("gpt2", "v,k"),
+    ("gpt2", "k"),
     ("gpt2 untied", "q,o,down"),
-}  # fmt: skip
+}
 
 
 def pairs() -> list[Any]:
     """Every kind with every choice of targets; most of them are slow together."""
-    found = []
+    parameters = []
     for kind in KINDS:
-        further = () if kind == "mixtral" else ("q,o,down", ALL[config_of(kind).is_gated])
+        further = () if kind == "mixtral" else ("q,o,down", ALL[make_config(kind).is_gated])
         for targets in (*ATTENTION, *further):
             marks = () if (kind, targets) in QUICK else pytest.mark.slow
-            found.append(pytest.param(kind, targets, marks=marks))
-    return found
+            parameters.append(pytest.param(kind, targets, marks=marks))
+    return parameters
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    """Of each kind a model folder that transformers reads, and the same model here."""
-    known: dict[str, tuple[Path, Leaving]] = {}
+    """For each kind a model folder that transformers reads, and the same model in glasslm."""
+    known: dict[str, tuple[Path, ModelExport]] = {}
 
-    def base(kind: str) -> tuple[Path, Leaving]:
+    def base(kind: str) -> tuple[Path, ModelExport]:
         if kind not in known:
-            folder, config = tmp_path_factory.mktemp("base"), config_of(kind)
-            model = peft_files.base_of(*run_of(folder / "run", config, drawn(config)))
+            folder, config = tmp_path_factory.mktemp("base"), make_config(kind)
+            model = peft_files.base_export(
+                *make_run(folder / "run", config, random_weights(config))
+            )
             hf.write(model, folder / "base")
             known[kind] = folder / "base", model
         return known[kind]
@@ -69,7 +80,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 
 def logits_here(
-    base: Leaving, config: ModelConfig, adapters: dict[str, Array], tokens: Array
+    base: ModelExport, config: ModelConfig, adapters: dict[str, Array], tokens: Array
 ) -> Array:
     """With the adapters beside the weights, not in them."""
     engine = make_engine(
@@ -80,15 +91,15 @@ def logits_here(
     return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
 
 
-def assert_equal(found: dict[str, Array], expected: dict[str, Array]) -> None:
+def assert_equal(arrays: dict[str, Array], expected: dict[str, Array]) -> None:
     """To the last bit."""
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, expected[name])
 
 
-# -- ours, read by peft -----------------------------------------------------------------------------------------------
+# -- ours, read by peft ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "targets"), pairs())
@@ -97,32 +108,36 @@ def test_peft_computes_with_our_adapters_what_we_do_and_they_come_back(
 ) -> None:
     """To the last bit, and rank, alpha and targets, too."""
     base, model = bases(kind)
-    config = config_of(kind, lora_targets=targets)
-    run, held = run_of(tmp_path / "run", config, drawn(config))
-    peft_files.write(run, held, tmp_path / "out", str(base))
-    whole = model_export.of(str(run.path))
-    tokens = whole.probe()
+    config = make_config(kind, lora_targets=targets)
+    run, checkpoint = make_run(tmp_path / "run", config, random_weights(config))
+    peft_files.write(run, checkpoint, tmp_path / "out", str(base))
+    whole = model_export.load_export(str(run.path))
+    tokens = whole.probe_tokens()
     theirs = peft_files.logits(base, tmp_path / "out", tokens)
     assert largest_difference(whole.logits(tokens), theirs) < TOLERANCE
     assert (
         largest_difference(whole.logits(tokens), model.logits(tokens)) > 0.01
     )  # the adapters matter
 
-    found, adapters = peft_files.read(tmp_path / "out", model.config)
-    assert set(found.adapted_matrices) == set(config.adapted_matrices)
-    assert (found.lora_rank, found.lora_alpha) == (3, 7.5)
+    read_config, adapters = peft_files.read(tmp_path / "out", model.config)
+    assert set(read_config.adapted_matrices) == set(config.adapted_matrices)
+    assert (read_config.lora_rank, read_config.lora_alpha) == (3, 7.5)
     unadapted = {"lora_rank": 0, "lora_alpha": 7.5, "lora_targets": model.config.lora_targets}
-    assert dataclasses.replace(found, **unadapted) == model.config
+    assert dataclasses.replace(read_config, **unadapted) == model.config
     assert_equal(
-        adapters, {name: array for name, array in held.weights().items() if ".lora_" in name}
+        adapters, {name: array for name, array in checkpoint.weights().items() if ".lora_" in name}
     )
 
 
 def test_the_folder_is_what_save_pretrained_writes(bases: Bases, tmp_path: Path) -> None:
-    """The same files, the same names and shapes in them; settings that are left out are the defaults there."""
+    """The same files, the same names and shapes in them; settings that are left out are the
+    defaults there.
+    """
     base, _ = bases("llama")
-    config = config_of("llama", lora_alpha=8.0)
-    peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), tmp_path / "ours", str(base))
+    config = make_config("llama", lora_alpha=8.0)
+    peft_files.write(
+        *make_run(tmp_path / "run", config, random_weights(config)), tmp_path / "ours", str(base)
+    )
     theirs = save_theirs(
         base, tmp_path / "theirs", r=3, lora_alpha=8, target_modules=["q_proj", "v_proj"]
     )
@@ -130,7 +145,7 @@ def test_the_folder_is_what_save_pretrained_writes(bases: Bases, tmp_path: Path)
         path.name for path in theirs.iterdir()
     }
     ours, others = (
-        load_file(folder / peft_files.WEIGHTS) for folder in (tmp_path / "ours", theirs)
+        load_file(folder / peft_files.WEIGHTS_FILE) for folder in (tmp_path / "ours", theirs)
     )
     assert {name: array.shape for name, array in ours.items()} == {
         name: array.shape for name, array in others.items()
@@ -146,10 +161,12 @@ def test_the_folder_is_what_save_pretrained_writes(bases: Bases, tmp_path: Path)
     "base", ["someone/a-model", 'C:\\models\\"mine"', "a: {b}\n---\n# no", "ü 語 🙂"]
 )
 def test_the_card_is_read_whatever_the_base_is_called(base: str, tmp_path: Path) -> None:
-    config = config_of("llama")
-    peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), tmp_path / "out", base)
+    config = make_config("llama")
+    peft_files.write(
+        *make_run(tmp_path / "run", config, random_weights(config)), tmp_path / "out", base
+    )
     assert (
-        json.loads((tmp_path / "out" / peft_settings.SETTINGS).read_bytes())[
+        json.loads((tmp_path / "out" / peft_settings.SETTINGS_FILE).read_bytes())[
             "base_model_name_or_path"
         ]
         == base
@@ -164,10 +181,10 @@ def test_stacked_adapters_have_their_rank_and_alpha_in_patterns(
     bases: Bases, tmp_path: Path
 ) -> None:
     base, _ = bases("gpt2")
-    config = config_of("gpt2", lora_alpha=16.0, lora_targets="q,v,down")
-    run, held = run_of(tmp_path / "run", config, drawn(config))
-    peft_files.write(run, held, tmp_path / "out", str(base))
-    values = json.loads((tmp_path / "out" / peft_settings.SETTINGS).read_bytes())
+    config = make_config("gpt2", lora_alpha=16.0, lora_targets="q,v,down")
+    run, checkpoint = make_run(tmp_path / "run", config, random_weights(config))
+    peft_files.write(run, checkpoint, tmp_path / "out", str(base))
+    values = json.loads((tmp_path / "out" / peft_settings.SETTINGS_FILE).read_bytes())
     assert values["rank_pattern"] == {"attn.c_attn": 6}
     assert values["alpha_pattern"] == {"attn.c_attn": 32}
     assert type(values["lora_alpha"]) is int
@@ -185,49 +202,64 @@ def test_stacked_adapters_have_their_rank_and_alpha_in_patterns(
 def test_what_peft_has_no_place_for_is_refused_with_the_switch(
     changes: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
-    config = config_of("llama", **changes)
-    run, held = run_of(tmp_path / "run", config, drawn(config))
+    config = make_config("llama", **changes)
+    run, checkpoint = make_run(tmp_path / "run", config, random_weights(config))
     with pytest.raises(InputError, match=word):
-        peft_files.write(run, held, tmp_path / "out", "base")
+        peft_files.write(run, checkpoint, tmp_path / "out", "base")
     assert not (tmp_path / "out").exists()
 
 
-# -- theirs, read here ------------------------------------------------------------------------------------------------
+def test_adapters_of_a_matrix_that_transformers_does_not_have_are_refused_with_the_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("llama", lora_targets="q,v")
+    run, checkpoint = make_run(tmp_path / "run", config, random_weights(config))
+    paths = {"model.layers.0.self_attn.q_proj": ("blocks.0.attention.q",)}
+    monkeypatch.setattr(peft_files, "_adaptable_matrices", lambda c: paths)
+    with pytest.raises(InputError, match=r"does not have \(v\).*--lora-targets q,"):
+        peft_files.write(run, checkpoint, tmp_path / "out", "base")
+    assert not (tmp_path / "out").exists()
 
 
-def wrapped(base: Path, **settings: Any) -> Any:
+# -- theirs, read here -----------------------------------------------------------------------------
+
+
+def wrap_with_peft(base: Path, **settings: Any) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
 
 
 def save_theirs(base: Path, folder: Path, **settings: Any) -> Path:
     """Adapters as peft starts them."""
-    wrapped(base, **settings).save_pretrained(folder)
+    wrap_with_peft(base, **settings).save_pretrained(folder)
     return folder
 
 
 THEIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "queries and values": ("llama", {"target_modules": ["q_proj", "v_proj"]}, "q,v"),
-    "every layer": ("llama untied", {"target_modules": "all-linear", "r": 5}, "q,k,v,o,gate,up,down"),
+    "every layer": ("llama untied", {"target_modules": "all-linear", "r": 5},
+        "q,k,v,o,gate,up,down"),
     "dropout": ("qwen3", {"target_modules": ["k_proj", "o_proj"], "lora_dropout": 0.4}, "k,o"),
-    "rsLoRA": ("llama", {"target_modules": ["up_proj"], "use_rslora": True, "r": 5, "lora_alpha": 3}, "up"),
-    "normal start": ("mistral", {"target_modules": ["gate_proj"], "init_lora_weights": "gaussian"}, "gate"),
-    "orthogonal start": ("llama", {"target_modules": ["v_proj"], "init_lora_weights": "orthogonal", "r": 4}, "v"),
-    "names that are not there": ("llama", {"target_modules": ["down_proj", "query", "c_attn"]}, "down"),
+    "rsLoRA": (
+        "llama", {"target_modules": ["up_proj"], "use_rslora": True, "r": 5, "lora_alpha": 3}, "up",
+    ),
+    "normal start": ("mistral", {"target_modules": ["gate_proj"], "init_lora_weights": "gaussian"},
+        "gate"),
+    "orthogonal start": ("llama", {"target_modules": ["v_proj"], "init_lora_weights": "orthogonal",
+        "r": 4}, "v"),
+    "names that are not there": ("llama", {"target_modules": ["down_proj", "query", "c_attn"]},
+        "down"),
     "whole names": (
         "llama", {"target_modules": [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]}, "q",
     ),
     "attention beside experts": ("mixtral", {"target_modules": ["q_proj", "o_proj"]}, "q,o"),
-    "a pattern that changes nothing": (
-        "llama", {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8},
-                  "r": 2, "lora_alpha": 4}, "q",
-    ),
+    "a pattern that changes nothing": ("llama", {"target_modules": ["q_proj"], "r": 2,
+        "lora_alpha": 4, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, "q"),
     "GPT-2, as peft chooses": ("gpt2", {"fan_in_fan_out": True, "r": 3}, "q,k,v"),
-    "GPT-2, every layer": (
-        "gpt2 untied", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "r": 6},
-        "q,k,v,o,up,down",
-    ),
-    "GPT-2, one c_proj": ("gpt2", {"target_modules": ["mlp.c_proj"], "fan_in_fan_out": True}, "down"),
+    "GPT-2, every layer": ("gpt2 untied", {"target_modules": ["c_attn", "c_proj", "c_fc"],
+        "fan_in_fan_out": True, "r": 6}, "q,k,v,o,up,down"),
+    "GPT-2, one c_proj": ("gpt2", {"target_modules": ["mlp.c_proj"], "fan_in_fan_out": True},
+        "down"),
 }  # fmt: skip
 
 
@@ -249,23 +281,23 @@ def test_adapters_that_peft_wrote_compute_the_same_here(
     kind, settings, targets = THEIRS[name]
     base, model = bases(kind)
     torch.manual_seed(3)
-    theirs = wrapped(base, **settings)
+    theirs = wrap_with_peft(base, **settings)
     with torch.no_grad():
         for parameter_name, parameter in theirs.named_parameters():
             if ".lora_" in parameter_name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
-    tokens = model.probe()
+    tokens = model.probe_tokens()
     with torch.no_grad():
         expected = theirs.eval()(torch.from_numpy(tokens)).logits.numpy()
     config, adapters = peft_files.read(tmp_path / "theirs", model.config)
     assert config.lora_targets == targets
-    found = logits_here(model, config, adapters, tokens)
-    assert largest_difference(expected, found) < TOLERANCE
+    logits = logits_here(model, config, adapters, tokens)
+    assert largest_difference(expected, logits) < TOLERANCE
     assert largest_difference(expected, model.logits(tokens)) > 1e-3
 
     peft_files.write(
-        *run_of(tmp_path / "run", config, model.weights | adapters), tmp_path / "back", str(base)
+        *make_run(tmp_path / "run", config, model.weights | adapters), tmp_path / "back", str(base)
     )
     again, returned = peft_files.read(tmp_path / "back", model.config)
     assert_equal(returned, adapters)
@@ -277,8 +309,8 @@ def test_adapters_that_peft_wrote_compute_the_same_here(
         settings
     ):  # dense ones of c_attn are three adapters here
         assert_equal(
-            load_file(tmp_path / "back" / peft_files.WEIGHTS),
-            load_file(tmp_path / "theirs" / peft_files.WEIGHTS),
+            load_file(tmp_path / "back" / peft_files.WEIGHTS_FILE),
+            load_file(tmp_path / "theirs" / peft_files.WEIGHTS_FILE),
         )
 
 
@@ -291,7 +323,7 @@ def test_adapters_as_peft_starts_them_do_nothing_and_are_all_there(
     )
     assert config.lora_targets == "q,k,v"
     assert config.lora_rank == 8
-    tokens = model.probe()
+    tokens = model.probe_tokens()
     np.testing.assert_array_equal(
         logits_here(model, config, adapters, tokens), model.logits(tokens)
     )
@@ -300,7 +332,7 @@ def test_adapters_as_peft_starts_them_do_nothing_and_are_all_there(
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(kind: Any, bases: Bases, tmp_path: Path) -> None:
     base, model = bases("llama")
-    theirs = wrapped(base, target_modules=["q_proj"], init_lora_weights=False)
+    theirs = wrap_with_peft(base, target_modules=["q_proj"], init_lora_weights=False)
     theirs.to(kind).save_pretrained(tmp_path / "theirs")
     _, adapters = peft_files.read(tmp_path / "theirs", model.config)
     expected = theirs.base_model.model.model.layers[1].self_attn.q_proj.lora_B["default"].weight
@@ -348,13 +380,13 @@ def test_a_start_that_changes_the_base_is_refused_as_peft_saves_it(
 def test_what_says_nothing_about_trained_adapters_changes_nothing(
     kind: str, changes: dict[str, Any], bases: Bases, tmp_path: Path
 ) -> None:
-    """Not here, and not in peft."""
+    """Neither in glasslm nor in PEFT."""
     base, model = bases(kind)
-    folder, config = tmp_path / "adapters", config_of(kind)
-    peft_files.write(*run_of(tmp_path / "run", config, drawn(config)), folder, str(base))
-    before, tokens = peft_files.read(folder, model.config), model.probe()
+    folder, config = tmp_path / "adapters", make_config(kind)
+    peft_files.write(*make_run(tmp_path / "run", config, random_weights(config)), folder, str(base))
+    before, tokens = peft_files.read(folder, model.config), model.probe_tokens()
     expected = peft_files.logits(base, folder, tokens)
-    change(folder, **changes)
+    change_settings(folder, **changes)
     after = peft_files.read(folder, model.config)
     assert before[0] == after[0]
     assert_equal(before[1], after[1])

@@ -1,4 +1,4 @@
-"""Adapters that glasslm cannot have, or that were made to do harm: each is refused in one line, and none is run."""
+"""Unsupported and malicious adapters are refused in one line, and nothing in them is executed."""
 
 import dataclasses
 import json
@@ -11,27 +11,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapted_runs import change, config_of, drawn, run_of
+from adapted_runs import change_settings, make_config, make_run, random_weights
 from safetensors.numpy import load_file, save_file
 
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import peft_files, peft_settings
 from glasslm.model.adapters import without_adapters
 
-LLAMA = without_adapters(config_of("llama"))
+LLAMA = without_adapters(make_config("llama"))
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters of q and v of a llama."""
-    config, path = config_of("llama"), tmp_path_factory.mktemp("good")
-    peft_files.write(*run_of(path / "run", config, drawn(config)), path / "adapters", "base")
+    config, path = make_config("llama"), tmp_path_factory.mktemp("good")
+    peft_files.write(
+        *make_run(path / "run", config, random_weights(config)), path / "adapters", "base"
+    )
     return path / "adapters"
 
 
 @pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
-    """The same, to be spoilt."""
+    """A copy of them that a test may damage."""
     return shutil.copytree(good, tmp_path / "adapters")
 
 
@@ -82,25 +84,27 @@ def folder(good: Path, tmp_path: Path) -> Path:
 def test_settings_without_an_equivalent_are_refused_in_one_line(
     changes: dict[str, Any], word: str, folder: Path
 ) -> None:
-    change(folder, **changes)
+    change_settings(folder, **changes)
     with pytest.raises((InputError, DamagedError), match=word) as caught:
         peft_files.read(folder, LLAMA)
     assert "\n" not in str(caught.value)
 
 
 def test_every_option_of_peft_is_decided(folder: Path) -> None:
-    """Read, or known to say nothing about trained adapters, or refused when it is set: none is passed over."""
+    """Every option is read, ignored because it does not affect trained adapters, or refused when
+    set.
+    """
     pytest.importorskip("torch")  # which peft imports
     peft = pytest.importorskip("peft")
-    whole = (folder / peft_settings.SETTINGS).read_bytes()
+    whole = (folder / peft_settings.SETTINGS_FILE).read_bytes()
     options = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    further = options - peft_settings.DECIDING - peft_settings.SILENT
-    assert len(further) > 15
-    for option in further:
-        change(folder, **{option: {"on": True}})
+    other_options = options - peft_settings.READ_OPTIONS - peft_settings.IGNORED_OPTIONS
+    assert len(other_options) > 15
+    for option in other_options:
+        change_settings(folder, **{option: {"on": True}})
         with pytest.raises(InputError, match=option):
             peft_files.read(folder, LLAMA)
-        (folder / peft_settings.SETTINGS).write_bytes(whole)
+        (folder / peft_settings.SETTINGS_FILE).write_bytes(whole)
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -126,10 +130,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def test_arrays_that_do_not_belong_there_are_named(
     changes: dict[str, Any], word: str, folder: Path
 ) -> None:
-    arrays = load_file(folder / peft_files.WEIGHTS) | changes
+    arrays = load_file(folder / peft_files.WEIGHTS_FILE) | changes
     save_file(
         {name: array for name, array in arrays.items() if array is not None},
-        folder / peft_files.WEIGHTS,
+        folder / peft_files.WEIGHTS_FILE,
     )
     with pytest.raises((InputError, DamagedError), match=word):
         peft_files.read(folder, LLAMA)
@@ -138,14 +142,14 @@ def test_arrays_that_do_not_belong_there_are_named(
 def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
     for kind in ("gpt2", "llama scaled"):  # other names; other shapes
         with pytest.raises((InputError, DamagedError), match=r"expected"):
-            peft_files.read(folder, config_of(kind))
+            peft_files.read(folder, make_config(kind))
 
 
-# -- made to do harm --------------------------------------------------------------------------------------------------
+# -- malicious files -------------------------------------------------------------------------------
 
 
 class Payload:
-    """What does its harm when it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, ("sentinel", "w")
@@ -166,25 +170,46 @@ CRAFTED: dict[str, tuple[str, bytes]] = {
     "settings inside each other": ("adapter_config.json", b'{"r":' * 50_000 + b"1" + b"}" * 50_000),
     "settings that are a list": ("adapter_config.json", b"[]"),
     "settings that are a pickle": ("adapter_config.json", pickle.dumps(Payload())),
-    "settings without a number": ("adapter_config.json", b'{"r": NaN, "target_modules": ["q_proj"]}'),
+    "settings without a number": (
+        "adapter_config.json",
+        b'{"r": NaN, "target_modules": ["q_proj"]}',
+    ),
     "a megabyte of settings": ("adapter_config.json", b"{" + b" " * (1 << 20) + b"}"),
-    "as many names as fit": ("adapter_config.json", json.dumps(
-        {"target_modules": ["q_proj", *map(str, range(30_000))]}).encode()),
-    "as many patterns as fit": ("adapter_config.json", json.dumps(
-        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {f"x{i}": 3 for i in range(15_000)}}).encode()),
+    "as many names as fit": (
+        "adapter_config.json",
+        json.dumps({"target_modules": ["q_proj", *map(str, range(30_000))]}).encode(),
+    ),
+    "as many patterns as fit": (
+        "adapter_config.json",
+        json.dumps(
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "rank_pattern": {f"x{i}": 3 for i in range(15_000)},
+            }
+        ).encode(),
+    ),
     "arrays: nothing": ("adapter_model.safetensors", b""),
     "arrays: a pickle": ("adapter_model.safetensors", pickle.dumps({"a": Payload()})),
     "arrays: a header of an exabyte": ("adapter_model.safetensors", header(b"{}", 1 << 60)),
-    "arrays: a header longer than the file": ("adapter_model.safetensors", header(b"{", 15_000_000)),
+    "arrays: a header longer than the file": (
+        "adapter_model.safetensors",
+        header(b"{", 15_000_000),
+    ),
     "arrays: a header without an end": ("adapter_model.safetensors", header(DEEP)),
     "arrays: thirty thousand names": ("adapter_model.safetensors", header(MANY)),
-    "arrays: a yottabyte": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([1 << 40, 1 << 40], 0, 8)}).encode()) + b"\0" * 8),
-    "arrays: an end beyond the file": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([3, 32], 0, 384)}).encode())),
-    "arrays: one over the other": ("adapter_model.safetensors", header(json.dumps(
-        {Q: entry([2], 0, 8), f"{Q}2": entry([2], 0, 8)}).encode()) + b"\0" * 8),
-}  # fmt: skip
+    "arrays: a yottabyte": (
+        "adapter_model.safetensors",
+        header(json.dumps({Q: entry([1 << 40, 1 << 40], 0, 8)}).encode()) + b"\0" * 8,
+    ),
+    "arrays: an end beyond the file": (
+        "adapter_model.safetensors",
+        header(json.dumps({Q: entry([3, 32], 0, 384)}).encode()),
+    ),
+    "arrays: one over the other": (
+        "adapter_model.safetensors",
+        header(json.dumps({Q: entry([2], 0, 8), f"{Q}2": entry([2], 0, 8)}).encode()) + b"\0" * 8,
+    ),
+}
 
 
 SAYS = {
@@ -205,14 +230,15 @@ def test_a_crafted_adapter_is_an_error_in_a_second_and_nothing_else(
         name, content = CRAFTED[crafted]
         (folder / name).write_bytes(content)
     elif crafted == "adapter_model.bin":
-        (folder / peft_files.WEIGHTS).unlink()
+        (folder / peft_files.WEIGHTS_FILE).unlink()
         (folder / crafted).write_bytes(pickle.dumps(Payload()))
     else:
         if crafted.endswith("array"):
             text = json.dumps({Q: entry([1 << 23, 32], 0, 1 << 30)}).encode()
-            (folder / peft_files.WEIGHTS).write_bytes(header(text))
+            (folder / peft_files.WEIGHTS_FILE).write_bytes(header(text))
         with open(
-            folder / (peft_settings.SETTINGS if "settings" in crafted else peft_files.WEIGHTS),
+            folder
+            / (peft_settings.SETTINGS_FILE if "settings" in crafted else peft_files.WEIGHTS_FILE),
             "r+b",
         ) as file:
             file.truncate(file.seek(0, 2) + (1 << 30))  # sparse
@@ -231,7 +257,7 @@ def test_a_crafted_adapter_is_an_error_in_a_second_and_nothing_else(
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_folder_that_is_none_is_said_to_be_none(missing: str, folder: Path) -> None:
+def test_a_folder_without_adapters_is_refused(missing: str, folder: Path) -> None:
     (folder / missing).unlink()
     with pytest.raises(InputError, match="save_pretrained"):
         peft_files.read(folder, LLAMA)

@@ -1,4 +1,6 @@
-"""A page of sections: whatever text it is given, nothing in it is markup, and each figure is there twice."""
+"""A page of sections: whatever text it is given, nothing in it is markup, and each figure is there
+twice.
+"""
 
 import errno
 import io
@@ -16,7 +18,10 @@ from glasslm.report.figures import Palette
 from glasslm.report.page import Picture, Section
 from html_pages import Page
 
-HOSTILE = '</td><script>alert(1)</script><img src=http://evil.example/x onerror=x> \x1b[31m\x00 | `a` *b* \u202e & "q"'
+HOSTILE = (
+    "</td><script>alert(1)</script><img src=http://evil.example/x onerror=x> "
+    '\x1b[31m\x00 | `a` *b* \u202e & "q"'
+)
 
 
 def line(colours: Palette) -> Figure:

@@ -1,4 +1,6 @@
-"""The report: whatever state a run is in, one honest page that fetches nothing and in which foreign text stays text."""
+"""The report: a run in any state has a page that fetches nothing and in which foreign text stays
+text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from glasslm import cli, files
 from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.presets import tiny
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data import shards
+from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.engines.factory import make_engine
 from glasslm.inference import trained_model
@@ -31,10 +33,13 @@ from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.history import best_eval
 from html_pages import Page
 
-HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=x> \x1b[31m\x00 `````\n# h | & \u202e"
+HOSTILE = (
+    "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=x> "
+    "\x1b[31m\x00 `````\n# h | & \u202e"
+)
 TEXT = (
-    "The quick brown fox jumps over the lazy dog.\nTo be, or not to be.\nA rose by any other name: a rose.\n"
-    * 40
+    "The quick brown fox jumps over the lazy dog.\nTo be, or not to be.\n"
+    "A rose by any other name: a rose.\n" * 40
 )
 
 
@@ -65,7 +70,7 @@ def config(tmp_path: Path) -> RunConfig:
         "block_size": 16,
         "max_steps": 20,
     }
-    return with_flags(tiny(), flags | {"text_file": (str(tmp_path / "fox <b>.txt"),)}).resolved()
+    return with_flags(tiny(), flags | {"text_file": (str(tmp_path / "fox <b>.txt"),)}).resolve()
 
 
 @pytest.fixture
@@ -75,12 +80,14 @@ def run_dir(tmp_path: Path, config: RunConfig) -> Path:
 
 
 def new_run(path: Path, config: RunConfig) -> Path:
-    dataset = shards.prepare(config.data, corpora.find(config.data, print), print)
+    dataset = prepare_dataset(config.data, corpora.find_source(config.data, print), print)
     tokenizer = dataset.tokenizer
     record = {
         "glasslm": "0.1.0", "created": "2026-01-02T03:04:05+00:00", "command": HOSTILE, "seed": 42,
-        "config": to_dict(config), "engine": "numpy", "device": "cpu", "precision": "fp32", "data": dataset.facts,
-        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "config": to_dict(config), "engine": "numpy", "device": "cpu", "precision": "fp32",
+        "data": dataset.facts,
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
+                      "sha256": tokenizer.sha256},
         "machine": {"cpu": HOSTILE}, "git": None,
     }  # fmt: skip
     run_folder.create(path, record, tokenizer.to_json())
@@ -99,31 +106,50 @@ def with_checkpoints(run_dir: Path, config: RunConfig, *steps: int) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     vocab_size = record["tokenizer"]["vocab_size"]
     engine = make_engine(config, vocab_size, ComputeConfig(threads=1))
-    engine.load(parameters.initial_weights(parameters.parameter_table(config.model, vocab_size), 42))
-    hashes = {
-        "tokenizer_sha256": record["tokenizer"]["sha256"],
-        "data_sha256": record["data"]["sha256"],
-    }
+    engine.load(
+        parameters.initial_weights(parameters.parameter_table(config.model, vocab_size), 42)
+    )
+    identity = checkpoint.RunIdentity(
+        run_folder.config_sha256(record["config"]),
+        record["tokenizer"]["sha256"],
+        record["data"]["sha256"],
+    )
     for step in steps:
         progress = checkpoint.Progress(step, step, step, 0, checkpoint.Best(steps[-1], 1.0))
         checkpoint.save(
             run_dir,
             engine,
             progress,
-            config_sha256=run_folder.config_sha256(record["config"]),
+            identity,
             keep=9,
-            **hashes,
         )
 
 
 def step(n: int, loss: float | None, **more: Any) -> dict[str, Any]:
-    return {"kind": "step", "step": n, "loss": loss, "lr": 0.01 / n, "grad_norm": loss, "tokens": n * 256,
-            "epoch": n / 10, "timing": {"elapsed_s": n / 2, "tokens_per_s": 512.0}} | more  # fmt: skip
+    return {
+        "kind": "step",
+        "step": n,
+        "loss": loss,
+        "lr": 0.01 / n,
+        "grad_norm": loss,
+        "tokens": n * 256,
+        "epoch": n / 10,
+        "timing": {"elapsed_s": n / 2, "tokens_per_s": 512.0},
+    } | more
 
 
 def evaluation(n: int, loss: float | None, **more: Any) -> dict[str, Any]:
-    return {"kind": "eval", "step": n, "split": "val", "loss": loss, "perplexity": loss and np.exp(loss),
-            "bpb": loss and loss / np.log(2), "tokens": 303, "bytes": 303, "whole": True} | more  # fmt: skip
+    return {
+        "kind": "eval",
+        "step": n,
+        "split": "val",
+        "loss": loss,
+        "perplexity": loss and np.exp(loss),
+        "bpb": loss and loss / np.log(2),
+        "tokens": 303,
+        "bytes": 303,
+        "whole": True,
+    } | more
 
 
 WHOLE_RUN = (
@@ -159,7 +185,7 @@ def test_a_whole_run(run_dir: Path, config: RunConfig) -> None:
     with_checkpoints(with_metrics(run_dir, *lines), config, 0, 20)
     started = time.monotonic()
     path = run_report.write(run_dir)
-    assert time.monotonic() - started < run_report.MODEL_S + 5
+    assert time.monotonic() - started < run_report.MODEL_BUDGET_S + 5
     assert path == run_dir / "report.html"
     found = page(path)
     numbers = [
@@ -188,7 +214,7 @@ def test_a_whole_run(run_dir: Path, config: RunConfig) -> None:
     assert (
         len(cards) == 2 + 3 * len(samples.TEMPERATURES) + 2
     )  # while training, prompt x temperature, checkpoints
-    assert "never learned from" in found.text
+    assert "was never trained" in found.text
     assert (
         len(
             [
@@ -203,7 +229,7 @@ def test_a_whole_run(run_dir: Path, config: RunConfig) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_numbers_are_those_of_the_metrics(run_dir: Path) -> None:
-    rows = facts.evaluations(
+    rows = facts.evaluation_rows(
         WHOLE_RUN, best_eval(WHOLE_RUN, run_folder.Run(with_metrics(run_dir, *WHOLE_RUN)).history)
     )
     shown = [(row[0], row[2], row[-1]) for row in rows]
@@ -226,7 +252,9 @@ def test_the_figure_has_all_that_was_logged(run_dir: Path) -> None:
     ):
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         quarter = pixels[part[0] * height :, part[1] * width :][:height, :width, :3]
-        wanted = [int(getattr(figures.ON_WHITE, colour)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        wanted = [
+            int(getattr(figures.PRINT_PALETTE, colour)[i : i + 2], 16) / 255 for i in (1, 3, 5)
+        ]
         assert (np.abs(quarter - wanted).max(axis=2) < 0.02).sum() > 200, (colour, part)
 
 
@@ -234,17 +262,24 @@ def test_the_figure_has_all_that_was_logged(run_dir: Path) -> None:
     "lines",
     [
         (),
-        (WHOLE_RUN[0], {"kind": "end", "step": 0, "status": "interrupted", "best_step": None, "best_loss": None}),
+        (
+            WHOLE_RUN[0],
+            {"kind": "end", "step": 0, "status": "interrupted", "best_step": None,
+             "best_loss": None},
+        ),
         (evaluation(0, None),),
-        (evaluation(0, 3.0), step(1, None), step(2, None), evaluation(2, None), {"kind": "end", "step": 2,
-         "status": "diverged", "best_step": 0, "best_loss": 3.0, "timing": {}}),
+        (
+            evaluation(0, 3.0), step(1, None), step(2, None), evaluation(2, None),
+            {"kind": "end", "step": 2, "status": "diverged", "best_step": 0, "best_loss": 3.0,
+             "timing": {}},
+        ),
         (step(1, 3.0, timing={}, grad_norm=None), step(2, None)),
         (evaluation(0, 0.0, bpb=0.0, perplexity=1.0), step(1, 0.0)),
     ],
 )  # fmt: skip
 def test_every_unlucky_run_has_a_report(run_dir: Path, lines: tuple[dict[str, Any], ...]) -> None:
     found = page(run_report.write(with_metrics(run_dir, *lines)))
-    assert "There are no fresh samples: " in found.text
+    assert "There are no samples: " in found.text
     assert (run_dir / "figures" / "training.png").stat().st_size > 10_000
     text = (run_dir / "report.md").read_text(encoding="utf-8")
     assert "(figures/training.png)" in text
@@ -258,7 +293,7 @@ def test_a_damaged_checkpoint_only_costs_its_sample(
     with_checkpoints(with_metrics(run_dir, *WHOLE_RUN), config, 0, 10, 20)
     weights = run_dir / "checkpoints" / "000010" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    found = samples.by_checkpoint(run_dir, "The", 0.7, time.monotonic() + 60)
+    found = samples.sample_checkpoints(run_dir, "The", 0.7, time.monotonic() + 60)
     assert [sample.step for sample in found] == [0, 20]
 
 
@@ -279,7 +314,7 @@ def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> N
     with_checkpoints(run_dir, config, 0)
     model = trained_model.load(run_dir, threads=1)
     ids = model.tokenizer.encode(TEXT)[:60]
-    pieces = surprise.read(model, ids, time.monotonic() + 60)
+    pieces = surprise.measure_surprise(model, ids, time.monotonic() + 60)
     assert "".join(piece.text for piece in pieces) == TEXT[:60]
     width = config.model.block_size
     for at in (
@@ -295,12 +330,15 @@ def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> N
         assert pieces[at].nats == pytest.approx(expected, rel=1e-4)
         assert len(pieces[at].expected) == 3
         assert pieces[at].expected[0][1] >= np.exp(-pieces[at].nats) - 1e-6
-    assert surprise.read(model, ids, time.monotonic() - 1)[1:] == []
+    assert surprise.measure_surprise(model, ids, time.monotonic() - 1)[1:] == []
 
 
 def test_half_of_the_surprise() -> None:
-    assert surprise.half_share([surprise.Piece("a", nats, ()) for nats in (1, 6, 1, 2)]) == 0.25
-    assert surprise.half_share([surprise.Piece("a", 1.0, ())] * 10) == 0.5
+    assert (
+        surprise.half_surprise_share([surprise.Piece("a", nats, ()) for nats in (1, 6, 1, 2)])
+        == 0.25
+    )
+    assert surprise.half_surprise_share([surprise.Piece("a", 1.0, ())] * 10) == 0.5
 
 
 @given(
@@ -314,7 +352,7 @@ def test_half_of_the_surprise() -> None:
 def test_means_around_a_step(points: list[tuple[int, float]], before: float, after: float) -> None:
     points.sort()
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    means = figures.mean_around(steps, values, before, after)
+    means = figures.windowed_mean(steps, values, before, after)
     for here, mean in zip(steps, means):
         near = values[(steps >= here - before) & (steps <= here + after)]
         near = near[np.isfinite(near)]
@@ -325,7 +363,7 @@ def test_means_around_a_step(points: list[tuple[int, float]], before: float, aft
 def test_the_configuration_marks_what_is_not_the_presets(config: RunConfig) -> None:
     changed = {
         name: usual
-        for _, rows in facts.configuration(config, "tiny")
+        for _, rows in facts.configuration_parts(config, "tiny")
         for name, _, usual in rows
         if usual is not None
     }
@@ -334,10 +372,9 @@ def test_the_configuration_marks_what_is_not_the_presets(config: RunConfig) -> N
 
 
 def test_parameters_by_part_add_up(config: RunConfig) -> None:
-    parts = facts.parameter_parts(config.model, 65)
+    parts = facts.parameter_rows(config.model, 65)
     assert (
-        sum(count for _, count, _, _ in parts)
-        == parameters.count(parameters.parameter_table(config.model, 65))["total"]
+        sum(count for _, count, _, _ in parts) == parameters.parameter_table(config.model, 65).total
     )
     assert sum(share for _, _, share, _ in parts) == pytest.approx(1)
 
@@ -397,10 +434,12 @@ def test_a_copied_passage_stays_text(tmp_path: Path, config: RunConfig) -> None:
     assert found.text.count("<script>alert(2)</script>") == 2  # as it was written, and in its place
     assert f"from byte {text.index(passage):,} of the training text" in found.text
     assert (
-        found.text.count("it recites") == found.text.count("does better. Train longer") == 2
+        found.text.count("The model recites")
+        == found.text.count("needs fewer bits. Train longer")
+        == 2
     )  # above, and in the table
     markdown = (run / "report.md").read_text(encoding="utf-8")
-    assert f"as it stands at byte {text.index(passage):,}" in markdown
+    assert f"in its context, at byte {text.index(passage):,}" in markdown
     assert markdown.count(f"``````text\n{passage}\n``````") == 1
 
 
@@ -410,5 +449,5 @@ def test_without_its_tokens_a_report_says_so(
 ) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "new cache"))
     found = page(run_report.write(with_metrics(run_dir, *WHOLE_RUN)))
-    assert "no longer in the cache" in found.text
-    assert "no longer in the cache" in (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "not in the cache" in found.text
+    assert "not in the cache" in (run_dir / "report.md").read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Exchange with other programs: transformers, GGUF (llama.cpp) and PEFT, each in both directions where possible."""
+"""Export to transformers, GGUF (llama.cpp) and PEFT, and import from transformers and PEFT."""

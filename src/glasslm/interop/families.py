@@ -1,4 +1,6 @@
-"""The architectures of transformers that glasslm's models are, one file a family, all with the same six names."""
+"""The model families of transformers that glasslm can write and read: one module a family, with the
+same names.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +17,54 @@ Array = NDArray[Any]
 
 
 class Family(Protocol):
-    """What there is to know of a family: its files llama.py and gpt2.py have these."""
+    """The interface of a family's module: llama.py and gpt2.py."""
 
     @property
     def MODEL_TYPES(self) -> tuple[str, ...]: ...
 
     def refusals(self, c: ModelConfig) -> list[str]: ...
 
-    def to_config(self, c: ModelConfig, vocab_size: int) -> dict[str, Any]: ...
+    def to_hf_config(self, c: ModelConfig, vocab_size: int) -> dict[str, Any]: ...
 
-    def from_config(self, values: Values) -> ModelConfig: ...
+    def from_hf_config(self, values: Values) -> ModelConfig: ...
 
-    def to_weights(self, c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]: ...
+    def to_hf_weights(self, c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]: ...
 
-    def from_weights(
-        self, c: ModelConfig, there: dict[str, Array], wanted: list[str]
+    def from_hf_weights(
+        self, c: ModelConfig, hf_weights: dict[str, Array], names: list[str]
     ) -> dict[str, Array]: ...
 
 
 FAMILIES: tuple[Family, ...] = (llama, gpt2)
 
 
-def of(c: ModelConfig) -> Family:
-    """The family that computes what this model does. Raises InputError, with what stands against the nearest one."""
-    found = {family.MODEL_TYPES[0]: family.refusals(c) for family in FAMILIES}
+def choose_family(c: ModelConfig) -> Family:
+    """The first family that computes what this model computes.
+
+    Raises InputError if there is none; the message lists what the nearest family lacks and the
+    switches that help.
+    """
+    refusals = {family.MODEL_TYPES[0]: family.refusals(c) for family in FAMILIES}
     for family in FAMILIES:
-        if not found[family.MODEL_TYPES[0]]:
+        if not refusals[family.MODEL_TYPES[0]]:
             return family
-    nearest = min(found, key=lambda name: len(found[name]))
+    nearest = min(refusals, key=lambda name: len(refusals[name]))
     raise InputError(
-        f"no architecture of transformers computes what this model does. Nearest is {nearest}, but "
-        f"{'; '.join(found[nearest])}. Train with what stands in parentheses, and export that"
+        f"no architecture of transformers computes this model. The nearest is {nearest}, but "
+        f"{'; '.join(refusals[nearest])}. Train with the flags in parentheses, then export"
     )
 
 
-def named(values: Values) -> Family:
-    """The family of a config.json. Raises InputError for one that glasslm does not know."""
-    kind = values.word("model_type")
+def find_family(values: Values) -> Family:
+    """The family of a config.json.
+
+    Raises InputError for a model type that glasslm does not know.
+    """
+    model_type = values.string("model_type")
     for family in FAMILIES:
-        if kind in family.MODEL_TYPES:
+        if model_type in family.MODEL_TYPES:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.MODEL_TYPES)
-    raise InputError(f"{values.path} is of the model type {kind[:100]!r}: glasslm can take {known}")
+    raise InputError(
+        f"{values.path} has the model type {model_type[:100]!r}: expected one of {known}"
+    )

@@ -1,7 +1,9 @@
-"""GPT-2 in transformers: LayerNorm, an ungated feed-forward, positions that are added to the embeddings.
+"""GPT-2 in transformers: LayerNorm, a feed-forward without a gate, positions that are added to the
+embeddings.
 
-Its linear layers are (in, out), the transpose of ours, and q, k and v lie side by side in one. Sinusoids, and no
-positions at all, are positions that somebody could have learned: they are written out.
+transformers stores GPT-2's linear layers as (in, out), the transpose of glasslm's, with q, k and v
+side by side in one. Sinusoidal positions, and none, are written as learned positions with these
+values.
 """
 
 from __future__ import annotations
@@ -15,44 +17,50 @@ from numpy.typing import NDArray
 from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.engines.positions import sinusoids
 from glasslm.errors import InputError
-from glasslm.interop.untrusted_json import Values, drop_tied_head, refuse_others
-from glasslm.model.parameters import STD
+from glasslm.interop.untrusted_json import Values, drop_tied_head, require_supported
+from glasslm.model.parameters import INIT_STD
 
 Array = NDArray[Any]
 
+# What transformers has for the variants of glasslm. A variant that is not listed here is refused by
+# `refusals`.
 MODEL_TYPES = ("gpt2",)
+ACTIVATION_FUNCTIONS: dict[str, str] = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
+POSITIONS = ("learned", "sinusoidal", "none")
+
+# Activations of a config.json that glasslm computes, by their names in transformers.
 ACTIVATIONS: dict[str, FeedForward] = {
     "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "relu2": "relu2",
 }  # fmt: skip
 
 
 def refusals(c: ModelConfig) -> list[str]:
-    """Why no GPT-2 computes what this model does; empty where one does."""
+    """Reasons why no GPT-2 computes this model, each with a flag that helps; empty if one does."""
     reasons = []
     if c.norm != "layernorm":
         reasons.append(f"its norm is {c.norm} (--norm layernorm)")
     if c.norm_position != "pre":
-        reasons.append("it normalises after the sublayers (--norm-position pre)")
-    if c.gated:
-        reasons.append(f"its feed-forward is {c.feedforward}, with a gate (--feedforward gelu)")
-    if c.position not in ("learned", "sinusoidal", "none"):
+        reasons.append(f"its norms are in the position {c.norm_position} (--norm-position pre)")
+    if c.feedforward not in ACTIVATION_FUNCTIONS:
+        reasons.append(f"its feed-forward is {c.feedforward} (--feedforward gelu)")
+    if c.position not in POSITIONS:
         reasons.append(f"its positions are {c.position} (--position learned)")
-    if c.resolved().n_kv_heads != c.n_heads:
+    if c.resolve().n_kv_heads != c.n_heads:
         reasons.append(
             f"{c.n_heads // c.n_kv_heads} heads share their keys (--n-kv-heads {c.n_heads})"
         )
     if c.qk_norm:
         reasons.append("it normalises queries and keys (--no-qk-norm)")
     if 0 < c.window < c.block_size:
-        reasons.append("a token sees only a window (--window 0)")
+        reasons.append(f"its attention has a window of {c.window} tokens (--window 0)")
     if c.n_experts:
         reasons.append("it has experts (--n-experts 0)")
     return reasons
 
 
-def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """config.json of a model without refusals."""
-    c = c.resolved()
+def to_hf_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The values of config.json, for a model without refusals."""
+    c = c.resolve()
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -62,7 +70,7 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "n_head": c.n_heads,
         "n_inner": c.d_ff,
         "n_positions": c.block_size,
-        "activation_function": {"gelu": "gelu_new"}.get(c.feedforward, c.feedforward),
+        "activation_function": ACTIVATION_FUNCTIONS[c.feedforward],
         "layer_norm_epsilon": c.norm_eps,
         "resid_pdrop": c.dropout,
         "embd_pdrop": c.dropout,
@@ -71,36 +79,44 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def from_config(values: Values) -> ModelConfig:
-    """What a config.json describes. Raises InputError for what glasslm has no switch for."""
-    activation = values.word("activation_function", "gelu_new")
-    refuse_others(
+def from_hf_config(values: Values) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Raises InputError for an option that glasslm does not have.
+    """
+    activation = values.string("activation_function", "gelu_new")
+    require_supported(
         activation in ACTIVATIONS, "activation_function", activation, ", ".join(ACTIVATIONS)
     )
-    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-                        ("add_cross_attention", False)):  # fmt: skip
-        refuse_others(values.flag(name, usual) == usual, name, not usual, str(usual).lower())
-    width = values.whole("n_embd", 768)
+    for name, supported in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        value = values.boolean(name, supported)
+        require_supported(value == supported, name, value, str(supported).lower())
+    width = values.integer("n_embd", 768)
     return ModelConfig(
         d_model=width,
-        n_layers=values.whole("n_layer", 12),
-        n_heads=values.whole("n_head", 12),
-        d_ff=values.whole("n_inner", 0) or 4 * width,
-        block_size=values.whole("n_positions", 1024),
+        n_layers=values.integer("n_layer", 12),
+        n_heads=values.integer("n_head", 12),
+        d_ff=values.integer("n_inner", 0) or 4 * width,
+        block_size=values.integer("n_positions", 1024),
         dropout=values.number("resid_pdrop", 0.1),
         attention_dropout=values.number("attn_pdrop", 0.1),
         norm="layernorm",
         norm_eps=values.number("layer_norm_epsilon", 1e-5),
         feedforward=ACTIVATIONS[activation],
         position="learned",
-        tie_embeddings=values.flag("tie_word_embeddings", True),
+        tie_embeddings=values.boolean("tie_word_embeddings", True),
         bias=True,
     )
 
 
-OUTSIDE = {"embedding.weight": "transformer.wte.weight", "norm.weight": "transformer.ln_f.weight",
-           "norm.bias": "transformer.ln_f.bias", "head.weight": "lm_head.weight",
-           "position.weight": "transformer.wpe.weight"}  # fmt: skip
+# glasslm's names -> transformers' names, of weights outside the blocks and of modules inside them.
+TOP_LEVEL = {"embedding.weight": "transformer.wte.weight", "norm.weight": "transformer.ln_f.weight",
+             "norm.bias": "transformer.ln_f.bias", "head.weight": "lm_head.weight",
+             "position.weight": "transformer.wpe.weight"}  # fmt: skip
 NORMS = {"attention_norm": "ln_1", "feedforward_norm": "ln_2"}
 LINEARS = {
     "attention.o": "attn.c_proj",
@@ -109,75 +125,79 @@ LINEARS = {
 }
 
 
-def to_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
-    """Weights by their names there, from all of them by their names here."""
+def to_hf_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
+    """All weights by transformers' names, from all weights by glasslm's names."""
 
     def bias(name: str, width: int) -> Array:
         return weights.get(f"{name}.bias", np.zeros(width, np.float32))
 
-    there = {theirs: weights[ours] for ours, theirs in OUTSIDE.items() if ours in weights}
-    there["transformer.wpe.weight"] = _positions(c, weights)
-    there["transformer.ln_f.bias"] = bias("norm", c.d_model)
+    hf_weights = {hf_name: weights[name] for name, hf_name in TOP_LEVEL.items() if name in weights}
+    hf_weights["transformer.wpe.weight"] = _positions(c, weights)
+    hf_weights["transformer.ln_f.bias"] = bias("norm", c.d_model)
     for i in range(c.n_layers):
-        here, layer = f"blocks.{i}", f"transformer.h.{i}"
-        for ours, theirs in NORMS.items():
-            there[f"{layer}.{theirs}.weight"] = weights[f"{here}.{ours}.weight"]
-            there[f"{layer}.{theirs}.bias"] = bias(f"{here}.{ours}", c.d_model)
-        parts = [f"{here}.attention.{part}" for part in "qkv"]
-        there[f"{layer}.attn.c_attn.weight"] = np.concatenate(
+        block, layer = f"blocks.{i}", f"transformer.h.{i}"
+        for name, hf_name in NORMS.items():
+            hf_weights[f"{layer}.{hf_name}.weight"] = weights[f"{block}.{name}.weight"]
+            hf_weights[f"{layer}.{hf_name}.bias"] = bias(f"{block}.{name}", c.d_model)
+        parts = [f"{block}.attention.{part}" for part in "qkv"]
+        hf_weights[f"{layer}.attn.c_attn.weight"] = np.concatenate(
             [weights[f"{part}.weight"].T for part in parts], axis=1
         )
-        there[f"{layer}.attn.c_attn.bias"] = np.concatenate(
+        hf_weights[f"{layer}.attn.c_attn.bias"] = np.concatenate(
             [bias(part, c.d_model) for part in parts]
         )
-        for ours, theirs in LINEARS.items():
-            matrix = weights[f"{here}.{ours}.weight"]
-            there[f"{layer}.{theirs}.weight"] = np.ascontiguousarray(matrix.T)
-            there[f"{layer}.{theirs}.bias"] = bias(f"{here}.{ours}", len(matrix))
-    if c.scale_embeddings:
-        there.setdefault("lm_head.weight", weights["embedding.weight"])
-        there["transformer.wte.weight"] = weights["embedding.weight"] * math.sqrt(c.d_model)
-    return there
+        for name, hf_name in LINEARS.items():
+            matrix = weights[f"{block}.{name}.weight"]
+            hf_weights[f"{layer}.{hf_name}.weight"] = np.ascontiguousarray(matrix.T)
+            hf_weights[f"{layer}.{hf_name}.bias"] = bias(f"{block}.{name}", len(matrix))
+    if c.scale_embeddings:  # the scale goes into the embeddings, and the head is kept without it
+        hf_weights.setdefault("lm_head.weight", weights["embedding.weight"])
+        hf_weights["transformer.wte.weight"] = weights["embedding.weight"] * math.sqrt(c.d_model)
+    return hf_weights
 
 
 def _positions(c: ModelConfig, weights: dict[str, Array]) -> Array:
     """(T, D) what is added to the embeddings."""
+    assert c.position in POSITIONS
     if c.position == "learned":
         return weights["position.weight"]
     if c.position == "sinusoidal":
-        return sinusoids(c.block_size, c.d_model, STD, np.float32)
+        return sinusoids(c.block_size, c.d_model, INIT_STD, np.float32)
     return np.zeros((c.block_size, c.d_model), np.float32)
 
 
-def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> dict[str, Array]:
-    """The `wanted` weights of the table, taken out of `there`. Raises InputError where one is missing.
+def from_hf_weights(
+    c: ModelConfig, hf_weights: dict[str, Array], names: list[str]
+) -> dict[str, Array]:
+    """The weights `names` of the parameter table; they are removed from `hf_weights`.
 
-    The bias of the keys is dropped: it adds the same to all scores of a query, which softmax does not see.
+    The bias of the keys is dropped: it adds the same number to all scores of a query, and softmax
+    ignores that. Raises InputError where a weight is missing.
     """
-    for name in [name for name in there if not name.startswith(("transformer.", "lm_head."))]:
-        there[f"transformer.{name}"] = there.pop(
-            name
-        )  # the oldest files, of the model without its head
+    # The oldest files hold the model without its head, under names without the prefix.
+    for name in [n for n in hf_weights if not n.startswith(("transformer.", "lm_head."))]:
+        hf_weights[f"transformer.{name}"] = hf_weights.pop(name)
 
     def take(name: str) -> Array:
-        if name not in there:
+        if name not in hf_weights:
             raise InputError(f"the model lacks the weight {name}, which its config.json asks for")
-        return there.pop(name)
+        return hf_weights.pop(name)
 
-    here = {ours: take(theirs) for ours, theirs in OUTSIDE.items() if ours in wanted}
+    weights = {name: take(hf_name) for name, hf_name in TOP_LEVEL.items() if name in names}
     for i in range(c.n_layers):
         layer = f"transformer.h.{i}"
         for kind in ("weight", "bias"):
-            for ours, theirs in (NORMS | LINEARS).items():
-                here[f"blocks.{i}.{ours}.{kind}"] = take(f"{layer}.{theirs}.{kind}").T
+            for name, hf_name in (NORMS | LINEARS).items():
+                weights[f"blocks.{i}.{name}.{kind}"] = take(f"{layer}.{hf_name}.{kind}").T
             fused = take(f"{layer}.attn.c_attn.{kind}").T
             if len(fused) != 3 * c.d_model:
                 raise InputError(
-                    f"the model's {layer}.attn.c_attn.{kind} has {len(fused)} rows: expected 3 x {c.d_model}"
+                    f"the model's {layer}.attn.c_attn.{kind} has {len(fused)} rows: expected 3 x "
+                    f"{c.d_model}"
                 )
             for part, rows in zip("qkv", np.split(fused, 3)):
                 if (part, kind) != ("k", "bias"):
-                    here[f"blocks.{i}.attention.{part}.{kind}"] = rows
+                    weights[f"blocks.{i}.attention.{part}.{kind}"] = rows
     if c.tie_embeddings:
-        drop_tied_head(there, here["embedding.weight"])
-    return here
+        drop_tied_head(hf_weights, weights["embedding.weight"])
+    return weights

@@ -1,12 +1,14 @@
-"""Llama and its next of kin in transformers: Mistral (a window), Mixtral (experts), Qwen3 (qk-norm), Qwen3-MoE (both).
+"""The Llama family in transformers: Llama, Mistral (window), Mixtral (experts), Qwen3 (qk-norm),
+Qwen3-MoE (both).
 
-They differ from each other in a few names and keys. Weights keep their shapes: both sides have (out, in) matrices and
-rotate split halves.
+The members differ in a few names and keys. Weights keep their shapes: glasslm and transformers both
+store (out, in) matrices and rotate split halves.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,17 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.errors import InputError
-from glasslm.interop.untrusted_json import Values, drop_tied_head, refuse_others
+from glasslm.interop.untrusted_json import Values, drop_tied_head, require_supported
 
 Array = NDArray[Any]
 
+# What transformers has for the variants of glasslm. A variant that is not listed here is refused by
+# `refusals`.
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe")
+HIDDEN_ACTS: dict[str, str] = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+ROPE_SCALINGS = ("none", "linear", "ntk")
+
+# Activations of a config.json that glasslm computes, by their names in transformers.
 ACTIVATIONS: dict[str, FeedForward] = {
     "silu": "swiglu",
     "gelu_pytorch_tanh": "geglu",
@@ -27,32 +35,35 @@ ACTIVATIONS: dict[str, FeedForward] = {
 
 
 def refusals(c: ModelConfig) -> list[str]:
-    """Why no model of this family computes what this one does; empty where one does."""
+    """Reasons why no model of this family computes this model, each with a flag that helps; empty
+    if one does.
+    """
     reasons = []
     if c.norm != "rmsnorm":
         reasons.append(f"its norm is {c.norm} (--norm rmsnorm)")
     if c.norm_position != "pre":
-        reasons.append("it normalises after the sublayers (--norm-position pre)")
-    if not c.gated:
-        reasons.append(
-            f"its feed-forward is {c.feedforward}, without a gate (--feedforward swiglu)"
-        )
+        reasons.append(f"its norms are in the position {c.norm_position} (--norm-position pre)")
+    if c.feedforward not in HIDDEN_ACTS:
+        reasons.append(f"its feed-forward is {c.feedforward} (--feedforward swiglu)")
     if c.position != "rope":
         reasons.append(f"its positions are {c.position} (--position rope)")
+    if c.rope_scaling not in ROPE_SCALINGS:
+        reasons.append(f"its rope is scaled by {c.rope_scaling} (--rope-scaling linear)")
     kind = model_type(c)
     if c.bias and kind != "llama":
         reasons.append(f"a {kind} has no biases (--no-bias)")
     if c.shared_expert:
-        reasons.append("one expert computes every token (--no-shared-expert)")
+        reasons.append("it has a shared expert (--no-shared-expert)")
     if c.n_experts and c.experts_per_token == 1 and kind == "mixtral":
         reasons.append(
-            "a token's only expert is weighted by its probability (--experts-per-token 2, or --qk-norm)"
+            "it weights a token's only expert by the expert's probability (--experts-per-token 2, "
+            "or --qk-norm)"
         )
     return reasons
 
 
 def model_type(c: ModelConfig) -> str:
-    """Which member of the family."""
+    """The member of the family, by its model_type in transformers."""
     if c.qk_norm:
         return "qwen3_moe" if c.n_experts else "qwen3"
     if c.n_experts:
@@ -60,11 +71,11 @@ def model_type(c: ModelConfig) -> str:
     return "mistral" if c.window else "llama"
 
 
-def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """config.json of a model without refusals."""
-    c, kind = c.resolved(), model_type(c)
+def to_hf_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The values of config.json, for a model without refusals."""
+    c, kind = c.resolve(), model_type(c)
     base = c.rope_base
-    if c.rope_scaling == "ntk" and c.head_size > 2:  # another base is all that it is
+    if c.rope_scaling == "ntk" and c.head_size > 2:  # ntk scaling is a larger base
         base *= c.rope_factor ** (c.head_size / (c.head_size - 2))
     values: dict[str, Any] = {
         "architectures": [ARCHITECTURES[kind]],
@@ -76,7 +87,7 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "num_attention_heads": c.n_heads,
         "num_key_value_heads": c.n_kv_heads,
         "head_dim": c.head_size,
-        "hidden_act": {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}[c.feedforward],
+        "hidden_act": HIDDEN_ACTS[c.feedforward],
         "max_position_embeddings": c.block_size,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": base,
@@ -96,9 +107,11 @@ def to_config(c: ModelConfig, vocab_size: int) -> dict[str, Any]:
         values |= {"num_local_experts": c.n_experts, "num_experts_per_tok": c.experts_per_token}
     if kind == "qwen3_moe":
         values |= {
-            "num_experts": c.n_experts, "num_experts_per_tok": c.experts_per_token, "moe_intermediate_size": c.d_ff,
+            "num_experts": c.n_experts,
+            "num_experts_per_tok": c.experts_per_token,
+            "moe_intermediate_size": c.d_ff,
             "norm_topk_prob": c.experts_per_token > 1,
-        }  # fmt: skip
+        }
     return values
 
 
@@ -111,56 +124,84 @@ ARCHITECTURES = {
 }
 
 
-# What transformers takes for a key that config.json does not have; null means none of it.
+# The values that transformers uses for keys that config.json lacks. A key that is null has no
+# value.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
-    "mistral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "num_key_value_heads": 8,
-                "sliding_window": 4096},
-    "mixtral": {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6,
-                "num_experts": 8, "num_experts_per_tok": 2},
-    "qwen3": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128,
-              "sliding_window": 4096, "max_window_layers": 28},
-    "qwen3_moe": {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
-                  "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8},
-}  # fmt: skip
+    "mistral": {
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "mixtral": {
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "rope_theta": 1e6,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3": {
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "qwen3_moe": {
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    },
+}
 
 
-def from_config(values: Values) -> ModelConfig:
-    """What a config.json describes. Raises InputError for what glasslm has no switch for."""
-    kind = values.word("model_type")
-    values = values.over(DEFAULTS[kind])
-    width, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
-    head_size = values.whole("head_dim", width // max(1, heads))
-    refuse_others(
+def from_hf_config(values: Values) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Raises InputError for an option that glasslm does not have.
+    """
+    kind = values.string("model_type")
+    values = values.with_defaults(DEFAULTS[kind])
+    width, heads = values.integer("hidden_size"), values.integer("num_attention_heads")
+    head_size = values.integer("head_dim", width // max(1, heads))
+    require_supported(
         head_size * heads == width,
         "head_dim",
         head_size,
         f"hidden_size / heads, {width // max(1, heads)}",
     )
-    activation = values.word("hidden_act", "silu")
-    refuse_others(
+    activation = values.string("hidden_act", "silu")
+    require_supported(
         activation in ACTIVATIONS, "hidden_act", activation[:100], " or ".join(ACTIVATIONS)
     )
-    biases = {name: values.flag(name, False) for name in ("attention_bias", "mlp_bias")}
-    refuse_others(
+    biases = {name: values.boolean(name, False) for name in ("attention_bias", "mlp_bias")}
+    require_supported(
         len(set(biases.values())) == 1, "attention_bias and mlp_bias", biases, "both or neither"
     )
-    base, linear = _rope(values)
+    base, linear_factor = _rope(values)
     return ModelConfig(
         d_model=width,
-        n_layers=values.whole("num_hidden_layers"),
+        n_layers=values.integer("num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=values.whole("num_key_value_heads", heads),
-        d_ff=values.whole("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"),
-        block_size=values.whole("max_position_embeddings"),
+        n_kv_heads=values.integer("num_key_value_heads", heads),
+        d_ff=values.integer(
+            "moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"
+        ),
+        block_size=values.integer("max_position_embeddings"),
         attention_dropout=values.number("attention_dropout", 0.0),
         norm_eps=values.number("rms_norm_eps"),
         feedforward=ACTIVATIONS[activation],
         position="rope",
         rope_base=base,
-        rope_scaling="linear" if linear > 1 else "none",
-        rope_factor=linear,
-        tie_embeddings=values.flag("tie_word_embeddings", False),
+        rope_scaling="linear" if linear_factor > 1 else "none",
+        rope_factor=linear_factor,
+        tie_embeddings=values.boolean("tie_word_embeddings", False),
         qk_norm=kind.startswith("qwen3"),
         bias=biases["attention_bias"],
         window=_window(kind, values),
@@ -169,43 +210,55 @@ def from_config(values: Values) -> ModelConfig:
 
 
 def _window(kind: str, values: Values) -> int:
-    """The window of every layer; 0 for none."""
-    layers = values.list("layer_types")  # which have the last word
-    alike = all(layer == layers[0] for layer in layers)
+    """The window of every layer in tokens; 0 for none.
+
+    Raises InputError where layers have different windows.
+    """
+    layers = values.array("layer_types")  # these decide, where they are given
+    uniform = all(layer == layers[0] for layer in layers)
     known = not layers or layers[0] in ("full_attention", "sliding_attention")
-    refuse_others(
-        alike and known,
+    require_supported(
+        uniform and known,
         "layer_types",
         layers[:100],
         "full_attention or sliding_attention in every layer",
     )
     if kind == "llama" or layers[:1] == ["full_attention"]:
         return 0
-    if kind.startswith("qwen3") and not values.flag("use_sliding_window", False):
+    if kind.startswith("qwen3") and not values.boolean("use_sliding_window", False):
         return 0
-    window = values.whole("sliding_window", 0)
+    window = values.integer("sliding_window", 0)
     if window and not layers and kind == "qwen3":
-        whole = values.whole("max_window_layers")
-        refuse_others(whole == 0, "max_window_layers", whole, "0, a window in every layer")
+        full_layers = values.integer("max_window_layers")
+        require_supported(
+            full_layers == 0, "max_window_layers", full_layers, "0, a window in every layer"
+        )
     return window
 
 
 def _experts(kind: str, values: Values) -> dict[str, Any]:
+    """The fields of ModelConfig for experts; empty for a model without.
+
+    Raises InputError for other routing.
+    """
     if kind not in ("mixtral", "qwen3_moe"):
         return {}
-    count = values.whole(
-        "num_local_experts", values.whole("num_experts")
-    )  # transformers takes both words
-    per_token = values.whole("num_experts_per_tok")
-    if kind == "mixtral":  # which would give a token's only expert the weight 1
-        refuse_others(per_token > 1, "num_experts_per_tok", per_token, "2 or more")
+    count = values.integer(
+        "num_local_experts", values.integer("num_experts")
+    )  # transformers reads both keys
+    per_token = values.integer("num_experts_per_tok")
+    if kind == "mixtral":  # Mixtral gives a token's only expert the weight 1
+        require_supported(per_token > 1, "num_experts_per_tok", per_token, "2 or more")
     else:
-        divided = values.flag("norm_topk_prob", False)
-        refuse_others(
-            divided == (per_token > 1), "norm_topk_prob", divided, "true, with 2 or more a token"
+        normalized = values.boolean("norm_topk_prob", False)
+        require_supported(
+            normalized == (per_token > 1),
+            "norm_topk_prob",
+            normalized,
+            "true, with 2 or more experts a token",
         )
-        dense = (values.whole("decoder_sparse_step", 1), values.list("mlp_only_layers"))
-        refuse_others(
+        dense = (values.integer("decoder_sparse_step", 1), values.array("mlp_only_layers"))
+        require_supported(
             dense == (1, []),
             "decoder_sparse_step, mlp_only_layers",
             dense,
@@ -215,52 +268,61 @@ def _experts(kind: str, values: Values) -> dict[str, Any]:
 
 
 def _rope(values: Values) -> tuple[float, float]:
-    """Base, and the factor of a linear stretch. Newer files have both in rope_parameters."""
-    newer = values.part("rope_parameters")
-    told = newer or values.part("rope_scaling")
-    base = told.number("rope_theta", values.number("rope_theta", 1e4))
-    kind = told.word("rope_type", told.word("type", "default"))
-    refuse_others(kind in ("default", "linear"), "rope_type", kind[:100], "default or linear")
-    share = told.number("partial_rotary_factor", values.number("partial_rotary_factor", 1.0))
-    refuse_others(share == 1, "partial_rotary_factor", share, "1")
-    return base, told.number("factor", 1.0) if kind == "linear" else 1.0
+    """Rope's base, and the factor of linear scaling (1 without).
+
+    Newer files have both in rope_parameters.
+    """
+    rope = values.object("rope_parameters") or values.object("rope_scaling")
+    base = rope.number("rope_theta", values.number("rope_theta", 1e4))
+    kind = rope.string("rope_type", rope.string("type", "default"))
+    require_supported(kind in ("default", "linear"), "rope_type", kind[:100], "default or linear")
+    share = rope.number("partial_rotary_factor", values.number("partial_rotary_factor", 1.0))
+    require_supported(share == 1, "partial_rotary_factor", share, "1")
+    return base, rope.number("factor", 1.0) if kind == "linear" else 1.0
 
 
-def to_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
-    """Weights by their names there, from all of them by their names here."""
-    there = {theirs: weights[ours] for ours, theirs in names(c, weights).items()}
-    if c.bias:  # keys have none here
+def to_hf_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
+    """All weights by transformers' names, from all weights by glasslm's names."""
+    hf_weights = {hf_name: weights[name] for name, hf_name in hf_names(c, weights).items()}
+    if c.bias:  # glasslm's keys have no bias
         for i in range(c.n_layers):
             name = f"model.layers.{i}.self_attn.k_proj"
-            there[f"{name}.bias"] = np.zeros(len(there[f"{name}.weight"]), np.float32)
-    if c.scale_embeddings:
-        head = there.setdefault("lm_head.weight", there["model.embed_tokens.weight"])
-        assert head is not None
-        there["model.embed_tokens.weight"] = there["model.embed_tokens.weight"] * math.sqrt(
-            c.d_model
-        )
-    return there
+            hf_weights[f"{name}.bias"] = np.zeros(len(hf_weights[f"{name}.weight"]), np.float32)
+    if c.scale_embeddings:  # the scale goes into the embeddings, and the head is kept without it
+        embedding = hf_weights["model.embed_tokens.weight"]
+        hf_weights.setdefault("lm_head.weight", embedding)
+        hf_weights["model.embed_tokens.weight"] = embedding * math.sqrt(c.d_model)
+    return hf_weights
 
 
-def from_weights(c: ModelConfig, there: dict[str, Array], wanted: list[str]) -> dict[str, Array]:
-    """The `wanted` weights of the table, taken out of `there`. Raises InputError where one is missing."""
-    here = {}
-    for ours, theirs in names(c, wanted).items():
-        if theirs not in there:
-            raise InputError(f"the model lacks the weight {theirs}, which its config.json asks for")
-        here[ours] = there.pop(theirs)
-    for name in [name for name in there if name.endswith("self_attn.k_proj.bias")]:
-        if there.pop(name).any():
+def from_hf_weights(
+    c: ModelConfig, hf_weights: dict[str, Array], names: list[str]
+) -> dict[str, Array]:
+    """The weights `names` of the parameter table; they are removed from `hf_weights`.
+
+    Raises InputError where one is missing, or keys have a bias that is not zero.
+    """
+    weights = {}
+    for name, hf_name in hf_names(c, names).items():
+        if hf_name not in hf_weights:
             raise InputError(
-                f"the model's {name} is not zero: keys have no bias in glasslm, and rotated ones need it"
+                f"the model lacks the weight {hf_name}, which its config.json asks for"
+            )
+        weights[name] = hf_weights.pop(hf_name)
+    for hf_name in [name for name in hf_weights if name.endswith("self_attn.k_proj.bias")]:
+        if hf_weights.pop(hf_name).any():
+            raise InputError(
+                f"the model's {hf_name} is not zero: expected zeros, because glasslm's keys have "
+                "no bias"
             )
     if c.tie_embeddings:
-        drop_tied_head(there, here["embedding.weight"])
-    return here
+        drop_tied_head(hf_weights, weights["embedding.weight"])
+    return weights
 
 
-OUTSIDE = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
-           "head.weight": "lm_head.weight"}  # fmt: skip
+# glasslm's names -> transformers' names, of weights outside the blocks and of modules inside them.
+TOP_LEVEL = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
+             "head.weight": "lm_head.weight"}  # fmt: skip
 MODULES = {
     "attention_norm": "input_layernorm",
     "attention.q": "self_attn.q_proj",
@@ -280,14 +342,16 @@ QWEN3_MOE = {"router": "mlp.gate", "experts": "mlp.experts",
              "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # fmt: skip
 
 
-def names(c: ModelConfig, ours: Any) -> dict[str, str]:
-    """Our name -> theirs: blocks.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight."""
-    return {name: _name(c, name) for name in ours}
+def hf_names(c: ModelConfig, names: Iterable[str]) -> dict[str, str]:
+    """glasslm's name -> transformers' name: blocks.0.attention.q.weight ->
+    model.layers.0.self_attn.q_proj.weight.
+    """
+    return {name: _hf_name(c, name) for name in names}
 
 
-def _name(c: ModelConfig, name: str) -> str:
-    if name in OUTSIDE:
-        return OUTSIDE[name]
+def _hf_name(c: ModelConfig, name: str) -> str:
+    if name in TOP_LEVEL:
+        return TOP_LEVEL[name]
     _, i, rest = name.split(".", 2)
     module, _, kind = rest.rpartition(".")
     if module in MODULES:

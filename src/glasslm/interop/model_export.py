@@ -1,4 +1,4 @@
-"""A trained model as it leaves: one set of weights, its tokenizer, and the run that can answer for both."""
+"""A trained model ready for export: its weights, its tokenizer, and the run that they come from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
-from glasslm.model.adapters import merged, without_adapters
+from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
 from glasslm.runs.run_folder import Run
 
 Array = NDArray[Any]
 
-ROWS, LONGEST = 2, 512  # of the tokens whose logits are compared with those of another program
+# The tokens on which logits are compared with those of another program.
+PROBE_ROWS, MAX_PROBE_TOKENS = 2, 512
 
 
 @dataclass(frozen=True)
-class Leaving:
-    """`weights` are float32, by the table's names, adapters merged into them; `config` is that of such a model."""
+class ModelExport:
+    """A model with adapters merged; `weights` are float32, named and shaped as in the table of
+    `config`.
+    """
 
     run: Run
     step: int
@@ -32,16 +35,21 @@ class Leaving:
     weights: dict[str, Array]
 
     @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.run.path.resolve().name
+
+    @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    def probe(self) -> NDArray[np.int64]:
-        """(B, T) tokens to compare logits on: any will do, and random ones leave nothing out."""
-        T = min(self.config.block_size, LONGEST)
-        return np.random.default_rng(0).integers(0, self.vocab_size, (ROWS, T))
+    def probe_tokens(self) -> NDArray[np.int64]:
+        """(B, T) random tokens on which to compare logits."""
+        T = min(self.config.block_size, MAX_PROBE_TOKENS)
+        return np.random.default_rng(0).integers(0, self.vocab_size, (PROBE_ROWS, T))
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
-        """tokens (B, T) -> (B, T, V), as the hand-written engine computes them in float32."""
+        """tokens (B, T) -> logits (B, T, V), computed by the NumPy engine in float32."""
         engine = make_engine(
             RunConfig(model=self.config), self.vocab_size, ComputeConfig(engine="numpy")
         )
@@ -50,24 +58,23 @@ class Leaving:
         return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
 
 
-def of(name: str, which: checkpoints.Which = "best") -> Leaving:
-    """The model of a run, given by its path or name, at a checkpoint. Raises InputError and DamagedError."""
+def load_export(name: str, which: checkpoints.Which = "best") -> ModelExport:
+    """The model of a run, given by path or name, at a checkpoint.
+
+    Raises InputError and DamagedError.
+    """
     run = Run(run_folder.find(name))
-    held = checkpoints.load(run.path, which)
-    checkpoints.check(
-        held,
-        config_sha256=run.config_sha256,
-        tokenizer_sha256=run.tokenizer.sha256,
-        data_sha256=run.record["data"]["sha256"],
-    )
-    whole = merged(held.weights(), run.config.model)
-    weights = {name: array.astype(np.float32, copy=False) for name, array in whole.items()}
-    return Leaving(
-        run, held.step, without_adapters(run.config.model).resolved(), run.tokenizer, weights
-    )
+    checkpoint = checkpoints.load(run.path, which)
+    checkpoints.require_identity(checkpoint, run.identity)
+    merged_weights = merge_adapters(checkpoint.weights(), run.config.model)
+    weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
+    config = without_adapters(run.config.model).resolve()
+    return ModelExport(run, checkpoint.step, config, run.tokenizer, weights)
 
 
 def largest_difference(ours: Array, theirs: Array) -> float:
-    """Of two (B, T, V) logits, as a share of the largest one. Not a number compares as infinite."""
+    """The largest difference of two logits (B, T, V), as a share of the largest of `ours`; inf if
+    it is not finite.
+    """
     difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(ours)))
     return difference if np.isfinite(difference) else np.inf

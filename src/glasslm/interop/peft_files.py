@@ -1,7 +1,9 @@
-"""Adapters as PEFT's files, both ways: adapter_config.json and adapter_model.safetensors, for a model of transformers.
+"""LoRA adapters in PEFT's files, written and read: adapter_config.json and
+adapter_model.safetensors.
 
-Where a matrix there is one of ours, an adapter is the same two arrays under other names. GPT-2 keeps q, k and v in one
-matrix, c_attn: adapters of some of them are one adapter of it, whose A stacks theirs and whose B has theirs as blocks.
+Where a matrix of transformers is one matrix of glasslm, an adapter is the same two arrays under
+other names. GPT-2 has q, k and v in one matrix, c_attn: adapters of some of them become one adapter
+of c_attn, whose A stacks their A and whose B has their B as blocks.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.config.schema import ADAPTABLE, ModelConfig
+from glasslm.config.schema import ADAPTABLE_MATRICES, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
-from glasslm.interop.model_export import Leaving
-from glasslm.interop.peft_settings import SETTINGS, Settings, names_of
+from glasslm.interop.model_export import ModelExport
+from glasslm.interop.peft_settings import SETTINGS_FILE, LoraSettings, module_names
 from glasslm.interop.untrusted_json import read_shapes, read_weights
 from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
@@ -29,59 +31,87 @@ from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
 
 Array = NDArray[Any]
-Adapters = dict[
-    str, Array
-]  # by the table's names: blocks.0.attention.q.lora_a (r, in) and .lora_b (out, r)
+# By the parameter table's names: blocks.0.attention.q.lora_a (r, in) and .lora_b (out, r).
+Adapters = dict[str, Array]
 
-WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
-ROOT = "base_model.model."  # PEFT's name for the model that it wraps
+WEIGHTS_FILE, PICKLE_FILE = "adapter_model.safetensors", "adapter_model.bin"
+PEFT_PREFIX = "base_model.model."  # PEFT's name for the model that it wraps
 
 
-def write(run: Run, held: Checkpoint, out: Path, base: str) -> None:
-    """Write the adapters of a run at a checkpoint into the folder `out`, which is made, for PeftModel.from_pretrained.
+def write(run: Run, checkpoint: Checkpoint, out: Path, base: str) -> None:
+    """Write the adapters of a run's checkpoint into the new folder `out`, for
+    PeftModel.from_pretrained.
 
-    `base` is where the model that they stand beside is, a path or a name on the hub; `base_of` is that model. Raises
-    InputError where the run has no adapters, has them on experts, or is of no architecture of transformers.
+    `base` is the path or the name on the Hub of the model that the adapters belong to;
+    `base_export` is that model. Raises InputError where the run has no adapters, has adapters that
+    PEFT has no place for, or its model has no architecture in transformers.
     """
     c = run.config.model
     if not c.lora_rank:
         raise InputError(
-            f"{run.path} has no adapters: fine-tune with `glasslm finetune {run.path} --text-file PATH --lora-rank 8`, "
-            "or export the whole model with --to hf"
+            f"{run.path} has no adapters: fine-tune with `glasslm finetune {run.path} --text-file "
+            "PATH --lora-rank 8`, or export the whole model with --to hf"
         )
-    places = _places(without_adapters(c).resolved())
-    if c.n_experts and (inside := [word for word in c.adapted_matrices if word in ("gate", "up", "down")]):
-        raise InputError(
-            f"the adapters of {run.path} are inside experts ({','.join(inside)}), which transformers holds as one "
-            "array and PEFT adapts in another form: fine-tune with --lora-targets q,k,v,o, or export with --to hf"
-        )
+    matrices = _adaptable_matrices(without_adapters(c).resolve())
+    _require_adaptable(run, matrices)
     hf.require_empty(out)
-    weights = held.weights()
+    weights = checkpoint.weights()
     arrays: dict[str, Array] = {}
-    parts: dict[str, int] = {}
-    for path, modules in places.items():
-        if adapted := [module for module in modules if module.rpartition(".")[2] in c.adapted_matrices]:
-            a, b = _stacked(weights, modules, adapted)
-            arrays |= {f"{ROOT}{path}.lora_A.weight": a, f"{ROOT}{path}.lora_B.weight": b}
-            parts[_target(path)] = len(adapted)
+    part_counts: dict[str, int] = {}
+    for path, modules in matrices.items():
+        if adapted := [module for module in modules if _last_word(module) in c.adapted_matrices]:
+            a, b = _stack_adapters(weights, modules, adapted)
+            arrays |= {
+                f"{PEFT_PREFIX}{path}.lora_A.weight": a,
+                f"{PEFT_PREFIX}{path}.lora_B.weight": b,
+            }
+            part_counts[_target_module(path)] = len(adapted)
     files.make_folder(out)
-    files.write_atomic(out / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
-    files.write_atomic(out / "README.md", _card(c, held.step, base).encode("utf-8"))
-    files.write_json(out / SETTINGS, _settings_of(c, parts, base))
+    files.write_atomic(out / WEIGHTS_FILE, safetensors.numpy.save(arrays, {"format": "pt"}))
+    files.write_atomic(out / "README.md", _adapter_card(c, checkpoint.step, base).encode("utf-8"))
+    files.write_json(out / SETTINGS_FILE, _adapter_config(c, part_counts, base))
 
 
-def base_of(run: Run, held: Checkpoint) -> Leaving:
-    """The model that the adapters of a run stand beside, as hf.write takes it."""
-    frozen = {name: array.astype(np.float32, copy=False) for name, array in held.weights().items()
-              if ".lora_" not in name}  # fmt: skip
+def _require_adaptable(run: Run, matrices: dict[str, tuple[str, ...]]) -> None:
+    """Raise InputError where PEFT has no place for an adapter of the run."""
+    c = run.config.model
+    places = {_last_word(module) for modules in matrices.values() for module in modules}
+    outside = [word for word in c.adapted_matrices if word not in places]
+    if not outside:
+        return
+    allowed = ",".join(word for word in ADAPTABLE_MATRICES if word in places)
+    if c.n_experts:
+        raise InputError(
+            f"the adapters of {run.path} are inside experts ({','.join(outside)}), which "
+            f"transformers stores as one array: fine-tune with --lora-targets {allowed}, or export "
+            "with --to hf"
+        )
+    raise InputError(
+        f"the adapters of {run.path} are on matrices that transformers does not have "
+        f"({','.join(outside)}): fine-tune with --lora-targets {allowed}, or export with --to hf"
+    )
+
+
+def base_export(run: Run, checkpoint: Checkpoint) -> ModelExport:
+    """The frozen model that the adapters of a run belong to, for hf.write."""
+    frozen = {
+        name: array.astype(np.float32, copy=False)
+        for name, array in checkpoint.weights().items()
+        if ".lora_" not in name
+    }
     step = run.record.get("base", {}).get("step", 0)
-    return Leaving(run, step, without_adapters(run.config.model).resolved(), run.tokenizer, frozen)
+    config = without_adapters(run.config.model).resolve()
+    return ModelExport(run, step, config, run.tokenizer, frozen)
 
 
-def _stacked(
+def _stack_adapters(
     weights: dict[str, Array], modules: tuple[str, ...], adapted: list[str]
 ) -> tuple[Array, Array]:
-    """A (R, in) and B (out, R) that do to a matrix made of `modules` what the adapters of some of them do to those."""
+    """A (R, in) and B (out, R) of one adapter for a matrix that consists of `modules`, some of
+    which are `adapted`.
+
+    R is the sum of the ranks of the adapted modules; B has a block for each and zeros elsewhere.
+    """
     a = np.concatenate([weights[f"{module}.lora_a"] for module in adapted]).astype(
         np.float32, copy=False
     )
@@ -95,24 +125,25 @@ def _stacked(
     return a, np.concatenate(blocks)
 
 
-def _settings_of(c: ModelConfig, parts: dict[str, int], base: str) -> dict[str, Any]:
-    """adapter_config.json. `parts` is how many of our matrices are adapted in each of theirs."""
+def _adapter_config(c: ModelConfig, part_counts: dict[str, int], base: str) -> dict[str, Any]:
+    """The values of adapter_config.json; `part_counts` has the number of adapted modules in each
+    target module.
+    """
     alpha = int(c.lora_alpha) if c.lora_alpha.is_integer() else c.lora_alpha
-    several = {target: count for target, count in parts.items() if count > 1}
+    stacked = {target: count for target, count in part_counts.items() if count > 1}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "target_modules": list(parts),
+        "target_modules": list(part_counts),
         "r": c.lora_rank,
         "lora_alpha": alpha,
-        "rank_pattern": {target: count * c.lora_rank for target, count in several.items()},
-        "alpha_pattern": {target: count * alpha for target, count in several.items()},
+        "rank_pattern": {target: count * c.lora_rank for target, count in stacked.items()},
+        "alpha_pattern": {target: count * alpha for target, count in stacked.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": "gpt2"
-        in families.of(c).MODEL_TYPES,  # which has its matrices as (in, out)
+        "fan_in_fan_out": _is_gpt2(c),  # GPT-2's matrices are (in, out)
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -120,12 +151,13 @@ def _settings_of(c: ModelConfig, parts: dict[str, int], base: str) -> dict[str, 
     }
 
 
-def _card(c: ModelConfig, step: int, base: str) -> str:
-    shown = json.dumps(
+def _adapter_card(c: ModelConfig, step: int, base: str) -> str:
+    """README.md of a folder of adapters."""
+    quoted_base = json.dumps(
         base, ensure_ascii=False
-    )  # which YAML and Python read alike, and which stays in its line
+    )  # a literal in YAML and in Python, on one line
     return f"""---
-base_model: {shown}
+base_model: {quoted_base}
 library_name: peft
 pipeline_tag: text-generation
 tags:
@@ -135,154 +167,189 @@ tags:
 
 # LoRA adapters
 
-Of rank {c.lora_rank} with alpha {c.lora_alpha:g}, for the matrices {", ".join(c.adapted_matrices)} of every layer, after \
-{step:,} training steps with glasslm.
+Rank {c.lora_rank}, alpha {c.lora_alpha:g}, on the matrices {", ".join(c.adapted_matrices)} of \
+every layer, trained with glasslm for {step:,} steps.
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({shown})
+base = AutoModelForCausalLM.from_pretrained({quoted_base})
 model = PeftModel.from_pretrained(base, "the folder of this file")
 ```
 """
 
 
-# -- where adapters stand ---------------------------------------------------------------------------------------------
+# -- names of the adapted matrices -----------------------------------------------------------------
 
-GPT2_STACK = "attn.c_attn"  # q, k and v, one above the other as (out, in)
+GPT2_QKV = "attn.c_attn"  # q, k and v, one above the other as (out, in)
 
 
-def _places(c: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The matrices there that may have adapters, by their paths, and which modules of ours lie in each.
+def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """transformers' path of each matrix that may have an adapter -> glasslm's modules in that
+    matrix.
 
-    Raises InputError for a model that transformers does not know.
+    Raises InputError for a model that has no architecture in transformers.
     """
-    kinds = families.of(c).MODEL_TYPES
+    gpt2_names = _is_gpt2(c)
     words = [f"attention.{word}" for word in "qkvo"]
     if not c.n_experts:
         words += [
-            f"feedforward.{word}" for word in ("gate", "up", "down") if c.gated or word != "gate"
+            f"feedforward.{word}" for word in ("gate", "up", "down") if c.is_gated or word != "gate"
         ]
-    found: dict[str, tuple[str, ...]] = {}
+    matrices: dict[str, tuple[str, ...]] = {}
     for i in range(c.n_layers):
         for word in words:
-            if "gpt2" in kinds:
-                path = f"transformer.h.{i}.{gpt2.LINEARS.get(word, GPT2_STACK)}"
+            if gpt2_names:
+                path = f"transformer.h.{i}.{gpt2.LINEARS.get(word, GPT2_QKV)}"
             else:
                 path = f"model.layers.{i}.{llama.MODULES[word]}"
-            found[path] = (*found.get(path, ()), f"blocks.{i}.{word}")
-    return found
+            matrices[path] = (*matrices.get(path, ()), f"blocks.{i}.{word}")
+    return matrices
 
 
-def _target(path: str) -> str:
-    """How target_modules names a matrix of every layer: the last word, or two of GPT-2's, which has c_proj twice."""
-    return path.split(".", 3)[3] if path.startswith("transformer.") else path.rpartition(".")[2]
+def _is_gpt2(c: ModelConfig) -> bool:
+    """Whether GPT-2 is the model's family. Raises InputError where transformers has none."""
+    return "gpt2" in families.choose_family(c).MODEL_TYPES
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
+def _target_module(path: str) -> str:
+    """The entry of target_modules for a matrix of every layer: its last word; two words for GPT-2,
+    with c_proj twice.
+    """
+    return path.split(".", 3)[3] if path.startswith("transformer.") else _last_word(path)
+
+
+def _last_word(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
-    """The adapters in a folder that PEFT or glasslm wrote, for a model of this config: it with lora_*, and the arrays.
+    """The adapters in a folder of PEFT: `config` with its lora_* fields, and the arrays by
+    glasslm's names.
 
-    Their dropout is ignored. Raises InputError for what glasslm has no adapters for, and DamagedError for files that
-    are not what they seem.
+    Dropout of the adapters is ignored. Raises InputError for adapters that glasslm does not have,
+    and DamagedError for files that are not what they claim.
     """
-    c = without_adapters(config).resolved()
-    known = _places(c)
-    asked = peft_settings.read(folder)
-    places = {path: ours for path, ours in known.items() if names_of(path) & asked.targets}
-    if not places or not asked.ranks.keys() | asked.alphas.keys() <= set().union(
-        *map(names_of, places)
-    ):
-        names = ", ".join(sorted({_target(path) for path in known}))
+    c = without_adapters(config).resolve()
+    adaptable = _adaptable_matrices(c)
+    settings = peft_settings.read(folder)
+    matrices = {
+        path: modules
+        for path, modules in adaptable.items()
+        if module_names(path) & settings.targets
+    }
+    patterns = settings.ranks.keys() | settings.alphas.keys()
+    if not matrices or not patterns <= set().union(*map(module_names, matrices)):
+        names = ", ".join(sorted({_target_module(path) for path in adaptable}))
         raise InputError(
-            f"{folder / SETTINGS} names matrices that this model has not: expected some of {names}"
+            f"{folder / SETTINGS_FILE} names matrices that this model does not have: expected some "
+            f"of {names}"
         )
-    asked.require_one_scale(places)
-    arrays = _arrays(folder, c, places, asked)
-    adapters = _apart(c, places, arrays)
+    settings.require_one_scale(matrices)
+    arrays = _read_arrays(folder, c, matrices, settings)
+    adapters = _split_adapters(c, matrices, arrays)
     ranks = {len(array) for name, array in adapters.items() if name.endswith(".lora_a")}
     if len(ranks) > 1:
         raise InputError(
-            f"the adapters have the ranks {sorted(ranks)}: expected one, because lora_rank is for all here"
+            f"the adapters have the ranks {sorted(ranks)}: expected one rank, because glasslm has "
+            "one lora_rank"
         )
-    rank, words = ranks.pop(), {name.split(".")[3] for name in adapters}
-    alpha, targets = asked.alpha_at(rank), ",".join(word for word in ADAPTABLE if word in words)
-    return dataclasses.replace(
-        config, lora_rank=rank, lora_alpha=alpha, lora_targets=targets
-    ), adapters
+    rank, adapted = ranks.pop(), {name.split(".")[3] for name in adapters}
+    adapted_config = dataclasses.replace(
+        config,
+        lora_rank=rank,
+        lora_alpha=settings.alpha_for_rank(rank),
+        lora_targets=",".join(word for word in ADAPTABLE_MATRICES if word in adapted),
+    )
+    return adapted_config, adapters
 
 
-def _arrays(
-    folder: Path, c: ModelConfig, places: dict[str, tuple[str, ...]], asked: Settings
+def _read_arrays(
+    folder: Path, c: ModelConfig, matrices: dict[str, tuple[str, ...]], settings: LoraSettings
 ) -> dict[str, tuple[Array, Array]]:
-    """A (R, in) and B (out, R) of each place. Names and shapes are compared before any array is read."""
-    path, rows = folder / WEIGHTS, parameter_table(c, 1)
+    """A (R, in) and B (out, R) of each matrix.
+
+    Names and shapes are checked before an array is read.
+    """
+    path, table = folder / WEIGHTS_FILE, parameter_table(c, 1)
     expected: dict[str, tuple[int, ...]] = {}
-    for place, modules in places.items():
-        shapes = [rows[f"{module}.weight"].shape for module in modules]
-        rank, height = asked.rank_of(place), sum(shape[0] for shape in shapes)
+    for matrix, modules in matrices.items():
+        shapes = [table[f"{module}.weight"].shape for module in modules]
+        rank, height = settings.rank(matrix), sum(shape[0] for shape in shapes)
         expected |= {
-            f"{ROOT}{place}.lora_A.weight": (rank, shapes[0][1]),
-            f"{ROOT}{place}.lora_B.weight": (height, rank),
+            f"{PEFT_PREFIX}{matrix}.lora_A.weight": (rank, shapes[0][1]),
+            f"{PEFT_PREFIX}{matrix}.lora_B.weight": (height, rank),
         }
-    found = _shapes(path)
-    if strange := sorted(found.keys() - expected.keys()):
+    file_shapes = _read_adapter_shapes(path)
+    if unexpected := sorted(file_shapes.keys() - expected.keys()):
         raise InputError(
-            f"{path} holds {strange[0][:150]!r}, which is no adapter of a matrix that target_modules names, or of one "
-            f"that glasslm adapts ({', '.join(ADAPTABLE)})"
+            f"{path} holds {unexpected[0][:150]!r}: expected adapters of matrices that "
+            f"target_modules names and glasslm adapts ({', '.join(ADAPTABLE_MATRICES)})"
         )
     for name, shape in expected.items():
-        if name not in found:
+        if name not in file_shapes:
             raise DamagedError(
-                f"{path} lacks {name}, which target_modules asks for: every layer has adapters, or none"
+                f"{path} lacks {name}, which target_modules asks for: expected adapters in every "
+                "layer, or in none"
             )
-        if found[name] != shape:
-            raise DamagedError(f"{path} holds {name} in the shape {found[name]}: expected {shape}")
+        if file_shapes[name] != shape:
+            raise DamagedError(
+                f"{path} holds {name} in the shape {file_shapes[name]}: expected {shape}"
+            )
     arrays = dict(read_weights([path]))
     return {
-        place: (arrays[f"{ROOT}{place}.lora_A.weight"], arrays[f"{ROOT}{place}.lora_B.weight"])
-        for place in places
+        matrix: (
+            arrays[f"{PEFT_PREFIX}{matrix}.lora_A.weight"],
+            arrays[f"{PEFT_PREFIX}{matrix}.lora_B.weight"],
+        )
+        for matrix in matrices
     }
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The arrays of a safetensors file, by name, from its header."""
+def _read_adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays in a safetensors file, by name, from its header."""
     if not path.is_file():
-        if (path.parent / PICKLE).exists():
+        if (path.parent / PICKLE_FILE).exists():
             raise InputError(
-                f"{path.parent} has its adapters as {PICKLE}, which runs code when it is read: save them again with "
-                "PEFT, which writes safetensors"
+                f"{path.parent} has its adapters as {PICKLE_FILE}, which runs code when it is "
+                "read: save them again with PEFT, which writes safetensors"
             )
         raise InputError(
-            f"{path.parent} holds no {WEIGHTS}: expected a folder as save_pretrained of PEFT writes it"
+            f"{path.parent} holds no {WEIGHTS_FILE}: expected a folder as save_pretrained of PEFT "
+            "writes it"
         )
     return read_shapes([path])
 
 
-def _apart(
-    c: ModelConfig, places: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]
+def _split_adapters(
+    c: ModelConfig, matrices: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]
 ) -> Adapters:
-    """By our names. Raises InputError where the layers are not alike."""
+    """The adapters by glasslm's names, from A (R, in) and B (out, R) of each matrix.
+
+    Raises InputError where layers have different adapters.
+    """
     layers: dict[str, list[str]] = {}
-    for path in places:
-        layers.setdefault(_target(path), []).append(path)
+    for path in matrices:
+        layers.setdefault(_target_module(path), []).append(path)
     adapters = {}
     for target, paths in layers.items():
         pairs = [arrays[path] for path in paths]
         if len(paths) != c.n_layers or len({a.shape for a, _ in pairs}) > 1:
             raise InputError(
-                f"the adapters of {target} differ from layer to layer, or not every layer has one"
+                f"the adapters of {target} differ between layers: expected the same shapes in all "
+                f"{c.n_layers} layers"
             )
-        parts = len(places[paths[0]])
+        parts = len(matrices[paths[0]])
         used = np.any(
             [np.stack([rows.any(axis=0) for rows in np.split(b, parts)]) for _, b in pairs], axis=0
         )
-        for part, columns in _columns(used).items():
+        for part, columns in _part_columns(used).items():
             for path, (a, b) in zip(paths, pairs):
-                module = places[path][part]
+                module = matrices[path][part]
                 adapters[f"{module}.lora_a"] = np.ascontiguousarray(a[columns])
                 adapters[f"{module}.lora_b"] = np.ascontiguousarray(
                     np.split(b, parts)[part][:, columns]
@@ -290,35 +357,41 @@ def _apart(
     return adapters
 
 
-def _columns(used: NDArray[np.bool_]) -> dict[int, slice]:
-    """For each part of a matrix the columns of B that are its own, from whether (parts, R) it uses a column.
+def _part_columns(used: NDArray[np.bool_]) -> dict[int, slice]:
+    """The columns of B that belong to each part of a matrix; `used` (parts, R) says which columns a
+    part uses.
 
-    As we stack adapters, each adapted part has a block of them. In any other B every part has all.
+    Where `_stack_adapters` wrote B, each adapted part has a block of its own. In any other B every
+    part has all columns.
     """
-    taken = [int(part) for part in np.flatnonzero(used.any(axis=1))]
-    width, rest = divmod(used.shape[1], max(1, len(taken)))
-    blocks = {part: slice(i * width, (i + 1) * width) for i, part in enumerate(taken)}
+    adapted = [int(part) for part in np.flatnonzero(used.any(axis=1))]
+    width, rest = divmod(used.shape[1], max(1, len(adapted)))
+    blocks = {part: slice(i * width, (i + 1) * width) for i, part in enumerate(adapted)}
     outside = used.copy()
     for part, columns in blocks.items():
         outside[part, columns] = False
-    if taken and not rest and not outside.any():
+    if adapted and not rest and not outside.any():
         return blocks
     return {part: slice(None) for part in range(len(used))}
 
 
-# -- the library's own answer -----------------------------------------------------------------------------------------
+# -- logits by PEFT --------------------------------------------------------------------------------
 
 
 def logits(base: Path, adapter: Path, tokens: NDArray[np.int64]) -> Array:
-    """tokens (B, T) -> (B, T, V), as PEFT and transformers compute them from two folders, in float32."""
+    """tokens (B, T) -> logits (B, T, V) in float32, computed by PEFT and transformers from two
+    folders.
+
+    Raises InputError where PEFT, transformers or PyTorch is not installed.
+    """
     try:
         from peft import PeftModel
     except ImportError:
         raise InputError("peft is not installed: pip install 'glasslm[interop]'") from None
-    model = hf.loaded(base, use_safetensors=True)
+    model = hf.load_model(base, use_safetensors=True)
     with (
         warnings.catch_warnings()
-    ):  # peft 0.21 looks at a name that transformers 5.23 would like to lose
+    ):  # peft 0.21 reads an attribute that transformers 5.23 deprecates
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-    return hf.logits_of(adapted, tokens)
+    return hf.model_logits(adapted, tokens)

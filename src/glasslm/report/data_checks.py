@@ -1,7 +1,9 @@
-"""What the numbers of a run are worth: what its samples copy, what its validation text repeats, what counting reaches.
+"""Data checks of a run: copied passages in its samples, leakage into its validation text, and
+simple baselines.
 
-A small text is soon learnt by heart, and copied passages are easily taken for talent. All is computed on bytes, from
-the tokens in the cache and the samples of the report; large texts are searched in part, as far as the constants say.
+A small text is soon memorised, and long verbatim copies can be mistaken for skill. Everything is
+computed on bytes, from the tokens in the cache and the samples of the report. Large texts are
+searched in part, up to the limits below.
 """
 
 from __future__ import annotations
@@ -13,229 +15,263 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.baselines import ORDERS, Baselines, after_reading
-from glasslm.data.overlap import WINDOW, Passage, longest_shared, windows_found
-from glasslm.data.shards import Dataset
+from glasslm.data.baselines import MAX_ORDER, Baselines, trained_baselines
+from glasslm.data.dataset import Dataset
+from glasslm.data.overlap import WINDOW_BYTES, Passage, find_longest_passage, match_windows
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.report.facts import Line
 from glasslm.report.findings import Finding
+from glasslm.runs.metrics import EvalLine
 from glasslm.text import size
 
-SEARCHED = (
-    16 << 20
-)  # bytes of training text, from its beginning, searched for copies: about a second
-COUNTED = (
-    4 << 20
-)  # bytes of training text, up to its end, that the others read: gzip and xz look back from there
-UNSEEN = 512 << 10  # bytes of validation text
-AROUND = 60  # bytes shown on either side of a copied passage
-SHOWN = 400  # bytes of a copied passage
-RECITES = 2.0  # times the copied length of natural text
-LEAKING, LEAKED = (
-    0.01,
-    0.1,
-)  # shares of the validation text; of Shakespeare's, nothing is in the training text
+MAX_SEARCHED_BYTES = 16 << 20  # from the start of the training text: about a second of search
+# To the end of the training text, which gzip and xz read before they compress: they look back from
+# there.
+MAX_BASELINE_BYTES = 4 << 20
+MAX_VALIDATION_BYTES = 512 << 10
+MAX_SHOWN_BYTES = 400  # of a copied passage
+CONTEXT_BYTES = 60  # shown before and after a copied passage
+
+RECITING_RATIO = 2.0  # copied length of the samples, as a multiple of that of natural text
+LEAK_WATCH_SHARE, LEAK_BAD_SHARE = 0.01, 0.1  # of the validation text; Shakespeare has 0
+
+COPYING = "Does the model copy its training text?"
+LEAKAGE = "Is the validation text new to the model?"
+BASELINES = "Is the model better than n-grams, gzip and xz?"
 
 
-class Copied(NamedTuple):
-    """The longest copied passage where it stands in the training text."""
+class CopiedPassage(NamedTuple):
+    """The longest copied passage with its context in the training text."""
 
     before: str
     passage: str
     after: str
-    place: int  # byte of the training text
+    offset: int  # bytes from the start of the training text
 
 
 @dataclass(frozen=True)
-class Honesty:
-    """What the section shows; all empty but `missing` where the text is gone."""
+class DataChecks:
+    """The content of the report's section; all fields but `missing` are empty where the text is not
+    available.
+    """
 
-    missing: str = ""
-    judged: tuple[Finding, ...] = ()  # its signals are questions
-    copied: Copied | None = None
-    baselines: tuple[tuple[str, str, str], ...] = ()  # who, bits per byte, remark
-    extent: str = ""  # how much of the text was looked at
+    missing: str = ""  # the reason why there are no checks
+    findings: tuple[Finding, ...] = ()  # each signal is a question
+    copied: CopiedPassage | None = None
+    baselines: tuple[tuple[str, str, str], ...] = ()  # name, bits per byte, remark
+    extent: str = ""  # how much of the text was used
 
 
-def examine(dataset: Dataset | None, samples: Iterable[str], best: Line | None) -> Honesty:
-    """Judge a run by its tokenised text, if the cache has it, the texts it wrote and its best validation line."""
+def check_data(
+    dataset: Dataset | None, samples: Iterable[str], best: EvalLine | None
+) -> DataChecks:
+    """The checks of a run: from its cached text, the texts that it generated and its best
+    validation line.
+    """
     if dataset is None:
-        return Honesty("The tokens of its text are no longer in the cache: `glasslm evaluate` on this run, then "
-                       "`glasslm report`, brings them back if the text is still there.")  # fmt: skip
-    train = text_of(dataset.train.tokens, dataset.tokenizer, SEARCHED)
-    val = text_of(dataset.val.tokens, dataset.tokenizer, UNSEEN)
+        return DataChecks(
+            "The run's tokens are not in the cache. `glasslm evaluate` on this run, then `glasslm "
+            "report`, prepares them again if the text still exists."
+        )
+    train = decode_bytes(dataset.train.tokens, dataset.tokenizer, MAX_SEARCHED_BYTES)
+    val = decode_bytes(dataset.val.tokens, dataset.tokenizer, MAX_VALIDATION_BYTES)
     if not (train and val):
-        return Honesty("The text of its tokens is empty.")
-    leakage = _leakage(train, val)
-    reached = after_reading(end_of(dataset.train.tokens, dataset.tokenizer, COUNTED), val)
+        return DataChecks("The run's tokens decode to an empty text.")
+    leakage = _check_leakage(train, val)
+    train_end = decode_last_bytes(dataset.train.tokens, dataset.tokenizer, MAX_BASELINE_BYTES)
+    baselines = trained_baselines(train_end, val)
     pieces = [sample.encode("utf-8", "replace") for sample in samples if sample]
-    copying, copied = _copying(pieces, train, val, leakage) if pieces else (None, None)
-    judged = (copying, leakage, _worth(reached, best))
-    return Honesty(
-        judged=tuple(one for one in judged if one),
+    copying, copied = _check_copying(pieces, train, val, leakage) if pieces else (None, None)
+    findings = (copying, leakage, _compare_baselines(baselines, best))
+    return DataChecks(
+        findings=tuple(finding for finding in findings if finding),
         copied=copied,
-        baselines=tuple(_table(reached, best)),
+        baselines=tuple(_baseline_rows(baselines, best)),
         extent=_extent(dataset, train, val),
     )
 
 
-def text_of(tokens: NDArray[Any], tokenizer: Tokenizer, most: int) -> bytes:
-    """The bytes of `tokens` (N,), or the first `most` of them."""
+def decode_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int) -> bytes:
+    """The first `max_bytes` bytes of the text of `tokens` (N,), or all if there are fewer."""
     joined = np.frombuffer(b"".join(tokenizer.token_bytes), np.uint8)
-    begins = np.cumsum(tokenizer.byte_lengths) - tokenizer.byte_lengths
-    parts, room = [], most
+    token_starts = np.cumsum(tokenizer.byte_lengths) - tokenizer.byte_lengths
+    parts, room = [], max_bytes
     for first in range(0, len(tokens), 1 << 20):
         ids = tokens[first : first + (1 << 20)]
         lengths = tokenizer.byte_lengths[ids]
-        before = np.cumsum(lengths) - lengths
-        at = np.repeat(begins[ids] - before, lengths) + np.arange(lengths.sum())
-        parts.append(joined[at[:room]].tobytes())
+        text_starts = np.cumsum(lengths) - lengths
+        indices = np.repeat(token_starts[ids] - text_starts, lengths) + np.arange(lengths.sum())
+        parts.append(joined[indices[:room]].tobytes())
         room -= len(parts[-1])
         if not room:
             break
     return b"".join(parts)
 
 
-def end_of(tokens: NDArray[Any], tokenizer: Tokenizer, most: int) -> bytes:
-    """The last `most` bytes of `tokens` (N,), or all there are."""
-    parts, room, stop = [], most, len(tokens)
+def decode_last_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int) -> bytes:
+    """The last `max_bytes` bytes of the text of `tokens` (N,), or all if there are fewer."""
+    parts, room, stop = [], max_bytes, len(tokens)
     while room > 0 and stop > 0:
-        begin = max(0, stop - (1 << 20))
-        part = text_of(
-            tokens[begin:stop], tokenizer, int(tokenizer.byte_lengths[tokens[begin:stop]].sum())
-        )
+        start = max(0, stop - (1 << 20))
+        part_bytes = int(tokenizer.byte_lengths[tokens[start:stop]].sum())
+        part = decode_bytes(tokens[start:stop], tokenizer, part_bytes)
         parts.append(part[-room:])
-        room, stop = room - len(parts[-1]), begin
+        room, stop = room - len(parts[-1]), start
     return b"".join(reversed(parts))
 
 
-def _copying(
+def _check_copying(
     pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Finding
-) -> tuple[Finding, Copied]:
-    """What samples copy, beside what evenly spaced pieces of unseen text of the same lengths copy."""
-    found = longest_shared(pieces, train)
+) -> tuple[Finding, CopiedPassage]:
+    """The longest passage that samples copy, compared with evenly spaced pieces of validation text
+    of their lengths.
+    """
+    longest = find_longest_passage(pieces, train)
     starts = [
         i * max(0, len(val) - len(piece)) // max(1, len(pieces) - 1)
         for i, piece in enumerate(pieces)
     ]
-    usual = longest_shared(
+    natural_length = find_longest_passage(
         [val[start : start + len(piece)] for start, piece in zip(starts, pieces)], train
     ).length
-    passage = train[found.place : found.place + found.length]
+    end = longest.text_start + longest.length
+    passage = train[longest.text_start : end]
     seen = (
-        f"Of {sum(map(len, pieces)):,} bytes in {len(pieces)} samples, the longest passage that stands word for word "
-        f"in the training text has {_length(passage)}; of as much validation text in as many pieces, {usual:,} bytes."
+        f"The longest passage in {len(pieces)} samples ({sum(map(len, pieces)):,} bytes) that "
+        f"stands word for word in the training text has {_describe_length(passage)}. In as much "
+        f"validation text, in as many pieces, it has {natural_length:,} bytes."
     )
-    question = "Does it copy?"
     if leakage.verdict == "bad":
-        judged = Finding(
-            question,
+        finding = Finding(
+            COPYING,
             "watch",
             seen,
-            "The validation text is no yardstick here: it is copied itself.",
+            "No comparison is possible: much of the validation text stands in the training text.",
         )
-    elif found.length > RECITES * usual:
+    elif longest.length > RECITING_RATIO * natural_length:
         means = (
-            "More than twice as much as natural text does: it recites. More text, fewer epochs (--patience stops at "
-            "the best validation loss) or --dropout help."
+            f"The model recites: more than {RECITING_RATIO:g} times as long as in natural text. "
+            "Use more text, fewer epochs (--patience stops at the best validation loss) or "
+            "--dropout."
         )
-        judged = Finding(question, "bad", seen, means)
-    elif found.length > usual:
-        judged = Finding(
-            question, "ok", seen, "Not much more than natural text, which repeats itself, too."
-        )
+        finding = Finding(COPYING, "bad", seen, means)
+    elif longest.length > natural_length:
+        means = "A little longer than in natural text, which repeats itself, too."
+        finding = Finding(COPYING, "ok", seen, means)
     else:
-        judged = Finding(
-            question, "ok", seen, "No more than natural text does, which repeats itself, too."
-        )
-    end = found.place + found.length
-    around = train[max(0, found.place - AROUND) : found.place], train[end : end + AROUND]
-    if found.length > SHOWN:
-        passage, around = passage[:SHOWN], (around[0], b" ...")
-    return judged, Copied(_shown(around[0]), _shown(passage), _shown(around[1]), found.place)
-
-
-def _leakage(train: bytes, val: bytes) -> Finding:
-    """How much of the validation text stands in the training text."""
-    width = min(WINDOW, len(val))
-    found = windows_found(val, train, width)
-    share = float(found.mean())
-    longest = longest_shared([val], train)
-    seen = (
-        f"{int(found.sum()):,} of {len(found):,} windows of {width} bytes of the validation text ({share:.1%}) stand "
-        f"in the training text. The longest passage in both has {_length(_taken(val, longest))}, from byte "
-        f"{longest.start:,} of the validation text and byte {longest.place:,} of the training text."
+        means = "Not longer than in natural text, which repeats itself, too."
+        finding = Finding(COPYING, "ok", seen, means)
+    before = train[max(0, longest.text_start - CONTEXT_BYTES) : longest.text_start]
+    after = train[end : end + CONTEXT_BYTES]
+    if longest.length > MAX_SHOWN_BYTES:
+        passage, after = passage[:MAX_SHOWN_BYTES], b" ..."
+    return finding, CopiedPassage(
+        _decode(before), _decode(passage), _decode(after), longest.text_start
     )
-    question = "Is its validation text new to it?"
-    if share < LEAKING:
-        return Finding(question, "ok", seen, "Yes: the loss there tells how it does elsewhere.")
-    if share < LEAKED:
-        means = "Most of it: on text that is wholly new the loss would be a little higher."
-        return Finding(question, "watch", seen, means)
-    means = "No: the validation loss tells of memory as well. Take duplicates out of the text, then train again."
-    return Finding(question, "bad", seen, means)
 
 
-def _worth(reached: Baselines, best: Line | None) -> Finding:
-    """The model's bits per byte beside the best of the others."""
-    rivals = {f"the best n-gram of bytes (order {reached.best_order})": min(reached.ngrams),
-              "xz": min(reached.xz, reached.xz_after), "gzip": min(reached.gzip, reached.gzip_after)}  # fmt: skip
-    others = ", ".join(f"{name} {bpb:.2f}" for name, bpb in rivals.items())
-    bpb, question = (best or {}).get("bpb"), "Is it better than counting?"
+def _check_leakage(train: bytes, val: bytes) -> Finding:
+    """How much of the validation text stands in the training text."""
+    width = min(WINDOW_BYTES, len(val))
+    matches = match_windows(val, train, width)
+    share = float(matches.mean())
+    longest = find_longest_passage([val], train)
+    seen = (
+        f"{int(matches.sum()):,} of {len(matches):,} windows of {width} bytes of the validation "
+        f"text ({share:.1%}) stand in the training text. The longest passage in both has "
+        f"{_describe_length(_cut(val, longest))}, from byte {longest.start:,} of the validation "
+        f"text and byte {longest.text_start:,} of the training text."
+    )
+    if share < LEAK_WATCH_SHARE:
+        return Finding(LEAKAGE, "ok", seen, "Yes: the validation loss measures new text.")
+    if share < LEAK_BAD_SHARE:
+        means = "Mostly: the loss on entirely new text would be a little higher."
+        return Finding(LEAKAGE, "watch", seen, means)
+    means = (
+        "No: the validation loss also measures memory. Remove duplicates from the text, then "
+        "train again."
+    )
+    return Finding(LEAKAGE, "bad", seen, means)
+
+
+def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
+    """The model's bits per byte compared with the best baseline."""
+    others = {
+        f"the best byte n-gram (order {baselines.best_order})": min(baselines.ngrams),
+        "xz": min(baselines.xz, baselines.xz_after),
+        "gzip": min(baselines.gzip, baselines.gzip_after),
+    }
+    listed = ", ".join(f"{name} {bpb:.2f}" for name, bpb in others.items())
+    bpb = best.get("bpb") if best else None
     if bpb is None:
-        seen = f"Bits a byte of the validation text: {others}."
-        return Finding(
-            question, "watch", seen, "Nobody knows: no finite validation loss was recorded."
-        )
-    seen = f"The model needs {bpb:.2f} bits a byte of the validation text, {others}."
-    name, least = min(rivals.items(), key=lambda rival: rival[1])
+        seen = f"Bits per byte of the validation text: {listed}."
+        return Finding(BASELINES, "watch", seen, "Unknown: no finite validation loss was recorded.")
+    seen = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}."
+    name, least = min(others.items(), key=lambda item: item[1])
     if bpb < least:
-        means = f"Yes: it needs {1 - bpb / least:.0%} less than {name}."
-        return Finding(question, "ok", seen, means)
-    means = f"No: {name} needs no network and does better. Train longer, or ask `glasslm diagnose` what holds it back."
-    return Finding(question, "bad", seen, means)
+        means = f"Yes: the model needs {1 - bpb / least:.0%} fewer bits than {name}."
+        return Finding(BASELINES, "ok", seen, means)
+    means = (
+        f"No: {name} needs fewer bits. Train longer, or run `glasslm diagnose` to find the cause."
+    )
+    return Finding(BASELINES, "bad", seen, means)
 
 
-def _table(reached: Baselines, best: Line | None) -> list[tuple[str, str, str]]:
-    rows = []
-    if best is not None and best.get("bpb") is not None:
-        measured = "all of the validation part" if best.get("whole") else "an evenly spaced sample"
-        rows += [("the model", best["bpb"], f"its best, at step {best['step']:,}, on {measured}")]
-    orders = ", ".join(f"{bpb:.2f}" for bpb in reached.ngrams)
+def _baseline_rows(baselines: Baselines, best: EvalLine | None) -> list[tuple[str, str, str]]:
+    """Name, bits per byte and a remark: the model first, then the baselines."""
+    rows: list[tuple[str, float, str]] = []
+    if best is not None and (bpb := best.get("bpb")) is not None:
+        extent = "all of the validation text" if best.get("whole") else "an evenly spaced sample"
+        rows += [("the model", bpb, f"its best, at step {best['step']:,}, on {extent}")]
+    orders = ", ".join(f"{bpb:.2f}" for bpb in baselines.ngrams)
     rows += [
-        (f"n-grams of {reached.best_order} bytes", min(reached.ngrams),
-         f"counted in the training text, Witten-Bell; the best of 1 to {ORDERS}: {orders}"),
-        ("single bytes", reached.ngrams[0], "by how often each stands in the training text"),
-        ("xz, after reading", reached.xz_after, "what the validation text adds to the last MB of the training text"),
-        ("xz", reached.xz, "the validation text by itself"),
-        ("gzip, after reading", reached.gzip_after, "which remembers the last 32 kB"),
-        ("gzip", reached.gzip, "the validation text by itself"),
-    ]  # fmt: skip
+        (
+            f"n-grams of {baselines.best_order} bytes",
+            min(baselines.ngrams),
+            f"counted in the training text (Witten-Bell); orders 1 to {MAX_ORDER}: {orders}",
+        ),
+        ("single bytes", baselines.ngrams[0], "their frequencies in the training text"),
+        (
+            "xz after training text",
+            baselines.xz_after,
+            "validation text compressed after the last MB of training text",
+        ),
+        ("xz", baselines.xz, "validation text alone"),
+        (
+            "gzip after training text",
+            baselines.gzip_after,
+            "validation text compressed after the last 32 kB of training text",
+        ),
+        ("gzip", baselines.gzip, "validation text alone"),
+    ]
     return [(name, f"{bpb:.3f}", remark) for name, bpb, remark in rows]
 
 
 def _extent(dataset: Dataset, train: bytes, val: bytes) -> str:
-    """In words, what was left out; empty where nothing was."""
-    told = []
+    """A sentence for each text that was used in part; empty where all of it was used."""
+    sentences = []
     if dataset.train.bytes > len(train):
-        told.append(f"Copies were looked for in the first {size(len(train))} of the training text.")
-    if dataset.train.bytes > COUNTED:
-        told.append(f"n-grams were counted in the last {size(COUNTED)} of the training text.")
+        sentences.append(
+            f"Copies were searched in the first {size(len(train))} of the training text."
+        )
+    if dataset.train.bytes > MAX_BASELINE_BYTES:
+        sentences.append(
+            f"n-grams were counted in the last {size(MAX_BASELINE_BYTES)} of the training text."
+        )
     if dataset.val.bytes > len(val):
-        told.append(f"Of the validation text the first {size(len(val))} were taken.")
-    return " ".join(told)
+        sentences.append(f"The first {size(len(val))} of the validation text were used.")
+    return " ".join(sentences)
 
 
-def _taken(text: bytes, passage: Passage) -> bytes:
+def _cut(text: bytes, passage: Passage) -> bytes:
     return text[passage.start : passage.start + passage.length]
 
 
-def _length(passage: bytes) -> str:
-    characters = len(_shown(passage))
+def _describe_length(passage: bytes) -> str:
+    characters = len(_decode(passage))
     return f"{len(passage):,} bytes" + (
         f" ({characters:,} characters)" if characters != len(passage) else ""
     )
 
 
-def _shown(passage: bytes) -> str:
-    return passage.decode("utf-8", "ignore")  # its ends may be inside a character
+def _decode(passage: bytes) -> str:
+    return passage.decode("utf-8", "ignore")  # the ends may split a character

@@ -1,7 +1,9 @@
-"""Measures that only some texts have, beside the same of natural text: does it write Python, what names does it invent?
+"""Measures for texts of some kinds, compared with natural text: generated Python that parses, and
+invented names.
 
-The model writes a fixed number of texts from a fixed seed. Without natural text, judged in the same way, such a share
-would mean nothing; so there is no measure where the tokens of the run's text are gone.
+The model generates a fixed number of texts from a fixed seed. Such a proportion means nothing
+without that of natural text, so there is no measure if the tokens of the run's text are not in the
+cache.
 """
 
 from __future__ import annotations
@@ -11,212 +13,234 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from glasslm.data.shards import Dataset
+from glasslm.data.dataset import Dataset
 from glasslm.errors import DivergedError
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
-from glasslm.report import names, syntax
-from glasslm.report.data_checks import SEARCHED, UNSEEN, text_of
+from glasslm.report import name_lists, syntax
+from glasslm.report.data_checks import (
+    MAX_SEARCHED_BYTES,
+    MAX_VALIDATION_BYTES,
+    decode_bytes,
+)
 from glasslm.runs.run_folder import Run
 from glasslm.text import size
 
 Kind = Literal["python", "names"]
-Row = tuple[str, str, str]  # what, of the model's texts, of natural ones
+Row = tuple[str, str, str]  # label, of the model's texts, of natural texts
 
-TEMPERATURE, SEED = 0.8, 42  # as `glasslm generate` writes
-TEXTS, BYTES = (
-    20,
-    300,
-)  # of Python: about so many bytes each, so that runs with other tokens can be compared
-NAMES, LONGEST = 200, 40  # names, and tokens of one
-ROWS, CACHED = (
-    25,
-    1 << 15,
-)  # texts written at once, and tokens for which their cache has room: some 100 MB
-LOOKED_AT = 64 << 10  # tokens of the training text, by which a list of names is known
+QUESTIONS: dict[Kind, str] = {
+    "python": "Does the model write valid Python?",
+    "names": "Which names does the model invent?",
+}
+TEMPERATURE, SEED = 0.8, 42  # the defaults of `glasslm generate`
+PYTHON_TEXTS = 20
+PYTHON_TEXT_BYTES = 300  # about; equal for all tokenizers, so that runs can be compared
+NAMES, MAX_NAME_TOKENS = 200, 40
+MAX_BATCH_ROWS = 25  # texts generated at once
+MAX_CACHED_TOKENS = 1 << 15  # of the KV cache: about 100 MB
+MAX_KIND_TOKENS = 64 << 10  # of the training text, to detect a list of names
 
 TOO_SLOW = (
-    "This model writes too slowly for a report: `glasslm evaluate` on this run takes its time."
+    "The model generates too slowly for a report. `glasslm evaluate` on this run has no time limit."
 )
-TOO_SHORT = "The validation text is too short to compare with."
+TOO_SHORT = "The validation text is too short for a comparison."
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What a section shows; all empty but `kind`, `question` and `missing` where it could not be measured."""
+    """The content of a section; all but `kind`, `question` and `missing` are empty where nothing
+    was measured.
+    """
 
     kind: Kind
     question: str
-    missing: str = ""
-    how: str = ""
+    missing: str = ""  # the reason why nothing was measured
+    method: str = ""
     header: Row = ("", "", "")
     rows: tuple[Row, ...] = ()
     remark: str = ""
-    examples: tuple[str, ...] = ()  # names that it invented
+    examples: tuple[str, ...] = ()  # invented names
     measured: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0  # that it took
+    seconds: float = 0.0  # of measuring
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """The same for JSON."""
         return {"kind": self.kind} | ({"missing": self.missing} if self.missing else self.measured)
 
 
-def kind(run: Run, dataset: Dataset | None) -> Kind | None:
-    """Of what kind the run's text is; None for all others.
+def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
+    """The kind of the run's text; None for other texts.
 
-    Python is the corpus of that name, and text of which more than half the bytes are in .py files. Names are known by
-    their looks, for which their tokens must be in the cache.
+    Python is the corpus of that name, and a text with more than half of its bytes in .py files.
+    Names are detected from the tokens in the cache.
     """
     if run.config.data.corpus == "python":
         return "python"
     files = run.record.get("data", {}).get("files", [])
-    if 2 * sum(file["bytes"] for file in files if file["path"].endswith(".py")) > sum(
-        file["bytes"] for file in files
-    ):
+    python_bytes = sum(file["bytes"] for file in files if file["path"].endswith(".py"))
+    if 2 * python_bytes > sum(file["bytes"] for file in files):
         return "python"
-    if dataset and names.is_list(_text(dataset.train.tokens[:LOOKED_AT], dataset, SEARCHED)):
-        return "names"
+    if dataset:
+        text = _decode(dataset.train.tokens[:MAX_KIND_TOKENS], dataset, MAX_SEARCHED_BYTES)
+        if name_lists.is_name_list(text):
+            return "names"
     return None
 
 
-def examine(run: Run, dataset: Dataset | None, model: Model, seconds: float) -> Domain | None:
-    """The measure that fits the run's text, taken in about so many seconds; None for a text of no such kind."""
-    found = kind(run, dataset)
-    if found is None:
-        return None
-    begun = time.monotonic()
-    asked = "Does it write Python?" if found == "python" else "What names does it invent?"
-    if dataset is None:
-        return Domain(found, asked, "The tokens of its text are no longer in the cache, and with them the natural "
-                      "text to compare with: `glasslm evaluate` on this run brings them back.")  # fmt: skip
-    measure = _python if found == "python" else _names
-    try:
-        domain = measure(dataset, model, asked, begun + seconds)
-    except DivergedError as error:  # its logits are not finite, and so it cannot write
-        return Domain(found, asked, str(error))
-    return replace(domain, seconds=time.monotonic() - begun)
-
-
-def write(
-    model: Model, prompt: str, count: int, most: int, stop: str, deadline: float
-) -> list[str | None]:
-    """`count` continuations of `prompt`, of up to `most` tokens; None for one that did not come to `stop`.
-
-    Fewer, and perhaps none, when the deadline (time.monotonic) comes first: the ones that were not begun or finished
-    by then are left out, whatever their lengths would have been.
+def measure_domain(
+    run: Run, dataset: Dataset | None, model: Model, seconds: float
+) -> Domain | None:
+    """The measure for the kind of the run's text, within about `seconds`; None for a text of no
+    such kind.
     """
-    rows = max(1, min(ROWS, CACHED // model.config.model.block_size))
-    written: list[str | None] = []
+    kind = domain_kind(run, dataset)
+    if kind is None:
+        return None
+    start = time.monotonic()
+    if dataset is None:
+        return Domain(
+            kind,
+            QUESTIONS[kind],
+            "The run's tokens are not in the cache, so there is no natural text for a comparison. "
+            "`glasslm evaluate` on this run prepares them again.",
+        )
+    measure = _measure_python if kind == "python" else _measure_names
+    try:
+        domain = measure(dataset, model, start + seconds)
+    except DivergedError as error:  # a model with logits that are not finite cannot generate
+        return Domain(kind, QUESTIONS[kind], str(error))
+    return replace(domain, seconds=time.monotonic() - start)
+
+
+def generate_texts(
+    model: Model, prompt: str, count: int, max_tokens: int, stop: str, deadline: float
+) -> list[str | None]:
+    """`count` continuations of `prompt`, of up to `max_tokens` tokens; None for one that did not
+    reach `stop`.
+
+    There are fewer if the deadline (time.monotonic) comes first: batches that are not finished by
+    then are left out, whatever the lengths of their texts.
+    """
+    rows = max(1, min(MAX_BATCH_ROWS, MAX_CACHED_TOKENS // model.config.model.block_size))
+    results: list[str | None] = []
     for first in range(0, count, rows):
         texts = [""] * min(rows, count - first)
         ended = [not stop] * len(texts)
         sampling = Sampling(temperature=TEMPERATURE, seed=SEED + first)
         for piece in model.pieces(
-            [prompt], most, sampling=sampling, samples=len(texts), stop=stop or ()
+            [prompt], max_tokens, sampling=sampling, samples=len(texts), stop=stop or ()
         ):
             texts[piece.sample] += piece.text
             ended[piece.sample] |= piece.finish == "stop"
             if time.monotonic() > deadline:
-                return written
-        written += [text if end else None for text, end in zip(texts, ended)]
-    return written
+                return results
+        results += [text if end else None for text, end in zip(texts, ended)]
+    return results
 
 
-def _python(dataset: Dataset, model: Model, asked: str, deadline: float) -> Domain:
-    val = _text(dataset.val.tokens, dataset, UNSEEN)
+def _measure_python(dataset: Dataset, model: Model, deadline: float) -> Domain:
+    question = QUESTIONS["python"]
+    val = _decode(dataset.val.tokens, dataset, MAX_VALIDATION_BYTES)
     if not val:
-        return Domain("python", asked, TOO_SHORT)
-    prompt, tokens = (
-        syntax.opening(val, TEXTS),
-        math.ceil(BYTES * len(dataset.val.tokens) / dataset.val.bytes),
-    )
-    texts = [text or "" for text in write(model, prompt, TEXTS, tokens, "", deadline)]
+        return Domain("python", question, TOO_SHORT)
+    prompt = syntax.find_separator(val, PYTHON_TEXTS)
+    tokens = math.ceil(PYTHON_TEXT_BYTES * len(dataset.val.tokens) / dataset.val.bytes)
+    generated = generate_texts(model, prompt, PYTHON_TEXTS, tokens, "", deadline)
+    texts = [text or "" for text in generated]
     if not texts:
-        return Domain("python", asked, TOO_SLOW)
-    natural = syntax.pieces(val, prompt, list(map(len, texts)))
-    if not natural:
-        return Domain("python", asked, TOO_SHORT)
-    mine, theirs = syntax.of(texts), syntax.of(natural)
+        return Domain("python", question, TOO_SLOW)
+    natural_texts = syntax.cut_pieces(val, prompt, list(map(len, texts)))
+    if not natural_texts:
+        return Domain("python", question, TOO_SHORT)
+    checks, natural = syntax.check_texts(texts), syntax.check_texts(natural_texts)
     outcomes: tuple[tuple[str, syntax.Outcome], ...] = (
-        ("parses, as far as it goes", "parses"),
-        ("broken: a syntax error before its end", "broken"),
-        ("unfinished: no statement ends in it", "unfinished"),
+        ("parses, up to the cut", "parses"),
+        ("broken: a syntax error before the cut", "broken"),
+        ("unfinished: no complete statement", "unfinished"),
     )
     rows = [
-        (name, str(mine.share(outcome)), str(theirs.share(outcome))) for name, outcome in outcomes
+        (label, str(checks.proportion(outcome)), str(natural.proportion(outcome)))
+        for label, outcome in outcomes
     ]
     rows += [
         (
-            "lines from its beginning that parse, on average",
-            f"{mine.lines:.1f}",
-            f"{theirs.lines:.1f}",
+            "lines from the start that parse (mean)",
+            f"{checks.lines:.1f}",
+            f"{natural.lines:.1f}",
         )
     ]
-    errors = "; ".join(f"{error} ({count})" for error, count in mine.errors)
+    errors = "; ".join(f"{error} ({count})" for error, count in checks.errors)
     blank = prompt.count("\n") - 1
-    where = f"{blank} blank line{'s' if blank > 1 else ''}" if blank else "a line break"
+    after = f"{blank} blank line{'s' if blank > 1 else ''}" if blank else "a line break"
     return Domain(
         "python",
-        asked,
-        how=f"{len(texts)} texts of {tokens} tokens after {where}, temperature {TEMPERATURE}, seed {SEED}, beside "
-        f"{len(natural)} pieces of the validation text of the same lengths after the same. Each without its last line, "
-        "which is broken off, and without lines at its end that merely lack what follows them; then by ast.parse. In "
-        "brackets: 95% intervals.",
-        header=("", "what it wrote", "natural text"),
+        question,
+        method=f"{len(texts)} texts of {tokens} tokens after {after} at temperature {TEMPERATURE}, "
+        f"seed {SEED}, and {len(natural_texts)} pieces of the validation text of the same lengths, "
+        f"also after {after}. Each is parsed with ast.parse, without its last line and without "
+        "incomplete lines at its end. 95% intervals are in parentheses.",
+        header=("", "generated", "natural text"),
         rows=tuple(rows),
-        remark=f"Its commonest errors: {errors}." if errors else "",
-        measured=_written(len(texts), tokens)
-        | mine.facts
-        | {"natural": {"texts": len(natural)} | theirs.facts},
+        remark=f"The most frequent errors: {errors}." if errors else "",
+        measured=_settings(len(texts), tokens)
+        | checks.facts
+        | {"natural": {"texts": len(natural_texts)} | natural.facts},
     )
 
 
-def _names(dataset: Dataset, model: Model, asked: str, deadline: float) -> Domain:
-    written = write(model, "\n", NAMES, LONGEST, "\n", deadline)
-    found = names.examine(
-        written,
-        _text(dataset.train.tokens, dataset, SEARCHED),
-        _text(dataset.val.tokens, dataset, UNSEEN),
+def _measure_names(dataset: Dataset, model: Model, deadline: float) -> Domain:
+    question = QUESTIONS["names"]
+    generated = generate_texts(model, "\n", NAMES, MAX_NAME_TOKENS, "\n", deadline)
+    statistics = name_lists.compare_names(
+        generated,
+        _decode(dataset.train.tokens, dataset, MAX_SEARCHED_BYTES),
+        _decode(dataset.val.tokens, dataset, MAX_VALIDATION_BYTES),
     )
-    if not written:
-        return Domain("names", asked, TOO_SLOW)
-    if not found.natural_known.of:
-        return Domain("names", asked, TOO_SHORT)
+    if not generated:
+        return Domain("names", question, TOO_SLOW)
+    if not statistics.natural_known.total:
+        return Domain("names", question, TOO_SHORT)
     rows = (
-        ("in the training text", str(found.known), str(found.natural_known)),
-        ("not there, but in the validation text", str(found.unseen), "-"),
-        ("invented: in neither", str(found.invented), "-"),
-        ("no name: empty, or without an end", str(found.nothing), "-"),
-        ("different ones among the names", str(found.distinct), str(found.natural_distinct)),
+        ("in the training text", str(statistics.known), str(statistics.natural_known)),
+        ("only in the validation text", str(statistics.unseen), "-"),
+        ("invented: in neither", str(statistics.invented), "-"),
+        ("not a name: empty, or without an end", str(statistics.nothing), "-"),
         (
-            "well formed, of those new to the training text",
-            str(found.well_formed),
-            str(found.natural_well_formed),
+            "distinct, of all names",
+            str(statistics.distinct),
+            str(statistics.natural_distinct),
+        ),
+        (
+            "well formed, of those not in the training text",
+            str(statistics.well_formed),
+            str(statistics.natural_well_formed),
         ),
     )
     return Domain(
         "names",
-        asked,
-        how=f"{len(written)} names, temperature {TEMPERATURE}, seed {SEED}, beside the {found.natural_known.of:,} of "
-        "the validation text. Well formed is what has no three letters in a row, its beginning and its end included, "
-        "that no name of the training text has. In brackets: 95% intervals." + _extent(dataset),
-        header=("", "what it wrote", "the validation text"),
+        question,
+        method=f"{len(generated)} names at temperature {TEMPERATURE}, seed {SEED}, and the "
+        f"{statistics.natural_known.total:,} names of the validation text. A name is well formed "
+        "if all its trigrams, start and end included, occur in names of the training text. 95% "
+        "intervals are in parentheses." + _extent(dataset),
+        header=("", "generated", "validation text"),
         rows=rows,
-        examples=found.examples,
-        measured=_written(len(written), LONGEST) | found.facts,
+        examples=statistics.examples,
+        measured=_settings(len(generated), MAX_NAME_TOKENS) | statistics.facts,
     )
 
 
-def _written(texts: int, tokens: int) -> dict[str, Any]:
+def _settings(texts: int, tokens: int) -> dict[str, Any]:
     return {"texts": texts, "tokens": tokens, "temperature": TEMPERATURE, "seed": SEED}
 
 
 def _extent(dataset: Dataset) -> str:
-    if dataset.train.bytes <= SEARCHED:
+    if dataset.train.bytes <= MAX_SEARCHED_BYTES:
         return ""
-    return f" Of the training text the first {size(SEARCHED)} were looked at."
+    return f" Names were searched in the first {size(MAX_SEARCHED_BYTES)} of the training text."
 
 
-def _text(tokens: Any, dataset: Dataset, most: int) -> str:
-    return text_of(tokens, dataset.tokenizer, most).decode("utf-8", "ignore")
+def _decode(tokens: Any, dataset: Dataset, max_bytes: int) -> str:
+    return decode_bytes(tokens, dataset.tokenizer, max_bytes).decode("utf-8", "ignore")

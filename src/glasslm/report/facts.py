@@ -1,35 +1,41 @@
-"""run.json and metrics.jsonl in the words and tables of a report."""
+"""The tables and sentences of a report, from run.json and metrics.jsonl."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
+from glasslm.runs.metrics import EvalLine, Line, elapsed_s, step_lines, timing_of
 from glasslm.text import duration, number, quoted, size
 
-Line = dict[str, Any]
 Row = tuple[str, str]
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
 ENDINGS = {
     "finished": "The run did all its steps.",
-    "stopped": "The run stopped early, as it was told to: the loss asked for was reached, or it no longer improved.",
-    "interrupted": "The run was interrupted and can go on where it stopped.",
-    "diverged": "The run left the finite numbers and did not come back: try a lower learning rate first.",
-    "failed": "The run ended with an error and can go on from its latest checkpoint.",
-    None: "No end is recorded: the run is still going on, or was killed and can go on from its latest checkpoint.",
+    "stopped": "The run stopped early: it reached the target loss, or the loss no longer improved.",
+    "interrupted": "The run was interrupted. `glasslm resume` continues it.",
+    "diverged": "Training diverged: too many non-finite losses in a row. "
+    "Try a lower learning rate first.",
+    "failed": "The run ended with an error. "
+    "`glasslm resume` continues it from the last checkpoint.",
+    None: "The run has no end in metrics.jsonl: it is still training, or it was killed. "
+    "`glasslm resume` continues it from the last checkpoint.",
 }
 
 
-def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tuple[str, str, str]]:
-    """Label, value and note of the few numbers that matter most."""
-    timing = [line["timing"] for line in lines if line.get("timing")]
+def headline_tiles(
+    best: EvalLine | None, lines: list[Line], vocab_size: int
+) -> list[tuple[str, str, str]]:
+    """Label, value and note of the most important numbers."""
+    timing = [timing_of(line) for line in lines if line.get("timing")]
     tiles = []
     if best is not None:
         bpb = best.get("bpb")
@@ -42,15 +48,15 @@ def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tupl
             (
                 "perplexity",
                 number(best.get("perplexity"), ".2f"),
-                f"a uniform guess has {vocab_size:,}",
+                f"{vocab_size:,} for a uniform guess",
             ),
             (
                 "bits per byte",
                 number(bpb, ".3f"),
-                f"{bpb / 8:.0%} of the text's own size" if bpb else "",
+                f"{bpb / 8:.0%} of the uncompressed size" if bpb else "",
             ),
         ]
-    steps = [line for line in lines if line["kind"] == "step"]
+    steps = step_lines(lines)
     if timing:
         last = f"{steps[-1]['step']:,} steps" if steps else "no logged step"
         tiles += [("time", duration(elapsed_s(lines)), last)]
@@ -65,34 +71,25 @@ def headline(best: Line | None, lines: list[Line], vocab_size: int) -> list[tupl
         ]
     speeds = sorted(t["tokens_per_s"] for t in timing if t.get("tokens_per_s") is not None)
     if speeds:
-        peak = [t["memory_bytes"] for t in timing if t.get("memory_bytes") is not None]
-        memory = f"up to {size(max(peak))} of memory" if peak else ""
+        peaks = [m for t in timing if (m := t.get("memory_bytes")) is not None]
+        memory = f"up to {size(max(peaks))} of memory" if peaks else ""
         tiles += [("tokens per second", f"{speeds[len(speeds) // 2]:,.0f}", memory)]
     return tiles
 
 
-def elapsed_s(lines: Iterable[Line]) -> float:
-    """Seconds of training: the clock of a metrics file begins again with each resume."""
-    before = part = 0.0
-    for line in lines:
-        if line["kind"] == "resume":
-            before, part = before + part, 0.0
-        part = max(part, (line.get("timing") or {}).get("elapsed_s") or 0.0)
-    return before + part
-
-
-def measured_on(best: Line | None) -> str:
+def describe_best_eval(best: EvalLine | None) -> str:
+    """A sentence: on how much text the best loss was measured."""
     if best is None:
         return "No finite validation loss was recorded."
-    share = "all" if best.get("whole") else "an evenly spaced sample of"
+    extent = "all" if best.get("whole") else "an evenly spaced sample of"
     return (
-        f"The best loss was measured on {share} {best.get('tokens', 0):,} tokens of the validation part"
-        + (f" ({best['bytes']:,} bytes)." if best.get("bytes") else ".")
+        f"The best loss was measured on {extent} {best.get('tokens', 0):,} tokens of the "
+        "validation text" + (f" ({best['bytes']:,} bytes)." if best.get("bytes") else ".")
     )
 
 
-def evaluations(lines: Iterable[Line], best: Line | None) -> list[list[str]]:
-    """Rows of step, split, loss, perplexity, bits per byte, tokens, mark."""
+def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[str]]:
+    """Rows of step, split, loss, perplexity, bits per byte, tokens, mark of the best."""
     return [
         [
             f"{line['step']:,}",
@@ -108,36 +105,46 @@ def evaluations(lines: Iterable[Line], best: Line | None) -> list[list[str]]:
     ]
 
 
-def spaced(items: list[Line], count: int = 5) -> list[Line]:
-    """At most `count` of them, evenly spaced, the first and the last among them."""
+def select_evenly(items: list[T], count: int = 5) -> list[T]:
+    """At most `count` of the items, evenly spaced, with the first and the last."""
     if len(items) <= count:
         return items
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def compared_with(preset: str) -> str:
-    """The preset whose values stand beside a run's: its own, and tiny for a run that has none."""
+def reference_preset(preset: str) -> str:
+    """The preset with which a run's configuration is compared: its own, or tiny for a run without
+    one.
+    """
     return preset if preset in PRESETS else "tiny"
 
 
-def configuration(
+def configuration_parts(
     config: RunConfig, preset: str
 ) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """For each part its fields with their values, and the preset's value where it is another."""
-    base = PRESETS[compared_with(preset)]().resolved()
+    """For each part its rows of field, value, and the preset's value where that differs (else
+    None).
+    """
+    base = PRESETS[reference_preset(preset)]().resolve()
     parts = []
     for part in dataclasses.fields(config):
-        here, there = (dataclasses.asdict(getattr(of, part.name)) for of in (config, base))
+        values, preset_values = (
+            dataclasses.asdict(getattr(owner, part.name)) for owner in (config, base)
+        )
         rows = [
-            (name, _value(here[name]), _value(there[name]) if here[name] != there[name] else None)
-            for name in here
+            (
+                name,
+                _format_value(value),
+                _format_value(preset_values[name]) if value != preset_values[name] else None,
+            )
+            for name, value in values.items()
         ]
         parts.append((part.name, rows))
     return parts
 
 
-def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int, float, str]]:
-    """Name, parameters, share of all and a remark, for each part of the model."""
+def parameter_rows(config: ModelConfig, vocab_size: int) -> list[tuple[str, int, float, str]]:
+    """Rows of part of the model, its parameters, their share of all, remark."""
     sizes: dict[str, int] = {}
     for name, row in parameters.parameter_table(config, vocab_size).items():
         words = re.sub(r"^blocks\.\d+\.", "", name).split(".")
@@ -150,7 +157,7 @@ def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int
     remarks = {
         "experts": per_token,
         "shared": "computes every token",
-        "adapters": "trained; all else is frozen",
+        "adapters": "trained; the other weights are frozen",
     }
     remarks |= {
         "embedding": tied,
@@ -161,29 +168,30 @@ def parameter_parts(config: ModelConfig, vocab_size: int) -> list[tuple[str, int
     return [(name, count, count / total, remarks.get(name, "")) for name, count in sizes.items()]
 
 
-def data(record: Line) -> list[Row]:
-    held, tokenizer = record.get("data", {}), record.get("tokenizer", {})
+def data_rows(record: Mapping[str, Any]) -> list[Row]:
+    """Sizes of the splits, the tokenizer and hashes, as far as run.json has them."""
+    data, tokenizer = record.get("data", {}), record.get("tokenizer", {})
     rows = [
-        (f"{split} tokens", f"{held[f'{split}_tokens']:,}")
+        (f"{split} tokens", f"{data[f'{split}_tokens']:,}")
         for split in SPLITS
-        if held.get(f"{split}_tokens")
+        if data.get(f"{split}_tokens")
     ]
     rows += [
-        (f"{split} bytes", f"{held[f'{split}_bytes']:,}")
+        (f"{split} bytes", f"{data[f'{split}_bytes']:,}")
         for split in SPLITS
-        if held.get(f"{split}_bytes")
+        if data.get(f"{split}_bytes")
     ]
-    if held.get("train_tokens") and held.get("train_bytes"):
-        rows += [("bytes per token", f"{held['train_bytes'] / held['train_tokens']:.3g}")]
+    if data.get("train_tokens") and data.get("train_bytes"):
+        rows += [("bytes per token", f"{data['train_bytes'] / data['train_tokens']:.3g}")]
     rows += [
         ("tokenizer", f"{tokenizer.get('kind', '?')}, {tokenizer.get('vocab_size', 0):,} tokens")
     ]
     rows += [("tokenizer sha256", str(tokenizer["sha256"]))] if tokenizer.get("sha256") else []
-    return rows + ([("data sha256", str(held["sha256"]))] if held.get("sha256") else [])
+    return rows + ([("data sha256", str(data["sha256"]))] if data.get("sha256") else [])
 
 
-def origin(record: Line) -> list[Row]:
-    """Engine, machine, versions, commit: what of them run.json has."""
+def origin_rows(record: Mapping[str, Any]) -> list[Row]:
+    """Command, engine, machine, versions and commit, as far as run.json has them."""
     keys = ("command", "created", "seed", "engine", "device", "precision")
     rows = [(key, str(record[key])) for key in keys if record.get(key) is not None]
     rows += [(key, str(value)) for key, value in (record.get("machine") or {}).items()]
@@ -196,24 +204,25 @@ def origin(record: Line) -> list[Row]:
     return rows
 
 
-def commands(run_dir: str, status: str | None) -> list[Row]:
+def next_commands(run_dir: str, status: str | None) -> list[Row]:
+    """Purpose and command line of what a user can do next with a run."""
     run = quoted(run_dir)
-    over = status in ("finished", "stopped", "diverged")
+    is_over = status in ("finished", "stopped", "diverged")
     return [
-        *([] if over else [("go on where it stopped", f"glasslm resume {run}")]),
-        ("let it write", f"glasslm generate {run}"),
-        ("compare ways of sampling", f"glasslm generate {run} --compare"),
-        ("score a text of your own", f"glasslm evaluate {run} --text-file SOME.txt"),
-        ("check gradients of this model by finite differences", f"glasslm check {run}"),
-        ("make this report again", f"glasslm report {run}"),
+        *([] if is_over else [("continue training", f"glasslm resume {run}")]),
+        ("generate text", f"glasslm generate {run}"),
+        ("compare sampling methods", f"glasslm generate {run} --compare"),
+        ("evaluate another text", f"glasslm evaluate {run} --text-file SOME.txt"),
+        ("check the gradients by finite differences", f"glasslm check {run}"),
+        ("write this report again", f"glasslm report {run}"),
     ]
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None or value == ():
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(_format_value, value))
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

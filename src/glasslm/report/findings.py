@@ -1,4 +1,4 @@
-"""What a diagnosis says about one signal: what was seen, what it means, what to do."""
+"""A finding: the verdict on one signal, with what was measured, what it means and what to do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Literal
 
 Verdict = Literal["ok", "watch", "bad"]
 SEVERITY: dict[Verdict, int] = {"ok": 0, "watch": 1, "bad": 2}
-HEADER = ("verdict", "signal", "what was seen", "what it means", "what to do")
+HEADER = ("verdict", "signal", "measured", "meaning", "what to do")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One signal judged. All are sentences, or parts of one, for a person; `seen` has the numbers and the steps."""
+    """The verdict on one signal. The texts are for a person; `seen` holds the measured numbers and
+    their steps.
+
+    The names of the fields are keys of `glasslm diagnose --json`.
+    """
 
     signal: str
     verdict: Verdict
@@ -27,6 +31,6 @@ class Finding:
         return self.verdict, self.signal, self.seen, self.means, self.advice
 
 
-def worst(findings: Sequence[Finding]) -> Verdict:
-    """The verdict on all of them; ok when there are none."""
+def worst_verdict(findings: Sequence[Finding]) -> Verdict:
+    """The most severe verdict; ok if there are no findings."""
     return max((finding.verdict for finding in findings), key=SEVERITY.__getitem__, default="ok")

@@ -1,7 +1,8 @@
-"""A page of sections, for whatever is not a run's own report: one HTML file without scripts that fetches nothing, the
-same as Markdown, and its figures as PNG files.
+"""A page of sections, for studies and diagnoses: one HTML file without scripts that fetches
+nothing, the same content as Markdown, and its figures as PNG files.
 
-All text may be foreign (names of runs, of columns, of files): it is made harmless and escaped here.
+All text may be foreign (names of runs, columns and files): control characters are replaced and
+markup is escaped here.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ MARKS = {
     "ok": "\u2713",
     "watch": "!",
     "bad": "\u2717",
-}  # beside the word, for who does not see the colour
+}  # shown with the word: a colour alone is not visible to everyone
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn twice: in the page's colours, light or dark, and on white."""
+    """A figure, drawn once in the page's colours (light or dark) and once on white."""
 
     name: str  # of the file in figures/, without .png
-    label: str  # what is to be seen, also for who cannot see it
+    label: str  # the caption, and the description for screen readers
     draw: Callable[[Palette], Figure]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title, paragraphs, a table, figures and links, in this order; what is empty is left out.
+    """A title, paragraphs, a table, figures and links, in this order; empty parts are left out.
 
-    A row whose first cell is ok, watch or bad is marked so, by a sign and a colour.
+    A row whose first cell is a verdict (ok, watch or bad) gets a sign and a colour.
     """
 
     title: str
@@ -51,16 +52,19 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = ()
-    links: Sequence[tuple[str, str]] = ()  # what it is, and its path from the page's folder
+    links: Sequence[tuple[str, str]] = ()  # label, and path relative to the page's folder
 
 
 def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write STEM.html, STEM.md and figures/*.png into a folder, made if need be; returns the path of STEM.html.
+    """Write STEM.html, STEM.md and figures/*.png into a folder, which may be new; returns the path
+    of STEM.html.
 
-    Raises InputError when nothing can be written there and ExhaustedError when the disk is full.
+    Raises InputError when the folder cannot be written and ExhaustedError when the disk is full.
     """
     pictures = [picture for section in sections for picture in section.pictures]
-    images = {picture.name: figures.png(picture.draw(figures.ON_WHITE)) for picture in pictures}
+    images = {
+        picture.name: figures.png(picture.draw(figures.PRINT_PALETTE)) for picture in pictures
+    }
     context: dict[str, Any] = {"title": title, "lead": lead, "sections": sections, "marks": MARKS}
     markdown = environment(escape=False).get_template("page.md.j2").render(context)
     html = (
@@ -74,7 +78,7 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
             files.write_atomic(folder / "figures" / f"{name}.png", image)
         files.write_atomic(folder / f"{stem}.md", markdown.encode())
         files.write_atomic(folder / f"{stem}.html", html.encode())
-    except GlasslmError:  # a full disk: some of ours are OSErrors as well
+    except GlasslmError:  # a full disk; some of glasslm's errors are OSErrors as well
         raise
     except OSError as error:
         raise InputError(
@@ -84,10 +88,12 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
 
 
 def environment(escape: bool) -> Environment:
-    """Jinja2 with our templates: strict, and foreign text made harmless wherever it is put in."""
+    """Jinja2 with the templates of this package: undefined names are errors, and control characters
+    are replaced.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=escape,
         undefined=StrictUndefined,
@@ -95,13 +101,13 @@ def environment(escape: bool) -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: harmless(value) if type(value) is str else value,
     )
-    made.filters["inline"] = inline_markdown
-    made.filters["address"] = quote
-    return made
+    jinja.filters["inline"] = inline_markdown
+    jinja.filters["address"] = quote
+    return jinja
 
 
 def inline_markdown(text: Any) -> str:
-    """Foreign text inside a line of Markdown: one line, and nothing in it is markup."""
+    """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped."""
     line = " ".join(harmless(str(text)).split())
     return re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", line)
 
@@ -110,5 +116,5 @@ def _inline_svg(picture: Picture) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(
-        figures.inline_svg(picture.draw(figures.VARIABLES), str(escape(harmless(picture.label))))
+        figures.inline_svg(picture.draw(figures.CSS_PALETTE), str(escape(harmless(picture.label))))
     )

@@ -1,7 +1,9 @@
-"""A run's report: report.html (one file, no scripts, nothing fetched), report.md and figures/*.png.
+"""A run's report: report.html (one file without scripts that fetches nothing), report.md and
+figures/*.png.
 
-Everything in it comes from run.json, metrics.jsonl and the checkpoints; it can be made again at any time. Prompts,
-samples and names are foreign text: made harmless by `finalize`, escaped by the templates.
+Everything comes from run.json, metrics.jsonl and the checkpoints, so the report can be written
+again at any time. Prompts, samples and names are foreign text: `finalize` replaces control
+characters, and the templates escape markup.
 """
 
 from __future__ import annotations
@@ -15,63 +17,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.data import shards
+from glasslm.data.dataset import Dataset, reopen_dataset
 from glasslm.errors import GlasslmError, InputError
 from glasslm.inference import trained_model
 from glasslm.report import data_checks, domains, facts, figures, page, samples, surprise
 from glasslm.runs.history import best_eval
+from glasslm.runs.metrics import Line, sample_lines, warning_lines
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, harmless, quoted
+from glasslm.text import Notify, harmless, quoted
 from glasslm.training.launch import Outcome
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MODEL_S = 5.0  # seconds that the model may take for samples and surprise
-DOMAIN_S = 4.0  # and for what is measured of its Python, or of its names
-FURTHER = (  # figures of runs that have what they show
+MODEL_BUDGET_S = 5.0  # for samples and surprise
+DOMAIN_BUDGET_S = 4.0  # for the measures of Python or of names
+EXCERPT_TOKENS = 600  # of validation text, for the surprise
+CHECKPOINT_TEMPERATURE = 0.7
+# Figures of those runs that have the data: file name, label, function.
+OPTIONAL_FIGURES = (
     (
         "forgetting.png",
-        "What was learnt of the new text and forgotten of the old one",
-        figures.forgetting,
+        "Bits per byte of the new text and of the old text",
+        figures.draw_forgetting,
     ),
     (
         "experts.png",
-        "The share of the tokens that each expert got; dashed: an even share",
-        figures.experts,
+        "Share of the tokens that each expert computes; dashed: an even share",
+        figures.draw_expert_shares,
     ),
 )
-EXCERPT = 600  # tokens of unseen text
 
 
 def write(run_dir: Path) -> Path:
-    """Write the report of a run, whatever state it is in, into its folder; returns the path of report.html.
+    """Write the report into the folder of a run in any state; returns the path of report.html.
 
-    Raises DamagedError when run.json or metrics.jsonl cannot be read, InputError when nothing can be written there and
-    ExhaustedError when the disk is full.
+    Raises DamagedError when run.json or metrics.jsonl cannot be read, InputError when the folder
+    cannot be written and ExhaustedError when the disk is full.
     """
     run = Run(run_dir)
     context = _context(run)
     history, clip = run.history, run.config.optimizer.grad_clip
-    images = {"training.png": figures.png(figures.training(history, clip, figures.ON_WHITE))}
-    svg = figures.inline_svg(
-        figures.training(history, clip, figures.VARIABLES), "Loss, learning rate, gradient norm"
+    training_png = figures.png(figures.draw_training(history, clip, figures.PRINT_PALETTE))
+    training_svg = figures.inline_svg(
+        figures.draw_training(history, clip, figures.CSS_PALETTE),
+        "Loss, learning rate, gradient norm",
     )
-    further = []
+    images = {"training.png": training_png}
+    optional_figures = []
     lines = list(run.metrics())
-    for name, label, draw in FURTHER:
-        if on_white := draw(lines, figures.ON_WHITE):
-            images[name] = figures.png(on_white)
-            in_variables = draw(lines, figures.VARIABLES)
-            assert in_variables is not None
-            further.append(
-                {"name": name, "label": label, "svg": figures.inline_svg(in_variables, label)}
-            )
-    context["further"] = further
+    for name, label, draw in OPTIONAL_FIGURES:
+        if print_figure := draw(lines, figures.PRINT_PALETTE):
+            images[name] = figures.png(print_figure)
+            css_figure = draw(lines, figures.CSS_PALETTE)
+            assert css_figure is not None
+            svg = figures.inline_svg(css_figure, label)
+            optional_figures.append({"name": name, "label": label, "svg": svg})
+    context["optional_figures"] = optional_figures
     markdown = _environment(escape=False).get_template("report.md.j2").render(context)
     html = (
-        _environment(escape=True).get_template("report.html.j2").render(context, training_svg=svg)
+        _environment(escape=True)
+        .get_template("report.html.j2")
+        .render(context, training_svg=training_svg)
     )
     try:
         files.make_folder(run.path / "figures")
@@ -79,19 +87,21 @@ def write(run_dir: Path) -> Path:
             files.write_atomic(run.path / "figures" / name, image)
         files.write_atomic(run.path / "report.md", markdown.encode())
         files.write_atomic(run.path / "report.html", html.encode())
-    except GlasslmError:  # a full disk: some of ours are OSErrors as well
+    except GlasslmError:  # a full disk; some of glasslm's errors are OSErrors as well
         raise
     except OSError as error:
         raise InputError(
-            f"{run.path} cannot be written ({error.strerror}): copy the run and report on that"
+            f"{run.path} cannot be written ({error.strerror}): copy the run, then report on the "
+            "copy"
         ) from error
     return run.path / "report.html"
 
 
-def write_after_training(outcome: Outcome, say: Say) -> Path | None:
-    """Write the report of a run that has just ended; None for an interrupted run, or where it cannot be written.
+def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
+    """Write the report of a run that has just ended; None for an interrupted run, or if the report
+    cannot be written.
 
-    A failure becomes a warning through `say`: the run itself is complete without its report.
+    A failure becomes a warning through `notify`: the run itself is complete without its report.
     """
     if outcome.status == "interrupted":
         return None
@@ -99,68 +109,70 @@ def write_after_training(outcome: Outcome, say: Say) -> Path | None:
         return write(outcome.run_dir)
     except (OSError, GlasslmError, MemoryError) as error:
         reason = error or "out of memory"
-        say(
-            f"warning: the report was not written ({reason}); `glasslm report {quoted(outcome.run_dir)}` makes it again"
+        notify(
+            f"warning: the report was not written ({reason}); `glasslm report "
+            f"{quoted(outcome.run_dir)}` makes it again"
         )
         return None
 
 
 def _context(run: Run) -> dict[str, Any]:
-    """What the templates show."""
+    """The variables of the templates."""
     record, lines, history = run.record, list(run.metrics()), run.history
     vocab_size = record["tokenizer"]["vocab_size"]
     best = best_eval(lines, history)
     preset = str(record.get("preset", "tiny"))
-    dataset = dataset_of(run)
-    progress = facts.spaced([line for line in lines if line["kind"] == "sample"])
-    of_model = _from_model(run, lines, dataset)
-    written = [
+    dataset = cached_dataset(run)
+    progress = facts.select_evenly(sample_lines(lines))
+    model_sections = _model_sections(run, lines, dataset)
+    generated = [
         sample.text
-        for row in (*of_model["by_temperature"], of_model["by_checkpoint"])
+        for row in (*model_sections["by_temperature"], model_sections["by_checkpoint"])
         for sample in row
     ]
     return {
         "name": run.path.resolve().name,
-        "preset": preset,
-        "corpus": "no text of its own" if "imported" in run.record else text_name(run.config.data),
+        "subject": "imported model"
+        if "imported" in record
+        else f"{preset} on {text_name(run.config.data)}",
         "created": record.get("created", ""),
         "status": history.status or "not ended",
         "ending": facts.ENDINGS.get(history.status, ""),
-        "tiles": facts.headline(best, lines, vocab_size),
-        "measured_on": facts.measured_on(best),
-        "evaluations": facts.evaluations(lines, best),
+        "tiles": facts.headline_tiles(best, lines, vocab_size),
+        "best_eval": facts.describe_best_eval(best),
+        "evaluations": facts.evaluation_rows(lines, best),
         "progress": progress,
-        "warnings": [line for line in lines if line["kind"] == "warning"],
-        "compared": facts.compared_with(preset),
-        "configuration": facts.configuration(run.config, preset),
-        "parameters": facts.parameter_parts(run.config.model, vocab_size),
+        "warnings": warning_lines(lines),
+        "reference": facts.reference_preset(preset),
+        "configuration": facts.configuration_parts(run.config, preset),
+        "parameters": facts.parameter_rows(run.config.model, vocab_size),
         "files": record.get("data", {}).get("files", []),
-        "data": facts.data(record),
-        "origin": facts.origin(record),
+        "data": facts.data_rows(record),
+        "origin": facts.origin_rows(record),
         "char_level": record["tokenizer"].get("kind") == "char",
-        "commands": facts.commands(str(run.path), history.status),
-        "honesty": data_checks.examine(
-            dataset, [line["text"] for line in progress] + written, best
+        "commands": facts.next_commands(str(run.path), history.status),
+        "checks": data_checks.check_data(
+            dataset, [line["text"] for line in progress] + generated, best
         ),
         "marks": page.MARKS,
-        **of_model,
+        **model_sections,
     }
 
 
-def dataset_of(run: Run) -> shards.Dataset | None:
-    """The tokens of the run's text, if the cache has them; nothing is made again for a report."""
+def cached_dataset(run: Run) -> Dataset | None:
+    """The tokens of the run's text if they are in the cache; a report does not prepare them."""
     try:
-        return shards.reopen(run.record.get("data", {}).get("sha256", ""))
-    except GlasslmError:  # there cannot even be a cache
+        return reopen_dataset(run.record.get("data", {}).get("sha256", ""))
+    except GlasslmError:  # the cache folder cannot be made
         return None
 
 
-def _from_model(
-    run: Run, lines: list[dict[str, Any]], dataset: shards.Dataset | None
-) -> dict[str, Any]:
-    """What only the weights can tell; without a usable checkpoint the reason why it is missing."""
-    deadline = time.monotonic() + MODEL_S
-    shown: dict[str, Any] = {
+def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dict[str, Any]:
+    """The sections that need the weights; the reason why they are missing if no checkpoint can be
+    read.
+    """
+    deadline = time.monotonic() + MODEL_BUDGET_S
+    sections: dict[str, Any] = {
         "by_temperature": [],
         "by_checkpoint": [],
         "pieces": [],
@@ -168,40 +180,51 @@ def _from_model(
     }
     try:
         model = trained_model.load(run.path)
-        unseen: NDArray[Any] = dataset.val.tokens[:EXCERPT] if dataset else np.zeros(0, np.int64)
-        pieces = surprise.read(model, unseen, deadline) if len(unseen) else []
-        shown |= {"step": model.step, "pieces": pieces, "half_share": surprise.half_share(pieces)}
-        prompts = samples.choose_prompts(
-            lines, model.tokenizer.decode(unseen) if len(unseen) else ""
+        excerpt: NDArray[Any] = (
+            dataset.val.tokens[:EXCERPT_TOKENS] if dataset else np.zeros(0, np.int64)
         )
-        shown["by_temperature"] = samples.by_temperature(model, prompts, deadline)
-        shown["by_checkpoint"] = samples.by_checkpoint(run.path, prompts[0], 0.7, deadline)
-        shown["domain"] = domains.examine(run, dataset, model, DOMAIN_S)
+        pieces = surprise.measure_surprise(model, excerpt, deadline) if len(excerpt) else []
+        half_share = surprise.half_surprise_share(pieces)
+        sections |= {"step": model.step, "pieces": pieces, "half_share": half_share}
+        text = model.tokenizer.decode(excerpt) if len(excerpt) else ""
+        prompts = samples.choose_prompts(lines, text)
+        sections["by_temperature"] = samples.sample_temperatures(model, prompts, deadline)
+        sections["by_checkpoint"] = samples.sample_checkpoints(
+            run.path, prompts[0], CHECKPOINT_TEMPERATURE, deadline
+        )
+        sections["domain"] = domains.measure_domain(run, dataset, model, DOMAIN_BUDGET_S)
     except GlasslmError as error:
-        shown["no_model"] = str(error)
-    return shown
+        sections["no_model"] = str(error)
+    return sections
 
 
 def _environment(escape: bool) -> Environment:
     from markupsafe import Markup
 
-    made = page.environment(escape)
-    made.filters |= {"fence": fenced, "heat": heat, "shown": shown, "svg": Markup}
-    return made
+    environment = page.environment(escape)
+    environment.filters |= {
+        "fence": fence_text,
+        "heat": heat_level,
+        "visible": quote_visible,
+        "svg": Markup,
+    }
+    return environment
 
 
-def heat(nats: float) -> int:
+def heat_level(nats: float) -> int:
     """Surprise in eight steps of 0.75 nats, from 0 (expected) to 7 (probability below 0.5%)."""
     return min(7, int(nats / 0.75))
 
 
-def shown(text: str) -> str:
-    """A short text in quotes, with its spaces and line breaks to be seen."""
+def quote_visible(text: str) -> str:
+    """A short text in quotes, with visible signs for spaces and line breaks."""
     return "\u201c" + harmless(text).replace("\n", "\u21b5").replace(" ", "\u2423") + "\u201d"
 
 
-def fenced(text: Any) -> str:
-    """Foreign text as a code block, with a fence longer than any run of backticks in it."""
+def fence_text(text: Any) -> str:
+    """Foreign text as a code block of Markdown, with a fence longer than any run of backticks in
+    the text.
+    """
     clean = harmless(str(text))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", clean)), default=0))
     return f"{fence}text\n{clean}\n{fence}"

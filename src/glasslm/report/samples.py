@@ -1,6 +1,8 @@
-"""Texts for a report, written by a run's checkpoints: prompt by temperature, and one prompt through the checkpoints.
+"""Samples for a report from a run's checkpoints: prompts at several temperatures, and one prompt at
+every checkpoint.
 
-Each function stops at a deadline (time.monotonic) with what it has, so that a report never waits for a large model.
+Each function stops at a deadline (time.monotonic) and returns the samples so far, so that a large
+model does not delay the report.
 """
 
 from __future__ import annotations
@@ -9,70 +11,81 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glasslm.errors import GlasslmError
 from glasslm.inference import trained_model
 from glasslm.inference.sampling import Sampling
 from glasslm.runs import checkpoint as checkpoints
+from glasslm.runs.metrics import Line, sample_lines
 
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
-TOKENS = 120
+MAX_TOKENS = 120
 SEED = 42
+MIN_LINE_CHARACTERS = 20  # of a line of text that gives a prompt
 
 
 @dataclass(frozen=True)
 class Sample:
+    """A generated text and its settings."""
+
     prompt: str
     text: str  # the continuation, without the prompt
     temperature: float
-    step: int  # of the checkpoint that wrote it
+    step: int  # of the checkpoint
 
 
-def choose_prompts(lines: Iterable[dict[str, Any]], excerpt: str, count: int = 3) -> list[str]:
-    """Openings for the model to go on from: those used while training, then beginnings of lines of unseen text."""
-    used = [str(line.get("prompt", "")) for line in lines if line["kind"] == "sample"]
-    unseen = [
-        line for line in excerpt.split("\n")[:-1] if len(line) >= 20
-    ]  # the last line may be cut off
-    openings = list(dict.fromkeys(line[:20].rsplit(" ", 1)[0] for line in unseen))
+def choose_prompts(lines: Iterable[Line], excerpt: str, count: int = 3) -> list[str]:
+    """Up to `count` prompts: those of samples during training, then beginnings of lines of the
+    validation text.
+    """
+    used = [str(line.get("prompt", "")) for line in sample_lines(lines)]
+    text_lines = excerpt.split("\n")[:-1]  # without the last line, which may be cut off
+    long_lines = [line for line in text_lines if len(line) >= MIN_LINE_CHARACTERS]
+    openings = list(
+        dict.fromkeys(line[:MIN_LINE_CHARACTERS].rsplit(" ", 1)[0] for line in long_lines)
+    )
     spaced = openings[:: max(1, len(openings) // count)]
-    return list(dict.fromkeys([prompt for prompt in used if prompt.strip()] + spaced))[:count] or [
-        ""
-    ]
+    prompts = list(dict.fromkeys([prompt for prompt in used if prompt.strip()] + spaced))
+    return prompts[:count] or [""]
 
 
-def by_temperature(
+def sample_temperatures(
     model: trained_model.Model, prompts: Sequence[str], deadline: float
 ) -> list[list[Sample]]:
-    """One list for each prompt, with a sample for each of TEMPERATURES that there was time for."""
+    """A list for each prompt, with a sample for each of TEMPERATURES that was finished before the
+    deadline.
+    """
     rows: list[list[Sample]] = [[] for _ in prompts]
     for temperature in TEMPERATURES:
         if time.monotonic() < deadline:
-            for row, sample in zip(rows, write(model, prompts, temperature, deadline)):
+            samples = generate_samples(model, prompts, temperature, deadline)
+            for row, sample in zip(rows, samples):
                 row.append(sample)
     return rows
 
 
-def by_checkpoint(run_dir: Path, prompt: str, temperature: float, deadline: float) -> list[Sample]:
-    """The same prompt and seed for each checkpoint that is still there and whole, in order."""
-    found = []
+def sample_checkpoints(
+    run_dir: Path, prompt: str, temperature: float, deadline: float
+) -> list[Sample]:
+    """A sample with the same prompt and seed for each undamaged checkpoint of the run, in order."""
+    samples = []
     for step in checkpoints.list_steps(run_dir):
         if time.monotonic() < deadline:
             try:
                 model = trained_model.load(run_dir, checkpoint=step)
-            except GlasslmError:  # a damaged one is not what a report is about; `verify` is
+            except GlasslmError:  # damaged checkpoints are reported by `glasslm verify`
                 continue
-            found += write(model, [prompt], temperature, deadline)
-    return found
+            samples += generate_samples(model, [prompt], temperature, deadline)
+    return samples
 
 
-def write(
+def generate_samples(
     model: trained_model.Model, prompts: Sequence[str], temperature: float, deadline: float
 ) -> list[Sample]:
+    """One sample for each prompt, each cut off at the deadline."""
     texts = [""] * len(prompts)
     for piece in model.pieces(
-        prompts, TOKENS, sampling=Sampling(temperature=temperature, seed=SEED)
+        prompts, MAX_TOKENS, sampling=Sampling(temperature=temperature, seed=SEED)
     ):
         texts[piece.prompt] += piece.text
         if time.monotonic() > deadline:

@@ -1,9 +1,11 @@
-"""Whether texts are Python as far as they go: what a model writes, and natural code cut in the same way.
+"""Check whether texts are Python: what a model generates, and natural code that is cut in the same
+way.
 
-A text is judged without its last line, in the middle of which it was broken off. It *parses* when `ast.parse` reads
-it, or would if its last lines, which merely lack their continuation (an open bracket, a block without a body), were
-gone, and when at least one statement is left. It is *broken* when the parser stumbles before its end, and *unfinished*
-when nothing is wrong with it, but no statement ends in it. Nothing of a text is ever run.
+A text is checked without its last line, which is cut off somewhere in the middle. It *parses* when
+`ast.parse` accepts it, or would accept it without its last lines if these only lack their
+continuation (an open bracket, a block without a body), and at least one statement is left. It is
+*broken* when the parser finds an error before the end, and *unfinished* when nothing is wrong but
+no statement is complete. No text is ever executed.
 """
 
 from __future__ import annotations
@@ -19,116 +21,129 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
-from glasslm.report.proportions import Share
+from glasslm.report.proportions import Proportion
 
-MOST = 4000  # characters of a text: what is nested deeper than this allows cannot bring the parser down
-NATURAL = 100  # pieces of natural text
-COMMONEST = 3  # errors that are told
-# What nesting, numbers, NULs and characters that UTF-8 cannot write make of `ast.parse`.
-REFUSALS = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
+MAX_CHARACTERS = 4000  # of a text: nesting that fits into them cannot crash the parser
+NATURAL_PIECES = 100
+MAX_ERRORS = 3  # listed
+# What `ast.parse` raises for deep nesting, long numbers, NUL and characters that UTF-8 cannot
+# encode.
+PARSER_ERRORS = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 
 Outcome = Literal["parses", "broken", "unfinished"]
 
 
-class Judged(NamedTuple):
+class SyntaxCheck(NamedTuple):
+    """The outcome for one text."""
+
     outcome: Outcome
-    lines: int  # of the longest beginning that parses, without blank ones
-    error: str  # of a broken one, without its place
+    lines: int  # of the longest beginning that parses, without blank lines
+    error: str  # of a broken text, without the line number
 
 
 @dataclass(frozen=True)
-class Syntax:
-    """What was found in several texts."""
+class SyntaxStatistics:
+    """The outcomes for several texts."""
 
-    judged: tuple[Judged, ...]
+    checks: tuple[SyntaxCheck, ...]
 
-    def share(self, outcome: Outcome) -> Share:
-        return Share(sum(one.outcome == outcome for one in self.judged), len(self.judged))
+    def proportion(self, outcome: Outcome) -> Proportion:
+        """The texts with this outcome, of all texts."""
+        return Proportion(sum(check.outcome == outcome for check in self.checks), len(self.checks))
 
     @property
     def lines(self) -> float:
-        """The mean of the lines that parse."""
-        return sum(one.lines for one in self.judged) / len(self.judged)
+        """The mean number of lines that parse."""
+        return sum(check.lines for check in self.checks) / len(self.checks)
 
     @property
     def errors(self) -> list[tuple[str, int]]:
-        """The commonest errors and how often each came, most often first."""
-        return Counter(one.error for one in self.judged if one.error).most_common(COMMONEST)
+        """The most frequent errors with their counts, in descending order."""
+        return Counter(check.error for check in self.checks if check.error).most_common(MAX_ERRORS)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """The same for JSON."""
         outcomes: tuple[Outcome, ...] = ("parses", "broken", "unfinished")
-        return {name: self.share(name).facts for name in outcomes} | {
+        return {name: self.proportion(name).facts for name in outcomes} | {
             "lines": self.lines,
             "errors": self.errors,
         }
 
 
-def of(texts: Sequence[str]) -> Syntax:
-    return Syntax(tuple(judge(text) for text in texts))
+def check_texts(texts: Sequence[str]) -> SyntaxStatistics:
+    """The outcomes of `check_syntax` for all texts."""
+    return SyntaxStatistics(tuple(check_syntax(text) for text in texts))
 
 
-def opening(text: str, wanted: int) -> str:
-    """The line breaks after which something new begins in `text`, for prompts and for pieces: as many as come often.
+def find_separator(text: str, min_count: int) -> str:
+    """The line breaks that separate definitions in `text`: the most in a row that occur `min_count`
+    times.
 
-    Two blank lines stand before what is not part of anything else; texts that have them in fewer than `wanted` places
-    are cut at one, or at any line.
+    Python has two blank lines between top-level definitions; a text with fewer such places is cut
+    at one blank line, or at any line break.
 
-    >>> opening("import re\\n\\nx = 1\\n\\ny = 2\\n", 2)
+    >>> find_separator("import re\\n\\nx = 1\\n\\ny = 2\\n", 2)
     '\\n\\n'
+
     """
     line_break = "\r\n" if "\r\n" in text else "\n"
-    candidates = (line_break * count for count in (3, 2, 1))
-    return next((one for one in candidates if text.count(one) >= wanted), line_break)
-
-
-def pieces(text: str, begin: str, lengths: Sequence[int], count: int = NATURAL) -> list[str]:
-    """Up to `count` pieces of `text`, each after `begin`, evenly spaced among all such places, and of these lengths.
-
-    Lengths are in characters; when they are used up they are used again. Places too near to the end are left out.
-    """
-    longest = max(lengths, default=0)
-    places = [
-        found.end()
-        for found in re.finditer(re.escape(begin), text)
-        if found.end() + longest <= len(text)
-    ]
-    taken = min(count, len(places))
-    chosen = [places[i * len(places) // taken] for i in range(taken)]
-    return [text[place : place + length] for place, length in zip(chosen, cycle(lengths))]
-
-
-def judge(text: str) -> Judged:
-    """See the module's beginning.
-
-    >>> judge("def f(x):\\n    return x\\n\\nprint(f(")
-    Judged(outcome='parses', lines=2, error='')
-    >>> judge("def f(x:\\n    return x\\n")
-    Judged(outcome='broken', lines=0, error='invalid syntax')
-    """
-    lines = text[:MOST].replace("\r\n", "\n").split("\n")[:-1]
-    while lines and lines[-1].endswith("\\"):  # the line goes on in the one that was broken off
-        lines.pop()
-    with _silence():
-        error = _error(lines)
-        broken = bool(error) and not _lacks_only_its_end(lines)
-        ends = [end for end in range(len(lines), 0, -1) if lines[end - 1].strip()]
-        longest = next((end for end in ends if not _error(lines[:end])), 0)
-        statements = ast.parse(_joined(lines[:longest])).body
-    outcome: Outcome = "broken" if broken else "parses" if statements else "unfinished"
-    return Judged(
-        outcome, sum(bool(line.strip()) for line in lines[:longest]), error if broken else ""
+    separators = (line_break * count for count in (3, 2, 1))
+    return next(
+        (separator for separator in separators if text.count(separator) >= min_count), line_break
     )
 
 
-def _error(lines: Sequence[str]) -> str:
-    """What `ast.parse` says against these lines, without the places in it; empty if nothing."""
+def cut_pieces(
+    text: str, separator: str, lengths: Sequence[int], count: int = NATURAL_PIECES
+) -> list[str]:
+    """Up to `count` pieces of `text`, each after a `separator`, evenly spaced among all such
+    places.
+
+    `lengths` are in characters; they are repeated when there are fewer than pieces. Places too
+    close to the end of the text are left out.
+    """
+    longest = max(lengths, default=0)
+    starts = [
+        match.end()
+        for match in re.finditer(re.escape(separator), text)
+        if match.end() + longest <= len(text)
+    ]
+    count = min(count, len(starts))
+    chosen = [starts[i * len(starts) // count] for i in range(count)]
+    return [text[start : start + length] for start, length in zip(chosen, cycle(lengths))]
+
+
+def check_syntax(text: str) -> SyntaxCheck:
+    """The outcome for one text, as defined at the top of this module.
+
+    >>> check_syntax("def f(x):\\n    return x\\n\\nprint(f(")
+    SyntaxCheck(outcome='parses', lines=2, error='')
+    >>> check_syntax("def f(x:\\n    return x\\n")
+    SyntaxCheck(outcome='broken', lines=0, error='invalid syntax')
+    """
+    lines = text[:MAX_CHARACTERS].replace("\r\n", "\n").split("\n")[:-1]
+    while lines and lines[-1].endswith("\\"):  # the line continues in the last one, which is gone
+        lines.pop()
+    with _ignore_warnings():
+        error = _parse_error(lines)
+        is_broken = bool(error) and not _is_incomplete(lines)
+        ends = [end for end in range(len(lines), 0, -1) if lines[end - 1].strip()]
+        longest = next((end for end in ends if not _parse_error(lines[:end])), 0)
+        statements = ast.parse(_join(lines[:longest])).body
+    outcome: Outcome = "broken" if is_broken else "parses" if statements else "unfinished"
+    return SyntaxCheck(
+        outcome, sum(bool(line.strip()) for line in lines[:longest]), error if is_broken else ""
+    )
+
+
+def _parse_error(lines: Sequence[str]) -> str:
+    """The error of `ast.parse` for these lines, without line numbers; empty for none."""
     try:
-        ast.parse(_joined(lines))
+        ast.parse(_join(lines))
     except SyntaxError as error:
         return re.sub(r" on line \d+| \(detected at line \d+\)", "", error.msg)
-    except REFUSALS as error:
+    except PARSER_ERRORS as error:
         return (
             "nested too deeply"
             if isinstance(error, (RecursionError, MemoryError))
@@ -137,21 +152,21 @@ def _error(lines: Sequence[str]) -> str:
     return ""
 
 
-def _lacks_only_its_end(lines: Sequence[str]) -> bool:
-    """Whether the parser had no objection before it came to the end, as an interactive prompt asks."""
+def _is_incomplete(lines: Sequence[str]) -> bool:
+    """Whether an interactive prompt would wait for more lines: there is no error before the end."""
     try:
-        return codeop.compile_command(_joined(lines), symbol="exec") is None
-    except REFUSALS:
+        return codeop.compile_command(_join(lines), symbol="exec") is None
+    except PARSER_ERRORS:
         return False
 
 
-def _joined(lines: Sequence[str]) -> str:
+def _join(lines: Sequence[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without the warnings of dubious but valid code."""
+def _ignore_warnings() -> Iterator[None]:
+    """Ignore warnings about dubious but valid code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

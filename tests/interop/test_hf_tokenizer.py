@@ -1,4 +1,6 @@
-"""Tokenizers there and back: transformers gives our ids and our text, and what comes from others is looked at first."""
+"""Tokenizers in transformers have the ids and texts of glasslm, and files from others are checked
+first.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from glasslm.data import tokenizers
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from glasslm.errors import DamagedError, InputError
-from glasslm.interop import families, vocabulary
+from glasslm.interop import families, hf_tokenizer
 
-# What tokenizers stumble over: line ends, blanks of all kinds, a combining accent, a joiner, the signs that stand for
-# blanks elsewhere, a NUL, a replacement character.
+# Line ends, blanks, a combining accent, a joiner, signs that stand for blanks, NUL, U+FFFD.
 ALPHABET = "abcé\n\r\t \x00\x1c\x85\u00a0\u0301\u200d\u2028\u3000▁ĠĊ#語🎭👩\ufffd<|>_"
 TRICKY = st.text("ab's1. \n\t\r\x1c\x85\u3000é語🎭") | st.text()
 TEXT = "the cat sat on the mat, and the cat's hat sat there.\n\nWho sat? The cat did.\n" * 20
@@ -50,11 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A model folder without its weights."""
 
     def make(tokenizer: Tokenizer, model_type: str = "llama", block_size: int = 24) -> Path:
-        made = tmp_path_factory.mktemp("model")
-        (made / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-        for name, content in vocabulary.files(tokenizer, block_size).items():
-            (made / name).write_bytes(content)
-        return made
+        path = tmp_path_factory.mktemp("model")
+        (path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        for name, content in hf_tokenizer.tokenizer_files(tokenizer, block_size).items():
+            (path / name).write_bytes(content)
+        return path
 
     return make
 
@@ -65,8 +66,8 @@ def auto() -> Any:
 
 
 @pytest.fixture(scope="module")
-def there(auto: Any, folder: Folder) -> dict[str, tuple[Tokenizer, Any]]:
-    """Each kind, ours beside transformers'."""
+def pairs(auto: Any, folder: Folder) -> dict[str, tuple[Tokenizer, Any]]:
+    """For each kind the tokenizer of glasslm and that of transformers."""
     return {
         kind: (ours := make(), auto.from_pretrained(folder(ours))) for kind, make in MAKERS.items()
     }
@@ -81,62 +82,58 @@ def same(ours: Tokenizer, theirs: Any, text: str) -> None:
 @pytest.mark.parametrize("kind", ["byte", "bpe", "gpt2"])
 @given(text=TRICKY)
 def test_any_text_has_the_same_ids_there(
-    there: dict[str, tuple[Tokenizer, Any]], kind: str, text: str
+    pairs: dict[str, tuple[Tokenizer, Any]], kind: str, text: str
 ) -> None:
-    same(*there[kind], text)
+    same(*pairs[kind], text)
 
 
 @given(text=st.text(ALPHABET))
 def test_characters_have_the_same_ids_there(
-    there: dict[str, tuple[Tokenizer, Any]], text: str
+    pairs: dict[str, tuple[Tokenizer, Any]], text: str
 ) -> None:
-    same(*there["char"], text)
+    same(*pairs["char"], text)
 
 
 @given(ids=st.lists(st.integers(0, 255)))
 def test_bytes_that_are_no_text_are_shown_alike(
-    there: dict[str, tuple[Tokenizer, Any]], ids: list[int]
+    pairs: dict[str, tuple[Tokenizer, Any]], ids: list[int]
 ) -> None:
     for kind in ("byte", "bpe"):
-        ours, theirs = there[kind]
+        ours, theirs = pairs[kind]
         assert theirs.decode(ids) == ours.decode(ids)
 
 
-def test_an_unknown_character_is_an_error_there(there: dict[str, tuple[Tokenizer, Any]]) -> None:
-    """Never another token, and never left out in silence."""
-    _, theirs = there["char"]
+def test_an_unknown_character_is_an_error_there(pairs: dict[str, tuple[Tokenizer, Any]]) -> None:
+    """An unknown character is never another token and never left out."""
+    _, theirs = pairs["char"]
     for text in ("x", "abx", "x\n", "ab語x🎭", "A", "ệ"):
-        with pytest.raises(Exception, match=vocabulary.UNKNOWN):
+        with pytest.raises(Exception, match=hf_tokenizer.UNKNOWN_TOKEN):
             theirs(text)
 
 
-def test_only_an_end_of_text_is_special_there(there: dict[str, tuple[Tokenizer, Any]]) -> None:
-    for kind, (ours, theirs) in there.items():
+def test_only_an_end_of_text_is_special_there(pairs: dict[str, tuple[Tokenizer, Any]]) -> None:
+    for kind, (ours, theirs) in pairs.items():
         expected = ["<|endoftext|>"] if kind == "gpt2" else []
         assert theirs.all_special_tokens == expected
         assert theirs.eos_token == theirs.bos_token == (expected[0] if expected else None)
         assert len(theirs) == ours.vocab_size
         assert theirs.model_max_length == 24
-    ours, theirs = there["gpt2"]
-    text = "the cat<|endoftext|>"
+    ours, theirs = pairs["gpt2"]
+    text, end = "the cat<|endoftext|>", ours.vocab_size - 1
     assert theirs(text)["input_ids"] == [
         *ours.encode("the cat").tolist(),
         ours.vocab_size - 1,
     ]  # as files() says
     assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text).tolist()
-    assert (
-        theirs.decode([ours.vocab_size - 1], skip_special_tokens=True)
-        == ours.decode([ours.vocab_size - 1])
-        == ""
-    )
+    assert theirs.decode([end], skip_special_tokens=True) == ours.decode([end]) == ""
 
 
 def test_a_word_that_only_looks_like_an_end_is_none() -> None:
     library = Library.from_str(MAKERS["bpe"]().to_json())
     library.add_tokens(["</s>"])
-    assert vocabulary.end_of_text(SubwordTokenizer(library.to_str())) is None
+    assert hf_tokenizer.end_of_text(SubwordTokenizer(library.to_str())) is None
     library.add_special_tokens(["<|endoftext|>"])
-    assert vocabulary.end_of_text(SubwordTokenizer(library.to_str())) == (
+    assert hf_tokenizer.end_of_text(SubwordTokenizer(library.to_str())) == (
         "<|endoftext|>",
         library.get_vocab_size() - 1,
     )
@@ -162,11 +159,11 @@ def test_gpt2_is_the_same_there_and_from_its_older_files(
     monkeypatch.setenv(
         "TIKTOKEN_CACHE_DIR", str(shutil.copytree(data_dir / "gpt2", tmp_path / "tiktoken"))
     )
-    ours = tokenizers.gpt2(lambda message: None)
+    ours = tokenizers.load_gpt2(lambda message: None)
     theirs = auto.from_pretrained(folder(ours, "gpt2"))
     same(ours, theirs, TEXT + "naïve 語🎭  \n\n don't  1234\x85")
     assert (theirs.eos_token, theirs.eos_token_id) == ("<|endoftext|>", 50256)
-    assert vocabulary.from_file(folder(ours), 50257).sha256 == ours.sha256
+    assert hf_tokenizer.read_tokenizer(folder(ours), 50257).sha256 == ours.sha256
 
     merges, words = sorted((data_dir / "gpt2").iterdir(), key=lambda path: path.stat().st_size)
     old = tmp_path / "old"
@@ -174,12 +171,12 @@ def test_gpt2_is_the_same_there_and_from_its_older_files(
     (old / "config.json").write_text('{"model_type": "gpt2"}')
     shutil.copy(words, old / "vocab.json")
     shutil.copy(merges, old / "merges.txt")
-    again = vocabulary.from_file(old, 50257)
+    again = hf_tokenizer.read_tokenizer(old, 50257)
     assert (again.kind, again.sha256) == ("gpt2", ours.sha256)
 
 
 def test_a_tokenizer_of_another_make_adds_nothing_there(auto: Any, folder: Folder) -> None:
-    """We never train on what a post-processor adds, so that no text may get it there."""
+    """glasslm does not train on tokens that a post-processor adds, so the export drops it."""
     library = Library(models.WordPiece(unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece()
@@ -195,46 +192,47 @@ def test_a_tokenizer_of_another_make_adds_nothing_there(auto: Any, folder: Folde
     assert theirs(TEXT)["input_ids"] == ours.encode(TEXT).tolist()
 
 
-# -- and back ---------------------------------------------------------------------------------------------------------
+# -- and back --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_left_comes_back_the_same(kind: str, folder: Folder) -> None:
     ours = MAKERS[kind]()
-    for path in (made := folder(ours), made / "tokenizer.json"):
-        back = vocabulary.from_file(path, ours.vocab_size)
+    model_folder = folder(ours)
+    for path in (model_folder, model_folder / "tokenizer.json"):
+        back = hf_tokenizer.read_tokenizer(path, ours.vocab_size)
         assert type(back) is type(ours)
         assert (back.sha256, back.token_bytes) == (ours.sha256, ours.token_bytes)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_what_transformers_saved_again_comes_back_the_same(
-    kind: str, there: dict[str, tuple[Tokenizer, Any]], tmp_path: Path
+    kind: str, pairs: dict[str, tuple[Tokenizer, Any]], tmp_path: Path
 ) -> None:
-    ours, theirs = there[kind]
+    ours, theirs = pairs[kind]
     theirs.save_pretrained(tmp_path)
-    assert vocabulary.from_file(tmp_path, ours.vocab_size).sha256 == ours.sha256
+    assert hf_tokenizer.read_tokenizer(tmp_path, ours.vocab_size).sha256 == ours.sha256
 
 
 @given(alphabet=st.text(min_size=1, max_size=40))
 def test_any_alphabet_comes_back(folder: Folder, alphabet: str) -> None:
     ours = CharTokenizer(alphabet)
-    described = json.loads(vocabulary.files(ours, 8)["tokenizer.json"])
-    back = vocabulary._ours(described)
+    described = json.loads(hf_tokenizer.tokenizer_files(ours, 8)["tokenizer.json"])
+    back = hf_tokenizer._match_own_tokenizer(described)
     assert isinstance(back, CharTokenizer)
     assert back.sha256 == ours.sha256
 
 
 def test_what_only_looks_like_ours_is_not_taken_for_it(tmp_path: Path) -> None:
     """Single characters, but in another order, split into words first, or one of them special."""
-    content = json.loads(vocabulary.files(CharTokenizer("abc "), 8)["tokenizer.json"])
+    content = json.loads(hf_tokenizer.tokenizer_files(CharTokenizer("abc "), 8)["tokenizer.json"])
     swapped, split, special = (json.loads(json.dumps(content)) for _ in range(3))
     swapped["model"]["vocab"] = {"b": 0, "a": 1, "c": 2, " ": 3}
     split["pre_tokenizer"] = {"type": "WhitespaceSplit"}
-    special["added_tokens"] = [vocabulary._special("a", 1)]
+    special["added_tokens"] = [hf_tokenizer._special_token("a", 1)]
     for described, ids in ((swapped, [0, 3, 1]), (split, [2, 1]), (special, [2, 0, 1])):
         (tmp_path / "tokenizer.json").write_text(json.dumps(described))
-        back = vocabulary.from_file(tmp_path, 4)
+        back = hf_tokenizer.read_tokenizer(tmp_path, 4)
         assert isinstance(back, SubwordTokenizer)
         assert back.encode("b a").tolist() == ids
 
@@ -257,7 +255,7 @@ def test_rows_without_a_token_get_one_without_text(
     ours = make()
     rows = ours.vocab_size + more
     path = folder(ours)
-    padded = vocabulary.from_file(path, rows)
+    padded = hf_tokenizer.read_tokenizer(path, rows)
     assert padded.vocab_size == rows
     text = "the cat sat" if ours.kind == "json" else ALPHABET
     assert padded.encode(text).tolist() == ours.encode(text).tolist()
@@ -267,9 +265,9 @@ def test_rows_without_a_token_get_one_without_text(
     if ours.kind in ("byte", "bpe", "gpt2"):
         written = f"the<|unused_{rows - 1}|>"
         assert padded.encode(written).tolist() == ours.encode(written).tolist()
-    again = tokenizers.from_json(padded.to_json())  # as a run folder keeps it
+    again = tokenizers.parse_tokenizer(padded.to_json())  # as a run folder keeps it
     assert (again.vocab_size, again.sha256) == (rows, padded.sha256)
-    assert vocabulary.from_file(folder(padded), rows).vocab_size == rows
+    assert hf_tokenizer.read_tokenizer(folder(padded), rows).vocab_size == rows
     names = json.loads(padded.to_json())["added_tokens"]
     assert f"<|unused_{rows - 1}|>" in [token["content"] for token in names if token["special"]]
 
@@ -279,7 +277,7 @@ def test_holes_between_the_ids_are_filled(tmp_path: Path) -> None:
     library = Library(models.BPE(vocab=words, merges=[("a", "b")]))
     library.decoder = decoders.Fuse()
     library.save(str(tmp_path / "tokenizer.json"))
-    back = vocabulary.from_file(tmp_path, 12)
+    back = hf_tokenizer.read_tokenizer(tmp_path, 12)
     assert back.token_bytes == [b"<s>", b"", b"a", b"", b"", b"b", b"", b"", b"", b"ab", b"", b""]
     assert back.encode("abba").tolist() == [9, 5, 2]
     assert sorted(json.loads(back.to_json())["model"]["vocab"].values()) == list(range(12))
@@ -289,7 +287,7 @@ def test_holes_between_the_ids_are_filled(tmp_path: Path) -> None:
 def test_fewer_rows_than_ids_are_refused_with_both(folder: Folder) -> None:
     for kind, highest in (("byte", 255), ("gpt2", MAKERS["gpt2"]().vocab_size - 1)):
         with pytest.raises(InputError, match=rf"ids up to {highest}\b.*only 200 rows"):
-            vocabulary.from_file(folder(MAKERS[kind]()), 200)
+            hf_tokenizer.read_tokenizer(folder(MAKERS[kind]()), 200)
 
 
 def older_files(tokenizer: SubwordTokenizer, folder: Path) -> None:
@@ -303,26 +301,26 @@ def test_vocabulary_and_merges_are_read_where_they_are_gpt2s(tmp_path: Path) -> 
     ours = tokenizers.train_bpe([TEXT], 300)
     older_files(ours, tmp_path)
     with pytest.raises(InputError, match="save_pretrained"):
-        vocabulary.from_file(tmp_path, 300)  # nobody says how texts are split
+        hf_tokenizer.read_tokenizer(tmp_path, 300)  # no file says how texts are split
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    back = vocabulary.from_file(tmp_path, ours.vocab_size)
+    back = hf_tokenizer.read_tokenizer(tmp_path, ours.vocab_size)
     assert back.encode(TEXT + ALPHABET).tolist() == ours.encode(TEXT + ALPHABET).tolist()
     assert back.token_bytes == ours.token_bytes
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     with pytest.raises(InputError, match="save_pretrained"):
-        vocabulary.from_file(tmp_path, 300)
+        hf_tokenizer.read_tokenizer(tmp_path, 300)
 
 
 def test_sentencepiece_and_nothing_at_all_are_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no tokenizer\.json.*save_pretrained"):
-        vocabulary.from_file(tmp_path, 10)
+        hf_tokenizer.read_tokenizer(tmp_path, 10)
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
     with pytest.raises(InputError, match=r"SentencePiece.*save_pretrained"):
-        vocabulary.from_file(tmp_path, 10)
+        hf_tokenizer.read_tokenizer(tmp_path, 10)
 
 
 def model(**changes: Any) -> str:
-    described = json.loads(vocabulary.files(CharTokenizer("abc"), 8)["tokenizer.json"])
+    described = json.loads(hf_tokenizer.tokenizer_files(CharTokenizer("abc"), 8)["tokenizer.json"])
     described["model"] |= changes.pop("model", {})
     return json.dumps(described | changes)
 
@@ -332,7 +330,8 @@ HOSTILE = {
     "garbage": bytes(range(256)) * 100,
     "nested": b"[" * 1_000_000,
     "nested in a vocabulary": b'{"model": {"vocab": ' + b'{"a":' * 100_000,
-    "nested for the library": b'{"model": {"vocab": {"a": 0}}, "normalizer": ' + b'{"a":' * 500 + b"0" + b"}" * 502,
+    "nested for the library":
+        b'{"model": {"vocab": {"a": 0}}, "normalizer": ' + b'{"a":' * 500 + b"0" + b"}" * 502,
     "a list": b"[]",
     "not a number": b'{"model": {"vocab": {"a": NaN}}}',
     "no model": b'{"added_tokens": []}',
@@ -349,12 +348,12 @@ HOSTILE = {
     "added without a name": model(added_tokens=[{"id": 1}]).encode(),
     "added words": model(added_tokens="abc").encode(),
     "merges of nothing": model(model={"merges": [["x", "y"]]}).encode(),
-    "what makes the library panic": model(model={"continuing_subword_prefix": "longer", "merges": [["a", "b"]],
-                                                 "vocab": {"a": 0, "b": 1, "ab": 2}}).encode(),
+    "what makes the library panic": model(model={"continuing_subword_prefix": "longer",
+        "merges": [["a", "b"]], "vocab": {"a": 0, "b": 1, "ab": 2}}).encode(),
     "an unknown model": model(model={"type": "Magic"}).encode(),
     "an unknown part": model(normalizer={"type": "Magic"}).encode(),
-    "a bad pattern": model(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated",
-                                          "invert": False}).encode(),
+    "a bad pattern": model(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("},
+        "behavior": "Isolated", "invert": False}).encode(),
     "a surrogate": model(model={"vocab": {"\ud800": 0}}).encode(),
 }  # fmt: skip
 
@@ -364,7 +363,7 @@ def test_a_hostile_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(HOSTILE[name])
     began = time.perf_counter()
     with pytest.raises((InputError, DamagedError)) as caught:
-        vocabulary.from_file(tmp_path, 1000)
+        hf_tokenizer.read_tokenizer(tmp_path, 1000)
     assert time.perf_counter() - began < 1
     assert "tokenizer.json" in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -381,7 +380,7 @@ def test_a_file_of_ten_gigabytes_is_not_read(name: str, tmp_path: Path) -> None:
         file.truncate(10 << 30)
     began = time.perf_counter()
     with pytest.raises(DamagedError, match="10,737,418,240"):
-        vocabulary.from_file(tmp_path, 1000)
+        hf_tokenizer.read_tokenizer(tmp_path, 1000)
     assert time.perf_counter() - began < 1
 
 
@@ -393,7 +392,7 @@ def test_hostile_older_files_are_refused(words: str, merges: str, tmp_path: Path
     (tmp_path / "vocab.json").write_text(words)
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(InputError):
-        vocabulary.from_file(tmp_path, 1000)
+        hf_tokenizer.read_tokenizer(tmp_path, 1000)
     (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
     with pytest.raises((InputError, DamagedError)):
-        vocabulary.from_file(tmp_path, 1000)
+        hf_tokenizer.read_tokenizer(tmp_path, 1000)

@@ -1,4 +1,4 @@
-"""The model card: Hugging Face reads its numbers, its example is Python, and foreign text in it does nothing."""
+"""The model card: Hugging Face reads it, its example is Python, foreign text stays text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from glasslm.interop import card, model_export
-from glasslm.interop.model_export import Leaving
+from glasslm.interop import card_front_matter, card_paths, model_card, model_export
+from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import Log
 from glasslm.runs.run_folder import Run
 from small_runs import logged, read_json, train, write_text
@@ -20,7 +20,10 @@ from small_runs import logged, read_json, train, write_text
 pytestmark = pytest.mark.usefixtures("short_samples")
 
 # What could break a table, a heading, a fence, a link, a page, or YAML.
-HOSTILE = "a|b `c` *d* <img src=x onerror=alert(1)> [e](javascript:f) ---\n---\n\"g\": 'h' # \\ ${j} \u202e\x1b[31m 語"
+HOSTILE = (
+    "a|b `c` *d* <img src=x onerror=alert(1)> [e](javascript:f) ---\n---\n"
+    "\"g\": 'h' # \\ ${j} \u202e\x1b[31m 語"
+)
 FENCE = "\n````\n```\n---\n# not a title\n<script>alert(1)</script>\n"
 
 
@@ -34,16 +37,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cats-run"
 
 
-def changed(
+def copy_run(
     run_dir: Path, to: Path, record: dict[str, Any], lines: list[dict[str, Any]] | None = None
-) -> Leaving:
+) -> ModelExport:
     """The model of a copy of the run, with another record and further lines in its log."""
     shutil.copytree(run_dir, to)
     whole = read_json(to / "run.json") | record
     (to / "run.json").write_text(
         json.dumps({key: value for key, value in whole.items() if value is not None})
     )
-    model = model_export.of(str(to))
+    model = model_export.load_export(str(to))
     with Log(to / "metrics.jsonl", (to / "metrics.jsonl").stat().st_size) as log:
         for line in lines or []:
             log.write({"step": model.step} | line)
@@ -56,36 +59,37 @@ def read(content: str) -> Any:
 
 
 def test_hugging_face_reads_the_numbers(run_dir: Path) -> None:
-    model = model_export.of(str(run_dir))
-    data = read(card.text(model, 3.2e-7)).data
+    model = model_export.load_export(str(run_dir))
+    data = read(model_card.render_card(model, 3.2e-7)).data
     best = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
-    found = {result.metric_type: result for result in data.eval_results}
-    assert found.keys() == {"loss", "perplexity", "bits_per_byte"}
+    results = {result.metric_type: result for result in data.eval_results}
+    assert results.keys() == {"loss", "perplexity", "bits_per_byte"}
     for name, key in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bpb")):
-        assert found[name].metric_value == pytest.approx(best[key], abs=1e-6)
-        assert (found[name].task_type, found[name].dataset_split) == (
+        assert results[name].metric_value == pytest.approx(best[key], abs=1e-6)
+        assert (results[name].task_type, results[name].dataset_split) == (
             "text-generation",
             "validation",
         )
-        assert (found[name].dataset_name, found[name].dataset_type) == ("cats.txt", "text")
+        assert (results[name].dataset_name, results[name].dataset_type) == ("cats.txt", "text")
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "other",
         "transformers",
         "text-generation",
     )
     assert data.tags == ["glasslm", "character-level"]
-    assert data.language is None  # nobody knows it
+    assert data.language is None  # unknown
     assert data.model_name == "cats-run"
 
 
-def test_it_says_what_the_run_says(run_dir: Path) -> None:
-    model = model_export.of(str(run_dir))
-    text, record = card.text(model, 3.2e-7), model.run.record
+def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
+    model = model_export.load_export(str(run_dir))
+    text, record = model_card.render_card(model, 3.2e-7), model.run.record
+    file = record["data"]["files"][0]
     val = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
-    for said in (
+    for words in (
         f"{record['parameters']['total']:,} parameters",
         "| in transformers | LlamaForCausalLM (llama) |",
-        f"| cats.txt | {record['data']['files'][0]['bytes']:,} | {record['data']['files'][0]['sha256']} |",
+        f"| cats.txt | {file['bytes']:,} | {file['sha256']} |",
         "the first 80% for training, then 20% for validation",
         f"| steps | {model.step:,} of 20 |",
         f"| tokens seen | {model.step * 8 * 32:,} |",
@@ -98,30 +102,32 @@ def test_it_says_what_the_run_says(run_dir: Path) -> None:
         f"knows only the {model.vocab_size} characters",
         "context is 32 tokens",
     ):
-        assert said in text, said
+        assert words in text, words
     sample = [line for line in logged(run_dir, "sample") if line["step"] <= model.step][-1]
     assert f"```text\n{sample['text']}\n```" in text
-    assert "not compared" in card.text(model, None)
+    assert "not compared" in model_card.render_card(model, None)
 
 
-def test_it_is_about_the_checkpoint_that_leaves(run_dir: Path) -> None:
-    model = model_export.of(str(run_dir), 5)
-    data = read(card.text(model, None)).data
+def test_the_card_is_about_the_exported_checkpoint(run_dir: Path) -> None:
+    model = model_export.load_export(str(run_dir), 5)
+    data = read(model_card.render_card(model, None)).data
     line = next(line for line in logged(run_dir, "eval") if line["step"] == 5)
     expected = [round(line[key], 6) for key in ("loss", "perplexity", "bpb")]
     assert [result.metric_value for result in data.eval_results] == expected
-    text = card.text(model, None)
-    for said in (
+    text = model_card.render_card(model, None)
+    for words in (
         "| checkpoint | step 5 |",
         f"| tokens seen | {5 * 8 * 32:,} |",
-        "Written by itself at step 0,",
+        "Generated during training at step 0,",
     ):
-        assert said in text
-    assert "not measured at this step" in card.text(dataclasses.replace(model, step=7), None)
+        assert words in text
+    assert "not measured at this step" in model_card.render_card(
+        dataclasses.replace(model, step=7), None
+    )
 
 
-def test_nothing_in_it_tells_of_folders_or_machines(run_dir: Path) -> None:
-    text = card.text(model_export.of(str(run_dir)), None)
+def test_the_card_names_no_folder_of_the_machine(run_dir: Path) -> None:
+    text = model_card.render_card(model_export.load_export(str(run_dir)), None)
     assert "--text-file cats.txt '--run-dir=a b' --preset tiny" in text
     assert str(run_dir.parent) not in text
     assert run_dir.parent.name not in text
@@ -131,34 +137,52 @@ def test_nothing_in_it_tells_of_folders_or_machines(run_dir: Path) -> None:
     ("command", "expected"),
     [
         ("glasslm train --text-file /home/me/my/faust.txt", "glasslm train --text-file faust.txt"),
-        ("glasslm train --text-file '/home/me too/faust 1.txt' x", "glasslm train --text-file 'faust 1.txt' x"),
-        (r"glasslm train --text-file 'C:\Users\me\faust.txt'", "glasslm train --text-file faust.txt"),
+        (
+            "glasslm train --text-file '/home/me too/faust 1.txt' x",
+            "glasslm train --text-file 'faust 1.txt' x",
+        ),
+        (
+            r"glasslm train --text-file 'C:\Users\me\faust.txt'",
+            "glasslm train --text-file faust.txt",
+        ),
         ("glasslm train --text-file=~/faust.txt", "glasslm train --text-file=faust.txt"),
-        ("glasslm train --hf-dataset roneneldan/TinyStories", "glasslm train --hf-dataset roneneldan/TinyStories"),
-        ("glasslm.train(text_file=('/home/me/a b.txt', 'x/y'), lr=1/3)",
-         "glasslm.train(text_file=('a b.txt', 'x/y'), lr=1/3)"),
-        ("glasslm.train(text_file='C:\\\\Users\\\\me\\\\faust.txt')", "glasslm.train(text_file='faust.txt')"),
+        (
+            "glasslm train --hf-dataset roneneldan/TinyStories",
+            "glasslm train --hf-dataset roneneldan/TinyStories",
+        ),
+        (
+            "glasslm.train(text_file=('/home/me/a b.txt', 'x/y'), lr=1/3)",
+            "glasslm.train(text_file=('a b.txt', 'x/y'), lr=1/3)",
+        ),
+        (
+            "glasslm.train(text_file='C:\\\\Users\\\\me\\\\faust.txt')",
+            "glasslm.train(text_file='faust.txt')",
+        ),
         ("glasslm train 'never closed", ""),
     ],
-)  # fmt: skip
+)
 def test_absolute_paths_lose_their_folders(command: str, expected: str) -> None:
-    assert card._without_folders(command) == expected
+    assert card_paths.strip_folders(command) == expected
 
 
 def example(text: str) -> str:
-    found = re.search(r"```python\n(.*?)```", text, re.S)
-    assert found
-    return found[1]
+    match = re.search(r"```python\n(.*?)```", text, re.S)
+    assert match
+    return match[1]
 
 
 def test_the_example_is_python(run_dir: Path, tmp_path: Path) -> None:
     from glasslm.data.tokenizers import CharTokenizer
 
-    compile(example(card.text(model_export.of(str(run_dir)), None)), "README.md", "exec")
-    model = model_export.of(str(run_dir))
+    compile(
+        example(model_card.render_card(model_export.load_export(str(run_dir)), None)),
+        "README.md",
+        "exec",
+    )
+    model = model_export.load_export(str(run_dir))
     for alphabet in ("`", "'\"\\", "\u202e", "語", "\n", "{}"):
         other = dataclasses.replace(model, tokenizer=CharTokenizer(alphabet))
-        source = card._example(other)
+        source = model_card._example(other)
         assert source.count("`") == 6
         prompt = re.search(r"tokenizer\((.*), return_tensors", source)
         assert prompt
@@ -174,10 +198,10 @@ def test_the_example_runs(
     pytest.importorskip("transformers")
     from glasslm.interop import hf
 
-    model = model_export.of(str(run_dir))
+    model = model_export.load_export(str(run_dir))
     hf.write(model, tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")
-    exec(example(card.text(model, None)), {})
+    exec(example(model_card.render_card(model, None)), {})
     written = capsys.readouterr().out
     assert len(written) == model.config.block_size + 1
     assert set(written) <= {*model.run.tokenizer.decode(range(model.vocab_size))}
@@ -205,16 +229,18 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
         {"kind": "sample", "prompt": FENCE, "text": FENCE + HOSTILE, "temperature": 1.0, "seed": 1}
     ]
     name = "a|`b` [c](d) <e> ---"
-    model = changed(run_dir, tmp_path / name, record, lines)
+    model = copy_run(run_dir, tmp_path / name, record, lines)
     named = dataclasses.replace(model.run.config.data, text_file=(HOSTILE,))
     model.run.config = dataclasses.replace(model.run.config, data=named)  # type: ignore[misc]
-    text = card.text(model, None)
+    text = model_card.render_card(model, None)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
     assert read(text).data.model_name == name
     assert "\u202e" not in (read(text).data.eval_results[0].dataset_name)
     assert (
         read(text).data.to_dict().keys()
-        == read(card.text(model_export.of(str(run_dir)), None)).data.to_dict().keys()
+        == read(model_card.render_card(model_export.load_export(str(run_dir)), None))
+        .data.to_dict()
+        .keys()
     )
     rest = read(text).text
     outside = re.sub(r"^(`{3,})(?:text|python)\n.*?\n\1$", "", rest, flags=re.S | re.M)
@@ -236,18 +262,20 @@ def test_foreign_text_is_harmless(run_dir: Path, tmp_path: Path) -> None:
 )
 def test_names_stay_words_in_yaml(run_dir: Path, tmp_path: Path, name: str) -> None:
     model = (
-        changed(run_dir, tmp_path / name, {}) if "/" not in name else model_export.of(str(run_dir))
+        copy_run(run_dir, tmp_path / name, {})
+        if "/" not in name
+        else model_export.load_export(str(run_dir))
     )
-    data = read(card.text(model, None)).data
+    data = read(model_card.render_card(model, None)).data
     assert data.model_name == model.run.path.name
-    assert read(f"---\nx: {card._yaml(name)}\n---\n").data.x == name
+    assert read(f"---\nx: {card_front_matter.quote_yaml(name)}\n---\n").data.x == name
 
 
 @pytest.mark.parametrize("value", [1e-9, 1e22, 3.0, 123456.789, 0.1])
 def test_numbers_stay_numbers_in_yaml(value: float) -> None:
-    found = read(f"---\nx: {card._number(value)}\n---\n").data.x
-    assert isinstance(found, float)
-    assert found == pytest.approx(value, rel=1e-6, abs=1e-6)
+    number = read(f"---\nx: {card_front_matter.format_yaml_number(value)}\n---\n").data.x
+    assert isinstance(number, float)
+    assert number == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
 def test_old_runs_lack_fields(run_dir: Path, tmp_path: Path) -> None:
@@ -263,15 +291,17 @@ def test_old_runs_lack_fields(run_dir: Path, tmp_path: Path) -> None:
         "glasslm",
         "seed",
     )
-    model = changed(run_dir, tmp_path / "old", dict.fromkeys(missing))
+    model = copy_run(run_dir, tmp_path / "old", dict.fromkeys(missing))
     assert not {*missing} & Run(tmp_path / "old").record.keys()
     (tmp_path / "old" / "metrics.jsonl").unlink()
-    text = card.text(
-        Leaving(Run(tmp_path / "old"), model.step, model.config, model.tokenizer, model.weights),
+    text = model_card.render_card(
+        ModelExport(
+            Run(tmp_path / "old"), model.step, model.config, model.tokenizer, model.weights
+        ),
         None,
     )
     assert "not measured at this step" in text
-    assert "What it writes" not in text
+    assert "## Sample" not in text
     data = read(text).data
     assert data.eval_results is None
     assert data.library_name == "transformers"
@@ -291,42 +321,44 @@ def test_an_imported_model_has_no_text(run_dir: Path, tmp_path: Path) -> None:
         "model_type": "llama",
         "sha256": {"config.json": "0" * 64},
     }
-    shutil.copytree(run_dir, tmp_path / "brought")
-    record = read_json(tmp_path / "brought" / "run.json") | {"data": none, "imported": imported}
-    (tmp_path / "brought" / "run.json").write_text(json.dumps(record))
-    (tmp_path / "brought" / "metrics.jsonl").write_text("")
-    here = model_export.of(str(run_dir))
-    text = card.text(dataclasses.replace(here, run=Run(tmp_path / "brought"), step=0), 1e-7)
+    shutil.copytree(run_dir, tmp_path / "imported")
+    record = read_json(tmp_path / "imported" / "run.json") | {"data": none, "imported": imported}
+    (tmp_path / "imported" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "imported" / "metrics.jsonl").write_text("")
+    export = model_export.load_export(str(run_dir))
+    text = model_card.render_card(
+        dataclasses.replace(export, run=Run(tmp_path / "imported"), step=0), 1e-7
+    )
     assert "It was not trained by glasslm" in text
-    assert "came without its text" in text
+    assert "was imported without it" in text
     assert "learning rate" not in text
     assert "0" * 64 in text
     assert "/home/me" not in text
     read(text)
 
 
-def test_what_the_corpus_is_known_for_is_said(run_dir: Path) -> None:
-    here = model_export.of(str(run_dir))
+def test_licence_and_origin_of_a_corpus_are_in_the_card(run_dir: Path) -> None:
+    export = model_export.load_export(str(run_dir))
     run = Run(run_dir)
     run.config = dataclasses.replace(  # type: ignore[misc]
         run.config, data=dataclasses.replace(run.config.data, corpus="shakespeare", text_file=())
     )
-    text = card.text(dataclasses.replace(here, run=run), None)
+    text = model_card.render_card(dataclasses.replace(export, run=run), None)
     assert read(text).data.language == "en"
     assert (
-        "The text was shakespeare (public domain), from https://github.com/karpathy/char-rnn. It was split"
-        in text
+        "The text was shakespeare (public domain), from https://github.com/karpathy/char-rnn. "
+        "It was split" in text
     )
     run.config = dataclasses.replace(
         run.config,
         data=dataclasses.replace(run.config.data, corpus=None, hf_dataset="roneneldan/TinyStories"),
     )
-    data = read(card.text(dataclasses.replace(here, run=run), None)).data
+    data = read(model_card.render_card(dataclasses.replace(export, run=run), None)).data
     assert data.datasets == ["roneneldan/TinyStories"]
     assert data.eval_results[0].dataset_type == "roneneldan/TinyStories"
 
 
-def test_a_fine_tuned_run_says_what_it_started_from(run_dir: Path, tmp_path: Path) -> None:
+def test_a_fine_tuned_run_names_its_base(run_dir: Path, tmp_path: Path) -> None:
     old = {
         "kind": "eval",
         "split": "old",
@@ -337,10 +369,10 @@ def test_a_fine_tuned_run_says_what_it_started_from(run_dir: Path, tmp_path: Pat
         "bytes": 9,
     }
     base = {"run": "/home/me/runs/first", "step": 7, "data_sha256": "0"}
-    model = changed(run_dir, tmp_path / "tuned", {"base": base}, [old])
-    text = card.text(model, None)
-    assert "trained on from the run first (step 7)" in text
-    assert "the validation text of the run that it started from | 2.5000" in text
+    model = copy_run(run_dir, tmp_path / "tuned", {"base": base}, [old])
+    text = model_card.render_card(model, None)
+    assert "fine-tuned from the run first (step 7)" in text
+    assert "the validation text of the base run | 2.5000" in text
     assert 2.5 not in [
         result.metric_value for result in read(text).data.eval_results
     ]  # of another text

@@ -1,0 +1,344 @@
+"""Tokenizers in transformers' files tokenizer.json and tokenizer_config.json, written and read
+back.
+
+Character and byte tokenizers are written as BPE of the `tokenizers` library, so that every program
+with that library gives the same ids. Files are untrusted: their size and ids are checked before a
+tokenizer is built from them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glasslm.data.tokenizers import (
+    BYTE_OF_CHARACTER,
+    ByteTokenizer,
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+)
+from glasslm.errors import DamagedError, InputError
+from glasslm.files import json_bytes, read_json
+
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+VOCABULARY_FILE, MERGES_FILE, SENTENCEPIECE_FILE = "vocab.json", "merges.txt", "tokenizer.model"
+END_OF_TEXT_TOKENS = ("<|endoftext|>", "</s>")  # GPT-2's and Llama's
+MAX_MERGES_BYTES = 64 << 20  # the files of the largest vocabularies have 17 MB
+UNKNOWN_TOKEN = (
+    "<unknown character>"  # in no vocabulary: the library then refuses unknown characters
+)
+
+TokenizerJson = dict[str, Any]  # the content of a tokenizer.json
+
+
+def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+    """Name -> content of the two files that AutoTokenizer reads; ids and texts are those of
+    `tokenizer`.
+
+    There are three differences. A special token in a text, such as "<|endoftext|>", becomes that
+    token in transformers (unless split_special_tokens=True is given); in glasslm it is ordinary
+    text. A character that a character tokenizer does not know raises a bare Exception of the
+    library; glasslm raises InputError. `decode` of transformers shows special tokens (unless
+    skip_special_tokens=True is given); in glasslm they have no text. `block_size` is the context in
+    tokens: transformers warns of longer texts.
+    """
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "model_input_names": [
+            "input_ids",
+            "attention_mask",
+        ],  # older versions would add a third input, which models refuse
+        "clean_up_tokenization_spaces": False,
+    }
+    if end := end_of_text(tokenizer):
+        settings |= {"bos_token": end.content, "eos_token": end.content}
+    return {
+        TOKENIZER_FILE: json_bytes(_tokenizer_json(tokenizer)),
+        TOKENIZER_CONFIG_FILE: json_bytes(settings),
+    }
+
+
+class EndOfText(NamedTuple):
+    """The special token that ends a text."""
+
+    content: str
+    id: int
+
+
+def end_of_text(tokenizer: Tokenizer) -> EndOfText | None:
+    """The tokenizer's special token for the end of a text; None if it has none."""
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return None
+    added = json.loads(tokenizer.to_json())["added_tokens"]
+    special = {token["content"]: token["id"] for token in added if token["special"]}
+    return next(
+        (
+            EndOfText(content, special[content])
+            for content in END_OF_TEXT_TOKENS
+            if content in special
+        ),
+        None,
+    )
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> TokenizerJson:
+    """The content of tokenizer.json.
+
+    It adds no tokens to a text, because glasslm does not train on added tokens.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return _character_bpe(tokenizer.alphabet)
+    if isinstance(tokenizer, ByteTokenizer):
+        return _byte_bpe()
+    content: TokenizerJson = json.loads(tokenizer.to_json())
+    # A post-processor may add tokens. The one of type ByteLevel does not: it only moves offsets.
+    if (content["post_processor"] or {}).get("type") != "ByteLevel":
+        content["post_processor"] = None
+    return content
+
+
+def _character_bpe(alphabet: str) -> TokenizerJson:
+    """BPE without merges: one token a character."""
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    return _bpe(vocabulary, [], None, {"type": "Fuse"}, UNKNOWN_TOKEN)
+
+
+def _byte_bpe() -> TokenizerJson:
+    """Byte-level BPE without merges, on texts that are not split into words first."""
+    splitter = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    return _bpe(dict(BYTE_OF_CHARACTER), [], splitter, splitter)
+
+
+def _bpe(
+    vocabulary: dict[str, int],
+    merges: list[list[str]],
+    pre_tokenizer: TokenizerJson | None,
+    decoder: TokenizerJson,
+    unknown: str | None = None,
+) -> TokenizerJson:
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unknown,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
+
+
+def _special_token(content: str, i: int) -> TokenizerJson:
+    """An added token: texts that contain it literally are split there; it decodes to an empty text
+    in glasslm.
+    """
+    return {
+        "id": i,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in the model folder `path`, or in its tokenizer.json, for a model with
+    `vocab_size` embeddings.
+
+    Character and byte tokenizers of `tokenizer_files` come back with their own types, all others as
+    SubwordTokenizer. Embeddings without a token (matrices are often padded) get tokens
+    "<|unused_N|>" without text. GPT-2's vocab.json and merges.txt are read if tokenizer.json is
+    missing. Raises InputError for a file that is not a tokenizer, or has more ids than the model
+    has embeddings, and DamagedError for a file that is not JSON.
+    """
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    content = _read_tokenizer_json(file) if file.is_file() else _read_merges(file.parent)
+    highest = max(_token_ids(content, file).values(), default=-1)
+    if highest >= vocab_size:
+        raise InputError(
+            f"{file} has ids up to {highest:,}, but the model has only {vocab_size:,} rows of "
+            "embeddings: the file belongs to another model"
+        )
+    own_tokenizer = _match_own_tokenizer(content)
+    if own_tokenizer and own_tokenizer.vocab_size == vocab_size:
+        return own_tokenizer
+    try:
+        return _pad_vocabulary(SubwordTokenizer(json.dumps(content)), vocab_size)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except BaseException as error:
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # raised by Rust; it is no subclass of Exception
+            raise
+        raise InputError(
+            f"{file} is not a tokenizer.json that the tokenizers library reads: {error}"
+        ) from None
+
+
+def _read_tokenizer_json(file: Path) -> TokenizerJson:
+    content = read_json(file)
+    if not (isinstance(content, dict) and isinstance(content.get("model"), dict)):
+        raise InputError(f"{file} is not a tokenizer.json: it has no 'model'")
+    return content
+
+
+def _token_ids(content: TokenizerJson, source: object) -> dict[str, int]:
+    """Token -> id of a tokenizer.json.
+
+    Raises InputError, which names `source`, unless all ids are 0 or more.
+    """
+    vocabulary, added = content["model"].get("vocab"), content.get("added_tokens") or []
+    try:
+        if isinstance(vocabulary, list):  # Unigram has a list of pieces with their scores
+            vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
+        ids = vocabulary | {token["content"]: token["id"] for token in added}
+        valid = all(type(i) is int and i >= 0 for i in ids.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(
+            f"{source} is not a tokenizer.json: its vocabulary is not a table of tokens and ids"
+        )
+    return ids
+
+
+def _match_own_tokenizer(content: TokenizerJson) -> Tokenizer | None:
+    """The character or byte tokenizer from which `tokenizer_files` wrote this content; None for
+    other content.
+    """
+    vocabulary = content["model"]["vocab"]
+    if content.get("added_tokens") or not isinstance(vocabulary, dict):
+        return None
+    if not all(len(token) == 1 for token in vocabulary):
+        return None
+    try:
+        candidates: list[Tokenizer] = [ByteTokenizer(), CharTokenizer("".join(vocabulary))]
+    except InputError:  # an empty vocabulary
+        return None
+    return next(
+        (
+            tokenizer
+            for tokenizer in candidates
+            if _is_equivalent(content, _tokenizer_json(tokenizer))
+        ),
+        None,
+    )
+
+
+def _is_equivalent(content: TokenizerJson, own_content: TokenizerJson) -> bool:
+    """Whether two tokenizer.json do the same.
+
+    Other programs add keys, and post-processors that add no tokens.
+    """
+    same_parts = all(
+        content.get(part) == own_content[part]
+        for part in ("normalizer", "pre_tokenizer", "decoder")
+    )
+    model = {name: content["model"].get(name) for name in own_content["model"]}
+    return same_parts and model == own_content["model"]
+
+
+def _pad_vocabulary(tokenizer: SubwordTokenizer, vocab_size: int) -> SubwordTokenizer:
+    """The same tokenizer with a token for each of `vocab_size` ids."""
+    content = json.loads(tokenizer.to_json())
+    ids = _token_ids(content, "it")
+    used = set(ids.values())
+    unused = {f"<|unused_{i}|>": i for i in range(vocab_size) if i not in used}
+    if not unused:
+        return tokenizer
+    if isinstance(
+        content["model"]["vocab"], dict
+    ):  # a token of the vocabulary has its id written; an added token gets the next free one
+        content["model"]["vocab"] |= ids | unused
+    content["added_tokens"] += [_special_token(text, i) for text, i in unused.items()]
+    padded = SubwordTokenizer(json.dumps(content))
+    if _token_ids(json.loads(padded.to_json()), "it") != ids | unused:
+        raise InputError(
+            f"its ids leave gaps that cannot be filled, up to the {vocab_size:,} rows of the model"
+        )
+    return padded
+
+
+def _read_merges(folder: Path) -> TokenizerJson:
+    """GPT-2's older files as the content of a tokenizer.json.
+
+    Raises InputError for files of other models.
+    """
+    cure = (
+        "write a tokenizer.json there, with transformers: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )
+    if not all((folder / name).is_file() for name in (VOCABULARY_FILE, MERGES_FILE)):
+        if (folder / SENTENCEPIECE_FILE).is_file():
+            raise InputError(
+                f"{folder} has a tokenizer of SentencePiece, {SENTENCEPIECE_FILE}, which glasslm "
+                f"does not read: {cure}"
+            )
+        raise InputError(f"{folder} holds no {TOKENIZER_FILE}: {cure}")
+    if not _is_gpt2(folder):
+        raise InputError(
+            f"{folder} has {VOCABULARY_FILE} and {MERGES_FILE} but no {TOKENIZER_FILE}, which says "
+            f"how texts are split into words: {cure}"
+        )
+    vocabulary = read_json(folder / VOCABULARY_FILE)
+    lines = _read_text(folder / MERGES_FILE).split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    splitter = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    content = _bpe(vocabulary, merges, splitter, splitter | {"add_prefix_space": True})
+    if isinstance(vocabulary, dict):
+        content["added_tokens"] = [
+            _special_token(end, vocabulary[end]) for end in END_OF_TEXT_TOKENS if end in vocabulary
+        ]
+    return content
+
+
+def _is_gpt2(folder: Path) -> bool:
+    """Whether tokenizer_config.json, or else config.json, names GPT-2."""
+    for name, key in ((TOKENIZER_CONFIG_FILE, "tokenizer_class"), ("config.json", "model_type")):
+        if (folder / name).is_file():
+            values = read_json(folder / name)
+            if isinstance(values, dict) and key in values:
+                return str(values[key]).lower().startswith("gpt2")
+    return False
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > MAX_MERGES_BYTES:
+        raise DamagedError(
+            f"{path} has {path.stat().st_size:,} bytes: expected at most {MAX_MERGES_BYTES:,}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path} is damaged: it is not UTF-8 ({error})") from None
