@@ -206,6 +206,8 @@ def test_generate_tells_the_memory_that_the_cache_takes(
 ) -> None:  # fmt: skip
     if engine == "torch":
         pytest.importorskip("torch")
+        # A CPU without bfloat16 instructions emulates them, with a cache of the same size.
+        monkeypatch.setattr("glasslm.engines.torch.hardware.has_bf16", lambda device: True)
     made: list[Any] = []
 
     def load(*arguments: Any, **settings: Any) -> Model:

@@ -1,4 +1,4 @@
-"""Runs that are merged, diverged, under way or interrupted are tried as well as those that came to their end."""
+"""Exact resume of merged, diverged, running and interrupted runs."""
 
 import dataclasses
 import shutil
@@ -47,17 +47,43 @@ def try_resume(run: Path) -> resumption.Resumption:
 def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: Path) -> None:
     flags = FLAGS | {"optimizer": "adamw", "sample_interval": 10}
     tuned = train(text, tmp_path / "tuned", init_from=str(original), lora_rank=2, **flags)
-    whole = merge(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
-    assert checkpoint.load(whole).progress.loop == {}
-    assert try_resume(whole).passed
+    merged = merge(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
+    assert checkpoint.load(merged).progress.loop == {}
+    assert try_resume(merged).passed
+
+
+def multiply_weights(monkeypatch: pytest.MonkeyPatch, step: int, factor: float) -> None:
+    """Multiply all weights before this step (from 1): every later loss is bad, however BLAS rounds."""
+    do_step = Loop.do_step
+
+    def do_damaged_step(self: Loop) -> None:
+        if self.step + 1 == step:
+            state = [
+                (name, array if "/" in name else factor * array)
+                for name, array in self.engine.state()
+            ]
+            self.engine.load(iter(state), self.engine.updates)
+        do_step(self)
+
+    monkeypatch.setattr(Loop, "do_step", do_damaged_step)
 
 
 def test_a_diverged_run_has_a_verdict_of_its_own(text: Path, tmp_path: Path) -> None:
-    """Its guard, with these windows and the loss that it began with, would end the copy at the first step."""
-    run = train(
-        text, tmp_path / "run", **FLAGS | {"lr": 3.0, "max_steps": 90, "warmup_steps": 0}
-    ).run_dir
+    """With the run's loss windows or its first loss, the guard would end the copy.
+
+    The weights become bad at one step and hardly change afterwards. So the losses of the run exceed
+    the guard's limit by far, and those of the copy, equally bad from its first evaluation on, stay
+    below the copy's own limit.
+    """
+    flags = FLAGS | {"lr": 1e-5, "max_steps": 90, "warmup_steps": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        multiply_weights(patch, step=2, factor=10.0)
+        run = train(text, tmp_path / "run", **flags).run_dir
     assert logged(run, "end")[-1]["status"] == "diverged"
+    first, *later = [line["loss"] for line in logged(run, "eval")]
+    assert first < 5.0
+    assert min(later) > 10.0
+    assert max(later) - min(later) < 0.5
     assert try_resume(run).passed
 
 
@@ -113,13 +139,13 @@ def test_a_signal_ends_it_with_its_own_code(
 
 
 def rotating(run: Path, monkeypatch: pytest.MonkeyPatch, before_reading: bool) -> list[Path]:
-    """As if the run, at step 5, wrote its next checkpoint, and removed the last one, when that is read."""
+    """Write the next checkpoint and remove the one of step 5 when that is read."""
     later, earlier = run / "checkpoints" / "000010", run / "checkpoints" / "000005"
     aside, reads = run / "later", list[Path]()
     later.rename(aside)
     state = Checkpoint.state
 
-    def seen(self: Checkpoint) -> Iterator[tuple[str, Array]]:
+    def rotate_then_read(self: Checkpoint) -> Iterator[tuple[str, Array]]:
         if run not in self.path.parents:
             return state(self)
         reads.append(self.path)
@@ -129,7 +155,7 @@ def rotating(run: Path, monkeypatch: pytest.MonkeyPatch, before_reading: bool) -
             aside.rename(later)
         return state(self) if before_reading else iter(arrays)
 
-    monkeypatch.setattr(Checkpoint, "state", seen)
+    monkeypatch.setattr(Checkpoint, "state", rotate_then_read)
     return reads
 
 
@@ -137,8 +163,8 @@ def test_a_checkpoint_that_is_rotated_away_before_it_is_read_gives_way_to_the_ne
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = rotating(run, monkeypatch, before_reading=True)
-    found = try_resume(run)
-    assert (found.passed, found.begin) == (True, 10)
+    result = try_resume(run)
+    assert (result.passed, result.begin) == (True, 10)
     assert [path.name for path in reads] == ["000005", "000010"]
 
 
@@ -146,15 +172,15 @@ def test_a_checkpoint_that_is_rotated_away_later_was_read_once(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = rotating(run, monkeypatch, before_reading=False)
-    found = try_resume(run)
-    assert (found.passed, found.begin) == (True, 5)
+    result = try_resume(run)
+    assert (result.passed, result.begin) == (True, 5)
     assert [path.name for path in reads] == ["000005"]
 
 
 def test_a_checkpoint_that_is_rotated_away_while_it_is_verified_is_not_said_to_be_damaged(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside, verify, told = run / "later", files.verify_folder, list[str]()
+    aside, verify, messages = run / "later", files.verify_folder, list[str]()
     (run / "checkpoints" / "000010").rename(aside)
 
     def look(path: Path, hashes: bool = True) -> None:
@@ -165,18 +191,18 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_verified_is_not_said_to_b
 
     monkeypatch.setattr(files, "verify_folder", look)
     with no_report():
-        found = resumption.try_resume(run, told.append)
-    assert (found.passed, found.begin) == (True, 10)
-    assert not any("damaged" in message for message in told)
+        result = resumption.try_resume(run, messages.append)
+    assert (result.passed, result.begin) == (True, 10)
+    assert not any("damaged" in message for message in messages)
 
 
 def test_a_damaged_checkpoint_of_a_run_at_rest_is_told(run: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     for name, expected in (("000010", 5), ("000005", 0)):
         (run / "checkpoints" / name / "state.json").unlink()
         with no_report():
-            assert resumption.try_resume(run, told.append).begin == expected
-        assert any("damaged" in message for message in told)
+            assert resumption.try_resume(run, messages.append).begin == expected
+        assert any("damaged" in message for message in messages)
     (run / "checkpoints" / "000000" / "state.json").unlink()
     with pytest.raises(DamagedError):
         try_resume(run)

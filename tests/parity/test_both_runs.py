@@ -1,4 +1,4 @@
-"""Whole runs: begun by one engine and ended by the other, interrupted and resumed, and read by either."""
+"""Whole runs: started by one engine and finished by the other, resumed, and used by either."""
 
 import dataclasses
 import signal
@@ -25,16 +25,15 @@ torch = pytest.importorskip("torch")
 from both_engines import TOLERANCE, assert_near  # noqa: E402 - needs PyTorch
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402
+from glasslm.engines.torch import hardware  # noqa: E402
 from small_runs import interrupted_at  # noqa: E402
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 TORCH = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
 ENGINES = {"numpy": NUMPY, "torch": TORCH}
 STEPS = 12
-QUICK = {
-    "max_steps": STEPS,
-    "sample_interval": 0,
-}  # a sample of 200 tokens takes longer than these steps
+# Without samples: one of 200 tokens takes longer than these steps.
+QUICK = {"max_steps": STEPS, "sample_interval": 0}
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +41,38 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
+@pytest.fixture(autouse=True)
+def _bf16_on_any_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow bf16 on a CPU that lacks its instructions: PyTorch emulates it there, slowly and with the same rules."""
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: True)
+
+
 def train(text: Path, run_dir: Path, compute: ComputeConfig, **flags: Any) -> Outcome:
     with no_report():
-        return launch.train(small(text, **QUICK | flags), compute, run_dir, say=quiet)
+        return launch.train(small(text, **QUICK | flags), compute, run_dir, notify=quiet)
 
 
 def resume(
-    run_dir: Path, compute: ComputeConfig = ComputeConfig(), said: list[str] | None = None
-) -> Outcome:  # noqa: B008
+    run_dir: Path, compute: ComputeConfig | None = None, messages: list[str] | None = None
+) -> Outcome:
+    compute = compute or ComputeConfig()
     with no_report():
-        return launch.resume(run_dir, compute, say=quiet if said is None else said.append)
+        return launch.resume(
+            run_dir, compute, notify=quiet if messages is None else messages.append
+        )
 
 
-def cut(text: Path, run_dir: Path, step: int, compute: ComputeConfig, **flags: Any) -> Path:
-    """A run that is interrupted in the middle of a step."""
+def interrupt_run(
+    text: Path, run_dir: Path, step: int, compute: ComputeConfig, **flags: Any
+) -> Path:
+    """The folder of a run that is interrupted in the middle of a step."""
     with pytest.MonkeyPatch.context() as patch:
         interrupted_at(step, patch)
         assert train(text, run_dir, compute, **flags).status == "interrupted"
     return run_dir
 
 
-def cut_again(run_dir: Path, step: int) -> None:
+def interrupt_again(run_dir: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupted_at(step, patch, signal.SIGTERM)
         assert resume(run_dir).status == "interrupted"
@@ -73,11 +83,11 @@ def last_state(run_dir: Path, step: int = STEPS) -> dict[str, Any]:
     return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
 
 
-def precisely(compute: ComputeConfig, precision: Any) -> ComputeConfig:
+def with_precision(compute: ComputeConfig, precision: Any) -> ComputeConfig:
     return dataclasses.replace(compute, precision=precision)
 
 
-# -- from one engine to the other -------------------------------------------------------------------------------------
+# -- from one engine to the other ------------------------------------------------------------------
 
 DROPPING: dict[str, Any] = {"dropout": 0.2, "attention_dropout": 0.1}
 
@@ -88,24 +98,27 @@ def uninterrupted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("runs")
     flags = DROPPING | {"sample_interval": 12}
     return {
-        name: train(text, folder / name, precisely(compute, "fp64"), **flags).run_dir
+        name: train(text, folder / name, with_precision(compute, "fp64"), **flags).run_dir
         for name, compute in ENGINES.items()
     }
 
 
 def test_both_engines_train_the_same_model(uninterrupted: dict[str, Path]) -> None:
-    """Weights, moments, losses and what is written in between; what differs is who computed it."""
-    one, other = uninterrupted["numpy"], uninterrupted["torch"]
-    assert_near(last_state(other), last_state(one), TOLERANCE["fp64"])
+    """Weights, moments, losses and samples; only the recorded engine differs."""
+    by_numpy, by_torch = uninterrupted["numpy"], uninterrupted["torch"]
+    assert_near(last_state(by_torch), last_state(by_numpy), TOLERANCE["fp64"])
     for kind in ("step", "eval", "checkpoint"):
-        for line, same in zip(logged(one, kind), logged(other, kind), strict=True):
+        for line, same in zip(logged(by_numpy, kind), logged(by_torch, kind), strict=True):
             del line["timing"], same["timing"]
             numbers = {key: value for key, value in line.items() if isinstance(value, float)}
             assert {key: same[key] for key in numbers} == pytest.approx(numbers, rel=1e-9)
             assert same | numbers == line
-    assert logged(one, "sample") == logged(other, "sample")
-    assert [len(line["text"]) for line in logged(one, "sample")] == [200, 200]
-    assert (run_folder.Run(one).record["engine"], run_folder.Run(other).record["engine"]) == (
+    assert logged(by_numpy, "sample") == logged(by_torch, "sample")
+    assert [len(line["text"]) for line in logged(by_numpy, "sample")] == [200, 200]
+    assert (
+        run_folder.Run(by_numpy).record["engine"],
+        run_folder.Run(by_torch).record["engine"],
+    ) == (
         "numpy",
         "torch",
     )
@@ -115,20 +128,24 @@ def test_both_engines_train_the_same_model(uninterrupted: dict[str, Path]) -> No
     ("optimizer", "precision"), [("muon", "fp64"), ("adamw", "fp64"), ("sgd", "fp32")]
 )
 @pytest.mark.parametrize("first", ENGINES)
-def test_what_one_engine_began_the_other_ends(
+def test_one_engine_finishes_the_run_of_the_other(
     first: str, optimizer: str, precision: Any, text: Path, tmp_path: Path
 ) -> None:
-    """The weights of a run that one engine computed alone. The second takes the precision over from the record."""
+    """The weights are those of one engine. The second takes the precision from the record."""
     second: Any = "torch" if first == "numpy" else "numpy"
     flags = {"optimizer": optimizer} | DROPPING
-    whole = train(text, tmp_path / "whole", precisely(ENGINES[first], precision), **flags).run_dir
-    run = cut(text, tmp_path / "run", 4, precisely(ENGINES[first], precision), **flags)
+    whole = train(
+        text, tmp_path / "whole", with_precision(ENGINES[first], precision), **flags
+    ).run_dir
+    run = interrupt_run(
+        text, tmp_path / "run", 4, with_precision(ENGINES[first], precision), **flags
+    )
     assert resume(run, ComputeConfig(engine=second, device="cpu", threads=1)).status == "finished"
     assert_near(last_state(run), last_state(whole), TOLERANCE[precision])
     assert [line["step"] for line in logged(run, "step")] == list(range(1, STEPS + 1))
 
 
-# -- interruption and resume, by PyTorch alone ------------------------------------------------------------------------
+# -- interruption and resume, by PyTorch alone -----------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": DROPPING,
@@ -147,11 +164,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     variant: str, text: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit, though it was interrupted twice, and resumed without a word about the engine."""
+    """Bit for bit, after two interruptions, and with no flag that names the engine."""
     whole = train(text, tmp_path / "whole", TORCH, **VARIANTS[variant])
     steps = logged(whole.run_dir, "end")[0]["step"]
-    run = cut(text, tmp_path / "cut", 4, TORCH, **VARIANTS[variant])
-    cut_again(run, 9)
+    run = interrupt_run(text, tmp_path / "cut", 4, TORCH, **VARIANTS[variant])
+    interrupt_again(run, 9)
     last = resume(run)
     assert (last.status, last.sample) == ("finished", whole.sample)
     assert essence(run, steps) == essence(whole.run_dir, steps)
@@ -161,29 +178,29 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 def test_a_narrow_run_is_resumed_bit_for_bit(
     precision: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where float16's scale is on its way down from too high a start, and up again."""
-    monkeypatch.setattr(torch_engine, "LARGEST_SCALE", 2.0**30)
-    monkeypatch.setattr(torch_engine, "GROWTH_INTERVAL", 5)
-    compute = precisely(TORCH, precision)
+    """Also while float16's loss scale falls from too high a start and rises again."""
+    monkeypatch.setattr(torch_engine, "MAX_LOSS_SCALE", 2.0**30)
+    monkeypatch.setattr(torch_engine, "SCALE_GROWTH_UPDATES", 5)
+    compute = with_precision(TORCH, precision)
     whole = train(text, tmp_path / "whole", compute, **DROPPING).run_dir
-    run = cut(text, tmp_path / "run", 6, compute, **DROPPING)
+    run = interrupt_run(text, tmp_path / "run", 6, compute, **DROPPING)
     states = [read_json(run / "checkpoints" / f"{step:06d}" / "state.json") for step in (0, 6)]
     scales = [state["loss_scale"] for state in states]
     assert (scales == [1.0, 1.0]) if precision == "bf16" else (scales[0] == 2**30 > scales[1] > 1)
     assert (states[1]["updates"] < 6) == (precision == "fp16")
     assert not logged(run, "warning")
-    cut_again(run, 9)
+    interrupt_again(run, 9)
     assert resume(run).status == "finished"
     assert essence(run, STEPS) == essence(whole, STEPS)
 
 
-def test_the_run_says_who_computed_it(text: Path, tmp_path: Path) -> None:
-    run = train(text, tmp_path / "run", precisely(TORCH, "bf16"), max_steps=1).run_dir
-    said = {
+def test_the_run_records_its_engine(text: Path, tmp_path: Path) -> None:
+    run = train(text, tmp_path / "run", with_precision(TORCH, "bf16"), max_steps=1).run_dir
+    record = {
         key: read_json(run / "run.json")[key]
         for key in ("engine", "device", "precision", "compiled", "threads")
     }
-    assert said == {
+    assert record == {
         "engine": "torch",
         "device": "cpu",
         "precision": "bf16",
@@ -193,83 +210,95 @@ def test_the_run_says_who_computed_it(text: Path, tmp_path: Path) -> None:
     assert {array.dtype for array in last_state(run, 1).values()} == {np.dtype(np.float32)}
 
 
-def engines_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, int]]:
-    """The engines that launch.py makes from now on, and the threads that it asks for; they get one each."""
-    made: list[tuple[Engine, int]] = []
+def record_engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, int]]:
+    """The engines that launch.py makes from now on, and the threads it requests; each gets one."""
+    engines: list[tuple[Engine, int]] = []
     right = launch.make_engine
 
     def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, training: bool) -> Engine:
         engine = right(config, vocab_size, dataclasses.replace(compute, threads=1), training)
-        made.append((engine, compute.threads))
+        engines.append((engine, compute.threads))
         return engine
 
     monkeypatch.setattr(launch, "make_engine", make)
-    return made
+    return engines
 
 
 @pytest.mark.parametrize(
     "compute",
-    [TORCH, precisely(TORCH, "bf16"), precisely(TORCH, "fp64"), NUMPY, precisely(NUMPY, "fp64")],
+    [
+        TORCH,
+        with_precision(TORCH, "bf16"),
+        with_precision(TORCH, "fp64"),
+        NUMPY,
+        with_precision(NUMPY, "fp64"),
+    ],
 )
 def test_resume_takes_the_recorded_engine_by_itself(
     compute: ComputeConfig, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its precision, and for PyTorch the number of threads, on which the bits of a sum depend."""
+    """Also its precision, and for PyTorch the threads, on which the bits of a sum depend."""
     monkeypatch.setenv("GLASSLM_THREADS", "2")
-    made = engines_made(monkeypatch)
-    run = cut(text, tmp_path / "run", 3, dataclasses.replace(compute, threads=5), max_steps=4)
-    said: list[str] = []
-    assert resume(run, said=said).status == "finished"
-    (first, _), (engine, threads) = made
+    engines = record_engines(monkeypatch)
+    run = interrupt_run(
+        text, tmp_path / "run", 3, dataclasses.replace(compute, threads=5), max_steps=4
+    )
+    messages: list[str] = []
+    assert resume(run, messages=messages).status == "finished"
+    (first, _), (engine, threads) = engines
     assert (engine.name, engine.device, engine.precision) == (
         compute.engine,
         "cpu",
         first.precision,
     )
     assert threads == (5 if compute.engine == "torch" else 2)
-    assert not [line for line in said if "note" in line]
+    assert not [line for line in messages if "note" in line]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
-def test_without_pytorch_numpy_goes_on_and_says_so(
+def test_without_pytorch_numpy_continues_and_says_so(
     precision: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the same precision, where NumPy has it."""
-    run = cut(text, tmp_path / "run", 8, precisely(TORCH, precision))
-    whole = train(text, tmp_path / "whole", precisely(TORCH, precision)).run_dir
-    monkeypatch.setattr(choice, "torch_installed", lambda: False)
-    made = engines_made(monkeypatch)
-    said: list[str] = []
-    assert resume(run, said=said).status == "finished"
-    ((engine, _),) = made
+    """In the same precision if NumPy has it."""
+    run = interrupt_run(text, tmp_path / "run", 8, with_precision(TORCH, precision))
+    whole = train(text, tmp_path / "whole", with_precision(TORCH, precision)).run_dir
+    monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
+    engines = record_engines(monkeypatch)
+    messages: list[str] = []
+    assert resume(run, messages=messages).status == "finished"
+    ((engine, _),) = engines
     assert (engine.name, engine.precision) == ("numpy", "fp64" if precision == "fp64" else "fp32")
     assert [
-        line for line in said if "PyTorch" in line and "not installed" in line and "NumPy" in line
+        line
+        for line in messages
+        if "PyTorch" in line and "not installed" in line and "NumPy" in line
     ]
     if precision != "bf16":
         assert_near(last_state(run), last_state(whole), TOLERANCE[precision])
 
 
-# -- what is done with a run ------------------------------------------------------------------------------------------
+# -- inference -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ENGINES)
+@pytest.mark.parametrize("trained_by", ENGINES)
 def test_the_same_prompt_and_seed_give_the_same_text_from_both(
-    by: str, uninterrupted: dict[str, Path]
+    trained_by: str, uninterrupted: dict[str, Path]
 ) -> None:
-    """Longer than the context, so that the text is read afresh on the way; whoever trained the model."""
-    one, other = (
-        glasslm.load(uninterrupted[by], engine=engine, device="cpu", precision="fp64")  # type: ignore[arg-type]
+    """The text is longer than the context, so that it is read anew on the way."""
+    by_numpy, by_torch = (
+        glasslm.load(uninterrupted[trained_by], engine=engine, device="cpu", precision="fp64")  # type: ignore[arg-type]
         for engine in ENGINES
     )
-    assert (one.engine.name, other.engine.name) == ("numpy", "torch")
+    assert (by_numpy.engine.name, by_torch.engine.name) == ("numpy", "torch")
     for temperature in (0.0, 1.0):
-        expected = one.generate("the old king ", 60, temperature=temperature)
-        assert other.generate("the old king ", 60, temperature=temperature) == expected
+        expected = by_numpy.generate("the old king ", 60, temperature=temperature)
+        assert by_torch.generate("the old king ", 60, temperature=temperature) == expected
         assert len(expected) == 60
-    np.testing.assert_allclose(other.logits("a dog"), one.logits("a dog"), rtol=1e-6)
+    np.testing.assert_allclose(by_torch.logits("a dog"), by_numpy.logits("a dog"), rtol=1e-6)
     np.testing.assert_allclose(
-        other.losses("a dog sees my sister."), one.losses("a dog sees my sister."), rtol=1e-9
+        by_torch.losses("a dog sees my sister."),
+        by_numpy.losses("a dog sees my sister."),
+        rtol=1e-9,
     )
 
 
@@ -290,7 +319,7 @@ WITHOUT_TORCH = """
 import sys
 from glasslm import cli
 from glasslm.engines import choice
-choice.gpu_in_sight = lambda: False
+choice.has_gpu = lambda: False
 code = cli.main(sys.argv[1:])
 assert "torch" not in sys.modules, "PyTorch was imported"
 sys.exit(code)
@@ -298,10 +327,10 @@ sys.exit(code)
 
 
 def without_torch(*words: Any, first: str = "") -> str:
-    """What the program says on stderr, in a process that fails when it has imported PyTorch."""
+    """The stderr of a command, empty if it succeeds; it fails if it has imported PyTorch."""
     command = [sys.executable, "-c", first + WITHOUT_TORCH, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
-    return done.stderr if done.returncode else ""
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+    return process.stderr if process.returncode else ""
 
 
 @pytest.mark.parametrize(
@@ -310,7 +339,7 @@ def without_torch(*words: Any, first: str = "") -> str:
 def test_a_run_of_pytorch_is_used_without_importing_it(
     command: list[Any], uninterrupted: dict[str, Path]
 ) -> None:
-    """Which takes seconds."""
+    """The import takes seconds."""
     assert without_torch(command[0], uninterrupted["torch"], *command[1:]) == ""
 
 
@@ -329,5 +358,5 @@ def test_a_small_model_is_trained_without_importing_pytorch(text: Path, tmp_path
     ]
     assert without_torch("train", *flags, "--run-dir", tmp_path / "run") == ""
     assert read_json(tmp_path / "run" / "run.json")["engine"] == "numpy"
-    loading = "from glasslm.engines.torch import engine\n"  # which such a check does notice
+    loading = "from glasslm.engines.torch import engine\n"  # the check notices it
     assert "PyTorch was imported" in without_torch("corpus", "list", first=loading)

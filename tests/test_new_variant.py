@@ -1,0 +1,211 @@
+"""A new variant takes four places: the word, a row of the table, one NumPy op, one torch op.
+
+Each test copies the source, makes these edits and no others, and runs the commands with the copy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import glasslm
+from small_runs import write_text
+
+SOURCE = Path(glasslm.__file__).parent
+CONFIG, TABLE = "config/model_config.py", "model/parameters.py"
+NUMPY_OPS, TORCH_LAYERS = "engines/numpy/ops.py", "engines/torch/layers.py"
+NUMPY_POSITIONS, TORCH_POSITIONS = "engines/numpy/positions.py", "engines/torch/positions.py"
+
+
+class Edit(NamedTuple):
+    """One of the places: `added` goes before or after the text `anchor` of a file."""
+
+    path: str
+    anchor: str
+    added: str
+    before: bool = False
+
+
+WORD = {
+    "feedforward": 'FeedForward = Literal["swiglu", ',
+    "norm": 'Norm = Literal["rmsnorm", ',
+    "position": 'Position = Literal["none", ',
+}
+NUMPY_SINE = '''
+def sine(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
+    """x + sin(x)² (Snake with a = 1), any shape. arXiv:2006.08195."""
+    y = x + np.sin(x) ** 2
+
+    def backward(dy: Array) -> Array:
+        return dy * (1 + np.sin(2 * x))
+
+    return y, backward
+
+
+'''
+NUMPY_NORM = '''
+def mean_norm(
+    x: Array, gain: Array, new: New, eps: float
+) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    """x (N, D) divided by 1 + its mean square, times gain (D,)."""
+    D = x.shape[-1]
+    scale = 1 / (1 + np.mean(x * x, -1, keepdims=True))
+    unit = x * scale
+
+    def backward(dy: Array) -> tuple[Array, Array]:
+        dunit = dy * gain
+        dscale = np.sum(dunit * x, -1, keepdims=True)
+        return dunit * scale - dscale * scale * scale * 2 / D * x, np.sum(dy * unit, 0)
+
+    return unit * gain, backward
+
+
+'''
+TORCH_NORM = '''
+class MeanNorm(nn.Module):
+    """x (..., D) divided by 1 + its mean square, times a gain (D,)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.square().mean(-1, keepdim=True)) * self.weight.to(x.dtype)
+
+
+'''
+NUMPY_RAMP = """
+def _ramp(c: ModelConfig, dtype: DTypeLike) -> Array:
+    ramp = np.linspace(0, 1, c.block_size * c.d_model)
+    return ramp.reshape(c.block_size, c.d_model).astype(dtype)
+
+
+"""
+TORCH_RAMP = '''
+class RampPositions(NoPositions):
+    """A fixed ramp, added to the embeddings."""
+
+    table: Tensor
+
+    def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
+        super().__init__(c, dtype)
+        ramp = np.linspace(0, 1, c.block_size * c.d_model).reshape(c.block_size, c.d_model)
+        self.register_buffer("table", torch.from_numpy(ramp.astype(dtype)), persistent=False)
+
+    def add_to(self, x: Tensor, positions: Index) -> Tensor:
+        return x + self.table[positions]
+
+
+'''
+NUMPY_ACTIVATIONS = "ACTIVATIONS: dict[FeedForward, Unary] = {"
+TORCH_ACTIVATIONS = "ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"
+NUMPY_NORMS = "NORMS: dict[Norm, NormOp] = {"
+TORCH_NORMS = "NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {"
+NUMPY_KINDS = "POSITIONS: dict[Position, PositionTables] = {"
+TORCH_KINDS = "POSITIONS: dict[str, type[NoPositions]] = {"
+SINE_OPS = [
+    Edit(NUMPY_OPS, "class NormOp(NamedTuple):", NUMPY_SINE, before=True),
+]
+VARIANTS: dict[str, list[Edit]] = {
+    "feedforward snake": [
+        Edit(CONFIG, WORD["feedforward"], '"snake", '),
+        *SINE_OPS,
+        Edit(NUMPY_OPS, NUMPY_ACTIVATIONS, '"snake": sine, '),
+        Edit(TORCH_LAYERS, TORCH_ACTIVATIONS, '"snake": lambda x: x + torch.sin(x) ** 2, '),
+    ],
+    "feedforward snakeglu": [
+        Edit(CONFIG, WORD["feedforward"], '"snakeglu", '),
+        Edit(
+            CONFIG, 'frozenset({"swiglu", ', '"snakeglu", '
+        ),  # beside the word: its gate's weights
+        *SINE_OPS,
+        Edit(NUMPY_OPS, NUMPY_ACTIVATIONS, '"snakeglu": sine, '),
+        Edit(TORCH_LAYERS, TORCH_ACTIVATIONS, '"snakeglu": lambda x: x + torch.sin(x) ** 2, '),
+    ],
+    "norm meannorm": [
+        Edit(CONFIG, WORD["norm"], '"meannorm", '),
+        Edit(NUMPY_OPS, "class NormOp(NamedTuple):", NUMPY_NORM, before=True),
+        Edit(NUMPY_OPS, NUMPY_NORMS, '"meannorm": NormOp(mean_norm, ("weight",)), '),
+        Edit(TORCH_LAYERS, "NORMS: dict[str", TORCH_NORM, before=True),
+        Edit(TORCH_LAYERS, TORCH_NORMS, '"meannorm": lambda c: MeanNorm(c.d_model), '),
+    ],
+    "position ramp": [
+        Edit(CONFIG, WORD["position"], '"ramp", '),
+        Edit(NUMPY_POSITIONS, "# A model whose parameter table", NUMPY_RAMP, before=True),
+        Edit(NUMPY_POSITIONS, NUMPY_KINDS, '"ramp": PositionTables(added=_ramp), '),
+        Edit(TORCH_POSITIONS, "POSITIONS: dict[str", TORCH_RAMP, before=True),
+        Edit(TORCH_POSITIONS, TORCH_KINDS, '"ramp": RampPositions, '),
+    ],
+}
+SMALL = (
+    "--d-model 32 --n-layers 2 --n-heads 2 --block-size 32 --batch-size 8 --max-steps 12"
+    " --eval-interval 6 --sample-interval 0 --threads 1 --tokenizer char"
+)
+
+
+def copy_with_edits(edits: list[Edit], folder: Path) -> Path:
+    """A copy of the source with these edits; returns the folder for PYTHONPATH."""
+    copy = folder / "src" / "glasslm"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in edits:
+        path = copy / edit.path
+        text = path.read_text(encoding="utf-8")
+        assert text.count(edit.anchor) == 1, (edit.path, edit.anchor)
+        parts = (edit.added, edit.anchor) if edit.before else (edit.anchor, edit.added)
+        path.write_text(text.replace(edit.anchor, "".join(parts)), encoding="utf-8")
+    return folder / "src"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_new_variant_takes_four_places(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    switch, word = name.split()
+    source = copy_with_edits(VARIANTS[name], tmp_path)
+    assert len({edit.path for edit in VARIANTS[name]}) <= 4
+    write_text(tmp_path / "text.txt")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "glasslm", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(source)},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+
+    losses = {}
+    for engine in ("numpy", "torch"):
+        flags = f"--text-file text.txt --run-dir {engine} --engine {engine} --precision fp64"
+        trained = run("train", *SMALL.split(), f"--{switch}", word, *flags.split(), "--json")
+        assert trained.returncode == 0, trained.stderr
+        assert "of memory" in trained.stderr  # the estimate
+        losses[engine] = json.loads(trained.stdout.splitlines()[-1])["best_loss"]
+        config = json.loads((tmp_path / engine / "run.json").read_text(encoding="utf-8"))["config"]
+        assert config["model"][switch] == word
+    assert losses["numpy"] == pytest.approx(losses["torch"], rel=1e-9)
+    for arguments in (
+        ("check", "numpy"),
+        ("diagnose", "numpy"),
+        ("generate", "numpy", "--prompt", "the", "--max-new-tokens", "40"),
+        ("evaluate", "torch"),
+    ):
+        done = run(*arguments)
+        assert done.returncode in ((0, 1) if arguments[0] == "diagnose" else (0,)), (
+            done.stdout + done.stderr
+        )
+        assert "Traceback" not in done.stderr
+    for target in ("hf", "gguf"):
+        done = run("export", "numpy", "--to", target, "--out", f"out-{target}")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
