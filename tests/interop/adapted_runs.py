@@ -61,7 +61,7 @@ def make_run(
     """A run with these weights."""
     whole = RunConfig(model=config).resolve()
     tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
-    run_folder.create(
+    run_folder.create_run(
         folder,
         {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}},
         TOKENIZER.to_json(),

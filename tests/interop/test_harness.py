@@ -130,7 +130,7 @@ def test_the_harness_measures_what_evaluate_does(tmp_path: Path) -> None:
     first = int(exported.tokenizer.encode(text[0])[0])
     results, answers = harness(tmp_path / "hf", tmp_path / "tasks", tmp_path / "out", first)
 
-    model = trained_model.load(str(run), engine="numpy")
+    model = trained_model.load_model(str(run), engine="numpy")
     nats = model.losses(text)
     assert len(nats) == len(text) - 1 == 20 * BLOCK
     score = model.score(model.tokenizer.encode(text))

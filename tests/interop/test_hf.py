@@ -20,7 +20,7 @@ import transformers
 from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import DamagedError, InputError
-from glasslm.interop import families, gpt2, hf, llama
+from glasslm.interop import families, gpt2, hf, hf_tokenizer, llama
 from glasslm.interop.model_export import ModelExport, largest_difference
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
@@ -189,7 +189,7 @@ def save_hf_model(config: Any, folder: Path) -> Any:
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(
-        hf.hf_tokenizer.tokenizer_files(CharTokenizer(ALPHABET), 24)["tokenizer.json"]
+        hf_tokenizer.tokenizer_files(CharTokenizer(ALPHABET), 24)["tokenizer.json"]
     )
     return model
 
@@ -375,11 +375,11 @@ def test_transformers_generates_the_same_text(tmp_path: Path) -> None:
     model = make_export(MODELS["qwen3"])
     hf.write(model, tmp_path / "out")
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    prompt = hf_tokenizer("0123ABC", return_tensors="pt")
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = auto_tokenizer("0123ABC", return_tensors="pt")
     generated = hf_model.generate(**prompt, max_new_tokens=15, do_sample=False)
     engine = make_engine(RunConfig(model=model.config), 37, ComputeConfig(engine="numpy"))
     engine.load(model.weights.items())
     trained_model = Model(RunConfig(model=model.config), model.tokenizer, engine, 0)
     expected = "".join(trained_model.stream("0123ABC", 15, sampling=Sampling(temperature=0.0)))
-    assert hf_tokenizer.decode(generated[0]) == "0123ABC" + expected
+    assert auto_tokenizer.decode(generated[0]) == "0123ABC" + expected

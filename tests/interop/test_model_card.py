@@ -13,7 +13,7 @@ import pytest
 
 from glasslm.interop import card_front_matter, card_paths, model_card, model_export
 from glasslm.interop.model_export import ModelExport
-from glasslm.runs.metrics import Log
+from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
 from small_runs import logged, read_json, train, write_text
 
@@ -47,7 +47,7 @@ def copy_run(
         json.dumps({key: value for key, value in whole.items() if value is not None})
     )
     model = model_export.load_export(str(to))
-    with Log(to / "metrics.jsonl", (to / "metrics.jsonl").stat().st_size) as log:
+    with MetricsLog(to / "metrics.jsonl", (to / "metrics.jsonl").stat().st_size) as log:
         for line in lines or []:
             log.write({"step": model.step} | line)
     return model

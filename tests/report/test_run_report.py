@@ -90,12 +90,12 @@ def new_run(path: Path, config: RunConfig) -> Path:
                       "sha256": tokenizer.sha256},
         "machine": {"cpu": HOSTILE}, "git": None,
     }  # fmt: skip
-    run_folder.create(path, record, tokenizer.to_json())
+    run_folder.create_run(path, record, tokenizer.to_json())
     return path
 
 
 def with_metrics(run_dir: Path, *lines: dict[str, Any]) -> Path:
-    with metrics.Log(run_dir / "metrics.jsonl") as log:
+    with metrics.MetricsLog(run_dir / "metrics.jsonl") as log:
         for line in lines:
             log.write(line)
     return run_dir
@@ -312,7 +312,7 @@ def test_markdown_keeps_foreign_text_in_its_fence(run_dir: Path) -> None:
 
 def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> None:
     with_checkpoints(run_dir, config, 0)
-    model = trained_model.load(run_dir, threads=1)
+    model = trained_model.load_model(run_dir, threads=1)
     ids = model.tokenizer.encode(TEXT)[:60]
     pieces = surprise.measure_surprise(model, ids, time.monotonic() + 60)
     assert "".join(piece.text for piece in pieces) == TEXT[:60]

@@ -1,6 +1,4 @@
-"""The front matter of a model card: YAML that Hugging Face reads, with the results as a
-model-index.
-"""
+"""The front matter of a model card: YAML with the results, which Hugging Face reads."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import Mapping
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import EvalLine, Split
 from glasslm.runs.record import text_name
-from glasslm.text import harmless
+from glasslm.text import escape_control_chars
 
 LANGUAGES = {"shakespeare": "en", "arxiv": "en", "wikipedia": "en", "python": "code"}
 HUB_DATASETS = {"wikipedia": "wikimedia/wikipedia"}
@@ -24,9 +22,7 @@ METRICS = (
 
 
 def front_matter(export: ModelExport, evals: Mapping[Split, EvalLine]) -> str:
-    """The YAML block at the top of README.md; `evals` are the evaluations of the exported
-    checkpoint.
-    """
+    """The YAML block at the top of README.md, with the results of the exported checkpoint."""
     data = export.run.config.data
     dataset = data.hf_dataset or HUB_DATASETS.get(data.corpus or "")
     language = LANGUAGES.get(data.corpus or "")
@@ -50,9 +46,7 @@ def front_matter(export: ModelExport, evals: Mapping[Split, EvalLine]) -> str:
 def _model_index(
     export: ModelExport, dataset: str | None, evals: Mapping[Split, EvalLine]
 ) -> list[str]:
-    """The results in the form of the Hub's model-index: a list of metrics for each split of the
-    text.
-    """
+    """The results as the Hub's model-index: a list of metrics for each split of the text."""
     name = text_name(export.run.config.data)
     results = []
     for split in [split for split in HUB_SPLITS if split in evals]:
@@ -77,7 +71,7 @@ def _model_index(
 
 def quote_yaml(text: str) -> str:
     """Foreign text as a YAML scalar: a JSON string on one line, without control characters."""
-    return json.dumps(" ".join(harmless(text).split()), ensure_ascii=False)
+    return json.dumps(" ".join(escape_control_chars(text).split()), ensure_ascii=False)
 
 
 def format_yaml_number(value: float) -> str:

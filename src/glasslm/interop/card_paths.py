@@ -16,8 +16,9 @@ def file_name(path: str) -> str:
 
 
 def strip_folders(command: str) -> str:
-    """A shell command, or a call of `glasslm.train`, with file names in place of absolute paths;
-    empty if unreadable.
+    """A command with file names in place of absolute paths; empty if it cannot be parsed.
+
+    The command is a shell command or a call of `glasslm.train`.
     """
     if command.startswith("glasslm.train("):
         return re.sub(

@@ -1,6 +1,4 @@
-"""The model families of transformers that glasslm can write and read: one module a family, with the
-same names.
-"""
+"""The model families of transformers that glasslm writes and reads, one module each."""
 
 from __future__ import annotations
 

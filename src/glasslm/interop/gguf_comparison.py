@@ -1,6 +1,4 @@
-"""Compare the logits that transformers and llama.cpp compute from a GGUF file with those of
-glasslm.
-"""
+"""Compare the logits of transformers and llama.cpp for a GGUF file with those of glasslm."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ class LogitsComparison:
 
     @property
     def median_difference(self) -> float:
-        """The largest difference at the median position, as a share of the largest logit of
-        glasslm.
+        """The largest difference at the median position, as a share of the largest logit.
 
         With 8 bits a router may choose another expert; the logits of these few positions differ by
         far more.
@@ -96,8 +93,7 @@ def compare_readers(
 
 
 def transformers_misreading(c: ModelConfig) -> str:
-    """What transformers makes of the model's GGUF file where that is another model; empty where it
-    is the same.
+    """The other model that transformers makes of the model's GGUF file; empty for the same model.
 
     Version 5 of transformers reads some keys of the file and takes defaults for the others. `export
     --to hf` writes all of them.
@@ -134,10 +130,10 @@ def logits_by_transformers(path: Path, tokens: NDArray[np.int64]) -> Array:
 
 
 def logits_by_llama_cpp(path: Path, tokens: NDArray[np.int64]) -> Array:
-    """tokens (B, T) -> logits (B, T, V), computed by llama.cpp from the file with a KV cache in
-    float32.
+    """tokens (B, T) -> logits (B, T, V), computed by llama.cpp from the file.
 
-    Raises InputError where llama-cpp-python is not installed.
+    Keys and values are cached in float32. Raises InputError where llama-cpp-python is not
+    installed.
     """
     model = _load_llama_cpp(path, n_ctx=tokens.shape[1])
     logits = []

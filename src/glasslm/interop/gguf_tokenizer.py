@@ -1,5 +1,4 @@
-"""The tokenizer inside a GGUF file: BPE as llama.cpp's model "gpt2", characters and bytes as its
-model "rwkv".
+"""The tokenizer inside a GGUF file: "gpt2" for BPE, "rwkv" for characters and bytes.
 
 "rwkv" is a trie of byte strings whose longest match is the next token. For characters and bytes
 that is the whole tokenizer, and it is the only kind for which llama.cpp does not take some ordinary
@@ -78,9 +77,7 @@ def convert_tokenizer(tokenizer: Tokenizer) -> GGUFTokenizer:
 
 
 def _escape_token(token: bytes) -> str:
-    r"""The bytes of a token as "rwkv" writes them: printable ASCII as it is, other bytes as \x and
-    two digits.
-    """
+    r"""A token for "rwkv": printable ASCII as it is, other bytes as \x and two digits."""
     return "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte != ord("\\") else f"\\x{byte:02x}"
         for byte in token

@@ -1,5 +1,4 @@
-"""GPT-2 in transformers: LayerNorm, a feed-forward without a gate, positions that are added to the
-embeddings.
+"""GPT-2 in transformers: LayerNorm, no gate, positions that are added to the embeddings.
 
 transformers stores GPT-2's linear layers as (in, out), the transpose of glasslm's, with q, k and v
 side by side in one. Sinusoidal positions, and none, are written as learned positions with these

@@ -1,6 +1,4 @@
-"""A model folder of Hugging Face transformers that needs no remote code: write it, compare its
-logits, read it back.
-"""
+"""A model folder of transformers without remote code: write it, compare logits, read it back."""
 
 from __future__ import annotations
 
@@ -83,8 +81,7 @@ def require_empty(out: Path) -> None:
 
 
 def logits(folder: Path, tokens: NDArray[np.int64]) -> Array:
-    """tokens (B, T) -> logits (B, T, V) in float32, computed by transformers from the files in
-    `folder`.
+    """tokens (B, T) -> logits (B, T, V) in float32, computed by transformers from `folder`.
 
     Raises InputError where transformers or PyTorch is not installed.
     """

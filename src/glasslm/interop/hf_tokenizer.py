@@ -1,5 +1,4 @@
-"""Tokenizers in transformers' files tokenizer.json and tokenizer_config.json, written and read
-back.
+"""Write and read tokenizers as transformers' tokenizer.json and tokenizer_config.json.
 
 Character and byte tokenizers are written as BPE of the `tokenizers` library, so that every program
 with that library gives the same ids. Files are untrusted: their size and ids are checked before a
@@ -34,15 +33,15 @@ TokenizerJson = dict[str, Any]  # the content of a tokenizer.json
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Name -> content of the two files that AutoTokenizer reads; ids and texts are those of
-    `tokenizer`.
+    """Name -> content of the two files that AutoTokenizer reads.
 
-    There are three differences. A special token in a text, such as "<|endoftext|>", becomes that
-    token in transformers (unless split_special_tokens=True is given); in glasslm it is ordinary
-    text. A character that a character tokenizer does not know raises a bare Exception of the
-    library; glasslm raises InputError. `decode` of transformers shows special tokens (unless
-    skip_special_tokens=True is given); in glasslm they have no text. `block_size` is the context in
-    tokens: transformers warns of longer texts.
+    AutoTokenizer then gives the ids and texts of `tokenizer`. There are three differences. A
+    special token in a text, such as "<|endoftext|>", becomes that token in transformers (unless
+    split_special_tokens=True is given); in glasslm it is ordinary text. A character that a
+    character tokenizer does not know raises a bare Exception of the library; glasslm raises
+    InputError. `decode` of transformers shows special tokens (unless skip_special_tokens=True is
+    given); in glasslm they have no text. `block_size` is the context in tokens: transformers warns
+    of longer texts.
     """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -149,9 +148,7 @@ def _bpe(
 
 
 def _special_token(content: str, i: int) -> TokenizerJson:
-    """An added token: texts that contain it literally are split there; it decodes to an empty text
-    in glasslm.
-    """
+    """A special token: texts that contain it are split there; it decodes to an empty text."""
     return {
         "id": i,
         "content": content,
@@ -167,8 +164,7 @@ def _special_token(content: str, i: int) -> TokenizerJson:
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in the model folder `path`, or in its tokenizer.json, for a model with
-    `vocab_size` embeddings.
+    """The tokenizer in the folder `path` or its tokenizer.json, for `vocab_size` embeddings.
 
     Character and byte tokenizers of `tokenizer_files` come back with their own types, all others as
     SubwordTokenizer. Embeddings without a token (matrices are often padded) get tokens
@@ -229,9 +225,7 @@ def _token_ids(content: TokenizerJson, source: object) -> dict[str, int]:
 
 
 def _match_own_tokenizer(content: TokenizerJson) -> Tokenizer | None:
-    """The character or byte tokenizer from which `tokenizer_files` wrote this content; None for
-    other content.
-    """
+    """The character or byte tokenizer that `tokenizer_files` wrote; None for other content."""
     vocabulary = content["model"]["vocab"]
     if content.get("added_tokens") or not isinstance(vocabulary, dict):
         return None

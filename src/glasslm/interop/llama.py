@@ -1,8 +1,8 @@
-"""The Llama family in transformers: Llama, Mistral (window), Mixtral (experts), Qwen3 (qk-norm),
-Qwen3-MoE (both).
+"""The Llama family in transformers: Llama, Mistral, Mixtral, Qwen3 and Qwen3-MoE.
 
-The members differ in a few names and keys. Weights keep their shapes: glasslm and transformers both
-store (out, in) matrices and rotate split halves.
+Mistral adds a window, Mixtral experts, Qwen3 qk-norm, and Qwen3-MoE both. The members differ in a
+few names and keys. Weights keep their shapes: glasslm and transformers both store (out, in)
+matrices and rotate split halves.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ ACTIVATIONS: dict[str, FeedForward] = {
 
 
 def refusals(c: ModelConfig) -> list[str]:
-    """Reasons why no model of this family computes this model, each with a flag that helps; empty
-    if one does.
+    """Reasons why no member of this family computes this model; empty if one does.
+
+    Each reason names a flag that helps.
     """
     reasons = []
     if c.norm != "rmsnorm":
@@ -343,8 +344,9 @@ QWEN3_MOE = {"router": "mlp.gate", "experts": "mlp.experts",
 
 
 def hf_names(c: ModelConfig, names: Iterable[str]) -> dict[str, str]:
-    """glasslm's name -> transformers' name: blocks.0.attention.q.weight ->
-    model.layers.0.self_attn.q_proj.weight.
+    """glasslm's name -> transformers' name of each weight.
+
+    blocks.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight
     """
     return {name: _hf_name(c, name) for name in names}
 

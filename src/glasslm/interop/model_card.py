@@ -1,5 +1,4 @@
-"""The model card, README.md of an exported folder: front matter for Hugging Face, then the run in
-tables and sentences.
+"""The model card, README.md of an exported folder: the run in tables and sentences.
 
 All content comes from the run's own files. Names and samples are foreign text: control characters
 are replaced, and Markdown is escaped. The card is for publication, so it has file names without
@@ -35,7 +34,7 @@ from glasslm.runs.metrics import (
     step_lines,
 )
 from glasslm.runs.record import text_name
-from glasslm.text import duration, number, size
+from glasslm.text import format_bytes, format_duration, format_number
 
 Rows = list[tuple[str, str]]
 
@@ -158,7 +157,7 @@ def _data(export: ModelExport) -> list[str]:
         _table(file_rows, ("file", "bytes", "sha256")),
     ]
     if len(files) > MAX_LISTED_FILES:
-        total = size(sum(file["bytes"] for file in files))
+        total = format_bytes(sum(file["bytes"] for file in files))
         parts += [
             f"These are the first {MAX_LISTED_FILES} of {len(files):,} files with {total} in total."
         ]
@@ -214,7 +213,7 @@ def _training(export: ModelExport, lines: list[Line]) -> list[str]:
     computed_by = [str(record[key]) for key in ("engine", "device", "precision") if record.get(key)]
     rows += [("computed by", ", ".join(computed_by))] if computed_by else []
     seconds = elapsed_s(lines)
-    rows += [("time", duration(seconds))] if seconds else []
+    rows += [("time", format_duration(seconds))] if seconds else []
     command = strip_folders(str(record.get("command") or ""))
     return [_table(rows), *([run_report.fence_text(command)] if command else [])]
 
@@ -225,9 +224,9 @@ def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
     rows = [
         (
             SPLITS.get(split, split),
-            number(line["loss"], ".4f"),
-            number(line.get("perplexity"), ".2f"),
-            number(line.get("bpb"), ".4f"),
+            format_number(line["loss"], ".4f"),
+            format_number(line.get("perplexity"), ".2f"),
+            format_number(line.get("bpb"), ".4f"),
             f"{line.get('tokens', 0):,}",
             "all of it" if line.get("whole") else "a sample",
         )
@@ -252,9 +251,7 @@ def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
 
 
 def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
-    """Baselines: name, bits per byte of the validation text, and its extent; empty if the text is
-    not cached.
-    """
+    """Rows of baseline, bits per byte, extent; empty if the text is not cached."""
     dataset = run_report.cached_dataset(export.run)
     if dataset is None:
         return []
@@ -264,7 +261,7 @@ def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
     if not text:
         return []
     bpb = simple_baselines(text)
-    extent = f"{size(len(text))} of the validation text"
+    extent = f"{format_bytes(len(text))} of the validation text"
     return [
         ("single bytes", f"{bpb['unigram_bpb']:.4f}", extent),
         ("gzip -9", f"{bpb['gzip_bpb']:.4f}", extent),

@@ -24,8 +24,9 @@ PROBE_ROWS, MAX_PROBE_TOKENS = 2, 512
 
 @dataclass(frozen=True)
 class ModelExport:
-    """A model with adapters merged; `weights` are float32, named and shaped as in the table of
-    `config`.
+    """A model with adapters merged, ready for export.
+
+    `weights` are float32, with the names and shapes of the parameter table of `config`.
     """
 
     run: Run
@@ -63,7 +64,7 @@ def load_export(name: str, which: checkpoints.Which = "best") -> ModelExport:
 
     Raises InputError and DamagedError.
     """
-    run = Run(run_folder.find(name))
+    run = Run(run_folder.find_run(name))
     checkpoint = checkpoints.load(run.path, which)
     checkpoints.require_identity(checkpoint, run.identity)
     merged_weights = merge_adapters(checkpoint.weights(), run.config.model)
@@ -73,8 +74,9 @@ def load_export(name: str, which: checkpoints.Which = "best") -> ModelExport:
 
 
 def largest_difference(ours: Array, theirs: Array) -> float:
-    """The largest difference of two logits (B, T, V), as a share of the largest of `ours`; inf if
-    it is not finite.
+    """The largest difference of two logits (B, T, V), as a share of the largest of `ours`.
+
+    It is inf if it is not finite.
     """
     difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(ours)))
     return difference if np.isfinite(difference) else np.inf

@@ -1,6 +1,4 @@
-"""Import a model of another program as a run folder with one checkpoint and without a training
-text.
-"""
+"""Import a model of another program as a run folder with one checkpoint and no text."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from glasslm.interop.peft_settings import SETTINGS_FILE
 from glasslm.interop.untrusted_json import CONFIG_FILE, weight_files
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
-from glasslm.runs.metrics import Log
+from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
 from glasslm.training.fine_tuning import Base
-from glasslm.training.memory import enough_memory
+from glasslm.training.memory import explain_out_of_memory
 
 Array = NDArray[Any]
 
@@ -41,11 +39,10 @@ COMPUTED_BY: ComputeRecord = {"engine": "numpy", "device": "cpu", "precision": "
 
 
 def import_model(folder: Path, base: str | None, run_dir: Path, command: str) -> Path:
-    """Make the run `run_dir` from the model in `folder`, or from PEFT adapters there for the model
-    of the run `base`.
+    """Make the run `run_dir` from the model, or from the PEFT adapters, in `folder`.
 
-    Raises InputError if there is no such folder or glasslm cannot compute its model, DamagedError
-    for bad files.
+    Adapters need the run `base` that they belong to. Raises InputError if there is no such folder
+    or glasslm cannot compute its model, DamagedError for bad files.
     """
     run_folder.require_new(run_dir)
     if folder.suffix == ".gguf":
@@ -94,7 +91,7 @@ def _import_adapters(folder: Path, base: Base, run_dir: Path, command: str) -> P
 
 
 def _import_record(folder: Path, model_type: str, sources: list[Path]) -> dict[str, Any]:
-    hashes = {path.name: files.sha256_of(path) for path in sources}
+    hashes = {path.name: files.file_sha256(path) for path in sources}
     return {"imported": {"from": str(folder.resolve()), "model_type": model_type, "sha256": hashes}}
 
 
@@ -111,7 +108,7 @@ def _create_run(
     config = RunConfig(
         model=model, data=data, train=TrainConfig(max_steps=1)
     ).resolve()  # the run has done no steps
-    with enough_memory(config, "numpy"):
+    with explain_out_of_memory(config, "numpy"):
         engine = make_engine(
             config, tokenizer.vocab_size, ComputeConfig(engine="numpy"), training=True
         )
@@ -120,11 +117,11 @@ def _create_run(
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
         )
-        run_folder.create(run_dir, {**record, **origin}, tokenizer.to_json())
+        run_folder.create_run(run_dir, {**record, **origin}, tokenizer.to_json())
         if frozen is not None:
             checkpoint.save_base(run_dir, frozen)
         run = Run(run_dir)
-        with Log(run_dir / "metrics.jsonl") as log:
+        with MetricsLog(run_dir / "metrics.jsonl") as log:
             log.write({"kind": "plan", "step": 0, "max_steps": 0})
             log.write(
                 {

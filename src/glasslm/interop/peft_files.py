@@ -1,5 +1,4 @@
-"""LoRA adapters in PEFT's files, written and read: adapter_config.json and
-adapter_model.safetensors.
+"""Write and read LoRA adapters as PEFT's adapter_config.json and adapter_model.safetensors.
 
 Where a matrix of transformers is one matrix of glasslm, an adapter is the same two arrays under
 other names. GPT-2 has q, k and v in one matrix, c_attn: adapters of some of them become one adapter
@@ -39,8 +38,7 @@ PEFT_PREFIX = "base_model.model."  # PEFT's name for the model that it wraps
 
 
 def write(run: Run, checkpoint: Checkpoint, out: Path, base: str) -> None:
-    """Write the adapters of a run's checkpoint into the new folder `out`, for
-    PeftModel.from_pretrained.
+    """Write the adapters of a run's checkpoint into the new folder `out`, as PEFT reads them.
 
     `base` is the path or the name on the Hub of the model that the adapters belong to;
     `base_export` is that model. Raises InputError where the run has no adapters, has adapters that
@@ -107,10 +105,10 @@ def base_export(run: Run, checkpoint: Checkpoint) -> ModelExport:
 def _stack_adapters(
     weights: dict[str, Array], modules: tuple[str, ...], adapted: list[str]
 ) -> tuple[Array, Array]:
-    """A (R, in) and B (out, R) of one adapter for a matrix that consists of `modules`, some of
-    which are `adapted`.
+    """A (R, in) and B (out, R) of one adapter for a matrix that consists of `modules`.
 
-    R is the sum of the ranks of the adapted modules; B has a block for each and zeros elsewhere.
+    Some of the modules are `adapted`. R is the sum of the ranks of the adapted modules; B has a
+    block for each and zeros elsewhere.
     """
     a = np.concatenate([weights[f"{module}.lora_a"] for module in adapted]).astype(
         np.float32, copy=False
@@ -126,8 +124,9 @@ def _stack_adapters(
 
 
 def _adapter_config(c: ModelConfig, part_counts: dict[str, int], base: str) -> dict[str, Any]:
-    """The values of adapter_config.json; `part_counts` has the number of adapted modules in each
-    target module.
+    """The values of adapter_config.json.
+
+    `part_counts` has the number of adapted modules in each target module.
     """
     alpha = int(c.lora_alpha) if c.lora_alpha.is_integer() else c.lora_alpha
     stacked = {target: count for target, count in part_counts.items() if count > 1}
@@ -186,8 +185,7 @@ GPT2_QKV = "attn.c_attn"  # q, k and v, one above the other as (out, in)
 
 
 def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """transformers' path of each matrix that may have an adapter -> glasslm's modules in that
-    matrix.
+    """transformers' path of each matrix that may have an adapter -> glasslm's modules in it.
 
     Raises InputError for a model that has no architecture in transformers.
     """
@@ -214,8 +212,9 @@ def _is_gpt2(c: ModelConfig) -> bool:
 
 
 def _target_module(path: str) -> str:
-    """The entry of target_modules for a matrix of every layer: its last word; two words for GPT-2,
-    with c_proj twice.
+    """The entry of target_modules for a matrix of every layer.
+
+    It is the last word of the path; two words for GPT-2, which has c_proj twice.
     """
     return path.split(".", 3)[3] if path.startswith("transformer.") else _last_word(path)
 
@@ -228,8 +227,7 @@ def _last_word(name: str) -> str:
 
 
 def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
-    """The adapters in a folder of PEFT: `config` with its lora_* fields, and the arrays by
-    glasslm's names.
+    """The adapters in a folder of PEFT: `config` with its lora_* fields, and the arrays.
 
     Dropout of the adapters is ignored. Raises InputError for adapters that glasslm does not have,
     and DamagedError for files that are not what they claim.
@@ -358,11 +356,10 @@ def _split_adapters(
 
 
 def _part_columns(used: NDArray[np.bool_]) -> dict[int, slice]:
-    """The columns of B that belong to each part of a matrix; `used` (parts, R) says which columns a
-    part uses.
+    """The columns of B that belong to each part of a matrix.
 
-    Where `_stack_adapters` wrote B, each adapted part has a block of its own. In any other B every
-    part has all columns.
+    `used` (parts, R) says which columns a part uses. Where `_stack_adapters` wrote B, each adapted
+    part has a block of its own. In any other B every part has all columns.
     """
     adapted = [int(part) for part in np.flatnonzero(used.any(axis=1))]
     width, rest = divmod(used.shape[1], max(1, len(adapted)))
@@ -379,8 +376,7 @@ def _part_columns(used: NDArray[np.bool_]) -> dict[int, slice]:
 
 
 def logits(base: Path, adapter: Path, tokens: NDArray[np.int64]) -> Array:
-    """tokens (B, T) -> logits (B, T, V) in float32, computed by PEFT and transformers from two
-    folders.
+    """tokens (B, T) -> logits (B, T, V) in float32, computed by PEFT from two folders.
 
     Raises InputError where PEFT, transformers or PyTorch is not installed.
     """

@@ -46,8 +46,9 @@ SUPPORTED_INITS = (True, False, "gaussian", "orthogonal", "eva")
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The settings of an adapter_config.json; `ranks` and `alphas` are the exceptions, by name of a
-    module.
+    """The settings of an adapter_config.json.
+
+    `ranks` and `alphas` are the exceptions, by name of a module.
     """
 
     targets: frozenset[str]
@@ -69,8 +70,9 @@ class LoraSettings:
         return self._scale(alpha, self.rank(path))
 
     def alpha_for_rank(self, rank: int) -> float:
-        """The alpha that gives adapters of this rank the default scale; equal to `alpha` to the bit
-        if it may stay.
+        """The alpha that gives adapters of this rank the default scale.
+
+        It equals `alpha` to the bit where the rank is the default.
         """
         if self.uses_rslora:
             return self._scale(self.alpha, self.default_rank) * rank
@@ -92,9 +94,7 @@ class LoraSettings:
 
 
 def module_names(path: str) -> set[str]:
-    """The names by which PEFT finds the module at `path`: the path, and every tail of it after a
-    dot.
-    """
+    """The names by which PEFT finds the module at `path`: the path and its tails after a dot."""
     words = path.split(".")
     return {".".join(words[i:]) for i in range(len(words))}
 

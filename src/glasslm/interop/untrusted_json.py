@@ -1,5 +1,4 @@
-"""Reading model folders from untrusted sources: config.json, and weights in one or several
-safetensors files.
+"""Read model folders from untrusted sources: config.json and safetensors files.
 
 Sizes are checked before a file is read, no path leaves the folder, nothing is executed or
 unpickled, and a key of the wrong type is an error that names it.

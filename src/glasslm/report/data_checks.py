@@ -1,5 +1,4 @@
-"""Data checks of a run: copied passages in its samples, leakage into its validation text, and
-simple baselines.
+"""Data checks of a run: copied passages, leaked validation text, and simple baselines.
 
 A small text is soon memorised, and long verbatim copies can be mistaken for skill. Everything is
 computed on bytes, from the tokens in the cache and the samples of the report. Large texts are
@@ -21,7 +20,7 @@ from glasslm.data.overlap import WINDOW_BYTES, Passage, find_longest_passage, ma
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.report.findings import Finding
 from glasslm.runs.metrics import EvalLine
-from glasslm.text import size
+from glasslm.text import format_bytes
 
 MAX_SEARCHED_BYTES = 16 << 20  # from the start of the training text: about a second of search
 # To the end of the training text, which gzip and xz read before they compress: they look back from
@@ -50,9 +49,7 @@ class CopiedPassage(NamedTuple):
 
 @dataclass(frozen=True)
 class DataChecks:
-    """The content of the report's section; all fields but `missing` are empty where the text is not
-    available.
-    """
+    """The content of the report's section; only `missing` is set if there is no text."""
 
     missing: str = ""  # the reason why there are no checks
     findings: tuple[Finding, ...] = ()  # each signal is a question
@@ -64,9 +61,7 @@ class DataChecks:
 def check_data(
     dataset: Dataset | None, samples: Iterable[str], best: EvalLine | None
 ) -> DataChecks:
-    """The checks of a run: from its cached text, the texts that it generated and its best
-    validation line.
-    """
+    """The checks of a run, from its cached text, its samples and its best validation line."""
     if dataset is None:
         return DataChecks(
             "The run's tokens are not in the cache. `glasslm evaluate` on this run, then `glasslm "
@@ -122,8 +117,9 @@ def decode_last_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int
 def _check_copying(
     pieces: Sequence[bytes], train: bytes, val: bytes, leakage: Finding
 ) -> tuple[Finding, CopiedPassage]:
-    """The longest passage that samples copy, compared with evenly spaced pieces of validation text
-    of their lengths.
+    """The longest passage that samples copy, compared with that of validation text.
+
+    The validation text is cut into evenly spaced pieces of the lengths of the samples.
     """
     longest = find_longest_passage(pieces, train)
     starts = [
@@ -251,14 +247,15 @@ def _extent(dataset: Dataset, train: bytes, val: bytes) -> str:
     sentences = []
     if dataset.train.bytes > len(train):
         sentences.append(
-            f"Copies were searched in the first {size(len(train))} of the training text."
+            f"Copies were searched in the first {format_bytes(len(train))} of the training text."
         )
     if dataset.train.bytes > MAX_BASELINE_BYTES:
         sentences.append(
-            f"n-grams were counted in the last {size(MAX_BASELINE_BYTES)} of the training text."
+            f"n-grams were counted in the last {format_bytes(MAX_BASELINE_BYTES)} of the training "
+            "text."
         )
     if dataset.val.bytes > len(val):
-        sentences.append(f"The first {size(len(val))} of the validation text were used.")
+        sentences.append(f"The first {format_bytes(len(val))} of the validation text were used.")
     return " ".join(sentences)
 
 

@@ -1,5 +1,4 @@
-"""Measures for texts of some kinds, compared with natural text: generated Python that parses, and
-invented names.
+"""Measures for some kinds of text: generated Python that parses, and invented names.
 
 The model generates a fixed number of texts from a fixed seed. Such a proportion means nothing
 without that of natural text, so there is no measure if the tokens of the run's text are not in the
@@ -24,7 +23,7 @@ from glasslm.report.data_checks import (
     decode_bytes,
 )
 from glasslm.runs.run_folder import Run
-from glasslm.text import size
+from glasslm.text import format_bytes
 
 Kind = Literal["python", "names"]
 Row = tuple[str, str, str]  # label, of the model's texts, of natural texts
@@ -49,9 +48,7 @@ TOO_SHORT = "The validation text is too short for a comparison."
 
 @dataclass(frozen=True)
 class Domain:
-    """The content of a section; all but `kind`, `question` and `missing` are empty where nothing
-    was measured.
-    """
+    """The content of a section; rows and facts are empty where nothing was measured."""
 
     kind: Kind
     question: str
@@ -92,9 +89,7 @@ def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
 def measure_domain(
     run: Run, dataset: Dataset | None, model: Model, seconds: float
 ) -> Domain | None:
-    """The measure for the kind of the run's text, within about `seconds`; None for a text of no
-    such kind.
-    """
+    """The measure for the kind of the run's text, within about `seconds`; None for other kinds."""
     kind = domain_kind(run, dataset)
     if kind is None:
         return None
@@ -117,11 +112,10 @@ def measure_domain(
 def generate_texts(
     model: Model, prompt: str, count: int, max_tokens: int, stop: str, deadline: float
 ) -> list[str | None]:
-    """`count` continuations of `prompt`, of up to `max_tokens` tokens; None for one that did not
-    reach `stop`.
+    """`count` continuations of `prompt`; None for one that did not reach `stop`.
 
-    There are fewer if the deadline (time.monotonic) comes first: batches that are not finished by
-    then are left out, whatever the lengths of their texts.
+    Each has up to `max_tokens` tokens. There are fewer if the deadline (time.monotonic) comes
+    first: batches that are not finished by then are left out, whatever the lengths of their texts.
     """
     rows = max(1, min(MAX_BATCH_ROWS, MAX_CACHED_TOKENS // model.config.model.block_size))
     results: list[str | None] = []
@@ -239,7 +233,8 @@ def _settings(texts: int, tokens: int) -> dict[str, Any]:
 def _extent(dataset: Dataset) -> str:
     if dataset.train.bytes <= MAX_SEARCHED_BYTES:
         return ""
-    return f" Names were searched in the first {size(MAX_SEARCHED_BYTES)} of the training text."
+    searched = format_bytes(MAX_SEARCHED_BYTES)
+    return f" Names were searched in the first {searched} of the training text."
 
 
 def _decode(tokens: Any, dataset: Dataset, max_bytes: int) -> str:

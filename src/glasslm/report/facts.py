@@ -12,7 +12,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
 from glasslm.runs.metrics import EvalLine, Line, elapsed_s, step_lines, timing_of
-from glasslm.text import duration, number, quoted, size
+from glasslm.text import format_bytes, format_duration, format_number, quote_path
 
 Row = tuple[str, str]
 T = TypeVar("T")
@@ -42,24 +42,24 @@ def headline_tiles(
         tiles += [
             (
                 "best validation loss",
-                number(best["loss"], ".4f"),
+                format_number(best["loss"], ".4f"),
                 f"nats per token, at step {best['step']:,}",
             ),
             (
                 "perplexity",
-                number(best.get("perplexity"), ".2f"),
+                format_number(best.get("perplexity"), ".2f"),
                 f"{vocab_size:,} for a uniform guess",
             ),
             (
                 "bits per byte",
-                number(bpb, ".3f"),
+                format_number(bpb, ".3f"),
                 f"{bpb / 8:.0%} of the uncompressed size" if bpb else "",
             ),
         ]
     steps = step_lines(lines)
     if timing:
         last = f"{steps[-1]['step']:,} steps" if steps else "no logged step"
-        tiles += [("time", duration(elapsed_s(lines)), last)]
+        tiles += [("time", format_duration(elapsed_s(lines)), last)]
     if steps and steps[-1].get("tokens"):
         epoch = steps[-1].get("epoch")
         tiles += [
@@ -72,7 +72,7 @@ def headline_tiles(
     speeds = sorted(t["tokens_per_s"] for t in timing if t.get("tokens_per_s") is not None)
     if speeds:
         peaks = [m for t in timing if (m := t.get("memory_bytes")) is not None]
-        memory = f"up to {size(max(peaks))} of memory" if peaks else ""
+        memory = f"up to {format_bytes(max(peaks))} of memory" if peaks else ""
         tiles += [("tokens per second", f"{speeds[len(speeds) // 2]:,.0f}", memory)]
     return tiles
 
@@ -94,9 +94,9 @@ def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[s
         [
             f"{line['step']:,}",
             str(line.get("split", "val")),
-            number(line.get("loss"), ".4f"),
-            number(line.get("perplexity"), ".2f"),
-            number(line.get("bpb"), ".4f"),
+            format_number(line.get("loss"), ".4f"),
+            format_number(line.get("perplexity"), ".2f"),
+            format_number(line.get("bpb"), ".4f"),
             f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else " (sample)"),
             "best" if line is best else "",
         ]
@@ -113,18 +113,14 @@ def select_evenly(items: list[T], count: int = 5) -> list[T]:
 
 
 def reference_preset(preset: str) -> str:
-    """The preset with which a run's configuration is compared: its own, or tiny for a run without
-    one.
-    """
+    """The preset with which a run's configuration is compared: its own, or else tiny."""
     return preset if preset in PRESETS else "tiny"
 
 
 def configuration_parts(
     config: RunConfig, preset: str
 ) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """For each part its rows of field, value, and the preset's value where that differs (else
-    None).
-    """
+    """For each part its rows of field, value, and the preset's value if that differs."""
     base = PRESETS[reference_preset(preset)]().resolve()
     parts = []
     for part in dataclasses.fields(config):
@@ -206,13 +202,13 @@ def origin_rows(record: Mapping[str, Any]) -> list[Row]:
 
 def next_commands(run_dir: str, status: str | None) -> list[Row]:
     """Purpose and command line of what a user can do next with a run."""
-    run = quoted(run_dir)
+    run = quote_path(run_dir)
     is_over = status in ("finished", "stopped", "diverged")
     return [
         *([] if is_over else [("continue training", f"glasslm resume {run}")]),
         ("generate text", f"glasslm generate {run}"),
         ("compare sampling methods", f"glasslm generate {run} --compare"),
-        ("evaluate another text", f"glasslm evaluate {run} --text-file SOME.txt"),
+        ("evaluate another text", f"glasslm evaluate {run} --text-file OTHER.txt"),
         ("check the gradients by finite differences", f"glasslm check {run}"),
         ("write this report again", f"glasslm report {run}"),
     ]

@@ -1,5 +1,4 @@
-"""The figures of a report, and their rendering as PNG files and as SVG in the colours of a report's
-page.
+"""The figures of a report, rendered as PNG files and as SVG in the colours of its page.
 
 Figures contain fixed words only: a font may lack the characters of names and prompts.
 """
@@ -46,9 +45,7 @@ CSS_PALETTE = Palette(
 
 
 def draw_training(history: History, grad_clip: float, colours: Palette) -> Figure:
-    """Four plots: training loss raw and smoothed, validation loss with its best, learning rate,
-    gradient norm.
-    """
+    """Four plots: training loss, validation loss, learning rate, gradient norm."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.2), layout="constrained")
@@ -122,9 +119,7 @@ def _validation(axes: Axes, history: History, colours: Palette) -> None:
 
 
 def draw_forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
-    """Bits per byte of the new and of the old text, by step; None if the old text was not
-    evaluated.
-    """
+    """Bits per byte of the new and the old text, by step; None without evaluations of the old."""
     from matplotlib.figure import Figure
 
     evals = {split: eval_lines(lines, split)
@@ -160,9 +155,7 @@ def draw_forgetting(lines: Sequence[Line], colours: Palette) -> Figure | None:
 
 
 def draw_expert_shares(lines: Sequence[Line], colours: Palette) -> Figure | None:
-    """The share of the routed tokens that each expert of each layer computes, by step; None without
-    experts.
-    """
+    """The share of the routed tokens of each expert in each layer; None without experts."""
     from matplotlib.figure import Figure
 
     steps = [line for line in step_lines(lines) if line.get("experts")]
@@ -202,9 +195,7 @@ def style_axes(axes: Axes, title: str, unit: str, colours: Palette) -> None:
 
 
 def add_legend(axes: Axes, colours: Palette) -> None:
-    """Add a legend to axes with several lines; replace axes without finite values by the words "no
-    data".
-    """
+    """Add a legend to axes with several lines; write "no data" on axes without finite values."""
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in axes.lines):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no data", color=colours.faint, ha="center", transform=axes.transAxes)
@@ -213,8 +204,7 @@ def add_legend(axes: Axes, colours: Palette) -> None:
 
 
 def windowed_mean(steps: Array, values: Array, before: float, after: float) -> Array:
-    """For each step s the mean of the finite values in [s - before, s + after]; NaN if there are
-    none.
+    """For each step s the mean of the finite values in [s - before, s + after]; NaN for none.
 
     `steps` (N,) are in ascending order, `values` (N,) and the result (N,) belong to them.
     """
@@ -237,9 +227,7 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, label: str) -> str:
-    """A figure in CSS_PALETTE as an <svg> element, for a page that defines --ink, --faint, --train
-    and so on.
-    """
+    """A figure in CSS_PALETTE as an <svg> element for a page that defines --ink, --train ..."""
     file = io.StringIO()
     no_metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)

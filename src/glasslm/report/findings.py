@@ -13,10 +13,10 @@ HEADER = ("verdict", "signal", "measured", "meaning", "what to do")
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on one signal. The texts are for a person; `seen` holds the measured numbers and
-    their steps.
+    """The verdict on one signal.
 
-    The names of the fields are keys of `glasslm diagnose --json`.
+    The texts are for a person; `seen` holds the measured numbers and their steps. The names of the
+    fields are keys of `glasslm diagnose --json`.
     """
 
     signal: str

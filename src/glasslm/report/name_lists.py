@@ -1,5 +1,4 @@
-"""Statistics of names that a model generates from a list of names: known, unseen, invented, well
-formed.
+"""Statistics of generated names: known, unseen, invented, well formed.
 
 A text is a list of names when nearly all its lines are short, of a few words without digits and
 signs: people, places, plants, words. Prose, verse and code have longer lines, and abstracts have
@@ -70,11 +69,10 @@ def is_name_list(text: str) -> bool:
 
 
 def compare_names(generated: Sequence[str | None], train: str, val: str) -> NameStatistics:
-    """Statistics of the `generated` names (None for one without an end), given both parts of the
-    text.
+    """Statistics of the `generated` names (None for one without an end).
 
-    The text is split between two characters, so the line that is split there belongs to neither
-    part.
+    `train` and `val` are the splits of the text, which lists natural names. The text is split
+    between two characters, so the line that is split there belongs to neither part.
     """
     split_at_line = train.endswith("\n")
     train_names = set(_names(train if split_at_line else train.rpartition("\n")[0]))

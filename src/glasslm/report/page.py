@@ -1,8 +1,7 @@
-"""A page of sections, for studies and diagnoses: one HTML file without scripts that fetches
-nothing, the same content as Markdown, and its figures as PNG files.
+"""A page of sections for studies and diagnoses: HTML, Markdown and figures as PNG files.
 
-All text may be foreign (names of runs, columns and files): control characters are replaced and
-markup is escaped here.
+The HTML is one file without scripts that fetches nothing. All text may be foreign (names of runs,
+columns and files): control characters are replaced and markup is escaped here.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from glasslm import files
 from glasslm.errors import GlasslmError, InputError
 from glasslm.report import figures
 from glasslm.report.figures import Palette
-from glasslm.text import harmless
+from glasslm.text import escape_control_chars
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,10 +55,10 @@ class Section:
 
 
 def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write STEM.html, STEM.md and figures/*.png into a folder, which may be new; returns the path
-    of STEM.html.
+    """Write STEM.html, STEM.md and figures/*.png into `folder`; returns the path of STEM.html.
 
-    Raises InputError when the folder cannot be written and ExhaustedError when the disk is full.
+    The folder may be new. Raises InputError when the folder cannot be written and ExhaustedError
+    when the disk is full.
     """
     pictures = [picture for section in sections for picture in section.pictures]
     images = {
@@ -88,8 +87,9 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
 
 
 def environment(escape: bool) -> Environment:
-    """Jinja2 with the templates of this package: undefined names are errors, and control characters
-    are replaced.
+    """Jinja2 with the templates of this package.
+
+    Undefined names are errors, and control characters are replaced.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -99,7 +99,7 @@ def environment(escape: bool) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: harmless(value) if type(value) is str else value,
+        finalize=lambda value: escape_control_chars(value) if type(value) is str else value,
     )
     jinja.filters["inline"] = inline_markdown
     jinja.filters["address"] = quote
@@ -108,7 +108,7 @@ def environment(escape: bool) -> Environment:
 
 def inline_markdown(text: Any) -> str:
     """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped."""
-    line = " ".join(harmless(str(text)).split())
+    line = " ".join(escape_control_chars(str(text)).split())
     return re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", line)
 
 
@@ -116,5 +116,7 @@ def _inline_svg(picture: Picture) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(
-        figures.inline_svg(picture.draw(figures.CSS_PALETTE), str(escape(harmless(picture.label))))
+        figures.inline_svg(
+            picture.draw(figures.CSS_PALETTE), str(escape(escape_control_chars(picture.label)))
+        )
     )

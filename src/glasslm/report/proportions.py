@@ -24,14 +24,13 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval by Wilson's score (Journal of the American Statistical Association 22,
-        1927, page 209).
+        """The 95% interval by Wilson's score.
 
-        Unlike the normal approximation it has a width at 0 and at 1. For a total of 0 it is (0, 1).
+        Source: Journal of the American Statistical Association 22, 1927, page 209. Unlike the
+        normal approximation it has a width at 0 and at 1. For a total of 0 it is (0, 1).
 
         >>> [round(end, 3) for end in Proportion(0, 20).interval]
         [0.0, 0.161]
-
         """
         if not self.total:
             return 0.0, 1.0

@@ -1,9 +1,8 @@
-"""A run's report: report.html (one file without scripts that fetches nothing), report.md and
-figures/*.png.
+"""A run's report: report.html, report.md and figures/*.png.
 
-Everything comes from run.json, metrics.jsonl and the checkpoints, so the report can be written
-again at any time. Prompts, samples and names are foreign text: `finalize` replaces control
-characters, and the templates escape markup.
+report.html is one file without scripts that fetches nothing. Everything comes from run.json,
+metrics.jsonl and the checkpoints, so the report can be written again at any time. Prompts, samples
+and names are foreign text: `finalize` replaces control characters, and the templates escape markup.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines, warning_lines
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, harmless, quoted
+from glasslm.text import Notify, escape_control_chars, quote_path
 from glasslm.training.launch import Outcome
 
 if TYPE_CHECKING:
@@ -98,10 +97,10 @@ def write(run_dir: Path) -> Path:
 
 
 def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
-    """Write the report of a run that has just ended; None for an interrupted run, or if the report
-    cannot be written.
+    """Write the report of a run that has just ended; None if there is no report.
 
-    A failure becomes a warning through `notify`: the run itself is complete without its report.
+    An interrupted run gets none. A failure becomes a warning through `notify`: the run itself is
+    complete without its report.
     """
     if outcome.status == "interrupted":
         return None
@@ -111,7 +110,7 @@ def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
         reason = error or "out of memory"
         notify(
             f"warning: the report was not written ({reason}); `glasslm report "
-            f"{quoted(outcome.run_dir)}` makes it again"
+            f"{quote_path(outcome.run_dir)}` makes it again"
         )
         return None
 
@@ -137,7 +136,9 @@ def _context(run: Run) -> dict[str, Any]:
         else f"{preset} on {text_name(run.config.data)}",
         "created": record.get("created", ""),
         "status": history.status or "not ended",
-        "ending": facts.ENDINGS.get(history.status, ""),
+        "ending": "The model was imported, not trained."
+        if "imported" in record
+        else facts.ENDINGS.get(history.status, ""),
         "tiles": facts.headline_tiles(best, lines, vocab_size),
         "best_eval": facts.describe_best_eval(best),
         "evaluations": facts.evaluation_rows(lines, best),
@@ -168,9 +169,7 @@ def cached_dataset(run: Run) -> Dataset | None:
 
 
 def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dict[str, Any]:
-    """The sections that need the weights; the reason why they are missing if no checkpoint can be
-    read.
-    """
+    """The sections that need the weights, or the reason why they are missing."""
     deadline = time.monotonic() + MODEL_BUDGET_S
     sections: dict[str, Any] = {
         "by_temperature": [],
@@ -179,7 +178,7 @@ def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dic
         "domain": None,
     }
     try:
-        model = trained_model.load(run.path)
+        model = trained_model.load_model(run.path)
         excerpt: NDArray[Any] = (
             dataset.val.tokens[:EXCERPT_TOKENS] if dataset else np.zeros(0, np.int64)
         )
@@ -218,13 +217,18 @@ def heat_level(nats: float) -> int:
 
 def quote_visible(text: str) -> str:
     """A short text in quotes, with visible signs for spaces and line breaks."""
-    return "\u201c" + harmless(text).replace("\n", "\u21b5").replace(" ", "\u2423") + "\u201d"
+    return (
+        "\u201c"
+        + escape_control_chars(text).replace("\n", "\u21b5").replace(" ", "\u2423")
+        + "\u201d"
+    )
 
 
 def fence_text(text: Any) -> str:
-    """Foreign text as a code block of Markdown, with a fence longer than any run of backticks in
-    the text.
+    """Foreign text as a code block of Markdown.
+
+    The fence is longer than any run of backticks in the text.
     """
-    clean = harmless(str(text))
+    clean = escape_control_chars(str(text))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", clean)), default=0))
     return f"{fence}text\n{clean}\n{fence}"

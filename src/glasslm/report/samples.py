@@ -1,5 +1,4 @@
-"""Samples for a report from a run's checkpoints: prompts at several temperatures, and one prompt at
-every checkpoint.
+"""Samples from a run's checkpoints: several temperatures, and one prompt at every checkpoint.
 
 Each function stops at a deadline (time.monotonic) and returns the samples so far, so that a large
 model does not delay the report.
@@ -35,9 +34,7 @@ class Sample:
 
 
 def choose_prompts(lines: Iterable[Line], excerpt: str, count: int = 3) -> list[str]:
-    """Up to `count` prompts: those of samples during training, then beginnings of lines of the
-    validation text.
-    """
+    """Up to `count` prompts: those used during training, then beginnings of validation lines."""
     used = [str(line.get("prompt", "")) for line in sample_lines(lines)]
     text_lines = excerpt.split("\n")[:-1]  # without the last line, which may be cut off
     long_lines = [line for line in text_lines if len(line) >= MIN_LINE_CHARACTERS]
@@ -52,9 +49,7 @@ def choose_prompts(lines: Iterable[Line], excerpt: str, count: int = 3) -> list[
 def sample_temperatures(
     model: trained_model.Model, prompts: Sequence[str], deadline: float
 ) -> list[list[Sample]]:
-    """A list for each prompt, with a sample for each of TEMPERATURES that was finished before the
-    deadline.
-    """
+    """A list for each prompt, with a sample for each of TEMPERATURES before the deadline."""
     rows: list[list[Sample]] = [[] for _ in prompts]
     for temperature in TEMPERATURES:
         if time.monotonic() < deadline:
@@ -72,7 +67,7 @@ def sample_checkpoints(
     for step in checkpoints.list_steps(run_dir):
         if time.monotonic() < deadline:
             try:
-                model = trained_model.load(run_dir, checkpoint=step)
+                model = trained_model.load_model(run_dir, checkpoint=step)
             except GlasslmError:  # damaged checkpoints are reported by `glasslm verify`
                 continue
             samples += generate_samples(model, [prompt], temperature, deadline)

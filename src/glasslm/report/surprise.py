@@ -28,8 +28,7 @@ class Piece:
 
 
 def measure_surprise(model: Model, tokens: NDArray[Any], deadline: float) -> list[Piece]:
-    """The surprise of the model at `tokens` (N,), as far as it gets before a deadline of
-    time.monotonic.
+    """The surprise of the model at `tokens` (N,), until a deadline of time.monotonic.
 
     Windows overlap by half, so that every token after the first window has at least half a context
     before it.

@@ -1,5 +1,4 @@
-"""Check whether texts are Python: what a model generates, and natural code that is cut in the same
-way.
+"""Check whether texts are Python: generated ones, and natural code that is cut likewise.
 
 A text is checked without its last line, which is cut off somewhere in the middle. It *parses* when
 `ast.parse` accepts it, or would accept it without its last lines if these only lack their
@@ -77,15 +76,13 @@ def check_texts(texts: Sequence[str]) -> SyntaxStatistics:
 
 
 def find_separator(text: str, min_count: int) -> str:
-    """The line breaks that separate definitions in `text`: the most in a row that occur `min_count`
-    times.
+    """The line breaks that separate definitions in `text`, at least `min_count` times.
 
     Python has two blank lines between top-level definitions; a text with fewer such places is cut
     at one blank line, or at any line break.
 
     >>> find_separator("import re\\n\\nx = 1\\n\\ny = 2\\n", 2)
     '\\n\\n'
-
     """
     line_break = "\r\n" if "\r\n" in text else "\n"
     separators = (line_break * count for count in (3, 2, 1))
@@ -97,8 +94,7 @@ def find_separator(text: str, min_count: int) -> str:
 def cut_pieces(
     text: str, separator: str, lengths: Sequence[int], count: int = NATURAL_PIECES
 ) -> list[str]:
-    """Up to `count` pieces of `text`, each after a `separator`, evenly spaced among all such
-    places.
+    """Up to `count` evenly spaced pieces of `text`, each after a `separator`.
 
     `lengths` are in characters; they are repeated when there are fewer than pieces. Places too
     close to the end of the text are left out.
@@ -119,7 +115,7 @@ def check_syntax(text: str) -> SyntaxCheck:
 
     >>> check_syntax("def f(x):\\n    return x\\n\\nprint(f(")
     SyntaxCheck(outcome='parses', lines=2, error='')
-    >>> check_syntax("def f(x:\\n    return x\\n")
+    >>> check_syntax("x = = 3\\n")
     SyntaxCheck(outcome='broken', lines=0, error='invalid syntax')
     """
     lines = text[:MAX_CHARACTERS].replace("\r\n", "\n").split("\n")[:-1]
