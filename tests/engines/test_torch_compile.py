@@ -58,12 +58,12 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
         engine_of(MODELS[name], micro=4, compiled=compiled) for compiled in (False, True)
     )
     assert (eager.compiled, compiled.compiled) == (False, True)
-    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
-    assert one.keys() == other.keys() == eager.rows.keys()
-    largest = max(np.abs(array).max() for array in one.values())
-    for key, array in one.items():
+    expected, actual = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
+    assert expected.keys() == actual.keys() == eager.rows.keys()
+    largest = max(np.abs(array).max() for array in expected.values())
+    for key, array in expected.items():
         bound = 1e-4 * max(np.abs(array).max(), 1e-3 * largest)
-        np.testing.assert_allclose(other[key], array, rtol=0, atol=bound, err_msg=key)
+        np.testing.assert_allclose(actual[key], array, rtol=0, atol=bound, err_msg=key)
     for step in range(3):
         losses = [
             engine.accumulate(batch(step), 1 / (B * T)).cross_entropy

@@ -74,11 +74,11 @@ def copy(engine: Engine) -> dict[str, Array]:
     return {name: array.copy() for name, array in engine.state()}
 
 
-def assert_same_bits(one: dict[str, Array], other: dict[str, Array]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].dtype == other[name].dtype
-        assert one[name].tobytes() == other[name].tobytes(), name
+def assert_same_bits(arrays: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert arrays.keys() == expected.keys()
+    for name in arrays:
+        assert arrays[name].dtype == expected[name].dtype
+        assert arrays[name].tobytes() == expected[name].tobytes(), name
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -172,22 +172,22 @@ def test_attention_drops_probabilities() -> None:
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 5])
 def test_the_size_of_micro_batches_changes_nothing_but_rounding(micro: int) -> None:
     """With dropout, whose mask depends on the row; also if the last micro-batch is smaller."""
-    whole, parts = engine_of(precision="fp64", micro=B), engine_of(precision="fp64", micro=micro)
-    assert (whole.micro_batch_size, parts.micro_batch_size) == (B, micro)
-    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (whole, parts))
-    for name in one:
-        np.testing.assert_allclose(other[name], one[name], rtol=1e-9, atol=1e-13)
+    single, divided = engine_of(precision="fp64", micro=B), engine_of(precision="fp64", micro=micro)
+    assert (single.micro_batch_size, divided.micro_batch_size) == (B, micro)
+    expected, actual = (engine.gradients(batch(), 1 / (B * T)) for engine in (single, divided))
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-9, atol=1e-13)
     tokens, targets, *_ = batch()
     np.testing.assert_allclose(
-        parts.losses(tokens, targets), whole.losses(tokens, targets), rtol=1e-12
+        divided.losses(tokens, targets), single.losses(tokens, targets), rtol=1e-12
     )
 
 
 def test_accumulating_twice_is_one_large_batch() -> None:
     """The rows keep their indices in the step's batch, and so their dropout."""
-    whole, twice = engine_of(precision="fp64"), engine_of(precision="fp64")
+    single, twice = engine_of(precision="fp64"), engine_of(precision="fp64")
     full = batch()
-    loss = whole.accumulate(full, 1 / (B * T)).cross_entropy
+    loss = single.accumulate(full, 1 / (B * T)).cross_entropy
     halves = [
         Batch(full.tokens[rows], full.targets[rows], 0, full.rows[rows])
         for rows in (slice(0, 2), slice(2, B))
@@ -195,8 +195,8 @@ def test_accumulating_twice_is_one_large_batch() -> None:
     assert sum(
         twice.accumulate(half, 1 / (B * T)).cross_entropy for half in halves
     ) == pytest.approx(loss, rel=1e-12)
-    assert twice.update(1e-2).norm == pytest.approx(whole.update(1e-2).norm, rel=1e-10)
-    for name, array in copy(whole).items():
+    assert twice.update(1e-2).norm == pytest.approx(single.update(1e-2).norm, rel=1e-10)
+    for name, array in copy(single).items():
         np.testing.assert_allclose(copy(twice)[name], array, rtol=1e-7, atol=1e-10)
 
 
@@ -244,8 +244,8 @@ def test_gradients_are_those_of_one_batch() -> None:
 def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: OptimizerName, bad: float) -> None:
     """Neither does one that overflows only when it is squared."""
     engine, healthy = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
-    for one in (engine, healthy):
-        train(one, 2)
+    for trainee in (engine, healthy):
+        train(trainee, 2)
     before = copy(engine)
     engine.accumulate(batch(5), bad)
     update = engine.update(1e-2)
@@ -253,8 +253,8 @@ def test_a_gradient_that_is_not_finite_changes_no_bit(optimizer: OptimizerName, 
     assert not math.isfinite(update.norm)
     assert (engine.updates, engine.loss_scale) == (2, 1.0)
     assert_same_bits(copy(engine), before)
-    for one in (engine, healthy):  # the next steps are the same
-        train(one, 2, first=2)
+    for trainee in (engine, healthy):  # the next steps are the same
+        train(trainee, 2, first=2)
     assert_same_bits(copy(engine), copy(healthy))
 
 
@@ -300,14 +300,14 @@ def test_the_gradient_is_clipped_and_the_norm_is_the_one_before_clipping() -> No
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_state_and_load_are_a_round_trip(optimizer: OptimizerName) -> None:
     """Of weights and moments, by name: the next updates have the same bits."""
-    engine, other = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
+    engine, loaded = engine_of(optimizer=optimizer), engine_of(optimizer=optimizer)
     train(engine, 3)
-    other.load(list(copy(engine).items()), engine.updates)
-    assert other.updates == 3
-    assert_same_bits(copy(other), copy(engine))
-    for one in (engine, other):
-        train(one, 2, first=3)
-    assert_same_bits(copy(other), copy(engine))
+    loaded.load(list(copy(engine).items()), engine.updates)
+    assert loaded.updates == 3
+    assert_same_bits(copy(loaded), copy(engine))
+    for trainee in (engine, loaded):
+        train(trainee, 2, first=3)
+    assert_same_bits(copy(loaded), copy(engine))
 
 
 def test_loading_only_weights_resets_the_moments() -> None:
@@ -315,8 +315,8 @@ def test_loading_only_weights_resets_the_moments() -> None:
     train(engine, 1)
     engine.load(initial_weights(engine.rows, 0))
     assert engine.updates == 0
-    for one in (engine, fresh):
-        train(one, 2)
+    for trainee in (engine, fresh):
+        train(trainee, 2)
     assert_same_bits(copy(engine), copy(fresh))
 
 

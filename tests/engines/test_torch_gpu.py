@@ -88,8 +88,8 @@ def test_gradients_of_the_gpu_equal_those_by_hand(
     engine = engine_of(model, precision, device=DEVICE)
     by_hand = NumpyEngine(engine.config, V, threads=1, dtype=dtype)
     weights = wide_weights(engine)
-    for one in (engine, by_hand):
-        one.load(weights.items())
+    for loaded in (engine, by_hand):
+        loaded.load(weights.items())
     data = batch(width=model.block_size)
     expected = {
         key: array.copy() for key, array in by_hand.gradients(data, 1 / data.targets.size).items()
@@ -121,13 +121,13 @@ def test_logits_with_a_cache_are_those_of_the_cpu(name: str, model: ModelConfig)
         caches = [engine.new_cache(3, model.block_size) for engine in (cpu, gpu)]
         for counts in schedule:
             tokens = rng.integers(0, V, (3, max(counts)))
-            one, other = (
+            expected, actual = (
                 engine.logits(tokens, cache, np.array(counts), every=True)
                 for engine, cache in zip((cpu, gpu), caches)
             )
             for row, count in enumerate(counts):
                 np.testing.assert_allclose(
-                    other[row, :count], one[row, :count], rtol=1e-9, atol=1e-9
+                    actual[row, :count], expected[row, :count], rtol=1e-9, atol=1e-9
                 )
 
 
@@ -177,8 +177,8 @@ def test_a_compiled_model_has_the_eager_gradients(model: ModelConfig) -> None:
     eager, compiled = (
         engine_of(model, micro=4, device=DEVICE, compiled=compiled) for compiled in (False, True)
     )
-    one, other = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
-    assert_near(other, one, 1e-4)
+    expected, actual = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
+    assert_near(actual, expected, 1e-4)
     np.testing.assert_allclose(train(compiled, 3), train(eager, 3), rtol=1e-3)
     tokens, targets, *_ = batch()
     np.testing.assert_allclose(
@@ -215,7 +215,7 @@ def test_a_run_is_trained_interrupted_resumed_and_generates(text: Path, tmp_path
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="fp64", threads=1)
     config = small(text, dropout=0.2, attention_dropout=0.1, sample_interval=0)
     with no_report():
-        whole = launch.train(config, compute, tmp_path / "whole", notify=quiet).run_dir
+        uninterrupted = launch.train(config, compute, tmp_path / "whole", notify=quiet).run_dir
         with pytest.MonkeyPatch.context() as patch:
             interrupted_at(8, patch)
             assert (
@@ -225,7 +225,9 @@ def test_a_run_is_trained_interrupted_resumed_and_generates(text: Path, tmp_path
         assert launch.resume(tmp_path / "run", ComputeConfig(), notify=quiet).status == "finished"
     record = run_folder.Run(tmp_path / "run").record
     assert (record["engine"], record["device"], record["precision"]) == ("torch", DEVICE, "fp64")
-    losses = [[line["loss"] for line in logged(run, "eval")] for run in (whole, tmp_path / "run")]
+    losses = [
+        [line["loss"] for line in logged(run, "eval")] for run in (uninterrupted, tmp_path / "run")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     texts = {
         glasslm.load(tmp_path / "run", engine="torch", device=device, precision="fp64").generate(

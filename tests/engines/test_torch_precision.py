@@ -86,7 +86,7 @@ def dtypes_of_all_methods(engine: TorchEngine, width: int) -> dict[str, Any]:
     engine.update(1e-2)
     cache = engine.new_cache(2, width)
     ragged = engine.logits(small.tokens[:2, :4], cache, np.array([4, 2]), every=True)
-    one = engine.logits(small.tokens[:2, :1], cache, np.array([1, 1]))
+    single = engine.logits(small.tokens[:2, :1], cache, np.array([1, 1]))
     nats = engine.losses(small.tokens, small.targets)
     return {
         "weights": {parameter.dtype for parameter in engine.parameters.values()},
@@ -94,9 +94,9 @@ def dtypes_of_all_methods(engine: TorchEngine, width: int) -> dict[str, Any]:
         "moments": {moment.dtype for moment in engine.optimizer.moments.values()},
         "cache": {cache.keys.dtype, cache.values.dtype},
         "arrays": {
-            array.dtype.name for array in (ragged, one, nats, *dict(engine.state()).values())
+            array.dtype.name for array in (ragged, single, nats, *dict(engine.state()).values())
         },
-        "finite": all(np.isfinite(array).all() for array in (one, nats)),
+        "finite": all(np.isfinite(array).all() for array in (single, nats)),
     }
 
 
@@ -163,14 +163,14 @@ def test_narrow_losses_are_near_those_of_float32(
     data = batch(width=model.block_size)
     nats, near = master.losses(*data[:2]), narrow.losses(*data[:2])
     assert 0 < np.abs(nats - near).max() < distance
-    one, other = (
+    expected, actual = (
         np.concatenate(
             [array.ravel() for array in engine.gradients(data, 1 / data.targets.size).values()]
         )
         for engine in (master, narrow)
     )
-    assert one @ other / (np.linalg.norm(one) * np.linalg.norm(other)) > 0.995
-    assert np.linalg.norm(other) == pytest.approx(np.linalg.norm(one), rel=0.02)
+    assert expected @ actual / (np.linalg.norm(expected) * np.linalg.norm(actual)) > 0.995
+    assert np.linalg.norm(actual) == pytest.approx(np.linalg.norm(expected), rel=0.02)
 
 
 @pytest.mark.parametrize("precision", NARROW)
@@ -203,11 +203,11 @@ def test_a_narrow_model_learns(precision: Precision, optimizer: Any) -> None:
 def test_logits_through_a_narrow_cache_are_those_without() -> None:
     """To the three digits of bfloat16."""
     engine = engine_of(precision="bf16")
-    whole = engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T), every=True)
+    prefill = engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T), every=True)
     cache = engine.new_cache(B, T)
     for t in range(T):
-        one = engine.logits(batch().tokens[:, t : t + 1], cache, np.ones(B, np.int64))
-        np.testing.assert_allclose(one, whole[:, t], rtol=0, atol=0.02 * np.abs(whole).max())
+        step = engine.logits(batch().tokens[:, t : t + 1], cache, np.ones(B, np.int64))
+        np.testing.assert_allclose(step, prefill[:, t], rtol=0, atol=0.02 * np.abs(prefill).max())
 
 
 # -- the loss scale of float16 --------------------------------------------------------------------
@@ -216,8 +216,8 @@ def test_logits_through_a_narrow_cache_are_those_without() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_an_overflow_halves_the_scale_and_counts_as_finite(optimizer: Any) -> None:
     engine, healthy = (engine_of(precision="fp16", optimizer=optimizer) for _ in range(2))
-    for one in (engine, healthy):
-        train(one, 2)
+    for trainee in (engine, healthy):
+        train(trainee, 2)
     before = copy(engine)
     for halvings in (1, 2):
         engine.accumulate(batch(5), 1e6)  # times 65,536: more than float16 holds
@@ -227,8 +227,8 @@ def test_an_overflow_halves_the_scale_and_counts_as_finite(optimizer: Any) -> No
         assert (engine.loss_scale, engine.updates) == (MAX_LOSS_SCALE / 2**halvings, 2)
         assert_same_bits(copy(engine), before)
     healthy.loss_scale /= 4
-    for one in (engine, healthy):
-        train(one, 2, first=2)
+    for trainee in (engine, healthy):
+        train(trainee, 2, first=2)
     assert_same_bits(copy(engine), copy(healthy))
 
 
@@ -281,10 +281,10 @@ def test_other_precisions_have_no_scale(precision: Precision) -> None:
 
 
 def test_the_scale_is_loaded() -> None:
-    engine, other = engine_of(precision="fp16"), engine_of(precision="fp16")
+    engine, loaded = engine_of(precision="fp16"), engine_of(precision="fp16")
     train(engine, 1)
     engine.loss_scale = 512.0
-    other.load(copy(engine).items(), engine.updates, engine.loss_scale)
-    assert other.loss_scale == 512.0
-    other.load(copy(engine).items(), engine.updates, 1.0)
-    assert other.loss_scale == MAX_LOSS_SCALE  # of a checkpoint that another precision wrote
+    loaded.load(copy(engine).items(), engine.updates, engine.loss_scale)
+    assert loaded.loss_scale == 512.0
+    loaded.load(copy(engine).items(), engine.updates, 1.0)
+    assert loaded.loss_scale == MAX_LOSS_SCALE  # of a checkpoint that another precision wrote

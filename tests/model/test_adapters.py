@@ -122,8 +122,8 @@ def test_an_adapted_model_starts_as_its_base(
     )
     engine.load(weights.items())
     base_engine.load(base.items())
-    for one, other in zip(predictions(engine), predictions(base_engine)):
-        np.testing.assert_array_equal(one, other)
+    for actual, expected in zip(predictions(engine), predictions(base_engine)):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -140,9 +140,9 @@ def test_the_merged_model_computes_what_the_adapted_one_does(
     )
     engine.load(weights.items())
     merged.load(merge_adapters(weights, model).items())
-    for one, other in zip(predictions(engine), predictions(merged)):
+    for expected, actual in zip(predictions(engine), predictions(merged)):
         np.testing.assert_allclose(
-            other, one, rtol=tolerance, atol=tolerance * float(np.abs(one).max())
+            actual, expected, rtol=tolerance, atol=tolerance * float(np.abs(expected).max())
         )
     unadapted = engine_of(engine_name, without_adapters(model), precision)
     unadapted.load((key, array) for key, array in weights.items() if ".lora_" not in key)
@@ -336,5 +336,5 @@ def test_peft_computes_the_same(rank: int, alpha: float) -> None:
     dx, da, db = adapter_back(dy)
     by_hand = [y + bias + added, frozen_back(dy) + dx, da, db]
     for arrays in (outputs_and_gradients(ours, ours.lora_a, ours.lora_b), by_hand):
-        for one, other in zip(arrays, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+        for actual, wanted in zip(arrays, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-12, atol=1e-12)

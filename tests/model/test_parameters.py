@@ -16,7 +16,10 @@ V = 65
 def test_a_switch_changes_no_row_that_two_models_share(name: str, config: ModelConfig) -> None:
     _, base = next(iter(single_switches()))
     ours, theirs = parameter_table(base, V), parameter_table(config, V)
-    one, other = dict(initial_weights(ours, seed=3)), dict(initial_weights(theirs, seed=3))
+    our_values, their_values = (
+        dict(initial_weights(ours, seed=3)),
+        dict(initial_weights(theirs, seed=3)),
+    )
     shared = [
         key
         for key in ours
@@ -24,16 +27,16 @@ def test_a_switch_changes_no_row_that_two_models_share(name: str, config: ModelC
     ]
     assert len(shared) >= 9
     for key in shared:
-        np.testing.assert_array_equal(one[key], other[key])
+        np.testing.assert_array_equal(our_values[key], their_values[key])
 
 
 def test_values_depend_on_seed_and_name() -> None:
     rows = parameter_table(ModelConfig(), V)
-    first, again, other = (dict(initial_weights(rows, seed)) for seed in (1, 1, 2))
+    first, again, reseeded = (dict(initial_weights(rows, seed)) for seed in (1, 1, 2))
     drawn = [key for key, row in rows.items() if row.std]
     for key in drawn:
         np.testing.assert_array_equal(first[key], again[key])
-        assert (first[key] != other[key]).mean() > 0.99
+        assert (first[key] != reseeded[key]).mean() > 0.99
     q, k = first["blocks.0.attention.q.weight"], first["blocks.0.attention.k.weight"]
     assert (q != k).mean() > 0.99
 
