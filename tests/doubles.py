@@ -91,7 +91,7 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
             "sha256": tokenizer.sha256,
         },
     }
-    run_folder.create(folder, record, tokenizer.to_json())
+    run_folder.create_run(folder, record, tokenizer.to_json())
     identity = {
         "config_sha256": run_folder.Run(folder).config_sha256,
         "tokenizer_sha256": tokenizer.sha256,

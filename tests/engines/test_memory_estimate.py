@@ -33,7 +33,7 @@ from glasslm.engines.memory_estimate import (
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import course_flops, course_parameters, flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.training.memory import advice, free_bytes
+from glasslm.training.memory import free_memory_bytes, memory_advice
 
 V = 65
 
@@ -391,18 +391,18 @@ def test_free_memory_is_what_linux_says_or_the_limit_of_the_container(tmp_path: 
     meminfo.write_text(
         "MemTotal:  9000 kB\nMemFree:  1000 kB\nMemAvailable:    5000 kB\n", encoding="ascii"
     )
-    assert free_bytes(tmp_path) == 5000 * 1024
+    assert free_memory_bytes(tmp_path) == 5000 * 1024
     v2.write_text("max\n", encoding="ascii")
     v1.write_text("9223372036854771712\n", encoding="ascii")
-    assert free_bytes(tmp_path) == 5000 * 1024
+    assert free_memory_bytes(tmp_path) == 5000 * 1024
     v1.write_text("3000000\n", encoding="ascii")
-    assert free_bytes(tmp_path) == 3_000_000
+    assert free_memory_bytes(tmp_path) == 3_000_000
     v2.write_text("2000000\n", encoding="ascii")
-    assert free_bytes(tmp_path) == 2_000_000
+    assert free_memory_bytes(tmp_path) == 2_000_000
 
 
 def test_this_machine_has_memory() -> None:
-    free = free_bytes()
+    free = free_memory_bytes()
     assert free is None or 10**7 < free < 10**14
 
 
@@ -418,7 +418,7 @@ def test_advice_is_the_largest_portion_that_fits(engine: Any) -> None:
         )
 
     def advice_for(room: int) -> str:
-        return advice(config, V, compute, 32, room)
+        return memory_advice(config, V, compute, 32, room)
 
     assert advice_for(needs(8)).startswith("--micro-batch-size 8 would take ")
     assert advice_for(needs(8) - 1).startswith("--micro-batch-size 4 would take ")

@@ -1,4 +1,4 @@
-"""The key-value cache of the PyTorch engine computes what a pass over the whole text does, and what NumPy's does."""
+"""The KV cache of the PyTorch engine against a pass over the whole text, and against NumPy's."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,19 +9,28 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from both_engines import CASES, SINGLE, TOLERANCE, Array, V, assert_near, assert_within, pair  # noqa: E402 - need PyTorch
+from both_engines import (  # noqa: E402 - need PyTorch
+    CASES,
+    SINGLE,
+    TOLERANCE,
+    Array,
+    V,
+    assert_near,
+    assert_within,
+    make_pair,
+)
 
 from glasslm.config.schema import ModelConfig, Precision  # noqa: E402
 from glasslm.data.tokenizers import CharTokenizer  # noqa: E402
-from glasslm.inference.generation import generate, visible  # noqa: E402
+from glasslm.inference.generation import generate, visible_length  # noqa: E402
 from glasslm.inference.sampling import Sampling  # noqa: E402
 from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
 
 BLOCK = small_model().block_size
 TEXTS = np.random.default_rng(0).integers(0, V, (3, BLOCK))
 WHOLE, FEW, FILL = [BLOCK] * 3, [4, 4, 4], [2, 2, 2]
-# New tokens of each row, call by call. In the ragged ones the padding of a row that is nearly full points past the
-# end of the cache, and in one of them a row reads nothing before it has read anything.
+# New tokens of each row, call by call. In the ragged ones the padding of a row that is nearly full
+# is past the end of the cache, and in one of them a row begins with a call that reads nothing.
 SCHEDULES = {
     "at once": [WHOLE],
     "in two": [FEW, FILL],
@@ -44,8 +53,8 @@ def calls(schedule: str) -> Iterator[tuple[Array, Array, Array]]:
         read += counts
 
 
-def uncached(engine: Any) -> Array:
-    """(3, BLOCK, V) log-probabilities by the pass of evaluation, one candidate for each next token at a time."""
+def uncached_log_probabilities(engine: Any) -> Array:
+    """(3, BLOCK, V) log-probabilities by the pass of evaluation, for each next token in turn."""
     return -np.stack([engine.losses(TEXTS, np.full_like(TEXTS, v)) for v in range(V)], -1)
 
 
@@ -57,8 +66,8 @@ def log_softmax(logits: Array) -> Array:
 @cases
 def test_cached_equals_uncached(name: str, model: ModelConfig, precision: Precision) -> None:
     """In all schedules, after each row's last new token and after every one."""
-    _, engine = pair(model, precision)
-    expected = uncached(engine)
+    _, engine = make_pair(model, precision)
+    expected = uncached_log_probabilities(engine)
     bound = TOLERANCE[precision] * np.abs(expected).max()
     for schedule in SCHEDULES:
         last, every = engine.new_cache(3, BLOCK), engine.new_cache(3, BLOCK)
@@ -77,26 +86,26 @@ def test_cached_equals_uncached(name: str, model: ModelConfig, precision: Precis
 
 @cases
 def test_both_engines_read_alike(name: str, model: ModelConfig, precision: Precision) -> None:
-    """The logits themselves, not only what softmax makes of them."""
-    one, other = pair(model, precision)
+    """The logits themselves, not only their softmax."""
+    by_numpy, by_torch = make_pair(model, precision)
     for schedule in SCHEDULES:
-        caches = one.new_cache(3, BLOCK), other.new_cache(3, BLOCK)
+        caches = by_numpy.new_cache(3, BLOCK), by_torch.new_cache(3, BLOCK)
         for tokens, counts, _ in calls(schedule):
-            expected = one.logits(tokens, caches[0], counts, every=True)
-            found = other.logits(tokens, caches[1], counts, every=True)
-            assert found.dtype == expected.dtype
+            expected = by_numpy.logits(tokens, caches[0], counts, every=True)
+            actual = by_torch.logits(tokens, caches[1], counts, every=True)
+            assert actual.dtype == expected.dtype
             for row, count in enumerate(counts):
                 if count:
                     assert_near(
-                        {"": found[row, :count]}, {"": expected[row, :count]}, TOLERANCE[precision]
+                        {"": actual[row, :count]}, {"": expected[row, :count]}, TOLERANCE[precision]
                     )
             np.testing.assert_array_equal(caches[1].lengths, caches[0].lengths)
 
 
 @pytest.mark.parametrize(("name", "model"), SINGLE)
 def test_a_cleared_row_starts_anew_and_the_others_go_on(name: str, model: ModelConfig) -> None:
-    _, engine = pair(model, "fp64")
-    expected = uncached(engine)
+    _, engine = make_pair(model, "fp64")
+    expected = uncached_log_probabilities(engine)
     cache = engine.new_cache(2, BLOCK)
     engine.logits(TEXTS[:2, :5], cache, np.array([5, 5]))
     cache.clear(0)
@@ -106,8 +115,8 @@ def test_a_cleared_row_starts_anew_and_the_others_go_on(name: str, model: ModelC
     np.testing.assert_allclose(log_softmax(logits[1]), expected[1, 5], atol=1e-10)
 
 
-def test_what_stands_in_the_padding_does_not_matter() -> None:
-    _, engine = pair(small_model(), "fp64")
+def test_the_contents_of_the_padding_do_not_matter() -> None:
+    _, engine = make_pair(small_model(), "fp64")
     results = []
     for padding in (0, V - 1):
         cache = engine.new_cache(2, BLOCK)
@@ -118,7 +127,7 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
 
 def test_a_full_cache_refuses_more() -> None:
-    _, engine = pair(small_model(), "fp64")
+    _, engine = make_pair(small_model(), "fp64")
     cache = engine.new_cache(3, BLOCK)
     engine.logits(TEXTS, cache, np.array(WHOLE))
     with pytest.raises(AssertionError, match="room"):
@@ -126,14 +135,14 @@ def test_a_full_cache_refuses_more() -> None:
 
 
 def test_the_lengths_are_a_copy() -> None:
-    _, engine = pair(small_model(), "fp64")
+    _, engine = make_pair(small_model(), "fp64")
     cache = engine.new_cache(2, BLOCK)
     cache.lengths[0] = 5
     np.testing.assert_array_equal(cache.lengths, [0, 0])
 
 
 def test_reading_and_scoring_change_no_weight_and_no_moment() -> None:
-    _, engine = pair(small_model(), "fp64")
+    _, engine = make_pair(small_model(), "fp64")
     before = {name: array.tobytes() for name, array in engine.state()}
     engine.logits(TEXTS, engine.new_cache(3, BLOCK), np.array(WHOLE))
     engine.losses(TEXTS, TEXTS)
@@ -141,39 +150,42 @@ def test_reading_and_scoring_change_no_weight_and_no_moment() -> None:
     assert all(parameter.grad is None for parameter in engine.parameters.values())
 
 
-# -- text past the context --------------------------------------------------------------------------------------------
+# -- text beyond the context -----------------------------------------------------------------------
 
 LETTERS = CharTokenizer("abcdefg")
 PROMPTS = ["b", "cage", "fadedbeefcafe"]  # shorter than the context, and longer
 LENGTH = 2 * BLOCK + 3
-LEARNED_WINDOW = [  # positions that end at the context, so that a window does not make them roll
+LEARNED_WINDOW = [  # positions that end at the context: the cache does not roll
     (f"{position}, window 3", dataclasses.replace(small_model(), position=position, window=3))
     for position in ("learned", "sinusoidal")
 ]
 
 
-def afresh(engine: Any, prompt: str, model: ModelConfig) -> str:
-    """Greedy text without a cache: each token from a pass over all that the model sees of those before."""
+def generate_uncached(engine: Any, prompt: str, model: ModelConfig) -> str:
+    """Greedy text without a cache: each token from a pass over the visible tokens before it."""
     ids = LETTERS.encode(prompt).tolist()
     for _ in range(LENGTH):
-        seen = ids if model.has_rolling_cache else ids[len(ids) - visible(len(ids), model.block_size) :]
-        candidates = np.full((V, len(seen)), -1)
+        length = len(ids) if model.has_rolling_cache else visible_length(len(ids), model.block_size)
+        visible_ids = ids[len(ids) - length :]
+        candidates = np.full((V, len(visible_ids)), -1)
         candidates[:, -1] = np.arange(V)
-        ids.append(int(engine.losses(np.tile(seen, (V, 1)), candidates)[:, -1].argmin()))
+        ids.append(int(engine.losses(np.tile(visible_ids, (V, 1)), candidates)[:, -1].argmin()))
     return LETTERS.decode(ids[len(prompt) :])
 
 
 @pytest.mark.parametrize(("name", "model"), [*SINGLE, *LEARNED_WINDOW])
 def test_greedy_text_is_the_same_token_for_token(name: str, model: ModelConfig) -> None:
-    """With and without a cache, in both engines, of unequal prompts alone and together, until far past the context."""
-    engines = pair(model, "fp64")
-    expected = [afresh(engines[0], prompt, model) for prompt in PROMPTS]
-    settings: Any = {"block_size": BLOCK, "rolling": model.has_rolling_cache, "max_new_tokens": LENGTH}
+    """With and without a cache, in both engines, of one prompt and several, past the context."""
+    engines = make_pair(model, "fp64")
+    expected = [generate_uncached(engines[0], prompt, model) for prompt in PROMPTS]
+    settings: Any = {
+        "block_size": BLOCK, "rolling": model.has_rolling_cache, "max_new_tokens": LENGTH,
+    }  # fmt: skip
     for engine in engines:
         for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
-            written = dict.fromkeys(range(len(prompts)), "")
+            texts = dict.fromkeys(range(len(prompts)), "")
             for piece in generate(
                 engine, LETTERS, prompts, sampling=Sampling(temperature=0.0), **settings
             ):
-                written[piece.prompt] += piece.text
-            assert list(written.values()) == [expected[PROMPTS.index(prompt)] for prompt in prompts]
+                texts[piece.prompt] += piece.text
+            assert list(texts.values()) == [expected[PROMPTS.index(prompt)] for prompt in prompts]

@@ -1,4 +1,4 @@
-"""By hand against by autograd: gradients, losses, updates and dropout of the two engines, for every switch."""
+"""Hand-written gradients against autograd, losses, updates and dropout, for every switch."""
 
 import dataclasses
 from typing import Any, get_args
@@ -14,13 +14,13 @@ from both_engines import (  # noqa: E402 - need PyTorch
     TRAINED,
     assert_losses_near,
     assert_near,
-    batch,
-    copy,
-    pair,
+    copy_arrays,
+    make_batch,
+    make_pair,
 )
 
 from glasslm.config.schema import ModelConfig, Position, Precision  # noqa: E402
-from glasslm.engines.dropout import mix, row_keys  # noqa: E402
+from glasslm.engines.dropout import mix_bits, row_keys  # noqa: E402
 from glasslm.engines.numpy import ops  # noqa: E402
 from glasslm.engines.torch import layers  # noqa: E402
 
@@ -31,11 +31,11 @@ cases = pytest.mark.parametrize(("name", "model", "precision"), TRAINED)
 def test_gradients_by_hand_are_those_of_autograd(
     name: str, model: ModelConfig, precision: Precision
 ) -> None:
-    by_hand, by_autograd = pair(model, precision)
-    weight = 1 / np.count_nonzero(batch().targets >= 0)
-    expected = copy(by_hand.gradients(batch(), weight))
-    assert_near(by_autograd.gradients(batch(), weight), expected, TOLERANCE[precision])
-    losses = (engine.accumulate(batch(), weight) for engine in (by_autograd, by_hand))
+    by_hand, by_autograd = make_pair(model, precision)
+    weight = 1 / np.count_nonzero(make_batch().targets >= 0)
+    expected = copy_arrays(by_hand.gradients(make_batch(), weight))
+    assert_near(by_autograd.gradients(make_batch(), weight), expected, TOLERANCE[precision])
+    losses = (engine.accumulate(make_batch(), weight) for engine in (by_autograd, by_hand))
     assert_losses_near(*losses, TOLERANCE[precision])
 
 
@@ -44,49 +44,57 @@ def test_gradients_by_hand_are_those_of_autograd(
 def test_updates_are_the_same(
     name: str, model: ModelConfig, precision: Precision, optimizer: str
 ) -> None:
-    """Three steps, the first of which is clipped and the second is not: weights, moments, and what is told.
+    """Three steps, the first clipped and the second not: weights, moments and the reported norm.
 
-    Then each engine goes on from where the other one stands.
+    Then each engine continues from the state of the other.
     """
-    one, other = pair(model, precision, optimizer=optimizer, weight_decay=0.3, grad_clip=1.0)
+    by_numpy, by_torch = make_pair(
+        model, precision, optimizer=optimizer, weight_decay=0.3, grad_clip=1.0
+    )
     tolerance, clipped = TOLERANCE[precision], []
     for step, weight in enumerate((10.0, 1e-3, 0.1)):
         assert_losses_near(
-            other.accumulate(batch(step), weight), one.accumulate(batch(step), weight), tolerance
+            by_torch.accumulate(make_batch(step), weight),
+            by_numpy.accumulate(make_batch(step), weight),
+            tolerance,
         )
-        told, expected = other.update(1e-2 / (step + 1)), one.update(1e-2 / (step + 1))
-        assert told.norm == pytest.approx(expected.norm, rel=tolerance)
-        assert told[1:] == expected[1:] == (True, True)
+        update, expected = by_torch.update(1e-2 / (step + 1)), by_numpy.update(1e-2 / (step + 1))
+        assert update.norm == pytest.approx(expected.norm, rel=tolerance)
+        assert update[1:] == expected[1:] == (True, True)
         clipped.append(expected.norm > 1)
     assert clipped[:2] == [True, False]
-    states = copy(one.state()), copy(other.state())
+    states = copy_arrays(by_numpy.state()), copy_arrays(by_torch.state())
     assert_near(states[1], states[0], tolerance)
-    assert other.updates == one.updates == 3
-    frozen = {name: array for name, array in one.weights.rows.items() if not one.rows[name].trained}
-    for engine, state in zip((other, one), states):
+    assert by_torch.updates == by_numpy.updates == 3
+    frozen = {
+        name: array
+        for name, array in by_numpy.weights.rows.items()
+        if not by_numpy.rows[name].trained
+    }
+    for engine, state in zip((by_torch, by_numpy), states):
         engine.load((frozen | state).items(), 3)
-        engine.accumulate(batch(3), 0.1)
+        engine.accumulate(make_batch(3), 0.1)
         engine.update(1e-2)
-    assert_near(dict(other.state()), dict(one.state()), tolerance)
+    assert_near(dict(by_torch.state()), dict(by_numpy.state()), tolerance)
 
 
 @cases
-def test_losses_are_the_same_and_nothing_where_nothing_is_predicted(
+def test_losses_are_the_same_and_zero_where_nothing_is_predicted(
     name: str, model: ModelConfig, precision: Precision
 ) -> None:
-    one, other = pair(model, precision)
-    tokens, targets = batch().tokens, batch().targets
-    expected, found = one.losses(tokens, targets), other.losses(tokens, targets)
-    assert found.shape == targets.shape
-    assert_near({"nats": found}, {"nats": expected}, TOLERANCE[precision])
-    np.testing.assert_array_equal(found[targets < 0], 0)
-    assert (found[targets >= 0] > 0).all()
+    by_numpy, by_torch = make_pair(model, precision)
+    tokens, targets = make_batch().tokens, make_batch().targets
+    expected, actual = by_numpy.losses(tokens, targets), by_torch.losses(tokens, targets)
+    assert actual.shape == targets.shape
+    assert_near({"nats": actual}, {"nats": expected}, TOLERANCE[precision])
+    np.testing.assert_array_equal(actual[targets < 0], 0)
+    assert (actual[targets >= 0] > 0).all()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("position", ["rope", "alibi", "learned"])
 def test_a_model_of_a_usual_size_in_float32(position: Any, dropout: float) -> None:
-    """Its attention is computed in blocks, and its sums are long enough for rounding to matter."""
+    """Attention is computed in blocks, and sums are long enough for rounding to matter."""
     model = ModelConfig(
         d_model=96,
         n_layers=3,
@@ -97,14 +105,14 @@ def test_a_model_of_a_usual_size_in_float32(position: Any, dropout: float) -> No
         dropout=dropout,
     )
     model = dataclasses.replace(model, attention_dropout=dropout)
-    by_hand, by_autograd = pair(model, "fp32", vocab_size=65)
-    some = batch(vocab_size=65, width=80)
-    expected = copy(by_hand.gradients(some, 1 / some.targets.size))
-    assert_near(by_autograd.gradients(some, 1 / some.targets.size), expected, TOLERANCE["fp32"])
+    by_hand, by_autograd = make_pair(model, "fp32", vocab_size=65)
+    data = make_batch(vocab_size=65, width=80)
+    expected = copy_arrays(by_hand.gradients(data, 1 / data.targets.size))
+    assert_near(by_autograd.gradients(data, 1 / data.targets.size), expected, TOLERANCE["fp32"])
 
 
 def test_every_position_is_compared_with_dropout_and_without() -> None:
-    """Dropout of the attention probabilities takes another way through the engine."""
+    """Dropout of the attention probabilities takes another path through the engine."""
     for dropping in (False, True):
         positions = {
             model.position for _, model, _ in TRAINED if bool(model.attention_dropout) == dropping
@@ -112,19 +120,19 @@ def test_every_position_is_compared_with_dropout_and_without() -> None:
         assert positions == set(get_args(Position))
 
 
-# -- dropout ----------------------------------------------------------------------------------------------------------
+# -- dropout ---------------------------------------------------------------------------------------
 
-SHAPES = [(3, 4, 5), (2, 300, 257)]  # the second has elements whose number takes more than 16 bits
+SHAPES = [(3, 4, 5), (2, 300, 257)]  # the second has more than 65,536 elements
 
 
 def masks(p: float, shape: tuple[int, ...], dtype: str, mask_of: Any) -> tuple[Any, Any]:
-    """The mask of both engines."""
+    """The masks of PyTorch and NumPy, of this shape."""
     keys = row_keys(seed=42, step=7, rows=np.arange(shape[0]) + 3, site=2)
     assert (keys >= 2**31).any(), "a key that is negative in PyTorch's integers"
     expected = ops.dropout_mask(shape, p, keys, lambda shape: np.full(shape, np.nan, dtype))
     element = torch.arange(expected[0].size).view(shape[1:])
-    found = mask_of(element, p, torch.from_numpy(keys.view(np.int32)), getattr(torch, dtype))
-    return found.numpy(), expected
+    actual = mask_of(element, p, torch.from_numpy(keys.view(np.int32)), getattr(torch, dtype))
+    return actual.numpy(), expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -133,30 +141,30 @@ def masks(p: float, shape: tuple[int, ...], dtype: str, mask_of: Any) -> tuple[A
 def test_dropout_removes_the_same_elements_bit_for_bit(
     p: float, shape: tuple[int, ...], dtype: str
 ) -> None:
-    found, expected = masks(p, shape, dtype, layers.dropout_mask)
-    assert found.dtype == expected.dtype
-    assert found.tobytes() == expected.tobytes()
+    actual, expected = masks(p, shape, dtype, layers.dropout_mask)
+    assert actual.dtype == expected.dtype
+    assert actual.tobytes() == expected.tobytes()
     if expected.size > 10_000:
-        assert (found == 0).mean() == pytest.approx(p, abs=0.005)
+        assert (actual == 0).mean() == pytest.approx(p, abs=0.005)
 
 
 def test_an_element_whose_hash_is_the_threshold_is_kept() -> None:
     keys = row_keys(seed=1, step=2, rows=np.arange(2), site=0)
-    hashes = mix(np.arange(12, dtype=np.uint32) ^ keys[:, None])
+    hashes = mix_bits(np.arange(12, dtype=np.uint32) ^ keys[:, None])
     p = float(hashes[1, 5]) / 2**32
     element = torch.arange(12)
-    found = layers.dropout_mask(
+    actual = layers.dropout_mask(
         element, p, torch.from_numpy(keys.view(np.int32)), torch.float64
     ).numpy()
-    np.testing.assert_array_equal(found > 0, hashes >= hashes[1, 5])
+    np.testing.assert_array_equal(actual > 0, hashes >= hashes[1, 5])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own compiler's parts
 def test_dropout_removes_the_same_elements_where_it_is_compiled() -> None:
-    """A compiler may take it for granted that signed integers do not overflow; those of a hash do."""
+    """A compiler may assume that signed integers do not overflow; those of a hash do."""
     compiled = torch.compile(layers.dropout_mask)
     for p in (0.1, 0.5):
         for shape in SHAPES:
-            found, expected = masks(p, shape, "float32", compiled)
-            assert found.tobytes() == expected.tobytes()
+            actual, expected = masks(p, shape, "float32", compiled)
+            assert actual.tobytes() == expected.tobytes()

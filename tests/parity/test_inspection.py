@@ -1,4 +1,4 @@
-"""Looking inside: both engines show the same under the same names, and looking changes nothing."""
+"""Inspection: both engines give the same arrays under the same names, and nothing changes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(changes: dict[str, Any], optimizer: OptimizerConfig = OptimizerConfig()) -> RunConfig:  # noqa: B008
+def make_config(changes: dict[str, Any], **optimizer: Any) -> RunConfig:
     model = dataclasses.replace(SMALL, **changes)
-    return RunConfig(model=model, optimizer=optimizer, train=TrainConfig(batch_size=B)).resolved()
+    settings, train = OptimizerConfig(**optimizer), TrainConfig(batch_size=B)
+    return RunConfig(model=model, optimizer=settings, train=train).resolve()
 
 
-def engine_of(name: str, config: RunConfig, precision: str = "fp64", **compute: Any) -> Engine:
+def build_engine(name: str, config: RunConfig, precision: str = "fp64", **compute: Any) -> Engine:
     engine = make_engine(
         config, V, ComputeConfig(engine=name, precision=precision, threads=1, **compute)
     )  # type: ignore[arg-type]
@@ -56,24 +57,25 @@ def engine_of(name: str, config: RunConfig, precision: str = "fp64", **compute: 
     return engine
 
 
-def batch_of(seed: int = 0) -> Batch:
+def make_batch(seed: int = 0) -> Batch:
     generator = np.random.default_rng(seed)
     targets = generator.integers(0, V, (B, T))
     targets[0, :2] = -1
     return Batch(generator.integers(0, V, (B, T)), targets, step=4, rows=np.arange(B))
 
 
-def names_of(config: RunConfig) -> list[str]:
-    return [*forward_names(config.model), *backward_names(config.model, parameter_table(config.model, V))]
+def list_names(config: RunConfig) -> list[str]:
+    table = parameter_table(config.model, V)
+    return [*forward_names(config.model), *backward_names(config.model, table)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_both_engines_show_the_same(variant: str) -> None:
+def test_both_engines_give_the_same_arrays(variant: str) -> None:
     pytest.importorskip("torch")
-    config = config_of(VARIANTS[variant], OptimizerConfig(z_loss=0.01, ema=0.9))
-    names = names_of(config)
+    config = make_config(VARIANTS[variant], z_loss=0.01, ema=0.9)
+    names = list_names(config)
     ours, theirs = (
-        engine_of(name, config).inspect(batch_of(), names) for name in ("numpy", "torch")
+        build_engine(name, config).inspect(make_batch(), names) for name in ("numpy", "torch")
     )
     assert list(ours) == list(theirs) == names
     for name in names:
@@ -88,48 +90,48 @@ def test_both_engines_show_the_same(variant: str) -> None:
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_looking_changes_nothing(engine: str, variant: str) -> None:
+def test_inspection_changes_nothing(engine: str, variant: str) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
-    config = config_of(VARIANTS[variant])
+    config = make_config(VARIANTS[variant])
 
-    def trained(looking: bool) -> dict[str, Any]:
-        machine = engine_of(engine, config, "fp32")
+    def train_state(inspecting: bool) -> dict[str, Any]:
+        machine = build_engine(engine, config, "fp32")
         for step in range(4):
-            batch = batch_of(step)._replace(step=step)
+            batch = make_batch(step)._replace(step=step)
             weight = 1 / np.count_nonzero(batch.targets >= 0)
             machine.accumulate(batch, weight)
-            if looking:
-                machine.inspect(batch_of(9), names_of(config))
+            if inspecting:
+                machine.inspect(make_batch(9), list_names(config))
             machine.update(1e-2)
-            if looking:
-                machine.inspect(batch, names_of(config))
+            if inspecting:
+                machine.inspect(batch, list_names(config))
         return {name: array.copy() for name, array in machine.state()}
 
-    looked, alone = trained(looking=True), trained(looking=False)
-    assert looked.keys() == alone.keys()
-    for name, array in looked.items():
-        assert array.tobytes() == alone[name].tobytes(), name
+    inspected, plain = train_state(inspecting=True), train_state(inspecting=False)
+    assert inspected.keys() == plain.keys()
+    for name, array in inspected.items():
+        assert array.tobytes() == plain[name].tobytes(), name
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
-def test_what_is_shown_is_what_is_computed(engine: str) -> None:
-    """The parts add up to the stream, the weights to one, and the last part is the logits that `logits` gives."""
+def test_inspection_gives_what_is_computed(engine: str) -> None:
+    """The parts add up to the stream, the weights to 1, and the logits are those of `logits`."""
     if engine == "torch":
         pytest.importorskip("torch")
-    config = config_of({"dropout": 0.5})
-    machine, batch = engine_of(engine, config), batch_of()
-    seen = machine.inspect(batch, forward_names(config.model))
+    config = make_config({"dropout": 0.5})
+    machine, batch = build_engine(engine, config), make_batch()
+    arrays = machine.inspect(batch, forward_names(config.model))
     np.testing.assert_allclose(
-        seen["blocks.1"],
-        seen["blocks.0"] + seen["blocks.1.attention"] + seen["blocks.1.feedforward"],
+        arrays["blocks.1"],
+        arrays["blocks.0"] + arrays["blocks.1.attention"] + arrays["blocks.1.feedforward"],
         atol=1e-12,
     )
-    weights = seen["blocks.0.attention.weights"]
+    weights = arrays["blocks.0.attention.weights"]
     np.testing.assert_allclose(weights.sum(-1), 1)
     assert (np.triu(weights, 1) == 0).all()
     logits = machine.logits(batch.tokens, machine.new_cache(B, T), np.full(B, T), every=True)
-    np.testing.assert_allclose(seen["logits"], logits, atol=1e-10)
+    np.testing.assert_allclose(arrays["logits"], logits, atol=1e-10)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
@@ -137,59 +139,59 @@ def test_what_is_shown_is_what_is_computed(engine: str) -> None:
 def test_gradients_are_those_of_training(engine: str, variant: str) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
-    config = config_of(VARIANTS[variant])
-    machine: Any = engine_of(engine, config)
-    batch, names = batch_of(), backward_names(config.model, parameter_table(config.model, V))
-    of_training = machine.gradients(batch, 1 / np.count_nonzero(batch.targets >= 0))
-    seen = machine.inspect(batch, names)
-    for name, gradient in of_training.items():
-        np.testing.assert_allclose(seen[f"gradient/{name}"], gradient, atol=1e-12, err_msg=name)
-    assert set(names) - {f"gradient/{name}" for name in of_training} == {
+    config = make_config(VARIANTS[variant])
+    machine: Any = build_engine(engine, config)
+    batch, names = make_batch(), backward_names(config.model, parameter_table(config.model, V))
+    expected = machine.gradients(batch, 1 / np.count_nonzero(batch.targets >= 0))
+    arrays = machine.inspect(batch, names)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(arrays[f"gradient/{name}"], gradient, atol=1e-12, err_msg=name)
+    assert set(names) - {f"gradient/{name}" for name in expected} == {
         "gradient/blocks.0", "gradient/blocks.1", "gradient/embedding"
     }  # fmt: skip
 
 
-def test_the_gradient_of_the_stream_is_that_of_a_push() -> None:
-    """A learned position is added to the stream: the sum of its gradient over the rows is that of the position."""
-    config = config_of({"position": "learned"})
-    machine = engine_of("numpy", config)
-    seen = machine.inspect(batch_of(), ["gradient/embedding", "gradient/position.weight"])
+def test_the_gradient_of_the_stream_is_that_of_an_added_position() -> None:
+    """A learned position is added to the stream: its gradient is the sum over the rows there."""
+    config = make_config({"position": "learned"})
+    machine = build_engine("numpy", config)
+    arrays = machine.inspect(make_batch(), ["gradient/embedding", "gradient/position.weight"])
     np.testing.assert_allclose(
-        seen["gradient/embedding"].sum(0), seen["gradient/position.weight"], atol=1e-14
+        arrays["gradient/embedding"].sum(0), arrays["gradient/position.weight"], atol=1e-14
     )
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
-def test_an_unknown_name_is_refused_with_what_was_meant(engine: str) -> None:
+def test_an_unknown_name_is_refused_with_a_suggestion(engine: str) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
     with pytest.raises(InputError, match=r"blocks\.0\.attention"):
-        engine_of(engine, config_of({})).inspect(batch_of(), ["blocks.0.atention"])
+        build_engine(engine, make_config({})).inspect(make_batch(), ["blocks.0.atention"])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own compiler's parts
-def test_a_compiled_model_can_be_looked_at() -> None:
+def test_a_compiled_model_can_be_inspected() -> None:
     torch = pytest.importorskip("torch")
     from glasslm.engines.torch import hardware
 
-    if hardware.compiler_missing("cpu"):
+    if hardware.missing_compiler("cpu"):
         pytest.skip("no compiler here")
-    config = config_of({})
+    config = make_config({})
     machine, plain = (
-        engine_of("torch", config, "fp32", compile="on"),
-        engine_of("torch", config, "fp32"),
+        build_engine("torch", config, "fp32", compile="on"),
+        build_engine("torch", config, "fp32"),
     )
-    batch = batch_of()
+    batch = make_batch()
     machine.accumulate(batch, 1 / 19)
     before = torch._dynamo.utils.counters["frames"]["ok"]
-    seen = machine.inspect(batch, names_of(config))
+    arrays = machine.inspect(batch, list_names(config))
     machine.update(1e-3)
     machine.accumulate(batch, 1 / 19)
     assert torch._dynamo.utils.counters["frames"]["ok"] == before  # nothing was compiled again
-    for name, array in plain.inspect(batch, names_of(config)).items():
+    for name, array in plain.inspect(batch, list_names(config)).items():
         hidden = np.isneginf(array)
         scale = max(1e-3, np.abs(array[~hidden]).max())
         np.testing.assert_allclose(
-            seen[name][~hidden], array[~hidden], atol=1e-4 * scale, err_msg=name
+            arrays[name][~hidden], array[~hidden], atol=1e-4 * scale, err_msg=name
         )

@@ -1,4 +1,4 @@
-"""The mixture of experts of one engine against the other's: the same weights, outputs, routing and gradients."""
+"""The mixture of experts of both engines: the same outputs, routing and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from glasslm.config.schema import ModelConfig  # noqa: E402 - after PyTorch, which may be missing
 from glasslm.engines.numpy import moe, ops  # noqa: E402
 from glasslm.engines.torch.layers import Linear  # noqa: E402
-from glasslm.engines.torch.moe import Mixture  # noqa: E402
+from glasslm.engines.torch.moe import MixtureOfExperts  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 
@@ -20,7 +20,7 @@ BALANCE, Z = 0.3, 0.05  # coefficients, large enough to be seen in the gradient
 
 
 class Expert(torch.nn.Module):
-    """A gelu feed-forward, as small as one can be."""
+    """The smallest GELU feed-forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Expert(torch.nn.Module):
         return self.down(torch.nn.functional.gelu(self.up(x), approximate="tanh"))
 
 
-def by_hand(w: dict[str, Array], prefix: str) -> moe.Expert:
+def numpy_expert(w: dict[str, Array], prefix: str) -> moe.Expert:
     def compute(x: Array) -> tuple[Array, Callable[[Array, dict[str, Array]], Array]]:
         inner, up_back = ops.linear(x, w[f"{prefix}.up.weight"], np.empty)
         h, gelu_back = ops.gelu(inner, np.empty)
@@ -46,10 +46,12 @@ def by_hand(w: dict[str, Array], prefix: str) -> moe.Expert:
     return compute
 
 
-def both(k: int, shared: bool, ties: bool = False, seed: int = 0) -> tuple[Mixture, Array, Array]:
+def make_module(
+    k: int, shared: bool, ties: bool = False, seed: int = 0
+) -> tuple[MixtureOfExperts, Array, Array]:
     """The module with random weights, its input and the gradient of its output."""
     torch.manual_seed(seed)
-    module = Mixture(
+    module = MixtureOfExperts(
         ModelConfig(d_model=D, n_heads=2, n_experts=E, experts_per_token=k, shared_expert=shared),
         Expert,
     )
@@ -66,31 +68,34 @@ def both(k: int, shared: bool, ties: bool = False, seed: int = 0) -> tuple[Mixtu
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 4, E])
 def test_both_agree_on_outputs_routing_and_gradients(k: int, shared: bool, ties: bool) -> None:
-    module, x, dy = both(k, shared, ties)
+    module, x, dy = make_module(k, shared, ties)
     w = {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
     rows = x.reshape(-1, D)
     logits, router_back = ops.linear(rows, w["router.weight"], np.empty)
-    experts = [by_hand(w, f"experts.{e}") for e in range(E)]
+    experts = [numpy_expert(w, f"experts.{e}") for e in range(E)]
     y, routing, back = moe.mixture(rows, logits, experts, k, B, np.empty)
     gradients: dict[str, Array] = {}
     dx, dlogits = back(dy.reshape(-1, D), gradients, BALANCE, Z)
     dx_router, gradients["router.weight"] = router_back(dlogits)
     gradients["x"] = dx + dx_router
     if shared:
-        more, shared_back = by_hand(w, "shared")(rows)
-        y, gradients["x"] = y + more, gradients["x"] + shared_back(dy.reshape(-1, D), gradients)
+        shared_output, shared_back = numpy_expert(w, "shared")(rows)
+        y, gradients["x"] = (
+            y + shared_output,
+            gradients["x"] + shared_back(dy.reshape(-1, D), gradients),
+        )
 
-    there = torch.from_numpy(x).requires_grad_()
-    out, found = module(there)
-    ((out * torch.from_numpy(dy)).sum() + BALANCE * found.balance + Z * found.z).backward()
+    x_torch = torch.from_numpy(x).requires_grad_()
+    out, actual = module(x_torch)
+    ((out * torch.from_numpy(dy)).sum() + BALANCE * actual.balance + Z * actual.z).backward()
     by_autograd = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
-    by_autograd["x"] = there.grad.numpy().reshape(-1, D)
+    by_autograd["x"] = x_torch.grad.numpy().reshape(-1, D)
 
     np.testing.assert_allclose(out.detach().numpy().reshape(-1, D), y, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(
-        [found.balance.item(), found.z.item()], [routing.balance, routing.z], rtol=1e-12
+        [actual.balance.item(), actual.z.item()], [routing.balance, routing.z], rtol=1e-12
     )
-    np.testing.assert_array_equal(found.use.numpy(), routing.use)
+    np.testing.assert_array_equal(actual.use.numpy(), routing.use)
     assert set(by_autograd) == set(gradients)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(
@@ -99,8 +104,8 @@ def test_both_agree_on_outputs_routing_and_gradients(k: int, shared: bool, ties:
 
 
 def test_experts_without_tokens_have_a_gradient() -> None:
-    """DDP waits for it."""
-    module, x, _ = both(1, shared=False)
+    """DDP waits for the gradients of all parameters."""
+    module, x, _ = make_module(1, shared=False)
     with torch.no_grad():
         module.router.weight.zero_()
     out, routing = module(torch.from_numpy(x))
@@ -112,38 +117,38 @@ def test_experts_without_tokens_have_a_gradient() -> None:
 
 
 def test_generation_does_not_wait_for_experts_without_tokens() -> None:
-    module, x, _ = both(2, shared=False)
-    ran: list[Any] = []
+    module, x, _ = make_module(2, shared=False)
+    called: list[Any] = []
     for expert in module.experts:
-        expert.register_forward_hook(lambda expert, inputs, output: ran.append(expert))
+        expert.register_forward_hook(lambda expert, inputs, output: called.append(expert))
     tokens = torch.from_numpy(x[:1, :1])
     expected, _ = module(tokens)
-    assert len(ran) == E
-    ran.clear()
+    assert len(called) == E
+    called.clear()
     with torch.inference_mode():
         out, routing = module(tokens)
-    assert [expert in ran for expert in module.experts] == (routing.use > 0).tolist()
-    assert len(ran) == 2
+    assert [expert in called for expert in module.experts] == (routing.use > 0).tolist()
+    assert len(called) == 2
     torch.testing.assert_close(out, expected)
 
 
 def test_routing_is_computed_in_float32_where_activations_are_narrow() -> None:
-    module, x, _ = both(2, shared=True)
+    module, x, _ = make_module(2, shared=True)
     module.float()
     narrow = torch.from_numpy(x).bfloat16()
-    out, found = module(narrow)
+    out, actual = module(narrow)
     assert out.dtype == torch.bfloat16
-    assert found.balance.dtype == found.z.dtype == torch.float32
+    assert actual.balance.dtype == actual.z.dtype == torch.float32
     wide, expected = module(narrow.float())
-    assert torch.equal(found.use, expected.use)
-    assert found.z.item() == expected.z.item()
+    assert torch.equal(actual.use, expected.use)
+    assert actual.z.item() == expected.z.item()
     assert (out - wide).abs().max() < 0.05 * wide.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own compiler's parts
-def test_it_can_stand_in_a_compiled_block() -> None:
-    """Sizes that depend on the data are left out of the graph, and nothing is compiled again for other sizes."""
-    module, x, dy = both(2, shared=True)
+def test_it_can_be_part_of_a_compiled_block() -> None:
+    """Sizes that depend on the data stay out of the graph, so other sizes need no compilation."""
+    module, x, dy = make_module(2, shared=True)
 
     class Block(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Two processes under torchrun train the model that one process trains, and a killed one ends the group."""
+"""Two processes under torchrun train the model of one process; a killed one ends the group."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and si
 STEPS, LONGER = 6, {"max_steps": 90, "sample_interval": 0}
 FLAGS = {
     "d_model": 32, "n_layers": 2, "n_heads": 2, "block_size": 16, "dropout": 0.1, "batch_size": 8,
-    "micro_batch_size": 2,
-    "max_steps": STEPS, "eval_interval": 3, "log_interval": 1, "sample_interval": 6, "checkpoint_interval": 3,
-    "keep": 9,
+    "micro_batch_size": 2, "max_steps": STEPS, "eval_interval": 3, "log_interval": 1,
+    "sample_interval": 6, "checkpoint_interval": 3, "keep": 9,
 }  # fmt: skip
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -44,7 +43,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     path = tmp_path_factory.mktemp("alone") / "run"
     config = with_flags(PRESETS["tiny"](), FLAGS | {"text_file": str(text)})
@@ -52,7 +51,7 @@ def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config,
         ComputeConfig(engine="torch", precision="fp64", threads=1),
         path,
-        say=lambda line: None,
+        notify=lambda line: None,
     )
     return path
 
@@ -72,16 +71,16 @@ def torchrun(*words: object, processes: int = 2, timeout_s: int = 60) -> subproc
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = process.communicate(timeout=240)
     return process.returncode, output
 
 
-def flags(text: Path, run_dir: Path, **changed: object) -> list[str]:
+def make_flags(text: Path, run_dir: Path, **changes: object) -> list[str]:
     settings = (
         FLAGS
         | {"text_file": text, "run_dir": run_dir, "engine": "torch", "precision": "fp64"}
-        | changed
+        | changes
     )
     return [
         word
@@ -90,67 +89,73 @@ def flags(text: Path, run_dir: Path, **changed: object) -> list[str]:
     ]
 
 
-def weights(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+def load_state(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     folder = run / "checkpoints" / f"{step:06d}"
     return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
 
 
-def lines(run: Path) -> list[dict]:
-    """The metrics that do not depend on the clock."""
-    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+def read_lines(run: Path) -> list[dict]:
+    """The lines of the metrics without their timing."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [
         {k: v for k, v in line.items() if k != "timing"}
-        for line in read
+        for line in records
         if line["kind"] in ("step", "eval")
     ]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """The same tokens exactly, and weights and moments within what the order of a sum can change."""
-    for name, expected in weights(other).items():
+    """The tokens are the same; weights and moments agree up to the rounding of reordered sums."""
+    for name, expected in load_state(other).items():
         np.testing.assert_allclose(
-            weights(run)[name], expected, rtol=0, atol=1e-10 * np.abs(expected).max(), err_msg=name
+            load_state(run)[name],
+            expected,
+            rtol=0,
+            atol=1e-10 * np.abs(expected).max(),
+            err_msg=name,
         )
-    for line, wanted in zip(lines(run), lines(other), strict=True):
-        assert line.get("tokens") == wanted.get("tokens")
-        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-10)
+    for line, expected in zip(read_lines(run), read_lines(other), strict=True):
+        assert line.get("tokens") == expected.get("tokens")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-10)
         if line["kind"] == "step":
-            assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-9)
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-9)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_are_one_rank_with_twice_the_micro_batches(
-    parallel: str, text: Path, alone: Path, tmp_path: Path
+    parallel: str, text: Path, single_run: Path, tmp_path: Path
 ) -> None:
-    code, output = finished(torchrun("train", *flags(text, tmp_path / "run", parallel=parallel)))
+    code, output = wait_for(
+        torchrun("train", *make_flags(text, tmp_path / "run", parallel=parallel))
+    )
     assert code == 0, output
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_run(tmp_path / "run", single_run)
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["processes"] == 2
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(
     text: Path, tmp_path: Path
 ) -> None:
-    code, output = finished(torchrun("train", *flags(text, tmp_path / "run", batch_size=3)))
+    code, output = wait_for(torchrun("train", *make_flags(text, tmp_path / "run", batch_size=3)))
     assert code != 0
     assert "2 processes cannot share a batch of 3 sequences" in output
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
-def of_two(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_of_two(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes."""
-    return trained_by_two(text, tmp_path_factory.mktemp("two") / "run")
+    return train_on_two(text, tmp_path_factory.mktemp("two") / "run")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A longer run of two processes, to its end."""
-    return trained_by_two(text, tmp_path_factory.mktemp("undisturbed") / "run", **LONGER)
+    return train_on_two(text, tmp_path_factory.mktemp("undisturbed") / "run", **LONGER)
 
 
-def trained_by_two(text: Path, run: Path, **changed: object) -> Path:
-    code, output = finished(torchrun("train", *flags(text, run, **changed)))
+def train_on_two(text: Path, run: Path, **changes: object) -> Path:
+    code, output = wait_for(torchrun("train", *make_flags(text, run, **changes)))
     assert code == 0, output
     return run
 
@@ -160,20 +165,20 @@ def trained_by_two(text: Path, run: Path, **changed: object) -> Path:
 def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(
     victim: int, text: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit the end of a run that nobody disturbed."""
+    """The end has the same bits as that of an undisturbed run."""
     killed = tmp_path / "killed"
-    group = torchrun("train", *flags(text, killed, **LONGER))
+    group = torchrun("train", *make_flags(text, killed, **LONGER))
     signal_rank(victim, signal.SIGKILL, group, after=killed / "checkpoints" / "000006")
-    code, output = finished(group)
+    code, output = wait_for(group)
     assert code != 0, output
     assert not (killed / "checkpoints" / "000090").exists(), "it was over before the kill"
-    code, output = finished(torchrun("resume", killed))
+    code, output = wait_for(torchrun("resume", killed))
     assert code == 0, output
     assert all(
-        (array == weights(undisturbed, 90)[name]).all()
-        for name, array in weights(killed, 90).items()
+        (array == load_state(undisturbed, 90)[name]).all()
+        for name, array in load_state(killed, 90).items()
     )
-    assert lines(killed) == lines(undisturbed)
+    assert read_lines(killed) == read_lines(undisturbed)
 
 
 @pytest.mark.slow
@@ -181,51 +186,52 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(
 def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
     victim: int, text: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Stopped as by a debugger or a broken network: the others give it up when GLASSLM_GROUP_TIMEOUT is over."""
-    hung = tmp_path / "hung"
-    group = torchrun("train", *flags(text, hung, **LONGER), timeout_s=8)
-    rank = signal_rank(victim, signal.SIGSTOP, group, after=hung / "checkpoints" / "000006")
-    stopped = time.monotonic()
+    """Stopped as by a debugger or a broken network: the others end after GLASSLM_GROUP_TIMEOUT."""
+    stopped_run = tmp_path / "hung"
+    group = torchrun("train", *make_flags(text, stopped_run, **LONGER), timeout_s=8)
+    rank = signal_rank(victim, signal.SIGSTOP, group, after=stopped_run / "checkpoints" / "000006")
+    stop_time = time.monotonic()
     try:
-        code, output = finished(group)
+        code, output = wait_for(group)
     finally:
         with suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
     assert code != 0, output
-    assert time.monotonic() - stopped < 8 + 60, (
-        "torchrun grants a process that does not answer half a minute"
+    assert time.monotonic() - stop_time < 8 + 60, (
+        "torchrun waits half a minute for a process that does not answer"
     )
-    assert not (hung / "checkpoints" / "000090").exists(), "it was over before the stop"
-    code, output = finished(torchrun("resume", hung))
+    assert not (stopped_run / "checkpoints" / "000090").exists(), "it was over before the stop"
+    code, output = wait_for(torchrun("resume", stopped_run))
     assert code == 0, output
     assert all(
-        (array == weights(undisturbed, 90)[name]).all() for name, array in weights(hung, 90).items()
+        (array == load_state(undisturbed, 90)[name]).all()
+        for name, array in load_state(stopped_run, 90).items()
     )
-    assert lines(hung) == lines(undisturbed)
+    assert read_lines(stopped_run) == read_lines(undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_run_of_two_ranks_goes_on_with_any_number(
-    processes: int, of_two: Path, alone: Path, tmp_path: Path
+    processes: int, run_of_two: Path, single_run: Path, tmp_path: Path
 ) -> None:
-    """The last checkpoint is taken away, as if the group had been killed before it."""
-    run = shutil.copytree(of_two, tmp_path / "run")
-    before = weights(run)
+    """The last checkpoint is removed, as if the group had been killed before it."""
+    run = shutil.copytree(run_of_two, tmp_path / "run")
+    before = load_state(run)
     shutil.rmtree(run / "checkpoints" / f"{STEPS:06d}")
-    code, output = finished(torchrun("resume", run, processes=processes))
+    code, output = wait_for(torchrun("resume", run, processes=processes))
     assert code == 0, output
-    assert_same_run(run, alone)
+    assert_same_run(run, single_run)
     if processes == 2:
         assert all(
-            (array == before[name]).all() for name, array in weights(run).items()
+            (array == before[name]).all() for name, array in load_state(run).items()
         )  # bit for bit
 
 
 def signal_rank(
     rank: int, number: signal.Signals, group: subprocess.Popen[str], after: Path
 ) -> int:
-    """Send a signal to one of the group's processes, once a checkpoint is there; its number."""
+    """Signal one process of the group, once a checkpoint is there, and return its number."""
     end = time.monotonic() + 120
     while not after.exists():
         assert group.poll() is None, group.communicate()[0]
