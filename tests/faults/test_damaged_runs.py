@@ -1,6 +1,6 @@
-"""A run folder under real deaths, full disks and rivals: processes are killed, and what they leave must do.
+"""A run folder when processes are killed, disks are full, or two processes compete for it.
 
-This file is also the program of those processes: `python test_run_folder.py ROLE FOLDER ...`.
+This file is also the program of those processes: `python test_damaged_runs.py ROLE FOLDER ...`.
 """
 
 import itertools
@@ -21,13 +21,22 @@ from glasslm import files
 from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, InUseError
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Best, Progress, RunIdentity
+from glasslm.runs.run_lock import lock_run
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
 IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
 DEATHS, CUTS, FLIPS, RACES = 168, 20, 200, 20  # docs/faults.md has them
 OPERATIONS = (
-    "_make_folder", "_open", "_open_to_append", "_write", "_truncate", "_sync", "_sync_folder", "_rename", "_remove",
-)  # fmt: skip
+    "_make_folder",
+    "_open",
+    "_open_to_append",
+    "_write",
+    "_truncate",
+    "_sync",
+    "_sync_folder",
+    "_rename",
+    "_remove",
+)
 
 
 class Weights:
@@ -49,24 +58,24 @@ def save(run_dir: Path, step: int, size: int = 50) -> None:
 
 
 def assert_whole(run_dir: Path, *expected: int) -> None:
-    found = checkpoint.load(run_dir)
-    assert found.step in expected
-    for _, array in found.state():
-        assert (array == found.step).all()
+    latest = checkpoint.load(run_dir)
+    assert latest.step in expected
+    for _, array in latest.state():
+        assert (array == latest.step).all()
 
 
-# -- death at every operation -----------------------------------------------------------------------------------------
+# -- death at every operation ----------------------------------------------------------------------
 
 
 def die_at(k: int, torn: bool) -> None:
-    """Let this process die at the k-th operation on the disk; `torn`: in the middle of it, if it is a write."""
-    left = k
+    """Kill this process at the k-th operation on the disk; `torn`: in the middle of a write."""
+    remaining = k
 
-    def deadly(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+    def count_down(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
                 if torn and name == "_write":
                     file, data = arguments
                     operation(file, memoryview(data)[: len(data) // 2])
@@ -76,11 +85,14 @@ def die_at(k: int, torn: bool) -> None:
         return run
 
     for name in OPERATIONS:
-        setattr(files, name, deadly(name, getattr(files, name)))
+        setattr(files, name, count_down(name, getattr(files, name)))
 
 
 def kill_everywhere(folder: Path) -> None:
-    """For each k, a process starts a run, saves steps 0, 1 and 2 and dies at operation k; the next one must go on."""
+    """For each k, kill a process at operation k of a run, and resume the run with the next one.
+
+    The process starts a run and saves steps 0, 1 and 2.
+    """
     os.fsync = lambda descriptor: None  # type: ignore # as in conftest.py: the processes die, the machine does not
     k = 0
     while True:
@@ -90,7 +102,7 @@ def kill_everywhere(folder: Path) -> None:
             pid = os.fork()
             if pid == 0:
                 die_at(k, torn)
-                live(run_dir)
+                start_and_save(run_dir)
                 os._exit(0)
             codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             print(json.dumps({"k": k, "torn": torn, "code": codes[-1], **recover(run_dir)}))
@@ -100,31 +112,31 @@ def kill_everywhere(folder: Path) -> None:
         k += 1
 
 
-def live(run_dir: Path) -> None:
-    with files.lock(run_dir):
-        run_folder.create(run_dir, {}, "{}")
-        with metrics.Log(run_dir / "metrics.jsonl") as log:
+def start_and_save(run_dir: Path) -> None:
+    with lock_run(run_dir):
+        run_folder.create_run(run_dir, {}, "{}")
+        with metrics.MetricsLog(run_dir / "metrics.jsonl") as log:
             for step in (0, 1, 2):
                 save(run_dir, step)
                 log.write({"kind": "checkpoint", "step": step})
 
 
 def recover(run_dir: Path) -> dict[str, Any]:
-    """What is left, and that a run can begin or go on with it."""
-    told = [line["step"] for line in metrics.read(run_dir / "metrics.jsonl")]
+    """Start or resume a run with what is left; returns the logged and the saved steps."""
+    logged = [line["step"] for line in metrics.read_lines(run_dir / "metrics.jsonl")]
     steps = checkpoint.list_steps(run_dir)
     if steps:
         assert_whole(run_dir, steps[-1])
     if (run_dir / "run.json").exists():
         assert run_folder.Run(run_dir).record == {"format": 1}
-        with files.lock(run_dir):
+        with lock_run(run_dir):
             save(run_dir, 9)
     else:
         run_folder.require_new(run_dir)
-        live(run_dir)
+        start_and_save(run_dir)
     assert_whole(run_dir, 9, 2)
     assert not list(run_dir.rglob("*.tmp-*"))
-    return {"told": told, "steps": steps}
+    return {"logged": logged, "steps": steps}
 
 
 @posix
@@ -135,23 +147,23 @@ def test_death_at_any_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> Non
     deaths = [end for end in ends if end["code"] == 137]
     assert len(deaths) >= DEATHS  # two for each operation
     for end in ends:
-        last = end["told"][-1] if end["told"] else None
+        last = end["logged"][-1] if end["logged"] else None
         newest = end["steps"][-1] if end["steps"] else None
-        # what was said to be saved is there; at most the next one is, too
+        # every logged checkpoint exists, and at most one more
         assert newest in ((None, 0) if last is None else (last, last + 1)), end
     assert {tuple(end["steps"]) for end in ends} == {(), (0,), (0, 1), (0, 1, 2), (0, 2)}
 
 
 def test_nothing_of_a_run_is_written_elsewhere(tmp_path: Path) -> None:
-    done = child("tell_writers", tmp_path / "run")
+    done = child("print_writers", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     writers = {tuple(line.split()) for line in done.stdout.splitlines()}
     assert {file for _, file in writers} <= {"files.py", "filelock"}
     assert {event for event, _ in writers} >= {"open", "os.mkdir", "os.rename"}
 
 
-def tell_writers(run_dir: Path) -> None:
-    """Print each change to the disk and who made it: files.py, filelock, or else the file of the very caller."""
+def print_writers(run_dir: Path) -> None:
+    """Print each change to the disk and its origin: files.py, filelock, or another file."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
@@ -171,38 +183,38 @@ def tell_writers(run_dir: Path) -> None:
     import filelock  # noqa: F401  (so that writing its bytecode is not counted)
 
     sys.addaudithook(hook)
-    live(run_dir)
+    start_and_save(run_dir)
 
 
-# -- damage -----------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["cut", "flip"])
 def test_any_cut_or_flipped_bit_is_found_and_the_one_before_is_used(
     tmp_path: Path, kind: str
 ) -> None:
-    draw = random.Random(f"{kind} 1")
+    rng = random.Random(f"{kind} 1")
     save(tmp_path, 0)
     save(tmp_path, 1)
-    good = {
+    intact = {
         path: path.read_bytes() for path in sorted((tmp_path / "checkpoints" / "000001").iterdir())
     }
-    assert len(good) == 4
+    assert len(intact) == 4
     for number in range(CUTS if kind == "cut" else FLIPS):
-        path = list(good)[number % 4]
-        data = bytearray(good[path])
-        place = draw.randrange(len(data))
+        path = list(intact)[number % 4]
+        data = bytearray(intact[path])
+        place = rng.randrange(len(data))
         if kind == "cut":
             del data[place:]
         else:
-            data[place] ^= 1 << draw.randrange(8)
+            data[place] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        heard: list[str] = []
-        assert checkpoint.load(tmp_path, warn=heard.append).step == 0
-        assert str(path) in heard[0] or path.name == "manifest.json"
+        warnings: list[str] = []
+        assert checkpoint.load(tmp_path, warn=warnings.append).step == 0
+        assert str(path) in warnings[0] or path.name == "manifest.json"
         with pytest.raises(DamagedError):
             checkpoint.load(tmp_path, 1)
-        path.write_bytes(good[path])
+        path.write_bytes(intact[path])
     assert checkpoint.load(tmp_path).step == 1
 
 
@@ -211,19 +223,19 @@ def test_any_missing_extra_or_edited_file_is_found(tmp_path: Path) -> None:
     save(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "000001"
     for path in sorted(folder.iterdir()):
-        good = path.read_bytes()
+        intact = path.read_bytes()
         path.unlink()
         assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
-        path.write_bytes(good + b" ")
+        path.write_bytes(intact + b" ")
         assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
-        path.write_bytes(good)
-        (folder / f"{path.name}.bak").write_bytes(good)
+        path.write_bytes(intact)
+        (folder / f"{path.name}.bak").write_bytes(intact)
         assert checkpoint.load(tmp_path, warn=lambda _: None).step == 0
         (folder / f"{path.name}.bak").unlink()
     assert checkpoint.load(tmp_path).step == 1
 
 
-# -- a full disk ------------------------------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 @posix
@@ -242,7 +254,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_file(tmp_path: Path) 
     assert free > 0
     assert_whole(tmp_path, 0)
     assert not list(tmp_path.rglob("*.tmp-*"))
-    lines = list(metrics.read(tmp_path / "metrics.jsonl"))
+    lines = list(metrics.read_lines(tmp_path / "metrics.jsonl"))
     assert [line["step"] for line in lines] == list(range(len(lines)))
     assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
 
@@ -252,14 +264,14 @@ def fill_disk(run_dir: Path) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    with metrics.Log(run_dir / "metrics.jsonl") as log:
+    with metrics.MetricsLog(run_dir / "metrics.jsonl") as log:
         with pytest.raises(ExhaustedError, match=r"metrics\.jsonl"):
             write_without_end(log)
         assert log.bytes == (run_dir / "metrics.jsonl").stat().st_size
     save(run_dir, 1, size=100_000)
 
 
-def write_without_end(log: metrics.Log) -> None:
+def write_without_end(log: metrics.MetricsLog) -> None:
     for step in itertools.count():
         log.write({"kind": "sample", "step": step, "text": "x" * 300})
 
@@ -278,68 +290,68 @@ def test_a_log_on_a_full_device_says_so(tmp_path: Path) -> None:
     log.close()
 
 
-# -- rivals -----------------------------------------------------------------------------------------------------------
+# -- rivals ----------------------------------------------------------------------------------------
 
 
 def test_of_two_runs_in_one_directory_exactly_one_wins(tmp_path: Path) -> None:
-    """Twenty times; the loser says who won."""
-    rivals = [start("races", tmp_path) for _ in range(2)]
+    """Twenty times; the message of the loser names the winner."""
+    rivals = [start("race_for_folders", tmp_path) for _ in range(2)]
     for number in range(RACES):
         for rival in rivals:
-            assert said(rival) == "ready"
+            assert read_line(rival) == "ready"
         for rival in rivals:
-            notify(rival, f"run {number}")
-        ends = [said(rival) for rival in rivals]
+            send_line(rival, f"run {number}")
+        ends = [read_line(rival) for rival in rivals]
         (winner,) = [rival for rival, end in zip(rivals, ends) if end == "won"]
         (refused,) = [end for end in ends if end != "won"]
         assert f"process {winner.pid} on" in refused
         assert f"run {number} is in use" in refused
-        notify(winner, "let go")
+        send_line(winner, "let go")
         assert run_folder.Run(tmp_path / f"run {number}").record == {"format": 1}
     for rival in rivals:
         rival.communicate("\n", timeout=20)
         assert rival.returncode == 0
 
 
-def races(folder: Path) -> None:
-    """Race for each folder that is named until there is none; hold the won ones until told."""
+def race_for_folders(folder: Path) -> None:
+    """Race for each named folder until the input ends; hold a won folder until the next line."""
     while True:
         print("ready", flush=True)
         name = sys.stdin.readline().strip()
         if not name:
             return
         try:
-            with files.lock(folder / name):
-                run_folder.create(folder / name, {}, "{}")
+            with lock_run(folder / name):
+                run_folder.create_run(folder / name, {}, "{}")
                 print("won", flush=True)
                 sys.stdin.readline()
         except InUseError as error:
             print(error, flush=True)
 
 
-def race(run_dir: Path) -> None:
+def hold_folder(run_dir: Path) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
-    with files.lock(run_dir):
-        run_folder.create(run_dir, {}, "{}")
+    with lock_run(run_dir):
+        run_folder.create_run(run_dir, {}, "{}")
         print("won", flush=True)
         sys.stdin.readline()
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    holder = start("race", tmp_path / "run")
-    notify(holder, "go")
-    assert [said(holder), said(holder)] == ["ready", "won"]
+    holder = start("hold_folder", tmp_path / "run")
+    send_line(holder, "go")
+    assert [read_line(holder), read_line(holder)] == ["ready", "won"]
     with pytest.raises(InUseError, match=f"process {holder.pid} on .*, which started 20"):
         run_folder.require_new(tmp_path / "run")
     holder.kill()
     holder.communicate()
     assert json.loads((tmp_path / "run" / "run.lock").read_text())["pid"] == holder.pid
-    with files.lock(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         save(tmp_path / "run", 0)
 
 
-# -- children ---------------------------------------------------------------------------------------------------------
+# -- children --------------------------------------------------------------------------------------
 
 
 def child(role: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -354,20 +366,21 @@ def start(role: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def notify(process: subprocess.Popen[str], word: str) -> None:
+def send_line(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdin is not None
     process.stdin.write(f"{word}\n")
     process.stdin.flush()
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 if __name__ == "__main__":
     roles = {
-        role.__name__: role for role in (kill_everywhere, tell_writers, fill_disk, race, races)
+        role.__name__: role
+        for role in (kill_everywhere, print_writers, fill_disk, hold_folder, race_for_folders)
     }
     try:
         roles[sys.argv[1]](Path(sys.argv[2]))

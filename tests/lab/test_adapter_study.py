@@ -1,4 +1,4 @@
-"""`glasslm finetune --study`: what it trains, what it says of that, and that it goes on where it stopped."""
+"""`glasslm finetune --study`: its runs, its report, and that it is resumed where it stopped."""
 
 import csv
 import dataclasses
@@ -13,10 +13,10 @@ from glasslm.cli import main
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.studies import adapter_study
-from glasslm.lab.studies.adapter_study import Point, pareto
+from glasslm.lab.studies.adapter_study import Point, pareto_front
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.fine_tuning import Base, recipe
+from glasslm.training.fine_tuning import Base, fine_tuning_config
 from glasslm.training.launch import Outcome
 from small_runs import interrupted_at, logged, no_report
 from tuned_runs import QUICK, make_base, words, write_new_text
@@ -73,7 +73,7 @@ def test_it_trains_a_run_for_each_choice_of_matrices(done: Path) -> None:
 
 
 def test_the_table_has_what_the_runs_say(done: Path) -> None:
-    """Learnt of the new text at the best step, forgotten of the old one until then, and the size of adapters alone."""
+    """Losses of the new and the old text at the best step, and the size of adapters alone."""
     for row in rows(done):
         run = run_folder.Run(done / "runs" / row["variant"])
         evals = logged(run.path, "eval")
@@ -111,7 +111,7 @@ def test_the_report_has_a_row_for_each_and_says_what_they_are_worth(done: Path) 
         assert f"{float(row['old_bpb_before']):.3f} -> {float(row['old_bpb_after']):.3f}" in line
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that are trained or resumed from now on, and how."""
     calls: list[str] = []
     train, resume = launch.train, launch.resume
@@ -134,8 +134,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_it_goes_on_where_it_stopped(
     base: Path, new: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a run, too; finished runs are not trained again, and the table is the same in the end."""
-    calls = counted(monkeypatch)
+    """Finished runs are not trained again, and the table is the same in the end."""
+    calls = record_calls(monkeypatch)
     folder = tmp_path / "study"
     with pytest.MonkeyPatch.context() as patch:
         interrupted_at(3, patch)
@@ -178,7 +178,7 @@ def test_runs_of_other_settings_are_not_mixed_in(
     for other in ({"max_steps": 9}, {"lora_rank": 4}, {"lr": 0.5}):
         assert study(base, new, done, **other) == 2
         err = capsys.readouterr().err
-        assert "trained with other flags" in err
+        assert "trained with other settings" in err
         assert str(done / "runs" / NAMES[0]) in err
     assert (done / "adapters.csv").read_bytes() == before
 
@@ -198,8 +198,8 @@ def test_steps_that_were_fixed_when_a_run_began_are_the_same_flags(
 
 
 def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:
-    config = recipe(Base(str(base)), rank=8)
-    variants = adapter_study._variants("rank", config)
+    config = fine_tuning_config(Base(str(base)), rank=8)
+    variants = adapter_study._list_variants("rank", config)
     assert {name: variant.model.lora_rank for name, variant in variants.items()} == {
         f"rank-{rank}": rank for rank in (2, 4, 8, 16, 32, 64)
     }
@@ -207,42 +207,47 @@ def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:
         assert dataclasses.replace(variant, model=config.model) == config
     gelu = dataclasses.replace(config, model=dataclasses.replace(config.model, feedforward="gelu"))
     names = [
-        variant.model.lora_targets for variant in adapter_study._variants("targets", gelu).values()
+        variant.model.lora_targets
+        for variant in adapter_study._list_variants("targets", gelu).values()
     ]
     assert names == ["q,v", "q,k,v,o", "q,k,v,o,up,down"]  # without a gate
 
 
 def test_a_study_needs_adapters_to_compare(base: Path) -> None:
     with pytest.raises(InputError, match="leave out --full"):
-        adapter_study._variants("rank", recipe(Base(str(base)), rank=0))
+        adapter_study._list_variants("rank", fine_tuning_config(Base(str(base)), rank=0))
 
 
-def one(trained: int, loss: float, status: str = "finished") -> Point:
+def make_point(trained: int, loss: float, status: str = "finished") -> Point:
     return Point(f"{trained}/{loss}", 1, "q", trained, loss, 0.0, None, None, 0, status)
 
 
 def test_the_front_has_those_that_nothing_smaller_equals() -> None:
     points = [
-        one(400, 1.0),
-        one(100, 3.0),
-        one(200, 3.0),
-        one(300, 2.0),
-        one(300, 2.5),
-        one(800, 1.5),
-        one(900, 0.5),
+        make_point(400, 1.0),
+        make_point(100, 3.0),
+        make_point(200, 3.0),
+        make_point(300, 2.0),
+        make_point(300, 2.5),
+        make_point(800, 1.5),
+        make_point(900, 0.5),
     ]
-    assert pareto(points) == [points[1], points[3], points[0], points[6]]
-    assert adapter_study.report("rank", points).count("on the Pareto front") == 4
-    assert adapter_study.report("rank", points).count("not measured") == 7
+    assert pareto_front(points) == [points[1], points[3], points[0], points[6]]
+    assert adapter_study.format_report("rank", points).count("on the Pareto front") == 4
+    assert adapter_study.format_report("rank", points).count("not measured") == 7
 
 
 def test_a_run_that_did_not_come_to_its_end_is_on_no_front() -> None:
     """Its loss is that of its beginning; the report says what became of it."""
-    points = [one(100, 3.0), one(200, 1.0, "diverged"), one(300, 2.0, "stopped")]
-    assert pareto(points) == [points[0], points[2]]
+    points = [
+        make_point(100, 3.0),
+        make_point(200, 1.0, "diverged"),
+        make_point(300, 2.0, "stopped"),
+    ]
+    assert pareto_front(points) == [points[0], points[2]]
     line = next(
         line
-        for line in adapter_study.report("rank", points).splitlines()
+        for line in adapter_study.format_report("rank", points).splitlines()
         if line.startswith("| 200/1.0")
     )
     assert line.endswith("| diverged |")
@@ -258,9 +263,9 @@ def test_the_folder_of_a_run_is_not_that_of_a_study(
 
 
 def test_a_run_that_diverged_has_a_row_all_the_same(done: Path, tmp_path: Path) -> None:
-    """Of its last evaluation there is no checkpoint then; all others have adapters of the same size."""
+    """It has no checkpoint of its last evaluation; all others have adapters of the same size."""
     run = run_folder.Run(shutil.copytree(done / "runs" / NAMES[0], tmp_path / "run"))
     shutil.rmtree(run.path / "checkpoints" / "000008")
-    assert adapter_study.point(NAMES[0], run) == adapter_study.point(
+    assert adapter_study.read_point(NAMES[0], run) == adapter_study.read_point(
         NAMES[0], run_folder.Run(done / "runs" / NAMES[0])
     )

@@ -1,4 +1,4 @@
-"""Runs side by side: only what differs, results as the runs have them, and said where numbers cannot be compared."""
+"""A comparison lists only what differs, and warns where numbers cannot be compared."""
 
 import json
 import math
@@ -11,8 +11,9 @@ import pytest
 from glasslm import cli
 from glasslm.errors import InputError
 from glasslm.lab.verification import comparison
-from glasslm.lab.verification.comparison import Side
+from glasslm.lab.verification.comparison import ComparedRun
 from glasslm.report import figures
+from glasslm.runs.metrics import elapsed_s
 from glasslm.runs.run_folder import Run
 from small_runs import train, write_text
 
@@ -32,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compared(folder: Path, *names: str) -> list[Side]:
-    return comparison.sides([Run(folder / name) for name in names])
+def compared(folder: Path, *names: str) -> list[ComparedRun]:
+    return comparison.label_runs([Run(folder / name) for name in names])
 
 
 def test_only_what_differs_is_listed(folder: Path) -> None:
@@ -54,11 +55,11 @@ def test_only_what_differs_is_listed(folder: Path) -> None:
 
 
 def test_circumstances_are_compared_like_settings(folder: Path) -> None:
-    here, there = compared(folder, "plain", "plain")
-    changed = json.loads(json.dumps(there.run.record)) | {"engine": "torch"}
+    first, second = compared(folder, "plain", "plain")
+    changed = json.loads(json.dumps(second.run.record)) | {"engine": "torch"}
     changed["versions"]["numpy"] = "0.0"
-    there.run.__dict__["record"] = changed
-    assert {name for name, _ in comparison.differences([here, there])} == {
+    second.run.__dict__["record"] = changed
+    assert {name for name, _ in comparison.differences([first, second])} == {
         "engine",
         "versions: numpy",
     }
@@ -92,19 +93,21 @@ def test_the_clock_goes_on_over_a_resume() -> None:
         line("step", 4),
         line("end"),
     ]
-    assert [clocked["elapsed_s"] for clocked in comparison.timed(lines)] == [3, 5, 5, 6, 9, 9]
+    assert elapsed_s(lines) == 9
+    timed = [line for line in comparison.with_total_time(lines) if "timing" in line]
+    assert [line["timing"]["elapsed_s"] for line in timed] == [3, 5, 6, 9]
 
 
 def test_other_tokens_are_compared_by_bits_per_byte(folder: Path) -> None:
     sides = compared(folder, "plain", "bytes")
-    assert comparison.in_bits(sides)
-    said = " ".join(comparison.remarks(sides))
-    assert "cannot be compared" in said
-    assert "lowest best bits per byte" in said
-    assert "validation texts differ" not in said
+    assert comparison.needs_bits_per_byte(sides)
+    text = " ".join(comparison.remarks(sides))
+    assert "cannot be compared" in text
+    assert "lowest best bits per byte" in text
+    assert "validation texts differ" not in text
     values = [side.results["best bits per byte"] for side in sides]
-    assert f"{abs(values[0] - values[1]):.4f} below" in said
-    _, bits = sides[1].curve(sides[1].steps, "step", in_bits=True)
+    assert f"{abs(values[0] - values[1]):.4f} below" in text
+    _, bits = sides[1].curve(sides[1].steps, "step", in_bits_per_byte=True)
     nats = [line["loss"] for line in sides[1].steps]
     np.testing.assert_allclose(bits, np.array(nats) / math.log(2))  # a byte a token
 
@@ -117,7 +120,7 @@ def test_other_text_and_one_seed_are_said(folder: Path) -> None:
     assert "validation texts differ" not in plain
     assert "no proof" in plain
     seeds = " ".join(comparison.remarks(compared(folder, "plain", "seed")))
-    assert "what a seed does" in seeds
+    assert "the effect of the seed" in seeds
     assert "no proof" not in seeds
     assert "the same best validation loss" in " ".join(
         comparison.remarks(compared(folder, "plain", "plain"))
@@ -129,27 +132,27 @@ def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:
     copy.mkdir()
     for name in ("run.json", "tokenizer.json"):
         (copy / name).write_bytes((folder / "plain" / name).read_bytes())
-    said = " ".join(
-        comparison.remarks(comparison.sides([Run(folder / "plain"), Run(copy)]))
+    text = " ".join(
+        comparison.remarks(comparison.label_runs([Run(folder / "plain"), Run(copy)]))
     )  # it has logged nothing
-    assert "B has not come to its end" in said
-    assert "nothing to compare" in said
+    assert "B is not finished" in text
+    assert "nothing to compare" in text
     lines = (folder / "plain" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_bytes(b"".join(lines[:6]))
-    sides = comparison.sides([Run(folder / "plain"), Run(copy)])
+    sides = comparison.label_runs([Run(folder / "plain"), Run(copy)])
     assert sides[1].results["status"] == "not ended"
     assert comparison.write(sides, tmp_path / "out").is_file()
 
 
 def test_the_curves_lie_over_steps_tokens_and_time(folder: Path) -> None:
     sides = compared(folder, "plain", "rate", "seed", "plain", "rate")
-    drawn = comparison.draw(sides, figures.ON_WHITE)
+    drawn = comparison.draw_losses(sides, figures.PRINT_PALETTE)
     assert len(drawn.axes) == 3
     for axes in drawn.axes:
         bold = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
         assert [line.get_label() for line in bold] == ["A", "B", "C", "D", "E"]
-        looks = {(line.get_color(), line.get_linestyle()) for line in bold}
-        assert len(looks) == 5
+        styles = {(line.get_color(), line.get_linestyle()) for line in bold}
+        assert len(styles) == 5
         assert min(line.get_linewidth() for line in bold) > max(
             line.get_linewidth() for line in axes.lines if line not in bold
         )

@@ -1,4 +1,4 @@
-"""Every run on every text: each number is that of the model by itself, on a text that all of its column could read."""
+"""Cross evaluation: each number is the model's own, on a text that its whole column can read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from glasslm import cli
 from glasslm.inference import trained_model
 from glasslm.lab.verification import comparison, cross_evaluation
-from glasslm.lab.verification.comparison import Side
+from glasslm.lab.verification.comparison import ComparedRun
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
 from small_runs import quiet, train, write_text
@@ -28,14 +28,14 @@ FEW: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of one text by characters and by bytes; of one with a digit in each 16th line; and of one in Greek."""
+    """Runs of a text by characters and by bytes, of one with digits in some lines, and in Greek."""
     path = tmp_path_factory.mktemp("crossed")
     plain = write_text(path / "plain.txt", 300)
     lines = plain.read_text(encoding="utf-8").splitlines()
-    counted = [
+    with_digits = [
         f"{line} 7" if i % 16 == 5 else line.replace("cat", "act") for i, line in enumerate(lines)
     ]
-    (path / "counted.txt").write_text("\n".join(counted) + "\n", encoding="utf-8", newline="\n")
+    (path / "counted.txt").write_text("\n".join(with_digits) + "\n", encoding="utf-8", newline="\n")
     greek = "".join(f"\u1f45 {line.translate({97: 945, 101: 949})}\n" for line in lines)
     (path / "greek.txt").write_text(greek, encoding="utf-8", newline="\n")
     train(plain, path / "plain", **FEW)
@@ -45,23 +45,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sides(folder: Path, *names: str) -> list[Side]:
-    return comparison.sides([Run(folder / name) for name in names])
+def sides(folder: Path, *names: str) -> list[ComparedRun]:
+    return comparison.label_runs([Run(folder / name) for name in names])
 
 
 @pytest.fixture(scope="module")
-def matrix(folder: Path) -> cross_evaluation.Cross:
-    return cross_evaluation.measure(sides(folder, "plain", "bytes", "counted", "greek"), quiet)
+def matrix(folder: Path) -> cross_evaluation.CrossEvaluation:
+    return cross_evaluation.evaluate_runs(
+        sides(folder, "plain", "bytes", "counted", "greek"), quiet
+    )
 
 
 def bits_per_byte(run: Path, text: str) -> float:
     """By the model's own losses, and the bytes of all but the first token."""
-    model = trained_model.load(run)
+    model = trained_model.load_model(run)
     first = len(model.tokenizer.token_bytes[model.tokenizer.encode(text)[0]])
     return float(np.sum(model.losses(text)) / math.log(2) / (len(text.encode()) - first))
 
 
-def test_each_number_is_the_models_own(folder: Path, matrix: cross_evaluation.Cross) -> None:
+def test_each_number_is_the_models_own(
+    folder: Path, matrix: cross_evaluation.CrossEvaluation
+) -> None:
     assert [column.owners for column in matrix.columns] == ["A, B", "C", "D"]
     names = dict(zip("ABCD", ("plain", "bytes", "counted", "greek")))
     measured = 0
@@ -75,30 +79,32 @@ def test_each_number_is_the_models_own(folder: Path, matrix: cross_evaluation.Cr
 
 
 def test_on_its_own_text_a_run_has_what_evaluate_says(
-    folder: Path, matrix: cross_evaluation.Cross, capsys: pytest.CaptureFixture[str]
+    folder: Path, matrix: cross_evaluation.CrossEvaluation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, letter, column in (("plain", "A", 0), ("bytes", "B", 0), ("greek", "D", 2)):
         assert cli.main(["evaluate", str(folder / name), "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)["bpb"]
-        assert matrix.columns[column].bpb[letter] == pytest.approx(told, rel=1e-9)
+        expected = json.loads(capsys.readouterr().out)["bpb"]
+        assert matrix.columns[column].bpb[letter] == pytest.approx(expected, rel=1e-9)
 
 
 def test_lines_that_one_cannot_read_are_left_out_for_all(
-    folder: Path, matrix: cross_evaluation.Cross
+    folder: Path, matrix: cross_evaluation.CrossEvaluation
 ) -> None:
-    whole = (folder / "counted.txt").read_bytes()
-    val = whole[int(0.9 * len(whole)) :].decode()
+    data = (folder / "counted.txt").read_bytes()
+    val = data[int(0.9 * len(data)) :].decode()
     column = matrix.columns[1]
     assert "7" in val
     assert column.text == "".join(line for line in val.splitlines(keepends=True) if "7" not in line)
     assert set(column.bpb) == {"A", "B", "C"}
-    said = " ".join(matrix.remarks)
+    text = " ".join(matrix.remarks)
     left_out = 1 - len(column.text) / len(val)
-    assert f"Of the text of C, {left_out:.1%} was left out for all" in said
-    assert "'7'" in said
+    assert f"Of the text of C, {left_out:.1%} is left out for all" in text
+    assert "'7'" in text
 
 
-def test_who_cannot_read_a_text_has_no_number_there(matrix: cross_evaluation.Cross) -> None:
+def test_who_cannot_read_a_text_has_no_number_there(
+    matrix: cross_evaluation.CrossEvaluation,
+) -> None:
     column = matrix.columns[2]
     assert set(column.bpb) == {"B", "D"}
     assert "\u1f45" in column.text
@@ -111,12 +117,12 @@ def test_who_cannot_read_a_text_has_no_number_there(matrix: cross_evaluation.Cro
 def test_of_a_large_text_whole_lines_are_taken_evenly(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_evaluation, "MOST", 400)
-    monkeypatch.setattr(cross_evaluation, "STRETCHES", 4)
-    found = cross_evaluation.measure(sides(folder, "bytes", "plain"), quiet)
-    column = found.columns[0]
-    whole = (folder / "plain.txt").read_bytes()
-    val = whole[int(0.9 * len(whole)) :].decode()
+    monkeypatch.setattr(cross_evaluation, "MAX_TEXT_BYTES", 400)
+    monkeypatch.setattr(cross_evaluation, "EXCERPTS", 4)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "bytes", "plain"), quiet)
+    column = matrix.columns[0]
+    data = (folder / "plain.txt").read_bytes()
+    val = data[int(0.9 * len(data)) :].decode()
     assert 150 < column.bytes <= 400 < column.total == len(val)
     lines = val.splitlines()
     places, start = [], 0
@@ -127,8 +133,8 @@ def test_of_a_large_text_whole_lines_are_taken_evenly(
     assert min(places) < len(lines) / 4
     assert max(places) > len(lines) * 0.7
     assert (
-        f"Of the text of A, B, {column.bytes / len(val):.1%} was taken, evenly spaced."
-        in found.remarks
+        f"Of the text of A, B, {column.bytes / len(val):.1%} is scored, evenly spaced."
+        in matrix.remarks
     )
 
 
@@ -139,36 +145,36 @@ def test_what_is_gone_leaves_a_gap_and_a_word(
     train(text, tmp_path / "gone", **FEW)
     for checkpoint in (tmp_path / "gone" / "checkpoints").glob("*/model.safetensors"):
         checkpoint.write_bytes(b"")
-    found = cross_evaluation.measure(
-        [*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet
+    matrix = cross_evaluation.evaluate_runs(
+        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))], quiet
     )
-    assert found.columns[2].bpb["C"] is None
-    assert found.columns[2].bpb["A"] is not None
-    assert "C could not be measured" in " ".join(found.remarks)
+    assert matrix.columns[2].bpb["C"] is None
+    assert matrix.columns[2].bpb["A"] is not None
+    assert "C could not be scored" in " ".join(matrix.remarks)
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "empty"))
     text.unlink()
-    found = cross_evaluation.measure(
-        [*sides(folder, "plain", "counted"), Side("C", Run(tmp_path / "gone"))], quiet
+    matrix = cross_evaluation.evaluate_runs(
+        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))], quiet
     )
-    assert found.columns[2].bpb == {}
-    assert "The text of C could not be had" in " ".join(found.remarks)
-    assert dict(found.rows)["A"][2] == "-"
+    assert matrix.columns[2].bpb == {}
+    assert "The text of C could not be loaded" in " ".join(matrix.remarks)
+    assert dict(matrix.rows)["A"][2] == "-"
 
 
 def test_where_all_lines_are_left_out_there_is_nothing_to_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_evaluation, "READABLE", 0.0)
-    found = cross_evaluation.measure(sides(folder, "plain", "greek"), quiet)
-    assert [column.bpb for column in found.columns] == [{}, {}]
-    assert "Of the text of B, 100.0% was left out for all" in " ".join(found.remarks)
+    monkeypatch.setattr(cross_evaluation, "MIN_READABLE_SHARE", 0.0)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "greek"), quiet)
+    assert [column.bpb for column in matrix.columns] == [{}, {}]
+    assert "Of the text of B, 100.0% is left out for all" in " ".join(matrix.remarks)
 
 
 def test_tokens_that_forget_what_they_read_have_no_number(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of a tokenizer that makes all letters small."""
-    real = trained_model.load
+    real = trained_model.load_model
 
     def forgetful(run: Path) -> trained_model.Model:
         model = real(run)
@@ -177,17 +183,17 @@ def test_tokens_that_forget_what_they_read_have_no_number(
             monkeypatch.setattr(model.tokenizer, "decode", lambda ids: decode(ids).upper())
         return model
 
-    monkeypatch.setattr(trained_model, "load", forgetful)
-    found = cross_evaluation.measure(sides(folder, "plain", "bytes"), quiet)
-    assert found.columns[0].bpb["B"] is None
-    assert found.columns[0].bpb["A"] is not None
-    assert "B: its tokens do not give back the text of A, B." in found.remarks
+    monkeypatch.setattr(trained_model, "load_model", forgetful)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "bytes"), quiet)
+    assert matrix.columns[0].bpb["B"] is None
+    assert matrix.columns[0].bpb["A"] is not None
+    assert "B: its tokens do not decode to the text of A, B." in matrix.remarks
 
 
 def test_the_map_shows_every_number_and_is_darkest_where_it_is_worst(
-    matrix: cross_evaluation.Cross,
+    matrix: cross_evaluation.CrossEvaluation,
 ) -> None:
-    axes = cross_evaluation.draw(matrix, figures.ON_WHITE).axes[0]
+    axes = cross_evaluation.draw_matrix(matrix, figures.PRINT_PALETTE).axes[0]
     written = [text.get_text() for text in axes.texts]
     assert sorted(written) == sorted(
         value for letter, values in matrix.rows if letter in "ABCD" for value in values
@@ -205,14 +211,14 @@ def test_the_map_shows_every_number_and_is_darkest_where_it_is_worst(
 def test_the_command_shows_the_matrix(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["compare", str(folder / "plain"), str(folder / "greek"), "--cross", "--json"]
-    assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr()
-    assert "bits per byte  text of A  text of B" in told.err
-    facts = json.loads(told.out)["cross"]
-    assert f"{facts['bpb']['B'][1]:.3f}" in told.err
+    command = ["compare", str(folder / "plain"), str(folder / "greek"), "--cross", "--json"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "bits per byte  text of A  text of B" in captured.err
+    facts = json.loads(captured.out)["cross"]
+    assert f"{facts['bpb']['B'][1]:.3f}" in captured.err
     assert facts["bpb"]["A"][1] is None
     assert facts["texts"][0]["of"] == ["A"]
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
-    assert "Each on the others" in page
+    assert "Each run on each text" in page
     assert (tmp_path / "out" / "figures" / "cross.png").is_file()

@@ -13,7 +13,7 @@ import pytest
 from glasslm import cli
 from glasslm.errors import InputError
 from glasslm.lab.scaling.law import Law
-from glasslm.lab.scaling.table import read
+from glasslm.lab.scaling.table import read_runs
 
 TRUE = Law(alpha=0.35, beta=0.3, A=40.0, B=60.0, E=1.2)
 SIZES, TOKENS = (1e5, 3e5, 1e6, 3e6, 1e7), (1e6, 4e6, 1.6e7, 6.4e7)
@@ -44,17 +44,17 @@ def test_an_exact_law_is_recovered_from_any_of_the_columns(
         cli.main(["scale", "--fit", str(table(tmp_path / "runs.csv", columns=columns)), "--json"])
         == 0
     )
-    found = json.loads(capsys.readouterr().out)
+    fit = json.loads(capsys.readouterr().out)
     for name in ("alpha", "beta", "A", "B", "E"):
-        assert found[name]["value"] == pytest.approx(getattr(TRUE, name), rel=1e-4)
-        assert found[name]["ci_low"] <= found[name]["value"] <= found[name]["ci_high"]
-    assert found["backtest_error"] < 1e-6
-    assert (found["n"], found["delta"]) == (20, 1e-3)
+        assert fit[name]["value"] == pytest.approx(getattr(TRUE, name), rel=1e-4)
+        assert fit[name]["ci_low"] <= fit[name]["value"] <= fit[name]["ci_high"]
+    assert fit["backtest_error"] < 1e-6
+    assert (fit["n"], fit["delta"]) == (20, 1e-3)
     for name in ("fit.json", "scaling_curve.png", "isoflop.png", "report.html", "report.md"):
         assert (tmp_path / "scaling" / name).stat().st_size > 100
     assert (
         json.loads((tmp_path / "scaling" / "fit.json").read_text(encoding="utf-8"))["alpha"]
-        == found["alpha"]
+        == fit["alpha"]
     )
 
 
@@ -66,13 +66,13 @@ def test_the_report_and_the_plan_follow_from_the_runs(
         cli.main(["scale", "--fit", str(path), "--plan", "1e15", "--out", str(tmp_path / "out")])
         == 0
     )
-    shown = capsys.readouterr().out
-    assert "Backtest: from the runs up to" in shown
-    assert "20 tokens a parameter" in shown
-    assert "by the fit" in shown
-    assert "Extrapolation" not in shown
+    output = capsys.readouterr().out
+    assert "Backtest: from the runs up to" in output
+    assert "20 tokens a parameter" in output
+    assert "by the fit" in output
+    assert "Extrapolation" not in output
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "What the fit leans on" in page
+    assert "Sensitivity of the fit" in page
     assert "without N = 1e+05" in page
     assert (
         cli.main(["scale", "--fit", str(path), "--plan", "1e18", "--out", str(tmp_path / "out")])
@@ -83,10 +83,10 @@ def test_the_report_and_the_plan_follow_from_the_runs(
 
 def test_a_plan_alone_goes_by_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scale", "--plan", "1.2e15", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)["plan"]
-    assert made["rule"]["D"] == pytest.approx(20 * made["rule"]["N"])
-    assert 6 * made["rule"]["N"] * made["rule"]["D"] == pytest.approx(1.2e15)
-    assert "fit" not in made
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["rule"]["D"] == pytest.approx(20 * plan["rule"]["N"])
+    assert 6 * plan["rule"]["N"] * plan["rule"]["D"] == pytest.approx(1.2e15)
+    assert "fit" not in plan
 
 
 def test_runs_without_a_loss_are_named_and_bad_tables_refused(
@@ -95,12 +95,12 @@ def test_runs_without_a_loss_are_named_and_bad_tables_refused(
     path = table(tmp_path / "runs.csv")
     with open(path, "a", encoding="utf-8") as file:
         file.write("1e6,1e6,nan\n2e6,1e6,\n")
-    runs, lost = read(path)
+    runs, messages = read_runs(path)
     assert len(runs) == 20
-    assert [line.split(":")[0] for line in lost] == ["line 22", "line 23"]
-    for text, says in (
+    assert [line.split(":")[0] for line in messages] == ["line 22", "line 23"]
+    for text, message in (
         ("N,loss\n1,2\n", "expected N, D or C, and loss"),
-        ("N,D,loss\n1e6,1e6,two\n", "line 2 .* 'two' is no number"),
+        ("N,D,loss\n1e6,1e6,two\n", "line 2 .* 'two' is not a number"),
         ("N,D,loss\n-1,1e6,2\n", "line 2 .* above 0"),
         ("N,D,loss\n1e6,1e6,2\n", "too few"),
         ("", "none"),
@@ -108,8 +108,8 @@ def test_runs_without_a_loss_are_named_and_bad_tables_refused(
         bad = tmp_path / "bad.csv"
         bad.write_text(text, encoding="utf-8")
         assert cli.main(["scale", "--fit", str(bad)]) == 2
-        assert re.search(says, capsys.readouterr().err)
+        assert re.search(message, capsys.readouterr().err)
     with pytest.raises(InputError, match="no file"):
-        read(tmp_path / "nothing.csv")
+        read_runs(tmp_path / "nothing.csv")
     assert cli.main(["scale"]) == 2
     assert "--plan FLOPS" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import pytest
 
 from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
-from glasslm.lab.scaling.checks import bootstrap
 from glasslm.lab.scaling.isoflop import Frontier, TrainingCurve
 from glasslm.lab.scaling.law import Interval, Law, Observation
+from glasslm.lab.scaling.uncertainty import bootstrap
 
 LAW = Law(alpha=0.34, beta=0.28, A=60, B=40, E=1.2)
 
@@ -26,15 +26,15 @@ def grid(sizes: int, tokens: int, noise: float = 0, seed: int = 0) -> list[Obser
 
 
 def at_equal_compute(
-    computes: Sequence[float], off: float = 1, drift: float = 0, law: Law = LAW
+    computes: Sequence[float], centre: float = 1, drift: float = 0, law: Law = LAW
 ) -> list[Observation]:
     """Five sizes a budget around off times the optimum, which drifts away with compute."""
-    found = []
+    observations = []
     for C in computes:
         for ratio in np.geomspace(0.2, 5, 5):
-            N = law.N_opt(C) * off * (C / computes[0]) ** drift * ratio
-            found.append(Observation(N, C / 6 / N, law.loss(N, C / 6 / N)))
-    return found
+            N = law.N_opt(C) * centre * (C / computes[0]) ** drift * ratio
+            observations.append(Observation(N, C / 6 / N, law.loss(N, C / 6 / N)))
+    return observations
 
 
 def curves(sizes: int, points: int = 60) -> list[TrainingCurve]:
@@ -45,17 +45,17 @@ def curves(sizes: int, points: int = 60) -> list[TrainingCurve]:
     ]
 
 
-# -- approach 1 -------------------------------------------------------------------------------------------------------
+# -- approach 1 ------------------------------------------------------------------------------------
 
 
 def test_the_envelope_finds_the_frontier_of_its_law() -> None:
     """A line through the staircase itself would be (1 - 1/k^2) of this for k steps."""
-    found = isoflop.envelope(curves(7))
-    assert found.a.value == pytest.approx(LAW.a, abs=0.01)
-    assert found.a.ci_high - found.a.ci_low < 0.05
-    for C, N in found.points:
+    frontier = isoflop.envelope(curves(7))
+    assert frontier.a.value == pytest.approx(LAW.a, abs=0.01)
+    assert frontier.a.ci_high - frontier.a.ci_low < 0.05
+    for C, N in frontier.points:
         assert pytest.approx(LAW.N_opt(C), rel=0.05) == N
-    assert found.N_opt(1e14) == pytest.approx(LAW.N_opt(1e14), rel=0.05)
+    assert frontier.N_opt(1e14) == pytest.approx(LAW.N_opt(1e14), rel=0.05)
 
 
 def test_the_envelope_bears_noise() -> None:
@@ -70,13 +70,13 @@ def test_the_envelope_bears_noise() -> None:
 
 
 def test_a_size_whose_curve_ends_too_soon_is_no_optimum() -> None:
-    """That a larger size takes over because the smaller one was not trained further says nothing."""
+    """A larger size that takes over only because the smaller curve ends is no optimum."""
     short = curves(7)
     short[3] = TrainingCurve(short[3].N, short[3].C[:20], short[3].loss[:20])
-    whole, cut = isoflop.envelope(curves(7)), isoflop.envelope(short)
+    full, cut = isoflop.envelope(curves(7)), isoflop.envelope(short)
     passage = math.sqrt(short[3].N * short[4].N)
-    assert cut.points == tuple(point for point in whole.points if point[1] != passage)
-    assert len(cut.points) == len(whole.points) - 1
+    assert cut.points == tuple(point for point in full.points if point[1] != passage)
+    assert len(cut.points) == len(full.points) - 1
     assert "N = 1e+06 and 2.15e+06 do not cross" in cut.warnings[1]
 
 
@@ -111,28 +111,31 @@ def test_finished_runs_make_curves() -> None:
         Observation(10, 8, 1.5, seed=1),
         Observation(20, 4, 2.0),
     ]
-    assert isoflop.curves_of(runs) == [TrainingCurve(10, [240, 480], [2.0, 1.25])]
+    assert isoflop.training_curves(runs) == [TrainingCurve(10, [240, 480], [2.0, 1.25])]
 
 
-# -- approach 2 -------------------------------------------------------------------------------------------------------
+# -- approach 2 ------------------------------------------------------------------------------------
 
 
 def test_centred_sizes_give_the_exponent_without_bias() -> None:
-    """At constant ratios to the optimum, L - E has the same shape at each compute, so all minima err alike."""
-    found = isoflop.parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
-    assert [p.verdict for p in found] == ["centred"] * 4
-    frontier = isoflop.isoflop(found)
+    """At constant ratios to the optimum, L - E has the same shape at each compute."""
+    parabolas = isoflop.parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
+    assert [p.verdict for p in parabolas] == ["centred"] * 4
+    frontier = isoflop.isoflop(parabolas)
     assert frontier.a.value == pytest.approx(LAW.a, abs=1e-4)
     assert frontier.N_opt(1e13) == pytest.approx(LAW.N_opt(1e13), rel=0.1)
     assert not frontier.warnings
     assert all(
         p.curvature > 0 and p.lowest == pytest.approx(LAW.optimal_loss(p.C), rel=0.01)
-        for p in found
+        for p in parabolas
     )
 
 
 def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() -> None:
-    """Without any noise; Czech, arXiv:2603.22339. The more, the less the two exponents are alike."""
+    """Without any noise; Czech, arXiv:2603.22339.
+
+    The more, the less the two exponents are alike.
+    """
     law = Law(alpha=0.6, beta=0.2, A=3000, B=20, E=1.2)
     runs = at_equal_compute([1e12, 1e13, 1e14, 1e15], drift=0.2, law=law)
     frontier = isoflop.isoflop(isoflop.parabolas(runs))
@@ -146,16 +149,16 @@ def test_a_parabola_is_itself() -> None:
         Observation(N, 1e14 / 6 / N, 2 + 0.03 * math.log(N / 3e6) ** 2 + shift)
         for N in (1e6, 2e6, 4e6) for shift in (-0.01, 0.01)
     ]  # fmt: skip
-    (found,) = isoflop.parabolas(runs)
-    assert pytest.approx(3e6) == found.N_opt
-    assert pytest.approx(1e14) == found.C
-    assert (found.lowest, found.curvature) == pytest.approx((2, 0.06))
-    assert found.verdict == "off-centre"
+    (parabola,) = isoflop.parabolas(runs)
+    assert pytest.approx(3e6) == parabola.N_opt
+    assert pytest.approx(1e14) == parabola.C
+    assert (parabola.lowest, parabola.curvature) == pytest.approx((2, 0.06))
+    assert parabola.verdict == "off-centre"
 
 
 def test_minima_outside_the_sizes_are_left_out() -> None:
     computes = [1e12, 1e13, 1e14]
-    outside = isoflop.parabolas(at_equal_compute([1e15], off=9))
+    outside = isoflop.parabolas(at_equal_compute([1e15], centre=9))
     assert [p.verdict for p in outside] == ["outside the grid"]
     upside_down = isoflop.parabolas(
         [Observation(N, 1e16 / 6 / N, 3 - math.log(N / 2e6) ** 2) for N in (1e6, 2e6, 4e6)]
@@ -175,7 +178,7 @@ def test_two_sizes_are_no_parabola() -> None:
 
 
 def test_a_grid_of_runs_gives_isoflop_data() -> None:
-    cut = isoflop.slices(isoflop.curves_of(grid(9, 6)))
+    cut = isoflop.slices(isoflop.training_curves(grid(9, 6)))
     for o in cut:
         assert o.loss == pytest.approx(LAW.loss(o.N, o.D), rel=0.005)
     assert isoflop.isoflop(isoflop.parabolas(cut)).a.value == pytest.approx(LAW.a, abs=0.01)
@@ -183,14 +186,14 @@ def test_a_grid_of_runs_gives_isoflop_data() -> None:
         isoflop.slices(curves(3))
 
 
-# -- side by side -----------------------------------------------------------------------------------------------------
+# -- side by side ----------------------------------------------------------------------------------
 
 
 def test_the_three_approaches_agree_on_a_law() -> None:
     runs = grid(9, 6, noise=0.001)
     three = [
-        isoflop.envelope(isoflop.curves_of(runs)),
-        isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.curves_of(runs)))),
+        isoflop.envelope(isoflop.training_curves(runs)),
+        isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))),
         isoflop.parametric(bootstrap(runs)),
     ]
     assert [frontier.a.value for frontier in three] == pytest.approx([LAW.a] * 3, abs=0.03)
@@ -199,28 +202,30 @@ def test_the_three_approaches_agree_on_a_law() -> None:
 
 
 def test_a_disagreement_is_named() -> None:
-    one, two, three = (
+    first, second, third = (
         Frontier(name, Interval(a, a - 0.02, a + 0.02), 1.0, ())
         for name, a in (("one", 0.45), ("two", 0.48), ("three", 0.6))
     )
-    said = isoflop.disagreement([one, two, three])
-    assert "0.450 to 0.600" in said
-    assert "one and three, two and three do not meet" in said
-    assert "three and two, three and one do not meet" in isoflop.disagreement([three, two, one])
-    assert "nothing to compare" in isoflop.disagreement([one])
+    sentence = isoflop.disagreement([first, second, third])
+    assert "0.450 to 0.600" in sentence
+    assert "one and three, two and three do not meet" in sentence
+    assert "three and two, three and one do not meet" in isoflop.disagreement(
+        [third, second, first]
+    )
+    assert "nothing to compare" in isoflop.disagreement([first])
 
 
-# -- size alone -------------------------------------------------------------------------------------------------------
+# -- size alone ------------------------------------------------------------------------------------
 
 
 def test_kaplans_law_of_size_is_recovered() -> None:
     """L(N) = (8.8e13 / N)^.076; Kaplan et al. 2020, arXiv:2001.08361, equation 1.1."""
     runs = [Observation(N, 1e9, (8.8e13 / N) ** isoflop.KAPLAN) for N in np.geomspace(1e3, 1e9, 7)]
-    found = isoflop.size_law(runs)
-    assert found.alpha.value == pytest.approx(0.076)
-    assert found.k ** (1 / found.alpha.value) == pytest.approx(8.8e13)
-    assert found.r2 == pytest.approx(1)
-    assert found.loss(1e6) == pytest.approx((8.8e13 / 1e6) ** 0.076)
+    law = isoflop.size_law(runs)
+    assert law.alpha.value == pytest.approx(0.076)
+    assert law.k ** (1 / law.alpha.value) == pytest.approx(8.8e13)
+    assert law.r2 == pytest.approx(1)
+    assert law.loss(1e6) == pytest.approx((8.8e13 / 1e6) ** 0.076)
 
 
 def test_the_slope_s_interval_is_that_of_the_regression() -> None:
@@ -229,14 +234,14 @@ def test_the_slope_s_interval_is_that_of_the_regression() -> None:
     rng = np.random.default_rng(0)
     N = np.geomspace(1e5, 1e7, 6)
     L = 8 * N**-0.1 * np.exp(0.01 * rng.standard_normal(6))
-    found = isoflop.size_law([Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)])
+    law = isoflop.size_law([Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)])
     coefficients, covariance = np.polyfit(np.log(N), np.log(L), 1, cov=True)
     half = t.ppf(0.975, 4) * math.sqrt(covariance[0, 0])
-    assert found.alpha.value == pytest.approx(-coefficients[0])
-    assert (found.alpha.ci_low, found.alpha.ci_high) == pytest.approx(
+    assert law.alpha.value == pytest.approx(-coefficients[0])
+    assert (law.alpha.ci_low, law.alpha.ci_high) == pytest.approx(
         (-coefficients[0] - half, -coefficients[0] + half)
     )
-    assert found.r2 == pytest.approx(linregress(np.log(N), np.log(L)).rvalue ** 2)
+    assert law.r2 == pytest.approx(linregress(np.log(N), np.log(L)).rvalue ** 2)
 
 
 def test_a_floor_is_found_and_its_neglect_flattens_the_slope() -> None:
@@ -255,15 +260,15 @@ def test_a_floor_s_interval_is_that_of_scipy_s_curve_fit() -> None:
     rng = np.random.default_rng(1)
     N = np.geomspace(1e5, 1e7, 12)
     L = (1.2 + 60 * N**-0.34) * np.exp(0.003 * rng.standard_normal(12))
-    found = isoflop.size_law(
+    law = isoflop.size_law(
         [Observation(n, 1e7, loss) for n, loss in zip(N, L, strict=True)], floor=True
     )
     best, covariance = curve_fit(
         lambda n, e, k, alpha: np.log(e + k * (n / 1e6) ** -alpha), N, np.log(L), p0=(1, 0.5, 0.3)
     )
     half = t.ppf(0.975, 9) * math.sqrt(covariance[2, 2])
-    assert found.alpha.value == pytest.approx(best[2], rel=1e-4)
-    assert found.alpha.ci_high - found.alpha.value == pytest.approx(half, rel=1e-3)
+    assert law.alpha.value == pytest.approx(best[2], rel=1e-4)
+    assert law.alpha.ci_high - law.alpha.value == pytest.approx(half, rel=1e-3)
 
 
 def test_size_alone_wants_sizes_and_one_number_of_tokens() -> None:

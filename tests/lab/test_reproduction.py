@@ -1,4 +1,4 @@
-"""A run trained again from its record has the same bits; where it has not, it is said when and by how much."""
+"""A run trained again from its record has the same bits, or the first difference is reported."""
 
 import json
 import shutil
@@ -43,21 +43,21 @@ def edit_metrics(run: Path, step: int, **changes: Any) -> None:
 
 
 def test_the_same_bits_again(folder: Path, tmp_path: Path) -> None:
-    came = reproduce(folder / "run", tmp_path / "again")
-    assert came.same
-    assert came.parting is None
-    assert (came.steps, came.reached) == (20, 20)
-    assert [pair.step for pair in came.checkpoints] == checkpoint.list_steps(folder / "run")
-    assert len(came.checkpoints) >= 5
-    assert came.lines == 20 + 5 + 3  # steps, evaluations at 0, 5, ..., samples at 0, 10, 20
-    assert came.circumstances == []
+    result = reproduce(folder / "run", tmp_path / "again")
+    assert result.same
+    assert result.parting is None
+    assert (result.steps, result.reached) == (20, 20)
+    assert [pair.step for pair in result.checkpoints] == checkpoint.list_steps(folder / "run")
+    assert len(result.checkpoints) >= 5
+    assert result.lines == 20 + 5 + 3  # steps, evaluations at 0, 5, ..., samples at 0, 10, 20
+    assert result.circumstances == []
 
 
 def test_the_first_steps_are_those_of_the_same_schedule(folder: Path, tmp_path: Path) -> None:
-    came = reproduce(folder / "run", tmp_path / "again", steps=7)
-    assert came.same
-    assert (came.steps, came.reached, came.interrupted_by) == (7, 7, None)
-    assert [pair.step for pair in came.checkpoints] == [0, 5]
+    result = reproduce(folder / "run", tmp_path / "again", steps=7)
+    assert result.same
+    assert (result.steps, result.reached, result.interrupted_by) == (7, 7, None)
+    assert [pair.step for pair in result.checkpoints] == [0, 5]
     assert Run(tmp_path / "again").config.train.max_steps == 20
     assert checkpoint.list_steps(tmp_path / "again")[-1] == 7
 
@@ -65,67 +65,71 @@ def test_the_first_steps_are_those_of_the_same_schedule(folder: Path, tmp_path: 
 def test_an_interrupted_run_is_compared_as_far_as_it_got(folder: Path, tmp_path: Path) -> None:
     first = reproduce(folder / "run", tmp_path / "part", steps=8)
     assert Run(first.again).history.status == "interrupted"
-    came = reproduce(first.again, tmp_path / "again")
-    assert came.same
-    assert came.steps == 8
-    assert [pair.step for pair in came.checkpoints] == [0, 5, 8]
+    result = reproduce(first.again, tmp_path / "again")
+    assert result.same
+    assert result.steps == 8
+    assert [pair.step for pair in result.checkpoints] == [0, 5, 8]
 
 
 def test_where_they_part_is_told(folder: Path, tmp_path: Path) -> None:
-    then = copy(folder / "run", tmp_path / "run")
-    loss = [line["loss"] for line in Run(then).metrics() if line["kind"] == "step"][11]
-    edit_metrics(then, 12, loss=loss + 0.25)
-    edit_metrics(then, 15, loss=0.0)
-    came = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True)
-    assert not came.same
-    assert came.parting is not None
-    assert (came.parting.step, came.parting.where) == (12, "step: loss")
-    assert came.parting.apart == pytest.approx(0.25)
-    assert reproduction.compare(Run(then), Run(folder / "run"), 11, whole=False).parting is None
-    edit_metrics(then, 12, loss=loss, extra="of another version", timing={"elapsed_s": 9})
-    edit_metrics(then, 15, kind="warning")
-    missing = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True).parting
+    copied = copy(folder / "run", tmp_path / "run")
+    loss = [line["loss"] for line in Run(copied).metrics() if line["kind"] == "step"][11]
+    edit_metrics(copied, 12, loss=loss + 0.25)
+    edit_metrics(copied, 15, loss=0.0)
+    result = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True)
+    assert not result.same
+    assert result.parting is not None
+    assert (result.parting.step, result.parting.where) == (12, "step: loss")
+    assert result.parting.difference == pytest.approx(0.25)
+    assert (
+        reproduction.compare_runs(Run(copied), Run(folder / "run"), 11, whole=False).parting is None
+    )
+    edit_metrics(copied, 12, loss=loss, extra="of another version", timing={"elapsed_s": 9})
+    edit_metrics(copied, 15, kind="warning")
+    missing = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True).parting
     assert missing is not None
     assert missing.step in (15, 16)
-    path = then / "metrics.jsonl"
+    path = copied / "metrics.jsonl"
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if '"kind":"sample"' in line.replace(" ", ""))
     path.write_text("".join(lines[:last] + lines[last + 1 :]), encoding="utf-8")
-    cut = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True).parting
+    cut = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True).parting
     assert cut is not None
     assert (cut.step, cut.where) == (20, "number of lines")
-    assert reproduction.compare(Run(then), Run(folder / "run"), 20, whole=False).parting is None
+    assert (
+        reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=False).parting is None
+    )
 
 
 def test_checkpoints_are_compared_value_by_value(folder: Path, tmp_path: Path) -> None:
     train(folder / "text.txt", tmp_path / "other", dropout=0.1, seed=8)
     shutil.copyfile(folder / "run" / "metrics.jsonl", tmp_path / "other" / "metrics.jsonl")
-    came = reproduction.compare(Run(folder / "run"), Run(tmp_path / "other"), 20, whole=True)
-    assert came.parting is None
-    assert not came.same
-    assert all(not pair.same and pair.difference > 0 and pair.where for pair in came.checkpoints)
+    result = reproduction.compare_runs(Run(folder / "run"), Run(tmp_path / "other"), 20, whole=True)
+    assert result.parting is None
+    assert not result.same
+    assert all(not pair.same and pair.difference > 0 and pair.where for pair in result.checkpoints)
 
 
 def test_a_damaged_checkpoint_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
-    then = copy(folder / "run", tmp_path / "run")
-    weights = then / "checkpoints" / "000010" / "model.safetensors"
+    copied = copy(folder / "run", tmp_path / "run")
+    weights = copied / "checkpoints" / "000010" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    came = reproduction.compare(Run(then), Run(folder / "run"), 20, whole=True)
-    assert 10 not in [pair.step for pair in came.checkpoints]
-    assert len(came.notes) == 1
-    assert "step 10" in came.notes[0]
+    result = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True)
+    assert 10 not in [pair.step for pair in result.checkpoints]
+    assert len(result.notes) == 1
+    assert "step 10" in result.notes[0]
 
 
 def test_a_time_limit_has_become_a_number_of_steps(folder: Path, tmp_path: Path) -> None:
-    then = copy(folder / "run", tmp_path / "run")
-    record = json.loads((then / "run.json").read_text(encoding="utf-8"))
+    copied = copy(folder / "run", tmp_path / "run")
+    record = json.loads((copied / "run.json").read_text(encoding="utf-8"))
     record["config"]["train"]["max_time"] = "1s"
-    (then / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    came = reproduce(then, tmp_path / "again", steps=2)
-    assert came.same
-    assert Run(came.again).config.train.max_steps == 20
+    (copied / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    result = reproduce(copied, tmp_path / "again", steps=2)
+    assert result.same
+    assert Run(result.again).config.train.max_steps == 20
 
 
 def test_other_text_is_refused_with_both_hashes(
@@ -135,12 +139,12 @@ def test_other_text_is_refused_with_both_hashes(
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
     train(text, tmp_path / "run", max_steps=2)
     shutil.rmtree(tmp_path / "cache")
-    known = files.sha256_of(text)
+    known = files.file_sha256(text)
     text.write_text(text.read_text(encoding="utf-8").upper(), encoding="utf-8")
     assert cli.main(["reproduce", str(tmp_path / "run")]) == 4
     message = capsys.readouterr().err
     assert known in message
-    assert files.sha256_of(text) in message
+    assert files.file_sha256(text) in message
     assert not (tmp_path / "run-reproduced").exists()
 
 
@@ -174,24 +178,24 @@ def test_the_command_has_a_verdict_and_a_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with no_report():
-        then = copy(folder / "run", tmp_path / "run")
-        assert cli.main(["reproduce", str(then), "--steps", "3"]) == 0
+        copied = copy(folder / "run", tmp_path / "run")
+        assert cli.main(["reproduce", str(copied), "--steps", "3"]) == 0
         assert "the same, bit for bit" in capsys.readouterr().out
         assert (tmp_path / "run-reproduced" / "run.json").is_file()
-        assert cli.main(["reproduce", str(then), "--steps", "3"]) == 2  # there is one by now
+        assert cli.main(["reproduce", str(copied), "--steps", "3"]) == 2  # there is one by now
         capsys.readouterr()
-        edit_metrics(then, 2, loss=1.0)
+        edit_metrics(copied, 2, loss=1.0)
         again = ["--run-dir", str(tmp_path / "again")]
-        assert cli.main(["reproduce", str(then), "--steps", "3", "--json", *again]) == 1
+        assert cli.main(["reproduce", str(copied), "--steps", "3", "--json", *again]) == 1
         facts = json.loads(capsys.readouterr().out)
         assert not facts["same"]
         assert facts["parting"]["step"] == 2
         shutil.rmtree(tmp_path / "again")
-        assert cli.main(["reproduce", str(then), "--steps", "3", *again]) == 1
+        assert cli.main(["reproduce", str(copied), "--steps", "3", *again]) == 1
         out = capsys.readouterr().out
-        assert "they part at step 2 (step: loss)" in out
-        assert "Equal bits are promised" in out
-        assert cli.main(["reproduce", str(then), "--steps", "0"]) == 2
+        assert "first difference at step 2 (step: loss)" in out
+        assert "Equal bits are guaranteed" in out
+        assert cli.main(["reproduce", str(copied), "--steps", "0"]) == 2
 
 
 def test_without_a_step_to_compare_nothing_is_claimed(
@@ -206,7 +210,7 @@ def test_without_a_step_to_compare_nothing_is_claimed(
     with no_report():
         assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "10"]) == 0
     capsys.readouterr()
-    early = reproduction.compare(
+    early = reproduction.compare_runs(
         Run(tmp_path / "run"), Run(tmp_path / "run-reproduced"), 9, whole=False
     )
     assert (early.trained, early.same) == (0, False)
@@ -214,15 +218,15 @@ def test_without_a_step_to_compare_nothing_is_claimed(
     assert reproduce(tmp_path / "short", tmp_path / "again", steps=5).same
     monkeypatch.setattr(reproduction, "reproduce", lambda *arguments: early)
     assert cli.main(["reproduce", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().out
-    assert "no step was compared" in said
-    assert "the same" not in said
+    output = capsys.readouterr().out
+    assert "no step was compared" in output
+    assert "the same" not in output
 
 
 def test_the_first_field_that_differs_is_the_first_of_the_line() -> None:
     names = [f"field {index}" for index in range(40)]
     line = {"kind": "step", "step": 1}
-    parting = reproduction._parting(
+    parting = reproduction._first_difference(
         [line | dict.fromkeys(names, 1)], [line | dict.fromkeys(names[::-1], 2)], True
     )
     assert parting is not None

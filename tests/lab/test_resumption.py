@@ -17,7 +17,7 @@ from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
-from glasslm.training.fine_tuning import merge
+from glasslm.training.fine_tuning import merge_run
 from glasslm.training.loop import Loop
 from small_runs import logged, no_report, quiet, train, write_text
 
@@ -47,13 +47,13 @@ def try_resume(run: Path) -> resumption.Resumption:
 def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: Path) -> None:
     flags = FLAGS | {"optimizer": "adamw", "sample_interval": 10}
     tuned = train(text, tmp_path / "tuned", init_from=str(original), lora_rank=2, **flags)
-    merged = merge(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
+    merged = merge_run(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
     assert checkpoint.load(merged).progress.loop == {}
     assert try_resume(merged).passed
 
 
 def multiply_weights(monkeypatch: pytest.MonkeyPatch, step: int, factor: float) -> None:
-    """Multiply all weights before this step (from 1): every later loss is bad, however BLAS rounds."""
+    """Multiply all weights before this step (from 1), so that every later loss is bad."""
     do_step = Loop.do_step
 
     def do_damaged_step(self: Loop) -> None:

@@ -18,14 +18,21 @@ from typing import Any
 
 import pytest
 
-from glasslm import files
 from glasslm.config.schema import ComputeConfig
-from glasslm.data import shards
-from glasslm.data.sources.corpora import find
+from glasslm.data.dataset import prepare_dataset
+from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
 from glasslm.lab.studies import study_setting, sweep
-from glasslm.lab.studies.sweep import Ended, Runner, Trial, cost, require_results, run_all
+from glasslm.lab.studies.sweep import (
+    Runner,
+    Trial,
+    TrialOutcome,
+    require_results,
+    run_all,
+    run_flops,
+)
 from glasslm.runs.run_folder import Run
+from glasslm.runs.run_lock import lock_run
 from small_runs import essence, small, train, wait_for, write_text
 
 STEPS = 12
@@ -36,7 +43,7 @@ RUNNER = Runner(ComputeConfig(engine="numpy", threads=1))
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_text(tmp_path_factory.mktemp("text") / "text.txt")
     data = small(path).data
-    shards.prepare(data, find(data, lambda message: None), lambda message: None)
+    prepare_dataset(data, find_source(data, lambda message: None), lambda message: None)
     return path
 
 
@@ -45,9 +52,9 @@ def trial(text: Path, name: str, **flags: Any) -> Trial:
 
 
 def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     trials = [trial(text, "one"), trial(text, "two", seed=7, n_layers=1)]
-    ended = run_all(tmp_path / "study", trials, RUNNER, 20, said.append)
+    ended = run_all(tmp_path / "study", trials, RUNNER, 20, messages.append)
     assert {name: end.status for name, end in ended.items()} == {
         "one": "finished",
         "two": "finished",
@@ -57,11 +64,11 @@ def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> Non
     ).run_dir
     assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
     assert not (ended["one"].run.path / "report.html").exists()  # `glasslm report` makes it
-    assert any("0 runs to go" in message for message in said)
+    assert any("0 runs to go" in message for message in messages)
     before = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()
     }
-    again = run_all(tmp_path / "study", trials, RUNNER, 20, said.append)
+    again = run_all(tmp_path / "study", trials, RUNNER, 20, messages.append)
     assert {name: end.status for name, end in again.items()} == {
         "one": "finished",
         "two": "finished",
@@ -69,7 +76,7 @@ def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> Non
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*") if path.is_file()
     }
-    assert "2 of 2 runs are there already" in said
+    assert "2 of 2 runs are finished already" in messages
 
 
 def test_a_diverged_run_is_an_outcome_and_a_failed_one_does_not_end_the_study(
@@ -82,10 +89,12 @@ def test_a_diverged_run_is_an_outcome_and_a_failed_one_does_not_end_the_study(
     trials = [impossible, sick, trial(text, "well")]
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
     assert {name: end.status for name, end in ended.items()} == {
-        "impossible": "failed", "sick": "diverged", "well": "finished"
-    }  # fmt: skip
-    assert "exit code 2" in ended["impossible"].why
-    assert "nothing" in ended["impossible"].why
+        "impossible": "failed",
+        "sick": "diverged",
+        "well": "finished",
+    }
+    assert "exit code 2" in ended["impossible"].error
+    assert "nothing" in ended["impossible"].error
 
 
 def test_other_settings_in_the_same_folder_are_refused(text: Path, tmp_path: Path) -> None:
@@ -98,8 +107,8 @@ def test_other_settings_in_the_same_folder_are_refused(text: Path, tmp_path: Pat
 
 def test_a_larger_model_costs_more(text: Path) -> None:
     base = small(text)
-    assert cost(small(text, n_layers=4), 20) > 1.5 * cost(base, 20)
-    assert cost(small(text, max_steps=40), 20) == 2 * cost(base, 20)
+    assert run_flops(small(text, n_layers=4), 20) > 1.5 * run_flops(base, 20)
+    assert run_flops(small(text, max_steps=40), 20) == 2 * run_flops(base, 20)
 
 
 SCRIPT = """
@@ -109,10 +118,15 @@ SCRIPT = """
     from glasslm.lab.studies.sweep import Runner, Trial, run_all
     from glasslm.config.schema import ComputeConfig
     from small_runs import small
-    flags = {{"max_steps": 400, "sample_interval": 0, "checkpoint_interval": 25, "eval_interval": 300, "keep": 2}}
-    trials = [Trial(f"seed-{{seed}}", small(Path({text!r}), seed=seed, **flags)) for seed in (1, 2, 3)]
-    ended = run_all(Path({study!r}), trials, Runner(ComputeConfig(engine="numpy", threads=1), workers=2), 20, print)
-    print(sorted((name, end.status) for name, end in ended.items()))
+    flags = {{
+        "max_steps": 400, "sample_interval": 0, "checkpoint_interval": 25,
+        "eval_interval": 300, "keep": 2,
+    }}
+    text = Path({text!r})
+    trials = [Trial(f"seed-{{seed}}", small(text, seed=seed, **flags)) for seed in (1, 2, 3)]
+    runner = Runner(ComputeConfig(engine="numpy", threads=1), workers=2)
+    outcomes = run_all(Path({study!r}), trials, runner, 20, print)
+    print(sorted((name, outcome.status) for name, outcome in outcomes.items()))
 """
 
 
@@ -133,8 +147,16 @@ def training(study: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of the study's runs, made alone."""
-    return train(text, tmp_path_factory.mktemp("alone") / "run", seed=2, max_steps=400, sample_interval=0,
-                 checkpoint_interval=25, eval_interval=300, keep=2).run_dir  # fmt: skip
+    return train(
+        text,
+        tmp_path_factory.mktemp("alone") / "run",
+        seed=2,
+        max_steps=400,
+        sample_interval=0,
+        checkpoint_interval=25,
+        eval_interval=300,
+        keep=2,
+    ).run_dir
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
@@ -197,7 +219,7 @@ def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
     assert Run(alone).best_val_loss is not None
 
 
-# -- what a killed study leaves ---------------------------------------------------------------------------------------
+# -- what a killed study leaves --------------------------------------------------------------------
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
@@ -205,31 +227,31 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
 ) -> None:
     trials, path = [trial(text, "one")], tmp_path / "study" / "runs" / "one"
     run_all(tmp_path / "whole", trials, RUNNER, 20, lambda message: None)
-    whole = tmp_path / "whole" / "runs" / "one"
+    complete = tmp_path / "whole" / "runs" / "one"
     (path / "checkpoints").mkdir(parents=True)
     for name in ("run.json", "tokenizer.json", "run.lock"):
-        shutil.copy(whole / name, path / name)
+        shutil.copy(complete / name, path / name)
     (path / "metrics.jsonl").write_text(
         '{"kind": "plan", "step": 0, "max_steps": 12}\n', encoding="utf-8"
     )
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
     assert ended["one"].status == "finished"
-    assert essence(path, STEPS) == essence(whole, STEPS)
+    assert essence(path, STEPS) == essence(complete, STEPS)
 
 
 def test_a_run_that_is_still_saving_is_waited_for(text: Path, tmp_path: Path) -> None:
     path, began = tmp_path / "study" / "runs" / "one", time.monotonic()
     path.mkdir(parents=True)
-    held = threading.Event()
+    is_locked = threading.Event()
 
     def hold() -> None:
-        with files.lock(path):
-            held.set()
+        with lock_run(path):
+            is_locked.set()
             time.sleep(2.5)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait()
+    is_locked.wait()
     ended = run_all(tmp_path / "study", [trial(text, "one")], RUNNER, 20, lambda message: None)
     holder.join()
     assert ended["one"].status == "finished"
@@ -238,17 +260,20 @@ def test_a_run_that_is_still_saving_is_waited_for(text: Path, tmp_path: Path) ->
 
 def test_what_fails_says_why_and_nothing_is_built_on_it() -> None:
     run = Run("nowhere")
-    require_results({"one": Ended("finished", run), "two": Ended("diverged", run)})
+    require_results({"one": TrialOutcome("finished", run), "two": TrialOutcome("diverged", run)})
     with pytest.raises(
         InputError, match=r"1 of 2 runs failed.*two: the disk was full.*tries them again"
     ):
         require_results(
-            {"one": Ended("finished", run), "two": Ended("failed", run, "the disk was full")}
+            {
+                "one": TrialOutcome("finished", run),
+                "two": TrialOutcome("failed", run, "the disk was full"),
+            }
         )
 
 
 def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(sweep, "available_cores", lambda: [0, 1, 2, 3])
     assert Runner(ComputeConfig()).slots == 4
     assert Runner(ComputeConfig(threads=2)).slots == 2
     assert Runner(ComputeConfig(threads=8)).slots == 1
@@ -256,24 +281,24 @@ def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch)
     assert Runner(ComputeConfig(device="cuda"), workers=3).slots == 3
 
 
-# -- what every study begins with -------------------------------------------------------------------------------------
+# -- what every study begins with ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"epochs": 2.0}, "--max-steps, or by --budget"),
         ({"patience": 3}, "end each run at another step"),
         ({"stop_at_loss": 2.0}, "end each run at another step"),
-        ({"init_from": "runs/old"}, "begin anew"),
+        ({"init_from": "runs/old"}, "start from initial weights"),
         ({"block_size": 8000}, "tokens"),
     ],
 )
 def test_a_recipe_that_makes_no_study_is_refused(
-    text: Path, flags: dict[str, Any], says: str
+    text: Path, flags: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=says):
-        study_setting.with_text(small(text, **flags), lambda message: None)
+    with pytest.raises(InputError, match=message):
+        study_setting.prepare_recipe(small(text, **flags), lambda message: None)
 
 
 def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,15 +306,15 @@ def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.Monkey
         buffer = io.BytesIO(text.read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Piped())
-    base, dataset = study_setting.with_text(small(Path("-")), lambda message: None)
+    base, dataset = study_setting.prepare_recipe(small(Path("-")), lambda message: None)
     assert base.data.text_file != ("-",)
-    again, same = study_setting.with_text(base, lambda message: None)
+    again, same = study_setting.prepare_recipe(base, lambda message: None)
     assert again == base
     assert same.facts["sha256"] == dataset.facts["sha256"]
 
 
 def test_one_engine_serves_a_whole_study(text: Path) -> None:
     for compute in (ComputeConfig(), ComputeConfig(engine="numpy", threads=3)):
-        found = study_setting.with_engine(compute, small(text), 20)
-        assert "auto" not in (found.engine, found.device, found.precision)
-        assert found.threads == (compute.threads or 1)
+        resolved = study_setting.resolve_compute(compute, small(text), 20)
+        assert "auto" not in (resolved.engine, resolved.device, resolved.precision)
+        assert resolved.threads == (compute.threads or 1)

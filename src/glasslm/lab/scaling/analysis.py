@@ -19,7 +19,7 @@ from glasslm.lab.scaling.uncertainty import (
     bootstrap,
     sensitivity,
 )
-from glasslm.runs.metrics import plain
+from glasslm.runs.metrics import to_json_types
 
 MIN_SIZES_WITH_FLOOR = 5  # for a law of size alone with a floor
 
@@ -96,7 +96,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     fit, tested, forecast = analysis.bootstrap.fit, analysis.backtest, analysis.extrapolation
     intervals = analysis.bootstrap.parameters()
     inside = f"{tested.inside_count} of {len(tested.forecasts)}" if tested else None
-    return plain(
+    return to_json_types(
         {
             **{name: _interval_json(interval) for name, interval in intervals.items()},
             "objective": fit.objective,

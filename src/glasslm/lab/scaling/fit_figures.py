@@ -126,9 +126,7 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
 
 
 def draw_size_law(analysis: Analysis, colours: Palette) -> Figure:
-    """A figure of loss over size at equal tokens, in logarithms, with fitted laws and Kaplan's
-    slope.
-    """
+    """A figure of loss over size at equal tokens, with fitted laws and Kaplan's slope."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 4), layout="constrained")

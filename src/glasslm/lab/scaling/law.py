@@ -1,10 +1,9 @@
-"""The law of Hoffmann et al. 2022 (arXiv:2203.15556), L(N, D) = E + A / N^alpha + B / D^beta: its
-optimum and its fit.
+"""The scaling law of Hoffmann et al. 2022 (arXiv:2203.15556): its optimum and its fit.
 
-N parameters, D training tokens, C = 6 N D training FLOPs, losses in nats per token (any unit
-works). This module only computes: it does not train and reads no file. The caller decides which
-parameters N counts, and exponents depend on it (Porian et al., arXiv:2406.19146; Pearce and Song,
-arXiv:2406.12907).
+L(N, D) = E + A / N^alpha + B / D^beta. N parameters, D training tokens, C = 6 N D training FLOPs,
+losses in nats per token (any unit works). This module only computes: it does not train and reads no
+file. The caller decides which parameters N counts, and exponents depend on it (Porian et al.,
+arXiv:2406.19146; Pearce and Song, arXiv:2406.12907).
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ HUBER_DELTA = 1e-3  # as in Hoffmann et al.
 
 @dataclass(frozen=True)
 class Observation:
-    """A finished run: N parameters trained on D tokens to a loss. `flops` is the counted compute,
-    if not 6 N D.
+    """A finished run: N parameters trained on D tokens to a loss.
+
+    `flops` is the counted compute, if it is not 6 N D.
     """
 
     N: float
@@ -71,12 +71,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta, and the optimum that it gives for a compute C = 6 N
-    D.
+    """L(N, D) = E + A / N^alpha + B / D^beta, and its optimum for a compute C = 6 N D.
 
     >>> Law(alpha=0.34, beta=0.28, A=406.4, B=410.7, E=1.69).loss(70e9, 1.4e12)  # Chinchilla
     1.936...
-
     """
 
     alpha: float
@@ -100,9 +98,7 @@ class Law:
 
     @property
     def G(self) -> float:
-        """The factor in N_opt(C) = G (C / 6)^a and D_opt(C) = (C / 6)^b / G (equation 4 of the
-        paper).
-        """
+        """The factor in N_opt(C) = G (C / 6)^a and D_opt(C) = (C / 6)^b / G (equation 4)."""
         log_ratio = math.log(self.alpha * self.A) - math.log(self.beta * self.B)
         return math.exp(min(max(log_ratio / (self.alpha + self.beta), -700.0), 700.0))
 
@@ -177,11 +173,10 @@ def fit(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> Fit:
 
 @dataclass(frozen=True)
 class Problem:
-    """Observations in the form of power_terms: x (2, n), the centred logs of N and D, and y (n,),
-    the logs of the loss.
+    """Observations in the form of power_terms.
 
-    The logs are centred because the runs determine the height of a power law at their sizes, not at
-    one parameter.
+    x (2, n) are the centred logs of N and D, y (n,) the logs of the loss. The logs are centred
+    because the runs determine the height of a power law at their sizes, not at one parameter.
     """
 
     x: Array
@@ -252,8 +247,9 @@ def levels(values: Sequence[float]) -> list[int]:
 
 
 def budgets(observations: Sequence[Observation]) -> tuple[Literal["C", "D"], list[int]]:
-    """What the design fixes across sizes, compute (IsoFLOP) or tokens (a grid), and each run's
-    level of it.
+    """What the design fixes across sizes, compute or tokens, and each run's level of it.
+
+    An IsoFLOP design fixes compute ("C"), a grid fixes tokens ("D").
     """
     by_compute, by_tokens = levels([o.C for o in observations]), levels([o.D for o in observations])
     return ("C", by_compute) if max(by_compute) < max(by_tokens) else ("D", by_tokens)

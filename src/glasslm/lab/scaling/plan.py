@@ -1,6 +1,4 @@
-"""Which model size and how many tokens to train with a given compute, and warnings about
-extrapolation.
-"""
+"""Plans for a compute: which model size on how many tokens; warnings about extrapolation."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """What to train with C FLOPs: by the rule of 20 tokens a parameter, and by a fit, if there is
-    one.
-    """
+    """What to train with C FLOPs: by the rule of 20 tokens a parameter, and by a fit, if any."""
 
     C: float
     rule: Allocation
@@ -75,8 +71,9 @@ def extrapolation_warning(C: float, largest_C: float) -> str | None:
 
 
 def repetition_warning(observations: Sequence[Observation], unique_tokens: float) -> str:
-    """A warning if runs repeated their text more than MAX_EPOCHS times, or "": the law assumes
-    fresh tokens.
+    """A warning if runs repeated their text more than MAX_EPOCHS times, or "".
+
+    The law assumes fresh tokens.
     """
     require(unique_tokens > 0, "unique tokens", unique_tokens, "a number above 0")
     epochs = [D / unique_tokens for _, D in sorted({o.cell for o in observations})]

@@ -1,10 +1,9 @@
-"""Losses that are a constant plus falling power laws, fitted in log space: log L = log(e^c0 + sum_k
-e^(c_k - p_k x_k)).
+"""Losses that are a constant plus falling power laws, fitted in log space.
 
-The log-sum-exp form and the Huber loss are those of Hoffmann et al. 2022 (arXiv:2203.15556,
-sections 3.3 and D.2). Many fits run at once, each from its own start or with its own weights, which
-makes a bootstrap cheap. S fits, K power laws, n losses, P = 1 + 2 K parameters in the order c0,
-c_1, p_1, c_2, p_2, ...
+log L = log(e^c0 + sum_k e^(c_k - p_k x_k)). The log-sum-exp form and the Huber loss are those of
+Hoffmann et al. 2022 (arXiv:2203.15556, sections 3.3 and D.2). Many fits run at once, each from its
+own start or with its own weights, which makes a bootstrap cheap. S fits, K power laws, n losses, P
+= 1 + 2 K parameters in the order c0, c_1, p_1, c_2, p_2, ...
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 EXPONENT_BOUNDS = (0.01, 3.0)  # at the lower bound a power law cannot be told from a constant
-MIN_LOG_TERM = 12.0  # a term is at least e^-12 of the smallest loss: less is as good as none
+MIN_LOG_TERM = 12.0  # a term is at least e^-12 of the smallest loss: a smaller one is negligible
 GRID_POINTS, MAX_STARTS, MAX_ITERATIONS = 24, 24, 300
 
 
 def predict_log_losses(theta: Array, x: Array) -> tuple[Array, Array]:
-    """(S, n) log losses of the parameters (S, P) at x (K, n), and (S, 1 + K, n) the share of each
-    term in the loss.
+    """(S, n) log losses, and (S, 1 + K, n) the share of each term in the loss.
+
+    theta (S, P) are the parameters, x is (K, n).
     """
     constant = np.broadcast_to(theta[:, :1, None], (len(theta), 1, x.shape[1]))
     terms = np.concatenate([constant, theta[:, 1::2, None] - theta[:, 2::2, None] * x], 1)
@@ -34,8 +34,9 @@ def predict_log_losses(theta: Array, x: Array) -> tuple[Array, Array]:
 
 
 def jacobian(shares: Array, x: Array) -> Array:
-    """(S, n, P): the derivative of each log loss by each parameter, from shares (S, 1 + K, n) and x
-    (K, n).
+    """(S, n, P): the derivative of each log loss by each parameter.
+
+    shares is (S, 1 + K, n), x is (K, n).
     """
     S, terms, n = shares.shape
     J = np.empty((S, n, 2 * terms - 1))
@@ -46,8 +47,9 @@ def jacobian(shares: Array, x: Array) -> Array:
 
 
 def huber(r: Array, delta: float) -> Array:
-    """r^2 / 2 within delta and a straight line outside, of any shape; an infinite delta is least
-    squares.
+    """r^2 / 2 within delta and a straight line outside, in the shape of r.
+
+    An infinite delta is least squares.
     """
     size = np.abs(r)
     inner = np.minimum(size, delta)

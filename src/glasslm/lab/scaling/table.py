@@ -20,8 +20,7 @@ COLUMN_NAMES = {
 
 
 def read_runs(path: Path) -> tuple[list[Observation], list[str]]:
-    """The runs of a table, and a message for each row that is left out because its loss is not
-    finite.
+    """The runs of a table, and a message for each row without a finite loss, which is left out.
 
     Without a column D, D is C / 6N. Raises InputError for a cell that is not a number, with its
     line, and for a missing column, with the columns of the table.

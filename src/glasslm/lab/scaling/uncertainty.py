@@ -43,12 +43,12 @@ class Bootstrap:
     refits: tuple[Law, ...]
 
     def interval(self, quantity: Callable[[Law], float], log: bool = False) -> Interval:
-        """The 95% interval of a quantity above 0 that follows from the law; with `log`, symmetric
-        in its logarithm.
+        """The 95% interval of a quantity above 0 that follows from the law.
 
-        It is the fit plus or minus Student's t (cells - 5 degrees of freedom) times half the range
-        of the middle 68% of the refits. Percentiles alone are too narrow for a small design, and a
-        standard deviation follows the few draws that leave an exponent undetermined.
+        With `log` it is symmetric in the logarithm. It is the fit plus or minus Student's t (cells
+        - 5 degrees of freedom) times half the range of the middle 68% of the refits. Percentiles
+        alone are too narrow for a small design, and a standard deviation follows the few draws that
+        leave an exponent undetermined.
         """
         scale, unscale = (math.log, _bounded_exp) if log else (float, float)
         value = scale(quantity(self.fit))
@@ -75,11 +75,10 @@ class Bootstrap:
         return self.interval(lambda law: law.loss(N, D), log=True)
 
     def prediction(self, N: float, D: float) -> Interval:
-        """The final loss of one run of N parameters on D tokens: uncertainty of the law and noise
-        of runs.
+        """The final loss of one run of N parameters on D tokens.
 
-        The interval assumes that the law holds so far from its runs; `backtest` and an
-        extrapolation test that.
+        The interval has the uncertainty of the law and the noise of runs. The interval assumes that
+        the law holds so far from its runs; `backtest` and an extrapolation test that.
         """
         expected = self.expected(N, D)
         log_half = math.log(expected.ci_high / expected.value)
@@ -147,9 +146,7 @@ class Variation:
 
 
 def sensitivity(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> list[Variation]:
-    """The fit for other deltas, and without each size and each budget in turn, from the smallest
-    up.
-    """
+    """The fit for other deltas, and without each size and each budget in turn."""
     variations = [
         _vary("least squares" if d == math.inf else f"delta {d:g}", observations, d) for d in DELTAS
     ]

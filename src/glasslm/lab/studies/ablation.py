@@ -1,5 +1,4 @@
-"""An ablation: a baseline and variants that each change one thing, over paired seeds, with tested
-verdicts.
+"""An ablation: a baseline and variants that each change one thing, over paired seeds.
 
 All variants are trained with the same seeds: initial values, batches and dropout agree wherever
 they can. What is compared is the difference of each pair. The statistics are those of
@@ -37,8 +36,8 @@ from glasslm.lab.studies.study_setting import (
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.model.parameters import parameter_table
-from glasslm.runs.metrics import plain
-from glasslm.text import Notify, duration
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import Notify, format_duration
 
 BASELINE = "baseline"
 MIN_STEPS = 30  # of the baseline, for a budget of time
@@ -113,13 +112,12 @@ class VariantResult:
 
 
 def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notify: Notify) -> Plan:
-    """Fix the text, the variants and the number of steps before the first run, and write them to
-    plan.json.
+    """Fix the text, the variants and the steps before the first run, and write plan.json.
 
     Times are measured once: a study that is resumed reads its plan. Raises InputError if that plan
     has other flags.
     """
-    flags = plain([to_dict(base), dataclasses.astuple(spec)])
+    flags = to_json_types([to_dict(base), dataclasses.astuple(spec)])
     if saved := load_plan(study, flags):
         return _restore_plan(saved, spec)
     base, dataset = prepare_recipe(base, notify)
@@ -193,7 +191,7 @@ def _fit_budget(
     runs = f"{len(costs) * runs_each} runs"
     if steps < MIN_STEPS:
         raise InputError(
-            f"{runs} within {duration(budget_s)} would have {steps} steps each, expected "
+            f"{runs} within {format_duration(budget_s)} would have {steps} steps each, expected "
             f"{MIN_STEPS} or more: give a longer budget, fewer axes or seeds, or a smaller model"
         )
     notify(f"{runs}, {steps:,} steps of the baseline each, {workers} at once")
@@ -203,8 +201,9 @@ def _fit_budget(
 def relative_costs(
     base: RunConfig, others: Sequence[RunConfig], match: Match, vocab_size: int
 ) -> list[float]:
-    """The cost of each run in runs of the baseline, which comes first: by FLOPs, or 1 each if the
-    times are equal.
+    """The cost of each run in runs of the baseline, which comes first.
+
+    The cost is the ratio of FLOPs, or 1 if the times are equal.
     """
     costs = [sweep.run_flops(config, vocab_size) for config in (base, *others)]
     return [1.0 if match == "time" else cost / costs[0] for cost in costs]
@@ -213,9 +212,7 @@ def relative_costs(
 def affordable_steps(
     budget_s: float, costs: Sequence[float], runs_each: int, workers: int, step_s: float
 ) -> int:
-    """The number of steps of the baseline with which all runs, `workers` at once, end within the
-    budget.
-    """
+    """The number of baseline steps with which all runs, `workers` at once, fit the budget."""
     per_step = step_s * sum(costs) * runs_each
     starts_s = study_setting.RUN_START_S * len(costs) * runs_each
     return max(0, int((PLANNED_SHARE * budget_s * workers - starts_s) / per_step))
@@ -307,9 +304,7 @@ def _compare_with_baseline(
 def _tune_rates(
     plan: Plan, train: Callable[[list[Trial]], dict[str, TrialOutcome]]
 ) -> dict[str, tuple[float, bool]]:
-    """Each variant's best rate, on a seed that is not compared, and whether it is at the edge of
-    those tried.
-    """
+    """Each variant's best rate, from a seed that is not compared, and whether it is at the edge."""
     seed = plan.seeds[0] + TUNING_SEED_OFFSET
     multiples = plan.spec.rates
     trials = {
@@ -348,8 +343,9 @@ COLUMNS = (
 
 
 def to_csv(results: Sequence[VariantResult]) -> str:
-    """The content of ablation_table.csv: a row for each run; columns delta to verdict describe the
-    whole variant.
+    """The content of ablation_table.csv: a row for each run.
+
+    The columns delta to verdict describe the whole variant.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

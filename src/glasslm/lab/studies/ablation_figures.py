@@ -1,6 +1,4 @@
-"""The figures of an ablation: differences from the baseline with their intervals, and training
-curves.
-"""
+"""The figures of an ablation: differences from the baseline, and training curves."""
 
 from __future__ import annotations
 
@@ -27,19 +25,20 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) -> Figure:
-    """A figure of the differences from the baseline with 95% intervals; a filled marker is
-    distinguishable.
+    """A figure of the differences from the baseline, with 95% intervals.
+
+    A filled marker is distinguishable from the baseline.
     """
     from matplotlib.figure import Figure
 
-    shown = list(reversed(results[1:]))
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(shown)), layout="constrained")
+    drawn = list(reversed(results[1:]))
+    figure = Figure(figsize=(9, 1.4 + 0.32 * len(drawn)), layout="constrained")
     axes = figure.add_subplot()
     label = f"{MATCH_LABELS[plan.spec.match]}, {plan.spec.seeds} seeds"
     style_axes(axes, f"Final validation loss against the baseline's, {label}", "", colours)
     axes.axvline(0, color=colours.ink, linewidth=1)
     axis_colours = {axis: _line_style(i, colours)[0] for i, axis in enumerate(plan.axes)}
-    for y, result in enumerate(shown):
+    for y, result in enumerate(drawn):
         comparison, colour = result.comparison, axis_colours[result.axis]
         if comparison is None or comparison.delta is None:
             reason = "diverged" if comparison and comparison.diverged else "no difference to show"
@@ -52,16 +51,14 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
         axes.plot(
             [comparison.delta], [y], MARKERS[kind], color=colour, markerfacecolor=fill, markersize=7
         )
-    axes.set_yticks(range(len(shown)), [result.name for result in shown])
+    axes.set_yticks(range(len(drawn)), [result.name for result in drawn])
     axes.set_xlabel("nats a token, below zero is better (95% intervals)", color=colours.ink)
-    axes.set_ylim(-0.7, len(shown) - 0.3)
+    axes.set_ylim(-0.7, len(drawn) - 0.3)
     return figure
 
 
 def draw_curves(plan: Plan, results: Sequence[VariantResult], colours: Palette) -> Figure:
-    """A figure of the validation loss over training tokens: a panel for each axis, the baseline in
-    all of them.
-    """
+    """A figure of the validation loss over training tokens, with a panel for each axis."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(plan.axes))
@@ -71,8 +68,8 @@ def draw_curves(plan: Plan, results: Sequence[VariantResult], colours: Palette) 
         axes = figure.add_subplot(rows, columns, position)
         is_leftmost = position % columns == 1 or columns == 1
         style_axes(axes, axis.capitalize(), "nats a token" if is_leftmost else "", colours)
-        shown = [results[0], *(result for result in results if result.axis == axis)]
-        for i, result in enumerate(shown):
+        drawn = [results[0], *(result for result in results if result.axis == axis)]
+        for i, result in enumerate(drawn):
             is_baseline = result.axis == BASELINE
             colour, style = (colours.ink, "-") if is_baseline else _line_style(i - 1, colours)
             label = "baseline" if is_baseline else result.value

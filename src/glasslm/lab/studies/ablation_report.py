@@ -15,7 +15,7 @@ from glasslm.lab.studies.axes import AXES, MATCH_LABELS, skipped_values
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
-from glasslm.text import duration, number, one_line, size
+from glasslm.text import format_bytes, format_duration, format_number, to_one_line
 
 HEADER = (
     "variant",
@@ -38,9 +38,7 @@ MIN_SIZE_CHANGE = 0.05  # of the baseline's parameters, for a variant to count a
 
 
 def write(study: Path, plan: Plan, results: Sequence[VariantResult]) -> Path:
-    """Write the table, the figures and the report of a study; returns the path of
-    ablation_report.html.
-    """
+    """Write the table, the figures and the report; returns the path of ablation_report.html."""
     files.write_atomic(study / "ablation_table.csv", to_csv(results).encode())
     for name, draw in (("ablation_bars", draw_bars), ("training_curves", draw_curves)):
         figure = draw(plan, results, figures.PRINT_PALETTE)
@@ -118,8 +116,8 @@ def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
                 f"{result.name} ({_delta(result):+.4f} nats, {_format_interval(result)})"
                 for result in ranked[:MAX_LISTED]
             )
-            more = f", and {len(ranked) - MAX_LISTED} more" if len(ranked) > MAX_LISTED else ""
-            sentences.append(f"{kind.capitalize()} than the baseline: {listed}{more}.")
+            remainder = f", and {len(ranked) - MAX_LISTED} more" if len(ranked) > MAX_LISTED else ""
+            sentences.append(f"{kind.capitalize()} than the baseline: {listed}{remainder}.")
     if by_kind["same"]:
         names = ", ".join(result.name for result in by_kind["same"])
         sentences.append(f"The same as the baseline, within the margin: {names}.")
@@ -163,14 +161,14 @@ def _run_findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
 
 
 def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
-    """The gain of each step in depth and width, and where a doubling gains less than half of the
-    one before.
-    """
+    """The change of the loss by each step in depth and width, and where the gains drop."""
     sentences = []
     for axis in ("depth", "width"):
-        own = base.config.model.n_layers if axis == "depth" else base.config.model.d_model
+        baseline_value = (
+            base.config.model.n_layers if axis == "depth" else base.config.model.d_model
+        )
         results = [(int(result.value), result) for result in others if result.axis == axis]
-        results = sorted([*results, (own, base)], key=lambda pair: pair[0])
+        results = sorted([*results, (baseline_value, base)], key=lambda pair: pair[0])
         points = [
             (value, loss) for value, result in results if (loss := _mean_loss(result)) is not None
         ]
@@ -215,9 +213,7 @@ def _activation_findings(others: Sequence[VariantResult], base: VariantResult) -
 
 
 def _surprise_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
-    """Smaller variants that are better, larger ones that are worse, and unusually large spreads
-    over seeds.
-    """
+    """Smaller variants that are better, larger ones that are worse, and large spreads."""
     sentences = []
     smaller_better = [
         result.name
@@ -258,7 +254,7 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
     """The sections of the report."""
     budget = MATCH_LABELS[plan.spec.match]
     samples = [
-        (result.name, one_line(result.trials[0].sample)[:MAX_SAMPLE_LENGTH])
+        (result.name, to_one_line(result.trials[0].sample)[:MAX_SAMPLE_LENGTH])
         for result in results
         if result.trials[0].sample
     ]
@@ -267,7 +263,7 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
             result.name,
             str(trial.seed),
             ": ".join(filter(None, (trial.status, trial.error))),
-            number(trial.final_loss, ".4f"),
+            format_number(trial.final_loss, ".4f"),
             f"runs/{trial.run.path.name}",
         )
         for result in results
@@ -313,7 +309,7 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
 
 def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Section:
     """The table of one axis, the baseline first."""
-    shown = [results[0], *(result for result in results if result.axis == axis)]
+    rows = [results[0], *(result for result in results if result.axis == axis)]
     notes = [*skipped_values([axis], plan.base), *([AXES[axis].note] if AXES[axis].note else [])]
     if plan.spec.match == "parameters":
         notes = [
@@ -321,7 +317,7 @@ def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Se
             "the width)"
         ]
     text = [f"{note[0].upper()}{note[1:]}." for note in notes]
-    return Section(axis.capitalize(), text, HEADER, [_format_row(result) for result in shown])
+    return Section(axis.capitalize(), text, HEADER, [_format_row(result) for result in rows])
 
 
 def _format_row(result: VariantResult) -> tuple[str, ...]:
@@ -334,14 +330,14 @@ def _format_row(result: VariantResult) -> tuple[str, ...]:
         f"{result.parameters:,}",
         f"{result.flops:.3g}",
         _format_loss(result),
-        number(spread, ".4f") if spread is not None else "",
+        format_number(spread, ".4f") if spread is not None else "",
         f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else "",
         _format_interval(result),
-        number(verdict.p_holm, ".3g") if verdict and verdict.p_holm is not None else "",
+        format_number(verdict.p_holm, ".3g") if verdict and verdict.p_holm is not None else "",
         verdict.words if verdict else "the baseline",
-        duration(statistics.mean(times)),
+        format_duration(statistics.mean(times)),
         f"{statistics.median(steps):.1f}" if steps else "",
-        size(max(memory)) if memory else "",
+        format_bytes(max(memory)) if memory else "",
     )
 
 

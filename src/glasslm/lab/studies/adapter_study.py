@@ -1,5 +1,4 @@
-"""An adapter study: one fine-tuned run for each rank of the adapters, or for each choice of
-matrices.
+"""An adapter study: a fine-tuned run for each rank, or for each choice of matrices.
 
 A study is a folder: runs/ with an ordinary run for each variant, adapters.csv, adapters.png and
 report.md. An interrupted study is resumed where it stopped: finished runs are not trained again.
@@ -25,7 +24,7 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import eval_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, notify, quoted, size
+from glasslm.text import Notify, format_bytes, notify, quote_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +66,7 @@ def run_study(
     folder = run_folder.study_folder(folder, "adapters", kind, "--run-dir")
     notify(
         f"the study is in {folder}: to resume it, give the same command with --run-dir "
-        f"{quoted(folder)}"
+        f"{quote_path(folder)}"
     )
     outcomes = sweep.run_in_turn(folder, trials, compute, notify, command)
     points = [read_point(name, outcome.run) for name, outcome in outcomes.items()]
@@ -132,9 +131,7 @@ def completed(points: list[Point]) -> list[Point]:
 
 
 def pareto_front(points: list[Point]) -> list[Point]:
-    """The points with a lower loss than all completed runs with fewer trained parameters, the
-    smallest first.
-    """
+    """The points with a lower loss than all smaller completed ones, the smallest first."""
     front: list[Point] = []
     for point in sorted(completed(points), key=lambda point: (point.trained, point.val_loss)):
         if not front or point.val_loss < front[-1].val_loss:
@@ -156,7 +153,7 @@ def format_report(kind: str, points: list[Point]) -> str:
         return "" if point in completed(points) else point.status
 
     rows = [
-        f"| {point.variant} | {point.trained:,} | {size(point.checkpoint_bytes)} | "
+        f"| {point.variant} | {point.trained:,} | {format_bytes(point.checkpoint_bytes)} | "
         f"{point.bpb:.3f} | {_format_old_bpb(point)} | {remark(point)} |"
         for point in points
     ]
@@ -185,9 +182,7 @@ def _to_csv(points: list[Point]) -> str:
 def draw_adapters(
     kind: str, points: Sequence[Point], front: Sequence[Point], colours: figures.Palette
 ) -> Figure:
-    """A figure over the trained parameters: loss of the new text with the Pareto front, bits per
-    byte of the old.
-    """
+    """A figure over the trained parameters: the loss of the new text, bits per byte of the old."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")

@@ -1,6 +1,4 @@
-"""The axes of an ablation: what a variant changes, and what stays equal between a variant and the
-baseline.
-"""
+"""The axes of an ablation: what a variant changes, and what equals the baseline."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ class Axis(NamedTuple):
 
 
 def _change_model(**fields: Callable[[str], Any] | str) -> Callable[[RunConfig, str], RunConfig]:
-    """A change of fields of the model: each is parsed from the value's word by a function, or set
-    to a fixed word.
-    """
+    """A change of fields of the model: parsed from the value's word, or set to a fixed word."""
 
     def change(base: RunConfig, word: str) -> RunConfig:
         changes = {
@@ -137,8 +133,7 @@ AXES: dict[str, Axis] = {
 
 
 def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
-    """The variants of the axes, each given as "depth" or "depth=2/3/4", without the baseline's own
-    value.
+    """The variants of the axes, each "depth" or "depth=2/3/4", without the baseline's value.
 
     Raises InputError for an unknown axis, and for a given value that does not fit the baseline. One
     of the axis's own values that does not fit is skipped.
@@ -181,8 +176,9 @@ def match_budget(
     vocab_size: int,
     step_seconds: Callable[[RunConfig], float],
 ) -> RunConfig:
-    """The variant with as many tokens, FLOPs, seconds (from `step_seconds`) or parameters as the
-    baseline.
+    """The variant with as many tokens, FLOPs, seconds or parameters as the baseline.
+
+    `step_seconds` gives the time of a step.
     """
     if match == "flops":
         ratio = flops_per_token(base.model, vocab_size) / flops_per_token(variant.model, vocab_size)
@@ -203,8 +199,9 @@ def _with_max_steps(config: RunConfig, steps: int) -> RunConfig:
 
 
 def _match_parameters(variant: RunConfig, base: RunConfig, vocab_size: int) -> RunConfig:
-    """The variant with the baseline's number of parameters: by its width, or by its depth if the
-    width varies.
+    """The variant with the baseline's number of parameters.
+
+    Its width is changed, or its depth if the variant changes the width.
     """
 
     def size(config: RunConfig) -> int:

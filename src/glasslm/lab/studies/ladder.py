@@ -1,5 +1,4 @@
-"""The runs of a scaling study: sizes x compute, each decayed to its end, and one larger run that is
-predicted.
+"""The runs of a scaling study: sizes x compute, and a larger run that is predicted.
 
 At each of COMPUTE_LEVELS budgets of compute, SIZES_PER_LEVEL sizes share it (an IsoFLOP design,
 approach 2 of arXiv:2203.15556): small models see more tokens, large ones fewer. From one budget to
@@ -40,10 +39,10 @@ from glasslm.lab.studies.study_setting import (
 )
 from glasslm.lab.studies.sweep import Runner, Trial
 from glasslm.model.parameters import parameter_table
-from glasslm.runs.metrics import plain
-from glasslm.text import Notify, duration
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import Notify, format_duration
 from glasslm.training import step_timer
-from glasslm.training.step_timer import Pace
+from glasslm.training.step_timer import StepTimer
 
 COMPUTE_LEVELS = 4  # budgets of compute
 SIZES_PER_LEVEL = 5
@@ -61,9 +60,7 @@ MAX_WIDTHS = 256
 
 @dataclass(frozen=True)
 class Ladder:
-    """Everything that determines the runs of a scaling study, except their learning rates, which
-    are tuned.
-    """
+    """Everything that determines the runs of a scaling study, except their learning rates."""
 
     base: RunConfig
     rungs: list[list[RunConfig]]  # the sizes of each compute, the smallest first
@@ -107,13 +104,12 @@ def training_flops(config: RunConfig, vocab_size: int) -> float:
 def plan_ladder(
     base: RunConfig, budget: str, runner: Runner, study: Path, notify: Notify
 ) -> Ladder:
-    """Fix the sizes and steps of all runs so that they and the predicted run fit the budget; write
-    plan.json.
+    """Fix the sizes and steps of all runs so that they fit the budget, and write plan.json.
 
     `budget` is a time ("40m") or, as a plain number of at least a million, FLOPs. Raises InputError
     if it is too small.
     """
-    flags = plain([to_dict(base), budget])
+    flags = to_json_types([to_dict(base), budget])
     if saved := load_plan(study, flags):
         rungs = [[from_dict(RunConfig, config) for config in rung] for rung in saved["rungs"]]
         return Ladder(
@@ -159,9 +155,7 @@ def plan_ladder(
 
 
 def _parse_flops(budget: str) -> float | None:
-    """The budget in FLOPs, if it is a plain number of at least a million; a smaller number is a
-    time.
-    """
+    """The budget in FLOPs, if it is a number of at least a million; a smaller one is a time."""
     try:
         number = float(budget)
     except ValueError:
@@ -266,18 +260,16 @@ def _fit_time(
                 fits = False
             low, high = (middle, high) if fits else (low, middle)
         ladder = build_ladder(base, low, dataset, runner.compute)
-    ladder_s, extrapolation_s = speed.predict_seconds(ladder)
+    ladder_time, extrapolation_time = map(format_duration, speed.predict_seconds(ladder))
     return ladder, (
-        f"about {duration(ladder_s)}, {workers} runs at once, then {duration(extrapolation_s)} "
-        "for the predicted run"
+        f"about {ladder_time}, {workers} runs at once, then {extrapolation_time} for the predicted "
+        "run"
     )
 
 
 @dataclass(frozen=True)
 class SpeedModel:
-    """The speed of a ladder's runs on this machine: measured at three sizes, interpolated in
-    logarithms.
-    """
+    """The speed of runs on this machine: measured at three sizes, interpolated in logarithms."""
 
     dataset: Dataset
     workers: int
@@ -305,7 +297,7 @@ class SpeedModel:
             one_core, speedup=one_core.interpolate(last, V).step / all_cores_s
         )
 
-    def interpolate(self, config: RunConfig, vocab_size: int) -> Pace:
+    def interpolate(self, config: RunConfig, vocab_size: int) -> StepTimer:
         """The times of a run of this size on one core."""
         x = math.log(matmul_parameters(config, vocab_size))
         i = 0 if x < self.log_sizes[1] else 1
@@ -313,7 +305,7 @@ class SpeedModel:
             self.log_sizes[i + 1] - self.log_sizes[i], 1e-9
         )
         step, window = np.exp(self.log_times[i] + slope * (x - self.log_sizes[i]))
-        return Pace(
+        return StepTimer(
             float(step) * config.train.batch_size / self.batch_size, float(window), 0.0, 0.1
         )
 
@@ -337,18 +329,15 @@ class SpeedModel:
 
 
 def _slowest_extrapolation_run(ladder: Ladder) -> RunConfig:
-    """The predicted run at the size where it takes longest: small models make less use of a
-    processor.
-    """
+    """The predicted run at its slowest size: small models make less use of a processor."""
     return extrapolation_run(ladder, ladder.sizes[len(ladder.sizes) // 2])
 
 
 def tuning_trials(ladder: Ladder) -> dict[tuple[int, float], Trial]:
-    """Three learning rates at a small, a middle and a large size, by (N, multiple), all on the same
-    number of tokens.
+    """Three learning rates at a small, a middle and a large size, by (N, multiple).
 
-    The number of tokens is that of the large size at the last compute but one: the best rate of a
-    shorter run is too high for long ones.
+    All have the same number of tokens. The number of tokens is that of the large size at the last
+    compute but one: the best rate of a shorter run is too high for long ones.
     """
     V, seed = ladder.vocab_size, ladder.base.train.seed + TUNING_SEED_OFFSET
     models = [
@@ -368,8 +357,7 @@ def tuning_trials(ladder: Ladder) -> dict[tuple[int, float], Trial]:
 
 
 def extrapolation_run(ladder: Ladder, optimal_N: float) -> RunConfig:
-    """The run with EXTRAPOLATION_FACTOR times the largest compute, of the size nearest to
-    `optimal_N`.
+    """The run with EXTRAPOLATION_FACTOR times the largest compute, nearest to `optimal_N`.
 
     The size is at least the ladder's median and at most twice its largest.
     """

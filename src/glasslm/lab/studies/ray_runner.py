@@ -1,5 +1,6 @@
-"""Runs the trials of a study on a Ray cluster, whose machines must share the study's folder, or on
-a local Ray.
+"""Runs the trials of a study on a Ray cluster, or on a local Ray.
+
+All machines of a cluster must share the study's folder.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ INTERRUPTED_CODE = 143  # 128 + SIGTERM
 def connect_to_ray(
     address: str | None, threads: int, gpus: int, interrupted: Interrupt
 ) -> Iterator[tuple[Callable[[Path, dict[str, Any]], int], int]]:
-    """A function that runs a job on the cluster at `address` (None: on this machine), and how many
-    jobs fit at once.
+    """A function that runs a job on the cluster, and how many jobs fit at once.
 
-    A job takes `threads` cores and `gpus` GPUs. Raises InputError if Ray is not installed or no
-    cluster answers.
+    `address` is that of the cluster; None is this machine. A job takes `threads` cores and `gpus`
+    GPUs. Raises InputError if Ray is not installed or no cluster answers.
     """
     try:
         import ray

@@ -1,6 +1,4 @@
-"""The report of a scaling study: its law (lab/scaling/fit_report.py), its design, and whether the
-prediction held.
-"""
+"""The report of a scaling study: its prediction, its design and its law (fit_report.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.report.figures import Palette, add_legend, style_axes
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
-from glasslm.text import number
+from glasslm.text import format_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +28,7 @@ CONVENTIONS = ("matmul", "total", "non_embedding")  # ways to count N
 
 
 def write(folder: Path, study: ScalingStudy) -> Path:
-    """Write runs.csv, fit.json, the figures and the report of a study; returns the path of
-    report.html.
-    """
+    """Write runs.csv, fit.json, the figures and the report; returns the path of report.html."""
     files.write_atomic(folder / TABLE, to_csv(study.runs).encode())
     further = [
         _prediction_section(study),
@@ -45,8 +41,9 @@ def write(folder: Path, study: ScalingStudy) -> Path:
 
 
 def to_csv(runs: Sequence[LadderRun]) -> str:
-    """The content of runs.csv, which `glasslm scale --fit` reads too; the loss of a diverged run is
-    empty.
+    """The content of runs.csv, which `glasslm scale --fit` reads too.
+
+    The loss of a diverged run is empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -128,7 +125,7 @@ def _rates_section(rule: LearningRateRule) -> Section:
         (
             f"{trials.N:,}",
             *(
-                f"{rate:.3g}: {number(loss, '.4f') if loss is not None else 'diverged'}"
+                f"{rate:.3g}: {format_number(loss, '.4f') if loss is not None else 'diverged'}"
                 for rate, loss in trials.pairs
             ),
             f"{trials.best:.3g}{' (at the edge of those tried)' if trials.at_edge else ''}",

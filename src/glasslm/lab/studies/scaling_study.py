@@ -1,6 +1,4 @@
-"""A scaling study: tune rates by size, train a ladder, fit a law, predict a larger run, and then
-train that run.
-"""
+"""A scaling study: tune rates, train a ladder, fit a law, predict a run, train that run."""
 
 from __future__ import annotations
 
@@ -87,9 +85,7 @@ class LadderRun:
 
 
 def tune_rates(ladder: Ladder, train: TrainTrials) -> LearningRateRule:
-    """The rule through the best rates of three sizes, each from a parabola in the logarithm of the
-    rate.
-    """
+    """The rule through the best rates of three sizes."""
     trials = tuning_trials(ladder)
     outcomes = train(list(trials.values()))
     tried = []
@@ -107,11 +103,10 @@ def tune_rates(ladder: Ladder, train: TrainTrials) -> LearningRateRule:
 
 
 def best_rate(pairs: Sequence[tuple[float, float | None]]) -> tuple[float, bool]:
-    """The rate at the minimum of a parabola through three losses over log rate, and whether it is
-    at the edge.
+    """The rate at the minimum of a parabola through three losses, and whether it is at the edge.
 
-    If there is no such minimum, because a rate diverged or the losses do not bend upwards, the best
-    rate that was tried.
+    The parabola is in the logarithm of the rate. If there is no such minimum, because a rate
+    diverged or the losses do not bend upwards, the best rate that was tried.
     """
     ends = min(rate for rate, _ in pairs), max(rate for rate, _ in pairs)
     finite = [(math.log(rate), loss) for rate, loss in pairs if loss is not None]
@@ -127,9 +122,7 @@ def best_rate(pairs: Sequence[tuple[float, float | None]]) -> tuple[float, bool]
 
 
 def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> list[LadderRun]:
-    """Train all cells of the ladder; the middle size of each compute is trained with a second seed
-    too.
-    """
+    """Train all cells of the ladder, the middle size of each compute with two seeds."""
     V, first = ladder.vocab_size, ladder.base.train.seed
     trials = []
     for k, rung in enumerate(ladder.rungs):
@@ -156,8 +149,9 @@ def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> 
 def write_prediction(
     ladder: Ladder, bootstrap: Bootstrap, rule: LearningRateRule, study: Path
 ) -> dict[str, Any]:
-    """Write the predicted loss of the larger run to prediction.json before that run exists; an
-    existing file stays.
+    """Write the predicted loss of the larger run to prediction.json, and return the content.
+
+    It is written before that run exists; an existing file stays.
     """
     path = study / PREDICTION
     if not path.exists():
@@ -185,9 +179,7 @@ def write_prediction(
 
 
 def check_prediction(prediction: dict[str, Any], train: TrainTrials) -> Forecast | None:
-    """Train the predicted run and return its loss with the prediction; None if it diverged or
-    failed.
-    """
+    """Train the predicted run; returns its loss with the prediction, None without a loss."""
     config = from_dict(RunConfig, prediction["config"])
     trial = Trial(f"beyond-n{prediction['N']}-s{config.train.seed}", config)
     loss = read_trial(config.train.seed, train([trial])[trial.name]).final_loss
@@ -214,8 +206,7 @@ class ScalingStudy:
 def run_study(
     base: RunConfig, budget: str, runner: Runner, folder: Path, notify: Notify, command: str = ""
 ) -> ScalingStudy:
-    """Plan, tune, train, fit, predict and check; parts that are already in the folder are not done
-    again.
+    """Plan, tune, train, fit, predict and check; finished parts are not done again.
 
     Several runs of the ladder are trained at once, the predicted run by itself with all cores.
     Raises InputError if the budget is too small, if too few runs have a loss, or if any run failed:

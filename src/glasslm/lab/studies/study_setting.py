@@ -18,7 +18,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training import step_timer
-from glasslm.training.step_timer import Pace
+from glasslm.training.step_timer import StepTimer
 
 PLAN_FILE, PLAN_FORMAT = "plan.json", 1
 RUN_START_S = 1.0  # to start a run: a process, its imports, its text
@@ -62,8 +62,9 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
 def resolve_compute(
     compute: ComputeConfig, largest: RunConfig, vocab_size: int, threads: int = 1
 ) -> ComputeConfig:
-    """`compute` with engine, device and precision chosen for the largest model, so that all sizes
-    use the same.
+    """`compute` with engine, device and precision chosen for the largest model.
+
+    All sizes use the same, so that only the size differs.
     """
     size = parameter_table(largest.model.resolve(), vocab_size).total
     return choose_engine(
@@ -99,9 +100,7 @@ def save_plan(study: Path, flags: Any, plan: dict[str, Any]) -> None:
 
 
 def with_sparse_logging(config: RunConfig) -> RunConfig:
-    """`config` with few evaluations, few checkpoints and one sample at the end; the training is the
-    same.
-    """
+    """`config` with few evaluations and checkpoints, and one sample; the training is the same."""
     steps = config.train.max_steps
     train = dataclasses.replace(
         config.train,
@@ -114,21 +113,17 @@ def with_sparse_logging(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, train=train)
 
 
-def measure_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> Pace:
-    """The measured time of a step and of an evaluation of this model on this machine, without
-    samples.
-    """
+def measure_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> StepTimer:
+    """The measured times of a step and of an evaluation on this machine, without samples."""
     V = dataset.tokenizer.vocab_size
     engine = make_engine(config, V, compute, training=True)
     engine.load(initial_weights(parameter_table(config.model, V), config.train.seed))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0))
-    return step_timer.measure(config, engine, dataset)
+    return step_timer.time_steps(config, engine, dataset)
 
 
 def with_rate_and_seed(config: RunConfig, rate: float, seed: int) -> RunConfig:
-    """`config` with another peak learning rate, a final rate in the same proportion, and another
-    seed.
-    """
+    """`config` with another peak learning rate, a proportional final rate, and another seed."""
     changed = with_flags(
         config, {"lr": rate, "min_lr": config.optimizer.min_lr * rate / config.optimizer.lr}
     )

@@ -1,7 +1,7 @@
-"""The sweep driver: trains all runs of a study, skips finished ones, resumes interrupted ones,
-survives failed ones.
+"""The sweep driver: trains all runs of a study.
 
-A study is a folder with an ordinary run for each trial under runs/ and the output of each process
+Finished runs are skipped, interrupted ones are resumed, and a failed one does not end the study. A
+study is a folder with an ordinary run for each trial under runs/ and the output of each process
 under logs/. The state of a study is the state of its runs; nothing else is stored. `run_all` trains
 several runs at once, each in a process of its own; `run_in_turn` trains one after another in this
 process.
@@ -29,8 +29,8 @@ from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
 from glasslm.runs.metrics import step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, duration
-from glasslm.training.interruption import Interrupt, interruptible
+from glasslm.text import Notify, format_duration
+from glasslm.training.interruption import Interrupt, catch_signals
 
 RunnerName = Literal["local", "ray"]
 FINAL_STATUSES = ("finished", "stopped", "diverged")  # such a run is not trained again
@@ -60,9 +60,7 @@ class Runner:
 
     @property
     def slots(self) -> int:
-        """The number of runs at once on this machine; for a cluster, the number that a plan
-        assumes.
-        """
+        """The runs at once on this machine; for a cluster, the number that a plan assumes."""
         if self.compute.device not in ("auto", "cpu"):
             return self.workers or 1  # runs share a GPU only if --workers asks for it
         return self.workers or max(1, len(available_cores()) // self.threads)
@@ -89,18 +87,18 @@ def run_all(
     notify: Notify,
     command: str = "",
 ) -> dict[str, TrialOutcome]:
-    """Train all trials that have not ended yet, several at once; returns the outcome of each trial
-    by its name.
+    """Train all trials that have not ended yet, several at once.
 
-    `vocab_size` is needed for the FLOPs of each trial, from which the time left is estimated. A
-    signal interrupts all runs, which save a checkpoint; then the signal ends the program. Raises
-    InputError if a run in the folder has other settings than its trial.
+    Returns the outcome of each trial by its name. `vocab_size` is needed for the FLOPs of each
+    trial, from which the time left is estimated. A signal interrupts all runs, which save a
+    checkpoint; then the signal ends the program. Raises InputError if a run in the folder has other
+    settings than its trial.
     """
     waiting = _list_waiting(study, trials, notify)
     work = {trial.name: run_flops(trial.config, vocab_size) for trial in trials}
     # The longest run comes first: otherwise it may end up alone on one core.
     waiting.sort(key=lambda trial: -work[trial.name])
-    with interruptible() as interrupted, _open_executor(runner, interrupted) as (execute, slots):
+    with catch_signals() as interrupted, _open_executor(runner, interrupted) as (execute, slots):
         progress = _Progress(study, work, [trial.name for trial in waiting], notify)
         with ThreadPoolExecutor(slots) as pool:
             jobs = {
@@ -121,12 +119,12 @@ def run_in_turn(
     notify: Notify,
     command: str = "",
 ) -> dict[str, TrialOutcome]:
-    """Train all trials that have not ended yet, one after another in this process, and write the
-    report of each run.
+    """Train all trials that have not ended yet, one after another in this process.
 
-    Returns the outcome of each trial by its name. Each run uses all threads of `compute`. After a
-    signal the current run saves a checkpoint; then SIGTERM ends the program, and SIGINT raises
-    KeyboardInterrupt. Raises InputError if a run in the folder has other settings than its trial.
+    The report of each run is written as well. Returns the outcome of each trial by its name. Each
+    run uses all threads of `compute`. After a signal the current run saves a checkpoint; then
+    SIGTERM ends the program, and SIGINT raises KeyboardInterrupt. Raises InputError if a run in the
+    folder has other settings than its trial.
     """
     from glasslm.lab.studies.worker import train_or_resume
     from glasslm.report import run_report
@@ -199,9 +197,7 @@ def _has_ended(study: Path, trial: Trial) -> bool:
 
 
 def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
-    """The outcome of a trial from its run folder; for a failed one the last line of its log is the
-    error.
-    """
+    """The outcome of a trial from its run folder; the error is the last line of its log."""
     run = Run(_run_dir(study, trial))
     try:
         status = run.history.status
@@ -235,8 +231,9 @@ def _make_job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[s
 def _collect_exit_codes(
     jobs: dict[Future[int], Trial], progress: _Progress, interrupted: Interrupt
 ) -> dict[str, int]:
-    """Wait for all jobs and return their exit codes by name; a signal cancels jobs that have not
-    started.
+    """Wait for all jobs and return their exit codes by name.
+
+    A signal cancels the jobs that have not started.
     """
     codes: dict[str, int] = {}
     pending = dict(jobs)
@@ -303,7 +300,7 @@ class _Progress:
             left_s = (now - self.began) * (self.total / done - 1)
             self.notify(
                 f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about "
-                f"{duration(left_s)} left"
+                f"{format_duration(left_s)} left"
             )
 
 
@@ -312,9 +309,7 @@ Execute = Callable[[Path, dict[str, Any]], int]
 
 @contextmanager
 def _open_executor(runner: Runner, interrupted: Interrupt) -> Iterator[tuple[Execute, int]]:
-    """A function that executes a job and returns its exit code, and how many jobs it can execute at
-    once.
-    """
+    """A function that executes a job and returns its exit code, and how many jobs fit at once."""
     if runner.name == "ray":
         from glasslm.lab.studies import ray_runner
 

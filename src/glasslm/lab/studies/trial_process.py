@@ -16,8 +16,7 @@ from glasslm.training.interruption import Interrupt
 
 
 def run_in_subprocess(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
-    """Train the run of `job` in a new process, log its output under logs/, and return its exit
-    code.
+    """Train the run of `job` in a new process and return its exit code; log under logs/.
 
     When `interrupted` is set, the input of the process is closed: it saves a checkpoint and ends.
     """

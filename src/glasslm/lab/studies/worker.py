@@ -1,8 +1,8 @@
-"""One run of a study in a process of its own: `python -m glasslm.lab.studies.worker` reads its job
-from its input.
+"""One run of a study in a process of its own.
 
-The process that started the worker holds the other end of that input. When that process ends, for
-any reason, the input closes; the worker then saves a checkpoint and ends as well.
+`python -m glasslm.lab.studies.worker` reads its job from its input. The process that started the
+worker holds the other end of that input. When that process ends, for any reason, the input closes;
+the worker then saves a checkpoint and ends as well.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glasslm import files
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import GlasslmError, InUseError
 from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
@@ -29,8 +29,9 @@ MAX_LOCK_WAIT_S = 30.0  # for another process to release the run
 
 
 def main() -> int:
-    """Train or resume the run that the first line of the input describes; exit codes as of `glasslm
-    train`.
+    """Train or resume the run that the first line of the input describes.
+
+    Returns the exit codes of `glasslm train`.
     """
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
@@ -68,8 +69,8 @@ def train_or_resume(
     A run without a checkpoint starts again.
     """
     if (path / "run.json").exists() and not checkpoint.list_steps(path):
-        with files.lock(path):
-            run_folder.clear(path)
+        with lock_run(path):
+            run_folder.delete_run(path)
     if (path / "run.json").exists():
         return launch.resume(path, compute, notify=notify)
     return launch.train(config, compute, path, preset=preset, command=command, notify=notify)

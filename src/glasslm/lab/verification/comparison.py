@@ -27,7 +27,7 @@ from glasslm.runs.metrics import (
     timing_of,
 )
 from glasslm.runs.run_folder import Run
-from glasslm.text import duration, number
+from glasslm.text import format_duration, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ RESULTS: dict[str, Callable[[Any], str]] = {  # the name of a result -> its form
     "tokens": "{:,}".format,
     "epochs": "{:.3g}".format,
     "FLOPs": "{:.3g}".format,
-    "time": duration,
+    "time": format_duration,
     "tokens per second": "{:,.0f}".format,
 }
 
@@ -245,10 +245,10 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
 def _verdict(compared: Sequence[ComparedRun]) -> str:
     """Which run has the lowest loss and by how much, with a warning that one seed is no proof."""
     name = "best bits per byte" if needs_bits_per_byte(compared) else "best validation loss"
-    known = [(run.results[name], run) for run in compared if run.results[name] is not None]
-    if len(known) < 2:
+    finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
+    if len(finite) < 2:
         return "There is nothing to compare: fewer than two runs have a finite validation loss."
-    ranked = sorted(known, key=lambda pair: pair[0])
+    ranked = sorted(finite, key=lambda pair: pair[0])
     (low, best), (high, second) = ranked[0], ranked[1]
     differing = {
         key
@@ -358,4 +358,4 @@ def _format_setting(value: Any) -> str:
         return ", ".join(map(_format_setting, value)) or "-"
     if value is None or isinstance(value, bool):
         return "-" if value is None else "yes" if value else "no"
-    return number(value, ".6g") if isinstance(value, float) else str(value)
+    return format_number(value, ".6g") if isinstance(value, float) else str(value)

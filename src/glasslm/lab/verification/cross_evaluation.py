@@ -20,7 +20,7 @@ from glasslm.inference import trained_model
 from glasslm.lab.verification.comparison import ComparedRun
 from glasslm.report.data_checks import decode_bytes
 from glasslm.report.page import Picture, Section
-from glasslm.text import Notify, number, size
+from glasslm.text import Notify, format_bytes, format_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,9 @@ class CrossEvaluation:
             (letter, [column.bpb.get(letter) for column in self.columns]) for letter in self.letters
         ]
         all_rows = [*by_run, ("gzip", [column.gzip_bpb for column in self.columns])]
-        return [(name, [number(value, ".3f") for value in values]) for name, values in all_rows]
+        return [
+            (name, [format_number(value, ".3f") for value in values]) for name, values in all_rows
+        ]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -104,12 +106,14 @@ def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvalu
     for run in compared:
         readable = [column for column in columns if run.letter in column.bpb]
         try:
-            model = trained_model.load(run.run.path)
+            model = trained_model.load_model(run.run.path)
         except GlasslmError as error:
             remarks.append(f"{run.letter} could not be scored: {error}")
             continue
         for column in readable:
-            notify(f"{run.letter} scores the text of {column.owners} ({size(column.bytes)})")
+            notify(
+                f"{run.letter} scores the text of {column.owners} ({format_bytes(column.bytes)})"
+            )
             ids = model.tokenizer.encode(column.text)
             if model.tokenizer.decode(ids) == column.text:
                 column.bpb[run.letter] = model.score(ids).bpb
@@ -157,7 +161,7 @@ def draw_matrix(evaluation: CrossEvaluation, colours: Palette) -> Figure:
             axes.text(
                 x,
                 y,
-                number(bpb, ".3f"),
+                format_number(bpb, ".3f"),
                 ha="center",
                 va="center",
                 color=colours.ink,
@@ -275,8 +279,8 @@ def _can_encode(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def _list_characters(characters: frozenset[str]) -> str:
-    shown = ", ".join(map(repr, sorted(characters)[:MAX_LISTED_CHARACTERS]))
-    return shown + (
+    listed = ", ".join(map(repr, sorted(characters)[:MAX_LISTED_CHARACTERS]))
+    return listed + (
         f" and {len(characters) - MAX_LISTED_CHARACTERS} more"
         if len(characters) > MAX_LISTED_CHARACTERS
         else ""

@@ -238,11 +238,9 @@ def _examine_metrics(run_dir: Path, intact: list[Checkpoint]) -> Part:
 
 
 def _check_lines(path: Path, intact: list[Checkpoint]) -> str:
-    """Check that all lines are JSON, that steps ascend, and that lines end where checkpoints
-    recorded it.
-    """
+    """Check that all lines are JSON, that steps ascend, and that checkpoints end at a line."""
     last_step = number = 0
-    for number, line in enumerate(metrics.read(path), 1):
+    for number, line in enumerate(metrics.read_lines(path), 1):
         kind, step = line.get("kind"), line.get("step")
         if not isinstance(kind, str) or type(step) is not int or step < 0:
             raise DamagedError(
@@ -271,7 +269,7 @@ def _examine_text(run: Run) -> Iterator[Part]:
     recorded = run.record["data"]["files"]
     for path, sha256 in ((file["path"], file["sha256"]) for file in recorded):
         try:
-            actual = files.sha256_of(Path(path)) if os.path.isfile(path) else None
+            actual = files.file_sha256(Path(path)) if os.path.isfile(path) else None
         except OSError:
             actual = None
         if actual is None:

@@ -165,7 +165,7 @@ def compare_runs(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
     old_lines, new_lines = (
         list(
             itertools.takewhile(
-                lambda line: line["step"] <= reached, metrics.comparable(each.metrics())
+                lambda line: line["step"] <= reached, metrics.comparable_lines(each.metrics())
             )
         )
         for each in (run, again)
@@ -214,7 +214,7 @@ def _first_difference(
 def _compare_checkpoints(run: Run, again: Run, step: int) -> CheckpointPair:
     then, now = (checkpoint.load(each.path, step) for each in (run, again))
     if all(
-        files.sha256_of(then.path / name) == files.sha256_of(now.path / name)
+        files.file_sha256(then.path / name) == files.file_sha256(now.path / name)
         for name in ARRAY_FILES
     ):
         return CheckpointPair(step, same=True)

@@ -31,14 +31,15 @@ from glasslm.lab.verification.integrity import manifest_stamp
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
-from glasslm.runs.metrics import Log
+from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
+from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify
 from glasslm.training import launch
 from glasslm.training.display import Display
-from glasslm.training.interruption import interruptible
+from glasslm.training.interruption import catch_signals
 from glasslm.training.loop import Loop
-from glasslm.training.memory import enough_memory
+from glasslm.training.memory import explain_out_of_memory
 
 COPY_STEPS = 12  # steps of each copy
 MIN_STEPS_BEFORE_KILL = 7  # the kill comes after these, at a step without a checkpoint
@@ -92,7 +93,7 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the display of the copies
             with _training(whole, dataset) as loop:
                 _require_end(loop.run(), loop.signal)
-            with _training(cut, dataset) as loop, interruptible() as interrupted:
+            with _training(cut, dataset) as loop, catch_signals() as interrupted:
                 while loop.step < latest.step + MIN_STEPS_BEFORE_KILL or loop.saved_at == loop.step:
                     loop.do_step()
                     if interrupted.is_set():
@@ -152,8 +153,8 @@ def _copy_run(
     optimizer = dataclasses.replace(run.config.optimizer, schedule="constant")
     config = dataclasses.replace(run.config, train=train, optimizer=optimizer)
     record = {name: value for name, value in run.record.items() if name not in ("format", "base")}
-    with files.lock(folder):
-        run_folder.create(folder, record | {"config": to_dict(config)}, run.tokenizer.to_json())
+    with lock_run(folder):
+        run_folder.create_run(folder, record | {"config": to_dict(config)}, run.tokenizer.to_json())
         if (run.path / checkpoint.BASE).is_dir():
             shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
         with open(run.path / "metrics.jsonl", "rb") as file:
@@ -202,8 +203,8 @@ def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
 def _training(run: Run, dataset: Dataset) -> Iterator[Loop]:
     """The loop from the latest checkpoint; the end of the block saves nothing."""
     start = checkpoint.load(run.path)
-    log = Log(run.path / "metrics.jsonl", start.progress.metrics_bytes)
-    with enough_memory(run.config, run.record["engine"]), log, Display() as display:
+    log = MetricsLog(run.path / "metrics.jsonl", start.progress.metrics_bytes)
+    with explain_out_of_memory(run.config, run.record["engine"]), log, Display() as display:
         engine = make_engine(run.config, run.tokenizer.vocab_size, _compute(run)[0], training=True)
         engine.load(start.state(), start.progress.updates, start.progress.loss_scale)
         yield Loop(run, engine, dataset, log, display, start.progress)
@@ -233,7 +234,7 @@ def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resum
         name: float(np.abs(array - actual[name]).max()) for name, array in expected.items()
     }
     where = max(differences, key=differences.__getitem__)
-    whole_lines, cut_lines = (metrics.comparable(run.metrics()) for run in (whole, cut))
+    whole_lines, cut_lines = (metrics.comparable_lines(run.metrics()) for run in (whole, cut))
     whole_progress, cut_progress = (
         dataclasses.replace(end.progress, metrics_bytes=0) for end in (whole_end, cut_end)
     )
