@@ -92,10 +92,7 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
         },
     }
     run_folder.create_run(folder, record, tokenizer.to_json())
-    identity = {
-        "config_sha256": run_folder.Run(folder).config_sha256,
-        "tokenizer_sha256": tokenizer.sha256,
-        "data_sha256": data_sha256,
-    }
-    checkpoint.save(folder, engine, checkpoint.Progress(0, 0, 0, 0), **identity)
+    config_sha256 = run_folder.Run(folder).config_sha256
+    identity = checkpoint.RunIdentity(config_sha256, tokenizer.sha256, data_sha256)
+    checkpoint.save(folder, engine, checkpoint.Progress(0, 0, 0, 0), identity)
     return folder

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from glasslm import files
 from glasslm.errors import DamagedError, InputError, InUseError
+from glasslm.runs.run_lock import lock_run
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: P
     files.write_atomic(path, b"old")
     files.write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
-    assert files.sha256_of(path) == hashlib.sha256(b"new").hexdigest()
+    assert files.file_sha256(path) == hashlib.sha256(b"new").hexdigest()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -195,7 +196,7 @@ def test_sweeping_removes_what_is_half_written_and_nothing_else(tmp_path: Path) 
     (tmp_path / "run.json.tmp-9-removed").write_bytes(b"half")
     for name in ("000400", "run.json", "notes.tmp", "my.tmp-notes"):
         (tmp_path / name).write_bytes(b"whole")
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {
         "000400",
         "run.json",
@@ -222,19 +223,19 @@ def test_an_appender_cuts_to_the_end_of_a_line_and_grows_from_there(tmp_path: Pa
 
 def test_a_lock_is_held_once_says_who_holds_it_and_sweeps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with files.lock(folder):
+    with lock_run(folder):
         signature = json.loads((folder / "run.lock").read_text())
         assert signature["pid"] == os.getpid()
         assert set(signature) == {"pid", "host", "start"}
         with (
             pytest.raises(InUseError, match=f"process {os.getpid()} on {signature['host']}"),
-            files.lock(folder),
+            lock_run(folder),
         ):
             pass
         (folder / "file.tmp-77").write_bytes(b"half")
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "000001.tmp-77").mkdir()
-    with files.lock(folder):
+    with lock_run(folder):
         assert not (folder / "file.tmp-77").exists()
         assert not list((folder / "checkpoints").iterdir())
 
@@ -243,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_else(tmp_path: 
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(InputError, match="choose another place"),
-        files.lock(tmp_path / "file" / "run"),
+        lock_run(tmp_path / "file" / "run"),
     ):
         pass
 

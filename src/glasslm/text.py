@@ -1,4 +1,4 @@
-"""Numbers in words, text made safe to show, and a line for a person: for the display, the report and the commands."""
+"""Messages to the user; numbers, durations and foreign text formatted for terminals and pages."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-Say = Callable[[str], None]  # takes a message that a person should read
+Notify = Callable[[str], None]  # receives a message for the user
 
-BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+# Bidirectional classes of the invisible characters that reorder the text around them.
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
-def tell(message: str) -> None:
-    """A message to standard error, at once; lost where nobody reads that any more (`2>&1 | head`)."""
+def notify(message: str) -> None:
+    """Print a message to standard error at once; a closed stream (`2>&1 | head`) is ignored."""
     with suppress(OSError):
         print(message, file=sys.stderr, flush=True)
 
 
 def as_float(value: Any) -> float:
-    """A number of a metrics line; null stands for a non-finite one."""
+    """A number of a metrics line as a float; NaN for None, which stands for a non-finite number."""
     return math.nan if value is None else float(value)
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
+    """`value` in the format `form`; "-" for None, "nan" for a number that is not finite."""
     if value is None:
         return "-"
     return format(value, form) if math.isfinite(value) else "nan"
 
 
-def duration(seconds: float) -> str:
-    """
-    >>> duration(9), duration(62), duration(7500)
+def format_duration(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    >>> format_duration(9), format_duration(62), format_duration(7500)
     ('9s', '1m 02s', '2h 05m')
     """
     whole = round(seconds)
@@ -45,8 +48,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def size(count: float) -> str:
-    """Bytes in powers of 1000: size(210_000_000) is "210 MB"."""
+def format_bytes(count: float) -> str:
+    """A number of bytes in powers of 1000.
+
+    >>> format_bytes(210_000_000)
+    '210 MB'
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break
@@ -54,35 +61,39 @@ def size(count: float) -> str:
     return f"{count:.3g} {unit}"
 
 
-def harmless(text: str) -> str:
-    """`text` with nothing that could steer a terminal or a page: control characters become visible signs.
+def escape_control_chars(text: str) -> str:
+    """`text` with visible signs in place of all characters that could steer a terminal or a page.
 
-    >>> harmless("red\\x1b[31m\\ttab")
+    >>> escape_control_chars("red\\x1b[31m\\ttab")
     'red␛[31m    tab'
     """
     text = text.replace("\r\n", "\n").replace("\t", "    ")
-    return text if text.isprintable() else "".join(map(_visible, text))
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
-def _visible(character: str) -> str:
+def _escape_character(character: str) -> str:
     code = ord(character)
     if character == "\n" or character.isprintable():
         return character
     if code < 32:
         return chr(0x2400 + code)  # the Unicode picture of the control character
-    hidden = (
+    is_hidden = (
         unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in BIDI
+        or unicodedata.bidirectional(character) in BIDI_CONTROLS
     )
-    return "\ufffd" if hidden else character
+    return "\ufffd" if is_hidden else character
 
 
-def one_line(text: str, longest: int = 160) -> str:
-    """`text` in one line, line breaks as verse has them: "To be, / or not to be"."""
-    line = re.sub(r"\s*\n\s*", " / ", harmless(text).strip())
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+def to_one_line(text: str, max_chars: int = 160) -> str:
+    """`text` in one line of at most `max_chars`, safe to print, with " / " for line breaks.
+
+    >>> to_one_line("To be,\\nor not to be")
+    'To be, / or not to be'
+    """
+    line = re.sub(r"\s*\n\s*", " / ", escape_control_chars(text).strip())
+    return line if len(line) <= max_chars else f"{line[: max_chars - 3]}..."
 
 
-def quoted(path: object) -> str:
-    """A path as one would type it in a command."""
+def quote_path(path: object) -> str:
+    """A path as one types it in a command: in double quotes where it has a space."""
     return f'"{path}"' if " " in str(path) else str(path)

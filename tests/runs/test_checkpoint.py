@@ -89,7 +89,7 @@ def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) 
     checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), IDENTITY)
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         a, b = (tmp_path / run / "checkpoints" / "000003" / name for run in "ab")
-        assert files.sha256_of(a) == files.sha256_of(b)
+        assert files.file_sha256(a) == files.file_sha256(b)
 
 
 def test_an_engine_without_moments_is_fine(tmp_path: Path) -> None:
@@ -134,13 +134,13 @@ def test_rotation_reads_an_older_checkpoint_once_and_never_what_it_wrote_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    sha256_of = files.sha256_of
+    file_sha256 = files.file_sha256
 
     def counted(path: Path) -> str:
         read.append(path.parent.name)
-        return sha256_of(path)
+        return file_sha256(path)
 
-    monkeypatch.setattr(files, "sha256_of", counted)
+    monkeypatch.setattr(files, "file_sha256", counted)
     for step in (100, 200, 300):
         save(tmp_path, step, keep=9)
     assert read == []

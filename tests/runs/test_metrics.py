@@ -29,7 +29,7 @@ LINES = [
 
 
 def written(path: Path, lines: list[metrics.Line], start_bytes: int = 0) -> int:
-    with metrics.Log(path, start_bytes) as log:
+    with metrics.MetricsLog(path, start_bytes) as log:
         for line in lines:
             log.write(line)
         assert path.stat().st_size == log.bytes  # nothing waits in a buffer
@@ -38,10 +38,10 @@ def written(path: Path, lines: list[metrics.Line], start_bytes: int = 0) -> int:
 
 def test_lines_come_back_in_order_and_are_readable_while_the_log_is_open(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with metrics.Log(path) as log:
+    with metrics.MetricsLog(path) as log:
         for number, line in enumerate(LINES, 1):
             log.write(line)
-            assert list(metrics.read(path)) == LINES[:number]
+            assert list(metrics.read_lines(path)) == LINES[:number]
 
 
 def test_numpy_numbers_are_numbers_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_numpy_numbers_are_numbers_and_what_is_not_finite_is_null(tmp_path: Path
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_loss_keeps_every_bit(loss: float) -> None:
-    line = metrics.plain({"loss": np.float64(loss)})
+    line = metrics.to_json_types({"loss": np.float64(loss)})
     assert json.loads(json.dumps(line))["loss"].hex() == loss.hex()
 
 
@@ -92,7 +92,7 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path, cut: int) -> None:
     written(path, LINES)
     last = len(path.read_bytes().splitlines(keepends=True)[-1])
     path.write_bytes(path.read_bytes()[: -min(cut + 1, last)])
-    assert list(metrics.read(path)) == LINES[:-1]
+    assert list(metrics.read_lines(path)) == LINES[:-1]
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, wrong: bytes) -> 
     written(path, LINES[:2])
     path.write_bytes(path.read_bytes() + wrong + b'{"kind": "end", "step": 4}\n')
     with pytest.raises(DamagedError, match="line 3 of"):
-        list(metrics.read(path))
+        list(metrics.read_lines(path))
 
 
 def test_no_file_has_no_lines(tmp_path: Path) -> None:
-    assert list(metrics.read(tmp_path / "metrics.jsonl")) == []
+    assert list(metrics.read_lines(tmp_path / "metrics.jsonl")) == []
 
 
 def test_equal_runs_differ_in_timing_and_in_lines_about_the_run_only() -> None:
@@ -115,9 +115,9 @@ def test_equal_runs_differ_in_timing_and_in_lines_about_the_run_only() -> None:
         {**line, "timing": {"elapsed_s": 99.0}} for line in LINES if line["kind"] != "checkpoint"
     ]
     other.insert(2, {"kind": "resume", "step": 1, "from": "checkpoints/000001"})
-    assert metrics.comparable(other) == metrics.comparable(LINES)
-    assert [line["kind"] for line in metrics.comparable(LINES)] == ["step", "eval", "sample"]
+    assert metrics.comparable_lines(other) == metrics.comparable_lines(LINES)
+    assert [line["kind"] for line in metrics.comparable_lines(LINES)] == ["step", "eval", "sample"]
     changed = [
         {**line, "loss": 4.250000000000001} if line["kind"] == "step" else line for line in LINES
     ]
-    assert metrics.comparable(changed) != metrics.comparable(LINES)
+    assert metrics.comparable_lines(changed) != metrics.comparable_lines(LINES)

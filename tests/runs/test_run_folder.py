@@ -14,6 +14,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import RunConfig
 from glasslm.errors import DamagedError, InputError, InUseError
 from glasslm.runs import metrics, provenance, run_folder
+from glasslm.runs.run_lock import lock_run
 
 RECORD: dict[str, Any] = {
     "glasslm": "0.1.0",
@@ -24,8 +25,8 @@ RECORD: dict[str, Any] = {
 
 
 def made(run_dir: Path, **changes: Any) -> Path:
-    with files.lock(run_dir):
-        run_folder.create(run_dir, RECORD | changes, '{"kind": "byte"}\n')
+    with lock_run(run_dir):
+        run_folder.create_run(run_dir, RECORD | changes, '{"kind": "byte"}\n')
     return run_dir
 
 
@@ -63,7 +64,7 @@ def test_an_existing_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     for refuse in (lambda: run_folder.require_new(path), lambda: made(path, seed=7)):
         with pytest.raises(InputError, match="glasslm resume"):
             refuse()
-    with files.lock(path), pytest.raises(InUseError, match=str(os.getpid())):
+    with lock_run(path), pytest.raises(InUseError, match=str(os.getpid())):
         run_folder.require_new(path)
     assert (path / "run.json").read_bytes() == before
 
@@ -118,15 +119,15 @@ def test_runs_are_found_by_path_and_by_name(
     made(tmp_path / "runs" / "faust-tiny-1")
     made(tmp_path / "elsewhere")
     (tmp_path / "faust-tiny-1").mkdir()  # a folder of that name which is no run hides nothing
-    assert run_folder.find("faust-tiny-1") == Path("runs/faust-tiny-1")
-    assert run_folder.find("runs/faust-tiny-1") == Path("runs/faust-tiny-1")
-    assert run_folder.find(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    assert run_folder.find_run("faust-tiny-1") == Path("runs/faust-tiny-1")
+    assert run_folder.find_run("runs/faust-tiny-1") == Path("runs/faust-tiny-1")
+    assert run_folder.find_run(tmp_path / "elsewhere") == tmp_path / "elsewhere"
     with pytest.raises(InputError, match="did you mean faust-tiny-1"):
-        run_folder.find("fast-tiny-1")
+        run_folder.find_run("fast-tiny-1")
     with pytest.raises(InputError, match="glasslm train"):
-        run_folder.find("qqqq")
+        run_folder.find_run("qqqq")
     with pytest.raises(InputError, match="not a run"):
-        run_folder.find("runs")
+        run_folder.find_run("runs")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_default_name_is_a_good_name(
         name = run_folder.default_name(stem, "tiny")
         made(Path("runs") / name)
         names.append(name)
-        assert run_folder.find(name) == Path("runs") / name
+        assert run_folder.find_run(name) == Path("runs") / name
         assert "-tiny-" in name
         assert set(name).isdisjoint('/\\:*?"<>|.\n\0 ')
         assert len(name.encode()) < 200
@@ -152,7 +153,7 @@ def test_history_is_metrics_in_columns(tmp_path: Path) -> None:
     path = made(tmp_path / "run")
     run = run_folder.Run(path)
     assert run.history == run_folder.History()
-    with metrics.Log(path / "metrics.jsonl") as log:
+    with metrics.MetricsLog(path / "metrics.jsonl") as log:
         log.write({"kind": "plan", "step": 0, "max_steps": 3})
         log.write({"kind": "eval", "step": 0, "split": "val", "loss": 4.2, "bpb": 6.0})
         log.write({"kind": "step", "step": 1, "loss": 4.1, "lr": 0.1, "grad_norm": 2.0})
@@ -260,7 +261,7 @@ def test_the_commit_is_that_of_the_source_and_none_elsewhere(
 
 def test_a_run_without_a_checkpoint_is_not_sent_to_resume(tmp_path: Path) -> None:
     run_dir = tmp_path / "died early"
-    with files.lock(run_dir):
-        run_folder.create(run_dir, {}, "{}")
+    with lock_run(run_dir):
+        run_folder.create_run(run_dir, {}, "{}")
     with pytest.raises(InputError, match="ended before its first checkpoint: delete it"):
         run_folder.require_new(run_dir)

@@ -1,1 +1,1 @@
-"""The run folder: `run_folder.Run` reads it; run.json (record), metrics.jsonl (metrics, history), checkpoints."""
+"""The run folder: its lock, run.json (record), metrics.jsonl (metrics, history) and checkpoints."""

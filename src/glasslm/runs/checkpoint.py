@@ -1,10 +1,11 @@
-"""What a run must remember, written and read through files.py: weights, moments and one small JSON.
+"""Checkpoints: writing, loading, rotating and verifying the weights, moments and state of a run.
 
-A checkpoint is the folder checkpoints/000500: model.safetensors (the table's names; float32, or float64 when the engine
-computes in float64), optimizer.safetensors (moments as `adamw.m/NAME`), state.json (Progress and the hashes of what it
-belongs to) and manifest.json. Of a run that trains adapters it holds these alone; the frozen weights are in the run's
-folder once, as base/model.safetensors. No file points to another: the latest is the highest step that verifies, and it
-knows the best. The same state gives the same bytes.
+A checkpoint is the folder checkpoints/000500: model.safetensors (names of the parameter table;
+float32, or float64 when the engine computes in float64), optimizer.safetensors (moments as
+`adamw.m/NAME`), state.json (Progress and RunIdentity) and manifest.json. A run that trains adapters
+has only those in its checkpoints; its frozen weights are in base/model.safetensors. No file points
+to another: the latest checkpoint is the highest step that verifies, and its state names the best.
+The same state gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from glasslm.engines.state import AVERAGE
 from glasslm.errors import DamagedError, DivergedError, InputError
 
 Array = NDArray[Any]
-Which = Literal["latest", "best"] | int
+CheckpointSelector = Literal["latest", "best"] | int
 
 FORMAT = 1
 FOLDER, BASE = "checkpoints", "base"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
+_SAFETENSORS_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
 
 
 class RunIdentity(NamedTuple):
@@ -52,10 +53,10 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. With the weights and moments it is all that an exact resume needs."""
+    """The counters and states that an exact resume needs besides weights and moments."""
 
     step: int  # batches consumed
-    updates: int  # updates applied: skipped steps are not
+    updates: int  # updates applied; a skipped step applies none
     tokens: int  # tokens trained on
     metrics_bytes: int  # length of metrics.jsonl
     best: Best | None = None
@@ -65,26 +66,27 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files agree with their manifest. The arrays stay on the disk until they are asked for."""
+    """A checkpoint whose files agree with their manifest. Its arrays are read when needed."""
 
     path: Path
     progress: Progress
     identity: RunIdentity
-    base_sha256: str | None = None  # of the frozen weights, where there are such
+    base_sha256: str | None = None  # of base/model.safetensors, in runs with adapters
 
     @property
     def step(self) -> int:
+        """The number of batches trained on."""
         return self.progress.step
 
     def weights(self) -> dict[str, Array]:
-        """The weights to use, by name: their average, where the run keeps one."""
+        """The weights for inference by name: their moving average, where the run has one."""
         averages = _read_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
         return self._last_weights() | {
             name.removeprefix(f"{AVERAGE}/"): array for name, array in averages.items()
         }
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        """Weights as the last step left them, and then moments and averages, as Engine.load takes them."""
+        """The weights after the last step, then moments and averages, for Engine.load."""
         yield from self._last_weights().items()
         yield from _read_arrays(self.path / _OPTIMIZER).items()
 
@@ -94,10 +96,10 @@ class Checkpoint:
             return weights
         base = self.path.parent.parent / BASE
         files.verify_folder(base)
-        if (found := _base_sha256(base)) != self.base_sha256:
+        if (base_sha256 := _base_sha256(base)) != self.base_sha256:
             raise DamagedError(
-                f"{base / _MODEL} is another run's: its sha256 is {found}, and {self.path} was trained beside "
-                f"{self.base_sha256}. Put the original back"
+                f"{base / _MODEL} belongs to another run: its sha256 is {base_sha256}, {self.path} "
+                f"was trained with {self.base_sha256}. Put the original back"
             )
         return _read_arrays(base / _MODEL) | weights
 
@@ -111,16 +113,17 @@ def save(
     keep: int = 2,
     protect_step: int = 0,
 ) -> Path:
-    """Write the checkpoint of `progress.step` and remove what `keep` does not cover; returns its folder.
+    """Write the checkpoint of `progress.step` and remove old ones; returns its folder.
 
-    The `keep` newest stay, the best, step 0 and `protect_step`. Raises DivergedError for a value that is not finite
-    and ExhaustedError when the disk is full; in both cases the older checkpoints are untouched.
+    The `keep` newest stay, and also the best, step 0 and `protect_step`. Raises DivergedError for a
+    value that is not finite and ExhaustedError when the disk is full; the older checkpoints are
+    untouched then.
     """
     arrays = dict(engine.state())
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise DivergedError(
-                f"{name} is not finite at step {progress.step}: no checkpoint is written of that"
+                f"{name} is not finite at step {progress.step}: no checkpoint is written"
             )
     state = {
         "format": FORMAT,
@@ -132,8 +135,8 @@ def save(
         state["base_sha256"] = _base_sha256(run_dir / BASE)
     metrics = run_dir / "metrics.jsonl"
     if metrics.exists():
-        files.sync(metrics)  # as much of it as metrics_bytes says must outlive a power failure, too
-    path = _path(run_dir, progress.step)
+        files.sync_file(metrics)  # its first metrics_bytes must survive a power failure
+    path = _checkpoint_path(run_dir, progress.step)
     contents: dict[str, list[files.Chunk]] = {
         _MODEL: _safetensors({name: array for name, array in arrays.items() if "/" not in name}),
         _OPTIMIZER: _safetensors({name: array for name, array in arrays.items() if "/" in name}),
@@ -146,53 +149,53 @@ def save(
 
 
 def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
-    """Write down, once, the weights of a run that its training does not change."""
+    """Write the frozen weights of a run with adapters, once, to base/model.safetensors."""
     files.write_folder(run_dir / BASE, {_MODEL: _safetensors(frozen)})
 
 
 def list_steps(run_dir: Path) -> list[int]:
-    """The steps of all checkpoints there, ascending, whether or not they verify."""
+    """The steps of all checkpoints of a run, ascending; they are not verified."""
     folder = run_dir / FOLDER
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def load(
-    run_dir: Path, which: Which = "latest", warn: Callable[[str], None] | None = None
+    run_dir: Path, which: CheckpointSelector = "latest", warn: Callable[[str], None] | None = None
 ) -> Checkpoint:
     """The latest or best checkpoint, or that of one step, compared with its manifest.
 
-    A damaged latest or best falls back to the newest one that is whole, and `warn` (default: a line on stderr) is told
-    which file was wrong. Raises DamagedError when none is whole, or the step asked for is not; InputError when there
-    is no such step.
+    In place of a damaged latest or best one it loads the newest that verifies; `warn` (default:
+    print to standard error) receives the name of the damaged file. Raises DamagedError when no
+    checkpoint verifies, or that of the given step does not; InputError when there is no such step.
     """
     warn = warn or _warn
     steps = list_steps(run_dir)
     if isinstance(which, int):
         if which not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise InputError(f"{run_dir} has no checkpoint of step {which}: there are {known}")
-        return _open(_path(run_dir, which))
+            existing = ", ".join(map(str, steps)) or "none"
+            raise InputError(f"{run_dir} has no checkpoint of step {which}: there are {existing}")
+        return _open_checkpoint(_checkpoint_path(run_dir, which))
     latest = _latest(run_dir, steps, warn)
     best = latest.progress.best
     if which == "latest" or best is None or best.step == latest.step:
         return latest
     try:
-        return _open(_path(run_dir, best.step))
+        return _open_checkpoint(_checkpoint_path(run_dir, best.step))
     except DamagedError as error:
         warn(f"the best checkpoint is damaged ({error}); using step {latest.step}")
         return latest
 
 
 def require_identity(checkpoint: Checkpoint, identity: RunIdentity) -> None:
-    """Raise DamagedError with both hashes where a checkpoint belongs to another config, tokenizer or text."""
+    """Raise DamagedError, with both hashes, where config, tokenizer or text is another one."""
     for field_name, run_hash in identity._asdict().items():
         checkpoint_hash = getattr(checkpoint.identity, field_name)
         if run_hash != checkpoint_hash:
             raise DamagedError(
-                f"{checkpoint.path} belongs to another {field_name.removesuffix('_sha256')}: it was "
-                f"written with sha256 {checkpoint_hash}, this run has {run_hash}. Put the original "
-                "back, or start a new run"
+                f"{checkpoint.path} belongs to another {field_name.removesuffix('_sha256')}: it "
+                f"was written with sha256 {checkpoint_hash}, this run has {run_hash}. Put the "
+                "original back, or start a new run"
             )
 
 
@@ -200,38 +203,39 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
     problem = ""
     for step in reversed(steps):
         try:
-            found = _open(_path(run_dir, step))
+            checkpoint = _open_checkpoint(_checkpoint_path(run_dir, step))
         except DamagedError as error:
             problem = problem or str(error)
             continue
         if problem:
             warn(f"a checkpoint is damaged ({problem}); going back to step {step}")
-        return found
+        return checkpoint
     reason = (
         f"every checkpoint is damaged ({problem})"
         if steps
         else f"{run_dir} ended before its first checkpoint"
     )
-    raise DamagedError(f"{reason}: nothing to go on from; start a new run")
+    raise DamagedError(f"{reason}: there is nothing to continue from; start a new run")
 
 
 def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
-    """Keep this checkpoint, the `keep - 1` complete ones before it, the best, step 0 and `protect_step`.
+    """Remove all checkpoints but this, `keep - 1` complete ones before it and the protected.
 
-    A later checkpoint dates from before a damaged one made the run go back, so it is removed too.
+    The protected are the best, step 0 and `protect_step`. Later checkpoints are removed: they are left from before a damaged one made the run go back.
     """
     protected_steps = {0, protect_step, progress.best.step if progress.best else 0}
     n_complete = 1
     for step in reversed(list_steps(run_dir)):
-        path = _path(run_dir, step)
+        path = _checkpoint_path(run_dir, step)
         if step < progress.step and n_complete < keep and _is_complete(path):
             n_complete += 1
         elif step != progress.step and step not in protected_steps:
             files.remove_folder(path)
 
 
-# Checkpoints that this process has written or verified by their hashes. Rotation then compares their sizes only: hashing
-# would read hundreds of megabytes at each save. Loading a checkpoint always verifies its hashes.
+# Checkpoints that this process has written or verified by their hashes. Rotation compares only
+# the sizes of their files: hashing would read hundreds of megabytes at each save. Loading always
+# verifies the hashes.
 _verified_folders: set[Path] = set()
 
 
@@ -244,7 +248,7 @@ def _is_complete(path: Path) -> bool:
     return True
 
 
-def _path(run_dir: Path, step: int) -> Path:
+def _checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"{step:06d}"
 
 
@@ -252,11 +256,11 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-# -- the files --------------------------------------------------------------------------------------------------------
+# -- files of a checkpoint -------------------------------------------------------------------------
 
 
-def _open(path: Path) -> Checkpoint:
-    """The checkpoint in a folder; DamagedError, with the file's name, when anything about it is wrong."""
+def _open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder; DamagedError, with the file's name, when any part is damaged."""
     files.verify_folder(path)
     for name in (_MODEL, _OPTIMIZER):
         if not (path / name).exists():
@@ -268,14 +272,14 @@ def _open(path: Path) -> Checkpoint:
                 f"{path / _STATE} has format {state['format']}: this glasslm reads format {FORMAT}"
             )
         progress = Progress(
-            step=_count(state["step"]),
-            updates=_count(state["updates"]),
-            tokens=_count(state["tokens"]),
-            metrics_bytes=_count(state["metrics_bytes"]),
-            best=Best(_count(state["best"]["step"]), float(state["best"]["loss"]))
+            step=_parse_count(state["step"]),
+            updates=_parse_count(state["updates"]),
+            tokens=_parse_count(state["tokens"]),
+            metrics_bytes=_parse_count(state["metrics_bytes"]),
+            best=Best(_parse_count(state["best"]["step"]), float(state["best"]["loss"]))
             if state["best"]
             else None,
-            loss_scale=float(state.get("loss_scale", 1.0)),  # which the first runs did not have
+            loss_scale=float(state.get("loss_scale", 1.0)),  # missing in the first runs
             loop=dict(state["loop"]),
         )
         identity = RunIdentity(*(str(state[name]) for name in RunIdentity._fields))
@@ -290,24 +294,23 @@ def _base_sha256(base: Path) -> str:
     return str(files.read_json(base / files.MANIFEST)["files"][_MODEL]["sha256"])
 
 
-def _count(value: Any) -> int:
+def _parse_count(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is not a count")
     return value
 
 
 def _safetensors(arrays: dict[str, Array]) -> list[files.Chunk]:
-    """The arrays as a safetensors file: header length, header, then the arrays as they are, without a copy.
+    """The pieces of a safetensors file: header length, header, then the arrays, without a copy.
 
-    Laid out as the safetensors library does it (names in order, header padded to 8 bytes).
+    The layout is that of the safetensors library: names in order, header padded to 8 bytes.
     """
     header: dict[str, Any] = {}
     end = 0
     for name in sorted(arrays):
         start, end = end, end + arrays[name].nbytes
-        kind = _KINDS[arrays[name].dtype]
         header[name] = {
-            "dtype": kind,
+            "dtype": _SAFETENSORS_DTYPES[arrays[name].dtype],
             "shape": list(arrays[name].shape),
             "data_offsets": [start, end],
         }
@@ -320,14 +323,13 @@ def _read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
     """The arrays whose names begin with `prefix`."""
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {
-                name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)
-            }  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(
             f"{path} is not a safetensors file that glasslm wrote ({error})"
         ) from None
     for name, array in arrays.items():
-        if array.dtype not in _KINDS:
+        if array.dtype not in _SAFETENSORS_DTYPES:
             raise DamagedError(f"{path} holds {name} as {array.dtype}: expected float32 or float64")
     return arrays

@@ -1,4 +1,4 @@
-"""The course of a run as columns, read from metrics.jsonl."""
+"""The columns of metrics.jsonl: losses, learning rates, gradient norms and evaluations by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ Point = tuple[float, float]  # step, loss
 
 @dataclass(frozen=True)
 class History:
-    """The columns of metrics.jsonl. A number that was not finite is None."""
+    """The logged values of a run as columns. A non-finite number is None.
+
+    >>> history = Run("runs/shakespeare-tiny").history
+    >>> list(zip(history.eval_steps, history.val_losses))[-1]
+    (2000, 1.587)
+    """
 
     steps: list[int] = field(default_factory=list)
     train_losses: list[float | None] = field(default_factory=list)  # nats per token, at `steps`

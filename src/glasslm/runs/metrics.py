@@ -1,7 +1,8 @@
 """metrics.jsonl: the types of its lines, its writer and its reader.
 
-A line is one strict JSON object with `kind` and `step`; whatever depends on the clock or on memory is under `timing`, so
-that two runs can be compared line by line. A number that is not finite is null.
+A line is one strict JSON object with `kind` and `step`. Values that depend on the clock or on
+memory are under `timing`, so that two runs can be compared line by line. A non-finite number is
+null.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ Status = Literal["finished", "stopped", "interrupted", "diverged", "failed"]
 
 
 class Timing(TypedDict, total=False):
-    """What depends on the clock or on memory. The clock starts again at zero with each resume."""
+    """Values that depend on the clock or on memory. Each resume starts the clock at zero."""
 
     elapsed_s: float
     tokens_per_s: float
     remaining_s: float
-    memory_bytes: int | None  # peak of the process so far; None where the system does not tell
+    memory_bytes: int | None  # peak of the process so far; None on Windows
 
 
 class PlanLine(TypedDict):
@@ -49,10 +50,8 @@ class StepLine(TypedDict):
     tokens: int  # trained on so far
     epoch: float
     skipped: NotRequired[bool]  # the update was not applied
-    auxiliary: NotRequired[
-        dict[str, float]
-    ]  # further loss terms by name, without their coefficients
-    experts: NotRequired[list[list[float]]]  # (layers, E) share of the choices that each expert got
+    auxiliary: NotRequired[dict[str, float]]  # other loss terms by name, without coefficients
+    experts: NotRequired[list[list[float]]]  # (layers, E) each expert's share of the choices
     timing: NotRequired[Timing]
 
 
@@ -94,7 +93,7 @@ class CheckpointLine(TypedDict):
 
 
 class WarningLine(TypedDict):
-    """Something a person should read."""
+    """A warning for the user."""
 
     kind: Literal["warning"]
     step: int
@@ -127,14 +126,14 @@ Line = (
 )
 
 
-class Log:
-    """Appends lines to metrics.jsonl; a resumed run first cuts it to the `start_bytes` that its checkpoint remembers.
+class MetricsLog:
+    """Appends lines to metrics.jsonl, after cutting it to `start_bytes` for a resumed run.
 
-    >>> with Log(path) as log:
+    >>> with MetricsLog(path) as log:
     ...     log.write({"kind": "step", "step": 1, "loss": 4.17, "timing": {"elapsed_s": 0.1}})
 
-    Raises DamagedError when the file is shorter than `start_bytes` or no line ends there, and ExhaustedError when the
-    disk is full.
+    Raises DamagedError when the file is shorter than `start_bytes` or no line ends there, and
+    ExhaustedError when the disk is full.
     """
 
     def __init__(self, path: Path, start_bytes: int = 0) -> None:
@@ -142,27 +141,29 @@ class Log:
 
     @property
     def bytes(self) -> int:
-        """The length of the file, for the next checkpoint to remember."""
+        """The length of the file, which the next checkpoint records."""
         return self._file.bytes
 
     def write(self, line: Line) -> None:
-        """Append a line, visible to every reader when this returns."""
-        self._file.append(files.json_bytes(plain(line), indent=None))
+        """Append a line; it is visible to all readers when this returns."""
+        self._file.append(files.json_bytes(to_json_types(line), indent=None))
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def read(path: Path) -> Iterator[Line]:
-    """The lines of a metrics file, none when there is no file yet.
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a metrics file; none where there is no file.
 
-    A last line that a kill cut short is left out; any other that is no JSON object is a DamagedError with its number.
+    A last line that was cut short by a kill is left out. Raises DamagedError, with the line number,
+    for any other line that is not a JSON object.
     """
     if not path.exists():
         return
@@ -206,7 +207,7 @@ def timing_of(line: Line) -> Timing:
 
 
 def elapsed_s(lines: Iterable[Line]) -> float:
-    """Seconds of training in all parts of a run: the clock of `timing` restarts with each resume."""
+    """Seconds of training in all parts of a run; each resume restarts the clock of `timing`."""
     earlier_parts = part = 0.0
     for line in lines:
         if line["kind"] == "resume":
@@ -215,8 +216,8 @@ def elapsed_s(lines: Iterable[Line]) -> float:
     return earlier_parts + part
 
 
-def comparable(lines: Iterable[Line]) -> list[dict[str, Any]]:
-    """What two equal runs have in common: the step, eval and sample lines without their timing."""
+def comparable_lines(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The lines that are equal in equal runs: step, eval and sample lines without timing."""
     return [
         {key: value for key, value in line.items() if key != "timing"}
         for line in lines
@@ -224,14 +225,14 @@ def comparable(lines: Iterable[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: NumPy's numbers and arrays as Python's, what is not finite as None."""
+def to_json_types(value: Any) -> Any:
+    """`value` with Python numbers and lists for NumPy's, and None for non-finite numbers."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""Where a run comes from: the versions, the machine and the commit that run.json records."""
+"""The versions, the machine and the git commit that run.json records."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
-_LIBRARIES = ("numpy", "safetensors", "tokenizers")  # those that can change a result
+_LIBRARIES = ("numpy", "safetensors", "tokenizers")  # their versions can change a result
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, glasslm, NumPy with its BLAS, and the other libraries that can change a result."""
-    found = {"python": platform.python_version(), "glasslm": importlib.metadata.version("glasslm")}
-    found |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    """The versions of Python, glasslm, NumPy's BLAS, and libraries that can change a result."""
+    versions = {
+        "python": platform.python_version(),
+        "glasslm": importlib.metadata.version("glasslm"),
+    }
+    versions |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
     build: Any = np.show_config(mode="dicts")
     blas = build["Build Dependencies"]["blas"]
-    found["blas"] = f"{blas['name']} {blas['version']}"
-    return found
+    versions["blas"] = f"{blas['name']} {blas['version']}"
+    return versions
 
 
 def machine() -> dict[str, Any]:
@@ -30,11 +33,10 @@ def machine() -> dict[str, Any]:
 
 
 def git() -> dict[str, Any] | None:
-    """The commit of glasslm's own source and whether it was changed since; None unless it runs from a checkout."""
+    """The commit of glasslm's source, and whether it was changed; None outside of a checkout."""
     try:
-        _git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # an installed copy may lie in somebody else's repository
+        # This fails for an installed copy inside another repository.
+        _git("ls-files", "--error-unmatch", "__init__.py")
         return {
             "commit": _git("rev-parse", "HEAD"),
             "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
@@ -45,7 +47,7 @@ def git() -> dict[str, Any] | None:
 
 def _git(*arguments: str) -> str:
     command = ["git", "--no-optional-locks", *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -53,7 +55,7 @@ def _git(*arguments: str) -> str:
         check=True,
         timeout=3,
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def _cpu() -> str:

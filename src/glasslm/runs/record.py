@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 class TokenizerRecord(TypedDict):
-    """Which tokenizer a run uses."""
+    """The tokenizer of a run."""
 
     kind: str
     vocab_size: int
@@ -36,7 +36,7 @@ class SourceRun(TypedDict):
 
 
 class ComputeRecord(TypedDict, total=False):
-    """What computed the first step. Only the first three are known of imported models."""
+    """The engine and device of the first step. Imported models have only the first three fields."""
 
     engine: EngineName
     device: str
@@ -114,7 +114,7 @@ def build_record(
 def build_merged_record(
     record: RunRecord, config: RunConfig, command: str, merged_from: SourceRun
 ) -> RunRecord:
-    """run.json of a run whose adapters are merged: the rest stays as it was when the run was trained."""
+    """run.json of a run with merged adapters; the other fields stay those of the trained run."""
     vocab_size = record["tokenizer"]["vocab_size"]
     merged = {
         **record,
@@ -134,6 +134,6 @@ def _now() -> str:
 
 
 def text_name(data: DataConfig) -> str:
-    """The name of a text: its corpus, its Hugging Face dataset, or its files without their folders."""
+    """The name of a text: its corpus, its Hugging Face dataset, or its file names."""
     names = ["standard input" if path == "-" else Path(path).name for path in data.text_file]
     return data.corpus or data.hf_dataset or ", ".join(names) or "the default corpus"
