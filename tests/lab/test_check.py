@@ -1,26 +1,17 @@
 """The gradient check: honest gradients pass, and a mistake planted anywhere is found."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
-import small_runs
-from glasslm import files
-from glasslm.cli import check as command
 from glasslm.config.schema import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines import choice
 from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
-from glasslm.errors import InputError
-from glasslm.lab.checks import finite_differences, gradient_check, op_cases
-from glasslm.lab.checks.finite_differences import TOLERANCE, check_gradients
+from glasslm.lab.checks import gradient_check, op_cases
 from glasslm.lab.checks.gradient_check import SWITCHES, check_model, check_ops
 from glasslm.lab.checks.op_cases import OPS, H, K
 from glasslm.model.parameters import initial_weights, parameter_table
@@ -36,6 +27,10 @@ def test_every_op_passes() -> None:
     findings = list(check_ops())
     assert [finding.case for finding in findings] == list(OPS)
     assert [finding for finding in findings if not finding.passed] == []
+
+
+def test_every_activation_of_the_engine_has_a_case() -> None:
+    assert {function.__name__ for function in ops.ACTIVATIONS.values()} <= OPS.keys()
 
 
 def choose_handful() -> list[ModelConfig]:
@@ -168,6 +163,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
     for key, function in ops.ACTIVATIONS.items():
         if function is right:
             monkeypatch.setitem(ops.ACTIVATIONS, key, wrong)
+    for norm, entry in ops.NORMS.items():
+        if entry.op is right:
+            monkeypatch.setitem(ops.NORMS, norm, entry._replace(op=wrong))
     for key, term in ops.SOFTMAX_TERMS.items():
         if term is right:
             monkeypatch.setitem(ops.SOFTMAX_TERMS, key, wrong)
@@ -319,170 +317,6 @@ def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named()
         machine.gradients = right  # type: ignore[method-assign]
 
 
-# -- the comparison itself -------------------------------------------------------------------------
-
-
-def check_function(
-    value: Callable[[Array], float], slope: Callable[[Array], Array], x: Array, **options: Any
-) -> Any:
-    return check_gradients(
-        "case",
-        {"x": x},
-        lambda: value(x),
-        lambda: {"x": slope(x)},
-        np.random.default_rng(0),
-        **options,
-    )
-
-
-def test_it_says_how_wrong_and_where_and_restores_the_inputs() -> None:
-    x = np.arange(6.0).reshape(2, 3) + 1
-    before = x.copy()
-
-    def wrong(x: Array) -> Array:
-        g = 2 * x
-        g[1, 2] *= 1.01
-        return g
-
-    finding = check_function(lambda x: float((x * x).sum()), wrong, x)
-    assert finding.where == "x[1, 2]"
-    assert finding.error == pytest.approx(0.01 / 1.01, rel=1e-3)
-    assert finding.elements == 6
-    np.testing.assert_array_equal(x, before)
-    assert check_function(lambda x: float((x * x).sum()), lambda x: 2 * x, x).error < 1e-9
-
-
-def test_nan_does_not_pass() -> None:
-    assert not check_function(
-        lambda x: float((x * x).sum()), lambda x: np.where(x > 1, np.nan, 2 * x), np.ones(3) * 2
-    ).passed
-
-
-def test_a_point_at_a_kink_is_moved_and_counted() -> None:
-    x = np.array([1.0, 1e-7, -1.0])  # between the two points of the difference
-
-    def slope(x: Array) -> Array:
-        return np.where(x > 0, 2.0, 0.0)
-
-    finding = check_function(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x, kinks=True)
-    assert finding.passed
-    assert finding.redrawn >= 1
-    assert x[1] == 1e-7
-    assert not check_function(lambda x: float(2 * np.maximum(x, 0).sum()), slope, x).passed
-
-
-def test_a_large_third_derivative_is_not_taken_for_an_error() -> None:
-    x = np.array([1.0])
-    finding = check_function(
-        lambda x: float(np.sin(300 * x).sum()), lambda x: 300 * np.cos(300 * x), x
-    )
-    assert finding.passed
-    h = finite_differences.STEP_SIZE
-    two_points = float(np.sin(300 * (1 + h)) - np.sin(300 * (1 - h))) / (2 * h)
-    assert abs(two_points / (300 * np.cos(300)) - 1) > TOLERANCE
-
-
-def test_a_sample_takes_that_many_elements() -> None:
-    assert (
-        check_function(
-            lambda x: float((x * x).sum()), lambda x: 2 * x, np.ones(100), sample=7
-        ).elements
-        == 7
-    )
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where PyTorch is not installed; with it, the command is tested in test_parity.py."""
-    monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
-
-
-@pytest.fixture
-def short(without_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_check, "single_switches", lambda: [("the smallest", tiny())])
-
-
-@pytest.mark.usefixtures("short")
-def test_the_command_prints_every_case_and_one_json_object_last(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command.main(["--combinations", "0", "--json"]) == 0
-    out, err = capsys.readouterr()
-    facts = json.loads(out)
-    assert facts["passed"] is True
-    assert facts["cases"] == len(OPS) + 1 + len(gradient_check.SOFTMAX_TERMS)
-    assert facts["largest_error"] <= facts["tolerance"] == 1e-6
-    assert facts["wrong"] == []
-    for case in [*OPS, "the smallest"]:
-        assert f"  {case}" in err
-    assert facts["parity"] is None
-    assert len([line for line in err.splitlines() if "pip install torch" in line]) == 1
-
-
-@pytest.mark.usefixtures("short")
-def test_the_command_fails_when_a_gradient_is_wrong(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch, "silu")
-    assert command.main(["--combinations", "0"]) == 1
-    out = capsys.readouterr().out
-    assert sum(line.endswith("WRONG") for line in out.splitlines()) >= 2
-    assert "silu" in out
-    assert "wrong" in out.splitlines()[-1]
-
-
-@pytest.mark.usefixtures("without_torch")
-def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases = [("good", 1e-9), ("bad", math.nan), ("wrong", 0.5)]
-    findings = [finite_differences.CheckResult(case, error, "x[0]", 1, 0) for case, error in cases]
-    monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter(findings))
-    monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
-    assert command.main(["--json"]) == 1
-    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
-    assert facts["largest_error"] is None
-    assert (facts["passed"], facts["wrong"]) == (False, ["bad", "wrong"])
-
-
-@pytest.mark.usefixtures("short")
-def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(InputError, match="PyTorch"):
-        command.main(["--figure", str(tmp_path / "parity.png")])
-    monkeypatch.setattr(choice, "is_torch_installed", lambda: True)
-    for name in ("parity.pdf", "missing/parity.png"):
-        with pytest.raises(InputError, match=r"expected a \.png file"):
-            command.main(["--figure", str(tmp_path / name)])
-    with pytest.raises(InputError, match="RUN"):
-        command.main(["a-run", "--figure", str(tmp_path / "parity.png")])
-
-
-def test_a_seed_below_zero_is_refused() -> None:
-    with pytest.raises(InputError, match="seed is -1"):
-        command.main(["--seed", "-1"])
-
-
 def test_every_case_has_numbers_of_its_own() -> None:
     names = [*OPS, *(name for name, _ in gradient_check.single_switches())]
     assert len({gradient_check._generator(0, name).random() for name in names}) == len(set(names))
-
-
-@pytest.mark.usefixtures("without_torch")
-def test_a_trained_run_passes_also_without_its_tokens(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = small_runs.write_text(tmp_path / "text.txt")
-    small_runs.train(text, tmp_path / "run", max_steps=3, feedforward="relu2", n_layers=1)
-    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "another"))
-    assert command.main([str(tmp_path / "run"), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    rows = parameter_table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
-    assert facts["cases"] == len(rows)  # every weight
-    assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(rows)
-    with pytest.raises(InputError):
-        command.main([str(tmp_path / "nothing")])

@@ -240,9 +240,7 @@ def test_a_look_sees_the_gradients_that_training_sees(engine: EngineName, datase
     stream = np.concatenate(
         [
             array.ravel()
-            for array in machine.inspect(
-                batch, [f"gradient/blocks.{i}" for i in range(4)]
-            ).values()
+            for array in machine.inspect(batch, [f"gradient/blocks.{i}" for i in range(4)]).values()
         ]
     )
     machine.accumulate(batch, 1 / batch.tokens.size)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import planted
 import pytest
 from planted import config_of, subject
 
-from glasslm.config.schema import RunConfig
+from glasslm.config.schema import FeedForward, RunConfig
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.lab.diagnosis import measurements, signals
 from glasslm.lab.diagnosis.measurements import Measurement, UnitStatistics
@@ -165,7 +165,14 @@ def test_exactly_the_closed_units_are_dead(engine: str, folder: Path) -> None:
     assert tokens < 40 * 8 * 32  # all open: no need to go on
 
 
-def test_units_that_always_say_the_same_are_saturated(folder: Path) -> None:
+def test_every_feedforward_has_a_threshold_a_new_one_included() -> None:
+    words = (*get_args(FeedForward), "a new one")
+    assert {word: measurements.opening_threshold(word) for word in words} == {
+        word: 0.0 if word.startswith("relu") else -3.0 for word in words
+    }
+
+
+def test_units_with_a_constant_value_are_saturated(folder: Path) -> None:
     config = config_of(feedforward="gelu")
     spread = np.r_[np.zeros(60), np.ones(40)]
     units = {"blocks.0.feedforward": UnitStatistics(np.full(100, 2.0), spread, 1.0)}

@@ -132,7 +132,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[CheckResult]:
     """
     from glasslm.runs import checkpoint, run_folder
 
-    trained = run_folder.Run(run_folder.find(run))
+    trained = run_folder.Run(run_folder.find_run(run))
     dataset = trained.dataset(notify)
     width = min(RUN_TOKENS, trained.config.model.block_size)
     rng = np.random.default_rng(seed)

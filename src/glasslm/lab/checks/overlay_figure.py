@@ -12,6 +12,7 @@ from glasslm.lab.checks.parity import ParityPrecision
 from glasslm.report.figures import Palette, add_legend, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -48,29 +49,7 @@ def draw_overlay(
     )
     add_legend(loss_axes, colours)
 
-    style_axes(difference_axes, "Difference of the two losses", "share of the loss", colours)
-    styles: tuple[tuple[ParityPrecision, str, str, str], ...] = (
-        ("fp32", "float32", "o", colours.third), ("fp64", "float64", "s", colours.ink),
-    )  # fmt: skip
-    for precision, name, marker, colour in styles:
-        difference = np.array([point.relative_difference(precision) for point in points])
-        # A logarithmic axis cannot show zeros, so the label counts them.
-        if equal := np.count_nonzero(difference == 0):
-            name += f" (0 in {equal} of {len(points)} steps)"
-        difference_axes.plot(
-            steps,
-            np.where(difference > 0, difference, np.nan),
-            marker,
-            color=colour,
-            markersize=3,
-            label=name,
-        )
-        difference_axes.axhline(
-            tolerance[precision], color=colour, linestyle=":", linewidth=1.2, label="tolerance"
-        )
-    difference_axes.set_yscale("log")
-    difference_axes.set_ylim(bottom=1e-17)
-    difference_axes.set_xlabel("step", color=colours.ink)
+    _draw_differences(difference_axes, points, tolerance, colours)
     figure.legend(
         handles=difference_axes.lines,
         loc="outside lower center",
@@ -80,3 +59,35 @@ def draw_overlay(
         fontsize=9,
     )
     return figure
+
+
+def _draw_differences(
+    axes: Axes,
+    points: Sequence[StepLosses],
+    tolerance: Mapping[ParityPrecision, float],
+    colours: Palette,
+) -> None:
+    style_axes(axes, "Difference of the two losses", "share of the loss", colours)
+    styles: tuple[tuple[ParityPrecision, str, str, str], ...] = (
+        ("fp32", "float32", "o", colours.third),
+        ("fp64", "float64", "s", colours.ink),
+    )
+    for precision, name, marker, colour in styles:
+        difference = np.array([point.relative_difference(precision) for point in points])
+        # A logarithmic axis cannot show zeros, so the label counts them.
+        if equal := np.count_nonzero(difference == 0):
+            name += f" (0 in {equal} of {len(points)} steps)"
+        axes.plot(
+            [point.step for point in points],
+            np.where(difference > 0, difference, np.nan),
+            marker,
+            color=colour,
+            markersize=3,
+            label=name,
+        )
+        axes.axhline(
+            tolerance[precision], color=colour, linestyle=":", linewidth=1.2, label="tolerance"
+        )
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-17)
+    axes.set_xlabel("step", color=colours.ink)

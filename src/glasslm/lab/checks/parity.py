@@ -147,7 +147,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
     """
     from glasslm.runs import checkpoint, run_folder
 
-    trained = run_folder.Run(run_folder.find(run))
+    trained = run_folder.Run(run_folder.find_run(run))
     dataset = trained.dataset(notify)
     best = checkpoint.load(trained.path, "best")
     config = dataclasses.replace(

@@ -49,11 +49,7 @@ def build_checklist(results: CookbookResults) -> list[tuple[str, str, str, str]]
             f"{first_loss}, and ln V is {math.log(results.vocab_size):.3f}; from deviation 1 it "
             f"is {unit_first_loss}",
         ),
-        (
-            "A norm in each sublayer",
-            "--norm rmsnorm",
-            f"without: {without['no normalisation']}",
-        ),
+        ("A norm in each sublayer", "--norm rmsnorm", f"without: {without['no normalisation']}"),
         (
             "Before the sublayer, not after it",
             "--norm-position pre",
@@ -69,26 +65,10 @@ def build_checklist(results: CookbookResults) -> list[tuple[str, str, str, str]]
             "glasslm diagnose",
             f"first over last: {ratios[0]:.2g} at the start, {ratios[1]:.2g} at the end",
         ),
-        (
-            "A rate from a range test",
-            "--lr",
-            f"best x{best:g}; x100: {high_rate}",
-        ),
-        (
-            "Clipping of the global norm",
-            "--grad-clip 1",
-            f"without: {without['no clipping']}",
-        ),
-        (
-            "Warmup",
-            "--warmup-steps",
-            f"without, at x10: {no_warmup}",
-        ),
-        (
-            "A rate that falls",
-            "--schedule cosine",
-            f"constant: {without['constant rate']}",
-        ),
+        ("A rate from a range test", "--lr", f"best x{best:g}; x100: {high_rate}"),
+        ("Clipping of the global norm", "--grad-clip 1", f"without: {without['no clipping']}"),
+        ("Warmup", "--warmup-steps", f"without, at x10: {no_warmup}"),
+        ("A rate that falls", "--schedule cosine", f"constant: {without['constant rate']}"),
         (
             "bfloat16, or a scaled loss",
             "--precision bf16",

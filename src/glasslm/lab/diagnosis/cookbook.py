@@ -45,7 +45,9 @@ from glasslm.lab.diagnosis.gradient_trials import (
 from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
-from glasslm.text import Notify, duration
+from glasslm.text import Notify, format_duration
+
+RECIPE_HEADER = ("", "validation loss", "against all tricks", "")
 
 
 def run_cookbook(
@@ -81,7 +83,9 @@ def run_cookbook(
     )
 
     def time_left() -> str:
-        return f"about {duration((time.perf_counter() - began) * (total - done) / done)} left"
+        return (
+            f"about {format_duration((time.perf_counter() - began) * (total - done) / done)} left"
+        )
 
     for number, (name, recipe) in enumerate(recipes.items(), 1):
         trials = [run_trial(dataset, exact, recipe, steps, seed) for seed in range(seeds)]
@@ -117,61 +121,11 @@ def lead_text(results: CookbookResults) -> str:
 
 def build_sections(results: CookbookResults) -> list[Section]:
     """The experiments with tables and figures, and the checklist."""
-    trials = results.trials
-
-    def row(name: str, recipe: Recipe, verdict: Verdict | None) -> list[str]:
-        failed = "failed" if results.mostly_fails(recipe) else ""
-        return [name, describe_outcome(trials[recipe]), verdict.words if verdict else "", failed]
-
-    def pair_row(name: str, pair: tuple[Recipe, Recipe]) -> list[str]:
-        return [name, *(describe_outcome(trials[recipe]) for recipe in pair)]
-
-    trick_verdicts = results.judge_recipes(TRICK_FAMILY)
-    rate_verdicts = results.judge_recipes(RATE_FAMILY)
-    warmup_verdicts = results.judge_recipes(WARMUP_FAMILY)
-    depth_verdicts = results.judge_recipes(DEPTH_FAMILY)
-    header = ("", "validation loss", "against all tricks", "")
     return [
-        Section(
-            "All tricks against none",
-            experiments.describe_tricks(results),
-            header,
-            [row(name, recipe, trick_verdicts.get(name)) for name, recipe in TRICKS.items()],
-            _pictures("tricks", results),
-        ),
-        Section(
-            "Initialisation",
-            experiments.describe_inits(results),
-            ("start", "all other tricks", "no other trick"),
-            [pair_row(init, pair) for init, pair in INIT_SCHEMES.items()],
-            _pictures("starts", results),
-        ),
-        Section(
-            "The learning rate",
-            experiments.describe_rates(results),
-            header,
-            [row(f"x{rate:g}", recipe, rate_verdicts.get(rate)) for rate, recipe in RATES.items()],
-            _pictures("rates", results),
-        ),
-        Section(
-            "Warmup",
-            experiments.describe_warmup(results),
-            ("rate", "without warmup", "against the same with it", ""),
-            [
-                row(f"x{rate:g}", recipe, warmup_verdicts[rate])
-                for rate, recipe in NO_WARMUP.items()
-            ],
-        ),
-        Section(
-            "Norm before or after, by depth",
-            experiments.describe_depth(results),
-            ("blocks", "pre", "post", "post against pre"),
-            [
-                [*pair_row(str(depth), pair), depth_verdicts[depth].words]
-                for depth, pair in DEPTHS.items()
-            ],
-            _pictures("depth", results),
-        ),
+        _tricks_section(results),
+        _inits_section(results),
+        *_rate_sections(results),
+        _depth_section(results),
         Section(
             "Gradients by layer",
             experiments.describe_gradients(results),
@@ -181,7 +135,7 @@ def build_sections(results: CookbookResults) -> list[Section]:
             "float16",
             experiments.describe_float16(results),
             ("", "validation loss"),
-            [[name, describe_outcome(tried)] for name, tried in results.float16_trials.items()],
+            [[name, describe_outcome(trials)] for name, trials in results.float16_trials.items()],
             _pictures("float16", results),
         ),
         Section(
@@ -191,6 +145,80 @@ def build_sections(results: CookbookResults) -> list[Section]:
             build_checklist(results),
         ),
     ]
+
+
+def _tricks_section(results: CookbookResults) -> Section:
+    verdicts = results.judge_recipes(TRICK_FAMILY)
+    return Section(
+        "All tricks against none",
+        experiments.describe_tricks(results),
+        RECIPE_HEADER,
+        [_row(results, name, recipe, verdicts.get(name)) for name, recipe in TRICKS.items()],
+        _pictures("tricks", results),
+    )
+
+
+def _inits_section(results: CookbookResults) -> Section:
+    return Section(
+        "Initialisation",
+        experiments.describe_inits(results),
+        ("start", "all other tricks", "no other trick"),
+        [_pair_row(results, init, pair) for init, pair in INIT_SCHEMES.items()],
+        _pictures("starts", results),
+    )
+
+
+def _rate_sections(results: CookbookResults) -> list[Section]:
+    """The learning rate with warmup, and without."""
+    rate_verdicts = results.judge_recipes(RATE_FAMILY)
+    warmup_verdicts = results.judge_recipes(WARMUP_FAMILY)
+    return [
+        Section(
+            "The learning rate",
+            experiments.describe_rates(results),
+            RECIPE_HEADER,
+            [
+                _row(results, f"x{rate:g}", recipe, rate_verdicts.get(rate))
+                for rate, recipe in RATES.items()
+            ],
+            _pictures("rates", results),
+        ),
+        Section(
+            "Warmup",
+            experiments.describe_warmup(results),
+            ("rate", "without warmup", "against the same with it", ""),
+            [
+                _row(results, f"x{rate:g}", recipe, warmup_verdicts[rate])
+                for rate, recipe in NO_WARMUP.items()
+            ],
+        ),
+    ]
+
+
+def _depth_section(results: CookbookResults) -> Section:
+    verdicts = results.judge_recipes(DEPTH_FAMILY)
+    return Section(
+        "Norm before or after, by depth",
+        experiments.describe_depth(results),
+        ("blocks", "pre", "post", "post against pre"),
+        [
+            [*_pair_row(results, str(depth), pair), verdicts[depth].words]
+            for depth, pair in DEPTHS.items()
+        ],
+        _pictures("depth", results),
+    )
+
+
+def _row(results: CookbookResults, name: str, recipe: Recipe, verdict: Verdict | None) -> list[str]:
+    """The cells of a recipe: outcome, verdict against its baseline, and whether it fails."""
+    outcome = describe_outcome(results.trials[recipe])
+    failed = "failed" if results.mostly_fails(recipe) else ""
+    return [name, outcome, verdict.words if verdict else "", failed]
+
+
+def _pair_row(results: CookbookResults, name: str, pair: tuple[Recipe, Recipe]) -> list[str]:
+    """The cells of two recipes: the outcome of each."""
+    return [name, *(describe_outcome(results.trials[recipe]) for recipe in pair)]
 
 
 def _pictures(name: str, results: CookbookResults) -> list[Picture]:

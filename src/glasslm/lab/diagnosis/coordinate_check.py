@@ -81,7 +81,7 @@ def judge_coordinates(check: CoordinateCheck) -> Finding:
     """Report the slopes. The verdict is always ok: the standard parametrisation is not muP."""
     slopes = {place: check.slope(place) for place in check.places}
     slope_text = ", ".join(f"{place} {slope:+.2f}" for place, slope in slopes.items())
-    seen = f"change after {COORDINATE_STEPS} steps grows with width to the power: {slope_text}"
+    evidence = f"change after {COORDINATE_STEPS} steps grows with width to the power: {slope_text}"
     is_flat = max(map(abs, slopes.values())) < MAX_FLAT_SLOPE
     means = (
         "flat: the rate of one width suits the others"
@@ -89,5 +89,5 @@ def judge_coordinates(check: CoordinateCheck) -> Finding:
         else "not flat: each width needs its own rate"
     )
     return Finding(
-        "widths", "ok", seen, means, "" if is_flat else "Tune --lr again for another --d-model."
+        "widths", "ok", evidence, means, "" if is_flat else "Tune --lr again for another --d-model."
     )

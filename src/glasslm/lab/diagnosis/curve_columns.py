@@ -21,23 +21,23 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
     end = float(np.median(v[-min(3, max(1, len(after))) :]))
     half = len(after) // 2
     climbs = len(after) >= 2 and np.median(after[half:]) >= np.median(after[:-half])
-    seen = f"best validation loss {low:.4g} at step {best_step:,g}, {end:.4g} at step {last:,g}"
+    evidence = f"best validation loss {low:.4g} at step {best_step:,g}, {end:.4g} at step {last:,g}"
     span = (last - best_step) / 3
     fell = _median_between(train, best_step - span, best_step + span) - _median_between(
         train, last - span, last
     )
     if climbs and end - low > max(0.01 * low, 5 * noise_std(v)) and fell > 0:
-        seen += f", {end - low:.3g} above it; meanwhile the training loss fell by {fell:.3g}"
+        evidence += f", {end - low:.3g} above it; meanwhile the training loss fell by {fell:.3g}"
         verdict: Verdict = "bad" if end - low > 0.05 * low else "watch"
         return Finding(
             signal,
             verdict,
-            seen,
+            evidence,
             "since then the model memorises its training text",
             f"Use the checkpoint of step {best_step:,g}. Next time use --patience, more text, "
             "--dropout or a smaller model.",
         )
-    return Finding(signal, "ok", seen, "the validation loss does not climb from its minimum")
+    return Finding(signal, "ok", evidence, "the validation loss does not climb from its minimum")
 
 
 def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
@@ -48,14 +48,14 @@ def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
     train_loss = _median_between(train, last - span, last)
     val_loss = float(np.median(validation.values[-3:]))
     gap = val_loss - train_loss
-    seen = f"training {train_loss:.4g}, validation {val_loss:.4g} at the end"
+    evidence = f"training {train_loss:.4g}, validation {val_loss:.4g} at the end"
     count = max(1, int(np.count_nonzero(train.steps >= last - span)))
     noise = 4 * noise_std(train.values) / math.sqrt(count)
     if gap > max(0.3 * abs(train_loss), noise):
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "the model fits its training text much better than other text",
             "Use more text, --dropout, --weight-decay or a smaller model.",
         )
@@ -63,12 +63,12 @@ def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "validation is far easier than training: dropout, another kind of text, "
             "or training text among the validation text",
             "Compare both without dropout, and look for passages that both parts have.",
         )
-    return Finding(signal, "ok", seen, "the two losses are close")
+    return Finding(signal, "ok", evidence, "the two losses are close")
 
 
 def _median_between(series: Series, first: float, last: float) -> float:
@@ -83,7 +83,7 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
     """Judge whether the gradient norm fell to nearly 0 while the loss is still high."""
     signal, medians = "vanishing gradients", SmoothedCurve(norm).medians
     top, end = float(medians.max()), float(medians[-1])
-    seen = (
+    evidence = (
         f"gradient norm {top:.3g} at its highest, {end:.3g} at the end; loss {loss.start:.4g} to "
         f"{loss.end:.4g}"
     )
@@ -91,12 +91,12 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
         return Finding(
             signal,
             "bad",
-            seen,
+            evidence,
             "the gradients vanished while the loss is still high",
             "Look at the gradient norm of each layer (`glasslm diagnose RUN`): saturated or dead "
             "units, weights that are too small, no residual path, fp16 underflow.",
         )
-    return Finding(signal, "ok", seen, "gradients arrive while the loss is high")
+    return Finding(signal, "ok", evidence, "gradients arrive while the loss is high")
 
 
 def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
@@ -111,20 +111,20 @@ def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
     growth = float((medians / np.maximum(lowest, 1e-30)).max())
     clipped = curve.clipped.finite.values
     share = float(clipped[len(clipped) // 2 :].mean()) if len(clipped) else 0.0
-    seen = (
+    evidence = (
         f"gradient norm {float(lowest[-1]):.3g} at its lowest level, {float(medians[-1]):.3g} at "
         "the end"
     )
-    seen += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
+    evidence += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."
     if growth > 20:
         means = f"the norm grew {growth:.0f}-fold: training is becoming unstable"
-        return Finding(signal, "bad", seen, means, advice)
+        return Finding(signal, "bad", evidence, means, advice)
     if (growth > 6 or (share > 0.9 and growth > 3)) and loss.rise:
-        return Finding(signal, "watch", seen, f"the norm grew {growth:.1f}-fold", advice)
+        return Finding(signal, "watch", evidence, f"the norm grew {growth:.1f}-fold", advice)
     means = (
         "the norm keeps its size"
         if growth < 3
         else f"the norm grew {growth:.1f}-fold while the loss went on falling"
     )
-    return Finding(signal, "ok", seen, means)
+    return Finding(signal, "ok", evidence, means)

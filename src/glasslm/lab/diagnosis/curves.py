@@ -18,11 +18,7 @@ from glasslm.lab.diagnosis.curve_columns import (
     judge_vanishing,
 )
 from glasslm.lab.diagnosis.curve_files import Curve, Series
-from glasslm.lab.diagnosis.smoothed_curve import (
-    SmoothedCurve,
-    find_spikes,
-    fit_non_increasing,
-)
+from glasslm.lab.diagnosis.smoothed_curve import SmoothedCurve, find_spikes, fit_non_increasing
 from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 MIN_LOSSES = 10  # finite values; fewer are not judged
@@ -82,7 +78,7 @@ def _judge_nonfinite(curve: Curve) -> Finding:
         return Finding(
             signal, "ok", f"all {len(curve.train):,} losses are finite", "nothing overflowed"
         )
-    seen = "; ".join(
+    evidence = "; ".join(
         f"{len(steps):,} of {len(series):,} values of the {name}, the first at step {steps[0]:,g}"
         for name, steps, series in bad
     )
@@ -92,19 +88,19 @@ def _judge_nonfinite(curve: Curve) -> Finding:
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "a step overflowed, and the run recovered",
             "Look at the batch of that step. If it happens again, clip gradients (--grad-clip 1).",
         )
     if name == "loss" and not ends_finite and len(series.finite):
-        seen += (
+        evidence += (
             f"; the last finite loss was {series.finite.values[-1]:.4g} at step "
             f"{series.finite.steps[-1]:,g}"
         )
     return Finding(
         signal,
         "bad",
-        seen,
+        evidence,
         "the numbers overflowed their type",
         "Go back to an earlier checkpoint. Lower --lr or lengthen --warmup-steps, clip gradients "
         "(--grad-clip 1), and use --precision fp32 or bf16.",
@@ -119,29 +115,29 @@ def _judge_divergence(curve: SmoothedCurve) -> Finding:
     )
     lowest_step = curve.part_steps[int(curve.medians.argmin())]
     if curve.has_exploded:
-        seen = (
+        evidence = (
             f"{curve.start:.4g} at first, {curve.lowest:.4g} near step {lowest_step:,g}, "
             f"{curve.end:.4g} at the end"
         )
-        return Finding(signal, "bad", seen, "the loss exploded and did not come back", advice)
+        return Finding(signal, "bad", evidence, "the loss exploded and did not come back", advice)
     gain = max(curve.fall, 8 * curve.median_error)
     if curve.rise > 0.15 * gain:
         bad = curve.rise > 0.5 * gain or curve.end > curve.start + 8 * curve.end_error
         last = max(curve.end, curve.medians[-1])
-        seen = f"from {curve.lowest:.4g} near step {lowest_step:,g} up to {last:.4g} at the end"
+        evidence = f"from {curve.lowest:.4g} near step {lowest_step:,g} up to {last:.4g} at the end"
         means = (
             "the loss exploded and did not come back"
             if bad
             else "the loss rose again and did not come back"
         )
-        return Finding(signal, "bad" if bad else "watch", seen, means, advice)
+        return Finding(signal, "bad" if bad else "watch", evidence, means, advice)
     above = curve.medians - np.minimum.accumulate(curve.medians)
     if above.max() > max(0.3 * gain, 8 * curve.median_error) and len(above) > 4:
         peak = int(above.argmax())
-        seen = f"up by {above[peak]:.3g} near step {curve.part_steps[peak]:,g}, and down again"
-        return Finding(signal, "watch", seen, "the run was unstable for some steps", advice)
-    seen = f"{curve.start:.4g} at first, {curve.end:.4g} at the end"
-    return Finding(signal, "ok", seen, "the loss never rose for long")
+        evidence = f"up by {above[peak]:.3g} near step {curve.part_steps[peak]:,g}, and down again"
+        return Finding(signal, "watch", evidence, "the run was unstable for some steps", advice)
+    evidence = f"{curve.start:.4g} at first, {curve.end:.4g} at the end"
+    return Finding(signal, "ok", evidence, "the loss never rose for long")
 
 
 def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: bool) -> Finding:
@@ -151,12 +147,12 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
         return Finding(signal, "ok", "not judged", "see divergence")
     if curve.has_never_fallen:
         guess = f"; ln {vocab_size} = {uniform:.3f}" if uniform else ""
-        seen = f"{curve.start:.4g} at first, {curve.lowest:.4g} at its lowest{guess}"
+        evidence = f"{curve.start:.4g} at first, {curve.lowest:.4g} at its lowest{guess}"
         if fine_tuned:
             return Finding(
                 signal,
                 "watch",
-                seen,
+                evidence,
                 "little was left to learn, or the model learnt hardly anything",
                 "Compare with the weights it started from, on both texts.",
             )
@@ -169,14 +165,14 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
         return Finding(
             signal,
             "bad",
-            seen,
+            evidence,
             means,
             "Check that gradients arrive (a learning rate of 0, frozen weights, wrongly shifted "
             "targets), overfit one batch, and run a learning-rate range test.",
         )
     since = _stall_step(curve)
     if since is not None and curve.lowest > 0.1 * curve.start:
-        seen = f"{curve.medians[-1]:.4g} at the end, no lower than near step {since:,g}"
+        evidence = f"{curve.medians[-1]:.4g} at the end, no lower than near step {since:,g}"
         means = (
             "no progress since: training converged, or it is stuck (rate too high or too low, "
             "model too small)"
@@ -184,7 +180,7 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             means,
             "If the loss is still too high: another --lr, a decaying "
             "--schedule, a larger model. Otherwise stop earlier (--patience).",
@@ -247,24 +243,24 @@ def _judge_oscillation(curve: SmoothedCurve) -> Finding:
     expected = curve.noise / math.sqrt(width) / curve.fall
     centred = rest - rest.mean()
     flip = float((centred[1:] * centred[:-1]).sum() / max((centred**2).sum(), 1e-300))
-    seen = f"the noise from one value to the next is {scale:.1%} of the total fall"
+    evidence = f"the noise from one value to the next is {scale:.1%} of the total fall"
     advice = "Lower --lr, use a larger --batch-size, or raise momentum and the second of --betas."
     if scale > 0.25:
         means = "the noise hides the progress: the rate is too high or the batch too small"
-        return Finding(signal, "watch", seen, means, advice)
+        return Finding(signal, "watch", evidence, means, advice)
     if swing > max(0.05, 4 * expected):
-        seen = f"swings of {swing:.1%} of the total fall, slower than noise"
+        evidence = f"swings of {swing:.1%} of the total fall, slower than noise"
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "the loss swings: a rate that is too high or cyclic, or a text in blocks of one kind",
             "Lower --lr, and check that the text is shuffled.",
         )
     if flip < -0.7 and scale > 0.03 and len(rest) >= 20:
-        seen += "; it alternates up and down"
-        return Finding(signal, "watch", seen, "steps overshoot", advice)
-    return Finding(signal, "ok", seen, "an ordinary amount of noise")
+        evidence += "; it alternates up and down"
+        return Finding(signal, "watch", evidence, "steps overshoot", advice)
+    return Finding(signal, "ok", evidence, "an ordinary amount of noise")
 
 
 def _judge_final_slope(curve: SmoothedCurve) -> Finding:
@@ -278,31 +274,31 @@ def _judge_final_slope(curve: SmoothedCurve) -> Finding:
     fell = -slope * last
     steep = fell > 0.5 * last / len(curve.values) * curve.fall
     if steep and clear and not curve.has_never_fallen:
-        seen = (
+        evidence = (
             f"the last fifth lowered the loss by {fell:.3g}, {fell / curve.fall:.0%} of the total "
             "fall"
         )
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "training stopped while the loss was still falling fast",
             "Train longer (--max-steps).",
         )
-    seen = f"the last fifth changed the loss by {-fell:+.3g}"
-    return Finding(signal, "ok", seen, "most of the fall came before the end")
+    evidence = f"the last fifth changed the loss by {-fell:+.3g}"
+    return Finding(signal, "ok", evidence, "most of the fall came before the end")
 
 
 def _judge_initial_loss(train: Series, vocab_size: int) -> Finding:
     signal, uniform, first = "initial loss", math.log(vocab_size), train.values[0]
-    seen = f"{first:.3f} at step {train.steps[0]:,g}; ln {vocab_size} = {uniform:.3f}"
+    evidence = f"{first:.3f} at step {train.steps[0]:,g}; ln {vocab_size} = {uniform:.3f}"
     if train.steps[0] > 1 or first <= uniform + 0.1:
-        return Finding(signal, "ok", seen, "no worse than a uniform guess")
+        return Finding(signal, "ok", evidence, "no worse than a uniform guess")
     verdict: Verdict = "bad" if first > uniform + 0.5 else "watch"
     return Finding(
         signal,
         verdict,
-        seen,
+        evidence,
         "worse than a uniform guess: the first logits are too large",
         "Start with smaller weights; normalise before the head.",
     )

@@ -304,7 +304,7 @@ def _judge_warnings(lines: Sequence[Line]) -> list[Finding]:
     for code, same_code in warnings.items():
         steps = ", ".join(str(line["step"]) for line in same_code[:5])
         more = " ..." if len(same_code) > 5 else ""
-        seen = f"{len(same_code)} of the kind {code}, at step {steps}{more}"
+        evidence = f"{len(same_code)} of the kind {code}, at step {steps}{more}"
         advice = (
             ""
             if code == "overfit"
@@ -312,5 +312,5 @@ def _judge_warnings(lines: Sequence[Line]) -> list[Finding]:
         )
         verdict: Verdict = "bad" if code in SERIOUS_WARNINGS else "watch"
         message = str(same_code[0]["message"])
-        findings.append(Finding(f"warning: {code}", verdict, seen, message, advice))
+        findings.append(Finding(f"warning: {code}", verdict, evidence, message, advice))
     return findings

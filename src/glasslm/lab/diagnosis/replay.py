@@ -29,9 +29,9 @@ from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
 from glasslm.runs import checkpoint
-from glasslm.runs.metrics import Log, StepLine, step_lines
+from glasslm.runs.metrics import MetricsLog, StepLine, step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, duration, number, one_line
+from glasslm.text import Notify, format_duration, format_number, to_one_line
 from glasslm.training.display import Display
 from glasslm.training.loop import Loop
 
@@ -94,7 +94,7 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
         copy = _copy_run(run, saved, Path(folder))
         engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
         engine.load(state, saved.progress.updates, saved.progress.loss_scale)
-        with Log(copy.path / "metrics.jsonl") as log:
+        with MetricsLog(copy.path / "metrics.jsonl") as log:
             loop = Loop(
                 copy,
                 engine,
@@ -168,7 +168,7 @@ def _train_until(loop: Loop, step: int, notify: Notify) -> None:
         if now - last_message > MESSAGE_INTERVAL_S:
             last_message = now
             left = (now - began) / (loop.step - first) * (step - loop.step)
-            notify(f"step {loop.step} of {step}, about {duration(left)} left")
+            notify(f"step {loop.step} of {step}, about {format_duration(left)} left")
 
 
 def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
@@ -240,16 +240,16 @@ def _judge_replayed_loss(loss: float, logged: StepLine | None) -> Finding:
         return Finding(
             "replay",
             "ok",
-            f"loss {number(loss, '.6f')}, as logged, to the bit",
+            f"loss {format_number(loss, '.6f')}, as logged, to the bit",
             "the replay is exact",
         )
-    seen = f"loss {number(loss, '.6f')}, logged {number(logged['loss'], '.6f')}"
+    evidence = f"loss {format_number(loss, '.6f')}, logged {format_number(logged['loss'], '.6f')}"
     means = (
         "another machine, engine or number of threads computed the run: the replay is only close "
         "to that step"
     )
     advice = "for an exact replay use the machine, engine and number of threads of the run"
-    return Finding("replay", "watch", seen, means, advice)
+    return Finding("replay", "watch", evidence, means, advice)
 
 
 def _judge_rows(rows: Sequence[BatchRow]) -> Finding:
@@ -263,14 +263,14 @@ def _judge_rows(rows: Sequence[BatchRow]) -> Finding:
         if not row.loss <= middle + max(MAX_ROW_DEVIATIONS * spread, 0.05 * middle)
     ]
     if not outside:
-        seen = (
+        evidence = (
             f"all {len(rows)} rows lie between {losses.min():.3f} and {losses.max():.3f} nats, "
             f"median {middle:.3f}"
         )
         return Finding(
             "rows",
             "ok",
-            seen,
+            evidence,
             "no row has an unusual loss: if the step spiked, look at the weights or the rate",
         )
     numbers = ", ".join(f"{row.index} ({row.loss:.3f})" for row in outside[:5])
@@ -296,13 +296,13 @@ def _judge_layers(layers: dict[str, tuple[float, float]]) -> Finding:
             "",
         )
     name = max(ratios, key=ratios.__getitem__)
-    seen = f"largest in {name}: {ratios[name]:.2g} times that of the batches before"
+    evidence = f"largest in {name}: {ratios[name]:.2g} times that of the batches before"
     if ratios[name] <= MAX_GRADIENT_RATIO:
-        return Finding("gradients", "ok", seen, "the gradients have an ordinary size")
+        return Finding("gradients", "ok", evidence, "the gradients have an ordinary size")
     return Finding(
         "gradients",
         "bad",
-        seen,
+        evidence,
         "one batch changes the weights much",
         "lower --grad-clip, or train with --on-spike skip",
     )
@@ -310,7 +310,7 @@ def _judge_layers(layers: dict[str, tuple[float, float]]) -> Finding:
 
 def format_replay(replayed: ReplayedStep) -> str:
     """The replayed step as text for a terminal."""
-    loss, norm = number(replayed.loss, ".4f"), number(replayed.grad_norm, ".4g")
+    loss, norm = format_number(replayed.loss, ".4f"), format_number(replayed.grad_norm, ".4g")
     lines = [
         f"step {replayed.step}, replayed from step {replayed.resumed_from}: loss {loss}, norm "
         f"{norm}"
@@ -323,7 +323,7 @@ def format_replay(replayed: ReplayedStep) -> str:
     for row in replayed.rows[:10]:
         lines.append(
             f"  {row.index:>4}  {row.loss:9.4f}  {row.start:>8,}  "
-            f"{one_line(row.text)[:EXCERPT_CHARS]}"
+            f"{to_one_line(row.text)[:EXCERPT_CHARS]}"
         )
     lines += ["", "  gradient norm       this batch   usual"]
     lines += [

@@ -79,27 +79,29 @@ def judge_initial_loss(
     """
     uniform = math.log(vocab_size)
     judged = first.loss_without_copy if c.tie_embeddings else first.loss
-    seen = f"{first.loss:.3f} before training; ln {vocab_size} = {uniform:.3f}"
+    evidence = f"{first.loss:.3f} before training; ln {vocab_size} = {uniform:.3f}"
     if c.tie_embeddings and abs(first.loss - judged) > 0.05:
-        seen += f"; {first.loss - judged:+.3f} because a tied head repeats the token that it reads"
+        evidence += (
+            f"; {first.loss - judged:+.3f} because a tied head repeats the token that it reads"
+        )
     excess = abs(judged - uniform) - c.d_model * head_std**2
     verdict = grade(excess, 0.05, 0.5)
     if verdict == "ok":
         return Finding(
-            "initial loss", verdict, seen, "the untrained model guesses uniformly, as it should"
+            "initial loss", verdict, evidence, "the untrained model guesses uniformly, as it should"
         )
     if judged < uniform:
         return Finding(
             "initial loss",
             verdict,
-            seen,
+            evidence,
             "an untrained model cannot predict that well: it sees the targets, or it is trained",
             "Look at causality and targets below, and check that the weights are untrained.",
         )
     return Finding(
         "initial loss",
         verdict,
-        seen,
+        evidence,
         "the first logits are too large: the model is sure of a random guess",
         "Start with smaller weights (a deviation of .02, less for matrices that write into the "
         "residual stream), and normalise before the head.",
@@ -110,7 +112,7 @@ def judge_initialisation(first: Measurement) -> Finding:
     """Judge the sizes of the first signals by the standard deviation of the logits."""
     std = first.logit_std
     added = first.added_rms.mean(0)
-    seen = (
+    evidence = (
         f"rms of embeddings {first.stream_rms[0]:.3g}, of attention's output {added[0]:.3g}, of "
         f"the feed-forward's {added[1]:.3g}; deviation of the logits {std:.3g}"
     )
@@ -118,7 +120,7 @@ def judge_initialisation(first: Measurement) -> Finding:
         grade(std, *LOGIT_STD_LIMITS) if std > MIN_LOGIT_STD else "watch" if std > 0 else "bad"
     )
     if verdict == "ok":
-        return Finding("initialisation", verdict, seen, "the first signals have ordinary sizes")
+        return Finding("initialisation", verdict, evidence, "the first signals have ordinary sizes")
     means = (
         "the first weights are too large"
         if not std <= MIN_LOGIT_STD
@@ -128,7 +130,7 @@ def judge_initialisation(first: Measurement) -> Finding:
         "Start from the standard deviations of glasslm's own first weights, and check the gains "
         "of the norms."
     )
-    return Finding("initialisation", verdict, seen, means, advice)
+    return Finding("initialisation", verdict, evidence, means, advice)
 
 
 def judge_causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
@@ -147,16 +149,16 @@ def judge_causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
     change = np.abs(after - before).max(-1)  # (B, T)
     std = float(before.std()) or 1.0
     leak = float(change[~later].max(initial=0.0)) / std
-    seen = f"changed later tokens moved earlier logits by {leak:.1e} of their deviation"
+    evidence = f"changed later tokens moved earlier logits by {leak:.1e} of their deviation"
     if not leak <= MAX_LEAK:
         return Finding(
             "causality",
             "bad",
-            seen,
+            evidence,
             "the model sees the tokens that it has to predict",
             "Look for a missing or shifted causal mask.",
         )
-    return Finding("causality", "ok", seen, "no position sees later tokens")
+    return Finding("causality", "ok", evidence, "no position sees later tokens")
 
 
 def judge_targets(batch: Batch) -> Finding:
@@ -165,7 +167,7 @@ def judge_targets(batch: Batch) -> Finding:
     right = (batch.targets == np.roll(batch.tokens, -1, 1))[:, :-1][is_target]
     same = (batch.targets == batch.tokens)[:, :-1][is_target]
     share = float(right.mean()) if len(right) else 1.0
-    seen = f"{share:.1%} of the targets are the next tokens"
+    evidence = f"{share:.1%} of the targets are the next tokens"
     if share < 1:
         means = (
             "the model learns to copy its input"
@@ -175,11 +177,11 @@ def judge_targets(batch: Batch) -> Finding:
         return Finding(
             "targets",
             "bad",
-            seen,
+            evidence,
             means,
             "targets[t] must be tokens[t + 1]: check how batches are cut.",
         )
-    return Finding("targets", "ok", seen, "each position predicts the next token")
+    return Finding("targets", "ok", evidence, "each position predicts the next token")
 
 
 # -- through depth ---------------------------------------------------------------------------------
@@ -194,27 +196,29 @@ def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
     block_inputs = np.maximum(measurement.stream_rms[:-1], 1e-30)
     added_shares = measurement.added_rms.max(1) / block_inputs
     least = float(added_shares.min())
-    seen = f"rms {stream[0]:.3g} to {stream[-1]:.3g} over {c.n_layers} blocks {when}"
+    evidence = f"rms {stream[0]:.3g} to {stream[-1]:.3g} over {c.n_layers} blocks {when}"
     if least < MIN_ADDED_SHARE or not np.isfinite(stream).all():
-        seen += f"; block {int(added_shares.argmin())} adds {least:.1g} of its input"
+        evidence += f"; block {int(added_shares.argmin())} adds {least:.1g} of its input"
         return Finding(
             signal,
             "bad",
-            seen,
+            evidence,
             "a block has no effect: its gains or weights are zero, or the stream is far larger",
             "Check the gains of the norms and the matrices that write into the stream.",
         )
     limits = INITIAL_GROWTH_LIMITS if measurement.step == 0 else GROWTH_LIMITS
     verdict = _worse(grade(growth, *limits), grade(1 / max(growth, 1e-30), *SHRINKAGE_LIMITS))
     if verdict == "ok":
-        return Finding(signal, verdict, seen, "the signal keeps a size that the next block can use")
+        return Finding(
+            signal, verdict, evidence, "the signal keeps a size that the next block can use"
+        )
     means = (
         "the signal explodes through depth" if growth > 1 else "the signal vanishes through depth"
     )
     return Finding(
         signal,
         verdict,
-        seen,
+        evidence,
         means,
         "Normalise the input of each sublayer (--norm-position pre), and start the matrices that "
         "write into the stream at .02 / sqrt(2 layers).",
@@ -241,16 +245,18 @@ def judge_gradients(measurement: Measurement, c: ModelConfig, rows: ParameterTab
             "these weights are cut off from the loss, or frozen",
             "Look for dead units below, a detached tensor, or a product with zero.",
         )
-    seen = f"norm {norms[0]:.2g} in the first block, {norms[-1]:.2g} in the last, at step {step:,}"
+    evidence = (
+        f"norm {norms[0]:.2g} in the first block, {norms[-1]:.2g} in the last, at step {step:,}"
+    )
     ratio = float(norms.max() / max(norms.min(), 1e-300)) if np.isfinite(norms).all() else math.inf
     verdict = grade(ratio, *GRADIENT_RATIO_LIMITS)
     if verdict == "ok":
-        return Finding(signal, verdict, seen, "the gradients of all layers have a similar size")
+        return Finding(signal, verdict, evidence, "the gradients of all layers have a similar size")
     change = "vanish" if norms[0] < norms[-1] else "explode"
     return Finding(
         signal,
         verdict,
-        f"{seen}, a ratio of {ratio:.3g}",
+        f"{evidence}, a ratio of {ratio:.3g}",
         f"gradients {change} on their way down",
         "Use --norm-position pre, fewer layers or smaller first weights; look at dead units below.",
     )
@@ -259,7 +265,7 @@ def judge_gradients(measurement: Measurement, c: ModelConfig, rows: ParameterTab
 def judge_norm_position(c: ModelConfig, first: Measurement) -> Finding:
     """Judge post-norm in a deep model, whatever its gradients are (Xiong, arXiv:2002.04745)."""
     signal, gradient = "norm position", first.stream_gradient
-    seen = (
+    evidence = (
         f"{c.norm_position}-norm, {c.n_layers} layers; gradient of the stream {gradient[0]:.2g} "
         f"at the embedding, {gradient[-1]:.2g} at the end"
     )
@@ -267,7 +273,7 @@ def judge_norm_position(c: ModelConfig, first: Measurement) -> Finding:
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "every path down passes a norm: deep post-norm models need a long warmup and a low "
             "rate, or do not train",
             "Use --norm-position pre; or a low --lr and --warmup-steps of thousands.",
@@ -277,7 +283,7 @@ def judge_norm_position(c: ModelConfig, first: Measurement) -> Finding:
         if c.norm_position == "pre"
         else "post-norm trains with so few layers"
     )
-    return Finding(signal, "ok", seen, means)
+    return Finding(signal, "ok", evidence, means)
 
 
 # -- parts of the model ----------------------------------------------------------------------------
@@ -297,7 +303,7 @@ def judge_dead_units(
         or not constant[most_constant] > DEAD_SHARE_LIMITS[0]
     ):
         verdict = grade(dead[most_dead], *DEAD_SHARE_LIMITS)
-        seen = (
+        evidence = (
             f"at most {dead[most_dead]:.1%} of a layer's units never above {threshold:g} "
             f"({most_dead}) {over}"
         )
@@ -308,12 +314,12 @@ def judge_dead_units(
         )
     else:
         verdict = grade(constant[most_constant], *DEAD_SHARE_LIMITS)
-        seen = f"{constant[most_constant]:.1%} of the units of {most_constant} constant {over}"
+        evidence = f"{constant[most_constant]:.1%} of the units of {most_constant} constant {over}"
         means = "saturated units: their value is the same for every token"
     advice = (
         "Lower --lr or lengthen --warmup-steps; start biases at 0; --feedforward gelu or swiglu."
     )
-    return Finding("dead units", verdict, seen, means, "" if verdict == "ok" else advice)
+    return Finding("dead units", verdict, evidence, means, "" if verdict == "ok" else advice)
 
 
 def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Finding:
@@ -322,7 +328,7 @@ def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Findin
     """
     signal, entropy = "attention entropy", measurement.entropy
     collapsed = float((entropy < 0.05).mean())
-    seen = (
+    evidence = (
         f"{entropy.min():.2f} to {entropy.max():.2f} of the largest possible, median "
         f"{np.median(entropy):.2f}, at step {measurement.step:,}"
     )
@@ -331,13 +337,13 @@ def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Findin
         return Finding(
             signal,
             "bad" if loss_is_high else "watch",
-            f"{seen}; {collapsed:.0%} of the heads below .05",
+            f"{evidence}; {collapsed:.0%} of the heads below .05",
             "attention has collapsed onto single tokens, a sign of instability (Zhai, "
             "arXiv:2303.06296)",
             "Use --qk-norm, lower --lr, lengthen --warmup-steps.",
         )
     return Finding(
-        signal, "ok", seen, "heads attend to many tokens (1: uniformly, as before training)"
+        signal, "ok", evidence, "heads attend to many tokens (1: uniformly, as before training)"
     )
 
 
@@ -345,17 +351,17 @@ def judge_attention_logits(measurements: Sequence[Measurement]) -> Finding:
     """Judge the largest q . k / sqrt(head size), which grows before training diverges."""
     signal = "attention logits"
     largest = [float(measurement.max_score.max()) for measurement in measurements]
-    seen = "at most " + ", ".join(
+    evidence = "at most " + ", ".join(
         f"{value:.3g} at step {measurement.step:,}"
         for value, measurement in zip(largest, measurements)
     )
     verdict = grade(largest[-1], *SCORE_LIMITS)
     if verdict == "ok":
-        return Finding(signal, verdict, seen, "the softmax can still weigh several tokens")
+        return Finding(signal, verdict, evidence, "the softmax can still weigh several tokens")
     return Finding(
         signal,
         verdict,
-        seen,
+        evidence,
         "the softmax selects a single token, and its gradient vanishes",
         "Use --qk-norm, lower --lr, lengthen --warmup-steps.",
     )
@@ -368,14 +374,16 @@ def judge_output_logits(measurements: Sequence[Measurement]) -> Finding:
     """
     last = measurements[-1]
     drift = ", ".join(f"{item.log_z:+.1f} at step {item.step:,}" for item in measurements)
-    seen = f"mean {last.logit_mean:.2g}, largest {last.logit_max:.3g}; log Z {drift}"
+    evidence = f"mean {last.logit_mean:.2g}, largest {last.logit_max:.3g}; log Z {drift}"
     verdict = _worse(grade(abs(last.log_z), *LOG_Z_LIMITS), grade(last.logit_max, *LOGIT_LIMITS))
     if verdict == "ok":
-        return Finding("output logits", verdict, seen, "the logits are small enough to be exact")
+        return Finding(
+            "output logits", verdict, evidence, "the logits are small enough to be exact"
+        )
     return Finding(
         "output logits",
         verdict,
-        seen,
+        evidence,
         "the logits grow beyond the range where numbers are exact",
         "Use --z-loss 1e-4; lower --lr.",
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.engines.choice import compute_from_record
@@ -26,7 +27,6 @@ from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
 from glasslm.training.fine_tuning import Base
-from glasslm.training.loop import make_sampler
 
 if TYPE_CHECKING:
     from glasslm.runs.checkpoint import Checkpoint

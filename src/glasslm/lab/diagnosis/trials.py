@@ -134,18 +134,7 @@ def judge_updates(
         optimizer: float(np.median([r.ratio for r in matrices if r.optimizer == optimizer]))
         for optimizer in optimizers
     }
-    median_changes = {
-        optimizer: float(np.median([r.change for r in ratios if r.optimizer == optimizer]))
-        for optimizer in {r.optimizer for r in ratios}
-    }
-    frozen = [
-        r.name
-        for r in ratios
-        if r.is_always_active
-        and not r.change > MIN_CHANGE_SHARE * median_changes[r.optimizer]
-        and not (step == 0 and r.name.endswith("lora_a"))
-    ]
-    if frozen:
+    if frozen := _frozen_weights(ratios, step):
         return Finding(
             signal,
             "bad",
@@ -162,7 +151,7 @@ def judge_updates(
             "no weight has a size to compare with yet",
         )
     ratio_text = ", ".join(f"{optimizer} {ratio:.1e}" for optimizer, ratio in medians.items())
-    seen = f"{ratio_text} at step {step:,} and rate {lr:.2g} (medians)"
+    evidence = f"{ratio_text} at step {step:,} and rate {lr:.2g} (medians)"
     largest = max(medians.values())
     verdict = grade(largest, *(FIRST_UPDATE_LIMITS if is_first else UPDATE_LIMITS))
     if verdict != "ok":
@@ -170,10 +159,27 @@ def judge_updates(
         if is_first:
             means += ", before the gradients have a stable direction"
         advice = "Lengthen --warmup-steps." if is_first else "Lower --lr."
-        return Finding(signal, verdict, seen, means, advice)
+        return Finding(signal, verdict, evidence, means, advice)
     if largest < MIN_UPDATE_RATIO:
-        return Finding(signal, "watch", seen, "updates are too small to learn from", "Raise --lr.")
-    return Finding(signal, "ok", seen, "the updates have an ordinary size")
+        return Finding(
+            signal, "watch", evidence, "updates are too small to learn from", "Raise --lr."
+        )
+    return Finding(signal, "ok", evidence, "the updates have an ordinary size")
+
+
+def _frozen_weights(ratios: list[UpdateRatio], step: int) -> list[str]:
+    """The names of weights that every token uses and that hardly changed."""
+    median_changes = {
+        optimizer: float(np.median([r.change for r in ratios if r.optimizer == optimizer]))
+        for optimizer in {r.optimizer for r in ratios}
+    }
+    return [
+        r.name
+        for r in ratios
+        if r.is_always_active
+        and not r.change > MIN_CHANGE_SHARE * median_changes[r.optimizer]
+        and not (step == 0 and r.name.endswith("lora_a"))
+    ]
 
 
 # -- overfitting one batch -------------------------------------------------------------------------
@@ -214,14 +220,14 @@ def overfit_one_batch(setup: TrialSetup, rows: int) -> list[float]:
 def judge_overfit(losses: list[float], vocab_size: int) -> Finding:
     """Judge whether the model can learn (Karpathy, A recipe for training neural networks)."""
     signal, share = "overfit one batch", min(losses) / math.log(vocab_size)
-    seen = f"{losses[0]:.2f} to {losses[-1]:.3f} in {len(losses)} steps ({share:.0%} of ln V)"
+    evidence = f"{losses[0]:.2f} to {losses[-1]:.3f} in {len(losses)} steps ({share:.0%} of ln V)"
     if share < OVERFIT_SHARE:
-        return Finding(signal, "ok", seen, "the model can learn")
+        return Finding(signal, "ok", evidence, "the model can learn")
     verdict: Verdict = "watch" if share < 0.5 else "bad"
     return Finding(
         signal,
         verdict,
-        seen,
+        evidence,
         "the model cannot learn a single batch, at a rate that suits other models",
         "Look for a fault in the model first: gradients by layer, dead units, targets.",
     )
@@ -294,31 +300,41 @@ def judge_range(test: RangeTest, config: OptimizerConfig, fine_tuned: bool = Fal
     gain = test.smooth[0] - np.nanmin(test.smooth)
     min_gain = MIN_GAIN_SHARE * abs(test.smooth[0])
     if fine_tuned and not gain > max(min_gain, 3 * noise_std(test.losses)):
-        seen = (
+        evidence = (
             f"no rate up to {test.rates[-1]:.1g} lowers the loss clearly below {test.smooth[0]:.3f}"
         )
-        return Finding(signal, "ok", seen, "no rate brings a gain: judge the run by its old text")
-    if not gain > min_gain:
-        seen = f"no rate up to {test.rates[-1]:.1g} lowers the loss below {test.smooth[0]:.3f}"
         return Finding(
-            signal, "bad", seen, "the fault is not the rate", "Look for a fault in the model first."
+            signal, "ok", evidence, "no rate brings a gain: judge the run by its old text"
         )
-    seen = (
+    if not gain > min_gain:
+        evidence = f"no rate up to {test.rates[-1]:.1g} lowers the loss below {test.smooth[0]:.3f}"
+        return Finding(
+            signal,
+            "bad",
+            evidence,
+            "the fault is not the rate",
+            "Look for a fault in the model first.",
+        )
+    evidence = (
         f"the loss falls hardly further above a rate of {test.limit:.1g}; the run's rate is {lr:g}"
     )
     advice = f"Try --lr {test.suggested:.1g}, a third of that limit."
     verdict = grade(lr / test.limit, *RATE_LIMITS)
     if verdict != "ok":
         return Finding(
-            signal, verdict, seen, "the rate is too high for the first steps of this model", advice
+            signal,
+            verdict,
+            evidence,
+            "the rate is too high for the first steps of this model",
+            advice,
         )
     if lr < test.limit / MAX_LIMIT_OVER_RATE:
         return Finding(
             signal,
             "watch",
-            seen,
+            evidence,
             "the rate is far lower than necessary, so training is slow",
             advice,
         )
     means = f"the rate suits this model; a third of the limit is {test.suggested:.1g}"
-    return Finding(signal, "ok", seen, means)
+    return Finding(signal, "ok", evidence, means)

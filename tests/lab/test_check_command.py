@@ -1,0 +1,106 @@
+"""`glasslm check` without PyTorch: its lines, its JSON object and its exit code."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from test_check import plant, tiny
+
+import small_runs
+from glasslm import files
+from glasslm.cli import check as command
+from glasslm.engines import choice
+from glasslm.errors import InputError
+from glasslm.lab.checks import finite_differences, gradient_check
+from glasslm.lab.checks.op_cases import OPS
+from glasslm.model.parameters import parameter_table
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that PyTorch is not installed; with it, the command is tested in test_overlay.py."""
+    monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
+
+
+@pytest.fixture
+def short(without_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_check, "single_switches", lambda: [("the smallest", tiny())])
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_prints_every_case_and_one_json_object_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main(["--combinations", "0", "--json"]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert facts["passed"] is True
+    assert facts["cases"] == len(OPS) + 1 + len(gradient_check.SOFTMAX_TERMS)
+    assert facts["largest_error"] <= facts["tolerance"] == 1e-6
+    assert facts["wrong"] == []
+    for case in [*OPS, "the smallest"]:
+        assert f"  {case}" in err
+    assert facts["parity"] is None
+    assert len([line for line in err.splitlines() if "pip install torch" in line]) == 1
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_fails_when_a_gradient_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "silu")
+    assert command.main(["--combinations", "0"]) == 1
+    out = capsys.readouterr().out
+    assert sum(line.endswith("WRONG") for line in out.splitlines()) >= 2
+    assert "silu" in out
+    assert "wrong" in out.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [("good", 1e-9), ("bad", math.nan), ("wrong", 0.5)]
+    findings = [finite_differences.CheckResult(case, error, "x[0]", 1, 0) for case, error in cases]
+    monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter(findings))
+    monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
+    assert command.main(["--json"]) == 1
+    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
+    assert facts["largest_error"] is None
+    assert (facts["passed"], facts["wrong"]) == (False, ["bad", "wrong"])
+
+
+@pytest.mark.usefixtures("short")
+def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="PyTorch"):
+        command.main(["--figure", str(tmp_path / "parity.png")])
+    monkeypatch.setattr(choice, "is_torch_installed", lambda: True)
+    for name in ("parity.pdf", "missing/parity.png"):
+        with pytest.raises(InputError, match=r"expected a \.png file"):
+            command.main(["--figure", str(tmp_path / name)])
+    with pytest.raises(InputError, match="RUN"):
+        command.main(["a-run", "--figure", str(tmp_path / "parity.png")])
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(InputError, match="seed is -1"):
+        command.main(["--seed", "-1"])
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_trained_run_passes_also_without_its_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = small_runs.write_text(tmp_path / "text.txt")
+    small_runs.train(text, tmp_path / "run", max_steps=3, feedforward="relu2", n_layers=1)
+    monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "another"))
+    assert command.main([str(tmp_path / "run"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = parameter_table(small_runs.small(text, feedforward="relu2", n_layers=1).model, 21)
+    assert facts["cases"] == len(rows)  # every weight
+    assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(rows)
+    with pytest.raises(InputError):
+        command.main([str(tmp_path / "nothing")])
