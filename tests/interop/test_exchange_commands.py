@@ -114,7 +114,7 @@ def test_logits_that_differ_give_exit_code_1(
         write_text(tmp_path / "t.txt"), tmp_path / "run", max_steps=2, n_layers=1
     ).run_dir
     assert cli.main(["export", str(same_heads), "--to", "hf", "--out", str(tmp_path / "out")]) == 1
-    assert "something else" in capsys.readouterr().err
+    assert "logits differ" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("out*")] == []
 
 

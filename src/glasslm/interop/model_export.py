@@ -59,7 +59,7 @@ class ModelExport:
         return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
 
 
-def load_export(name: str, which: checkpoints.Which = "best") -> ModelExport:
+def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> ModelExport:
     """The model of a run, given by path or name, at a checkpoint.
 
     Raises InputError and DamagedError.

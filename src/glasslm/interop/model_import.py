@@ -21,6 +21,7 @@ from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
+from glasslm.runs.run_lock import lock_run
 from glasslm.training.fine_tuning import Base
 from glasslm.training.memory import explain_out_of_memory
 
@@ -113,7 +114,7 @@ def _create_run(
             config, tokenizer.vocab_size, ComputeConfig(engine="numpy"), training=True
         )
         engine.load(weights.items())
-    with files.lock(run_dir):
+    with lock_run(run_dir):
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
         )

@@ -17,11 +17,7 @@ from glasslm.errors import DivergedError
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
 from glasslm.report import name_lists, syntax
-from glasslm.report.data_checks import (
-    MAX_SEARCHED_BYTES,
-    MAX_VALIDATION_BYTES,
-    decode_bytes,
-)
+from glasslm.report.data_checks import MAX_SEARCHED_BYTES, MAX_VALIDATION_BYTES, decode_bytes
 from glasslm.runs.run_folder import Run
 from glasslm.text import format_bytes
 
