@@ -27,12 +27,7 @@ from glasslm.config.model_config import (
     Position,
     RopeScaling,
 )
-from glasslm.config.training_config import (
-    OptimizerConfig,
-    OptimizerName,
-    ScheduleName,
-    TrainConfig,
-)
+from glasslm.config.training_config import OptimizerConfig, OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
     "ADAPTABLE_MATRICES", "ALIASES", "GATED", "MAX_BLOCKS", "MAX_WIDTH", "RELATIVE_POSITIONS",

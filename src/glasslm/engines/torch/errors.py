@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from glasslm.errors import InputError
-from glasslm.text import one_line
+from glasslm.text import to_one_line
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def compiler_errors() -> Iterator[None]:
             for line in str(error).splitlines()
             if line.strip() and not line.endswith("raised:")
         ]
-        reason = one_line(lines[0]) if lines else type(error).__name__
+        reason = to_one_line(lines[0]) if lines else type(error).__name__
         raise InputError(
             f"torch.compile does not work here ({reason}): use --compile off, or fix the compiler"
         ) from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.positions import alibi_slopes, rope_cos_sin, sinusoids
-from glasslm.model.parameters import STD
+from glasslm.model.parameters import INIT_STD
 
 Index: TypeAlias = slice | Tensor  # positions (T,) or (B, T), or the slice 0:T of a whole text
 
@@ -59,7 +59,7 @@ class SinusoidalPositions(NoPositions):
 
     def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
         super().__init__(c, dtype)
-        table = sinusoids(c.block_size, c.d_model, STD, dtype)
+        table = sinusoids(c.block_size, c.d_model, INIT_STD, dtype)
         self.register_buffer("table", torch.from_numpy(table), persistent=False)
 
     def add_to(self, x: Tensor, positions: Index) -> Tensor:
