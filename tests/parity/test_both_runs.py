@@ -43,7 +43,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _bf16_on_any_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow bf16 on a CPU without its instructions, where PyTorch emulates it, with the same rules."""
+    """Allow bf16 on a CPU without its instructions, where PyTorch emulates it exactly."""
     monkeypatch.setattr(hardware, "has_bf16", lambda device: True)
 
 
