@@ -1,5 +1,5 @@
-"""Shared by all tests: a cache folder of their own, no network, no waiting for the disk, the data folder, and what CI
-lets a test skip for."""
+"""Shared by all tests: a cache folder of their own, no network, no waiting for the disk, the data
+folder, and what CI lets a test skip for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
-# No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the code.
+# No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the
+# code.
 settings.register_profile("glasslm", deadline=None, database=None)
 settings.load_profile("glasslm")
 
-# A skip for any other reason is a failure in CI and in .ci/run, whose leg `tests` runs without the variable CI, because
-# Hypothesis and pytest read it, too: a test that is never run proves nothing. Each is how a reason begins.
+# A skip for any other reason is a failure in CI and in .ci/run, whose leg `tests` runs without the
+# variable CI, because Hypothesis and pytest read it, too: a test that is never run proves nothing.
+# Each is how a reason begins.
 STRICT = bool(os.environ.get("CI") or os.environ.get("GLASSLM_STRICT_SKIPS"))
 MAY_SKIP: tuple[str, ...] = (
     "needs the data folder beside the repository",
@@ -54,7 +56,7 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def _judged(report: Report) -> Report:
-    """The report of a test, or of a whole file, failed if CI does not know the reason why it was skipped."""
+    """The report of a test or a file; failed where it was skipped for an unlisted reason."""
     # an xfail has no tuple
     if STRICT and report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
@@ -88,9 +90,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """In this process fsync returns at once: only a machine that loses its power can tell, and no test takes it away.
+    """In this process fsync returns at once: only a machine that loses its power can tell, and no
+    test takes it away.
 
-    The programs that tests start wait for the disk, and tests/test_files.py shows that nothing has its name before.
+    The programs that tests start wait for the disk, and tests/test_files.py shows that nothing has
+    its name before.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)

@@ -1,4 +1,4 @@
-"""Small texts and small runs, in this process or as a child, for the tests of the loop and of the commands."""
+"""Small texts and small runs, in this process or a child, for tests of loop and commands."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ import pytest
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data.batch_sampler import Order
+from glasslm.data.batch_sampler import BatchSampler
 from glasslm.engines.protocol import Update
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
@@ -68,12 +68,12 @@ def small(text: Path, **flags: Any) -> RunConfig:
 
 def train(text: Path, run_dir: Path, **flags: Any) -> Outcome:
     with no_report():
-        return launch.train(small(text, **flags), COMPUTE, run_dir, say=quiet)
+        return launch.train(small(text, **flags), COMPUTE, run_dir, notify=quiet)
 
 
 def resume(run_dir: Path) -> Outcome:
     with no_report():
-        return launch.resume(run_dir, COMPUTE, say=quiet)
+        return launch.resume(run_dir, COMPUTE, notify=quiet)
 
 
 @contextmanager
@@ -87,9 +87,9 @@ def no_report() -> Iterator[None]:
 @contextmanager
 def noise(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
     """In these steps (from 1) those rows of the batch are noise, of 18 symbols."""
-    right = Order.batch
+    right = BatchSampler.batch
 
-    def batch(self: Order, tokens: Any, step: int, of: Any) -> Any:
+    def batch(self: BatchSampler, tokens: Any, step: int, of: Any) -> Any:
         inputs, targets = right(self, tokens, step, of)
         if step + 1 in steps:
             generator = np.random.default_rng(step)
@@ -98,12 +98,12 @@ def noise(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
         return inputs, targets
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Order, "batch", batch)
+        patch.setattr(BatchSampler, "batch", batch)
         yield
 
 
 def quiet(message: str) -> None:
-    """For `say`."""
+    """For `notify`."""
 
 
 def words(text: Path, run_dir: Path, **flags: Any) -> list[str]:
@@ -129,7 +129,8 @@ def glasslm(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The program, under way in a child, in which Ctrl-C means what it means in a terminal.
 
-    A job in a shell's background ignores SIGINT and its children inherit that, so it is undone here.
+    A job in a shell's background ignores SIGINT and its children inherit that, so it is undone
+    here.
     """
     command = [sys.executable, "-m", "glasslm", *map(str, arguments)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -149,7 +150,10 @@ def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
 def wait_for(
     condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60
 ) -> None:
-    """Return as soon as the condition holds; fail when the child ends, or the time is over, before that."""
+    """Return as soon as the condition holds.
+
+    Fail when the child ends, or the time is over, before that.
+    """
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the child ended: {process.communicate()[1]}"
@@ -159,18 +163,21 @@ def wait_for(
 
 def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in metrics.jsonl."""
-    return [line for line in metrics.read(run_dir / "metrics.jsonl") if line["kind"] == kind]
+    return [line for line in metrics.read_lines(run_dir / "metrics.jsonl") if line["kind"] == kind]
 
 
 def essence(run_dir: Path, step: int) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """What two equal runs have in common (docs/formats.md): the hashes of the last safetensors, and the metrics."""
+    """What two equal runs have in common (docs/formats.md).
+
+    The hashes of the last safetensors, and the metrics.
+    """
     folder = run_dir / "checkpoints" / f"{step:06d}"
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.glob("*.safetensors"))
     }
     assert len(hashes) == 2
-    return hashes, metrics.comparable(run_folder.Run(run_dir).metrics())
+    return hashes, metrics.comparable_lines(run_folder.Run(run_dir).metrics())
 
 
 def read_json(path: Path) -> Any:

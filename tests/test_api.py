@@ -146,7 +146,8 @@ def test_training_needs_no_torch(text: Path, tmp_path: Path) -> None:
     code = (
         "import sys, glasslm\n"
         "assert not {'numpy', 'torch'} & set(sys.modules), 'import glasslm is not light'\n"
-        f"run = glasslm.train(text_file={str(text)!r}, run_dir={str(tmp_path / 'run')!r}, max_steps=2, d_model=16, "
+        f"run = glasslm.train(text_file={str(text)!r}, run_dir={str(tmp_path / 'run')!r}, "
+        "max_steps=2, d_model=16, "
         "n_layers=1, n_heads=2, block_size=16, batch_size=2)\n"
         "glasslm.load(run.path).generate('the', max_new_tokens=5)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -1,4 +1,7 @@
-"""Nearly every benchmark that needs no other program runs to its end, at its smallest: what nobody runs breaks."""
+"""Nearly every benchmark that needs no other program runs to its end, at its smallest.
+
+What nobody runs breaks.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,7 @@
-"""Files are there as a whole or not at all; a folder is what its manifest says; a JSON file is strict."""
+"""Files are there as a whole or not at all; a folder is what its manifest says.
+
+A JSON file is strict.
+"""
 
 import hashlib
 import json
@@ -113,7 +116,8 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
         def noted(*arguments: Any, original: Any = original, operation: str = operation) -> None:
             where = arguments[0]
             order.append(
-                f"{operation} {Path(where if isinstance(where, Path) else where.name).name.partition('.')[0]}"
+                f"{operation} "
+                f"{Path(where if isinstance(where, Path) else where.name).name.partition('.')[0]}"
             )
             original(*arguments)
 

@@ -11,28 +11,30 @@ import glasslm
 ROOT = Path(glasslm.__file__).parent
 
 # Imports go one way: a package imports only from packages before it.
-PACKAGES = """
-    errors files text
-    config
-    data
-    model
-    engines
-    runs
-    inference
-    training
-    report
-    interop
-    lab
-    course
-    cli
-    __main__ __init__ py.typed
-""".split()
+PACKAGES = [
+    "errors", "files", "text", "config", "data", "model", "engines", "runs", "inference",
+    "training",
+    "report", "interop", "lab", "course", "cli", "__main__", "__init__", "py.typed",
+]  # fmt: skip
 
 # Slow imports, each made inside the function that needs it: `glasslm --help` is instant.
 SLOW_LIBRARIES = {
-    "datasets", "gguf", "huggingface_hub", "matplotlib", "peft", "pyarrow", "ray", "requests", "scipy",
-    "tensorboard", "tiktoken", "tokenizers", "torch", "transformers", "wandb",
-}  # fmt: skip
+    "datasets",
+    "gguf",
+    "huggingface_hub",
+    "matplotlib",
+    "peft",
+    "pyarrow",
+    "ray",
+    "requests",
+    "scipy",
+    "tensorboard",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "wandb",
+}
 
 # These modules of `engines` do not depend on which engine runs; everybody may import them.
 SHARED_BY_ENGINES = {
@@ -44,8 +46,9 @@ SHARED_BY_ENGINES = {
     "engines.protocol",
     "engines.state",
 }
-# The checks that compare hand-written gradients with autograd, and torchrun's entry, know one engine.
-KNOW_AN_ENGINE = {"lab.checks.gradient_check", "lab.checks.parity", "cli"}
+# The checks that compare hand-written gradients with autograd, and torchrun's entry, know one
+# engine.
+KNOW_AN_ENGINE = {"lab.checks.gradient_check", "lab.checks.op_cases", "lab.checks.parity", "cli"}
 
 
 def list_modules() -> dict[str, Path]:

@@ -1,4 +1,7 @@
-"""A test that is skipped in CI for no known reason fails there; anywhere else it is skipped, as its author said."""
+"""A test that is skipped in CI for no known reason fails there.
+
+Anywhere else it is skipped, as its author said.
+"""
 
 import os
 import re

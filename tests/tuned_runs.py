@@ -6,7 +6,8 @@ from typing import Any
 from glasslm.cli import main
 from small_runs import no_report, train, write_text
 
-# Few steps, and all that is written comes often; a sample of 200 tokens would take longer than the steps.
+# Few steps, and all that is written comes often; a sample of 200 tokens would take longer than the
+# steps.
 QUICK: dict[str, Any] = {
     "max_steps": 12,
     "warmup_steps": 2,

@@ -1,4 +1,4 @@
-"""`glasslm diagnose`: a run, a configuration, a curve and a step; the table, the page, the JSON and the exit codes."""
+"""glasslm diagnose: a run, a configuration, a curve, a step; table, page, JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_run_is_diagnosed_into_its_folder(
         "divergence",
     ):
         assert any(signal in row for row in rows)
-    assert "looking at the weights of step 20" in err
+    assert "inspecting the weights of step 20" in err
     assert out.splitlines()[-1] == f"page: {run_dir / 'diagnosis' / 'diagnosis.html'}"
     assert code == (1 if "\u2717 bad" in out else 0)
     page = (run_dir / "diagnosis" / "diagnosis.html").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_a_configuration_is_diagnosed_before_training(
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert (code, facts["verdict"], facts["page"]) == (1, "bad", str(out_dir / "diagnosis.html"))
-    bad = {one["signal"]: one for one in facts["findings"] if one["verdict"] == "bad"}
+    bad = {row["signal"]: row for row in facts["findings"] if row["verdict"] == "bad"}
     assert "learning rate" in bad
     assert set(bad["learning rate"]) == {"signal", "verdict", "seen", "means", "advice"}
     assert "--lr" in bad["learning rate"]["advice"]
@@ -117,23 +117,23 @@ def test_a_step_is_replayed_as_it_is_asked_for(
     [
         (["--replay", "3"], "glasslm diagnose RUN --replay STEP"),
         (["--preset", "huge"], "choose from tiny"),
-        (["{run}", "--lr", "1"], "RUN says how it was trained"),
-        (["{run}", "--preset", "small"], "RUN says how it was trained"),
+        (["{run}", "--lr", "1"], "RUN has its own settings"),
+        (["{run}", "--preset", "small"], "RUN has its own settings"),
         (["--json", "{run}"], "RUN comes first"),
         (["no-such-run"], "there is no run"),
         (["--curve", "no-such-file.csv"], "no-such-file.csv"),
         (["--lora-rank", "4"], "--init-from RUN"),
-        (["{run}", "--curve", "f.csv"], "--curve stands for itself and would not read RUN"),
-        (["--curve", "f.csv", "--engine", "numpy"], "would not read --engine"),
+        (["{run}", "--curve", "f.csv"], "--curve does not read RUN"),
+        (["--curve", "f.csv", "--engine", "numpy"], "does not read --engine"),
         (["--curve=f.csv", "--replay", "3"], "glasslm diagnose RUN --replay STEP"),
-        (["--curve", "f.csv", "--cookbook"], "would not read --cookbook"),
-        (["{run}", "--cookbook"], "--cookbook stands for itself and would not read RUN"),
-        (["--cookbook", "--preset", "nanogpt"], "would not read --preset"),
-        (["--cookbook", "--lr=1"], "would not read --lr"),
-        (["{run}", "--cookbook", "--replay", "3"], "would not read --replay"),
+        (["--curve", "f.csv", "--cookbook"], "does not read --cookbook"),
+        (["{run}", "--cookbook"], "--cookbook does not read RUN"),
+        (["--cookbook", "--preset", "nanogpt"], "does not read --preset"),
+        (["--cookbook", "--lr=1"], "does not read --lr"),
+        (["{run}", "--cookbook", "--replay", "3"], "does not read --replay"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(
+def test_bad_arguments_are_refused_in_one_line(
     arguments: list[str], message: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["diagnose", *(word.replace("{run}", str(run_dir)) for word in arguments)]) == 2
@@ -160,6 +160,6 @@ def test_a_fine_tuned_run_is_not_asked_for_a_first_loss(
     capsys.readouterr()
     main(["diagnose", str(tmp_path / "tuned"), "--engine", "numpy", "--json"])
     facts = json.loads(capsys.readouterr().out)
-    verdicts = {one["signal"]: one["verdict"] for one in facts["findings"]}
+    verdicts = {row["signal"]: row["verdict"] for row in facts["findings"]}
     assert not {"initial loss", "initialisation", "widths"} & set(verdicts)
     assert verdicts["update to weight"] == verdicts["gradients by layer"] == "ok"

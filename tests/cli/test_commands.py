@@ -1,4 +1,4 @@
-"""The program as people meet it: help, one clear line for what cannot be, exit codes, and what is printed last."""
+"""The commands: help, one line for bad input, exit codes, and the last line of output."""
 
 import json
 import shlex
@@ -19,12 +19,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-# -- help -------------------------------------------------------------------------------------------------------------
+# -- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [["--help"], ["-h"], []])
-def test_help_lists_the_commands(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(asked) == 0
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], []])
+def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
     out = capsys.readouterr().out
     for command, summary in COMMANDS.items():
         assert f"  {command:<10} {summary}" in out
@@ -34,7 +34,8 @@ def test_help_lists_the_commands(asked: list[str], capsys: pytest.CaptureFixture
 def test_help_is_instant_because_it_loads_nothing_heavy() -> None:
     code = (
         "import sys; from glasslm.cli import main; main(['--help']); "
-        "heavy = {'numpy', 'tyro', 'rich', 'matplotlib', 'tokenizers', 'torch', 'requests'} & set(sys.modules); "
+        "names = {'numpy', 'tyro', 'rich', 'matplotlib', 'tokenizers', 'torch', 'requests'}; "
+        "heavy = names & set(sys.modules); "
         "sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -45,7 +46,7 @@ def test_help_is_instant_because_it_loads_nothing_heavy() -> None:
 def test_every_command_has_help_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = said([command, "--help"], capsys)
+    code, out = run_command([command, "--help"], capsys)
     assert code == 0
     assert "Example" in out
     assert f"glasslm {command}" in out.partition("Example")[2]
@@ -56,11 +57,13 @@ def test_the_flags_of_the_contract_are_there(capsys: pytest.CaptureFixture[str])
         main(["train", "--help"])
     out = capsys.readouterr().out
     flags = (
-        "corpus text-file preset run-dir engine device precision threads tokenizer vocab-size val-fraction "
-        "test-fraction encoding-errors d-model n-layers n-heads n-kv-heads d-ff block-size seq-len dropout "
-        "attention-dropout norm norm-position feedforward position tie-embeddings qk-norm bias optimizer lr min-lr "
-        "warmup-steps schedule betas weight-decay grad-clip batch-size micro-batch-size max-steps epochs max-time "
-        "stop-at-loss patience eval-interval log-interval sample-interval checkpoint-interval keep seed json"
+        "corpus text-file preset run-dir engine device precision threads tokenizer vocab-size "
+        "val-fraction test-fraction encoding-errors d-model n-layers n-heads n-kv-heads d-ff "
+        "block-size seq-len dropout attention-dropout norm norm-position feedforward position "
+        "tie-embeddings qk-norm bias optimizer lr min-lr warmup-steps schedule betas "
+        "weight-decay grad-clip batch-size micro-batch-size max-steps epochs max-time stop-at-loss "
+        "patience eval-interval log-interval sample-interval checkpoint-interval keep seed "
+        "json"
     )
     for flag in flags.split():
         assert f"--{flag}" in out
@@ -80,7 +83,7 @@ def test_an_unknown_command_says_what_was_meant(capsys: pytest.CaptureFixture[st
     assert "Start with: glasslm train" in capsys.readouterr().err
 
 
-# -- what cannot be ---------------------------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[list[str], str]] = {
     "a misspelt flag": (["--n-layer", "2"], "--n-layers"),
@@ -113,11 +116,11 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
-def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     try:
         code = main(arguments)
-    except SystemExit as left:
-        code = int(left.code or 0)
+    except SystemExit as exit_request:
+        code = int(exit_request.code or 0)
     out, err = capsys.readouterr()
     return code, out + err
 
@@ -128,7 +131,9 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
 ) -> None:
     flags, expected = BAD[case]
     given = [] if "--text-file" in flags else ["--text-file", str(text)]
-    code, message = said(["train", *given, *flags, "--run-dir", str(tmp_path / "run")], capsys)
+    code, message = run_command(
+        ["train", *given, *flags, "--run-dir", str(tmp_path / "run")], capsys
+    )
     assert code == 2, message
     assert expected in message
     assert "Traceback" not in message
@@ -145,7 +150,7 @@ def test_a_strange_number_of_threads_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GLASSLM_THREADS", threads)
-    code, message = said(
+    code, message = run_command(
         ["train", "--text-file", str(text), "--run-dir", str(tmp_path / "run")], capsys
     )
     assert code == 2, message
@@ -157,7 +162,7 @@ def test_a_strange_number_of_threads_in_the_environment(
 def test_a_run_that_is_not_there(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, message = said([command, str(tmp_path / "nothing")], capsys)
+    code, message = run_command([command, str(tmp_path / "nothing")], capsys)
     assert code == 2
     assert "nothing" in message
     assert "Traceback" not in message
@@ -169,12 +174,12 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(name: str) -> Path:
         raise KeyError(name)
 
-    monkeypatch.setattr(run_folder, "find", bug)
+    monkeypatch.setattr(run_folder, "find_run", bug)
     with pytest.raises(KeyError):
         main(["resume", "x"])
 
 
-# -- what is printed --------------------------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +222,9 @@ def test_a_second_training_into_the_same_folder_exits_with_2(
 def test_resume_of_a_finished_run_exits_with_2(
     done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, message = said(["resume", str(done[0])], capsys)
+    code, message = run_command(["resume", str(done[0])], capsys)
     assert code == 2
-    assert "nothing left to do" in message
+    assert "nothing is left to do" in message
 
 
 def test_damaged_files_exit_with_4(
@@ -230,7 +235,7 @@ def test_damaged_files_exit_with_4(
     run = shutil.copytree(done[0], tmp_path / "run")
     for path in (run / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    code, message = said(["generate", str(run), "--prompt", "the"], capsys)
+    code, message = run_command(["generate", str(run), "--prompt", "the"], capsys)
     assert code == 4
     assert "model.safetensors" in message
 

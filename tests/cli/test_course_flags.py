@@ -66,7 +66,7 @@ def test_commands_are_understood(line: str, folder: Path, monkeypatch: pytest.Mo
     assert name in COMMANDS
     if not words:
         return
-    monkeypatch.setattr(run_folder, "find", lambda run: folder / "runs" / "default")
+    monkeypatch.setattr(run_folder, "find_run", lambda run: folder / "runs" / "default")
     understand = parsing.parse
 
     def understand_and_stop(*args: Any, **rest: Any) -> NoReturn:

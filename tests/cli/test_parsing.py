@@ -1,72 +1,85 @@
-"""Flags as people type them: one line says what cannot be, and nothing is overridden in silence."""
+"""Flags: errors in one line, and no flag is overridden silently."""
 
+import contextlib
+import importlib
+import io
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import tyro
 
-from glasslm.cli.parsing import parse, value_of
-from glasslm.config.schema import ALIASES, ModelConfig, OptimizerConfig, TrainConfig
+from glasslm.cli import COMMANDS
+from glasslm.cli.parsing import flag_value, parse
+from glasslm.cli.validation import list_arguments
+from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from glasslm.errors import InputError
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Some of the flags that there are."""
+    """Flags of each kind."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mode: Literal["fast", "slow"] = "fast"
-    stop: tuple[str, ...] = ()
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
 
 
-def parsed(*argv: str, repeatable: tuple[str, ...] = ()) -> Flags:
-    return parse(Flags, list(argv), "glasslm try", "What it does.", repeatable=repeatable)
+def parse_words(*words: str) -> Flags:
+    return parse(Flags, list(words), "glasslm try", "What it does.")
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
-        ("--lr fast", "--lr: could not convert string to float: 'fast'"),
-        ("--n-layers 2.5", "--n-layers: invalid literal for int() with base 10: '2.5'"),
-        (
-            "--mode slwo",
-            "invalid choice 'slwo' for argument '--mode'. Expected one of ('fast', 'slow').",
-        ),
-        ("--lr", "Missing value for argument '--lr'. Expected 1 values."),
-        ("--n-layer 2", "Unrecognized options: --n-layer, 2: did you mean --n-layers?"),
+        ("--lr fast", "--lr is 'fast': expected a number"),
+        ("--n-layers 2.5", "--n-layers is '2.5': expected a whole number"),
+        ("--n_layers=2.5", "--n_layers is '2.5': expected a whole number"),
+        ("--mode slwo", "--mode is 'slwo': expected one of fast, slow"),
+        ("--lr", "--lr has no value: expected a number"),
+        ("--lr --mode fast", "--lr has no value: expected a number"),
+        ("--lr=", "--lr is '': expected a number"),
+        ("--betas 0.9", "--betas has 1 of its 2 values: give all of them after it"),
+        ("--bias=1", "--bias takes no value: leave out =1"),
+        ("--n-layer 2", "unknown flag --n-layer: did you mean --n-layers?"),
+        ("--no-biass", "unknown flag --no-biass: did you mean --no-bias?"),
+        ("-lr 2", "unknown flag -lr: did you mean --lr?"),
         (
             "--n-layer 2 --lrr 1",
-            "Unrecognized options: --n-layer, 2, --lrr, 1: did you mean --lr and --n-layers?",
+            "unknown flags --n-layer and --lrr: did you mean --n-layers and --lr?",
         ),
-        ("--xyzzy", "Unrecognized options: --xyzzy: see glasslm try --help"),
-        ("nothing", "Unrecognized options: nothing: see glasslm try --help"),
+        ("--xyzzy", "unknown flag --xyzzy: see glasslm try --help"),
+        ("nothing", "'nothing' is not expected here: see glasslm try --help"),
         ("--max-steps 0", "max_steps is 0: expected at least 1"),
     ],
 )
 @pytest.mark.parametrize("columns", ["30", "200"])
-def test_what_cannot_be_is_one_line(
-    argv: str, says: str, columns: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_words_are_refused_in_one_line(
+    argv: str, message: str, columns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     with pytest.raises(InputError) as caught:
-        parsed(*argv.split())
-    assert str(caught.value) == says
+        parse_words(*argv.split())
+    assert str(caught.value) == message
 
 
-def test_colours_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_has_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with pytest.raises(InputError) as caught:
-        parsed("--lr", "fast")
+        parse_words("--lr", "fast")
     assert str(caught.value).isprintable()
 
 
 def test_a_long_message_is_whole_and_one_line() -> None:
     with pytest.raises(InputError) as caught:
-        parsed("--d-model", "130")
+        parse_words("--d-model", "130")
     assert str(caught.value) == (
-        "d_model is 130, which 4 heads do not divide: choose --d-model as a multiple of --n-heads, for example 128"
+        "d_model is 130, which 4 heads do not divide: "
+        "choose --d-model as a multiple of --n-heads, for example 128"
     )
 
 
@@ -85,7 +98,7 @@ def test_a_long_message_is_whole_and_one_line() -> None:
 def test_a_setting_given_twice_is_refused_however_it_is_written(argv: str) -> None:
     words = argv.split()
     with pytest.raises(InputError, match="give it once") as caught:
-        parsed(*words)
+        parse_words(*words)
     for flag in (
         words[0].partition("=")[0],
         words[-2 if words[-1][0] != "-" else -1].partition("=")[0],
@@ -93,33 +106,57 @@ def test_a_setting_given_twice_is_refused_however_it_is_written(argv: str) -> No
         assert flag in str(caught.value)
 
 
-def test_what_may_be_repeated_and_what_only_looks_alike_pass() -> None:
-    assert parsed("--stop", "a", "--stop", "b", repeatable=("--stop",)).stop == (
-        "b",
-    )  # as the field's type says
-    flags = parsed("--norm", "layernorm", "--norm-position", "post", "--seq-len", "64", "--no-bias")
+def test_repeatable_and_similar_flags_are_accepted() -> None:
+    assert parse_words("--stop", "a", "--stop", "b").stop == ("a", "b")
+    flags = parse_words(
+        "--norm", "layernorm", "--norm-position", "post", "--seq-len", "64", "--no-bias"
+    )
     assert (flags.model.norm, flags.model.block_size, flags.model.bias) == ("layernorm", 64, False)
 
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_every_alias_is_a_flag(alias: str) -> None:
-    assert getattr(parsed(f"--{alias.replace('_', '-')}", "7").model, ALIASES[alias]) == 7
+    assert getattr(parse_words(f"--{alias.replace('_', '-')}", "7").model, ALIASES[alias]) == 7
 
 
-def test_help_ends_the_program_and_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        parsed("--help")
-    assert not left.value.code
+def test_help_is_printed_and_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_request:
+        parse_words("--help")
+    assert not exit_request.value.code
     assert "What it does." in capsys.readouterr().out
 
 
-def test_one_value_before_the_rest_is_parsed() -> None:
-    assert value_of("--preset", ["--lr", "1", "--preset", "small"], "tiny") == "small"
-    assert value_of("--preset", ["--preset=small"], "tiny") == "small"
-    assert value_of("--preset", ["--preset"], "tiny") == "tiny"
+def test_flag_value_reads_one_flag() -> None:
+    assert flag_value("--preset", ["--lr", "1", "--preset", "small"], "tiny") == "small"
+    assert flag_value("--preset", ["--preset=small"], "tiny") == "small"
+    assert flag_value("--preset", ["--preset"], "tiny") == "tiny"
 
 
 def test_a_forgotten_path_is_refused() -> None:
     for argv in (["--text-file"], ["--text-file", "--lr", "1e-3"]):
         with pytest.raises(InputError, match="--text-file has no value"):
             parse(Flags, argv, "glasslm train", "")
+
+
+def test_negative_numbers_and_words_after_flags_are_values() -> None:
+    with pytest.raises(InputError, match=r"lr is -0\.1"):
+        parse_words("--lr", "-0.1")
+    with pytest.raises(InputError, match="lr is -inf"):
+        parse_words("--lr", "-inf")
+    assert parse_words("--betas", "0.5", "0.6", "--stop=--x").stop == ("--x",)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_checks_know_the_flags_that_help_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a flag of a command would be refused as unknown."""
+    module = importlib.import_module(f"glasslm.cli.{name}")
+    for flags_class in (value for key, value in vars(module).items() if key.endswith("Flags")):
+        arguments = list_arguments(flags_class)
+        text = io.StringIO()
+        monkeypatch.setenv("COLUMNS", "80")
+        with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+            parse(flags_class, ["--help"], "glasslm", "")
+        shown = set(re.findall(r"^\W{2}(--[a-z][\w-]*)", text.getvalue(), re.MULTILINE))
+        labels = {argument.label for argument in arguments if not argument.is_positional}
+        aliases = {f"--{alias.replace('_', '-')}" for alias in ALIASES}
+        assert shown - {"--help"} - aliases == labels - {"--block-size"}

@@ -10,20 +10,49 @@ from glasslm.course.capstone.questions import Answer
 from small_runs import train, write_text
 
 QUICK: dict[str, Any] = {
-    "max_steps": 8, "warmup_steps": 1, "eval_interval": 4, "checkpoint_interval": 4, "sample_interval": 0,
-}  # fmt: skip
+    "max_steps": 8,
+    "warmup_steps": 1,
+    "eval_interval": 4,
+    "checkpoint_interval": 4,
+    "sample_interval": 0,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "one layer": {"n_layers": 1, "position": "none", "n_heads": 4, "n_kv_heads": 2, "feedforward": "gelu"},
-    "bpe": {"tokenizer": "bpe", "vocab_size": 280, "n_kv_heads": 1, "position": "alibi",
-            "tie_embeddings": False},
-    "experts": {"tokenizer": "byte", "n_experts": 3, "shared_expert": True, "window": 8, "qk_norm": True, "bias": True},
-    "post": {"norm_position": "post", "norm": "layernorm", "position": "learned", "feedforward": "relu", "bias": True,
-             "scale_embeddings": True, "block_size": 24},
+    "one layer": {
+        "n_layers": 1,
+        "position": "none",
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "feedforward": "gelu",
+    },
+    "bpe": {
+        "tokenizer": "bpe",
+        "vocab_size": 280,
+        "n_kv_heads": 1,
+        "position": "alibi",
+        "tie_embeddings": False,
+    },
+    "experts": {
+        "tokenizer": "byte",
+        "n_experts": 3,
+        "shared_expert": True,
+        "window": 8,
+        "qk_norm": True,
+        "bias": True,
+    },
+    "post": {
+        "norm_position": "post",
+        "norm": "layernorm",
+        "position": "learned",
+        "feedforward": "relu",
+        "bias": True,
+        "scale_embeddings": True,
+        "block_size": 24,
+    },
     "bare": {"norm": "none", "position": "sinusoidal", "n_layers": 3, "ema": 0.9},
     "unplaced": {"position": "none"},
     "adapted": {"lora_rank": 2, "lora_targets": "q,o,down"},  # beside the weights of the plain one
-}  # fmt: skip
+}
 
 
 class Asked:

@@ -1,4 +1,7 @@
-"""What the answers measure, once more by other means: attention, order, merges, sampling, compression; all drawable."""
+"""What the answers measure, once more by other means.
+
+Attention, order, merges, sampling, compression; all drawable.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     return Asked(tmp_path_factory.mktemp("asked"))
 
 
-# -- attention --------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
-    """The scores once more from the checkpoint's weights alone, with two heads that share their keys."""
+    """The scores computed again from the checkpoint's weights; two heads share their keys."""
     answer = asked.answers("one layer")["attention"]
     head, query = (
         int(re.search(pattern, answer.text[-1])[1])
@@ -74,7 +78,7 @@ def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, asked: Aske
 
 
 def test_without_the_division_is_what_a_model_with_larger_queries_does(asked: Asked) -> None:
-    """In one layer, to leave the division out and to multiply the queries by 4, the root of d_k, is the same."""
+    """In one layer, leaving the division out equals multiplying the queries by sqrt(d_k) = 4."""
     path = asked.run("bpe")
     shallow = dataclasses.replace(
         Run(path).config, model=dataclasses.replace(Run(path).config.model, n_layers=1)
@@ -133,8 +137,13 @@ def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
     kind: str, asked: Asked
 ) -> None:
     path, answer = asked.run(kind), asked.answers(kind)["heads"]
-    rows = {name: row for name, row in parameter_table(Run(path).config.model, Run(path).tokenizer.vocab_size).items()
-            if name.startswith(("blocks.0.attention.", "blocks.0.attention_norm."))}  # fmt: skip
+    rows = {
+        name: row
+        for name, row in parameter_table(
+            Run(path).config.model, Run(path).tokenizer.vocab_size
+        ).items()
+        if name.startswith(("blocks.0.attention.", "blocks.0.attention_norm."))
+    }
     named = re.findall(r"(blocks[\w.]+) \(([\d, ]+)\)", " ".join(column(answer, 2)))
     assert {name: tuple(map(int, shape.split(", "))) for name, shape in named} == {
         name: row.shape for name, row in rows.items()
@@ -146,7 +155,8 @@ def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
     assert shapes["p"] == str(look.weights[0].shape)
 
 
-# -- order ------------------------------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_without_positions_only_a_second_layer_sees_order(asked: Asked) -> None:
@@ -164,7 +174,10 @@ def test_without_positions_only_a_second_layer_sees_order(asked: Asked) -> None:
 
 
 def test_positions_are_switched_off_and_nothing_else(asked: Asked) -> None:
-    """Against the engine of a run without positions that is given the same weights; learned ones are left out."""
+    """Against the engine of a run without positions that is given the same weights.
+
+    Learned ones are left out.
+    """
     of, tokens = run_context.read(asked.run("post")), np.arange(12)[None] % 18
     c = dataclasses.replace(of.run.config.model, position="none")
     bare = make_engine(
@@ -192,7 +205,8 @@ def test_what_is_said_of_order_fits_the_model(asked: Asked) -> None:
     assert f"to {loss:.4f}" in switched.text[-1]
 
 
-# -- text -------------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
+# -------------------
 
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
@@ -261,7 +275,8 @@ def test_compression_is_that_of_the_log_and_of_gzip(asked: Asked) -> None:
     assert f"takes {len(val) / tokens:.3f} bytes" in answer.text[1]
 
 
-# -- on the page -------------------------------------------------------------------------------------------------------
+# -- on the page -----------------------------------------------------------------------------------
+# --------------------
 
 
 def test_any_text_can_be_shown_and_drawn(tmp_path: Path) -> None:
@@ -300,5 +315,5 @@ def test_any_text_can_be_shown_and_drawn(tmp_path: Path) -> None:
 
 def test_a_token_is_never_mathematics() -> None:
     """Between two dollar signs matplotlib would read TeX, and fail at this."""
-    picture = about_attention.weights_map(np.eye(2), ["“$\\frac$”", "“a”"], figures.ON_WHITE)
+    picture = about_attention.weights_map(np.eye(2), ["“$\\frac$”", "“a”"], figures.PRINT_PALETTE)
     assert figures.png(picture).startswith(b"\x89PNG")

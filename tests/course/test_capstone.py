@@ -1,4 +1,7 @@
-"""A capstone: one folder with all that is to be handed in, made within its budget, gone on with where it stopped."""
+"""A capstone.
+
+One folder with all that is to be handed in, made within its budget, gone on with where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import pytest
 from glasslm import cli
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.course.capstone import capstone
-from glasslm.course.capstone.capstone import Ledger
+from glasslm.course.capstone import build
+from glasslm.course.capstone.build import Ledger
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ladder, scaling_study, study_setting, sweep
 from glasslm.lab.studies.sweep import Runner
@@ -29,11 +32,11 @@ WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".s
 def in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
     """What a process of its own would do, without the half second that it takes to start."""
     config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
-    return launch.train(config, compute, Path(job["run_dir"]), say=quiet).exit_code
+    return launch.train(config, compute, Path(job["run_dir"]), notify=quiet).exit_code
 
 
 def of_few_flops(
-    base: RunConfig, budget: str, *others: Any, of: Any = scaling_study.study, **named: Any
+    base: RunConfig, budget: str, *others: Any, of: Any = scaling_study.run_study, **named: Any
 ) -> Any:
     """A scaling study of so much compute, instead of so much time."""
     assert budget.endswith("s")
@@ -44,17 +47,17 @@ def of_few_flops(
 def quick() -> Iterator[None]:
     """Studies of few and short runs, so that a capstone of seconds has time for them."""
     with pytest.MonkeyPatch.context() as patch, no_report():
-        patch.setattr("glasslm.cli.capstone.LEAST_S", 1.0)
-        patch.setattr(sweep, "in_a_process", in_this_process)
-        patch.setattr(study_setting, "START_S", 0.05)
-        patch.setattr(capstone, "SEEDS", 2)
-        patch.setattr(capstone, "BASELINES", ((2, 24, 2),))
-        patch.setattr(capstone, "_axes", lambda shape: ["depth=1", "activation=gelu"])
-        patch.setattr(ladder, "COMPUTES", 3)
-        patch.setattr(ladder, "SIZES", 4)
-        patch.setattr(ladder, "FEWEST_STEPS", 5)
-        patch.setattr(ladder, "LEAST_STEPS", 5)
-        patch.setattr(scaling_study, "study", of_few_flops)
+        patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
+        patch.setattr(sweep, "run_in_subprocess", in_this_process)
+        patch.setattr(study_setting, "RUN_START_S", 0.05)
+        patch.setattr(build, "SEEDS", 2)
+        patch.setattr(build, "BASELINES", ((2, 24, 2),))
+        patch.setattr(build, "_axes", lambda shape: ["depth=1", "activation=gelu"])
+        patch.setattr(ladder, "COMPUTE_LEVELS", 3)
+        patch.setattr(ladder, "SIZES_PER_LEVEL", 4)
+        patch.setattr(ladder, "TARGET_MIN_STEPS", 5)
+        patch.setattr(ladder, "MIN_STEPS", 5)
+        patch.setattr(scaling_study, "run_study", of_few_flops)
         yield
 
 
@@ -69,8 +72,10 @@ def test_everything_is_in_one_folder_and_made_once(
     assert f"hand in: {page}" in capsys.readouterr().out
     for name in (
         "run/run.json", "run/metrics.jsonl", "run/checkpoints", "ablation/ablation_table.csv",
-        "ablation/ablation_bars.png", "ablation/report.html", "scaling/fit.json", "scaling/prediction.json",
-        "scaling/scaling_curve.png", "scaling/isoflop.png", "scaling/report.html", "index.md", "figures/training.png",
+        "ablation/ablation_bars.png", "ablation/report.html", "scaling/fit.json",
+        "scaling/prediction.json",
+        "scaling/scaling_curve.png", "scaling/isoflop.png", "scaling/report.html", "index.md",
+        "figures/training.png",
     ):  # fmt: skip
         assert (out / name).exists(), name
     shown = Page(page.read_text(encoding="utf-8"))
@@ -114,7 +119,7 @@ def test_questions_come_first_and_answers_are_set_beside(
         raise InputError("far enough")
 
     monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(capstone, "train", stop)
+    monkeypatch.setattr(build, "train", stop)
     words = [
         "capstone",
         "--text-file",
@@ -131,17 +136,18 @@ def test_questions_come_first_and_answers_are_set_beside(
     assert [one["given"] for one in kept.values()][:2] == ["it compares queries with keys", "8"]
 
 
-# -- time -------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("glasslm.course.capstone.capstone.time.monotonic", lambda: now)
+    monkeypatch.setattr("glasslm.course.capstone.build.time.monotonic", lambda: now)
     for late in (1.0, 1.3):
         ledger, began = Ledger(tmp_path / str(late), ["flags"], 1800.0), now
-        for part in capstone.SHARES:
+        for part in build.SHARES:
             with ledger.counting():
                 now += late * ledger.seconds(part)
         assert 1500 < now - began <= (1800 if late == 1 else 2100)
@@ -166,7 +172,7 @@ def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
     def never(*arguments: object) -> None:
         raise InputError("no time for it")
 
-    monkeypatch.setattr(scaling_study, "study", never)
+    monkeypatch.setattr(scaling_study, "run_study", never)
     monkeypatch.setattr(ablation, "plan", never)
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
     assert (
@@ -205,7 +211,7 @@ def test_budgets_and_what_goes_with_them(
     for words, says in (
         (["--budget", "10s"], "five minutes at least"),
         (["--budget", "soon"], "is not a duration"),
-        (["--epochs", "2"], "--budget says how long"),
+        (["--epochs", "2"], "--budget is the time of a capstone"),
         (["--out", str(tmp_path / "run")], "holds a run"),
     ):
         assert cli.main(["capstone", *words]) == 2
@@ -216,23 +222,23 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from glasslm.model.flops import flops_per_token
-    from glasslm.training.step_timer import Pace
+    from glasslm.training.step_timer import StepTimer
     from small_runs import small
 
-    def pace(config: RunConfig, compute: ComputeConfig, dataset: Any) -> Pace:
+    def pace(config: RunConfig, compute: ComputeConfig, dataset: Any) -> StepTimer:
         tokens = config.train.batch_size * config.model.block_size
-        return Pace(
+        return StepTimer(
             tokens * flops_per_token(config.model, dataset.tokenizer.vocab_size) / 30e9,
             0.0,
             0.0,
             0.0,
         )
 
-    monkeypatch.setattr(capstone, "measured", pace)
+    monkeypatch.setattr(build, "measure_speed", pace)
     recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
     runner = Runner(ComputeConfig(engine="numpy"), workers=2)
-    shapes = [capstone._affordable(recipe, hours * 3600, runner, quiet) for hours in (0.15, 1, 100)]
+    shapes = [build._affordable(recipe, hours * 3600, runner, quiet) for hours in (0.15, 1, 100)]
     assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
-    axes = capstone._axes([6, 384, 6])
+    axes = build._axes([6, 384, 6])
     assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
-    assert len(ablation.variants(axes, capstone._baseline(recipe, [6, 384, 6]).resolved())) >= 15
+    assert len(ablation.variants(axes, build._baseline(recipe, [6, 384, 6]).resolve())) >= 15

@@ -1,4 +1,7 @@
-"""The checkpoint questions: each is answered for every kind of model, and its numbers are those of this run."""
+"""The checkpoint questions.
+
+Each is answered for every kind of model, and its numbers are those of this run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     return Asked(tmp_path_factory.mktemp("asked"))
 
 
-# -- every question, every kind of model ------------------------------------------------------------------------------
+# -- every question, every kind of model
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,29 +84,41 @@ def test_another_run_has_other_numbers(asked: Asked, tmp_path: Path) -> None:
 
 
 def test_the_right_numbers_of_a_known_model() -> None:
-    """By hand: 4 layers, 4 heads of which 2 keep keys and values, width 128, 128 tokens, 65 characters."""
+    """By hand.
+
+    4 layers, 4 heads of which 2 keep keys and values, width 128, 128 tokens, 65 characters.
+    """
     config = RunConfig(
         model=ModelConfig(n_kv_heads=2, position="none", norm="none", feedforward="gelu")
     )
     right = {question.name: question.number for question in ask(config, 65)}
     parameters = 65 * 128 + 4 * (2 * 128 * 128 + 2 * 64 * 128 + 2 * 512 * 128)
     assert right == {
-        "attention": 4 * 4 * 128 * 128, "sqrt-dk": 32, "causal-mask": 128 * 127 / 2,
+        "attention": 4 * 4 * 128 * 128,
+        "sqrt-dk": 32,
+        "causal-mask": 128 * 127 / 2,
         "heads": 128 * (128 + 128 + 64 + 64),
-        "kv-cache": 2 * 4 * 2 * 32 * 128 * 4, "chinchilla": 20 * parameters, "bpe": 256, "families": None,
-        "tying": 65 * 128, "positions": None, "sampling": None, "compression": math.log2(65),
+        "kv-cache": 2 * 4 * 2 * 32 * 128 * 4,
+        "chinchilla": 20 * parameters,
+        "bpe": 256,
+        "families": None,
+        "tying": 65 * 128,
+        "positions": None,
+        "sampling": None,
+        "compression": math.log2(65),
         "forward-pass": 16 * 128 * 65,
-    }  # fmt: skip
+    }
 
 
-# -- sizes ------------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
+# -------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cache_takes_the_bytes_that_it_takes(kind: str, asked: Asked) -> None:
     """Measured on a real one. With a window of 8 it keeps 8 tokens."""
     engine, answer = (
-        trained_model.load(asked.run(kind), engine="numpy").engine,
+        trained_model.load_model(asked.run(kind), engine="numpy").engine,
         asked.answers(kind)["kv-cache"],
     )
     c = Run(asked.run(kind)).config.model
@@ -135,7 +151,7 @@ def test_chinchilla_counts_what_the_run_saw(asked: Asked, tmp_path: Path) -> Non
         shutil.copytree(asked.run("plain"), path)
         (path / "metrics.jsonl").unlink()
         if tokens:
-            with metrics.Log(path / "metrics.jsonl") as log:
+            with metrics.MetricsLog(path / "metrics.jsonl") as log:
                 log.write(
                     {
                         "kind": "step",
@@ -174,7 +190,8 @@ def test_tying_saves_the_difference_of_two_tables(kind: str, asked: Asked) -> No
     assert ("does not tie" in answer.text[0]) == (not c.tie_embeddings)
 
 
-# -- what trained it, and what is not there ----------------------------------------------------------------------------
+# -- what trained it, and what is not there
+# ----------------------------------------------------------------------------
 
 
 def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) -> None:
@@ -182,7 +199,7 @@ def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) ->
     compute = ComputeConfig(engine="torch", threads=1, compile="off")
     with no_report():
         path = launch.train(
-            small(asked.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", say=quiet
+            small(asked.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", notify=quiet
         ).run_dir
     found = {answer.question.name: answer for answer in answers.answer(path)}
     assert Run(path).record["engine"] == "torch"

@@ -42,7 +42,8 @@ class Told(list[str]):
         self.append(message)
 
 
-# -- asking -----------------------------------------------------------------------------------------------------------
+# -- asking ----------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_every_question_is_asked_in_order_and_each_answer_kept_at_once(tmp_path: Path) -> None:
@@ -67,7 +68,10 @@ def test_every_question_is_asked_in_order_and_each_answer_kept_at_once(tmp_path:
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
-    """Who leaves by Ctrl-C goes on with the next question; who has answered all is not asked at all."""
+    """Who leaves by Ctrl-C goes on with the next question.
+
+    Who has answered all is not asked at all.
+    """
     with pytest.raises(KeyboardInterrupt):
         quiz.hold(QUESTIONS, tmp_path, typed("one", "", KeyboardInterrupt), Told())
     assert quiz.given(tmp_path) == {ORDER[0]: "one", ORDER[1]: ""}
@@ -124,7 +128,8 @@ def test_without_a_quiz_nothing_was_said(tmp_path: Path) -> None:
     assert quiz.given(tmp_path) == {}
 
 
-# -- numbers as people write them -------------------------------------------------------------------------------------
+# -- numbers as people write them
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,8 @@ def test_any_text_can_be_typed(text: str) -> None:
     assert mark.verdict in ("right", "off", "skipped")
 
 
-# -- marks ------------------------------------------------------------------------------------------------------------
+# -- marks -----------------------------------------------------------------------------------------
+# -------------------
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from glasslm.data.batch_sampler import make_sampler
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import ops
 from glasslm.engines.objective import coefficients, objective
@@ -24,7 +25,6 @@ from glasslm.engines.protocol import Batch, Losses
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.loop import make_sampler
 from small_runs import COMPUTE, logged, no_report, quiet, small, write_text
 
 Array = np.ndarray[Any, Any]

@@ -1,7 +1,8 @@
-"""Files that somebody made to do harm: each is an error in a second and in little memory, and nothing in it is run.
+"""Files that somebody made to do harm: each is an error in a second and in little memory, and
+nothing in it is run.
 
-They are given to the public commands. This file is also the program of the child, which forks a process for each:
-`python test_crafted.py FOLDER`.
+They are given to the public commands. This file is also the program of the child, which forks a
+process for each: `python test_crafted.py FOLDER`.
 """
 
 import io
@@ -130,35 +131,54 @@ def model(run: Path, **changes: Any) -> None:
 
 CRAFTED: dict[str, Callable[[Path], Any]] = {
     **{
-        f"model.safetensors: {what}": lambda run, data=data: checkpoint_with(run, "model.safetensors", data)
+        f"model.safetensors: {what}": lambda run, data=data: checkpoint_with(
+            run, "model.safetensors", data
+        )
         for what, data in ARRAYS.items()
     },
-    "optimizer.safetensors: a pickle": lambda run: checkpoint_with(run, "optimizer.safetensors", pickled()),
-    "a checkpoint of torch.distributed": lambda run: checkpoint_with(run, ".metadata", pickled()) or (
-        run / LAST / "model.safetensors").unlink(),
+    "optimizer.safetensors: a pickle": lambda run: checkpoint_with(
+        run, "optimizer.safetensors", pickled()
+    ),
+    "a checkpoint of torch.distributed": lambda run: (
+        checkpoint_with(run, ".metadata", pickled()) or (run / LAST / "model.safetensors").unlink()
+    ),
     "state.json: no end": lambda run: checkpoint_with(run, "state.json", DEEP),
     "state.json: a pickle": lambda run: checkpoint_with(run, "state.json", pickled()),
-    "state.json: a loss beyond all numbers": lambda run: checkpoint_with(run, "state.json", of_json(
-        run / LAST / "state.json", lambda values: values.update(best={"step": 0, "loss": 10**400}))),
-    "state.json: a log of an exabyte": lambda run: checkpoint_with(run, "state.json", of_json(
-        run / LAST / "state.json", lambda values: values.update(metrics_bytes=1 << 60))),
+    "state.json: a loss beyond all numbers": lambda run: checkpoint_with(
+        run,
+        "state.json",
+        of_json(
+            run / LAST / "state.json",
+            lambda values: values.update(best={"step": 0, "loss": 10**400}),
+        ),
+    ),
+    "state.json: a log of an exabyte": lambda run: checkpoint_with(
+        run,
+        "state.json",
+        of_json(run / LAST / "state.json", lambda values: values.update(metrics_bytes=1 << 60)),
+    ),
     "manifest.json: a gigabyte": lambda run: large(run / LAST / "manifest.json", 1 << 30),
     "manifest.json: a file elsewhere": lambda run: (run / LAST / "manifest.json").write_bytes(
-        manifest_of(run, "../../run.json")),
+        manifest_of(run, "../../run.json")
+    ),
     "manifest.json: no end": lambda run: (run / LAST / "manifest.json").write_bytes(DEEP),
     "run.json: no end": lambda run: (run / "run.json").write_bytes(DEEP),
     "run.json: a pickle": lambda run: (run / "run.json").write_bytes(pickled()),
     "run.json: a gigabyte": lambda run: large(run / "run.json", 1 << 30),
     "run.json: a model of an exabyte": lambda run: model(run, d_model=1 << 30, d_ff=1 << 30),
-    "run.json: the widest model that may be": lambda run: model(run, d_model=1 << 20, d_ff=1 << 20, n_layers=100),
+    "run.json: the widest model that may be": lambda run: model(
+        run, d_model=1 << 20, d_ff=1 << 20, n_layers=100
+    ),
     "run.json: a billion layers": lambda run: model(run, n_layers=10**9),
     "run.json: a context of a terabyte": lambda run: model(run, block_size=1 << 40),
     "tokenizer.json: a pickle": lambda run: (run / "tokenizer.json").write_bytes(pickled()),
     "tokenizer.json: no end": lambda run: (run / "tokenizer.json").write_bytes(DEEP),
-    "tokenizer.json: another": lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}', encoding="utf-8"),
+    "tokenizer.json: another": lambda run: (run / "tokenizer.json").write_text(
+        '{"kind": "byte"}', encoding="utf-8"
+    ),
     "metrics.jsonl: no end": lambda run: (run / "metrics.jsonl").write_bytes(DEEP + b"\n"),
     "metrics.jsonl: a pickle": lambda run: (run / "metrics.jsonl").write_bytes(pickled() + b"\n"),
-}  # fmt: skip
+}
 
 
 def config_with(folder: Path, **changes: Any) -> None:
@@ -185,33 +205,47 @@ def code_of_its_own(folder: Path) -> None:
 
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     **{
-        f"model.safetensors: {what}": lambda folder, data=data: (folder / "model.safetensors").write_bytes(data)
+        f"model.safetensors: {what}": lambda folder, data=data: (
+            folder / "model.safetensors"
+        ).write_bytes(data)
         for what, data in ARRAYS.items()
     },
-    "pytorch_model.bin": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(
-        pickled()),
+    "pytorch_model.bin": lambda folder: (
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(pickled())
+    ),
     "code of its own": code_of_its_own,
     "an index that climbs": lambda folder: sharded(folder, "../a.safetensors"),
     "an index to the root": lambda folder: sharded(folder, "/dev/zero"),
-    "an index without an end": lambda folder: (sharded(folder, "a.safetensors"), (
-        folder / "model.safetensors.index.json").write_bytes(DEEP)),
+    "an index without an end": lambda folder: (
+        sharded(folder, "a.safetensors"),
+        (folder / "model.safetensors.index.json").write_bytes(DEEP),
+    ),
     "config.json: no end": lambda folder: (folder / "config.json").write_bytes(DEEP),
     "config.json: a pickle": lambda folder: (folder / "config.json").write_bytes(pickled()),
     "config.json: a gigabyte": lambda folder: large(folder / "config.json", 1 << 30),
     "config.json: a list": lambda folder: (folder / "config.json").write_bytes(b"[]"),
-    "config.json: the widest model": lambda folder: config_with(folder, hidden_size=1 << 20, head_dim=1 << 19,
-                                                                intermediate_size=1 << 20),
+    "config.json: the widest model": lambda folder: config_with(
+        folder, hidden_size=1 << 20, head_dim=1 << 19, intermediate_size=1 << 20
+    ),
     "config.json: a billion layers": lambda folder: config_with(folder, num_hidden_layers=10**9),
-    "config.json: ten thousand layers": lambda folder: config_with(folder, num_hidden_layers=10_000),
+    "config.json: ten thousand layers": lambda folder: config_with(
+        folder, num_hidden_layers=10_000
+    ),
     "config.json: a vocabulary of a billion": lambda folder: config_with(folder, vocab_size=10**9),
-    "config.json: a vocabulary of an exabyte": lambda folder: config_with(folder, vocab_size=1 << 60),
-    "config.json: a context of an exabyte": lambda folder: config_with(folder, max_position_embeddings=1 << 60),
-    "config.json: a context of a gigabyte": lambda folder: config_with(folder, max_position_embeddings=1 << 30),
+    "config.json: a vocabulary of an exabyte": lambda folder: config_with(
+        folder, vocab_size=1 << 60
+    ),
+    "config.json: a context of an exabyte": lambda folder: config_with(
+        folder, max_position_embeddings=1 << 60
+    ),
+    "config.json: a context of a gigabyte": lambda folder: config_with(
+        folder, max_position_embeddings=1 << 30
+    ),
     "config.json: a number beyond all": lambda folder: config_with(folder, rope_theta=10**400),
     "tokenizer.json: a pickle": lambda folder: (folder / "tokenizer.json").write_bytes(pickled()),
     "tokenizer.json: no end": lambda folder: (folder / "tokenizer.json").write_bytes(DEEP),
     "tokenizer.json: a gigabyte": lambda folder: large(folder / "tokenizer.json", 1 << 30),
-}  # fmt: skip
+}
 FALLS_BACK = (
     "state.json",
     "manifest.json",
@@ -282,7 +316,7 @@ def main(folder: Path) -> None:
     whole = train(text, folder / "whole", **flags | small).run_dir
     shutil.rmtree(whole / "checkpoints" / "000006")
     exported = folder / "exported"
-    hf.write(model_export.of(str(whole), "latest"), exported)
+    hf.write(model_export.load_export(str(whole), "latest"), exported)
     for command, options in (
         COMMANDS | {"import": ["--run-dir", str(folder / "imported")]}
     ).items():

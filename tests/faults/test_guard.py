@@ -1,4 +1,7 @@
-"""Values that are not finite, spikes, divergence and text learnt by heart: what becomes of a run, in both engines."""
+"""Values that are not finite, spikes, divergence and text learnt by heart.
+
+What becomes of a run, in both engines.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,6 @@ from glasslm.training.guard import (
     WINDOW_STEPS,
     Guard,
     GuardState,
-    Limits,
-    spike_limit,
-)(
-    MAX_NONFINITE_STEPS,
-    MIN_HISTORY,
-    WINDOW_STEPS,
-    Guard,
     Limits,
     spike_limit,
 )
@@ -88,7 +84,8 @@ def resume(run_dir: Path, engine: str) -> Outcome:
         return launch.resume(run_dir, compute(engine), notify=quiet)
 
 
-# -- values that are not finite ---------------------------------------------------------------------------------------
+# -- values that are not finite
+# ---------------------------------------------------------------------------------------
 
 
 def in_the_gradient(
@@ -101,7 +98,10 @@ def in_the_gradient(
 def in_the_loss(
     self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
-    """As where a logit overflows only in the forward pass: the gradient looks fine and is not to be trusted."""
+    """As where a logit overflows only in the forward pass.
+
+    The gradient looks fine and is not to be trusted.
+    """
     return right(batch, weight)._replace(cross_entropy=math.nan)
 
 
@@ -229,11 +229,16 @@ def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
             return {name: np.array([math.nan if name in bad else 1.0]) for name in names}
 
     tokens = np.zeros((8, 4), np.int64)
-    message = Guard(config, 30).nonfinite_warning(Backwards(), Batch(tokens, tokens, 0, np.arange(8)))  # type: ignore[arg-type]
-    assert "the first non-finite value is in the gradient of blocks.0.feedforward.up.weight" in message
+    message = Guard(config, 30).nonfinite_warning(
+        Backwards(), Batch(tokens, tokens, 0, np.arange(8))
+    )  # type: ignore[arg-type]
+    assert (
+        "the first non-finite value is in the gradient of blocks.0.feedforward.up.weight" in message
+    )
 
 
-# -- spikes -----------------------------------------------------------------------------------------------------------
+# -- spikes ----------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
@@ -251,7 +256,11 @@ def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
     assert spike_limit([2.0] * 100) == pytest.approx(
         2.012
     )  # what stands still does not spike by rounding
-    again = Guard(small(Path("text")), 30, GuardState.from_json(json.loads(json.dumps(dataclasses.asdict(judge.state)))))
+    again = Guard(
+        small(Path("text")),
+        30,
+        GuardState.from_json(json.loads(json.dumps(dataclasses.asdict(judge.state)))),
+    )
     assert again.limits == judge.limits
     assert again.judge_step(1, 3.9, Update(1.0, True, True), again.limits) == "spike"
     assert again.judge_step(1, 3.3, Update(1.0, True, True), again.limits) == "fine"
@@ -297,7 +306,7 @@ def test_a_spike_is_told_with_its_batch_and_answered(
 def test_a_run_that_rolls_back_is_resumed_to_the_bit(
     engine: str, text: Path, tmp_path: Path
 ) -> None:
-    """Also after interruptions in between, whose checkpoints a run without them would not have to roll back to."""
+    """Also after interruptions: a roll-back never uses the checkpoint of an interruption."""
     flags = SPIKING | {"on_spike": "rollback", "eval_interval": 100}
     with noise(BAD_STEP, 93):
         whole = train(text, tmp_path / "whole", engine, **flags).run_dir
@@ -341,7 +350,8 @@ def test_a_healthy_run_is_left_alone(seed: int, engine: str, text: Path, tmp_pat
     assert not (run / "spikes").exists()
 
 
-# -- divergence and learning by heart ---------------------------------------------------------------------------------
+# -- divergence and learning by heart
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -379,8 +389,12 @@ def test_hope_ends_a_nat_above_guessing_and_above_the_start() -> None:
         with pytest.raises(DivergedError, match="lower --lr"):
             judge.judge_step(0, most + 0.5, fine, judge.limits)
         with pytest.raises(DivergedError, match="validation loss"):
-            Guard(config, 30, judge.state).record_evaluation(9, most + 0.01, Best(0, 2.0), 1, is_last=True)
-        Guard(config, 30, judge.state).record_evaluation(9, most + 0.01, Best(0, 2.0), 1, is_last=False)
+            Guard(config, 30, judge.state).record_evaluation(
+                9, most + 0.01, Best(0, 2.0), 1, is_last=True
+            )
+        Guard(config, 30, judge.state).record_evaluation(
+            9, most + 0.01, Best(0, 2.0), 1, is_last=False
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -389,8 +403,13 @@ def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path
     letters = np.random.default_rng(0).choice(list("abcdefghij \n"), 1500)
     text = tmp_path / "noise.txt"
     text.write_text("".join(letters), encoding="utf-8")
-    flags = {"max_steps": 300, "eval_interval": 20, "checkpoint_interval": 300, "sample_interval": 0,
-             "micro_batch_size": 8}  # fmt: skip
+    flags = {
+        "max_steps": 300,
+        "eval_interval": 20,
+        "checkpoint_interval": 300,
+        "sample_interval": 0,
+        "micro_batch_size": 8,
+    }
     run = train(text, tmp_path / "run", engine, **flags).run_dir
     (warning,) = logged(run, "warning")
     assert warning["code"] == "overfit"

@@ -1,4 +1,7 @@
-"""Signals and kills, real ones to real processes: whatever happens, the run ends with the bits it would have had."""
+"""Signals and kills, real ones to real processes.
+
+Whatever happens, the run ends with the bits it would have had.
+"""
 
 import os
 import random
@@ -30,8 +33,12 @@ from small_runs import (
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 LONG: dict[str, Any] = {
-    "max_steps": 120, "eval_interval": 30, "sample_interval": 60, "checkpoint_interval": 20, "dropout": 0.2
-}  # fmt: skip
+    "max_steps": 120,
+    "eval_interval": 30,
+    "sample_interval": 60,
+    "checkpoint_interval": 20,
+    "dropout": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def whole_by_torch(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     compute = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
     with no_report():
         return launch.train(
-            small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", say=quiet
+            small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", notify=quiet
         ).run_dir
 
 

@@ -1,4 +1,5 @@
-"""Runs that find no room in memory: both engines say so in one line with what to lower, and leave nothing behind.
+"""Runs that find no room in memory: both engines say so in one line with what to lower, and leave
+nothing behind.
 
 This file is also the program of the children: `python test_memory.py MEGABYTES COMMAND...`.
 """
@@ -62,7 +63,7 @@ def test_what_has_no_room_ends_in_one_line(
     assert not run_dir.exists()
     with no_report():
         again = launch.train(
-            small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, say=quiet
+            small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, notify=quiet
         )
     assert again.status == "finished"
 
@@ -75,13 +76,13 @@ def test_too_little_memory_is_told_before_the_start(
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
-    config, vocab = small(text, max_steps=1).resolved(), 21
+    config, vocab = small(text, max_steps=1).resolve(), 21
 
     def said_with(room: int) -> list[str]:
         said: list[str] = []
-        monkeypatch.setattr(memory, "free_bytes", lambda: room)
+        monkeypatch.setattr(memory, "free_memory_bytes", lambda: room)
         with no_report():
-            launch.train(config, compute, tmp_path / str(room), say=said.append)
+            launch.train(config, compute, tmp_path / str(room), notify=said.append)
         return [line for line in said if line.startswith(("warning", "glasslm"))]
 
     enough, less = (training_bytes(config, vocab, compute, rows) for rows in (4, 2))
@@ -100,19 +101,20 @@ def test_too_little_memory_is_told_before_the_start(
 def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 1000)
     cpu = ComputeConfig(engine="numpy", device="cpu")
-    assert memory.room_for(cpu) == 1000
+    assert memory.available_bytes(cpu) == 1000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory.room_for(cpu) == 250
-    monkeypatch.setattr(memory, "free_bytes", lambda: None)
-    assert memory.room_for(cpu) is None
+    assert memory.available_bytes(cpu) == 250
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: None)
+    assert memory.available_bytes(cpu) is None
     pytest.importorskip("torch")
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (77, 99))
-    assert memory.room_for(ComputeConfig(engine="torch", device="cuda")) == 77
+    assert memory.available_bytes(ComputeConfig(engine="torch", device="cuda")) == 77
 
 
-# -- children ---------------------------------------------------------------------------------------------------------
+# -- children --------------------------------------------------------------------------------------
+# -------------------
 
 
 def child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -128,7 +130,7 @@ def child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str
 
 
 def main(megabytes: int, command: list[str]) -> int:
-    """Run a command in so much memory besides what a small run with its text and engine has taken."""
+    """Run a command with so much memory besides that of a small run with its text and engine."""
     import resource
     import tempfile
 

@@ -1,4 +1,5 @@
-"""Deaths and signals at any step and in any save, in both engines: a resumed run ends with the bits it would have had.
+"""Deaths and signals at any step and in any save, in both engines: a resumed run ends with the bits
+it would have had.
 
 This file is also the program of the children, in which processes are forked, and so die cheaply:
 `python test_resume.py ROLE ENGINE FOLDER`.
@@ -24,7 +25,7 @@ from glasslm.config.schema import ComputeConfig
 from glasslm.data import batch_sampler
 from glasslm.errors import DamagedError
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.metrics import comparable
+from glasslm.runs.metrics import comparable_lines
 from glasslm.training import launch
 from glasslm.training.loop import Loop
 from small_runs import essence, logged, no_report, quiet, small, write_text
@@ -36,9 +37,18 @@ RESUMES = 16  # from each step of a run, by each engine
 MOMENTS = (0, 4, 11)  # operations of a save at which the first signal comes
 DEATHS = 4  # at a second one
 TINY: dict[str, Any] = {
-    "d_model": 16, "n_layers": 1, "block_size": 16, "batch_size": 4, "micro_batch_size": 2, "max_steps": STEPS,
-    "dropout": 0.2, "sample_interval": 0, "eval_interval": 5, "checkpoint_interval": 3, "keep": 2,
-}  # fmt: skip
+    "d_model": 16,
+    "n_layers": 1,
+    "block_size": 16,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_steps": STEPS,
+    "dropout": 0.2,
+    "sample_interval": 0,
+    "eval_interval": 5,
+    "checkpoint_interval": 3,
+    "keep": 2,
+}
 
 
 def compute(engine: Any) -> ComputeConfig:
@@ -49,12 +59,14 @@ def compute(engine: Any) -> ComputeConfig:
 
 def train(text: Path, run_dir: Path, engine: str, **flags: Any) -> str:
     with no_report():
-        return launch.train(small(text, **TINY | flags), compute(engine), run_dir, say=quiet).status
+        return launch.train(
+            small(text, **TINY | flags), compute(engine), run_dir, notify=quiet
+        ).status
 
 
-def resume(run_dir: Path, engine: str, say: Any = quiet) -> str:
+def resume(run_dir: Path, engine: str, notify: Any = quiet) -> str:
     with no_report():
-        return launch.resume(run_dir, compute(engine), say=say).status
+        return launch.resume(run_dir, compute(engine), notify=notify).status
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-# -- kill -9 at every step --------------------------------------------------------------------------------------------
+# -- kill -9 at every step
+# --------------------------------------------------------------------------------------------
 
 
 @posix
@@ -80,7 +93,10 @@ def test_kill_9_in_the_middle_of_each_of_twenty_steps(
 
 
 def kill_in_each_step(engine: str, folder: Path) -> None:
-    """Die between the gradients of a step and its update; resume; compare with a run that nobody killed."""
+    """Die between the gradients of a step and its update; resume.
+
+    Compare with a run that nobody killed.
+    """
     text = write_text(folder / "text.txt")
     whole = folder / "whole"
     assert forked(lambda: train(text, whole, engine)) == 0
@@ -109,12 +125,16 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
         )
 
 
-# -- signals during a save --------------------------------------------------------------------------------------------
+# -- signals during a save
+# --------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str]]:
-    """`act` at the k-th operation on the disk of the save of a step; the names of all its operations."""
+    """`act` at the k-th operation on the disk of the save of a step.
+
+    The names of all its operations.
+    """
     names = ["_make_folder", "_open", "_write", "_sync", "_sync_folder", "_rename", "_remove"]
     done: list[str] = []
     saving = False
@@ -151,7 +171,7 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
 def test_a_signal_during_a_save_waits_for_its_end(
     number: signal.Signals, engine: str, text: Path, tmp_path: Path
 ) -> None:
-    """The first signal of a run, at the first, a middle and a late operation of the save of step 6."""
+    """The first signal of a run: at an early, a middle and a late operation of one save."""
     assert train(text, tmp_path / "whole", engine) == "finished"
     for k in MOMENTS:
         run = tmp_path / str(k)
@@ -213,24 +233,36 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
         print(json.dumps({"k": k, "died": died, "from": start, "resumed": resumed, "same": same}))
 
 
-# -- from each step ---------------------------------------------------------------------------------------------------
+# -- from each step --------------------------------------------------------------------------------
+# -------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path: Path) -> None:
-    """With dropout, accumulation, warmup and decay; in the middle of an epoch, at its end and in the next one.
+    """With dropout, accumulation, warmup and decay; in the middle of an epoch, at its end and in
+    the next one.
 
-    Muon's moments are there, and AdamW's for what is no hidden matrix, and an average of the weights.
+    Muon's moments are there, and AdamW's for what is no hidden matrix, and an average of the
+    weights.
 
-    The losses are equal as hex floats, and the windows of text that a resumed run reads are those that are left.
+    The losses are equal as hex floats, and the windows of text that a resumed run reads are those
+    that are left.
     """
-    flags = {"optimizer": "muon", "schedule": "wsd", "block_size": 128, "epochs": 1.7, "checkpoint_interval": 1,
-             "keep": 100, "batch_size": 3, "ema": 0.9}  # fmt: skip
+    flags = {
+        "optimizer": "muon",
+        "schedule": "wsd",
+        "block_size": 128,
+        "epochs": 1.7,
+        "checkpoint_interval": 1,
+        "keep": 100,
+        "batch_size": 3,
+        "ema": 0.9,
+    }
     read: list[tuple[int, list[int]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        starts = batch_sampler.Order.starts
+        starts = batch_sampler.BatchSampler.window_starts
 
-        def recorded(self: batch_sampler.Order, step: int, rows: Any) -> Any:
+        def recorded(self: batch_sampler.BatchSampler, step: int, rows: Any) -> Any:
             found = starts(self, step, rows)
             read.append((step, found.tolist()))
             return found
@@ -239,12 +271,14 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
         run = run_folder.Run(tmp_path / "whole")
         steps = run.config.train.max_steps
         expected = essence(run.path, steps)
-        order = batch_sampler.Order(run.record["data"]["train_tokens"], 128, 3, 42, epochs=True)
+        order = batch_sampler.BatchSampler(
+            run.record["data"]["train_tokens"], 128, 3, 42, epochs=True
+        )
         assert 1 in [order.epoch(step) for step in range(steps)], (
             "it stops and goes on at the end of an epoch, too"
         )
-        due = [(step, order.starts(step, np.arange(3)).tolist()) for step in range(steps)]
-        patch.setattr(batch_sampler.Order, "starts", recorded)
+        due = [(step, order.window_starts(step, np.arange(3)).tolist()) for step in range(steps)]
+        patch.setattr(batch_sampler.BatchSampler, "window_starts", recorded)
         for step in range(steps):
             copy = cut_back(run.path, tmp_path / f"from {step}", step)
             read.clear()
@@ -256,7 +290,10 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
 
 
 def cut_back(run: Path, copy: Path, step: int) -> Path:
-    """The run as a kill after the checkpoint of `step` leaves it: later checkpoints gone, metrics as they are."""
+    """The run as a kill after the checkpoint of `step` leaves it.
+
+    Later checkpoints gone, metrics as they are.
+    """
     later = [f"{other:06d}" for other in checkpoint.list_steps(run) if other > step]
     return Path(
         shutil.copytree(
@@ -266,11 +303,12 @@ def cut_back(run: Path, copy: Path, step: int) -> Path:
 
 
 def hex_losses(run: Path) -> list[tuple[str, int, str]]:
-    lines = comparable(run_folder.Run(run).metrics())
+    lines = comparable_lines(run_folder.Run(run).metrics())
     return [(line["kind"], line["step"], float(line["loss"]).hex()) for line in lines]
 
 
-# -- entries ----------------------------------------------------------------------------------------------------------
+# -- entries ---------------------------------------------------------------------------------------
+# -------------------
 
 
 def renamed(arrays: dict[str, Any]) -> None:
@@ -376,7 +414,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None] | None = None
     files.write_folder(folder, kept)
 
 
-# -- children ---------------------------------------------------------------------------------------------------------
+# -- children --------------------------------------------------------------------------------------
+# -------------------
 
 
 def child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:

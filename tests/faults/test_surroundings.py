@@ -1,4 +1,7 @@
-"""Odd clocks, odd paths, folders that cannot be written, small disks: a run does not depend on them, or says so."""
+"""Odd clocks, odd paths, folders that cannot be written, small disks.
+
+A run does not depend on them, or says so.
+"""
 
 import itertools
 import os
@@ -51,7 +54,8 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(text, tmp_path_factory.mktemp("runs") / "whole", **TINY).run_dir
 
 
-# -- clocks -----------------------------------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------
+# -------------------
 
 
 def backwards() -> Iterator[float]:
@@ -103,7 +107,8 @@ def test_steps_order_checkpoints_and_their_timestamps_do_not(
     assert essence(run, 10) == essence(whole, 10)
 
 
-# -- paths ------------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
+# -------------------
 
 NAMES = {
     "spaces": " a run  with spaces ",
@@ -214,7 +219,8 @@ def test_a_read_only_file_system_is_said_before_training(
         assert "loss" not in said
 
 
-# -- a small disk -----------------------------------------------------------------------------------------------------
+# -- a small disk ----------------------------------------------------------------------------------
+# -------------------
 
 
 @contextmanager
@@ -235,7 +241,10 @@ def mounted(folder: Path, size: str) -> Iterator[Path]:
 def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
     engine: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At a save; the checkpoint before it is whole, no half file stays, and a resumed run has the same bits."""
+    """At a save.
+
+    The checkpoint before it is whole, no half file stays, and a resumed run has the same bits.
+    """
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
@@ -248,7 +257,7 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
         "keep": 9,
     }
     with no_report():
-        launch.train(small(text, **sizes), compute, tmp_path / "whole", say=quiet)
+        launch.train(small(text, **sizes), compute, tmp_path / "whole", notify=quiet)
     one = sum(
         path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "000000").iterdir()
     )
@@ -256,7 +265,7 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
     with mounted(tmp_path / "disk", "2m") as disk:
         run = disk / "run"
         with no_report(), pytest.raises(ExhaustedError) as caught:
-            launch.train(small(text, **sizes), compute, run, say=quiet)
+            launch.train(small(text, **sizes), compute, run, notify=quiet)
         assert "000010" in str(caught.value)
         assert "bytes are needed" in str(caught.value)
         assert "are free" in str(caught.value)
@@ -273,7 +282,7 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
             ["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True
         )
         with no_report():
-            assert launch.resume(run, compute, say=quiet).status == "finished"
+            assert launch.resume(run, compute, notify=quiet).status == "finished"
         assert essence(run, 10) == essence(tmp_path / "whole", 10)
 
 

@@ -167,7 +167,7 @@ def test_a_prompt_longer_than_the_context_is_read_as_documented(
     text = "the old king follows my sister. a dog likes the cat. " * 3
     for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 3 * BLOCK, len(text)):
         prompt = text[:length]
-        n_visible = generation.visible(length, BLOCK)
+        n_visible = generation.visible_length(length, BLOCK)
         assert n_visible <= BLOCK
         newest = prompt[-n_visible:]
         np.testing.assert_allclose(model.logits(prompt), model.logits(newest), rtol=1e-6)

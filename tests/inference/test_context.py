@@ -1,4 +1,7 @@
-"""A trained model read in another context: what changes, what does not, what is refused; and the cache's memory."""
+"""A trained model read in another context: what changes, what does not, what is refused.
+
+And the cache's memory.
+"""
 
 import dataclasses
 import json
@@ -39,17 +42,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def exactly(run: Path, **more: Any) -> Model:
-    return trained_model.load(run, engine="numpy", precision="fp64", **more)
+    return trained_model.load_model(run, engine="numpy", precision="fp64", **more)
 
 
-# -- the model of another context -------------------------------------------------------------------------------------
+# -- the model of another context
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", FURTHER)
 def test_a_longer_context_reads_on_where_the_shorter_one_ends(
     runs: dict[str, Path], position: str
 ) -> None:
-    """The first tokens are predicted as before; those after the context from all before them, not from none."""
+    """The first tokens are predicted as before.
+
+    Those after the context from all before them, not from none.
+    """
     short, long = exactly(runs[position]), exactly(runs[position], context=LONG)
     assert long.config.model == dataclasses.replace(short.config.model, block_size=LONG)
     before, after = short.losses(TEXT[: LONG + 1]), long.losses(TEXT[: LONG + 1])
@@ -89,8 +96,8 @@ def test_a_model_trained_with_scaling_is_stretched_further(runs: dict[str, Path]
 
 def test_without_a_context_everything_is_as_it_was() -> None:
     model = ModelConfig(position="learned")
-    assert ContextConfig().of(model) is model
-    assert ContextConfig(context=model.block_size).of(model) == model
+    assert ContextConfig().apply_to(model) is model
+    assert ContextConfig(context=model.block_size).apply_to(model) == model
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_without_a_context_everything_is_as_it_was() -> None:
     [
         ("learned", ["--context", "17"], "learned a vector for each of 16 positions"),
         ("learned", ["--context", "15"], "--position rope"),
-        ("alibi", ["--context", "32", "--rope-scaling", "ntk"], "--position is alibi"),
+        ("alibi", ["--context", "32", "--rope-scaling", "ntk"], "needs --position rope, not alibi"),
         ("rope", ["--rope-scaling", "linear"], "--context above 16"),
         ("rope", ["--context", "16", "--rope-scaling", "linear"], "--context above 16"),
         ("rope", ["--context", "0"], "block_size is 0"),
@@ -107,9 +114,14 @@ def test_without_a_context_everything_is_as_it_was() -> None:
 )
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
 def test_what_its_positions_do_not_allow_is_refused_in_one_line(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str,
-    arguments: list[str], says: str,
-) -> None:  # fmt: skip
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    kind: str,
+    arguments: list[str],
+    says: str,
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     rest = ["--prompt", "a"] if command == "generate" else ["--text-file", str(text)]
@@ -122,7 +134,7 @@ def test_what_its_positions_do_not_allow_is_refused_in_one_line(
 
 def test_a_wrong_scaling_is_refused_in_python_too(runs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="expected one of none, linear, ntk"):
-        trained_model.load(runs["rope"], context=32, rope_scaling="yarn")  # type: ignore[arg-type]
+        trained_model.load_model(runs["rope"], context=32, rope_scaling="yarn")  # type: ignore[arg-type]
 
 
 def test_the_commands_read_the_context_that_they_are_given(
@@ -134,7 +146,7 @@ def test_the_commands_read_the_context_that_they_are_given(
         ([], {}),
         (["--context", "40", "--rope-scaling", "ntk"], {"context": 40, "rope_scaling": "ntk"}),
     ):
-        model = trained_model.load(runs["rope"], **settings)
+        model = trained_model.load_model(runs["rope"], **settings)
         assert (
             glasslm.cli.main(
                 ["evaluate", str(runs["rope"]), "--text-file", str(text), "--json", *more]
@@ -158,7 +170,8 @@ def test_the_commands_read_the_context_that_they_are_given(
         assert json.loads(capsys.readouterr().out)["text"] == model.generate(TEXT, 30)
 
 
-# -- models that roll -------------------------------------------------------------------------------------------------
+# -- models that roll
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_rolls_reads_and_writes_without_end(runs: dict[str, Path]) -> None:
@@ -180,7 +193,8 @@ def test_a_model_that_rolls_reads_and_writes_without_end(runs: dict[str, Path]) 
             assert nats == pytest.approx(wide.losses(text)[end - 1], rel=1e-5)
 
 
-# -- the cache's memory -----------------------------------------------------------------------------------------------
+# -- the cache's memory
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_formula_of_the_cache() -> None:
@@ -201,9 +215,14 @@ def test_the_formula_of_the_cache() -> None:
 )
 @pytest.mark.parametrize(("kind", "tokens"), [("rope", BLOCK), ("rolling", 6)])
 def test_generate_tells_the_memory_that_the_cache_takes(
-    runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: EngineName,
-    precision: str, kind: str, tokens: int,
-) -> None:  # fmt: skip
+    runs: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: EngineName,
+    precision: str,
+    kind: str,
+    tokens: int,
+) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
         # A CPU without bfloat16 instructions emulates them, with a cache of the same size.
@@ -211,14 +230,14 @@ def test_generate_tells_the_memory_that_the_cache_takes(
     made: list[Any] = []
 
     def load(*arguments: Any, **settings: Any) -> Model:
-        model = trained_model.load(*arguments, **settings)
+        model = trained_model.load_model(*arguments, **settings)
         original = model.engine.new_cache
         monkeypatch.setattr(
             model.engine, "new_cache", lambda *sizes: made.append(original(*sizes)) or made[-1]
         )
         return model
 
-    monkeypatch.setattr("glasslm.cli.generate.load", load)
+    monkeypatch.setattr("glasslm.cli.generate.load_model", load)
     arguments = ["--prompt", "a bag", "--num-samples", "3", "--max-new-tokens", "20"]
     assert (
         glasslm.cli.main(

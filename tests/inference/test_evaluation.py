@@ -14,7 +14,7 @@ import glasslm.cli
 import small_runs
 from doubles import HistoryEngine, make_run
 from glasslm.config.schema import DataConfig
-from glasslm.data import shards
+from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
@@ -59,7 +59,10 @@ def test_every_token_but_the_first_is_predicted_once_in_its_place(n, block_size,
 
 
 def test_bits_per_byte_count_the_bytes_of_the_predicted_tokens_only():
-    """A uniform model of 4 tokens spends 2 bits on each; the first token's 100 bytes are not predicted."""
+    """A uniform model of 4 tokens spends 2 bits on each.
+
+    The first token's 100 bytes are not predicted.
+    """
     lengths = np.array([100, 1, 2, 5])
     score = evaluate(UniformEngine(4), np.array([0, 1, 2, 3, 3]), lengths, 3)
     assert score.bytes == 13
@@ -131,7 +134,7 @@ def test_the_command_scores_files_and_splits(tmp_path, capsys, monkeypatch):
     corpus.write_bytes(text.encode())
     other.write_bytes(b"abba cad\n")
     data = DataConfig(text_file=(str(corpus),))
-    prepared = shards.prepare(data, corpora.find(data, print), print)
+    prepared = prepare_dataset(data, corpora.find_source(data, print), print)
     run = make_run(tmp_path / "run", text, prepared.sha256)
     capsys.readouterr()
 

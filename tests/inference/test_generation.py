@@ -1,4 +1,7 @@
-"""Generation against a loop without a cache; the text does not depend on batches, caches, portions or stop strings."""
+"""Generation against a loop without a cache.
+
+The text does not depend on batches, caches, portions or stop strings.
+"""
 
 import io
 import json
@@ -16,9 +19,9 @@ from doubles import HistoryEngine, make_run
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.inference import trained_model
-from glasslm.inference.generation import HeldBack, generate, visible
+from glasslm.inference.generation import StopStringBuffer, generate, visible_length
 from glasslm.inference.json_grammar import JsonGrammar
-from glasslm.inference.sampling import Sampling, choose
+from glasslm.inference.sampling import Sampling, sample_tokens
 
 LETTERS = CharTokenizer("\nabcdef")
 PROMPTS = st.lists(st.text("abcdef", max_size=30), min_size=1, max_size=4)
@@ -47,8 +50,10 @@ def without_cache(engine, prompt, sampling, sample, block_size, n, rolling):
     start = len(ids)
     for _ in range(n):
         seen = np.isin(np.arange(LETTERS.vocab_size), ids)
-        logits = engine.after(ids if rolling else ids[len(ids) - visible(len(ids), block_size) :])
-        ids.append(int(choose(logits[None], sampling, [len(ids)], [sample], seen)[0]))
+        logits = engine.after(
+            ids if rolling else ids[len(ids) - visible_length(len(ids), block_size) :]
+        )
+        ids.append(int(sample_tokens(logits[None], sampling, [len(ids)], [sample], seen)[0]))
     return LETTERS.decode(ids[start:])
 
 
@@ -60,10 +65,16 @@ def test_batched_and_cached_text_is_that_of_the_definition(
     engine = HistoryEngine(LETTERS.vocab_size)
     pieces = list(
         generate(
-            engine, LETTERS, prompts, block_size=block_size, rolling=rolling, max_new_tokens=n, sampling=sampling,
+            engine,
+            LETTERS,
+            prompts,
+            block_size=block_size,
+            rolling=rolling,
+            max_new_tokens=n,
+            sampling=sampling,
             samples=samples,
         )
-    )  # fmt: skip
+    )
     expected = {
         (p, s): without_cache(engine, prompt, sampling, s, block_size, n, rolling)
         for p, prompt in enumerate(prompts)
@@ -78,7 +89,8 @@ def test_batched_and_cached_text_is_that_of_the_definition(
 
 
 @given(
-    st.text("abcdef", min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 30), st.integers(1, 30),
+    st.text("abcdef", min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 30),
+    st.integers(1, 30),
     st.booleans(),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
@@ -99,7 +111,7 @@ def test_a_text_goes_on_in_the_same_way_wherever_it_is_cut(
 
 
 def test_past_the_context_the_newest_half_is_read_again():
-    assert [visible(n, 8) for n in range(1, 20)] == [
+    assert [visible_length(n, 8) for n in range(1, 20)] == [
         1,
         2,
         3,
@@ -120,8 +132,8 @@ def test_past_the_context_the_newest_half_is_read_again():
         8,
         4,
     ]
-    assert [visible(n, 1) for n in (1, 2, 3)] == [1, 1, 1]
-    assert [visible(n, 3) for n in (3, 4, 5, 6, 7)] == [3, 1, 2, 3, 1]
+    assert [visible_length(n, 1) for n in (1, 2, 3)] == [1, 1, 1]
+    assert [visible_length(n, 3) for n in (3, 4, 5, 6, 7)] == [3, 1, 2, 3, 1]
 
 
 STOPS = st.lists(st.text("abcd", min_size=1, max_size=4), min_size=1, max_size=3)
@@ -131,7 +143,7 @@ STOPS = st.lists(st.text("abcd", min_size=1, max_size=4), min_size=1, max_size=3
 @given(STOPS, st.text("abcd", max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=20))
 def test_nothing_of_a_stop_string_is_shown_however_the_text_is_portioned(stops, text, portions):
     ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    held, shown, rest = HeldBack(tuple(stops)), "", text
+    held, shown, rest = StopStringBuffer(tuple(stops)), "", text
     for size in [*portions, len(text) + 1]:
         if held.stopped:
             break
@@ -210,9 +222,15 @@ def test_json_comes_out_whole_from_every_row():
     grammar = JsonGrammar(tokenizer.token_bytes)
     for n in (2, 3, 17, 64):
         pieces = generate(
-            HistoryEngine(256), tokenizer, ["x", "long prompt"], block_size=8, max_new_tokens=n, samples=3,
-            sampling=Sampling(3.0), grammar=grammar.text,
-        )  # fmt: skip
+            HistoryEngine(256),
+            tokenizer,
+            ["x", "long prompt"],
+            block_size=8,
+            max_new_tokens=n,
+            samples=3,
+            sampling=Sampling(3.0),
+            grammar=grammar.start_text,
+        )
         written = texts(pieces)
         assert len(written) == 6
         for text in written.values():
@@ -236,7 +254,8 @@ def test_what_cannot_be_used_is_refused_before_anything_is_computed(arguments, s
     assert engine.calls == 0
 
 
-# -- with the NumPy engine and a run on disk ---------------------------------------------------------------------------
+# -- with the NumPy engine and a run on disk
+# ---------------------------------------------------------------------------
 
 ALPHABET = '\n abcdefghijklmnopqrstuvwxyz{}[]:,"0123'
 
@@ -247,7 +266,7 @@ def run(tmp_path_factory):
 
 
 def test_a_loaded_model_writes_the_same_in_every_way(run):
-    model = trained_model.load(run, precision="fp64")
+    model = trained_model.load_model(run, precision="fp64")
     settings = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
     text = model.generate("the ", 60, **settings)
     assert len(text) == 60
@@ -266,7 +285,7 @@ def test_a_loaded_model_writes_the_same_in_every_way(run):
 
 
 def test_logits_and_losses_agree(run):
-    model = trained_model.load(run, precision="fp64")
+    model = trained_model.load_model(run, precision="fp64")
     text = "abc def ghi"
     losses = model.losses(text)
     assert losses.shape == (len(text) - 1,)
@@ -292,12 +311,15 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(run / "checkpoints", other / "checkpoints")
     with pytest.raises(DamagedError, match="another tokenizer"):
-        trained_model.load(other)
+        trained_model.load_model(other)
 
 
 def test_greedy_text_is_the_same_with_and_without_the_cache(run):
-    """Model.logits reads afresh what is visible; the context is 16, so it is left behind several times."""
-    model = trained_model.load(run, precision="fp64")
+    """Model.logits reads afresh what is visible.
+
+    The context is 16, so it is left behind several times.
+    """
+    model = trained_model.load_model(run, precision="fp64")
     for prompt in (
         "a",
         "hello w",

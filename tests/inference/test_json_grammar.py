@@ -1,4 +1,7 @@
-"""The JSON automaton against Python's json: what it lets through parses, and what parses it lets through."""
+"""The JSON automaton against Python's json.
+
+What it lets through parses, and what parses it lets through.
+"""
 
 import json
 import random
@@ -11,27 +14,59 @@ from hypothesis import strategies as st
 
 from glasslm.data.tokenizers import train_bpe
 from glasslm.errors import InputError
-from glasslm.inference.json_grammar import DEPTH, DIGITS, NEVER, SPACES, JsonGrammar, State, step
+from glasslm.inference.json_grammar import (
+    IMPOSSIBLE_COST,
+    MAX_DEPTH,
+    MAX_NUMBER_BYTES,
+    MAX_WHITESPACE,
+    JsonGrammar,
+    State,
+    advance_state,
+)
 
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 BYTES = [bytes([i]) for i in range(256)]
-# merges that cross the borders of the grammar's tokens, as those of a trained BPE do, and a special token
-BPE = [*BYTES, b'{"', b'":', b'",', b'": "', b"},", b"]}", b"}}\n", b"true", b"false}", b" null", b"10", b"0.", b"e5",
-       b'\\"', b"\\u00", b"caf\xc3", b"\xa9 ", b"hello", b', "', b" [", b"[[", b""]  # fmt: skip
+# merges that cross the borders of the grammar's tokens, as those of a trained BPE do, and a special
+# token
+BPE = [
+    *BYTES,
+    b'{"',
+    b'":',
+    b'",',
+    b'": "',
+    b"},",
+    b"]}",
+    b"}}\n",
+    b"true",
+    b"false}",
+    b" null",
+    b"10",
+    b"0.",
+    b"e5",
+    b'\\"',
+    b"\\u00",
+    b"caf\xc3",
+    b"\xa9 ",
+    b"hello",
+    b', "',
+    b" [",
+    b"[[",
+    b"",
+]
 VALUE = State("value", "", 0)
 
 
 def walk(text: bytes, state: State | None = VALUE) -> list[State | None]:
     states = []
     for byte in text:
-        state = state and step(state, byte)
+        state = state and advance_state(state, byte)
         states.append(state)
     return states
 
 
 def write(grammar, budget, rng, spread=3.0):
     """A text by random logits; returns its bytes and whether the grammar ended it."""
-    text, out = grammar.text(budget), b""
+    text, out = grammar.start_text(budget), b""
     for remaining in range(budget, 0, -1):
         mask = text.allowed(remaining)
         assert mask.any()
@@ -61,11 +96,14 @@ def test_random_texts_of_every_length_parse(vocabulary):
 
 
 def test_a_model_that_never_wants_to_stop_is_closed_in_time():
-    """Opening brackets, keys, digits and white space for ever: bounds and budget end each of them."""
+    """Opening brackets, keys, digits and white space for ever.
+
+    Bounds and budget end each of them.
+    """
     for favourite in b'{["1 \\':
         grammar = JsonGrammar(BYTES)
         for budget in (2, 3, 7, 30, 31, 32, 33, 100, 500):
-            text, out = grammar.text(budget), b""
+            text, out = grammar.start_text(budget), b""
             for remaining in range(budget, 0, -1):
                 mask = text.allowed(remaining)
                 token = (
@@ -81,11 +119,16 @@ def test_a_model_that_never_wants_to_stop_is_closed_in_time():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**15), 10**15)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 def depth(value):
@@ -99,12 +142,12 @@ def depth(value):
 def test_what_json_writes_is_accepted_and_every_beginning_can_be_completed(value, escaped, indent):
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode("utf-8")
     # longer numbers than DIGITS are left out by design; floats' repr has up to 24 characters
-    if depth(value) > DEPTH or any(len(str(n)) > DIGITS for n in numbers(value)):
+    if depth(value) > MAX_DEPTH or any(len(str(n)) > MAX_NUMBER_BYTES for n in numbers(value)):
         return
     states = walk(text)
     assert None not in states
-    assert states[-1].mode == "done" or COMPLETE_BYTES.completion(states[-1]) == 0
-    assert all(COMPLETE_BYTES.completion(state) < NEVER for state in states)
+    assert states[-1].mode == "done" or COMPLETE_BYTES.completion_cost(states[-1]) == 0
+    assert all(COMPLETE_BYTES.completion_cost(state) < IMPOSSIBLE_COST for state in states)
 
 
 COMPLETE_BYTES = JsonGrammar(BYTES)
@@ -120,7 +163,10 @@ def numbers(value):
 
 @given(JSON, st.randoms(use_true_random=False))
 def test_what_is_accepted_parses_also_after_a_change(value, rng: random.Random):
-    """Bytes replaced, dropped or doubled in valid JSON: the automaton never takes what json.loads refuses."""
+    """Bytes replaced, dropped or doubled in valid JSON.
+
+    The automaton never takes what json.loads refuses.
+    """
     text = bytearray(json.dumps(value, ensure_ascii=False).encode("utf-8"))
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(text))
@@ -130,15 +176,19 @@ def test_what_is_accepted_parses_also_after_a_change(value, rng: random.Random):
         if not text:
             return
     states = walk(bytes(text))
-    if states[-1] is not None and COMPLETE_BYTES.completion(states[-1]) == 0:
+    if states[-1] is not None and COMPLETE_BYTES.completion_cost(states[-1]) == 0:
         json.loads(bytes(text).decode("utf-8"))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        b"{", b"[1,", b"[1,]", b"{,}", b'{"a"}', b'{"a":}', b'{"a":1,}', b"{1:2}", b"[}", b"01", b"1.", b".5", b"-",
-        b"+1", b"1e", b"1e+", b"--1", b"NaN", b"tru", b"True", b"nulll", b"[1 2]", b'"\n"', b'"\\x"', b'"\\u12g4"',
+        b"{", b"[1,", b"[1,]", b"{,}", b'{"a"}', b'{"a":}', b'{"a":1,}', b"{1:2}", b"[}",
+        b"01", b"1.",
+        b".5", b"-",
+        b"+1", b"1e", b"1e+", b"--1", b"NaN", b"tru", b"True", b"nulll", b"[1 2]", b'"\n"',
+        b'"\\x"',
+        b'"\\u12g4"',
         b"'a'", b'"a', b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\u0041"', b'"\\ud800\\ud799"',
         b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x28\xa1"',
         b'"\xf4\x90\x80\x80"', b"[] []", b'{"a":1 "b":2}', b"\xef\xbb\xbf[]", b"//\n1",
@@ -146,17 +196,17 @@ def test_what_is_accepted_parses_also_after_a_change(value, rng: random.Random):
 )  # fmt: skip
 def test_what_is_not_json_is_refused(text):
     final = walk(text)[-1]
-    assert final is None or COMPLETE_BYTES.completion(final) > 0
+    assert final is None or COMPLETE_BYTES.completion_cost(final) > 0
 
 
 def test_the_bounds_hold():
-    assert walk(b"[" * DEPTH)[-1] is not None
-    assert walk(b"[" * (DEPTH + 1))[-1] is None
-    assert walk(b"1" * DIGITS)[-1] is not None
-    assert walk(b"1" * (DIGITS + 1))[-1] is None
-    assert walk(b"1." + b"1" * DIGITS + b"e")[-1] is None
-    assert walk(b"[" + b" " * SPACES)[-1] is not None
-    assert walk(b"[" + b" " * (SPACES + 1))[-1] is None
+    assert walk(b"[" * MAX_DEPTH)[-1] is not None
+    assert walk(b"[" * (MAX_DEPTH + 1))[-1] is None
+    assert walk(b"1" * MAX_NUMBER_BYTES)[-1] is not None
+    assert walk(b"1" * (MAX_NUMBER_BYTES + 1))[-1] is None
+    assert walk(b"1." + b"1" * MAX_NUMBER_BYTES + b"e")[-1] is None
+    assert walk(b"[" + b" " * MAX_WHITESPACE)[-1] is not None
+    assert walk(b"[" + b" " * (MAX_WHITESPACE + 1))[-1] is None
     assert walk(b" ")[-1] is None
 
 
@@ -172,7 +222,7 @@ def test_the_cost_of_completing_is_the_shortest_way_by_brute_force(symbols):
             not state.stack and state.mode in ("zero", "int", "fraction", "exponent")
         ):
             return True
-        following = (step(state, ord(symbol)) for symbol in symbols)
+        following = (advance_state(state, ord(symbol)) for symbol in symbols)
         return within > 0 and any(reachable(after, within - 1) for after in following if after)
 
     def ways(state):
@@ -183,20 +233,25 @@ def test_the_cost_of_completing_is_the_shortest_way_by_brute_force(symbols):
     for _ in range(40):
         states.append(VALUE)
         for _ in range(rng.randrange(14)):
-            following = [after for symbol in symbols if (after := step(states[-1], ord(symbol)))]
+            following = [
+                after for symbol in symbols if (after := advance_state(states[-1], ord(symbol)))
+            ]
             states.append(rng.choice(following or [VALUE]))
     for state in states:
         assert (
-            grammar.completion(state) == ways(state)[0]
+            grammar.completion_cost(state) == ways(state)[0]
             if ways(state)
-            else grammar.completion(state) > 8
+            else grammar.completion_cost(state) > 8
         )
 
 
 def test_at_full_depth_the_shortest_value_is_no_container():
     grammar = JsonGrammar([symbol.encode() for symbol in "[],true"])
-    assert grammar.completion(State("value", "[" * (DEPTH - 1), 0)) == len("[]") + DEPTH - 1
-    assert grammar.completion(State("value", "[" * DEPTH, 0)) == len("true") + DEPTH
+    assert (
+        grammar.completion_cost(State("value", "[" * (MAX_DEPTH - 1), 0))
+        == len("[]") + MAX_DEPTH - 1
+    )
+    assert grammar.completion_cost(State("value", "[" * MAX_DEPTH, 0)) == len("true") + MAX_DEPTH
 
 
 def test_shakespeare_writes_what_its_65_symbols_allow():
@@ -216,7 +271,7 @@ def test_shakespeare_writes_what_its_65_symbols_allow():
 def test_digits_alone_end_by_themselves():
     text, finished = write(JsonGrammar([b"7", b"8"]), 100, np.random.default_rng(0))
     assert finished
-    assert len(text) == DIGITS
+    assert len(text) == MAX_NUMBER_BYTES
     assert write(JsonGrammar([b"0"]), 100, np.random.default_rng(0)) == (b"0", True)
 
 
@@ -235,9 +290,9 @@ def test_a_trained_bpe_vocabulary_is_judged_by_its_bytes():
 
 def test_too_few_tokens_are_refused():
     with pytest.raises(InputError, match="takes 2 tokens"):
-        COMPLETE_BYTES.text(1)
+        COMPLETE_BYTES.start_text(1)
 
 
 def test_special_tokens_never_come():
     """A token without bytes would cost nothing and say nothing."""
-    assert not JsonGrammar(BPE).text(50).allowed(50)[BPE.index(b"")]
+    assert not JsonGrammar(BPE).start_text(50).allowed(50)[BPE.index(b"")]

@@ -1,4 +1,7 @@
-"""Sampling: the distribution against its definition, the draws against it and published Philox numbers."""
+"""Sampling.
+
+The distribution against its definition, the draws against it and published Philox numbers.
+"""
 
 import math
 from collections import Counter
@@ -10,9 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from glasslm.errors import DivergedError, InputError
-from glasslm.inference.sampling import Sampling, choose, log_probabilities, probabilities, uniform
+from glasslm.inference.sampling import (
+    Sampling,
+    log_probabilities,
+    probabilities,
+    sample_tokens,
+    uniform_draw,
+)
 
-# Equal logits or clearly different ones, and shares that no sum of equals meets: rounding decides nothing here.
+# Equal logits or clearly different ones, and shares that no sum of equals meets: rounding decides
+# nothing here.
 LOGITS = hnp.arrays(
     np.float32, st.integers(2, 40), elements=st.integers(-2000, 2000).map(lambda n: n / 100)
 )
@@ -29,11 +39,11 @@ SETTINGS = st.builds(
 
 def one(logits, sampling, position, sample=0, seen=None, allowed=None):
     """The token chosen for a single text."""
-    return int(choose(logits[None], sampling, [position], [sample], seen, allowed)[0])
+    return int(sample_tokens(logits[None], sampling, [position], [sample], seen, allowed)[0])
 
 
 def by_definition(logits, sampling, seen, allowed):
-    """The same distribution one token at a time, in plain Python, for settings with temperature above zero."""
+    """The same distribution in plain Python, one token at a time, for temperatures above 0."""
     scores = {}
     for token, logit in enumerate(map(float, logits)):
         if seen[token]:
@@ -82,7 +92,7 @@ def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
     seen, allowed = data.draw(hnp.arrays(bool, (n, V))), data.draw(hnp.arrays(bool, (n, V)))
     allowed[np.arange(n), data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, V - 1)))] = True
     together = probabilities(logits, sampling, seen, allowed)
-    tokens = choose(logits, sampling, range(n), range(n), seen, allowed)
+    tokens = sample_tokens(logits, sampling, range(n), range(n), seen, allowed)
     logprobs = log_probabilities(logits, tokens)
     for row in range(n):
         alone = slice(row, row + 1)
@@ -110,7 +120,8 @@ def test_each_filter_does_what_its_paper_says():
         [0, 4 / 7, 0, 3 / 7]
     )
     assert probabilities(logits, Sampling(temperature=0)).tolist() == [0, 1, 0, 0]
-    # CTRL, section 4.1: only the tokens of the text so far are discounted; a negative logit becomes more negative
+    # CTRL, section 4.1: only the tokens of the text so far are discounted; a negative logit becomes
+    # more negative
     seen = np.array([False, True, True, False])
     penal = probabilities(
         np.array([1.0, 2.0, -1.0, 0.0]), Sampling(1.0, repetition_penalty=2.0), seen
@@ -136,12 +147,15 @@ def test_a_shift_of_all_logits_changes_nothing(logits, shift):
 
 
 def test_draws_follow_the_distribution():
-    """Chi-square over 20,000 positions; the bound is beyond its distribution's 99.99% by Wilson and Hilferty."""
+    """Chi-square over 20,000 positions.
+
+    The bound is beyond its distribution's 99.99% by Wilson and Hilferty.
+    """
     logits = np.random.default_rng(1).normal(size=12).astype(np.float32)
     sampling = Sampling(1.3, top_k=9, seed=7)
     expected = probabilities(logits, sampling)
     n = 20_000
-    counts = Counter(choose(np.tile(logits, (n, 1)), sampling, range(n), [0] * n).tolist())
+    counts = Counter(sample_tokens(np.tile(logits, (n, 1)), sampling, range(n), [0] * n).tolist())
     assert set(counts) == set(np.flatnonzero(expected).tolist())
     chi2 = sum(
         (counts[token] - n * expected[token]) ** 2 / (n * expected[token]) for token in counts
@@ -153,13 +167,13 @@ def test_draws_follow_the_distribution():
 def test_the_uniforms_are_philox():
     """Known answers of Random123 (kat_vectors, philox4x64 10); NumPy counts up before it draws."""
     ones = 2**64 - 1
-    assert uniform(0, 0, 2**256 - 1) == (0x16554D9ECA36314C >> 11) / 2**53
-    assert uniform(ones, ones, 2**256 - 2) == (0x87B092C3013FE90B >> 11) / 2**53
+    assert uniform_draw(0, 0, 2**256 - 1) == (0x16554D9ECA36314C >> 11) / 2**53
+    assert uniform_draw(ones, ones, 2**256 - 2) == (0x87B092C3013FE90B >> 11) / 2**53
 
 
 def test_the_uniforms_differ_by_seed_sample_and_position():
     draws = {
-        uniform(seed, sample, at)
+        uniform_draw(seed, sample, at)
         for seed in (0, 1, 2**64 - 1)
         for sample in range(5)
         for at in range(50)
@@ -169,9 +183,9 @@ def test_the_uniforms_differ_by_seed_sample_and_position():
 
 
 def test_the_smallest_and_the_largest_uniform_find_a_token(monkeypatch):
-    monkeypatch.setattr("glasslm.inference.sampling.uniform", lambda *key: 0.0)
+    monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 0.0)
     assert one(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
-    monkeypatch.setattr("glasslm.inference.sampling.uniform", lambda *key: 1 - 2**-53)
+    monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 1 - 2**-53)
     for n in range(1, 200):
         logits = np.random.default_rng(n).normal(size=n)
         logits[-1] = -1e9  # no probability
@@ -189,8 +203,10 @@ def test_log_probabilities_are_of_the_raw_logits():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0},
-        {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5}, {"repetition_penalty": 0.0},
+        {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
         {"repetition_penalty": math.inf}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip

@@ -1,4 +1,7 @@
-"""A checkpoint gives back what was saved, or says which file is wrong and falls back; rotation keeps what matters."""
+"""A checkpoint gives back what was saved, or says which file is wrong and falls back.
+
+Rotation keeps what matters.
+"""
 
 import dataclasses
 import json
@@ -20,7 +23,10 @@ IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
 
 
 class Weights:
-    """An engine as far as a checkpoint knows one: named weights, then moments, that depend on the step."""
+    """An engine as far as a checkpoint knows one.
+
+    Named weights, then moments, that depend on the step.
+    """
 
     def __init__(self, step: int, dtype: type = np.float32) -> None:
         draw = np.random.default_rng(step)
@@ -220,7 +226,9 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_hashes(
 ) -> None:
     save(tmp_path, 1)
     with pytest.raises(DamagedError) as caught:
-        checkpoint.require_identity(checkpoint.load(tmp_path), IDENTITY._replace(**{other: "0" * 64}))
+        checkpoint.require_identity(
+            checkpoint.load(tmp_path), IDENTITY._replace(**{other: "0" * 64})
+        )
     assert getattr(IDENTITY, other) in str(caught.value)
     assert "0" * 64 in str(caught.value)
     assert other.removesuffix("_sha256") in str(caught.value)
@@ -278,7 +286,8 @@ def test_crafted_arrays_are_an_error_and_nothing_else(tmp_path: Path, data: byte
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": -1}, {"step": True}, {"step": "1"}, {"step": 2}, {"format": 2}, {"best": 3}, {"best": {"step": 1}},
+        {"step": -1}, {"step": True}, {"step": "1"}, {"step": 2}, {"format": 2}, {"best": 3},
+        {"best": {"step": 1}},
         {"best": {"step": 1, "loss": 10**400}}, {"loop": None}, {"loop": 1},
     ],
     ids=repr,

@@ -1,4 +1,7 @@
-"""The terminal display: what a log gets, what a terminal gets, and that foreign text can steer neither."""
+"""The terminal display.
+
+What a log gets, what a terminal gets, and that foreign text can steer neither.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,20 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from glasslm.runs.history import loss_range
-from glasslm.text import duration, harmless, number, one_line, size
-from glasslm.training.dashboard import View, braille, panel
-from glasslm.training.display import Display, can_draw, plain, plan_text, summary_text
+from glasslm.text import (
+    escape_control_chars,
+    format_bytes,
+    format_duration,
+    format_number,
+    to_one_line,
+)
+from glasslm.training.dashboard import View, braille_cells, build_panel
+from glasslm.training.display import Display, can_draw, format_line, plan_text, summary_text
 
-HOSTILE = "[/red][bold]\x1b[2J\x1b]0;title\x07\x00\r\x9b31m\u202eevil\u2066 <b>&</b> 漢字かな \U0001f600\ud800\t|"
+HOSTILE = (
+    "[/red][bold]\x1b[2J\x1b]0;title\x07\x00\r\x9b31m\u202eevil\u2066 <b>&</b>"
+    " 漢字かな \U0001f600\ud800\t|"
+)
 STEPS = 200
 
 Line = dict[str, Any]
@@ -62,9 +74,18 @@ def lines(hostile: str = HOSTILE) -> Iterator[Line]:
         loss = None if step == 70 else 1.5 + 3 * math.exp(-step / 40)
         if step % 50 == 0:
             yield {
-                "kind": "eval", "step": step, "split": "val", "loss": loss, "perplexity": loss and math.exp(loss),
-                "bpb": loss, "tokens": 99, "bytes": 99, "whole": True, "best": True, "timing": {"elapsed_s": step / 10},
-            }  # fmt: skip
+                "kind": "eval",
+                "step": step,
+                "split": "val",
+                "loss": loss,
+                "perplexity": loss and math.exp(loss),
+                "bpb": loss,
+                "tokens": 99,
+                "bytes": 99,
+                "whole": True,
+                "best": True,
+                "timing": {"elapsed_s": step / 10},
+            }
         if step % 100 == 0:
             yield {
                 "kind": "sample",
@@ -83,8 +104,17 @@ def lines(hostile: str = HOSTILE) -> Iterator[Line]:
         if step == 70:
             yield {"kind": "warning", "step": step, "code": "nonfinite", "message": hostile}
         if step:
-            yield {"kind": "step", "step": step, "loss": loss, "lr": 1e-3, "grad_norm": loss, "clipped": False,
-                   "tokens": step * 10, "epoch": 0.1, "timing": timing}  # fmt: skip
+            yield {
+                "kind": "step",
+                "step": step,
+                "loss": loss,
+                "lr": 1e-3,
+                "grad_norm": loss,
+                "clipped": False,
+                "tokens": step * 10,
+                "epoch": 0.1,
+                "timing": timing,
+            }
     yield {
         "kind": "end",
         "step": STEPS,
@@ -139,7 +169,7 @@ def test_a_long_log_stays_short(clock: Clock) -> None:
 
 
 def test_null_numbers_are_shown_and_poison_nothing() -> None:
-    assert "loss nan" in plain(
+    assert "loss nan" in format_line(
         {"kind": "step", "step": 1, "loss": math.nan, "lr": 1.0, "grad_norm": 1.0}, 9
     )
     view = View()
@@ -170,7 +200,7 @@ def rows(view: View, width: int, height: int) -> list[str]:
     console = Console(
         file=io.StringIO(), width=width, height=height, color_system=None, force_terminal=True
     )
-    console.print(panel(view, width, height))
+    console.print(build_panel(view, width, height))
     printed: str = console.file.getvalue()  # type: ignore[attr-defined]
     return printed.splitlines()
 
@@ -266,7 +296,10 @@ def test_the_past_of_a_resumed_run_is_drawn_and_not_printed() -> None:
 
 
 class Gone(io.StringIO):
-    """A stream that nobody reads after a few writes: a pipe into `head`, or a terminal that was closed."""
+    """A stream that nobody reads after a few writes.
+
+    A pipe into `head`, or a terminal that was closed.
+    """
 
     encoding = "utf-8"
 
@@ -331,7 +364,7 @@ def test_rich_is_not_imported_for_a_log() -> None:
 def test_braille_dots_are_where_unicode_says() -> None:
     corners = {(0.0, 1.0): "1", (1.0, 1.0): "4", (0.0, 0.0): "7", (1.0, 0.0): "8"}
     for point, dot in corners.items():
-        ((cell,),) = braille([point], 1, 1, (0.0, 1.0), (0.0, 1.0))
+        ((cell,),) = braille_cells([point], 1, 1, (0.0, 1.0), (0.0, 1.0))
         assert unicodedata.name(chr(0x2800 | cell)) == f"BRAILLE PATTERN DOTS-{dot}"
 
 
@@ -345,7 +378,7 @@ def test_braille_dots_are_where_unicode_says() -> None:
 )
 def test_a_curve_is_joined_and_passes_through_its_points(points: list[tuple[int, float]]) -> None:
     points.sort()
-    cells = braille([(float(x), y) for x, y in points], 40, 8, (0.0, 50.0), (-2.0, 2.0))
+    cells = braille_cells([(float(x), y) for x, y in points], 40, 8, (0.0, 50.0), (-2.0, 2.0))
     dots = dots_of(cells)
     for x, y in points:
         assert (round(x / 50 * 79), round((2 - y) / 4 * 31)) in dots
@@ -383,7 +416,7 @@ def test_the_steep_beginning_does_not_flatten_the_curve() -> None:
 
 @given(st.text())
 def test_harmless_leaves_nothing_that_steers(text: str) -> None:
-    safe = harmless(text)
+    safe = escape_control_chars(text)
     assert all(
         unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") for c in safe.replace("\n", "")
     )
@@ -391,8 +424,8 @@ def test_harmless_leaves_nothing_that_steers(text: str) -> None:
         unicodedata.bidirectional(c) in ("RLO", "LRO", "RLE", "LRE", "RLI", "LRI", "FSI")
         for c in safe
     )
-    assert harmless(safe) == safe
-    assert "\n" not in one_line(text)
+    assert escape_control_chars(safe) == safe
+    assert "\n" not in to_one_line(text)
     safe.encode("utf-8")
 
 
@@ -403,23 +436,43 @@ def test_ordinary_text_is_left_alone() -> None:
         "हिन्दी",
         "a\u00a0b",
     ):
-        assert harmless(text) == text
+        assert escape_control_chars(text) == text
 
 
 PLAN: Line = {
-    "preset": "tiny", "corpus": "shakespeare", "vocab_size": 65,
+    "preset": "tiny",
+    "corpus": "shakespeare",
+    "vocab_size": 65,
     "parameters": {"total": 795392, "non_embedding": 787072},
-    "train_tokens": 1003854, "val_tokens": 111540, "batch_tokens": 2048, "max_steps": 1000, "total_tokens": 2048000,
-    "epochs": 2.04, "flops": 9.9e12, "memory_bytes": 120e6, "seconds": 110, "engine": "numpy", "threads": 2,
-    "run_dir": "runs/a", "why": ["a CPU", HOSTILE],
-}  # fmt: skip
+    "train_tokens": 1003854,
+    "val_tokens": 111540,
+    "batch_tokens": 2048,
+    "max_steps": 1000,
+    "total_tokens": 2048000,
+    "epochs": 2.04,
+    "flops": 9.9e12,
+    "memory_bytes": 120e6,
+    "seconds": 110,
+    "engine": "numpy",
+    "threads": 2,
+    "run_dir": "runs/a",
+    "why": ["a CPU", HOSTILE],
+}
 
 
 @given(st.sets(st.sampled_from(sorted(PLAN))))
 def test_a_plan_shows_what_it_has(keys: set[str]) -> None:
     text = plan_text({key: PLAN[key] for key in keys})
-    expected = {"seconds": "about 1m 50s", "parameters": "795,392 parameters", "max_steps": None, "flops": "9.9e+12",
-                "memory_bytes": "120 MB", "vocab_size": "65", "run_dir": "runs/a", "threads": "2 threads"}  # fmt: skip
+    expected = {
+        "seconds": "about 1m 50s",
+        "parameters": "795,392 parameters",
+        "max_steps": None,
+        "flops": "9.9e+12",
+        "memory_bytes": "120 MB",
+        "vocab_size": "65",
+        "run_dir": "runs/a",
+        "threads": "2 threads",
+    }
     for key, words in expected.items():
         if words:
             assert (words in text) == (key in keys)
@@ -453,21 +506,21 @@ def test_the_summary_says_how_good_and_what_next() -> None:
 
 
 def test_words_for_numbers() -> None:
-    assert [duration(s) for s in (0, 59.4, 59.6, 3599.9, 7500)] == [
+    assert [format_duration(s) for s in (0, 59.4, 59.6, 3599.9, 7500)] == [
         "0s",
         "59s",
         "1m 00s",
         "1h 00m",
         "2h 05m",
     ]
-    assert [size(n) for n in (0, 999, 1000, 210e6, 5e12)] == [
+    assert [format_bytes(n) for n in (0, 999, 1000, 210e6, 5e12)] == [
         "0 B",
         "999 B",
         "1 kB",
         "210 MB",
         "5e+03 GB",
     ]
-    assert [number(x, ".1f") for x in (1.25, None, math.nan, math.inf)] == [
+    assert [format_number(x, ".1f") for x in (1.25, None, math.nan, math.inf)] == [
         "1.2",
         "-",
         "nan",

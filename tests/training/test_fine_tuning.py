@@ -1,6 +1,8 @@
-"""Fine-tuning: another text is learnt, the old one is watched, and what cannot be is refused in one line.
+"""Fine-tuning: another text is learnt, the old one is watched, and what cannot be is refused in one
+line.
 
-A fine-tuned run is a run like any other: it stops and goes on, by either engine, and needs no other folder.
+A fine-tuned run is a run like any other: it stops and goes on, by either engine, and needs no other
+folder.
 """
 
 import shutil
@@ -21,7 +23,7 @@ from glasslm.engines.protocol import EngineName
 from glasslm.errors import DamagedError, InputError
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.fine_tuning import FULL_LR, LORA_LR, RANK, Base, recipe
+from glasslm.training.fine_tuning import DEFAULT_RANK, FULL_LR, LORA_LR, Base, fine_tuning_config
 from glasslm.training.launch import Outcome
 from small_runs import COMPUTE, essence, interrupted_at, logged, no_report, quiet, read_json
 from tuned_runs import QUICK, finetune, make_base, words, write_new_text
@@ -50,7 +52,8 @@ def losses(run: Path, split: str) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in logged(run, "eval") if line["split"] == split}
 
 
-# -- what is learnt, and what is forgotten ----------------------------------------------------------------------------
+# -- what is learnt, and what is forgotten
+# ----------------------------------------------------------------------------
 
 
 def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path) -> None:
@@ -71,7 +74,8 @@ def test_the_run_says_where_it_comes_from_and_holds_all_it_needs(base: Path, tun
     held = checkpoint.load(base, "best")
     data = origin.record["data"]["sha256"]
     assert record["base"] == {"run": str(base.resolve()), "step": held.step, "data_sha256": data}
-    assert record["parameters"]["trained"] == 2 * 2 * RANK * (32 + 32)  # q and v of two blocks
+    # Q and v of two blocks
+    assert record["parameters"]["trained"] == 2 * 2 * DEFAULT_RANK * (32 + 32)
     assert record["tokenizer"] == origin.record["tokenizer"]
     frozen = load_file(tuned / "base" / "model.safetensors")
     assert frozen.keys() == held.weights().keys()
@@ -137,9 +141,12 @@ def test_train_takes_a_run_to_start_from(
 
 
 def test_what_is_not_said_is_as_the_base_has_it(base: Path) -> None:
-    """Sizes, batches, seed, regularisation; only what belongs to a training of its own is the recipe's."""
+    """Sizes, batches, seed, regularisation.
+
+    Only what belongs to a training of its own is the recipe's.
+    """
     origin = run_folder.Run(base).config
-    config = recipe(Base(str(base)), rank=4)
+    config = fine_tuning_config(Base(str(base)), rank=4)
     assert config.model == with_flags(origin, {"lora_rank": 4}).model
     assert config.train.batch_size == origin.train.batch_size
     assert config.train.seed == origin.train.seed
@@ -160,7 +167,8 @@ def test_a_text_whose_old_one_is_gone_is_learnt_all_the_same(
     assert list(losses(run, "val")) == [0, 4]
 
 
-# -- what cannot be ---------------------------------------------------------------------------------------------------
+# -- what cannot be --------------------------------------------------------------------------------
+# -------------------
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -251,7 +259,7 @@ def test_adapters_need_a_trained_model(
 
 def fits(base: Path, **flags: Any) -> bool:
     start = Base(str(base))
-    config = with_flags(recipe(start, rank=2), flags)
+    config = with_flags(fine_tuning_config(start, rank=2), flags)
     try:
         start.require_fit(config)
     except InputError:
@@ -291,7 +299,8 @@ def test_a_checkpoint_of_another_run_is_no_start(base: Path, tmp_path: Path) -> 
         Base(str(other))
 
 
-# -- stop and go on ---------------------------------------------------------------------------------------------------
+# -- stop and go on --------------------------------------------------------------------------------
+# -------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapters": {"lora_rank": 2, "optimizer": "muon"},
@@ -316,11 +325,13 @@ def train(
         "sample_interval": 12
     }
     config = with_flags(
-        recipe(Base(str(base)), rank=0),
+        fine_tuning_config(Base(str(base)), rank=0),
         settings | {"text_file": str(new), "log_interval": 1} | flags,
     )
     with no_report():
-        return launch.train(config, ComputeConfig(engine, "cpu", precision, 1), run_dir, notify=quiet)
+        return launch.train(
+            config, ComputeConfig(engine, "cpu", precision, 1), run_dir, notify=quiet
+        )
 
 
 def cut(step: int, base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
@@ -374,7 +385,8 @@ def test_the_other_engine_goes_on(base: Path, new: Path, tmp_path: Path) -> None
     assert losses(run, "old") == pytest.approx(losses(whole, "old"), rel=1e-9)
 
 
-# -- files that are gone or damaged -----------------------------------------------------------------------------------
+# -- files that are gone or damaged
+# -----------------------------------------------------------------------------------
 
 
 def flip(path: Path) -> None:
@@ -384,13 +396,13 @@ def flip(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """Whole and with the right names and shapes, but not what these adapters were trained beside."""
+    """Complete, with the right names and shapes, but not the weights that the adapters adapt."""
     weights = load_file(path / "model.safetensors")
     checkpoint.save_base(path.parent, {name: 2 * array for name, array in weights.items()})
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "another run's": (replace, "model.safetensors is another run's"),
+    "another run's": (replace, "model.safetensors belongs to another run"),
     "a flipped bit": (
         lambda base: flip(base / "model.safetensors"),
         "model.safetensors was altered",
@@ -441,7 +453,10 @@ def test_damaged_frozen_weights_are_named(
 def test_without_the_run_it_started_from_a_run_goes_on(
     new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its folder is all that it needs; what is forgotten is not measured any more, and it says so."""
+    """Its folder is all that it needs.
+
+    What is forgotten is not measured any more, and it says so.
+    """
     base = make_base(tmp_path, max_steps=2)
     run = cut(6, base, new, tmp_path / "run", lora_rank=2)
     whole = train(base, new, tmp_path / "whole", lora_rank=2).run_dir

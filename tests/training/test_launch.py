@@ -1,4 +1,7 @@
-"""A run from text to its last line: what the folder holds, what is refused, and what happens when it goes wrong."""
+"""A run from text to its last line.
+
+What the folder holds, what is refused, and what happens when it goes wrong.
+"""
 
 import dataclasses
 import json
@@ -27,7 +30,8 @@ from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
 from glasslm.model.parameters import parameter_table
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
-from glasslm.text import size
+from glasslm.runs.run_lock import lock_run
+from glasslm.text import format_bytes
 from glasslm.training import launch
 from glasslm.training.loop import Loop
 from small_runs import (
@@ -55,16 +59,36 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(text, tmp_path_factory.mktemp("runs") / "finished", test_fraction=0.1).run_dir
 
 
-# -- the folder -------------------------------------------------------------------------------------------------------
+# -- the folder ------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -> None:
     record = read_json(finished / "run.json")
     assert set(record) == {
-        "format", "preset", "glasslm", "created", "command", "seed", "config", "engine", "device", "precision",
-        "compiled", "threads", "processes", "parallel", "deterministic", "parameters", "flops_per_token", "data",
-        "tokenizer", "versions", "machine", "git",
-    }  # fmt: skip
+        "format",
+        "preset",
+        "glasslm",
+        "created",
+        "command",
+        "seed",
+        "config",
+        "engine",
+        "device",
+        "precision",
+        "compiled",
+        "threads",
+        "processes",
+        "parallel",
+        "deterministic",
+        "parameters",
+        "flops_per_token",
+        "data",
+        "tokenizer",
+        "versions",
+        "machine",
+        "git",
+    }
     assert (record["format"], record["seed"], record["engine"]) == (1, 42, "numpy")
     assert (record["device"], record["precision"]) == ("cpu", "fp32")
     assert (record["compiled"], record["threads"], record["processes"]) == (False, 1, 1)
@@ -72,18 +96,28 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     assert set(record["config"]) == {"model", "data", "optimizer", "train"}
     config = from_dict(RunConfig, record["config"])
     assert config == config.resolve() == small(text, test_fraction=0.1).resolve()
-    assert record["parameters"] == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
+    assert (
+        record["parameters"]
+        == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
+    )
     assert set(record["parameters"]) == {"total", "non_embedding", "active", "matmul", "trained"}
     assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256"}
     data = record["data"]
     assert set(data) == {
-        "files", "sha256", "train_tokens", "val_tokens", "test_tokens", "train_bytes", "val_bytes", "test_bytes"
-    }  # fmt: skip
+        "files",
+        "sha256",
+        "train_tokens",
+        "val_tokens",
+        "test_tokens",
+        "train_bytes",
+        "val_bytes",
+        "test_bytes",
+    }
     (file,) = data["files"]
     assert file == {
         "path": str(text),
         "bytes": text.stat().st_size,
-        "sha256": files.sha256_of(text),
+        "sha256": files.file_sha256(text),
         "origin": "",
     }
     assert data["train_bytes"] + data["val_bytes"] + data["test_bytes"] == text.stat().st_size
@@ -102,7 +136,7 @@ FIELDS = {
 
 
 def test_metrics_have_the_fields_that_are_promised(finished: Path) -> None:
-    lines = list(metrics.read(finished / "metrics.jsonl"))
+    lines = list(metrics.read_lines(finished / "metrics.jsonl"))
     assert {line["kind"] for line in lines} == set(FIELDS)
     for line in lines:
         assert set(line) == {"kind", "step"} | FIELDS[line["kind"]]
@@ -138,7 +172,7 @@ def test_a_checkpoint_has_the_files_and_fields_that_are_promised(finished: Path)
         for name, entry in manifest.items():
             assert entry == {
                 "bytes": (folder / name).stat().st_size,
-                "sha256": files.sha256_of(folder / name),
+                "sha256": files.file_sha256(folder / name),
             }
         state = read_json(folder / "state.json")
         assert set(state) == {
@@ -196,7 +230,7 @@ def test_the_name_of_a_run_says_what_it_is(
     run = launch.train(small(text, max_steps=1), COMPUTE, preset="tiny", notify=quiet).run_dir
     assert re.fullmatch(r"text-tiny-\d{8}-\d{6}", run.name)
     assert run.parent == Path("runs")
-    assert run_folder.find(run.name) == run
+    assert run_folder.find_run(run.name) == run
 
 
 def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
@@ -205,7 +239,9 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
         said: list[str] = []
         with no_report():
             compute = dataclasses.replace(COMPUTE, precision=precision)
-            launch.train(small(text, max_steps=2), compute, tmp_path / precision, notify=said.append)
+            launch.train(
+                small(text, max_steps=2), compute, tmp_path / precision, notify=said.append
+            )
         plans[precision] = "\n".join(said)
     config = small(text).resolve()
     total = parameter_table(config.model, 21).total
@@ -219,7 +255,7 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
     ):
         assert expected in plans["fp32"]
     for precision, size_of_a_number in (("fp32", 4), ("fp64", 8)):
-        memory = size(
+        memory = format_bytes(
             numpy_memory_bytes(config, 21, micro_batch_size(config, "numpy"), 1, size_of_a_number)
         )
         assert f"{memory} of memory" in plans[precision]
@@ -230,10 +266,12 @@ def test_a_fallback_is_recorded_where_the_report_finds_it(
 ) -> None:
     right = corpora.find_source
     monkeypatch.setattr(
-        corpora, "find_source", lambda data, notify: dataclasses.replace(right(data, notify), fallback=True)
+        corpora,
+        "find_source",
+        lambda data, notify: dataclasses.replace(right(data, notify), fallback=True),
     )
     run = train(text, tmp_path / "run", max_steps=1).run_dir
-    assert [line["kind"] for line in metrics.read(run / "metrics.jsonl")][:3] == [
+    assert [line["kind"] for line in metrics.read_lines(run / "metrics.jsonl")][:3] == [
         "plan",
         "warning",
         "eval",
@@ -243,7 +281,8 @@ def test_a_fallback_is_recorded_where_the_report_finds_it(
     assert "text" in warning["message"]
 
 
-# -- time -------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
+# -------------------
 
 
 def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path: Path) -> None:
@@ -263,7 +302,8 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
     assert essence(copy, end["step"]) == essence(run.run_dir, end["step"])
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
+# -- what is refused
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_existing_run_is_refused_and_resume_is_named(finished: Path, text: Path) -> None:
@@ -274,7 +314,7 @@ def test_an_existing_run_is_refused_and_resume_is_named(finished: Path, text: Pa
 
 
 def test_a_run_in_use_is_refused_with_who_holds_it(finished: Path, text: Path) -> None:
-    with files.lock(finished):
+    with lock_run(finished):
         with pytest.raises(InUseError, match=str(os.getpid())):
             train(text, finished)
         with pytest.raises(InUseError, match=str(os.getpid())):
@@ -383,7 +423,8 @@ def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:
     assert essence(run, 20) == essence(whole, 20)
 
 
-# -- when it goes wrong -----------------------------------------------------------------------------------------------
+# -- when it goes wrong
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_diverged_run_says_so_and_has_a_report(
@@ -482,5 +523,5 @@ def test_a_bug_leaves_a_last_line_and_a_free_folder(
     with pytest.raises(KeyError):
         train(text, tmp_path / "run")
     assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
-    with files.lock(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         pass

@@ -1,4 +1,8 @@
-"""The loop: it learns, evaluates and stops when it should, and goes on from any checkpoint as if it had not stopped."""
+"""The loop.
+
+It learns, evaluates and stops when it should, and goes on from any checkpoint as if it had not
+stopped.
+"""
 
 import json
 import math
@@ -12,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import reopen_dataset
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Update
@@ -19,8 +24,9 @@ from glasslm.errors import InputError
 from glasslm.inference.evaluation import Score
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.training import guard, launch
+from glasslm.training.evaluation_size import evaluation_windows
 from glasslm.training.learning_rate import lr_at
-from glasslm.training.loop import Loop, is_due, evaluation_windows, make_sampler
+from glasslm.training.loop import Loop, is_due
 from small_runs import (
     COMPUTE,
     essence,
@@ -70,7 +76,8 @@ def test_it_learns_more_than_how_often_each_character_occurs(text: Path, tmp_pat
     assert shares[-1] > shares[0] + 0.15
 
 
-# -- what is written when ---------------------------------------------------------------------------------------------
+# -- what is written when
+# ---------------------------------------------------------------------------------------------
 
 
 def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(
@@ -155,7 +162,7 @@ def test_last_and_best_are_measured_on_the_whole_split(text: Path, tmp_path: Pat
 
 
 def scores(sampled: dict[int, float], whole: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The evaluations on the way give these losses by step, those of the whole split give those, one after another."""
+    """Losses of the evaluations by step, and those of the whole split in their order."""
     left = iter(whole)
 
     def score(self: Loop, tokens: Any, max_windows: int | None) -> Score:
@@ -231,7 +238,8 @@ def test_due() -> None:
     assert not is_due(5, 0)
 
 
-# -- when it ends -----------------------------------------------------------------------------------------------------
+# -- when it ends ----------------------------------------------------------------------------------
+# -------------------
 
 
 def test_stop_at_loss_stops_at_the_first_evaluation_that_reaches_it(
@@ -277,7 +285,8 @@ def test_epochs_are_turned_into_steps_that_visit_every_window(text: Path, tmp_pa
     assert run.status == "finished"
 
 
-# -- interruption and resume ------------------------------------------------------------------------------------------
+# -- interruption and resume
+# ------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": {"dropout": 0.2, "attention_dropout": 0.1},
@@ -378,7 +387,10 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
 
 
 def cut_back(run: Path, copy: Path, step: int) -> Path:
-    """The run as a kill after the checkpoint of `step` may leave it: later checkpoints gone, metrics as they are."""
+    """The run as a kill after the checkpoint of `step` may leave it.
+
+    Later checkpoints gone, metrics as they are.
+    """
     shutil.copytree(run, copy)
     for path in (copy / "checkpoints").iterdir():
         if int(path.name) > step:
@@ -420,7 +432,8 @@ def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further
         assert essence(copy, end["step"]) == essence(whole, end["step"])
 
 
-# -- numbers that are not finite --------------------------------------------------------------------------------------
+# -- numbers that are not finite
+# --------------------------------------------------------------------------------------
 
 
 def broken(steps: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,4 +495,4 @@ def test_every_line_is_strict_json(
 
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=refuse)
-    assert len(list(metrics.read(run / "metrics.jsonl"))) >= 8
+    assert len(list(metrics.read_lines(run / "metrics.jsonl"))) >= 8

@@ -1,4 +1,7 @@
-"""`glasslm merge`: one model of weights and adapters, which says and scores the same; and a run tuned once more."""
+"""`glasslm merge`: one model of weights and adapters, which says and scores the same.
+
+And a run tuned once more.
+"""
 
 import json
 import shutil
@@ -11,7 +14,7 @@ from safetensors.numpy import load_file
 
 import glasslm
 from glasslm.cli import main
-from glasslm.model.adapters import merged
+from glasslm.model.adapters import merge_adapters
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, run_folder
 from small_runs import logged, read_json
@@ -101,7 +104,7 @@ def test_it_is_an_ordinary_run_of_the_base_s_architecture(
     assert run.record["data"] == origin.record["data"]
     assert run.record["command"] == f"glasslm merge {tuned}"
     weights = checkpoint.load(whole).weights()
-    expected = merged(checkpoint.load(tuned, "best").weights(), origin.config.model)
+    expected = merge_adapters(checkpoint.load(tuned, "best").weights(), origin.config.model)
     assert weights.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(weights[name], array, err_msg=name)
@@ -197,12 +200,16 @@ def test_what_cannot_be_merged_is_refused(
     assert main(["resume", str(whole)]) == 2  # finished
 
 
-# -- once more --------------------------------------------------------------------------------------------------------
+# -- once more -------------------------------------------------------------------------------------
+# -------------------
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_tuned_run_is_tuned_again(full: bool, base: Path, tuned: Path, tmp_path: Path) -> None:
-    """From its weights and adapters made one. The first text is to be learnt again, the second one is watched."""
+    """From its weights and adapters made one.
+
+    The first text is to be learnt again, the second one is watched.
+    """
     old = Path(read_json(base / "run.json")["data"]["files"][0]["path"])
     flags: dict[str, Any] = {"full": True} if full else {"lora_rank": 2, "lora_targets": "q"}
     run = finetune(tuned, old, tmp_path / "run", **flags)
@@ -221,7 +228,9 @@ def test_a_tuned_run_is_tuned_again(full: bool, base: Path, tuned: Path, tmp_pat
     assert evals["val"][-1]["loss"] < evals["val"][0]["loss"]
     if full:
         return
-    expected = merged(checkpoint.load(tuned, "best").weights(), run_folder.Run(tuned).config.model)
+    expected = merge_adapters(
+        checkpoint.load(tuned, "best").weights(), run_folder.Run(tuned).config.model
+    )
     for name, array in load_file(run / "base" / "model.safetensors").items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
     names = load_file(checkpoint.load(run).path / "model.safetensors")

@@ -1,4 +1,7 @@
-"""What a run is expected to take: the time of a whole step from one turn of it, and steps that fit into a time."""
+"""What a run is expected to take.
+
+The time of a whole step from one turn of it, and steps that fit into a time.
+"""
 
 import dataclasses
 import math
@@ -19,8 +22,14 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
-from glasslm.training.loop import evaluation_windows
-from glasslm.training.step_timer import COMPILING_REPAID, Pace, compiling_pays, run_seconds, with_steps
+from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.step_timer import (
+    MIN_COMPILED_RUN_S,
+    StepTimer,
+    run_seconds,
+    should_compile,
+    with_steps,
+)
 
 
 def dataset(train_tokens: int = 10_000, val_tokens: int = 2000) -> Dataset:
@@ -33,7 +42,7 @@ def config(**flags: Any) -> RunConfig:
 
 
 class SlowEngine:
-    """Takes a second for the micro-batches that its threads compute side by side, on a clock of its own."""
+    """Takes a second of a fake clock for the micro-batches that its threads compute at once."""
 
     name = "slow"
     updates = 0
@@ -69,7 +78,7 @@ def test_a_step_takes_as_many_turns_as_its_micro_batches_need(
     engine: Any = SlowEngine(min(micro, batch), threads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: engine.now)
-        measured = step_timer.measure(
+        measured = step_timer.time_steps(
             config(batch_size=batch, micro_batch_size=micro), engine, dataset()
         )
     assert measured.step == engine.turns(batch) + 0.25
@@ -81,7 +90,10 @@ def test_a_step_takes_as_many_turns_as_its_micro_batches_need(
 
 
 def test_a_run_takes_what_its_parts_take() -> None:
-    """20 steps; evaluations at 0, 8, 16 and 20; samples at 0, 10, 20; at most 4 best ones and 2 more checkpoints."""
+    """20 steps; evaluations at 0, 8, 16 and 20; samples at 0, 10, 20.
+
+    At most 4 best ones and 2 more checkpoints.
+    """
     run = config(
         max_steps=20, eval_interval=8, sample_interval=10, checkpoint_interval=10, batch_size=512
     )
@@ -89,13 +101,15 @@ def test_a_run_takes_what_its_parts_take() -> None:
     assert evaluation_windows(run, 801) is None
     parts = {"step": 20, "window": 4 * 100, "sample": 3, "checkpoint": 6}
     for part, count in parts.items():
-        assert run_seconds(run, whole, Pace(**{**dict.fromkeys(parts, 0.0), part: 1.0})) == count
+        assert (
+            run_seconds(run, whole, StepTimer(**{**dict.fromkeys(parts, 0.0), part: 1.0})) == count
+        )
     sampled = dataset(
         val_tokens=80_001
     )  # 10,000 windows, the last and the best weights on all of them
     taken = evaluation_windows(run, 80_001)
     assert taken is not None
-    assert run_seconds(run, sampled, Pace(0, 1, 0, 0)) == 4 * taken + 20_000
+    assert run_seconds(run, sampled, StepTimer(0, 1, 0, 0)) == 4 * taken + 20_000
 
 
 @given(
@@ -109,7 +123,7 @@ def test_as_many_steps_as_fit(
     budget: float, step: float, window: float, val_tokens: int, spent: float
 ) -> None:
     """With evaluations as large as that number of steps makes them."""
-    data, costs = dataset(val_tokens=val_tokens), Pace(step, window, 0.1, 0.01)
+    data, costs = dataset(val_tokens=val_tokens), StepTimer(step, window, 0.1, 0.01)
     asked = config(max_time=f"{budget:.6f}", max_steps=1)
     left = float(f"{budget:.6f}") - spent
     fitting = with_steps(asked, data, costs, spent)
@@ -123,7 +137,7 @@ def test_as_many_steps_as_fit(
 
 
 def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
-    costs = Pace(1, 1, 1, 1)
+    costs = StepTimer(1, 1, 1, 1)
     assert with_steps(config(max_steps=7), dataset(), costs, 0).train.max_steps == 7
     asked = config(epochs=2, batch_size=10)
     assert (
@@ -133,7 +147,10 @@ def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 def test_either_engine_is_timed(engine: Any) -> None:
-    """Each part takes some time, and none, by far, more than was spent; the updates are those of three steps."""
+    """Each part takes some time, and none, by far, more than was spent.
+
+    The updates are those of three steps.
+    """
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
@@ -144,7 +161,7 @@ def test_either_engine_is_timed(engine: Any) -> None:
     made.load(initial_weights(parameter_table(small.model, 256), 0))
     data = dataset()
     began = time.perf_counter()
-    measured = step_timer.measure(small, made, data)
+    measured = step_timer.time_steps(small, made, data)
     assert made.updates == 3
     assert all(0 < part < 100 * (time.perf_counter() - began) for part in measured)
     assert 0 < run_seconds(small, data, measured) < math.inf
@@ -156,32 +173,32 @@ def _can_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_can_compile")
-@pytest.mark.parametrize("device", COMPILING_REPAID)
+@pytest.mark.parametrize("device", MIN_COMPILED_RUN_S)
 def test_compiling_pays_in_long_runs(device: Any) -> None:
     compute = ComputeConfig(engine="torch", device=device, precision="fp32")
-    repaid = COMPILING_REPAID[device]
-    assert not compiling_pays(compute, repaid)
-    assert compiling_pays(compute, 1.01 * repaid)
+    repaid = MIN_COMPILED_RUN_S[device]
+    assert not should_compile(compute, repaid)
+    assert should_compile(compute, 1.01 * repaid)
 
 
 @pytest.mark.usefixtures("_can_compile")
 def test_compiling_never_pays_where_it_was_decided_or_is_not_ready() -> None:
     for decided in ("on", "off"):
         compute = ComputeConfig(engine="torch", device="cpu", compile=decided)  # type: ignore[arg-type]
-        assert not compiling_pays(compute, math.inf)
-    assert not compiling_pays(ComputeConfig(engine="torch", device="mps"), 1e9)
+        assert not should_compile(compute, math.inf)
+    assert not should_compile(ComputeConfig(engine="torch", device="mps"), 1e9)
 
 
 def test_compiling_needs_pytorch_and_a_compiler_and_a_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not compiling_pays(ComputeConfig(engine="numpy", device="cpu"), math.inf)
+    assert not should_compile(ComputeConfig(engine="numpy", device="cpu"), math.inf)
     pytest.importorskip("torch")
     from glasslm.engines.torch import hardware
 
     compute = ComputeConfig(engine="torch", device="cpu")
     monkeypatch.setattr(hardware, "missing_compiler", lambda device: "")
-    assert compiling_pays(compute, math.inf)
-    assert not compiling_pays(dataclasses.replace(compute, parallel="fsdp"), math.inf)
+    assert should_compile(compute, math.inf)
+    assert not should_compile(dataclasses.replace(compute, parallel="fsdp"), math.inf)
     monkeypatch.setattr(hardware, "missing_compiler", lambda device: "there is no C++ compiler")
-    assert not compiling_pays(compute, math.inf)
+    assert not should_compile(compute, math.inf)

@@ -1,7 +1,8 @@
-"""Trackers see each line of a run once, also of one that was resumed; and whatever they do, the run stays the same.
+"""Trackers see each line of a run once, also of one that was resumed; and whatever they do, the run
+stays the same.
 
-A stand-in for wandb writes down what it is told, and makes trouble on demand. What the real libraries make of it is
-read back with their own readers.
+A stand-in for wandb writes down what it is told, and makes trouble on demand. What the real
+libraries make of it is read back with their own readers.
 """
 
 import html
@@ -120,7 +121,7 @@ def untracked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the stand-in for wandb, which is found in place of the real one, writes down what it is told."""
+    """The file to which a stand-in for wandb writes its calls."""
     library = tmp_path / "library"
     library.mkdir()
     (library / "wandb.py").write_text(FAKE, encoding="utf-8")
@@ -161,12 +162,12 @@ def resume(run_dir: Path, track: str) -> Outcome:
 
 
 def told(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
-    """What a tracker is to be told of the steps, evaluations and samples of a run, but for those of the whole split."""
+    """The values that a tracker must get: steps, evaluations and samples, without whole splits."""
     names = {
         "step": ("train", ("loss", "lr", "grad_norm")),
         "eval": ("val", ("loss", "bpb", "perplexity")),
     }
-    lines = list(metrics.read(run_dir / "metrics.jsonl"))
+    lines = list(metrics.read_lines(run_dir / "metrics.jsonl"))
     in_parts = any(line.get("whole") is False for line in lines)
     result = []
     for line in lines:
@@ -181,13 +182,14 @@ def told(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
     return result
 
 
-# -- what is asked for ------------------------------------------------------------------------------------------------
+# -- what is asked for
+# ------------------------------------------------------------------------------------------------
 
 
 def test_names_are_words_with_commas() -> None:
-    assert trackers.named("") == ()
+    assert trackers.parse_trackers("") == ()
     with pytest.raises(InputError, match="no tracker 'mlflow': choose from wandb, tensorboard"):
-        trackers.named("mlflow")
+        trackers.parse_trackers("mlflow")
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
@@ -234,7 +236,8 @@ def test_every_command_that_trains_takes_it(
         glasslm.train(track="mlflow")
 
 
-# -- what is told -----------------------------------------------------------------------------------------------------
+# -- what is told ----------------------------------------------------------------------------------
+# -------------------
 
 
 def test_each_line_is_told_once_and_the_run_is_the_same(
@@ -271,7 +274,7 @@ def test_each_line_is_told_once_and_the_run_is_the_same(
 
 def test_what_is_not_finite_is_drawn_as_such() -> None:
     line = {"kind": "eval", "split": "old", "loss": None, "bpb": 1.5, "perplexity": None}
-    numbers = trackers.numbers(line)
+    numbers = trackers.metric_values(line)
     assert numbers["old/bpb"] == 1.5
     assert math.isnan(numbers["old/loss"])
 
@@ -284,9 +287,9 @@ def test_a_resumed_run_goes_on_in_the_same_one(text: Path, notebook: Path, tmp_p
     first, second = noted(notebook, "init")
     assert first["id"] == second["id"]
     assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(run)
-    assert first["id"] == trackers.identity(Run(run))
+    assert first["id"] == trackers.wandb_run_id(Run(run))
     run.rename(tmp_path / "copy")
-    assert first["id"] != trackers.identity(Run(tmp_path / "copy"))
+    assert first["id"] != trackers.wandb_run_id(Run(tmp_path / "copy"))
 
 
 def test_a_run_that_nobody_tracked_is_told_from_its_beginning(
@@ -313,7 +316,8 @@ def test_without_key_or_network_wandb_is_offline(
     assert len(noted(notebook, "log")) == len(told(run))
 
 
-# -- what goes wrong --------------------------------------------------------------------------------------------------
+# -- what goes wrong
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,9 +352,9 @@ def test_what_fails_costs_a_warning_and_a_little_time(
     monkeypatch: Any,
 ) -> None:
     monkeypatch.setenv("FAKE_TROUBLE", trouble)
-    monkeypatch.setattr(trackers, "START_S", 3.0)
-    monkeypatch.setattr(trackers, "CLOSE_S", 1.0)
-    monkeypatch.setattr(trackers, "QUIET_S", 0.3)
+    monkeypatch.setattr(trackers, "MAX_START_S", 3.0)
+    monkeypatch.setattr(trackers, "MAX_CLOSE_S", 1.0)
+    monkeypatch.setattr(trackers, "SILENT_WAIT_S", 0.3)
     said: list[str] = []
     began = time.monotonic()
     outcome = train(text, tmp_path / "run", said, track="wandb")
@@ -377,7 +381,10 @@ def test_what_fails_costs_a_warning_and_a_little_time(
 def test_a_signal_to_all_of_them_ends_the_run_and_the_tracker_sees_the_end(
     number: signal.Signals, code: int, text: Path, notebook: Path, tmp_path: Path
 ) -> None:
-    """As Ctrl-C in a terminal does it; and a run that is killed takes its tracker with it, orderly."""
+    """As Ctrl-C in a terminal does it.
+
+    And a run that is killed takes its tracker with it, orderly.
+    """
     run = tmp_path / "run"
     process = start(*words(text, run, track="wandb", max_steps=1000), start_new_session=True)
     wait_for(lambda: len(noted(notebook, "log")) > 3, process)
@@ -432,12 +439,13 @@ def test_a_signal_while_the_run_waits_for_a_tracker_saves_it(
     assert weights == essence(train(text, tmp_path / "whole").run_dir, 20)[0]
 
 
-# -- the real libraries -----------------------------------------------------------------------------------------------
+# -- the real libraries
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def read_events() -> Callable[[Path], tuple[dict[str, Any], dict[str, Any]]]:
-    """The scalars and the texts of a run, (step, value) by tag, as TensorBoard itself reads them."""
+    """The scalars and texts of a run, (step, value) by tag, as TensorBoard reads them."""
     pytest.importorskip("tensorboard")
     accumulators = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
 
@@ -559,7 +567,7 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
                 for item in record.summary.update
                 if item.key == "status"
             ]
-    assert names == {("glasslm", "tiny-2L-32d", trackers.identity(Run(run)))}
+    assert names == {("glasslm", "tiny-2L-32d", trackers.wandb_run_id(Run(run)))}
     assert statuses == ["interrupted", "finished"]
     steps: dict[int, dict[str, Any]] = {}
     for step, values in told(run):
