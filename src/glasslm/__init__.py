@@ -32,13 +32,33 @@ def train(
     track: str = "",
     **flags: Any,
 ) -> Run:
-    """Train a model; the flags are those of `glasslm train`, with underscores: text_file, max_steps, d_model, lr ...
+    """Train a model and write its report; returns the run.
 
-    `track` shows the run in wandb or tensorboard, or with "wandb,tensorboard" in both.
+    The run folder has the report, the metrics and the checkpoints. On Ctrl-C a checkpoint is saved
+    and KeyboardInterrupt is raised; `glasslm resume RUN` continues the run.
 
-    Returns the run, with its `path` and `history`; its report is in its folder. Raises what the command line reports:
-    InputError (a ValueError) for a wrong setting, DivergedError, ... Ctrl-C saves, and is a KeyboardInterrupt then:
-    `glasslm resume` goes on.
+    Args:
+        preset: The configuration that `flags` change: one of those of `glasslm train --preset`.
+        run_dir: The folder of the run; by default a new one under ./runs.
+        engine: "numpy", "torch" or "auto".
+        device: "cpu", "cuda", "mps" or "auto".
+        precision: "fp32", "bf16", "fp16", "fp64" or "auto".
+        threads: CPU threads; 0 takes GLASSLM_THREADS, or one per core.
+        track: "wandb", "tensorboard" or "wandb,tensorboard": shows the run there, too.
+        **flags: The other flags of `glasslm train` with underscores: text_file, max_steps, d_model,
+            lr, init_from ...
+
+    Returns:
+        The finished run, with its `path`, `history`, `config` and `tokenizer`.
+
+    Raises:
+        InputError: A setting or a text cannot be used (a ValueError).
+        DivergedError: Training diverged; the report is written.
+        InUseError: Another process trains in `run_dir`.
+        ExhaustedError: The disk or the memory is full.
+
+    >>> run = glasslm.train(text_file="book.txt", max_steps=500, d_model=128)
+    >>> run.history.best_val_loss
     """
     import signal
     from pathlib import Path
@@ -49,52 +69,67 @@ def train(
     from glasslm.errors import DivergedError, InputError
     from glasslm.report import run_report
     from glasslm.runs.run_folder import Run
-    from glasslm.text import tell
+    from glasslm.text import notify
     from glasslm.training import launch
-    from glasslm.training.fine_tuning import RANK, Base, recipe
+    from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
-    given = {"preset": preset, "run_dir": run_dir, **settings, **flags}
-    plain = {
+    arguments = {"preset": preset, "run_dir": run_dir, **settings, **flags}
+    recorded_arguments = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in given.items()
+        for name, value in arguments.items()
     }
-    command = ", ".join(f"{name}={value!r}" for name, value in plain.items())
-    start = PRESETS[preset]()
+    command = ", ".join(f"{name}={value!r}" for name, value in recorded_arguments.items())
+    defaults = PRESETS[preset]()
     if flags.get("init_from"):
         preset = "finetuned"
-        start = recipe(
-            Base(os.fspath(flags["init_from"])), rank=RANK if flags.get("lora_rank") else 0
+        defaults = fine_tuning_config(
+            Base(os.fspath(flags["init_from"])), rank=DEFAULT_RANK if flags.get("lora_rank") else 0
         )
     outcome = launch.train(
-        with_flags(start, flags),
+        with_flags(defaults, flags),
         compute,
         Path(run_dir) if run_dir else None,
         preset=preset,
         command=f"glasslm.train({command})",
         track=track,
     )
-    run_report.write_after_training(outcome, tell)
+    run_report.write_after_training(outcome, notify)
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
     if outcome.status == "interrupted":
         if outcome.signal == signal.SIGTERM:
-            signal.raise_signal(signal.SIGTERM)  # now that all is saved, it ends the program
-        raise KeyboardInterrupt(f"saved in {outcome.run_dir}, which `glasslm resume` goes on with")
+            signal.raise_signal(signal.SIGTERM)  # it ends the program, now that the run is saved
+        raise KeyboardInterrupt(
+            f"the run is saved: continue it with `glasslm resume {outcome.run_dir}`"
+        )
     return Run(outcome.run_dir)
 
 
 def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute: Any) -> Model:
-    """A trained model, by the path or name of its run, at its best or latest checkpoint or at that of a step.
+    """Load a trained model.
 
-    `compute`: engine, device, precision and threads; also context and rope_scaling, for texts longer than in training.
+    Args:
+        run: The path of a run, or its name under ./runs.
+        checkpoint: "best", "latest" or the step of a checkpoint.
+        **compute: engine, device, precision and threads as in `train`. For texts longer than in
+            training also context (tokens) and rope_scaling ("linear" or "ntk").
+
+    Returns:
+        The model, which generates text, scores it and returns logits.
+
+    Raises:
+        InputError: There is no such run or checkpoint, or a setting cannot be used (a ValueError).
+        DamagedError: A file of the run is missing or was altered (an OSError).
+
+    >>> model = glasslm.load("runs/shakespeare-tiny")
+    >>> model.generate("Once upon a time", temperature=0.8)
     """
-    from glasslm.inference import trained_model
+    from glasslm.inference.trained_model import load_model, parse_checkpoint
 
-    which = (
-        checkpoint if isinstance(checkpoint, int) else trained_model.parse_checkpoint(checkpoint)
-    )
-    return trained_model.load(run, which, **compute)
+    if isinstance(checkpoint, str):
+        return load_model(run, parse_checkpoint(checkpoint), **compute)
+    return load_model(run, checkpoint, **compute)

@@ -1,4 +1,4 @@
-"""python -m glasslm is the same program as glasslm."""
+"""Run the command line: `python -m glasslm` is the same as `glasslm`."""
 
 import sys
 

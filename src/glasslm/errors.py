@@ -1,29 +1,29 @@
-"""The errors a user can meet. Each is also a standard exception and carries the exit code of the command line.
+"""The errors that users can meet: each is a standard exception, too, with an exit code.
 
-A message says what was wrong, what was expected and the cure, in that order.
+A message says what happened, what was expected and what to do, in that order.
 """
 
 
 class GlasslmError(Exception):
-    """Base of every error that is the world's fault, not a bug; the command line prints it without a traceback."""
+    """Base of all errors that are no bugs; the command line prints them without a traceback."""
 
     exit_code = 1
 
 
 class InputError(GlasslmError, ValueError):
-    """Something the user gave (a flag, a file, a prompt) cannot be used."""
+    """A flag, a file, a prompt or an argument cannot be used."""
 
     exit_code = 2
 
 
 class DivergedError(GlasslmError, ArithmeticError):
-    """Training left the finite numbers and did not come back."""
+    """Training diverged: its values are not finite, or far above a random guess."""
 
     exit_code = 3
 
 
 class DamagedError(GlasslmError, OSError):
-    """A file is truncated, altered, missing or belongs to something else."""
+    """A file is truncated, altered or missing, or belongs to another run."""
 
     exit_code = 4
 
@@ -41,10 +41,10 @@ class ExhaustedError(GlasslmError, OSError):
 
 
 class GroupError(GlasslmError, ConnectionError):
-    """A process of the group that computes a run together is gone or does not answer."""
+    """A process of a distributed run ended or does not answer."""
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise InputError unless a setting's `condition` holds."""
-    if not condition:  # NaN fails every comparison, so it ends here as well
+    """Raise InputError with the name, value and expectation unless `condition` holds."""
+    if not condition:  # NaN fails every comparison
         raise InputError(f"{name} is {value}: expected {expected}")

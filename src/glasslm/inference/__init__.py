@@ -1,1 +1,1 @@
-"""A trained model in use: `trained_model.load`, generation, sampling, the JSON grammar, evaluation."""
+"""Inference: loading a trained model, generation, sampling, the JSON grammar, evaluation."""

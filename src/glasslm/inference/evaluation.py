@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of tokens, by windows that do not overlap: one definition for everybody."""
+"""Loss, perplexity and bits per byte of tokens, computed over windows that do not overlap."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from glasslm.errors import InputError
 
 
 class Score(NamedTuple):
-    """How well the tokens were predicted. Non-finite when the model's losses are."""
+    """The result of an evaluation. Non-finite losses of the model give non-finite values.
 
-    loss: float  # mean nats a predicted token
-    perplexity: float  # exp(loss)
-    bpb: float  # bits a byte of the predicted tokens' text; nan where they have none
-    tokens: int  # predicted ones
-    bytes: int  # in the text of exactly these
-    whole: bool  # every token but the first was predicted, rather than those of a sample of the windows
+    `loss` is the mean in nats per predicted token, `perplexity` exp(loss), `bpb` the bits per byte
+    of the predicted tokens' text. `tokens` and `bytes` count the predicted tokens and their text.
+    `whole`: all tokens but the first were predicted, not only those of a sample of windows.
+    """
+
+    loss: float
+    perplexity: float
+    bpb: float  # NaN where the predicted tokens have no text
+    tokens: int
+    bytes: int
+    whole: bool
 
 
 def evaluate(
@@ -33,42 +38,47 @@ def evaluate(
     rows: int = 16,
     max_windows: int | None = None,
 ) -> Score:
-    """Score `tokens` (N,), which may be a memory map, `rows` windows of `block_size` predictions at a time.
+    """The score of tokens (N,), an array or memory map.
 
-    Windows do not overlap and every token but the first is predicted once, from the tokens of its window before it.
-    With `max_windows`, that many evenly spaced windows are taken, always the same ones. `byte_lengths` (V,) is the
-    size of each token's text. Nats are summed in float64. Raises InputError for fewer than two tokens.
+    Every token but the first is predicted once, from the tokens before it in its window of
+    `block_size` predictions; windows do not overlap. The engine gets `rows` windows at a time. With
+    `max_windows`, that many evenly spaced windows are taken, always the same. `byte_lengths` (V,)
+    holds the size of each token's text. Nats are summed in float64. Raises InputError for fewer
+    than two tokens.
     """
     if len(tokens) < 2:
         raise InputError(
-            f"the text has {len(tokens)} token(s): at least 2 are needed, one to read and one to predict"
+            f"the text has {len(tokens)} token(s): at least 2 are needed, one to read and one to "
+            "predict"
         )
-    count = math.ceil((len(tokens) - 1) / block_size)
-    taken = min(count, max_windows or count)
-    nats, predicted, size = 0.0, 0, 0
-    for inputs, targets in windows(tokens, block_size, np.arange(taken) * count // taken, rows):
-        valid = targets >= 0
+    n_windows = math.ceil((len(tokens) - 1) / block_size)
+    n_scored = min(n_windows, max_windows or n_windows)
+    window_indices = np.arange(n_scored) * n_windows // n_scored
+    nats, n_predicted, n_bytes = 0.0, 0, 0
+    for inputs, targets in windows(tokens, block_size, window_indices, rows):
+        is_predicted = targets >= 0
         nats += float(np.sum(engine.losses(inputs, targets), dtype=np.float64))
-        predicted += int(np.count_nonzero(valid))
-        size += int(byte_lengths[targets[valid]].sum())
-    loss = nats / predicted
-    bpb = nats / math.log(2) / size if size else math.nan
-    return Score(
-        loss, math.inf if loss > 709 else math.exp(loss), bpb, predicted, size, whole=taken == count
-    )
+        n_predicted += int(np.count_nonzero(is_predicted))
+        n_bytes += int(byte_lengths[targets[is_predicted]].sum())
+    loss = nats / n_predicted
+    perplexity = math.inf if loss > 709 else math.exp(loss)  # exp(710) overflows float64
+    bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
+    return Score(loss, perplexity, bpb, n_predicted, n_bytes, whole=n_scored == n_windows)
 
 
 def windows(
-    tokens: NDArray[Any], block_size: int, chosen: NDArray[np.int64], rows: int
+    tokens: NDArray[Any], block_size: int, window_indices: NDArray[np.int64], rows: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Inputs and targets (up to `rows`, T) of the windows with the indices `chosen`; T is at most `block_size`.
+    """Inputs and targets, both (up to `rows`, T), of the windows of tokens (N,); T <= `block_size`.
 
-    Window i predicts the tokens i T + 1 to i T + T. The last one is padded with the target -1, which is not predicted.
+    Window i, of `window_indices`, predicts the tokens i T + 1 to i T + T. The last window is padded
+    with the target -1, which is not predicted.
     """
     width = min(block_size, len(tokens) - 1)
     last = len(tokens) - 1
-    for first in range(0, len(chosen), rows):
-        at = chosen[first : first + rows, None] * block_size + np.arange(width)
-        inputs = tokens[np.minimum(at, last)].astype(np.int64)
-        targets = np.where(at < last, tokens[np.minimum(at + 1, last)].astype(np.int64), -1)
+    for first in range(0, len(window_indices), rows):
+        positions = window_indices[first : first + rows, None] * block_size + np.arange(width)
+        inputs = tokens[np.minimum(positions, last)].astype(np.int64)
+        following = tokens[np.minimum(positions + 1, last)].astype(np.int64)
+        targets = np.where(positions < last, following, -1)
         yield inputs, targets

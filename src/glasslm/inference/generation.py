@@ -1,7 +1,7 @@
-"""Text, token by token: prefill the prompts, then feed each new token back through the engine's cache.
+"""Generation: prefill the prompts, then decode token by token with the engine's KV cache.
 
-`generate` is an iterator that knows nothing of terminals or HTTP. Several prompts, and several samples of each, are
-computed as one batch with rows of unequal length; what a row says does not depend on the others.
+`generate` is an iterator over tokens. Several prompts, and several samples of each, are one batch
+with rows of unequal length; the text of a row does not depend on the others.
 """
 
 from __future__ import annotations
@@ -16,42 +16,50 @@ from numpy.typing import NDArray
 from glasslm.data.tokenizers import StreamDecoder, Tokenizer
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
-from glasslm.inference.sampling import Sampling, choose, log_probabilities
+from glasslm.inference.sampling import Sampling, log_probabilities, sample_tokens
 
 Finish = Literal["length", "stop"]
 
 
 class Piece(NamedTuple):
-    """One token of one text."""
+    """One token of one text.
 
-    prompt: int  # index of the prompt
-    sample: int  # index among the texts from this prompt
+    `prompt` and `sample` are the index of the prompt and of the text among those of its prompt.
+    `text` is what can be shown now: it is empty while a character is incomplete or a stop string
+    may follow. `logprob` is the natural log of the model's probability, before temperature and
+    filters. `finish` is set in the last piece of a text: "length" where `max_new_tokens` are
+    generated, "stop" where a stop string or the grammar ended the text.
+    """
+
+    prompt: int
+    sample: int
     token: int
-    text: str  # what may be shown now: empty while half a character or the start of a stop string is held back
-    logprob: float  # natural log, by the model itself, before temperature and filters
-    finish: (
-        Finish | None
-    )  # in the text's last piece: all tokens are spent, or a stop string or the grammar ended it
+    text: str
+    logprob: float
+    finish: Finish | None
 
 
 class Grammar(Protocol):
-    """What one text must look like, asked before each of its tokens and told each of them."""
+    """The state of one text in a grammar, which masks the tokens that may come next."""
 
-    finished: bool
+    finished: bool  # the text is complete
 
     def allowed(self, remaining: int) -> NDArray[np.bool_]:
-        """(V,) tokens that may come next, when `remaining` tokens, that one included, may still be written."""
+        """(V,): marks the tokens that may come next; `remaining` counts the next one, too."""
         ...
 
-    def advance(self, token: int) -> None: ...
+    def advance(self, token: int) -> None:
+        """Append a token to the text."""
+        ...
 
 
-def visible(length: int, block_size: int) -> int:
-    """How many of a text's newest tokens a model that does not roll sees when it has `length` of them.
+def visible_length(length: int, block_size: int) -> int:
+    """The number of newest tokens that a model reads of a text of `length` tokens.
 
-    All, up to the context. The token after that makes it read the newest half of a context afresh; the view then grows
-    to a full context again, and so on. It is a rule of the length alone, so a text goes on in the same way whether
-    its tokens were prompt or were written here.
+    It is for models without a rolling cache. Up to `block_size` they read all tokens. At one token
+    more they read the newest half of a context again, which then grows to a full context.
+    The rule depends on the length only: a text continues in the same way whether its tokens were a
+    prompt or were generated.
 
     >>> [visible(length, 8) for length in (7, 8, 9, 10, 13, 14)]
     [7, 8, 4, 5, 8, 4]
@@ -63,7 +71,7 @@ def visible(length: int, block_size: int) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's tokens; for an empty one a newline, or token 0 where the vocabulary has no newline.
+    """The tokens of a prompt; for an empty one a newline, or token 0 without a newline token.
 
     Raises InputError for characters that the tokenizer does not know.
     """
@@ -86,55 +94,64 @@ def generate(
     stop: Sequence[str] = (),
     grammar: Callable[[int], Grammar] | None = None,
 ) -> Iterator[Piece]:
-    """Write up to `max_new_tokens` after each prompt, `samples` times; yields a Piece a token, step by step.
+    """Generate up to `max_new_tokens` after each prompt, `samples` times; yields a Piece per token.
 
-    The text of a prompt's sample i depends on the seed, i and the prompt; pieces of one text, joined, are its
-    continuation, without the stop string that ended it. An empty prompt starts from a newline (`encode_prompt`). Of a
-    text longer than the context the newest tokens are read (`visible`); by a model that is `rolling` (ModelConfig) all
-    of them, in portions of a context. `grammar(max_new_tokens)` makes the grammar of one text. Raises InputError for
-    what cannot be used, before anything is computed.
+    Sample i of a prompt depends on the seed, i and the prompt. The joined pieces of a text are its
+    continuation, without the stop string that ended it. An empty prompt starts from a newline
+    (`encode_prompt`). Of a text longer than the context the newest tokens are read
+    (`visible_length`); with a `rolling` cache (ModelConfig.has_rolling_cache) all of them are read,
+    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Raises
+    InputError for invalid arguments before anything is computed.
     """
     if max_new_tokens < 1 or samples < 1:
         raise InputError(
-            f"max_new_tokens is {max_new_tokens} and the number of samples {samples}: expected 1 or more"
+            f"max_new_tokens is {max_new_tokens} and the number of samples {samples}: expected 1 "
+            "or more"
         )
     if "" in stop:
         raise InputError("a stop string is empty: give the text at which to stop")
     if stop and grammar:
         raise InputError(
-            "a stop string could end a text before its grammar is complete: leave out --stop or --grammar"
+            "a stop string could end a text before its grammar is complete: leave out --stop or "
+            "--grammar"
         )
     rows = [
-        _Row(prompt, sample, ids, tokenizer, stop, max_new_tokens, grammar)
+        _TextRow(prompt, sample, ids, tokenizer, stop, max_new_tokens, grammar)
         for prompt, ids in enumerate([encode_prompt(tokenizer, text) for text in prompts])
         for sample in range(samples)
     ]
-    longest = max((len(row.ids) for row in rows), default=0)
-    capacity = cache_capacity(longest, max_new_tokens, block_size, rolling)
-    return _steps(engine, rows, sampling, block_size, rolling, capacity)
+    longest_prompt = max((len(row.ids) for row in rows), default=0)
+    capacity = cache_capacity(longest_prompt, max_new_tokens, block_size, rolling)
+    return _generate_steps(engine, rows, sampling, block_size, rolling, capacity)
 
 
-def cache_capacity(longest: int, max_new_tokens: int, block_size: int, rolling: bool) -> int:
-    """Tokens for which the cache has room: a context; or a whole text, of which a model that rolls keeps a window."""
-    return longest + max_new_tokens if rolling else block_size
+def cache_capacity(longest_prompt: int, max_new_tokens: int, block_size: int, rolling: bool) -> int:
+    """The tokens that a row of the cache can take: one context, or a whole text with `rolling`."""
+    return longest_prompt + max_new_tokens if rolling else block_size
 
 
-def _steps(
+def _generate_steps(
     engine: Engine,
-    rows: list[_Row],
+    rows: list[_TextRow],
     sampling: Sampling,
     block_size: int,
     rolling: bool,
     capacity: int,
 ) -> Iterator[Piece]:
     cache = engine.new_cache(len(rows), capacity)
-    unread = [row.ids if rolling else row.newest(visible(len(row.ids), block_size)) for row in rows]
+    unread = [
+        row.ids if rolling else row.newest_ids(visible_length(len(row.ids), block_size))
+        for row in rows
+    ]
     while any(unread):
-        fresh = [ids[:block_size] for ids in unread]
+        portions = [ids[:block_size] for ids in unread]
         unread = [ids[block_size:] for ids in unread]
-        logits = engine.logits(*_padded(fresh, cache))
-        read = [index for index in range(len(rows)) if fresh[index] and not unread[index]]
-        pieces = dict(zip(read, _written([rows[index] for index in read], logits[read], sampling)))
+        tokens, counts = _pad_rows(portions)
+        logits = engine.logits(tokens, cache, counts)
+        # Rows whose text is read to its end get their next token.
+        ready = [index for index in range(len(rows)) if portions[index] and not unread[index]]
+        ready_rows = [rows[index] for index in ready]
+        pieces = dict(zip(ready, _sample_pieces(ready_rows, logits[ready], sampling)))
         for index, piece in pieces.items():
             if piece.finish:
                 continue
@@ -142,36 +159,39 @@ def _steps(
                 unread[index] = [piece.token]
             else:
                 cache.clear(index)
-                unread[index] = rows[index].newest(visible(len(rows[index].ids), block_size))
-        yield from pieces.values()  # after the last look at `logits`, which the engine may write over
+                unread[index] = rows[index].newest_ids(
+                    visible_length(len(rows[index].ids), block_size)
+                )
+        yield from pieces.values()  # after the last use of `logits`, which the engine may overwrite
 
 
-def _written(rows: list[_Row], logits: NDArray[Any], sampling: Sampling) -> Iterator[Piece]:
+def _sample_pieces(
+    rows: list[_TextRow], logits: NDArray[Any], sampling: Sampling
+) -> Iterator[Piece]:
     """The next piece of each row, given the logits (rows, V) after the texts so far."""
     if not rows:
         return
-    seen = np.stack([row.seen for row in rows]) if sampling.repetition_penalty != 1 else None
-    masks = [row.allowed() for row in rows]
-    allowed = (
-        np.stack([mask for mask in masks if mask is not None]) if masks[0] is not None else None
-    )
+    used = np.stack([row.used_tokens for row in rows]) if sampling.repetition_penalty != 1 else None
+    masks = [mask for row in rows if (mask := row.allowed()) is not None]
+    allowed = np.stack(masks) if masks else None
     positions, samples = [len(row.ids) for row in rows], [row.sample for row in rows]
-    tokens = choose(logits, sampling, positions, samples, seen, allowed)
+    tokens = sample_tokens(logits, sampling, positions, samples, used, allowed)
     logprobs = log_probabilities(logits, tokens)
     for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
-        yield row.write(token, logprob)
+        yield row.append(token, logprob)
 
 
-def _padded(fresh: list[list[int]], cache: Any) -> tuple[NDArray[np.int64], Any, NDArray[np.int64]]:
-    counts = np.array([len(ids) for ids in fresh])
-    tokens = np.zeros((len(fresh), counts.max()), np.int64)
-    for row, ids in zip(tokens, fresh):
+def _pad_rows(rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The tokens (rows, longest), padded with 0, and their number in each row (rows,)."""
+    counts = np.array([len(ids) for ids in rows])
+    tokens = np.zeros((len(rows), counts.max()), np.int64)
+    for row, ids in zip(tokens, rows):
         row[: len(ids)] = ids
-    return tokens, cache, counts
+    return tokens, counts
 
 
-class _Row:
-    """One text: its tokens so far, what of it may be shown, and what may come next."""
+class _TextRow:
+    """One text: its tokens so far, its decoder, stop strings and grammar."""
 
     def __init__(
         self,
@@ -185,45 +205,46 @@ class _Row:
     ) -> None:
         self.prompt, self.sample, self.ids = prompt, sample, list(ids)
         self._remaining = max_new_tokens
-        self.seen = np.zeros(tokenizer.vocab_size, bool)
-        self.seen[ids] = True
+        self.used_tokens = np.zeros(tokenizer.vocab_size, bool)
+        self.used_tokens[ids] = True
         self._decoder = StreamDecoder(tokenizer)
-        self._held = HeldBack(tuple(stop))
+        self._buffer = StopStringBuffer(tuple(stop))
         self._grammar = grammar(max_new_tokens) if grammar else None
 
-    def newest(self, count: int) -> list[int]:
+    def newest_ids(self, count: int) -> list[int]:
+        """The last `count` tokens."""
         return self.ids[len(self.ids) - count :]
 
     def allowed(self) -> NDArray[np.bool_] | None:
-        """(V,) the tokens that may come next, if there is a grammar."""
+        """(V,): marks the tokens that the grammar allows next; None without a grammar."""
         return self._grammar.allowed(self._remaining) if self._grammar else None
 
-    def write(self, token: int, logprob: float) -> Piece:
-        """The text goes on with this token."""
+    def append(self, token: int, logprob: float) -> Piece:
+        """Append a token to the text; returns its piece."""
         self.ids.append(token)
-        self.seen[token] = True
+        self.used_tokens[token] = True
         self._remaining -= 1
-        text = self._held.push(self._decoder.push(token))
+        text = self._buffer.push(self._decoder.push(token))
         finish: Finish | None = None
         if self._grammar:
             self._grammar.advance(token)
-        if self._held.stopped or (self._grammar and self._grammar.finished):
+        if self._buffer.stopped or (self._grammar and self._grammar.finished):
             finish = "stop"
         elif not self._remaining:
-            text += self._held.push(self._decoder.flush())
-            finish = "stop" if self._held.stopped else "length"
+            text += self._buffer.push(self._decoder.flush())
+            finish = "stop" if self._buffer.stopped else "length"
         if finish:
-            text += self._held.flush()
+            text += self._buffer.flush()
         return Piece(self.prompt, self.sample, token, text, logprob, finish)
 
 
 @dataclass
-class HeldBack:
-    """Text on its way out, in which nothing of a stop string may be shown.
+class StopStringBuffer:
+    """Holds text back while it may be the start of a stop string.
 
-    >>> held = HeldBack(("END",))
-    >>> [held.push("say E"), held.push("N"), held.push("TER E"), held.push("ND"), held.stopped]
-    ['say ', '', 'ENTER ', '', True]
+    >>> buffer = StopStringBuffer(("END",))
+    >>> [buffer.push(text) for text in ("say E", "N", "TER E", "ND")], buffer.stopped
+    (['say ', '', 'ENTER ', ''], True)
     """
 
     stops: tuple[str, ...]
@@ -231,31 +252,32 @@ class HeldBack:
     _text: str = ""
 
     def push(self, text: str) -> str:
-        """Take further text; returns what can no longer become part of a stop string."""
+        """Append text; returns the text that cannot become part of a stop string any more."""
         self._text += text
-        found = [(at + len(stop), at) for stop in self.stops if (at := self._text.find(stop)) >= 0]
-        if found:
+        matches = [
+            (start + len(stop), start)
+            for stop in self.stops
+            if (start := self._text.find(stop)) >= 0
+        ]
+        if matches:
             self.stopped = True
-            _, start = min(
-                found
-            )  # the first to be complete, so that the portions of text make no difference
-            shown, self._text = self._text[:start], ""
-            return shown
-        keep = max((_overlap(self._text, stop) for stop in self.stops), default=0)
-        shown, self._text = (
-            self._text[: len(self._text) - keep],
-            self._text[len(self._text) - keep :],
-        )
-        return shown
+            # The match that is complete first counts, so that the portions make no difference.
+            _, start = min(matches)
+            released, self._text = self._text[:start], ""
+            return released
+        n_held = max((_partial_match_length(self._text, stop) for stop in self.stops), default=0)
+        end = len(self._text) - n_held
+        released, self._text = self._text[:end], self._text[end:]
+        return released
 
     def flush(self) -> str:
-        """The rest, once no more text comes."""
-        shown, self._text = self._text, ""
-        return shown
+        """The text still held back, once no more text comes."""
+        released, self._text = self._text, ""
+        return released
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning, but not the whole, of `stop`."""
+def _partial_match_length(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that is a proper prefix of `stop`."""
     return next(
         (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
     )

@@ -1,4 +1,4 @@
-"""A trained model, ready to use: `load(run)` gives a Model that writes, scores and shows its logits.
+"""Load a trained model: `load_model(run)` returns a Model that generates text and scores it.
 
 model = glasslm.load("runs/shakespeare-tiny")
 print(model.generate("ROMEO:", temperature=0.8))
@@ -18,14 +18,7 @@ import tyro
 from numpy.typing import NDArray
 
 from glasslm.config.conversion import from_dict, to_dict
-from glasslm.config.schema import (
-    ComputeConfig,
-    DeviceName,
-    EngineName,
-    ModelConfig,
-    Precision,
-    RunConfig,
-)
+from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, ModelConfig, Precision, RunConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
@@ -37,31 +30,34 @@ from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
 
 GrammarName = Literal["json"]
-Stretch = Literal["linear", "ntk"]
-ROWS = 32  # windows handed to the engine at once when text is scored; it cuts them further
+RopeScalingName = Literal["linear", "ntk"]
+WINDOWS_PER_CALL = 32  # of a scored text, in one call of Engine.losses
 
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """How much text a trained model reads at once."""
+    """The context of a trained model, where it differs from that of training."""
 
     context: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Context in tokens, instead of that of training; learned positions have no other."""
-    rope_scaling: Annotated[Stretch | None, tyro.conf.arg(metavar="linear|ntk")] = None
-    """Stretch rope to the longer --context: linear (arXiv:2306.15595), or ntk, which spares the high frequencies."""
+    """Context in tokens (default: as in training). Learned positions allow no other."""
+    rope_scaling: Annotated[RopeScalingName | None, tyro.conf.arg(metavar="linear|ntk")] = None
+    """Stretch rope to a longer --context: linear (arXiv:2306.15595), or ntk, less at high
+    frequencies."""
 
-    def of(self, model: ModelConfig) -> ModelConfig:
+    def apply_to(self, model: ModelConfig) -> ModelConfig:
         """`model` with this context; InputError where its positions do not allow it."""
         if self.rope_scaling is not None and (self.context or 0) <= model.block_size:
             raise InputError(
-                f"--rope-scaling stretches rope to longer texts: give a --context above {model.block_size}"
+                "--rope-scaling stretches rope to longer texts: give a --context above "
+                f"{model.block_size}"
             )
         if self.context is None:
             return model
         if model.position == "learned" and self.context != model.block_size:
             raise InputError(
-                f"context is {self.context}, but this model learned a vector for each of {model.block_size} positions "
-                "and has no other: leave out --context, or train with --position rope, alibi, sinusoidal or none"
+                f"context is {self.context}, but this model learned a vector for each of "
+                f"{model.block_size} positions: leave out --context, or train with --position "
+                "rope, alibi, sinusoidal or none"
             )
         changes: dict[str, Any] = {"block_size": self.context}
         if self.rope_scaling is not None:
@@ -70,48 +66,52 @@ class ContextConfig:
         return from_dict(ModelConfig, to_dict(model) | changes)
 
 
-def load(
+def load_model(
     run: str | os.PathLike[str],
-    checkpoint: checkpoints.Which = "best",
+    checkpoint: checkpoints.CheckpointSelector = "best",
     *,
     context: int | None = None,
-    rope_scaling: Stretch | None = None,
+    rope_scaling: RopeScalingName | None = None,
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     precision: Precision = "auto",
     threads: int = 0,
 ) -> Model:
-    """The model of a run (a path, or a name under ./runs) at its best or latest checkpoint, or at that of a step.
+    """Load the model of a run (a path, or a name under ./runs) from one of its checkpoints.
 
-    It reads `context` tokens at once, if that is given, instead of as many as in training. Rope can be stretched to
-    them by `rope_scaling` ("linear" or "ntk"). Raises InputError where there is no such run or step, or no such context
-    for its positions, and DamagedError where its files are not as they were written or do not belong together.
+    `checkpoint` is "best", "latest" or a step. `context` is the number of tokens that the model
+    reads at once, instead of that of training; `rope_scaling` ("linear" or "ntk") stretches rope to
+    it. Raises InputError where the run or the step does not exist, or the positions do not allow
+    the context; DamagedError where files were altered or do not belong together.
     """
-    found = run_folder.Run(run_folder.find(run))
-    held = checkpoints.load(found.path, checkpoint)
-    checkpoints.check(
-        held,
-        config_sha256=found.config_sha256,
-        tokenizer_sha256=found.tokenizer.sha256,
-        data_sha256=found.record["data"]["sha256"],
-    )
+    source = run_folder.Run(run_folder.find_run(run))
+    loaded = checkpoints.load(source.path, checkpoint)
+    checkpoints.require_identity(loaded, source.identity)
     compute = ComputeConfig(engine=engine, device=device, precision=precision, threads=threads)
-    config = dataclasses.replace(
-        found.config, model=ContextConfig(context, rope_scaling).of(found.config.model)
-    )
-    machine = make_engine(config, found.tokenizer.vocab_size, compute)
-    machine.load(held.weights().items())
-    return Model(config, found.tokenizer, machine, held.step)
+    model_config = ContextConfig(context, rope_scaling).apply_to(source.config.model)
+    config = dataclasses.replace(source.config, model=model_config)
+    model_engine = make_engine(config, source.tokenizer.vocab_size, compute)
+    model_engine.load(loaded.weights().items())
+    return Model(config, source.tokenizer, model_engine, loaded.step)
 
 
 class Model:
-    """Weights, the engine that computes with them, and the tokenizer. Texts longer than the context are fine."""
+    """A trained model: its weights in an engine, and its tokenizer. `glasslm.load` returns it.
+
+    `config` is the configuration of its run, `step` the number of training steps of its weights.
+    Texts may be longer than the context. V is the size of the vocabulary.
+
+    >>> model = glasslm.load("runs/shakespeare-tiny")
+    >>> model.generate("ROMEO:", max_new_tokens=100, temperature=0.8, seed=7)
+    >>> model.evaluate("But, soft! what light through yonder window breaks?").bpb
+    """
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, engine: Engine, step: int) -> None:
+        """`engine` holds the weights of training step `step`."""
         self.config = config
         self.tokenizer = tokenizer
         self.engine = engine
-        self.step = step  # training steps that the weights have seen
+        self.step = step
 
     def generate(
         self,
@@ -127,7 +127,28 @@ class Model:
         stop: str | Sequence[str] = (),
         grammar: GrammarName | None = None,
     ) -> str:
-        """The continuation of `prompt`: sampling.Sampling says what the numbers do, generation.generate the rest."""
+        """Generate a continuation of `prompt`; returns the new text.
+
+        Args:
+            prompt: The text to continue; "" starts from a newline.
+            max_new_tokens: The most tokens to generate.
+            temperature: Divides the logits; 0 always takes the likeliest token.
+            top_k: Keep the k likeliest tokens; 0 keeps all.
+            top_p: Keep the smallest set of tokens with this share of the probability.
+            min_p: Keep the tokens at least this probable relative to the likeliest.
+            repetition_penalty: Above 1, makes tokens of the text so far less likely.
+            seed: The same seed gives the same text.
+            stop: Strings that end the text; they are not part of it.
+            grammar: "json" allows only valid JSON.
+
+        Raises:
+            InputError: An argument is out of its range, the tokenizer does not know a character of
+                the prompt, or the vocabulary cannot write JSON.
+            DivergedError: The logits are not finite.
+
+        >>> model.generate("ROMEO:", 40, temperature=0.8, stop="\\n\\n")
+        >>> model.generate('{"name": ', 60, grammar="json")
+        """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return "".join(
             self.stream(prompt, max_new_tokens, sampling=sampling, stop=stop, grammar=grammar)
@@ -142,7 +163,14 @@ class Model:
         stop: str | Sequence[str] = (),
         grammar: GrammarName | None = None,
     ) -> Iterator[str]:
-        """What `generate` returns, piece by piece as it is written; joined, the pieces are the same text."""
+        """Generate the text of `generate` piece by piece; the joined pieces are the same text.
+
+        Takes the arguments of `generate`, those of sampling as one `Sampling`, and raises the same
+        errors.
+
+        >>> for text in model.stream("ROMEO:", 100):
+        ...     print(text, end="", flush=True)
+        """
         pieces = self.pieces(
             [prompt], max_new_tokens, sampling=sampling, stop=stop, grammar=grammar
         )
@@ -158,33 +186,41 @@ class Model:
         stop: str | Sequence[str] = (),
         grammar: GrammarName | None = None,
     ) -> Iterator[generation.Piece]:
-        """Several texts at once, token by token, with log-probabilities."""
+        """Generate several texts at once, token by token, with log probabilities.
+
+        Yields a `Piece` per token of the `samples` texts of each of the `prompts`; the other
+        arguments and the errors are those of `generate`.
+        """
         return generation.generate(
             self.engine,
             self.tokenizer,
             prompts,
             block_size=self.config.model.block_size,
-            rolling=self.config.model.rolling,
+            rolling=self.config.model.has_rolling_cache,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             samples=samples,
             stop=(stop,) if isinstance(stop, str) else stop,
-            grammar=self.json_grammar.text if grammar else None,
+            grammar=self.json_grammar.start_text if grammar else None,
         )
 
     @cached_property
     def json_grammar(self) -> JsonGrammar:
-        """JSON in this model's vocabulary; InputError where that lacks the symbols."""
+        """The grammar of JSON in this vocabulary; InputError where symbols are missing."""
         return JsonGrammar(self.tokenizer.token_bytes)
 
     def logits(self, text: str) -> NDArray[np.float32]:
-        """(V,) the logits of what comes after `text`, of which the newest tokens are read (generation.visible).
+        """The logits (V,), in float32, of the token after `text`.
 
-        A model that rolls reads all of them.
+        Of a text longer than the context only the newest tokens are read
+        (`generation.visible_length`); a model with a rolling cache reads all of them. Raises
+        InputError for characters that the tokenizer does not know.
+
+        >>> model.logits("ROMEO").argmax()
         """
         c, ids = self.config.model, generation.encode_prompt(self.tokenizer, text)
-        if not c.rolling:
-            ids = ids[len(ids) - generation.visible(len(ids), c.block_size) :]
+        if not c.has_rolling_cache:
+            ids = ids[len(ids) - generation.visible_length(len(ids), c.block_size) :]
         cache = self.engine.new_cache(1, len(ids))
         for start in range(0, len(ids), c.block_size):
             portion = np.array([ids[start : start + c.block_size]])
@@ -192,33 +228,43 @@ class Model:
         return np.array(last[0], np.float32)
 
     def losses(self, text: str) -> NDArray[np.float64]:
-        """(tokens - 1,) nats of each token of `text` but the first, in windows that do not overlap, as in training.
+        """The losses (tokens - 1,), in nats, of all tokens of `text` but the first.
 
-        Raises InputError for characters that the tokenizer does not know.
+        The text is read in windows of a context that do not overlap, as in training. Raises
+        InputError for characters that the tokenizer does not know.
+
+        >>> model.losses("To be, or not to be").mean()
         """
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
             return np.zeros(0)
         block_size = self.config.model.block_size
-        every = np.arange(-(-(len(tokens) - 1) // block_size))
+        all_windows = np.arange(-(-(len(tokens) - 1) // block_size))
         parts = [
             np.asarray(self.engine.losses(inputs, targets), np.float64)[targets >= 0]
-            for inputs, targets in evaluation.windows(tokens, block_size, every, ROWS)
+            for inputs, targets in evaluation.windows(
+                tokens, block_size, all_windows, WINDOWS_PER_CALL
+            )
         ]
         return np.concatenate(parts)
 
     def evaluate(self, text: str) -> evaluation.Score:
-        """Loss, perplexity and bits per byte of `text`; InputError for fewer than two tokens or unknown characters."""
+        """The `Score` of `text`: loss, perplexity and bits per byte.
+
+        Raises InputError for fewer than two tokens, or characters that the tokenizer does not know.
+
+        >>> model.evaluate("To be, or not to be").bpb
+        """
         return self.score(self.tokenizer.encode(text))
 
     def score(self, tokens: NDArray[Any]) -> evaluation.Score:
-        """The same of tokens (N,), which may be a memory map."""
+        """The `Score` of tokens (N,), an array or memory map; InputError for fewer than two."""
         lengths, block_size = self.tokenizer.byte_lengths, self.config.model.block_size
-        return evaluation.evaluate(self.engine, tokens, lengths, block_size, rows=ROWS)
+        return evaluation.evaluate(self.engine, tokens, lengths, block_size, rows=WINDOWS_PER_CALL)
 
 
-def parse_checkpoint(text: str) -> checkpoints.Which:
-    """What --checkpoint says: best, latest or the number of a step. InputError for anything else."""
+def parse_checkpoint(text: str) -> checkpoints.CheckpointSelector:
+    """The value of --checkpoint: "best", "latest" or a step. Raises InputError for other text."""
     if text == "best":
         return "best"
     if text == "latest":
