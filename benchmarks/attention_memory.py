@@ -1,15 +1,17 @@
-"""Time and memory of attention against the length of the context: plain, by tiles (flash), and PyTorch's own.
+"""Time and memory of attention against the context length: plain, flash and PyTorch's own.
 
     python benchmarks/attention_memory.py [--window 256] [--lengths 256 1024 4096] [--seconds 5]
     python benchmarks/attention_memory.py --training [--length 4096]
 
-A layer of four heads of 32 computes forward and backward for one text, in float32 on one thread. For time the ways take
-turns; each figure of memory is the growth of a fresh process (Linux), beyond inputs and libraries that are loaded, and
-with what it keeps. Plain attention stops where it would take more than 8 GB. The crossing is the smallest length from
-which on flash is as fast as plain.
+The first command computes one attention layer, 4 heads of size 32, forward and backward for one
+text, in float32 on one thread. For time, the implementations take turns. For memory, each runs in a
+fresh process (Linux); the figure is the growth of the process beyond its inputs and the loaded
+libraries, and includes the result. Plain attention is left out where it would need more than 8 GB.
+The last line prints the smallest length from which on flash attention is as fast as plain.
 
---training trains a small model (4 layers, 4 heads, width 128) for three steps, one text at a time, with each of the
-two, and counts all of the process's growth since glasslm was imported.
+--training trains a small model (4 layers, 4 heads, width 128) for three steps, one text at a time,
+with plain and with flash attention. The figure is the growth of the process since the import of
+glasslm.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one of the engine's threads
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread, as in each worker of the engine
 import numpy as np
 
 from glasslm.config.schema import (
@@ -35,8 +37,8 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.engines.numpy.arena import Arena
 from glasslm.engines.numpy.attention import attention
+from glasslm.engines.numpy.buffer_pool import BufferPool
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.flash import flash_attention
 from glasslm.engines.protocol import Batch
@@ -45,19 +47,20 @@ from paired import heading, ratio, take_turns
 
 H, Q, V = 4, 32, 65
 LENGTHS = (256, 384, 512, 1024, 2048, 4096, 8192, 16384)
-ROOM = 8e9  # bytes that plain attention may take
-Step = Callable[[], np.ndarray]  # forward and backward; gives the gradients (1, T, 3H, Q)
+MAX_PLAIN_BYTES = 8e9
+Step = Callable[[], np.ndarray]  # forward and backward; returns the gradients (1, T, 3H, Q)
 
 
-def numpy_step(way: str, T: int, window: int) -> Step:
-    qkv, dout = inputs(T)
-    new = Arena(np.float32)
+def numpy_step(implementation: str, T: int, window: int) -> Step:
+    """A step of the NumPy engine's attention, `plain` or `flash`."""
+    qkv, dout = random_inputs(T)
+    new = BufferPool(np.float32)
 
     def step() -> np.ndarray:
-        heads, upstream = new(qkv.shape), new(dout.shape)  # both are written to
+        heads, upstream = new(qkv.shape), new(dout.shape)  # attention overwrites both
         heads[...], upstream[...] = qkv, dout
         qk, v = heads[:, :, : 2 * H], heads[:, :, 2 * H :]
-        if way == "plain":
+        if implementation == "plain":
             _, backward = attention(qk, v, None, None, new, window)
         else:
             _, backward = flash_attention(qk, v, None, window, new)
@@ -67,11 +70,12 @@ def numpy_step(way: str, T: int, window: int) -> Step:
 
 
 def torch_step(T: int, window: int) -> Step:
+    """A step of PyTorch's scaled_dot_product_attention."""
     import torch
 
     torch.set_num_threads(1)
-    qkv, dout = (torch.from_numpy(x) for x in inputs(T))
-    mask = None  # then it is causal, and no mask need exist
+    qkv, dout = (torch.from_numpy(x) for x in random_inputs(T))
+    mask = None  # is_causal replaces the mask
     if window:
         distance = torch.arange(T)[:, None] - torch.arange(T)
         mask = (distance >= 0) & (distance < window)
@@ -89,31 +93,33 @@ def torch_step(T: int, window: int) -> Step:
     return step
 
 
-def inputs(T: int) -> tuple[np.ndarray, ...]:
-    """Queries, keys and values side by side, and a gradient of the output."""
+def random_inputs(T: int) -> tuple[np.ndarray, ...]:
+    """Random queries, keys and values (1, T, 3H, Q), and a gradient of the output (1, T, H, Q)."""
     rng = np.random.default_rng(T)
     return tuple(rng.standard_normal((1, T, heads, Q), dtype=np.float32) for heads in (3 * H, H))
 
 
-def ways(T: int, window: int) -> dict[str, Callable[[], Step]]:
-    found: dict[str, Callable[[], Step]] = {}
-    if 4 * T * T * (2 * H + 1) < ROOM:  # scores, their gradients and the mask
-        found["plain"] = partial(numpy_step, "plain", T, window)
-    found["flash"] = partial(numpy_step, "flash", T, window)
+def step_factories(T: int, window: int) -> dict[str, Callable[[], Step]]:
+    """The functions that make a step, by the name of the implementation."""
+    factories: dict[str, Callable[[], Step]] = {}
+    if 4 * T * T * (2 * H + 1) < MAX_PLAIN_BYTES:  # scores, their gradients and the mask
+        factories["plain"] = partial(numpy_step, "plain", T, window)
+    factories["flash"] = partial(numpy_step, "flash", T, window)
     if importlib.util.find_spec("torch"):
-        found["torch"] = partial(torch_step, T, window)
-    return found
+        factories["torch"] = partial(torch_step, T, window)
+    return factories
 
 
-def resident_bytes(what: str) -> int:
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process: `VmRSS` (now) or `VmHWM` (the peak)."""
     (kilobytes,) = re.findall(
-        rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")
+        rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")
     )
     return int(kilobytes) * 1024
 
 
-def growth(arguments: list[str]) -> float:
-    """What a fresh process says its memory has grown by, in MB."""
+def memory_growth(arguments: list[str]) -> float:
+    """Memory growth that a fresh process prints for these arguments, in MB."""
     command = [sys.executable, __file__, *arguments]
     return (
         int(subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout)
@@ -121,21 +127,23 @@ def growth(arguments: list[str]) -> float:
     )
 
 
-def layer_growth(way: str, T: int, window: int) -> int:
-    ways(256, window)[way]()()  # loads what a first call loads
-    step = ways(T, window)[way]()
+def layer_growth(implementation: str, T: int, window: int) -> int:
+    """Peak memory that one step of a layer adds, in bytes."""
+    step_factories(256, window)[implementation]()()  # the first call loads libraries
+    step = step_factories(T, window)[implementation]()
     before = resident_bytes("VmRSS")
     step()
     return resident_bytes("VmHWM") - before
 
 
-def training_growth(way: AttentionName, T: int) -> int:
+def training_growth(implementation: AttentionName, T: int) -> int:
+    """Peak memory that three training steps add to this process, in bytes."""
     before = resident_bytes("VmRSS")
     config = RunConfig(
-        model=ModelConfig(block_size=T, attention=way),
+        model=ModelConfig(block_size=T, attention=implementation),
         optimizer=OptimizerConfig(optimizer="adamw"),
         train=TrainConfig(batch_size=2, micro_batch_size=1),
-    ).resolved()
+    ).resolve()
     engine = NumpyEngine(config, V, threads=1)
     engine.load(initial_weights(engine.rows, 0))
     rng = np.random.default_rng(0)
@@ -147,20 +155,21 @@ def training_growth(way: AttentionName, T: int) -> int:
 
 
 def compare_layers(lengths: list[int], window: int, seconds: float) -> None:
+    """Print time and memory of one layer for each length and implementation."""
     print(
         f"forward and backward of one layer, {H} heads of {Q}, one text, window {window or 'none'}"
     )
-    names = list(ways(lengths[0], window))
+    names = list(step_factories(lengths[0], window))
     print(
         f"{'T':>6}",
         *(f"{name + ', ms':>10}  {'MB':>6}" for name in names),
         "  x plain in time, memory",
         sep="  ",
     )
-    fast = {}
+    speed_ups = {}  # flash against plain, by length
     for T in lengths:
-        makers = ways(T, window)
-        steps = {name: make() for name, make in makers.items()}
+        factories = step_factories(T, window)
+        steps = {name: make_step() for name, make_step in factories.items()}
         results = {name: step() for name, step in steps.items()}
         for name, result in results.items():
             assert (
@@ -169,23 +178,22 @@ def compare_layers(lengths: list[int], window: int, seconds: float) -> None:
         times = take_turns(steps, seconds, turn=0.1)
         del steps, results
         memory = {
-            name: growth(["--measure", name, "--length", str(T), "--window", str(window)])
-            for name in makers
+            name: memory_growth(["--measure", name, "--length", str(T), "--window", str(window)])
+            for name in factories
         }
         row = [f"{T:6}"]
         for name in names:
-            known = name in times
             row.append(
                 f"{1e3 * statistics.median(times[name]):10,.1f}  {memory[name]:6,.0f}"
-                if known
+                if name in times
                 else " " * 18
             )
         if "plain" in times:
-            fast[T] = ratio(times, "flash", "plain")
-            row.append(f"  {fast[T]:4.2f}, {memory['plain'] / memory['flash']:.1f}")
+            speed_ups[T] = ratio(times, "flash", "plain")
+            row.append(f"  {speed_ups[T]:4.2f}, {memory['plain'] / memory['flash']:.1f}")
         print(*row, sep="  ", flush=True)
-    slower = [T for T, times_as_fast in fast.items() if times_as_fast < 1]
-    faster = [T for T in fast if max(slower, default=0) < T]
+    slower = [T for T, speed_up in speed_ups.items() if speed_up < 1]
+    faster = [T for T in speed_ups if max(slower, default=0) < T]
     print(
         f"flash is as fast as plain from T = {min(faster)} on"
         if faster
@@ -194,16 +202,20 @@ def compare_layers(lengths: list[int], window: int, seconds: float) -> None:
 
 
 def compare_training(T: int) -> None:
+    """Print the memory of training with plain and with flash attention."""
     print(
-        f"training with the NumPy engine, 4 layers, 4 heads, width 128, three steps of 2 x {T} tokens, one at a time"
+        "training with the NumPy engine, 4 layers, 4 heads, width 128, "
+        f"three steps of 2 x {T} tokens, one text at a time"
     )
-    taken = {
-        way: growth(["--measure", way, "--training", "--length", str(T)])
-        for way in ("plain", "flash")
+    memory = {
+        implementation: memory_growth(
+            ["--measure", implementation, "--training", "--length", str(T)]
+        )
+        for implementation in ("plain", "flash")
     }
-    for way, megabytes in taken.items():
-        print(f"--attention {way}: {megabytes:,.0f} MB")
-    print(f"plain takes {taken['plain'] / taken['flash']:.1f} times as much")
+    for implementation, megabytes in memory.items():
+        print(f"--attention {implementation}: {megabytes:,.0f} MB")
+    print(f"plain attention takes {memory['plain'] / memory['flash']:.1f} times as much memory")
 
 
 def main() -> None:
@@ -213,11 +225,11 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument(
-        "--seconds", type=float, default=5, help="for a length; three rounds at least"
+        "--seconds", type=float, default=5, help="seconds for each length (at least three rounds)"
     )
     parser.add_argument("--training", action="store_true")
-    parser.add_argument("--length", type=int, default=4096, help="of --training")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--length", type=int, default=4096, help="context length of --training")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # measures in a process of its own
     args = parser.parse_args()
     if args.measure:
         print(

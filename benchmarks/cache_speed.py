@@ -1,10 +1,11 @@
-"""What the key-value cache is worth: seconds for texts of 64, 256 and 1,024 tokens with it and without, and its memory.
+"""Generation with and without the KV cache: seconds for 64, 256 and 1,024 tokens, and memory.
 
     python benchmarks/cache_speed.py [--engine numpy torch --threads 1 --seconds 20]
 
-The model is `tiny` with a context of 1,024. Without the cache every token is computed from all those before it, read
-afresh, but only the last token's logits; with it each token is read once. Both must come to the same last logits. The
-memory is measured as the growth that tracemalloc sees (NumPy) or as the size of the tensors (PyTorch).
+The model is `tiny` with a context of 1,024 tokens. With the cache, each token is computed once.
+Without it, each step computes the whole text again, and the logits of its last token only. Both
+ways must give the same last logits. Memory is the growth that tracemalloc measures (NumPy) or the
+size of the tensors (PyTorch).
 """
 
 from __future__ import annotations
@@ -26,37 +27,38 @@ from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.memory_estimate import cache_bytes
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.text import size
+from glasslm.text import format_bytes
 from paired import heading, ratio, take_turns
 
 LENGTHS, CONTEXT, WINDOW, V = (64, 256, 1024), 1024, 128, 65
 
 
-def engine_of(name: EngineName, threads: int, window: int = 0) -> Any:
+def build_engine(name: EngineName, threads: int, window: int = 0) -> Any:
+    """An engine with the `tiny` model at a context of CONTEXT tokens."""
     tiny = PRESETS["tiny"]()
     model = dataclasses.replace(tiny.model, block_size=CONTEXT, window=window)
-    config = RunConfig(model=model).resolved()
+    config = RunConfig(model=model).resolve()
     engine = make_engine(
         config, V, ComputeConfig(engine=name, device="cpu", precision="fp32", threads=threads)
     )
-    wide = (
+    weights = (  # larger than initial weights, so that logits differ from token to token
         (key, array * (4 if array.ndim == 2 else 1))
         for key, array in initial_weights(parameter_table(config.model, V), 0)
     )
-    engine.load(wide)
+    engine.load(weights)
     return engine
 
 
-def cached(engine: Any, tokens: np.ndarray) -> np.ndarray:
-    """The logits after the last token, each token read once."""
-    cache, one = engine.new_cache(1, len(tokens)), np.ones(1, np.int64)
+def logits_with_cache(engine: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits (V,) after the last of tokens (T,), with a KV cache."""
+    cache, length = engine.new_cache(1, len(tokens)), np.ones(1, np.int64)
     for token in tokens:
-        logits = engine.logits(token.reshape(1, 1), cache, one)
+        logits = engine.logits(token.reshape(1, 1), cache, length)
     return np.array(logits[0])
 
 
-def uncached(engine: Any, tokens: np.ndarray) -> np.ndarray:
-    """The same, each token with all those before it."""
+def logits_without_cache(engine: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits (V,) after the last of tokens (T,); each step computes the text from its start."""
     for length in range(1, len(tokens) + 1):
         logits = engine.logits(
             tokens[None, :length], engine.new_cache(1, length), np.array([length])
@@ -64,16 +66,17 @@ def uncached(engine: Any, tokens: np.ndarray) -> np.ndarray:
     return np.array(logits[0])
 
 
-def measured_bytes(name: str, make: Callable[[], Any]) -> int:
+def measured_bytes(name: str, make_cache: Callable[[], Any]) -> int:
+    """Memory of a new cache of an engine, in bytes."""
     if name == "torch":
-        cache = make()
+        cache = make_cache()
         return cache.keys.untyped_storage().nbytes() + cache.values.untyped_storage().nbytes()
     tracemalloc.start()
-    cache = make()
-    held, _ = tracemalloc.get_traced_memory()
+    cache = make_cache()
+    traced_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    del cache  # which was to live until here
-    return held
+    del cache  # it has to live until it is measured
+    return traced_bytes
 
 
 def main() -> None:
@@ -84,13 +87,16 @@ def main() -> None:
         "--engine", nargs="+", default=["numpy", "torch"], choices=["numpy", "torch"]
     )
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=LENGTHS, help=f"up to {CONTEXT:,}"
+        "--lengths", type=int, nargs="+", default=LENGTHS, help=f"tokens, at most {CONTEXT:,}"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one"
+        "--threads", type=int, default=1, help="threads of PyTorch; the NumPy engine uses one"
     )
     parser.add_argument(
-        "--seconds", type=float, default=20, help="for each engine and length, one pair at least"
+        "--seconds",
+        type=float,
+        default=20,
+        help="seconds for each engine and length (at least one pair)",
     )
     args = parser.parse_args()
     print(heading("numpy", *(["torch"] if "torch" in args.engine else []), threads=args.threads))
@@ -98,14 +104,16 @@ def main() -> None:
     print("engine  tokens   with cache, s   without, s   times as fast")
     tokens = np.random.default_rng(0).integers(0, V, CONTEXT)
     for name in args.engine:
-        engine = engine_of(name, args.threads)
+        engine = build_engine(name, args.threads)
         for length in args.lengths:
             text = tokens[:length]
-            difference = np.abs(cached(engine, text) - uncached(engine, text)).max()
+            difference = np.abs(
+                logits_with_cache(engine, text) - logits_without_cache(engine, text)
+            ).max()
             assert difference < 1e-3, difference
             ways = {
-                "with": partial(cached, engine, text),
-                "without": partial(uncached, engine, text),
+                "with": partial(logits_with_cache, engine, text),
+                "without": partial(logits_without_cache, engine, text),
             }
             times = take_turns(ways, args.seconds, rounds=1)
             with_cache, without = (statistics.median(times[way]) for way in ways)
@@ -118,10 +126,13 @@ def main() -> None:
     print("engine  window   by formula, bytes   measured, bytes")
     for name in args.engine:
         for window in (0, WINDOW):
-            engine = engine_of(name, args.threads, window)
+            engine = build_engine(name, args.threads, window)
             formula = cache_bytes(engine.config.model, 1, CONTEXT, 4)
-            found = measured_bytes(name, partial(engine.new_cache, 1, CONTEXT))
-            print(f"{name:6}  {window or '-':>6}  {formula:18,}  {found:16,}   ({size(formula)})")
+            measured = measured_bytes(name, partial(engine.new_cache, 1, CONTEXT))
+            print(
+                f"{name:6}  {window or '-':>6}  {formula:18,}  {measured:16,}"
+                f"   ({format_bytes(formula)})"
+            )
 
 
 if __name__ == "__main__":

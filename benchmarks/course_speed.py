@@ -1,11 +1,12 @@
-"""Training tokens/s at the course's own small setting: 795,392 parameters, batch 4 x 64, AdamW, two threads.
+"""Training tokens/s at a course's small setting: 795,392 parameters, 4 x 64 tokens, AdamW.
 
     python benchmarks/course_speed.py [--pairs 7 --seconds 4 --threads 2]
 
-The peer is a plain float64 NumPy program of the kind that the course teaches: layers that cache what their backward
-needs, no buffers, gradients accumulated into parameters, BLAS on all threads. It was written for this benchmark: the
-course's own code is not ours to ship. Both compute the loss of the same weights and batch first, and must agree. Each
-measurement is a process of its own, because BLAS threads that have nothing to do spin for a while.
+The peer is a plain float64 NumPy program of the kind that the course teaches: layers that store
+what their backward pass needs, no buffer reuse, gradients accumulated into parameters, BLAS on all
+threads. It was written for this benchmark; the course's own code is not included. Before timing,
+both compute the loss of the same weights and batch, and must agree. Each measurement runs in a
+process of its own, because idle BLAS threads spin for a while and slow down the other side.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MODEL = ModelConfig(position="none", d_ff=341, block_size=T)
 
 
 class Parameter:
+    """A float64 weight with its gradient and AdamW moments, all of the same shape."""
+
     def __init__(self, data: np.ndarray) -> None:
         self.data = data.astype(np.float64)
         self.grad = np.zeros_like(self.data)
@@ -49,6 +52,7 @@ class PlainTransformer:
     def linear(
         self, x: np.ndarray, name: str
     ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """(B, T, in) -> (B, T, out), and the backward pass."""
         w = self.p[f"{name}.weight"]
 
         def backward(dy: np.ndarray) -> np.ndarray:
@@ -60,6 +64,7 @@ class PlainTransformer:
     def norm(
         self, x: np.ndarray, name: str
     ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """RMSNorm, (B, T, D) -> (B, T, D), and the backward pass."""
         w = self.p[f"{name}.weight"]
         r = 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
         unit = x * r
@@ -74,6 +79,7 @@ class PlainTransformer:
     def attention(
         self, x: np.ndarray, name: str
     ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """Causal attention, (B, T, D) -> (B, T, D), and the backward pass."""
         H = MODEL.n_heads
 
         def split(a: np.ndarray) -> np.ndarray:
@@ -106,6 +112,7 @@ class PlainTransformer:
     def feedforward(
         self, x: np.ndarray, name: str
     ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """SwiGLU, (B, T, D) -> (B, T, D), and the backward pass."""
         (g, g_back), (u, u_back) = self.linear(x, f"{name}.gate"), self.linear(x, f"{name}.up")
         s = 1 / (1 + np.exp(-g))
         y, down_back = self.linear(g * s * u, f"{name}.down")
@@ -117,10 +124,11 @@ class PlainTransformer:
         return y, backward
 
     def step(self, tokens: np.ndarray, targets: np.ndarray, lr: float) -> float:
+        """Train one step on tokens and targets (B, T); returns the mean loss before the update."""
         embedding = self.p["embedding.weight"]
         for parameter in self.p.values():
             parameter.grad[...] = 0
-        x, backs = embedding.data[tokens], []
+        x, backward_passes = embedding.data[tokens], []
         for i in range(MODEL.n_layers):
             for sublayer, name in (
                 (self.attention, "attention"),
@@ -129,24 +137,25 @@ class PlainTransformer:
                 h, norm_back = self.norm(x, f"blocks.{i}.{name}_norm")
                 h, inner_back = sublayer(h, f"blocks.{i}.{name}")
                 x = x + h
-                backs.append((norm_back, inner_back))
+                backward_passes.append((norm_back, inner_back))
         h, norm_back = self.norm(x, "norm")
         logits = h @ embedding.data.T
         e = np.exp(logits - logits.max(axis=-1, keepdims=True))
         p = e / e.sum(axis=-1, keepdims=True)
-        picked = np.take_along_axis(p, targets[..., None], axis=-1)
+        target_probabilities = np.take_along_axis(p, targets[..., None], axis=-1)
         d = p.copy()
-        np.put_along_axis(d, targets[..., None], picked - 1, axis=-1)
+        np.put_along_axis(d, targets[..., None], target_probabilities - 1, axis=-1)
         d /= targets.size
         embedding.grad += d.reshape(-1, V).T @ h.reshape(-1, h.shape[-1])
         dx = norm_back(d @ embedding.data)
-        for norm_back, inner_back in reversed(backs):
+        for norm_back, inner_back in reversed(backward_passes):
             dx = dx + norm_back(inner_back(dx))
         np.add.at(embedding.grad, tokens, dx)
         self.adamw(lr)
-        return float(-np.log(picked).mean())
+        return float(-np.log(target_probabilities).mean())
 
     def adamw(self, lr: float, b1: float = 0.9, b2: float = 0.95, decay: float = 0.01) -> None:
+        """Clip the gradients to norm 1 and update all parameters."""
         self.t += 1
         norm = np.sqrt(sum(np.sum(p.grad**2) for p in self.p.values()))
         for p in self.p.values():
@@ -159,7 +168,7 @@ class PlainTransformer:
 
 
 def measure(side: str, seconds: float, threads: int) -> None:
-    """Print one side's loss on the first step and its tokens/s, the median over the steps."""
+    """Print one side's loss at the first step and its median tokens/s over the steps."""
     base = tiny()
     config = dataclasses.replace(
         base,
@@ -168,7 +177,7 @@ def measure(side: str, seconds: float, threads: int) -> None:
             base.optimizer, optimizer="adamw", lr=3e-4, weight_decay=0.01
         ),
         train=dataclasses.replace(base.train, batch_size=B),
-    ).resolved()
+    ).resolve()
     engine = NumpyEngine(config, V, threads)
     weights = dict(initial_weights(engine.rows, 0))
     engine.load(weights.items())
@@ -198,7 +207,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--side", choices=("glasslm", "plain"), help="measure one side in this process"
@@ -212,24 +221,24 @@ def main() -> None:
         losses = []
         for side in rates:
             command = [sys.executable, __file__, "--side", side, "--seconds", str(args.seconds)]
-            blas = (
-                "1" if side == "glasslm" else str(args.threads)
-            )  # as glasslm's command line sets it
+            # glasslm's command line sets one BLAS thread; the engine has threads of its own.
+            blas = "1" if side == "glasslm" else str(args.threads)
             environment = os.environ | {"OPENBLAS_NUM_THREADS": blas}
             command += ["--threads", str(args.threads)]
-            printed = subprocess.run(
+            output = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=True
             ).stdout
-            loss, rate = map(float, printed.split())
+            loss, rate = map(float, output.split())
             losses.append(loss)
             rates[side].append(rate)
         assert abs(losses[0] - losses[1]) < 1e-4, losses
     ratio = statistics.median(a / b for a, b in zip(*rates.values()))
     print(
-        f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, {args.pairs} pairs of processes"
+        f"{datetime.date.today()}  numpy {np.__version__}, {args.threads} threads, "
+        f"{args.pairs} pairs of processes"
     )
-    for name, found in rates.items():
-        print(f"{name:10} {statistics.median(found):9,.0f} tokens/s")
+    for name, side_rates in rates.items():
+        print(f"{name:10} {statistics.median(side_rates):9,.0f} tokens/s")
     print(f"ratio      {ratio:9.2f} (median of pairs)")
 
 

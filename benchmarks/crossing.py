@@ -1,15 +1,17 @@
-"""From which size on PyTorch, bfloat16 and torch.compile are worth it on a CPU: tokens/s over a ladder of models.
+"""The model sizes from which PyTorch, bfloat16 and compiling are faster on a CPU.
 
-    python benchmarks/crossing.py [--sizes tiny small nanogpt --batch-size 16 --threads 2 --seconds 10 --no-compile]
+    python benchmarks/crossing.py [--sizes tiny small nanogpt --batch-size 16 --threads 2]
+        [--seconds 10 --no-compile]
 
-Each size is a preset, with its dropout and optimizer, or a preset at another width; all train on batches of the same
-number of rows. The NumPy engine is in tokens/s, the others as multiples of it, medians of paired ratios; `compiling` is
-what the first step with a compiled model takes longer than the second, with an empty cache. The second table is one
-text of 64 tokens, the first of them a newline. Before timing, all ways of a size must give the same loss, within what
-bfloat16 rounds off.
+Each size is a preset, with its dropout and optimizer, or a preset at another width. All train on
+batches of the same number of rows. The NumPy engine's column is tokens/s; the other columns are
+multiples of it, medians of paired ratios. `compiling` is the time that the first step of a compiled
+model takes beyond the second, with an empty cache. The second table generates from one text of 64
+tokens. Before timing, all variants of a size must give the same loss within bfloat16's rounding.
 
-The results fix TRAIN_WITH_TORCH and USE_TORCH (engines/choice.py), BF16_FROM (engines/torch/hardware.py) and
-COMPILING_REPAID (pace.py).
+The results determine TORCH_TRAINING_MIN_PARAMETERS and TORCH_INFERENCE_MIN_PARAMETERS
+(engines/choice.py), BF16_MIN_PARAMETERS (engines/torch/hardware.py) and MIN_COMPILED_RUN_S
+(training/step_timer.py).
 """
 
 from __future__ import annotations
@@ -33,77 +35,80 @@ from glasslm.config.schema import ComputeConfig, Precision, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.model.parameters import initial_weights, parameter_table
-from paired import clocked, heading, ratio, take_turns
-from torch_speed import larger, random_batch, training
+from paired import heading, ratio, take_turns, time_call
+from torch_speed import enlarge_matrices, random_batch, training_step
 
 V = 65
 WIDTHS = {"tiny-192": ("tiny", 192, 6), "small-320": ("small", 320, 10)}  # preset, d_model, n_heads
 SIZES = ("tiny", "tiny-192", "small", "small-320", "nanogpt", "capstone")
-Ways = dict[str, Callable[[], object]]
+Variants = dict[str, Callable[[], object]]
 
 
-def sized(name: str, batch_size: int) -> RunConfig:
+def config_of_size(name: str, batch_size: int) -> RunConfig:
+    """The configuration of one of SIZES."""
     preset, d_model, n_heads = WIDTHS.get(name, (name, 0, 0))
     base = PRESETS[preset]()
     model = (
         dataclasses.replace(base.model, d_model=d_model, n_heads=n_heads) if d_model else base.model
     )
     train = dataclasses.replace(base.train, batch_size=batch_size)
-    return dataclasses.replace(base, model=model, train=train).resolved()
+    return dataclasses.replace(base, model=model, train=train).resolve()
 
 
-def computes(threads: int, compiled: bool) -> dict[str, ComputeConfig]:
-    """Every way to train one size."""
-    ways = {"numpy": ComputeConfig(engine="numpy", threads=threads)}
+def compute_settings(threads: int, compiled: bool) -> dict[str, ComputeConfig]:
+    """The compute settings to compare, by name; `numpy` comes first."""
+    settings = {"numpy": ComputeConfig(engine="numpy", threads=threads)}
     compiling: tuple[Literal["off", "on"], ...] = ("off", "on") if compiled else ("off",)
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for compile, precision in itertools.product(compiling, precisions):
         name = f"{precision}{', compiled' if compile == 'on' else ''}"
-        ways[name] = ComputeConfig(
+        settings[name] = ComputeConfig(
             engine="torch", device="cpu", precision=precision, compile=compile, threads=threads
         )
-    return ways
+    return settings
 
 
-def training_ways(
-    config: RunConfig, ways: dict[str, ComputeConfig]
-) -> tuple[Ways, dict[str, float]]:
-    """A step of each way, warmed up and checked, and the seconds that compiling took."""
-    torch.compiler.reset()  # or the shapes of another size make those of this one dynamic
+def training_variants(
+    config: RunConfig, settings: dict[str, ComputeConfig]
+) -> tuple[Variants, dict[str, float]]:
+    """A warmed-up, checked training step of each variant, and the seconds of compiling."""
+    torch.compiler.reset()  # otherwise shapes of another size make this one's dynamic
     batch = random_batch(config, V)
-    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
-    steps: Ways = {}
+    weights = enlarge_matrices(dict(initial_weights(parameter_table(config.model, V), 0)))
+    steps: Variants = {}
     compiling, losses = {}, {}
-    for name, compute in ways.items():
+    for name, compute in settings.items():
         engine = make_engine(config, V, compute, training=True)
         engine.load(weights.items())
-        steps[name] = step = training(engine, batch)
+        steps[name] = step = training_step(engine, batch)
         begin = time.perf_counter()
         losses[name] = step()
-        compiling[name] = time.perf_counter() - begin - clocked(step)
+        compiling[name] = time.perf_counter() - begin - time_call(step)
     assert all(abs(loss - losses["numpy"]) < 0.02 * losses["numpy"] for loss in losses.values()), (
         losses
     )
     return steps, compiling
 
 
-def reading_ways(config: RunConfig, ways: dict[str, ComputeConfig], tokens: int) -> Ways:
-    """One text read token by token into the cache, as in generation."""
-    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
+def decoding_variants(
+    config: RunConfig, settings: dict[str, ComputeConfig], tokens: int
+) -> Variants:
+    """Calls that compute one text token by token into a KV cache, as generation does."""
+    weights = enlarge_matrices(dict(initial_weights(parameter_table(config.model, V), 0)))
     text = np.random.default_rng(0).integers(0, V, tokens)
-    readings: Ways = {}
-    for name, compute in ways.items():
+    calls: Variants = {}
+    for name, compute in settings.items():
         engine = make_engine(config, V, compute)
         engine.load(weights.items())
 
-        def read(engine: Engine = engine) -> None:
+        def decode(engine: Engine = engine) -> None:
             cache = engine.new_cache(1, tokens)
             for token in text:
                 engine.logits(np.array([[token]]), cache, np.array([1]))
 
-        read()
-        readings[name] = read
-    return readings
+        decode()
+        calls[name] = decode
+    return calls
 
 
 def main() -> None:
@@ -114,48 +119,57 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--seconds", type=float, default=10, help="for a size; three rounds at least"
+        "--seconds", type=float, default=10, help="seconds for each size (at least three rounds)"
     )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     print(heading("numpy", "torch", threads=args.threads))
 
-    def row(name: str, config: RunConfig, ways: Ways, tokens: int, turn: float) -> str:
-        times = take_turns(ways, args.seconds, turn)
+    def row(name: str, config: RunConfig, variants: Variants, tokens: int, turn: float) -> str:
+        times = take_turns(variants, args.seconds, turn)
         parameters = parameter_table(config.model, V).total
         ratios = [
-            f"{ratio(times, way, 'numpy'):{max(6, len(way))}.2f}" for way in ways if way != "numpy"
+            f"{ratio(times, variant, 'numpy'):{max(6, len(variant))}.2f}"
+            for variant in variants
+            if variant != "numpy"
         ]
         speed = tokens / statistics.median(times["numpy"])
         return "  ".join([f"{name:10}  {parameters / 1e6:9.1f}M  {speed:14,.0f}", *ratios])
 
-    def header(ways: dict[str, ComputeConfig]) -> str:
+    def header(variants: dict[str, ComputeConfig]) -> str:
         return "  ".join(
-            [f"{'':10}  parameters  numpy tokens/s", *(f"{way:>6}" for way in list(ways)[1:])]
+            [
+                f"{'':10}  parameters  numpy tokens/s",
+                *(f"{variant:>6}" for variant in list(variants)[1:]),
+            ]
         )
 
-    all_ways = computes(args.threads, args.compile)
+    all_settings = compute_settings(args.threads, args.compile)
     print(f"training, batches of {args.batch_size} rows")
-    print(header(all_ways), " compiling" if args.compile else "")
+    print(header(all_settings), " compiling" if args.compile else "")
     for name in args.sizes:
-        config = sized(name, args.batch_size)
-        ways, compiling = training_ways(config, all_ways)
-        line = row(name, config, ways, config.train.batch_size * config.model.block_size, turn=0.3)
+        config = config_of_size(name, args.batch_size)
+        variants, compiling = training_variants(config, all_settings)
+        line = row(
+            name, config, variants, config.train.batch_size * config.model.block_size, turn=0.3
+        )
         print(
             line,
             " ",
-            ", ".join(f"{compiling[way]:.0f} s" for way in ways if "compiled" in way),
+            ", ".join(
+                f"{compiling[variant]:.0f} s" for variant in variants if "compiled" in variant
+            ),
             flush=True,
         )
-    eager = computes(args.threads, compiled=False)
-    print("reading one text of 64 tokens, one by one")
+    eager = compute_settings(args.threads, compiled=False)
+    print("decoding one text of 64 tokens, token by token")
     print(header(eager))
     for name in args.sizes:
-        config = sized(name, args.batch_size)
-        print(row(name, config, reading_ways(config, eager, 64), 64, turn=0.3), flush=True)
+        config = config_of_size(name, args.batch_size)
+        print(row(name, config, decoding_variants(config, eager, 64), 64, turn=0.3), flush=True)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # what was compiled before would be quick
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # an empty compile cache
         main()

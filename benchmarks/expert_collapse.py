@@ -1,14 +1,16 @@
-"""What becomes of the experts without the loss that balances them: a small mixture of experts trained both ways.
+"""Use of the experts with and without the balance loss, in a small mixture of experts.
 
     python benchmarks/expert_collapse.py [--text-file PATH | --corpus shakespeare]
-        [--experts-per-token 1 2 --seeds 0 1 2 --max-steps 600 --lr .01 --figure docs/expert_use.png]
+        [--experts-per-token 1 2 --seeds 0 1 2 --max-steps 600 --lr .01]
+        [--figure docs/expert_use.png]
 
-For each number of experts a token and each seed there are two runs that differ in --balance-loss alone: the default,
-and 0. Both start from the same weights and read the same batches. From the lines of metrics.jsonl, the share of the
-choices that each expert got (of one step's batch): the largest share; the entropy over log E, 1 if all are used alike
-and 0 if one gets all; and how many got less than a hundredth. Each is a mean over the layers and the last tenth of the
-steps. Loss is the validation loss at the end, also of a dense model in which as much computes each token. The figure
-shows the first seed's shares.
+For each number of experts per token and each seed, two runs differ in --balance-loss alone: the
+default, and 0. Both start from the same weights and read the same batches. metrics.jsonl has each
+expert's share of the router's choices in one step's batch. The table prints the largest share; the
+entropy of the shares divided by log E (1: all experts are used alike, 0: one expert is used); and
+the number of experts with a share below 1%. Each is a mean over the layers and the last tenth of
+the steps. Loss is the final validation loss, also that of a dense model with the same feed-forward
+computation per token. The figure shows the shares of the first seed.
 """
 
 from __future__ import annotations
@@ -33,15 +35,16 @@ from glasslm.training import launch
 from paired import heading
 
 MODEL = {
-    "d_model": 64, "n_layers": 4, "n_heads": 4, "d_ff": 96, "n_experts": 8, "block_size": 64, "batch_size": 16,
-    "log_interval": 10, "sample_interval": 0, "eval_interval": 10**6, "checkpoint_interval": 10**6,
+    "d_model": 64, "n_layers": 4, "n_heads": 4, "d_ff": 96, "n_experts": 8, "block_size": 64,
+    "batch_size": 16, "log_interval": 10, "sample_interval": 0, "eval_interval": 10**6,
+    "checkpoint_interval": 10**6,
 }  # fmt: skip
-LEAST = 0.01  # the share below which an expert counts as unused
+MIN_USED_SHARE = 0.01  # an expert with a smaller share counts as unused
 BALANCES = (OptimizerConfig().balance_loss, 0.0)
 
 
-class Course(NamedTuple):
-    """How the experts were used in one run."""
+class ExpertUse(NamedTuple):
+    """The shares of the experts over one run."""
 
     steps: np.ndarray[Any, Any]  # (lines,)
     shares: np.ndarray[Any, Any]  # (lines, layers, E)
@@ -49,34 +52,37 @@ class Course(NamedTuple):
 
     @property
     def end(self) -> np.ndarray[Any, Any]:
-        """(lines of the last tenth of the steps, layers, E)"""
+        """The shares (lines, layers, E) of the last tenth of the steps."""
         return self.shares[self.steps > 0.9 * self.steps[-1]]
 
     @property
     def largest(self) -> float:
+        """The largest share of an expert at the end, a mean over the layers."""
         return float(self.end.max(-1).mean())
 
     @property
     def entropy(self) -> float:
+        """The entropy of the shares at the end divided by log E, a mean over the layers."""
         return float(entropy(self.end).mean())
 
     @property
     def unused(self) -> float:
-        return float((self.end < LEAST).sum(-1).mean())
+        """The number of unused experts at the end, a mean over the layers."""
+        return float((self.end < MIN_USED_SHARE).sum(-1).mean())
 
 
 def entropy(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(..., E) -> (...), in parts of its largest value, log E."""
+    """Entropy of shares (..., E) -> (...), divided by its largest value, log E."""
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     return -(shares * logs).sum(-1) / np.log(shares.shape[-1])
 
 
 def train(config: RunConfig, threads: int) -> list[dict[str, Any]]:
-    """The lines of the run's metrics.jsonl."""
+    """Train a run in a temporary folder; returns the lines of its metrics.jsonl."""
     compute = ComputeConfig(engine="numpy", threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run")
-        launch.train(config, compute, path, say=lambda line: None)
+        launch.train(config, compute, path, notify=lambda line: None)
         return [
             json.loads(line)
             for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -84,37 +90,39 @@ def train(config: RunConfig, threads: int) -> list[dict[str, Any]]:
 
 
 def final_loss(lines: list[dict[str, Any]]) -> float:
-    """On the whole validation split."""
+    """The last loss on the whole validation split."""
     return [line["loss"] for line in lines if line["kind"] == "eval" and line["whole"]][-1]
 
 
-def course(lines: list[dict[str, Any]]) -> Course:
+def read_expert_use(lines: list[dict[str, Any]]) -> ExpertUse:
+    """The shares of the experts from the lines of metrics.jsonl."""
     steps = [line for line in lines if line["kind"] == "step"]
-    return Course(
+    return ExpertUse(
         np.array([line["step"] for line in steps]),
         np.array([line["experts"] for line in steps]),
         final_loss(lines),
     )
 
 
-def draw(courses: dict[str, Course]) -> Figure:
-    """A row for each run, a column for each layer: the shares on top of each other, the experts most used in the end
-    at the bottom.
+def draw(uses: dict[str, ExpertUse]) -> Figure:
+    """A stacked plot of the shares over the steps: a row for each run, a column for each layer.
+
+    The experts with the largest shares at the end are at the bottom.
     """
-    layers = next(iter(courses.values())).shares.shape[1]
-    figure = Figure(figsize=(10, 1.9 * len(courses)), layout="constrained")
-    for row, (name, course) in zip(
-        figure.subplots(len(courses), layers, sharex=True, sharey=True), courses.items()
+    layers = next(iter(uses.values())).shares.shape[1]
+    figure = Figure(figsize=(10, 1.9 * len(uses)), layout="constrained")
+    for row, (name, use) in zip(
+        figure.subplots(len(uses), layers, sharex=True, sharey=True), uses.items()
     ):
         for layer, axes in enumerate(row):
-            shares = course.shares[:, layer]
-            shares = shares[:, np.argsort(-shares[-len(course.end) :].mean(0))]
+            shares = use.shares[:, layer]
+            shares = shares[:, np.argsort(-shares[-len(use.end) :].mean(0))]
             shades = [
                 (0.13 + 0.1 * e, 0.35 + 0.075 * e, 0.6 + 0.045 * e) for e in range(shares.shape[-1])
             ]
-            axes.stackplot(course.steps, shares.T, colors=shades, edgecolor="white", linewidth=0.3)
-            axes.set(xlim=(course.steps[0], course.steps[-1]), ylim=(0, 1), yticks=[0, 0.5, 1])
-            end = entropy(course.end[:, layer]).mean()
+            axes.stackplot(use.steps, shares.T, colors=shades, edgecolor="white", linewidth=0.3)
+            axes.set(xlim=(use.steps[0], use.steps[-1]), ylim=(0, 1), yticks=[0, 0.5, 1])
+            end = entropy(use.end[:, layer]).mean()
             axes.set_title(
                 f"layer {layer + 1}: entropy {end:.2f} at the end", fontsize=9, loc="left"
             )
@@ -123,18 +131,22 @@ def draw(courses: dict[str, Course]) -> Figure:
         row[0].set_ylabel(name, fontsize=9)
     figure.supxlabel("step", fontsize=9)
     figure.suptitle(
-        "The share of the router's choices that falls on each expert",
+        "Share of the router's choices, by expert",
         fontsize=11,
         fontweight="bold",
     )
     return figure
 
 
-def print_row(name: str, use: list[float], losses: list[float]) -> None:
-    largest, even, unused = (f"{value:.2f}" if math.isfinite(value) else "" for value in use)
-    each = " ".join(f"{loss:.4f}" for loss in losses)
+def print_row(name: str, measures: list[float], losses: list[float]) -> None:
+    """Print one line: largest share, entropy and unused experts, then the loss of each seed."""
+    largest, mean_entropy, unused = (
+        f"{value:.2f}" if math.isfinite(value) else "" for value in measures
+    )
+    by_seed = " ".join(f"{loss:.4f}" for loss in losses)
     print(
-        f"{name:24}  {largest:>13}  {even:>7}  {unused:>11}  {statistics.mean(losses):.4f}  {each}",
+        f"{name:24}  {largest:>13}  {mean_entropy:>7}  {unused:>11}  "
+        f"{statistics.mean(losses):.4f}  {by_seed}",
         flush=True,
     )
 
@@ -158,7 +170,7 @@ def main() -> None:
     base = with_flags(
         PRESETS["tiny"](), MODEL | source | {"max_steps": args.max_steps, "lr": args.lr}
     )
-    shown: dict[str, Course] = {}
+    plotted: dict[str, ExpertUse] = {}
     print(heading("numpy", threads=args.threads))
     print(
         f"{'':24}  largest share  entropy  unused of {MODEL['n_experts']}    loss  losses by seed"
@@ -169,21 +181,19 @@ def main() -> None:
             final_loss(train(with_flags(dense, {"seed": seed}), args.threads))
             for seed in args.seeds
         ]
-        print_row(f"dense, width {dense.model.d_ff}", [math.nan, math.nan, math.nan], losses)
+        print_row(f"dense, width {dense.model.d_ff}", [math.nan] * 3, losses)
         for balance in BALANCES:
             mixture = with_flags(base, {"experts_per_token": k, "balance_loss": balance})
-            courses = [
-                course(train(with_flags(mixture, {"seed": seed}), args.threads))
+            uses = [
+                read_expert_use(train(with_flags(mixture, {"seed": seed}), args.threads))
                 for seed in args.seeds
             ]
-            shown[f"{k} a token,\nbalance loss {balance:g}"] = courses[0]
-            use = [(course.largest, course.entropy, course.unused) for course in courses]
-            means = [statistics.mean(values) for values in zip(*use)]
-            print_row(
-                f"{k} a token, balance {balance:g}", means, [course.loss for course in courses]
-            )
+            plotted[f"{k} a token,\nbalance loss {balance:g}"] = uses[0]
+            measures = [(use.largest, use.entropy, use.unused) for use in uses]
+            means = [statistics.mean(values) for values in zip(*measures)]
+            print_row(f"{k} a token, balance {balance:g}", means, [use.loss for use in uses])
     if args.figure:
-        draw(shown).savefig(args.figure, dpi=150, facecolor="white")
+        draw(plotted).savefig(args.figure, dpi=150, facecolor="white")
 
 
 if __name__ == "__main__":

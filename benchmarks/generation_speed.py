@@ -1,9 +1,10 @@
-"""Tokens/s of one stream through the key-value cache: the NumPy engine against PyTorch eager on the same weights.
+"""Tokens/s of one stream with a KV cache: the NumPy engine against PyTorch eager, same weights.
 
     python benchmarks/generation_speed.py [--preset tiny --threads 1 --seconds 40]
 
-The peer writes into a cache allocated once, as a careful PyTorch program does. Both read the same tokens and must give
-the same logits. The two take turns; medians and the median of the paired ratios are printed.
+The peer writes into a preallocated cache, as a careful PyTorch program does. Both read the same
+tokens and must give the same logits. The two take turns. The output is the medians and the median
+of the paired ratios.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ from train_speed import TorchPeer
 
 
 class CachedPeer(TorchPeer):
-    """The training peer's weights, one token at a time."""
+    """TorchPeer for inference: one token at a time, with a KV cache."""
 
     def reset(self) -> None:
+        """Allocate an empty cache of keys and values (layers, 1, H, T, Q)."""
         c = self.c
         self.keys = torch.zeros(c.n_layers, 1, c.n_heads, c.block_size, c.head_size)
         self.values = torch.zeros_like(self.keys)
 
     @torch.inference_mode()
     def read(self, token: torch.Tensor, position: int) -> torch.Tensor:
+        """Logits (1, V) after a token (1,); writes its key and value into the cache."""
         c, p = self.c, self.p
         x = F.embedding(token, p["emb"])  # (1, D)
         cos, sin = self.cos[0, position], self.sin[0, position]
@@ -65,19 +68,19 @@ def main() -> None:
     )
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument(
-        "--threads", type=int, default=1, help="of PyTorch; the NumPy engine reads with one"
+        "--threads", type=int, default=1, help="threads of PyTorch; the NumPy engine uses one"
     )
     parser.add_argument("--seconds", type=float, default=40)
     args = parser.parse_args()
 
-    sizes = PRESETS[args.preset]().model
+    preset_model = PRESETS[args.preset]().model
     model = ModelConfig(
-        d_model=sizes.d_model,
-        n_layers=sizes.n_layers,
-        n_heads=sizes.n_heads,
-        block_size=sizes.block_size,
+        d_model=preset_model.d_model,
+        n_layers=preset_model.n_layers,
+        n_heads=preset_model.n_heads,
+        block_size=preset_model.block_size,
     )
-    config = dataclasses.replace(PRESETS[args.preset](), model=model).resolved()
+    config = dataclasses.replace(PRESETS[args.preset](), model=model).resolve()
     V, T = 65, model.block_size
     engine = NumpyEngine(config, V, threads=1)
     weights = {
@@ -90,32 +93,33 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, V, T)
     arrays, tensors = [np.array([[t]]) for t in tokens], [torch.tensor([t]) for t in tokens]
 
-    def numpy_text() -> np.ndarray:
+    def read_with_numpy() -> np.ndarray:
         cache = engine.new_cache(1, T)
         for token in arrays:
             logits = engine.logits(token, cache, np.array([1]))
         return logits[0]
 
-    def torch_text() -> np.ndarray:
+    def read_with_torch() -> np.ndarray:
         peer.reset()
         for position, token in enumerate(tensors):
             logits = peer.read(token, position)
         return logits[0].numpy()
 
-    difference = np.abs(numpy_text() - torch_text()).max()
+    difference = np.abs(read_with_numpy() - read_with_torch()).max()
     assert difference < 1e-3, difference
 
-    texts = {"glasslm NumPy": numpy_text, "PyTorch eager": torch_text}
-    times: dict[str, list[float]] = {name: [] for name in texts}
+    readers = {"glasslm NumPy": read_with_numpy, "PyTorch eager": read_with_torch}
+    times: dict[str, list[float]] = {name: [] for name in readers}
     end = time.perf_counter() + args.seconds
     while time.perf_counter() < end:
-        for name, text in texts.items():
+        for name, read_tokens in readers.items():
             start = time.perf_counter()
-            text()
+            read_tokens()
             times[name].append(time.perf_counter() - start)
     ratio = statistics.median(b / a for a, b in zip(*times.values()))
     print(
-        f"{datetime.date.today()}  numpy {np.__version__}, torch {torch.__version__} with {args.threads} thread(s)"
+        f"{datetime.date.today()}  numpy {np.__version__}, "
+        f"torch {torch.__version__} with {args.threads} thread(s)"
     )
     print(f"preset {args.preset}, {T} tokens, one stream, {len(times['PyTorch eager'])} pairs")
     for name, seconds in times.items():

@@ -1,9 +1,9 @@
-"""The ceiling: how fast this machine multiplies matrices of a model's shapes, and nothing else.
+"""The speed limit of training: matrix products of a model's shapes, and no other work.
 
     python benchmarks/matmul.py [--preset nanogpt --batch-size 16 --threads 2 --seconds 5]
 
-A training step cannot be faster than its products of matrices are on their own; the other benchmarks take turns with
-`products` and print what share of its speed they reach.
+A training step cannot be faster than its matrix products alone. Other benchmarks time `products` in
+turn with their training steps and print the share of its speed that each step reaches.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def products(
     config: ModelConfig, tokens: int, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[float, Callable[[], None]]:
-    """FLOPs of the linear layers of all blocks over so many tokens, and a call that multiplies just that."""
-    c = config.resolved()
+    """FLOPs of the linear layers of all blocks for so many tokens, and a call that computes them.
+
+    Biases, norms, attention and the unembedding are not included.
+    """
+    c = config.resolve()
     D, H = c.d_model, c.n_heads * c.head_size
-    joined = (c.n_heads + 2 * c.n_kv_heads) * c.head_size  # q, k and v in one product
-    shapes = [(D, joined), (H, D), (D, c.d_ff * (1 + c.is_gated)), (c.d_ff, D)]  # in, out
+    qkv_width = (c.n_heads + 2 * c.n_kv_heads) * c.head_size  # q, k and v in one product
+    shapes = [(D, qkv_width), (H, D), (D, c.d_ff * (1 + c.is_gated)), (c.d_ff, D)]  # in, out
     xs = [torch.randn(tokens, width, device=device, dtype=dtype) for width, _ in shapes]
     ws = [torch.randn(out, width, device=device, dtype=dtype) for width, out in shapes]
     ys = [torch.empty(tokens, out, device=device, dtype=dtype) for _, out in shapes]
 
-    def work() -> None:
+    def multiply() -> None:
         for _ in range(c.n_layers):
             for x, w, y in zip(xs, ws, ys):
                 torch.mm(x, w.T, out=y)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    work()
-    return 2.0 * c.n_layers * tokens * sum(w.numel() for w in ws), work
+    multiply()
+    return 2.0 * c.n_layers * tokens * sum(w.numel() for w in ws), multiply
 
 
 def main() -> None:
@@ -56,13 +59,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = PRESETS[args.preset]().model
     tokens = args.batch_size * config.block_size
-    works = {name: products(config, tokens, dtype) for name, dtype in DTYPES.items()}
-    times = take_turns({name: work for name, (_, work) in works.items()}, args.seconds)
+    workloads = {name: products(config, tokens, dtype) for name, dtype in DTYPES.items()}
+    times = take_turns({name: call for name, (_, call) in workloads.items()}, args.seconds)
     print(heading("torch", threads=args.threads))
-    for name, (flops, _) in works.items():
-        print(
-            f"{name}: {flops / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s, products of {args.preset}'s shapes"
-        )
+    for name, (flops, _) in workloads.items():
+        speed = flops / statistics.median(times[name])
+        print(f"{name}: {speed / 1e9:,.0f} GFLOP/s, matrix products of the preset {args.preset}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Training tokens/s of a mixture of experts against a dense model in which as much computes each token.
+"""Training tokens/s of a mixture of experts against a dense model with equal FLOPs per token.
 
-    python benchmarks/moe_speed.py [--engine numpy --compile off --optimizer muon adamw --n-experts 8
-        --experts-per-token 2 --d-model 128 --batch-size 16 --threads 2 --seconds 30]
+    python benchmarks/moe_speed.py [--engine numpy --compile off --optimizer muon adamw]
+        [--n-experts 8 --experts-per-token 2 --d-model 128 --batch-size 16 --threads 2 --seconds 30]
 
-Both have four layers and the same total width of the feed-forwards that a token meets: one of width F, or k of width
-F / k out of E. So they take the same products, and what the mixture takes longer is the router, sorting, moving tokens,
-smaller products, and for E / k times as many weights in the feed-forwards to sum gradients and move by the optimizer.
-`gradient` is accumulate alone, `step` also updates. The goal is a step in at most 1.5 times the time.
+Both models have four layers and use the same total feed-forward width for each token: one
+feed-forward of width F, or k of E experts of width F / k. So both compute the same matrix products.
+The extra time of the mixture goes to the router, to sorting and moving tokens, to smaller products,
+and to E / k times as many feed-forward weights in the gradients and the optimizer. `gradient` is
+accumulate alone, `step` also updates. The goal is a step in at most 1.5 times the dense time.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from paired import heading, print_speeds, ratio, take_turns
 
 V = 65
-WARM = 5  # steps before timing
+WARMUP_CALLS = 5  # steps before timing
 
 
-def ways(name: str, config: RunConfig, compute: ComputeConfig) -> dict[str, Callable[[], object]]:
-    """The gradient of a batch, and a whole step with it, of a model in training."""
+def training_calls(
+    name: str, config: RunConfig, compute: ComputeConfig
+) -> dict[str, Callable[[], object]]:
+    """Calls that compute the gradient of a random batch, and a whole training step."""
     B, T = config.train.batch_size, config.model.block_size
-    draw = np.random.default_rng(0)
-    batch = Batch(draw.integers(0, V, (B, T)), draw.integers(0, V, (B, T)), 0, np.arange(B))
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T)), 0, np.arange(B))
     engine = make_engine(config, V, compute, training=True)
     engine.load(initial_weights(parameter_table(config.model, V), 0))
 
@@ -46,7 +49,7 @@ def ways(name: str, config: RunConfig, compute: ComputeConfig) -> dict[str, Call
         gradient()
         engine.update(1e-4)
 
-    for _ in range(WARM):
+    for _ in range(WARMUP_CALLS):
         step()
     return {f"{name}, gradient": gradient, f"{name}, step": step}
 
@@ -77,16 +80,16 @@ def main() -> None:
     print(heading(args.engine, threads=args.threads))
     for optimizer in args.optimizer:
         flags = {"d_model": args.d_model, "batch_size": args.batch_size, "optimizer": optimizer}
-        dense = with_flags(PRESETS["tiny"](), flags).resolved()
+        dense = with_flags(PRESETS["tiny"](), flags).resolve()
         experts = {
             "d_ff": dense.model.d_ff // k,
             "n_experts": args.n_experts,
             "experts_per_token": k,
         }
-        mixture = with_flags(dense, experts).resolved()
+        mixture = with_flags(dense, experts).resolve()
         tokens = args.batch_size * dense.model.block_size
         times = take_turns(
-            ways("dense", dense, compute) | ways("mixture", mixture, compute),
+            training_calls("dense", dense, compute) | training_calls("mixture", mixture, compute),
             args.seconds,
             turn=0.5,
             rounds=5,
@@ -96,14 +99,15 @@ def main() -> None:
             sizes = parameter_table(config.model, V).counts()
             print(
                 f"{name}: {sizes['total']:,} parameters, {sizes['active']:,} active, "
-                f"{flops_per_token(config.model, V) / 1e6:.2f} MFLOPs a token"
+                f"{flops_per_token(config.model, V) / 1e6:.2f} MFLOPs per token"
             )
         print_speeds(times, tokens, ("dense, gradient", "dense, step"))
         gradient, step = (
-            ratio(times, f"dense, {what}", f"mixture, {what}") for what in ("gradient", "step")
+            ratio(times, f"dense, {call}", f"mixture, {call}") for call in ("gradient", "step")
         )
         print(
-            f"the mixture takes {gradient:.2f} times as long for the gradient, {step:.2f} for the step"
+            f"the mixture takes {gradient:.2f} times as long as the dense model for the gradient, "
+            f"{step:.2f} times as long for the step"
         )
 
 

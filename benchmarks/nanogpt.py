@@ -1,9 +1,10 @@
-"""nanoGPT as a peer: its model.py imported from a checkout on this machine, holding the weights of a glasslm table.
+"""nanoGPT as a peer: its model.py from a local checkout, with the weights of a glasslm model.
 
     git clone https://github.com/karpathy/nanoGPT
 
-Nothing of it is copied here. Its model differs from the `nanogpt` preset's in one thing: the exact form of GELU, where
-ours is the tanh form. `tanh_gelu` lends it ours, for the time of a check.
+This file copies no code of nanoGPT. nanoGPT's model differs from the `nanogpt` preset in one point:
+it computes the exact form of GELU, glasslm the tanh form. `tanh_gelu` sets the tanh form for a
+check.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from glasslm.config.schema import ModelConfig
 Weights = dict[str, np.ndarray]
 
 
-def load(checkout: Path, config: ModelConfig, vocab_size: int, weights: Weights) -> Any:
-    """nanoGPT's GPT of this shape with these weights, which are copied."""
-    module = _module(checkout)
+def load_model(checkout: Path, config: ModelConfig, vocab_size: int, weights: Weights) -> Any:
+    """nanoGPT's GPT of this configuration with a copy of the weights."""
+    module = _import_model(checkout)
     with contextlib.redirect_stdout(io.StringIO()):
         model = module.GPT(
             module.GPTConfig(
@@ -40,14 +41,17 @@ def load(checkout: Path, config: ModelConfig, vocab_size: int, weights: Weights)
             )
         )
     model.load_state_dict(
-        {name: torch.from_numpy(array) for name, array in gpt2_names(config, weights).items()}
+        {name: torch.from_numpy(array) for name, array in gpt2_weights(config, weights).items()}
     )
     return model
 
 
-def gpt2_names(config: ModelConfig, weights: Weights) -> Weights:
-    """The weights of a layernorm + learned + gelu model without biases as GPT-2 names them; matrices stay (out, in)."""
-    named = {
+def gpt2_weights(config: ModelConfig, weights: Weights) -> Weights:
+    """The weights under GPT-2's names, matrices (out, in).
+
+    The model must have layernorm, learned positions and gelu, and no biases.
+    """
+    renamed = {
         "transformer.wte.weight": weights["embedding.weight"],
         "transformer.wpe.weight": weights["position.weight"],
         "transformer.ln_f.weight": weights["norm.weight"],
@@ -55,7 +59,7 @@ def gpt2_names(config: ModelConfig, weights: Weights) -> Weights:
     }
     for i in range(config.n_layers):
         ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
-        named |= {
+        renamed |= {
             f"{theirs}.ln_1.weight": weights[f"{ours}.attention_norm.weight"],
             f"{theirs}.attn.c_attn.weight": np.concatenate(
                 [weights[f"{ours}.attention.{x}.weight"] for x in "qkv"]
@@ -65,10 +69,10 @@ def gpt2_names(config: ModelConfig, weights: Weights) -> Weights:
             f"{theirs}.mlp.c_fc.weight": weights[f"{ours}.feedforward.up.weight"],
             f"{theirs}.mlp.c_proj.weight": weights[f"{ours}.feedforward.down.weight"],
         }
-    return named
+    return renamed
 
 
-def trainer(
+def make_training_step(
     model: Any,
     tokens: torch.Tensor,
     targets: torch.Tensor,
@@ -77,9 +81,10 @@ def trainer(
     fused: bool = False,
     compiled: bool = False,
 ) -> Callable[[], float]:
-    """One step of nanoGPT's training loop on this batch: forward, backward, clipping, its AdamW. Returns the loss.
+    """A step of nanoGPT's training loop on tokens and targets (B, T); the step returns the loss.
 
-    `fused` takes PyTorch's fused AdamW also on a CPU, where nanoGPT's own does not.
+    The step computes forward, backward, gradient clipping and nanoGPT's AdamW. `fused` selects
+    PyTorch's fused AdamW on a CPU as well; nanoGPT uses it on a GPU only.
     """
     device = tokens.device.type
     with contextlib.redirect_stdout(io.StringIO()):
@@ -106,22 +111,23 @@ def trainer(
 
 @contextlib.contextmanager
 def tanh_gelu(model: Any) -> Iterator[None]:
-    """The model with our form of GELU."""
-    own = [block.mlp.gelu for block in model.transformer.h]
+    """Replace the model's exact GELU by the tanh form; restores it at the end of the context."""
+    exact_gelus = [block.mlp.gelu for block in model.transformer.h]
     for block in model.transformer.h:
         block.mlp.gelu = torch.nn.GELU(approximate="tanh")
     try:
         yield
     finally:
-        for block, gelu in zip(model.transformer.h, own):
+        for block, gelu in zip(model.transformer.h, exact_gelus):
             block.mlp.gelu = gelu
 
 
-def _module(checkout: Path) -> Any:
+def _import_model(checkout: Path) -> Any:
+    """Import model.py of a checkout of nanoGPT."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and the compiler look for it
+    sys.modules[spec.name] = module  # dataclasses and torch.compile look it up there
     spec.loader.exec_module(module)
     return module

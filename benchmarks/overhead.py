@@ -1,10 +1,11 @@
-"""What trust costs: the share of training time that hashing, guarding and logging take, at a preset's own intervals.
+"""Share of training time that hashing, guarding and logging take, at a preset's own intervals.
 
     python benchmarks/overhead.py [--preset nanogpt] [--steps 8] [--engine torch] [--text-file PATH]
 
-A few real steps are trained with a clock around everything that exists for the sake of trust: judging each step against
-full windows, writing and showing each line, and saving each checkpoint, with its test for finite numbers, its hashes
-and its waiting for the disk. A difference this small between two whole runs would drown in the machine's noise.
+The script trains a few real steps and times three parts: judging each step (with full windows),
+writing and showing each line, and saving each checkpoint (with its test for finite numbers, its
+hashes and its fsync). The parts are timed directly because the machine's noise hides a difference
+this small between two whole runs.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig
 from glasslm.report import run_report
 from glasslm.runs import checkpoint
-from glasslm.runs.metrics import Log
+from glasslm.runs.metrics import MetricsLog
 from glasslm.training import launch
 from glasslm.training.display import Display
-from glasslm.training.guard import WINDOW, Guard
+from glasslm.training.guard import WINDOW_STEPS, Guard
 from glasslm.training.loop import Loop
 
-SPENT: dict[str, list[float]] = defaultdict(list)
+CALL_SECONDS: dict[str, list[float]] = defaultdict(list)
 
 
-def clocked(owner: Any, name: str, part: str) -> None:
-    """Every call of owner.name adds its seconds to a part."""
-    right: Callable[..., Any] = getattr(owner, name)
+def time_calls(owner: Any, name: str, part: str) -> None:
+    """Wrap owner.name so that every call appends its seconds to CALL_SECONDS[part]."""
+    original: Callable[..., Any] = getattr(owner, name)
 
-    def timed(*arguments: Any, **more: Any) -> Any:
-        began = time.perf_counter()
+    def timed_call(*arguments: Any, **keywords: Any) -> Any:
+        start = time.perf_counter()
         try:
-            return right(*arguments, **more)
+            return original(*arguments, **keywords)
         finally:
-            SPENT[part].append(time.perf_counter() - began)
+            CALL_SECONDS[part].append(time.perf_counter() - start)
 
-    setattr(owner, name, timed)
+    setattr(owner, name, timed_call)
 
 
 def main() -> None:
@@ -54,69 +55,70 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--text-file", default=None)
-    chosen = parser.parse_args()
-    preset = PRESETS[chosen.preset]()
-    text = {"text_file": (chosen.text_file,)} if chosen.text_file else {"corpus": "python"}
-    few = {
-        "max_steps": chosen.steps,
+    args = parser.parse_args()
+    preset = PRESETS[args.preset]()
+    text = {"text_file": (args.text_file,)} if args.text_file else {"corpus": "python"}
+    short_run = {
+        "max_steps": args.steps,
         "warmup_steps": 1,
         "eval_interval": 10**6,
         "sample_interval": 0,
     }
     config = with_flags(
-        preset, few | {"log_interval": 1, "checkpoint_interval": max(1, chosen.steps // 2)} | text
+        preset,
+        short_run | {"log_interval": 1, "checkpoint_interval": max(1, args.steps // 2)} | text,
     )
 
-    right_limits = Guard.limits.fget  # type: ignore[attr-defined]
+    original_limits = Guard.limits.fget  # type: ignore[attr-defined]
 
     def limits(guard: Guard) -> Any:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            return right_limits(guard)
+            return original_limits(guard)
         finally:
-            SPENT["guarding"].append(time.perf_counter() - began)
+            CALL_SECONDS["guarding"].append(time.perf_counter() - start)
 
-    right_init = Guard.__init__
+    original_init = Guard.__init__
 
-    def filled(guard: Guard, *arguments: Any) -> None:
-        """With full windows, as after 128 steps, that nothing stands out of."""
-        right_init(guard, *arguments)
-        guard.losses.extend([0.0, 4.0] * WINDOW)
-        guard.norms.extend([0.0, 100.0] * WINDOW)
+    def init_with_full_windows(guard: Guard, *arguments: Any) -> None:
+        """Initialise a guard with full windows, as after 128 steps, wide enough for every step."""
+        original_init(guard, *arguments)
+        guard.losses.extend([0.0, 4.0] * WINDOW_STEPS)
+        guard.norms.extend([0.0, 100.0] * WINDOW_STEPS)
 
-    Guard.__init__ = filled  # type: ignore[assignment, method-assign]
+    Guard.__init__ = init_with_full_windows  # type: ignore[assignment, method-assign]
     Guard.limits = property(limits)  # type: ignore[assignment, method-assign]
-    clocked(Guard, "judge", "guarding")
-    clocked(Log, "write", "logging")
-    clocked(Display, "show", "logging")
-    clocked(Display, "tick", "logging")
-    clocked(checkpoint, "save", "hashing and saving")
-    clocked(Loop, "advance", "a step")
+    time_calls(Guard, "judge_step", "guarding")
+    time_calls(MetricsLog, "write", "logging")
+    time_calls(Display, "show", "logging")
+    time_calls(Display, "tick", "logging")
+    time_calls(checkpoint, "save", "hashing and saving")
+    time_calls(Loop, "advance", "a step")
     run_report.write = lambda run_dir: run_dir / "report.html"
     with tempfile.TemporaryDirectory() as folder:
-        compute = ComputeConfig(engine=chosen.engine)
-        launch.train(
-            dataclasses.replace(config), compute, Path(folder, "run"), preset=chosen.preset
-        )
+        compute = ComputeConfig(engine=args.engine)
+        launch.train(dataclasses.replace(config), compute, Path(folder, "run"), preset=args.preset)
 
-    steps = sorted(SPENT["a step"][1:])  # the first takes fresh memory
+    steps = sorted(CALL_SECONDS["a step"][1:])  # the first allocates memory
     step = steps[len(steps) // 2]
-    saves = SPENT["hashing and saving"]
+    saves = CALL_SECONDS["hashing and saving"]
     interval = preset.train.checkpoint_interval
-    every = {
-        "guarding": sum(SPENT["guarding"]) / chosen.steps,
-        "logging": sum(SPENT["logging"]) / len(SPENT["a step"]) / preset.train.log_interval,
-        "hashing and saving": max(saves)
-        / min(interval, preset.train.eval_interval),  # a better loss is saved, too
+    seconds_per_step = {
+        "guarding": sum(CALL_SECONDS["guarding"]) / args.steps,
+        "logging": sum(CALL_SECONDS["logging"])
+        / len(CALL_SECONDS["a step"])
+        / preset.train.log_interval,
+        # An evaluation with a better loss saves a checkpoint, too.
+        "hashing and saving": max(saves) / min(interval, preset.train.eval_interval),
     }
     print(
-        f"{chosen.preset}: {step:.3f} s a step; a checkpoint takes {max(saves):.2f} s (the slowest of {len(saves)})"
+        f"{args.preset}: {step:.3f} s per step; "
+        f"a checkpoint takes {max(saves):.2f} s (the slowest of {len(saves)})"
     )
-    for part, seconds in every.items():
-        print(f"  {part:<20} {1e3 * seconds:9.3f} ms a step  {seconds / step:8.3%}")
-    print(
-        f"  {'together':<20} {1e3 * sum(every.values()):9.3f} ms a step  {sum(every.values()) / step:8.3%}"
-    )
+    for part, seconds in seconds_per_step.items():
+        print(f"  {part:<20} {1e3 * seconds:9.3f} ms per step  {seconds / step:8.3%}")
+    total = sum(seconds_per_step.values())
+    print(f"  {'together':<20} {1e3 * total:9.3f} ms per step  {total / step:8.3%}")
 
 
 if __name__ == "__main__":

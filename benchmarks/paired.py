@@ -1,7 +1,7 @@
-"""What benchmarks share: ways of doing one thing take turns, and the turns of a round are compared with each other.
+"""Paired timing: variants of the same work take turns, and the turns of a round are compared.
 
-Absolute figures drift from minute to minute; the ratio of two turns that stand side by side drifts much less. So every
-ratio printed is the median of the ratios within rounds.
+Absolute times drift from minute to minute. The ratio of two neighbouring turns drifts much less, so
+every printed ratio is the median of the ratios within rounds.
 """
 
 from __future__ import annotations
@@ -14,44 +14,50 @@ from collections.abc import Callable, Mapping
 
 from glasslm.runs import provenance
 
-Times = dict[str, list[float]]  # seconds of each round, by the name of the way
+Times = dict[str, list[float]]  # seconds of each round, by the name of the variant
 
 
-def clocked(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def time_call(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3
+    variants: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0, rounds: int = 3
 ) -> Times:
-    """Run all ways, which have been warmed up, for about `seconds`, `rounds` at least; gives the seconds of one call.
+    """Time all variants in turns for about `seconds`; returns the seconds of one call, by round.
 
-    Short calls are repeated until a turn takes about `turn` seconds, and one more that is not timed goes before them:
-    caches, and threads that still spin after their last work, are then no longer another's.
+    The variants must be warmed up. There are at least `rounds` rounds. Short calls are repeated
+    until a turn takes about `turn` seconds, after one call that is not timed: it evicts the caches
+    of the variant before, and gives that one's threads time to stop spinning.
     """
-    calls = {name: max(1, round(turn / clocked(way))) if turn else 1 for name, way in ways.items()}
-    times: Times = {name: [] for name in ways}
+    calls = {
+        name: max(1, round(turn / time_call(variant))) if turn else 1
+        for name, variant in variants.items()
+    }
+    times: Times = {name: [] for name in variants}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(ways))]) < rounds:
-        for name, way in ways.items():
+    while time.perf_counter() < end or len(times[next(iter(variants))]) < rounds:
+        for name, variant in variants.items():
             if calls[name] > 1:
-                way()
-            began = time.perf_counter()
+                variant()
+            start = time.perf_counter()
             for _ in range(calls[name]):
-                way()
-            times[name].append((time.perf_counter() - began) / calls[name])
+                variant()
+            times[name].append((time.perf_counter() - start) / calls[name])
     return times
 
 
-def ratio(times: Times, of: str, to: str) -> float:
-    """How many times as fast as `to` is `of`."""
-    return statistics.median(theirs / ours for ours, theirs in zip(times[of], times[to]))
+def ratio(times: Times, name: str, baseline: str) -> float:
+    """The speed of `name` divided by the speed of `baseline`."""
+    pairs = zip(times[name], times[baseline])
+    return statistics.median(theirs / ours for ours, theirs in pairs)
 
 
 def print_speeds(times: Times, amount: int, peers: tuple[str, ...], unit: str = "tokens/s") -> None:
-    """A row for each way that does `amount` of the unit in one call, with its ratio to each of the peers."""
+    """Print the speed of each variant and its ratio to each peer; one call does `amount` units."""
     width = max(map(len, times))
     columns = [f"x {peer}" for peer in peers]
     print(f"{'':{width}}  {unit:>12}", *(f"  {column}" for column in columns))
@@ -62,12 +68,14 @@ def print_speeds(times: Times, amount: int, peers: tuple[str, ...], unit: str = 
         )
         print(f"{name:{width}}  {amount / statistics.median(seconds):12,.0f}", *ratios)
     print(
-        f"(medians of {len(seconds)} rounds; ratios: medians of those within a round)", flush=True
+        f"(medians of {len(seconds)} rounds; ratios: medians of the ratios within a round)",
+        flush=True,
     )
 
 
 def heading(*libraries: str, threads: int) -> str:
-    """The date, the machine and the versions that a figure belongs to."""
+    """One line with the date, the processor, the threads and the versions of the libraries."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
     machine = provenance.machine()
-    return f"{datetime.date.today()}  {machine['cpu']}, {machine['cores']} cores, {threads} threads; {versions}"
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {threads} threads"
+    return f"{datetime.date.today()}  {hardware}; {versions}"

@@ -38,7 +38,7 @@ import numpy  # noqa: F401  (loads the BLAS that threadpoolctl reports)
 import threadpoolctl
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMEOUT_S, POLL_S = 300.0, 0.2  # of one command, which takes seconds; between looks at its metrics
+TIMEOUT_S, POLL_S = 300.0, 0.2  # of one command; between two reads of its metrics
 COMPARED_KINDS = ("step", "eval", "sample")
 
 # Flags of every run; a configuration's own flags come after these and override them.
@@ -377,15 +377,17 @@ def describe_machine() -> str:
 
 
 def describe_commit(checkout: Path) -> str:
+    """The commit of a checkout, with `-dirty` where files are changed."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return "no commit known"
-    return f"commit {done.stdout.strip()}"
+    return f"commit {result.stdout.strip()}"
 
 
 def installed_version(library: str) -> str | None:
+    """The version of a library; None where it is not installed."""
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

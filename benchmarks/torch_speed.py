@@ -1,15 +1,16 @@
-"""Training tokens/s of the PyTorch engine on a CPU against nanoGPT, on its architecture at a preset's size.
+"""Training tokens/s of the PyTorch engine on a CPU against nanoGPT, at a preset's size.
 
-    python benchmarks/torch_speed.py --nanogpt PATH/TO/nanoGPT \\
+    python benchmarks/torch_speed.py --nanogpt PATH/TO/nanoGPT
         [--preset nanogpt --batch-size 16 --threads 2 --seconds 90]
 
-nanoGPT trains as its README has it on a CPU (float32, eager, its own AdamW), and with what one can give it by hand:
-bfloat16 autocast and fused AdamW. glasslm goes through its verbs, `accumulate` and `update`. All steps clip gradients
-and end with the loss as a number. Dropout is off. Before timing, both must give the same loss and gradient in float32
-(nanoGPT with the tanh form of GELU for that moment), and every way's loss in bfloat16 must be close to it.
+nanoGPT trains in two steps: as its README describes for a CPU (float32, eager, its own AdamW), and
+with bfloat16 autocast and fused AdamW added. glasslm trains through its engine's methods,
+`accumulate` and `update`. All steps clip gradients and return the loss as a Python number. Dropout
+is off. Before timing, both must give the same loss and gradient in float32 (nanoGPT with the tanh
+form of GELU during this check), and every loss in bfloat16 must be close to it.
 
-FLOPs a token are 6 for each weight that multiplies and 12 L H Q T for attention (arXiv:2204.02311, appendix B), though
-the engine does not compute all of the half that is masked.
+FLOPs per token are 6 for each weight in a matrix product and 12 L H Q T for attention
+(arXiv:2204.02311, appendix B), although the engine skips part of the masked half.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from matmul import DTYPES, products
 from paired import heading, print_speeds, ratio, take_turns
 
 V = 65
-README, BY_HAND = "nanoGPT, README", "nanoGPT, bf16 fused"
+README, TUNED = "nanoGPT, README", "nanoGPT, bf16 fused"
 
 
-def as_nanogpt(preset: str, batch_size: int) -> RunConfig:
+def nanogpt_config(preset: str, batch_size: int) -> RunConfig:
     """nanoGPT's architecture and optimizer, without dropout, at a preset's size."""
     sizes, base = PRESETS[preset]().model, PRESETS["nanogpt"]()
     model = ModelConfig(
@@ -52,10 +53,11 @@ def as_nanogpt(preset: str, batch_size: int) -> RunConfig:
         position=base.model.position,
     )
     train = dataclasses.replace(base.train, batch_size=batch_size)
-    return dataclasses.replace(base, model=model, train=train).resolved()
+    return dataclasses.replace(base, model=model, train=train).resolve()
 
 
 def random_batch(config: RunConfig, vocab_size: int) -> Batch:
+    """A batch of random tokens and targets (B, T)."""
     B, T = config.train.batch_size, config.model.block_size
     rng = np.random.default_rng(0)
     return Batch(
@@ -63,12 +65,13 @@ def random_batch(config: RunConfig, vocab_size: int) -> Batch:
     )
 
 
-def larger(weights: nanogpt.Weights) -> nanogpt.Weights:
-    """Initial weights make every model say that all tokens are alike; these do not."""
+def enlarge_matrices(weights: nanogpt.Weights) -> nanogpt.Weights:
+    """Weights with matrices 4 times as large: initial weights predict all tokens about equally."""
     return {name: array * (4 if array.ndim == 2 else 1) for name, array in weights.items()}
 
 
-def training(engine: Engine, batch: Batch) -> Callable[[], float]:
+def training_step(engine: Engine, batch: Batch) -> Callable[[], float]:
+    """A step that trains an engine on this batch and returns the loss before the update."""
     weight = 1 / batch.targets.size
 
     def step() -> float:
@@ -79,24 +82,27 @@ def training(engine: Engine, batch: Batch) -> Callable[[], float]:
     return step
 
 
-def check(
+def check_agreement(
     checkout: Path, config: RunConfig, vocab_size: int, batch: Batch, weights: nanogpt.Weights
 ) -> float:
-    """The loss in float32, on which both must agree, as on the gradient of the first layer's queries."""
+    """The loss in float32.
+
+    Asserts that nanoGPT has the same loss, and the same gradient of the first layer's queries.
+    """
     engine = TorchEngine(config, vocab_size, device="cpu", precision="fp32")
     engine.load(weights.items())
     weight = 1 / batch.targets.size
-    ours = float(engine.losses(batch.tokens, batch.targets).sum() * weight)
+    our_loss = float(engine.losses(batch.tokens, batch.targets).sum() * weight)
     gradient = engine.gradients(batch, weight)["blocks.0.attention.q.weight"]
-    peer = nanogpt.load(checkout, config.model, vocab_size, weights)
+    peer = nanogpt.load_model(checkout, config.model, vocab_size, weights)
     with nanogpt.tanh_gelu(peer):
         _, loss = peer(torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
         loss.backward()
     their_gradient = peer.transformer.h[0].attn.c_attn.weight.grad[: len(gradient)].numpy()
-    assert abs(ours - loss.item()) < 1e-5 * ours, (ours, loss.item())
+    assert abs(our_loss - loss.item()) < 1e-5 * our_loss, (our_loss, loss.item())
     error = np.abs(gradient - their_gradient).max() / np.abs(gradient).max()
     assert error < 1e-4, error
-    return ours
+    return our_loss
 
 
 def main() -> None:
@@ -111,48 +117,51 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    config = as_nanogpt(args.preset, args.batch_size)
+    config = nanogpt_config(args.preset, args.batch_size)
     batch = random_batch(config, V)
-    weights = larger(dict(initial_weights(parameter_table(config.model, V), 0)))
-    expected = check(args.nanogpt, config, V, batch, weights)
+    weights = enlarge_matrices(dict(initial_weights(parameter_table(config.model, V), 0)))
+    expected = check_agreement(args.nanogpt, config, V, batch, weights)
 
-    def ours(compiled: bool) -> Callable[[], float]:
+    def glasslm_step(compiled: bool) -> Callable[[], float]:
         compile: Literal["on", "off"] = "on" if compiled else "off"
         compute = ComputeConfig(
             engine="torch", device="cpu", precision="bf16", compile=compile, threads=args.threads
         )
         engine = make_engine(config, V, compute, training=True)
         engine.load(weights.items())
-        return training(engine, batch)
+        return training_step(engine, batch)
 
-    def theirs(**how: bool) -> Callable[[], float]:
-        model = nanogpt.load(args.nanogpt, config.model, V, weights)
-        return nanogpt.trainer(
-            model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), **how
+    def nanogpt_step(**options: bool) -> Callable[[], float]:
+        model = nanogpt.load_model(args.nanogpt, config.model, V, weights)
+        return nanogpt.make_training_step(
+            model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), **options
         )
 
-    ways = {
-        README: theirs(),
-        BY_HAND: theirs(bf16=True, fused=True),
-        "glasslm, bf16": ours(compiled=False),
-        "glasslm, bf16 compiled": ours(compiled=True),
+    steps = {
+        README: nanogpt_step(),
+        TUNED: nanogpt_step(bf16=True, fused=True),
+        "glasslm, bf16": glasslm_step(compiled=False),
+        "glasslm, bf16 compiled": glasslm_step(compiled=True),
     }
-    for name, way in ways.items():
-        loss = way()
+    for name, step in steps.items():
+        loss = step()
         assert abs(loss - expected) < 0.01 * expected, (name, loss, expected)
     tokens = batch.tokens.size
     ceilings = {name: products(config.model, tokens, dtype) for name, dtype in DTYPES.items()}
-    times = take_turns(ways | {name: work for name, (_, work) in ceilings.items()}, args.seconds)
+    times = take_turns(
+        steps | {name: multiply for name, (_, multiply) in ceilings.items()}, args.seconds
+    )
 
     print(heading("torch", threads=args.threads))
     parameters, (B, T) = parameter_table(config.model, V).total, batch.tokens.shape
     print(
-        f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, {B} x {T} tokens"
+        f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, "
+        f"{B} x {T} tokens"
     )
-    print_speeds({name: times[name] for name in ways}, tokens, (README, BY_HAND))
+    print_speeds({name: times[name] for name in steps}, tokens, (README, TUNED))
     flops = flops_per_token(config.model, V) * tokens
     print(
-        f"{flops / tokens / 1e6:.1f} MFLOPs a token; products of matrices of these shapes, alone: ",
+        f"{flops / tokens / 1e6:.1f} MFLOPs per token; matrix products of these shapes alone: ",
         end="",
     )
     print(
@@ -161,12 +170,11 @@ def main() -> None:
             for name, (f, _) in ceilings.items()
         )
     )
-    for name in ways:
+    for name in steps:
         dtype = "float32" if name == README else "bfloat16"
         share = ratio(times, name, dtype) * flops / ceilings[dtype][0]
-        print(
-            f"{name}: {flops / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s, {share:.0%} of those in {dtype}"
-        )
+        speed = flops / statistics.median(times[name])
+        print(f"{name}: {speed / 1e9:,.0f} GFLOP/s, {share:.0%} of the products in {dtype}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Training tokens/s of the NumPy engine against PyTorch eager float32 with fused AdamW: same model, batch and threads.
+"""Training tokens/s of the NumPy engine against PyTorch eager float32 with fused AdamW.
 
-    python benchmarks/train_speed.py [--preset tiny --block-size 64 --batch-size 32 --threads 2 --seconds 60]
+    python benchmarks/train_speed.py [--preset tiny --block-size 64 --batch-size 32 --threads 2]
+        [--seconds 60]
 
-The two take turns; medians and the median of the paired ratios are printed. Needs torch (not a dependency of glasslm).
-Before timing, both compute the loss and the gradients of the same weights and batch, and must agree.
+Both train the same model on the same batch with the same number of threads, in turns. The output is
+the medians and the median of the paired ratios. Before timing, both compute the loss of the same
+weights and batch, and must agree. Needs torch (not a dependency of glasslm).
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from glasslm.model.parameters import initial_weights
 
 
 class TorchPeer(torch.nn.Module):
-    """The same rmsnorm + rope + swiglu + tied model, as one would write it in PyTorch, with fused projections."""
+    """The rmsnorm + rope + swiglu model with tied embeddings, in plain PyTorch.
+
+    Queries, keys and values are one projection; so are gate and up.
+    """
 
     def __init__(self, c: ModelConfig, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
@@ -58,11 +63,13 @@ class TorchPeer(torch.nn.Module):
         self.register_buffer("sin", angles.sin()[None, :, None])
 
     def rope(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotate queries or keys (B, T, H, Q) by their positions."""
         a, b = x.chunk(2, -1)
         cos, sin = self.cos[:, : x.shape[1]], self.sin[:, : x.shape[1]]
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of tokens and targets (B, T)."""
         c, p = self.c, self.p
         B, T = tokens.shape
         x = F.embedding(tokens, p["emb"])
@@ -110,7 +117,7 @@ def main() -> None:
         train=dataclasses.replace(
             config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size
         ),
-    ).resolved()
+    ).resolve()
     V, B, T = 65, args.batch_size, args.block_size
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
