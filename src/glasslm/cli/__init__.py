@@ -10,38 +10,52 @@ import warnings
 from typing import TextIO
 
 from glasslm.errors import GlasslmError
-from glasslm.text import tell
+from glasslm.text import notify
 
-COMMANDS = {
-    "train": "train a model from raw text",
-    "finetune": "go on from a trained model with other text",
-    "merge": "make one model of weights and adapters",
-    "resume": "go on with an interrupted run, exactly where it stopped",
-    "generate": "let a trained model write",
-    "evaluate": "loss, perplexity and bits per byte on any text",
-    "check": "hand-written gradients against finite differences and PyTorch",
-    "diagnose": "what is wrong with a run, a model or a loss curve, and what to do",
-    "compare": "runs side by side: what differs, and what came of it",
-    "reproduce": "train a run again from its record, and compare",
-    "verify": "whether a run folder is whole, and whether it resumes to the bit",
-    "ablate": "what each choice of a model is worth, over several seeds",
-    "scale": "a scaling law fitted to runs, and what to train with a given compute",
-    "capstone": "a whole capstone: a model, an ablation, a scaling study, the questions",
-    "export": "take a model to transformers, llama.cpp or PEFT",
-    "import": "bring in a model folder of transformers as a run",
-    "corpus": "list, get or inspect text to train on",
-    "report": "make a run's report.html again",
+COMMAND_GROUPS = {
+    "Train": {
+        "train": "train a model on text",
+        "finetune": "continue a trained model on other text, with adapters or without",
+        "merge": "merge adapters into the weights",
+        "resume": "continue an interrupted run from its latest checkpoint",
+    },
+    "Use": {
+        "generate": "generate text with a trained model",
+        "evaluate": "loss, perplexity and bits per byte on a text",
+        "corpus": "list, download or inspect training text",
+    },
+    "Understand": {
+        "report": "write the report of a run again",
+        "diagnose": "find faults of a run, a configuration or a loss curve",
+        "compare": "compare runs: settings, results, loss curves",
+        "check": "check the gradients against finite differences and PyTorch",
+        "verify": "check the files of a run, and that it resumes exactly",
+        "reproduce": "train a run again from its record and compare the two",
+    },
+    "Experiment": {
+        "ablate": "measure the effect of each design choice over several seeds",
+        "scale": "fit a scaling law, and plan the size and tokens for a compute",
+        "capstone": "a course project: model, ablation, scaling study, questions",
+    },
+    "Exchange": {
+        "export": "export a model to transformers, llama.cpp or PEFT",
+        "import": "import a model folder of transformers as a run",
+    },
 }
+COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
 
-# Done when the reader of their output (head, less) is.
-WRITERS = {"generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale"}
+# Commands that finish early, with exit code 0, when the reader of their output (head, less) closes.
+COMMANDS_THAT_PRINT = {
+    "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale",
+}  # fmt: skip
+COMMANDS_UNDER_TORCHRUN = ("train", "finetune", "resume")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 for bad input, others in errors.py, without a traceback."""
+    """Run one command. Returns its exit code (errors.py): 2 for bad input, without a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(_format_help())
         return 0
     if argv[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -49,72 +63,74 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glasslm {version('glasslm')}")
         return 0
     if argv[0] not in COMMANDS:
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f": did you mean '{close[0]}'?" if close else ""
-        print(f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_help()}", file=sys.stderr)
+        similar = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f": did you mean '{similar[0]}'?" if similar else ""
+        print(
+            f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_format_help()}", file=sys.stderr
+        )
         return 2
     for stream in (sys.stdout, sys.stderr):  # a model may write what the terminal's encoding lacks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # The NumPy engine has threads of its own and holds BLAS to one; telling BLAS so before it starts spares the rest.
+    # The NumPy engine has its own threads and limits BLAS to one, which saves starting the others.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # A run that diverges says so in its own words.
+    # The training loop reports a run that diverges; NumPy's warnings would repeat it.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
+    return _run_and_report_errors(argv)
+
+
+def _run_and_report_errors(argv: list[str]) -> int:
     try:
-        if (
-            argv[0] in ("train", "finetune", "resume")
-            and "WORLD_SIZE" in os.environ
-            and not {"-h", "--help"} & set(argv)
-        ):
-            return _in_a_group(argv)
-        return _command(argv)
+        is_distributed = "WORLD_SIZE" in os.environ and not {"-h", "--help"} & set(argv)
+        if argv[0] in COMMANDS_UNDER_TORCHRUN and is_distributed:
+            return _run_in_group(argv)
+        return _run_command(argv)
     except GlasslmError as error:
-        tell(f"glasslm {argv[0]}: {error}")
+        notify(f"glasslm {argv[0]}: {error}")
         return error.exit_code
     except MemoryError:
-        tell(
-            f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or less text at once"
+        notify(
+            f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or "
+            "less text at once"
         )
         return 6
-    except (
-        KeyboardInterrupt
-    ):  # where there is nothing to save; a run under way saves first (training.py)
-        tell(f"\nglasslm {argv[0]}: interrupted")
+    except KeyboardInterrupt:  # a training run catches it first and saves a checkpoint
+        notify(f"\nglasslm {argv[0]}: interrupted")
         return 130
     except BrokenPipeError:
-        if argv[0] in WRITERS:
+        if argv[0] in COMMANDS_THAT_PRINT:
             return 0
-        tell(f"glasslm {argv[0]}: its output was closed before the end")
+        notify(f"glasslm {argv[0]}: its output was closed before the end")
         return 1
     finally:
         for stream in (sys.stdout, sys.stderr):
-            _let_go(stream)
+            _flush_or_discard(stream)
 
 
-def _command(argv: list[str]) -> int:
-    result: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
-    return result
+def _run_command(argv: list[str]) -> int:
+    exit_code: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+    return exit_code
 
 
-def _in_a_group(argv: list[str]) -> int:
-    """As one of torchrun's processes: the first runs the command, the others help it compute."""
-    from glasslm.engines.choice import ranks, torch_installed
+def _run_in_group(argv: list[str]) -> int:
+    """Run as one of torchrun's processes: rank 0 runs the command, the others compute with it."""
+    from glasslm.engines.choice import count_ranks, is_torch_installed
 
-    if ranks() == 1 or not torch_installed():
-        return _command(argv)
+    if count_ranks() == 1 or not is_torch_installed():
+        return _run_command(argv)
     from glasslm.engines.torch import distributed
 
     if int(os.environ["RANK"]) > 0:
-        return distributed.follow()
+        return distributed.follow_leader()
     try:
-        return _command(argv)
+        return _run_command(argv)
     finally:
-        distributed.dismiss()
+        distributed.release_workers()
 
 
-def _let_go(stream: TextIO | None) -> None:
-    """Send what nobody reads any more to nowhere, or Python would fail to write it once more when it exits."""
-    if stream is None:  # it was closed from the start
+def _flush_or_discard(stream: TextIO | None) -> None:
+    """Flush a stream. A closed one is redirected, or Python would fail again at its exit."""
+    if stream is None:  # closed before the program started
         return
     try:
         stream.flush()
@@ -122,11 +138,14 @@ def _let_go(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _help() -> str:
-    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+def _format_help() -> str:
+    groups = "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:<10} {text}" for name, text in group.items())])
+        for title, group in COMMAND_GROUPS.items()
+    )
     return (
-        "glasslm: train, see through and trust a small language model.\n\n"
-        f"usage: glasslm COMMAND [FLAGS]\n\n{rows}\n\n"
+        "glasslm: train, inspect and test a small language model.\n\n"
+        f"usage: glasslm COMMAND [FLAGS]\n\n{groups}\n\n"
         "Each command has help with an example: glasslm COMMAND --help\n"
         "Start with: glasslm train"
     )

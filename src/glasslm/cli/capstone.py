@@ -1,4 +1,4 @@
-"""glasslm capstone: all that a course wants handed in, in one folder, within a budget of time."""
+"""glasslm capstone: a course project in one folder, within a time budget."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    DeviceConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
-from glasslm.config.units import seconds
+from glasslm.cli.flag_groups import RecipeFlags, compute_config
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import DeviceConfig
+from glasslm.config.units import parse_duration
 from glasslm.errors import InputError, require
-from glasslm.text import quoted, tell
+from glasslm.text import notify, quote_path
 
-DESCRIPTION = """A whole capstone in one command and one folder, for any text, within a budget of time.
+DESCRIPTION = """A course project in one command and one folder, on any text, within a time
+budget.
 
-A model is trained, choices are compared over three seeds, a scaling law is fitted and its prediction checked, and the
-checkpoint questions of a course are answered with the numbers of this very run. index.html is what to hand in. --quiz
-asks the questions first, and sets your answers beside those. The same command with --out goes on with one that was
-interrupted.
+It trains a model, compares design choices over three seeds, fits a scaling law
+and checks its prediction, and answers the checkpoint questions of a course with
+the numbers of this run. index.html is the page to hand in. --quiz asks you the
+questions first and shows your answers beside the right ones. To continue an
+interrupted capstone, give the same command with --out.
 
 Examples:
   glasslm capstone --budget 30m
@@ -35,77 +31,63 @@ Examples:
   glasslm capstone --budget overnight --text-file book.txt --preset medium"""
 
 OVERNIGHT = "8h"
-PRESETS = (
-    (3600.0, "tiny"),
-    (4 * 3600.0, "small"),
-)  # below these budgets; above, the one that a night is enough for
-LARGE = "medium"
-LEAST_S = 300.0  # below it neither study would say anything
+SMALL_PRESETS = ((3600.0, "tiny"), (4 * 3600.0, "small"))  # (budget in seconds, preset below it)
+LARGE_PRESET = "medium"  # for larger budgets
+MIN_BUDGET_S = 300.0  # a shorter study has too few steps for a result
 
 
-@dataclass(frozen=True)
-class Flags:
-    """How long, about which text, and around which recipe."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(RecipeFlags):
+    """The budget, the text and the recipe of a capstone."""
 
-    budget: str = "30m"
-    """Time for all of it: 30m, 3h, or overnight (8h)."""
+    budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "30m"
+    """Time for the whole capstone: 30m, 3h, or overnight (8h).
+    It chooses the preset: tiny, small from one hour, medium from four hours."""
     quiz: bool = False
-    """Ask the checkpoint questions before anything is trained, and keep the answers."""
-    out: Path | None = None
-    """The capstone's folder (default: a new one under ./runs); an interrupted one there goes on."""
-    preset: str = "tiny"
-    """The model and its recipe (default: tiny, small from an hour, medium from four hours)."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    compute: Annotated[DeviceConfig, tyro.conf.arg(name="")] = field(default_factory=DeviceConfig)
+    """Ask the checkpoint questions before training, and store the answers."""
+    out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
+    """Folder of the capstone. An interrupted capstone in it continues."""
+    compute: DeviceConfig = field(default_factory=DeviceConfig)
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.course.capstone import answers, capstone, handout, quiz
+    from glasslm.course.capstone import answers, build, handout, quiz
     from glasslm.runs import run_folder
 
     flags = parse(argv)
-    budget_s = _seconds(flags.budget)
-    require(
-        budget_s >= LEAST_S,
-        "budget",
-        flags.budget,
-        "five minutes at least, and better half an hour",
-    )
+    budget_s = _parse_budget(flags.budget)
+    require(budget_s >= MIN_BUDGET_S, "budget", flags.budget, "at least 5m, and better 30m")
     if flags.train.epochs is not None or flags.train.max_time is not None:
-        raise InputError(
-            "--epochs and --max-time do not go with a capstone, whose --budget says how long"
-        )
+        raise InputError("--budget is the time of a capstone: leave out --epochs and --max-time")
     folder = run_folder.study_folder(flags.out, "capstone", flags.preset)
-    compute = ComputeConfig(**vars(flags.compute))
-    base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
+    compute, base = compute_config(flags.compute), flags.config
     command = shlex.join(["glasslm", "capstone", *argv])
-    ledger = capstone.begin(folder, base, flags.preset, budget_s)
-    tell(
-        f"the capstone is in {folder}: the same command with --out {quoted(folder)} goes on with it"
+    ledger = build.open_ledger(folder, base, flags.preset, budget_s)
+    notify(
+        f"capstone: {folder} "
+        f"(to continue it, give the same command with --out {quote_path(folder)})"
     )
     if flags.quiz:
-        quiz.hold(capstone.questions(base, tell), folder)
-        ledger.restart()
-    outcome = capstone.train(ledger, base, flags.preset, compute, command, tell)
+        quiz.ask_questions(build.list_quiz_questions(base, notify), folder)
+        ledger.restart_clock()
+    outcome = build.train_model(ledger, base, flags.preset, compute, command, notify)
     if outcome and outcome.status == "interrupted":
         return outcome.exit_code
-    made = capstone.study(ledger, base, compute, command, tell)
-    page = handout.write(made, answers.answer(made.run.path))
+    capstone = build.run_studies(ledger, base, compute, command, notify)
+    page = handout.write(capstone, answers.answer_questions(capstone.run.path))
     print(f"hand in: {page}\ncapstone: {folder}")
-    return 3 if made.run.history.status == "diverged" else int(made.failed)
+    return 3 if capstone.run.history.status == "diverged" else int(capstone.is_incomplete)
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags over the preset that they name, or that the budget has time for."""
+    """The flags, over the preset that they name or the largest one that the budget allows."""
     from glasslm.cli import parsing
 
-    budget_s = _seconds(parsing.value_of("--budget", argv, default=Flags.budget))
-    fitting = next((name for below, name in PRESETS if budget_s < below), LARGE)
-    return parsing.over_preset(Flags, argv, "glasslm capstone", DESCRIPTION, fitting)
+    budget_s = _parse_budget(parsing.flag_value("--budget", argv, default=Flags.budget))
+    preset = next((name for limit_s, name in SMALL_PRESETS if budget_s < limit_s), LARGE_PRESET)
+    return parsing.parse_over_preset(Flags, argv, "glasslm capstone", DESCRIPTION, preset)
 
 
-def _seconds(budget: str) -> float:
-    return seconds(OVERNIGHT if budget == "overnight" else budget)
+def _parse_budget(budget: str) -> float:
+    """The budget in seconds."""
+    return parse_duration(OVERNIGHT if budget == "overnight" else budget)

@@ -12,32 +12,39 @@ from typing import Annotated
 
 import tyro
 
+from glasslm.config.flag_values import optional_flag
 from glasslm.errors import InputError
-from glasslm.runs.metrics import plain
-from glasslm.text import harmless, tell
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import escape_control_chars, notify
 
-WIDEST = 28  # columns of a value
+MAX_VALUE_WIDTH = 28  # characters of a value in a table
 
-DESCRIPTION = """Runs side by side: what differs in what they were told, what came of it, and their loss curves.
+DESCRIPTION = """Compare runs side by side: their settings, their results and their loss curves.
 
 Examples:
   glasslm compare shakespeare-tiny shakespeare-alibi
   glasslm compare runs/a runs/b runs/c --out abc
-  glasslm compare shakespeare-tiny code-tiny --cross     each run on each other's validation text"""
+  glasslm compare shakespeare-tiny code-tiny --cross
+      also scores each run on the validation text of the other"""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Which runs, and where the page goes."""
+    """The runs to compare, and the page."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN...")]
+    runs: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="RUN RUN...", help_behavior_hint="(required)"),
+    ]
     """Two or more runs: their folders, or their names under ./runs."""
-    out: Path | None = None
-    """Folder of comparison.html, comparison.md and figures (default: comparisons/A-B)."""
+    out: Annotated[Path | None, optional_flag("PATH", "comparisons/A-B")] = None
+    """Folder of comparison.html, comparison.md and figures."""
     cross: bool = False
-    """Also score every run on every validation text (at most 128 kB of each): bits per byte as a matrix."""
+    """Score every run on every validation text: a matrix of bits per byte.
+    At most 128 kB of each text are used."""
     json: bool = False
-    """Print one JSON object: runs (letter, path, results), differences, remarks, page, and with --cross cross."""
+    """Print one JSON object: runs (letter, path, results), differences, remarks, page.
+    With --cross also cross."""
 
 
 def main(argv: list[str]) -> int:
@@ -49,30 +56,30 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm compare", DESCRIPTION)
     if len(flags.runs) < 2:
         raise InputError(
-            f"{len(flags.runs)} run was given: expected two or more, as in `glasslm compare RUN RUN`"
+            f"{len(flags.runs)} run was given: expected two or more, as in glasslm compare RUN RUN"
         )
-    compared = comparison.sides([Run(run_folder.find(name)) for name in flags.runs])
+    compared = comparison.label_runs([Run(run_folder.find_run(name)) for name in flags.runs])
     names = [side.name for side in compared]
-    more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
-    matrix = cross_evaluation.measure(compared, tell) if flags.cross else None
+    n_more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
+    matrix = cross_evaluation.evaluate_runs(compared, notify) if flags.cross else None
     sections = [cross_evaluation.section(matrix, compared)] if matrix else []
-    page = comparison.write(
-        compared, flags.out or Path("comparisons", "-".join([*names[:3], *more])[:120]), sections
-    )
+    folder = flags.out or Path("comparisons", "-".join([*names[:3], *n_more])[:120])
+    page = comparison.write(compared, folder, sections)
     differences, remarks = comparison.differences(compared), comparison.remarks(compared)
     out = sys.stderr if flags.json else sys.stdout
     for side in compared:
-        print(f"{side.letter}  {harmless(str(side.run.path))}", file=out)
+        print(f"{side.letter}  {escape_control_chars(str(side.run.path))}", file=out)
     letters = [side.letter for side in compared]
     for title, rows in (
-        ("what came of it", comparison.results(compared)),
-        ("what differs", differences),
+        ("result", comparison.results(compared)),
+        ("difference", differences),
     ):
-        print(f"\n{_table(title, letters, rows)}", file=out)
-    print("\n" + _filled(remarks), file=out)
+        print(f"\n{_format_table(title, letters, rows)}", file=out)
+    print("\n" + _wrap(remarks), file=out)
     if matrix:
         print(
-            f"\n{_table('bits per byte', matrix.header, matrix.rows)}\n\n{_filled(matrix.remarks)}",
+            f"\n{_format_table('bits per byte', matrix.header, matrix.rows)}\n\n"
+            f"{_wrap(matrix.remarks)}",
             file=out,
         )
     print(f"page: {page}", file=out)
@@ -87,19 +94,19 @@ def main(argv: list[str]) -> int:
             "page": str(page),
             **({"cross": matrix.facts} if matrix else {}),
         }
-        print(json.dumps(plain(facts)))
+        print(json.dumps(to_json_types(facts)))
     return 0
 
 
-def _filled(remarks: Sequence[str]) -> str:
-    return "\n".join(textwrap.fill(harmless(remark), 100) for remark in remarks)
+def _wrap(remarks: Sequence[str]) -> str:
+    return "\n".join(textwrap.fill(escape_control_chars(remark), 100) for remark in remarks)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
-    """Aligned columns; of a long value the end, which is where paths and numbers of versions differ."""
+def _format_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
+    """Aligned columns. A long value is cut at its start: paths and versions differ at the end."""
     cells = [[title, *columns]]
-    cells += [[name, *map(_cut, values)] for name, values in rows] or [
-        ["nothing", *("" for _ in columns)]
+    cells += [[name, *map(_shorten, values)] for name, values in rows] or [
+        ["none", *("" for _ in columns)]
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(
@@ -107,6 +114,6 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[st
     )
 
 
-def _cut(value: str) -> str:
-    value = " ".join(harmless(value).split())
-    return value if len(value) <= WIDEST else f"...{value[3 - WIDEST :]}"
+def _shorten(value: str) -> str:
+    value = " ".join(escape_control_chars(value).split())
+    return value if len(value) <= MAX_VALUE_WIDTH else f"...{value[3 - MAX_VALUE_WIDTH :]}"

@@ -1,25 +1,28 @@
-"""glasslm corpus: list the named corpora, get one, or look closely at any text."""
+"""glasslm corpus: list the named corpora, download one, or inspect any text."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
 from glasslm.cli import parsing
+from glasslm.cli.flag_groups import JsonFlag
+from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.sources import corpora
 from glasslm.errors import InputError
-from glasslm.text import harmless, one_line, tell
+from glasslm.text import escape_control_chars, notify, to_one_line
 
 HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
-  list       the named corpora: size, licence, and where each comes from
-  get        download one (or find it) and check it, with the flags of `glasslm train` that say what text
-  inspect    sizes, vocabulary, compression, an excerpt, duplicates between training and validation
+  list       list the named corpora: size, licence and origin
+  get        download a corpus, or find it in the cache, and check it
+  inspect    show sizes, vocabulary, compression, an excerpt, and duplicates
+             between training and validation text
 
 Examples:
   glasslm corpus get shakespeare
@@ -27,44 +30,63 @@ Examples:
   glasslm corpus get --hf-dataset roneneldan/TinyStories --max-bytes 20MB
   glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"""
 
+GET_HELP = """Download a text, or find it in the cache, and check it.
+
+Example:
+  glasslm corpus get shakespeare"""
+
+INSPECT_HELP = """Show sizes, vocabulary, compression and an excerpt of a text, and duplicates
+between its training and validation part.
+
+Example:
+  glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"""
+
+NameArgument = Annotated[
+    tyro.conf.Positional[Corpus | None],
+    tyro.conf.arg(
+        metavar="[NAME]",
+        help=f"Named corpus: {', '.join(get_args(Corpus))}.",
+        help_behavior_hint="(default: none)",
+    ),
+]
 Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class GetFlags:
-    """Which text. The names are those of DataConfig's fields."""
+    """The text to get. The names are those of DataConfig's fields."""
 
-    name: Annotated[tyro.conf.Positional[Corpus | None], tyro.conf.arg(metavar="[NAME]")] = None
-    """A named corpus."""
+    name: NameArgument = None
     category: str = DataConfig.category
-    """Which abstracts of arXiv (https://arxiv.org/category_taxonomy)."""
+    """Category of the abstracts of arXiv (https://arxiv.org/category_taxonomy)."""
     max_results: int = DataConfig.max_results
-    """How many of them, the newest first."""
-    text_file: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH...")] = ()
-    """Your own text instead: it is looked for, and converted where it is a parquet file or a MediaWiki dump."""
-    hf_dataset: str | None = None
-    """A data set of Hugging Face instead, such as roneneldan/TinyStories."""
-    hf_config: str | None = None
-    """Which of its configurations."""
+    """Number of abstracts of arXiv, the newest first."""
+    text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "none")] = ()
+    """Use your own text instead: files, folders or glob patterns.
+    A parquet file is converted to text."""
+    hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
+    """Use a Hugging Face data set instead, such as roneneldan/TinyStories."""
+    hf_config: Annotated[str | None, optional_flag("NAME", "the data set's default")] = None
+    """Configuration of --hf-dataset."""
     hf_split: str = DataConfig.hf_split
-    """Which of its splits."""
-    hf_revision: str | None = None
-    """Which commit of it (default: the newest one, which is told)."""
-    hf_column: str | None = None
-    """The column with the text (default: text, or the only one that holds text)."""
-    max_bytes: str = DataConfig.max_bytes
-    """How much is taken of wikipedia or --hf-dataset, from its beginning."""
+    """Split of --hf-dataset."""
+    hf_revision: Annotated[str | None, optional_flag("COMMIT", "the newest one")] = None
+    """Commit of --hf-dataset."""
+    hf_column: Annotated[str | None, optional_flag("NAME", "text, or the only column of text")] = (
+        None
+    )
+    """Column of --hf-dataset that holds the text."""
+    max_bytes: Annotated[str, tyro.conf.arg(metavar="SIZE")] = DataConfig.max_bytes
+    """Size of the text taken from the start of wikipedia or --hf-dataset, such as 2GB."""
 
 
 @dataclass(frozen=True)
 class InspectFlags:
-    """Which text, how tokenised, how shown."""
+    """The text to inspect, and its tokenizer."""
 
-    name: Annotated[tyro.conf.Positional[Corpus | None], tyro.conf.arg(metavar="[NAME]")] = None
-    """A named corpus."""
+    name: NameArgument = None
     data: DataConfig = field(default_factory=DataConfig)
-    json: bool = False
-    """Print one JSON object."""
+    json: JsonFlag = False
 
 
 def main(argv: list[str]) -> int:
@@ -79,26 +101,27 @@ def main(argv: list[str]) -> int:
 
 def _list(argv: list[str]) -> int:
     if argv:
-        raise InputError(f"'corpus list' takes nothing after it, not {' '.join(argv)}")
-    rows: Rows = [(name, *facts) for name, facts in corpora.KNOWN.items()]
-    _show("", rows, ("name", "size", "licence", "where from"))
-    tell(
-        "also any data set of Hugging Face (--hf-dataset OWNER/NAME), and files of your own (--text-file PATH)"
+        raise InputError(f"'corpus list' takes no arguments: leave out {' '.join(argv)}")
+    rows: Rows = [(name, *facts) for name, facts in corpora.CORPUS_FACTS.items()]
+    _print_table("", rows, ("name", "size", "licence", "origin"))
+    notify(
+        "also: any Hugging Face data set (--hf-dataset OWNER/NAME), and your own files "
+        "(--text-file PATH)"
     )
     return 0
 
 
 def _get(argv: list[str]) -> int:
-    flags = parsing.parse(
-        GetFlags, argv, "glasslm corpus get", "Example: glasslm corpus get shakespeare"
-    )
-    chosen = vars(flags) | {"corpus": flags.name}
-    data = DataConfig(**{name: value for name, value in chosen.items() if name != "name"})
-    if not data.chosen:
+    flags = parsing.parse(GetFlags, argv, "glasslm corpus get", GET_HELP)
+    settings = vars(flags) | {"corpus": flags.name}
+    del settings["name"]
+    data = DataConfig(**settings)
+    if not data.has_source:
         raise InputError(
-            f"which text? choose from {', '.join(corpora.KNOWN)}, or give --hf-dataset or --text-file"
+            f"no text was named: choose from {', '.join(corpora.CORPUS_FACTS)}, "
+            "or give --hf-dataset or --text-file"
         )
-    source = corpora.find(data, tell)
+    source = corpora.find_source(data, notify)
     size = sum(file.bytes for file in source.files)
     where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
     print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")
@@ -106,85 +129,96 @@ def _get(argv: list[str]) -> int:
 
 
 def _inspect(argv: list[str]) -> int:
-    example = "Example: glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"
-    flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", example)
-    from glasslm.data import corpus_statistics, shards
+    flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", INSPECT_HELP)
+    from glasslm.data import corpus_statistics
+    from glasslm.data.dataset import prepare_dataset
 
     data = replace(flags.data, corpus=flags.name) if flags.name else flags.data
-    source = corpora.find(data, tell)
-    facts = corpus_statistics.facts(data, source, shards.prepare(data, source, tell))
+    source = corpora.find_source(data, notify)
+    facts = corpus_statistics.measure_corpus(data, source, prepare_dataset(data, source, notify))
     if flags.json:
         print(json.dumps(facts))
     else:
-        _print(facts)
+        _print_facts(facts)
     return 0
 
 
-def _print(facts: dict[str, Any]) -> None:
+def _print_facts(facts: dict[str, Any]) -> None:
     tokenizer, split = facts["tokenizer"], facts["split"]
     rows: Rows = [
         ("text", f"{facts['bytes']:,} bytes, {facts['characters']:,} characters"),
-        ("characters", f"{facts['distinct_characters']:,} different ones"),
+        ("characters", f"{facts['distinct_characters']:,} distinct"),
         ("tokenizer", f"{tokenizer['kind']}, a vocabulary of {tokenizer['vocab_size']:,}"),
         ("tokens", f"{facts['tokens']:,}"),
-        ("compression", f"{_ratios(facts)[0]} bytes, {_ratios(facts)[1]} characters a token"),
+        (
+            "compression",
+            f"{_format_ratios(facts)[0]} bytes, {_format_ratios(facts)[1]} characters a token",
+        ),
     ]
     for name in ("train", "val", "test"):
         if f"{name}_tokens" in split:
             rows.append(
                 (name, f"{split[f'{name}_tokens']:,} tokens, {split[f'{name}_bytes']:,} bytes")
             )
-    _show(harmless(facts["name"]), rows)
+    _print_table(escape_control_chars(facts["name"]), rows)
     files = facts["files"]
     listed: Rows = [
-        (f"{file['bytes']:,}", file["sha256"][:12], harmless(file["path"])) for file in files[:10]
+        (f"{file['bytes']:,}", file["sha256"][:12], escape_control_chars(file["path"]))
+        for file in files[:10]
     ]
     more: Rows = [("", "", f"and {len(files) - 10:,} more")] if len(files) > 10 else []
-    _show("files", listed + more, ("bytes", "sha256", "path"))
+    _print_table("files", listed + more, ("bytes", "sha256", "path"))
     if "vocabulary" in facts:
         shown = repr(facts["vocabulary"])
-        _show("vocabulary", [(harmless(shown if len(shown) <= 400 else shown[:400] + "..."),)])
+        _print_table(
+            "vocabulary",
+            [(escape_control_chars(shown if len(shown) <= 400 else shown[:400] + "..."),)],
+        )
     if facts.get("first_merges"):
         merges = [f"{a!r}+{b!r}".replace("\\\\x", "\\x") for a, b in facts["first_merges"]]
-        _show("first merges", [("  ".join(merges[i : i + 5]),) for i in range(0, len(merges), 5)])
+        _print_table(
+            "first merges", [("  ".join(merges[i : i + 5]),) for i in range(0, len(merges), 5)]
+        )
     head = ("characters", "bytes a token", "characters a token")
     for kind in ("script", "suffix"):
         groups = facts[f"by_{kind}"]
         if groups:
-            _show(
+            _print_table(
                 f"by {kind}",
-                [(g[kind], f"{g['characters']:,}", *_ratios(g)) for g in groups],
+                [(g[kind], f"{g['characters']:,}", *_format_ratios(g)) for g in groups],
                 (kind, *head),
             )
-    _show("validation text begins", [(one_line(facts["excerpt"], 200),)])
-    _show("validation text that is in the training text as well", _duplicates(facts["duplicates"]))
+    _print_table("start of the validation text", [(to_one_line(facts["excerpt"], 200),)])
+    _print_table(
+        "validation text that is also in the training text", _duplicate_rows(facts["duplicates"])
+    )
 
 
-def _ratios(facts: dict[str, Any]) -> tuple[str, str]:
+def _format_ratios(facts: dict[str, Any]) -> tuple[str, str]:
     return f"{facts['bytes_per_token']:.2f}", f"{facts['characters_per_token']:.2f}"
 
 
-def _duplicates(found: dict[str, Any]) -> Rows:
+def _duplicate_rows(duplicates: dict[str, Any]) -> Rows:
     rows: Rows = []
-    for kind, what in (
+    for kind, label in (
         ("lines", "lines of 20 characters or more"),
         ("windows", "windows of 50 characters"),
     ):
         share = (
             "none to compare"
-            if found[kind] is None
-            else f"{found[kind]:.1%} of {found[f'{kind}_compared']:,}"
+            if duplicates[kind] is None
+            else f"{duplicates[kind]:.1%} of {duplicates[f'{kind}_compared']:,}"
         )
-        rows.append((what, share))
-    if found["share_of_training_text"] < 1:
+        rows.append((label, share))
+    if duplicates["share_of_training_text"] < 1:
         rows.append(
-            ("compared with", f"{found['share_of_training_text']:.0%} of the training text")
+            ("compared with", f"{duplicates['share_of_training_text']:.0%} of the training text")
         )
     return rows
 
 
-def _show(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
-    """A table: with rich on a terminal, else aligned columns."""
+def _print_table(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
+    """Print a table: with rich on a terminal, else as aligned columns."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -1,4 +1,4 @@
-"""glasslm diagnose: what is wrong with a run, a configuration or a loss curve, why, and what to do."""
+"""glasslm diagnose: faults of a run, a configuration or a loss curve, and what to do about them."""
 
 from __future__ import annotations
 
@@ -12,63 +12,58 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from glasslm.cli.flag_groups import RUN_HELP, JsonFlag, RecipeFlags
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.errors import InputError
-from glasslm.report.findings import SEVERITY, Finding, worst
-from glasslm.runs.metrics import plain
-from glasslm.text import tell
+from glasslm.report.findings import SEVERITY, Finding, worst_verdict
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import notify
 
-DESCRIPTION = """Say what is wrong, what it means and what to do, one verdict for each signal: ok, watch or bad.
+DESCRIPTION = """Report faults, their meaning and what to do: one verdict for each signal, ok,
+watch or bad. The exit code is 1 if a signal is bad.
 
-With RUN (finished, interrupted or under way): its weights at several checkpoints, its history, and copies of its first
-weights that learn one batch by heart and try all learning rates. Without RUN: the same of a configuration, before it is
-trained; the flags are those of `glasslm train`. Nothing is written but a page with figures, and the run is only read.
-Some twenty seconds for the preset tiny. The exit code is 1 if something is bad.
+With RUN (finished, interrupted or still training) it examines the weights of
+several checkpoints and the history. It also trains copies of the first weights:
+on one batch, to overfit it, and on a range of learning rates. Without RUN it
+examines a configuration before training, given by the flags of `glasslm train`.
+The run is only read; the result is a page with figures. The preset tiny takes
+about 20 seconds.
 
 Examples:
   glasslm diagnose shakespeare-tiny-20260314-153000
   glasslm diagnose --preset nanogpt --lr 3e-3 --text-file book.txt
-  glasslm diagnose RUN --replay 1200       the batch of a spike, row by row
-  glasslm diagnose --curve log.csv         anybody's loss curve
-  glasslm diagnose --cookbook              what keeps training stable, shown by leaving it out"""
+  glasslm diagnose RUN --replay 1200    the batch of a spike, row by row
+  glasslm diagnose --curve log.csv      a loss curve of any program
+  glasslm diagnose --cookbook           training with and without each technique"""
 
 OUT = Path("diagnosis")
 
 
-@dataclass(frozen=True)
-class Flags:
-    """A run, or all that can be said about one."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(RecipeFlags):
+    """A run, or the settings of one."""
 
-    run: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[RUN]")] = None
-    """A run's folder, or its name under ./runs (default: the configuration that the flags describe)."""
-    replay: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None
-    """Go back to this step of RUN and show its batch, row by row."""
-    curve: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A loss curve instead, as CSV, JSON lines or a log."""
+    run: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(
+            metavar="[RUN]",
+            help=RUN_HELP,
+            help_behavior_hint="(default: the configuration of the flags)",
+        ),
+    ] = None
+    replay: Annotated[int | None, optional_flag("STEP", "none")] = None
+    """Replay this step of RUN and show its batch, row by row."""
+    curve: Annotated[Path | None, optional_flag("FILE", "none")] = None
+    """Diagnose a loss curve instead: CSV, JSON lines or a log."""
     cookbook: bool = False
-    """Train small models with and without each trick of stability instead."""
-    out: Path | None = None
-    """Folder for the page and its figures (default: diagnosis, inside RUN if there is one)."""
-    json: bool = False
-    """Print one JSON object at the end: verdict, findings, page."""
-    preset: str = "tiny"
-    """A named model with its recipe, where there is no RUN."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    """Train small models with and without each technique that stabilizes training instead."""
+    out: Annotated[
+        Path | None, optional_flag("PATH", "diagnosis, in the folder of RUN if given")
+    ] = None
+    """Folder of the page and its figures."""
+    json: JsonFlag = False
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-
-    @property
-    def config(self) -> RunConfig:
-        return RunConfig(self.model, self.data, self.optimizer, self.train)
 
 
 def main(argv: list[str]) -> int:
@@ -76,129 +71,129 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     if flags.curve is not None:
-        return _curve(flags.curve, flags.out or OUT, flags.json)
+        return _diagnose_curve(flags.curve, flags.out or OUT, flags.json)
     if flags.cookbook:
-        return _cookbook(flags)
-    run_dir = run_folder.find(flags.run) if flags.run is not None else None
+        return _run_cookbook(flags)
+    run_dir = run_folder.find_run(flags.run) if flags.run is not None else None
     if flags.replay is not None and run_dir is not None:
-        return _replay(run_dir, flags.replay, flags)
+        return _replay_step(run_dir, flags.replay, flags)
     return _diagnose(run_dir, flags)
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags over what the run, or the preset, says."""
+    """The flags, over the settings of the run or of the preset."""
     from glasslm.cli import parsing
     from glasslm.runs import run_folder
 
     run = argv[0] if argv and not argv[0].startswith("-") else None
     if run is not None:
-        name, config = "tiny", run_folder.Run(run_folder.find(run)).config
-    elif base := parsing.value_of("--init-from", argv, default=""):
-        name, config = "tiny", parsing.recipe_of(base, argv)
+        name, config = "tiny", run_folder.Run(run_folder.find_run(run)).config
+    elif base := parsing.flag_value("--init-from", argv, default=""):
+        name, config = "tiny", parsing.fine_tuning_recipe(base, argv)
     else:
-        name, config = parsing.preset_of(argv)
+        name, config = parsing.named_preset(argv)
     parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
     flags = parsing.parse(
         Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts)
     )
     if flags.run != run:
-        raise InputError("RUN comes first: glasslm diagnose RUN")
+        raise InputError("RUN comes first, as in glasslm diagnose RUN")
     _refuse_unread(flags, argv)
     if run is not None and (flags.config != config or flags.preset != name):
         raise InputError(
-            "RUN says how it was trained: leave out the flags of model, data, optimizer and training"
+            "RUN has its own settings: leave out the flags of model, data, optimizer and training"
         )
     return flags
 
 
 def _refuse_unread(flags: Flags, argv: list[str]) -> None:
-    """A curve and the cookbook read few of the flags: the others would be dropped in silence."""
+    """Raise InputError for a flag that --replay, --curve or --cookbook would ignore."""
     if flags.replay is not None and flags.run is None:
-        raise InputError(
-            "--replay goes back to a step of a run: glasslm diagnose RUN --replay STEP"
-        )
+        raise InputError("--replay needs a run: glasslm diagnose RUN --replay STEP")
     if flags.curve is None and not flags.cookbook:
         return
     mode, parts = (
         ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
     )
-    read = {mode, "--out", "--json"}
-    read |= {
-        "--" + each.name.replace("_", "-") for part in parts for each in dataclasses.fields(part)
+    read_flags = {mode, "--out", "--json"}
+    read_flags |= {
+        "--" + config_field.name.replace("_", "-")
+        for part in parts
+        for config_field in dataclasses.fields(part)
     }
     given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    unread = [flag for flag in given if flag.replace("--no-", "--") not in read]
-    if flags.run is not None or unread:
-        what = unread[0] if unread else "RUN"
+    ignored = [flag for flag in given if flag.replace("--no-", "--") not in read_flags]
+    if flags.run is not None or ignored:
         raise InputError(
-            f"{mode} stands for itself and would not read {what}: leave one of them out"
+            f"{mode} does not read {ignored[0] if ignored else 'RUN'}: leave one of them out"
         )
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
-    from glasslm.lab.diagnosis import diagnose
+    from glasslm.lab.diagnosis import diagnose, subject
 
     if run_dir is not None:
-        subject = diagnose.of_run(run_dir, flags.compute, tell)
+        target = subject.subject_from_run(run_dir, flags.compute, notify)
     else:
-        subject = diagnose.of_config(flags.config, flags.compute, tell)
-    made = diagnose.diagnose(subject, tell)
-    page = made.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
-    return _finish(made.text(), made.findings, page, flags.json)
+        target = subject.subject_from_config(flags.config, flags.compute, notify)
+    diagnosis = diagnose.diagnose(target, notify)
+    page = diagnosis.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
+    return _finish(diagnosis.text(), diagnosis.findings, page, flags.json)
 
 
-def _curve(file: Path, out: Path, as_json: bool) -> int:
-    """Anybody's loss curve."""
+def _diagnose_curve(file: Path, out: Path, as_json: bool) -> int:
     from glasslm.lab.diagnosis import curves
+    from glasslm.lab.diagnosis.curve_figure import draw_curve
+    from glasslm.lab.diagnosis.curve_files import read_curve
     from glasslm.lab.diagnosis.diagnose import Diagnosis
     from glasslm.report.page import Picture
 
-    curve = curves.read(file)
-    made = Diagnosis(f"Diagnosis of the curve {curve.name}", curves.findings(curve))
-    made.pictures.append(
-        Picture("curve", "The curve, and what stands out", lambda p: curves.draw(curve, p))
+    curve = read_curve(file)
+    diagnosis = Diagnosis(f"Diagnosis of the curve {curve.name}", curves.judge_curve(curve))
+    diagnosis.pictures.append(
+        Picture("curve", "The curve and its anomalies", lambda p: draw_curve(curve, p))
     )
-    return _finish(made.text(), made.findings, made.write(out), as_json)
+    return _finish(diagnosis.text(), diagnosis.findings, diagnosis.write(out), as_json)
 
 
-def _replay(run_dir: Path, step: int, flags: Flags) -> int:
-    """One step of a run, brought back."""
+def _replay_step(run_dir: Path, step: int, flags: Flags) -> int:
     from glasslm.lab.diagnosis import replay
     from glasslm.report import page
 
-    found = replay.replay(run_dir, step, flags.compute, tell)
-    title, lead = (
-        f"Step {step:,} of {run_dir.name}",
-        f"replayed from the checkpoint of step {found.resumed_from:,}",
+    step_replay = replay.replay_step(run_dir, step, flags.compute, notify)
+    title = f"Step {step:,} of {run_dir.name}"
+    lead = f"replayed from the checkpoint of step {step_replay.resumed_from:,}"
+    path = page.write(
+        flags.out or run_dir / OUT,
+        f"replay-{step}",
+        title,
+        lead,
+        replay.build_sections(step_replay),
     )
-    written = page.write(
-        flags.out or run_dir / OUT, f"replay-{step}", title, lead, replay.sections(found)
-    )
-    return _finish(replay.text(found), found.findings, written, flags.json)
+    return _finish(replay.format_replay(step_replay), step_replay.findings, path, flags.json)
 
 
-def _cookbook(flags: Flags) -> int:
-    """The tricks that keep training stable, each shown by leaving it out."""
+def _run_cookbook(flags: Flags) -> int:
     from glasslm.lab.diagnosis import cookbook
 
-    out = flags.out or OUT
-    cooked = cookbook.cook(flags.data, flags.compute, out, tell)
-    where = sys.stderr if flags.json else sys.stdout
-    print(f"{cookbook.text(cooked)}\npage: {out / 'cookbook.html'}", file=where, flush=True)
+    out_dir = flags.out or OUT
+    results = cookbook.run_cookbook(flags.data, flags.compute, out_dir, notify)
+    text = f"{cookbook.format_text(results)}\npage: {out_dir / 'cookbook.html'}"
+    print(text, file=sys.stderr if flags.json else sys.stdout, flush=True)
     if flags.json:
-        print(json.dumps(plain(dict(cookbook.facts(cooked)))))
+        print(json.dumps(to_json_types(dict(cookbook.json_facts(results)))))
     return 0
 
 
 def _finish(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -> int:
-    """Print what was found; the exit code."""
-    verdict = worst(findings)
+    """Print the findings. Returns the exit code."""
+    verdict = worst_verdict(findings)
     print(f"{text}\npage: {page}", file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
         facts = {
             "verdict": verdict,
-            "findings": [dataclasses.asdict(one) for one in findings],
+            "findings": [dataclasses.asdict(finding) for finding in findings],
             "page": str(page),
         }
-        print(json.dumps(plain(facts)))
+        print(json.dumps(to_json_types(facts)))
     return 1 if SEVERITY[verdict] == SEVERITY["bad"] else 0

@@ -1,4 +1,4 @@
-"""glasslm export: a trained model in the files of another program, and whether that computes the same."""
+"""glasslm export: a trained model in the files of another program, with its logits compared."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
+from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
+from glasslm.config.flag_values import optional_flag
 from glasslm.errors import GlasslmError, InputError
-from glasslm.text import tell
+from glasslm.text import notify
 
 if TYPE_CHECKING:
-    from glasslm.interop.model_export import Leaving
+    from glasslm.interop.model_export import ModelExport
 
-DESCRIPTION = """Take a trained model to Hugging Face transformers, to llama.cpp (GGUF), or its adapters to PEFT.
+DESCRIPTION = """Export a trained model to Hugging Face transformers or llama.cpp (GGUF), or its
+adapters to PEFT.
 
-What is written is read again with the library that it is for, where that is installed, and its logits are compared.
+The export is read again with the library that it is for, where that is
+installed, and the logits are compared. An export whose logits differ from the
+model's is deleted.
 
 Examples:
   glasslm export shakespeare-tiny --to hf --out shakespeare-hf
-  glasslm export shakespeare-tiny --to gguf --quantize q8_0 --out shakespeare.gguf
+  glasslm export shakespeare-tiny --to gguf --quantize q8_0 --out model.gguf
   glasslm export names-lora-8 --to peft --out names-peft"""
 
 
 @dataclass(frozen=True)
 class Flags:
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run's folder, or its name under ./runs."""
+    """The model to export, and the format."""
+
+    run: RunArgument
     to: Literal["hf", "gguf", "peft"]
-    """hf: a model folder; gguf: one file; peft: adapters alone. In hf and gguf adapters are merged into the weights."""
+    """Format: hf (a model folder), gguf (one file), or peft (adapters only).
+    In hf and gguf, adapters are merged into the weights."""
     out: Path
-    """The folder to write, which must not hold anything yet; for gguf also the file itself, if it ends in .gguf."""
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
-    """Which of the run's checkpoints."""
-    quantize: Literal["f32", "f16", "q8_0"] | None = None
-    """How gguf keeps matrices: as they are (f32, unless it is given), in 16 bits, or in 8."""
-    base: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Where the model is that peft's adapters stand beside (default: OUT/base, which is written too)."""
+    """Folder to write, which must be empty or new (for gguf also a file that ends in .gguf)."""
+    checkpoint: CheckpointFlag = "best"
+    quantize: Annotated[
+        Literal["f32", "f16", "q8_0"] | None, optional_flag("f32|f16|q8_0", "f32")
+    ] = None
+    """Format of the matrices in gguf: 32, 16 or 8 bits."""
+    base: Annotated[str | None, optional_flag("PATH", "OUT/base, which is written too")] = None
+    """Path of the model that the adapters of peft belong to."""
 
 
 def main(argv: list[str]) -> int:
@@ -53,52 +59,53 @@ def main(argv: list[str]) -> int:
 
 def _to_hf(flags: Flags) -> int:
     from glasslm import files
-    from glasslm.interop import card, hf
+    from glasslm.interop import hf, model_card
 
     hf.require_empty(flags.out)
-    model = _leaving(flags)
-    with files.in_the_making(flags.out) as aside:
-        hf.write(model, aside)
-        difference = _difference(model, lambda tokens: hf.logits(aside, tokens))
-        files.write_atomic(aside / "README.md", card.text(model, difference).encode())
-        told = _judged("transformers", difference, hf.TOLERANCE, flags.out)
-    print(told)
+    model = _load_export(flags)
+    with files.atomic_path(flags.out) as folder:
+        hf.write(model, folder)
+        difference = _compare_logits(model, lambda tokens: hf.logits(folder, tokens))
+        card = model_card.render_card(model, difference)
+        files.write_atomic(folder / "README.md", card.encode())
+        result = _judge("transformers", difference, hf.TOLERANCE, flags.out)
+    print(result)
     return 0
 
 
 def _to_gguf(flags: Flags) -> int:
     from glasslm import files
-    from glasslm.interop import gguf_file
+    from glasslm.interop import gguf_comparison, gguf_file
 
-    model, kind = _leaving(flags), flags.quantize or "f32"
-    path = (
-        flags.out
-        if flags.out.suffix == ".gguf"
-        else flags.out / f"{model.run.path.resolve().name}-{kind}.gguf"
-    )
+    model, kind = _load_export(flags), flags.quantize or "f32"
+    path = flags.out
+    if path.suffix != ".gguf":
+        path = path / f"{model.run.path.resolve().name}-{kind}.gguf"
     if path.exists():
-        raise InputError(f"{path} is there already: choose another --out")
-    with files.in_the_making(path) as aside:
-        gguf_file.write(model, aside, kind)
-        if other := gguf_file.misread(model.config):
-            tell(
-                f"note: transformers' own reader of GGUF would make {other} of it; --to hf is the way there"
+        raise InputError(f"{path} exists: choose another --out")
+    lines = []
+    with files.atomic_path(path) as file:
+        gguf_file.write(model, file, kind)
+        if misreading := gguf_comparison.transformers_misreading(model.config):
+            notify(
+                f"note: transformers reads this file as {misreading}: use --to hf for transformers"
             )
-        lines = []
-        for reading in gguf_file.readings(model, aside, kind):
-            seen = f"apart by {reading.largest:.1e} of the largest, {reading.divergence:.1e} nats a token"
-            if not reading.close(model.config, kind):
+        for comparison in gguf_comparison.compare_readers(model, file, kind):
+            difference = (
+                f"relative difference {comparison.largest_difference:.1e}, "
+                f"KL divergence {comparison.kl_divergence:.1e} nats a token"
+            )
+            if not comparison.is_close(model.config, kind):
                 raise GlasslmError(
-                    f"{reading.reader} computes something else from it ({seen}): {path} was not kept"
+                    f"logits differ in {comparison.reader} ({difference}): {path} was deleted"
                 )
-            tokens = "" if reading.same_tokens is None else ", tokens equal"
+            tokens = "" if comparison.same_tokens is None else ", tokens equal"
             lines.append(
-                f"{path}: logits equal in {reading.reader} as {kind} allows{tokens} ({seen})"
+                f"{path}: logits equal in {comparison.reader} as {kind} allows{tokens} "
+                f"({difference})"
             )
     if not lines:
-        tell(
-            "note: the logits were not compared: no program that reads the file is installed (llama-cpp-python)"
-        )
+        notify("note: logits not compared: install llama-cpp-python, which reads the file")
     print("\n".join(lines or [f"{path}: written, not compared"]))
     return 0
 
@@ -110,49 +117,53 @@ def _to_peft(flags: Flags) -> int:
     from glasslm.runs import checkpoint as checkpoints
 
     hf.require_empty(flags.out)
-    model = _leaving(flags)
-    held = checkpoints.load(model.run.path, parse_checkpoint(flags.checkpoint))
-    with files.in_the_making(flags.out) as aside:
-        # No folder of this machine in what may be published: it holds where the folder of adapters lies.
-        peft_files.write(model.run, held, aside, flags.base or f"{flags.out.resolve().name}/base")
-        base = Path(flags.base) if flags.base else aside / "base"
+    model = _load_export(flags)
+    checkpoint = checkpoints.load(model.run.path, parse_checkpoint(flags.checkpoint))
+    with files.atomic_path(flags.out) as folder:
+        # The adapters may be published: the path of their base is relative, without local folders.
+        base_path = flags.base or f"{flags.out.resolve().name}/base"
+        peft_files.write(model.run, checkpoint, folder, base_path)
+        base = Path(flags.base) if flags.base else folder / "base"
         if flags.base is None:
-            hf.write(peft_files.base_of(model.run, held), base)
-        found = None
+            hf.write(peft_files.base_export(model.run, checkpoint), base)
+        difference = None
         if base.is_dir():
-            found = _difference(model, lambda tokens: peft_files.logits(base, aside, tokens))
-        told = _judged("PEFT", found, hf.TOLERANCE, flags.out)
-    print(told)
+            difference = _compare_logits(
+                model, lambda tokens: peft_files.logits(base, folder, tokens)
+            )
+        result = _judge("PEFT", difference, hf.TOLERANCE, flags.out)
+    print(result)
     return 0
 
 
-def _leaving(flags: Flags) -> Leaving:
+def _load_export(flags: Flags) -> ModelExport:
     from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import model_export
 
-    return model_export.of(flags.run, parse_checkpoint(flags.checkpoint))
+    return model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
 
 
-def _difference(model: Leaving, theirs: Callable[[Any], Any]) -> float | None:
-    """Of our logits and theirs; None, and a word why, where their program is not installed."""
+def _compare_logits(model: ModelExport, compute_logits: Callable[[Any], Any]) -> float | None:
+    """Largest difference from the logits of another program, relative to the largest logit.
+
+    None, with a note, if that program is not installed.
+    """
     from glasslm.interop.model_export import largest_difference
 
-    tokens = model.probe()
+    tokens = model.probe_tokens()
     try:
-        found = theirs(tokens)
+        logits = compute_logits(tokens)
     except InputError as error:
-        tell(f"note: the logits were not compared: {error}")
+        notify(f"note: logits not compared: {error}")
         return None
-    return largest_difference(model.logits(tokens), found)
+    return largest_difference(model.logits(tokens), logits)
 
 
-def _judged(reader: str, difference: float | None, allowed: float, path: Path) -> str:
-    """The result for people. Raises GlasslmError where the two compute something else."""
+def _judge(reader: str, difference: float | None, tolerance: float, path: Path) -> str:
+    """The result in one line. Raises GlasslmError if the logits differ too much."""
     if difference is None:
         return f"{path}: written, not compared with {reader}"
-    seen = f"apart by {difference:.1e} of the largest, {allowed:.0e} allowed"
-    if not difference <= allowed:
-        raise GlasslmError(
-            f"{reader} computes something else from it ({seen}): {path} was not kept"
-        )
-    return f"{path}: logits equal in {reader} ({seen})"
+    numbers = f"relative difference {difference:.1e}, allowed {tolerance:.0e}"
+    if not difference <= tolerance:
+        raise GlasslmError(f"logits differ in {reader} ({numbers}): {path} was deleted")
+    return f"{path}: logits equal in {reader} ({numbers})"

@@ -1,4 +1,4 @@
-"""glasslm finetune: go on from a trained model with other text, by adapters or with all weights."""
+"""glasslm finetune: continue a trained model on other text, with adapters or with all weights."""
 
 from __future__ import annotations
 
@@ -7,50 +7,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from glasslm.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from glasslm.cli.flag_groups import ConfigFlags, JsonFlag, RunArgument, TrackFlag
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
 
-DESCRIPTION = """Go on from a trained model with other text: train adapters beside its frozen weights (LoRA), or all.
+DESCRIPTION = """Continue a trained model on other text: train adapters beside its frozen
+weights (LoRA), or train all weights.
 
 Examples:
   glasslm finetune shakespeare-tiny --text-file names.txt
-  glasslm finetune shakespeare-tiny --text-file names.txt --lora-rank 4 --lora-targets q,k,v,o
+  glasslm finetune shakespeare-tiny --text-file names.txt --lora-rank 4
   glasslm finetune shakespeare-tiny --text-file names.txt --full
   glasslm finetune shakespeare-tiny --text-file names.txt --study rank
 
-It is `glasslm train` with other defaults, so that all its flags work here. What is forgotten of the old text is
-measured along with what is learnt of the new one. `glasslm merge` makes one model of weights and adapters."""
+All flags of `glasslm train` work here, with other defaults. The loss on the
+old text is measured as well as the loss on the new one. `glasslm merge` makes
+one model of weights and adapters."""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """All that can be said about a fine-tuned run."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConfigFlags):
+    """The settings of a fine-tuned run."""
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The trained model: its run's folder, or its name under ./runs."""
+    run: RunArgument
     full: bool = False
     """Train all weights instead of adapters."""
-    study: Annotated[str | None, tyro.conf.arg(metavar="rank|targets")] = None
-    """Train several models instead of one, to see what the rank (2 to 64), or the choice of matrices, is worth."""
-    run_dir: Path | None = None
-    """The new run's (or study's) folder, which must not hold one yet (default: a new one under ./runs)."""
-    json: bool = False
-    """Print one JSON object at the end."""
-    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
-    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    study: Annotated[str | None, optional_flag("rank|targets", "none: one model")] = None
+    """Train several models to compare ranks (2 to 64), or choices of the adapted matrices."""
+    run_dir: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
+    """Folder of the new run or study, which must not contain one yet."""
+    json: JsonFlag = False
+    track: TrackFlag = ""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -59,16 +47,16 @@ def main(argv: list[str]) -> int:
     from glasslm.training import launch
 
     flags = parse(argv)
-    if not flags.data.chosen:
-        raise InputError("there is no text to learn: give --text-file PATH, or --corpus NAME")
-    config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
+    if not flags.data.has_source:
+        raise InputError("no text to learn was given: give --text-file PATH, or --corpus NAME")
+    config = flags.config
     command = shlex.join(["glasslm", "finetune", *argv])
     if flags.study and flags.track:
         raise InputError("--track shows one run, and --study trains several: leave one of them out")
     if flags.study:
-        from glasslm.lab.studies.adapter_study import study
+        from glasslm.lab.studies.adapter_study import run_study
 
-        print(study(flags.study, config, flags.compute, flags.run_dir, command))
+        print(run_study(flags.study, config, flags.compute, flags.run_dir, command))
         return 0
     name = "full" if flags.full else f"lora-{config.model.lora_rank}"
     outcome = launch.train(
@@ -78,29 +66,30 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags over the recipe that the trained model gives."""
+    """The flags, over the recipe that follows from the trained model."""
     from glasslm.cli import parsing
-    from glasslm.training.fine_tuning import RANK, Base, recipe
+    from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
 
     default = None
     if argv and not argv[0].startswith("-"):
-        config = recipe(Base(argv[0]), rank=0 if "--full" in argv else RANK)
+        config = fine_tuning_config(Base(argv[0]), rank=0 if "--full" in argv else DEFAULT_RANK)
         default = Flags(
-            argv[0],
+            run=argv[0],
             model=config.model,
             data=config.data,
             optimizer=config.optimizer,
             train=config.train,
         )
+    elif not {"-h", "--help"} & set(argv):
+        raise InputError("RUN comes first, as in glasslm finetune RUN --text-file PATH")
     flags = parsing.parse(Flags, argv, "glasslm finetune", DESCRIPTION, default=default)
-    if default is None:
-        raise InputError("RUN comes first: glasslm finetune RUN --text-file PATH")
     if flags.full and flags.model.lora_rank:
         raise InputError("both --full and --lora-rank were given: train all weights, or adapters")
     if not (flags.full or flags.model.lora_rank):
         raise InputError(
-            "lora_rank is 0, which leaves nothing to train: expected 1 or more, or --full for all weights"
+            "lora_rank is 0, so there is nothing to train: "
+            "expected 1 or more, or --full for all weights"
         )
-    if flags.train.init_from != default.train.init_from:
-        raise InputError("RUN says what to start from: leave out --init-from")
+    if default is not None and flags.train.init_from != default.train.init_from:
+        raise InputError("RUN is the model to start from: leave out --init-from")
     return flags

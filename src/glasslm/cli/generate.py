@@ -1,4 +1,4 @@
-"""`glasslm generate`: let a trained model write: a stream, lines of JSON, a conversation, or sampler beside sampler."""
+"""glasslm generate: text from a trained model, as a stream, JSON lines or a dialogue."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from typing import Annotated, TextIO
 
 import tyro
 
+from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.cli.parsing import parse
+from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.errors import InputError
 from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
 from glasslm.inference.sampling import Sampling
-from glasslm.inference.trained_model import (
-    ContextConfig,
-    GrammarName,
-    Model,
-    load,
-    parse_checkpoint,
-)
-from glasslm.text import size
+from glasslm.inference.trained_model import ContextConfig, GrammarName, Model, load_model, parse_checkpoint
+from glasslm.text import format_bytes
 
 SAMPLERS = {
     "greedy": Sampling(temperature=0.0),
@@ -39,83 +35,87 @@ SAMPLERS = {
     "min-p 0.05": Sampling(temperature=1.0, min_p=0.05),
     "repetition penalty 1.2": Sampling(temperature=1.0, repetition_penalty=1.2),
 }
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
+# On a terminal each control character is shown as its Unicode picture.
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
     0x7F: 0x2421,
     0x9B: 0x241B,
 }
 
-
-DESCRIPTION = """Let a trained model write.
+DESCRIPTION = """Generate text with a trained model.
 
 Examples:
   glasslm generate RUN --prompt "ROMEO:" --temperature 0.7 --max-new-tokens 300
-  glasslm generate RUN                             type one prompt after another
+  glasslm generate RUN          asks for one prompt after another
   echo -n "ROMEO:" | glasslm generate RUN --json
   glasslm generate RUN --prompt "ROMEO:" --compare
   glasslm generate RUN --context 512 --rope-scaling ntk --max-new-tokens 1000
 
-The text is shown after its prompt; with --grammar the output is the JSON alone."""
+The text is printed after its prompt; with --grammar the output is only JSON."""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What to write, and how."""
+    """The prompt, and how its continuation is generated."""
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run's folder, or its name under ./runs."""
+    run: RunArgument
     prompt: Annotated[
-        str | None, tyro.conf.arg(constructor=str, metavar="TEXT", help_behavior_hint="")
+        str | None,
+        tyro.conf.arg(
+            constructor=str, metavar="TEXT", help_behavior_hint="(default: standard input)"
+        ),
     ] = None
-    """Text to go on from; of one longer than the context the newest tokens are read."""
+    """Text to continue. If it is longer than the context, the newest tokens are read."""
     max_new_tokens: int = 200
-    """Tokens to write at most."""
+    """Largest number of tokens to generate."""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """Stop before this text appears; may be given several times."""
+    """Stop before this text appears. May be given several times."""
     num_samples: int = 1
     """Number of texts."""
-    grammar: Annotated[GrammarName | None, tyro.conf.arg(metavar="json")] = None
-    """json: write one JSON object or array that parses, within max_new_tokens."""
+    grammar: Annotated[GrammarName | None, optional_flag("json", "none")] = None
+    """Generate one valid JSON object or array (json), within --max-new-tokens."""
     compare: bool = False
-    """Show the usual samplers side by side on one prompt."""
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="best|latest|STEP")] = "best"
-    """Which of the run's checkpoints."""
+    """Show the results of several samplers side by side."""
+    checkpoint: CheckpointFlag = "best"
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
     json: bool = False
-    """Print one JSON object for each text: text (the continuation), prompt, tokens, finish (length or stop), seed."""
+    """Print one JSON object for each text: text, prompt, tokens, finish, seed."""
 
 
 def main(argv: list[str]) -> int:
-    flags = parse(Flags, argv, "glasslm generate", DESCRIPTION, repeatable=("--stop",))
-    model = load(
+    flags = parse(Flags, argv, "glasslm generate", DESCRIPTION)
+    model = load_model(
         flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
     )
     if flags.grammar and model.json_grammar.note:
         print(f"note: {model.json_grammar.note}", file=sys.stderr)
-    talk = flags.prompt is None and not flags.compare and not flags.json and _is_terminal(sys.stdin)
+    is_batch = flags.prompt is not None or flags.compare or flags.json
     try:
-        if talk:
-            _converse(model, flags)
+        if not is_batch and _is_terminal(sys.stdin):
+            _ask_for_prompts(model, flags)
             return 0
-        prompt = _piped() if flags.prompt is None else flags.prompt
-        (_compare if flags.compare else _print_texts)(model, flags, prompt, flags.sampling)
-        _tell_cache(model, flags, prompt)
+        prompt = _read_standard_input() if flags.prompt is None else flags.prompt
+        print_results = _print_comparison if flags.compare else _print_texts
+        print_results(model, flags, prompt, flags.sampling)
+        _print_cache_size(model, flags, prompt)
     except KeyboardInterrupt:
         print()
         return 130
     return 0
 
 
-def _converse(model: Model, flags: Flags) -> None:
-    """Prompt after prompt. Ctrl-C ends a text that is being written, or else, like Ctrl-D, the conversation."""
-    with contextlib.suppress(
-        ImportError
-    ):  # not on Windows, where the console itself keeps a history
+def _ask_for_prompts(model: Model, flags: Flags) -> None:
+    """Continue one prompt after another from the terminal.
+
+    Ctrl-C stops a text; at the prompt it ends the dialogue, like Ctrl-D.
+    """
+    # Windows has no readline; its console has a history of its own.
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() arrow keys and a history
-    _tell_cache(model, flags, "")
+    _print_cache_size(model, flags, "")
     print(
-        "Type the beginning of a text and press Enter; Ctrl-C stops a text, Ctrl-D leaves.",
+        "Type the start of a text and press Enter. Ctrl-C stops a text, Ctrl-D ends.",
         file=sys.stderr,
     )
     for turn in itertools.count():
@@ -124,35 +124,34 @@ def _converse(model: Model, flags: Flags) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        try:  # a new seed each turn: the same prompt again gives another text
-            _print_texts(
-                model,
-                flags,
-                prompt,
-                replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64),
-            )
+        # Each turn has its own seed, so that a repeated prompt gives another text.
+        sampling = replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64)
+        try:
+            _print_texts(model, flags, prompt, sampling)
         except KeyboardInterrupt:
             print()
         except InputError as error:
             print(error, file=sys.stderr)
 
 
-def _tell_cache(model: Model, flags: Flags, prompt: str) -> None:
-    """The memory of the keys and values, by its formula."""
+def _print_cache_size(model: Model, flags: Flags, prompt: str) -> None:
+    """Print the bytes of the KV cache as a product of its sizes."""
     c, rows, width = model.config.model, flags.num_samples, PRECISION_BYTES[model.engine.precision]
-    longest = len(encode_prompt(model.tokenizer, prompt))
-    capacity = cache_capacity(longest, flags.max_new_tokens, c.block_size, c.rolling)
+    prompt_length = len(encode_prompt(model.tokenizer, prompt))
+    capacity = cache_capacity(
+        prompt_length, flags.max_new_tokens, c.block_size, c.has_rolling_cache
+    )
     factors = " x ".join(
         f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items()
     )
     print(
-        f"cache: {factors} x {width} bytes = {size(cache_bytes(c, rows, capacity, width))}",
+        f"cache: {factors} x {width} bytes = {format_bytes(cache_bytes(c, rows, capacity, width))}",
         file=sys.stderr,
     )
 
 
 class _Text:
-    """One text as its pieces come."""
+    """A generated text, built from its pieces."""
 
     def __init__(self) -> None:
         self.text, self.tokens, self.finish = "", 0, ""
@@ -163,8 +162,10 @@ class _Text:
         self.finish = piece.finish or ""
 
 
-def _pieces(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Iterator[Piece]:
-    """Checked when called, computed as it is read."""
+def _generate_pieces(
+    model: Model, flags: Flags, prompt: str, sampling: Sampling
+) -> Iterator[Piece]:
+    """Pieces of all texts. The arguments are checked now, the pieces computed during iteration."""
     return model.pieces(
         [prompt],
         flags.max_new_tokens,
@@ -175,10 +176,10 @@ def _pieces(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Iter
     )
 
 
-def _texts(
+def _collect_texts(
     pieces: Iterator[Piece], count: int, show: Callable[[str], None] = lambda text: None
 ) -> list[_Text]:
-    """All texts, once they are written; `show` is given the first one while it is."""
+    """Read all pieces into texts. `show` is called with each piece of the first text."""
     texts = [_Text() for _ in range(count)]
     for piece in pieces:
         texts[piece.sample].add(piece)
@@ -188,26 +189,27 @@ def _texts(
 
 
 def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
-    """Each text after its prompt, or as a line of JSON; the speed goes to stderr."""
+    """Print each text after its prompt, or as a line of JSON. The speed goes to stderr."""
     start = time.monotonic()
-    pieces = _pieces(model, flags, prompt, sampling)
+    pieces = _generate_pieces(model, flags, prompt, sampling)
     if flags.json:
-        texts = _texts(pieces, flags.num_samples)
+        texts = _collect_texts(pieces, flags.num_samples)
         _print_json(texts, prompt, sampling.seed)
     else:
-        before = "" if flags.grammar else prompt
-        _show(before)
-        texts = _texts(pieces, flags.num_samples, _show)
-        _show("".join(f"\n---\n{before}{text.text}" for text in texts[1:]) + "\n")
+        prefix = "" if flags.grammar else prompt
+        _show(prefix)
+        texts = _collect_texts(pieces, flags.num_samples, _show)
+        _show("".join(f"\n---\n{prefix}{text.text}" for text in texts[1:]) + "\n")
     seconds, tokens = time.monotonic() - start, sum(text.tokens for text in texts)
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
-def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
-    """The same prompt and seed through each sampler: a table on a terminal, plain blocks elsewhere."""
+def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
+    """Print each sampler's text for one prompt and seed, as a table on a terminal."""
     results = {
-        name: _texts(
-            _pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)), flags.num_samples
+        name: _collect_texts(
+            _generate_pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)),
+            flags.num_samples,
         )
         for name, sampler in SAMPLERS.items()
     }
@@ -222,14 +224,16 @@ def _compare(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> Non
         table = Table("sampler", "text", show_lines=True)
         for name, texts in results.items():
             for text in texts:
-                table.add_row(name, Text.assemble((prompt, "dim"), text.text.translate(VISIBLE)))
+                table.add_row(
+                    name, Text.assemble((prompt, "dim"), text.text.translate(CONTROL_PICTURES))
+                )
         Console().print(table)
     else:
         for name, texts in results.items():
             _show("".join(f"== {name} ==\n{prompt}{text.text}\n\n" for text in texts))
 
 
-def _print_json(texts: list[_Text], prompt: str, seed: int, **more: str) -> None:
+def _print_json(texts: list[_Text], prompt: str, seed: int, **extra: str) -> None:
     for text in texts:
         line = {
             "text": text.text,
@@ -238,12 +242,12 @@ def _print_json(texts: list[_Text], prompt: str, seed: int, **more: str) -> None
             "finish": text.finish,
             "seed": seed,
         }
-        print(json.dumps(line | more), flush=True)
+        print(json.dumps(line | extra), flush=True)
 
 
 def _show(text: str) -> None:
-    """To stdout at once; on a terminal control characters become symbols, for a model may write any."""
-    sys.stdout.write(text.translate(VISIBLE) if _is_terminal(sys.stdout) else text)
+    """Print to stdout at once. On a terminal control characters become symbols."""
+    sys.stdout.write(text.translate(CONTROL_PICTURES) if _is_terminal(sys.stdout) else text)
     sys.stdout.flush()
 
 
@@ -251,8 +255,8 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _piped() -> str:
-    """The prompt from a pipe or file on standard input, as it is; empty where there is none."""
+def _read_standard_input() -> str:
+    """The prompt from a pipe or file, unchanged; empty if standard input is a terminal."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""glasslm import: a model folder of transformers as a run, to look into, score, go on from or let write."""
+"""glasslm import: a model folder of transformers as a run, to inspect, score, tune or generate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Annotated
 
 import tyro
 
-DESCRIPTION = """Bring in a model of the Llama or GPT-2 kind: config.json, safetensors and tokenizer.json in one folder.
+from glasslm.config.flag_values import optional_flag
+
+DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run. One folder contains its
+config.json, safetensors and tokenizer.json.
 
 Example:
   glasslm import downloads/SmolLM-135M --run-dir runs/smollm
@@ -18,12 +21,16 @@ Example:
 
 @dataclass(frozen=True)
 class Flags:
+    """The model to import, and the new run."""
+
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")]
-    """The model's folder, as transformers' save_pretrained or `glasslm export` wrote it; or a folder of PEFT's."""
-    run_dir: Path | None = None
-    """The new run's folder (default: one under ./runs, named after PATH)."""
-    base: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """The run that adapters (a folder of PEFT's) stand beside."""
+    """Folder of the model, written by save_pretrained or `glasslm export`, or a PEFT folder."""
+    run_dir: Annotated[Path | None, optional_flag("PATH", "one under ./runs, named after PATH")] = (
+        None
+    )
+    """Folder of the new run."""
+    base: Annotated[str | None, optional_flag("RUN", "none")] = None
+    """Run that the adapters of a PEFT folder belong to."""
 
 
 def main(argv: list[str]) -> int:
@@ -36,5 +43,5 @@ def main(argv: list[str]) -> int:
         flags.path.resolve().name, "imported"
     )
     command = shlex.join(["glasslm", "import", *argv])
-    print(f"run: {model_import.bring_in(flags.path, flags.base, run_dir, command)}")
+    print(f"run: {model_import.import_model(flags.path, flags.base, run_dir, command)}")
     return 0

@@ -1,4 +1,4 @@
-"""glasslm merge: one model of frozen weights and adapters."""
+"""glasslm merge: merge adapters into frozen weights, as a new run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from glasslm.cli.flag_groups import RunArgument
+from glasslm.config.flag_values import optional_flag
 
-DESCRIPTION = """Make one model of a fine-tuned run's weights and adapters, as a run of its own.
+DESCRIPTION = """Merge the adapters of a fine-tuned run into its weights, as a run of its own.
 
 Example:
   glasslm merge names-lora-8-20260314-153000"""
@@ -17,10 +18,11 @@ Example:
 
 @dataclass(frozen=True)
 class Flags:
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The run with adapters: its folder, or its name under ./runs."""
-    run_dir: Path | None = None
-    """Where to put the merged run (default: the run's own path with -merged at its end)."""
+    """The run with adapters, and the merged run."""
+
+    run: RunArgument
+    run_dir: Annotated[Path | None, optional_flag("PATH", "RUN-merged, beside RUN")] = None
+    """Folder of the merged run."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,8 +31,8 @@ def main(argv: list[str]) -> int:
     from glasslm.training import fine_tuning
 
     flags = parse(Flags, argv, "glasslm merge", DESCRIPTION)
-    run = run_folder.Run(run_folder.find(flags.run))
-    whole = run.path.resolve()  # of which "." has a name, too
-    path = flags.run_dir or whole.with_name(f"{whole.name}-merged")
-    print(f"run: {fine_tuning.merge(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
+    run = run_folder.Run(run_folder.find_run(flags.run))
+    adapted_dir = run.path.resolve()  # the name of "." is empty
+    path = flags.run_dir or adapted_dir.with_name(f"{adapted_dir.name}-merged")
+    print(f"run: {fine_tuning.merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
     return 0

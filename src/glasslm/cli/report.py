@@ -1,15 +1,14 @@
-"""glasslm report RUN: make a run's report.html, report.md and figures again."""
+"""glasslm report: write a run's report.html, report.md and figures again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from glasslm.cli.flag_groups import RunArgument
 from glasslm.cli.parsing import parse
 
-DESCRIPTION = """Make a run's report again: report.html, report.md and figures. Prints the path of report.html.
+DESCRIPTION = """Write the report of a run again: report.html, report.md and figures.
+Prints the path of report.html.
 
 Example:
   glasslm report runs/shakespeare-tiny-20260314-153000"""
@@ -17,8 +16,9 @@ Example:
 
 @dataclass(frozen=True)
 class Flags:
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run's folder, or its name under ./runs."""
+    """The run to report."""
+
+    run: RunArgument
 
 
 def main(argv: list[str]) -> int:
@@ -26,5 +26,5 @@ def main(argv: list[str]) -> int:
     from glasslm.report import run_report
     from glasslm.runs import run_folder
 
-    print(run_report.write(run_folder.find(flags.run)))
+    print(run_report.write(run_folder.find_run(flags.run)))
     return 0

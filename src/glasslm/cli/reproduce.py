@@ -1,4 +1,4 @@
-"""glasslm reproduce: train a run again from its record and compare the two, to the bit."""
+"""glasslm reproduce: train a run again from its record, and compare the two bit by bit."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
+from glasslm.cli.flag_groups import JsonFlag, RunArgument
+from glasslm.config.flag_values import optional_flag
 from glasslm.errors import require
-from glasslm.runs.metrics import plain
-from glasslm.text import tell
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import notify
 
 if TYPE_CHECKING:
     from glasslm.lab.verification.reproduction import Reproduction
 
-DESCRIPTION = """Train a run again, from run.json and the same text, into a new folder, and compare: every logged number
-but the clock's, and the bits of every checkpoint that both have. Exit code 0 when all is the same, 1 when not.
+DESCRIPTION = """Train a run again, from run.json and the same text, into a new folder, and
+compare every logged number except times, and every checkpoint that both runs
+have, bit by bit. The exit code is 0 if all are equal, 1 if not.
 
 Examples:
   glasslm reproduce runs/shakespeare-tiny-20260314-153000
-  glasslm reproduce RUN --steps 100                the first 100 steps of the same schedule"""
+  glasslm reproduce RUN --steps 100    the first 100 steps, same schedule"""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Which run, how much of it, and where to."""
+    """The run to reproduce, the number of steps, and the new run."""
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The run's folder, or its name under ./runs."""
-    run_dir: Path | None = None
-    """The new run's folder, which must not hold one yet (default: RUN-reproduced, beside it)."""
-    steps: int | None = None
-    """Only the first steps, so many (default: as many as the run made)."""
-    json: bool = False
-    """Print one JSON object at the end."""
+    run: RunArgument
+    run_dir: Annotated[Path | None, optional_flag("PATH", "RUN-reproduced, beside RUN")] = None
+    """Folder of the new run, which must not contain one yet."""
+    steps: Annotated[int | None, optional_flag("INT", "all steps of the run")] = None
+    """Number of steps to train, from the first one."""
+    json: JsonFlag = False
 
 
 def main(argv: list[str]) -> int:
@@ -49,54 +48,56 @@ def main(argv: list[str]) -> int:
 
     flags = parse(Flags, argv, "glasslm reproduce", DESCRIPTION)
     require(flags.steps is None or flags.steps >= 1, "steps", flags.steps, "1 or more")
-    path = run_folder.find(flags.run)
+    path = run_folder.find_run(flags.run)
     run_dir = flags.run_dir or path.with_name(f"{path.resolve().name}-reproduced")
-    came = reproduce(
-        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), tell
+    reproduction = reproduce(
+        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify
     )
-    print(_readable(came), file=sys.stderr if flags.json else sys.stdout)
+    print(_format_result(reproduction), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
-        facts = dataclasses.asdict(came) | {
-            "run": str(came.run),
-            "again": str(came.again),
-            "same": came.same,
+        facts = dataclasses.asdict(reproduction) | {
+            "run": str(reproduction.run),
+            "again": str(reproduction.again),
+            "same": reproduction.same,
         }
-        print(json.dumps(plain(facts)))
-    if came.interrupted_by is not None:
-        return 128 + came.interrupted_by
-    return 0 if came.same else 1
+        print(json.dumps(to_json_types(facts)))
+    if reproduction.interrupted_by is not None:
+        return 128 + reproduction.interrupted_by
+    return 0 if reproduction.same else 1
 
 
-def _readable(came: Reproduction) -> str:
-    from glasslm.lab.verification.reproduction import PROMISE
+def _format_result(reproduction: Reproduction) -> str:
+    """The comparison as lines of text."""
+    from glasslm.lab.verification.reproduction import REPRODUCIBILITY
 
-    compared = (
-        f"{came.lines:,} lines and {len(came.checkpoints)} checkpoints up to step {came.reached:,}"
-    )
-    lines = [f"compared: {compared}"]
-    if came.same:
+    lines = [
+        f"compared: {reproduction.lines:,} lines and {len(reproduction.checkpoints)} checkpoints "
+        f"up to step {reproduction.reached:,}"
+    ]
+    if reproduction.same:
         lines.append("the same, bit for bit")
-    elif came.parting:
-        parting, apart = came.parting, came.parting.apart
-        how_far = "" if apart is None else f", {apart:.3g} apart"
-        lines.append(f"they part at step {parting.step:,} ({parting.where}){how_far}")
+    elif reproduction.parting:
+        parting = reproduction.parting
+        difference = "" if parting.difference is None else f", by {parting.difference:.3g}"
+        lines.append(f"first difference at step {parting.step:,} ({parting.where}){difference}")
         if not isinstance(parting.then, str):
             lines.append(f"  then {parting.then!r}, now {parting.now!r}")
-    elif came.trained:
-        lines.append("every logged number is the same, but checkpoints are not")
+    elif reproduction.trained:
+        lines.append("every logged number is equal, but checkpoints differ")
     else:
-        lines.append("no step was compared: nothing is known")
-    for pair in came.checkpoints:
+        lines.append("no step was compared: the runs may differ")
+    for pair in reproduction.checkpoints:
         if not pair.same:
             lines.append(
-                f"  checkpoint {pair.step:,}: up to {pair.difference:.3g} apart ({pair.where})"
+                f"  checkpoint {pair.step:,}: largest difference {pair.difference:.3g} "
+                f"({pair.where})"
             )
-    lines += [f"note: {note}" for note in came.notes]
-    if came.circumstances:
-        lines.append("what differs around them:")
-        lines += [f"  {name}: {then} -> {now}" for name, then, now in came.circumstances]
-    if not came.same and came.trained:
-        lines.append(PROMISE)
-    if came.interrupted_by is not None:
-        lines.append(f"interrupted before step {came.steps:,}")
-    return "\n".join([*lines, f"run: {came.again}"])
+    lines += [f"note: {note}" for note in reproduction.notes]
+    if reproduction.circumstances:
+        lines.append("differences of program, machine or settings:")
+        lines += [f"  {name}: {then} -> {now}" for name, then, now in reproduction.circumstances]
+    if not reproduction.same and reproduction.trained:
+        lines.append(REPRODUCIBILITY)
+    if reproduction.interrupted_by is not None:
+        lines.append(f"interrupted before step {reproduction.steps:,}")
+    return "\n".join([*lines, f"run: {reproduction.again}"])

@@ -1,15 +1,13 @@
-"""glasslm resume: go on with a run exactly where its latest checkpoint stands."""
+"""glasslm resume: continue a run from its latest checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
-import tyro
-
+from glasslm.cli.flag_groups import JsonFlag, RunArgument, TrackFlag
 from glasslm.config.schema import ComputeConfig
 
-DESCRIPTION = """Go on with an interrupted run, exactly where it stopped.
+DESCRIPTION = """Continue an interrupted run exactly, from its latest checkpoint.
 
 Example:
   glasslm resume runs/shakespeare-tiny-20260314-153000"""
@@ -17,12 +15,11 @@ Example:
 
 @dataclass(frozen=True)
 class Flags:
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The run's folder, or its name under ./runs."""
-    json: bool = False
-    """Print one JSON object at the end."""
-    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
-    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
+    """The run to continue, and where it is computed."""
+
+    run: RunArgument
+    json: JsonFlag = False
+    track: TrackFlag = ""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -34,5 +31,5 @@ def main(argv: list[str]) -> int:
 
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
     return finish(
-        launch.resume(run_folder.find(flags.run), flags.compute, track=flags.track), flags.json
+        launch.resume(run_folder.find_run(flags.run), flags.compute, track=flags.track), flags.json
     )

@@ -1,4 +1,4 @@
-"""glasslm scale: a scaling law of a ladder of runs or of anybody's table; what to train with a given compute."""
+"""glasslm scale: fit a scaling law to a ladder of runs or to a table; plan a compute budget."""
 
 from __future__ import annotations
 
@@ -8,32 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
-from glasslm.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    DeviceConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
-from glasslm.errors import InputError, require
-from glasslm.lab.studies.sweep import RunnerName
-from glasslm.runs.metrics import plain
-from glasslm.text import quoted, tell
+from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
+from glasslm.cli.study_flags import RunnerFlags
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import DeviceConfig
+from glasslm.errors import InputError
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import notify, quote_path
 
 if TYPE_CHECKING:
-    from glasslm.lab.scaling.fit_report import Analysis
+    from glasslm.lab.scaling.analysis import Analysis
 
-DESCRIPTION = """How loss depends on size and tokens: a law with intervals, a backtest, a prediction that is checked.
+DESCRIPTION = """Fit the loss as a function of model size and tokens: a law with confidence
+intervals, a backtest, and a prediction that is checked.
 
---budget trains a ladder of sizes at several computes, planned to fit a time (or FLOPs, as a plain number): learning
-rates are tuned by size, every run decays to its end, and a run of four times the largest compute is predicted in
-writing before it is trained. The recipe is a preset with the flags of `glasslm train`. --fit takes a CSV file with the
-columns N (parameters), D (training tokens) or C (training FLOPs), and loss: three sizes on three token budgets at
-least; five by four is a design.
+--budget trains a ladder of sizes, planned to fit a time or a compute in FLOPs.
+Learning rates are tuned by size, and every run decays to its end. The loss of
+a run with four times the largest compute is predicted, and written down, before
+that run is trained. The recipe is a preset with the flags of `glasslm train`.
+
+--fit reads a CSV file with the columns N (parameters), D (training tokens) or C
+(training FLOPs), and loss. It needs at least three sizes on three token
+budgets; five by four is better.
 
 Examples:
   glasslm scale --budget 40m
@@ -42,102 +38,90 @@ Examples:
   glasslm scale --fit runs.csv --plan 1e15"""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What to train, what to fit, what to plan."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(RecipeFlags):
+    """The runs to train, the table to fit, the compute to plan."""
 
-    budget: Annotated[str | None, tyro.conf.arg(metavar="TIME|FLOPS")] = None
-    """Train a ladder, and the run that it predicts, in this time (30m) or with this compute (1e14)."""
-    fit: Annotated[Path | None, tyro.conf.arg(metavar="TABLE.csv")] = None
-    """Fit the law to runs of your own instead."""
-    plan: Annotated[float | None, tyro.conf.arg(metavar="FLOPS")] = None
-    """A compute to divide between size and tokens: by 20 tokens a parameter, and by the fit, if there is one."""
-    runner: RunnerName = "local"
-    """local: processes on this machine, one core each; ray: the cores of a cluster (pip install 'glasslm[ray]')."""
-    address: str | None = None
-    """Of the Ray cluster (default: one on this machine)."""
-    workers: int = 0
-    """Runs at once (0: one for each core)."""
-    out: Path | None = None
-    """The study's folder (default: a new one under ./runs, or scaling beside the table); one there goes on."""
-    json: bool = False
-    """Print one JSON object at the end."""
-    preset: str = "tiny"
-    """The recipe: a named model, whose width is varied."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    compute: Annotated[DeviceConfig, tyro.conf.arg(name="")] = field(default_factory=DeviceConfig)
+    budget: Annotated[str | None, optional_flag("TIME|FLOPS", "none")] = None
+    """Train a ladder and its predicted run in this time (30m) or compute (1e14)."""
+    fit: Annotated[Path | None, optional_flag("TABLE.csv", "none")] = None
+    """Fit the law to the runs of a table instead."""
+    plan: Annotated[float | None, optional_flag("FLOPS", "none")] = None
+    """Divide this compute between size and tokens: by 20 tokens per parameter, and by the fit."""
+    out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
+    """Folder of the study (with --fit: scaling, beside the table).
+    An interrupted study in it continues."""
+    json: JsonFlag = False
+    runner: RunnerFlags = field(default_factory=RunnerFlags)
+    compute: DeviceConfig = field(default_factory=DeviceConfig)
 
 
 def main(argv: list[str]) -> int:
     from glasslm.lab.scaling import fit_report
-    from glasslm.lab.scaling.plan import plan
+    from glasslm.lab.scaling.analysis import to_json
+    from glasslm.lab.scaling.plan import plan_compute
 
     flags = parse(argv)
-    require(flags.workers >= 0, "workers", flags.workers, "0 (one for each core) or more")
     if flags.budget is not None and flags.fit is not None:
         raise InputError("both --budget and --fit were given: choose one of them")
-    facts: dict[str, Any] = {}
-    said = []
-    found: Analysis | None = None
-    if flags.budget is not None:
-        found, page, study = _ladder(flags, flags.budget, argv)
-        facts["study"] = str(study)
-    elif flags.fit is not None:
-        found, page = _table(flags, flags.fit)
-    elif flags.plan is None:
+    if flags.budget is None and flags.fit is None and flags.plan is None:
         raise InputError(
             "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
         )
-    if found:
-        facts |= fit_report.as_json(found) | {"report": str(page)}
-        said += [fit_report.text(found), f"report: {page}"]
+    facts: dict[str, Any] = {}
+    paragraphs: list[str] = []
+    analysis: Analysis | None = None
+    if flags.budget is not None:
+        analysis, page, study = _run_ladder(flags, flags.budget, argv)
+        facts["study"] = str(study)
+    elif flags.fit is not None:
+        analysis, page = _fit_table(flags, flags.fit)
+    if analysis:
+        facts |= to_json(analysis) | {"report": str(page)}
+        paragraphs += [fit_report.summary(analysis), f"report: {page}"]
     if flags.plan is not None:
-        made = plan(flags.plan, found.boot if found else None)
+        plan = plan_compute(flags.plan, analysis.bootstrap if analysis else None)
         facts["plan"] = {
             name: {"N": choice.N, "D": choice.D, "loss": choice.loss.value if choice.loss else None}
-            for name, choice in (("rule", made.rule), ("fit", made.fitted))
+            for name, choice in (("rule", plan.rule), ("fit", plan.fitted))
             if choice is not None
         }
-        said.append(fit_report.plan_text(made))
-    print(json.dumps(plain(facts)) if flags.json else "\n\n".join(said))
+        paragraphs.append(fit_report.format_plan(plan))
+    print(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
     return 0
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags over the preset that they name."""
-    from glasslm.cli.parsing import over_preset
+    """The flags, over the preset that they name."""
+    from glasslm.cli.parsing import parse_over_preset
 
-    return over_preset(Flags, argv, "glasslm scale", DESCRIPTION)
+    return parse_over_preset(Flags, argv, "glasslm scale", DESCRIPTION)
 
 
-def _table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
+def _fit_table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
+    """Fit the runs of a table and write the report. Returns the analysis and the page."""
     from glasslm.lab.scaling import fit_report
-    from glasslm.lab.scaling.table import read
+    from glasslm.lab.scaling.analysis import analyse_runs
+    from glasslm.lab.scaling.table import read_runs
 
-    runs, lost = read(path)
-    for line in lost:
-        tell(f"note: {line}")
-    found = fit_report.analyse(runs)
-    return found, fit_report.write(
-        flags.out or path.parent / "scaling", found, f"Scaling law of {path.name}"
-    )
+    runs, skipped_rows = read_runs(path)
+    for message in skipped_rows:
+        notify(f"note: {message}")
+    analysis = analyse_runs(runs)
+    folder = flags.out or path.parent / "scaling"
+    return analysis, fit_report.write(folder, analysis, f"Scaling law of {path.name}")
 
 
-def _ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path, Path]:
+def _run_ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, Path, Path]:
+    """Train the ladder. Returns the analysis, the page, and the folder of the study."""
     from glasslm.lab.studies import scaling_report, scaling_study
-    from glasslm.lab.studies.sweep import Runner
     from glasslm.runs import run_folder
 
     folder = run_folder.study_folder(flags.out, "scaling", flags.preset)
-    tell(f"the study is in {folder}: the same command with --out {quoted(folder)} goes on with it")
-    base = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
-    runner = Runner(
-        ComputeConfig(**vars(flags.compute)), flags.runner, flags.address, flags.workers
+    notify(
+        f"study: {folder} (to continue it, give the same command with --out {quote_path(folder)})"
     )
-    study = scaling_study.study(
-        base, budget, runner, folder, tell, shlex.join(["glasslm", "scale", *argv])
-    )
-    return study.found, scaling_report.write(folder, study), folder
+    command = shlex.join(["glasslm", "scale", *argv])
+    runner = flags.runner.make_runner(flags.compute)
+    study = scaling_study.run_study(flags.config, budget, runner, folder, notify, command)
+    return study.analysis, scaling_report.write(folder, study), folder

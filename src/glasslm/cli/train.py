@@ -4,54 +4,41 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
-from glasslm.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, TrackFlag
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
-from glasslm.runs.metrics import plain
-from glasslm.text import tell
+from glasslm.runs.metrics import to_json_types
+from glasslm.text import notify
 
 if TYPE_CHECKING:
     from glasslm.training.launch import Outcome
 
-DESCRIPTION = """Train a language model from raw text.
+DESCRIPTION = """Train a language model on raw text.
 
 Examples:
-  glasslm train                                    Shakespeare, two minutes on two cores
+  glasslm train                 Shakespeare, two minutes on two cores
   glasslm train --text-file book.txt notes/ --tokenizer bpe --vocab-size 2048
   glasslm train --preset small --max-time 30m --position alibi
 
-Flags beat the preset. Ctrl-C saves; `glasslm resume RUN` goes on exactly where it stopped."""
+Flags override the preset. Ctrl-C saves a checkpoint; `glasslm resume RUN`
+continues the run exactly."""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """All that can be said about a run."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(RecipeFlags):
+    """The settings of a run."""
 
-    preset: str = "tiny"
-    """A named model with its recipe: tiny, small, medium, nanogpt, capstone or capstone-10m."""
-    run_dir: Path | None = None
-    """The run's folder, which must not hold a run yet (default: a new one under ./runs)."""
-    json: bool = False
-    """Print one JSON object at the end."""
-    track: Annotated[str, tyro.conf.arg(metavar="wandb|tensorboard")] = ""
-    """Show the run there while it goes on, too: in one of them, or in both with a comma between."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    run_dir: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
+    """Folder of the run, which must not contain a run yet."""
+    json: JsonFlag = False
+    track: TrackFlag = ""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -59,10 +46,9 @@ def main(argv: list[str]) -> int:
     from glasslm.training import launch
 
     flags = parse(argv)
-    config = RunConfig(flags.model, flags.data, flags.optimizer, flags.train)
     command = shlex.join(["glasslm", "train", *argv])
     outcome = launch.train(
-        config,
+        flags.config,
         flags.compute,
         flags.run_dir,
         preset=flags.preset,
@@ -73,40 +59,47 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags over the preset that they name."""
+    """The flags, over the preset or over the recipe of --init-from."""
     from glasslm.cli import parsing
 
-    if base := parsing.value_of("--init-from", argv, default=""):
-        if parsing.value_of("--preset", argv, default=""):
-            raise InputError(
-                "--preset describes a model, and --init-from brings one: give one of them"
-            )
-        config = parsing.recipe_of(base, argv)
-        default = Flags(
-            "finetuned", None, False, "", config.model, config.data, config.optimizer, config.train
-        )
-        return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
-    return parsing.over_preset(Flags, argv, "glasslm train", DESCRIPTION)
+    base = parsing.flag_value("--init-from", argv, default="")
+    if not base:
+        return parsing.parse_over_preset(Flags, argv, "glasslm train", DESCRIPTION)
+    if parsing.flag_value("--preset", argv, default=""):
+        raise InputError("both --preset and --init-from describe a model: give one of them")
+    config = parsing.fine_tuning_recipe(base, argv)
+    default = Flags(
+        preset="finetuned",
+        model=config.model,
+        data=config.data,
+        optimizer=config.optimizer,
+        train=config.train,
+    )
+    return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
 
 
 def finish(outcome: Outcome, as_json: bool) -> int:
-    """The summary and the exit code: what train and resume have in common at the end."""
+    """Write the report and print the summary of a run. Returns the exit code."""
     from glasslm.report import run_report
     from glasslm.training import display
 
-    path = run_report.write_after_training(outcome, tell)
+    path = run_report.write_after_training(outcome, notify)
     text = display.summary_text(
         outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s
     )
     if as_json:
-        tell(text)
-        best = outcome.best or {}
+        notify(text)
+        best: Mapping[str, Any] = outcome.best or {}
         report = str(path) if path else None
-        facts = {"run": str(outcome.run_dir), "status": outcome.status, "report": report}
+        facts: dict[str, Any] = {
+            "run": str(outcome.run_dir),
+            "status": outcome.status,
+            "report": report,
+        }
         facts |= {f"best_{key}": best.get(key) for key in ("step", "loss", "perplexity", "bpb")}
-        text = json.dumps(plain(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
+        text = json.dumps(to_json_types(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
     else:
         text = f"{text}\nrun: {outcome.run_dir}"
-    with suppress(BrokenPipeError):  # nobody reads it: the run is what it is all the same
+    with suppress(BrokenPipeError):  # a closed standard output does not change the run's exit code
         print(text, flush=True)
     return outcome.exit_code

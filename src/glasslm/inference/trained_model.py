@@ -14,11 +14,18 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from glasslm.config.conversion import from_dict, to_dict
-from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, ModelConfig, Precision, RunConfig
+from glasslm.config.flag_values import optional_flag
+from glasslm.config.schema import (
+    ComputeConfig,
+    DeviceName,
+    EngineName,
+    ModelConfig,
+    Precision,
+    RunConfig,
+)
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
@@ -38,9 +45,9 @@ WINDOWS_PER_CALL = 32  # of a scored text, in one call of Engine.losses
 class ContextConfig:
     """The context of a trained model, where it differs from that of training."""
 
-    context: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Context in tokens (default: as in training). Learned positions allow no other."""
-    rope_scaling: Annotated[RopeScalingName | None, tyro.conf.arg(metavar="linear|ntk")] = None
+    context: Annotated[int | None, optional_flag("INT", "the context of training")] = None
+    """Context in tokens. Learned positions allow no other than that of training."""
+    rope_scaling: Annotated[RopeScalingName | None, optional_flag("linear|ntk", "none")] = None
     """Stretch rope to a longer --context: linear (arXiv:2306.15595), or ntk, less at high
     frequencies."""
 

@@ -1,0 +1,55 @@
+"""Flags that several commands share. Every command shows them flat: a group adds no prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from glasslm.config.schema import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+
+RUN_HELP = "Folder of a run, or its name under ./runs."
+
+RunArgument = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help=RUN_HELP)]
+CheckpointFlag = Annotated[
+    str,
+    tyro.conf.arg(metavar="best|latest|STEP", help="Checkpoint of the run."),
+]
+JsonFlag = Annotated[bool, tyro.conf.arg(help="Print one JSON object at the end.")]
+TrackFlag = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="wandb|tensorboard",
+        help="Also log the run to a tracker, or to both with a comma between.",
+        help_behavior_hint="(default: none)",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFlags:
+    """The flags of a RunConfig."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run that the flags describe."""
+        return RunConfig(self.model, self.data, self.optimizer, self.train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFlags(ConfigFlags):
+    """A preset and the flags that override it."""
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """Named model with its recipe: tiny, small, medium, nanogpt, capstone or capstone-10m."""
+
+
+def compute_config(device: DeviceConfig) -> ComputeConfig:
+    """The settings of a run that is trained on `device`."""
+    return ComputeConfig(**vars(device))

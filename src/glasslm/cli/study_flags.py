@@ -1,0 +1,30 @@
+"""Flags that the studies share: where their runs are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from glasslm.cli.flag_groups import compute_config
+from glasslm.config.flag_values import optional_flag, require_fields
+from glasslm.config.schema import DeviceConfig
+from glasslm.lab.studies.sweep import Runner, RunnerName
+
+
+@dataclass(frozen=True)
+class RunnerFlags:
+    """Where the runs of the study are computed."""
+
+    runner: RunnerName = "local"
+    """Use this machine, one core a run (local), or a cluster (ray: pip install 'glasslm[ray]')."""
+    address: Annotated[str | None, optional_flag("ADDRESS", "a cluster on this machine")] = None
+    """Address of the Ray cluster."""
+    workers: int = 0
+    """Runs at once (0: one for each core)."""
+
+    def __post_init__(self) -> None:
+        require_fields(self, ["workers"], lambda x: x >= 0, "0 (one for each core) or more")
+
+    def make_runner(self, device: DeviceConfig) -> Runner:
+        """The runner that computes on `device`."""
+        return Runner(compute_config(device), self.runner, self.address, self.workers)
