@@ -236,30 +236,33 @@ def _norm(model: Model, rows: dict[str, Array], name: str, x: Array) -> Array:
 
     A norm without a faster form in FAST_NORMS is the op of training.
     """
-    c, norm = model.config, ops.NORMS[model.config.norm]
-    parameters = [rows.get(f"{name}.{word}") for word in norm.parameters]
+    c = model.config
     if c.norm in FAST_NORMS:
-        return FAST_NORMS[c.norm](x, *parameters, c.norm_eps)
-    y, _ = norm.op(x, *parameters, model.empty, c.norm_eps)
+        return FAST_NORMS[c.norm](x, rows, name, c.norm_eps)
+    op, words = ops.NORMS[c.norm]
+    y, _ = op(x, *(rows.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps)
     return y
 
 
-def _rms_norm(x: Array, gain: Array, eps: float) -> Array:
+def _rms_norm(x: Array, rows: dict[str, Array], name: str, eps: float) -> Array:
     y = _rms(x, eps)
-    y *= gain
+    y *= rows[f"{name}.weight"]
     return y
 
 
-def _layer_norm(x: Array, gain: Array, bias: Array | None, eps: float) -> Array:
+def _layer_norm(x: Array, rows: dict[str, Array], name: str, eps: float) -> Array:
     y = _rms(x - x.mean(-1, keepdims=True), eps)
-    y *= gain
-    if bias is not None:
+    y *= rows[f"{name}.weight"]
+    if (bias := rows.get(f"{name}.bias")) is not None:
         y += bias
     return y
 
 
-# Norms in fewer calls of NumPy than the ops of training need: (x, *parameters, eps) -> y.
-FAST_NORMS: dict[Norm, Callable[..., Array]] = {"rmsnorm": _rms_norm, "layernorm": _layer_norm}
+# Norms in fewer calls of NumPy than the ops of training need: x (N, D), rows, name, eps -> (N, D).
+FAST_NORMS: dict[Norm, Callable[[Array, dict[str, Array], str, float], Array]] = {
+    "rmsnorm": _rms_norm,
+    "layernorm": _layer_norm,
+}
 
 
 def _rms(x: Array, eps: float) -> Array:
