@@ -74,7 +74,7 @@ class Asked:
     def answers(self, kind: str) -> dict[str, Answer]:
         if kind not in self._answers:
             self._answers[kind] = {
-                answer.question.name: answer for answer in answers.answer(self.run(kind))
+                answer.question.name: answer for answer in answers.answer_questions(self.run(kind))
             }
         return self._answers[kind]
 

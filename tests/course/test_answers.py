@@ -1,7 +1,4 @@
-"""What the answers measure, once more by other means.
-
-Attention, order, merges, sampling, compression; all drawable.
-"""
+"""The numbers of the answers, compared with independent computations."""
 
 from __future__ import annotations
 
@@ -18,8 +15,14 @@ import pytest
 from asked_runs import KINDS, QUICK, Asked, column, number
 
 from glasslm.config.schema import ComputeConfig
-from glasslm.course.capstone import about_attention, about_order, about_text, answers, run_context
-from glasslm.course.capstone.questions import ask
+from glasslm.course.capstone import (
+    answers,
+    attention_answers,
+    position_answers,
+    run_context,
+    text_answers,
+)
+from glasslm.course.capstone.questions import list_questions
 from glasslm.data import tokenizers
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy import attention
@@ -38,7 +41,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
 
 # -- attention -------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
@@ -49,7 +51,9 @@ def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
         for pattern in (r"head (\d)", r"position (\d+) asks")
     )
     w = checkpoint.load(asked.run("one layer"), "best").weights()
-    x = w["embedding.weight"][run_context.read(asked.run("one layer")).look.tokens].astype(float)
+    x = w["embedding.weight"][
+        run_context.read_run(asked.run("one layer")).activations.tokens
+    ].astype(float)
     n = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w["blocks.0.attention_norm.weight"]
     q, k = (n @ w[f"blocks.0.attention.{name}.weight"].T.astype(float) for name in "qk")
     scores = (
@@ -66,13 +70,18 @@ def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, asked: Asked) -> None:
     """Also with a slope for the distance, a window, and keys of unit size."""
-    answer, look = asked.answers(kind)["attention"], run_context.read(asked.run(kind)).look
+    answer, activations = (
+        asked.answers(kind)["attention"],
+        run_context.read_run(asked.run(kind)).activations,
+    )
     layer, head, query = map(
         int, re.search(r"block (\d+), head (\d+),.* position (\d+) asks", answer.text[-1]).groups()
     )
     places = [int(place) for place in column(answer, 0)]
     np.testing.assert_allclose(
-        list(map(float, column(answer, -1))), look.weights[layer, head, query, places], atol=6e-5
+        list(map(float, column(answer, -1))),
+        activations.weights[layer, head, query, places],
+        atol=6e-5,
     )
     assert sum(map(float, column(answer, -1))) == pytest.approx(1, abs=1e-3)
 
@@ -83,23 +92,32 @@ def test_without_the_division_is_what_a_model_with_larger_queries_does(asked: As
     shallow = dataclasses.replace(
         Run(path).config, model=dataclasses.replace(Run(path).config.model, n_layers=1)
     )
-    of = dataclasses.replace(run_context.read(path), config=shallow.model)
-    engine = make_engine(shallow, of.vocab_size, ComputeConfig(engine="numpy", threads=1))
+    context = dataclasses.replace(run_context.read_run(path), config=shallow.model)
+    engine = make_engine(shallow, context.vocab_size, ComputeConfig(engine="numpy", threads=1))
     weights = checkpoint.load(path, "best").weights()
-    kept = {name: array for name, array in weights.items() if "blocks.1." not in name}
-    looks = []
+    matched = {name: array for name, array in weights.items() if "blocks.1." not in name}
+    all_activations = []
     for factor in (8, 32):
         engine.load(
-            (name, array * factor if ".q." in name else array) for name, array in kept.items()
+            (name, array * factor if ".q." in name else array) for name, array in matched.items()
         )
-        looks.append(
-            run_context._look(
-                trained_model.Model(shallow, of.look.model.tokenizer, engine, 8), of.dataset
+        all_activations.append(
+            run_context._compute_activations(
+                trained_model.Model(shallow, context.activations.model.tokenizer, engine, 8),
+                context.dataset,
             )
         )
-    question = next(one for one in ask(shallow, of.vocab_size) if one.name == "sqrt-dk")
-    answer = about_attention.division(question, dataclasses.replace(of, look=looks[0]))
-    larger = about_attention.division(question, dataclasses.replace(of, look=looks[1]))
+    question = next(
+        question
+        for question in list_questions(shallow, context.vocab_size)
+        if question.name == "sqrt-dk"
+    )
+    answer = attention_answers.explain_division(
+        question, dataclasses.replace(context, activations=all_activations[0])
+    )
+    larger = attention_answers.explain_division(
+        question, dataclasses.replace(context, activations=all_activations[1])
+    )
     assert column(answer, 2)[1:] == column(larger, 1)[1:]
     assert column(answer, 1)[1:] != column(answer, 2)[1:]
     assert number(column(answer, 2)[0]) == pytest.approx(
@@ -110,9 +128,9 @@ def test_without_the_division_is_what_a_model_with_larger_queries_does(asked: As
 def test_the_mask_is_proven_and_a_missing_one_is_seen(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = asked.answers("plain")["causal-mask"].text[-1]
-    assert "before it move by 0.0 at most" in told
-    assert float(re.search(r"own place by up to (\S+)\. ", told)[1]) > 1e-3
+    paragraph = asked.answers("plain")["causal-mask"].text[-1]
+    assert "before it move by 0.0 at most" in paragraph
+    assert float(re.search(r"own place by up to (\S+)\. ", paragraph)[1]) > 1e-3
 
     def all_visible(T: int, dtype: Any, window: int) -> tuple[Any, Any]:
         return np.ones((T, T), dtype), np.ones(T, dtype)
@@ -120,7 +138,7 @@ def test_the_mask_is_proven_and_a_missing_one_is_seen(
     monkeypatch.setattr(attention, "_masks", all_visible)
     broken = next(
         answer
-        for answer in answers.answer(asked.run("plain"))
+        for answer in answers.answer_questions(asked.run("plain"))
         if answer.question.name == "causal-mask"
     )
     assert "before it move by 0.0" not in broken.text[-1]
@@ -144,33 +162,36 @@ def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
         ).items()
         if name.startswith(("blocks.0.attention.", "blocks.0.attention_norm."))
     }
-    named = re.findall(r"(blocks[\w.]+) \(([\d, ]+)\)", " ".join(column(answer, 2)))
-    assert {name: tuple(map(int, shape.split(", "))) for name, shape in named} == {
+    shapes_by_name = re.findall(r"(blocks[\w.]+) \(([\d, ]+)\)", " ".join(column(answer, 2)))
+    assert {name: tuple(map(int, shape.split(", "))) for name, shape in shapes_by_name} == {
         name: row.shape for name, row in rows.items()
     }
     matrices = sum(row.size for name, row in rows.items() if re.search(r"\.[qkvo]\.weight$", name))
     assert answer.number == matrices
-    look = run_context.read(path).look
+    activations = run_context.read_run(path).activations
     shapes = {line.split(" ")[0]: shape for line, shape, _ in answer.rows}
-    assert shapes["p"] == str(look.weights[0].shape)
+    assert shapes["p"] == str(activations.weights[0].shape)
 
 
 # -- order -----------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_without_positions_only_a_second_layer_sees_order(asked: Asked) -> None:
     contexts = np.random.default_rng(0).integers(0, 18, (6, 20))
-    of = run_context.read(asked.run("plain"))
-    told = about_order.turned(of.look.model.engine, contexts)
-    bare = about_order.turned(about_order.without_positions(of, of.look), contexts)
+    context = run_context.read_run(asked.run("plain"))
+    effect = position_answers.measure_reversal(context.activations.model.engine, contexts)
+    bare = position_answers.measure_reversal(
+        position_answers.engine_without_positions(context, context.activations), contexts
+    )
     one, two = (
-        about_order.turned(run_context.read(asked.run(kind)).look.model.engine, contexts)
+        position_answers.measure_reversal(
+            run_context.read_run(asked.run(kind)).activations.model.engine, contexts
+        )
         for kind in ("one layer", "unplaced")
     )
-    assert one.moved < 1e-5
-    assert one.guesses == 0
-    assert min(told.moved, bare.moved, two.moved) > 1e-4
+    assert one.logit_change < 1e-5
+    assert one.changed_guesses == 0
+    assert min(effect.logit_change, bare.logit_change, two.logit_change) > 1e-4
 
 
 def test_positions_are_switched_off_and_nothing_else(asked: Asked) -> None:
@@ -178,26 +199,34 @@ def test_positions_are_switched_off_and_nothing_else(asked: Asked) -> None:
 
     Learned ones are left out.
     """
-    of, tokens = run_context.read(asked.run("post")), np.arange(12)[None] % 18
-    c = dataclasses.replace(of.run.config.model, position="none")
+    context, tokens = run_context.read_run(asked.run("post")), np.arange(12)[None] % 18
+    c = dataclasses.replace(context.run.config.model, position="none")
     bare = make_engine(
-        dataclasses.replace(of.run.config, model=c), of.vocab_size, ComputeConfig(precision="fp64")
+        dataclasses.replace(context.run.config, model=c),
+        context.vocab_size,
+        ComputeConfig(precision="fp64"),
     )
     weights = checkpoint.load(asked.run("post"), "best").weights()
     bare.load((name, array) for name, array in weights.items() if name != "position.weight")
-    switched = about_order.without_positions(of, of.look)
+    switched = position_answers.engine_without_positions(context, context.activations)
     np.testing.assert_allclose(
         switched.losses(tokens, tokens), bare.losses(tokens, tokens), rtol=1e-5
     )
     assert (
-        np.abs(switched.losses(tokens, tokens) - of.look.model.engine.losses(tokens, tokens)).max()
+        np.abs(
+            switched.losses(tokens, tokens)
+            - context.activations.model.engine.losses(tokens, tokens)
+        ).max()
         > 1e-4
     )
 
 
 def test_what_is_said_of_order_fits_the_model(asked: Asked) -> None:
     assert "its one layer cannot see order" in asked.answers("one layer")["positions"].text[-1]
-    assert "by way of the mask, through 2 layers" in asked.answers("unplaced")["positions"].text[-1]
+    assert (
+        "by way of the mask alone, through 2 layers"
+        in asked.answers("unplaced")["positions"].text[-1]
+    )
     assert asked.answers("unplaced")["positions"].header == ("measured", "this model")
     switched = asked.answers("plain")["positions"]
     assert "positions switched off" in switched.header
@@ -206,7 +235,6 @@ def test_what_is_said_of_order_fits_the_model(asked: Asked) -> None:
 
 
 # -- text ------------------------------------------------------------------------------------------
-# -------------------
 
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
@@ -215,7 +243,7 @@ def test_every_merge_joins_the_commonest_pair(kind: str, asked: Asked) -> None:
     answer = asked.answers(kind)["bpe"]
     training = asked.text.read_bytes()[: math.floor(0.9 * asked.text.stat().st_size)].decode()
     words = [[*map(str, word)] for word in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+", training)]
-    assert len(answer.rows) == about_text.MERGES
+    assert len(answer.rows) == text_answers.SHOWN_MERGES
     for _, joins, token, joined, left, _ in answer.rows:
         pairs: dict[tuple[str, str], int] = {}
         for word in words:
@@ -240,35 +268,43 @@ def test_a_run_with_bpe_shows_its_own_merges(asked: Asked) -> None:
         token.strip("“”").replace("␣", " ").encode()
         for token in column(asked.answers("bpe")["bpe"], 2)
     ]
-    assert shown == [a + b for a, b in own.merges[: about_text.MERGES]]
+    assert shown == [a + b for a, b in own.merges[: text_answers.SHOWN_MERGES]]
     assert "this run's own" in asked.answers("bpe")["bpe"].text[1]
     assert "has no such merges" in asked.answers("plain")["bpe"].text[1]
 
 
 def test_what_is_kept_is_counted_by_hand(asked: Asked) -> None:
-    answer, look = asked.answers("post")["sampling"], run_context.read(asked.run("post")).look
-    logits = look.logits.astype(float)
+    answer, activations = (
+        asked.answers("post")["sampling"],
+        run_context.read_run(asked.run("post")).activations,
+    )
+    logits = activations.logits.astype(float)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     bits = -(p * np.log2(p)).sum(-1)
     for which, place in ((1, 11 + bits[11:].argmin()), (2, 11 + bits[11:].argmax())):
-        after, _, *found = column(answer, which)
+        after, _, *cells = column(answer, which)
         down = np.sort(p[place])[::-1]
-        kept = int((np.cumsum(down) < 0.9).sum()) + 1
-        assert found[0] == f"{bits[place]:.2f} bits"
-        assert found[1:] == ["10", f"{down[:10].sum():.1%}", str(kept), f"{down[:kept].sum():.1%}"]
-        context = look.model.tokenizer.decode(look.tokens[place - 11 : place + 1])
+        kept_tokens = int((np.cumsum(down) < 0.9).sum()) + 1
+        assert cells[0] == f"{bits[place]:.2f} bits"
+        assert cells[1:] == [
+            "10",
+            f"{down[:10].sum():.1%}",
+            str(kept_tokens),
+            f"{down[:kept_tokens].sum():.1%}",
+        ]
+        context = activations.model.tokenizer.decode(activations.tokens[place - 11 : place + 1])
         assert after.strip("“”") == context.replace(" ", "␣").replace("\n", "↵")
 
 
 def test_compression_is_that_of_the_log_and_of_gzip(asked: Asked) -> None:
     answer, history = asked.answers("bpe")["compression"], Run(asked.run("bpe")).history
     val = asked.text.read_bytes()[math.floor(0.9 * asked.text.stat().st_size) :]
-    found = {row[0]: row[1:] for row in answer.rows}
-    assert found["gzip"] == (
+    encodings = {row[0]: row[1:] for row in answer.rows}
+    assert encodings["gzip"] == (
         f"{8 * len(gzip.compress(val, 9)) / len(val):.4f}",
         f"{len(gzip.compress(val, 9)):,}",
     )
-    model = next(row for name, row in found.items() if name.startswith("by this model"))
+    model = next(row for name, row in encodings.items() if name.startswith("by this model"))
     best = history.val_bpb[history.val_losses.index(history.best_val_loss)]
     assert model[0] == f"{best:.4f}"
     tokens = len(Run(asked.run("bpe")).tokenizer.encode(val.decode()))
@@ -276,7 +312,6 @@ def test_compression_is_that_of_the_log_and_of_gzip(asked: Asked) -> None:
 
 
 # -- on the page -----------------------------------------------------------------------------------
-# --------------------
 
 
 def test_any_text_can_be_shown_and_drawn(tmp_path: Path) -> None:
@@ -303,17 +338,19 @@ def test_any_text_can_be_shown_and_drawn(tmp_path: Path) -> None:
         "".join(draws.choice(signs, 3000)), encoding="utf-8", newline="\n"
     )
     path = train(tmp_path / "text.txt", tmp_path / "run", **QUICK).run_dir
-    found = answers.answer(path)
+    all_answers = answers.answer_questions(path)
     html = page.write(
-        tmp_path / "p", "i", "t", "l", [answer.section for answer in found]
+        tmp_path / "p", "i", "t", "l", [answer.section for answer in all_answers]
     ).read_text("utf-8")
     shown = Page(html)
     assert not {"b", "script"} & {tag for tag, _ in shown.tags}
-    assert all(answer.question.asked in shown.text for answer in found)
+    assert all(answer.question.prompt in shown.text for answer in all_answers)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
 
 
 def test_a_token_is_never_mathematics() -> None:
     """Between two dollar signs matplotlib would read TeX, and fail at this."""
-    picture = about_attention.weights_map(np.eye(2), ["“$\\frac$”", "“a”"], figures.PRINT_PALETTE)
+    picture = attention_answers.draw_weights_map(
+        np.eye(2), ["“$\\frac$”", "“a”"], figures.PRINT_PALETTE
+    )
     assert figures.png(picture).startswith(b"\x89PNG")

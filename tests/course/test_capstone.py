@@ -209,7 +209,7 @@ def test_budgets_and_what_goes_with_them(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
     for words, says in (
-        (["--budget", "10s"], "five minutes at least"),
+        (["--budget", "10s"], "at least 5m"),
         (["--budget", "soon"], "is not a duration"),
         (["--epochs", "2"], "--budget is the time of a capstone"),
         (["--out", str(tmp_path / "run")], "holds a run"),

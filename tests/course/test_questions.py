@@ -16,7 +16,7 @@ import pytest
 from asked_runs import KINDS, QUICK, Asked, column, number
 
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
-from glasslm.course.capstone import about_text, answers
+from glasslm.course.capstone import answers, text_answers
 from glasslm.course.capstone.questions import ORDER, ask
 from glasslm.data.cache import cache_dir
 from glasslm.inference import trained_model
@@ -39,7 +39,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_questions_are_answered_from_files_that_are_there(kind: str, asked: Asked) -> None:
     before = {path: path.stat().st_mtime_ns for path in asked.run(kind).rglob("*")}
-    found = answers.answer(asked.run(kind))
+    found = answers.answer_questions(asked.run(kind))
     assert {
         path: path.stat().st_mtime_ns for path in asked.run(kind).rglob("*")
     } == before  # the run is only read
@@ -74,7 +74,7 @@ def test_another_run_has_other_numbers(asked: Asked, tmp_path: Path) -> None:
         write_text(tmp_path / "t").read_text(encoding="utf-8")[::-1], encoding="utf-8", newline="\n"
     )
     flags = {"tokenizer": "bpe", "vocab_size": 270, "block_size": 20, "d_model": 48, "n_layers": 3}
-    found = answers.answer(train(backwards, tmp_path / "run", **QUICK | flags).run_dir)
+    found = answers.answer_questions(train(backwards, tmp_path / "run", **QUICK | flags).run_dir)
     one, other = asked.answers("one layer"), {answer.question.name: answer for answer in found}
     for name in ORDER:
         assert one[name].text != other[name].text, name
@@ -163,7 +163,9 @@ def test_chinchilla_counts_what_the_run_saw(asked: Asked, tmp_path: Path) -> Non
                     }
                 )
         again = next(
-            answer for answer in answers.answer(path) if answer.question.name == "chinchilla"
+            answer
+            for answer in answers.answer_questions(path)
+            if answer.question.name == "chinchilla"
         )
         assert any(said in paragraph for paragraph in again.text)
 
@@ -201,7 +203,7 @@ def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) ->
         path = launch.train(
             small(asked.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", notify=quiet
         ).run_dir
-    found = {answer.question.name: answer for answer in answers.answer(path)}
+    found = {answer.question.name: answer for answer in answers.answer_questions(path)}
     assert Run(path).record["engine"] == "torch"
     assert "before it move by 0.0 at most" in found["causal-mask"].text[-1]
     assert len(found["positions"].rows) == 4
@@ -210,13 +212,13 @@ def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) ->
 def test_without_a_checkpoint_the_rest_is_answered(asked: Asked, tmp_path: Path) -> None:
     shutil.copytree(asked.run("plain"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    found = {answer.question.name: answer for answer in answers.answer(tmp_path / "run")}
+    found = {answer.question.name: answer for answer in answers.answer_questions(tmp_path / "run")}
     lacking = {
         name for name, answer in found.items() if "No more can be measured" in answer.text[-1]
     }
     assert lacking == {"attention", "sqrt-dk", "causal-mask", "positions", "sampling"}
     assert "checkpoint" in found["attention"].text[-1]
-    assert len(found["bpe"].rows) == about_text.MERGES
+    assert len(found["bpe"].rows) == text_answers.MERGES
     assert not any(
         "checkpoints/" in path for answer in found.values() for _, path in answer.sources
     )
@@ -229,7 +231,7 @@ def test_without_the_text_the_rest_is_answered(
     asked.run(kind)
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
-    found = {answer.question.name: answer for answer in answers.answer(asked.run(kind))}
+    found = {answer.question.name: answer for answer in answers.answer_questions(asked.run(kind))}
     assert "the cache no longer has" in found["attention"].text[-1]
     assert "the cache no longer has" in found["bpe"].text[-1].lower()
     assert [row[:1] for row in found["bpe"].rows] == (

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from glasslm.data.tokenizers import train_bpe
 from glasslm.errors import InputError
-from glasslm.inference.json_grammar import IMPOSSIBLE_COST, MAX_DEPTH, MAX_NUMBER_BYTES, MAX_WHITESPACE, JsonGrammar, State, advance_state
+from glasslm.inference.json_grammar import (
+    IMPOSSIBLE_COST,
+    MAX_DEPTH,
+    MAX_NUMBER_BYTES,
+    MAX_WHITESPACE,
+    JsonGrammar,
+    State,
+    advance_state,
+)
 
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 BYTES = [bytes([i]) for i in range(256)]

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from glasslm.errors import DivergedError, InputError
-from glasslm.inference.sampling import Sampling, log_probabilities, probabilities, sample_tokens, uniform_draw
+from glasslm.inference.sampling import (
+    Sampling,
+    log_probabilities,
+    probabilities,
+    sample_tokens,
+    uniform_draw,
+)
 
 # Equal logits or clearly different ones, and shares that no sum of equals meets: rounding decides
 # nothing here.

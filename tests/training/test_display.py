@@ -174,14 +174,14 @@ def test_null_numbers_are_shown_and_poison_nothing() -> None:
     )
     view = View()
     for line in lines():
-        view.take(line)
-    view.take({"kind": "eval", "step": 201, "loss": None, "bpb": None})
+        view.update(line)
+    view.update({"kind": "eval", "step": 201, "loss": None, "bpb": None})
     assert view.best is not None
     assert view.best == pytest.approx((200, 1.5202), abs=1e-4)
     assert all(math.isfinite(loss) for _, loss in view.train)
     falling = View()
     for step in range(50):
-        falling.take({"kind": "step", "step": step, "loss": 4 - step / 25 + (-1) ** step / 5})
+        falling.update({"kind": "step", "step": step, "loss": 4 - step / 25 + (-1) ** step / 5})
     assert (
         abs(falling.train[-1][1] - (4 - 49 / 25)) < 0.05
     )  # noise of 0.2 is smoothed, and the fall not lagged behind
@@ -190,9 +190,11 @@ def test_null_numbers_are_shown_and_poison_nothing() -> None:
 def test_a_loss_measured_again_on_the_whole_split_counts() -> None:
     view = View()
     for step, loss in ((0, 4.0), (50, 2.0), (100, 2.1), (50, 2.2)):
-        view.take({"kind": "eval", "step": step, "loss": loss, "bpb": loss})
+        view.update({"kind": "eval", "step": step, "loss": loss, "bpb": loss})
     assert view.validation == [(0, 4.0), (50, 2.2), (100, 2.1)]
-    view.take({"kind": "end", "step": 100, "status": "finished", "best_step": 50, "best_loss": 2.2})
+    view.update(
+        {"kind": "end", "step": 100, "status": "finished", "best_step": 50, "best_loss": 2.2}
+    )
     assert view.best == (50, 2.2)
 
 
@@ -210,7 +212,7 @@ def rows(view: View, width: int, height: int) -> list[str]:
 def test_the_panel_fits_and_foreign_text_is_only_text(width: int, height: int) -> None:
     view = View("title [/red] \x1b[31m"[:9])
     for count, line in enumerate(lines()):
-        view.take(line)
+        view.update(line)
         if count % 40 == 0 or line["kind"] == "end":
             shown = rows(view, width, height)
             assert len(shown) <= height
@@ -223,7 +225,7 @@ def test_the_panel_shows_what_matters_at_80_by_24() -> None:
     for line in lines("[/red]"):
         if line["kind"] == "end":
             break
-        view.take(line)
+        view.update(line)
     shown = "\n".join(rows(view, 80, 23))
     for words in (
         "tiny on shakespeare",
@@ -241,21 +243,21 @@ def test_the_panel_shows_what_matters_at_80_by_24() -> None:
 def test_the_panel_keeps_its_height_from_sample_to_sample() -> None:
     view, heights = View(), set()
     for text in ("short", "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\nk\nl"):
-        view.take({"kind": "sample", "step": 1, "prompt": "", "text": text})
+        view.update({"kind": "sample", "step": 1, "prompt": "", "text": text})
         heights.add(len(rows(view, 80, 23)))
     assert len(heights) == 1
 
 
 def test_time_goes_on_between_lines(clock: Clock) -> None:
     view = View()
-    view.take(
+    view.update(
         {"kind": "step", "step": 1, "loss": 1.0, "timing": {"elapsed_s": 10.0, "remaining_s": 60.0}}
     )
     clock.now += 5
-    view.take({"kind": "checkpoint", "step": 1, "timing": {"elapsed_s": 15.0}})
+    view.update({"kind": "checkpoint", "step": 1, "timing": {"elapsed_s": 15.0}})
     clock.now += 5
     assert (view.elapsed_s(), view.remaining_s()) == (20.0, 50.0)
-    view.take({"kind": "end", "step": 1, "status": "finished"})
+    view.update({"kind": "end", "step": 1, "status": "finished"})
     assert (view.elapsed_s(), view.remaining_s()) == (15.0, None)
 
 

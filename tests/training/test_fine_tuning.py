@@ -453,10 +453,7 @@ def test_damaged_frozen_weights_are_named(
 def test_without_the_run_it_started_from_a_run_goes_on(
     new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its folder is all that it needs.
-
-    What is forgotten is not measured any more, and it says so.
-    """
+    """Forgetting is no longer measured, and a note says so."""
     base = make_base(tmp_path, max_steps=2)
     run = cut(6, base, new, tmp_path / "run", lora_rank=2)
     whole = train(base, new, tmp_path / "whole", lora_rank=2).run_dir
@@ -466,7 +463,7 @@ def test_without_the_run_it_started_from_a_run_goes_on(
         assert main(["resume", str(run), "--threads", "1"]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
-    assert "forgotten" in notes[0]
+    assert "forgetting" in notes[0]
     assert str(base) in notes[0]
     assert list(losses(run, "old")) == [0, 4]
     assert essence(run, 12)[0] == essence(whole, 12)[0]

@@ -218,7 +218,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
 
 
 def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Path) -> None:
-    """Also where a checkpoint was is_due and an evaluation was not."""
+    """Also where a checkpoint was due and an evaluation was not."""
     run = train(
         text, tmp_path / "run", max_steps=12, eval_interval=5, checkpoint_interval=4
     ).run_dir

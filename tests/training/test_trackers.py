@@ -28,7 +28,7 @@ from glasslm.errors import InputError
 from glasslm.lab.verification.integrity import examine_run
 from glasslm.runs import metrics
 from glasslm.runs.run_folder import Run
-from glasslm.training import launch, trackers
+from glasslm.training import launch, tracker_process, trackers
 from glasslm.training.launch import Outcome
 from small_runs import (
     COMPUTE,
@@ -274,7 +274,7 @@ def test_each_line_is_told_once_and_the_run_is_the_same(
 
 def test_what_is_not_finite_is_drawn_as_such() -> None:
     line = {"kind": "eval", "split": "old", "loss": None, "bpb": 1.5, "perplexity": None}
-    numbers = trackers.metric_values(line)
+    numbers = tracker_process.metric_values(line)
     assert numbers["old/bpb"] == 1.5
     assert math.isnan(numbers["old/loss"])
 
@@ -287,9 +287,9 @@ def test_a_resumed_run_goes_on_in_the_same_one(text: Path, notebook: Path, tmp_p
     first, second = noted(notebook, "init")
     assert first["id"] == second["id"]
     assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(run)
-    assert first["id"] == trackers.wandb_run_id(Run(run))
+    assert first["id"] == tracker_process.wandb_run_id(Run(run))
     run.rename(tmp_path / "copy")
-    assert first["id"] != trackers.wandb_run_id(Run(tmp_path / "copy"))
+    assert first["id"] != tracker_process.wandb_run_id(Run(tmp_path / "copy"))
 
 
 def test_a_run_that_nobody_tracked_is_told_from_its_beginning(
@@ -324,19 +324,19 @@ def test_without_key_or_network_wandb_is_offline(
     ("trouble", "why"),
     [
         ("log raises", "ValueError: no room / on the disk"),
-        ("log hangs", "it was left when 1 seconds were over"),
+        ("log hangs", "it did not end within 1 seconds"),
         *(
             pytest.param(trouble, why, marks=pytest.mark.slow)
             for trouble, why in [
                 ("init raises", "ValueError: no room / on the disk"),
-                ("init hangs", "it was left when 1 seconds were over"),
-                ("log ends the process", "its process ended without a word"),
+                ("init hangs", "it did not end within 1 seconds"),
+                ("log ends the process", "its process ended without a message"),
                 ("finish raises", "ValueError: no room / on the disk"),
                 (
                     "finish is late",
                     "TimeoutError: not all of it is uploaded: `wandb sync FOLDER` does the rest",
                 ),
-                ("finish hangs", "it was left when 1 seconds were over"),
+                ("finish hangs", "it did not end within 1 seconds"),
                 ("Python's exit hangs", None),
             ]
         ),
@@ -362,13 +362,13 @@ def test_what_fails_costs_a_warning_and_a_little_time(
     assert (outcome.status, outcome.exit_code) == ("finished", 0)
     assert essence(outcome.run_dir, 20) == essence(untracked, 20)
     assert logged(outcome.run_dir, "warning") == []
-    warning = [] if why is None else [f"warning: wandb does not track this run any more: {why}"]
+    warning = [] if why is None else [f"warning: wandb no longer tracks this run: {why}"]
     warned = [line for line in said if line.startswith("warning")]
     assert [
         line.replace(str(outcome.run_dir.resolve() / "wandb" / "offline-run"), "FOLDER")
         for line in warned
     ] == warning
-    assert ("note: wandb is not ready yet, and the run begins without waiting for it" in said) == (
+    assert ("note: wandb is not ready yet: the run starts without waiting for it" in said) == (
         trouble == "init hangs"
     )
 
@@ -417,8 +417,8 @@ def test_ctrl_c_ends_the_waiting_for_a_tracker(
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - began < 15
     assert process.returncode == 0, err
-    assert "waiting for wandb, 20 seconds at most; Ctrl-C ends that" in err
-    assert "warning: wandb does not track this run any more: it was left at Ctrl-C" in err
+    assert "waiting for wandb, at most 20 seconds; Ctrl-C ends it" in err
+    assert "warning: wandb no longer tracks this run: Ctrl-C ended it" in err
     assert out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
 
@@ -567,7 +567,7 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
                 for item in record.summary.update
                 if item.key == "status"
             ]
-    assert names == {("glasslm", "tiny-2L-32d", trackers.wandb_run_id(Run(run)))}
+    assert names == {("glasslm", "tiny-2L-32d", tracker_process.wandb_run_id(Run(run)))}
     assert statuses == ["interrupted", "finished"]
     steps: dict[int, dict[str, Any]] = {}
     for step, values in told(run):

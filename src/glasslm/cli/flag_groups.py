@@ -7,7 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config.schema import ComputeConfig, DataConfig, DeviceConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ComputeConfig,
+    DataConfig,
+    DeviceConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 RUN_HELP = "Folder of a run, or its name under ./runs."
 

@@ -21,7 +21,13 @@ from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_
 from glasslm.errors import InputError
 from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
 from glasslm.inference.sampling import Sampling
-from glasslm.inference.trained_model import ContextConfig, GrammarName, Model, load_model, parse_checkpoint
+from glasslm.inference.trained_model import (
+    ContextConfig,
+    GrammarName,
+    Model,
+    load_model,
+    parse_checkpoint,
+)
 from glasslm.text import format_bytes
 
 SAMPLERS = {

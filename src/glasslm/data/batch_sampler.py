@@ -11,6 +11,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from glasslm.config.schema import RunConfig
+
 TokenArray = NDArray[np.uint16] | NDArray[np.uint32]  # (N,) the tokens of a split
 FEISTEL_ROUNDS = 6
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its high bits mix well
@@ -96,3 +98,10 @@ def permute_indices(
         result[outside] = left << half_bits | right
         outside = result >= n
     return result.astype(np.int64)
+
+
+def make_sampler(config: RunConfig, n_tokens: int) -> BatchSampler:
+    """The batch sampler of a run over `n_tokens` training tokens."""
+    train = config.train
+    by_epochs = train.epochs is not None
+    return BatchSampler(n_tokens, config.model.block_size, train.batch_size, train.seed, by_epochs)

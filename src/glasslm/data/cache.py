@@ -36,7 +36,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, ExhaustedError) or error.errno in files.FULL:
+        if isinstance(error, ExhaustedError) or error.errno in files.DISK_FULL_ERRNOS:
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             raise ExhaustedError(
                 f"the disk of the cache {folder} is full "

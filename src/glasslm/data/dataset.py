@@ -203,7 +203,7 @@ def _lock_folder(folder: Path, notify: Notify) -> Iterator[None]:
         notify("waiting for another process that is preparing tokens")
         lock.acquire()
     try:
-        files.sweep(folder)
+        files.remove_leftovers(folder)
         yield
     finally:
         lock.release()

@@ -1,1 +1,4 @@
-"""Experiments and checks: gradient checks, diagnosis, verification, studies, scaling laws, statistics."""
+"""Experiments and checks.
+
+Gradient checks, diagnosis, verification, studies, scaling laws, statistics.
+"""

@@ -221,7 +221,8 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
 def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
     """Remove all checkpoints but this, `keep - 1` complete ones before it and the protected.
 
-    The protected are the best, step 0 and `protect_step`. Later checkpoints are removed: they are left from before a damaged one made the run go back.
+    The protected are the best, step 0 and `protect_step`. Later checkpoints are left from before a
+    damaged one made the run go back.
     """
     protected_steps = {0, protect_step, progress.best.step if progress.best else 0}
     n_complete = 1

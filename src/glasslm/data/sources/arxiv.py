@@ -29,7 +29,7 @@ from glasslm.data.download import DownloadError, fetch_url, mirror_url
 from glasslm.data.sources.files import Source, source_file
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError
-from glasslm.text import Notify, duration
+from glasslm.text import Notify, format_duration
 
 if TYPE_CHECKING:
     import requests
@@ -122,7 +122,7 @@ def _load_pages(category: str, max_results: int, folder: Path, notify: Notify) -
                 left_s = pages_left * (time.monotonic() - started_s) / n_requested
                 notify(
                     f"arXiv {category}: {len(papers):,} of {wanted:,} abstracts, "
-                    f"about {duration(left_s)} left"
+                    f"about {format_duration(left_s)} left"
                 )
             yield page
 
@@ -159,7 +159,7 @@ def _request_page(session: requests.Session, category: str, start: int, notify: 
                 pause_s = error.retry_after_s
             if pause_s > MAX_RETRY_AFTER_S:
                 raise DownloadError(
-                    f"arXiv asks to wait {duration(pause_s)} before the next request: {RESUME_HINT}"
+                    f"arXiv asks to wait {format_duration(pause_s)} before the next request: {RESUME_HINT}"
                 ) from None
         except OSError as error:
             reason = str(error)

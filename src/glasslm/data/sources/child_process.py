@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from glasslm.text import one_line
+from glasslm.text import to_one_line
 
 MAX_WAITING_LINES = 16  # read from the process and not yet taken
 
@@ -62,7 +62,7 @@ class ChildProcess:
         """The last line of its standard error as " (LINE)", or ""."""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4096))
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        return f" ({one_line(lines[-1])})" if lines else ""
+        return f" ({to_one_line(lines[-1])})" if lines else ""
 
     def __enter__(self) -> Self:
         return self

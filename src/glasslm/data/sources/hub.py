@@ -22,7 +22,7 @@ from glasslm.data.sources.child_process import ChildProcess
 from glasslm.data.sources.files import Source, source_file
 from glasslm.data.sources.texts import Progress, cached_text, join_texts
 from glasslm.errors import InputError
-from glasslm.text import Notify, duration, harmless, size
+from glasslm.text import Notify, escape_control_chars, format_bytes, format_duration
 
 WAIT_S = 30.0  # for a line of the reader, before a message
 MAX_WAITS = 20  # in a row, before the reader is given up
@@ -81,13 +81,14 @@ def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) 
         yield text
         total += len(text.encode("utf-8", "replace"))
         progress.update(
-            total / request.most, f"{request.dataset}: {size(total)} of {size(request.most)}"
+            total / request.most,
+            f"{request.dataset}: {format_bytes(total)} of {format_bytes(request.most)}",
         )
     if not total:
         raise InputError(f"{request.dataset}, split {request.split}, holds no text")
     if total < request.most:
         notify(
-            f"note: that is all of {request.dataset}, split {request.split}: {size(total)} of text"
+            f"note: that is all of {request.dataset}, split {request.split}: {format_bytes(total)} of text"
         )
 
 
@@ -110,7 +111,9 @@ def _read_texts(
                 line = reader.read_line(WAIT_S)
             except TimeoutError:
                 waits += 1
-                silence = f"nothing came for {duration(waits * WAIT_S)}{reader.last_error_line()}"
+                silence = (
+                    f"nothing came for {format_duration(waits * WAIT_S)}{reader.last_error_line()}"
+                )
                 if waits == MAX_WAITS:
                     raise failure(silence) from None
                 notify(f"{request.dataset}: {silence}; waiting")
@@ -125,9 +128,9 @@ def _read_texts(
                 about |= message["about"]
                 notify(_describe(about, request))
             elif "refused" in message:
-                raise InputError(harmless(message["refused"]))
+                raise InputError(escape_control_chars(message["refused"]))
             elif "failed" in message:
-                raise failure(harmless(message["failed"]))
+                raise failure(escape_control_chars(message["failed"]))
             else:
                 return
 
@@ -136,9 +139,9 @@ def _describe(about: dict[str, str], request: HubRequest) -> str:
     """Licence and size of the dataset, for a message before the first text is fetched."""
     part = ", ".join(filter(None, (request.config, request.split)))
     dataset = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"
-    return harmless(
+    return escape_control_chars(
         f"{dataset}: {about['licence']}; {about['size']}, "
-        f"taking at most {size(request.most)} of text"
+        f"taking at most {format_bytes(request.most)} of text"
     )
 
 

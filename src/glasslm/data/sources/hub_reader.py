@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasslm.data.sources.texts import choose_text_column, list_names
 from glasslm.errors import InputError
-from glasslm.text import one_line, size
+from glasslm.text import format_bytes, to_one_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -67,7 +67,7 @@ def answer_request(request: Request) -> Iterator[dict[str, Any]]:
         yield from ({"text": text[: request["most"]]} for text in _read_texts(info, request))
         yield {"end": True}
     except ImportError as error:
-        library = f"the library datasets ({one_line(str(error))})"
+        library = f"the library datasets ({to_one_line(str(error))})"
         yield {
             "refused": f"reading {request['dataset']} needs {library}: pip install 'glasslm[hub]'"
         }
@@ -100,9 +100,9 @@ def _size(info: DatasetInfo, request: Request) -> str:
         if part.get("config_name", "default") == (request["config"] or "default"):
             for split in part.get("splits") or []:
                 if split.get("name") == request["split"] and split.get("num_bytes"):
-                    return f"{size(int(split['num_bytes']))} in all"
+                    return f"{format_bytes(int(split['num_bytes']))} in all"
     total = sum(file.size or 0 for file in info.siblings or [])
-    return f"files of {size(total)}" if total else "size not stated"
+    return f"files of {format_bytes(total)}" if total else "size not stated"
 
 
 def _refuse_script(info: DatasetInfo) -> None:
@@ -188,7 +188,7 @@ def _explain_error(error: Exception, request: Request) -> dict[str, str]:
             }
         if isinstance(cause, errors.HfHubHTTPError):
             return {"failed": f"the server answers {cause.response.status_code}"}
-    return {"failed": one_line(f"{type(causes[-1]).__name__}: {causes[-1]}")}
+    return {"failed": to_one_line(f"{type(causes[-1]).__name__}: {causes[-1]}")}
 
 
 def _similar_datasets(name: str) -> list[str]:

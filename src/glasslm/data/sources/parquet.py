@@ -13,7 +13,7 @@ from glasslm import files
 from glasslm.data.cache import cache_dir
 from glasslm.data.sources.texts import Progress, cached_text, choose_text_column, join_texts
 from glasslm.errors import InputError
-from glasslm.text import Notify, one_line, size
+from glasslm.text import Notify, format_bytes, to_one_line
 
 MAGIC = b"PAR1"  # at both ends of a file: https://parquet.apache.org/docs/file-format/
 BATCH_ROWS = 256
@@ -34,11 +34,13 @@ def convert_to_text(path: Path, notify: Notify) -> Path:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
     def make_text() -> Iterator[bytes]:
-        notify(f"{path.name}: a parquet file, {size(bytes_in_file)}; converting it to text, once")
+        notify(
+            f"{path.name}: a parquet file, {format_bytes(bytes_in_file)}; converting it to text, once"
+        )
         return join_texts(_report_progress(path, notify))
 
     request = {
-        "sha256": files.sha256_of(path),
+        "sha256": files.file_sha256(path),
         "kind": "a parquet file",
         "format": CONVERSION_FORMAT,
     }
@@ -97,7 +99,7 @@ def _read_texts(path: Path) -> Iterator[tuple[float, str]]:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{path} is a damaged parquet file ({one_line(str(error))}): get it again"
+            f"{path} is a damaged parquet file ({to_one_line(str(error))}): get it again"
         ) from None
 
 

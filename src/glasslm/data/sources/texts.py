@@ -17,7 +17,7 @@ from typing import Any
 from glasslm import files
 from glasslm.data.cache import explain_write_errors
 from glasslm.errors import InputError
-from glasslm.text import Notify, duration, harmless
+from glasslm.text import Notify, escape_control_chars, format_duration
 
 SEPARATOR = "\n\n"
 NOTIFY_INTERVAL_S = 5.0  # between two progress messages
@@ -80,7 +80,7 @@ def list_names(names: list[str], requested: str | None = None) -> str:
     similar = difflib.get_close_matches(requested or "", names, n=3)
     names = similar + [name for name in names if name not in similar]
     more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
-    return harmless(", ".join(names[:MAX_LISTED_NAMES])) + more if names else "none"
+    return escape_control_chars(", ".join(names[:MAX_LISTED_NAMES])) + more if names else "none"
 
 
 def cached_text(
@@ -98,7 +98,7 @@ def cached_text(
     try:
         record = files.read_json(recipe)
         path = folder / f"{record['text']}.txt"
-        if files.sha256_of(path) == path.stem:
+        if files.file_sha256(path) == path.stem:
             return path, record.get("origin", "")
     except (OSError, ValueError, KeyError, TypeError):
         pass  # The record or the text is missing or damaged. DamagedError is an OSError.
@@ -122,4 +122,4 @@ class Progress:
         if now - self._notified_s >= NOTIFY_INTERVAL_S and share > 0:
             self._notified_s = now
             left_s = (now - self._started_s) * max(0.0, 1 - share) / share
-            self._notify(f"{message}, about {duration(left_s)} left")
+            self._notify(f"{message}, about {format_duration(left_s)} left")
