@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked_runs import KINDS, QUICK, Asked, column, number
+from trained_runs import KINDS, QUICK, TrainedRuns, column, number
 
 from glasslm.config.schema import ComputeConfig
 from glasslm.course.capstone import (
@@ -36,23 +36,23 @@ from small_runs import train
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
-    return Asked(tmp_path_factory.mktemp("asked"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainedRuns:
+    return TrainedRuns(tmp_path_factory.mktemp("runs"))
 
 
 # -- attention -------------------------------------------------------------------------------------
 
 
-def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
+def test_the_row_that_is_shown_is_that_of_the_weights(runs: TrainedRuns) -> None:
     """The scores computed again from the checkpoint's weights; two heads share their keys."""
-    answer = asked.answers("one layer")["attention"]
+    answer = runs.answers("one layer")["attention"]
     head, query = (
         int(re.search(pattern, answer.text[-1])[1])
         for pattern in (r"head (\d)", r"position (\d+) asks")
     )
-    w = checkpoint.load(asked.run("one layer"), "best").weights()
+    w = checkpoint.load(runs.run("one layer"), "best").weights()
     x = w["embedding.weight"][
-        run_context.read_run(asked.run("one layer")).activations.tokens
+        run_context.read_run(runs.run("one layer")).activations.tokens
     ].astype(float)
     n = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w["blocks.0.attention_norm.weight"]
     q, k = (n @ w[f"blocks.0.attention.{name}.weight"].T.astype(float) for name in "qk")
@@ -68,11 +68,11 @@ def test_the_row_that_is_shown_is_that_of_the_weights(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, asked: Asked) -> None:
+def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, runs: TrainedRuns) -> None:
     """Also with a slope for the distance, a window, and keys of unit size."""
     answer, activations = (
-        asked.answers(kind)["attention"],
-        run_context.read_run(asked.run(kind)).activations,
+        runs.answers(kind)["attention"],
+        run_context.read_run(runs.run(kind)).activations,
     )
     layer, head, query = map(
         int, re.search(r"block (\d+), head (\d+),.* position (\d+) asks", answer.text[-1]).groups()
@@ -86,9 +86,9 @@ def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, asked: Aske
     assert sum(map(float, column(answer, -1))) == pytest.approx(1, abs=1e-3)
 
 
-def test_without_the_division_is_what_a_model_with_larger_queries_does(asked: Asked) -> None:
+def test_without_the_division_is_what_a_model_with_larger_queries_does(runs: TrainedRuns) -> None:
     """In one layer, leaving the division out equals multiplying the queries by sqrt(d_k) = 4."""
-    path = asked.run("bpe")
+    path = runs.run("bpe")
     shallow = dataclasses.replace(
         Run(path).config, model=dataclasses.replace(Run(path).config.model, n_layers=1)
     )
@@ -126,9 +126,9 @@ def test_without_the_division_is_what_a_model_with_larger_queries_does(asked: As
 
 
 def test_the_mask_is_proven_and_a_missing_one_is_seen(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    runs: TrainedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paragraph = asked.answers("plain")["causal-mask"].text[-1]
+    paragraph = runs.answers("plain")["causal-mask"].text[-1]
     assert "before it move by 0.0 at most" in paragraph
     assert float(re.search(r"own place by up to (\S+)\. ", paragraph)[1]) > 1e-3
 
@@ -138,23 +138,23 @@ def test_the_mask_is_proven_and_a_missing_one_is_seen(
     monkeypatch.setattr(attention, "_masks", all_visible)
     broken = next(
         answer
-        for answer in answers.answer_questions(asked.run("plain"))
+        for answer in answers.answer_questions(runs.run("plain"))
         if answer.question.name == "causal-mask"
     )
     assert "before it move by 0.0" not in broken.text[-1]
 
 
-def test_the_window_hides_what_the_mask_does_not(asked: Asked) -> None:
-    answer = asked.answers("experts")["causal-mask"]
+def test_the_window_hides_what_the_mask_does_not(runs: TrainedRuns) -> None:
+    answer = runs.answers("experts")["causal-mask"]
     hidden = sum(j <= i - 8 for i in range(32) for j in range(32))
     assert f"hides {hidden} more" in answer.text[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
-    kind: str, asked: Asked
+    kind: str, runs: TrainedRuns
 ) -> None:
-    path, answer = asked.run(kind), asked.answers(kind)["heads"]
+    path, answer = runs.run(kind), runs.answers(kind)["heads"]
     rows = {
         name: row
         for name, row in parameter_table(
@@ -176,16 +176,16 @@ def test_the_pseudocode_names_every_weight_of_attention_with_its_shape(
 # -- order -----------------------------------------------------------------------------------------
 
 
-def test_without_positions_only_a_second_layer_sees_order(asked: Asked) -> None:
+def test_without_positions_only_a_second_layer_sees_order(runs: TrainedRuns) -> None:
     contexts = np.random.default_rng(0).integers(0, 18, (6, 20))
-    context = run_context.read_run(asked.run("plain"))
+    context = run_context.read_run(runs.run("plain"))
     effect = position_answers.measure_reversal(context.activations.model.engine, contexts)
     bare = position_answers.measure_reversal(
         position_answers.engine_without_positions(context, context.activations), contexts
     )
     one, two = (
         position_answers.measure_reversal(
-            run_context.read_run(asked.run(kind)).activations.model.engine, contexts
+            run_context.read_run(runs.run(kind)).activations.model.engine, contexts
         )
         for kind in ("one layer", "unplaced")
     )
@@ -194,19 +194,19 @@ def test_without_positions_only_a_second_layer_sees_order(asked: Asked) -> None:
     assert min(effect.logit_change, bare.logit_change, two.logit_change) > 1e-4
 
 
-def test_positions_are_switched_off_and_nothing_else(asked: Asked) -> None:
+def test_positions_are_switched_off_and_nothing_else(runs: TrainedRuns) -> None:
     """Against the engine of a run without positions that is given the same weights.
 
     Learned ones are left out.
     """
-    context, tokens = run_context.read_run(asked.run("post")), np.arange(12)[None] % 18
+    context, tokens = run_context.read_run(runs.run("post")), np.arange(12)[None] % 18
     c = dataclasses.replace(context.run.config.model, position="none")
     bare = make_engine(
         dataclasses.replace(context.run.config, model=c),
         context.vocab_size,
         ComputeConfig(precision="fp64"),
     )
-    weights = checkpoint.load(asked.run("post"), "best").weights()
+    weights = checkpoint.load(runs.run("post"), "best").weights()
     bare.load((name, array) for name, array in weights.items() if name != "position.weight")
     switched = position_answers.engine_without_positions(context, context.activations)
     np.testing.assert_allclose(
@@ -221,14 +221,14 @@ def test_positions_are_switched_off_and_nothing_else(asked: Asked) -> None:
     )
 
 
-def test_what_is_said_of_order_fits_the_model(asked: Asked) -> None:
-    assert "its one layer cannot see order" in asked.answers("one layer")["positions"].text[-1]
+def test_what_is_said_of_order_fits_the_model(runs: TrainedRuns) -> None:
+    assert "its one layer cannot see order" in runs.answers("one layer")["positions"].text[-1]
     assert (
         "by way of the mask alone, through 2 layers"
-        in asked.answers("unplaced")["positions"].text[-1]
+        in runs.answers("unplaced")["positions"].text[-1]
     )
-    assert asked.answers("unplaced")["positions"].header == ("measured", "this model")
-    switched = asked.answers("plain")["positions"]
+    assert runs.answers("unplaced")["positions"].header == ("measured", "this model")
+    switched = runs.answers("plain")["positions"]
     assert "positions switched off" in switched.header
     loss = float(switched.rows[-1][2])
     assert f"to {loss:.4f}" in switched.text[-1]
@@ -238,10 +238,10 @@ def test_what_is_said_of_order_fits_the_model(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
-def test_every_merge_joins_the_commonest_pair(kind: str, asked: Asked) -> None:
+def test_every_merge_joins_the_commonest_pair(kind: str, runs: TrainedRuns) -> None:
     """Counted once more, slowly, in words as GPT-2's pattern cuts this text."""
-    answer = asked.answers(kind)["bpe"]
-    training = asked.text.read_bytes()[: math.floor(0.9 * asked.text.stat().st_size)].decode()
+    answer = runs.answers(kind)["bpe"]
+    training = runs.text.read_bytes()[: math.floor(0.9 * runs.text.stat().st_size)].decode()
     words = [[*map(str, word)] for word in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+", training)]
     assert len(answer.rows) == text_answers.SHOWN_MERGES
     for _, joins, token, joined, left, _ in answer.rows:
@@ -261,22 +261,22 @@ def test_every_merge_joins_the_commonest_pair(kind: str, asked: Asked) -> None:
         assert number(left) == sum(map(len, words))
 
 
-def test_a_run_with_bpe_shows_its_own_merges(asked: Asked) -> None:
-    own = Run(asked.run("bpe")).tokenizer
+def test_a_run_with_bpe_shows_its_own_merges(runs: TrainedRuns) -> None:
+    own = Run(runs.run("bpe")).tokenizer
     assert isinstance(own, tokenizers.SubwordTokenizer)
     shown = [
         token.strip("“”").replace("␣", " ").encode()
-        for token in column(asked.answers("bpe")["bpe"], 2)
+        for token in column(runs.answers("bpe")["bpe"], 2)
     ]
     assert shown == [a + b for a, b in own.merges[: text_answers.SHOWN_MERGES]]
-    assert "this run's own" in asked.answers("bpe")["bpe"].text[1]
-    assert "has no such merges" in asked.answers("plain")["bpe"].text[1]
+    assert "this run's own" in runs.answers("bpe")["bpe"].text[1]
+    assert "has no such merges" in runs.answers("plain")["bpe"].text[1]
 
 
-def test_what_is_kept_is_counted_by_hand(asked: Asked) -> None:
+def test_what_is_kept_is_counted_by_hand(runs: TrainedRuns) -> None:
     answer, activations = (
-        asked.answers("post")["sampling"],
-        run_context.read_run(asked.run("post")).activations,
+        runs.answers("post")["sampling"],
+        run_context.read_run(runs.run("post")).activations,
     )
     logits = activations.logits.astype(float)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -296,9 +296,9 @@ def test_what_is_kept_is_counted_by_hand(asked: Asked) -> None:
         assert after.strip("“”") == context.replace(" ", "␣").replace("\n", "↵")
 
 
-def test_compression_is_that_of_the_log_and_of_gzip(asked: Asked) -> None:
-    answer, history = asked.answers("bpe")["compression"], Run(asked.run("bpe")).history
-    val = asked.text.read_bytes()[math.floor(0.9 * asked.text.stat().st_size) :]
+def test_compression_is_that_of_the_log_and_of_gzip(runs: TrainedRuns) -> None:
+    answer, history = runs.answers("bpe")["compression"], Run(runs.run("bpe")).history
+    val = runs.text.read_bytes()[math.floor(0.9 * runs.text.stat().st_size) :]
     encodings = {row[0]: row[1:] for row in answer.rows}
     assert encodings["gzip"] == (
         f"{8 * len(gzip.compress(val, 9)) / len(val):.4f}",
@@ -307,7 +307,7 @@ def test_compression_is_that_of_the_log_and_of_gzip(asked: Asked) -> None:
     model = next(row for name, row in encodings.items() if name.startswith("by this model"))
     best = history.val_bpb[history.val_losses.index(history.best_val_loss)]
     assert model[0] == f"{best:.4f}"
-    tokens = len(Run(asked.run("bpe")).tokenizer.encode(val.decode()))
+    tokens = len(Run(runs.run("bpe")).tokenizer.encode(val.decode()))
     assert f"takes {len(val) / tokens:.3f} bytes" in answer.text[1]
 
 

@@ -29,13 +29,13 @@ from small_runs import no_report, quiet, write_text
 WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
 
 
-def in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+def train_in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
     """What a process of its own would do, without the half second that it takes to start."""
     config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
     return launch.train(config, compute, Path(job["run_dir"]), notify=quiet).exit_code
 
 
-def of_few_flops(
+def run_small_study(
     base: RunConfig, budget: str, *others: Any, of: Any = scaling_study.run_study, **named: Any
 ) -> Any:
     """A scaling study of so much compute, instead of so much time."""
@@ -48,16 +48,16 @@ def quick() -> Iterator[None]:
     """Studies of few and short runs, so that a capstone of seconds has time for them."""
     with pytest.MonkeyPatch.context() as patch, no_report():
         patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
-        patch.setattr(sweep, "run_in_subprocess", in_this_process)
+        patch.setattr(sweep, "run_in_subprocess", train_in_this_process)
         patch.setattr(study_setting, "RUN_START_S", 0.05)
         patch.setattr(build, "SEEDS", 2)
         patch.setattr(build, "BASELINES", ((2, 24, 2),))
-        patch.setattr(build, "_axes", lambda shape: ["depth=1", "activation=gelu"])
+        patch.setattr(build, "_list_axes", lambda shape: ["depth=1", "activation=gelu"])
         patch.setattr(ladder, "COMPUTE_LEVELS", 3)
         patch.setattr(ladder, "SIZES_PER_LEVEL", 4)
         patch.setattr(ladder, "TARGET_MIN_STEPS", 5)
         patch.setattr(ladder, "MIN_STEPS", 5)
-        patch.setattr(scaling_study, "run_study", of_few_flops)
+        patch.setattr(scaling_study, "run_study", run_small_study)
         yield
 
 
@@ -82,7 +82,7 @@ def test_everything_is_in_one_folder_and_made_once(
     titles = (
         "1. The checkpoint",
         "2. Training curves",
-        "3. What each choice is worth",
+        "3. The effect of each choice",
         "4. How loss depends",
     )
     for title in (*titles, "5.1 ", "5.8 ", "The KV cache", "Chinchilla"):
@@ -119,7 +119,7 @@ def test_questions_come_first_and_answers_are_set_beside(
         raise InputError("far enough")
 
     monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(build, "train", stop)
+    monkeypatch.setattr(build, "train_model", stop)
     words = [
         "capstone",
         "--text-file",
@@ -133,11 +133,13 @@ def test_questions_come_first_and_answers_are_set_beside(
     ]
     assert cli.main(words) == 2
     kept = json.loads((out / "quiz.json").read_text(encoding="utf-8"))["answers"]
-    assert [one["given"] for one in kept.values()][:2] == ["it compares queries with keys", "8"]
+    assert [answer["given"] for answer in kept.values()][:2] == [
+        "it compares queries with keys",
+        "8",
+    ]
 
 
 # -- time ------------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
@@ -147,23 +149,23 @@ def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
     monkeypatch.setattr("glasslm.course.capstone.build.time.monotonic", lambda: now)
     for late in (1.0, 1.3):
         ledger, began = Ledger(tmp_path / str(late), ["flags"], 1800.0), now
-        for part in build.SHARES:
-            with ledger.counting():
-                now += late * ledger.seconds(part)
+        for part in build.TIME_SHARES:
+            with ledger.count_time():
+                now += late * ledger.allot_seconds(part)
         assert 1500 < now - began <= (1800 if late == 1 else 2100)
     now += 5000  # another day, in another process, which knows what was spent and what was decided
     again = Ledger(tmp_path / "1.0", ["flags"], 1800.0)
-    assert again.seconds("ablation") == Ledger(tmp_path / "1.0", ["flags"], 1800.0).seconds(
-        "ablation"
-    )
-    assert again.spent == pytest.approx(1800 * (1 - 0.68 * 0.55 * 0.1), rel=0.05)
+    assert again.allot_seconds("ablation") == Ledger(
+        tmp_path / "1.0", ["flags"], 1800.0
+    ).allot_seconds("ablation")
+    assert again.spent_s == pytest.approx(1800 * (1 - 0.68 * 0.55 * 0.1), rel=0.05)
     interrupted = Ledger(tmp_path / "interrupted", ["flags"], 1800.0)
     now += 700
-    with pytest.raises(KeyboardInterrupt), interrupted.counting():
+    with pytest.raises(KeyboardInterrupt), interrupted.count_time():
         raise KeyboardInterrupt
-    assert Ledger(tmp_path / "interrupted", ["flags"], 1800.0).seconds("run") == pytest.approx(
-        1100 * 0.32
-    )
+    assert Ledger(tmp_path / "interrupted", ["flags"], 1800.0).allot_seconds(
+        "run"
+    ) == pytest.approx(1100 * 0.32)
 
 
 def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
@@ -187,7 +189,7 @@ def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
 
 
 def test_a_record_of_other_flags_or_of_nobody_is_refused(tmp_path: Path) -> None:
-    Ledger(tmp_path, ["flags"], 10.0).keep()
+    Ledger(tmp_path, ["flags"], 10.0).save()
     with pytest.raises(InputError, match="other settings"):
         Ledger(tmp_path, ["others"], 10.0)
     (tmp_path / "capstone.json").write_text("[]", encoding="utf-8")
@@ -237,8 +239,11 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
     monkeypatch.setattr(build, "measure_speed", pace)
     recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
     runner = Runner(ComputeConfig(engine="numpy"), workers=2)
-    shapes = [build._affordable(recipe, hours * 3600, runner, quiet) for hours in (0.15, 1, 100)]
+    shapes = [
+        build._largest_affordable_baseline(recipe, hours * 3600, runner, quiet)
+        for hours in (0.15, 1, 100)
+    ]
     assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
-    axes = build._axes([6, 384, 6])
+    axes = build._list_axes([6, 384, 6])
     assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
-    assert len(ablation.variants(axes, build._baseline(recipe, [6, 384, 6]).resolve())) >= 15
+    assert len(ablation.variants(axes, build._baseline_config(recipe, [6, 384, 6]).resolve())) >= 15

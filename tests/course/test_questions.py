@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asked_runs import KINDS, QUICK, Asked, column, number
+from trained_runs import KINDS, QUICK, TrainedRuns, column, number
 
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.course.capstone import answers, text_answers
-from glasslm.course.capstone.questions import ORDER, ask
+from glasslm.course.capstone.questions import ORDER, list_questions
 from glasslm.data.cache import cache_dir
 from glasslm.inference import trained_model
 from glasslm.model.parameters import parameter_table
@@ -28,8 +28,8 @@ from small_runs import no_report, quiet, small, train, write_text
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
-    return Asked(tmp_path_factory.mktemp("asked"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainedRuns:
+    return TrainedRuns(tmp_path_factory.mktemp("runs"))
 
 
 # -- every question, every kind of model
@@ -37,20 +37,20 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_questions_are_answered_from_files_that_are_there(kind: str, asked: Asked) -> None:
-    before = {path: path.stat().st_mtime_ns for path in asked.run(kind).rglob("*")}
-    found = answers.answer_questions(asked.run(kind))
+def test_all_questions_are_answered_from_files_that_are_there(kind: str, runs: TrainedRuns) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.run(kind).rglob("*")}
+    found = answers.answer_questions(runs.run(kind))
     assert {
-        path: path.stat().st_mtime_ns for path in asked.run(kind).rglob("*")
+        path: path.stat().st_mtime_ns for path in runs.run(kind).rglob("*")
     } == before  # the run is only read
-    before_training = small(asked.text, **QUICK | KINDS[kind])
-    questions = ask(before_training, Run(asked.run(kind)).tokenizer.vocab_size)
+    before_training = small(runs.text, **QUICK | KINDS[kind])
+    questions = list_questions(before_training, Run(runs.run(kind)).tokenizer.vocab_size)
     assert [answer.question for answer in found] == questions
     assert [question.name for question in questions] == list(ORDER)
     for answer in found:
-        assert not any("No more can be measured" in paragraph for paragraph in answer.text)
+        assert not any("Nothing more can be measured" in paragraph for paragraph in answer.text)
         assert answer.sources
-        assert all((asked.run(kind) / path).is_file() for _, path in answer.sources)
+        assert all((runs.run(kind) / path).is_file() for _, path in answer.sources)
         assert all(len(row) == len(answer.header) for row in answer.rows) or not answer.header
         if answer.number is not None:
             exact = (
@@ -65,17 +65,17 @@ def test_all_questions_are_answered_from_files_that_are_there(kind: str, asked: 
     weights = ["checkpoints/000008/model.safetensors"] + ["base/model.safetensors"] * (
         kind == "adapted"
     )
-    assert [path for _, path in asked.answers(kind)["attention"].sources] == ["run.json", *weights]
+    assert [path for _, path in runs.answers(kind)["attention"].sources] == ["run.json", *weights]
 
 
-def test_another_run_has_other_numbers(asked: Asked, tmp_path: Path) -> None:
+def test_another_run_has_other_numbers(runs: TrainedRuns, tmp_path: Path) -> None:
     backwards = tmp_path / "text.txt"
     backwards.write_text(
         write_text(tmp_path / "t").read_text(encoding="utf-8")[::-1], encoding="utf-8", newline="\n"
     )
     flags = {"tokenizer": "bpe", "vocab_size": 270, "block_size": 20, "d_model": 48, "n_layers": 3}
     found = answers.answer_questions(train(backwards, tmp_path / "run", **QUICK | flags).run_dir)
-    one, other = asked.answers("one layer"), {answer.question.name: answer for answer in found}
+    one, other = runs.answers("one layer"), {answer.question.name: answer for answer in found}
     for name in ORDER:
         assert one[name].text != other[name].text, name
         assert one[name].rows != other[name].rows or not one[name].rows, name
@@ -91,7 +91,7 @@ def test_the_right_numbers_of_a_known_model() -> None:
     config = RunConfig(
         model=ModelConfig(n_kv_heads=2, position="none", norm="none", feedforward="gelu")
     )
-    right = {question.name: question.number for question in ask(config, 65)}
+    right = {question.name: question.number for question in list_questions(config, 65)}
     parameters = 65 * 128 + 4 * (2 * 128 * 128 + 2 * 64 * 128 + 2 * 512 * 128)
     assert right == {
         "attention": 4 * 4 * 128 * 128,
@@ -111,17 +111,16 @@ def test_the_right_numbers_of_a_known_model() -> None:
 
 
 # -- sizes -----------------------------------------------------------------------------------------
-# -------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_cache_takes_the_bytes_that_it_takes(kind: str, asked: Asked) -> None:
+def test_the_cache_takes_the_bytes_that_it_takes(kind: str, runs: TrainedRuns) -> None:
     """Measured on a real one. With a window of 8 it keeps 8 tokens."""
     engine, answer = (
-        trained_model.load_model(asked.run(kind), engine="numpy").engine,
-        asked.answers(kind)["kv-cache"],
+        trained_model.load_model(runs.run(kind), engine="numpy").engine,
+        runs.answers(kind)["kv-cache"],
     )
-    c = Run(asked.run(kind)).config.model
+    c = Run(runs.run(kind)).config.model
     for n, row in zip((1, c.block_size, 1000), answer.rows):
         cache: Any = engine.new_cache(1, n)
         assert row[0].startswith(f"{n:,}")
@@ -130,8 +129,8 @@ def test_the_cache_takes_the_bytes_that_it_takes(kind: str, asked: Asked) -> Non
     assert answer.number == number(answer.rows[1][2])
 
 
-def test_chinchilla_counts_what_the_run_saw(asked: Asked, tmp_path: Path) -> None:
-    answer, record = asked.answers("plain")["chinchilla"], Run(asked.run("plain")).record
+def test_chinchilla_counts_what_the_run_saw(runs: TrainedRuns, tmp_path: Path) -> None:
+    answer, record = runs.answers("plain")["chinchilla"], Run(runs.run("plain")).record
     N, D = record["parameters"]["total"], 8 * 8 * 32
     found = dict(answer.rows)
     assert found["tokens that this run trained on"].startswith(
@@ -143,12 +142,12 @@ def test_chinchilla_counts_what_the_run_saw(asked: Asked, tmp_path: Path) -> Non
     assert 6 * best_N * best_D == pytest.approx(6 * N * D, rel=0.01)
     assert best_D / best_N == pytest.approx(20, rel=0.01)
     for tokens, said in (
-        (19 * N, "in the proportion"),
+        (19 * N, "follow the rule"),
         (60 * N, "3 times that"),
         (0, "not logged a step"),
     ):
         path = tmp_path / str(tokens)
-        shutil.copytree(asked.run("plain"), path)
+        shutil.copytree(runs.run("plain"), path)
         (path / "metrics.jsonl").unlink()
         if tokens:
             with metrics.MetricsLog(path / "metrics.jsonl") as log:
@@ -171,17 +170,17 @@ def test_chinchilla_counts_what_the_run_saw(asked: Asked, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stages_of_the_forward_pass_have_all_parameters(kind: str, asked: Asked) -> None:
-    rows = asked.answers(kind)["forward-pass"].rows
+def test_the_stages_of_the_forward_pass_have_all_parameters(kind: str, runs: TrainedRuns) -> None:
+    rows = runs.answers(kind)["forward-pass"].rows
     parts = [number(row[3]) for row in rows[:-1] if row[3]]
-    assert sum(parts) == number(rows[-1][3]) == Run(asked.run(kind)).record["parameters"]["total"]
-    c = Run(asked.run(kind)).config.model
+    assert sum(parts) == number(rows[-1][3]) == Run(runs.run(kind)).record["parameters"]["total"]
+    c = Run(runs.run(kind)).config.model
     assert any(row[3] == "" for row in rows if row[0] == "head") == c.tie_embeddings
 
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
-def test_tying_saves_the_difference_of_two_tables(kind: str, asked: Asked) -> None:
-    answer, c = asked.answers(kind)["tying"], small(Path("x"), **KINDS[kind]).model
+def test_tying_saves_the_difference_of_two_tables(kind: str, runs: TrainedRuns) -> None:
+    answer, c = runs.answers(kind)["tying"], small(Path("x"), **KINDS[kind]).model
     for row in answer.rows:
         tied, untied = (
             parameter_table(dataclasses.replace(c, tie_embeddings=which), int(number(row[0]))).total
@@ -196,12 +195,12 @@ def test_tying_saves_the_difference_of_two_tables(kind: str, asked: Asked) -> No
 # ----------------------------------------------------------------------------
 
 
-def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) -> None:
+def test_what_torch_trained_is_answered_as_well(runs: TrainedRuns, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     compute = ComputeConfig(engine="torch", threads=1, compile="off")
     with no_report():
         path = launch.train(
-            small(asked.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", notify=quiet
+            small(runs.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", notify=quiet
         ).run_dir
     found = {answer.question.name: answer for answer in answers.answer_questions(path)}
     assert Run(path).record["engine"] == "torch"
@@ -209,16 +208,16 @@ def test_what_torch_trained_is_answered_as_well(asked: Asked, tmp_path: Path) ->
     assert len(found["positions"].rows) == 4
 
 
-def test_without_a_checkpoint_the_rest_is_answered(asked: Asked, tmp_path: Path) -> None:
-    shutil.copytree(asked.run("plain"), tmp_path / "run")
+def test_without_a_checkpoint_the_rest_is_answered(runs: TrainedRuns, tmp_path: Path) -> None:
+    shutil.copytree(runs.run("plain"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     found = {answer.question.name: answer for answer in answers.answer_questions(tmp_path / "run")}
     lacking = {
-        name for name, answer in found.items() if "No more can be measured" in answer.text[-1]
+        name for name, answer in found.items() if "Nothing more can be measured" in answer.text[-1]
     }
     assert lacking == {"attention", "sqrt-dk", "causal-mask", "positions", "sampling"}
     assert "checkpoint" in found["attention"].text[-1]
-    assert len(found["bpe"].rows) == text_answers.MERGES
+    assert len(found["bpe"].rows) == text_answers.SHOWN_MERGES
     assert not any(
         "checkpoints/" in path for answer in found.values() for _, path in answer.sources
     )
@@ -226,13 +225,13 @@ def test_without_a_checkpoint_the_rest_is_answered(asked: Asked, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
 def test_without_the_text_the_rest_is_answered(
-    kind: str, asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, runs: TrainedRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked.run(kind)
+    runs.run(kind)
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
-    found = {answer.question.name: answer for answer in answers.answer_questions(asked.run(kind))}
-    assert "the cache no longer has" in found["attention"].text[-1]
+    found = {answer.question.name: answer for answer in answers.answer_questions(runs.run(kind))}
+    assert "no longer in the cache" in found["attention"].text[-1]
     assert "the cache no longer has" in found["bpe"].text[-1].lower()
     assert [row[:1] for row in found["bpe"].rows] == (
         [] if kind == "plain" else [(str(i),) for i in range(1, 9)]

@@ -9,21 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given as drawn
+from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm.config.schema import RunConfig
 from glasslm.course.capstone import quiz
-from glasslm.course.capstone.questions import ORDER, Answer, Question, ask
+from glasslm.course.capstone.questions import ORDER, Answer, Question, list_questions
 from glasslm.errors import DamagedError, InputError
 
-QUESTIONS = ask(RunConfig(), 65)
+QUESTIONS = list_questions(RunConfig(), 65)
 CACHE = Question("kv-cache", "The KV cache", "How many bytes?", 1_048_576, "bytes")
 WORDS = Question("families", "GPT, BERT and T5", "How do they differ?")
 BITS = Question("compression", "Compression", "How many bits?", 6.0223678, "bits")
 
 
-def typed(*lines: str | type[BaseException]) -> Callable[[], str]:
+def type_lines(*lines: str | type[BaseException]) -> Callable[[], str]:
     """Somebody who types these lines; a class is raised, and after the last line the input ends."""
     waiting = iter(lines)
 
@@ -37,33 +37,32 @@ def typed(*lines: str | type[BaseException]) -> Callable[[], str]:
     return read
 
 
-class Told(list[str]):
+class Messages(list[str]):
     def __call__(self, message: str) -> None:
         self.append(message)
 
 
 # -- asking ----------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_every_question_is_asked_in_order_and_each_answer_kept_at_once(tmp_path: Path) -> None:
-    told, kept = Told(), []
+    messages, kept = Messages(), []
 
     def read() -> str:
-        kept.append(quiz.given(tmp_path))
+        kept.append(quiz.read_answers(tmp_path))
         return f"  answer {len(kept)} \n"
 
-    quiz.hold(QUESTIONS, tmp_path, read, told)
-    asked = [message for message in told if " of 13: " in message]
+    quiz.ask_questions(QUESTIONS, tmp_path, read, messages)
+    asked = [message for message in messages if " of 13: " in message]
     assert [message.splitlines()[-1] for message in asked] == [
-        question.asked for question in QUESTIONS
+        question.prompt for question in QUESTIONS
     ]
     assert asked[0].startswith("\n1 of 13: ")
     assert [len(before) for before in kept] == list(range(13))
-    assert quiz.given(tmp_path) == {name: f"answer {i}" for i, name in enumerate(ORDER, 1)}
-    written = json.loads((tmp_path / quiz.KEPT).read_text(encoding="utf-8"))
+    assert quiz.read_answers(tmp_path) == {name: f"answer {i}" for i, name in enumerate(ORDER, 1)}
+    written = json.loads((tmp_path / quiz.RECORD_NAME).read_text(encoding="utf-8"))
     assert written["answers"]["kv-cache"]["asked"] == next(
-        q.asked for q in QUESTIONS if q.name == "kv-cache"
+        question.prompt for q in QUESTIONS if q.name == "kv-cache"
     )
 
 
@@ -73,24 +72,26 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     Who has answered all is not asked at all.
     """
     with pytest.raises(KeyboardInterrupt):
-        quiz.hold(QUESTIONS, tmp_path, typed("one", "", KeyboardInterrupt), Told())
-    assert quiz.given(tmp_path) == {ORDER[0]: "one", ORDER[1]: ""}
-    told = Told()
-    quiz.hold(QUESTIONS, tmp_path, typed(*"abcdefghijk"), told)
-    assert told[1].startswith("\n3 of 13: ")
-    assert quiz.given(tmp_path)[ORDER[0]] == "one"
-    assert "".join(quiz.given(tmp_path).values()) == "oneabcdefghijk"
-    told.clear()
-    quiz.hold(QUESTIONS, tmp_path, typed(RuntimeError), told)
-    assert told == []
+        quiz.ask_questions(
+            QUESTIONS, tmp_path, type_lines("one", "", KeyboardInterrupt), Messages()
+        )
+    assert quiz.read_answers(tmp_path) == {ORDER[0]: "one", ORDER[1]: ""}
+    messages = Messages()
+    quiz.ask_questions(QUESTIONS, tmp_path, type_lines(*"abcdefghijk"), messages)
+    assert messages[1].startswith("\n3 of 13: ")
+    assert quiz.read_answers(tmp_path)[ORDER[0]] == "one"
+    assert "".join(quiz.read_answers(tmp_path).values()) == "oneabcdefghijk"
+    messages.clear()
+    quiz.ask_questions(QUESTIONS, tmp_path, type_lines(RuntimeError), messages)
+    assert messages == []
 
 
 def test_the_end_of_the_input_ends_the_quiz(tmp_path: Path) -> None:
-    told = Told()
-    quiz.hold(QUESTIONS, tmp_path, typed("one"), told)
-    assert quiz.given(tmp_path) == dict.fromkeys(ORDER, "") | {ORDER[0]: "one"}
-    assert len(told) == 3  # an introduction, a question that was answered, and one that was not
-    quiz.hold(QUESTIONS, tmp_path, typed(RuntimeError), told)
+    messages = Messages()
+    quiz.ask_questions(QUESTIONS, tmp_path, type_lines("one"), messages)
+    assert quiz.read_answers(tmp_path) == dict.fromkeys(ORDER, "") | {ORDER[0]: "one"}
+    assert len(messages) == 3  # an introduction, a question that was answered, and one that was not
+    quiz.ask_questions(QUESTIONS, tmp_path, type_lines(RuntimeError), messages)
 
 
 def test_lines_are_read_from_a_pipe_and_questions_go_to_stderr(
@@ -99,14 +100,14 @@ def test_lines_are_read_from_a_pipe_and_questions_go_to_stderr(
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO("d_k = 32, größer\n\n64k".encode()), "utf-8")
     )
-    quiz.hold(QUESTIONS, tmp_path)
-    assert list(quiz.given(tmp_path).values())[:4] == ["d_k = 32, größer", "", "64k", ""]
+    quiz.ask_questions(QUESTIONS, tmp_path)
+    assert list(quiz.read_answers(tmp_path).values())[:4] == ["d_k = 32, größer", "", "64k", ""]
     out, err = capsys.readouterr()
     assert out == ""
-    assert QUESTIONS[3].asked in err
+    assert QUESTIONS[3].prompt in err
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
     with pytest.raises(InputError, match="not UTF-8"):
-        quiz.hold(QUESTIONS, tmp_path / "new")
+        quiz.ask_questions(QUESTIONS, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -117,15 +118,15 @@ def test_lines_are_read_from_a_pipe_and_questions_go_to_stderr(
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_said_to_be_one(tmp_path: Path, text: str) -> None:
-    (tmp_path / quiz.KEPT).write_text(text, encoding="utf-8")
+    (tmp_path / quiz.RECORD_NAME).write_text(text, encoding="utf-8")
     with pytest.raises(DamagedError, match=r"quiz\.json"):
-        quiz.hold(QUESTIONS, tmp_path, typed(RuntimeError), Told())
+        quiz.ask_questions(QUESTIONS, tmp_path, type_lines(RuntimeError), Messages())
     with pytest.raises(DamagedError):
-        quiz.given(tmp_path)
+        quiz.read_answers(tmp_path)
 
 
 def test_without_a_quiz_nothing_was_said(tmp_path: Path) -> None:
-    assert quiz.given(tmp_path) == {}
+    assert quiz.read_answers(tmp_path) == {}
 
 
 # -- numbers as people write them
@@ -171,23 +172,22 @@ def test_without_a_quiz_nothing_was_said(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, unit: str, values: list[float]) -> None:
-    assert quiz.readings(text, unit) == pytest.approx(values)
+    assert quiz.parse_numbers(text, unit) == pytest.approx(values)
 
 
-@drawn(st.integers(0, 10**13), st.sampled_from(["{}", "{:,}", "about {:,} of them", "x = {}"]))
+@given(st.integers(0, 10**13), st.sampled_from(["{}", "{:,}", "about {:,} of them", "x = {}"]))
 def test_any_whole_number_is_read_back(number: int, form: str) -> None:
-    assert quiz.readings(form.format(number), "tokens") == [number]
+    assert quiz.parse_numbers(form.format(number), "tokens") == [number]
 
 
-@drawn(st.text(max_size=40))
+@given(st.text(max_size=40))
 def test_any_text_can_be_typed(text: str) -> None:
-    mark, *_ = quiz.marked({"kv-cache": text}, [Answer(CACHE, ("It is.",))])
+    mark, *_ = quiz.mark_answers({"kv-cache": text}, [Answer(CACHE, ("It is.",))])
     assert mark.given == text
     assert mark.verdict in ("right", "off", "skipped")
 
 
 # -- marks -----------------------------------------------------------------------------------------
-# -------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_any_text_can_be_typed(text: str) -> None:
 def test_a_number_is_right_within_one_percent(
     question: Question, text: str, verdict: str, remark: str
 ) -> None:
-    (mark,) = quiz.marked({question.name: text}, [Answer(question, ("Words.",))])
+    (mark,) = quiz.mark_answers({question.name: text}, [Answer(question, ("Words.",))])
     assert (mark.verdict, mark.given) == (verdict, text)
     assert mark.remark == remark
     assert mark.answer == ("1,048,576 bytes" if question is CACHE else "6.0224 bits")
@@ -219,30 +219,30 @@ def test_a_number_is_right_within_one_percent(
 
 def test_words_stand_beside_the_answer_and_are_not_judged() -> None:
     answers = [Answer(WORDS, ("GPT writes, BERT reads.", "More."))]
-    (mark,) = quiz.marked({"families": "gpt is causal"}, answers)
+    (mark,) = quiz.mark_answers({"families": "gpt is causal"}, answers)
     assert (mark.verdict, mark.given, mark.answer) == (
         "words",
         "gpt is causal",
         "GPT writes, BERT reads.",
     )
-    assert quiz.marked({"families": ""}, answers)[0].verdict == "skipped"
-    assert quiz.marked({}, answers) == []
+    assert quiz.mark_answers({"families": ""}, answers)[0].verdict == "skipped"
+    assert quiz.mark_answers({}, answers) == []
 
 
 def test_the_page_counts_and_marks() -> None:
     answers = [Answer(CACHE, ("One.",)), Answer(BITS, ("Two.",)), Answer(WORDS, ("Three.",))]
-    section = quiz.section(
-        quiz.marked({"kv-cache": "1 MiB", "compression": "8", "families": "causal"}, answers)
+    section = quiz.build_section(
+        quiz.mark_answers({"kv-cache": "1 MiB", "compression": "8", "families": "causal"}, answers)
     )
     assert "1 of 2 numbers was right" in section.text[0]
     assert "skipped" not in section.text[0]
     assert [row[0] for row in section.rows] == ["ok", "off", "compare"]
     assert section.rows[1][2:] == ("8", "6.0224 bits", "read as 8 bits: 33% too large")
-    section = quiz.section(
-        quiz.marked({"kv-cache": "1 MB", "compression": "6.02", "families": ""}, answers)
+    section = quiz.build_section(
+        quiz.mark_answers({"kv-cache": "1 MB", "compression": "6.02", "families": ""}, answers)
     )
     assert "2 of 2 numbers were right" in section.text[0]
     assert "1 question was skipped" in section.text[0]
     assert section.rows[2][:3] == ("skipped", "GPT, BERT and T5", "")
-    section = quiz.section(quiz.marked({"families": "causal"}, answers))
+    section = quiz.build_section(quiz.mark_answers({"families": "causal"}, answers))
     assert "right to within" not in section.text[0]

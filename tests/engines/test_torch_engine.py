@@ -24,7 +24,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 torch = pytest.importorskip("torch")
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402 - needs PyTorch
-from glasslm.engines.torch.attention import (
+from glasslm.engines.torch.attention import (  # noqa: E402
     AttentionContext,
     SiteDropout,
     attention,

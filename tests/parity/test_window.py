@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from both_engines import TOLERANCE, Array, assert_near, make_pair, wide_weights  # noqa: E402 - need PyTorch
 from torch import Tensor  # noqa: E402
 
-from glasslm.config.schema import (
+from glasslm.config.schema import (  # noqa: E402
     RELATIVE_POSITIONS,
     AttentionName,
     ModelConfig,

@@ -1,7 +1,7 @@
-"""What a person sees while a model trains: a live panel on a terminal, plain aligned lines in a log.
+"""The display of a run in training: a live panel on a terminal, aligned lines in a log.
 
-Both are fed the very lines that metrics.jsonl receives. Nothing here has a thread or a timer of its own: the panel is
-redrawn inside `show` and `tick`, a few times a second, so that the cores stay with the training.
+Both show the lines that metrics.jsonl receives. There is no thread and no timer: `show` and `tick`
+redraw the panel a few times a second, so that all cores are left to the training.
 """
 
 from __future__ import annotations
@@ -11,28 +11,36 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from glasslm.runs.metrics import EvalLine, Line, SampleLine
-from glasslm.text import duration, harmless, number, one_line, quoted, size
-from glasslm.training.dashboard import View, panel
+from glasslm.text import (
+    escape_control_chars,
+    format_bytes,
+    format_duration,
+    format_number,
+    quote_path,
+    to_one_line,
+)
+from glasslm.training.dashboard import View, build_panel
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 REDRAW_S = 0.2
-WIDEST = 100  # columns; a longer line of text is no pleasure to read
-TALLEST = 32  # rows
+MAX_COLUMNS, MAX_ROWS = 100, 32  # of the panel
+MIN_PRINT_S, PRINT_SHARE = 1.0, 0.01  # seconds between printed steps; share of the time so far
 
 
 class Display:
-    """A context manager that shows a run on `stream` (standard error), live where that is a terminal.
+    """A context manager that shows a run on `stream` (default: standard error).
 
-    `past` are lines of an earlier part of the run: they are drawn in the curves and not printed again. When nobody
-    reads the stream any more (a closed terminal, `| head`), the display falls silent and the run goes on.
+    It is live (default: where the stream is a terminal) or prints lines. `past` are the lines of
+    earlier parts of the run, for the curves. Where the stream is closed (a closed terminal,
+    `| head`), the display stops and the run continues.
     """
 
     def __init__(
@@ -44,54 +52,53 @@ class Display:
         live: bool | None = None,
     ) -> None:
         self.stream = sys.stderr if stream is None else stream
-        self.view = View(title=harmless(title), max_steps=max_steps)
+        self.view = View(title=escape_control_chars(title), max_steps=max_steps)
         for line in past:
-            self.view.take(line)
-        self._live: Live | None = (
-            _live(self.stream) if (can_draw(self.stream) if live is None else live) else None
-        )
-        self._silent = False
+            self.view.update(line)
+        is_live = can_draw(self.stream) if live is None else live
+        self._live: Live | None = _make_live(self.stream) if is_live else None
+        self._is_closed = False
         self._drawn_at = self._printed_at = -math.inf
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
 
     def __enter__(self) -> Display:
         if self._live is not None:
-            with self._while_read():
+            with self._stop_when_closed():
                 self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
-            with self._while_read():
+            with self._stop_when_closed():
                 self._draw(self._live)
         if self._live is not None:
-            with self._while_read():
+            with self._stop_when_closed():
                 self._live.stop()
 
     def show(self, line: Line) -> None:
-        """Take in one line of metrics.jsonl."""
-        self.view.take(line)
-        if not self._silent:
-            with self._while_read():
+        """Show a line of metrics.jsonl."""
+        self.view.update(line)
+        if not self._is_closed:
+            with self._stop_when_closed():
                 self._show(line)
 
     def tick(self, step: int) -> None:
-        """A step is done; costs next to nothing unless it is time to redraw."""
+        """Note that a step is done, and redraw the panel when it is due."""
         self.view.step = step
-        if self._live is not None and self._due():
-            with self._while_read():
+        if self._live is not None and self._is_redraw_due():
+            with self._stop_when_closed():
                 self._draw(self._live)
 
     @contextmanager
-    def _while_read(self) -> Iterator[None]:
-        """Around whatever writes to the stream."""
+    def _stop_when_closed(self) -> Iterator[None]:
+        """Stop the display where writing to its stream in the block fails."""
         try:
             yield
         except OSError:
-            live, self._live, self._silent = self._live, None, True
+            live, self._live, self._is_closed = self._live, None, True
             if live is not None:
                 with suppress(OSError):
-                    live.stop()  # gives the standard streams back
+                    live.stop()  # restores the standard streams
 
     def _show(self, line: Line) -> None:
         if self._live is None:
@@ -100,35 +107,36 @@ class Display:
         if line["kind"] == "warning":
             from rich.text import Text
 
-            self._live.console.print(Text(f"{plain(line, None)}", style="yellow"))
-        if line["kind"] != "step" or self._due():
+            self._live.console.print(Text(f"{format_line(line, None)}", style="yellow"))
+        if line["kind"] != "step" or self._is_redraw_due():
             self._draw(self._live)
 
-    def _due(self) -> bool:
+    def _is_redraw_due(self) -> bool:
         return time.monotonic() - self._drawn_at >= REDRAW_S
 
     def _draw(self, live: Live) -> None:
         width, height = live.console.size
-        live.update(panel(self.view, min(width, WIDEST), min(height - 1, TALLEST)), refresh=True)
+        panel = build_panel(self.view, min(width, MAX_COLUMNS), min(height - 1, MAX_ROWS))
+        live.update(panel, refresh=True)
         self._drawn_at = time.monotonic()
 
     def _print(self, line: Line) -> None:
         if line["kind"] == "step":
-            # A second apart, later 1% of the time gone, so that logs stay short
+            # At growing distances, so that logs of long runs stay short.
             now = time.monotonic()
-            if now - self._printed_at < max(1.0, (now - self._began) / 100):
+            if now - self._printed_at < max(MIN_PRINT_S, PRINT_SHARE * (now - self._started_at)):
                 return
             self._printed_at = now
-        print(plain(line, self.view.max_steps), file=self.stream, flush=True)
+        print(format_line(line, self.view.max_steps), file=self.stream, flush=True)
 
 
 def can_draw(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that can move its cursor and show the characters of the panel."""
-    unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
-    return stream.isatty() and unicode and os.environ.get("TERM") not in ("dumb", "unknown")
+    """Whether `stream` is a terminal that can draw the panel: with a cursor and Unicode."""
+    has_unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
+    return stream.isatty() and has_unicode and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-def _live(stream: TextIO) -> Live:
+def _make_live(stream: TextIO) -> Live:
     from rich.console import Console
     from rich.live import Live
 
@@ -138,121 +146,128 @@ def _live(stream: TextIO) -> Live:
     )
 
 
-# Plain lines
+# -- lines of a log --------------------------------------------------------------------------------
 
 
-def plain(line: Line, max_steps: int | None) -> str:
-    """One metrics line as one line of text: first its kind, no colours, nothing that moves a cursor.
+def format_line(line: Line, max_steps: int | None) -> str:
+    """A metrics line as one line of text without colours and control characters.
 
-    >>> plain({"kind": "eval", "step": 100, "loss": 2.0, "perplexity": 7.389, "bpb": 2.885, "best": True}, 1000)
-    'eval         100/1000  val loss 2.0000  perplexity 7.39  bits/byte 2.885  best'
+    >>> format_line({"kind": "eval", "step": 100, "loss": 2.0, "bpb": 2.885, "best": True}, 1000)
+    'eval         100/1000  val loss 2.0000  perplexity -  bits/byte 2.885  best'
     """
     kind = line["kind"]
     total = f"/{max_steps}" if max_steps else ""
-    return f"{kind:<10} {line.get('step', 0):>5}{total}  {'  '.join(_words(line))}".rstrip()
+    return f"{kind:<10} {line.get('step', 0):>5}{total}  {'  '.join(_line_parts(line))}".rstrip()
 
 
-def _words(line: Line) -> list[str]:
+def _line_parts(line: Line) -> list[str]:
     if line["kind"] == "step":
         timing = line.get("timing", {})
-        words = [f"loss {number(line.get('loss'), '.4f')}", f"lr {number(line.get('lr'), '.2e')}"]
-        words += [
-            f"norm {number(line.get('grad_norm'), '6.3f')}",
-            f"{number(timing.get('tokens_per_s'), '9,.0f')} tok/s",
+        parts = [
+            f"loss {format_number(line.get('loss'), '.4f')}",
+            f"lr {format_number(line.get('lr'), '.2e')}",
+            f"norm {format_number(line.get('grad_norm'), '6.3f')}",
+            f"{format_number(timing.get('tokens_per_s'), '9,.0f')} tok/s",
         ]
-        words += (
-            [f"{duration(timing['remaining_s'])} left"]
-            if timing.get("remaining_s") is not None
-            else []
-        )
-        return words
+        if timing.get("remaining_s") is not None:
+            parts.append(f"{format_duration(timing['remaining_s'])} left")
+        return parts
     if line["kind"] == "eval":
-        name = f"{line.get('split', 'val')} loss"
-        words = [
-            f"{name} {number(line.get('loss'), '.4f')}",
-            f"perplexity {number(line.get('perplexity'), '.2f')}",
+        parts = [
+            f"{line.get('split', 'val')} loss {format_number(line.get('loss'), '.4f')}",
+            f"perplexity {format_number(line.get('perplexity'), '.2f')}",
+            f"bits/byte {format_number(line.get('bpb'), '.3f')}",
         ]
-        words += [f"bits/byte {number(line.get('bpb'), '.3f')}"]
-        words += [f"on {line.get('tokens', 0):,} tokens"] if line.get("whole") is False else []
-        return words + (["best"] if line.get("best") else [])
+        parts += [f"on {line.get('tokens', 0):,} tokens"] if line.get("whole") is False else []
+        return parts + (["best"] if line.get("best") else [])
     if line["kind"] == "sample":
-        return [one_line(f"{line.get('prompt', '')}{line.get('text', '')}")]
+        return [to_one_line(f"{line.get('prompt', '')}{line.get('text', '')}")]
     if line["kind"] == "checkpoint":
-        return [one_line(str(line.get("path", ""))), *(["best"] if line.get("best") else [])]
+        return [to_one_line(str(line.get("path", ""))), *(["best"] if line.get("best") else [])]
     if line["kind"] == "warning":
-        return [one_line(f"{line.get('code', '')}: {line.get('message', '')}")]
+        return [to_one_line(f"{line.get('code', '')}: {line.get('message', '')}")]
     if line["kind"] == "resume":
-        return [one_line(f"from {line.get('from', '')}")]
+        return [to_one_line(f"from {line.get('from', '')}")]
     if line["kind"] == "end":
-        words = [one_line(str(line.get("status", "")))]
+        parts = [to_one_line(str(line.get("status", "")))]
         if line.get("best_step") is not None:
-            words += [
-                f"best val loss {number(line.get('best_loss'), '.4f')} at step {line['best_step']}"
-            ]
-        return words
+            best_loss = format_number(line.get("best_loss"), ".4f")
+            parts.append(f"best val loss {best_loss} at step {line['best_step']}")
+        return parts
     return []
 
 
-# What is printed first and last
+# -- plan and summary ------------------------------------------------------------------------------
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """What is about to happen, in a few aligned lines; every entry of `plan` is optional.
+    """The plan of a run in a few aligned lines, printed before it starts.
 
-    Entries: preset, corpus, parameters {total, non_embedding}, vocab_size, train_tokens, val_tokens, batch_tokens,
-    max_steps, total_tokens, epochs, flops, memory_bytes, seconds, engine, device, precision, threads, processes,
-    run_dir, why (a list of notes).
+    `plan` has any of these entries: preset, corpus, parameters {total, non_embedding, active,
+    trained}, vocab_size, train_tokens, val_tokens, batch_tokens, max_steps, total_tokens, epochs,
+    flops, memory_bytes, seconds, engine, device, precision, threads, processes, run_dir, why (a
+    list of notes). A part of a line whose entries are missing is left out.
     """
-    parameters = plan.get("parameters", {})
+    templates = {
+        "data": ("{train_tokens:,} training tokens", "{val_tokens:,} validation tokens"),
+        "training": (
+            "{max_steps:,} steps of {batch_tokens:,} tokens",
+            "{total_tokens:,} in all",
+            "{epochs:.3g} epochs",
+        ),
+        "compute": (
+            "{flops:.2g} FLOPs",
+            "{engine} engine",
+            "{device}",
+            "{precision}",
+            "{threads} threads",
+            "{processes} processes",
+        ),
+    }
+    model = [
+        *_parameter_parts(plan.get("parameters", {})),
+        *_fill_templates(plan, "vocabulary of {vocab_size:,}"),
+    ]
     rows = [
-        ("model", _some(plan, "{vocab_size:,} symbols", start=_parameters(parameters))),
-        ("data", _some(plan, "{train_tokens:,} tokens to learn from", "{val_tokens:,} to validate on")),
-        ("training", _some(plan, "{max_steps:,} steps of {batch_tokens:,} tokens", "{total_tokens:,} in all",
-                           "{epochs:.3g} epochs")),
-        ("expected", ", ".join(_expected(plan))),
-        ("computes", _some(plan, "{flops:.2g} FLOPs", "{engine} engine", "{device}", "{precision}", "{threads} threads",
-                           "{processes} processes")),
+        ("model", ", ".join(model)),
+        ("data", ", ".join(_fill_templates(plan, *templates["data"]))),
+        ("training", ", ".join(_fill_templates(plan, *templates["training"]))),
+        ("expected", ", ".join(_expected_parts(plan))),
+        ("compute", ", ".join(_fill_templates(plan, *templates["compute"]))),
         ("run", str(plan.get("run_dir", ""))),
-    ]  # fmt: skip
+    ]
     title = " on ".join(str(plan[key]) for key in ("preset", "corpus") if plan.get(key))
     rows += [("note", str(note)) for note in plan.get("why", [])]
-    return harmless(
-        "\n".join(
-            [f"glasslm  {title}".rstrip(), *(f"  {head:<10}{text}" for head, text in rows if text)]
-        )
-    )
+    lines = [f"glasslm  {title}".rstrip(), *(f"  {head:<10}{text}" for head, text in rows if text)]
+    return escape_control_chars("\n".join(lines))
 
 
-def _parameters(parameters: Mapping[str, Any]) -> list[str]:
-    words = [f"{parameters['total']:,} parameters"] if "total" in parameters else []
-    if words and "non_embedding" in parameters:
-        words[0] += f" ({parameters['non_embedding']:,} besides embeddings)"
-    for which, meaning in (("active", "compute each token"), ("trained", "are trained")):
+def _parameter_parts(parameters: Mapping[str, Any]) -> list[str]:
+    parts = [f"{parameters['total']:,} parameters"] if "total" in parameters else []
+    if parts and "non_embedding" in parameters:
+        parts[0] += f" ({parameters['non_embedding']:,} without embeddings)"
+    for which, meaning in (("active", "active per token"), ("trained", "trained")):
         if parameters.get(which, parameters.get("total")) != parameters.get("total"):
-            words.append(f"{parameters[which]:,} of them {meaning}")
-    return words
+            parts.append(f"{parameters[which]:,} {meaning}")
+    return parts
 
 
-def _expected(plan: Mapping[str, Any]) -> list[str]:
-    words = [f"about {duration(plan['seconds'])}"] if plan.get("seconds") is not None else []
-    return words + (
-        [f"{size(plan['memory_bytes'])} of memory"] if plan.get("memory_bytes") is not None else []
-    )
+def _expected_parts(plan: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if plan.get("seconds") is not None:
+        parts.append(f"about {format_duration(plan['seconds'])}")
+    if plan.get("memory_bytes") is not None:
+        parts.append(f"{format_bytes(plan['memory_bytes'])} of memory")
+    return parts
 
 
-def _some(plan: Mapping[str, Any], *templates: str, start: Sequence[str] = ()) -> str:
-    """Those of the templates whose names `plan` has, filled in."""
-    names = {template: re.findall(r"\{(\w+)", template) for template in templates}
-    return ", ".join(
-        [
-            *start,
-            *(
-                t.format(**plan)
-                for t in templates
-                if all(plan.get(n) is not None for n in names[t])
-            ),
-        ]
-    )
+def _fill_templates(plan: Mapping[str, Any], *templates: str) -> list[str]:
+    """The templates filled in from `plan`, without those that name a missing entry."""
+    return [
+        template.format(**plan)
+        for template in templates
+        if all(plan.get(name) is not None for name in re.findall(r"\{(\w+)", template))
+    ]
 
 
 def summary_text(
@@ -263,37 +278,30 @@ def summary_text(
     report: Path | str | None = None,
     elapsed_s: float | None = None,
 ) -> str:
-    """What came of it and what to try next.
+    """The result of a run and the commands to try next, printed after it ended.
 
     `best` is the eval line with the lowest validation loss, `sample` the last sample line.
     """
-    run = quoted(run_dir)
-    lines = [status if elapsed_s is None else f"{status} after {duration(elapsed_s)}"]
+    run = quote_path(run_dir)
+    lines = [status if elapsed_s is None else f"{status} after {format_duration(elapsed_s)}"]
     if best is not None:
-        whole = (
-            "on the whole split" if best.get("whole") else f"on {best.get('tokens', 0):,} tokens"
-        )
+        loss = format_number(best.get("loss"), ".4f")
+        tokens = "the whole split" if best.get("whole") else f"{best.get('tokens', 0):,} tokens"
+        perplexity = format_number(best.get("perplexity"), ".2f")
+        bpb = format_number(best.get("bpb"), ".3f")
         lines += [
-            f"best validation loss {number(best.get('loss'), '.4f')} {whole}, at step {best.get('step', 0):,}",
-            f"perplexity {number(best.get('perplexity'), '.2f')}, {number(best.get('bpb'), '.3f')} bits per byte",
+            f"best validation loss {loss} on {tokens}, at step {best.get('step', 0):,}",
+            f"perplexity {perplexity}, {bpb} bits per byte",
         ]
     if sample:
-        rows = (
-            harmless(f"{sample.get('prompt', '')}{sample.get('text', '')}").strip("\n").split("\n")
-        )
-        lines += [
-            f"what it wrote at step {sample.get('step', 0):,}:",
-            "",
-            *(f"    {row}" for row in rows),
-            "",
-        ]
+        text = escape_control_chars(f"{sample.get('prompt', '')}{sample.get('text', '')}")
+        lines += [f"sample at step {sample.get('step', 0):,}:", ""]
+        lines += [f"    {row}" for row in text.strip("\n").split("\n")]
+        lines += [""]
     lines += [f"report: {report}"] if report is not None else []
     lines += ["try next:"]
     lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed") else []
-    lines += (
-        ["  training again with a lower --lr or a longer --warmup-steps"]
-        if status == "diverged"
-        else []
-    )
+    if status == "diverged":
+        lines += ["  training again with a lower --lr or a longer --warmup-steps"]
     lines += [f"  glasslm generate {run}", f"  glasslm evaluate {run} --text-file FILE"]
-    return harmless("\n".join(lines))
+    return escape_control_chars("\n".join(lines))

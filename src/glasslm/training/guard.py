@@ -1,7 +1,7 @@
 """Judge the numbers of a run: non-finite values, loss spikes, divergence and overfitting.
 
-The guard returns verdicts and words the warnings; the loop acts on them. The guard's state is part of each checkpoint, so
-that a resumed run is judged like an uninterrupted one.
+The guard returns verdicts and words the warnings; the loop acts on them. The guard's state is part
+of each checkpoint, so that a resumed run is judged like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.errors import DivergedError
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Best
-from glasslm.runs.metrics import plain
+from glasslm.runs.metrics import to_json_types
 
 Verdict = Literal["fine", "spike", "nonfinite"]
 
@@ -63,6 +63,9 @@ class GuardState:
         return cls(**{**values, **lists})
 
 
+INITIAL_STATE = GuardState()
+
+
 class Guard:
     """The recent training losses and gradient norms, and the rules that judge them."""
 
@@ -70,7 +73,7 @@ class Guard:
         self,
         config: RunConfig,
         vocab_size: int,
-        state: GuardState = GuardState(),  # noqa: B008 - frozen
+        state: GuardState = INITIAL_STATE,
     ) -> None:
         self.config, self.vocab_size = config, vocab_size
         self.losses = deque[float](state.losses, maxlen=WINDOW_STEPS)
@@ -103,8 +106,8 @@ class Guard:
         self.nonfinite = 0 if is_finite else self.nonfinite + 1
         if self.nonfinite >= MAX_NONFINITE_STEPS:
             raise DivergedError(
-                f"training diverged: {MAX_NONFINITE_STEPS} non-finite losses or gradients in a row, "
-                f"up to step {step}: {self._cure}"
+                f"training diverged: {MAX_NONFINITE_STEPS} non-finite losses or gradients in a "
+                f"row, up to step {step}: {self._cure}"
             )
         for value, window in ((loss, self.losses), (update.norm, self.norms)):
             if math.isfinite(value):  # an infinite one would hide all later spikes
@@ -128,7 +131,7 @@ class Guard:
         if self.first_loss is None:
             self.first_loss = loss if math.isfinite(loss) else 0.0
         if best is not None and best.step == step:
-            self.loss_at_best = plain(recent)
+            self.loss_at_best = to_json_types(recent)
         if is_last:
             self._require_no_divergence(step, loss, "the validation loss")
         has_risen = (
@@ -141,10 +144,10 @@ class Guard:
         assert best is not None
         self.warned_overfit = True
         return (
-            f"overfitting: the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its best "
-            f"of step {best.step} and not better for {evaluations_since_best} evaluations, while "
-            f"the training loss fell from {before:.4f} to {recent:.4f}. Use more text or --dropout; "
-            "--patience stops in time"
+            f"overfitting: the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its "
+            f"best of step {best.step} and not better for {evaluations_since_best} evaluations, "
+            f"while the training loss fell from {before:.4f} to {recent:.4f}. Use more text or "
+            "--dropout; --patience stops in time"
         )
 
     @property
@@ -157,8 +160,8 @@ class Guard:
         reference = max(self.first_loss or 0.0, math.log(self.vocab_size))
         if loss > DIVERGENCE_RISE + reference:
             raise DivergedError(
-                f"training diverged at step {step}: {what} is {loss:.3g}, over a nat above the start "
-                f"and a uniform guess: {self._cure}"
+                f"training diverged at step {step}: {what} is {loss:.3g}, over a nat above the "
+                f"start and a uniform guess: {self._cure}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, turned into an event that the loop asks about between two steps."""
+"""Ctrl-C and SIGTERM as an event that the loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from types import FrameType
 
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """An event that Ctrl-C (SIGINT) or SIGTERM sets; a second signal ends the process at once.
+def catch_signals() -> Iterator[Interrupt]:
+    """An event that SIGINT (Ctrl-C) or SIGTERM sets; a second signal ends the process at once.
 
-    The handlers are installed explicitly, because a job that a shell starts in the background ignores SIGINT.
+    The handlers are installed explicitly: a shell's background job starts with SIGINT ignored.
     """
     event = Interrupt()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # signals go to the main thread only
+    # Signals reach the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = {
@@ -34,7 +33,7 @@ def interruptible() -> Iterator[Interrupt]:
 
 
 class Interrupt(threading.Event):
-    """Set by a signal, and remembers which."""
+    """An event that a signal sets; `received` is its number."""
 
     received: int | None = None
 

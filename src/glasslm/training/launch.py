@@ -1,7 +1,8 @@
 """Start a new run or resume one: everything around the training loop.
 
-The text is opened and tokenized, the number of steps is fixed, the run folder is locked and created, the plan is shown;
-then loop.py trains. The last line of metrics.jsonl says how the run ended. Callers write the report.
+The text is opened and tokenized, the number of steps is fixed, the run folder is locked and
+created, the plan is shown; then loop.py trains. The last line of metrics.jsonl says how the run
+ended. Callers write the report.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glasslm import files
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
@@ -30,14 +30,15 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.history import best_eval
-from glasslm.runs.metrics import EvalLine, Line, Log, SampleLine, Status, sample_lines
+from glasslm.runs.metrics import EvalLine, Line, MetricsLog, SampleLine, Status, sample_lines
 from glasslm.runs.record import ComputeRecord, build_record, text_name
 from glasslm.runs.run_folder import Run
+from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
 from glasslm.training import display, step_timer, trackers
 from glasslm.training.fine_tuning import Base
 from glasslm.training.loop import Loop
-from glasslm.training.memory import enough_memory, warn_of_shortage
+from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ def train(
 ) -> Outcome:
     """Train a new model.
 
-    `preset` and `command` (what the user wrote) are only recorded. With `dataset`, the text that the config names is
-    not opened. The run is interrupted after step `stop_at`, as by Ctrl-C. `track` names trackers: wandb, tensorboard,
-    or both with a comma. `notify` receives the messages before and after the display.
+    `preset` and `command` (what the user wrote) are only recorded. With `dataset`, the text that
+    the config names is not opened. The run is interrupted after step `stop_at`, as by Ctrl-C.
+    `track` names trackers: wandb, tensorboard, or both with a comma. `notify` receives the messages
+    before and after the display.
     """
     started = time.perf_counter()
-    tracker_names = trackers.named(track)
+    tracker_names = trackers.parse_trackers(track)
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
@@ -101,9 +103,9 @@ def train(
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
     compute, why = _choose_compute(config, dataset.tokenizer.vocab_size, compute)
     warn_of_shortage(config, dataset.tokenizer.vocab_size, compute, notify)
-    with enough_memory(config, compute.engine):
+    with explain_out_of_memory(config, compute.engine):
         engine, config, expected_s = _prepare_engine(config, compute, dataset, base, started, why)
-    with files.lock(run_dir):
+    with lock_run(run_dir):
         _create_run(run_dir, config, compute, dataset, engine, base, preset, command)
         plan = {
             "preset": preset,
@@ -114,9 +116,10 @@ def train(
         }
         notify(display.plan_text(plan | _plan(config, compute, dataset, engine)))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
+        first_lines = [plan_line, *_fallback_warning(source)]
         return _run_loop(
-            Run(run_dir), engine, dataset, [plan_line, *_fallback_warning(source)], None, base, started,
-            notify, tracker_names, stop_at,
+            Run(run_dir), engine, dataset, first_lines, None, base, started, notify, tracker_names,
+            stop_at,
         )  # fmt: skip
 
 
@@ -125,17 +128,17 @@ def resume(
 ) -> Outcome:
     """Continue a run from its latest valid checkpoint. Raises InputError for a finished run."""
     started = time.perf_counter()
-    tracker_names = trackers.named(track)
+    tracker_names = trackers.parse_trackers(track)
     run = Run(run_dir)
-    with files.lock(run_dir):
+    with lock_run(run_dir):
         latest = checkpoint.load(run_dir, "latest", notify)
         history = run.history
         has_ended = history.status in ("finished", "stopped")
         # a lost last checkpoint is made again
         if has_ended and latest.step == max(history.eval_steps, default=0):
             raise InputError(
-                f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to do. "
-                "Train a new run with more --max-steps, or use this one with `glasslm generate`"
+                f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to "
+                "do. Train a new run with more --max-steps, or use this one with `glasslm generate`"
             )
         compute, notes = compute_from_record(compute, run.record)
         for note in notes:
@@ -143,7 +146,7 @@ def resume(
         compute, _ = _choose_compute(run.config, run.tokenizer.vocab_size, compute)
         dataset = run.dataset(notify)
         checkpoint.require_identity(latest, run.identity)
-        with enough_memory(run.config, compute.engine):
+        with explain_out_of_memory(run.config, compute.engine):
             engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
         notify(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
@@ -152,9 +155,10 @@ def resume(
             "step": latest.step,
             "from": f"checkpoints/{latest.step:06d}",
         }
+        base = _reopen_base(run, notify)
         return _run_loop(
-            run, engine, dataset, [resume_line], latest.progress, _reopen_base(run, notify), started,
-            notify, tracker_names,
+            run, engine, dataset, [resume_line], latest.progress, base, started, notify,
+            tracker_names,
         )  # fmt: skip
 
 
@@ -193,7 +197,7 @@ def _prepare_engine(
     started: float,
     why: list[str],
 ) -> tuple[Engine, RunConfig, float]:
-    """The engine with its first weights, the config with its step count, and the expected seconds."""
+    """The engine with its first weights, the config with its step count, the expected seconds."""
     vocab_size = dataset.tokenizer.vocab_size
     table, seed = parameter_table(config.model, vocab_size), config.train.seed
 
@@ -203,7 +207,7 @@ def _prepare_engine(
     def make_and_time(compute: ComputeConfig) -> tuple[Engine, RunConfig, float]:
         engine = make_engine(config, vocab_size, compute, training=True)
         engine.load(first_weights())
-        timer = step_timer.measure(config, engine, dataset)
+        timer = step_timer.time_steps(config, engine, dataset)
         engine.load(first_weights())  # timing has changed them
         elapsed = time.perf_counter() - started
         timed_config = step_timer.with_steps(config, dataset, timer, elapsed)
@@ -211,7 +215,7 @@ def _prepare_engine(
         return engine, timed_config, elapsed + run_s
 
     engine, timed_config, expected_s = make_and_time(compute)
-    if step_timer.compiling_pays(compute, expected_s):
+    if step_timer.should_compile(compute, expected_s):
         why.append("compiled: the run is long enough to repay the compilation")
         del engine  # memory may not hold two
         engine, timed_config, expected_s = make_and_time(dataclasses.replace(compute, compile="on"))
@@ -244,7 +248,7 @@ def _create_run(
     )
     if base:
         record["base"] = base.source
-    run_folder.create(run_dir, record, dataset.tokenizer.to_json())
+    run_folder.create_run(run_dir, record, dataset.tokenizer.to_json())
     if base and config.model.lora_rank:
         checkpoint.save_base(run_dir, base.weights())
 
@@ -263,10 +267,10 @@ def _run_loop(
 ) -> Outcome:
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
     old_text = base.old_text(notify) if base else None
-    log = Log(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
+    log = MetricsLog(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
     past = list(run.metrics())
     with (
-        trackers.tracked(tracker_names, run, progress, notify) as interrupted,
+        trackers.track_run(tracker_names, run, progress, notify) as interrupted,
         log,
         display.Display(run.config.train.max_steps, run.path.name, past=past) as shown,
     ):
@@ -275,7 +279,7 @@ def _run_loop(
             loop.log(line)
         status: Status = "failed"
         try:
-            with enough_memory(run.config, engine.name):
+            with explain_out_of_memory(run.config, engine.name):
                 status = loop.run(loop.step if interrupted.is_set() else stop_at)
         except DivergedError as error:
             status = "diverged"

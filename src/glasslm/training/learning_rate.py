@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and nothing else: a resumed run needs no scheduler state."""
+"""The learning rate as a function of the step: a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ WSD_DECAY = 0.2  # share of the steps over which the wsd schedule falls, at the 
 
 
 def lr_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """The rate of update `step` = 0 .. max_steps - 1.
+    """The learning rate of update `step`, 0 .. max_steps - 1.
 
-    Linear warmup (step + 1) / W to the peak, at most half of the run long; then by schedule down to min_lr, which the
-    last step has. `constant` stays at the peak, and so does a run of a single step, which would learn nothing at 0.
+    A linear warmup (step + 1) / W, at most half of the run long, reaches the peak. Then the
+    schedule falls to min_lr at the last step. `constant` stays at the peak, and so does a run of
+    one step, which would learn nothing at min_lr.
     """
     lr, low = config.lr, config.min_lr
     warmup = min(config.warmup_steps, max_steps // 2)

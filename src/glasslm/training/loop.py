@@ -1,23 +1,19 @@
 """The training loop: batch, loss, gradients, update, and what is written on the way.
 
-The loop uses only the verbs of an engine. Step n means n batches consumed. Everything the next step depends on is a
-function of the step, the weights and the moments, so a resumed run continues as if it had never stopped.
+The loop uses only the verbs of an engine. Step n means n batches consumed. Everything the next step
+depends on is a function of the step, the weights and the moments, so a resumed run continues as if
+it had never stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from glasslm import files
-from glasslm.config.schema import RunConfig
-from glasslm.data.batch_sampler import BatchSampler, TokenArray
+from glasslm.data.batch_sampler import TokenArray, make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.errors import DamagedError
@@ -25,36 +21,21 @@ from glasslm.inference import evaluation, generation
 from glasslm.inference.sampling import Sampling
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress
-from glasslm.runs.metrics import EvalLine, Line, Log, Split, Status, StepLine, Timing
+from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
 from glasslm.training import guard
 from glasslm.training.display import Display
-from glasslm.training.guard import Guard, GuardState, Limits
-from glasslm.training.interruption import Interrupt, interruptible
+from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.guard import Guard, Limits
+from glasslm.training.interruption import Interrupt, catch_signals
 from glasslm.training.learning_rate import lr_at
+from glasslm.training.loop_state import LoopState
+from glasslm.training.memory import peak_memory_bytes
+from glasslm.training.spikes import write_spike
 
 SKIP_ALL = -1.0  # every gradient norm is above it
-EVALUATION_SHARE = 0.02  # of a run's FLOPs, for one pass over the validation split
-SPIKES, MAX_SPIKE_RECORDS = "spikes", 100  # the folder of spike batches, and how many it may hold
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
 EVALUATION_BATCH = 16  # micro-batches that one call of Engine.losses gets
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """What a checkpoint keeps of the loop. The field names are the keys in state.json."""
-
-    patience_used: int = 0  # evaluations since the best one
-    evaluated_at: int = -1  # step of the last evaluation
-    sampled_at: int = -1  # step of the last sample
-    measured: bool = False  # the final measurement on the whole split is done
-    guard: GuardState = GuardState()
-    safe_at: int | None = None  # step of the last planned checkpoint, for a roll-back
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> LoopState:
-        """The state in a checkpoint; fields that an older run lacks take their defaults."""
-        return cls(**{**values, "guard": GuardState.from_json(values.get("guard") or {})})
 
 
 class Loop:
@@ -65,12 +46,12 @@ class Loop:
         run: Run,
         engine: Engine,
         dataset: Dataset,
-        metrics: Log,
+        metrics: MetricsLog,
         display: Display,
         progress: Progress | None = None,
         old_text: TokenArray | None = None,
     ) -> None:
-        """`old_text`: validation tokens (N,) of the base run, to measure what fine-tuning forgets."""
+        """`old_text`: validation tokens (N,) of the base run, to measure forgetting."""
         self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
@@ -95,7 +76,7 @@ class Loop:
 
         The status is "finished", "stopped" (by stop_at_loss or patience) or "interrupted".
         """
-        with interruptible() as interrupted:
+        with catch_signals() as interrupted:
             if self.evaluated_at < 0:  # a new run
                 self.evaluate()
                 if self.config.train.sample_interval:
@@ -134,7 +115,8 @@ class Loop:
     def advance(self) -> tuple[Batch, Losses, Update, Limits]:
         """Send one batch through the engine.
 
-        A non-finite loss or gradient never reaches the weights; a spike does unless --on-spike says otherwise.
+        A non-finite loss or gradient never reaches the weights; a spike does unless --on-spike says
+        otherwise.
         """
         rows = np.arange(self.config.train.batch_size)
         tokens, targets = self.sampler.batch(self.dataset.train.tokens, self.step, rows)
@@ -151,12 +133,12 @@ class Loop:
         return batch, losses, update, limits
 
     def _require_known_tokens(self, largest: int) -> None:
-        """Raise DamagedError for a token outside the vocabulary, which no embedding row exists for."""
+        """Raise DamagedError for a token outside the vocabulary: it has no embedding."""
         vocab_size = self.dataset.tokenizer.vocab_size
         if largest >= vocab_size:
             raise DamagedError(
-                f"the batch of step {self.step + 1} holds token {largest}, of {vocab_size}: the tokens "
-                "in the cache were altered during the run. Run `glasslm resume`, which makes them again"
+                f"the batch of step {self.step + 1} holds token {largest}, of {vocab_size}: the "
+                "tokens in the cache were altered during the run. `glasslm resume` makes them again"
             )
 
     def judge_step(self, batch: Batch, losses: Losses, update: Update, limits: Limits) -> None:
@@ -168,7 +150,10 @@ class Loop:
             self.handle_spike(batch, losses.cross_entropy, update.norm, limits)
 
     def handle_spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
-        """Log a spike and write its batch to spikes/; with --on-spike rollback, load older weights."""
+        """Log a spike and write its batch to spikes/.
+
+        With --on-spike rollback, load older weights.
+        """
         action = self.config.train.on_spike
         outcome = {
             "log": "",
@@ -176,19 +161,9 @@ class Loop:
             "rollback": f": back to the weights of step {self.rollback_step}",
         }
         self.warn("spike", guard.spike_warning(self.step, loss, norm, limits, outcome[action]))
-        path = self.run_dir / SPIKES / f"{self.step:06d}.json"
-        if len(list(path.parent.glob("*.json"))) < MAX_SPIKE_RECORDS:
-            files.make_folder(path.parent)
-            record = {
-                "step": self.step,
-                "loss": loss,
-                "grad_norm": norm,
-                "limits": limits._asdict(),
-                "action": action,
-                "tokens": batch.tokens.tolist(),
-                "texts": [self.dataset.tokenizer.decode(row) for row in batch.tokens],
-            }
-            files.write_json(path, record)
+        write_spike(
+            self.run_dir, self.step, batch, self.dataset.tokenizer, loss, norm, limits, action
+        )
         if action == "rollback":
             self._load_checkpoint(self.rollback_step)
 
@@ -309,7 +284,8 @@ class Loop:
     def save(self, again: bool = False, planned: bool = True) -> None:
         """Write a checkpoint of this step, unless it exists already and `again` is false.
 
-        An interruption's checkpoint is not planned: an uninterrupted run would not have it, so no roll-back uses it.
+        An interruption's checkpoint is not planned: an uninterrupted run would not have it, so no
+        roll-back uses it.
         """
         if self.saved_at == self.step and not again:
             return
@@ -422,34 +398,3 @@ def _loss(line: EvalLine) -> float:
 def is_due(step: int, interval: int) -> bool:
     """Whether something that happens every `interval` steps (0: never) happens after this one."""
     return interval > 0 and step % interval == 0
-
-
-def make_sampler(config: RunConfig, n_tokens: int) -> BatchSampler:
-    """The batch sampler of a run over `n_tokens` training tokens."""
-    train = config.train
-    by_epochs = train.epochs is not None
-    return BatchSampler(n_tokens, config.model.block_size, train.batch_size, train.seed, by_epochs)
-
-
-def evaluation_windows(config: RunConfig, val_tokens: int) -> int | None:
-    """The number of validation windows of an evaluation during training; None for the whole split.
-
-    The whole split is used where its forward pass, a third of a training step's FLOPs, is cheap.
-    """
-    max_windows = max_evaluation_windows(config)
-    return None if val_tokens - 1 <= max_windows * config.model.block_size else max_windows
-
-
-def max_evaluation_windows(config: RunConfig) -> int:
-    """The most windows that one evaluation during training may take."""
-    return max(32, int(3 * EVALUATION_SHARE * config.train.max_steps * config.train.batch_size))
-
-
-def peak_memory_bytes() -> int | None:
-    """Peak memory of this process; None on Windows, which does not report it."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,10 +1,11 @@
-"""Whether a run has room in memory: told before it starts, and explained when it had none."""
+"""Memory of a training run: a warning before it starts, an explanation when it runs out."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,29 +15,30 @@ from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
 from glasslm.engines.choice import device_free_bytes, micro_batch_size
 from glasslm.engines.memory_estimate import training_bytes
 from glasslm.errors import ExhaustedError
-from glasslm.text import Notify, size
+from glasslm.text import Notify, format_bytes
 
 
 def warn_of_shortage(
     config: RunConfig, vocab_size: int, compute: ComputeConfig, notify: Notify
 ) -> None:
-    """A warning, with the flags that need less, where training is expected to need more memory than there is.
+    """Warn where training needs more memory than is free, and name flags that need less.
 
-    It comes before anything is taken: some systems end a process that takes too much, without a word.
+    The warning comes before any allocation: some systems kill a process that takes too much.
     """
     rows = micro_batch_size(config, compute.engine)
     need = training_bytes(config, vocab_size, compute, rows)
-    room = room_for(compute)
+    room = available_bytes(compute)
     if room is not None and need > room:
-        less = advice(config, vocab_size, compute, rows, room)
+        less = memory_advice(config, vocab_size, compute, rows, room)
         notify(
-            f"warning: training is expected to take {size(need)} of memory, and {size(room)} are free: {less}"
+            f"warning: training is expected to take {format_bytes(need)} of memory, and "
+            f"{format_bytes(room)} are free: {less}"
         )
 
 
 @contextmanager
-def enough_memory(config: RunConfig, engine: EngineName) -> Iterator[None]:
-    """What has no room raises ExhaustedError, with the flags that need less."""
+def explain_out_of_memory(config: RunConfig, engine: EngineName) -> Iterator[None]:
+    """Turn a MemoryError into an ExhaustedError that names the flags that need less."""
     try:
         yield
     except MemoryError:
@@ -49,18 +51,21 @@ def enough_memory(config: RunConfig, engine: EngineName) -> Iterator[None]:
         ) from None
 
 
-def room_for(compute: ComputeConfig) -> int | None:
-    """Free bytes of the device, or this process's part of the machine's; None where the system does not say."""
+def available_bytes(compute: ComputeConfig) -> int | None:
+    """Free bytes of the device, or this process's share of the machine's; None where unknown."""
     if compute.device == "cuda":
         return device_free_bytes()
-    free = free_bytes()
+    free = free_memory_bytes()
     return None if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def free_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that is there to be taken: what Linux says, or the limit of the container; elsewhere all, or None."""
+def free_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Free memory: what Linux reports, at most the container's limit.
+
+    On other systems, all physical memory; None where that is unknown.
+    """
     try:
-        said = (root / "proc/meminfo").read_text(encoding="ascii")
+        meminfo = (root / "proc/meminfo").read_text(encoding="ascii")
     except OSError:
         names = getattr(os, "sysconf_names", {})  # none on Windows
         return (
@@ -68,41 +73,55 @@ def free_bytes(root: Path = Path("/")) -> int | None:
             if "SC_PHYS_PAGES" in names
             else None
         )
-    free = [int(kilobytes) * 1024 for kilobytes in re.findall(r"MemAvailable:\s+(\d+) kB", said)]
+    free = [int(kilobytes) * 1024 for kilobytes in re.findall(r"MemAvailable:\s+(\d+) kB", meminfo)]
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # of the other version of cgroups, or "max"
+        with suppress(OSError, ValueError):  # a file of the other cgroup version, or "max"
             free.append(int((root / "sys/fs/cgroup" / limit).read_text(encoding="ascii")))
     return min(free, default=None)
 
 
-def advice(config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int, room: int) -> str:
-    """The flags with which training would fit into `room` bytes, changed as little as can be, in words."""
-    for flags in _lowered(config, compute, rows):
+def memory_advice(
+    config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int, room: int
+) -> str:
+    """The smallest change of flags with which training would fit into `room` bytes, as text."""
+    for flags in _smaller_settings(config, compute, rows):
         threads = flags.get("threads", compute.threads)
         lower = with_flags(
             config, {name: value for name, value in flags.items() if name != "threads"}
         )
-        alone = dataclasses.replace(compute, threads=threads)
-        need = training_bytes(lower, vocab_size, alone, lower.train.micro_batch_size)
+        smaller_compute = dataclasses.replace(compute, threads=threads)
+        need = training_bytes(lower, vocab_size, smaller_compute, lower.train.micro_batch_size)
         if need <= room:
             words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
-            return f"{words} would take {size(need)}"
-    return "choose a smaller model (--d-model, --n-layers), as no smaller portion of the batch would do"
+            return f"{words} would take {format_bytes(need)}"
+    return "choose a smaller model (--d-model, --n-layers): no smaller micro-batch would fit"
 
 
-def _lowered(config: RunConfig, compute: ComputeConfig, rows: int) -> Iterator[dict[str, int]]:
-    """Ever smaller flags: micro-batches, then the NumPy engine's threads, then the context."""
-    for portion in _halves(rows):
-        yield {"micro_batch_size": portion}
+def _smaller_settings(
+    config: RunConfig, compute: ComputeConfig, rows: int
+) -> Iterator[dict[str, int]]:
+    """Flags in descending size: micro-batches, then NumPy threads, then the context."""
+    for smaller_rows in _halve_repeatedly(rows):
+        yield {"micro_batch_size": smaller_rows}
     least = {"micro_batch_size": 1}
     if compute.engine == "numpy" and compute.threads > 1:
         least["threads"] = 1
         yield least
-    for block_size in _halves(config.model.block_size):
+    for block_size in _halve_repeatedly(config.model.block_size):
         yield least | {"block_size": block_size}
 
 
-def _halves(number: int) -> Iterator[int]:
+def _halve_repeatedly(number: int) -> Iterator[int]:
     while number > 1:
         number //= 2
         yield number
+
+
+def peak_memory_bytes() -> int | None:
+    """Peak memory of this process; None on Windows, which does not report it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,6 @@
-"""How long a run will take here: a few things are timed on its first batch, and the rest is counted.
+"""The expected duration of a run: its parts are timed on the first batch and multiplied.
 
-So the plan can name a time before the first step, and --max-time becomes a number of steps.
+The plan shows it before the first step, and --max-time becomes a number of steps.
 """
 
 from __future__ import annotations
@@ -17,43 +17,37 @@ import numpy as np
 
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
+from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
-from glasslm.training.loop import (
-    SAMPLE_TOKENS,
-    evaluation_windows,
-    make_sampler,
-    max_evaluation_windows,
-)
+from glasslm.training.evaluation_size import evaluation_windows, max_evaluation_windows
+from glasslm.training.loop import SAMPLE_TOKENS
 
-TIMED_TOKENS = 20  # of a sample
-DISK_BYTES_PER_S, DISK_S = (
-    100e6,
-    0.05,
-)  # a slow disk; what a checkpoint takes besides, to be safe there
+TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
+DISK_BYTES_PER_S = 100e6  # a slow disk
+CHECKPOINT_S = 0.05  # fixed cost of a checkpoint
+# Compiling takes 10 to 30 s on a CPU at any depth. It saves about an eighth of each step there and
+# a third or more on a GPU (docs/log.md). Shorter runs, in seconds, do not gain by it.
+MIN_COMPILED_RUN_S = {"cpu": 240.0, "cuda": 180.0}
 
 
-# Compiling takes 10 to 30 s on a CPU, whatever the depth; it saves about an eighth of each step there, and a
-# third or more on a GPU (docs/log.md). A run must be this long, in seconds, to gain by it.
-COMPILING_REPAID = {"cpu": 240.0, "cuda": 180.0}
-
-
-class Pace(NamedTuple):
-    """What takes how long, in seconds."""
+class StepTimer(NamedTuple):
+    """Seconds of the parts of a run."""
 
     step: float
-    window: float  # of validation
+    window: float  # one validation window
     sample: float
     checkpoint: float
 
 
-def measure(config: RunConfig, engine: Engine, dataset: Dataset) -> Pace:
-    """Time a step, an evaluation and a sample on as much as gives an answer soon. Changes the weights.
+def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer:
+    """Time a step, an evaluation and a sample. Changes the weights.
 
-    An engine computes so many rows side by side, and those of a step take turns: one turn is timed.
+    An engine computes `rows_at_once` rows side by side; a larger batch takes several such turns, of
+    which one is timed.
     """
     turns = math.ceil(config.train.batch_size / engine.rows_at_once)
     rows = np.arange(min(config.train.batch_size, engine.rows_at_once))
@@ -69,82 +63,94 @@ def measure(config: RunConfig, engine: Engine, dataset: Dataset) -> Pace:
             dataset.tokenizer,
             [""],
             block_size=config.model.block_size,
-            max_new_tokens=TIMED_TOKENS,
+            max_new_tokens=TIMED_SAMPLE_TOKENS,
             sampling=Sampling(),
         )
         for _ in pieces:
             pass
 
     def step() -> float:
-        turn = clocked(lambda: engine.accumulate(batch, 1 / batch.targets.size))
-        return turns * turn + clocked(lambda: engine.update(config.optimizer.lr))
+        turn = time_call(lambda: engine.accumulate(batch, 1 / batch.targets.size))
+        return turns * turn + time_call(lambda: engine.update(config.optimizer.lr))
 
-    steps = [step() for _ in range(3)]  # the first also takes the memory
+    steps = [step() for _ in range(3)]  # the first one also allocates memory
     window = min(
-        clocked(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)
+        time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)
     ) / len(rows)
     size = sum(array.nbytes for _, array in engine.state())
-    return Pace(
+    return StepTimer(
         step=statistics.median(steps),
         window=window,
-        sample=clocked(sample) * SAMPLE_TOKENS / TIMED_TOKENS
+        sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS
         if config.train.sample_interval
         else 0.0,
-        checkpoint=size / DISK_BYTES_PER_S + DISK_S,
+        checkpoint=size / DISK_BYTES_PER_S + CHECKPOINT_S,
     )
 
 
-def compiling_pays(compute: ComputeConfig, expected_s: float) -> bool:
-    """Whether a run that takes so long uncompiled should be compiled. `compute` has its engine and device chosen."""
-    repaid = COMPILING_REPAID.get(compute.device, math.inf)
-    return compute.compile == "auto" and expected_s > repaid and can_compile(compute)
+def should_compile(compute: ComputeConfig, expected_s: float) -> bool:
+    """Whether to compile a run that takes `expected_s` seconds uncompiled.
+
+    `compute` has its engine and device chosen.
+    """
+    min_run_s = MIN_COMPILED_RUN_S.get(compute.device, math.inf)
+    return compute.compile == "auto" and expected_s > min_run_s and can_compile(compute)
 
 
-def clocked(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def time_call(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def run_seconds(config: RunConfig, dataset: Dataset, pace: Pace) -> float:
-    """About how long the loop takes: steps, evaluations, samples and checkpoints, of which each new best makes one."""
+def run_seconds(config: RunConfig, dataset: Dataset, timer: StepTimer) -> float:
+    """The expected seconds of the loop: steps, evaluations, samples and checkpoints.
+
+    Each evaluation is counted with a checkpoint, which a new best loss writes.
+    """
     train = config.train
-    steps, every_window = (
-        train.max_steps,
-        math.ceil((len(dataset.val.tokens) - 1) / config.model.block_size),
-    )
-    sampled = evaluation_windows(config, len(dataset.val.tokens))
+    steps = train.max_steps
+    all_windows = math.ceil((len(dataset.val.tokens) - 1) / config.model.block_size)
+    sampled_windows = evaluation_windows(config, len(dataset.val.tokens))
     evaluations = 1 + math.ceil(steps / train.eval_interval)
-    windows = evaluations * (sampled or every_window) + (
-        2 * every_window if sampled else 0
-    )  # last and best: whole
-    if train.init_from:  # the old text, too, of which no more are taken than that
+    windows = evaluations * (sampled_windows or all_windows)
+    if sampled_windows:  # the last and the best weights are measured on the whole split
+        windows += 2 * all_windows
+    if train.init_from:  # the old text is evaluated too
         windows += evaluations * max_evaluation_windows(config)
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
     checkpoints = evaluations + steps // train.checkpoint_interval
     return (
-        steps * pace.step
-        + windows * pace.window
-        + samples * pace.sample
-        + checkpoints * pace.checkpoint
+        steps * timer.step
+        + windows * timer.window
+        + samples * timer.sample
+        + checkpoints * timer.checkpoint
     )
 
 
-def with_steps(config: RunConfig, dataset: Dataset, pace: Pace, spent: float) -> RunConfig:
-    """The config with max_steps fixed, where epochs or max_time were asked for; `spent` seconds are gone already."""
+def with_steps(config: RunConfig, dataset: Dataset, timer: StepTimer, spent_s: float) -> RunConfig:
+    """The config with max_steps set from epochs or max_time.
+
+    `spent_s` of max_time is used already.
+    """
     train = config.train
 
-    def lasting(steps: int) -> RunConfig:
+    def with_max_steps(steps: int) -> RunConfig:
         return dataclasses.replace(config, train=dataclasses.replace(train, max_steps=steps))
 
     if train.epochs is not None:
-        return lasting(make_sampler(config, len(dataset.train.tokens)).steps_for(train.epochs))
+        return with_max_steps(
+            make_sampler(config, len(dataset.train.tokens)).steps_for(train.epochs)
+        )
     if train.max_time is None:
         return config
-    left = parse_duration(train.max_time) - spent
-    most = max(1, int(left / pace.step))
-    # More steps also mean larger evaluations, so that the number which fits is searched for.
-    fitting = bisect.bisect_right(
-        range(1, most + 1), left, key=lambda steps: run_seconds(lasting(steps), dataset, pace)
+    left_s = parse_duration(train.max_time) - spent_s
+    max_steps = max(1, int(left_s / timer.step))
+    # The cost of an evaluation grows with the number of steps, so the number that fits is searched.
+    n_steps = bisect.bisect_right(
+        range(1, max_steps + 1),
+        left_s,
+        key=lambda steps: run_seconds(with_max_steps(steps), dataset, timer),
     )
-    return lasting(max(1, fitting))
+    return with_max_steps(max(1, n_steps))

@@ -1,1 +1,4 @@
-"""The capstone: one folder with a trained model, an ablation, a scaling study and answered questions."""
+"""The capstone.
+
+One folder with a trained model, an ablation, a scaling study and answered questions.
+"""

@@ -1,4 +1,4 @@
-"""All answers of a capstone, of one run: which function answers which question."""
+"""The answers of a capstone about one run: the function for each question."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glasslm.course.capstone import (
-    about_attention,
-    about_order,
-    about_size,
-    about_text,
+    attention_answers,
+    position_answers,
     run_context,
+    size_answers,
+    text_answers,
 )
-from glasslm.course.capstone.questions import Answer, Question, ask
-from glasslm.course.capstone.run_context import Specimen
+from glasslm.course.capstone.questions import Answer, Question, list_questions
+from glasslm.course.capstone.run_context import RunContext
 
-ANSWERS: dict[str, Callable[[Question, Specimen], Answer]] = {
-    "attention": about_attention.equation,
-    "sqrt-dk": about_attention.division,
-    "causal-mask": about_attention.mask,
-    "kv-cache": about_size.kv_cache,
-    "chinchilla": about_size.chinchilla,
-    "bpe": about_text.bpe,
-    "families": about_text.families,
-    "heads": about_attention.heads,
-    "tying": about_size.tying,
-    "positions": about_order.positions,
-    "sampling": about_text.sampling,
-    "compression": about_text.compression,
-    "forward-pass": about_size.forward_pass,
+ANSWERS: dict[str, Callable[[Question, RunContext], Answer]] = {
+    "attention": attention_answers.explain_equation,
+    "sqrt-dk": attention_answers.explain_division,
+    "causal-mask": attention_answers.explain_mask,
+    "kv-cache": size_answers.explain_kv_cache,
+    "chinchilla": size_answers.explain_chinchilla,
+    "bpe": text_answers.explain_bpe,
+    "families": text_answers.explain_families,
+    "heads": attention_answers.explain_heads,
+    "tying": size_answers.explain_tying,
+    "positions": position_answers.explain_positions,
+    "sampling": text_answers.explain_sampling,
+    "compression": text_answers.explain_compression,
+    "forward-pass": size_answers.explain_forward_pass,
 }
 
 
-def answer(run_dir: Path) -> list[Answer]:
-    """The questions about the model of a run, in their order, answered with its own numbers; the run is only read.
+def answer_questions(run_dir: Path) -> list[Answer]:
+    """The answers about the model of a run, in order, with its own numbers. The run is only read.
 
-    What cannot be measured, because a checkpoint cannot be read or the cache has lost the text, is said in the answer.
-    Raises DamagedError where run.json, tokenizer.json or metrics.jsonl cannot be read.
+    An answer says what cannot be measured because a checkpoint or the cached text is missing.
+    Raises DamagedError if run.json, tokenizer.json or metrics.jsonl cannot be read.
     """
-    of = run_context.read(run_dir)
-    return [ANSWERS[question.name](question, of) for question in ask(of.run.config, of.vocab_size)]
+    context = run_context.read_run(run_dir)
+    questions = list_questions(context.run.config, context.vocab_size)
+    return [ANSWERS[question.name](question, context) for question in questions]

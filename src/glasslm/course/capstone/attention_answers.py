@@ -1,6 +1,7 @@
-"""Answers about attention: the equation on a real row, the division by sqrt(d_k), the mask, all heads in pseudocode.
+"""Answers about attention: the equation, the division by sqrt(d_k), the causal mask, pseudocode.
 
-L layers, H query heads, K key-value heads, Q head size (the d_k of the equation), T positions, D width.
+L layers, H query heads, K key-value heads, Q head size (the d_k of the equation), T positions,
+D width.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
-from glasslm.course.capstone.questions import Answer, Question, plural, shape
-from glasslm.course.capstone.run_context import CONFIGURATION, Look, Specimen
+from glasslm.course.capstone.questions import Answer, Question, format_shape, plural
+from glasslm.course.capstone.run_context import CONFIGURATION, ExcerptActivations, RunContext
 from glasslm.model.parameters import ParameterTable
 from glasslm.report.figures import Palette
 from glasslm.report.page import Picture
@@ -23,217 +24,267 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-SHOWN = 10  # tokens of the row and of the map of weights that are shown
-SURE = 0.99  # a weight above which a row looks at one token only
+MAX_SHOWN_TOKENS = 10  # in the example row and in the map of weights
+CONCENTRATED_WEIGHT = 0.99  # above it a row counts as attending to one token only
 
 
-def equation(question: Question, of: Specimen) -> Answer:
-    """The terms in words and shapes, and one row of one head with its numbers."""
-    c = of.config
+def explain_equation(question: Question, context: RunContext) -> Answer:
+    """The terms of the attention equation with their shapes, and one row of one head."""
+    c = context.config
     H, K, T, Q = c.n_heads, c.n_kv_heads, c.block_size, c.head_size
-    place = {
-        "rope": ", q and k being turned by their places (rope)",
+    position_term = {
+        "rope": ", with q and k rotated by their positions (RoPE)",
         "alibi": ", less a slope times the distance (ALiBi)",
     }
-    shared = f" {H // K} heads that ask share one that offers (arXiv:2305.13245)." if K < H else ""
+    shared = f" {H // K} query heads share one key-value head (arXiv:2305.13245)." if K < H else ""
     text = (
-        "Attention(q, k, v) = softmax(q kᵀ / sqrt(d_k)) v (arXiv:1706.03762, equation 1): each token asks, it and "
-        "those before it offer, and what it takes is the mean of their values, weighted by how well question and offer "
-        f"match. Here that is {plural(c.n_layers, 'layer')} x {plural(H, 'head')} x {T:,} x {T:,} = "
+        "Attention(q, k, v) = softmax(q kᵀ / sqrt(d_k)) v (arXiv:1706.03762, equation 1): each "
+        "token has a query, it and the tokens before it have keys and values, and its output is "
+        "the mean of their values, weighted by how well its query matches their keys. Here that "
+        f"is {plural(c.n_layers, 'layer')} x {plural(H, 'head')} x {T:,} x {T:,} = "
         f"{question.number:,.0f} weights.",
-        f"q = x Wqᵀ, {shape(H, T, Q)}: what each token looks for, in each head. k = x Wkᵀ, {shape(K, T, Q)}: by what "
-        f"it is found. v = x Wvᵀ, {shape(K, T, Q)}: what it gives when it is.{shared}",
-        f"q kᵀ, {shape(H, T, T)}: how well each pair matches{place.get(c.position, '')}. The division by sqrt({Q}) = "
-        f"{math.sqrt(Q):.4g} keeps these numbers where softmax still learns; the mask makes the scores of later tokens "
-        "-inf; softmax makes each row positive weights with the sum 1; their product with v mixes the values.",
+        f"q = x Wqᵀ, {format_shape(H, T, Q)}: what each token looks for, in each head. k = x Wkᵀ, "
+        f"{format_shape(K, T, Q)}: what queries are matched with. v = x Wvᵀ, "
+        f"{format_shape(K, T, Q)}: what a token contributes to the output.{shared}",
+        f"q kᵀ, {format_shape(H, T, T)}: how well each pair "
+        f"matches{position_term.get(c.position, '')}. The division by sqrt({Q}) = "
+        f"{math.sqrt(Q):.4g} keeps these scores in the range where softmax has a useful gradient. "
+        "The mask sets the scores of later tokens to -inf. Softmax turns each row into positive "
+        "weights with the sum 1. Their product with v mixes the values.",
     )
     answer = Answer(question, text, sources=(CONFIGURATION,))
-    return _row(answer, of.look, of) if of.look else answer.without(of.missing)
+    if context.activations is None:
+        return answer.with_reason(context.missing)
+    return _add_example_row(answer, context.activations, context)
 
 
-def _row(answer: Answer, look: Look, of: Specimen) -> Answer:
-    query = min(SHOWN, len(look.tokens)) - 1
-    layer, head = telling(look, query)
-    seen = np.flatnonzero(np.isfinite(look.scores[layer, head, query]))
-    scores = look.scores[layer, head, query, seen].astype(np.float64)
-    biased = scores + bias(of.config, head, query, seen)
-    alibi = of.config.position == "alibi"
+def _add_example_row(
+    answer: Answer, activations: ExcerptActivations, context: RunContext
+) -> Answer:
+    """The answer with one row of one head: scores, exponentials and weights."""
+    query = min(MAX_SHOWN_TOKENS, len(activations.tokens)) - 1
+    layer, head = most_informative_head(activations, query)
+    keys = np.flatnonzero(np.isfinite(activations.scores[layer, head, query]))
+    scores = activations.scores[layer, head, query, keys].astype(np.float64)
+    biased = scores + alibi_bias(context.config, head, query, keys)
+    alibi = context.config.position == "alibi"
     e = np.exp(biased - biased.max())
     weights = e / e.sum()
     largest = int(weights.argmax())
-    asks, found = look.named(look.tokens[query]), look.named(look.tokens[seen[largest]])
-    told = (
-        f"One row, of block {layer}, head {head}, in the validation text: the token {asks} at position {query} asks. "
-        f"Its weights are e^(score - the largest score), divided by their sum {e.sum():.4g}; the largest, "
-        f"{weights[largest]:.3f}, is on {found} at position {seen[largest]}."
+    query_token = activations.token_label(activations.tokens[query])
+    key_token = activations.token_label(activations.tokens[keys[largest]])
+    paragraph = (
+        f"One row, of block {layer}, head {head}, in the validation text: the token "
+        f"{query_token} at position {query} asks. Its weights are e^(score - the largest score), "
+        f"divided by their sum {e.sum():.4g}; the largest, {weights[largest]:.3f}, is on "
+        f"{key_token} at position {keys[largest]}."
     )
     rows = tuple(
-        (str(j), look.named(look.tokens[j]), f"{score * math.sqrt(of.config.head_size):.4g}", f"{score:.4g}",
-         *([f"{shifted:.4g}"] if alibi else []), f"{power:.4f}", f"{weight:.4f}")
-        for j, score, shifted, power, weight in zip(seen, scores, biased, e, weights)
-    )  # fmt: skip
-    header = ("position", "token", "q . k", "q . k / sqrt(d_k)", *(["less the distance"] if alibi else []),
-              "e^(score - largest)", "weight")  # fmt: skip
-    return Answer(
-        answer.question, (*answer.text, told), header, rows, (), (*answer.sources, *of.model_files)
+        (
+            str(j),
+            activations.token_label(activations.tokens[j]),
+            f"{score * math.sqrt(context.config.head_size):.4g}",
+            f"{score:.4g}",
+            *([f"{shifted:.4g}"] if alibi else []),
+            f"{power:.4f}",
+            f"{weight:.4f}",
+        )
+        for j, score, shifted, power, weight in zip(keys, scores, biased, e, weights)
     )
+    header = (
+        "position",
+        "token",
+        "q . k",
+        "q . k / sqrt(d_k)",
+        *(["less the distance"] if alibi else []),
+        "e^(score - largest)",
+        "weight",
+    )
+    sources = (*answer.sources, *context.model_files)
+    return Answer(answer.question, (*answer.text, paragraph), header, rows, (), sources)
 
 
-def telling(look: Look, query: int) -> tuple[int, int]:
-    """The layer and the head with most to see in this query's row: neither even nor all on one token."""
-    halfway = np.abs(entropy(look.weights[:, :, query]) - math.log(query + 1) / 2)
-    layer, head = np.unravel_index(int(halfway.argmin()), halfway.shape)
+def most_informative_head(activations: ExcerptActivations, query: int) -> tuple[int, int]:
+    """(layer, head) whose row of this query is nearest to half of the largest entropy.
+
+    Such a row is neither uniform nor concentrated on one token.
+    """
+    distances = np.abs(entropy(activations.weights[:, :, query]) - math.log(query + 1) / 2)
+    layer, head = np.unravel_index(int(distances.argmin()), distances.shape)
     return int(layer), int(head)
 
 
-def bias(c: ModelConfig, head: int, query: int, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What ALiBi adds to the scores of these keys: minus the head's slope times the distance. arXiv:2108.12409."""
+def alibi_bias(
+    c: ModelConfig, head: int, query: int, keys: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """ALiBi's bias of the scores of these keys: minus the head's slope times the distance.
+
+    keys: (n,) positions; returns (n,), zeros without ALiBi. arXiv:2108.12409.
+    """
     if c.position != "alibi":
         return np.zeros(len(keys))
     return -(2.0 ** (-8 * (head + 1) / c.n_heads)) * (query - keys).astype(np.float64)
 
 
 def entropy(p: Array) -> NDArray[np.float64]:
-    """In nats, of the distributions along the last axis."""
+    """Entropy in nats of the distributions p (..., n): (...)."""
     p = np.asarray(p, np.float64)
     return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
 
 
-# -- the division by sqrt(d_k) ----------------------------------------------------------------------------------------
+# -- the division by sqrt(d_k) ---------------------------------------------------------------------
 
 
-def division(question: Question, of: Specimen) -> Answer:
-    """The reason, and what this model's attention would be without it."""
-    Q = of.config.head_size
+def explain_division(question: Question, context: RunContext) -> Answer:
+    """The reason for the division, and this model's attention without it."""
+    Q = context.config.head_size
     text = (
-        "Because a sum of d_k products grows with d_k. With independent entries of mean 0 and variance 1, q . k has "
-        f"the variance d_k = {Q}, and divided by sqrt({Q}) = {math.sqrt(Q):.4g} it has 1 again (arXiv:1706.03762, "
-        "section 3.2.1). Of scores that large softmax makes nearly all or nothing: it looks at one token, and hardly "
-        "any gradient comes back through it.",
+        "Because a sum of d_k products grows with d_k. With independent entries of mean 0 and "
+        f"variance 1, q . k has the variance d_k = {Q}; divided by sqrt({Q}) = "
+        f"{math.sqrt(Q):.4g} it has the variance 1 again (arXiv:1706.03762, section 3.2.1). With "
+        "larger scores softmax gives nearly all weight to one token, and hardly any gradient "
+        "passes back through it.",
     )
     answer = Answer(question, text, sources=(CONFIGURATION,))
-    if of.look is None:
-        return answer.without(of.missing)
-    return _compared(answer, of.look, of)
+    if context.activations is None:
+        return answer.with_reason(context.missing)
+    return _compare_without_division(answer, context.activations, context)
 
 
-def _compared(answer: Answer, look: Look, of: Specimen) -> Answer:
-    c, visible = of.config, np.isfinite(look.scores)
-    several = visible.sum(-1) > 1  # (L, H, T): a row that sees one token has nothing to choose
+def _compare_without_division(
+    answer: Answer, activations: ExcerptActivations, context: RunContext
+) -> Answer:
+    """The answer with statistics of the attention weights with and without the division."""
+    c, visible = context.config, np.isfinite(activations.scores)
+    # (L, H, T): in a row with one visible token the weight is 1 either way.
+    several = visible.sum(-1) > 1
     if not several.any():
-        return answer.without(
-            "No row of its attention sees more than one token, so that there is nothing to compare."
+        return answer.with_reason(
+            "No row of its attention sees more than one token, so there is nothing to compare."
         )
-    raw = np.where(visible, look.scores, 0.0).astype(np.float64) * math.sqrt(c.head_size)
-    T = len(look.tokens)
-    added = np.stack(
-        [[bias(c, head, i, np.arange(T)) for i in range(T)] for head in range(c.n_heads)]
+    raw = np.where(visible, activations.scores, 0.0).astype(np.float64) * math.sqrt(c.head_size)
+    T = len(activations.tokens)
+    biases = np.stack(
+        [[alibi_bias(c, head, i, np.arange(T)) for i in range(T)] for head in range(c.n_heads)]
     )
-    without = softmax(np.where(visible, raw + added, -np.inf))
+    undivided = softmax(np.where(visible, raw + biases, -np.inf))
     variance = float(raw[visible].var())
     before, after = (
-        _measures(p[several], visible.sum(-1)[several])
-        for p in (np.asarray(look.weights, float), without)
+        _weight_statistics(p[several], visible.sum(-1)[several])
+        for p in (np.asarray(activations.weights, float), undivided)
     )
     names = (
         "the largest weight of a row, mean",
-        f"rows with a weight above {SURE}",
+        f"rows with a weight above {CONCENTRATED_WEIGHT}",
         "entropy of a row, as a share of the largest possible",
-        "1 - the sum of squared weights, mean: the trace of softmax's slope",
+        "1 - the sum of squared weights, mean: the trace of softmax's Jacobian",
     )
     rows = [("variance of the scores", f"{variance / c.head_size:.4g}", f"{variance:.4g}")]
     rows += [
-        (name, f"{as_is:.4f}", f"{bare:.4f}") for name, as_is, bare in zip(names, before, after)
+        (name, f"{divided:.4f}", f"{bare:.4f}") for name, divided, bare in zip(names, before, after)
     ]
     normed = ", which qk-norm brings to one size," if c.qk_norm else ""
-    told = (
-        f"Measured in this model, in all heads, over {T} tokens of its validation text: q . k has the variance "
-        f"{variance:.4g}, as trained q and k{normed} are neither independent nor of variance 1. Without the division "
-        f"its rows would put {after[0]:.1%} of their weight on one token on average, instead of {before[0]:.1%}; and "
-        f"what softmax passes back, by the trace of its slope, would be {after[3]:.3f} instead of {before[3]:.3f}. "
-        "(Trained without it, it would have had to learn smaller q and k.)"
+    paragraph = (
+        f"Measured in this model, in all heads, over {T} tokens of its validation text: q . k has "
+        f"the variance {variance:.4g}, as trained q and k{normed} are neither independent nor of "
+        f"variance 1. Without the division its rows would put {after[0]:.1%} of their weight on "
+        f"one token on average, instead of {before[0]:.1%}. The gradient that softmax passes "
+        f"back, by the trace of its Jacobian, would be {after[3]:.3f} instead of "
+        f"{before[3]:.3f}. (A model trained without the division would have to learn smaller q "
+        "and k.)"
     )
     header = ("over all heads", "as it is", "without the division")
-    return Answer(
-        answer.question,
-        (*answer.text, told),
-        header,
-        tuple(rows),
-        (),
-        (*answer.sources, *of.model_files),
-    )
+    sources = (*answer.sources, *context.model_files)
+    return Answer(answer.question, (*answer.text, paragraph), header, tuple(rows), (), sources)
 
 
-def _measures(p: Array, visible: Array) -> tuple[float, float, float, float]:
-    """Of rows (N, T) that see so many keys each: largest weight, share of sure rows, entropy, slope."""
+def _weight_statistics(p: Array, visible: Array) -> tuple[float, float, float, float]:
+    """Means over the rows of attention weights p (N, T), which see visible (N,) keys.
+
+    Returns the largest weight, the share of concentrated rows, the relative entropy, and the
+    trace of softmax's Jacobian.
+    """
     largest = p.max(-1)
-    share = entropy(p) / np.log(visible)
-    slope = 1 - np.square(p).sum(-1)
+    relative_entropy = entropy(p) / np.log(visible)
+    jacobian_trace = 1 - np.square(p).sum(-1)
     return (
         float(largest.mean()),
-        float((largest > SURE).mean()),
-        float(share.mean()),
-        float(slope.mean()),
+        float((largest > CONCENTRATED_WEIGHT).mean()),
+        float(relative_entropy.mean()),
+        float(jacobian_trace.mean()),
     )
 
 
 def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Along the last axis; -inf becomes 0."""
+    """Softmax of x (..., n) over the last axis; -inf becomes 0."""
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
-# -- the mask ---------------------------------------------------------------------------------------------------------
+# -- the mask --------------------------------------------------------------------------------------
 
 
-def mask(question: Question, of: Specimen) -> Answer:
-    """What it hides, a proof that it does, and a picture of what is left."""
-    c, T = of.config, of.config.block_size
+def explain_mask(question: Question, context: RunContext) -> Answer:
+    """What the mask hides, a measurement that it does, and a map of the visible weights."""
+    c, T = context.config, context.config.block_size
     text = [
-        "So that no position sees what it has to predict: the score of a later token becomes -inf and its weight 0. "
-        f"All {T:,} predictions of a text are then trained in one pass, and writing needs no other model than "
-        f"training. Of {T:,} x {T:,} = {T * T:,} scores of a head, T (T - 1) / 2 = {question.number:,.0f} are hidden.",
+        "So that no position sees the token that it has to predict: the score of a later token "
+        f"becomes -inf and its weight 0. All {T:,} predictions of a text are then trained in one "
+        "pass, and generation uses the same model as training. Of "
+        f"{T:,} x {T:,} = {T * T:,} scores of a head, T (T - 1) / 2 = {question.number:,.0f} are "
+        "hidden.",
     ]
     if 0 < c.window < T:
         outside = (T - c.window) * (T - c.window + 1) // 2
         text += [
-            f"Its window hides {outside:,} more: a token sees itself and the {c.window - 1} before it."
+            f"Its window hides {outside:,} more: a token sees itself and the {c.window - 1} "
+            "tokens before it."
         ]
     answer = Answer(question, tuple(text), sources=(CONFIGURATION,))
-    look = of.look
-    if look is None:
-        return answer.without(of.missing)
-    other = look.tokens.copy()
-    other[-1] = (other[-1] + 1) % of.vocab_size
-    moved = np.abs(look.again(other) - look.logits).max(-1)
-    T, n, visible = len(look.tokens), min(SHOWN, len(look.tokens)), np.isfinite(look.scores)
-    earlier = float(moved[:-1].max(initial=0.0))
-    told = (
-        f"The proof, on {T} tokens of the validation text: with another last token, the logits of "
-        f"{plural(T - 1, 'place')} before it move by "
-        f"{earlier if earlier == 0 else f'{earlier:.1e} (rounding)'} at most, and those of its own place by up to "
-        f"{moved[-1]:.3g}. Hidden weights come to {float(look.weights[~visible].sum())} in total."
-    )
-    layer, head = telling(look, n - 1)
+    activations = context.activations
+    if activations is None:
+        return answer.with_reason(context.missing)
+    visible = np.isfinite(activations.scores)
+    paragraph = _measure_mask(activations, context.vocab_size)
+    n = min(MAX_SHOWN_TOKENS, len(activations.tokens))
+    layer, head = most_informative_head(activations, n - 1)
     label = (
-        f"Attention weights of block {layer}, head {head} over the first {n} tokens of the validation text: a row for "
-        "the token that asks, a column for the one that it looks at; what is hidden is grey"
+        f"Attention weights of block {layer}, head {head} over the first {n} tokens of the "
+        "validation text: one row per query token, one column per key token; hidden weights are "
+        "grey"
     )
-    weights = np.where(visible, look.weights, np.nan)[layer, head, :n, :n]
-    names = [drawable(look.named(token)) for token in look.tokens[:n]]
-    picture = Picture("causal-mask", label, lambda colours: weights_map(weights, names, colours))
-    return Answer(
-        question, (*answer.text, told), (), (), (picture,), (*answer.sources, *of.model_files)
+    weights = np.where(visible, activations.weights, np.nan)[layer, head, :n, :n]
+    names = [drawable_name(activations.token_label(token)) for token in activations.tokens[:n]]
+    picture = Picture(
+        "causal-mask", label, lambda colours: draw_weights_map(weights, names, colours)
+    )
+    sources = (*answer.sources, *context.model_files)
+    return Answer(question, (*answer.text, paragraph), (), (), (picture,), sources)
+
+
+def _measure_mask(activations: ExcerptActivations, vocab_size: int) -> str:
+    """A paragraph on how far another last token moves the logits of the earlier positions."""
+    T, visible = len(activations.tokens), np.isfinite(activations.scores)
+    changed_tokens = activations.tokens.copy()
+    changed_tokens[-1] = (changed_tokens[-1] + 1) % vocab_size
+    changes = np.abs(activations.compute_logits(changed_tokens) - activations.logits).max(-1)
+    earlier = float(changes[:-1].max(initial=0.0))
+    return (
+        f"Measured on {T} tokens of the validation text: with another last token, the logits of "
+        f"the {plural(T - 1, 'position')} before it move by "
+        f"{earlier if earlier == 0 else f'{earlier:.1e} (rounding)'} at most, and those of its "
+        f"own place by up to {changes[-1]:.3g}. The hidden weights sum to "
+        f"{float(activations.weights[~visible].sum())}."
     )
 
 
-def drawable(name: str) -> str:
-    """A token's name if every font has it, else nothing: fixed words alone are safe to draw."""
+def drawable_name(name: str) -> str:
+    """A token's name if it is ASCII, which every font has, otherwise an empty string."""
     return name if name.strip("“”").replace("␣", "").replace("↵", "").isascii() else ""
 
 
-def weights_map(weights: Array, names: list[str], colours: Palette) -> Figure:
-    """(n, n) weights as a map, with their numbers; NaN is hidden."""
+def draw_weights_map(weights: Array, names: list[str], colours: Palette) -> Figure:
+    """Draw weights (n, n) as a map with their numbers; NaN marks a hidden weight."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -257,86 +308,96 @@ def weights_map(weights: Array, names: list[str], colours: Palette) -> Figure:
     axes.tick_params(colors=colours.ink, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(colours.faint)
-    axes.set_xlabel("the token that is looked at", color=colours.ink)
-    axes.set_ylabel("the token that asks", color=colours.ink)
+    axes.set_xlabel("key token", color=colours.ink)
+    axes.set_ylabel("query token", color=colours.ink)
     return figure
 
 
-# -- all heads, in pseudocode -----------------------------------------------------------------------------------------
+# -- all heads, in pseudocode ----------------------------------------------------------------------
 
 
-def heads(question: Question, of: Specimen) -> Answer:
-    """Attention of one block of this model, line by line."""
-    c, last = of.config, of.config.n_layers - 1
+def explain_heads(question: Question, context: RunContext) -> Answer:
+    """The pseudocode of one attention block of this model, with shapes and weights."""
+    c, last = context.config, context.config.n_layers - 1
+    others = {0: "", 1: "; block 1 is like it"}.get(last, f"; blocks 1 to {last} are like it")
     text = (
-        "All heads are computed side by side, as one array with an axis for the heads: below, line by line. q, k, v "
-        f"and output of one block have {question.number:,.0f} weights.",
-        f"This is block 0 of this model over a text of {c.block_size:,} tokens"
-        + (
-            ""
-            if not last
-            else "; block 1 is like it"
-            if last == 1
-            else f"; blocks 1 to {last} are like it"
-        )
-        + f". i asks, j answers; @ is the matrix product, h one of {plural(c.n_heads, 'head')}.",
+        "All heads are computed side by side, as one array with an axis for the heads. The table "
+        "shows this line by line. q, k, v and output of one block have "
+        f"{question.number:,.0f} weights.",
+        f"This is block 0 of this model over a text of {c.block_size:,} tokens{others}. i is the "
+        "position of the query, j that of the key; @ is the matrix product, h one of "
+        f"{plural(c.n_heads, 'head')}.",
     )
     lines = [
-        (line, of_shape, _weights(of.rows, *parts)) for line, of_shape, *parts in pseudocode(c)
+        (line, line_shape, _list_weights(context.rows, *parts))
+        for line, line_shape, *parts in pseudocode_lines(c)
     ]
     sources = (
-        (CONFIGURATION, ("a file with these weights", of.model_files[0][1]))
-        if of.look
+        (CONFIGURATION, ("a file with these weights", context.model_files[0][1]))
+        if context.activations
         else (CONFIGURATION,)
     )
     return Answer(question, text, ("line", "shape", "weights"), tuple(lines), (), sources)
 
 
-def pseudocode(c: ModelConfig) -> list[tuple[str, ...]]:
-    """Lines of block 0's attention: what is computed, its shape, and the parts of the table that it uses."""
+def pseudocode_lines(c: ModelConfig) -> list[tuple[str, ...]]:
+    """Lines of block 0's attention: code, shape, parameter-table parts."""
     H, K, T, Q, D = c.n_heads, c.n_kv_heads, c.block_size, c.head_size, c.d_model
     pre = c.norm_position == "pre" and c.norm != "none"
-    named = "rms_norm" if c.norm == "rmsnorm" else "layer_norm"
-    read = "n" if pre else "x"
+    normalize = "rms_norm" if c.norm == "rmsnorm" else "layer_norm"
+    input_name = "n" if pre else "x"
     plus = " + b" if c.bias else ""
-    lines: list[tuple[str, ...]] = [("x = the residual stream", shape(T, D))]
+    lines: list[tuple[str, ...]] = [("x = the residual stream", format_shape(T, D))]
     if pre:
-        lines += [(f"n = {named}(x)", shape(T, D), "attention_norm")]
-    for name, many, biased in (("q", H, plus), ("k", K, ""), ("v", K, plus)):
-        line = f"{name} = split({read} @ W{name}ᵀ{_adapted(c, name, read)}{biased}, {plural(many, 'head')})"
-        lines += [(line, shape(many, T, Q), f"attention.{name}")]
+        lines += [(f"n = {normalize}(x)", format_shape(T, D), "attention_norm")]
+    for name, count, bias in (("q", H, plus), ("k", K, ""), ("v", K, plus)):
+        product = f"{input_name} @ W{name}ᵀ{_adapter_term(c, name, input_name)}{bias}"
+        line = f"{name} = split({product}, {plural(count, 'head')})"
+        lines += [(line, format_shape(count, T, Q), f"attention.{name}")]
     if c.qk_norm:
-        lines += [("q, k = rms_norm(q), rms_norm(k)", f"{shape(H, T, Q)}, {shape(K, T, Q)}", "attention.q_norm",
-                   "attention.k_norm")]  # fmt: skip
+        lines += [
+            (
+                "q, k = rms_norm(q), rms_norm(k)",
+                f"{format_shape(H, T, Q)}, {format_shape(K, T, Q)}",
+                "attention.q_norm",
+                "attention.k_norm",
+            )
+        ]
     if c.position == "rope":
-        lines += [("q, k = rope(q), rope(k)", f"{shape(H, T, Q)}, {shape(K, T, Q)}")]
-    own = "h" if K == H else f"h // {H // K}"
-    lines += [(f"s[h] = q[h] @ k[{own}]ᵀ / sqrt({Q})", shape(H, T, T))]
+        lines += [("q, k = rope(q), rope(k)", f"{format_shape(H, T, Q)}, {format_shape(K, T, Q)}")]
+    kv_head = "h" if K == H else f"h // {H // K}"
+    lines += [(f"s[h] = q[h] @ k[{kv_head}]ᵀ / sqrt({Q})", format_shape(H, T, T))]
     if c.position == "alibi":
-        lines += [(f"s[h, i, j] = s[h, i, j] - 2^(-8 (h + 1) / {H}) (i - j)", shape(H, T, T))]
+        lines += [
+            (f"s[h, i, j] = s[h, i, j] - 2^(-8 (h + 1) / {H}) (i - j)", format_shape(H, T, T))
+        ]
     window = f" or j <= i - {c.window}" if 0 < c.window < T else ""
+    output = f"concat(m) @ Woᵀ{_adapter_term(c, 'o', 'concat(m)')}{plus}"
     lines += [
-        (f"s[h, i, j] = -inf where j > i{window}", shape(H, T, T)),
-        ("p = softmax(s) over j", shape(H, T, T)),
-        (f"m[h] = p[h] @ v[{own}]", shape(H, T, Q)),
-        (f"y = concat(m) @ Woᵀ{_adapted(c, 'o', 'concat(m)')}{plus}", shape(T, D), "attention.o"),
+        (f"s[h, i, j] = -inf where j > i{window}", format_shape(H, T, T)),
+        ("p = softmax(s) over j", format_shape(H, T, T)),
+        (f"m[h] = p[h] @ v[{kv_head}]", format_shape(H, T, Q)),
+        (f"y = {output}", format_shape(T, D), "attention.o"),
     ]
     if pre or c.norm == "none":
-        return [*lines, ("x = x + y", shape(T, D))]
-    return [*lines, (f"x = {named}(x + y)", shape(T, D), "attention_norm")]
+        return [*lines, ("x = x + y", format_shape(T, D))]
+    return [*lines, (f"x = {normalize}(x + y)", format_shape(T, D), "attention_norm")]
 
 
-def _adapted(c: ModelConfig, name: str, read: str) -> str:
-    """What an adapter adds to the product of a matrix with what it reads."""
+def _adapter_term(c: ModelConfig, matrix: str, input_name: str) -> str:
+    """The LoRA term of a matrix that is applied to this input; empty without an adapter."""
     return (
-        f" + {c.lora_alpha / c.lora_rank:g} ({read} @ Aᵀ) @ Bᵀ"
-        if c.lora_rank and name in c.adapted_matrices
+        f" + {c.lora_alpha / c.lora_rank:g} ({input_name} @ Aᵀ) @ Bᵀ"
+        if c.lora_rank and matrix in c.adapted_matrices
         else ""
     )
 
 
-def _weights(rows: ParameterTable, *parts: str) -> str:
-    """The names of these parts in block 0, with their shapes."""
-    found = [f"{name} {shape(*row.shape)}" for name, row in rows.items()
-             if name.startswith(tuple(f"blocks.0.{part}." for part in parts))]  # fmt: skip
-    return ", ".join(found)
+def _list_weights(rows: ParameterTable, *parts: str) -> str:
+    """The parameter names of these parts of block 0, with their shapes."""
+    prefixes = tuple(f"blocks.0.{part}." for part in parts)
+    return ", ".join(
+        f"{name} {format_shape(*row.shape)}"
+        for name, row in rows.items()
+        if name.startswith(prefixes)
+    )

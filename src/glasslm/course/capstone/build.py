@@ -1,9 +1,9 @@
-"""A whole capstone in one folder: a trained model, an ablation, a scaling study, within a budget of time.
+"""Build a capstone in one folder: a trained model, an ablation and a scaling study, within a budget.
 
-    run/ an ordinary run    ablation/ and scaling/ studies    capstone.json what each part may take    index.html
+    run/ an ordinary run    ablation/, scaling/ studies    capstone.json the time    index.html
 
-Each part gets its share of the time that is left when it begins, so that one which took longer than planned costs the
-next one and not the person who waits. What is there already is not made again.
+Each part gets a share of the time that is left when it starts, so that a part that takes longer
+than planned shortens the next one. Parts that are finished are not computed again.
 """
 
 from __future__ import annotations
@@ -19,223 +19,253 @@ from typing import Any, NamedTuple, TypeVar
 from glasslm import files
 from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.course.capstone.questions import Question, ask
+from glasslm.course.capstone.questions import Question, list_questions
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ablation_report, scaling_report, scaling_study
 from glasslm.lab.studies.axes import variants, with_model
-from glasslm.lab.studies.scaling_study import Study
-from glasslm.lab.studies.study_setting import measured, with_engine, with_text
-from glasslm.lab.studies.sweep import OVER, Runner, cost
+from glasslm.lab.studies.scaling_study import ScalingStudy
+from glasslm.lab.studies.study_setting import measure_speed, prepare_recipe, resolve_compute
+from glasslm.lab.studies.sweep import FINAL_STATUSES, Runner, run_flops
 from glasslm.report import run_report
-from glasslm.runs.metrics import plain
+from glasslm.runs.metrics import to_json_types
 from glasslm.runs.run_folder import Run
-from glasslm.text import Say, duration
+from glasslm.text import Notify, format_duration
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
 
-RECORD, FORMAT = "capstone.json", 1
-RUN = "run"
-SHARES = {
-    "run": 0.32,
-    "ablation": 0.45,
-    "scaling": 0.9,
-}  # of the time that is left; the rest is for the pages
+RECORD_NAME, FORMAT = "capstone.json", 1
+RUN_NAME = "run"
+# Fractions of the time that is left when a part starts. The remainder is for the pages.
+TIME_SHARES = {"run": 0.32, "ablation": 0.45, "scaling": 0.9}
 SEEDS = 3
-# The study that courses ask for, by layers, width and heads, and smaller ones like it: the largest that has time for
-# ENOUGH_STEPS is taken. Depths are 1/3, 2/3, 4/3 and 2 times the baseline's, widths 1/6, 1/3, 2/3 and 4/3 times.
+# Layers, width and heads of the study that courses ask for, and of smaller ones like it. The first
+# that allows MIN_STEPS is taken. The depths of the study are 1/3, 2/3, 1, 4/3 and 2 times the
+# baseline's, its widths 1/6, 1/3, 2/3, 1 and 4/3 times.
 BASELINES = ((6, 384, 6), (6, 192, 6), (6, 96, 6), (3, 96, 6), (3, 48, 6))
-ENOUGH_STEPS, ROWS, CONTEXT = 400, 16, 128
+MIN_STEPS, BATCH_SIZE, MAX_CONTEXT = 400, 16, 128
 
 
 class Ledger:
-    """capstone.json: the time spent so far, over all the times that the capstone went on, and what was decided once."""
+    """capstone.json: the time spent, summed over interruptions, and the choices made once."""
 
-    def __init__(self, folder: Path, asked: Any, budget_s: float) -> None:
-        """Raises InputError where the folder holds a capstone of other settings."""
+    def __init__(self, folder: Path, settings: Any, budget_s: float) -> None:
+        """Raises InputError if the folder contains a capstone of other settings."""
         files.make_folder(folder)
-        self.folder, self.asked, self.budget_s = folder, asked, budget_s
-        self.began, self.spent = time.monotonic(), 0.0
-        self.decided: dict[str, Any] = {}
-        path = folder / RECORD
+        self.folder, self.settings, self.budget_s = folder, settings, budget_s
+        self.clock_start, self.spent_s = time.monotonic(), 0.0
+        self.choices: dict[str, Any] = {}
+        path = folder / RECORD_NAME
         if path.exists():
-            held = files.read_json(path)
-            if not isinstance(held, dict) or held.get("format") != FORMAT:
+            record = files.read_json(path)
+            if not isinstance(record, dict) or record.get("format") != FORMAT:
                 raise DamagedError(
                     f"{path} is no record of format {FORMAT}: restore it, or choose another --out"
                 )
-            if held["asked"] != asked:
+            if record["asked"] != settings:
                 raise InputError(
                     f"{path} is of other settings: give the same flags, or choose another --out"
                 )
-            self.spent, self.decided = float(held["spent_s"]), dict(held["decided"])
+            self.spent_s, self.choices = float(record["spent_s"]), dict(record["decided"])
 
-    def once(self, name: str, decide: Callable[[], Any]) -> Any:
-        """What was decided when this was first asked: a clock would have it otherwise later."""
-        if name not in self.decided:
-            self.decided[name] = decide()
-        self.keep()
-        return self.decided[name]
+    def choose_once(self, name: str, choose: Callable[[], Any]) -> Any:
+        """The stored choice, or a new one, which depends on the speed of the moment."""
+        if name not in self.choices:
+            self.choices[name] = choose()
+        self.save()
+        return self.choices[name]
 
-    def seconds(self, part: str) -> float:
-        """What a part may take: its share of what is left when it begins."""
-        self.keep()
-        left = self.budget_s - self.spent
-        return float(self.once(f"{part}_s", lambda: round(max(left * SHARES[part], 1.0), 1)))
+    def allot_seconds(self, part: str) -> float:
+        """The time for a part in seconds: its share of what was left when it first started."""
+        self.save()
+        left_s = self.budget_s - self.spent_s
+        return float(
+            self.choose_once(f"{part}_s", lambda: round(max(left_s * TIME_SHARES[part], 1.0), 1))
+        )
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """What is done in here takes time of the budget, however it ends."""
+    def count_time(self) -> Iterator[None]:
+        """Count the time of the block as spent, also if it raises."""
         try:
             yield
         finally:
-            self.keep()
+            self.save()
 
-    def restart(self) -> None:
-        """What passed since the last look was not the machine's: a person was asked."""
-        self.began = time.monotonic()
+    def restart_clock(self) -> None:
+        """Leave out the time since the last count: the user was answering questions."""
+        self.clock_start = time.monotonic()
 
-    def keep(self) -> None:
+    def save(self) -> None:
+        """Add the time since the last count and write the record."""
         now = time.monotonic()
-        self.spent, self.began = self.spent + now - self.began, now
+        self.spent_s, self.clock_start = self.spent_s + now - self.clock_start, now
         record = {
             "format": FORMAT,
-            "asked": self.asked,
-            "spent_s": round(self.spent, 1),
-            "decided": self.decided,
+            "asked": self.settings,
+            "spent_s": round(self.spent_s, 1),
+            "decided": self.choices,
         }
-        files.write_json(self.folder / RECORD, record)
+        files.write_json(self.folder / RECORD_NAME, record)
 
 
 class Ablation(NamedTuple):
+    """An ablation and its results."""
+
     plan: ablation.Plan
-    results: list[ablation.Result]
+    results: list[ablation.VariantResult]
 
 
 @dataclass(frozen=True)
 class Capstone:
-    """All that there is to tell of; in place of a study that could not be made the reason."""
+    """All parts of a capstone. A study without a result is replaced by the reason, a string."""
 
     folder: Path
     run: Run
     ablation: Ablation | str
-    scaling: Study | str
+    scaling: ScalingStudy | str
     budget_s: float
     spent_s: float
     command: str
 
     @property
-    def failed(self) -> bool:
-        """Whether anything is missing."""
+    def is_incomplete(self) -> bool:
+        """Whether a study is missing or one of its runs failed."""
         if isinstance(self.ablation, str) or isinstance(self.scaling, str):
             return True
-        return any(row.status == "failed" for one in self.ablation.results for row in one.rows)
+        return any(
+            trial.status == "failed" for result in self.ablation.results for trial in result.trials
+        )
 
 
-def begin(folder: Path, base: RunConfig, preset: str, budget_s: float) -> Ledger:
-    return Ledger(folder, plain([to_dict(base), preset, budget_s]), budget_s)
+def open_ledger(folder: Path, base: RunConfig, preset: str, budget_s: float) -> Ledger:
+    """The ledger of a new or interrupted capstone."""
+    return Ledger(folder, to_json_types([to_dict(base), preset, budget_s]), budget_s)
 
 
-def questions(base: RunConfig, say: Say) -> list[Question]:
-    """What the quiz asks, before anything is trained; the text is read for it, as the vocabulary's size is in it."""
-    base, dataset = with_text(base, say)
-    return ask(base, dataset.tokenizer.vocab_size)
+def list_quiz_questions(base: RunConfig, notify: Notify) -> list[Question]:
+    """The questions of the quiz, before training. Reads the text for its vocabulary size."""
+    base, dataset = prepare_recipe(base, notify)
+    return list_questions(base, dataset.tokenizer.vocab_size)
 
 
-def train(
-    ledger: Ledger, base: RunConfig, preset: str, compute: ComputeConfig, command: str, say: Say
+def train_model(
+    ledger: Ledger,
+    base: RunConfig,
+    preset: str,
+    compute: ComputeConfig,
+    command: str,
+    notify: Notify,
 ) -> Outcome | None:
-    """The run, begun or gone on with; None where it is over already."""
-    path, time_s = ledger.folder / RUN, ledger.seconds("run")
-    with ledger.counting():
+    """Train the capstone's run, or resume it. None if it has ended already."""
+    path, time_s = ledger.folder / RUN_NAME, ledger.allot_seconds("run")
+    with ledger.count_time():
         if (path / "run.json").exists():
-            if Run(path).history.status in OVER:
+            if Run(path).history.status in FINAL_STATUSES:
                 return None
-            outcome = launch.resume(path, compute, say)
-            run_report.write_after_training(outcome, say)
+            outcome = launch.resume(path, compute, notify)
+            run_report.write_after_training(outcome, notify)
             return outcome
-        say(f"1 of 3: the model, in {duration(time_s)}")
-        config, _ = with_text(base, say)
+        notify(f"1 of 3: the model, in {format_duration(time_s)}")
+        config, _ = prepare_recipe(base, notify)
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, max_time=f"{time_s:g}s")
         )
-        outcome = launch.train(config, compute, path, preset=preset, command=command, say=say)
-        run_report.write_after_training(outcome, say)
+        outcome = launch.train(config, compute, path, preset=preset, command=command, notify=notify)
+        run_report.write_after_training(outcome, notify)
         return outcome
 
 
-def study(
-    ledger: Ledger, base: RunConfig, compute: ComputeConfig, command: str, say: Say
+def run_studies(
+    ledger: Ledger, base: RunConfig, compute: ComputeConfig, command: str, notify: Notify
 ) -> Capstone:
-    """The ablation and the scaling study of a run that is over. A signal ends the program as it would end any study."""
-    run, runner = Run(ledger.folder / RUN), Runner(compute)
-    # The text as the run found it, which may be a fallback; and no dropout, which small models have no use for.
+    """The ablation and the scaling study, after the run has ended.
+
+    A signal ends the program, as in any study.
+    """
+    run, runner = Run(ledger.folder / RUN_NAME), Runner(compute)
+    # The text is that of the run, which may be a fallback. Small models need no dropout.
     recipe = with_flags(
         dataclasses.replace(base, data=run.config.data), {"dropout": 0.0, "attention_dropout": 0.0}
     )
-    ablated = _or_why(lambda: _ablated(ledger, recipe, runner, command, say), say)
-    scaled = _or_why(lambda: _scaled(ledger, recipe, runner, command, say), say)
-    ledger.keep()
-    return Capstone(ledger.folder, run, ablated, scaled, ledger.budget_s, ledger.spent, command)
+    ablation_part = _run_or_explain(
+        lambda: _run_ablation(ledger, recipe, runner, command, notify), notify
+    )
+    scaling_part = _run_or_explain(
+        lambda: _run_scaling(ledger, recipe, runner, command, notify), notify
+    )
+    ledger.save()
+    return Capstone(
+        ledger.folder, run, ablation_part, scaling_part, ledger.budget_s, ledger.spent_s, command
+    )
 
 
-Made = TypeVar("Made")
+Study = TypeVar("Study")
 
 
-def _or_why(make: Callable[[], Made], say: Say) -> Made | str:
-    """A part, or why it could not be made: what else there is can be handed in all the same."""
+def _run_or_explain(run_study: Callable[[], Study], notify: Notify) -> Study | str:
+    """The study, or the message of its InputError, so that the other parts can be handed in."""
     try:
-        return make()
+        return run_study()
     except InputError as error:
-        say(f"warning: {error}")
+        notify(f"warning: {error}")
         return str(error)
 
 
-def _ablated(ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, say: Say) -> Ablation:
-    folder, time_s = ledger.folder / "ablation", ledger.seconds("ablation")
-    say(f"2 of 3: the ablation, in {duration(time_s)}")
-    with ledger.counting():
-        shape = ledger.once("baseline", lambda: _affordable(recipe, time_s, runner, say))
-        asked = ablation.Asked(tuple(_axes(shape)), SEEDS, budget=f"{time_s:g}s")
-        plan = ablation.plan(_baseline(recipe, shape), asked, runner, folder, say)
-        results = ablation.run(plan, folder, runner, command, say)
+def _run_ablation(
+    ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, notify: Notify
+) -> Ablation:
+    folder, time_s = ledger.folder / "ablation", ledger.allot_seconds("ablation")
+    notify(f"2 of 3: the ablation, in {format_duration(time_s)}")
+    with ledger.count_time():
+        shape = ledger.choose_once(
+            "baseline", lambda: _largest_affordable_baseline(recipe, time_s, runner, notify)
+        )
+        spec = ablation.AblationSpec(tuple(_list_axes(shape)), SEEDS, budget=f"{time_s:g}s")
+        plan = ablation.plan(_baseline_config(recipe, shape), spec, runner, folder, notify)
+        results = ablation.run(plan, folder, runner, command, notify)
         ablation_report.write(folder, plan, results)
     return Ablation(plan, results)
 
 
-def _scaled(ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, say: Say) -> Study:
-    folder, time_s = ledger.folder / "scaling", ledger.seconds("scaling")
-    say(f"3 of 3: the scaling study, in {duration(time_s)}")
-    with ledger.counting():
-        law = scaling_study.study(recipe, f"{time_s:g}s", runner, folder, say, command)
-        scaling_report.write(folder, law)
-    return law
+def _run_scaling(
+    ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, notify: Notify
+) -> ScalingStudy:
+    folder, time_s = ledger.folder / "scaling", ledger.allot_seconds("scaling")
+    notify(f"3 of 3: the scaling study, in {format_duration(time_s)}")
+    with ledger.count_time():
+        study = scaling_study.run_study(recipe, f"{time_s:g}s", runner, folder, notify, command)
+        scaling_report.write(folder, study)
+    return study
 
 
-def _affordable(recipe: RunConfig, budget_s: float, runner: Runner, say: Say) -> list[int]:
-    """The largest of BASELINES that has time for enough steps, or the smallest."""
-    recipe, dataset = with_text(recipe, say)
+def _largest_affordable_baseline(
+    recipe: RunConfig, budget_s: float, runner: Runner, notify: Notify
+) -> list[int]:
+    """The largest of BASELINES that allows MIN_STEPS in the budget, or the smallest."""
+    recipe, dataset = prepare_recipe(recipe, notify)
     V = dataset.tokenizer.vocab_size
     for shape in BASELINES:
-        base = _baseline(recipe, shape).resolved()
-        others = [one.config for one in variants(_axes(shape), base)]
-        compute = with_engine(runner.compute, max((base, *others), key=lambda one: cost(one, V)), V)
-        costs = ablation.costs_of(base, others, "tokens", V)
-        step_s = measured(base, compute, dataset).step
-        if ablation.steps_within(budget_s, costs, SEEDS, runner.slots, step_s) >= ENOUGH_STEPS:
+        base = _baseline_config(recipe, shape).resolve()
+        others = [variant.config for variant in variants(_list_axes(shape), base)]
+        most_expensive = max((base, *others), key=lambda config: run_flops(config, V))
+        compute = resolve_compute(runner.compute, most_expensive, V)
+        costs = ablation.relative_costs(base, others, "tokens", V)
+        step_s = measure_speed(base, compute, dataset).step
+        if ablation.affordable_steps(budget_s, costs, SEEDS, runner.slots, step_s) >= MIN_STEPS:
             break
     return list(shape)
 
 
-def _baseline(recipe: RunConfig, shape: Sequence[int]) -> RunConfig:
-    recipe = with_flags(
-        recipe, {"batch_size": ROWS, "block_size": min(CONTEXT, recipe.model.block_size)}
-    )
+def _baseline_config(recipe: RunConfig, shape: Sequence[int]) -> RunConfig:
+    """The recipe with `shape` = (layers, width, heads)."""
+    block_size = min(MAX_CONTEXT, recipe.model.block_size)
+    recipe = with_flags(recipe, {"batch_size": BATCH_SIZE, "block_size": block_size})
     return with_model(
         recipe, n_layers=shape[0], d_model=shape[1], n_heads=shape[2], n_kv_heads=0, d_ff=0
     )
 
 
-def _axes(shape: Sequence[int]) -> list[str]:
+def _list_axes(shape: Sequence[int]) -> list[str]:
+    """The axes of the ablation around `shape`, with their values."""
     L, d, _ = shape
     depths = "/".join(str(L * times // 3) for times in (1, 2, 3, 4, 6))
     widths = "/".join(str(d * times // 6) for times in (1, 2, 4, 6, 8))

@@ -1,7 +1,7 @@
-"""The checkpoint questions asked on the terminal before anything is trained, kept in quiz.json, and marked afterwards.
+"""The quiz: the checkpoint questions asked on the terminal before training, and marked afterwards.
 
-Numbers are marked; words are set beside the answer, and whoever wrote them judges. quiz.json holds each question as it
-was asked and what was said to it, "" for one that was skipped.
+Numbers are marked. Words are shown beside the answer, for the reader to compare. quiz.json stores
+each question and the answer that was given, "" for a skipped one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from glasslm import files
 from glasslm.course.capstone.questions import Answer, Question, plural
 from glasslm.errors import DamagedError, InputError
 from glasslm.report.page import Section
-from glasslm.text import Say, tell
+from glasslm.text import Notify, notify
 
-KEPT, FORMAT = "quiz.json", 1
-TOLERANCE = 0.01  # of the right number
+RECORD_NAME, FORMAT = "quiz.json", 1
+TOLERANCE = 0.01  # relative
 
 # A number, perhaps to a power or with a suffix; or an operator.
 _PART = re.compile(
@@ -34,7 +34,10 @@ _POWERS = {"thousand": 1, "million": 2, "billion": 3, "k": 1, "m": 2, "g": 3, "t
 
 @dataclass(frozen=True)
 class Mark:
-    """A question with what was said before and what is right; `remark` says how far off a number was."""
+    """A question with the given answer and the right one.
+
+    `remark` describes the error of a number.
+    """
 
     question: Question
     given: str
@@ -43,9 +46,13 @@ class Mark:
     remark: str = ""
 
 
-def line() -> str:
-    """A line of standard input, whether somebody types it or not; EOFError at its end, InputError for no UTF-8."""
-    with contextlib.suppress(ImportError):  # not on Windows, where the console edits lines itself
+def read_line() -> str:
+    """A line of standard input, from a terminal or a pipe.
+
+    Raises EOFError at the end of the input, and InputError for bytes that are not UTF-8.
+    """
+    # Windows has no readline; its console edits lines itself.
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() arrow keys
     try:
         return input()
@@ -53,63 +60,68 @@ def line() -> str:
         raise InputError("an answer on standard input is not UTF-8: convert it first") from None
 
 
-def hold(
-    questions: Sequence[Question], folder: Path, read: Callable[[], str] = line, say: Say = tell
+def ask_questions(
+    questions: Sequence[Question],
+    folder: Path,
+    read: Callable[[], str] = read_line,
+    notify: Notify = notify,
 ) -> None:
-    """Ask what has not been asked yet, a line each, and keep every answer in the folder's quiz.json as it comes.
+    """Ask the questions without an answer in quiz.json, one line each, and store each answer.
 
-    An empty line skips a question; the end of the input (Ctrl-D) skips all that are left. A KeyboardInterrupt leaves
-    what was said before it. Raises DamagedError where quiz.json is not as it was written.
+    An empty line skips a question; the end of the input (Ctrl-D) skips all others. A
+    KeyboardInterrupt keeps the answers so far. Raises DamagedError if quiz.json is damaged.
     """
-    kept = _kept(folder)
-    left = [question for question in questions if question.name not in kept]
-    if not left:
+    stored = _read_record(folder)
+    open_questions = [question for question in questions if question.name not in stored]
+    if not open_questions:
         return
-    say(
-        f"{plural(len(left), 'question')} before anything is trained: a line for each; empty skips one, Ctrl-D the rest"
+    notify(
+        f"{plural(len(open_questions), 'question')} before training, with one line for each "
+        "answer. An empty line skips a question, Ctrl-D skips all others."
     )
-    over = False
+    at_end = False
     for number, question in enumerate(questions, 1):
-        if question.name in kept:
+        if question.name in stored:
             continue
-        given = ""
-        if not over:
-            say(f"\n{number} of {len(questions)}: {question.title}\n{question.asked}")
+        answer = ""
+        if not at_end:
+            notify(f"\n{number} of {len(questions)}: {question.title}\n{question.prompt}")
             try:
-                given = read().strip()
+                answer = read().strip()
             except EOFError:
-                over = True
-        kept[question.name] = {"asked": question.asked, "given": given}
-        files.write_json(folder / KEPT, {"format": FORMAT, "answers": kept})
+                at_end = True
+        stored[question.name] = {"asked": question.prompt, "given": answer}
+        files.write_json(folder / RECORD_NAME, {"format": FORMAT, "answers": stored})
 
 
-def given(folder: Path) -> dict[str, str]:
-    """What was said to each question, by its name; nothing where there was no quiz. Raises DamagedError."""
-    return {name: said["given"] for name, said in _kept(folder).items()}
+def read_answers(folder: Path) -> dict[str, str]:
+    """The given answers by the name of the question; empty without a quiz. Raises DamagedError."""
+    return {name: answer["given"] for name, answer in _read_record(folder).items()}
 
 
-def _kept(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / KEPT
+def _read_record(folder: Path) -> dict[str, dict[str, str]]:
+    """The answers of quiz.json: name of the question -> {"asked": ..., "given": ...}."""
+    path = folder / RECORD_NAME
     if not path.exists():
         return {}
     match files.read_json(path):
-        case {"format": 1, "answers": dict(kept)} if all(
-            isinstance(said, dict)
-            and {"asked", "given"} <= said.keys()
-            and isinstance(said["given"], str)
-            for said in kept.values()
+        case {"format": 1, "answers": dict(answers)} if all(
+            isinstance(answer, dict)
+            and {"asked", "given"} <= answer.keys()
+            and isinstance(answer["given"], str)
+            for answer in answers.values()
         ):
-            return dict(kept)
+            return dict(answers)
     raise DamagedError(
         f"{path} is not as the quiz wrote it: restore it, or delete it to be asked again"
     )
 
 
-# -- afterwards -------------------------------------------------------------------------------------------------------
+# -- marks -----------------------------------------------------------------------------------------
 
 
-def marked(given: Mapping[str, str], answers: Sequence[Answer]) -> list[Mark]:
-    """Each question of the answers that was asked, with what was said to it."""
+def mark_answers(given: Mapping[str, str], answers: Sequence[Answer]) -> list[Mark]:
+    """A mark for each question that has a given answer, "" included."""
     return [
         _mark(given[answer.question.name], answer)
         for answer in answers
@@ -121,35 +133,38 @@ def _mark(given: str, answer: Answer) -> Mark:
     question = answer.question
     if question.number is None:
         return Mark(question, given, answer.text[0], "words" if given else "skipped")
-    right = _written(question.number, question.unit)
+    right = _format_number(question.number, question.unit)
     if not given:
         return Mark(question, given, right, "skipped")
-    read = readings(given, question.unit)
-    if not read:
+    values = parse_numbers(given, question.unit)
+    if not values:
         return Mark(question, given, right, "off", "there is no number in it")
     number = question.number
-    nearest = min(read, key=lambda value: abs(value - number))
+    nearest = min(values, key=lambda value: abs(value - number))
     if abs(nearest - number) <= TOLERANCE * abs(number):
         return Mark(question, given, right, "right")
-    return Mark(question, given, right, "off", off_by(nearest, number, question.unit))
+    return Mark(question, given, right, "off", describe_error(nearest, number, question.unit))
 
 
-def readings(text: str, unit: str) -> list[float]:
-    """The numbers that `text` may mean: a number, or a product or quotient of some, with k, M, KB, MiB and the like.
+def parse_numbers(text: str, unit: str) -> list[float]:
+    """The numbers that `text` may mean: one number, or a product or quotient, with suffixes.
 
-    After an equals sign what follows it counts. k, M and G are powers of 1,000; of bytes, they may be powers of 1,024.
+    Suffixes are k, M, KB, MiB and the like. Only the text after an equals sign counts. k, M and G
+    are powers of 1,000; for bytes they may also be powers of 1,024.
 
-    >>> readings("20 x 800k = 16M tokens", "tokens"), readings("1 MB", "bytes")
+    >>> parse_numbers("20 x 800k = 16M tokens", "tokens"), parse_numbers("1 MB", "bytes")
     ([16000000.0], [1000000.0, 1048576.0])
     """
     text = re.sub(r"(?<=\d)[ ,_'](?=\d{3}(?!\d))", "", text.rpartition("=")[2].lower())
-    text = re.sub(r"(?<=\d),(?=\d)", ".", text)  # a comma that parts no thousands
-    values = [_value(text, unit, base) for base in ((1000, 1024) if unit == "bytes" else (1000,))]
+    text = re.sub(r"(?<=\d),(?=\d)", ".", text)  # a comma that does not separate thousands
+    values = [
+        _evaluate(text, unit, base) for base in ((1000, 1024) if unit == "bytes" else (1000,))
+    ]
     return list(dict.fromkeys(value for value in values if math.isfinite(value)))
 
 
-def _value(text: str, unit: str, base: int) -> float:
-    """The first number in `text`, times or over those that follow an operator; NaN where there is none."""
+def _evaluate(text: str, unit: str, base: int) -> float:
+    """The product or quotient at the first number in `text`; NaN if there is no number."""
     value, operator = math.nan, ""
     for part in _PART.finditer(text):
         if part["operator"]:
@@ -174,7 +189,7 @@ def _value(text: str, unit: str, base: int) -> float:
 
 
 def _scale(suffix: str, unit: str, base: int) -> float:
-    """What a suffix multiplies by. Of bytes, b is a byte; of anything else it is a billion."""
+    """The factor of a suffix. The suffix b is one byte for bytes, and a billion otherwise."""
     if not suffix:
         return 1.0
     if suffix == "b":
@@ -183,50 +198,54 @@ def _scale(suffix: str, unit: str, base: int) -> float:
     return float((1024 if suffix[1:2] == "i" and suffix not in _POWERS else base) ** power)
 
 
-def off_by(value: float, right: float, unit: str) -> str:
-    """
-    >>> off_by(64_000, 65_536_000, "bytes"), off_by(36, 32, "")
+def describe_error(value: float, right: float, unit: str) -> str:
+    """How far a value is from the right one.
+
+    >>> describe_error(64_000, 65_536_000, "bytes"), describe_error(36, 32, "")
     ('read as 64,000 bytes: 1,024 times too small', 'read as 36: 12% too large')
     """
-    read = f"read as {_written(value, unit)}"
+    text = f"read as {_format_number(value, unit)}"
     if not value or not right:
-        return read
+        return text
     times = value / right
     direction, factor = ("large", times) if times > 1 else ("small", 1 / times)
     if factor >= 2:
-        return f"{read}: {format(factor, ',.0f' if factor >= 100 else '.3g')} times too {direction}"
-    return f"{read}: {abs(times - 1):.0%} too {direction}"
+        return f"{text}: {format(factor, ',.0f' if factor >= 100 else '.3g')} times too {direction}"
+    return f"{text}: {abs(times - 1):.0%} too {direction}"
 
 
-def _written(number: float, unit: str) -> str:
-    whole = float(number).is_integer() or abs(number) >= 1000
+def _format_number(number: float, unit: str) -> str:
+    is_whole = float(number).is_integer() or abs(number) >= 1000
     return (
         f"{number:,.0f} {unit}".strip()
-        if whole and abs(number) < 1e15
+        if is_whole and abs(number) < 1e15
         else f"{number:.5g} {unit}".strip()
     )
 
 
-def section(marks: Sequence[Mark]) -> Section:
-    """A part of a page: what was said before, what is right, and how many numbers were."""
+def build_section(marks: Sequence[Mark]) -> Section:
+    """The part of a page with all marks and the number of right ones."""
     numbers = [mark for mark in marks if mark.question.number is not None and mark.given]
-    right = sum(mark.verdict == "right" for mark in numbers)
-    skipped = sum(mark.verdict == "skipped" for mark in marks)
-    told = ["This was asked before anything was trained."]
+    n_right = sum(mark.verdict == "right" for mark in numbers)
+    n_skipped = sum(mark.verdict == "skipped" for mark in marks)
+    sentences = ["You answered these questions before training."]
     if numbers:
-        were = "was" if right == 1 else "were"
-        told += [
-            f"{right} of {plural(len(numbers), 'number')} {were} right to within {TOLERANCE:.0%}."
+        verb = "was" if n_right == 1 else "were"
+        sentences += [
+            f"{n_right} of {plural(len(numbers), 'number')} {verb} right to within {TOLERANCE:.0%}."
         ]
-    if skipped:
-        told += [f"{plural(skipped, 'question')} {'was' if skipped == 1 else 'were'} skipped."]
-    told += ["Words stand beside the answer: only you can tell whether they say the same."]
+    if n_skipped:
+        verb = "was" if n_skipped == 1 else "were"
+        sentences += [f"{plural(n_skipped, 'question')} {verb} skipped."]
+    sentences += ["Words are not marked: compare them with the answer."]
     signs = {"right": "ok", "off": "off", "words": "compare", "skipped": "skipped"}
-    rows = [(signs[mark.verdict], mark.question.title, mark.given, mark.answer, mark.remark)
-            for mark in marks]  # fmt: skip
+    rows = [
+        (signs[mark.verdict], mark.question.title, mark.given, mark.answer, mark.remark)
+        for mark in marks
+    ]
     return Section(
-        "What you knew before",
-        (" ".join(told),),
-        ("", "question", "you said", "the answer", ""),
+        "Your answers before training",
+        (" ".join(sentences),),
+        ("", "question", "your answer", "the answer", ""),
         rows,
     )

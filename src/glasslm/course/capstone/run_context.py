@@ -1,7 +1,7 @@
-"""What the answers look at: a run, and where it has them, its model as it computes and some of its text.
+"""What the answers measure: a run and, if possible, its model's activations on an excerpt of text.
 
-All is computed by the NumPy engine on one excerpt of the validation text, so that it takes seconds whatever trained the
-model. B rows, T positions, V vocabulary.
+The NumPy engine computes them on one excerpt of the validation text, which takes seconds for every
+model. B rows, T positions, V vocabulary, L layers, H heads.
 """
 
 from __future__ import annotations
@@ -16,72 +16,74 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone.questions import Source
-from glasslm.data.shards import Dataset
+from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch
 from glasslm.errors import GlasslmError
 from glasslm.inference import trained_model
 from glasslm.inference.trained_model import Model
 from glasslm.model.parameters import ParameterTable, parameter_table
-from glasslm.report.run_report import dataset_of, shown
+from glasslm.report.run_report import cached_dataset, quote_visible
 from glasslm.runs import checkpoint
 from glasslm.runs.history import best_eval
+from glasslm.runs.metrics import EvalLine
 from glasslm.runs.run_folder import Run
 
 Array = NDArray[Any]
 
-LONGEST = 128  # tokens of the excerpt, at most: all attention weights over it are written out
+MAX_EXCERPT_TOKENS = 128  # all attention weights of the excerpt are stored
 
 
 @dataclass(frozen=True)
-class Look:
-    """A model over an excerpt of the validation text: what it computed on the way."""
+class ExcerptActivations:
+    """A model, an excerpt of the validation text, and its activations on it."""
 
     model: Model
     tokens: NDArray[np.int64]  # (T,)
-    scores: Array  # (L, H, T, T) q . k / sqrt(head size), -inf where a key is hidden
+    scores: Array  # (L, H, T, T) q . k / sqrt(head size), -inf where a key is masked
     weights: Array  # (L, H, T, T)
     logits: Array  # (T, V)
 
-    def again(self, tokens: NDArray[np.int64]) -> Array:
-        """(T, V) the logits of another text."""
-        return self.model.engine.inspect(_batch(tokens), ["logits"])["logits"][0]
+    def compute_logits(self, tokens: NDArray[np.int64]) -> Array:
+        """The logits (T, V) of another text (T,)."""
+        return self.model.engine.inspect(_make_batch(tokens), ["logits"])["logits"][0]
 
-    def named(self, token: int) -> str:
-        """A token to be read: quoted, its spaces and line breaks to be seen, bytes of half a character as \\xd0."""
-        return named(self.model.tokenizer.token_bytes[token])
+    def token_label(self, token: int) -> str:
+        """A token in quotes, with visible spaces and line breaks, and incomplete bytes as \\xd0."""
+        return bytes_label(self.model.tokenizer.token_bytes[token])
 
 
 @dataclass(frozen=True)
-class Specimen:
-    """A run, and what can be known of it. `missing` says why there is no look, where there is none."""
+class RunContext:
+    """A run and what is known of it. `missing` is the reason if there are no activations."""
 
     run: Run
     config: ModelConfig  # resolved
     vocab_size: int
-    dataset: Dataset | None  # none where the cache has lost its tokens
-    look: Look | None
+    dataset: Dataset | None  # None if the tokens are no longer in the cache
+    activations: ExcerptActivations | None
     missing: str
 
     @property
     def rows(self) -> ParameterTable:
+        """The parameter table of the model."""
         return parameter_table(self.config, self.vocab_size)
 
     @cached_property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> EvalLine | None:
         """The line of metrics.jsonl with the best validation loss."""
         return best_eval(self.run.metrics(), self.run.history)
 
     @property
     def model_files(self) -> tuple[Source, ...]:
-        """Where the weights that were looked at come from."""
-        assert self.look is not None
-        step = self.look.model.step
-        held: Source = (
+        """The files of the weights that computed the activations."""
+        assert self.activations is not None
+        step = self.activations.model.step
+        weights: Source = (
             f"the weights of step {step:,}",
             f"{checkpoint.FOLDER}/{step:06d}/model.safetensors",
         )
         base: Source = ("the frozen weights", f"{checkpoint.BASE}/model.safetensors")
-        return (held, base) if self.config.lora_rank else (held,)
+        return (weights, base) if self.config.lora_rank else (weights,)
 
 
 CONFIGURATION: Source = ("the configuration", "run.json")
@@ -89,53 +91,49 @@ TOKENIZER: Source = ("the tokenizer", "tokenizer.json")
 METRICS: Source = ("the log", "metrics.jsonl")
 
 
-def read(run_dir: Path) -> Specimen:
-    """A run as it lies there. Raises DamagedError where run.json or metrics.jsonl cannot be read."""
+def read_run(run_dir: Path) -> RunContext:
+    """The context of a run. Raises DamagedError if run.json or metrics.jsonl cannot be read."""
     run = Run(run_dir)
-    config, vocab_size = run.config.resolved().model, int(run.record["tokenizer"]["vocab_size"])
-    dataset = dataset_of(run)
+    config, vocab_size = run.config.resolve().model, int(run.record["tokenizer"]["vocab_size"])
+    dataset = cached_dataset(run)
+    activations, missing = None, ""
     if dataset is None:
-        missing = (
-            "No more can be measured: the cache no longer has the validation text of this run."
-        )
-        return Specimen(run, config, vocab_size, None, None, missing)
-    try:
-        look = _look(trained_model.load(run.path, engine="numpy"), dataset)
-    except GlasslmError as error:
-        return Specimen(
-            run,
-            config,
-            vocab_size,
-            dataset,
-            None,
-            f"No more can be measured without the model: {error}",
-        )
-    if not np.isfinite(look.logits).all():
-        missing = "No more can be measured: the logits of this model are not finite."
-        return Specimen(run, config, vocab_size, dataset, None, missing)
-    return Specimen(run, config, vocab_size, dataset, look, "")
+        missing = "Nothing more can be measured: the validation text is no longer in the cache."
+    else:
+        try:
+            model = trained_model.load_model(run.path, engine="numpy")
+            activations = _compute_activations(model, dataset)
+        except GlasslmError as error:
+            missing = f"Nothing more can be measured without the model: {error}"
+    if activations is not None and not np.isfinite(activations.logits).all():
+        activations = None
+        missing = "Nothing more can be measured: the logits of this model are not finite."
+    return RunContext(run, config, vocab_size, dataset, activations, missing)
 
 
-def _look(model: Model, dataset: Dataset) -> Look:
+def _compute_activations(model: Model, dataset: Dataset) -> ExcerptActivations:
     c = model.config.model
-    excerpt = np.asarray(dataset.val.tokens[: min(LONGEST, c.block_size)], np.int64)
+    n_tokens = min(MAX_EXCERPT_TOKENS, c.block_size)
+    excerpt = np.asarray(dataset.val.tokens[:n_tokens], np.int64)
     blocks = [f"blocks.{i}.attention" for i in range(c.n_layers)]
-    names = [f"{block}.{what}" for block in blocks for what in ("scores", "weights")]
-    seen = model.engine.inspect(_batch(excerpt), [*names, "logits"])
+    names = [f"{block}.{kind}" for block in blocks for kind in ("scores", "weights")]
+    arrays = model.engine.inspect(_make_batch(excerpt), [*names, "logits"])
     scores, weights = (
-        np.stack([seen[f"{block}.{what}"][0] for block in blocks]) for what in ("scores", "weights")
+        np.stack([arrays[f"{block}.{kind}"][0] for block in blocks])
+        for kind in ("scores", "weights")
     )
-    return Look(model, excerpt, scores, weights, seen["logits"][0])
+    return ExcerptActivations(model, excerpt, scores, weights, arrays["logits"][0])
 
 
-def _batch(text: NDArray[np.int64]) -> Batch:
-    """To be looked at: nothing is predicted."""
-    return Batch(text[None], np.full((1, len(text)), -1), 0, np.zeros(1, np.int64))
+def _make_batch(tokens: NDArray[np.int64]) -> Batch:
+    """A batch of one text (T,) without targets."""
+    return Batch(tokens[None], np.full((1, len(tokens)), -1), 0, np.zeros(1, np.int64))
 
 
-def named(token: bytes) -> str:
-    """
-    >>> named(b" to")
+def bytes_label(token: bytes) -> str:
+    """The bytes of a token as readable text in quotes.
+
+    >>> bytes_label(b" to")
     '“␣to”'
     """
-    return shown(token.decode("utf-8", "backslashreplace"))
+    return quote_visible(token.decode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Answers about sizes: the KV cache, Chinchilla's tokens, what tying saves, the shapes of a forward pass.
+"""Answers about sizes: KV cache, Chinchilla's tokens, tied embeddings, shapes of a forward pass.
 
 V vocabulary, D width, L layers, H heads, K key-value heads, Q head size, F inner width, B texts,
 T positions.
@@ -10,262 +10,320 @@ import dataclasses
 import math
 
 from glasslm.config.schema import ModelConfig
-from glasslm.course.capstone.questions import Answer, Question, plural, shape, size_of
-from glasslm.course.capstone.run_context import CONFIGURATION, METRICS, Specimen
+from glasslm.course.capstone.questions import (
+    Answer,
+    Question,
+    count_parameters,
+    format_shape,
+    plural,
+)
+from glasslm.course.capstone.run_context import CONFIGURATION, METRICS, RunContext
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
-from glasslm.lab.scaling.plan import plan
+from glasslm.lab.scaling.plan import plan_compute
 from glasslm.model import flops
 from glasslm.model.parameters import ParameterTable, parameter_table
-from glasslm.text import size
+from glasslm.runs.metrics import step_lines
+from glasslm.text import format_bytes
 
-FAR = 1_000  # tokens, for which courses ask
+COURSE_LENGTH = 1_000  # tokens; the cache size that courses ask for
 GPT2_VOCABULARY = 50_257
 
 
-def kv_cache(question: Question, of: Specimen) -> Answer:
-    """What is kept, its factors, and bytes by length and precision."""
-    c, T = of.config, of.config.block_size
+def explain_kv_cache(question: Question, context: RunContext) -> Answer:
+    """What the cache stores, and its bytes by length and precision."""
+    c, T = context.config, context.config.block_size
     numbers = cache_numbers(c, 1, T)
-    factors = " x ".join(f"{many:,} ({name})" for name, many in numbers.items() if name != "texts")
-    each = cache_bytes(c, 1, 1, PRECISION_BYTES["fp32"])
-    total = of.rows.total
-    held = math.ceil(total * PRECISION_BYTES["fp32"] / each)
+    factors = " x ".join(
+        f"{count:,} ({name})" for name, count in numbers.items() if name != "texts"
+    )
+    token_bytes = cache_bytes(c, 1, 1, PRECISION_BYTES["fp32"])
+    total = context.rows.total
+    break_even = math.ceil(total * PRECISION_BYTES["fp32"] / token_bytes)
     text = [
-        "The keys and the values of every token that was read, of every layer, so that a new token computes only its "
-        f"own and looks at the others'. Here {factors} = {math.prod(numbers.values()):,} numbers; in float32, of 4 "
-        f"bytes, {question.number:,.0f} bytes. Courses write 2 L n d numbers: so many where every head keeps its own.",
-        f"A token more takes {each:,} bytes. "
+        "It stores the keys and values of all tokens so far, in every layer, so that a new token "
+        f"computes only its own. Here {factors} = {math.prod(numbers.values()):,} numbers; with 4 "
+        f"bytes each in float32, {question.number:,.0f} bytes. Courses write 2 L n d numbers, "
+        "which holds if every head has its own keys and values.",
+        f"One more token takes {token_bytes:,} bytes. "
         + (
-            f"But attention sees the newest {c.window} only, and the model rolls: its cache never grows beyond them."
-            if c.rolling
-            else f"With {held:,} tokens the cache of one text would be as large as the {total:,} weights themselves."
+            f"But attention reads only the newest {c.window} tokens, and the cache of this model "
+            "never stores more."
+            if c.has_rolling_cache
+            else f"With {break_even:,} tokens the cache of one text would be as large as all "
+            f"{total:,} weights."
         ),
     ]
     if c.n_kv_heads < c.n_heads:
-        text += [f"{c.n_heads} heads share the keys and values of {c.n_kv_heads} (arXiv:2305.13245), which takes "
-                 f"{c.n_kv_heads / c.n_heads:.3g} of the memory of one for each."]  # fmt: skip
+        text += [
+            f"{c.n_heads} heads share the keys and values of {c.n_kv_heads} (arXiv:2305.13245), "
+            f"which takes {c.n_kv_heads / c.n_heads:.3g} of the memory of separate ones."
+        ]
+    course_length = f"{'beyond' if T < COURSE_LENGTH else 'within'} its context"
     rows = []
-    for n, remark in sorted(
-        {1: "", T: "its context", FAR: f"{'beyond' if T < FAR else 'within'} its context"}.items()
-    ):
-        what = f"{n:,}" + (f", {remark}" if remark and n != 1 else "")
-        rows += [(what, f"{math.prod(cache_numbers(c, 1, n).values()):,}", *_by_precision(c, n))]
+    for n, remark in sorted({1: "", T: "its context", COURSE_LENGTH: course_length}.items()):
+        label = f"{n:,}" + (f", {remark}" if remark and n != 1 else "")
+        rows += [_cache_row(label, c, n)]
     if c.n_kv_heads < c.n_heads:
-        every = dataclasses.replace(c, n_kv_heads=c.n_heads)
-        rows += [(f"{T:,}, if each head kept its own", f"{math.prod(cache_numbers(every, 1, T).values()):,}",
-                  *_by_precision(every, T))]  # fmt: skip
+        separate = dataclasses.replace(c, n_kv_heads=c.n_heads)
+        rows += [_cache_row(f"{T:,}, with separate keys for each head", separate, T)]
     header = ("tokens", "numbers", "bytes in float32", "bytes in float16")
     return Answer(question, tuple(text), header, tuple(rows), sources=(CONFIGURATION,))
 
 
-def _by_precision(c: ModelConfig, n: int) -> tuple[str, ...]:
-    return tuple(f"{cache_bytes(c, 1, n, PRECISION_BYTES[which]):,}" for which in ("fp32", "fp16"))
+def _cache_row(label: str, c: ModelConfig, n: int) -> tuple[str, ...]:
+    """The numbers and bytes of the cache of one text of n tokens."""
+    sizes = (cache_bytes(c, 1, n, PRECISION_BYTES[name]) for name in ("fp32", "fp16"))
+    numbers = math.prod(cache_numbers(c, 1, n).values())
+    return (label, f"{numbers:,}", *(f"{size:,}" for size in sizes))
 
 
-# -- Chinchilla -------------------------------------------------------------------------------------------------------
+# -- Chinchilla ------------------------------------------------------------------------------------
 
 
-def chinchilla(question: Question, of: Specimen) -> Answer:
-    """The rule for this size, what this run saw, its compute by rule and counted, and what follows."""
-    counted, data = of.rows.counts(), of.run.record.get("data", {})
-    N = counted["total"]
-    wanted = question.number or 0.0
+def explain_chinchilla(question: Question, context: RunContext) -> Answer:
+    """The rule for this model, the tokens and compute of this run, and the conclusion."""
+    counts, data = context.rows.counts(), context.run.record.get("data", {})
+    N = counts["total"]
+    rule_tokens = question.number or 0.0
     text = [
-        f"About 20 tokens for each parameter: 20 x {N:,} = {wanted:,.0f} tokens. Hoffmann et al. (arXiv:2203.15556) "
-        "found that for the least loss at a given compute, parameters and tokens should grow alike; their optima lie "
-        "near 20 tokens a parameter. C = 6 N D is the compute of D tokens (arXiv:2001.08361, section 2.1).",
+        f"About 20 tokens for each parameter: 20 x {N:,} = {rule_tokens:,.0f} tokens. Hoffmann et "
+        "al. (arXiv:2203.15556) found that parameters and tokens should grow in proportion for the "
+        "lowest loss at a given compute; their optima are near 20 tokens a parameter. C = 6 N D is "
+        "the compute of D tokens (arXiv:2001.08361, section 2.1).",
     ]
-    D = max(
-        (line.get("tokens") or 0 for line in of.run.metrics() if line["kind"] == "step"), default=0
-    )
+    D = max((line.get("tokens") or 0 for line in step_lines(context.run.metrics())), default=0)
     answer = Answer(question, tuple(text), sources=(CONFIGURATION, METRICS))
     if not D:
-        return dataclasses.replace(answer, sources=(CONFIGURATION,)).without(
-            "This run has not logged a step yet."
-        )
-    C = flops.course_flops(counted["active"], D)
-    exact = flops.flops_per_token(of.config, of.vocab_size) * D
-    best = plan(C).rule
-    unique = data.get("train_tokens")
-    passes = f", {D / unique:.3g} times its text of {unique:,}" if unique else ""
-    computing = (
-        f", with the {counted['active']:,} that compute a token" if of.config.n_experts else ""
+        answer = dataclasses.replace(answer, sources=(CONFIGURATION,))
+        return answer.with_reason("This run has not logged a step yet.")
+    C = flops.course_flops(counts["active"], D)
+    exact = flops.flops_per_token(context.config, context.vocab_size) * D
+    best = plan_compute(C).rule
+    text_tokens = data.get("train_tokens")
+    passes = f", {D / text_tokens:.3g} times its text of {text_tokens:,}" if text_tokens else ""
+    active = (
+        f", with the {counts['active']:,} parameters that compute a token"
+        if context.config.n_experts
+        else ""
     )
     rows = [
-        ("tokens by the rule", f"{wanted:,.0f}"),
+        ("tokens by the rule", f"{rule_tokens:,.0f}"),
         ("tokens that this run trained on", f"{D:,}{passes}"),
         ("tokens a parameter", f"{D / N:.3g}"),
-        ("C = 6 N D", f"{C:.3g} FLOPs{computing}"),
-        ("counted exactly", f"{exact:.3g} FLOPs: every product that is computed, those of attention included"),
+        ("C = 6 N D", f"{C:.3g} FLOPs{active}"),
+        ("counted exactly", f"{exact:.3g} FLOPs: all products, those of attention included"),
         ("the same C by the rule", f"{best.N:,.0f} parameters on {best.D:,.0f} tokens"),
-    ]  # fmt: skip
-    told = [_verdict(D, wanted, best.N), *_doubts(of, wanted, unique)]
-    return dataclasses.replace(answer, text=(*text, *told), rows=tuple(rows))
+    ]
+    conclusion = [
+        _compare_with_rule(D, rule_tokens, best.N),
+        _describe_limits(context, rule_tokens, text_tokens),
+    ]
+    return dataclasses.replace(answer, text=(*text, *conclusion), rows=tuple(rows))
 
 
-def _verdict(D: float, wanted: float, best_N: float) -> str:
-    share = D / wanted
-    if 0.8 <= share <= 1.25:
+def _compare_with_rule(D: float, rule_tokens: float, best_N: float) -> str:
+    """A sentence about the tokens of the run, D, and those of the rule."""
+    ratio = D / rule_tokens
+    if 0.8 <= ratio <= 1.25:
+        return f"This run trained on {ratio:.0%} of that: size and tokens follow the rule."
+    if ratio < 1:
         return (
-            f"This run saw {share:.0%} of that: size and tokens are in the proportion of the rule."
-        )
-    if share < 1:
-        return (
-            f"This run saw {share:.1%} of that: by the rule its model is too large for its compute, and one of "
-            f"{best_N:,.0f} parameters on more tokens would reach less loss."
+            f"This run trained on {ratio:.1%} of that: by the rule its model is too large for its "
+            f"compute, and one of {best_N:,.0f} parameters on more tokens would reach a lower loss."
         )
     return (
-        f"This run saw {share:.3g} times that: by the rule a model of {best_N:,.0f} parameters on fewer tokens would "
-        "reach less loss for the same compute; the smaller one is cheaper to use."
+        f"This run trained on {ratio:.3g} times that: by the rule a model of {best_N:,.0f} "
+        "parameters on fewer tokens would reach a lower loss for the same compute. The smaller "
+        "model is cheaper to use."
     )
 
 
-def _doubts(of: Specimen, wanted: float, unique: int | None) -> list[str]:
-    told = (
-        "The rule comes from models of 70 million parameters and more. What holds at this size is measured by the "
-        "scaling study."
+def _describe_limits(context: RunContext, rule_tokens: float, text_tokens: int | None) -> str:
+    """The limits of the rule for this run."""
+    limits = (
+        "The rule comes from models of 70 million parameters and more. The scaling study measures "
+        "what holds at this size."
     )
-    if unique and wanted > unique:
-        told += f" And the text has {unique:,} tokens: {wanted / unique:.3g} passes over it are not that many fresh tokens."
-    if of.run.config.train.init_from:
-        told += " The weights came from another run, whose tokens are not counted here."
-    return [told]
+    if text_tokens and rule_tokens > text_tokens:
+        limits += (
+            f" The text has {text_tokens:,} tokens: {rule_tokens / text_tokens:.3g} passes over it "
+            "give less information than as many new tokens."
+        )
+    if context.run.config.train.init_from:
+        limits += " The weights came from another run, whose tokens are not counted here."
+    return limits
 
 
-# -- tying ------------------------------------------------------------------------------------------------------------
+# -- tying -----------------------------------------------------------------------------------------
 
 
-def tying(question: Question, of: Specimen) -> Answer:
-    """The matrix that is there once or twice, counted both ways, at this vocabulary and at GPT-2's."""
-    c, V, D = of.config, of.vocab_size, of.config.d_model
-    here, large = _both(c, V), _both(c, GPT2_VOCABULARY)
-    does = "ties them" if c.tie_embeddings else "does not tie them"
+def explain_tying(question: Question, context: RunContext) -> Answer:
+    """The parameters with one matrix and with two, at this vocabulary and at GPT-2's."""
+    c, V, D = context.config, context.vocab_size, context.config.d_model
+    (tied, untied), (large_tied, large_untied) = (
+        _count_tied_and_untied(c, V),
+        _count_tied_and_untied(c, GPT2_VOCABULARY),
+    )
+    verb = "ties them" if c.tie_embeddings else "does not tie them"
     text = (
-        "It makes one matrix both look tokens up and score them, so that similar tokens are alike on the way in and on "
-        f"the way out (arXiv:1608.05859), and saves V x d = {V:,} x {D} = {question.number:,.0f} parameters. That is "
-        f"{(here[1] - here[0]) / here[1]:.1%} of the {here[1]:,} that this model has untied; it {does}.",
-        "Its gradient is a sum of two: the rows of the tokens that were read, and all rows, as each is scored at every "
-        f"place. With GPT-2's {GPT2_VOCABULARY:,} tokens it would save {(large[1] - large[0]) / large[1]:.1%}: how "
-        "much tying saves is a matter of the vocabulary.",
+        "One matrix both looks tokens up and scores them, so that similar tokens are similar as "
+        "inputs and as outputs (arXiv:1608.05859). This saves V x d = "
+        f"{V:,} x {D} = {question.number:,.0f} parameters, {(untied - tied) / untied:.1%} of the "
+        f"{untied:,} that this model has untied; it {verb}.",
+        "Its gradient is the sum of two: one for the rows of the input tokens, and one for all "
+        "rows, because every token is scored at every position. With GPT-2's "
+        f"{GPT2_VOCABULARY:,} tokens tying would save "
+        f"{(large_untied - large_tied) / large_untied:.1%}: the saving depends on the vocabulary.",
     )
-    rows = [(f"{v:,}", *(f"{n:,}" for n in both), f"{both[1] - both[0]:,}", f"{(both[1] - both[0]) / both[1]:.1%}")
-            for v, both in ((V, here), (GPT2_VOCABULARY, large))]  # fmt: skip
+    rows = [
+        (f"{v:,}", f"{one:,}", f"{two:,}", f"{two - one:,}", f"{(two - one) / two:.1%}")
+        for v, one, two in ((V, tied, untied), (GPT2_VOCABULARY, large_tied, large_untied))
+    ]
     header = ("vocabulary", "parameters, tied", "untied", "saved", "share of the untied")
     return Answer(question, text, header, tuple(rows), sources=(CONFIGURATION,))
 
 
-def _both(c: ModelConfig, V: int) -> tuple[int, int]:
-    """Parameters with and without tying."""
+def _count_tied_and_untied(c: ModelConfig, V: int) -> tuple[int, int]:
+    """Parameters with and without tying, for a vocabulary of V."""
     tied, untied = (
-        parameter_table(dataclasses.replace(c, tie_embeddings=which), V).total
-        for which in (True, False)
+        parameter_table(dataclasses.replace(c, tie_embeddings=is_tied), V).total
+        for is_tied in (True, False)
     )
     return tied, untied
 
 
-# -- the forward pass -------------------------------------------------------------------------------------------------
+# -- the forward pass ------------------------------------------------------------------------------
+
+Stage = tuple[str, str, str, int]  # name, what it computes, shape of the result, parameters
 
 
-def forward_pass(question: Question, of: Specimen) -> Answer:
-    """Stage by stage: what it computes, the shape it gives, the parameters it has; they sum up to all."""
-    c, rows, V, B, T = (
-        of.config,
-        of.rows,
-        of.vocab_size,
-        of.run.config.train.batch_size,
-        of.config.block_size,
+def explain_forward_pass(question: Question, context: RunContext) -> Answer:
+    """All stages with formula, shape and parameters, which sum up to those of the model."""
+    c, V = context.config, context.vocab_size
+    B, T = context.run.config.train.batch_size, c.block_size
+    stages = _list_stages(context, B, T)
+    stream = format_shape(B, T, c.d_model)
+    total = sum(parameters for *_, parameters in stages)
+    text = (
+        f"From tokens {format_shape(B, T)} to logits {format_shape(B, T, V)}, which are "
+        f"{question.number:,.0f} numbers. Between them is the residual stream, {stream}, to which "
+        "each sublayer adds.",
+        f"The table shows {plural(c.n_layers, 'block')}. The parameters of the stages sum up to "
+        f"the {total:,} of the model"
+        + (", of which one matrix is used twice." if c.tie_embeddings else "."),
+        f"The logits of a batch are {format_bytes(question.number * 4 if question.number else 0)} "
+        "in float32.",
     )
-    stream = shape(B, T, c.d_model)
-    normed = c.norm_position == "pre" and c.norm != "none"
-    head = f"logits = {'n' if normed else 'x'} @ {'Eᵀ, of the embedding' if c.tie_embeddings else 'Wᵀ'}"
-    stages = [
-        ("tokens", "numbers of tokens", shape(B, T), 0),
-        (
-            "embedding",
-            "x = E[tokens]" + " x sqrt(d)" * c.scale_embeddings,
-            stream,
-            size_of(rows, "embedding."),
-        ),
+    rows = [(*words, f"{parameters:,}" if parameters else "") for *words, parameters in stages]
+    return Answer(
+        question,
+        text,
+        ("stage", "computes", "shape", "parameters"),
+        (*map(tuple, rows), ("all", "", "", f"{total:,}")),
+        sources=(CONFIGURATION,),
+    )
+
+
+def _list_stages(context: RunContext, B: int, T: int) -> list[Stage]:
+    c, rows, V = context.config, context.rows, context.vocab_size
+    stream = format_shape(B, T, c.d_model)
+    has_final_norm = c.norm_position == "pre" and c.norm != "none"
+    matrix = "Eᵀ, of the embedding" if c.tie_embeddings else "Wᵀ"
+    embedding = "x = E[tokens]" + " x sqrt(d)" * c.scale_embeddings
+    stages: list[Stage] = [
+        ("tokens", "ids of tokens", format_shape(B, T), 0),
+        ("embedding", embedding, stream, count_parameters(rows, "embedding.")),
     ]
     if c.position in ("learned", "sinusoidal"):
-        stages += [(f"{c.position} positions", "x = x + P", stream, size_of(rows, "position."))]
-    stages += _block(c, rows, B, T)
+        parameters = count_parameters(rows, "position.")
+        stages += [(f"{c.position} positions", "x = x + P", stream, parameters)]
+    stages += _block_stages(c, rows, B, T)
     if c.n_layers > 1:
-        others = size_of(rows, "blocks.") - size_of(rows, "blocks.0.")
-        again = "block 1" if c.n_layers == 2 else f"blocks 1 to {c.n_layers - 1}"
-        stages += [(again, "the same again", stream, others)]
-    if normed:
-        stages += [("norm", f"n = {c.norm}(x)", stream, size_of(rows, "norm."))]
-    stages += [
-        ("head", head, shape(B, T, V), size_of(rows, "head.")),
+        parameters = count_parameters(rows, "blocks.") - count_parameters(rows, "blocks.0.")
+        name = "block 1" if c.n_layers == 2 else f"blocks 1 to {c.n_layers - 1}"
+        stages += [(name, "as block 0", stream, parameters)]
+    if has_final_norm:
+        stages += [("norm", f"n = {c.norm}(x)", stream, count_parameters(rows, "norm."))]
+    head = f"logits = {'n' if has_final_norm else 'x'} @ {matrix}"
+    loss = "the mean of -ln softmax(logits)[the next token]"
+    return [
+        *stages,
+        ("head", head, format_shape(B, T, V), count_parameters(rows, "head.")),
+        ("loss", loss, f"{format_shape(B, T)}, then one number", 0),
+    ]
+
+
+def _block_stages(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[Stage]:
+    """The stages of block 0."""
+    stream, H, K, Q = format_shape(B, T, c.d_model), c.n_heads, c.n_kv_heads, c.head_size
+    is_pre_norm = c.norm_position == "pre"
+    n = "n" if is_pre_norm and c.norm != "none" else "x"
+
+    def norm_stages(name: str) -> list[Stage]:
+        if c.norm == "none":
+            return []
+        computes = f"n = {c.norm}(x)" if is_pre_norm else f"x = {c.norm}(x)"
+        parameters = count_parameters(rows, f"blocks.0.{name}.")
+        return [(f"block 0: {name}", computes, stream, parameters)]
+
+    input_matrices = [f"blocks.0.attention.{name}" for name in "qkv"]
+    rotation = ", rotated by rope" if c.position == "rope" else ""
+    attention: list[Stage] = [
         (
-            "loss",
-            "the mean of -ln softmax(logits)[the next token]",
-            f"{shape(B, T)}, then one number",
+            "block 0: q, k, v",
+            f"{n} @ Wᵀ, split into heads{rotation}",
+            f"{format_shape(B, H, T, Q)}, 2 of {format_shape(B, K, T, Q)}",
+            count_parameters(rows, *input_matrices),
+        ),
+        ("block 0: weights", f"softmax(q kᵀ / sqrt({Q}), causal)", format_shape(B, H, T, T), 0),
+        (
+            "block 0: output",
+            "x = x + concat(weights v) @ Wᵀ",
+            stream,
+            count_parameters(rows, "blocks.0.attention.o."),
+        ),
+    ]
+    feedforward = _feedforward_stages(c, rows, n, B, T)
+    attention_norm, feedforward_norm = (
+        norm_stages("attention_norm"),
+        norm_stages("feedforward_norm"),
+    )
+    if is_pre_norm:
+        return [*attention_norm, *attention, *feedforward_norm, *feedforward]
+    return [*attention, *attention_norm, *feedforward, *feedforward_norm]
+
+
+def _feedforward_stages(
+    c: ModelConfig, rows: ParameterTable, n: str, B: int, T: int
+) -> list[Stage]:
+    """The stages of block 0's feed-forward, whose input is called n."""
+    stream, inner = format_shape(B, T, c.d_model), format_shape(B, T, c.d_ff)
+    prefix = "blocks.0.feedforward."
+    activation = {"swiglu": "silu", "geglu": "gelu"}.get(c.feedforward, c.feedforward)
+    computes = (
+        f"{activation}({n} @ Wgᵀ) * ({n} @ Wuᵀ)" if c.is_gated else f"{activation}({n} @ Wuᵀ)"
+    )
+    if not c.n_experts:
+        down = count_parameters(rows, f"{prefix}down.")
+        others = count_parameters(rows, prefix) - down
+        return [
+            ("block 0: feed-forward", f"u = {computes}", inner, others),
+            ("block 0: down", "x = x + u @ Wᵀ", stream, down),
+        ]
+    router = count_parameters(rows, f"{prefix}router.")
+    shared = ", and one for all tokens" * c.shared_expert
+    return [
+        ("block 0: router", f"r = {n} @ Wᵀ", format_shape(B, T, c.n_experts), router),
+        (
+            "block 0: experts",
+            f"{c.experts_per_token} of {c.n_experts} for each token{shared}: ({computes}) @ Wᵀ",
+            inner,
+            count_parameters(rows, prefix) - router,
+        ),
+        (
+            "block 0: mixture",
+            "x = x + their sum, weighted by the gates that r gives them",
+            stream,
             0,
         ),
     ]
-    total = sum(parameters for *_, parameters in stages)
-    text = (
-        f"From tokens {shape(B, T)} to logits {shape(B, T, V)}, which are {question.number:,.0f} numbers: between the "
-        f"two runs the residual stream, {stream}, to which each sublayer adds.",
-        f"With {plural(c.n_layers, 'block')} that is as below. The parameters of its stages sum up to the {total:,} of "
-        "the model" + (", of which one matrix serves twice." if c.tie_embeddings else "."),
-        f"The logits of a batch are {size(question.number * 4 if question.number else 0)} in float32.",
-    )
-    lines = [(*words, f"{parameters:,}" if parameters else "") for *words, parameters in stages]
-    return Answer(
-        question, text, ("stage", "computes", "shape", "parameters"),
-        (*map(tuple, lines), ("all", "", "", f"{total:,}")), sources=(CONFIGURATION,),
-    )  # fmt: skip
-
-
-def _block(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[tuple[str, str, str, int]]:
-    """The stages of block 0."""
-    stream, H, K, Q = shape(B, T, c.d_model), c.n_heads, c.n_kv_heads, c.head_size
-    pre = c.norm_position == "pre"
-    n = "n" if pre and c.norm != "none" else "x"
-
-    def norm(which: str) -> list[tuple[str, str, str, int]]:
-        computes = f"n = {c.norm}(x)" if pre else f"x = {c.norm}(x)"
-        return (
-            [(f"block 0: {which}", computes, stream, size_of(rows, f"blocks.0.{which}."))]
-            if c.norm != "none"
-            else []
-        )
-
-    into = [f"blocks.0.attention.{name}" for name in "qkv"]
-    turned = {"rope": ", turned by rope"}.get(c.position, "")
-    attention = [
-        ("block 0: q, k, v", f"{n} @ Wᵀ, cut into heads{turned}", f"{shape(B, H, T, Q)}, 2 of {shape(B, K, T, Q)}",
-         size_of(rows, *into)),
-        ("block 0: weights", f"softmax(q kᵀ / sqrt({Q}), causal)", shape(B, H, T, T), 0),
-        ("block 0: output", "x = x + concat(weights v) @ Wᵀ", stream, size_of(rows, "blocks.0.attention.o.")),
-    ]  # fmt: skip
-    feed = _feedforward(c, rows, n, B, T)
-    norms = norm("attention_norm"), norm("feedforward_norm")
-    if pre:
-        return [*norms[0], *attention, *norms[1], *feed]
-    return [*attention, *norms[0], *feed, *norms[1]]
-
-
-def _feedforward(
-    c: ModelConfig, rows: ParameterTable, n: str, B: int, T: int
-) -> list[tuple[str, str, str, int]]:
-    stream, inner, whole = shape(B, T, c.d_model), shape(B, T, c.d_ff), "blocks.0.feedforward."
-    activation = {"swiglu": "silu", "geglu": "gelu"}.get(c.feedforward, c.feedforward)
-    computes = f"{activation}({n} @ Wgᵀ) * ({n} @ Wuᵀ)" if c.gated else f"{activation}({n} @ Wuᵀ)"
-    if not c.n_experts:
-        down = size_of(rows, f"{whole}down.")
-        return [
-            ("block 0: feed-forward", f"u = {computes}", inner, size_of(rows, whole) - down),
-            ("block 0: down", "x = x + u @ Wᵀ", stream, down),
-        ]
-    router = size_of(rows, f"{whole}router.")
-    shared = ", and one that computes all" * c.shared_expert
-    return [
-        ("block 0: router", f"r = {n} @ Wᵀ", shape(B, T, c.n_experts), router),
-        ("block 0: experts", f"{c.experts_per_token} of {c.n_experts} for each token{shared}: ({computes}) @ Wᵀ", inner,
-         size_of(rows, whole) - router),
-        ("block 0: mixture", "x = x + their sum, weighted by the gates that r gives the chosen", stream, 0),
-    ]  # fmt: skip

@@ -159,7 +159,8 @@ def _request_page(session: requests.Session, category: str, start: int, notify: 
                 pause_s = error.retry_after_s
             if pause_s > MAX_RETRY_AFTER_S:
                 raise DownloadError(
-                    f"arXiv asks to wait {format_duration(pause_s)} before the next request: {RESUME_HINT}"
+                    f"arXiv asks to wait {format_duration(pause_s)} before the next request: "
+                    f"{RESUME_HINT}"
                 ) from None
         except OSError as error:
             reason = str(error)

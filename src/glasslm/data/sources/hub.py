@@ -88,7 +88,8 @@ def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) 
         raise InputError(f"{request.dataset}, split {request.split}, holds no text")
     if total < request.most:
         notify(
-            f"note: that is all of {request.dataset}, split {request.split}: {format_bytes(total)} of text"
+            f"note: that is all of {request.dataset}, split {request.split}: "
+            f"{format_bytes(total)} of text"
         )
 
 

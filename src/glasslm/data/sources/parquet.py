@@ -35,7 +35,8 @@ def convert_to_text(path: Path, notify: Notify) -> Path:
 
     def make_text() -> Iterator[bytes]:
         notify(
-            f"{path.name}: a parquet file, {format_bytes(bytes_in_file)}; converting it to text, once"
+            f"{path.name}: a parquet file, {format_bytes(bytes_in_file)}; "
+            "converting it to text, once"
         )
         return join_texts(_report_progress(path, notify))
 

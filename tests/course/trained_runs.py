@@ -55,8 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class Asked:
-    """Runs of each kind, trained when they are first asked for, and their answers by name."""
+class TrainedRuns:
+    """Runs of each kind, trained on first use, and their answers by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.text = folder, write_text(folder / "text.txt")
