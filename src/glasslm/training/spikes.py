@@ -1,0 +1,40 @@
+"""The batches of loss spikes, written to spikes/ in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glasslm import files
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.engines.protocol import Batch
+from glasslm.training.guard import Limits
+
+FOLDER = "spikes"
+MAX_SPIKE_RECORDS = 100  # files in the folder
+
+
+def write_spike(
+    run_dir: Path,
+    step: int,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    loss: float,
+    norm: float,
+    limits: Limits,
+    action: str,
+) -> None:
+    """Write the batch of a spike, its loss, gradient norm and limits, unless the folder is full."""
+    folder = run_dir / FOLDER
+    if len(list(folder.glob("*.json"))) >= MAX_SPIKE_RECORDS:
+        return
+    files.make_folder(folder)
+    record = {
+        "step": step,
+        "loss": loss,
+        "grad_norm": norm,
+        "limits": limits._asdict(),
+        "action": action,
+        "tokens": batch.tokens.tolist(),
+        "texts": [tokenizer.decode(row) for row in batch.tokens],
+    }
+    files.write_json(folder / f"{step:06d}.json", record)
