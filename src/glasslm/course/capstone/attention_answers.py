@@ -332,12 +332,10 @@ def explain_heads(question: Question, context: RunContext) -> Answer:
         (line, line_shape, _list_weights(context.rows, *parts))
         for line, line_shape, *parts in pseudocode_lines(c)
     ]
-    sources = (
-        (CONFIGURATION, ("a file with these weights", context.model_files[0][1]))
-        if context.activations
-        else (CONFIGURATION,)
-    )
-    return Answer(question, text, ("line", "shape", "weights"), tuple(lines), (), sources)
+    sources = [CONFIGURATION]
+    if context.activations:
+        sources += [("a file with these weights", context.model_files[0][1])]
+    return Answer(question, text, ("line", "shape", "weights"), tuple(lines), (), tuple(sources))
 
 
 def pseudocode_lines(c: ModelConfig) -> list[tuple[str, ...]]:
@@ -354,17 +352,12 @@ def pseudocode_lines(c: ModelConfig) -> list[tuple[str, ...]]:
         product = f"{input_name} @ W{name}ᵀ{_adapter_term(c, name, input_name)}{bias}"
         line = f"{name} = split({product}, {plural(count, 'head')})"
         lines += [(line, format_shape(count, T, Q), f"attention.{name}")]
+    query_key_shapes = f"{format_shape(H, T, Q)}, {format_shape(K, T, Q)}"
     if c.qk_norm:
-        lines += [
-            (
-                "q, k = rms_norm(q), rms_norm(k)",
-                f"{format_shape(H, T, Q)}, {format_shape(K, T, Q)}",
-                "attention.q_norm",
-                "attention.k_norm",
-            )
-        ]
+        norms = ("attention.q_norm", "attention.k_norm")
+        lines += [("q, k = rms_norm(q), rms_norm(k)", query_key_shapes, *norms)]
     if c.position == "rope":
-        lines += [("q, k = rope(q), rope(k)", f"{format_shape(H, T, Q)}, {format_shape(K, T, Q)}")]
+        lines += [("q, k = rope(q), rope(k)", query_key_shapes)]
     kv_head = "h" if K == H else f"h // {H // K}"
     lines += [(f"s[h] = q[h] @ k[{kv_head}]ᵀ / sqrt({Q})", format_shape(H, T, T))]
     if c.position == "alibi":

@@ -183,12 +183,12 @@ def explain_compression(question: Question, context: RunContext) -> Answer:
             ("gzip", baselines["gzip_bpb"]),
         ]
     sources = [CONFIGURATION]
-    bpb = None if best is None else best.get("bpb")
-    if best is not None and bpb is not None:
+    loss, bpb = (best["loss"], best.get("bpb")) if best is not None else (None, None)
+    if best is not None and loss is not None and bpb is not None:
         encodings += [(f"by this model, at step {best['step']:,}", float(bpb))]
         paragraphs += [
-            f"The model spends {best['loss'] / math.log(2):.4f} bits per token "
-            f"({best['loss']:.4f} nats), that is {bpb:.4f} bits per byte. An arithmetic "
+            f"The model spends {loss / math.log(2):.4f} bits per token "
+            f"({loss:.4f} nats), that is {bpb:.4f} bits per byte. An arithmetic "
             "coder with its probabilities would write the text in "
             f"{bpb / 8:.1%} of its size, the weights not counted."
         ]
