@@ -62,7 +62,7 @@ def test_every_question_is_asked_in_order_and_each_answer_kept_at_once(tmp_path:
     assert quiz.read_answers(tmp_path) == {name: f"answer {i}" for i, name in enumerate(ORDER, 1)}
     written = json.loads((tmp_path / quiz.RECORD_NAME).read_text(encoding="utf-8"))
     assert written["answers"]["kv-cache"]["asked"] == next(
-        question.prompt for q in QUESTIONS if q.name == "kv-cache"
+        q.prompt for q in QUESTIONS if q.name == "kv-cache"
     )
 
 

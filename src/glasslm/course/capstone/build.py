@@ -1,4 +1,4 @@
-"""Build a capstone in one folder: a trained model, an ablation and a scaling study, within a budget.
+"""Build a capstone in one folder, within a budget: a trained model, an ablation, a scaling study.
 
     run/ an ordinary run    ablation/, scaling/ studies    capstone.json the time    index.html
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from glasslm.course.capstone import quiz
 from glasslm.course.capstone.build import SEEDS, Ablation, Capstone
@@ -49,7 +50,7 @@ def write(capstone: Capstone, answers: Sequence[Answer]) -> Path:
 def _lead(capstone: Capstone, lines: list[Line]) -> str:
     """The result, the time and the command in one paragraph."""
     record = capstone.run.record
-    best = best_eval(lines, capstone.run.history) or {}
+    best: Mapping[str, Any] = best_eval(lines, capstone.run.history) or {}
     loss = (
         f"{best['loss']:.4f} nats a token, {best['bpb']:.3f} bits a byte"
         if best
@@ -98,7 +99,7 @@ def _deliverables_section(capstone: Capstone) -> Section:
 
 def _checkpoint_section(capstone: Capstone, lines: list[Line]) -> Section:
     run = capstone.run
-    best = best_eval(lines, run.history) or {}
+    best: Mapping[str, Any] = best_eval(lines, run.history) or {}
     model, record = run.config.model, run.record
     samples = sample_lines(lines)
     rows = [
