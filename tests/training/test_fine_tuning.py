@@ -162,7 +162,7 @@ def test_a_text_whose_old_one_is_gone_is_learnt_all_the_same(
     (tmp_path / "old.txt").unlink()
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "empty"))
     run = finetune(base, new, tmp_path / "run", max_steps=4)
-    assert "what is forgotten" in capsys.readouterr().err
+    assert "forgetting of the text" in capsys.readouterr().err
     assert losses(run, "old") == {}
     assert list(losses(run, "val")) == [0, 4]
 

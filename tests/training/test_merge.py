@@ -244,7 +244,7 @@ def test_the_report_shows_what_was_forgotten(base: Path, tuned: Path, whole: Pat
     """In the page itself and as a file, in a run that measured it."""
     for run, shown in ((tuned, True), (whole, True), (base, False)):
         page = run_report.write(run).read_text(encoding="utf-8")
-        assert ("forgotten of the old one" in page) == shown
+        assert ("of the new text and of the old text" in page) == shown
         assert page.count("<svg") == (2 if shown else 1)
         figure = run / "figures" / "forgetting.png"
         assert figure.exists() == shown
