@@ -14,8 +14,16 @@ from glasslm.engines.protocol import Batch
 from glasslm.lab.checks.gradient_check import single_switches
 from glasslm.runs import run_folder
 from glasslm.training import launch
-from small_runs import essence, logged, no_report, quiet, small, words, write_text
-from small_runs import glasslm as program
+from small_runs import (
+    comparable_results,
+    ignore_message,
+    logged_lines,
+    run_program,
+    small_config,
+    train_command,
+    without_report,
+    write_text,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -23,7 +31,7 @@ from test_torch_engine import B, T, V, batch, copy, engine_of, train  # noqa: E4
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
-from small_runs import interrupted_at  # noqa: E402
+from small_runs import interrupt_at  # noqa: E402
 
 DEVICE: Any = "cuda"
 pytestmark = [
@@ -204,29 +212,37 @@ def test_deterministic_runs_have_the_same_bits(text: Path, tmp_path: Path) -> No
     flags = ["--engine", "torch", "--device", DEVICE, "--precision", "bf16", "--deterministic"]
     results = []
     for name in ("one", "other"):
-        result = program(*words(text, tmp_path / name, dropout=0.2, attention_dropout=0.1), *flags)
+        result = run_program(
+            *train_command(text, tmp_path / name, dropout=0.2, attention_dropout=0.1), *flags
+        )
         assert result.returncode == 0, result.stderr
-        results.append(essence(tmp_path / name, 20))
+        results.append(comparable_results(tmp_path / name, 20))
     assert results[0] == results[1]
 
 
 def test_a_run_is_trained_interrupted_resumed_and_generates(text: Path, tmp_path: Path) -> None:
     """In float64, so that the varying order of a GPU's sums does not show."""
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="fp64", threads=1)
-    config = small(text, dropout=0.2, attention_dropout=0.1, sample_interval=0)
-    with no_report():
-        uninterrupted = launch.train(config, compute, tmp_path / "whole", notify=quiet).run_dir
+    config = small_config(text, dropout=0.2, attention_dropout=0.1, sample_interval=0)
+    with without_report():
+        uninterrupted = launch.train(
+            config, compute, tmp_path / "whole", notify=ignore_message
+        ).run_dir
         with pytest.MonkeyPatch.context() as patch:
-            interrupted_at(8, patch)
+            interrupt_at(8, patch)
             assert (
-                launch.train(config, compute, tmp_path / "run", notify=quiet).status
+                launch.train(config, compute, tmp_path / "run", notify=ignore_message).status
                 == "interrupted"
             )
-        assert launch.resume(tmp_path / "run", ComputeConfig(), notify=quiet).status == "finished"
+        assert (
+            launch.resume(tmp_path / "run", ComputeConfig(), notify=ignore_message).status
+            == "finished"
+        )
     record = run_folder.Run(tmp_path / "run").record
     assert (record["engine"], record["device"], record["precision"]) == ("torch", DEVICE, "fp64")
     losses = [
-        [line["loss"] for line in logged(run, "eval")] for run in (uninterrupted, tmp_path / "run")
+        [line["loss"] for line in logged_lines(run, "eval")]
+        for run in (uninterrupted, tmp_path / "run")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     texts = {
@@ -243,15 +259,17 @@ def test_a_run_is_trained_interrupted_resumed_and_generates(text: Path, tmp_path
 def test_numpy_continues_a_run_in_narrow_precision(text: Path, tmp_path: Path) -> None:
     """NumPy resumes a bfloat16 run of a GPU in float32, and the loss still falls."""
     compute = ComputeConfig(engine="torch", device=DEVICE, precision="auto", threads=1)
-    with no_report(), pytest.MonkeyPatch.context() as patch:
-        interrupted_at(10, patch)
+    with without_report(), pytest.MonkeyPatch.context() as patch:
+        interrupt_at(10, patch)
         run = launch.train(
-            small(text, sample_interval=0), compute, tmp_path / "run", notify=quiet
+            small_config(text, sample_interval=0), compute, tmp_path / "run", notify=ignore_message
         ).run_dir
         patch.undo()
         assert (
-            launch.resume(run, ComputeConfig(engine="numpy", threads=1), notify=quiet).status
+            launch.resume(
+                run, ComputeConfig(engine="numpy", threads=1), notify=ignore_message
+            ).status
             == "finished"
         )
-    losses = [line["loss"] for line in logged(run, "eval")]
+    losses = [line["loss"] for line in logged_lines(run, "eval")]
     assert losses[-1] < losses[2] < losses[0]
