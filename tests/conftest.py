@@ -23,6 +23,7 @@ STRICT = bool(os.environ.get("CI") or os.environ.get("GLASSLM_STRICT_SKIPS"))
 MAY_SKIP: tuple[str, ...] = (
     "needs the data folder beside the repository",
     "needs a CUDA device",
+    "needs a CPU with bfloat16",
     "needs fork, SIGKILL or resource limits",
     "needs POSIX signals",
     "needs named pipes",
