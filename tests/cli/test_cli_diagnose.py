@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glasslm.cli import main
-from small_runs import no_report, train, words, write_text
+from small_runs import train, train_command, without_report, write_text
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(text: Path, **changes: object) -> list[str]:
     """Those of a small configuration, without the folder of a run."""
-    command = words(text, Path("unused"), **changes)
+    command = train_command(text, Path("unused"), **changes)
     at = command.index("--run-dir")
     return ["--engine", "numpy", *command[1:at], *command[at + 2 :]]
 
@@ -155,7 +155,7 @@ def test_a_fine_tuned_run_is_not_asked_for_a_first_loss(
         "--max-steps",
         "6",
     ]
-    with no_report():
+    with without_report():
         assert main([*command, "--sample-interval", "0", "--run-dir", str(tmp_path / "tuned")]) == 0
     capsys.readouterr()
     main(["diagnose", str(tmp_path / "tuned"), "--engine", "numpy", "--json"])

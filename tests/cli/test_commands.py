@@ -11,7 +11,7 @@ import pytest
 
 from glasslm import __version__
 from glasslm.cli import COMMANDS, main
-from small_runs import glasslm, words, write_text
+from small_runs import run_program, train_command, write_text
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_the_flags_of_the_contract_are_there(capsys: pytest.CaptureFixture[str])
 
 
 def test_python_m_glasslm_is_the_same_program(capsys: pytest.CaptureFixture[str]) -> None:
-    done = glasslm("--version")
+    done = run_program("--version")
     assert (done.returncode, done.stdout) == (0, f"glasslm {__version__}\n")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == done.stdout
@@ -187,7 +187,7 @@ def done(
     text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
     run = tmp_path_factory.mktemp("runs") / "a run with spaces"
-    return run, glasslm(*words(text, run))
+    return run, run_program(*train_command(text, run))
 
 
 def test_train_prints_the_run_last_and_everything_else_to_stderr(done: tuple[Path, Any]) -> None:
@@ -205,14 +205,14 @@ def test_train_prints_the_run_last_and_everything_else_to_stderr(done: tuple[Pat
 def test_the_recorded_command_can_be_given_again(done: tuple[Path, Any], text: Path) -> None:
     run, _ = done
     recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["command"]
-    assert shlex.split(recorded) == ["glasslm", *words(text, run)]
+    assert shlex.split(recorded) == ["glasslm", *train_command(text, run)]
 
 
 def test_a_second_training_into_the_same_folder_exits_with_2(
     done: tuple[Path, Any], text: Path
 ) -> None:
     run, _ = done
-    again = glasslm(*words(text, run))
+    again = run_program(*train_command(text, run))
     assert again.returncode == 2
     assert "glasslm resume" in again.stderr
     assert "Traceback" not in again.stderr
@@ -224,7 +224,7 @@ def test_resume_of_a_finished_run_exits_with_2(
 ) -> None:
     code, message = run_command(["resume", str(done[0])], capsys)
     assert code == 2
-    assert "nothing is left to do" in message
+    assert "nothing left to do" in message
 
 
 def test_damaged_files_exit_with_4(
@@ -243,7 +243,7 @@ def test_damaged_files_exit_with_4(
 def test_json_is_one_object_last(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words(text, tmp_path / "run", max_steps=5), "--json"]) == 0
+    assert main([*train_command(text, tmp_path / "run", max_steps=5), "--json"]) == 0
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert facts["run"] == str(tmp_path / "run")

@@ -24,7 +24,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.training import launch
 from glasslm.training.interruption import Interrupt
 from html_pages import Page
-from small_runs import no_report, quiet, write_text
+from small_runs import ignore_message, without_report, write_text
 
 WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
 
@@ -32,7 +32,7 @@ WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".s
 def train_in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
     """What a process of its own would do, without the half second that it takes to start."""
     config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
-    return launch.train(config, compute, Path(job["run_dir"]), notify=quiet).exit_code
+    return launch.train(config, compute, Path(job["run_dir"]), notify=ignore_message).exit_code
 
 
 def run_small_study(
@@ -46,7 +46,7 @@ def run_small_study(
 @pytest.fixture
 def quick() -> Iterator[None]:
     """Studies of few and short runs, so that a capstone of seconds has time for them."""
-    with pytest.MonkeyPatch.context() as patch, no_report():
+    with pytest.MonkeyPatch.context() as patch, without_report():
         patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
         patch.setattr(sweep, "run_in_subprocess", train_in_this_process)
         patch.setattr(study_setting, "RUN_START_S", 0.05)
@@ -225,7 +225,7 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
 ) -> None:
     from glasslm.model.flops import flops_per_token
     from glasslm.training.step_timer import StepTimer
-    from small_runs import small
+    from small_runs import small_config
 
     def pace(config: RunConfig, compute: ComputeConfig, dataset: Any) -> StepTimer:
         tokens = config.train.batch_size * config.model.block_size
@@ -237,10 +237,10 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
         )
 
     monkeypatch.setattr(build, "measure_speed", pace)
-    recipe = small(write_text(tmp_path / "text.txt"), block_size=256)
+    recipe = small_config(write_text(tmp_path / "text.txt"), block_size=256)
     runner = Runner(ComputeConfig(engine="numpy"), workers=2)
     shapes = [
-        build._largest_affordable_baseline(recipe, hours * 3600, runner, quiet)
+        build._largest_affordable_baseline(recipe, hours * 3600, runner, ignore_message)
         for hours in (0.15, 1, 100)
     ]
     assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]

@@ -24,7 +24,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.runs import metrics
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
-from small_runs import no_report, quiet, small, train, write_text
+from small_runs import ignore_message, small_config, train, without_report, write_text
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_all_questions_are_answered_from_files_that_are_there(kind: str, runs: T
     assert {
         path: path.stat().st_mtime_ns for path in runs.run(kind).rglob("*")
     } == before  # the run is only read
-    before_training = small(runs.text, **QUICK | KINDS[kind])
+    before_training = small_config(runs.text, **QUICK | KINDS[kind])
     questions = list_questions(before_training, Run(runs.run(kind)).tokenizer.vocab_size)
     assert [answer.question for answer in found] == questions
     assert [question.name for question in questions] == list(ORDER)
@@ -180,7 +180,7 @@ def test_the_stages_of_the_forward_pass_have_all_parameters(kind: str, runs: Tra
 
 @pytest.mark.parametrize("kind", ["plain", "bpe"])
 def test_tying_saves_the_difference_of_two_tables(kind: str, runs: TrainedRuns) -> None:
-    answer, c = runs.answers(kind)["tying"], small(Path("x"), **KINDS[kind]).model
+    answer, c = runs.answers(kind)["tying"], small_config(Path("x"), **KINDS[kind]).model
     for row in answer.rows:
         tied, untied = (
             parameter_table(dataclasses.replace(c, tie_embeddings=which), int(number(row[0]))).total
@@ -198,9 +198,12 @@ def test_tying_saves_the_difference_of_two_tables(kind: str, runs: TrainedRuns) 
 def test_what_torch_trained_is_answered_as_well(runs: TrainedRuns, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     compute = ComputeConfig(engine="torch", threads=1, compile="off")
-    with no_report():
+    with without_report():
         path = launch.train(
-            small(runs.text, **QUICK | {"dropout": 0.1}), compute, tmp_path / "run", notify=quiet
+            small_config(runs.text, **QUICK | {"dropout": 0.1}),
+            compute,
+            tmp_path / "run",
+            notify=ignore_message,
         ).run_dir
     found = {answer.question.name: answer for answer in answers.answer_questions(path)}
     assert Run(path).record["engine"] == "torch"

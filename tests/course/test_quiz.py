@@ -183,7 +183,7 @@ def test_any_whole_number_is_read_back(number: int, form: str) -> None:
 @given(st.text(max_size=40))
 def test_any_text_can_be_typed(text: str) -> None:
     mark, *_ = quiz.mark_answers({"kv-cache": text}, [Answer(CACHE, ("It is.",))])
-    assert mark.given == text
+    assert mark.user_answer == text
     assert mark.verdict in ("right", "off", "skipped")
 
 
@@ -212,7 +212,7 @@ def test_a_number_is_right_within_one_percent(
     question: Question, text: str, verdict: str, remark: str
 ) -> None:
     (mark,) = quiz.mark_answers({question.name: text}, [Answer(question, ("Words.",))])
-    assert (mark.verdict, mark.given) == (verdict, text)
+    assert (mark.verdict, mark.user_answer) == (verdict, text)
     assert mark.remark == remark
     assert mark.answer == ("1,048,576 bytes" if question is CACHE else "6.0224 bits")
 
@@ -220,7 +220,7 @@ def test_a_number_is_right_within_one_percent(
 def test_words_stand_beside_the_answer_and_are_not_judged() -> None:
     answers = [Answer(WORDS, ("GPT writes, BERT reads.", "More."))]
     (mark,) = quiz.mark_answers({"families": "gpt is causal"}, answers)
-    assert (mark.verdict, mark.given, mark.answer) == (
+    assert (mark.verdict, mark.user_answer, mark.answer) == (
         "words",
         "gpt is causal",
         "GPT writes, BERT reads.",

@@ -96,7 +96,7 @@ def test_inspect_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
         "first merges",
         "by script",
         "CYRILLIC",
-        "validation text begins",
+        "start of the validation text",
         "windows of 50 characters",
     ):
         assert part in shown
@@ -105,7 +105,7 @@ def test_inspect_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
 def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["corpus", "list"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["name", "size", "licence", "where", "from"]
+    assert head.split() == ["name", "size", "licence", "origin"]
     assert [row.split()[0] for row in rows] == ["shakespeare", "python", "arxiv", "wikipedia"]
     for row, licence in zip(rows, ("public domain", "PSF", "CC0", "CC BY-SA 3.0 and GFDL")):
         assert licence in row

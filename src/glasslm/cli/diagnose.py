@@ -121,8 +121,10 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
         for part in parts
         for config_field in dataclasses.fields(part)
     }
-    given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    ignored = [flag for flag in given if flag.replace("--no-", "--") not in read_flags]
+    typed_flags = [
+        word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")
+    ]
+    ignored = [flag for flag in typed_flags if flag.replace("--no-", "--") not in read_flags]
     if flags.run is not None or ignored:
         raise InputError(
             f"{mode} does not read {ignored[0] if ignored else 'RUN'}: leave one of them out"

@@ -114,7 +114,7 @@ def check_words(
     flags = {argument.name: argument for argument in arguments if not argument.is_positional}
     positionals = [argument for argument in arguments if argument.is_positional]
     unknown: list[str] = []
-    given: dict[str, str] = {}  # name of a field: the flag as it was written
+    first_uses: dict[str, str] = {}  # name of a field: its flag as written
     free_words: list[str] = []
     for flag, values in _split(words, flags):
         if not flag:
@@ -124,9 +124,9 @@ def check_words(
         if argument is None:
             unknown.append(flag)
             continue
-        if argument.name in given and not argument.is_repeatable:
-            _refuse_repetition(given[argument.name], flag)
-        given[argument.name] = flag
+        if argument.name in first_uses and not argument.is_repeatable:
+            _refuse_repetition(first_uses[argument.name], flag)
+        first_uses[argument.name] = flag
         if (argument.n_values is None and not values) or len(values) < (argument.n_values or 0):
             raise InputError(_missing_value(argument, flag, len(values)))
         for value in values:
@@ -143,7 +143,7 @@ def check_words(
     if free_words:
         raise InputError(f"'{free_words[0]}' is not expected here: see {program} --help")
     for argument in flags.values():
-        if argument.is_required and argument.name not in given and not has_default:
+        if argument.is_required and argument.name not in first_uses and not has_default:
             raise InputError(f"{argument.label} is missing: expected {argument.expected}")
 
 

@@ -40,7 +40,7 @@ class Mark:
     """
 
     question: Question
-    given: str
+    user_answer: str
     answer: str
     verdict: Literal["right", "off", "words", "skipped"]
     remark: str = ""
@@ -120,30 +120,30 @@ def _read_record(folder: Path) -> dict[str, dict[str, str]]:
 # -- marks -----------------------------------------------------------------------------------------
 
 
-def mark_answers(given: Mapping[str, str], answers: Sequence[Answer]) -> list[Mark]:
+def mark_answers(user_answers: Mapping[str, str], answers: Sequence[Answer]) -> list[Mark]:
     """A mark for each question that has a given answer, "" included."""
     return [
-        _mark(given[answer.question.name], answer)
+        _mark(user_answers[answer.question.name], answer)
         for answer in answers
-        if answer.question.name in given
+        if answer.question.name in user_answers
     ]
 
 
-def _mark(given: str, answer: Answer) -> Mark:
+def _mark(user_answer: str, answer: Answer) -> Mark:
     question = answer.question
     if question.number is None:
-        return Mark(question, given, answer.text[0], "words" if given else "skipped")
+        return Mark(question, user_answer, answer.text[0], "words" if user_answer else "skipped")
     right = _format_number(question.number, question.unit)
-    if not given:
-        return Mark(question, given, right, "skipped")
-    values = parse_numbers(given, question.unit)
+    if not user_answer:
+        return Mark(question, user_answer, right, "skipped")
+    values = parse_numbers(user_answer, question.unit)
     if not values:
-        return Mark(question, given, right, "off", "there is no number in it")
+        return Mark(question, user_answer, right, "off", "there is no number in it")
     number = question.number
     nearest = min(values, key=lambda value: abs(value - number))
     if abs(nearest - number) <= TOLERANCE * abs(number):
-        return Mark(question, given, right, "right")
-    return Mark(question, given, right, "off", describe_error(nearest, number, question.unit))
+        return Mark(question, user_answer, right, "right")
+    return Mark(question, user_answer, right, "off", describe_error(nearest, number, question.unit))
 
 
 def parse_numbers(text: str, unit: str) -> list[float]:
@@ -225,7 +225,7 @@ def _format_number(number: float, unit: str) -> str:
 
 def build_section(marks: Sequence[Mark]) -> Section:
     """The part of a page with all marks and the number of right ones."""
-    numbers = [mark for mark in marks if mark.question.number is not None and mark.given]
+    numbers = [mark for mark in marks if mark.question.number is not None and mark.user_answer]
     n_right = sum(mark.verdict == "right" for mark in numbers)
     n_skipped = sum(mark.verdict == "skipped" for mark in marks)
     sentences = ["You answered these questions before training."]
@@ -240,7 +240,7 @@ def build_section(marks: Sequence[Mark]) -> Section:
     sentences += ["Words are not marked: compare them with the answer."]
     signs = {"right": "ok", "off": "off", "words": "compare", "skipped": "skipped"}
     rows = [
-        (signs[mark.verdict], mark.question.title, mark.given, mark.answer, mark.remark)
+        (signs[mark.verdict], mark.question.title, mark.user_answer, mark.answer, mark.remark)
         for mark in marks
     ]
     return Section(
