@@ -131,7 +131,7 @@ def _check_copying(
     ).length
     end = longest.text_start + longest.length
     passage = train[longest.text_start : end]
-    seen = (
+    evidence = (
         f"The longest passage in {len(pieces)} samples ({sum(map(len, pieces)):,} bytes) that "
         f"stands word for word in the training text has {_describe_length(passage)}. In as much "
         f"validation text, in as many pieces, it has {natural_length:,} bytes."
@@ -140,7 +140,7 @@ def _check_copying(
         finding = Finding(
             COPYING,
             "watch",
-            seen,
+            evidence,
             "No comparison is possible: much of the validation text stands in the training text.",
         )
     elif longest.length > RECITING_RATIO * natural_length:
@@ -149,13 +149,13 @@ def _check_copying(
             "Use more text, fewer epochs (--patience stops at the best validation loss) or "
             "--dropout."
         )
-        finding = Finding(COPYING, "bad", seen, means)
+        finding = Finding(COPYING, "bad", evidence, means)
     elif longest.length > natural_length:
         means = "A little longer than in natural text, which repeats itself, too."
-        finding = Finding(COPYING, "ok", seen, means)
+        finding = Finding(COPYING, "ok", evidence, means)
     else:
         means = "Not longer than in natural text, which repeats itself, too."
-        finding = Finding(COPYING, "ok", seen, means)
+        finding = Finding(COPYING, "ok", evidence, means)
     before = train[max(0, longest.text_start - CONTEXT_BYTES) : longest.text_start]
     after = train[end : end + CONTEXT_BYTES]
     if longest.length > MAX_SHOWN_BYTES:
@@ -171,22 +171,22 @@ def _check_leakage(train: bytes, val: bytes) -> Finding:
     matches = match_windows(val, train, width)
     share = float(matches.mean())
     longest = find_longest_passage([val], train)
-    seen = (
+    evidence = (
         f"{int(matches.sum()):,} of {len(matches):,} windows of {width} bytes of the validation "
         f"text ({share:.1%}) stand in the training text. The longest passage in both has "
         f"{_describe_length(_cut(val, longest))}, from byte {longest.start:,} of the validation "
         f"text and byte {longest.text_start:,} of the training text."
     )
     if share < LEAK_WATCH_SHARE:
-        return Finding(LEAKAGE, "ok", seen, "Yes: the validation loss measures new text.")
+        return Finding(LEAKAGE, "ok", evidence, "Yes: the validation loss measures new text.")
     if share < LEAK_BAD_SHARE:
         means = "Mostly: the loss on entirely new text would be a little higher."
-        return Finding(LEAKAGE, "watch", seen, means)
+        return Finding(LEAKAGE, "watch", evidence, means)
     means = (
         "No: the validation loss also measures memory. Remove duplicates from the text, then "
         "train again."
     )
-    return Finding(LEAKAGE, "bad", seen, means)
+    return Finding(LEAKAGE, "bad", evidence, means)
 
 
 def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
@@ -199,17 +199,18 @@ def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
     listed = ", ".join(f"{name} {bpb:.2f}" for name, bpb in others.items())
     bpb = best.get("bpb") if best else None
     if bpb is None:
-        seen = f"Bits per byte of the validation text: {listed}."
-        return Finding(BASELINES, "watch", seen, "Unknown: no finite validation loss was recorded.")
-    seen = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}."
+        evidence = f"Bits per byte of the validation text: {listed}."
+        means = "Unknown: no finite validation loss was recorded."
+        return Finding(BASELINES, "watch", evidence, means)
+    evidence = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}."
     name, least = min(others.items(), key=lambda item: item[1])
     if bpb < least:
         means = f"Yes: the model needs {1 - bpb / least:.0%} fewer bits than {name}."
-        return Finding(BASELINES, "ok", seen, means)
+        return Finding(BASELINES, "ok", evidence, means)
     means = (
         f"No: {name} needs fewer bits. Train longer, or run `glasslm diagnose` to find the cause."
     )
-    return Finding(BASELINES, "bad", seen, means)
+    return Finding(BASELINES, "bad", evidence, means)
 
 
 def _baseline_rows(baselines: Baselines, best: EvalLine | None) -> list[tuple[str, str, str]]:
