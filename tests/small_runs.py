@@ -62,22 +62,22 @@ def write_text(path: Path, sentences: int = 150) -> Path:
     return path
 
 
-def small(text: Path, **flags: Any) -> RunConfig:
+def small_config(text: Path, **flags: Any) -> RunConfig:
     return with_flags(PRESETS["tiny"](), SMALL | {"text_file": (str(text),)} | flags)
 
 
 def train(text: Path, run_dir: Path, **flags: Any) -> Outcome:
-    with no_report():
-        return launch.train(small(text, **flags), COMPUTE, run_dir, notify=quiet)
+    with without_report():
+        return launch.train(small_config(text, **flags), COMPUTE, run_dir, notify=ignore_message)
 
 
 def resume(run_dir: Path) -> Outcome:
-    with no_report():
-        return launch.resume(run_dir, COMPUTE, notify=quiet)
+    with without_report():
+        return launch.resume(run_dir, COMPUTE, notify=ignore_message)
 
 
 @contextmanager
-def no_report() -> Iterator[None]:
+def without_report() -> Iterator[None]:
     """Runs in here end without a report, which takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_report, "write", lambda run_dir: run_dir / "report.html")
@@ -85,7 +85,7 @@ def no_report() -> Iterator[None]:
 
 
 @contextmanager
-def noise(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
+def noisy_batches(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
     """In these steps (from 1) those rows of the batch are noise, of 18 symbols."""
     right = BatchSampler.batch
 
@@ -102,11 +102,11 @@ def noise(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
         yield
 
 
-def quiet(message: str) -> None:
+def ignore_message(message: str) -> None:
     """For `notify`."""
 
 
-def words(text: Path, run_dir: Path, **flags: Any) -> list[str]:
+def train_command(text: Path, run_dir: Path, **flags: Any) -> list[str]:
     """The command line of the same small run."""
     given = SMALL | {"text_file": text, "run_dir": run_dir, "threads": 1} | flags
     return [
@@ -119,14 +119,14 @@ def words(text: Path, run_dir: Path, **flags: Any) -> list[str]:
     ]
 
 
-def glasslm(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_program(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """The program, to its end."""
-    process = start(*arguments, **options)
+    process = start_program(*arguments, **options)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+def start_program(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The program, under way in a child, in which Ctrl-C means what it means in a terminal.
 
     A job in a shell's background ignores SIGINT and its children inherit that, so it is undone
@@ -161,12 +161,12 @@ def wait_for(
         time.sleep(0.01)
 
 
-def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+def logged_lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in metrics.jsonl."""
     return [line for line in metrics.read_lines(run_dir / "metrics.jsonl") if line["kind"] == kind]
 
 
-def essence(run_dir: Path, step: int) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def comparable_results(run_dir: Path, step: int) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """What two equal runs have in common (docs/formats.md).
 
     The hashes of the last safetensors, and the metrics.
@@ -184,7 +184,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """A real signal, which arrives in the middle of a step."""
     right = Loop.advance
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.cli import main
-from small_runs import no_report, train, write_text
+from small_runs import train, without_report, write_text
 
 # Few steps, and all that is written comes often; a sample of 200 tokens would take longer than the
 # steps.
@@ -42,7 +42,7 @@ def write_new_text(folder: Path) -> Path:
     return path
 
 
-def words(**flags: Any) -> list[str]:
+def flag_arguments(**flags: Any) -> list[str]:
     """Flags as they are typed; True stands for a flag without a value."""
     said = []
     for name, value in flags.items():
@@ -52,7 +52,11 @@ def words(**flags: Any) -> list[str]:
 
 def finetune(base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
     """`glasslm finetune`, which must end well; the run's folder."""
-    with no_report():
-        argv = ["finetune", str(base), *words(text_file=new, run_dir=run_dir, **QUICK | flags)]
+    with without_report():
+        argv = [
+            "finetune",
+            str(base),
+            *flag_arguments(text_file=new, run_dir=run_dir, **QUICK | flags),
+        ]
         assert main(argv) == 0
     return run_dir

@@ -23,7 +23,15 @@ from glasslm.inference.evaluation import evaluate
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from small_runs import COMPUTE, logged, no_report, quiet, small, words, write_text
+from small_runs import (
+    COMPUTE,
+    ignore_message,
+    logged_lines,
+    small_config,
+    train_command,
+    without_report,
+    write_text,
+)
 
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
@@ -233,11 +241,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> run_folder.Run:
     """A run of 12 steps that keeps an average; its last step is its best."""
     folder = tmp_path_factory.mktemp("average")
     text = write_text(folder / "text.txt")
-    config = small(
+    config = small_config(
         text, max_steps=12, eval_interval=6, checkpoint_interval=6, sample_interval=12, ema=0.9
     )
-    with no_report():
-        assert launch.train(config, COMPUTE, folder / "run", notify=quiet).status == "finished"
+    with without_report():
+        assert (
+            launch.train(config, COMPUTE, folder / "run", notify=ignore_message).status
+            == "finished"
+        )
     return run_folder.Run(folder / "run")
 
 
@@ -255,8 +266,8 @@ def test_a_checkpoint_holds_both(run: run_folder.Run) -> None:
 
 def test_what_is_evaluated_and_written_is_the_average(run: run_folder.Run) -> None:
     """Evaluated by a model without an average that loads the averages, and the last weights."""
-    dataset = run.dataset(quiet)
-    flags = small(Path("unused"), ema=0.0)
+    dataset = run.dataset(ignore_message)
+    flags = small_config(Path("unused"), ema=0.0)
     config = RunConfig(run.config.model, run.config.data, flags.optimizer, flags.train)
     engine = make_engine(config, run.tokenizer.vocab_size, COMPUTE)
     folder = checkpoint.load(run.path, 12).path
@@ -270,13 +281,13 @@ def test_what_is_evaluated_and_written_is_the_average(run: run_folder.Run) -> No
             engine, dataset.val.tokens, dataset.tokenizer.byte_lengths, run.config.model.block_size
         )
         losses.append(score.loss)
-    line = logged(run.path, "eval")[-1]
+    line = logged_lines(run.path, "eval")[-1]
     assert (line["step"], line["whole"]) == (12, True)
     assert line["loss"] == pytest.approx(losses[0], rel=1e-6)
     assert abs(losses[1] - losses[0]) > 1e-3
     model = glasslm.load(run.path, "latest", engine="numpy", threads=1)
     assert model.score(dataset.val.tokens).loss == pytest.approx(losses[0], rel=1e-6)
-    sample = logged(run.path, "sample")[-1]
+    sample = logged_lines(run.path, "sample")[-1]
     assert sample["step"] == 12
     assert (
         model.generate("", 200, temperature=sample["temperature"], seed=sample["seed"])
@@ -299,7 +310,7 @@ def test_fsdp_refuses_it_in_one_line(
         monkeypatch.setenv(name, value)
     text = write_text(tmp_path / "text.txt")
     flags = {"ema": 0.9, "parallel": "fsdp", "engine": "torch", "device": "cpu"}
-    assert main(words(text, tmp_path / "run", **flags)) == 2
+    assert main(train_command(text, tmp_path / "run", **flags)) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[-1].startswith("glasslm train: --ema")
     assert "--parallel ddp" in err[-1]

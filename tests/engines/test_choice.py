@@ -23,7 +23,7 @@ from glasslm.engines.choice import (
 )
 from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
-from small_runs import words, write_text
+from small_runs import train_command, write_text
 
 FEW, MANY = TORCH_TRAINING_MIN_PARAMETERS - 1, TORCH_TRAINING_MIN_PARAMETERS
 AUTO = ComputeConfig()
@@ -276,7 +276,7 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     """No run folder is created."""
     monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
-    command = words(write_text(tmp_path / "text.txt"), tmp_path / "run")
+    command = train_command(write_text(tmp_path / "text.txt"), tmp_path / "run")
     assert cli.main([*map(str, command), *flags.split()]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glasslm")]
     assert line.startswith("glasslm train: --")

@@ -25,7 +25,14 @@ from glasslm.engines.protocol import Batch, Losses
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from small_runs import COMPUTE, logged, no_report, quiet, small, write_text
+from small_runs import (
+    COMPUTE,
+    ignore_message,
+    logged_lines,
+    small_config,
+    without_report,
+    write_text,
+)
 
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
@@ -241,11 +248,13 @@ def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: 
         "checkpoint_interval": 1,
         "sample_interval": 0,
     }
-    with no_report():
+    with without_report():
         for name, terms in {"plain": {}, "terms": BOTH | {"n_experts": 4}}.items():
-            launch.train(small(text, **flags | terms), COMPUTE, tmp_path / name, notify=quiet)
+            launch.train(
+                small_config(text, **flags | terms), COMPUTE, tmp_path / name, notify=ignore_message
+            )
     run = run_folder.Run(tmp_path / "terms")
-    dataset = run.dataset(quiet)
+    dataset = run.dataset(ignore_message)
     rows = np.arange(run.config.train.batch_size)
     inputs, targets = make_sampler(run.config, len(dataset.train.tokens)).batch(
         dataset.train.tokens, 1, rows
@@ -254,7 +263,7 @@ def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: 
     saved = checkpoint.load(run.path, 1)
     engine.load(saved.state(), saved.progress.updates)
     losses = engine.accumulate(Batch(inputs, targets, 1, rows), 1 / targets.size)
-    line = logged(run.path, "step")[1]
+    line = logged_lines(run.path, "step")[1]
     assert line["auxiliary"] == losses.auxiliary
     assert set(line["auxiliary"]) == {"smoothing", "z", "balance", "router_z"}
     assert line["loss"] == losses.cross_entropy
@@ -262,21 +271,21 @@ def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: 
     assert shares.shape == (2, 4)
     np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-3)
     assert all(
-        "auxiliary" not in line and "experts" not in line for line in logged(run.path, "eval")
+        "auxiliary" not in line and "experts" not in line for line in logged_lines(run.path, "eval")
     )
-    assert all("auxiliary" not in line for line in logged(tmp_path / "plain", "step"))
+    assert all("auxiliary" not in line for line in logged_lines(tmp_path / "plain", "step"))
 
 
 def test_smoothing_keeps_the_model_from_certainty(text: Path, tmp_path: Path) -> None:
     """And z-loss keeps the sum of the softmax from drifting: measured after a short training."""
 
     def train_and_read(name: str, **terms: float) -> tuple[float, float]:
-        config = small(
+        config = small_config(
             text, max_steps=60, eval_interval=60, checkpoint_interval=60, sample_interval=0, **terms
         )
-        with no_report():
-            launch.train(config, COMPUTE, tmp_path / name, notify=quiet)
-        line = logged(tmp_path / name, "step")[-1]
+        with without_report():
+            launch.train(config, COMPUTE, tmp_path / name, notify=ignore_message)
+        line = logged_lines(tmp_path / name, "step")[-1]
         # A tiny coefficient reports the terms of a run that is trained without them.
         return line["auxiliary"]["smoothing"], line["auxiliary"]["z"]
 

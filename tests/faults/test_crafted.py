@@ -25,7 +25,7 @@ import pytest
 from glasslm import cli, files
 from glasslm.interop import hf, model_export
 from glasslm.runs import run_folder
-from small_runs import no_report, read_json, train, write_text
+from small_runs import read_json, train, without_report, write_text
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
@@ -43,11 +43,11 @@ class Payload:
         return open, (SENTINEL, "w")
 
 
-def pickled() -> bytes:
+def pickle_bytes() -> bytes:
     return pickle.dumps({"model": Payload()})
 
 
-def zipped(**entries: bytes) -> bytes:
+def zip_bytes(**entries: bytes) -> bytes:
     """As torch.save writes it, or an archive that climbs out of its folder."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
@@ -56,7 +56,7 @@ def zipped(**entries: bytes) -> bytes:
     return held.getvalue()
 
 
-def objects() -> bytes:
+def object_array_bytes() -> bytes:
     """A .npy file of objects, which NumPy pickles."""
     held = io.BytesIO()
     np.save(held, np.array([Payload()], object), allow_pickle=True)
@@ -68,38 +68,38 @@ def tensors(header: Any, body: bytes = b"\0" * 8) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def entry(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[str, Any]:
+def tensor_entry(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[str, Any]:
     return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
 
 
 DEEP = b"[" * 200_000
 ARRAYS: dict[str, bytes] = {
     "nothing": b"",
-    "a pickle": pickled(),
-    "a pickle of PyTorch": zipped(archive__data_pkl=pickled()),
-    "an archive that climbs": zipped(UP__UP__sentinel=b"x"),
-    "objects of NumPy": objects(),
+    "a pickle": pickle_bytes(),
+    "a pickle of PyTorch": zip_bytes(archive__data_pkl=pickle_bytes()),
+    "an archive that climbs": zip_bytes(UP__UP__sentinel=b"x"),
+    "objects of NumPy": object_array_bytes(),
     "a header of an exabyte": (1 << 60).to_bytes(8, "little") + b"{}",
     "a header longer than the file": (90_000_000).to_bytes(8, "little") + b"{",
     "a header without an end": tensors(DEEP),
-    "a tensor of a yottabyte": tensors({"a": entry([1 << 40, 1 << 40], 0, 8)}),
-    "a shape whose product overflows": tensors({"a": entry([1 << 32, 1 << 32, 2], 0, 8)}),
-    "an end beyond the file": tensors({"a": entry([2], 0, 1 << 62)}),
-    "an end before the beginning": tensors({"a": entry([2], 8, 0)}),
-    "overlapping tensors": tensors({name: entry([2], 0, 8) for name in "ab"}),
-    "a hole": tensors({"a": entry([1], 0, 4)}),
-    "objects": tensors({"a": entry([1], 0, 8, "O")}),
-    "a name that climbs": tensors({"../../sentinel": entry([2], 0, 8)}),
+    "a tensor of a yottabyte": tensors({"a": tensor_entry([1 << 40, 1 << 40], 0, 8)}),
+    "a shape whose product overflows": tensors({"a": tensor_entry([1 << 32, 1 << 32, 2], 0, 8)}),
+    "an end beyond the file": tensors({"a": tensor_entry([2], 0, 1 << 62)}),
+    "an end before the beginning": tensors({"a": tensor_entry([2], 8, 0)}),
+    "overlapping tensors": tensors({name: tensor_entry([2], 0, 8) for name in "ab"}),
+    "a hole": tensors({"a": tensor_entry([1], 0, 4)}),
+    "objects": tensors({"a": tensor_entry([1], 0, 8, "O")}),
+    "a name that climbs": tensors({"../../sentinel": tensor_entry([2], 0, 8)}),
 }
 
 
-def of_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
     values = read_json(path)
     change(values)
     return files.json_bytes(values)
 
 
-def checkpoint_with(run: Path, name: str, data: bytes) -> None:
+def write_checkpoint_file(run: Path, name: str, data: bytes) -> None:
     """The file in the newest checkpoint, with a manifest that agrees."""
     folder = run / LAST
     kept = {
@@ -108,86 +108,93 @@ def checkpoint_with(run: Path, name: str, data: bytes) -> None:
     files.write_folder(folder, kept | {name: [data]})
 
 
-def manifest_of(run: Path, name: str) -> bytes:
+def manifest_bytes(run: Path, name: str) -> bytes:
     listed = {name: {"bytes": 1, "sha256": ""}}
-    return of_json(run / LAST / "manifest.json", lambda values: values["files"].update(listed))
+    return edit_json(run / LAST / "manifest.json", lambda values: values["files"].update(listed))
 
 
-def large(path: Path, size: int) -> None:
+def write_large_file(path: Path, size: int) -> None:
     """A sparse file."""
     with open(path, "r+b") as file:
         file.truncate(size)
 
 
-def model(run: Path, **changes: Any) -> None:
+def write_model_config(run: Path, **changes: Any) -> None:
     """Another architecture, to which the newest checkpoint says that it belongs."""
     (run / "run.json").write_bytes(
-        of_json(run / "run.json", lambda record: record["config"]["model"].update(changes))
+        edit_json(run / "run.json", lambda record: record["config"]["model"].update(changes))
     )
     now = run_folder.config_sha256(read_json(run / "run.json")["config"])
-    state = of_json(run / LAST / "state.json", lambda values: values.update(config_sha256=now))
-    checkpoint_with(run, "state.json", state)
+    state = edit_json(run / LAST / "state.json", lambda values: values.update(config_sha256=now))
+    write_checkpoint_file(run, "state.json", state)
 
 
 CRAFTED: dict[str, Callable[[Path], Any]] = {
     **{
-        f"model.safetensors: {what}": lambda run, data=data: checkpoint_with(
+        f"model.safetensors: {what}": lambda run, data=data: write_checkpoint_file(
             run, "model.safetensors", data
         )
         for what, data in ARRAYS.items()
     },
-    "optimizer.safetensors: a pickle": lambda run: checkpoint_with(
-        run, "optimizer.safetensors", pickled()
+    "optimizer.safetensors: a pickle": lambda run: write_checkpoint_file(
+        run, "optimizer.safetensors", pickle_bytes()
     ),
     "a checkpoint of torch.distributed": lambda run: (
-        checkpoint_with(run, ".metadata", pickled()) or (run / LAST / "model.safetensors").unlink()
+        write_checkpoint_file(run, ".metadata", pickle_bytes())
+        or (run / LAST / "model.safetensors").unlink()
     ),
-    "state.json: no end": lambda run: checkpoint_with(run, "state.json", DEEP),
-    "state.json: a pickle": lambda run: checkpoint_with(run, "state.json", pickled()),
-    "state.json: a loss beyond all numbers": lambda run: checkpoint_with(
+    "state.json: no end": lambda run: write_checkpoint_file(run, "state.json", DEEP),
+    "state.json: a pickle": lambda run: write_checkpoint_file(run, "state.json", pickle_bytes()),
+    "state.json: a loss beyond all numbers": lambda run: write_checkpoint_file(
         run,
         "state.json",
-        of_json(
+        edit_json(
             run / LAST / "state.json",
             lambda values: values.update(best={"step": 0, "loss": 10**400}),
         ),
     ),
-    "state.json: a log of an exabyte": lambda run: checkpoint_with(
+    "state.json: a log of an exabyte": lambda run: write_checkpoint_file(
         run,
         "state.json",
-        of_json(run / LAST / "state.json", lambda values: values.update(metrics_bytes=1 << 60)),
+        edit_json(run / LAST / "state.json", lambda values: values.update(metrics_bytes=1 << 60)),
     ),
-    "manifest.json: a gigabyte": lambda run: large(run / LAST / "manifest.json", 1 << 30),
+    "manifest.json: a gigabyte": lambda run: write_large_file(
+        run / LAST / "manifest.json", 1 << 30
+    ),
     "manifest.json: a file elsewhere": lambda run: (run / LAST / "manifest.json").write_bytes(
-        manifest_of(run, "../../run.json")
+        manifest_bytes(run, "../../run.json")
     ),
     "manifest.json: no end": lambda run: (run / LAST / "manifest.json").write_bytes(DEEP),
     "run.json: no end": lambda run: (run / "run.json").write_bytes(DEEP),
-    "run.json: a pickle": lambda run: (run / "run.json").write_bytes(pickled()),
-    "run.json: a gigabyte": lambda run: large(run / "run.json", 1 << 30),
-    "run.json: a model of an exabyte": lambda run: model(run, d_model=1 << 30, d_ff=1 << 30),
-    "run.json: the widest model that may be": lambda run: model(
+    "run.json: a pickle": lambda run: (run / "run.json").write_bytes(pickle_bytes()),
+    "run.json: a gigabyte": lambda run: write_large_file(run / "run.json", 1 << 30),
+    "run.json: a model of an exabyte": lambda run: write_model_config(
+        run, d_model=1 << 30, d_ff=1 << 30
+    ),
+    "run.json: the widest model that may be": lambda run: write_model_config(
         run, d_model=1 << 20, d_ff=1 << 20, n_layers=100
     ),
-    "run.json: a billion layers": lambda run: model(run, n_layers=10**9),
-    "run.json: a context of a terabyte": lambda run: model(run, block_size=1 << 40),
-    "tokenizer.json: a pickle": lambda run: (run / "tokenizer.json").write_bytes(pickled()),
+    "run.json: a billion layers": lambda run: write_model_config(run, n_layers=10**9),
+    "run.json: a context of a terabyte": lambda run: write_model_config(run, block_size=1 << 40),
+    "tokenizer.json: a pickle": lambda run: (run / "tokenizer.json").write_bytes(pickle_bytes()),
     "tokenizer.json: no end": lambda run: (run / "tokenizer.json").write_bytes(DEEP),
     "tokenizer.json: another": lambda run: (run / "tokenizer.json").write_text(
         '{"kind": "byte"}', encoding="utf-8"
     ),
     "metrics.jsonl: no end": lambda run: (run / "metrics.jsonl").write_bytes(DEEP + b"\n"),
-    "metrics.jsonl: a pickle": lambda run: (run / "metrics.jsonl").write_bytes(pickled() + b"\n"),
+    "metrics.jsonl: a pickle": lambda run: (run / "metrics.jsonl").write_bytes(
+        pickle_bytes() + b"\n"
+    ),
 }
 
 
-def config_with(folder: Path, **changes: Any) -> None:
+def write_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_bytes(
-        of_json(folder / "config.json", lambda values: values.update(changes))
+        edit_json(folder / "config.json", lambda values: values.update(changes))
     )
 
 
-def sharded(folder: Path, name: str) -> None:
+def write_shard_index(folder: Path, name: str) -> None:
     """The weights are said to be in the file of this name."""
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     index = {
@@ -196,8 +203,8 @@ def sharded(folder: Path, name: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def code_of_its_own(folder: Path) -> None:
-    config_with(
+def write_own_code(folder: Path) -> None:
+    write_config(
         folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
     )
     (folder / "evil.py").write_text(f"open({SENTINEL!r}, 'w')", encoding="utf-8")
@@ -211,42 +218,48 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
         for what, data in ARRAYS.items()
     },
     "pytorch_model.bin": lambda folder: (
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(pickled())
+        (folder / "model.safetensors")
+        .rename(folder / "pytorch_model.bin")
+        .write_bytes(pickle_bytes())
     ),
-    "code of its own": code_of_its_own,
-    "an index that climbs": lambda folder: sharded(folder, "../a.safetensors"),
-    "an index to the root": lambda folder: sharded(folder, "/dev/zero"),
+    "code of its own": write_own_code,
+    "an index that climbs": lambda folder: write_shard_index(folder, "../a.safetensors"),
+    "an index to the root": lambda folder: write_shard_index(folder, "/dev/zero"),
     "an index without an end": lambda folder: (
-        sharded(folder, "a.safetensors"),
+        write_shard_index(folder, "a.safetensors"),
         (folder / "model.safetensors.index.json").write_bytes(DEEP),
     ),
     "config.json: no end": lambda folder: (folder / "config.json").write_bytes(DEEP),
-    "config.json: a pickle": lambda folder: (folder / "config.json").write_bytes(pickled()),
-    "config.json: a gigabyte": lambda folder: large(folder / "config.json", 1 << 30),
+    "config.json: a pickle": lambda folder: (folder / "config.json").write_bytes(pickle_bytes()),
+    "config.json: a gigabyte": lambda folder: write_large_file(folder / "config.json", 1 << 30),
     "config.json: a list": lambda folder: (folder / "config.json").write_bytes(b"[]"),
-    "config.json: the widest model": lambda folder: config_with(
+    "config.json: the widest model": lambda folder: write_config(
         folder, hidden_size=1 << 20, head_dim=1 << 19, intermediate_size=1 << 20
     ),
-    "config.json: a billion layers": lambda folder: config_with(folder, num_hidden_layers=10**9),
-    "config.json: ten thousand layers": lambda folder: config_with(
+    "config.json: a billion layers": lambda folder: write_config(folder, num_hidden_layers=10**9),
+    "config.json: ten thousand layers": lambda folder: write_config(
         folder, num_hidden_layers=10_000
     ),
-    "config.json: a vocabulary of a billion": lambda folder: config_with(folder, vocab_size=10**9),
-    "config.json: a vocabulary of an exabyte": lambda folder: config_with(
+    "config.json: a vocabulary of a billion": lambda folder: write_config(folder, vocab_size=10**9),
+    "config.json: a vocabulary of an exabyte": lambda folder: write_config(
         folder, vocab_size=1 << 60
     ),
-    "config.json: a context of an exabyte": lambda folder: config_with(
+    "config.json: a context of an exabyte": lambda folder: write_config(
         folder, max_position_embeddings=1 << 60
     ),
-    "config.json: a context of a gigabyte": lambda folder: config_with(
+    "config.json: a context of a gigabyte": lambda folder: write_config(
         folder, max_position_embeddings=1 << 30
     ),
-    "config.json: a number beyond all": lambda folder: config_with(folder, rope_theta=10**400),
-    "tokenizer.json: a pickle": lambda folder: (folder / "tokenizer.json").write_bytes(pickled()),
+    "config.json: a number beyond all": lambda folder: write_config(folder, rope_theta=10**400),
+    "tokenizer.json: a pickle": lambda folder: (folder / "tokenizer.json").write_bytes(
+        pickle_bytes()
+    ),
     "tokenizer.json: no end": lambda folder: (folder / "tokenizer.json").write_bytes(DEEP),
-    "tokenizer.json: a gigabyte": lambda folder: large(folder / "tokenizer.json", 1 << 30),
+    "tokenizer.json: a gigabyte": lambda folder: write_large_file(
+        folder / "tokenizer.json", 1 << 30
+    ),
 }
-FALLS_BACK = (
+FALLBACK_CASES = (
     "state.json",
     "manifest.json",
     "a checkpoint of torch.distributed",
@@ -289,10 +302,10 @@ def test_crafted_files_are_errors_and_nothing_else(tmp_path: Path) -> None:
         assert not end["executed"], end
         assert end["seconds"] < SECOND, end
         assert "Traceback" not in end["said"], end
-        assert end["code"] in allowed(**end), end
+        assert end["code"] in allowed_exit_codes(**end), end
 
 
-def allowed(crafted: str, command: str, **_: Any) -> set[int]:
+def allowed_exit_codes(crafted: str, command: str, **_: Any) -> set[int]:
     if command == "verify":
         return {1}
     if command == "import":
@@ -303,7 +316,7 @@ def allowed(crafted: str, command: str, **_: Any) -> set[int]:
         return {0}
     if crafted.startswith("optimizer.safetensors"):
         return ERRORS
-    return ERRORS | {0} if crafted.startswith(FALLS_BACK) else ERRORS
+    return ERRORS | {0} if crafted.startswith(FALLBACK_CASES) else ERRORS
 
 
 def main(folder: Path) -> None:
@@ -341,7 +354,7 @@ def main(folder: Path) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             signal.alarm(20)
             try:
-                with no_report():
+                with without_report():
                     os._exit(cli.main([command, "run", *(COMMANDS | IMPORT)[command]]))
             except BaseException:
                 import traceback

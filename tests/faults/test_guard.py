@@ -40,15 +40,15 @@ from glasslm.training.guard import (
 from glasslm.training.launch import Outcome
 from glasslm.training.loop import Loop
 from small_runs import (
-    essence,
-    glasslm,
-    logged,
-    no_report,
-    noise,
-    quiet,
+    comparable_results,
+    ignore_message,
+    logged_lines,
+    noisy_batches,
     read_json,
-    small,
-    words,
+    run_program,
+    small_config,
+    train_command,
+    without_report,
     write_text,
 )
 
@@ -75,27 +75,29 @@ def compute(engine: str) -> ComputeConfig:
 
 
 def train(text: Path, run_dir: Path, engine: str, **flags: Any) -> Outcome:
-    with no_report():
-        return launch.train(small(text, **flags), compute(engine), run_dir, notify=quiet)
+    with without_report():
+        return launch.train(
+            small_config(text, **flags), compute(engine), run_dir, notify=ignore_message
+        )
 
 
 def resume(run_dir: Path, engine: str) -> Outcome:
-    with no_report():
-        return launch.resume(run_dir, compute(engine), notify=quiet)
+    with without_report():
+        return launch.resume(run_dir, compute(engine), notify=ignore_message)
 
 
 # -- values that are not finite
 # ---------------------------------------------------------------------------------------
 
 
-def in_the_gradient(
+def spoil_gradient(
     self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
     right(batch, math.nan)
     return Losses(1.0, {})
 
 
-def in_the_loss(
+def spoil_loss(
     self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
     """As where a logit overflows only in the forward pass.
@@ -105,14 +107,14 @@ def in_the_loss(
     return right(batch, weight)._replace(cross_entropy=math.nan)
 
 
-def in_both(
+def spoil_both(
     self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
     return right(batch, math.nan)
 
 
 @contextmanager
-def broken(fault: Any, steps: Callable[[int], bool]) -> Iterator[None]:
+def inject_fault(fault: Any, steps: Callable[[int], bool]) -> Iterator[None]:
     """What the engine computes in these steps (from 1) is spoilt."""
     advance = Loop.advance
 
@@ -132,12 +134,12 @@ def broken(fault: Any, steps: Callable[[int], bool]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("fault", [in_the_gradient, in_the_loss, in_both])
+@pytest.mark.parametrize("fault", [spoil_gradient, spoil_loss, spoil_both])
 def test_a_step_that_is_not_finite_never_reaches_the_weights(
     fault: Any, engine: str, text: Path, tmp_path: Path
 ) -> None:
     """It is skipped, counted and told, and healthy steps follow."""
-    with broken(fault, lambda step: step == 7):
+    with inject_fault(fault, lambda step: step == 7):
         run = train(
             text, tmp_path / "run", engine, checkpoint_interval=1, max_steps=12, sample_interval=0
         ).run_dir
@@ -145,25 +147,28 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(
     assert all(array.tobytes() == after[name].tobytes() for name, array in before.items())
     assert any(array.tobytes() != after[name].tobytes() for name, array in later.items())
     assert [checkpoint.load(run, step).progress.updates for step in (6, 7, 8, 12)] == [6, 6, 7, 11]
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert (warning["code"], warning["step"]) == ("nonfinite", 7)
-    assert next(line for line in logged(run, "step") if line["step"] == 7)["skipped"]
-    assert logged(run, "end")[0]["status"] == "finished"
+    assert next(line for line in logged_lines(run, "step") if line["step"] == 7)["skipped"]
+    assert logged_lines(run, "end")[0]["status"] == "finished"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("fault", [in_the_gradient, in_the_loss])
+@pytest.mark.parametrize("fault", [spoil_gradient, spoil_loss])
 def test_several_in_a_row_end_the_run_with_a_report(
     fault: Any, engine: str, text: Path, tmp_path: Path
 ) -> None:
-    config = small(text, max_steps=20, sample_interval=0)
-    with broken(fault, lambda step: step > 7):
-        ended = launch.train(config, compute(engine), tmp_path / "run", notify=quiet)
+    config = small_config(text, max_steps=20, sample_interval=0)
+    with inject_fault(fault, lambda step: step > 7):
+        ended = launch.train(config, compute(engine), tmp_path / "run", notify=ignore_message)
     assert ended.status == "diverged"
-    assert logged(ended.run_dir, "end")[0]["step"] == 7 + MAX_NONFINITE_STEPS
-    assert [line["code"] for line in logged(ended.run_dir, "warning")] == ["nonfinite", "diverged"]
+    assert logged_lines(ended.run_dir, "end")[0]["step"] == 7 + MAX_NONFINITE_STEPS
+    assert [line["code"] for line in logged_lines(ended.run_dir, "warning")] == [
+        "nonfinite",
+        "diverged",
+    ]
     if engine == "numpy":  # the report reads files only, so one engine is enough
-        report = run_report.write_after_training(ended, quiet)
+        report = run_report.write_after_training(ended, ignore_message)
         assert report is not None
         assert "diverged" in report.read_text(encoding="utf-8")
     assert (
@@ -187,7 +192,7 @@ def test_tokens_that_are_none_are_named(
     monkeypatch.setattr(BatchSampler, "batch", altered)
     with pytest.raises(DamagedError, match=r"step 5 holds token 60000"):
         train(text, tmp_path / "run", engine, sample_interval=0)
-    assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
+    assert logged_lines(tmp_path / "run", "end")[0]["status"] == "failed"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -203,7 +208,7 @@ def test_tokens_that_are_none_are_named(
 def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text: Path) -> None:
     import re
 
-    config = small(text).resolve()
+    config = small_config(text).resolve()
     machine = make_engine(config, 30, compute(engine), training=True)
     weights = dict(initial_weights(parameter_table(config.model, 30), seed=1))
     weights[weight] = np.full_like(weights[weight], np.inf)
@@ -218,7 +223,7 @@ def test_the_first_bad_layer_is_named(weight: str, says: str, engine: str, text:
 
 
 def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
-    config = small(text).resolve()
+    config = small_config(text).resolve()
 
     class Backwards:
         micro_batch_size = 4
@@ -244,7 +249,7 @@ def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
 def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(3, 0.1, 400)
-    judge = Guard(small(Path("text")), 30)
+    judge = Guard(small_config(Path("text")), 30)
     for number, value in enumerate(values):
         window = values[max(0, number - WINDOW_STEPS) : number]
         expected = math.inf if number < MIN_HISTORY else window.mean() + 6 * window.std(ddof=1)
@@ -257,7 +262,7 @@ def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:
         2.012
     )  # what stands still does not spike by rounding
     again = Guard(
-        small(Path("text")),
+        small_config(Path("text")),
         30,
         GuardState.from_json(json.loads(json.dumps(dataclasses.asdict(judge.state)))),
     )
@@ -273,7 +278,7 @@ def test_a_spike_is_told_with_its_batch_and_answered(
     action: str, engine: str, text: Path, tmp_path: Path
 ) -> None:
     flags = SPIKING | {"on_spike": action, "eval_interval": 4, "checkpoint_interval": 25}
-    with noise(BAD_STEP), pytest.MonkeyPatch.context() as patch:
+    with noisy_batches(BAD_STEP), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "is_best", lambda self: False)  # checkpoints at their interval alone
         states: dict[int, dict[str, bytes]] = {}
         right = Loop.do_step
@@ -285,7 +290,7 @@ def test_a_spike_is_told_with_its_batch_and_answered(
 
         patch.setattr(Loop, "do_step", watched)
         run = train(text, tmp_path / "run", engine, **flags).run_dir
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert (warning["code"], warning["step"]) == ("spike", BAD_STEP)
     assert f"--replay {BAD_STEP}" in warning["message"]
     (path,) = (run / "spikes").iterdir()
@@ -297,9 +302,9 @@ def test_a_spike_is_told_with_its_batch_and_answered(
     same_as = {"log": None, "skip": 79, "rollback": 75}[action]
     for step in (75, 79):
         assert (states[80] == states[step]) == (step == same_as), (action, step)
-    skipped = [line["step"] for line in logged(run, "step") if line.get("skipped")]
+    skipped = [line["step"] for line in logged_lines(run, "step") if line.get("skipped")]
     assert skipped == ([] if action == "log" else [BAD_STEP])
-    assert logged(run, "end")[0]["status"] == "finished"
+    assert logged_lines(run, "end")[0]["status"] == "finished"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -308,9 +313,9 @@ def test_a_run_that_rolls_back_is_resumed_to_the_bit(
 ) -> None:
     """Also after interruptions: a roll-back never uses the checkpoint of an interruption."""
     flags = SPIKING | {"on_spike": "rollback", "eval_interval": 100}
-    with noise(BAD_STEP, 93):
+    with noisy_batches(BAD_STEP, 93):
         whole = train(text, tmp_path / "whole", engine, **flags).run_dir
-        assert [line["step"] for line in logged(whole, "warning")] == [BAD_STEP, 93]
+        assert [line["step"] for line in logged_lines(whole, "warning")] == [BAD_STEP, 93]
         for step in (77, 79, 84):
             advance = Loop.advance
 
@@ -333,8 +338,8 @@ def test_a_run_that_rolls_back_is_resumed_to_the_bit(
         shutil.copytree(whole, killed)
         shutil.rmtree(killed / "checkpoints" / "000100")
         assert resume(killed, engine).status == "finished"
-    assert essence(killed, 100) == essence(whole, 100)
-    assert essence(cut, 100) == essence(whole, 100)
+    assert comparable_results(killed, 100) == comparable_results(whole, 100)
+    assert comparable_results(cut, 100) == comparable_results(whole, 100)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -346,7 +351,7 @@ def test_a_healthy_run_is_left_alone(seed: int, engine: str, text: Path, tmp_pat
         engine,
         **SPIKING | {"seed": seed, "max_steps": 200, "micro_batch_size": 8},
     ).run_dir
-    assert logged(run, "warning") == []
+    assert logged_lines(run, "warning") == []
     assert not (run / "spikes").exists()
 
 
@@ -368,16 +373,16 @@ def test_a_rate_a_hundred_times_too_high_is_called_divergence(
         "eval_interval": 50,
         "sample_interval": 0,
     }
-    ended = glasslm(*words(text, tmp_path / "run", **flags))
+    ended = run_program(*train_command(text, tmp_path / "run", **flags))
     assert ended.returncode == 3, ended.stderr
-    assert logged(tmp_path / "run", "end")[0]["status"] == "diverged"
-    assert logged(tmp_path / "run", "warning")[-1]["code"] == "diverged"
+    assert logged_lines(tmp_path / "run", "end")[0]["status"] == "diverged"
+    assert logged_lines(tmp_path / "run", "warning")[-1]["code"] == "diverged"
     assert "lower --lr" in ended.stderr
     assert "diverged" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
 
 
 def test_hope_ends_a_nat_above_guessing_and_above_the_start() -> None:
-    config = small(Path("text"))
+    config = small_config(Path("text"))
     fine = Update(1.0, True, True)
     for first, most in ((2.0, math.log(30) + 1), (5.0, 6.0), (math.nan, math.log(30) + 1)):
         judge = Guard(config, 30)
@@ -411,9 +416,9 @@ def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path
         "micro_batch_size": 8,
     }
     run = train(text, tmp_path / "run", engine, **flags).run_dir
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert warning["code"] == "overfit"
-    evaluations = [line for line in logged(run, "eval") if line["step"] <= warning["step"]]
+    evaluations = [line for line in logged_lines(run, "eval") if line["step"] <= warning["step"]]
     best = min(evaluations, key=lambda line: line["loss"])
     assert f"of step {best['step']}" in warning["message"]
     assert f"{evaluations[-1]['loss']:.4f}" in warning["message"]
@@ -422,7 +427,7 @@ def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_report_shows_what_was_warned_of(text: Path, tmp_path: Path) -> None:
-    with noise(BAD_STEP):
+    with noisy_batches(BAD_STEP):
         run = train(text, tmp_path / "run", "numpy", **SPIKING).run_dir
     run_report.write(run)
     assert f"--replay {BAD_STEP}" in (run / "report.html").read_text(encoding="utf-8")

@@ -17,17 +17,17 @@ import pytest
 from glasslm.config.schema import ComputeConfig
 from glasslm.training import launch
 from small_runs import (
-    essence,
-    glasslm,
-    logged,
-    no_report,
-    quiet,
+    comparable_results,
+    ignore_message,
+    logged_lines,
     resume,
-    small,
-    start,
+    run_program,
+    small_config,
+    start_program,
     train,
+    train_command,
     wait_for,
-    words,
+    without_report,
     write_text,
 )
 
@@ -47,46 +47,49 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupted."""
     return train(text, tmp_path_factory.mktemp("runs") / "whole", **LONG).run_dir
 
 
 @pytest.fixture(scope="module")
-def whole_by_torch(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_torch(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     compute = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
-    with no_report():
+    with without_report():
         return launch.train(
-            small(text, **LONG), compute, tmp_path_factory.mktemp("runs") / "whole", notify=quiet
+            small_config(text, **LONG),
+            compute,
+            tmp_path_factory.mktemp("runs") / "whole",
+            notify=ignore_message,
         ).run_dir
 
 
-def steps_logged(run_dir: Path) -> int:
-    return len(logged(run_dir, "step")) if (run_dir / "metrics.jsonl").exists() else 0
+def count_logged_steps(run_dir: Path) -> int:
+    return len(logged_lines(run_dir, "step")) if (run_dir / "metrics.jsonl").exists() else 0
 
 
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_resume_ends_the_same(
-    number: signal.Signals, code: int, text: Path, whole: Path, tmp_path: Path
+    number: signal.Signals, code: int, text: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(*words(text, run, **LONG))
-    wait_for(lambda: steps_logged(run) >= 7, process)
+    process = start_program(*train_command(text, run, **LONG))
+    wait_for(lambda: count_logged_steps(run) >= 7, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert out.splitlines()[-1] == f"run: {run}"
     assert "glasslm resume" in out + err
-    (end,) = logged(run, "end")
+    (end,) = logged_lines(run, "end")
     assert end["status"] == "interrupted"
     assert (run / "checkpoints" / f"{end['step']:06d}" / "manifest.json").is_file()
-    done = glasslm("resume", run, "--threads", "2")
+    done = run_program("resume", run, "--threads", "2")
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").is_file()
-    assert essence(run, 120) == essence(whole, 120)
+    assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
 
 
 @posix
@@ -99,21 +102,21 @@ def test_a_signal_saves_and_resume_ends_the_same(
     ],
 )
 def test_a_signal_to_pytorch_loses_nothing_either(
-    number: signal.Signals, code: int, text: Path, whole_by_torch: Path, tmp_path: Path
+    number: signal.Signals, code: int, text: Path, uninterrupted_torch: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     by_torch = {"engine": "torch", "device": "cpu", "precision": "fp32"}
-    process = start(*words(text, run, **LONG | by_torch))
-    wait_for(lambda: steps_logged(run) >= 27, process)
+    process = start_program(*train_command(text, run, **LONG | by_torch))
+    wait_for(lambda: count_logged_steps(run) >= 27, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert [line["status"] for line in logged(run, "end")] == ["interrupted"] * (
+    assert [line["status"] for line in logged_lines(run, "end")] == ["interrupted"] * (
         number != signal.SIGKILL
     )
     assert resume(run).status == "finished"
-    assert essence(run, 120) == essence(whole_by_torch, 120)
+    assert comparable_results(run, 120) == comparable_results(uninterrupted_torch, 120)
 
 
 @posix
@@ -128,8 +131,12 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path
         "micro_batch_size": 1,
         "max_steps": 2,
     }
-    process = start(*words(write_text(tmp_path / "long.txt", 400), run, sample_interval=0, **heavy))
-    wait_for(lambda: (run / "metrics.jsonl").exists() and bool(logged(run, "checkpoint")), process)
+    process = start_program(
+        *train_command(write_text(tmp_path / "long.txt", 400), run, sample_interval=0, **heavy)
+    )
+    wait_for(
+        lambda: (run / "metrics.jsonl").exists() and bool(logged_lines(run, "checkpoint")), process
+    )
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -139,13 +146,13 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
     assert time.monotonic() - sent < 5
-    assert logged(run, "end") == []
+    assert logged_lines(run, "end") == []
 
 
 @posix
 def test_ctrl_c_before_there_is_anything_to_save_is_no_traceback(tmp_path: Path) -> None:
     """While it waits for text on standard input."""
-    process = start(
+    process = start_program(
         "train", "--text-file", "-", "--run-dir", tmp_path / "run", stdin=subprocess.PIPE
     )
     time.sleep(2)
@@ -164,14 +171,14 @@ def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "glasslm", *map(str, words(text, run, **LONG))],
+            [sys.executable, "-m", "glasslm", *map(str, train_command(text, run, **LONG))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for(lambda: steps_logged(run) >= 2, process)
+    wait_for(lambda: count_logged_steps(run) >= 2, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
@@ -180,27 +187,27 @@ def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path
 @posix
 @pytest.mark.parametrize("stage", ["from the start", "under way"])
 def test_a_pipe_that_nobody_reads_does_not_stop_the_training(
-    stage: str, text: Path, whole: Path, tmp_path: Path
+    stage: str, text: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """As in `glasslm train 2>&1 | head`, with an exit code that tells how the training went."""
     run = tmp_path / "run"
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "glasslm", *map(str, words(text, run, **LONG))]
+    command = [sys.executable, "-m", "glasslm", *map(str, train_command(text, run, **LONG))]
     process = subprocess.Popen(command, stdout=writing, stderr=writing)
     os.close(writing)
     if stage == "under way":
-        while steps_logged(run) < 5:
+        while count_logged_steps(run) < 5:
             assert process.poll() is None
             time.sleep(0.01)
     os.close(reading)
     assert process.wait(timeout=60) == 0
-    assert logged(run, "end")[0]["status"] == "finished"
+    assert logged_lines(run, "end")[0]["status"] == "finished"
     assert (run / "report.html").is_file()
-    assert essence(run, 120) == essence(whole, 120)
+    assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
 
 
 @posix
-def test_output_that_nobody_reads_is_no_error(whole: Path) -> None:
+def test_output_that_nobody_reads_is_no_error(uninterrupted: Path) -> None:
     """As in `glasslm generate RUN | head -c 1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -209,7 +216,7 @@ def test_output_that_nobody_reads_is_no_error(whole: Path) -> None:
         "-m",
         "glasslm",
         "generate",
-        str(whole),
+        str(uninterrupted),
         "--prompt",
         "the",
         "--threads",
@@ -220,56 +227,58 @@ def test_output_that_nobody_reads_is_no_error(whole: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def killed_and_resumed(text: Path, whole: Path, run: Path, after: int) -> None:
+def kill_and_resume(text: Path, uninterrupted: Path, run: Path, after: int) -> None:
     """kill -9 when about `after` steps are logged, and the rest in this process."""
-    process = start(*words(text, run, **LONG))
-    wait_for(lambda: steps_logged(run) >= after, process)
+    process = start_program(*train_command(text, run, **LONG))
+    wait_for(lambda: count_logged_steps(run) >= after, process)
     process.kill()
     process.communicate(timeout=30)
-    assert logged(run, "end") == []
+    assert logged_lines(run, "end") == []
     assert resume(run).status == "finished"
-    assert essence(run, 120) == essence(whole, 120)
+    assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
 
 
-def test_kill_9_at_a_random_moment(text: Path, whole: Path, tmp_path: Path) -> None:
-    killed_and_resumed(text, whole, tmp_path / "run", random.randint(1, 90))
+def test_kill_9_at_a_random_moment(text: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    kill_and_resume(text, uninterrupted, tmp_path / "run", random.randint(1, 90))
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_moments(text: Path, whole: Path, tmp_path: Path) -> None:
+def test_kill_9_at_twenty_moments(text: Path, uninterrupted: Path, tmp_path: Path) -> None:
     for after in range(1, 100, 5):
-        killed_and_resumed(text, whole, tmp_path / str(after), after)
+        kill_and_resume(text, uninterrupted, tmp_path / str(after), after)
 
 
 @posix
-def test_killed_again_and_again_it_still_arrives(text: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_still_arrives(
+    text: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    command = words(text, run, **LONG)
+    command = train_command(text, run, **LONG)
     for after in (30, 60, 90):
-        process = start(*command)
-        wait_for(lambda after=after: steps_logged(run) >= after, process)  # type: ignore[misc]
+        process = start_program(*command)
+        wait_for(lambda after=after: count_logged_steps(run) >= after, process)  # type: ignore[misc]
         process.kill()
         process.communicate(timeout=30)
         command = ["resume", str(run), "--threads", "1"]
     assert resume(run).status == "finished"
-    assert essence(run, 120) == essence(whole, 120)
+    assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
     assert not list(run.rglob("*.tmp-*"))
 
 
 def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(*words(text, run, **LONG | {"max_steps": 2000}))
-    wait_for(lambda: steps_logged(run) >= 1, process)
-    rival = glasslm("resume", run)
+    process = start_program(*train_command(text, run, **LONG | {"max_steps": 2000}))
+    wait_for(lambda: count_logged_steps(run) >= 1, process)
+    rival = run_program("resume", run)
     assert rival.returncode == 5, rival.stderr
     assert str(process.pid) in rival.stderr
-    rival = glasslm(*words(text, run, **LONG))
+    rival = run_program(*train_command(text, run, **LONG))
     assert rival.returncode == 5, rival.stderr
     process.kill()
     process.communicate(timeout=30)
-    second = start(
+    second = start_program(
         "resume", run, "--threads", "1"
     )  # the lock file of the dead process is still there
-    wait_for(lambda: bool(logged(run, "resume")), second)
+    wait_for(lambda: bool(logged_lines(run, "resume")), second)
     second.kill()
     second.communicate(timeout=30)

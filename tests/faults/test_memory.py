@@ -19,7 +19,7 @@ from glasslm.engines.memory_estimate import training_bytes
 from glasslm.errors import ExhaustedError
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch, memory
-from small_runs import no_report, quiet, small, words, write_text
+from small_runs import ignore_message, small_config, train_command, without_report, write_text
 
 LINE = (
     r"glasslm (train|resume): out of memory with micro-batches of (\d+) x (\d+) tokens: lower (.*)"
@@ -53,7 +53,7 @@ def test_what_has_no_room_ends_in_one_line(
     if engine == "torch":
         pytest.importorskip("torch")
     run_dir = tmp_path / "run"
-    done = child(150, words(text, run_dir, engine=engine, **flags))
+    done = run_child(150, train_command(text, run_dir, engine=engine, **flags))
     assert done.returncode == ExhaustedError.exit_code, done.stderr
     *_, last = done.stderr.splitlines()
     assert re.fullmatch(LINE, last), done.stderr
@@ -61,9 +61,12 @@ def test_what_has_no_room_ends_in_one_line(
     assert "choose a smaller model" in last
     assert "Traceback" not in done.stderr
     assert not run_dir.exists()
-    with no_report():
+    with without_report():
         again = launch.train(
-            small(text, max_steps=1), ComputeConfig(engine=engine, threads=1), run_dir, notify=quiet
+            small_config(text, max_steps=1),
+            ComputeConfig(engine=engine, threads=1),
+            run_dir,
+            notify=ignore_message,
         )
     assert again.status == "finished"
 
@@ -76,12 +79,12 @@ def test_too_little_memory_is_told_before_the_start(
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
-    config, vocab = small(text, max_steps=1).resolve(), 21
+    config, vocab = small_config(text, max_steps=1).resolve(), 21
 
     def said_with(room: int) -> list[str]:
         said: list[str] = []
         monkeypatch.setattr(memory, "free_memory_bytes", lambda: room)
-        with no_report():
+        with without_report():
             launch.train(config, compute, tmp_path / str(room), notify=said.append)
         return [line for line in said if line.startswith(("warning", "glasslm"))]
 
@@ -117,7 +120,7 @@ def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(
 # -------------------
 
 
-def child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -136,8 +139,10 @@ def main(megabytes: int, command: list[str]) -> int:
 
     text, engine = (command[command.index(flag) + 1] for flag in ("--text-file", "--engine"))
     small = {"engine": engine, "max_steps": 5, "sample_interval": 0}
-    with no_report(), tempfile.TemporaryDirectory() as folder:
-        assert cli.main(list(map(str, words(Path(text), Path(folder, "run"), **small)))) == 0
+    with without_report(), tempfile.TemporaryDirectory() as folder:
+        assert (
+            cli.main(list(map(str, train_command(Path(text), Path(folder, "run"), **small)))) == 0
+        )
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + megabytes * 10**6
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

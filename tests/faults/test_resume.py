@@ -28,7 +28,14 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.metrics import comparable_lines
 from glasslm.training import launch
 from glasslm.training.loop import Loop
-from small_runs import essence, logged, no_report, quiet, small, write_text
+from small_runs import (
+    comparable_results,
+    ignore_message,
+    logged_lines,
+    small_config,
+    without_report,
+    write_text,
+)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
 ENGINES = ["numpy", "torch"]
@@ -58,14 +65,14 @@ def compute(engine: Any) -> ComputeConfig:
 
 
 def train(text: Path, run_dir: Path, engine: str, **flags: Any) -> str:
-    with no_report():
+    with without_report():
         return launch.train(
-            small(text, **TINY | flags), compute(engine), run_dir, notify=quiet
+            small_config(text, **TINY | flags), compute(engine), run_dir, notify=ignore_message
         ).status
 
 
-def resume(run_dir: Path, engine: str, notify: Any = quiet) -> str:
-    with no_report():
+def resume(run_dir: Path, engine: str, notify: Any = ignore_message) -> str:
+    with without_report():
         return launch.resume(run_dir, compute(engine), notify=notify).status
 
 
@@ -83,7 +90,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kill_9_in_the_middle_of_each_of_twenty_steps(
     engine: str, text: Path, tmp_path: Path
 ) -> None:
-    ends = child("kill_in_each_step", engine, tmp_path)
+    ends = run_child("kill_in_each_step", engine, tmp_path)
     assert [end["step"] for end in ends] == list(range(1, STEPS + 1))
     for end in ends:
         assert end["died"] == -signal.SIGKILL, end
@@ -99,7 +106,7 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
     """
     text = write_text(folder / "text.txt")
     whole = folder / "whole"
-    assert forked(lambda: train(text, whole, engine)) == 0
+    assert run_in_fork(lambda: train(text, whole, engine)) == 0
     for step in range(1, STEPS + 1):
         run = folder / str(step)
 
@@ -114,10 +121,10 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
             Loop.advance = advance  # type: ignore[method-assign]
             train(text, run, engine)
 
-        died = forked(die)
-        start = checkpoint.load(run, warn=quiet).step
-        resumed = forked(lambda run=run: resume(run, engine))
-        same = resumed == 0 and essence(run, STEPS) == essence(whole, STEPS)
+        died = run_in_fork(die)
+        start = checkpoint.load(run, warn=ignore_message).step
+        resumed = run_in_fork(lambda run=run: resume(run, engine))
+        same = resumed == 0 and comparable_results(run, STEPS) == comparable_results(whole, STEPS)
         print(
             json.dumps(
                 {"step": step, "died": died, "from": start, "resumed": resumed, "same": same}
@@ -179,9 +186,9 @@ def test_a_signal_during_a_save_waits_for_its_end(
             assert train(text, run, engine) == "interrupted"
         assert len(operations) > 11
         assert checkpoint.list_steps(run)[-1] == 6
-        assert logged(run, "end")[0]["step"] == 6
+        assert logged_lines(run, "end")[0]["step"] == 6
         assert resume(run, engine) == "finished"
-        assert essence(run, STEPS) == essence(tmp_path / "whole", STEPS)
+        assert comparable_results(run, STEPS) == comparable_results(tmp_path / "whole", STEPS)
 
 
 @posix
@@ -189,7 +196,7 @@ def test_a_signal_during_a_save_waits_for_its_end(
 def test_a_second_signal_during_a_save_leaves_at_once_and_nothing_is_lost(
     engine: str, tmp_path: Path
 ) -> None:
-    ends = child("two_signals_in_a_save", engine, tmp_path)
+    ends = run_child("two_signals_in_a_save", engine, tmp_path)
     assert len(ends) == DEATHS
     assert ends[-1]["k"] > 12  # operations of a save
     for end in ends:
@@ -209,7 +216,7 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
             train(text, whole, engine)
         (folder / "count").write_text(str(len(operations)), encoding="ascii")
 
-    assert forked(count) == 0
+    assert run_in_fork(count) == 0
     last = int((folder / "count").read_text(encoding="ascii")) - 1
     for k in (0, last // 3, last // 2, last):
         run = folder / str(k)
@@ -222,12 +229,12 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
             with at_operation(k, 6, signals):
                 train(text, run, engine)
 
-        died = forked(die)
-        start = checkpoint.load(run, warn=quiet).step
-        resumed = forked(lambda run=run: resume(run, engine))
+        died = run_in_fork(die)
+        start = checkpoint.load(run, warn=ignore_message).step
+        resumed = run_in_fork(lambda run=run: resume(run, engine))
         same = (
             resumed == 0
-            and essence(run, STEPS) == essence(whole, STEPS)
+            and comparable_results(run, STEPS) == comparable_results(whole, STEPS)
             and not list(run.rglob("*.tmp-*"))
         )
         print(json.dumps({"k": k, "died": died, "from": start, "resumed": resumed, "same": same}))
@@ -270,7 +277,7 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
         assert train(text, tmp_path / "whole", engine, **flags) == "finished"
         run = run_folder.Run(tmp_path / "whole")
         steps = run.config.train.max_steps
-        expected = essence(run.path, steps)
+        expected = comparable_results(run.path, steps)
         order = batch_sampler.BatchSampler(
             run.record["data"]["train_tokens"], 128, 3, 42, epochs=True
         )
@@ -284,7 +291,7 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
             read.clear()
             assert resume(copy, engine) == "finished"
             assert read == due[step:]
-            assert essence(copy, steps) == expected
+            assert comparable_results(copy, steps) == expected
             assert hex_losses(copy) == hex_losses(run.path)
     assert steps == RESUMES
 
@@ -311,48 +318,48 @@ def hex_losses(run: Path) -> list[tuple[str, int, str]]:
 # -------------------
 
 
-def renamed(arrays: dict[str, Any]) -> None:
+def rename_entry(arrays: dict[str, Any]) -> None:
     arrays["blocks.0.attention.query.weight"] = arrays.pop("blocks.0.attention.q.weight")
 
 
-def swapped(arrays: dict[str, Any]) -> None:
+def swap_entries(arrays: dict[str, Any]) -> None:
     one, other = "blocks.0.attention.q.weight", "blocks.0.feedforward.down.weight"
     arrays[one], arrays[other] = arrays[other], arrays[one]
 
 
-def reshaped(arrays: dict[str, Any]) -> None:
+def reshape_entry(arrays: dict[str, Any]) -> None:
     arrays["embedding.weight"] = arrays["embedding.weight"].reshape(-1)
 
 
-def transposed(arrays: dict[str, Any]) -> None:
+def transpose_entry(arrays: dict[str, Any]) -> None:
     arrays["embedding.weight"] = np.ascontiguousarray(arrays["embedding.weight"].T)
 
 
-def gone(arrays: dict[str, Any]) -> None:
+def remove_entry(arrays: dict[str, Any]) -> None:
     del arrays["norm.weight"]
 
 
-def added(arrays: dict[str, Any]) -> None:
+def add_entry(arrays: dict[str, Any]) -> None:
     arrays["blocks.1.attention.q.weight"] = arrays["blocks.0.attention.q.weight"]
 
 
-def turned_moment(arrays: dict[str, Any]) -> None:
+def transpose_moment(arrays: dict[str, Any]) -> None:
     arrays["adamw.m/embedding.weight"] = np.ascontiguousarray(arrays["adamw.m/embedding.weight"].T)
 
 
-def foreign_moment(arrays: dict[str, Any]) -> None:
+def add_foreign_moment(arrays: dict[str, Any]) -> None:
     arrays["sgd.m/norm.weight"] = arrays.pop("adamw.m/norm.weight")
 
 
 ENTRIES: dict[Callable[[dict[str, Any]], None], str] = {
-    renamed: "'blocks.0.attention.query.weight' belongs to no weight",
-    swapped: "'blocks.0.(attention.q|feedforward.down).weight' has shape",
-    reshaped: "'embedding.weight' has shape",
-    transposed: "'embedding.weight' has shape",
-    gone: "'norm.weight' is missing",
-    added: "'blocks.1.attention.q.weight' belongs to no weight",
-    turned_moment: "'adamw.m/embedding.weight' has shape",
-    foreign_moment: "'sgd.m/norm.weight' belongs to no weight",
+    rename_entry: "'blocks.0.attention.query.weight' belongs to no weight",
+    swap_entries: "'blocks.0.(attention.q|feedforward.down).weight' has shape",
+    reshape_entry: "'embedding.weight' has shape",
+    transpose_entry: "'embedding.weight' has shape",
+    remove_entry: "'norm.weight' is missing",
+    add_entry: "'blocks.1.attention.q.weight' belongs to no weight",
+    transpose_moment: "'adamw.m/embedding.weight' has shape",
+    add_foreign_moment: "'sgd.m/norm.weight' belongs to no weight",
 }
 
 
@@ -371,7 +378,7 @@ def test_a_changed_entry_is_named_and_never_a_part_is_loaded(
     machine = make_engine(found.config, found.tokenizer.vocab_size, compute(engine), training=True)
     machine.load(checkpoint.load(run, 0).state())
     before = {name: array.copy() for name, array in machine.state()}
-    rewrite(good.path, change)
+    rewrite_weights(good.path, change)
     with pytest.raises(DamagedError, match=ENTRIES[change]):
         machine.load(checkpoint.load(run).state(), 3)
     after = dict(machine.state())
@@ -396,12 +403,12 @@ def test_another_order_of_entries_changes_nothing(engine: str, text: Path, tmp_p
     text_of_header = json.dumps(dict(reversed(header.items()))).encode()
     body = path.read_bytes()[8 + header_bytes :]
     path.write_bytes(len(text_of_header).to_bytes(8, "little") + text_of_header + body)
-    rewrite(path.parent)
+    rewrite_weights(path.parent)
     assert resume(run, engine) == "finished"
-    assert essence(run, STEPS) == essence(tmp_path / "whole", STEPS)
+    assert comparable_results(run, STEPS) == comparable_results(tmp_path / "whole", STEPS)
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
+def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Other arrays in a checkpoint, and a manifest that agrees with its files."""
     if change is not None:
         name = "optimizer.safetensors" if "moment" in change.__name__ else "model.safetensors"
@@ -418,7 +425,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None] | None = None
 # -------------------
 
 
-def child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
+def run_child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
     """What a process of this role prints."""
     compute(engine)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -435,7 +442,7 @@ def child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def forked(act: Callable[[], Any]) -> int:
+def run_in_fork(act: Callable[[], Any]) -> int:
     """The exit code of a process that does this, or minus the signal that ended it."""
     sys.stdout.flush()
     pid = os.fork()

@@ -21,15 +21,15 @@ from glasslm.errors import ExhaustedError
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from small_runs import (
-    essence,
-    glasslm,
-    logged,
-    no_report,
-    quiet,
+    comparable_results,
+    ignore_message,
+    logged_lines,
     resume,
-    small,
+    run_program,
+    small_config,
     train,
-    words,
+    train_command,
+    without_report,
     write_text,
 )
 
@@ -50,7 +50,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(text, tmp_path_factory.mktemp("runs") / "whole", **TINY).run_dir
 
 
@@ -58,29 +58,29 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -------------------
 
 
-def backwards() -> Iterator[float]:
+def backward_clock() -> Iterator[float]:
     """A wall clock that is set back by an hour whenever it is asked."""
     return itertools.count(2e9, -3600.0)
 
 
-def standing() -> Iterator[float]:
+def stopped_clock() -> Iterator[float]:
     return itertools.repeat(1.7e9)
 
 
-def from_the_first_day() -> Iterator[float]:
+def epoch_clock() -> Iterator[float]:
     return itertools.repeat(0.0)
 
 
-@pytest.mark.parametrize("clock", [backwards, standing, from_the_first_day])
+@pytest.mark.parametrize("clock", [backward_clock, stopped_clock, epoch_clock])
 def test_the_wall_clock_decides_nothing(
-    clock: Any, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: Any, text: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a result nor a duration, which are monotonic time."""
     ticks = clock()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: next(ticks))
         run = train(text, tmp_path / "run", **TINY).run_dir
-    assert essence(run, 10) == essence(whole, 10)
+    assert comparable_results(run, 10) == comparable_results(uninterrupted, 10)
     elapsed = [
         line["timing"]["elapsed_s"] for line in run_folder.Run(run).metrics() if "timing" in line
     ]
@@ -90,9 +90,9 @@ def test_the_wall_clock_decides_nothing(
 
 @pytest.mark.parametrize("stamps", ["equal", "the other way round", "before 1970"])
 def test_steps_order_checkpoints_and_their_timestamps_do_not(
-    stamps: str, text: Path, whole: Path, tmp_path: Path
+    stamps: str, text: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
     found = sorted((run / "checkpoints").iterdir())
     for number, folder in enumerate(found):
         when = {"equal": 1e9, "the other way round": 1e9 - 1e6 * number, "before 1970": -1e6}[
@@ -104,7 +104,7 @@ def test_steps_order_checkpoints_and_their_timestamps_do_not(
     shutil.rmtree(found[-1])
     assert checkpoint.load(run).step == int(found[-2].name) < 10
     assert resume(run).status == "finished"
-    assert essence(run, 10) == essence(whole, 10)
+    assert comparable_results(run, 10) == comparable_results(uninterrupted, 10)
 
 
 # -- paths -----------------------------------------------------------------------------------------
@@ -125,17 +125,17 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_any_name_will_do_for_a_run_and_its_text(
-    name: str, text: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, text: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / name
     folder.mkdir()
     own = folder / f"{name}.txt"
     shutil.copyfile(text, own)
     run = train(own, folder / name, **TINY).run_dir
-    assert essence(run, 10) == essence(whole, 10)
+    assert comparable_results(run, 10) == comparable_results(uninterrupted, 10)
     shutil.rmtree(run / "checkpoints" / "000010")
     assert resume(run).status == "finished"
-    assert essence(run, 10) == essence(whole, 10)
+    assert comparable_results(run, 10) == comparable_results(uninterrupted, 10)
     assert cli.main(["verify", str(run)]) == 0
     assert cli.main(["generate", str(run), "--prompt", "the", "--max-new-tokens", "3"]) == 0
     assert "damaged" not in capsys.readouterr().out
@@ -159,14 +159,16 @@ def relative_link(place: Path) -> Path:
 
 @posix
 @pytest.mark.parametrize("link", [linked_folder, linked_parent, relative_link])
-def test_a_run_may_be_behind_a_link(link: Any, text: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_may_be_behind_a_link(
+    link: Any, text: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").symlink_to(text)
     run = train(tmp_path / "text.txt", link(tmp_path), **TINY).run_dir
     shutil.rmtree(run / "checkpoints" / "000010")
     moved = run.resolve()
     assert moved != run
     assert resume(run).status == "finished"
-    assert essence(moved, 10) == essence(whole, 10)
+    assert comparable_results(moved, 10) == comparable_results(uninterrupted, 10)
     assert cli.main(["verify", str(run)]) == 0
 
 
@@ -176,7 +178,7 @@ def test_a_link_that_leads_nowhere_is_said_before_training(
     broken: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path / ("link" if broken == "itself" else "nothing"))
-    code = cli.main([str(word) for word in words(text, tmp_path / "link", **TINY)])
+    code = cli.main([str(word) for word in train_command(text, tmp_path / "link", **TINY)])
     said = capsys.readouterr().err
     assert (code, "Traceback" in said) == (2, False), said
     assert "link" in said
@@ -193,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(
     tmp_path.chmod(0o755)
     if os.access(closed, os.W_OK):
         pytest.skip("root may read everything, and write it")
-    done = glasslm(*words(text, closed / "run", **TINY))
+    done = run_program(*train_command(text, closed / "run", **TINY))
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr
     assert "step" not in done.stderr
@@ -203,15 +205,19 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(
 @posix
 @pytest.mark.parametrize("command", ["train", "resume"])
 def test_a_read_only_file_system_is_said_before_training(
-    command: str, text: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    text: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with mounted(tmp_path / "disk", "16m") as disk:
+    with mount_tmpfs(tmp_path / "disk", "16m") as disk:
         run = disk / "run"
         if command == "resume":
-            shutil.copytree(whole, run)
+            shutil.copytree(uninterrupted, run)
             shutil.rmtree(run / "checkpoints" / "000010")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
-        argv = words(text, run, **TINY) if command == "train" else ["resume", str(run)]
+        argv = train_command(text, run, **TINY) if command == "train" else ["resume", str(run)]
         code = cli.main([str(word) for word in argv])
         said = capsys.readouterr().err
         assert (code, "Traceback" in said) == (2, False), said
@@ -224,7 +230,7 @@ def test_a_read_only_file_system_is_said_before_training(
 
 
 @contextmanager
-def mounted(folder: Path, size: str) -> Iterator[Path]:
+def mount_tmpfs(folder: Path, size: str) -> Iterator[Path]:
     """A file system of its own of that size in memory, where the system allows it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -256,23 +262,25 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
         "batch_size": 4,
         "keep": 9,
     }
-    with no_report():
-        launch.train(small(text, **sizes), compute, tmp_path / "whole", notify=quiet)
+    with without_report():
+        launch.train(
+            small_config(text, **sizes), compute, tmp_path / "whole", notify=ignore_message
+        )
     one = sum(
         path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "000000").iterdir()
     )
     assert 2 * one < 2 << 20 < 3 * one, "the third checkpoint does not fit"
-    with mounted(tmp_path / "disk", "2m") as disk:
+    with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         run = disk / "run"
-        with no_report(), pytest.raises(ExhaustedError) as caught:
-            launch.train(small(text, **sizes), compute, run, notify=quiet)
+        with without_report(), pytest.raises(ExhaustedError) as caught:
+            launch.train(small_config(text, **sizes), compute, run, notify=ignore_message)
         assert "000010" in str(caught.value)
         assert "bytes are needed" in str(caught.value)
         assert "are free" in str(caught.value)
         assert checkpoint.load(run).step == 5
         assert checkpoint.list_steps(run) == [0, 5]
         assert not list(run.rglob("*.tmp-*"))
-        assert logged(run, "end")[0]["status"] == "failed"
+        assert logged_lines(run, "end")[0]["status"] == "failed"
         capsys.readouterr()
         assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
         said = capsys.readouterr().err
@@ -281,12 +289,12 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
         subprocess.run(
             ["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True
         )
-        with no_report():
-            assert launch.resume(run, compute, notify=quiet).status == "finished"
-        assert essence(run, 10) == essence(tmp_path / "whole", 10)
+        with without_report():
+            assert launch.resume(run, compute, notify=ignore_message).status == "finished"
+        assert comparable_results(run, 10) == comparable_results(tmp_path / "whole", 10)
 
 
-def fill(path: Path) -> None:
+def fill_disk(path: Path) -> None:
     """Leave no room for anything else."""
     with suppress(OSError), open(path, "wb", buffering=0) as file:
         while True:
@@ -299,17 +307,17 @@ def test_a_disk_without_room_for_a_line_of_the_log_keeps_whole_lines(
 ) -> None:
     """Between two checkpoints; what the system took of the line that had no room is taken back."""
     seldom = {"max_steps": 40, "eval_interval": 1000, "checkpoint_interval": 1000}
-    whole = train(text, tmp_path / "whole", **TINY | seldom).run_dir
-    with mounted(tmp_path / "disk", "4m") as disk:
-        run = shutil.copytree(whole, disk / "run")
+    uninterrupted = train(text, tmp_path / "whole", **TINY | seldom).run_dir
+    with mount_tmpfs(tmp_path / "disk", "4m") as disk:
+        run = shutil.copytree(uninterrupted, disk / "run")
         shutil.rmtree(run / "checkpoints" / "000040")
         os.truncate(run / "metrics.jsonl", checkpoint.load(run).progress.metrics_bytes)
-        fill(disk / "ballast")
+        fill_disk(disk / "ballast")
         assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
         assert f"no room to write {run / 'metrics.jsonl'}" in capsys.readouterr().err
         assert checkpoint.load(run).step == 0
-        assert 0 < len(logged(run, "step")) < 40
+        assert 0 < len(logged_lines(run, "step")) < 40
         assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
         (disk / "ballast").unlink()
         assert resume(run).status == "finished"
-        assert essence(run, 40) == essence(whole, 40)
+        assert comparable_results(run, 40) == comparable_results(uninterrupted, 40)

@@ -20,7 +20,7 @@ from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.inference import generation
 from glasslm.training import launch
-from small_runs import no_report, quiet, small, words, write_text
+from small_runs import ignore_message, small_config, train_command, without_report, write_text
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
@@ -65,7 +65,7 @@ def test_a_text_that_is_too_short_is_refused_with_both_sizes(
     body: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text(body, encoding="utf-8", newline="\n")
-    command = words(tmp_path / "text.txt", tmp_path / "run", block_size=BLOCK)
+    command = train_command(tmp_path / "text.txt", tmp_path / "run", block_size=BLOCK)
     assert cli.main(list(map(str, command))) == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert says in message
@@ -85,7 +85,7 @@ def tokenize_with_little_memory(path: Path) -> None:
 
     def prepare_text(name: str) -> Dataset:
         data = DataConfig(text_file=(str(path.parent / name),))
-        return prepare_dataset(data, corpora.find_source(data, quiet), quiet)
+        return prepare_dataset(data, corpora.find_source(data, ignore_message), ignore_message)
 
     prepare_text("small.txt")
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -131,9 +131,12 @@ def train_run(engine: Any, folder: Path) -> Path:
         pytest.importorskip("torch")
     flags = {"max_steps": 12, "block_size": BLOCK, "sample_interval": 0, "d_model": 16}
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp64", threads=1)
-    with no_report():
+    with without_report():
         return launch.train(
-            small(write_text(folder / "text.txt"), **flags), compute, folder / "run", notify=quiet
+            small_config(write_text(folder / "text.txt"), **flags),
+            compute,
+            folder / "run",
+            notify=ignore_message,
         ).run_dir
 
 

@@ -23,7 +23,7 @@ from glasslm.inference.trained_model import ContextConfig, Model
 
 BLOCK, LONG = 16, 40
 TEXT = "a cab had a bag\nbad ace fed a hag\ncafe face deaf cage head bead\n"
-FURTHER = sorted(set(get_args(Position)) - {"learned"})
+EXTENDABLE_POSITIONS = sorted(set(get_args(Position)) - {"learned"})
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def exactly(run: Path, **more: Any) -> Model:
+def load_in_fp64(run: Path, **more: Any) -> Model:
     return trained_model.load_model(run, engine="numpy", precision="fp64", **more)
 
 
@@ -49,7 +49,7 @@ def exactly(run: Path, **more: Any) -> Model:
 # -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("position", FURTHER)
+@pytest.mark.parametrize("position", EXTENDABLE_POSITIONS)
 def test_a_longer_context_reads_on_where_the_shorter_one_ends(
     runs: dict[str, Path], position: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_longer_context_reads_on_where_the_shorter_one_ends(
 
     Those after the context from all before them, not from none.
     """
-    short, long = exactly(runs[position]), exactly(runs[position], context=LONG)
+    short, long = load_in_fp64(runs[position]), load_in_fp64(runs[position], context=LONG)
     assert long.config.model == dataclasses.replace(short.config.model, block_size=LONG)
     before, after = short.losses(TEXT[: LONG + 1]), long.losses(TEXT[: LONG + 1])
     np.testing.assert_allclose(after[:BLOCK], before[:BLOCK], atol=1e-12)
@@ -72,7 +72,7 @@ def test_a_longer_context_reads_on_where_the_shorter_one_ends(
 
 
 def test_a_shorter_context_forgets_earlier(runs: dict[str, Path]) -> None:
-    short = exactly(runs["rope"], context=4)
+    short = load_in_fp64(runs["rope"], context=4)
     np.testing.assert_allclose(short.losses(TEXT)[4:8], short.losses(TEXT[4:9]), atol=1e-12)
 
 
@@ -80,17 +80,19 @@ def test_a_shorter_context_forgets_earlier(runs: dict[str, Path]) -> None:
 def test_rope_is_stretched_by_how_much_longer_the_context_is(
     runs: dict[str, Path], scaling: Any
 ) -> None:
-    model = exactly(runs["rope"], context=LONG, rope_scaling=scaling)
+    model = load_in_fp64(runs["rope"], context=LONG, rope_scaling=scaling)
     c = model.config.model
     assert (c.block_size, c.rope_scaling, c.rope_factor) == (LONG, scaling, LONG / BLOCK)
-    plain = exactly(runs["rope"], context=LONG)
+    plain = load_in_fp64(runs["rope"], context=LONG)
     assert np.abs(model.losses(TEXT[:BLOCK]) - plain.losses(TEXT[:BLOCK])).max() > 1e-3
 
 
 def test_a_model_trained_with_scaling_is_stretched_further(runs: dict[str, Path]) -> None:
-    c = exactly(runs["stretched"], context=2 * BLOCK, rope_scaling="ntk").config.model
+    c = load_in_fp64(runs["stretched"], context=2 * BLOCK, rope_scaling="ntk").config.model
     assert (c.rope_scaling, c.rope_factor) == ("ntk", 4.0)
-    c = exactly(runs["stretched"], context=2 * BLOCK).config.model  # not asked: as it was trained
+    c = load_in_fp64(
+        runs["stretched"], context=2 * BLOCK
+    ).config.model  # not asked: as it was trained
     assert (c.rope_scaling, c.rope_factor) == ("linear", 2.0)
 
 
@@ -176,7 +178,10 @@ def test_the_commands_read_the_context_that_they_are_given(
 
 def test_a_model_that_rolls_reads_and_writes_without_end(runs: dict[str, Path]) -> None:
     """Each token has the probability that one pass over all of the text gives it."""
-    model, wide = exactly(runs["rolling"]), exactly(runs["rolling"], context=len(TEXT) + 3 * BLOCK)
+    model, wide = (
+        load_in_fp64(runs["rolling"]),
+        load_in_fp64(runs["rolling"], context=len(TEXT) + 3 * BLOCK),
+    )
     prompts = ["a", TEXT[:30], TEXT]
     pieces = list(model.pieces(prompts, 3 * BLOCK))
     for number, prompt in enumerate(prompts):

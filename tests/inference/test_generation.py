@@ -44,7 +44,7 @@ def texts(pieces):
     return result
 
 
-def without_cache(engine, prompt, sampling, sample, block_size, n, rolling):
+def generate_without_cache(engine, prompt, sampling, sample, block_size, n, rolling):
     """Every token from the tokens that are visible, or from all, read afresh: the definition."""
     ids = LETTERS.encode(prompt).tolist() or [0]
     start = len(ids)
@@ -76,7 +76,7 @@ def test_batched_and_cached_text_is_that_of_the_definition(
         )
     )
     expected = {
-        (p, s): without_cache(engine, prompt, sampling, s, block_size, n, rolling)
+        (p, s): generate_without_cache(engine, prompt, sampling, s, block_size, n, rolling)
         for p, prompt in enumerate(prompts)
         for s in range(samples)
     }

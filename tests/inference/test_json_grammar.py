@@ -56,7 +56,7 @@ BPE = [
 VALUE = State("value", "", 0)
 
 
-def walk(text: bytes, state: State | None = VALUE) -> list[State | None]:
+def walk_states(text: bytes, state: State | None = VALUE) -> list[State | None]:
     states = []
     for byte in text:
         state = state and advance_state(state, byte)
@@ -64,7 +64,7 @@ def walk(text: bytes, state: State | None = VALUE) -> list[State | None]:
     return states
 
 
-def write(grammar, budget, rng, spread=3.0):
+def write_random_text(grammar, budget, rng, spread=3.0):
     """A text by random logits; returns its bytes and whether the grammar ended it."""
     text, out = grammar.start_text(budget), b""
     for remaining in range(budget, 0, -1):
@@ -86,7 +86,7 @@ def test_random_texts_of_every_length_parse(vocabulary):
     rng = np.random.default_rng(0)
     kinds = set()
     for budget in [*range(2, 62), *range(2, 62), *[200] * 100]:
-        text, finished = write(grammar, budget, rng)
+        text, finished = write_random_text(grammar, budget, rng)
         value = json.loads(text.decode("utf-8"))
         assert finished
         assert isinstance(value, (dict, list))
@@ -131,20 +131,22 @@ JSON = st.recursive(
 )
 
 
-def depth(value):
+def nesting_depth(value):
     inner = (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     )
-    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+    return 0 if inner is None else 1 + max(map(nesting_depth, inner), default=0)
 
 
 @given(JSON, st.booleans(), st.sampled_from([None, 1]))
 def test_what_json_writes_is_accepted_and_every_beginning_can_be_completed(value, escaped, indent):
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode("utf-8")
     # longer numbers than DIGITS are left out by design; floats' repr has up to 24 characters
-    if depth(value) > MAX_DEPTH or any(len(str(n)) > MAX_NUMBER_BYTES for n in numbers(value)):
+    if nesting_depth(value) > MAX_DEPTH or any(
+        len(str(n)) > MAX_NUMBER_BYTES for n in find_numbers(value)
+    ):
         return
-    states = walk(text)
+    states = walk_states(text)
     assert None not in states
     assert states[-1].mode == "done" or COMPLETE_BYTES.completion_cost(states[-1]) == 0
     assert all(COMPLETE_BYTES.completion_cost(state) < IMPOSSIBLE_COST for state in states)
@@ -153,11 +155,11 @@ def test_what_json_writes_is_accepted_and_every_beginning_can_be_completed(value
 COMPLETE_BYTES = JsonGrammar(BYTES)
 
 
-def numbers(value):
+def find_numbers(value):
     if isinstance(value, dict):
-        return [n for item in value.values() for n in numbers(item)]
+        return [n for item in value.values() for n in find_numbers(item)]
     if isinstance(value, list):
-        return [n for item in value for n in numbers(item)]
+        return [n for item in value for n in find_numbers(item)]
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
@@ -175,7 +177,7 @@ def test_what_is_accepted_parses_also_after_a_change(value, rng: random.Random):
         )
         if not text:
             return
-    states = walk(bytes(text))
+    states = walk_states(bytes(text))
     if states[-1] is not None and COMPLETE_BYTES.completion_cost(states[-1]) == 0:
         json.loads(bytes(text).decode("utf-8"))
 
@@ -195,19 +197,19 @@ def test_what_is_accepted_parses_also_after_a_change(value, rng: random.Random):
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_refused(text):
-    final = walk(text)[-1]
+    final = walk_states(text)[-1]
     assert final is None or COMPLETE_BYTES.completion_cost(final) > 0
 
 
 def test_the_bounds_hold():
-    assert walk(b"[" * MAX_DEPTH)[-1] is not None
-    assert walk(b"[" * (MAX_DEPTH + 1))[-1] is None
-    assert walk(b"1" * MAX_NUMBER_BYTES)[-1] is not None
-    assert walk(b"1" * (MAX_NUMBER_BYTES + 1))[-1] is None
-    assert walk(b"1." + b"1" * MAX_NUMBER_BYTES + b"e")[-1] is None
-    assert walk(b"[" + b" " * MAX_WHITESPACE)[-1] is not None
-    assert walk(b"[" + b" " * (MAX_WHITESPACE + 1))[-1] is None
-    assert walk(b" ")[-1] is None
+    assert walk_states(b"[" * MAX_DEPTH)[-1] is not None
+    assert walk_states(b"[" * (MAX_DEPTH + 1))[-1] is None
+    assert walk_states(b"1" * MAX_NUMBER_BYTES)[-1] is not None
+    assert walk_states(b"1" * (MAX_NUMBER_BYTES + 1))[-1] is None
+    assert walk_states(b"1." + b"1" * MAX_NUMBER_BYTES + b"e")[-1] is None
+    assert walk_states(b"[" + b" " * MAX_WHITESPACE)[-1] is not None
+    assert walk_states(b"[" + b" " * (MAX_WHITESPACE + 1))[-1] is None
+    assert walk_states(b" ")[-1] is None
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_the_cost_of_completing_is_the_shortest_way_by_brute_force(symbols):
         return [n for n in range(9) if reachable(state, n)]
 
     rng = random.Random(3)
-    states = [state for state in walk(b'[{"a":0,"":[]},"') if state]
+    states = [state for state in walk_states(b'[{"a":0,"":[]},"') if state]
     for _ in range(40):
         states.append(VALUE)
         for _ in range(rng.randrange(14)):
@@ -261,7 +263,7 @@ def test_shakespeare_writes_what_its_65_symbols_allow():
     rng = np.random.default_rng(5)
     values = set()
     for budget in list(range(1, 40)) * 4:
-        values.add(json.loads(write(grammar, budget, rng)[0]))
+        values.add(json.loads(write_random_text(grammar, budget, rng)[0]))
     assert {True, False, None} <= values
     assert any(isinstance(value, int) and abs(value) > 30 for value in values)
     with pytest.raises(InputError, match="lacks"):
@@ -269,10 +271,10 @@ def test_shakespeare_writes_what_its_65_symbols_allow():
 
 
 def test_digits_alone_end_by_themselves():
-    text, finished = write(JsonGrammar([b"7", b"8"]), 100, np.random.default_rng(0))
+    text, finished = write_random_text(JsonGrammar([b"7", b"8"]), 100, np.random.default_rng(0))
     assert finished
     assert len(text) == MAX_NUMBER_BYTES
-    assert write(JsonGrammar([b"0"]), 100, np.random.default_rng(0)) == (b"0", True)
+    assert write_random_text(JsonGrammar([b"0"]), 100, np.random.default_rng(0)) == (b"0", True)
 
 
 def test_a_trained_bpe_vocabulary_is_judged_by_its_bytes():
@@ -285,7 +287,7 @@ def test_a_trained_bpe_vocabulary_is_judged_by_its_bytes():
     grammar = JsonGrammar(tokenizer.token_bytes)
     rng = np.random.default_rng(2)
     for budget in [*range(2, 30), *[80] * 30]:
-        json.loads(write(grammar, budget, rng)[0].decode("utf-8"))
+        json.loads(write_random_text(grammar, budget, rng)[0].decode("utf-8"))
 
 
 def test_too_few_tokens_are_refused():

@@ -37,12 +37,12 @@ SETTINGS = st.builds(
 )
 
 
-def one(logits, sampling, position, sample=0, seen=None, allowed=None):
+def sample_one(logits, sampling, position, sample=0, seen=None, allowed=None):
     """The token chosen for a single text."""
     return int(sample_tokens(logits[None], sampling, [position], [sample], seen, allowed)[0])
 
 
-def by_definition(logits, sampling, seen, allowed):
+def reference_probabilities(logits, sampling, seen, allowed):
     """The same distribution in plain Python, one token at a time, for temperatures above 0."""
     scores = {}
     for token, logit in enumerate(map(float, logits)):
@@ -79,9 +79,9 @@ def test_the_distribution_is_the_defined_one(logits, sampling, data):
     assert not found[~allowed].any()
     if sampling.temperature:
         np.testing.assert_allclose(
-            found, by_definition(logits, sampling, seen, allowed), atol=1e-12
+            found, reference_probabilities(logits, sampling, seen, allowed), atol=1e-12
         )
-    assert found[one(logits, sampling, 3, 1, seen, allowed[None])] > 0
+    assert found[sample_one(logits, sampling, 3, 1, seen, allowed[None])] > 0
 
 
 @given(st.integers(1, 5), st.integers(2, 40), SETTINGS, st.data())
@@ -99,7 +99,7 @@ def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
         np.testing.assert_array_equal(
             together[row], probabilities(logits[row], sampling, seen[row], allowed[row])
         )
-        assert tokens[row] == one(logits[row], sampling, row, row, seen[row], allowed[alone])
+        assert tokens[row] == sample_one(logits[row], sampling, row, row, seen[row], allowed[alone])
         assert logprobs[row] == log_probabilities(logits[alone], tokens[alone])[0]
 
 
@@ -133,7 +133,7 @@ def test_among_equals_the_lower_token_stays():
     equal = np.zeros(5, np.float32)
     assert np.flatnonzero(probabilities(equal, Sampling(1.0, top_k=2))).tolist() == [0, 1]
     assert np.flatnonzero(probabilities(equal, Sampling(1.0, top_p=0.5))).tolist() == [0, 1, 2]
-    assert one(equal, Sampling(0.0), 0) == 0
+    assert sample_one(equal, Sampling(0.0), 0) == 0
 
 
 @given(LOGITS, st.floats(-5, 5))
@@ -184,12 +184,12 @@ def test_the_uniforms_differ_by_seed_sample_and_position():
 
 def test_the_smallest_and_the_largest_uniform_find_a_token(monkeypatch):
     monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 0.0)
-    assert one(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
+    assert sample_one(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
     monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 1 - 2**-53)
     for n in range(1, 200):
         logits = np.random.default_rng(n).normal(size=n)
         logits[-1] = -1e9  # no probability
-        assert one(logits, Sampling(1.0), 0) < max(1, n - 1)
+        assert sample_one(logits, Sampling(1.0), 0) < max(1, n - 1)
 
 
 def test_log_probabilities_are_of_the_raw_logits():

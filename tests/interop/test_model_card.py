@@ -15,7 +15,7 @@ from glasslm.interop import card_front_matter, card_paths, model_card, model_exp
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
-from small_runs import logged, read_json, train, write_text
+from small_runs import logged_lines, read_json, train, write_text
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 
@@ -61,7 +61,7 @@ def read(content: str) -> Any:
 def test_hugging_face_reads_the_numbers(run_dir: Path) -> None:
     model = model_export.load_export(str(run_dir))
     data = read(model_card.render_card(model, 3.2e-7)).data
-    best = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
+    best = [line for line in logged_lines(run_dir, "eval") if line["step"] == model.step][-1]
     results = {result.metric_type: result for result in data.eval_results}
     assert results.keys() == {"loss", "perplexity", "bits_per_byte"}
     for name, key in (("loss", "loss"), ("perplexity", "perplexity"), ("bits_per_byte", "bpb")):
@@ -85,7 +85,7 @@ def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
     model = model_export.load_export(str(run_dir))
     text, record = model_card.render_card(model, 3.2e-7), model.run.record
     file = record["data"]["files"][0]
-    val = [line for line in logged(run_dir, "eval") if line["step"] == model.step][-1]
+    val = [line for line in logged_lines(run_dir, "eval") if line["step"] == model.step][-1]
     for words in (
         f"{record['parameters']['total']:,} parameters",
         "| in transformers | LlamaForCausalLM (llama) |",
@@ -103,7 +103,7 @@ def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
         "context is 32 tokens",
     ):
         assert words in text, words
-    sample = [line for line in logged(run_dir, "sample") if line["step"] <= model.step][-1]
+    sample = [line for line in logged_lines(run_dir, "sample") if line["step"] <= model.step][-1]
     assert f"```text\n{sample['text']}\n```" in text
     assert "not compared" in model_card.render_card(model, None)
 
@@ -111,7 +111,7 @@ def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
 def test_the_card_is_about_the_exported_checkpoint(run_dir: Path) -> None:
     model = model_export.load_export(str(run_dir), 5)
     data = read(model_card.render_card(model, None)).data
-    line = next(line for line in logged(run_dir, "eval") if line["step"] == 5)
+    line = next(line for line in logged_lines(run_dir, "eval") if line["step"] == 5)
     expected = [round(line[key], 6) for key in ("loss", "perplexity", "bpb")]
     assert [result.metric_value for result in data.eval_results] == expected
     text = model_card.render_card(model, None)

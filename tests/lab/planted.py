@@ -21,7 +21,7 @@ from glasslm.engines.protocol import Batch, Engine, Update
 from glasslm.lab.diagnosis.subject import Subject
 from glasslm.lab.diagnosis.trials import TrialSetup
 from glasslm.model.parameters import initial_weights, parameter_table
-from small_runs import quiet, write_text
+from small_runs import ignore_message, write_text
 
 Array = NDArray[Any]
 SIZES: dict[str, Any] = {
@@ -53,7 +53,7 @@ def config_of(shape: str = "tiny", **flags: Any) -> RunConfig:
 def dataset_in(folder: Path) -> Dataset:
     """60 kB of a grammar with 20 letters."""
     data = DataConfig(text_file=(str(write_text(folder / "text.txt", 3000)),))
-    return prepare_dataset(data, corpora.find_source(data, quiet), quiet)
+    return prepare_dataset(data, corpora.find_source(data, ignore_message), ignore_message)
 
 
 @dataclasses.dataclass(frozen=True)

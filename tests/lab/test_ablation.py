@@ -29,13 +29,13 @@ from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
 from glasslm.training.step_timer import StepTimer
-from small_runs import small, write_text
+from small_runs import small_config, write_text
 
 V = 20
 
 
 def base(**flags: Any) -> RunConfig:
-    return small(Path("text.txt"), d_model=64, n_heads=4, n_layers=4, **flags).resolve()
+    return small_config(Path("text.txt"), d_model=64, n_heads=4, n_layers=4, **flags).resolve()
 
 
 # -- verdicts and sentences from doctored runs -----------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_study_by_the_command_and_again(
 
 
 def test_each_variant_may_have_its_own_best_rate(tmp_path: Path) -> None:
-    config = small(
+    config = small_config(
         write_text(tmp_path / "text.txt"), d_model=16, n_layers=1, max_steps=30, lr=0.003
     )
     runner, study = Runner(COMPUTE, workers=2), tmp_path / "study"
@@ -247,7 +247,7 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
     monkeypatch.setattr(
         ablation, "measure_speed", lambda *arguments: StepTimer(0.01, 0.0, 0.0, 0.0)
     )
-    config = small(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1)
+    config = small_config(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1)
     runner = Runner(COMPUTE, workers=2)
 
     def steps(budget: str, seeds: int, rates: tuple[float, ...] = ()) -> int:
@@ -329,7 +329,7 @@ def test_unknown_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     text = write_text(tmp_path / "text.txt")
     for words, message in (
         (["--axes", "colour"], "choose from depth"),
-        (["--rates", "1/x/3"], "multiples of the rate"),
+        (["--rates", "1/x/3"], "multiples of the learning rate"),
         (["--rates", "1/3"], "three multiples"),
         (["--seeds", "0"], "at least 1"),
         (["--runner", "ray"], "glasslm[ray]"),

@@ -18,8 +18,8 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.fine_tuning import Base, fine_tuning_config
 from glasslm.training.launch import Outcome
-from small_runs import interrupted_at, logged, no_report
-from tuned_runs import QUICK, make_base, words, write_new_text
+from small_runs import interrupt_at, logged_lines, without_report
+from tuned_runs import QUICK, flag_arguments, make_base, write_new_text
 
 NAMES = ["targets-qv", "targets-qkvo", "targets-qkvogateupdown"]
 FLAGS: dict[str, Any] = QUICK | {"max_steps": 8, "lora_rank": 2, "engine": "numpy"}
@@ -36,12 +36,12 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study(base: Path, new: Path, folder: Path, kind: str = "targets", **flags: Any) -> int:
-    with no_report():
+    with without_report():
         return main(
             [
                 "finetune",
                 str(base),
-                *words(study=kind, text_file=new, run_dir=folder, **FLAGS | flags),
+                *flag_arguments(study=kind, text_file=new, run_dir=folder, **FLAGS | flags),
             ]
         )
 
@@ -76,7 +76,7 @@ def test_the_table_has_what_the_runs_say(done: Path) -> None:
     """Losses of the new and the old text at the best step, and the size of adapters alone."""
     for row in rows(done):
         run = run_folder.Run(done / "runs" / row["variant"])
-        evals = logged(run.path, "eval")
+        evals = logged_lines(run.path, "eval")
         best = min(
             (line for line in evals if line["split"] == "val"), key=lambda line: line["loss"]
         )
@@ -138,7 +138,7 @@ def test_it_goes_on_where_it_stopped(
     calls = record_calls(monkeypatch)
     folder = tmp_path / "study"
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(3, patch)
+        interrupt_at(3, patch)
         assert study(base, new, folder) == 130
     assert not (folder / "adapters.csv").exists()
     assert study(base, new, folder) == 0
@@ -162,7 +162,7 @@ def test_sigterm_ends_the_program_when_all_is_saved(
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        interrupted_at(3, monkeypatch, signal.SIGTERM)
+        interrupt_at(3, monkeypatch, signal.SIGTERM)
         study(base, new, tmp_path / "study")
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -190,9 +190,9 @@ def test_steps_that_were_fixed_when_a_run_began_are_the_same_flags(
     argv = [
         "finetune",
         str(base),
-        *words(study="targets", text_file=new, run_dir=tmp_path / "study", **flags),
+        *flag_arguments(study="targets", text_file=new, run_dir=tmp_path / "study", **flags),
     ]
-    with no_report():
+    with without_report():
         assert main(argv) == 0
         assert main(argv) == 0
 

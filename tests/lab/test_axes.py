@@ -13,13 +13,13 @@ from glasslm.errors import InputError
 from glasslm.lab.studies.axes import AXES, Variant, match_budget, variants
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
-from small_runs import small
+from small_runs import small_config
 
 V = 20
 
 
 def base(**flags: Any) -> RunConfig:
-    return small(Path("text.txt"), d_model=64, n_heads=4, n_layers=4, **flags).resolve()
+    return small_config(Path("text.txt"), d_model=64, n_heads=4, n_layers=4, **flags).resolve()
 
 
 def differing(first: RunConfig, second: RunConfig) -> set[str]:

@@ -30,7 +30,7 @@ from glasslm.lab.diagnosis.experiments import (
 )
 from glasslm.lab.diagnosis.gradient_trials import GradientSnapshot, Recipe, Trial, run_trial
 from glasslm.report import figures
-from small_runs import quiet, write_text
+from small_runs import ignore_message, write_text
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 
@@ -347,7 +347,7 @@ def test_a_text_without_a_window_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
     with pytest.raises(InputError, match="more text"):
         cookbook.run_cookbook(
-            DataConfig(text_file=(str(tmp_path / "short.txt"),)), NUMPY, tmp_path, quiet
+            DataConfig(text_file=(str(tmp_path / "short.txt"),)), NUMPY, tmp_path, ignore_message
         )
 
 

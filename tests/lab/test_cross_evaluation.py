@@ -16,7 +16,7 @@ from glasslm.lab.verification import comparison, cross_evaluation
 from glasslm.lab.verification.comparison import ComparedRun
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
-from small_runs import quiet, train, write_text
+from small_runs import ignore_message, train, write_text
 
 FEW: dict[str, Any] = {
     "max_steps": 2,
@@ -52,7 +52,7 @@ def sides(folder: Path, *names: str) -> list[ComparedRun]:
 @pytest.fixture(scope="module")
 def matrix(folder: Path) -> cross_evaluation.CrossEvaluation:
     return cross_evaluation.evaluate_runs(
-        sides(folder, "plain", "bytes", "counted", "greek"), quiet
+        sides(folder, "plain", "bytes", "counted", "greek"), ignore_message
     )
 
 
@@ -119,7 +119,7 @@ def test_of_a_large_text_whole_lines_are_taken_evenly(
 ) -> None:
     monkeypatch.setattr(cross_evaluation, "MAX_TEXT_BYTES", 400)
     monkeypatch.setattr(cross_evaluation, "EXCERPTS", 4)
-    matrix = cross_evaluation.evaluate_runs(sides(folder, "bytes", "plain"), quiet)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "bytes", "plain"), ignore_message)
     column = matrix.columns[0]
     data = (folder / "plain.txt").read_bytes()
     val = data[int(0.9 * len(data)) :].decode()
@@ -146,7 +146,8 @@ def test_what_is_gone_leaves_a_gap_and_a_word(
     for checkpoint in (tmp_path / "gone" / "checkpoints").glob("*/model.safetensors"):
         checkpoint.write_bytes(b"")
     matrix = cross_evaluation.evaluate_runs(
-        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))], quiet
+        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))],
+        ignore_message,
     )
     assert matrix.columns[2].bpb["C"] is None
     assert matrix.columns[2].bpb["A"] is not None
@@ -154,7 +155,8 @@ def test_what_is_gone_leaves_a_gap_and_a_word(
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "empty"))
     text.unlink()
     matrix = cross_evaluation.evaluate_runs(
-        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))], quiet
+        [*sides(folder, "plain", "counted"), ComparedRun("C", Run(tmp_path / "gone"))],
+        ignore_message,
     )
     assert matrix.columns[2].bpb == {}
     assert "The text of C could not be loaded" in " ".join(matrix.remarks)
@@ -165,7 +167,7 @@ def test_where_all_lines_are_left_out_there_is_nothing_to_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cross_evaluation, "MIN_READABLE_SHARE", 0.0)
-    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "greek"), quiet)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "greek"), ignore_message)
     assert [column.bpb for column in matrix.columns] == [{}, {}]
     assert "Of the text of B, 100.0% is left out for all" in " ".join(matrix.remarks)
 
@@ -184,7 +186,7 @@ def test_tokens_that_forget_what_they_read_have_no_number(
         return model
 
     monkeypatch.setattr(trained_model, "load_model", forgetful)
-    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "bytes"), quiet)
+    matrix = cross_evaluation.evaluate_runs(sides(folder, "plain", "bytes"), ignore_message)
     assert matrix.columns[0].bpb["B"] is None
     assert matrix.columns[0].bpb["A"] is not None
     assert "B: its tokens do not decode to the text of A, B." in matrix.remarks

@@ -29,7 +29,14 @@ from glasslm.lab.diagnosis.subject import subject_from_run
 from glasslm.report.findings import Finding
 from glasslm.runs import checkpoint
 from glasslm.training import launch
-from small_runs import essence, interrupted_at, no_report, quiet, resume, write_text
+from small_runs import (
+    comparable_results,
+    ignore_message,
+    interrupt_at,
+    resume,
+    without_report,
+    write_text,
+)
 
 ENGINES = ["numpy", "torch"]
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1 else []) for seed in range(1, 6)]
@@ -63,8 +70,8 @@ def raised_signals(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def train(config: RunConfig, run_dir: Path, engine: str = "numpy") -> Path:
-    with no_report():
-        launch.train(config, planted.compute(engine), run_dir, notify=quiet)
+    with without_report():
+        launch.train(config, planted.compute(engine), run_dir, notify=ignore_message)
     return run_dir
 
 
@@ -131,7 +138,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
 def test_a_fault_in_the_model_raises_its_own_signal(fault: str, seed: int, folder: Path) -> None:
     signal, plant = FAULTS[fault]
     diagnosis = Diagnosis(fault)
-    diagnose.inspect_checkpoints(plant(folder, seed), diagnosis, quiet)
+    diagnose.inspect_checkpoints(plant(folder, seed), diagnosis, ignore_message)
     assert signal in raised_signals(diagnosis)
 
 
@@ -141,14 +148,14 @@ def test_too_high_a_rate_raises_its_own_signal_and_a_sound_model_no_other(
     fault: str, seed: int, folder: Path
 ) -> None:
     diagnosis = Diagnosis(fault)
-    diagnose.run_trials(RATES[fault](folder, seed), diagnosis, quiet)
+    diagnose.run_trials(RATES[fault](folder, seed), diagnosis, ignore_message)
     assert list(raised_signals(diagnosis)) == ["learning rate"]
 
 
 def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: Path) -> None:
     diagnosis = Diagnosis("numb")
     diagnose.run_trials(
-        planted_by(faults={"engines": planted.Untrainable})(folder, 1), diagnosis, quiet
+        planted_by(faults={"engines": planted.Untrainable})(folder, 1), diagnosis, ignore_message
     )
     assert raised_signals(diagnosis) == {"overfit one batch": "bad", "learning rate": "bad"}
     rate = next(finding for finding in diagnosis.findings if finding.signal == "learning rate")
@@ -172,7 +179,9 @@ def test_a_clean_run_raises_no_signal(
         max_steps=60,
     )
     run_dir = train(config, tmp_path / "run", engine)
-    diagnosis = diagnose.diagnose(subject_from_run(run_dir, planted.compute(engine), quiet), quiet)
+    diagnosis = diagnose.diagnose(
+        subject_from_run(run_dir, planted.compute(engine), ignore_message), ignore_message
+    )
     assert raised_signals(diagnosis) == {}
     assert {"initial loss", "learning rate", "overfit one batch", "warnings", "divergence"} <= {
         finding.signal for finding in diagnosis.findings
@@ -196,7 +205,7 @@ def test_one_bad_batch_is_a_spike_in_the_history(
     run_dir = train(config, tmp_path / "run")
     monkeypatch.undo()
     diagnosis = Diagnosis("history")
-    diagnose.judge_history(subject_from_run(run_dir, planted.compute(), quiet), diagnosis)
+    diagnose.judge_history(subject_from_run(run_dir, planted.compute(), ignore_message), diagnosis)
     assert {"spikes", "warning: spike"} <= set(raised_signals(diagnosis))
     assert "71" in next(
         finding.seen for finding in diagnosis.findings if finding.signal == "spikes"
@@ -208,7 +217,9 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
     ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
     for diagnosis, engine in ((ours, "numpy"), (theirs, "torch")):
         diagnose.inspect_checkpoints(
-            subject(folder, config_of(), times(10, "embedding", "blocks"), engine), diagnosis, quiet
+            subject(folder, config_of(), times(10, "embedding", "blocks"), engine),
+            diagnosis,
+            ignore_message,
         )
     assert [(finding.signal, finding.verdict) for finding in ours.findings] == [
         (finding.signal, finding.verdict) for finding in theirs.findings
@@ -248,7 +259,7 @@ def test_looking_changes_no_bit_of_a_run(
         "dropout": 0.1,
     }
     whole = train(config_of(**flags), tmp_path / "whole")
-    interrupted_at(10, monkeypatch)
+    interrupt_at(10, monkeypatch)
     halved = train(config_of(**flags), tmp_path / "halved")
     monkeypatch.undo()
     before = hashes(halved)
@@ -256,7 +267,7 @@ def test_looking_changes_no_bit_of_a_run(
     assert (halved / "diagnosis" / "diagnosis.html").stat().st_size > 10_000
     assert hashes(halved) == before
     resume(halved)
-    assert essence(halved, 20) == essence(whole, 20)
+    assert comparable_results(halved, 20) == comparable_results(whole, 20)
 
 
 def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
@@ -268,7 +279,7 @@ def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
     with pytest.raises(DamagedError, match=r"mine\.txt"):
-        subject_from_run(run_dir, ComputeConfig(), quiet)
+        subject_from_run(run_dir, ComputeConfig(), ignore_message)
 
 
 def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
@@ -281,7 +292,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     messages: list[str] = []
     diagnosis = Diagnosis("damaged")
     diagnose.inspect_checkpoints(
-        subject_from_run(run_dir, planted.compute(), quiet), diagnosis, messages.append
+        subject_from_run(run_dir, planted.compute(), ignore_message), diagnosis, messages.append
     )
     assert [line for line in messages if "step 2 is left out" in line]
     logits = next(finding for finding in diagnosis.findings if finding.signal == "attention logits")
@@ -294,7 +305,7 @@ def test_a_run_under_way_may_remove_what_is_being_read(
     config = config_of(
         text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0
     )
-    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
     load = checkpoint.load
 
     def and_lose(run_dir: Path, step: Any) -> Any:
@@ -307,7 +318,7 @@ def test_a_run_under_way_may_remove_what_is_being_read(
     messages: list[str] = []
     diagnose.inspect_checkpoints(target, Diagnosis("lost"), messages.append)
     assert [line for line in messages if "step 2 is left out" in line]
-    for saved, state in target.load_checkpoints(quiet):
+    for saved, state in target.load_checkpoints(ignore_message):
         shutil.rmtree(saved.path)
         assert "embedding.weight" in dict(state)
 
@@ -319,21 +330,26 @@ def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint
     run_dir = train(config, tmp_path / "run")
     saved = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
     (run_dir / "checkpoints" / "000000" / "model.safetensors").write_bytes(b"")
-    first = dict(subject_from_run(run_dir, planted.compute(), quiet).first_weights())
+    first = dict(subject_from_run(run_dir, planted.compute(), ignore_message).first_weights())
     assert first.keys() == saved.keys()
     assert all(np.array_equal(first[name], saved[name]) for name in saved)
 
 
 def test_a_run_is_looked_at_as_it_was_computed(folder: Path, tmp_path: Path) -> None:
     config = config_of(text_file=(str(text_in(folder)),), max_steps=2, sample_interval=0)
-    with no_report():
+    with without_report():
         launch.train(
-            config, ComputeConfig(engine="numpy", precision="fp64"), tmp_path / "run", notify=quiet
+            config,
+            ComputeConfig(engine="numpy", precision="fp64"),
+            tmp_path / "run",
+            notify=ignore_message,
         )
-    compute = subject_from_run(tmp_path / "run", ComputeConfig(), quiet).compute
+    compute = subject_from_run(tmp_path / "run", ComputeConfig(), ignore_message).compute
     assert (compute.engine, compute.precision) == ("numpy", "fp64")
     assert (
-        subject_from_run(tmp_path / "run", ComputeConfig(precision="fp32"), quiet).compute.precision
+        subject_from_run(
+            tmp_path / "run", ComputeConfig(precision="fp32"), ignore_message
+        ).compute.precision
         == "fp32"
     )
 
@@ -345,7 +361,9 @@ def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(
     base = train(config_of(max_steps=250, **text), tmp_path / "base")
     again: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 10, "max_steps": 40}
     run_dir = train(config_of(init_from=str(base), **text | again), tmp_path / "run")
-    diagnosis = diagnose.diagnose(subject_from_run(run_dir, planted.compute(), quiet), quiet)
+    diagnosis = diagnose.diagnose(
+        subject_from_run(run_dir, planted.compute(), ignore_message), ignore_message
+    )
     assert raised_signals(diagnosis) == {"plateau": "watch"}
 
 
@@ -358,11 +376,11 @@ def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> No
         feedforward="relu",
         bias=True,
     )
-    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), quiet)
+    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
     first = [(name, closed(name, array)) for name, array in target.first_weights()]
     diagnosis = Diagnosis("dead at first")
     diagnose.inspect_checkpoints(
-        dataclasses.replace(target, first_weights=lambda: first), diagnosis, quiet
+        dataclasses.replace(target, first_weights=lambda: first), diagnosis, ignore_message
     )
     assert raised_signals(diagnosis)["dead units"] == "bad"
     assert "step 0" in next(

@@ -37,7 +37,7 @@ from glasslm.lab.diagnosis.gradient_trials import (
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
-from small_runs import no_report, quiet, write_text
+from small_runs import ignore_message, without_report, write_text
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 ENGINES: tuple[EngineName, ...] = ("numpy", "torch")
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def dataset(data: DataConfig) -> Dataset:
-    return prepare_dataset(data, corpora.find_source(data, quiet), quiet)
+    return prepare_dataset(data, corpora.find_source(data, ignore_message), ignore_message)
 
 
 def compute(engine: EngineName) -> ComputeConfig:
@@ -146,12 +146,12 @@ def test_an_attempt_is_the_run_that_its_config_describes(
     """Step for step the losses that `glasslm train` would log."""
     config = Recipe(n_layers=2).config(5, 7)
     train = dataclasses.replace(config.train, log_interval=1, sample_interval=0)
-    with no_report():
+    with without_report():
         launch.train(
             RunConfig(config.model, data, config.optimizer, train),
             compute(engine),
             tmp_path / "run",
-            notify=quiet,
+            notify=ignore_message,
         )
     logged = [line["loss"] for line in Run(tmp_path / "run").metrics() if line["kind"] == "step"]
     trial = run_trial(dataset, compute(engine), Recipe(n_layers=2), 5, 7)

@@ -16,14 +16,14 @@ from glasslm.lab.verification import integrity, resumption
 from glasslm.runs import checkpoint
 from glasslm.training import launch
 from small_runs import (
-    logged,
-    no_report,
-    quiet,
+    ignore_message,
+    logged_lines,
     read_json,
-    small,
-    start,
+    small_config,
+    start_program,
+    train_command,
     wait_for,
-    words,
+    without_report,
     write_text,
 )
 
@@ -44,8 +44,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(text: Path, run_dir: Path, engine: Any = "numpy", **flags: Any) -> Path:
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
-    with no_report():
-        return launch.train(small(text, **FLAGS | flags), compute, run_dir, notify=quiet).run_dir
+    with without_report():
+        return launch.train(
+            small_config(text, **FLAGS | flags), compute, run_dir, notify=ignore_message
+        ).run_dir
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +198,10 @@ def test_a_run_under_way_is_whole_at_any_moment(text: Path, tmp_path: Path) -> N
         "eval_interval": 2,
         "log_interval": 1,
     }
-    process = start(*words(text, run, **FLAGS | often))
+    process = start_program(*train_command(text, run, **FLAGS | often))
     wait_for(
-        lambda: (run / "metrics.jsonl").exists() and len(logged(run, "checkpoint")) > 3, process
+        lambda: (run / "metrics.jsonl").exists() and len(logged_lines(run, "checkpoint")) > 3,
+        process,
     )
     names: set[str] = set()
     for _ in range(20):
@@ -225,7 +228,7 @@ def test_adapters_are_verified_beside_the_weights_that_they_adapt(
     parts = verdicts(run)
     assert {part.verdict for part in parts.values()} == {"ok"}
     assert "base" in parts
-    result = resumption.try_resume(run, quiet)
+    result = resumption.try_resume(run, ignore_message)
     assert (result.difference, result.same_lines) == (0.0, True)
     flip_bit(run / "base" / "model.safetensors")
     assert verdicts(run)["base"].verdict == "damaged"
@@ -251,7 +254,7 @@ def test_a_run_resumes_to_the_bit(
         text, tmp_path / "run", engine, **({"epochs": epochs, "block_size": 64} if epochs else {})
     )
     before = contents(run)
-    with no_report():
+    with without_report():
         assert cli.main(["verify", str(run), "--resume", "--json"]) == 0
     assert contents(run) == before
     output = json.loads(capsys.readouterr().out)
@@ -277,8 +280,8 @@ def test_a_run_resumes_to_the_bit(
 
 def test_a_run_that_was_killed_resumes_to_the_bit(run: Path) -> None:
     shutil.rmtree(run / LAST)
-    with no_report():
-        result = resumption.try_resume(run, quiet)
+    with without_report():
+        result = resumption.try_resume(run, ignore_message)
     assert (result.passed, result.begin) == (True, 5)
 
 
@@ -298,7 +301,7 @@ def test_a_resume_that_forgets_is_found_out(
         return engine
 
     monkeypatch.setattr(launch, "make_engine", forgetful)
-    with no_report():
+    with without_report():
         assert cli.main(["verify", str(run), "--resume"]) == 1
     out = capsys.readouterr().out
     assert "does NOT resume to the bit" in out

@@ -29,7 +29,7 @@ from glasslm.lab.studies.ladder import (
 from glasslm.lab.studies.sweep import Runner
 from glasslm.model.flops import flops_per_token
 from glasslm.training.step_timer import StepTimer
-from small_runs import small, write_text
+from small_runs import small_config, write_text
 
 COMPUTE = ComputeConfig(engine="numpy", precision="fp32", threads=1)
 RUNNER = Runner(COMPUTE, workers=2)
@@ -42,12 +42,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(text: Path) -> Dataset:
-    data = small(text).data
+    data = small_config(text).data
     return prepare_dataset(data, find_source(data, lambda message: None), lambda message: None)
 
 
 def base(text: Path, **flags: Any) -> RunConfig:
-    return small(
+    return small_config(
         text, **{"d_model": 128, "n_heads": 4, "n_layers": 4, "block_size": 64} | flags
     ).resolve()
 
@@ -135,7 +135,7 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "measure_speed", pace)
-        data = small(text).data
+        data = small_config(text).data
         dataset = prepare_dataset(
             data, find_source(data, lambda message: None), lambda message: None
         )

@@ -21,7 +21,15 @@ from glasslm.lab.diagnosis.replay import (
 from glasslm.report import page
 from glasslm.runs import checkpoint
 from glasslm.training import launch
-from small_runs import interrupted_at, logged, no_report, noise, quiet, small, write_text
+from small_runs import (
+    ignore_message,
+    interrupt_at,
+    logged_lines,
+    noisy_batches,
+    small_config,
+    without_report,
+    write_text,
+)
 
 BAD_STEP, BAD_ROW = 80, 5
 AUTO = ComputeConfig()
@@ -38,9 +46,11 @@ FLAGS: dict[str, Any] = {
 def train(folder: Path, engine: str, **flags: Any) -> Path:
     if engine == "torch":
         pytest.importorskip("torch")
-    config = small(write_text(folder / "text.txt"), **FLAGS | flags)
-    with no_report():
-        launch.train(config, ComputeConfig(engine=engine, threads=1), folder / "run", notify=quiet)  # type: ignore[arg-type]
+    config = small_config(write_text(folder / "text.txt"), **FLAGS | flags)
+    with without_report():
+        launch.train(
+            config, ComputeConfig(engine=engine, threads=1), folder / "run", notify=ignore_message
+        )  # type: ignore[arg-type]
     return folder / "run"
 
 
@@ -55,15 +65,15 @@ def contents(folder: Path) -> dict[str, str]:
 def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
     action: str, engine: str, tmp_path: Path
 ) -> None:
-    with noise(BAD_STEP, rows=slice(BAD_ROW, BAD_ROW + 1)):
+    with noisy_batches(BAD_STEP, rows=slice(BAD_ROW, BAD_ROW + 1)):
         run = train(tmp_path, engine, on_spike=action)
         before = contents(run)
         for step in (
             BAD_STEP,
             BAD_STEP + 5,
         ):  # what comes after a rolled back step is another run's but for it
-            result = replay_step(run, step, AUTO, quiet)
-            (line,) = [line for line in logged(run, "step") if line["step"] == step]
+            result = replay_step(run, step, AUTO, ignore_message)
+            (line,) = [line for line in logged_lines(run, "step") if line["step"] == step]
             assert (result.loss, result.grad_norm) == (line["loss"], line["grad_norm"])
             assert result.resumed_from == 60
             same, rows, layers = result.findings
@@ -75,7 +85,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
                 assert result.rows[0].loss > 2 * result.rows[1].loss
                 assert f"{BAD_ROW} (" in rows.seen
         assert contents(run) == before
-        result = replay_step(run, BAD_STEP, AUTO, quiet)
+        result = replay_step(run, BAD_STEP, AUTO, ignore_message)
     assert f"{BAD_ROW}  " in format_replay(result)
     assert "to the bit" in format_replay(result)
     assert page.write(tmp_path / "page", "replay", "Step 80", "", build_sections(result)).is_file()
@@ -84,7 +94,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
 def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) -> None:
     """Without dropout the layers' norms add up to the logged one."""
     run = train(tmp_path, "numpy", dropout=0.0)
-    result = replay_step(run, 33, AUTO, quiet)
+    result = replay_step(run, 33, AUTO, ignore_message)
     total = sum(norm**2 for norm, _ in result.layers.values()) ** 0.5
     assert total == pytest.approx(result.grad_norm, rel=1e-5)
     assert list(result.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
@@ -93,8 +103,8 @@ def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) ->
 def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
     run = train(tmp_path, "numpy")
     pytest.importorskip("torch")
-    result = replay_step(run, 33, ComputeConfig(engine="torch", threads=1), quiet)
-    (line,) = [line for line in logged(run, "step") if line["step"] == 33]
+    result = replay_step(run, 33, ComputeConfig(engine="torch", threads=1), ignore_message)
+    (line,) = [line for line in logged_lines(run, "step") if line["step"] == 33]
     assert result.loss == pytest.approx(line["loss"], rel=1e-3)
     same = result.findings[0]
     assert same.verdict == ("ok" if result.loss == line["loss"] else "watch")
@@ -104,13 +114,13 @@ def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
 def test_a_step_that_the_run_has_not_made_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted_at(40, monkeypatch)
+    interrupt_at(40, monkeypatch)
     run = train(tmp_path, "numpy")
     monkeypatch.undo()
     for step in (0, -3, 41, 90, 91):
         with pytest.raises(InputError, match="steps 1 to 40"):
-            replay_step(run, step, AUTO, quiet)
-    assert replay_step(run, 40, AUTO, quiet).findings[0].verdict == "ok"
+            replay_step(run, step, AUTO, ignore_message)
+    assert replay_step(run, 40, AUTO, ignore_message).findings[0].verdict == "ok"
 
 
 @pytest.mark.parametrize("action", ["log", "rollback"])
@@ -129,16 +139,16 @@ def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
         return copytree(source, *arguments, **options)
 
     monkeypatch.setattr(shutil, "copytree", noted)
-    assert replay_step(run, 63, AUTO, quiet).findings[0].verdict == "ok"
+    assert replay_step(run, 63, AUTO, ignore_message).findings[0].verdict == "ok"
     assert copied == ([] if action == "log" else ["000060"])
     monkeypatch.setattr(
         checkpoint, "require_identity", lambda saved, identity: shutil.rmtree(saved.path)
     )
     if action == "log":
-        assert "to the bit" in replay_step(run, 63, AUTO, quiet).findings[0].seen
+        assert "to the bit" in replay_step(run, 63, AUTO, ignore_message).findings[0].seen
     else:
         with pytest.raises(DamagedError, match="000060, to which a spike would go back"):
-            replay_step(run, 63, AUTO, quiet)
+            replay_step(run, 63, AUTO, ignore_message)
 
 
 @pytest.mark.parametrize(

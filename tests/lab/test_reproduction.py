@@ -13,7 +13,7 @@ from glasslm.lab.verification import reproduction
 from glasslm.lab.verification.reproduction import Reproduction
 from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
-from small_runs import no_report, quiet, train, write_text
+from small_runs import ignore_message, train, without_report, write_text
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reproduce(run: Path, again: Path, steps: int | None = None) -> Reproduction:
-    with no_report():
-        return reproduction.reproduce(Run(run), again, steps, "glasslm reproduce", quiet)
+    with without_report():
+        return reproduction.reproduce(Run(run), again, steps, "glasslm reproduce", ignore_message)
 
 
 def copy(run: Path, to: Path) -> Path:
@@ -177,7 +177,7 @@ def test_the_command_has_a_verdict_and_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with no_report():
+    with without_report():
         copied = copy(folder / "run", tmp_path / "run")
         assert cli.main(["reproduce", str(copied), "--steps", "3"]) == 0
         assert "the same, bit for bit" in capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_without_a_step_to_compare_nothing_is_claimed(
     assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "5"]) == 2
     assert "give --steps 10 or more" in capsys.readouterr().err
     assert not (tmp_path / "run-reproduced").exists()
-    with no_report():
+    with without_report():
         assert cli.main(["reproduce", str(tmp_path / "run"), "--steps", "10"]) == 0
     capsys.readouterr()
     early = reproduction.compare_runs(

@@ -19,7 +19,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.training import launch
 from glasslm.training.fine_tuning import merge_run
 from glasslm.training.loop import Loop
-from small_runs import logged, no_report, quiet, train, write_text
+from small_runs import ignore_message, logged_lines, train, without_report, write_text
 
 FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4}
 
@@ -40,14 +40,14 @@ def run(original: Path, tmp_path: Path) -> Path:
 
 
 def try_resume(run: Path) -> resumption.Resumption:
-    with no_report():
-        return resumption.try_resume(run, quiet)
+    with without_report():
+        return resumption.try_resume(run, ignore_message)
 
 
 def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: Path) -> None:
     flags = FLAGS | {"optimizer": "adamw", "sample_interval": 10}
     tuned = train(text, tmp_path / "tuned", init_from=str(original), lora_rank=2, **flags)
-    merged = merge_run(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", quiet)
+    merged = merge_run(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", ignore_message)
     assert checkpoint.load(merged).progress.loop == {}
     assert try_resume(merged).passed
 
@@ -79,8 +79,8 @@ def test_a_diverged_run_has_a_verdict_of_its_own(text: Path, tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         multiply_weights(patch, step=2, factor=10.0)
         run = train(text, tmp_path / "run", **flags).run_dir
-    assert logged(run, "end")[-1]["status"] == "diverged"
-    first, *later = [line["loss"] for line in logged(run, "eval")]
+    assert logged_lines(run, "end")[-1]["status"] == "diverged"
+    first, *later = [line["loss"] for line in logged_lines(run, "eval")]
     assert first < 5.0
     assert min(later) > 10.0
     assert max(later) - min(later) < 0.5
@@ -94,9 +94,9 @@ def test_a_copy_that_diverges_is_a_note(
     run = train(
         text, tmp_path / "run", **FLAGS | {"lr": 1e30, "max_steps": 30, "warmup_steps": 0}
     ).run_dir
-    assert logged(run, "end")[-1]["status"] == "diverged"
+    assert logged_lines(run, "end")[-1]["status"] == "diverged"
     capsys.readouterr()
-    with no_report():
+    with without_report():
         assert cli.main(["verify", str(run), "--resume"]) == 0
     *_, note, _, verdict = capsys.readouterr().out.splitlines()
     assert note.split()[:2] == ["note", "resume"]
@@ -114,7 +114,7 @@ def test_divergence_after_a_resume_only_is_damage(
         return dataclasses.replace(resume(*arguments), status="diverged")
 
     monkeypatch.setattr(launch, "resume", diverged)
-    with no_report():
+    with without_report():
         assert cli.main(["verify", str(run), "--resume"]) == 1
     assert "damaged  resume" in capsys.readouterr().out
 
@@ -133,7 +133,7 @@ def test_a_signal_ends_it_with_its_own_code(
             signal.raise_signal(number)
 
     monkeypatch.setattr(Loop, "do_step", step)
-    with no_report():
+    with without_report():
         assert cli.main(["verify", str(run), "--resume"]) == 128 + number
     assert len(steps) == at
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_verified_is_not_said_to_b
         verify(path, hashes)
 
     monkeypatch.setattr(files, "verify_folder", look)
-    with no_report():
+    with without_report():
         result = resumption.try_resume(run, messages.append)
     assert (result.passed, result.begin) == (True, 10)
     assert not any("damaged" in message for message in messages)
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_of_a_run_at_rest_is_told(run: Path) -> None:
     messages: list[str] = []
     for name, expected in (("000010", 5), ("000005", 0)):
         (run / "checkpoints" / name / "state.json").unlink()
-        with no_report():
+        with without_report():
             assert resumption.try_resume(run, messages.append).begin == expected
         assert any("damaged" in message for message in messages)
     (run / "checkpoints" / "000000" / "state.json").unlink()

@@ -35,7 +35,7 @@ from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.runs.run_folder import Run
-from small_runs import small, write_text
+from small_runs import small_config, write_text
 
 TRUE = Law(alpha=0.36, beta=0.31, A=35.0, B=55.0, E=1.1)
 COMPUTE = ComputeConfig(engine="numpy", precision="fp32", threads=1)
@@ -49,7 +49,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(text: Path) -> Dataset:
-    data = small(text).data
+    data = small_config(text).data
     return prepare_dataset(data, find_source(data, lambda message: None), lambda message: None)
 
 
@@ -59,7 +59,7 @@ def V(dataset: Dataset) -> int:
 
 
 def base(text: Path, **flags: Any) -> RunConfig:
-    return small(
+    return small_config(
         text, **{"d_model": 128, "n_heads": 4, "n_layers": 4, "block_size": 64} | flags
     ).resolve()
 

@@ -33,7 +33,7 @@ from glasslm.lab.studies.sweep import (
 )
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
-from small_runs import essence, small, train, wait_for, write_text
+from small_runs import comparable_results, small_config, train, wait_for, write_text
 
 STEPS = 12
 RUNNER = Runner(ComputeConfig(engine="numpy", threads=1))
@@ -42,13 +42,13 @@ RUNNER = Runner(ComputeConfig(engine="numpy", threads=1))
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_text(tmp_path_factory.mktemp("text") / "text.txt")
-    data = small(path).data
+    data = small_config(path).data
     prepare_dataset(data, find_source(data, lambda message: None), lambda message: None)
     return path
 
 
 def trial(text: Path, name: str, **flags: Any) -> Trial:
-    return Trial(name, small(text, **{"max_steps": STEPS, "sample_interval": 0} | flags))
+    return Trial(name, small_config(text, **{"max_steps": STEPS, "sample_interval": 0} | flags))
 
 
 def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_each_run_is_the_run_that_train_makes(text: Path, tmp_path: Path) -> Non
     alone = train(
         text, tmp_path / "alone", max_steps=STEPS, sample_interval=0, seed=7, n_layers=1
     ).run_dir
-    assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
+    assert comparable_results(ended["two"].run.path, STEPS) == comparable_results(alone, STEPS)
     assert not (ended["one"].run.path / "report.html").exists()  # `glasslm report` makes it
     assert any("0 runs to go" in message for message in messages)
     before = {
@@ -106,9 +106,9 @@ def test_other_settings_in_the_same_folder_are_refused(text: Path, tmp_path: Pat
 
 
 def test_a_larger_model_costs_more(text: Path) -> None:
-    base = small(text)
-    assert run_flops(small(text, n_layers=4), 20) > 1.5 * run_flops(base, 20)
-    assert run_flops(small(text, max_steps=40), 20) == 2 * run_flops(base, 20)
+    base = small_config(text)
+    assert run_flops(small_config(text, n_layers=4), 20) > 1.5 * run_flops(base, 20)
+    assert run_flops(small_config(text, max_steps=40), 20) == 2 * run_flops(base, 20)
 
 
 SCRIPT = """
@@ -117,13 +117,13 @@ SCRIPT = """
     sys.path.insert(0, {tests!r})
     from glasslm.lab.studies.sweep import Runner, Trial, run_all
     from glasslm.config.schema import ComputeConfig
-    from small_runs import small
+    from small_runs import small_config
     flags = {{
         "max_steps": 400, "sample_interval": 0, "checkpoint_interval": 25,
         "eval_interval": 300, "keep": 2,
     }}
     text = Path({text!r})
-    trials = [Trial(f"seed-{{seed}}", small(text, seed=seed, **flags)) for seed in (1, 2, 3)]
+    trials = [Trial(f"seed-{{seed}}", small_config(text, seed=seed, **flags)) for seed in (1, 2, 3)]
     runner = Runner(ComputeConfig(engine="numpy", threads=1), workers=2)
     outcomes = run_all(Path({study!r}), trials, runner, 20, print)
     print(sorted((name, outcome.status) for name, outcome in outcomes.items()))
@@ -183,7 +183,9 @@ def test_a_study_that_is_killed_goes_on_to_the_same_end(
         out.splitlines()[-1]
         == "[('seed-1', 'finished'), ('seed-2', 'finished'), ('seed-3', 'finished')]"
     )
-    assert essence(study / "runs" / "seed-2", 400) == essence(undisturbed, 400)
+    assert comparable_results(study / "runs" / "seed-2", 400) == comparable_results(
+        undisturbed, 400
+    )
 
 
 def _is_held(run: Path) -> bool:
@@ -214,7 +216,7 @@ def test_a_ray_cluster_makes_the_same_runs(text: Path, tmp_path: Path) -> None:
         "two": "finished",
     }
     alone = train(text, tmp_path / "alone", max_steps=STEPS, sample_interval=0, seed=7).run_dir
-    assert essence(ended["two"].run.path, STEPS) == essence(alone, STEPS)
+    assert comparable_results(ended["two"].run.path, STEPS) == comparable_results(alone, STEPS)
     assert json.loads((alone / "run.json").read_text(encoding="utf-8"))["seed"] == 7
     assert Run(alone).best_val_loss is not None
 
@@ -236,7 +238,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     )
     ended = run_all(tmp_path / "study", trials, RUNNER, 20, lambda message: None)
     assert ended["one"].status == "finished"
-    assert essence(path, STEPS) == essence(complete, STEPS)
+    assert comparable_results(path, STEPS) == comparable_results(complete, STEPS)
 
 
 def test_a_run_that_is_still_saving_is_waited_for(text: Path, tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_a_recipe_that_makes_no_study_is_refused(
     text: Path, flags: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        study_setting.prepare_recipe(small(text, **flags), lambda message: None)
+        study_setting.prepare_recipe(small_config(text, **flags), lambda message: None)
 
 
 def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.Monkey
         buffer = io.BytesIO(text.read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Piped())
-    base, dataset = study_setting.prepare_recipe(small(Path("-")), lambda message: None)
+    base, dataset = study_setting.prepare_recipe(small_config(Path("-")), lambda message: None)
     assert base.data.text_file != ("-",)
     again, same = study_setting.prepare_recipe(base, lambda message: None)
     assert again == base
@@ -315,6 +317,6 @@ def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.Monkey
 
 def test_one_engine_serves_a_whole_study(text: Path) -> None:
     for compute in (ComputeConfig(), ComputeConfig(engine="numpy", threads=3)):
-        resolved = study_setting.resolve_compute(compute, small(text), 20)
+        resolved = study_setting.resolve_compute(compute, small_config(text), 20)
         assert "auto" not in (resolved.engine, resolved.device, resolved.precision)
         assert resolved.threads == (compute.threads or 1)

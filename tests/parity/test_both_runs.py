@@ -18,7 +18,15 @@ from glasslm.engines.protocol import Engine
 from glasslm.runs import run_folder
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
-from small_runs import essence, logged, no_report, quiet, read_json, small, write_text
+from small_runs import (
+    comparable_results,
+    ignore_message,
+    logged_lines,
+    read_json,
+    small_config,
+    without_report,
+    write_text,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +34,7 @@ from both_engines import TOLERANCE, assert_near  # noqa: E402 - needs PyTorch
 
 from glasslm.engines.torch import engine as torch_engine  # noqa: E402
 from glasslm.engines.torch import hardware  # noqa: E402
-from small_runs import interrupted_at  # noqa: E402
+from small_runs import interrupt_at  # noqa: E402
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 TORCH = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
@@ -48,17 +56,19 @@ def _bf16_on_any_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(text: Path, run_dir: Path, compute: ComputeConfig, **flags: Any) -> Outcome:
-    with no_report():
-        return launch.train(small(text, **QUICK | flags), compute, run_dir, notify=quiet)
+    with without_report():
+        return launch.train(
+            small_config(text, **QUICK | flags), compute, run_dir, notify=ignore_message
+        )
 
 
 def resume(
     run_dir: Path, compute: ComputeConfig | None = None, messages: list[str] | None = None
 ) -> Outcome:
     compute = compute or ComputeConfig()
-    with no_report():
+    with without_report():
         return launch.resume(
-            run_dir, compute, notify=quiet if messages is None else messages.append
+            run_dir, compute, notify=ignore_message if messages is None else messages.append
         )
 
 
@@ -67,14 +77,14 @@ def interrupt_run(
 ) -> Path:
     """The folder of a run that is interrupted in the middle of a step."""
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(step, patch)
+        interrupt_at(step, patch)
         assert train(text, run_dir, compute, **flags).status == "interrupted"
     return run_dir
 
 
 def interrupt_again(run_dir: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(step, patch, signal.SIGTERM)
+        interrupt_at(step, patch, signal.SIGTERM)
         assert resume(run_dir).status == "interrupted"
 
 
@@ -108,13 +118,15 @@ def test_both_engines_train_the_same_model(uninterrupted: dict[str, Path]) -> No
     by_numpy, by_torch = uninterrupted["numpy"], uninterrupted["torch"]
     assert_near(last_state(by_torch), last_state(by_numpy), TOLERANCE["fp64"])
     for kind in ("step", "eval", "checkpoint"):
-        for line, same in zip(logged(by_numpy, kind), logged(by_torch, kind), strict=True):
+        for line, same in zip(
+            logged_lines(by_numpy, kind), logged_lines(by_torch, kind), strict=True
+        ):
             del line["timing"], same["timing"]
             numbers = {key: value for key, value in line.items() if isinstance(value, float)}
             assert {key: same[key] for key in numbers} == pytest.approx(numbers, rel=1e-9)
             assert same | numbers == line
-    assert logged(by_numpy, "sample") == logged(by_torch, "sample")
-    assert [len(line["text"]) for line in logged(by_numpy, "sample")] == [200, 200]
+    assert logged_lines(by_numpy, "sample") == logged_lines(by_torch, "sample")
+    assert [len(line["text"]) for line in logged_lines(by_numpy, "sample")] == [200, 200]
     assert (
         run_folder.Run(by_numpy).record["engine"],
         run_folder.Run(by_torch).record["engine"],
@@ -142,7 +154,7 @@ def test_one_engine_finishes_the_run_of_the_other(
     )
     assert resume(run, ComputeConfig(engine=second, device="cpu", threads=1)).status == "finished"
     assert_near(last_state(run), last_state(whole), TOLERANCE[precision])
-    assert [line["step"] for line in logged(run, "step")] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in logged_lines(run, "step")] == list(range(1, STEPS + 1))
 
 
 # -- interruption and resume, by PyTorch alone -----------------------------------------------------
@@ -166,12 +178,12 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 ) -> None:
     """Bit for bit, after two interruptions, and with no flag that names the engine."""
     whole = train(text, tmp_path / "whole", TORCH, **VARIANTS[variant])
-    steps = logged(whole.run_dir, "end")[0]["step"]
+    steps = logged_lines(whole.run_dir, "end")[0]["step"]
     run = interrupt_run(text, tmp_path / "cut", 4, TORCH, **VARIANTS[variant])
     interrupt_again(run, 9)
     last = resume(run)
     assert (last.status, last.sample) == ("finished", whole.sample)
-    assert essence(run, steps) == essence(whole.run_dir, steps)
+    assert comparable_results(run, steps) == comparable_results(whole.run_dir, steps)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -188,10 +200,10 @@ def test_a_narrow_run_is_resumed_bit_for_bit(
     scales = [state["loss_scale"] for state in states]
     assert (scales == [1.0, 1.0]) if precision == "bf16" else (scales[0] == 2**30 > scales[1] > 1)
     assert (states[1]["updates"] < 6) == (precision == "fp16")
-    assert not logged(run, "warning")
+    assert not logged_lines(run, "warning")
     interrupt_again(run, 9)
     assert resume(run).status == "finished"
-    assert essence(run, STEPS) == essence(whole, STEPS)
+    assert comparable_results(run, STEPS) == comparable_results(whole, STEPS)
 
 
 def test_the_run_records_its_engine(text: Path, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_renamed_folder_is_not_another_step(tmp_path: Path) -> None:
     assert "000900 holds step 200" in heard[0]
 
 
-def crafted(run_dir: Path, name: str, data: bytes) -> None:
+def write_crafted_file(run_dir: Path, name: str, data: bytes) -> None:
     """Put `data` into the newest checkpoint, with a manifest that agrees."""
     path = run_dir / "checkpoints" / "000001"
     contents = {
@@ -278,7 +278,7 @@ def tensors(header: dict[str, Any], body: bytes = b"\0" * 8) -> bytes:
 )
 def test_crafted_arrays_are_an_error_and_nothing_else(tmp_path: Path, data: bytes) -> None:
     save(tmp_path, 1)
-    crafted(tmp_path, "model.safetensors", data)
+    write_crafted_file(tmp_path, "model.safetensors", data)
     with pytest.raises(DamagedError, match=r"model\.safetensors"):
         checkpoint.load(tmp_path).weights()
 
@@ -296,13 +296,13 @@ def test_a_crafted_state_is_an_error_and_nothing_else(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     state = json.loads((save(tmp_path, 1) / "state.json").read_text())
-    crafted(tmp_path, "state.json", json.dumps(state | change).encode())
+    write_crafted_file(tmp_path, "state.json", json.dumps(state | change).encode())
     with pytest.raises(DamagedError, match=r"000001"):
         checkpoint.load(tmp_path)
 
 
 def test_a_state_that_is_no_object_is_an_error(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    crafted(tmp_path, "state.json", b"[]")
+    write_crafted_file(tmp_path, "state.json", b"[]")
     with pytest.raises(DamagedError, match=r"state\.json"):
         checkpoint.load(tmp_path)

@@ -28,7 +28,7 @@ LINES = [
 ]
 
 
-def written(path: Path, lines: list[metrics.Line], start_bytes: int = 0) -> int:
+def write_lines(path: Path, lines: list[metrics.Line], start_bytes: int = 0) -> int:
     with metrics.MetricsLog(path, start_bytes) as log:
         for line in lines:
             log.write(line)
@@ -55,7 +55,7 @@ def test_numpy_numbers_are_numbers_and_what_is_not_finite_is_null(tmp_path: Path
         "timing": {"elapsed_s": math.inf, "parts": (np.float64(-math.inf), 1)},
         "norms": np.array([1.0, math.nan]),
     }
-    written(path, [line])
+    write_lines(path, [line])
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -79,17 +79,19 @@ def test_a_loss_keeps_every_bit(loss: float) -> None:
 
 def test_a_resumed_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    until = written(path, LINES[:2])
-    written(path, LINES[2:], start_bytes=until)
+    until = write_lines(path, LINES[:2])
+    write_lines(path, LINES[2:], start_bytes=until)
     whole = path.read_bytes()
-    written(path, LINES[2:], start_bytes=until)  # what came after the checkpoint is written again
+    write_lines(
+        path, LINES[2:], start_bytes=until
+    )  # what came after the checkpoint is written again
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "metrics.jsonl"
-    written(path, LINES)
+    write_lines(path, LINES)
     last = len(path.read_bytes().splitlines(keepends=True)[-1])
     path.write_bytes(path.read_bytes()[: -min(cut + 1, last)])
     assert list(metrics.read_lines(path)) == LINES[:-1]
@@ -100,7 +102,7 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path, cut: int) -> None:
 )
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, wrong: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    written(path, LINES[:2])
+    write_lines(path, LINES[:2])
     path.write_bytes(path.read_bytes() + wrong + b'{"kind": "end", "step": 4}\n')
     with pytest.raises(DamagedError, match="line 3 of"):
         list(metrics.read_lines(path))

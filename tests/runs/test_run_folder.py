@@ -24,14 +24,14 @@ RECORD: dict[str, Any] = {
 }
 
 
-def made(run_dir: Path, **changes: Any) -> Path:
+def make_run(run_dir: Path, **changes: Any) -> Path:
     with lock_run(run_dir):
         run_folder.create_run(run_dir, RECORD | changes, '{"kind": "byte"}\n')
     return run_dir
 
 
 def test_a_new_run_holds_its_record_and_tokenizer(tmp_path: Path) -> None:
-    path = made(tmp_path / "deep" / "a run, größer")
+    path = make_run(tmp_path / "deep" / "a run, größer")
     assert json.loads((path / "run.json").read_bytes()) == json.loads(
         json.dumps({"format": 1, **RECORD})
     )
@@ -42,7 +42,7 @@ def test_a_new_run_holds_its_record_and_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_config_comes_back_as_it_was(tmp_path: Path, preset: str) -> None:
     config = PRESETS[preset]().resolve()
-    run = run_folder.Run(made(tmp_path / preset, config=to_dict(config)))
+    run = run_folder.Run(make_run(tmp_path / preset, config=to_dict(config)))
     assert run.config == config
     assert run.config_sha256 == run_folder.config_sha256(json.loads(json.dumps(to_dict(config))))
 
@@ -58,10 +58,10 @@ def test_a_configs_identity_sees_every_value_and_no_order() -> None:
 
 
 def test_an_existing_run_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = made(tmp_path / "run")
+    path = make_run(tmp_path / "run")
     (path / "checkpoints" / "000000").mkdir()
     before = (path / "run.json").read_bytes()
-    for refuse in (lambda: run_folder.require_new(path), lambda: made(path, seed=7)):
+    for refuse in (lambda: run_folder.require_new(path), lambda: make_run(path, seed=7)):
         with pytest.raises(InputError, match="glasslm resume"):
             refuse()
     with lock_run(path), pytest.raises(InUseError, match=str(os.getpid())):
@@ -106,18 +106,18 @@ def test_what_a_death_during_creation_left_does_not_block_the_name(
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_json", die)
         with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "run")
+            make_run(tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").exists()
     run_folder.require_new(tmp_path / "run")
-    made(tmp_path / "run")
+    make_run(tmp_path / "run")
 
 
 def test_runs_are_found_by_path_and_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made(tmp_path / "runs" / "faust-tiny-1")
-    made(tmp_path / "elsewhere")
+    make_run(tmp_path / "runs" / "faust-tiny-1")
+    make_run(tmp_path / "elsewhere")
     (tmp_path / "faust-tiny-1").mkdir()  # a folder of that name which is no run hides nothing
     assert run_folder.find_run("faust-tiny-1") == Path("runs/faust-tiny-1")
     assert run_folder.find_run("runs/faust-tiny-1") == Path("runs/faust-tiny-1")
@@ -140,7 +140,7 @@ def test_a_default_name_is_a_good_name(
     names = []
     for _ in range(3):  # within one second
         name = run_folder.default_name(stem, "tiny")
-        made(Path("runs") / name)
+        make_run(Path("runs") / name)
         names.append(name)
         assert run_folder.find_run(name) == Path("runs") / name
         assert "-tiny-" in name
@@ -150,7 +150,7 @@ def test_a_default_name_is_a_good_name(
 
 
 def test_history_is_metrics_in_columns(tmp_path: Path) -> None:
-    path = made(tmp_path / "run")
+    path = make_run(tmp_path / "run")
     run = run_folder.Run(path)
     assert run.history == run_folder.History()
     with metrics.MetricsLog(path / "metrics.jsonl") as log:
@@ -194,7 +194,7 @@ def test_history_is_metrics_in_columns(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    path = made(tmp_path / "run", format=2)
+    path = make_run(tmp_path / "run", format=2)
     with pytest.raises(DamagedError, match="newer glasslm"):
         _ = run_folder.Run(path).record
     (path / "run.json").write_text('{"format": 1}')
@@ -207,7 +207,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("glasslm.data.tokenizers")
-    path = made(tmp_path / "run", tokenizer={"sha256": "0" * 64})
+    path = make_run(tmp_path / "run", tokenizer={"sha256": "0" * 64})
     with pytest.raises(DamagedError, match="0" * 64):
         _ = run_folder.Run(path).tokenizer
     tokenizer = tokenizers.parse_tokenizer((path / "tokenizer.json").read_text())

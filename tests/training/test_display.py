@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def lines(hostile: str = HOSTILE) -> Iterator[Line]:
+def metrics_lines(hostile: str = HOSTILE) -> Iterator[Line]:
     """A run in which everything happens, null losses included; a step takes 0.1 s."""
     yield {"kind": "plan", "step": 0, "max_steps": STEPS}
     for step in range(STEPS + 1):
@@ -127,7 +127,7 @@ def lines(hostile: str = HOSTILE) -> Iterator[Line]:
 def test_a_log_gets_one_plain_line_for_each_event(clock: Clock) -> None:
     out = io.StringIO()
     with Display(stream=out) as display:
-        for line in lines():
+        for line in metrics_lines():
             clock.now += 0.1 if line["kind"] == "step" else 0
             display.show(line)
             display.tick(line["step"])
@@ -173,7 +173,7 @@ def test_null_numbers_are_shown_and_poison_nothing() -> None:
         {"kind": "step", "step": 1, "loss": math.nan, "lr": 1.0, "grad_norm": 1.0}, 9
     )
     view = View()
-    for line in lines():
+    for line in metrics_lines():
         view.update(line)
     view.update({"kind": "eval", "step": 201, "loss": None, "bpb": None})
     assert view.best is not None
@@ -198,7 +198,7 @@ def test_a_loss_measured_again_on_the_whole_split_counts() -> None:
     assert view.best == (50, 2.2)
 
 
-def rows(view: View, width: int, height: int) -> list[str]:
+def panel_rows(view: View, width: int, height: int) -> list[str]:
     console = Console(
         file=io.StringIO(), width=width, height=height, color_system=None, force_terminal=True
     )
@@ -211,10 +211,10 @@ def rows(view: View, width: int, height: int) -> list[str]:
 @pytest.mark.parametrize("height", [6, 10, 15, 23, 32])
 def test_the_panel_fits_and_foreign_text_is_only_text(width: int, height: int) -> None:
     view = View("title [/red] \x1b[31m"[:9])
-    for count, line in enumerate(lines()):
+    for count, line in enumerate(metrics_lines()):
         view.update(line)
         if count % 40 == 0 or line["kind"] == "end":
-            shown = rows(view, width, height)
+            shown = panel_rows(view, width, height)
             assert len(shown) <= height
             assert {cell_len(row) for row in shown} == {width}
             assert "".join(shown).isprintable()
@@ -222,11 +222,11 @@ def test_the_panel_fits_and_foreign_text_is_only_text(width: int, height: int) -
 
 def test_the_panel_shows_what_matters_at_80_by_24() -> None:
     view = View("tiny on shakespeare")
-    for line in lines("[/red]"):
+    for line in metrics_lines("[/red]"):
         if line["kind"] == "end":
             break
         view.update(line)
-    shown = "\n".join(rows(view, 80, 23))
+    shown = "\n".join(panel_rows(view, 80, 23))
     for words in (
         "tiny on shakespeare",
         "100%",
@@ -244,7 +244,7 @@ def test_the_panel_keeps_its_height_from_sample_to_sample() -> None:
     view, heights = View(), set()
     for text in ("short", "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\nk\nl"):
         view.update({"kind": "sample", "step": 1, "prompt": "", "text": text})
-        heights.add(len(rows(view, 80, 23)))
+        heights.add(len(panel_rows(view, 80, 23)))
     assert len(heights) == 1
 
 
@@ -269,7 +269,7 @@ def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
     )  # where the tests run it may be "dumb", on which nothing is redrawn
     out = Terminal()
     with Display(STEPS, "a run", stream=out, live=True) as display:
-        for line in lines():
+        for line in metrics_lines():
             display.show(line)
         before = out.getvalue().count("of 200")
         for step in range(1000):  # one second
@@ -286,7 +286,7 @@ def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
 
 def test_the_past_of_a_resumed_run_is_drawn_and_not_printed() -> None:
     out = io.StringIO()
-    past = [line for line in lines() if line["step"] <= 100]
+    past = [line for line in metrics_lines() if line["step"] <= 100]
     display = Display(STEPS, past=past, stream=out)
     assert not out.getvalue()
     assert [step for step, _ in display.view.validation] == [0, 50, 100]
@@ -329,7 +329,7 @@ def test_the_run_goes_on_when_nobody_reads_any_more(
     out = Gone(problem, after, live)
     monkeypatch.setattr(sys, "stderr", out)
     with Display(STEPS, stream=out, live=live) as display:
-        for line in lines():
+        for line in metrics_lines():
             clock.now += 1
             display.show(line)
             display.tick(line["step"])
@@ -381,14 +381,14 @@ def test_braille_dots_are_where_unicode_says() -> None:
 def test_a_curve_is_joined_and_passes_through_its_points(points: list[tuple[int, float]]) -> None:
     points.sort()
     cells = braille_cells([(float(x), y) for x, y in points], 40, 8, (0.0, 50.0), (-2.0, 2.0))
-    dots = dots_of(cells)
+    dots = drawn_dots(cells)
     for x, y in points:
         assert (round(x / 50 * 79), round((2 - y) / 4 * 31)) in dots
     columns = sorted({x for x, _ in dots})
     assert columns == list(range(columns[0], columns[-1] + 1))
 
 
-def dots_of(cells: list[list[int]]) -> set[tuple[int, int]]:
+def drawn_dots(cells: list[list[int]]) -> set[tuple[int, int]]:
     numbers = {
         1: (0, 0),
         2: (0, 1),

@@ -25,8 +25,16 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.fine_tuning import DEFAULT_RANK, FULL_LR, LORA_LR, Base, fine_tuning_config
 from glasslm.training.launch import Outcome
-from small_runs import COMPUTE, essence, interrupted_at, logged, no_report, quiet, read_json
-from tuned_runs import QUICK, finetune, make_base, words, write_new_text
+from small_runs import (
+    COMPUTE,
+    comparable_results,
+    ignore_message,
+    interrupt_at,
+    logged_lines,
+    read_json,
+    without_report,
+)
+from tuned_runs import QUICK, finetune, flag_arguments, make_base, write_new_text
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 
@@ -49,7 +57,9 @@ def tuned(base: Path, new: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def losses(run: Path, split: str) -> dict[int, float]:
     """By step, as it was measured last."""
-    return {line["step"]: line["loss"] for line in logged(run, "eval") if line["split"] == split}
+    return {
+        line["step"]: line["loss"] for line in logged_lines(run, "eval") if line["split"] == split
+    }
 
 
 # -- what is learnt, and what is forgotten
@@ -64,9 +74,9 @@ def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path)
     assert kept[0] == pytest.approx(min(losses(base, "val").values()), rel=1e-6)
     assert kept[24] > kept[0] + 0.05
     model, run = glasslm.load(base, engine="numpy"), run_folder.Run(tuned)
-    new_text = run.dataset(quiet).val.tokens
+    new_text = run.dataset(ignore_message).val.tokens
     assert learnt[0] == pytest.approx(model.score(new_text).loss, rel=1e-6)
-    assert not any(line["best"] for line in logged(tuned, "eval") if line["split"] == "old")
+    assert not any(line["best"] for line in logged_lines(tuned, "eval") if line["split"] == "old")
 
 
 def test_the_run_says_where_it_comes_from_and_holds_all_it_needs(base: Path, tuned: Path) -> None:
@@ -102,7 +112,7 @@ def test_full_fine_tuning_trains_all_weights(base: Path, new: Path, tmp_path: Pa
 def test_python_says_it_by_init_from(
     flags: dict[str, Any], rate: float, base: Path, new: Path, tmp_path: Path
 ) -> None:
-    with no_report():
+    with without_report():
         settings = {name: value for name, value in QUICK.items() if name != "warmup_steps"}
         run = glasslm.train(
             init_from=base,
@@ -131,8 +141,8 @@ def test_train_takes_a_run_to_start_from(
         | {"max_steps": 4, "init_from": base, "text_file": new, "run_dir": tmp_path / "run"}
         | flags
     )
-    with no_report():
-        assert main(["train", *words(**settings)]) == 0
+    with without_report():
+        assert main(["train", *flag_arguments(**settings)]) == 0
     config = run_folder.Run(tmp_path / "run").config
     assert (config.optimizer.lr, config.model.lora_rank) == (rate, flags.get("lora_rank", 0))
     assert losses(tmp_path / "run", "old")[0] == pytest.approx(
@@ -171,9 +181,9 @@ def test_a_text_whose_old_one_is_gone_is_learnt_all_the_same(
 # -------------------
 
 
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+def run_refused(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
     """The one line that a command says of why it is refused."""
-    with no_report():
+    with without_report():
         assert main(argv) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -188,8 +198,8 @@ def test_characters_that_the_tokenizer_lacks_are_named(
 ) -> None:
     foreign = tmp_path / "foreign.txt"
     foreign.write_text("the cat likes a naïve fox.\n" * 60, encoding="utf-8")
-    flags = words(text_file=foreign, run_dir=tmp_path / "run", **QUICK) + ["--full"] * full
-    said = refused(["finetune", str(base), *flags], capsys)
+    flags = flag_arguments(text_file=foreign, run_dir=tmp_path / "run", **QUICK) + ["--full"] * full
+    said = run_refused(["finetune", str(base), *flags], capsys)
     assert "ï" in said
     assert "x" in said.replace("text", "")
     assert not (tmp_path / "run").exists()
@@ -222,10 +232,10 @@ def test_what_cannot_be_is_refused_in_one_line(
     argv = [
         "finetune",
         str(base),
-        *words(text_file=new, run_dir=tmp_path / "run", max_steps=2, threads=1),
+        *flag_arguments(text_file=new, run_dir=tmp_path / "run", max_steps=2, threads=1),
         *wrong,
     ]
-    assert expected in refused(argv, capsys)
+    assert expected in run_refused(argv, capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -237,11 +247,13 @@ def test_run_and_text_must_be_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "--text-file" in refused(["finetune", str(base)], capsys)
-    assert "no run 'nowhere'" in refused(["finetune", "nowhere", "--text-file", str(new)], capsys)
-    assert "RUN" in refused(["finetune", "--full"], capsys)
-    assert "RUN" in refused(["finetune"], capsys)
-    assert "RUN comes first" in refused(
+    assert "--text-file" in run_refused(["finetune", str(base)], capsys)
+    assert "no run 'nowhere'" in run_refused(
+        ["finetune", "nowhere", "--text-file", str(new)], capsys
+    )
+    assert "RUN" in run_refused(["finetune", "--full"], capsys)
+    assert "RUN" in run_refused(["finetune"], capsys)
+    assert "RUN comes first" in run_refused(
         ["finetune", "--full", str(base), "--text-file", str(new)], capsys
     )
     assert list(tmp_path.iterdir()) == []
@@ -250,14 +262,14 @@ def test_run_and_text_must_be_given(
 def test_adapters_need_a_trained_model(
     new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = words(text_file=new, run_dir=tmp_path / "run", max_steps=2, lora_rank=4)
-    assert "--init-from" in refused(["train", *flags], capsys)
-    assert "--preset" in refused(
+    flags = flag_arguments(text_file=new, run_dir=tmp_path / "run", max_steps=2, lora_rank=4)
+    assert "--init-from" in run_refused(["train", *flags], capsys)
+    assert "--preset" in run_refused(
         ["train", "--init-from", "base", "--preset", "small", *flags], capsys
     )
 
 
-def fits(base: Path, **flags: Any) -> bool:
+def is_compatible(base: Path, **flags: Any) -> bool:
     start = Base(str(base))
     config = with_flags(fine_tuning_config(start, rank=2), flags)
     try:
@@ -276,18 +288,18 @@ def test_what_belongs_to_no_weight_may_change(base: Path, tmp_path: Path) -> Non
         "window": 8,
         "lora_targets": "o",
     }
-    assert fits(base, **free)
-    assert fits(base, rope_scaling="ntk", rope_factor=2.0)
+    assert is_compatible(base, **free)
+    assert is_compatible(base, rope_scaling="ntk", rope_factor=2.0)
     for name, value in {
         "n_kv_heads": 1,
         "qk_norm": True,
         "scale_embeddings": True,
         "tie_embeddings": False,
     }.items():
-        assert not fits(base, **{name: value}), name
+        assert not is_compatible(base, **{name: value}), name
     learned = make_run(tmp_path / "learned", "abc", position="learned")
-    assert fits(learned, dropout=0.1)
-    assert not fits(learned, block_size=64)
+    assert is_compatible(learned, dropout=0.1)
+    assert not is_compatible(learned, block_size=64)
 
 
 def test_a_checkpoint_of_another_run_is_no_start(base: Path, tmp_path: Path) -> None:
@@ -328,15 +340,15 @@ def train(
         fine_tuning_config(Base(str(base)), rank=0),
         settings | {"text_file": str(new), "log_interval": 1} | flags,
     )
-    with no_report():
+    with without_report():
         return launch.train(
-            config, ComputeConfig(engine, "cpu", precision, 1), run_dir, notify=quiet
+            config, ComputeConfig(engine, "cpu", precision, 1), run_dir, notify=ignore_message
         )
 
 
-def cut(step: int, base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
+def interrupted_run(step: int, base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(step, patch)
+        interrupt_at(step, patch)
         assert train(base, new, run_dir, **flags).status == "interrupted"
     return run_dir
 
@@ -344,8 +356,10 @@ def cut(step: int, base: Path, new: Path, run_dir: Path, **flags: Any) -> Path:
 def resume(
     run_dir: Path, compute: ComputeConfig = COMPUTE, said: list[str] | None = None
 ) -> Outcome:
-    with no_report():
-        return launch.resume(run_dir, compute, notify=quiet if said is None else said.append)
+    with without_report():
+        return launch.resume(
+            run_dir, compute, notify=ignore_message if said is None else said.append
+        )
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
@@ -358,13 +372,13 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         pytest.importorskip("torch")
     flags = {"engine": engine} | VARIANTS[variant]
     whole = train(base, new, tmp_path / "whole", **flags)
-    run = cut(3, base, new, tmp_path / "run", **flags)
+    run = interrupted_run(3, base, new, tmp_path / "run", **flags)
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(9, patch, signal.SIGTERM)
+        interrupt_at(9, patch, signal.SIGTERM)
         assert resume(run, ComputeConfig(threads=1)).status == "interrupted"
     last = resume(run, ComputeConfig(threads=1))
     assert (last.status, last.sample) == ("finished", whole.sample)
-    assert essence(run, 12) == essence(whole.run_dir, 12)
+    assert comparable_results(run, 12) == comparable_results(whole.run_dir, 12)
     assert list(losses(run, "old")) == [0, 4, 8, 12]
 
 
@@ -372,7 +386,7 @@ def test_the_other_engine_goes_on(base: Path, new: Path, tmp_path: Path) -> None
     pytest.importorskip("torch")
     flags: dict[str, Any] = {"lora_rank": 2, "ema": 0.8, "precision": "fp64", "sample_interval": 0}
     whole = train(base, new, tmp_path / "whole", **flags).run_dir
-    run = cut(5, base, new, tmp_path / "run", **flags)
+    run = interrupted_run(5, base, new, tmp_path / "run", **flags)
     assert resume(run, ComputeConfig("torch", "cpu", threads=1)).status == "finished"
     for file in ("model.safetensors", "optimizer.safetensors"):
         one, other = (load_file(path / "checkpoints" / "000012" / file) for path in (whole, run))
@@ -389,22 +403,22 @@ def test_the_other_engine_goes_on(base: Path, new: Path, tmp_path: Path) -> None
 # -----------------------------------------------------------------------------------
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
     path.write_bytes(data)
 
 
-def replace(path: Path) -> None:
+def replace_weights(path: Path) -> None:
     """Complete, with the right names and shapes, but not the weights that the adapters adapt."""
     weights = load_file(path / "model.safetensors")
     checkpoint.save_base(path.parent, {name: 2 * array for name, array in weights.items()})
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "another run's": (replace, "model.safetensors belongs to another run"),
+    "another run's": (replace_weights, "model.safetensors belongs to another run"),
     "a flipped bit": (
-        lambda base: flip(base / "model.safetensors"),
+        lambda base: flip_bit(base / "model.safetensors"),
         "model.safetensors was altered",
     ),
     "no weights": (
@@ -443,7 +457,7 @@ def test_damaged_frozen_weights_are_named(
     ]
     for argv in (["generate", str(run), "--prompt", "the"], ["resume", str(run), "--threads", "1"],
                  ["merge", str(run)], finetuning):  # fmt: skip
-        said = refused(argv, capsys, code=4)
+        said = run_refused(argv, capsys, code=4)
         assert message in said
         assert str(run / "base") in said
     assert not (tmp_path / "again").exists()
@@ -455,18 +469,18 @@ def test_without_the_run_it_started_from_a_run_goes_on(
 ) -> None:
     """Forgetting is no longer measured, and a note says so."""
     base = make_base(tmp_path, max_steps=2)
-    run = cut(6, base, new, tmp_path / "run", lora_rank=2)
+    run = interrupted_run(6, base, new, tmp_path / "run", lora_rank=2)
     whole = train(base, new, tmp_path / "whole", lora_rank=2).run_dir
     shutil.rmtree(base)
     capsys.readouterr()
-    with no_report():
+    with without_report():
         assert main(["resume", str(run), "--threads", "1"]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
     assert "forgetting" in notes[0]
     assert str(base) in notes[0]
     assert list(losses(run, "old")) == [0, 4]
-    assert essence(run, 12)[0] == essence(whole, 12)[0]
+    assert comparable_results(run, 12)[0] == comparable_results(whole, 12)[0]
     assert losses(run, "val") == losses(whole, "val")
     assert main(["generate", str(run), "--prompt", "the", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("the")
@@ -474,7 +488,7 @@ def test_without_the_run_it_started_from_a_run_goes_on(
 
 def test_another_run_in_its_place_is_not_taken_for_it(new: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path, max_steps=2)
-    run = cut(6, base, new, tmp_path / "run", lora_rank=2)
+    run = interrupted_run(6, base, new, tmp_path / "run", lora_rank=2)
     shutil.rmtree(base)
     (tmp_path / "other").mkdir()
     make_base(tmp_path / "other", max_steps=2, val_fraction=0.3).rename(base)

@@ -36,14 +36,14 @@ from glasslm.training import launch
 from glasslm.training.loop import Loop
 from small_runs import (
     COMPUTE,
-    essence,
-    logged,
-    no_report,
-    quiet,
+    comparable_results,
+    ignore_message,
+    logged_lines,
     read_json,
     resume,
-    small,
+    small_config,
     train,
+    without_report,
     write_text,
 )
 
@@ -95,7 +95,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
     assert datetime.fromisoformat(record["created"]).tzinfo is not None
     assert set(record["config"]) == {"model", "data", "optimizer", "train"}
     config = from_dict(RunConfig, record["config"])
-    assert config == config.resolve() == small(text, test_fraction=0.1).resolve()
+    assert config == config.resolve() == small_config(text, test_fraction=0.1).resolve()
     assert (
         record["parameters"]
         == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
@@ -149,7 +149,7 @@ def test_metrics_have_the_fields_that_are_promised(finished: Path) -> None:
 
 
 def test_evaluations_say_the_same_thing_three_ways(finished: Path) -> None:
-    for line in logged(finished, "eval"):
+    for line in logged_lines(finished, "eval"):
         assert line["perplexity"] == pytest.approx(np.exp(line["loss"]))
         assert line["bpb"] == pytest.approx(
             line["loss"] / np.log(2) * line["tokens"] / line["bytes"]
@@ -206,20 +206,23 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(
     text: Path, tmp_path: Path, finished: Path
 ) -> None:
     again = train(text, tmp_path / "again", test_fraction=0.1).run_dir
-    assert essence(again, 20) == essence(finished, 20)
+    assert comparable_results(again, 20) == comparable_results(finished, 20)
     other = train(text, tmp_path / "other", test_fraction=0.1, seed=43).run_dir
-    assert essence(other, 20)[0] != essence(finished, 20)[0]
+    assert comparable_results(other, 20)[0] != comparable_results(finished, 20)[0]
 
 
 def test_the_number_of_threads_changes_no_bit(text: Path, tmp_path: Path) -> None:
     ends = []
     for threads in (1, 2, 3):
-        config = small(text, dropout=0.2, micro_batch_size=3)
-        with no_report():
+        config = small_config(text, dropout=0.2, micro_batch_size=3)
+        with without_report():
             run = launch.train(
-                config, ComputeConfig(threads=threads), tmp_path / str(threads), notify=quiet
+                config,
+                ComputeConfig(threads=threads),
+                tmp_path / str(threads),
+                notify=ignore_message,
             ).run_dir
-        ends.append(essence(run, 20))
+        ends.append(comparable_results(run, 20))
     assert ends[0] == ends[1] == ends[2]
 
 
@@ -227,7 +230,9 @@ def test_the_name_of_a_run_says_what_it_is(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = launch.train(small(text, max_steps=1), COMPUTE, preset="tiny", notify=quiet).run_dir
+    run = launch.train(
+        small_config(text, max_steps=1), COMPUTE, preset="tiny", notify=ignore_message
+    ).run_dir
     assert re.fullmatch(r"text-tiny-\d{8}-\d{6}", run.name)
     assert run.parent == Path("runs")
     assert run_folder.find_run(run.name) == run
@@ -237,13 +242,13 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
     plans = {}
     for precision in ("fp32", "fp64"):
         said: list[str] = []
-        with no_report():
+        with without_report():
             compute = dataclasses.replace(COMPUTE, precision=precision)
             launch.train(
-                small(text, max_steps=2), compute, tmp_path / precision, notify=said.append
+                small_config(text, max_steps=2), compute, tmp_path / precision, notify=said.append
             )
         plans[precision] = "\n".join(said)
-    config = small(text).resolve()
+    config = small_config(text).resolve()
     total = parameter_table(config.model, 21).total
     for expected in (
         f"{total:,} parameters",
@@ -276,7 +281,7 @@ def test_a_fallback_is_recorded_where_the_report_finds_it(
         "warning",
         "eval",
     ]
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert (warning["step"], warning["code"]) == (0, "fallback")
     assert "text" in warning["message"]
 
@@ -289,9 +294,9 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
     rarely = {"eval_interval": 50, "checkpoint_interval": 1000, "sample_interval": 0}
     run = train(text, tmp_path / "run", max_time="2s", max_steps=1, **rarely)
     record = read_json(run.run_dir / "run.json")["config"]["train"]
-    (end,) = logged(run.run_dir, "end")
+    (end,) = logged_lines(run.run_dir, "end")
     assert record["max_time"] == "2s"
-    assert record["max_steps"] == end["step"] == logged(run.run_dir, "plan")[0]["max_steps"]
+    assert record["max_steps"] == end["step"] == logged_lines(run.run_dir, "plan")[0]["max_steps"]
     assert end["step"] > 10
     assert run.elapsed_s < 20  # a busy machine may be slower than it was when it was measured
     copy = shutil.copytree(run.run_dir, tmp_path / "copy")
@@ -299,7 +304,7 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
     assert (
         resume(copy).status == "finished"
     )  # with the steps that were fixed, not with a new measurement
-    assert essence(copy, end["step"]) == essence(run.run_dir, end["step"])
+    assert comparable_results(copy, end["step"]) == comparable_results(run.run_dir, end["step"])
 
 
 # -- what is refused
@@ -386,7 +391,7 @@ def test_another_text_is_refused_with_both_hashes(
     assert (run / "metrics.jsonl").read_bytes() == before
     write_text(mine)  # put back, it goes on
     assert resume(run).status == "finished"
-    assert essence(run, 20) == essence(tmp_path / "whole", 20)
+    assert comparable_results(run, 20) == comparable_results(tmp_path / "whole", 20)
 
 
 def test_an_edited_configuration_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -408,19 +413,21 @@ def test_a_damaged_last_checkpoint_is_made_again_though_the_run_had_finished(
     said: list[str] = []
     assert launch.resume(run, COMPUTE, notify=said.append).status == "finished"
     assert "model.safetensors" in said[0]
-    assert essence(run, 20) == essence(finished, 20)
+    assert comparable_results(run, 20) == comparable_results(finished, 20)
 
 
 def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:
     compute = dataclasses.replace(COMPUTE, precision="fp64")
-    whole = launch.train(small(text), compute, tmp_path / "whole", notify=quiet).run_dir
+    whole = launch.train(
+        small_config(text), compute, tmp_path / "whole", notify=ignore_message
+    ).run_dir
     assert (
         load_file(whole / "checkpoints" / "000020" / "model.safetensors")["norm.weight"].dtype
         == np.float64
     )
     run = unfinished(whole, tmp_path / "run")
     assert resume(run).status == "finished"
-    assert essence(run, 20) == essence(whole, 20)
+    assert comparable_results(run, 20) == comparable_results(whole, 20)
 
 
 # -- when it goes wrong
@@ -441,12 +448,12 @@ def test_a_diverged_run_says_so_and_has_a_report(
         return engine
 
     monkeypatch.setattr(launch, "make_engine", make_broken)
-    outcome = launch.train(small(text), COMPUTE, tmp_path / "run", notify=quiet)
+    outcome = launch.train(small_config(text), COMPUTE, tmp_path / "run", notify=ignore_message)
     assert outcome.status == "diverged"
     assert finish(outcome, as_json=True) == 3
     assert json.loads(capsys.readouterr().out)["status"] == "diverged"
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
-    (end,) = logged(tmp_path / "run", "end")
+    (end,) = logged_lines(tmp_path / "run", "end")
     assert (end["status"], end["step"]) == ("diverged", 15)
 
 
@@ -460,7 +467,7 @@ def test_out_of_memory_names_the_flags_that_need_less(
     with pytest.raises(ExhaustedError, match="--micro-batch-size") as caught:
         train(text, tmp_path / "run")
     assert caught.value.exit_code == 6
-    assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
+    assert logged_lines(tmp_path / "run", "end")[0]["status"] == "failed"
     monkeypatch.undo()
     assert resume(tmp_path / "run").status == "finished"
 
@@ -503,7 +510,9 @@ def test_a_report_that_cannot_be_written_loses_nothing_else(
 
     monkeypatch.setattr(run_report, "write", fail)
     said: list[str] = []
-    outcome = launch.train(small(text, max_steps=2), COMPUTE, tmp_path / "run", notify=said.append)
+    outcome = launch.train(
+        small_config(text, max_steps=2), COMPUTE, tmp_path / "run", notify=said.append
+    )
     assert (outcome.status, run_report.write_after_training(outcome, said.append)) == (
         "finished",
         None,
@@ -522,6 +531,6 @@ def test_a_bug_leaves_a_last_line_and_a_free_folder(
     monkeypatch.setattr(Loop, "sample", bug)
     with pytest.raises(KeyError):
         train(text, tmp_path / "run")
-    assert logged(tmp_path / "run", "end")[0]["status"] == "failed"
+    assert logged_lines(tmp_path / "run", "end")[0]["status"] == "failed"
     with lock_run(tmp_path / "run"):
         pass

@@ -29,12 +29,12 @@ from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop import Loop, is_due
 from small_runs import (
     COMPUTE,
-    essence,
-    interrupted_at,
-    logged,
-    quiet,
+    comparable_results,
+    ignore_message,
+    interrupt_at,
+    logged_lines,
     resume,
-    small,
+    small_config,
     train,
     write_text,
 )
@@ -63,14 +63,14 @@ def test_it_learns_more_than_how_often_each_character_occurs(text: Path, tmp_pat
     characters = Counter(text.read_text(encoding="utf-8"))
     total = characters.total()
     entropy = -sum(n / total * math.log(n / total) for n in characters.values())
-    evals = logged(run.run_dir, "eval")
+    evals = logged_lines(run.run_dir, "eval")
     assert evals[0]["loss"] == pytest.approx(
         math.log(len(characters)), abs=0.15
     )  # knows nothing yet
     assert run.best is not None
     assert run.best["loss"] < 0.4 * entropy
     assert evals[-1]["loss"] == run.best["loss"]
-    samples = [line["text"] for line in logged(run.run_dir, "sample")]
+    samples = [line["text"] for line in logged_lines(run.run_dir, "sample")]
     known = set(text.read_text(encoding="utf-8").split())
     shares = [float(np.mean([word in known for word in sample.split()])) for sample in samples]
     assert shares[-1] > shares[0] + 0.15
@@ -92,20 +92,20 @@ def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(
         sample_interval=5,
         checkpoint_interval=6,
     ).run_dir
-    assert [line["step"] for line in logged(run, "eval")] == [0, 4, 8, 12, 13]
-    assert [line["step"] for line in logged(run, "step")] == [3, 6, 9, 12, 13]
-    assert [line["step"] for line in logged(run, "sample")] == [0, 5, 10, 13]
-    best = {line["step"] for line in logged(run, "eval") if line["best"]}
-    steps = [line["step"] for line in logged(run, "checkpoint")]
+    assert [line["step"] for line in logged_lines(run, "eval")] == [0, 4, 8, 12, 13]
+    assert [line["step"] for line in logged_lines(run, "step")] == [3, 6, 9, 12, 13]
+    assert [line["step"] for line in logged_lines(run, "sample")] == [0, 5, 10, 13]
+    best = {line["step"] for line in logged_lines(run, "eval") if line["best"]}
+    steps = [line["step"] for line in logged_lines(run, "checkpoint")]
     assert steps == sorted({0, 6, 12, 13} | best)
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == steps
 
 
 def test_the_logged_rate_is_that_of_the_update(text: Path, tmp_path: Path) -> None:
     """Warmup from the first update on: (i + 1) / W; the last has min_lr."""
-    config = small(text, max_steps=12, warmup_steps=4, lr=0.01, min_lr=0.001)
-    run = launch.train(config, COMPUTE, tmp_path / "run", notify=quiet).run_dir
-    lines = logged(run, "step")
+    config = small_config(text, max_steps=12, warmup_steps=4, lr=0.01, min_lr=0.001)
+    run = launch.train(config, COMPUTE, tmp_path / "run", notify=ignore_message).run_dir
+    lines = logged_lines(run, "step")
     assert [line["lr"] for line in lines[:4]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert [line["lr"] for line in lines] == [
         lr_at(step, config.optimizer, 12) for step in range(12)
@@ -116,7 +116,7 @@ def test_the_logged_rate_is_that_of_the_update(text: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("schedule", ["constant", "wsd"])
 def test_other_schedules_reach_the_engine(schedule: str, text: Path, tmp_path: Path) -> None:
-    lines = logged(train(text, tmp_path / "run", schedule=schedule).run_dir, "step")
+    lines = logged_lines(train(text, tmp_path / "run", schedule=schedule).run_dir, "step")
     rates = [line["lr"] for line in lines]
     assert len(set(rates[4:14])) == 1
     assert (rates[-1] == 0) == (schedule == "wsd")
@@ -133,35 +133,37 @@ def test_the_loss_on_the_line_is_that_of_the_batch(text: Path, tmp_path: Path) -
     batch = make_sampler(config, len(dataset.train.tokens)).batch(
         dataset.train.tokens, 0, np.arange(8)
     )
-    (line,) = logged(run, "step")
+    (line,) = logged_lines(run, "step")
     assert line["loss"] == pytest.approx(float(engine.losses(*batch).mean()), rel=1e-5)
     assert line["clipped"] == (line["grad_norm"] > config.optimizer.grad_clip)
 
 
 def test_validation_takes_the_whole_split_or_a_labelled_sample(text: Path) -> None:
-    config = small(text, max_steps=1000, batch_size=8)
+    config = small_config(text, max_steps=1000, batch_size=8)
     assert evaluation_windows(config, val_tokens=480 * 32) is None  # 2% of 1000 x 8 x 3 windows
     assert evaluation_windows(config, val_tokens=482 * 32) == 480
-    assert evaluation_windows(small(text, max_steps=1), val_tokens=32 * 32 + 1) is None
-    assert evaluation_windows(small(text, max_steps=1), val_tokens=10**6) == 32
+    assert evaluation_windows(small_config(text, max_steps=1), val_tokens=32 * 32 + 1) is None
+    assert evaluation_windows(small_config(text, max_steps=1), val_tokens=10**6) == 32
 
 
 def test_last_and_best_are_measured_on_the_whole_split(text: Path, tmp_path: Path) -> None:
     """Where evaluations on the way took a sample of the validation part."""
     run = train(text, tmp_path / "run", max_steps=10, **SAMPLED).run_dir
-    lines = logged(run, "eval")
+    lines = logged_lines(run, "eval")
     on_the_way, whole = lines[:3], lines[3:]
     assert [line["whole"] for line in on_the_way] == [False] * 3
     assert {line["tokens"] for line in on_the_way} == {32 * 4}
     assert all(line["whole"] for line in whole)
     assert whole[-1]["best"]
     assert whole[-1]["tokens"] == run_folder.Run(run).record["data"]["val_tokens"] - 1
-    (end,) = logged(run, "end")
+    (end,) = logged_lines(run, "end")
     assert (end["best_step"], end["best_loss"]) == (whole[-1]["step"], whole[-1]["loss"])
     assert run_folder.Run(run).history.best_val_loss == whole[-1]["loss"]
 
 
-def scores(sampled: dict[int, float], whole: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def patch_scores(
+    sampled: dict[int, float], whole: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses of the evaluations by step, and those of the whole split in their order."""
     left = iter(whole)
 
@@ -182,26 +184,28 @@ def test_the_best_is_the_better_one_on_the_whole_split(
     """Of the last weights and those that were best on the sample; every file says the same."""
     plain = train(text, tmp_path / "plain", max_steps=10, sample_interval=0, **SAMPLED).run_dir
     with pytest.MonkeyPatch.context() as patch:
-        scores({0: 3.0, 5: 1.0, 10: 1.5}, whole, patch)
+        patch_scores({0: 3.0, 5: 1.0, 10: 1.5}, whole, patch)
         run = train(text, tmp_path / "run", max_steps=10, sample_interval=0, **SAMPLED)
-    (end,) = logged(run.run_dir, "end")
+    (end,) = logged_lines(run.run_dir, "end")
     assert (end["best_step"], end["best_loss"]) == best
     assert run.best is not None
     assert (run.best["step"], run.best["loss"], run.best["best"]) == (*best, True)
-    assert [line["step"] for line in logged(run.run_dir, "eval")[3:] if line["best"]] == [best[0]]
+    assert [line["step"] for line in logged_lines(run.run_dir, "eval")[3:] if line["best"]] == [
+        best[0]
+    ]
     last = checkpoint.load(run.run_dir, "latest")
     assert last.progress.best == best
     assert checkpoint.load(run.run_dir, "best").step == best[0]
     assert (last.step, last.progress.updates) == (10, 10)
     assert (
-        essence(run.run_dir, 10)[0] == essence(plain, 10)[0]
+        comparable_results(run.run_dir, 10)[0] == comparable_results(plain, 10)[0]
     )  # whatever was measured, weights and moments stay
 
 
 def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores({0: 3.0, 5: 1.0, 10: 1.5}, [2.0], monkeypatch)
+    patch_scores({0: 3.0, 5: 1.0, 10: 1.5}, [2.0], monkeypatch)
     right = Loop.sample
 
     def sample(self: Loop) -> None:
@@ -211,10 +215,10 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
 
     monkeypatch.setattr(Loop, "sample", sample)
     run = train(text, tmp_path / "run", max_steps=10, **SAMPLED).run_dir
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert warning["code"] == "damaged"
     assert "000005" in warning["message"]
-    assert logged(run, "end")[0]["best_step"] == 10
+    assert logged_lines(run, "end")[0]["best_step"] == 10
 
 
 def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Path) -> None:
@@ -222,13 +226,13 @@ def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Pat
     run = train(
         text, tmp_path / "run", max_steps=12, eval_interval=5, checkpoint_interval=4
     ).run_dir
-    (end,) = logged(run, "end")
+    (end,) = logged_lines(run, "end")
     assert end["best_step"] == 12
     assert checkpoint.load(run, "best").progress.best == (12, end["best_loss"])
 
 
 def test_an_evaluation_that_was_whole_is_not_repeated(text: Path, tmp_path: Path) -> None:
-    lines = logged(train(text, tmp_path / "run", max_steps=5).run_dir, "eval")
+    lines = logged_lines(train(text, tmp_path / "run", max_steps=5).run_dir, "eval")
     assert [line["step"] for line in lines] == [0, 5]
     assert all(line["whole"] for line in lines)
 
@@ -247,9 +251,9 @@ def test_stop_at_loss_stops_at_the_first_evaluation_that_reaches_it(
 ) -> None:
     run = train(text, tmp_path / "run", max_steps=500, stop_at_loss=2.5)
     assert run.status == "stopped"
-    losses = [line["loss"] for line in logged(run.run_dir, "eval")]
+    losses = [line["loss"] for line in logged_lines(run.run_dir, "eval")]
     assert losses[-1] <= 2.5 < losses[-2]
-    assert logged(run.run_dir, "end")[0]["step"] < 30
+    assert logged_lines(run.run_dir, "end")[0]["step"] < 30
     with pytest.raises(InputError, match="nothing left to do"):
         resume(run.run_dir)
 
@@ -266,7 +270,7 @@ def test_patience_counts_evaluations_without_a_better_loss(text: Path, tmp_path:
         schedule="constant",
     )
     assert run.status == "stopped"
-    best = [line["best"] for line in logged(run.run_dir, "eval")]
+    best = [line["best"] for line in logged_lines(run.run_dir, "eval")]
     assert best[-3:] == [True, False, False]
     assert "".join("x" if is_best else "." for is_best in best).count("..") == 1
 
@@ -277,10 +281,10 @@ def test_epochs_are_turned_into_steps_that_visit_every_window(text: Path, tmp_pa
     windows = (record["data"]["train_tokens"] - 1) // 32
     assert record["config"]["train"]["max_steps"] == math.ceil(1.5 * windows / 8)
     assert record["config"]["train"]["epochs"] == 1.5
-    assert logged(run.run_dir, "plan") == [
+    assert logged_lines(run.run_dir, "plan") == [
         {"kind": "plan", "step": 0, "max_steps": math.ceil(1.5 * windows / 8)}
     ]
-    last = logged(run.run_dir, "step")[-1]
+    last = logged_lines(run.run_dir, "step")[-1]
     assert 1.5 <= last["epoch"] < 1.5 + 8 / windows
     assert run.status == "finished"
 
@@ -313,14 +317,14 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 ) -> None:
     """Bit for bit, though it was interrupted twice."""
     whole = train(text, tmp_path / "whole", **VARIANTS[variant])
-    steps = logged(whole.run_dir, "end")[0]["step"]
+    steps = logged_lines(whole.run_dir, "end")[0]["step"]
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(8, patch)
+        interrupt_at(8, patch)
         first = train(text, tmp_path / "cut", **VARIANTS[variant])
     assert (first.status, first.signal) == ("interrupted", signal.SIGINT)
     assert (tmp_path / "cut" / "checkpoints" / "000008").is_dir()
     with pytest.MonkeyPatch.context() as patch:
-        interrupted_at(15, patch, signal.SIGTERM)
+        interrupt_at(15, patch, signal.SIGTERM)
         second = resume(tmp_path / "cut")
     assert (second.status, second.signal) == ("interrupted", signal.SIGTERM)
     last = resume(tmp_path / "cut")
@@ -329,14 +333,14 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     assert last.best is not None
     assert whole.best is not None
     assert last.best["loss"] == whole.best["loss"]
-    assert essence(tmp_path / "cut", steps) == essence(whole.run_dir, steps)
-    assert [line["from"] for line in logged(tmp_path / "cut", "resume")] == [
+    assert comparable_results(tmp_path / "cut", steps) == comparable_results(whole.run_dir, steps)
+    assert [line["from"] for line in logged_lines(tmp_path / "cut", "resume")] == [
         "checkpoints/000008",
         "checkpoints/000015",
     ]
 
 
-WORSE = SAMPLED | {"lr": 1.0, "schedule": "constant"}  # the last weights are not the best
+LAST_NOT_BEST = SAMPLED | {"lr": 1.0, "schedule": "constant"}  # the last weights are not the best
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,11 @@ WORSE = SAMPLED | {"lr": 1.0, "schedule": "constant"}  # the last weights are no
         ("evaluate", SAMPLED, False),
         ("sample", SAMPLED, False),
         ("save", SAMPLED, False),
-        ("score", WORSE, False),  # while the last weights are measured: the best ones are not
+        (
+            "score",
+            LAST_NOT_BEST,
+            False,
+        ),  # while the last weights are measured: the best ones are not
         ("score", SAMPLED, True),  # the last are the best
         ("sample", {}, True),
     ],
@@ -374,8 +382,10 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
         cut = train(text, tmp_path / "cut", **flags)
     assert cut.status == ("finished" if complete else "interrupted")
     assert (tmp_path / "cut" / "checkpoints" / "000020" / "manifest.json").is_file()
-    assert logged(tmp_path / "cut", "end")[-1]["status"] == cut.status
-    assert len(logged(tmp_path / "cut", "sample")) == len(logged(tmp_path / "whole", "sample"))
+    assert logged_lines(tmp_path / "cut", "end")[-1]["status"] == cut.status
+    assert len(logged_lines(tmp_path / "cut", "sample")) == len(
+        logged_lines(tmp_path / "whole", "sample")
+    )
     if not complete:
         assert cut.signal == signal.SIGTERM
         last = resume(tmp_path / "cut")
@@ -383,7 +393,7 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
         assert last.best is not None
         assert whole.best is not None
         assert last.best["loss"] == whole.best["loss"]
-    assert essence(tmp_path / "cut", 20) == essence(tmp_path / "whole", 20)
+    assert comparable_results(tmp_path / "cut", 20) == comparable_results(tmp_path / "whole", 20)
 
 
 def cut_back(run: Path, copy: Path, step: int) -> Path:
@@ -402,13 +412,13 @@ def test_every_checkpoint_leads_to_the_same_end(text: Path, tmp_path: Path) -> N
     whole = train(
         text, tmp_path / "whole", dropout=0.2, checkpoint_interval=3, max_steps=16
     ).run_dir
-    expected = essence(whole, 16)
+    expected = comparable_results(whole, 16)
     steps = sorted(int(path.name) for path in (whole / "checkpoints").iterdir())
     assert {0, 3, 5, 6, 9, 12, 15} <= set(steps)
     for step in steps[:-1]:
         copy = cut_back(whole, tmp_path / f"from-{step}", step)
         assert resume(copy).status == "finished"
-        assert essence(copy, 16) == expected
+        assert comparable_results(copy, 16) == expected
 
 
 def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further(
@@ -422,21 +432,21 @@ def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further
     }
     for name, flags in goals.items():
         whole = train(text, tmp_path / name, **{"max_steps": 500} | flags).run_dir
-        (end,) = logged(whole, "end")
+        (end,) = logged_lines(whole, "end")
         path = whole / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         copy = shutil.copytree(whole, tmp_path / f"{name}-copy")
         (copy / "metrics.jsonl").write_text("".join(lines[:-1]), encoding="utf-8", newline="\n")
         assert resume(copy).status == "stopped"
-        assert logged(copy, "end")[0]["step"] == end["step"]
-        assert essence(copy, end["step"]) == essence(whole, end["step"])
+        assert logged_lines(copy, "end")[0]["step"] == end["step"]
+        assert comparable_results(copy, end["step"]) == comparable_results(whole, end["step"])
 
 
 # -- numbers that are not finite
 # --------------------------------------------------------------------------------------
 
 
-def broken(steps: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def break_steps(steps: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients of these steps (from 1) become NaN."""
     right = Loop.advance
 
@@ -457,29 +467,29 @@ def test_a_bad_step_is_skipped_told_and_survived(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        broken(lambda step: step == 7, patch)
+        break_steps(lambda step: step == 7, patch)
         run = train(text, tmp_path / "run").run_dir
-    (warning,) = logged(run, "warning")
+    (warning,) = logged_lines(run, "warning")
     assert (warning["step"], warning["code"]) == (7, "nonfinite")
-    bad = next(line for line in logged(run, "step") if line["step"] == 7)
+    bad = next(line for line in logged_lines(run, "step") if line["step"] == 7)
     assert bad["loss"] is None
     assert bad["grad_norm"] is None
     state = json.loads((run / "checkpoints" / "000020" / "state.json").read_text(encoding="utf-8"))
     assert (state["step"], state["updates"]) == (20, 19)
-    assert logged(run, "eval")[-1]["loss"] < 2.5
-    assert logged(run, "end")[0]["status"] == "finished"
+    assert logged_lines(run, "eval")[-1]["loss"] < 2.5
+    assert logged_lines(run, "end")[0]["status"] == "finished"
 
 
 def test_several_in_a_row_end_the_run_and_the_last_checkpoint_is_whole(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(lambda step: step > 7, monkeypatch)
+    break_steps(lambda step: step > 7, monkeypatch)
     run = train(text, tmp_path / "run", max_steps=100)
     assert run.status == "diverged"
-    assert len(logged(run.run_dir, "warning")) == 2
-    assert "--lr" in logged(run.run_dir, "warning")[-1]["message"]
-    assert logged(run.run_dir, "end")[0]["step"] == 17
-    assert all(line["loss"] is not None for line in logged(run.run_dir, "eval"))
+    assert len(logged_lines(run.run_dir, "warning")) == 2
+    assert "--lr" in logged_lines(run.run_dir, "warning")[-1]["message"]
+    assert logged_lines(run.run_dir, "end")[0]["step"] == 17
+    assert all(line["loss"] is not None for line in logged_lines(run.run_dir, "eval"))
     monkeypatch.undo()
     assert resume(run.run_dir).status == "finished"  # the fault is mended, and the run may go on
 
@@ -487,7 +497,7 @@ def test_several_in_a_row_end_the_run_and_the_last_checkpoint_is_whole(
 def test_every_line_is_strict_json(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(lambda step: step == 2, monkeypatch)
+    break_steps(lambda step: step == 2, monkeypatch)
     run = train(text, tmp_path / "run", max_steps=3).run_dir
 
     def refuse(constant: str) -> None:

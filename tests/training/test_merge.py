@@ -17,7 +17,7 @@ from glasslm.cli import main
 from glasslm.model.adapters import merge_adapters
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, run_folder
-from small_runs import logged, read_json
+from small_runs import logged_lines, read_json
 from tuned_runs import finetune, make_base, write_new_text
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ def whole(tuned: Path) -> Path:
     return tuned.with_name("run-merged")
 
 
-def evaluated(
+def evaluate_run(
     run: Path, capsys: pytest.CaptureFixture[str], precision: str = "fp32"
 ) -> dict[str, Any]:
     capsys.readouterr()
@@ -81,7 +81,7 @@ def test_the_merged_model_writes_and_scores_the_same(
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert len(texts[0]) > 80
-    one, other = (evaluated(run, capsys) for run in (tuned, whole))
+    one, other = (evaluate_run(run, capsys) for run in (tuned, whole))
     assert other == pytest.approx(one, rel=1e-5)
     assert one["step"] == run_folder.Run(tuned).history.best_step
     np.testing.assert_allclose(
@@ -114,10 +114,10 @@ def test_it_takes_over_what_was_measured(tuned: Path, whole: Path) -> None:
     history, before = run_folder.Run(whole).history, run_folder.Run(tuned).history
     assert history.status == "finished"
     assert (history.best_step, history.best_val_loss) == (before.best_step, before.best_val_loss)
-    assert logged(whole, "eval") == [
-        line for line in logged(tuned, "eval") if line["step"] <= before.best_step
+    assert logged_lines(whole, "eval") == [
+        line for line in logged_lines(tuned, "eval") if line["step"] <= before.best_step
     ]
-    assert logged(whole, "step") == []
+    assert logged_lines(whole, "step") == []
     held = checkpoint.load(whole)
     assert held.progress.best == (before.best_step, before.best_val_loss)
     assert held.progress.metrics_bytes < (whole / "metrics.jsonl").stat().st_size
@@ -158,7 +158,7 @@ def test_what_was_computed_in_float64_stays_so(
     assert {array.dtype for array in checkpoint.load(whole).weights().values()} == {
         np.dtype(np.float64)
     }
-    one, other = (evaluated(path, capsys, "fp64") for path in (run, whole))
+    one, other = (evaluate_run(path, capsys, "fp64") for path in (run, whole))
     assert other == pytest.approx(one, rel=1e-12)
 
 
@@ -214,13 +214,13 @@ def test_a_tuned_run_is_tuned_again(full: bool, base: Path, tuned: Path, tmp_pat
     flags: dict[str, Any] = {"full": True} if full else {"lora_rank": 2, "lora_targets": "q"}
     run = finetune(tuned, old, tmp_path / "run", **flags)
     evals = {
-        split: [line for line in logged(run, "eval") if line["split"] == split]
+        split: [line for line in logged_lines(run, "eval") if line["split"] == split]
         for split in ("val", "old")
     }
     assert evals["old"][0]["loss"] == pytest.approx(
         run_folder.Run(tuned).history.best_val_loss, rel=1e-5
     )
-    before = [line for line in logged(tuned, "eval") if line["split"] == "old"]
+    before = [line for line in logged_lines(tuned, "eval") if line["split"] == "old"]
     at_best = next(
         line for line in before if line["step"] == run_folder.Run(tuned).history.best_step
     )

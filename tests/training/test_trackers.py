@@ -32,20 +32,20 @@ from glasslm.training import launch, tracker_process, trackers
 from glasslm.training.launch import Outcome
 from small_runs import (
     COMPUTE,
-    essence,
-    logged,
-    no_report,
+    comparable_results,
+    logged_lines,
     read_json,
-    small,
-    start,
+    small_config,
+    start_program,
+    train_command,
     wait_for,
-    words,
+    without_report,
     write_text,
 )
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-FAKE = """
+FAKE_WANDB = """
 import atexit, json, os, time
 
 trouble = os.environ.get("FAKE_TROUBLE", "")
@@ -124,7 +124,7 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file to which a stand-in for wandb writes its calls."""
     library = tmp_path / "library"
     library.mkdir()
-    (library / "wandb.py").write_text(FAKE, encoding="utf-8")
+    (library / "wandb.py").write_text(FAKE_WANDB, encoding="utf-8")
     monkeypatch.syspath_prepend(library)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(library))
@@ -134,7 +134,7 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "notebook.jsonl"
 
 
-def noted(notebook: Path, verb: str) -> list[dict[str, Any]]:
+def read_notebook(notebook: Path, verb: str) -> list[dict[str, Any]]:
     if not notebook.exists():
         return []
     lines = [
@@ -150,18 +150,23 @@ def train(
 ) -> Outcome:
     stop_at = flags.pop("stop_at", None)
     notify = (said if said is not None else []).append
-    with no_report():
+    with without_report():
         return launch.train(
-            small(text, **flags), COMPUTE, run_dir, stop_at=stop_at, track=track, notify=notify
+            small_config(text, **flags),
+            COMPUTE,
+            run_dir,
+            stop_at=stop_at,
+            track=track,
+            notify=notify,
         )
 
 
 def resume(run_dir: Path, track: str) -> Outcome:
-    with no_report():
+    with without_report():
         return launch.resume(run_dir, COMPUTE, track=track, notify=lambda line: None)
 
 
-def told(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
+def tracked_lines(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
     """The values that a tracker must get: steps, evaluations and samples, without whole splits."""
     names = {
         "step": ("train", ("loss", "lr", "grad_norm")),
@@ -204,7 +209,7 @@ def test_a_library_that_is_missing_is_told_before_any_work(
     with pytest.raises(
         InputError, match=rf"--track {name} needs .* `pip install 'glasslm\[track\]'`"
     ) as error:
-        launch.train(small(text), COMPUTE, tmp_path / "run", track=name)
+        launch.train(small_config(text), COMPUTE, tmp_path / "run", track=name)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -246,10 +251,10 @@ def test_each_line_is_told_once_and_the_run_is_the_same(
     said: list[str] = []
     outcome = train(text, tmp_path / "run", said, track="wandb")
     assert outcome.status == "finished"
-    assert essence(outcome.run_dir, 20) == essence(untracked, 20)
+    assert comparable_results(outcome.run_dir, 20) == comparable_results(untracked, 20)
     record = read_json(outcome.run_dir / "run.json")
     assert record["config"] == read_json(untracked / "run.json")["config"]
-    (init,) = noted(notebook, "init")
+    (init,) = read_notebook(notebook, "init")
     assert init["config"] == record["config"]
     assert (init["WANDB_NAME"], init["WANDB_PROJECT"], init["resume"]) == (
         "tiny-2L-32d",
@@ -257,12 +262,12 @@ def test_each_line_is_told_once_and_the_run_is_the_same(
         "allow",
     )
     assert init["dir"] == str(outcome.run_dir.resolve())
-    assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(
-        outcome.run_dir
-    )
-    whole = [line for line in logged(outcome.run_dir, "eval") if line["whole"]]
+    assert [
+        (line["step"], line["values"]) for line in read_notebook(notebook, "log")
+    ] == tracked_lines(outcome.run_dir)
+    whole = [line for line in logged_lines(outcome.run_dir, "eval") if line["whole"]]
     assert whole
-    (finish,) = noted(notebook, "finish")
+    (finish,) = read_notebook(notebook, "finish")
     expected = {f"whole/{name}": whole[-1][name] for name in ("loss", "bpb", "perplexity", "step")}
     assert finish["summary"] == expected | {"status": "finished"}
     assert finish["exit_code"] == 0
@@ -282,11 +287,13 @@ def test_what_is_not_finite_is_drawn_as_such() -> None:
 def test_a_resumed_run_goes_on_in_the_same_one(text: Path, notebook: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(text, run, track="wandb", stop_at=12).status == "interrupted"
-    assert noted(notebook, "finish")[0]["summary"]["status"] == "interrupted"
+    assert read_notebook(notebook, "finish")[0]["summary"]["status"] == "interrupted"
     assert resume(run, "wandb").status == "finished"
-    first, second = noted(notebook, "init")
+    first, second = read_notebook(notebook, "init")
     assert first["id"] == second["id"]
-    assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(run)
+    assert [
+        (line["step"], line["values"]) for line in read_notebook(notebook, "log")
+    ] == tracked_lines(run)
     assert first["id"] == tracker_process.wandb_run_id(Run(run))
     run.rename(tmp_path / "copy")
     assert first["id"] != tracker_process.wandb_run_id(Run(tmp_path / "copy"))
@@ -298,8 +305,10 @@ def test_a_run_that_nobody_tracked_is_told_from_its_beginning(
     run = tmp_path / "run"
     train(text, run, stop_at=12)
     resume(run, "wandb")
-    assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(run)
-    assert noted(notebook, "finish")[0]["summary"]["status"] == "finished"
+    assert [
+        (line["step"], line["values"]) for line in read_notebook(notebook, "log")
+    ] == tracked_lines(run)
+    assert read_notebook(notebook, "finish")[0]["summary"]["status"] == "finished"
 
 
 def test_without_key_or_network_wandb_is_offline(
@@ -312,8 +321,8 @@ def test_without_key_or_network_wandb_is_offline(
     folder = run.resolve() / "wandb" / "offline-run"
     where = f"wandb: offline (there is no key, / log in first); `wandb sync {folder}` uploads it"
     assert [line for line in said if line.startswith("wandb")] == [where]
-    assert noted(notebook, "init")[0]["WANDB_NAME"] == "a name of my own"
-    assert len(noted(notebook, "log")) == len(told(run))
+    assert read_notebook(notebook, "init")[0]["WANDB_NAME"] == "a name of my own"
+    assert len(read_notebook(notebook, "log")) == len(tracked_lines(run))
 
 
 # -- what goes wrong
@@ -360,8 +369,8 @@ def test_what_fails_costs_a_warning_and_a_little_time(
     outcome = train(text, tmp_path / "run", said, track="wandb")
     assert time.monotonic() - began < 20
     assert (outcome.status, outcome.exit_code) == ("finished", 0)
-    assert essence(outcome.run_dir, 20) == essence(untracked, 20)
-    assert logged(outcome.run_dir, "warning") == []
+    assert comparable_results(outcome.run_dir, 20) == comparable_results(untracked, 20)
+    assert logged_lines(outcome.run_dir, "warning") == []
     warning = [] if why is None else [f"warning: wandb no longer tracks this run: {why}"]
     warned = [line for line in said if line.startswith("warning")]
     assert [
@@ -386,21 +395,25 @@ def test_a_signal_to_all_of_them_ends_the_run_and_the_tracker_sees_the_end(
     And a run that is killed takes its tracker with it, orderly.
     """
     run = tmp_path / "run"
-    process = start(*words(text, run, track="wandb", max_steps=1000), start_new_session=True)
-    wait_for(lambda: len(noted(notebook, "log")) > 3, process)
+    process = start_program(
+        *train_command(text, run, track="wandb", max_steps=1000), start_new_session=True
+    )
+    wait_for(lambda: len(read_notebook(notebook, "log")) > 3, process)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     end = time.monotonic() + 20
-    while not noted(notebook, "finish"):
+    while not read_notebook(notebook, "finish"):
         assert time.monotonic() < end
         time.sleep(0.05)
-    (finish,) = noted(notebook, "finish")
+    (finish,) = read_notebook(notebook, "finish")
     assert finish["summary"]["status"] == ("interrupted" if number == signal.SIGINT else None)
-    assert [(line["step"], line["values"]) for line in noted(notebook, "log")] == told(run)
+    assert [
+        (line["step"], line["values"]) for line in read_notebook(notebook, "log")
+    ] == tracked_lines(run)
     if number == signal.SIGINT:
         assert "Traceback" not in err
-        assert [line["status"] for line in logged(run, "end")] == ["interrupted"]
+        assert [line["status"] for line in logged_lines(run, "end")] == ["interrupted"]
 
 
 @posix
@@ -409,8 +422,10 @@ def test_ctrl_c_ends_the_waiting_for_a_tracker(
     text: Path, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TROUBLE", "finish hangs")
-    process = start(*words(text, tmp_path / "run", track="wandb"), start_new_session=True)
-    wait_for(lambda: bool(noted(notebook, "finish")), process)
+    process = start_program(
+        *train_command(text, tmp_path / "run", track="wandb"), start_new_session=True
+    )
+    wait_for(lambda: bool(read_notebook(notebook, "finish")), process)
     time.sleep(3)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
@@ -429,14 +444,14 @@ def test_a_signal_while_the_run_waits_for_a_tracker_saves_it(
 ) -> None:
     monkeypatch.setenv("FAKE_TROUBLE", "init hangs")
     run = tmp_path / "run"
-    process = start(*words(text, run, track="wandb"))
-    wait_for(lambda: (run / "run.json").exists() and bool(noted(notebook, "init")), process)
+    process = start_program(*train_command(text, run, track="wandb"))
+    wait_for(lambda: (run / "run.json").exists() and bool(read_notebook(notebook, "init")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert [line["status"] for line in logged(run, "end")] == ["interrupted"]
-    weights, _ = essence(resume(run, "").run_dir, 20)
-    assert weights == essence(train(text, tmp_path / "whole").run_dir, 20)[0]
+    assert [line["status"] for line in logged_lines(run, "end")] == ["interrupted"]
+    weights, _ = comparable_results(resume(run, "").run_dir, 20)
+    assert weights == comparable_results(train(text, tmp_path / "whole").run_dir, 20)[0]
 
 
 # -- the real libraries
@@ -478,29 +493,29 @@ def test_tensorboard_reads_what_was_logged(
 ) -> None:
     said: list[str] = []
     run = train(text, tmp_path / "run", said, track="tensorboard").run_dir
-    assert essence(run, 20) == essence(untracked, 20)
+    assert comparable_results(run, 20) == comparable_results(untracked, 20)
     scalars, texts = read_events(run)
     expected: dict[str, list[tuple[int, float]]] = {}
-    for step, values in told(run):
+    for step, values in tracked_lines(run):
         for tag, value in values.items():
             if tag != "sample":
                 expected.setdefault(tag, []).append((step, float(np.float32(value))))
-    for line in logged(run, "eval"):
+    for line in logged_lines(run, "eval"):
         if line["whole"]:
             for name in ("loss", "bpb", "perplexity"):
                 expected.setdefault(f"whole/{name}", []).append(
                     (line["step"], float(np.float32(line[name])))
                 )
     assert scalars == expected
-    samples = [(line["step"], line["text"]) for line in logged(run, "sample")]
-    assert [(step, plain(block)) for step, block in texts["sample"]] == samples
+    samples = [(line["step"], line["text"]) for line in logged_lines(run, "sample")]
+    assert [(step, strip_code_block(block)) for step, block in texts["sample"]] == samples
     ((step, block),) = texts["config"]
-    assert (step, json.loads(plain(block))) == (0, read_json(run / "run.json")["config"])
+    assert (step, json.loads(strip_code_block(block))) == (0, read_json(run / "run.json")["config"])
     assert f"tensorboard: `tensorboard --logdir {run}` shows it" in said
     assert {part.verdict for part in examine_run(run)} == {"ok"}
 
 
-def plain(block: str) -> str:
+def strip_code_block(block: str) -> str:
     """A block of code in Markdown as the text that it shows."""
     rows = block.split("\n")
     assert all(row.startswith("    ") for row in rows)
@@ -518,12 +533,12 @@ def test_tensorboard_reads_no_step_twice_after_a_crash(
     train(text, run, track="tensorboard", stop_at=13)
     shutil.rmtree(run / "checkpoints" / "000013")
     resume(run, "tensorboard")
-    assert essence(run, 20) == essence(untracked, 20)
+    assert comparable_results(run, 20) == comparable_results(untracked, 20)
     scalars, texts = read_events(run)
     assert [step for step, _ in scalars["train/loss"]] == list(range(1, 21))
     assert [step for step, _ in scalars["val/loss"]] == [0, 5, 10, 15, 20]
     assert [step for step, _ in texts["sample"]] == [0, 10, 20]
-    values = [float(np.float32(line["loss"])) for line in logged(untracked, "step")]
+    values = [float(np.float32(line["loss"])) for line in logged_lines(untracked, "step")]
     assert [value for _, value in scalars["train/loss"]] == values
 
 
@@ -543,11 +558,11 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
     train(text, run, track="wandb", stop_at=12)
     time.sleep(1)  # wandb orders its files by the second
     resume(run, "wandb")
-    assert essence(run, 20) == essence(untracked, 20)
+    assert comparable_results(run, 20) == comparable_results(untracked, 20)
     history: list[tuple[int, dict[str, Any]]] = []
     names, statuses = set(), []
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        for body in bodies(path.read_bytes()):
+        for body in event_bodies(path.read_bytes()):
             record = protos.Record.FromString(body)
             if record.WhichOneof("record_type") == "run":
                 config = {
@@ -570,7 +585,7 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
     assert names == {("glasslm", "tiny-2L-32d", tracker_process.wandb_run_id(Run(run)))}
     assert statuses == ["interrupted", "finished"]
     steps: dict[int, dict[str, Any]] = {}
-    for step, values in told(run):
+    for step, values in tracked_lines(run):
         steps.setdefault(step, {}).update(values)
     assert [step for step, _ in history] == list(steps)
     for (step, values), expected in zip(history, steps.values()):
@@ -578,13 +593,13 @@ def test_wandb_keeps_a_run_and_how_it_went_on(
             assert name == "sample" or values[name] == pytest.approx(value, rel=1e-12), step
     shown = {path.read_text(encoding="utf-8") for path in (run / "wandb").rglob("*.html")}
     assert len(shown) == 3
-    for line in logged(run, "sample"):
+    for line in logged_lines(run, "sample"):
         assert any(html.escape(line["text"]) in page for page in shown)
     assert {part.verdict for part in examine_run(run)} == {"ok"}
     assert not (tmp_path / "wandb").exists()
 
 
-def bodies(data: bytes) -> Iterator[bytes]:
+def event_bodies(data: bytes) -> Iterator[bytes]:
     """The records of a .wandb file: 7 bytes of a head, then LevelDB's log, in blocks of 32 KiB."""
     at, whole = 7, b""
     while at + 7 <= len(data):
