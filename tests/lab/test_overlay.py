@@ -38,7 +38,9 @@ def text(tmp_path: Path) -> Path:
 
 def dataset_of(text: Path) -> Dataset:
     data = DataConfig(text_file=(str(text),))
-    return prepare_dataset(data, corpora.find_source(data, small_runs.quiet), small_runs.quiet)
+    return prepare_dataset(
+        data, corpora.find_source(data, small_runs.ignore_message), small_runs.ignore_message
+    )
 
 
 def short_config(steps: int = 4) -> RunConfig:
@@ -63,7 +65,7 @@ def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
         "log_interval": 1,
     }
     small_runs.train(text, tmp_path / "run", **flags)
-    logged = [line["loss"] for line in small_runs.logged(tmp_path / "run", "step")]
+    logged = [line["loss"] for line in small_runs.logged_lines(tmp_path / "run", "step")]
     assert logged == [
         point.losses["fp32"][0] for point in overlay.train_both(dataset_of(text), config)
     ]
@@ -129,7 +131,7 @@ def short(text: Path, monkeypatch: Patch) -> None:
         gradient_check, "single_switches", lambda: [("the smallest", small_model())]
     )
     source, recipe = (
-        corpora.find_source(DataConfig(text_file=(str(text),)), small_runs.quiet),
+        corpora.find_source(DataConfig(text_file=(str(text),)), small_runs.ignore_message),
         short_config(3),
     )
     monkeypatch.setattr(corpora, "find_source", lambda data, notify: source)
