@@ -102,14 +102,14 @@ def test_it_makes_the_report_too_and_remembers_how_it_was_called(run: Run, text:
     called = ast.parse(run.record["command"], mode="eval").body
     assert isinstance(called, ast.Call)
     assert ast.unparse(called.func) == "glasslm.train"
-    given = {word.arg: ast.literal_eval(word.value) for word in called.keywords}
+    recorded_arguments = {word.arg: ast.literal_eval(word.value) for word in called.keywords}
     expected = SMALL | {
         "text_file": str(text),
         "run_dir": str(run.path),
         "max_steps": 60,
         "eval_interval": 20,
     }
-    assert given.items() >= expected.items()
+    assert recorded_arguments.items() >= expected.items()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -117,12 +117,12 @@ def test_ctrl_c_saves_and_is_a_keyboard_interrupt(
     number: signal.Signals, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM is what the program makes of it, once all is saved."""
-    right = Loop.advance
+    original = Loop.advance
 
     def advance(self: Loop) -> Any:
         if self.step == 4:
             signal.raise_signal(number)
-        return right(self)
+        return original(self)
 
     class Ended(BaseException):
         pass
@@ -131,12 +131,12 @@ def test_ctrl_c_saves_and_is_a_keyboard_interrupt(
         raise Ended
 
     monkeypatch.setattr(Loop, "advance", advance)
-    before = signal.signal(signal.SIGTERM, end)
+    previous_handler = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Ended):
             glasslm.train(text_file=text, run_dir=tmp_path / "run", threads=1, **SMALL)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
     assert Run(tmp_path / "run").history.status == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "000005" / "manifest.json").is_file()
 

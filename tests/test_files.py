@@ -86,12 +86,12 @@ def test_a_file_can_have_the_hash_of_its_content_as_its_name(tmp_path: Path) -> 
     assert path.read_bytes() == b"ab"
     assert files.write_by_hash(tmp_path, [b"ab"], ".txt") == path
 
-    def broken() -> Iterator[bytes]:
+    def failing_chunks() -> Iterator[bytes]:
         yield b"c"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        files.write_by_hash(tmp_path, broken(), ".txt")
+        files.write_by_hash(tmp_path, failing_chunks(), ".txt")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -113,7 +113,9 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
     for operation in ("_write", "_sync", "_sync_folder", "_rename"):
         original = getattr(files, operation)
 
-        def noted(*arguments: Any, original: Any = original, operation: str = operation) -> None:
+        def record_operation(
+            *arguments: Any, original: Any = original, operation: str = operation
+        ) -> None:
             where = arguments[0]
             order.append(
                 f"{operation} "
@@ -121,7 +123,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
             )
             original(*arguments)
 
-        monkeypatch.setattr(files, operation, noted)
+        monkeypatch.setattr(files, operation, record_operation)
     files.write_atomic(tmp_path / "file", b"1")
     assert order == ["_write file", "_sync file", "_rename file", f"_sync_folder {tmp_path.name}"]
     order.clear()
@@ -185,11 +187,11 @@ def test_a_removed_folder_is_never_seen_in_part(
 ) -> None:
     files.write_folder(tmp_path / "x", {"one": [b"1"], "two": [b"2"]})
 
-    def look(path: Path) -> None:
+    def check_renamed(path: Path) -> None:
         assert not (tmp_path / "x").exists()
         files.verify_folder(path)
 
-    monkeypatch.setattr(files, "_remove", look)
+    monkeypatch.setattr(files, "_remove", check_renamed)
     files.remove_folder(tmp_path / "x")
     files.remove_folder(tmp_path / "never there")
 

@@ -49,18 +49,18 @@ def pickle_bytes() -> bytes:
 
 def zip_bytes(**entries: bytes) -> bytes:
     """As torch.save writes it, or an archive that climbs out of its folder."""
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, body in entries.items():
             archive.writestr(name.replace("__", "/").replace("UP", ".."), body)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def object_array_bytes() -> bytes:
     """A .npy file of objects, which NumPy pickles."""
-    held = io.BytesIO()
-    np.save(held, np.array([Payload()], object), allow_pickle=True)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Payload()], object), allow_pickle=True)
+    return buffer.getvalue()
 
 
 def tensors(header: Any, body: bytes = b"\0" * 8) -> bytes:
@@ -102,10 +102,10 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
 def write_checkpoint_file(run: Path, name: str, data: bytes) -> None:
     """The file in the newest checkpoint, with a manifest that agrees."""
     folder = run / LAST
-    kept = {
+    entries = {
         path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST
     }
-    files.write_folder(folder, kept | {name: [data]})
+    files.write_folder(folder, entries | {name: [data]})
 
 
 def manifest_bytes(run: Path, name: str) -> bytes:
@@ -348,9 +348,9 @@ def main(folder: Path) -> None:
         pid = os.fork()
         if pid == 0:
             os.chdir(place)
-            said = os.open("said", os.O_CREAT | os.O_WRONLY)
-            os.dup2(said, 1)
-            os.dup2(said, 2)
+            output_file = os.open("said", os.O_CREAT | os.O_WRONLY)
+            os.dup2(output_file, 1)
+            os.dup2(output_file, 2)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             signal.alarm(20)
             try:

@@ -91,26 +91,26 @@ def resume(run_dir: Path, engine: str) -> Outcome:
 
 
 def spoil_gradient(
-    self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
+    self: Loop, original: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
-    right(batch, math.nan)
+    original(batch, math.nan)
     return Losses(1.0, {})
 
 
 def spoil_loss(
-    self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
+    self: Loop, original: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
     """As where a logit overflows only in the forward pass.
 
     The gradient looks fine and is not to be trusted.
     """
-    return right(batch, weight)._replace(cross_entropy=math.nan)
+    return original(batch, weight)._replace(cross_entropy=math.nan)
 
 
 def spoil_both(
-    self: Loop, right: Callable[[Batch, float], Losses], batch: Batch, weight: float
+    self: Loop, original: Callable[[Batch, float], Losses], batch: Batch, weight: float
 ) -> Losses:
-    return right(batch, math.nan)
+    return original(batch, math.nan)
 
 
 @contextmanager
@@ -118,18 +118,18 @@ def inject_fault(fault: Any, steps: Callable[[int], bool]) -> Iterator[None]:
     """What the engine computes in these steps (from 1) is spoilt."""
     advance = Loop.advance
 
-    def spoilt(self: Loop) -> Any:
+    def advance_with_fault(self: Loop) -> Any:
         if not steps(self.step + 1):
             return advance(self)
-        right = self.engine.accumulate
-        self.engine.accumulate = lambda batch, weight: fault(self, right, batch, weight)  # type: ignore[method-assign]
+        original = self.engine.accumulate
+        self.engine.accumulate = lambda batch, weight: fault(self, original, batch, weight)  # type: ignore[method-assign]
         try:
             return advance(self)
         finally:
             del self.engine.accumulate
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "advance", spoilt)
+        patch.setattr(Loop, "advance", advance_with_fault)
         yield
 
 
@@ -181,15 +181,15 @@ def test_tokens_that_are_none_are_named(
     engine: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that is altered under a run's hands."""
-    right = BatchSampler.batch
+    original = BatchSampler.batch
 
-    def altered(self: BatchSampler, tokens: Any, step: int, rows: Any) -> Any:
-        inputs, targets = right(self, tokens, step, rows)
+    def altered_batch(self: BatchSampler, tokens: Any, step: int, rows: Any) -> Any:
+        inputs, targets = original(self, tokens, step, rows)
         if step == 4:
             targets[2, 3] = 60_000
         return inputs, targets
 
-    monkeypatch.setattr(BatchSampler, "batch", altered)
+    monkeypatch.setattr(BatchSampler, "batch", altered_batch)
     with pytest.raises(DamagedError, match=r"step 5 holds token 60000"):
         train(text, tmp_path / "run", engine, sample_interval=0)
     assert logged_lines(tmp_path / "run", "end")[0]["status"] == "failed"
@@ -281,14 +281,14 @@ def test_a_spike_is_told_with_its_batch_and_answered(
     with noisy_batches(BAD_STEP), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "is_best", lambda self: False)  # checkpoints at their interval alone
         states: dict[int, dict[str, bytes]] = {}
-        right = Loop.do_step
+        original = Loop.do_step
 
-        def watched(self: Loop) -> None:
-            right(self)
+        def counted_step(self: Loop) -> None:
+            original(self)
             if self.step in (75, 79, 80):
                 states[self.step] = {name: array.tobytes() for name, array in self.engine.state()}
 
-        patch.setattr(Loop, "do_step", watched)
+        patch.setattr(Loop, "do_step", counted_step)
         run = train(text, tmp_path / "run", engine, **flags).run_dir
     (warning,) = logged_lines(run, "warning")
     assert (warning["code"], warning["step"]) == ("spike", BAD_STEP)
@@ -319,13 +319,13 @@ def test_a_run_that_rolls_back_is_resumed_to_the_bit(
         for step in (77, 79, 84):
             advance = Loop.advance
 
-            def signalled(self: Loop, at: int = step, right: Any = advance) -> Any:
+            def advance_with_signal(self: Loop, at: int = step, original: Any = advance) -> Any:
                 if self.step + 1 == at:
                     signal.raise_signal(signal.SIGTERM)
-                return right(self)
+                return original(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Loop, "advance", signalled)
+                patch.setattr(Loop, "advance", advance_with_signal)
                 cut = tmp_path / "cut"
                 ended = (
                     resume(cut, engine)

@@ -168,7 +168,7 @@ def test_ctrl_c_before_there_is_anything_to_save_is_no_traceback(tmp_path: Path)
 def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path) -> None:
     """Such a job starts with SIGINT ignored."""
     run = tmp_path / "run"
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "glasslm", *map(str, train_command(text, run, **LONG))],
@@ -177,7 +177,7 @@ def test_a_job_in_the_background_of_a_shell_obeys_too(text: Path, tmp_path: Path
             text=True,
         )
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
     wait_for(lambda: count_logged_steps(run) >= 2, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)

@@ -81,7 +81,7 @@ def test_too_little_memory_is_told_before_the_start(
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
     config, vocab = small_config(text, max_steps=1).resolve(), 21
 
-    def said_with(room: int) -> list[str]:
+    def warnings_with(room: int) -> list[str]:
         said: list[str] = []
         monkeypatch.setattr(memory, "free_memory_bytes", lambda: room)
         with without_report():
@@ -89,9 +89,9 @@ def test_too_little_memory_is_told_before_the_start(
         return [line for line in said if line.startswith(("warning", "glasslm"))]
 
     enough, less = (training_bytes(config, vocab, compute, rows) for rows in (4, 2))
-    (plan,) = said_with(enough)
+    (plan,) = warnings_with(enough)
     assert plan.startswith("glasslm")
-    warning, plan = said_with(less)
+    warning, plan = warnings_with(less)
     assert plan.startswith("glasslm")
     assert re.fullmatch(
         r"warning: training is expected to take [\d.]+ [kM]B of memory, and [\d.]+ [kM]B are free: "

@@ -111,12 +111,12 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
         run = folder / str(step)
 
         def die(run: Path = run, step: int = step) -> None:
-            right = Loop.advance
+            original = Loop.advance
 
             def advance(self: Loop) -> Any:
                 if self.step + 1 == step:
                     self.engine.update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
-                return right(self)
+                return original(self)
 
             Loop.advance = advance  # type: ignore[method-assign]
             train(text, run, engine)
@@ -148,7 +148,7 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
     with pytest.MonkeyPatch.context() as patch:
         save = checkpoint.save
 
-        def saved(run_dir: Path, engine: Any, progress: Any, **options: Any) -> Path:
+        def tracked_save(run_dir: Path, engine: Any, progress: Any, **options: Any) -> Path:
             nonlocal saving
             saving = progress.step == step
             try:
@@ -156,7 +156,7 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
             finally:
                 saving = False
 
-        def counted(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted_operation(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
             def run(*arguments: Any, **options: Any) -> Any:
                 if saving:
                     done.append(name)
@@ -166,9 +166,9 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
 
             return run
 
-        patch.setattr(checkpoint, "save", saved)
+        patch.setattr(checkpoint, "save", tracked_save)
         for name in names:
-            patch.setattr(files, name, counted(name, getattr(files, name)))
+            patch.setattr(files, name, counted_operation(name, getattr(files, name)))
         yield done
 
 
@@ -269,10 +269,10 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         starts = batch_sampler.BatchSampler.window_starts
 
-        def recorded(self: batch_sampler.BatchSampler, step: int, rows: Any) -> Any:
-            found = starts(self, step, rows)
-            read.append((step, found.tolist()))
-            return found
+        def recorded_starts(self: batch_sampler.BatchSampler, step: int, rows: Any) -> Any:
+            window_starts = starts(self, step, rows)
+            read.append((step, window_starts.tolist()))
+            return window_starts
 
         assert train(text, tmp_path / "whole", engine, **flags) == "finished"
         run = run_folder.Run(tmp_path / "whole")
@@ -285,7 +285,7 @@ def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path:
             "it stops and goes on at the end of an epoch, too"
         )
         due = [(step, order.window_starts(step, np.arange(3)).tolist()) for step in range(steps)]
-        patch.setattr(batch_sampler.BatchSampler, "window_starts", recorded)
+        patch.setattr(batch_sampler.BatchSampler, "window_starts", recorded_starts)
         for step in range(steps):
             copy = cut_back(run.path, tmp_path / f"from {step}", step)
             read.clear()
@@ -374,16 +374,20 @@ def test_a_changed_entry_is_named_and_never_a_part_is_loaded(
     run = tmp_path / "run"
     assert train(text, run, engine, max_steps=3, eval_interval=3) == "finished"
     good = checkpoint.load(run)
-    found = run_folder.Run(run)
-    machine = make_engine(found.config, found.tokenizer.vocab_size, compute(engine), training=True)
+    resumed_run = run_folder.Run(run)
+    machine = make_engine(
+        resumed_run.config, resumed_run.tokenizer.vocab_size, compute(engine), training=True
+    )
     machine.load(checkpoint.load(run, 0).state())
-    before = {name: array.copy() for name, array in machine.state()}
+    arrays_before = {name: array.copy() for name, array in machine.state()}
     rewrite_weights(good.path, change)
     with pytest.raises(DamagedError, match=ENTRIES[change]):
         machine.load(checkpoint.load(run).state(), 3)
-    after = dict(machine.state())
+    arrays_after = dict(machine.state())
     assert machine.updates == 0
-    assert all((array == after[name]).all() for name, array in before.items()), "a part was loaded"
+    assert all((array == arrays_after[name]).all() for name, array in arrays_before.items()), (
+        "a part was loaded"
+    )
     (run / "metrics.jsonl").write_bytes(
         (run / "metrics.jsonl").read_bytes().rpartition(b'{"kind": "end"')[0]
     )
@@ -415,10 +419,10 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], None] | Non
         arrays = load_file(folder / name)
         change(arrays)
         save_file(arrays, folder / name)
-    kept = {
+    remaining = {
         path.name: [path.read_bytes()] for path in folder.iterdir() if path.name != files.MANIFEST
     }
-    files.write_folder(folder, kept)
+    files.write_folder(folder, remaining)
 
 
 # -- children --------------------------------------------------------------------------------------

@@ -93,16 +93,16 @@ def test_steps_order_checkpoints_and_their_timestamps_do_not(
     stamps: str, text: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(uninterrupted, tmp_path / "run")
-    found = sorted((run / "checkpoints").iterdir())
-    for number, folder in enumerate(found):
+    folders = sorted((run / "checkpoints").iterdir())
+    for number, folder in enumerate(folders):
         when = {"equal": 1e9, "the other way round": 1e9 - 1e6 * number, "before 1970": -1e6}[
             stamps
         ]
         for path in (folder, *folder.iterdir()):
             os.utime(path, (when, when))
     assert checkpoint.load(run).step == 10
-    shutil.rmtree(found[-1])
-    assert checkpoint.load(run).step == int(found[-2].name) < 10
+    shutil.rmtree(folders[-1])
+    assert checkpoint.load(run).step == int(folders[-2].name) < 10
     assert resume(run).status == "finished"
     assert comparable_results(run, 10) == comparable_results(uninterrupted, 10)
 
@@ -179,10 +179,10 @@ def test_a_link_that_leads_nowhere_is_said_before_training(
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path / ("link" if broken == "itself" else "nothing"))
     code = cli.main([str(word) for word in train_command(text, tmp_path / "link", **TINY)])
-    said = capsys.readouterr().err
-    assert (code, "Traceback" in said) == (2, False), said
-    assert "link" in said
-    assert "step" not in said
+    message = capsys.readouterr().err
+    assert (code, "Traceback" in message) == (2, False), message
+    assert "link" in message
+    assert "step" not in message
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(
@@ -219,10 +219,10 @@ def test_a_read_only_file_system_is_said_before_training(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
         argv = train_command(text, run, **TINY) if command == "train" else ["resume", str(run)]
         code = cli.main([str(word) for word in argv])
-        said = capsys.readouterr().err
-        assert (code, "Traceback" in said) == (2, False), said
-        assert "cannot be written" in said
-        assert "loss" not in said
+        message = capsys.readouterr().err
+        assert (code, "Traceback" in message) == (2, False), message
+        assert "cannot be written" in message
+        assert "loss" not in message
 
 
 # -- a small disk ----------------------------------------------------------------------------------
@@ -283,9 +283,9 @@ def test_a_disk_of_two_megabytes_ends_a_run_in_words_and_more_room_ends_it_well(
         assert logged_lines(run, "end")[0]["status"] == "failed"
         capsys.readouterr()
         assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
-        said = capsys.readouterr().err
-        assert "Free some space" in said
-        assert "Traceback" not in said
+        message = capsys.readouterr().err
+        assert "Free some space" in message
+        assert "Traceback" not in message
         subprocess.run(
             ["mount", "-o", "remount,size=16m", str(disk)], check=True, capture_output=True
         )

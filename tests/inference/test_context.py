@@ -59,14 +59,14 @@ def test_a_longer_context_reads_on_where_the_shorter_one_ends(
     """
     short, long = load_in_fp64(runs[position]), load_in_fp64(runs[position], context=LONG)
     assert long.config.model == dataclasses.replace(short.config.model, block_size=LONG)
-    before, after = short.losses(TEXT[: LONG + 1]), long.losses(TEXT[: LONG + 1])
-    np.testing.assert_allclose(after[:BLOCK], before[:BLOCK], atol=1e-12)
-    assert abs(after[BLOCK] - before[BLOCK]) > 1e-6
+    short_losses, long_losses = short.losses(TEXT[: LONG + 1]), long.losses(TEXT[: LONG + 1])
+    np.testing.assert_allclose(long_losses[:BLOCK], short_losses[:BLOCK], atol=1e-12)
+    assert abs(long_losses[BLOCK] - short_losses[BLOCK]) > 1e-6
     for end in (BLOCK + 5, LONG):  # the same by the cache
         logits = long.logits(TEXT[:end]).astype(np.float64)
         target = long.tokenizer.encode(TEXT[end])[0]
         assert np.log(np.exp(logits - logits[target]).sum()) == pytest.approx(
-            after[end - 1], rel=1e-5
+            long_losses[end - 1], rel=1e-5
         )
     assert long.evaluate(TEXT).loss == pytest.approx(long.losses(TEXT).mean())
 
@@ -251,10 +251,10 @@ def test_generate_tells_the_memory_that_the_cache_takes(
         == 0
     )
     (line,) = re.findall("^cache: .*", capsys.readouterr().err, re.M)
-    formula, _, told = line.removeprefix("cache: ").partition(" = ")
+    formula, _, printed = line.removeprefix("cache: ").partition(" = ")
     numbers = [int(number) for number in re.findall(r"\b(\d+) (?:\(|bytes)", formula)]
     (cache,) = made
     assert math.prod(numbers) == cache.keys.nbytes + cache.values.nbytes
     assert f"{tokens} (tokens) x 3 (texts)" in formula
-    assert float(told.split()[0]) * 1000 == pytest.approx(math.prod(numbers), rel=0.01)
-    assert told.endswith("kB")
+    assert float(printed.split()[0]) * 1000 == pytest.approx(math.prod(numbers), rel=0.01)
+    assert printed.endswith("kB")

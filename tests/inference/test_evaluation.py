@@ -181,11 +181,11 @@ def test_the_text_of_a_run_is_found_again_from_anywhere(tmp_path, capsys, monkey
     monkeypatch.setattr(sys, "stdin", None)
     command = ["evaluate", str(tmp_path / "run"), "--json"]
     assert glasslm.cli.main(command) == 0
-    before = capsys.readouterr().out
+    first_output = capsys.readouterr().out
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "new cache"))
     monkeypatch.chdir(tmp_path / "run")
     assert glasslm.cli.main(command) == 0
-    assert capsys.readouterr().out == before
+    assert capsys.readouterr().out == first_output
     for cache in ("cache", "new cache"):
         shutil.rmtree(tmp_path / cache)
     text.write_bytes(text.read_bytes().replace(b"king", b"sing"))

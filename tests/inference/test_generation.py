@@ -49,11 +49,11 @@ def generate_without_cache(engine, prompt, sampling, sample, block_size, n, roll
     ids = LETTERS.encode(prompt).tolist() or [0]
     start = len(ids)
     for _ in range(n):
-        seen = np.isin(np.arange(LETTERS.vocab_size), ids)
+        used_tokens = np.isin(np.arange(LETTERS.vocab_size), ids)
         logits = engine.after(
             ids if rolling else ids[len(ids) - visible_length(len(ids), block_size) :]
         )
-        ids.append(int(sample_tokens(logits[None], sampling, [len(ids)], [sample], seen)[0]))
+        ids.append(int(sample_tokens(logits[None], sampling, [len(ids)], [sample], used_tokens)[0]))
     return LETTERS.decode(ids[start:])
 
 
@@ -143,16 +143,16 @@ STOPS = st.lists(st.text("abcd", min_size=1, max_size=4), min_size=1, max_size=3
 @given(STOPS, st.text("abcd", max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=20))
 def test_nothing_of_a_stop_string_is_shown_however_the_text_is_portioned(stops, text, portions):
     ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    held, shown, rest = StopStringBuffer(tuple(stops)), "", text
+    buffer, shown, rest = StopStringBuffer(tuple(stops)), "", text
     for size in [*portions, len(text) + 1]:
-        if held.stopped:
+        if buffer.stopped:
             break
         part, rest = rest[:size], rest[size:]
-        shown += held.push(part)
+        shown += buffer.push(part)
         assert text.startswith(shown)
         assert not any(stop in shown for stop in stops)
-    assert held.stopped == bool(ends)
-    assert shown + held.flush() == (text[: min(ends)[1]] if ends else text)
+    assert buffer.stopped == bool(ends)
+    assert shown + buffer.flush() == (text[: min(ends)[1]] if ends else text)
 
 
 @given(STOPS, st.integers(0, 50))

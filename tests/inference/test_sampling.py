@@ -37,16 +37,16 @@ SETTINGS = st.builds(
 )
 
 
-def sample_one(logits, sampling, position, sample=0, seen=None, allowed=None):
+def sample_one(logits, sampling, position, sample=0, used_tokens=None, allowed=None):
     """The token chosen for a single text."""
-    return int(sample_tokens(logits[None], sampling, [position], [sample], seen, allowed)[0])
+    return int(sample_tokens(logits[None], sampling, [position], [sample], used_tokens, allowed)[0])
 
 
-def reference_probabilities(logits, sampling, seen, allowed):
+def reference_probabilities(logits, sampling, used_tokens, allowed):
     """The same distribution in plain Python, one token at a time, for temperatures above 0."""
     scores = {}
     for token, logit in enumerate(map(float, logits)):
-        if seen[token]:
+        if used_tokens[token]:
             logit = (
                 logit / sampling.repetition_penalty
                 if logit > 0
@@ -64,24 +64,24 @@ def reference_probabilities(logits, sampling, seen, allowed):
             break
         nucleus.append(token)
         share += weights[token] / total
-    kept = [token for token in nucleus if weights[token] >= sampling.min_p]
-    total = sum(weights[token] for token in kept)
-    return [weights[token] / total if token in kept else 0.0 for token in range(len(logits))]
+    remaining = [token for token in nucleus if weights[token] >= sampling.min_p]
+    total = sum(weights[token] for token in remaining)
+    return [weights[token] / total if token in remaining else 0.0 for token in range(len(logits))]
 
 
 @given(LOGITS, SETTINGS, st.data())
 def test_the_distribution_is_the_defined_one(logits, sampling, data):
     flags = st.lists(st.booleans(), min_size=len(logits), max_size=len(logits))
-    seen, allowed = np.array(data.draw(flags)), np.array(data.draw(flags))
+    used_tokens, allowed = np.array(data.draw(flags)), np.array(data.draw(flags))
     allowed[data.draw(st.integers(0, len(logits) - 1))] = True
-    found = probabilities(logits, sampling, seen, allowed)
-    assert found.sum() == pytest.approx(1)
-    assert not found[~allowed].any()
+    actual = probabilities(logits, sampling, used_tokens, allowed)
+    assert actual.sum() == pytest.approx(1)
+    assert not actual[~allowed].any()
     if sampling.temperature:
         np.testing.assert_allclose(
-            found, reference_probabilities(logits, sampling, seen, allowed), atol=1e-12
+            actual, reference_probabilities(logits, sampling, used_tokens, allowed), atol=1e-12
         )
-    assert found[sample_one(logits, sampling, 3, 1, seen, allowed[None])] > 0
+    assert actual[sample_one(logits, sampling, 3, 1, used_tokens, allowed[None])] > 0
 
 
 @given(st.integers(1, 5), st.integers(2, 40), SETTINGS, st.data())
@@ -89,17 +89,19 @@ def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
     """Bit for bit: a text must not depend on what is written beside it."""
     elements = st.integers(-2000, 2000).map(lambda number: number / 100)
     logits = data.draw(hnp.arrays(np.float32, (n, V), elements=elements))
-    seen, allowed = data.draw(hnp.arrays(bool, (n, V))), data.draw(hnp.arrays(bool, (n, V)))
+    used_tokens, allowed = data.draw(hnp.arrays(bool, (n, V))), data.draw(hnp.arrays(bool, (n, V)))
     allowed[np.arange(n), data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, V - 1)))] = True
-    together = probabilities(logits, sampling, seen, allowed)
-    tokens = sample_tokens(logits, sampling, range(n), range(n), seen, allowed)
+    together = probabilities(logits, sampling, used_tokens, allowed)
+    tokens = sample_tokens(logits, sampling, range(n), range(n), used_tokens, allowed)
     logprobs = log_probabilities(logits, tokens)
     for row in range(n):
         alone = slice(row, row + 1)
         np.testing.assert_array_equal(
-            together[row], probabilities(logits[row], sampling, seen[row], allowed[row])
+            together[row], probabilities(logits[row], sampling, used_tokens[row], allowed[row])
         )
-        assert tokens[row] == sample_one(logits[row], sampling, row, row, seen[row], allowed[alone])
+        assert tokens[row] == sample_one(
+            logits[row], sampling, row, row, used_tokens[row], allowed[alone]
+        )
         assert logprobs[row] == log_probabilities(logits[alone], tokens[alone])[0]
 
 
@@ -122,9 +124,9 @@ def test_each_filter_does_what_its_paper_says():
     assert probabilities(logits, Sampling(temperature=0)).tolist() == [0, 1, 0, 0]
     # CTRL, section 4.1: only the tokens of the text so far are discounted; a negative logit becomes
     # more negative
-    seen = np.array([False, True, True, False])
+    used_tokens = np.array([False, True, True, False])
     penal = probabilities(
-        np.array([1.0, 2.0, -1.0, 0.0]), Sampling(1.0, repetition_penalty=2.0), seen
+        np.array([1.0, 2.0, -1.0, 0.0]), Sampling(1.0, repetition_penalty=2.0), used_tokens
     )
     assert penal == pytest.approx(np.exp([1, 1, -2, 0]) / np.exp([1, 1, -2, 0]).sum())
 
@@ -194,10 +196,10 @@ def test_the_smallest_and_the_largest_uniform_find_a_token(monkeypatch):
 
 def test_log_probabilities_are_of_the_raw_logits():
     logits = np.array([3.0, 1.0, -2.0], np.float32)
-    found = log_probabilities(np.stack([logits] * 3), np.arange(3))
-    assert np.exp(found).sum() == pytest.approx(1)
-    assert found[0] - found[2] == pytest.approx(5)
-    assert log_probabilities(logits[None] + 1000, np.array([1])) == pytest.approx(found[1])
+    actual = log_probabilities(np.stack([logits] * 3), np.arange(3))
+    assert np.exp(actual).sum() == pytest.approx(1)
+    assert actual[0] - actual[2] == pytest.approx(5)
+    assert log_probabilities(logits[None] + 1000, np.array([1])) == pytest.approx(actual[1])
 
 
 @pytest.mark.parametrize(

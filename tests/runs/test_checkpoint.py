@@ -59,17 +59,17 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
         tmp_path, 500, updates=498, metrics_bytes=12345, best=Best(400, 0.1 + 0.2), loop=loop
     )
     assert path == tmp_path / "checkpoints" / "000500"
-    found = checkpoint.load(tmp_path)
-    assert found.progress == Progress(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
-    assert found.step == 500
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.progress == Progress(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
+    assert loaded.step == 500
     expected = Weights(500).arrays
-    state = dict(found.state())
+    state = dict(loaded.state())
     assert state.keys() == expected.keys()
-    assert found.weights().keys() == {name for name in expected if "/" not in name}
+    assert loaded.weights().keys() == {name for name in expected if "/" not in name}
     for name, array in expected.items():
         assert state[name].dtype == array.dtype
         np.testing.assert_array_equal(state[name], array)
-    checkpoint.require_identity(found, IDENTITY)
+    checkpoint.require_identity(loaded, IDENTITY)
 
 
 def test_a_float64_engine_keeps_its_precision(tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: f
 
 
 def test_rotation_keeps_the_newest_the_best_and_the_first(tmp_path: Path) -> None:
-    kept = {}
+    steps_by_keep = {}
     for step in range(0, 700, 100):
         save(tmp_path, step, best=Best(min(step, 200), 1.5))
-        kept[step] = checkpoint.list_steps(tmp_path)
-    assert kept[100] == [0, 100]
-    assert kept[300] == [0, 200, 300]  # the best is one of the two newest
-    assert kept[600] == [0, 200, 500, 600]
+        steps_by_keep[step] = checkpoint.list_steps(tmp_path)
+    assert steps_by_keep[100] == [0, 100]
+    assert steps_by_keep[300] == [0, 200, 300]  # the best is one of the two newest
+    assert steps_by_keep[600] == [0, 200, 500, 600]
     save(tmp_path, 700, best=Best(700, 1.4), keep=1)
     assert checkpoint.list_steps(tmp_path) == [0, 700]
 
@@ -142,11 +142,11 @@ def test_rotation_reads_an_older_checkpoint_once_and_never_what_it_wrote_itself(
     read: list[str] = []
     file_sha256 = files.file_sha256
 
-    def counted(path: Path) -> str:
+    def count_call(path: Path) -> str:
         read.append(path.parent.name)
         return file_sha256(path)
 
-    monkeypatch.setattr(files, "file_sha256", counted)
+    monkeypatch.setattr(files, "file_sha256", count_call)
     for step in (100, 200, 300):
         save(tmp_path, step, keep=9)
     assert read == []

@@ -92,11 +92,11 @@ def test_evaluate_measures_the_recorded_loss(
 def test_resume_reaches_the_losses_of_the_earlier_version(
     old: OldRun, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = read_metrics(run, "step")
+    old_steps = read_metrics(run, "step")
     assert main(["resume", str(run)]) == 0
     steps, evals = read_metrics(run, "step"), read_metrics(run, "eval")
     assert list(steps) == list(range(1, LAST_STEP + 1))
-    assert all(steps[step] == line for step, line in before.items())  # the lines up to step 10
+    assert all(steps[step] == line for step, line in old_steps.items())  # the lines up to step 10
     assert read_metrics(run, "end")[LAST_STEP]["status"] == "finished"
     assert steps[LAST_STEP]["loss"] == pytest.approx(old.train_loss, rel=1e-4)
     assert evals[LAST_STEP]["loss"] == pytest.approx(old.val_loss, rel=1e-4)

@@ -60,13 +60,13 @@ def test_a_configs_identity_sees_every_value_and_no_order() -> None:
 def test_an_existing_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run")
     (path / "checkpoints" / "000000").mkdir()
-    before = (path / "run.json").read_bytes()
+    content = (path / "run.json").read_bytes()
     for refuse in (lambda: run_folder.require_new(path), lambda: make_run(path, seed=7)):
         with pytest.raises(InputError, match="glasslm resume"):
             refuse()
     with lock_run(path), pytest.raises(InUseError, match=str(os.getpid())):
         run_folder.require_new(path)
-    assert (path / "run.json").read_bytes() == before
+    assert (path / "run.json").read_bytes() == content
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -252,9 +252,9 @@ def test_the_commit_is_that_of_the_source_and_none_elsewhere(
     git("commit", "-q", "-m", "one")
     assert provenance.git() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     source.write_text("two\n")
-    found = provenance.git()
-    assert found is not None
-    assert found["dirty"] is True
+    commit = provenance.git()
+    assert commit is not None
+    assert commit["dirty"] is True
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git() is None  # no git at all
 

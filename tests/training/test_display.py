@@ -271,11 +271,11 @@ def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
     with Display(STEPS, "a run", stream=out, live=True) as display:
         for line in metrics_lines():
             display.show(line)
-        before = out.getvalue().count("of 200")
+        n_drawn = out.getvalue().count("of 200")
         for step in range(1000):  # one second
             clock.now += 0.001
             display.tick(step)
-        drawn = out.getvalue().count("of 200") - before
+        drawn = out.getvalue().count("of 200") - n_drawn
     text = out.getvalue()
     assert 3 <= drawn <= 8
     assert "nonfinite: [/red][bold]␛[2J" in text
@@ -307,14 +307,14 @@ class Gone(io.StringIO):
 
     def __init__(self, problem: OSError, after: int, terminal: bool) -> None:
         super().__init__()
-        self.problem, self.left, self.terminal = problem, after, terminal
+        self.problem, self.writes_left, self.terminal = problem, after, terminal
 
     def isatty(self) -> bool:
         return self.terminal
 
     def write(self, text: str) -> int:
-        self.left -= 1
-        if self.left < 0:
+        self.writes_left -= 1
+        if self.writes_left < 0:
             raise self.problem
         return super().write(text)
 
@@ -334,7 +334,7 @@ def test_the_run_goes_on_when_nobody_reads_any_more(
             display.show(line)
             display.tick(line["step"])
     assert display.view.validation[-1][0] == STEPS  # it saw all
-    assert out.left == -1 or live, "it went on writing"
+    assert out.writes_left == -1 or live, "it went on writing"
     assert sys.stderr is out  # and not what draws above the panel
 
 

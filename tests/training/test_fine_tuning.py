@@ -68,28 +68,32 @@ def losses(run: Path, split: str) -> dict[int, float]:
 
 def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path) -> None:
     """From what the base knows of each of them."""
-    learnt, kept = losses(tuned, "val"), losses(tuned, "old")
-    assert list(learnt) == list(kept) == [0, 4, 8, 12, 16, 20, 24]
-    assert learnt[24] < 0.85 * learnt[0]
-    assert kept[0] == pytest.approx(min(losses(base, "val").values()), rel=1e-6)
-    assert kept[24] > kept[0] + 0.05
+    new_losses, old_losses = losses(tuned, "val"), losses(tuned, "old")
+    assert list(new_losses) == list(old_losses) == [0, 4, 8, 12, 16, 20, 24]
+    assert new_losses[24] < 0.85 * new_losses[0]
+    assert old_losses[0] == pytest.approx(min(losses(base, "val").values()), rel=1e-6)
+    assert old_losses[24] > old_losses[0] + 0.05
     model, run = glasslm.load(base, engine="numpy"), run_folder.Run(tuned)
     new_text = run.dataset(ignore_message).val.tokens
-    assert learnt[0] == pytest.approx(model.score(new_text).loss, rel=1e-6)
+    assert new_losses[0] == pytest.approx(model.score(new_text).loss, rel=1e-6)
     assert not any(line["best"] for line in logged_lines(tuned, "eval") if line["split"] == "old")
 
 
 def test_the_run_says_where_it_comes_from_and_holds_all_it_needs(base: Path, tuned: Path) -> None:
     record, origin = read_json(tuned / "run.json"), run_folder.Run(base)
-    held = checkpoint.load(base, "best")
+    best_checkpoint = checkpoint.load(base, "best")
     data = origin.record["data"]["sha256"]
-    assert record["base"] == {"run": str(base.resolve()), "step": held.step, "data_sha256": data}
+    assert record["base"] == {
+        "run": str(base.resolve()),
+        "step": best_checkpoint.step,
+        "data_sha256": data,
+    }
     # Q and v of two blocks
     assert record["parameters"]["trained"] == 2 * 2 * DEFAULT_RANK * (32 + 32)
     assert record["tokenizer"] == origin.record["tokenizer"]
     frozen = load_file(tuned / "base" / "model.safetensors")
-    assert frozen.keys() == held.weights().keys()
-    for name, array in held.weights().items():
+    assert frozen.keys() == best_checkpoint.weights().keys()
+    for name, array in best_checkpoint.weights().items():
         np.testing.assert_array_equal(frozen[name], array)
     ours = load_file(checkpoint.load(tuned).path / "model.safetensors")
     assert {name.rpartition(".")[2] for name in ours} == {"lora_a", "lora_b"}
@@ -97,13 +101,13 @@ def test_the_run_says_where_it_comes_from_and_holds_all_it_needs(base: Path, tun
 
 def test_full_fine_tuning_trains_all_weights(base: Path, new: Path, tmp_path: Path) -> None:
     run = finetune(base, new, tmp_path / "run", full=True)
-    learnt = losses(run, "val")
-    assert learnt[12] < 0.75 * learnt[0]
+    new_losses = losses(run, "val")
+    assert new_losses[12] < 0.75 * new_losses[0]
     assert list(losses(run, "old")) == [0, 4, 8, 12]
     assert not (run / "base").exists()
-    weights, before = checkpoint.load(run).weights(), checkpoint.load(base, "best").weights()
-    assert weights.keys() == before.keys()
-    assert not any(np.array_equal(weights[name], before[name]) for name in weights)
+    weights, base_weights = checkpoint.load(run).weights(), checkpoint.load(base, "best").weights()
+    assert weights.keys() == base_weights.keys()
+    assert not any(np.array_equal(weights[name], base_weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
@@ -121,15 +125,15 @@ def test_python_says_it_by_init_from(
             engine="numpy",
             **settings | flags,
         )
-    learnt = losses(run.path, "val")
-    assert learnt[12] < 0.9 * learnt[0]
+    new_losses = losses(run.path, "val")
+    assert new_losses[12] < 0.9 * new_losses[0]
     assert list(losses(run.path, "old")) == [0, 4, 8, 12]
     assert run.config.optimizer.lr == rate
     assert run.config.model.d_model == 32
-    found = {
+    problems = {
         name.rpartition(".")[0] for name in checkpoint.load(run.path).weights() if ".lora_" in name
     }
-    assert {name.rpartition(".")[2] for name in found} == ({"k", "down"} if flags else set())
+    assert {name.rpartition(".")[2] for name in problems} == ({"k", "down"} if flags else set())
 
 
 @pytest.mark.parametrize(("flags", "rate"), [({"lora_rank": 2}, LORA_LR), ({}, FULL_LR)])
@@ -199,9 +203,9 @@ def test_characters_that_the_tokenizer_lacks_are_named(
     foreign = tmp_path / "foreign.txt"
     foreign.write_text("the cat likes a naïve fox.\n" * 60, encoding="utf-8")
     flags = flag_arguments(text_file=foreign, run_dir=tmp_path / "run", **QUICK) + ["--full"] * full
-    said = run_refused(["finetune", str(base), *flags], capsys)
-    assert "ï" in said
-    assert "x" in said.replace("text", "")
+    messages = run_refused(["finetune", str(base), *flags], capsys)
+    assert "ï" in messages
+    assert "x" in messages.replace("text", "")
     assert not (tmp_path / "run").exists()
 
 
@@ -354,11 +358,11 @@ def interrupted_run(step: int, base: Path, new: Path, run_dir: Path, **flags: An
 
 
 def resume(
-    run_dir: Path, compute: ComputeConfig = COMPUTE, said: list[str] | None = None
+    run_dir: Path, compute: ComputeConfig = COMPUTE, messages: list[str] | None = None
 ) -> Outcome:
     with without_report():
         return launch.resume(
-            run_dir, compute, notify=ignore_message if said is None else said.append
+            run_dir, compute, notify=ignore_message if messages is None else messages.append
         )
 
 
@@ -457,9 +461,9 @@ def test_damaged_frozen_weights_are_named(
     ]
     for argv in (["generate", str(run), "--prompt", "the"], ["resume", str(run), "--threads", "1"],
                  ["merge", str(run)], finetuning):  # fmt: skip
-        said = run_refused(argv, capsys, code=4)
-        assert message in said
-        assert str(run / "base") in said
+        messages = run_refused(argv, capsys, code=4)
+        assert message in messages
+        assert str(run / "base") in messages
     assert not (tmp_path / "again").exists()
     assert not (tmp_path / "run-merged").exists()
 
@@ -492,7 +496,7 @@ def test_another_run_in_its_place_is_not_taken_for_it(new: Path, tmp_path: Path)
     shutil.rmtree(base)
     (tmp_path / "other").mkdir()
     make_base(tmp_path / "other", max_steps=2, val_fraction=0.3).rename(base)
-    said: list[str] = []
-    assert resume(run, said=said).status == "finished"
-    assert [line for line in said if "another run" in line]
+    messages: list[str] = []
+    assert resume(run, messages=messages).status == "finished"
+    assert [line for line in messages if "another run" in line]
     assert list(losses(run, "old")) == [0, 4]

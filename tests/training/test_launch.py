@@ -269,11 +269,11 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
 def test_a_fallback_is_recorded_where_the_report_finds_it(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = corpora.find_source
+    original = corpora.find_source
     monkeypatch.setattr(
         corpora,
         "find_source",
-        lambda data, notify: dataclasses.replace(right(data, notify), fallback=True),
+        lambda data, notify: dataclasses.replace(original(data, notify), fallback=True),
     )
     run = train(text, tmp_path / "run", max_steps=1).run_dir
     assert [line["kind"] for line in metrics.read_lines(run / "metrics.jsonl")][:3] == [
@@ -312,10 +312,10 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
 
 
 def test_an_existing_run_is_refused_and_resume_is_named(finished: Path, text: Path) -> None:
-    before = (finished / "run.json").read_bytes()
+    content = (finished / "run.json").read_bytes()
     with pytest.raises(InputError, match="glasslm resume"):
         train(text, finished)
-    assert (finished / "run.json").read_bytes() == before
+    assert (finished / "run.json").read_bytes() == content
 
 
 def test_a_run_in_use_is_refused_with_who_holds_it(finished: Path, text: Path) -> None:
@@ -327,10 +327,10 @@ def test_a_run_in_use_is_refused_with_who_holds_it(finished: Path, text: Path) -
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:
-    before = (finished / "metrics.jsonl").read_bytes()
+    content = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="nothing left to do"):
         resume(finished)
-    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert (finished / "metrics.jsonl").read_bytes() == content
 
 
 def test_nothing_is_created_for_a_run_that_cannot_start(text: Path, tmp_path: Path) -> None:
@@ -383,12 +383,12 @@ def test_another_text_is_refused_with_both_hashes(
     sha256 = run_folder.Run(run).record["data"]["files"][0]["sha256"]
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "second"))
     mine.write_text(mine.read_text(encoding="utf-8").replace("king", "sing"), encoding="utf-8")
-    before = (run / "metrics.jsonl").read_bytes()
+    content = (run / "metrics.jsonl").read_bytes()
     with pytest.raises(DamagedError, match=sha256) as caught:
         resume(run)
     assert len(re.findall("[0-9a-f]{64}", str(caught.value))) == 2
     assert caught.value.exit_code == 4
-    assert (run / "metrics.jsonl").read_bytes() == before
+    assert (run / "metrics.jsonl").read_bytes() == content
     write_text(mine)  # put back, it goes on
     assert resume(run).status == "finished"
     assert comparable_results(run, 20) == comparable_results(tmp_path / "whole", 20)
@@ -437,10 +437,10 @@ def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:
 def test_a_diverged_run_says_so_and_has_a_report(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = factory.make_engine
+    original = factory.make_engine
 
     def make_broken(*arguments: Any, **named: Any) -> Any:
-        engine: Any = right(*arguments, **named)
+        engine: Any = original(*arguments, **named)
         accumulate = engine.accumulate
         engine.accumulate = lambda batch, weight: accumulate(
             batch, np.nan if batch.step >= 5 else weight
@@ -460,10 +460,10 @@ def test_a_diverged_run_says_so_and_has_a_report(
 def test_out_of_memory_names_the_flags_that_need_less(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Loop) -> Any:
+    def raise_memory_error(self: Loop) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(Loop, "advance", full)
+    monkeypatch.setattr(Loop, "advance", raise_memory_error)
     with pytest.raises(ExhaustedError, match="--micro-batch-size") as caught:
         train(text, tmp_path / "run")
     assert caught.value.exit_code == 6
@@ -477,20 +477,20 @@ def test_too_large_a_model_names_them_too(
 ) -> None:
     """Before there is a run, and when one is resumed elsewhere."""
 
-    def full(*arguments: Any, **more: Any) -> Any:
+    def raise_memory_error(*arguments: Any, **more: Any) -> Any:
         raise MemoryError
 
     for name in ("__init__", "accumulate"):
         with monkeypatch.context() as patch:
-            patch.setattr(NumpyEngine, name, full)
+            patch.setattr(NumpyEngine, name, raise_memory_error)
             with pytest.raises(ExhaustedError, match="--block-size"):
                 train(text, tmp_path / "run")
         assert not (tmp_path / "run").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "advance", full)
+        patch.setattr(Loop, "advance", raise_memory_error)
         with pytest.raises(ExhaustedError):
             train(text, tmp_path / "run")
-        patch.setattr(NumpyEngine, "__init__", full)
+        patch.setattr(NumpyEngine, "__init__", raise_memory_error)
         with pytest.raises(ExhaustedError):
             resume(tmp_path / "run")
 

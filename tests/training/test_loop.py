@@ -71,8 +71,10 @@ def test_it_learns_more_than_how_often_each_character_occurs(text: Path, tmp_pat
     assert run.best["loss"] < 0.4 * entropy
     assert evals[-1]["loss"] == run.best["loss"]
     samples = [line["text"] for line in logged_lines(run.run_dir, "sample")]
-    known = set(text.read_text(encoding="utf-8").split())
-    shares = [float(np.mean([word in known for word in sample.split()])) for sample in samples]
+    known_words = set(text.read_text(encoding="utf-8").split())
+    shares = [
+        float(np.mean([word in known_words for word in sample.split()])) for sample in samples
+    ]
     assert shares[-1] > shares[0] + 0.15
 
 
@@ -165,10 +167,10 @@ def patch_scores(
     sampled: dict[int, float], whole: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses of the evaluations by step, and those of the whole split in their order."""
-    left = iter(whole)
+    scores_left = iter(whole)
 
     def score(self: Loop, tokens: Any, max_windows: int | None) -> Score:
-        loss = next(left) if max_windows is None else sampled[self.step]
+        loss = next(scores_left) if max_windows is None else sampled[self.step]
         return Score(loss, math.exp(loss), loss, 100, 100, max_windows is None)
 
     monkeypatch.setattr(Loop, "score", score)
@@ -206,12 +208,12 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_one_counts(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch_scores({0: 3.0, 5: 1.0, 10: 1.5}, [2.0], monkeypatch)
-    right = Loop.sample
+    original = Loop.sample
 
     def sample(self: Loop) -> None:
         if self.step == 10:
             (self.run_dir / "checkpoints" / "000005" / "model.safetensors").unlink()
-        right(self)
+        original(self)
 
     monkeypatch.setattr(Loop, "sample", sample)
     run = train(text, tmp_path / "run", max_steps=10, **SAMPLED).run_dir
@@ -370,15 +372,15 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
     monkeypatch.setattr(guard, "DIVERGENCE_RISE", math.inf)  # however bad the last weights are
     flags = flags | {"eval_interval": 7}
     whole = train(text, tmp_path / "whole", **flags)
-    right = getattr(Loop, moment)
+    original = getattr(Loop, moment)
     with pytest.MonkeyPatch.context() as patch:
 
-        def signalled(self: Loop, *arguments: Any, **more: Any) -> Any:
+        def call_with_signal(self: Loop, *arguments: Any, **more: Any) -> Any:
             if self.step == 20 and (moment != "score" or arguments[-1:] == (None,)):
                 signal.raise_signal(signal.SIGTERM)
-            return right(self, *arguments, **more)
+            return original(self, *arguments, **more)
 
-        patch.setattr(Loop, moment, signalled)
+        patch.setattr(Loop, moment, call_with_signal)
         cut = train(text, tmp_path / "cut", **flags)
     assert cut.status == ("finished" if complete else "interrupted")
     assert (tmp_path / "cut" / "checkpoints" / "000020" / "manifest.json").is_file()
@@ -448,15 +450,15 @@ def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further
 
 def break_steps(steps: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients of these steps (from 1) become NaN."""
-    right = Loop.advance
+    original = Loop.advance
 
     def advance(self: Loop) -> tuple[float, Update]:
         if not steps(self.step + 1):
-            return right(self)
+            return original(self)
         accumulate = self.engine.accumulate
         self.engine.accumulate = lambda batch, weight: accumulate(batch, math.nan)  # type: ignore[method-assign]
         try:
-            return right(self)
+            return original(self)
         finally:
             del self.engine.accumulate
 

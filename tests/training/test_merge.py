@@ -56,9 +56,9 @@ def evaluate_run(
     assert (
         main(["evaluate", str(run), "--json", "--engine", "numpy", "--precision", precision]) == 0
     )
-    said = json.loads(capsys.readouterr().out)
-    assert said.pop("text") == "val"
-    return said
+    scores = json.loads(capsys.readouterr().out)
+    assert scores.pop("text") == "val"
+    return scores
 
 
 def test_the_merged_model_writes_and_scores_the_same(
@@ -111,16 +111,16 @@ def test_it_is_an_ordinary_run_of_the_base_s_architecture(
 
 
 def test_it_takes_over_what_was_measured(tuned: Path, whole: Path) -> None:
-    history, before = run_folder.Run(whole).history, run_folder.Run(tuned).history
+    history, earlier = run_folder.Run(whole).history, run_folder.Run(tuned).history
     assert history.status == "finished"
-    assert (history.best_step, history.best_val_loss) == (before.best_step, before.best_val_loss)
+    assert (history.best_step, history.best_val_loss) == (earlier.best_step, earlier.best_val_loss)
     assert logged_lines(whole, "eval") == [
-        line for line in logged_lines(tuned, "eval") if line["step"] <= before.best_step
+        line for line in logged_lines(tuned, "eval") if line["step"] <= earlier.best_step
     ]
     assert logged_lines(whole, "step") == []
-    held = checkpoint.load(whole)
-    assert held.progress.best == (before.best_step, before.best_val_loss)
-    assert held.progress.metrics_bytes < (whole / "metrics.jsonl").stat().st_size
+    merged_checkpoint = checkpoint.load(whole)
+    assert merged_checkpoint.progress.best == (earlier.best_step, earlier.best_val_loss)
+    assert merged_checkpoint.progress.metrics_bytes < (whole / "metrics.jsonl").stat().st_size
 
 
 def test_of_a_text_that_is_sampled_the_loss_is_that_of_all_of_it(
@@ -181,21 +181,21 @@ def test_the_name_is_given_or_made_from_the_run_s(
 def test_what_cannot_be_merged_is_refused(
     base: Path, tuned: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*argv: str) -> str:
+    def run_refused(*argv: str) -> str:
         capsys.readouterr()
         assert main(["merge", *argv]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         return err
 
-    assert "no adapters" in refused(str(base), "--run-dir", str(tmp_path / "new"))
-    assert "no adapters" in refused(str(whole))
-    assert "already holds a run" in refused(str(tuned))
-    assert "already holds a run" in refused(str(tuned), "--run-dir", str(base))
+    assert "no adapters" in run_refused(str(base), "--run-dir", str(tmp_path / "new"))
+    assert "no adapters" in run_refused(str(whole))
+    assert "already holds a run" in run_refused(str(tuned))
+    assert "already holds a run" in run_refused(str(tuned), "--run-dir", str(base))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine", encoding="utf-8")
-    assert "notes.txt" in refused(str(tuned), "--run-dir", str(tmp_path / "full"))
-    assert "no run" in refused(str(tmp_path / "nowhere"))
+    assert "notes.txt" in run_refused(str(tuned), "--run-dir", str(tmp_path / "full"))
+    assert "no run" in run_refused(str(tmp_path / "nowhere"))
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
     assert main(["resume", str(whole)]) == 2  # finished
 
@@ -220,9 +220,9 @@ def test_a_tuned_run_is_tuned_again(full: bool, base: Path, tuned: Path, tmp_pat
     assert evals["old"][0]["loss"] == pytest.approx(
         run_folder.Run(tuned).history.best_val_loss, rel=1e-5
     )
-    before = [line for line in logged_lines(tuned, "eval") if line["split"] == "old"]
+    earlier = [line for line in logged_lines(tuned, "eval") if line["split"] == "old"]
     at_best = next(
-        line for line in before if line["step"] == run_folder.Run(tuned).history.best_step
+        line for line in earlier if line["step"] == run_folder.Run(tuned).history.best_step
     )
     assert evals["val"][0]["loss"] == pytest.approx(at_best["loss"], rel=1e-5)
     assert evals["val"][-1]["loss"] < evals["val"][0]["loss"]

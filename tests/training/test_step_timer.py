@@ -107,9 +107,9 @@ def test_a_run_takes_what_its_parts_take() -> None:
     sampled = dataset(
         val_tokens=80_001
     )  # 10,000 windows, the last and the best weights on all of them
-    taken = evaluation_windows(run, 80_001)
-    assert taken is not None
-    assert run_seconds(run, sampled, StepTimer(0, 1, 0, 0)) == 4 * taken + 20_000
+    n_windows = evaluation_windows(run, 80_001)
+    assert n_windows is not None
+    assert run_seconds(run, sampled, StepTimer(0, 1, 0, 0)) == 4 * n_windows + 20_000
 
 
 @given(
@@ -125,15 +125,15 @@ def test_as_many_steps_as_fit(
     """With evaluations as large as that number of steps makes them."""
     data, costs = dataset(val_tokens=val_tokens), StepTimer(step, window, 0.1, 0.01)
     asked = config(max_time=f"{budget:.6f}", max_steps=1)
-    left = float(f"{budget:.6f}") - spent
+    left_s = float(f"{budget:.6f}") - spent
     fitting = with_steps(asked, data, costs, spent)
     assert fitting.train.max_time == asked.train.max_time
     steps = fitting.train.max_steps
-    assert steps == 1 or run_seconds(fitting, data, costs) <= left
+    assert steps == 1 or run_seconds(fitting, data, costs) <= left_s
     more = dataclasses.replace(
         fitting, train=dataclasses.replace(fitting.train, max_steps=steps + 1)
     )
-    assert run_seconds(more, data, costs) > left
+    assert run_seconds(more, data, costs) > left_s
 
 
 def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
@@ -157,13 +157,13 @@ def test_either_engine_is_timed(engine: Any) -> None:
     small = config(
         d_model=32, n_layers=2, n_heads=2, batch_size=8, micro_batch_size=2, sample_interval=5
     )
-    made = make_engine(small, 256, compute, training=True)
-    made.load(initial_weights(parameter_table(small.model, 256), 0))
+    engine = make_engine(small, 256, compute, training=True)
+    engine.load(initial_weights(parameter_table(small.model, 256), 0))
     data = dataset()
-    began = time.perf_counter()
-    measured = step_timer.time_steps(small, made, data)
-    assert made.updates == 3
-    assert all(0 < part < 100 * (time.perf_counter() - began) for part in measured)
+    started_at = time.perf_counter()
+    measured = step_timer.time_steps(small, engine, data)
+    assert engine.updates == 3
+    assert all(0 < part < 100 * (time.perf_counter() - started_at) for part in measured)
     assert 0 < run_seconds(small, data, measured) < math.inf
 
 

@@ -49,19 +49,19 @@ FAKE_WANDB = """
 import atexit, json, os, time
 
 trouble = os.environ.get("FAKE_TROUBLE", "")
-held = []  # the names of runs that its service knows
+run_ids = []  # in use, as its service sees it
 
 class Error(Exception):
     pass
 
 class Settings:
-    def __init__(self, **given):
-        self.given = given
+    def __init__(self, **options):
+        self.options = options
 
 class Html(str):
     pass
 
-def happens(verb, **facts):
+def record_call(verb, **facts):
     print("a library says something")
     os.system("echo and so does a program")
     with open(os.environ["FAKE_NOTEBOOK"], "a", encoding="utf-8") as file:
@@ -81,29 +81,29 @@ class Run:
         self.dir, self.url, self.summary = os.path.join(folder, "files"), url, {}
 
     def log(self, values, step):
-        happens("log", step=step, values=values)
+        record_call("log", step=step, values=values)
 
     def finish(self, exit_code):
-        happens("finish", exit_code=exit_code, summary=self.summary)
+        record_call("finish", exit_code=exit_code, summary=self.summary)
         if trouble == "finish is late":
             raise TimeoutError
         if trouble == "Python's exit hangs":
             atexit.register(time.sleep, 600)
 
 def teardown():
-    held.clear()
+    run_ids.clear()
 
-def init(settings, **given):
-    online = given.get("mode") != "offline"
-    if given["id"] in held:
+def init(settings, **options):
+    online = options.get("mode") != "offline"
+    if options["id"] in run_ids:
         raise Error("the name of the run is in use")
-    held.append(given["id"])
+    run_ids.append(options["id"])
     if trouble == "no key" and online:
         raise Error("there is no key,\\nlog in first")
-    os.makedirs(os.path.join(given["dir"], "wandb"), exist_ok=True)
+    os.makedirs(os.path.join(options["dir"], "wandb"), exist_ok=True)
     names = {name: os.environ[name] for name in ("WANDB_NAME", "WANDB_PROJECT")}
-    happens("init", **given, **names, timeout=settings.given["init_timeout"])
-    folder = os.path.join(given["dir"], "wandb", "offline-run")
+    record_call("init", **options, **names, timeout=settings.options["init_timeout"])
+    folder = os.path.join(options["dir"], "wandb", "offline-run")
     return Run(folder, "https://wandb.example/run" if online else None)
 """
 
@@ -146,10 +146,10 @@ def read_notebook(notebook: Path, verb: str) -> list[dict[str, Any]]:
 
 
 def train(
-    text: Path, run_dir: Path, said: list[str] | None = None, track: str = "", **flags: Any
+    text: Path, run_dir: Path, messages: list[str] | None = None, track: str = "", **flags: Any
 ) -> Outcome:
     stop_at = flags.pop("stop_at", None)
-    notify = (said if said is not None else []).append
+    notify = (messages if messages is not None else []).append
     with without_report():
         return launch.train(
             small_config(text, **flags),
@@ -248,8 +248,8 @@ def test_every_command_that_trains_takes_it(
 def test_each_line_is_told_once_and_the_run_is_the_same(
     text: Path, untracked: Path, notebook: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    outcome = train(text, tmp_path / "run", said, track="wandb")
+    messages: list[str] = []
+    outcome = train(text, tmp_path / "run", messages, track="wandb")
     assert outcome.status == "finished"
     assert comparable_results(outcome.run_dir, 20) == comparable_results(untracked, 20)
     record = read_json(outcome.run_dir / "run.json")
@@ -271,10 +271,10 @@ def test_each_line_is_told_once_and_the_run_is_the_same(
     expected = {f"whole/{name}": whole[-1][name] for name in ("loss", "bpb", "perplexity", "step")}
     assert finish["summary"] == expected | {"status": "finished"}
     assert finish["exit_code"] == 0
-    assert [line for line in said if line.startswith("wandb:")] == [
+    assert [line for line in messages if line.startswith("wandb:")] == [
         "wandb: https://wandb.example/run"
     ]
-    assert not [line for line in said if "warning" in line]
+    assert not [line for line in messages if "warning" in line]
 
 
 def test_what_is_not_finite_is_drawn_as_such() -> None:
@@ -316,11 +316,11 @@ def test_without_key_or_network_wandb_is_offline(
 ) -> None:
     monkeypatch.setenv("FAKE_TROUBLE", "no key")
     monkeypatch.setenv("WANDB_NAME", "a name of my own")
-    said: list[str] = []
-    run = train(text, tmp_path / "run", said, track="wandb", max_steps=2).run_dir
+    messages: list[str] = []
+    run = train(text, tmp_path / "run", messages, track="wandb", max_steps=2).run_dir
     folder = run.resolve() / "wandb" / "offline-run"
     where = f"wandb: offline (there is no key, / log in first); `wandb sync {folder}` uploads it"
-    assert [line for line in said if line.startswith("wandb")] == [where]
+    assert [line for line in messages if line.startswith("wandb")] == [where]
     assert read_notebook(notebook, "init")[0]["WANDB_NAME"] == "a name of my own"
     assert len(read_notebook(notebook, "log")) == len(tracked_lines(run))
 
@@ -364,20 +364,20 @@ def test_what_fails_costs_a_warning_and_a_little_time(
     monkeypatch.setattr(trackers, "MAX_START_S", 3.0)
     monkeypatch.setattr(trackers, "MAX_CLOSE_S", 1.0)
     monkeypatch.setattr(trackers, "SILENT_WAIT_S", 0.3)
-    said: list[str] = []
-    began = time.monotonic()
-    outcome = train(text, tmp_path / "run", said, track="wandb")
-    assert time.monotonic() - began < 20
+    messages: list[str] = []
+    started_at = time.monotonic()
+    outcome = train(text, tmp_path / "run", messages, track="wandb")
+    assert time.monotonic() - started_at < 20
     assert (outcome.status, outcome.exit_code) == ("finished", 0)
     assert comparable_results(outcome.run_dir, 20) == comparable_results(untracked, 20)
     assert logged_lines(outcome.run_dir, "warning") == []
     warning = [] if why is None else [f"warning: wandb no longer tracks this run: {why}"]
-    warned = [line for line in said if line.startswith("warning")]
+    warned = [line for line in messages if line.startswith("warning")]
     assert [
         line.replace(str(outcome.run_dir.resolve() / "wandb" / "offline-run"), "FOLDER")
         for line in warned
     ] == warning
-    assert ("note: wandb is not ready yet: the run starts without waiting for it" in said) == (
+    assert ("note: wandb is not ready yet: the run starts without waiting for it" in messages) == (
         trouble == "init hangs"
     )
 
@@ -427,10 +427,10 @@ def test_ctrl_c_ends_the_waiting_for_a_tracker(
     )
     wait_for(lambda: bool(read_notebook(notebook, "finish")), process)
     time.sleep(3)
-    began = time.monotonic()
+    started_at = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - started_at < 15
     assert process.returncode == 0, err
     assert "waiting for wandb, at most 20 seconds; Ctrl-C ends it" in err
     assert "warning: wandb no longer tracks this run: Ctrl-C ended it" in err
@@ -465,18 +465,18 @@ def read_events() -> Callable[[Path], tuple[dict[str, Any], dict[str, Any]]]:
     accumulators = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
 
     def read(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = accumulators.EventAccumulator(
+        accumulator = accumulators.EventAccumulator(
             str(run_dir / "tensorboard"), {"scalars": 0, "tensors": 0}
         ).Reload()
-        tags = found.Tags()
+        tags = accumulator.Tags()
         scalars = {
-            tag: [(event.step, event.value) for event in found.Scalars(tag)]
+            tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
             for tag in tags["scalars"]
         }
         texts = {
             tag: [
                 (event.step, event.tensor_proto.string_val[0].decode())
-                for event in found.Tensors(tag)
+                for event in accumulator.Tensors(tag)
             ]
             for tag in tags["tensors"]
         }
@@ -491,8 +491,8 @@ def test_tensorboard_reads_what_was_logged(
     tmp_path: Path,
     read_events: Callable[[Path], tuple[dict[str, Any], dict[str, Any]]],
 ) -> None:
-    said: list[str] = []
-    run = train(text, tmp_path / "run", said, track="tensorboard").run_dir
+    messages: list[str] = []
+    run = train(text, tmp_path / "run", messages, track="tensorboard").run_dir
     assert comparable_results(run, 20) == comparable_results(untracked, 20)
     scalars, texts = read_events(run)
     expected: dict[str, list[tuple[int, float]]] = {}
@@ -511,7 +511,7 @@ def test_tensorboard_reads_what_was_logged(
     assert [(step, strip_code_block(block)) for step, block in texts["sample"]] == samples
     ((step, block),) = texts["config"]
     assert (step, json.loads(strip_code_block(block))) == (0, read_json(run / "run.json")["config"])
-    assert f"tensorboard: `tensorboard --logdir {run}` shows it" in said
+    assert f"tensorboard: `tensorboard --logdir {run}` shows it" in messages
     assert {part.verdict for part in examine_run(run)} == {"ok"}
 
 
