@@ -5,7 +5,6 @@ A JSON file is strict.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm import files
-from glasslm.errors import DamagedError, InputError, InUseError
-from glasslm.runs.run_lock import lock_run
+from glasslm.errors import DamagedError
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -225,34 +223,6 @@ def test_an_appender_cuts_to_the_end_of_a_line_and_grows_from_there(tmp_path: Pa
         assert path.read_bytes() == b"one\n2\n"
     files.Appender(path).close()
     assert path.read_bytes() == b""
-
-
-def test_a_lock_is_held_once_says_who_holds_it_and_sweeps(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with lock_run(folder):
-        signature = json.loads((folder / "run.lock").read_text())
-        assert signature["pid"] == os.getpid()
-        assert set(signature) == {"pid", "host", "start"}
-        with (
-            pytest.raises(InUseError, match=f"process {os.getpid()} on {signature['host']}"),
-            lock_run(folder),
-        ):
-            pass
-        (folder / "file.tmp-77").write_bytes(b"half")
-        (folder / "checkpoints").mkdir()
-        (folder / "checkpoints" / "000001.tmp-77").mkdir()
-    with lock_run(folder):
-        assert not (folder / "file.tmp-77").exists()
-        assert not list((folder / "checkpoints").iterdir())
-
-
-def test_a_folder_that_cannot_be_written_is_said_before_anything_else(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with (
-        pytest.raises(InputError, match="choose another place"),
-        lock_run(tmp_path / "file" / "run"),
-    ):
-        pass
 
 
 json_values = st.recursive(

@@ -60,7 +60,7 @@ class Progress:
     tokens: int  # tokens trained on
     metrics_bytes: int  # length of metrics.jsonl
     best: Best | None = None
-    loop: dict[str, Any] = field(default_factory=dict)  # training.loop.LoopState, as JSON
+    loop: dict[str, Any] = field(default_factory=dict)  # training.loop_state.LoopState, as JSON
     loss_scale: float = 1.0  # of float16 gradients
 
 
