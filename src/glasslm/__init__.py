@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glasslm.inference.trained_model import Model
     from glasslm.runs.run_folder import Run
+    from glasslm.training.launch import Outcome
 
 __version__ = "0.1.0"
 __all__ = ["load", "train"]
@@ -60,15 +61,13 @@ def train(
     >>> run = glasslm.train(text_file="book.txt", max_steps=500, d_model=128)
     >>> run.history.best_val_loss
     """
-    import signal
     from pathlib import Path
 
     from glasslm.config.conversion import from_dict, with_flags
     from glasslm.config.presets import PRESETS
     from glasslm.config.schema import ComputeConfig
-    from glasslm.errors import DivergedError, InputError
+    from glasslm.errors import InputError
     from glasslm.report import run_report
-    from glasslm.runs.run_folder import Run
     from glasslm.text import notify
     from glasslm.training import launch
     from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
@@ -77,12 +76,7 @@ def train(
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
-    arguments = {"preset": preset, "run_dir": run_dir, **settings, **flags}
-    recorded_arguments = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in arguments.items()
-    }
-    command = ", ".join(f"{name}={value!r}" for name, value in recorded_arguments.items())
+    command = _format_call({"preset": preset, "run_dir": run_dir, **settings, **flags})
     defaults = PRESETS[preset]()
     if flags.get("init_from"):
         preset = "finetuned"
@@ -94,10 +88,29 @@ def train(
         compute,
         Path(run_dir) if run_dir else None,
         preset=preset,
-        command=f"glasslm.train({command})",
+        command=command,
         track=track,
     )
     run_report.write_after_training(outcome, notify)
+    return _finished_run(outcome)
+
+
+def _format_call(arguments: dict[str, Any]) -> str:
+    """The call of `train` with these arguments, for run.json; paths become strings."""
+    values = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in arguments.items()
+    }
+    return f"glasslm.train({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+def _finished_run(outcome: Outcome) -> Run:
+    """The run of an outcome; raises the error of one that diverged or was interrupted."""
+    import signal
+
+    from glasslm.errors import DivergedError
+    from glasslm.runs.run_folder import Run
+
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
     if outcome.status == "interrupted":

@@ -1,4 +1,7 @@
-"""glasslm train: from raw text to a trained model, its run folder and its report."""
+"""glasslm train: from raw text to a trained model, its run folder and its report.
+
+Most flags are fields of the dataclasses in config/: a field there is a flag here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loss, perplexity and bits per byte of tokens, computed over windows that do not overlap."""
+"""Loss, perplexity and bits per byte of tokens, computed over windows that do not overlap.
+
+Training measures the validation loss with it (training/loop.py), `glasslm evaluate` any text.
+"""
 
 from __future__ import annotations
 

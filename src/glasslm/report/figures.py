@@ -1,6 +1,7 @@
 """The figures of a report, rendered as PNG files and as SVG in the colours of its page.
 
 Figures contain fixed words only: a font may lack the characters of names and prompts.
+`run_report.write` chooses which figures a report has.
 """
 
 from __future__ import annotations

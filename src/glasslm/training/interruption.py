@@ -38,6 +38,7 @@ class Interrupt(threading.Event):
     received: int | None = None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: sets the event; a second signal ends the process."""
         if self.is_set():
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # the live display has hidden the cursor

@@ -1,4 +1,8 @@
-"""Find the text that a configuration asks for: a named corpus, files or a Hugging Face dataset."""
+"""Find the text that a configuration asks for: a named corpus, files or a Hugging Face dataset.
+
+A new named corpus is a module beside this one, a row of CORPUS_FACTS, a branch of `find_source`, and
+its word in config/data_config.py.
+"""
 
 from __future__ import annotations
 

@@ -241,7 +241,8 @@ def relu2(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
 
 
 Unary = Callable[[Array, New], tuple[Array, Callable[[Array], Array]]]
-# The activation of each kind of feed-forward; config.GATED says which of them are gates.
+# The activation of each kind of feed-forward. The words, and which of them are gated, are in
+# config/model_config.py; the same table for PyTorch is in engines/torch/layers.py.
 ACTIVATIONS: dict[FeedForward, Unary] = {
     "swiglu": silu,
     "geglu": gelu,
