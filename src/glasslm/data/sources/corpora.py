@@ -1,7 +1,7 @@
 """Find the text that a configuration asks for: a named corpus, files or a Hugging Face dataset.
 
-A new named corpus is a module beside this one, a row of CORPUS_FACTS, a branch of `find_source`, and
-its word in config/data_config.py.
+A new named corpus is a module beside this one, a row of CORPUS_FACTS, a branch of `find_source`,
+and its word in config/data_config.py.
 """
 
 from __future__ import annotations
