@@ -32,8 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainedRuns:
     return TrainedRuns(tmp_path_factory.mktemp("runs"))
 
 
-# -- every question, every kind of model
-# ------------------------------------------------------------------------------
+# -- every question, every kind of model -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,8 +190,7 @@ def test_tying_saves_the_difference_of_two_tables(kind: str, runs: TrainedRuns) 
     assert ("does not tie" in answer.text[0]) == (not c.tie_embeddings)
 
 
-# -- what trained it, and what is not there
-# ----------------------------------------------------------------------------
+# -- what trained it, and what is not there --------------------------------------------------------
 
 
 def test_what_torch_trained_is_answered_as_well(runs: TrainedRuns, tmp_path: Path) -> None:

@@ -129,8 +129,7 @@ def test_without_a_quiz_nothing_was_said(tmp_path: Path) -> None:
     assert quiz.read_answers(tmp_path) == {}
 
 
-# -- numbers as people write them
-# -------------------------------------------------------------------------------------
+# -- numbers as people write them ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

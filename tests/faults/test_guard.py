@@ -86,8 +86,7 @@ def resume(run_dir: Path, engine: str) -> Outcome:
         return launch.resume(run_dir, compute(engine), notify=ignore_message)
 
 
-# -- values that are not finite
-# ---------------------------------------------------------------------------------------
+# -- values that are not finite --------------------------------------------------------------------
 
 
 def spoil_gradient(
@@ -355,8 +354,7 @@ def test_a_healthy_run_is_left_alone(seed: int, engine: str, text: Path, tmp_pat
     assert not (run / "spikes").exists()
 
 
-# -- divergence and learning by heart
-# ---------------------------------------------------------------------------------
+# -- divergence and learning by heart --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -81,8 +81,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-# -- kill -9 at every step
-# --------------------------------------------------------------------------------------------
+# -- kill -9 at every step -------------------------------------------------------------------------
 
 
 @posix
@@ -132,8 +131,7 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
         )
 
 
-# -- signals during a save
-# --------------------------------------------------------------------------------------------
+# -- signals during a save -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -148,11 +146,13 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
     with pytest.MonkeyPatch.context() as patch:
         save = checkpoint.save
 
-        def tracked_save(run_dir: Path, engine: Any, progress: Any, **options: Any) -> Path:
+        def tracked_save(
+            run_dir: Path, engine: Any, progress: Any, identity: Any, **options: Any
+        ) -> Path:
             nonlocal saving
             saving = progress.step == step
             try:
-                return save(run_dir, engine, progress, **options)
+                return save(run_dir, engine, progress, identity, **options)
             finally:
                 saving = False
 

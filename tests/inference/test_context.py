@@ -45,8 +45,7 @@ def load_in_fp64(run: Path, **more: Any) -> Model:
     return trained_model.load_model(run, engine="numpy", precision="fp64", **more)
 
 
-# -- the model of another context
-# -------------------------------------------------------------------------------------
+# -- the model of another context ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", EXTENDABLE_POSITIONS)
@@ -172,8 +171,7 @@ def test_the_commands_read_the_context_that_they_are_given(
         assert json.loads(capsys.readouterr().out)["text"] == model.generate(TEXT, 30)
 
 
-# -- models that roll
-# -------------------------------------------------------------------------------------------------
+# -- models that roll ------------------------------------------------------------------------------
 
 
 def test_a_model_that_rolls_reads_and_writes_without_end(runs: dict[str, Path]) -> None:
@@ -198,8 +196,7 @@ def test_a_model_that_rolls_reads_and_writes_without_end(runs: dict[str, Path]) 
             assert nats == pytest.approx(wide.losses(text)[end - 1], rel=1e-5)
 
 
-# -- the cache's memory
-# -----------------------------------------------------------------------------------------------
+# -- the cache's memory ----------------------------------------------------------------------------
 
 
 def test_the_formula_of_the_cache() -> None:

@@ -254,8 +254,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_computed(arguments, s
     assert engine.calls == 0
 
 
-# -- with the NumPy engine and a run on disk
-# ---------------------------------------------------------------------------
+# -- with the NumPy engine and a run on disk -------------------------------------------------------
 
 ALPHABET = '\n abcdefghijklmnopqrstuvwxyz{}[]:,"0123'
 

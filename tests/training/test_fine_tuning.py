@@ -62,8 +62,7 @@ def losses(run: Path, split: str) -> dict[int, float]:
     }
 
 
-# -- what is learnt, and what is forgotten
-# ----------------------------------------------------------------------------
+# -- what is learnt, and what is forgotten ---------------------------------------------------------
 
 
 def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path) -> None:
@@ -403,8 +402,7 @@ def test_the_other_engine_goes_on(base: Path, new: Path, tmp_path: Path) -> None
     assert losses(run, "old") == pytest.approx(losses(whole, "old"), rel=1e-9)
 
 
-# -- files that are gone or damaged
-# -----------------------------------------------------------------------------------
+# -- files that are gone or damaged ----------------------------------------------------------------
 
 
 def flip_bit(path: Path) -> None:

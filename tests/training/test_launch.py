@@ -307,8 +307,7 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
     assert comparable_results(copy, end["step"]) == comparable_results(run.run_dir, end["step"])
 
 
-# -- what is refused
-# --------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 def test_an_existing_run_is_refused_and_resume_is_named(finished: Path, text: Path) -> None:
@@ -430,8 +429,7 @@ def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:
     assert comparable_results(run, 20) == comparable_results(whole, 20)
 
 
-# -- when it goes wrong
-# -----------------------------------------------------------------------------------------------
+# -- when it goes wrong ----------------------------------------------------------------------------
 
 
 def test_a_diverged_run_says_so_and_has_a_report(

@@ -78,8 +78,7 @@ def test_it_learns_more_than_how_often_each_character_occurs(text: Path, tmp_pat
     assert shares[-1] > shares[0] + 0.15
 
 
-# -- what is written when
-# ---------------------------------------------------------------------------------------------
+# -- what is written when --------------------------------------------------------------------------
 
 
 def test_evaluations_steps_samples_and_checkpoints_come_at_their_intervals(
@@ -291,8 +290,7 @@ def test_epochs_are_turned_into_steps_that_visit_every_window(text: Path, tmp_pa
     assert run.status == "finished"
 
 
-# -- interruption and resume
-# ------------------------------------------------------------------------------------------
+# -- interruption and resume -----------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": {"dropout": 0.2, "attention_dropout": 0.1},
@@ -444,8 +442,7 @@ def test_a_run_that_had_reached_its_goal_when_it_was_killed_goes_no_step_further
         assert comparable_results(copy, end["step"]) == comparable_results(whole, end["step"])
 
 
-# -- numbers that are not finite
-# --------------------------------------------------------------------------------------
+# -- numbers that are not finite -------------------------------------------------------------------
 
 
 def break_steps(steps: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,8 +187,7 @@ def tracked_lines(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
     return result
 
 
-# -- what is asked for
-# ------------------------------------------------------------------------------------------------
+# -- what is asked for -----------------------------------------------------------------------------
 
 
 def test_names_are_words_with_commas() -> None:
@@ -325,8 +324,7 @@ def test_without_key_or_network_wandb_is_offline(
     assert len(read_notebook(notebook, "log")) == len(tracked_lines(run))
 
 
-# -- what goes wrong
-# --------------------------------------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -454,8 +452,7 @@ def test_a_signal_while_the_run_waits_for_a_tracker_saves_it(
     assert weights == comparable_results(train(text, tmp_path / "whole").run_dir, 20)[0]
 
 
-# -- the real libraries
-# -----------------------------------------------------------------------------------------------
+# -- the real libraries ----------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -107,14 +107,10 @@ def train(
         engine, config, expected_s = _prepare_engine(config, compute, dataset, base, started, why)
     with lock_run(run_dir):
         _create_run(run_dir, config, compute, dataset, engine, base, preset, command)
-        plan = {
-            "preset": preset,
-            "corpus": corpus,
-            "run_dir": str(run_dir),
-            "seconds": expected_s,
-            "why": why,
-        }
-        notify(display.plan_text(plan | _plan(config, compute, dataset, engine)))
+        plan = _plan(config, compute, dataset, engine)
+        plan |= {"preset": preset, "corpus": corpus, "run_dir": str(run_dir)}
+        plan |= {"seconds": expected_s, "why": why}
+        notify(display.plan_text(plan))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
         first_lines = [plan_line, *_fallback_warning(source)]
         return _run_loop(
