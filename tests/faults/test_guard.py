@@ -242,7 +242,6 @@ def test_a_gradient_that_alone_is_not_finite_is_named(text: Path) -> None:
 
 
 # -- spikes ----------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_the_rule_is_six_deviations_above_the_last_128_finite_values() -> None:

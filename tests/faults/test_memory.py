@@ -117,7 +117,6 @@ def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(
 
 
 # -- children --------------------------------------------------------------------------------------
-# -------------------
 
 
 def run_child(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -241,7 +241,6 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
 
 
 # -- from each step --------------------------------------------------------------------------------
-# -------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -315,7 +314,6 @@ def hex_losses(run: Path) -> list[tuple[str, int, str]]:
 
 
 # -- entries ---------------------------------------------------------------------------------------
-# -------------------
 
 
 def rename_entry(arrays: dict[str, Any]) -> None:
@@ -426,7 +424,6 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], None] | Non
 
 
 # -- children --------------------------------------------------------------------------------------
-# -------------------
 
 
 def run_child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:

@@ -55,7 +55,6 @@ def uninterrupted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # -- clocks ----------------------------------------------------------------------------------------
-# -------------------
 
 
 def backward_clock() -> Iterator[float]:
@@ -108,7 +107,6 @@ def test_steps_order_checkpoints_and_their_timestamps_do_not(
 
 
 # -- paths -----------------------------------------------------------------------------------------
-# -------------------
 
 NAMES = {
     "spaces": " a run  with spaces ",
@@ -226,7 +224,6 @@ def test_a_read_only_file_system_is_said_before_training(
 
 
 # -- a small disk ----------------------------------------------------------------------------------
-# -------------------
 
 
 @contextmanager

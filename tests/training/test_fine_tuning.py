@@ -181,7 +181,6 @@ def test_a_text_whose_old_one_is_gone_is_learnt_all_the_same(
 
 
 # -- what cannot be --------------------------------------------------------------------------------
-# -------------------
 
 
 def run_refused(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -315,7 +314,6 @@ def test_a_checkpoint_of_another_run_is_no_start(base: Path, tmp_path: Path) -> 
 
 
 # -- stop and go on --------------------------------------------------------------------------------
-# -------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapters": {"lora_rank": 2, "optimizer": "muon"},

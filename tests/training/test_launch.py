@@ -60,7 +60,6 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # -- the folder ------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -> None:
@@ -287,7 +286,6 @@ def test_a_fallback_is_recorded_where_the_report_finds_it(
 
 
 # -- time ------------------------------------------------------------------------------------------
-# -------------------
 
 
 def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path: Path) -> None:

@@ -244,7 +244,6 @@ def test_due() -> None:
 
 
 # -- when it ends ----------------------------------------------------------------------------------
-# -------------------
 
 
 def test_stop_at_loss_stops_at_the_first_evaluation_that_reaches_it(

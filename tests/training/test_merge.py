@@ -201,7 +201,6 @@ def test_what_cannot_be_merged_is_refused(
 
 
 # -- once more -------------------------------------------------------------------------------------
-# -------------------
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -241,7 +241,6 @@ def test_every_command_that_trains_takes_it(
 
 
 # -- what is told ----------------------------------------------------------------------------------
-# -------------------
 
 
 def test_each_line_is_told_once_and_the_run_is_the_same(
