@@ -104,8 +104,9 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> ParameterTable:
     rows: Specs = {"embedding.weight": ParameterSpec((vocab_size, c.d_model), INIT_STD)}
     if c.position == "learned":
         rows["position.weight"] = ParameterSpec((c.block_size, c.d_model), INIT_STD)
+    block = _block(c)  # all blocks are alike
     for i in range(c.n_layers):
-        rows |= {f"blocks.{i}.{name}": row for name, row in _block(c).items()}
+        rows |= {f"blocks.{i}.{name}": row for name, row in block.items()}
     if c.norm_position == "pre":  # in post position every block ends in a norm
         rows |= _norm(c, "norm")
     if not c.tie_embeddings:
