@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
-from glasslm.runs.metrics import EvalLine, Line, elapsed_s, step_lines, timing_of
+from glasslm.runs.metrics import EvalLine, Line, elapsed_s, eval_lines, step_lines, timing_of
 from glasslm.text import format_bytes, format_duration, format_number, quote_path
 
 Row = tuple[str, str]
@@ -100,8 +100,7 @@ def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[s
             f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else " (sample)"),
             "best" if line is best else "",
         ]
-        for line in lines
-        if line["kind"] == "eval"
+        for line in eval_lines(lines, None)
     ]
 
 

@@ -154,7 +154,8 @@ class TensorBoard:
         # TensorBoard reads the files in the order of their names. EventFileWriter is not used: its
         # names begin with the time, and when its thread dies on a full disk it waits forever.
         name = f"events.out.tfevents.{n_earlier:06d}.glasslm"
-        self._records = writer.RecordWriter(open(folder / name, "xb"))  # noqa: SIM115 (closed below)
+        file = open(folder / name, "xb")  # noqa: SIM115 (closed below)
+        self._records = writer.RecordWriter(file)
         self._write(file_version="brain.Event:2")
         if n_earlier:
             session = self._protos["event"].SessionLog
