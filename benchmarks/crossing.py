@@ -7,7 +7,8 @@ Each size is a preset, with its dropout and optimizer, or a preset at another wi
 batches of the same number of rows. The NumPy engine's column is tokens/s; the other columns are
 multiples of it, medians of paired ratios. `compiling` is the time that the first step of a compiled
 model takes beyond the second, with an empty cache. The second table generates from one text of 64
-tokens. Before timing, all variants of a size must give the same loss within bfloat16's rounding.
+tokens. Before timing, all variants of a size must give the same loss within bfloat16's rounding. A
+CPU without bfloat16 arithmetic has only the fp32 columns.
 
 The results determine TORCH_TRAINING_MIN_PARAMETERS and TORCH_INFERENCE_MIN_PARAMETERS
 (engines/choice.py), BF16_MIN_PARAMETERS (engines/torch/hardware.py) and MIN_COMPILED_RUN_S
@@ -34,6 +35,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, Precision, RunConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
+from glasslm.engines.torch.hardware import has_bf16
 from glasslm.model.parameters import initial_weights, parameter_table
 from paired import heading, ratio, take_turns, time_call
 from torch_speed import enlarge_matrices, random_batch, training_step
@@ -59,7 +61,7 @@ def compute_settings(threads: int, compiled: bool) -> dict[str, ComputeConfig]:
     """The compute settings to compare, by name; `numpy` comes first."""
     settings = {"numpy": ComputeConfig(engine="numpy", threads=threads)}
     compiling: tuple[Literal["off", "on"], ...] = ("off", "on") if compiled else ("off",)
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if has_bf16("cpu") else ("fp32",)
     for compile, precision in itertools.product(compiling, precisions):
         name = f"{precision}{', compiled' if compile == 'on' else ''}"
         settings[name] = ComputeConfig(
