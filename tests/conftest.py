@@ -11,6 +11,10 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+# PyTorch's threads wait for each other by spinning, which slows the tests of a busy machine several
+# times. The programs that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the
 # code.
 settings.register_profile("glasslm", deadline=None, database=None)
