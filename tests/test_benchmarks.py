@@ -18,7 +18,7 @@ SMALLEST_FLAGS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
     "cache_speed": "--lengths 64 --seconds 0.1",
     "course_speed": "--pairs 1 --seconds 0.2",
-    "crossing": "--sizes tiny --batch-size 2 --seconds 0.1 --no-compile",
+    "engine_thresholds": "--sizes tiny --batch-size 2 --seconds 0.1 --no-compile",
     "expert_collapse": "--text-file text.txt --max-steps 4 --seeds 0 --experts-per-token 1",
     "generate_against": "--preset tiny --tokens 16 --seconds 0.1 --rounds 1",
     "generation_speed": "--seconds 0.1",

@@ -18,7 +18,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.course.capstone import build
 from glasslm.course.capstone.build import Ledger
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.studies import ablation, ladder, scaling_study, study_setting, sweep
+from glasslm.lab.studies import ablation, ladder, scaling_study, study_plan, sweep
 from glasslm.lab.studies.sweep import Runner
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
@@ -49,7 +49,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, without_report():
         patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
         patch.setattr(sweep, "run_in_subprocess", train_in_this_process)
-        patch.setattr(study_setting, "RUN_START_S", 0.05)
+        patch.setattr(study_plan, "RUN_START_S", 0.05)
         patch.setattr(build, "SEEDS", 2)
         patch.setattr(build, "BASELINES", ((2, 24, 2),))
         patch.setattr(build, "_list_axes", lambda shape: ["depth=1", "activation=gelu"])

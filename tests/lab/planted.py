@@ -18,7 +18,7 @@ from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.protocol import Batch, Engine, Update
-from glasslm.lab.diagnosis.subject import Subject
+from glasslm.lab.diagnosis.diagnosis_input import DiagnosisInput
 from glasslm.lab.diagnosis.trials import TrialSetup
 from glasslm.model.parameters import initial_weights, parameter_table
 from small_runs import ignore_message, write_text
@@ -57,8 +57,8 @@ def dataset_in(folder: Path) -> Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planted(Subject):
-    """A subject whose engines or batches have a planted fault."""
+class Planted(DiagnosisInput):
+    """A diagnosis input whose engines or batches have a planted fault."""
 
     engines: Callable[[Engine], Any] = lambda engine: engine
     batches: Callable[[Batch], Batch] = lambda batch: batch
@@ -76,7 +76,7 @@ class Planted(Subject):
         return self.batches(super().batch(step, rows))
 
 
-def subject(
+def planted_input(
     folder: Path,
     config: RunConfig,
     weights: Callable[[str, Array], Array] = lambda name, array: array,

@@ -23,7 +23,7 @@ from glasslm.lab.studies.ablation import (
     judge_variants,
     to_csv,
 )
-from glasslm.lab.studies.axes import variants
+from glasslm.lab.studies.ablation_axes import variants
 from glasslm.lab.studies.sweep import Runner
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.report import figures

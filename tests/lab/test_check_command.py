@@ -19,7 +19,7 @@ from glasslm.model.parameters import parameter_table
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that PyTorch is not installed; with it, the command is tested in test_overlay.py."""
+    """Pretend that PyTorch is not installed; test_loss_parity.py tests the rest."""
     monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import planted
 import pytest
-from planted import SHAPES, Planted, config_of, subject
+from planted import SHAPES, Planted, config_of, planted_input
 
 from glasslm.cli import main
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -25,7 +25,7 @@ from glasslm.engines.protocol import Batch
 from glasslm.errors import DamagedError
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnose import Diagnosis
-from glasslm.lab.diagnosis.subject import subject_from_run
+from glasslm.lab.diagnosis.diagnosis_input import input_from_run
 from glasslm.report.findings import Finding
 from glasslm.runs import checkpoint
 from glasslm.training import launch
@@ -99,8 +99,8 @@ def closed(name: str, array: Any) -> Any:
 def planted_by(
     shape: str = "tiny", weights: Any = None, faults: dict[str, Any] | None = None, **flags: Any
 ) -> Any:
-    """What plants a fault: (folder, seed) -> subject."""
-    return lambda folder, seed: subject(
+    """What plants a fault: (folder, seed) -> input."""
+    return lambda folder, seed: planted_input(
         folder, config_of(shape, seed=seed, **flags), weights or times(1), **(faults or {})
     )
 
@@ -180,7 +180,7 @@ def test_a_clean_run_raises_no_signal(
     )
     run_dir = train(config, tmp_path / "run", engine)
     diagnosis = diagnose.diagnose(
-        subject_from_run(run_dir, planted.compute(engine), ignore_message), ignore_message
+        input_from_run(run_dir, planted.compute(engine), ignore_message), ignore_message
     )
     assert raised_signals(diagnosis) == {}
     assert {"initial loss", "learning rate", "overfit one batch", "warnings", "divergence"} <= {
@@ -205,7 +205,7 @@ def test_one_bad_batch_is_a_spike_in_the_history(
     run_dir = train(config, tmp_path / "run")
     monkeypatch.undo()
     diagnosis = Diagnosis("history")
-    diagnose.judge_history(subject_from_run(run_dir, planted.compute(), ignore_message), diagnosis)
+    diagnose.judge_history(input_from_run(run_dir, planted.compute(), ignore_message), diagnosis)
     assert {"spikes", "warning: spike"} <= set(raised_signals(diagnosis))
     assert "71" in next(
         finding.seen for finding in diagnosis.findings if finding.signal == "spikes"
@@ -217,7 +217,7 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
     ours, theirs = Diagnosis("numpy"), Diagnosis("torch")
     for diagnosis, engine in ((ours, "numpy"), (theirs, "torch")):
         diagnose.inspect_checkpoints(
-            subject(folder, config_of(), times(10, "embedding", "blocks"), engine),
+            planted_input(folder, config_of(), times(10, "embedding", "blocks"), engine),
             diagnosis,
             ignore_message,
         )
@@ -279,7 +279,7 @@ def test_a_run_without_its_text_cannot_be_diagnosed(tmp_path: Path) -> None:
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     (cache_dir("tokens") / record["data"]["sha256"] / "train.bin").unlink()
     with pytest.raises(DamagedError, match=r"mine\.txt"):
-        subject_from_run(run_dir, ComputeConfig(), ignore_message)
+        input_from_run(run_dir, ComputeConfig(), ignore_message)
 
 
 def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     messages: list[str] = []
     diagnosis = Diagnosis("damaged")
     diagnose.inspect_checkpoints(
-        subject_from_run(run_dir, planted.compute(), ignore_message), diagnosis, messages.append
+        input_from_run(run_dir, planted.compute(), ignore_message), diagnosis, messages.append
     )
     assert [line for line in messages if "step 2 is left out" in line]
     logits = next(finding for finding in diagnosis.findings if finding.signal == "attention logits")
@@ -305,7 +305,7 @@ def test_a_run_under_way_may_remove_what_is_being_read(
     config = config_of(
         text_file=(str(text_in(folder)),), max_steps=4, checkpoint_interval=2, sample_interval=0
     )
-    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
+    target = input_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
     load = checkpoint.load
 
     def and_lose(run_dir: Path, step: Any) -> Any:
@@ -330,7 +330,7 @@ def test_first_weights_are_those_of_the_seed_whatever_became_of_their_checkpoint
     run_dir = train(config, tmp_path / "run")
     saved = {name: array for name, array in checkpoint.load(run_dir, 0).state() if "/" not in name}
     (run_dir / "checkpoints" / "000000" / "model.safetensors").write_bytes(b"")
-    first = dict(subject_from_run(run_dir, planted.compute(), ignore_message).first_weights())
+    first = dict(input_from_run(run_dir, planted.compute(), ignore_message).first_weights())
     assert first.keys() == saved.keys()
     assert all(np.array_equal(first[name], saved[name]) for name in saved)
 
@@ -344,10 +344,10 @@ def test_a_run_is_looked_at_as_it_was_computed(folder: Path, tmp_path: Path) -> 
             tmp_path / "run",
             notify=ignore_message,
         )
-    compute = subject_from_run(tmp_path / "run", ComputeConfig(), ignore_message).compute
+    compute = input_from_run(tmp_path / "run", ComputeConfig(), ignore_message).compute
     assert (compute.engine, compute.precision) == ("numpy", "fp64")
     assert (
-        subject_from_run(
+        input_from_run(
             tmp_path / "run", ComputeConfig(precision="fp32"), ignore_message
         ).compute.precision
         == "fp32"
@@ -362,7 +362,7 @@ def test_a_model_tuned_where_nothing_is_left_to_learn_is_not_ill(
     again: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 10, "max_steps": 40}
     run_dir = train(config_of(init_from=str(base), **text | again), tmp_path / "run")
     diagnosis = diagnose.diagnose(
-        subject_from_run(run_dir, planted.compute(), ignore_message), ignore_message
+        input_from_run(run_dir, planted.compute(), ignore_message), ignore_message
     )
     assert raised_signals(diagnosis) == {"plateau": "watch"}
 
@@ -376,7 +376,7 @@ def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> No
         feedforward="relu",
         bias=True,
     )
-    target = subject_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
+    target = input_from_run(train(config, tmp_path / "run"), planted.compute(), ignore_message)
     first = [(name, closed(name, array)) for name, array in target.first_weights()]
     diagnosis = Diagnosis("dead at first")
     diagnose.inspect_checkpoints(

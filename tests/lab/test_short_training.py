@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import config_of, subject
+from planted import config_of, planted_input
 
 from glasslm.lab.short_training import mean_weight, sampled_batches, train_step, train_steps
 from glasslm.training.learning_rate import lr_at
@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_computes_what_the_engine_computes_by_itself(folder: Path) -> None:
     config = config_of(dropout=0.1)
-    target = subject(folder, config)
+    target = planted_input(folder, config)
     batch_of = sampled_batches(target.dataset, config.model.block_size, 8, config.train.seed)
     loop, by_hand = (target.trial_setup.new_engine(config) for _ in range(2))
     steps = train_steps(loop, batch_of, lambda step: lr_at(step, config.optimizer, 80), 3)
@@ -32,7 +32,7 @@ def test_it_computes_what_the_engine_computes_by_itself(folder: Path) -> None:
 
 
 def test_its_batches_are_those_of_a_run(folder: Path) -> None:
-    target = subject(folder, config_of())
+    target = planted_input(folder, config_of())
     batch = sampled_batches(target.dataset, 32, 8, target.config.train.seed)(3)
     expected = target.batch(3, 8)
     np.testing.assert_array_equal(batch.tokens, expected.tokens)
@@ -41,7 +41,7 @@ def test_its_batches_are_those_of_a_run(folder: Path) -> None:
 
 
 def test_the_weight_is_that_of_a_mean_over_the_targets(folder: Path) -> None:
-    target = subject(folder, config_of())
+    target = planted_input(folder, config_of())
     batch = target.batch(0, 2)
     masked = batch.targets.copy()
     masked[0, :30] = -1

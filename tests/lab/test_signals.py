@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import planted
 import pytest
-from planted import config_of, subject
+from planted import config_of, planted_input
 
 from glasslm.config.schema import FeedForward, RunConfig
 from glasslm.engines.protocol import Batch, Engine
@@ -31,7 +31,7 @@ def ready(
 ) -> tuple[Engine, Batch, int]:
     if engine == "torch":
         pytest.importorskip("torch")
-    target = subject(folder, config, weights or (lambda name, array: array), engine)
+    target = planted_input(folder, config, weights or (lambda name, array: array), engine)
     return target.trial_setup.new_engine(config), target.batch(0, 4), target.vocab_size
 
 
@@ -104,7 +104,7 @@ def test_our_models_are_causal_and_a_leak_is_not(
 
 
 def test_targets_are_the_next_tokens_or_named_as_what_they_are(folder: Path) -> None:
-    batch = subject(folder, config_of()).batch(3, 5)
+    batch = planted_input(folder, config_of()).batch(3, 5)
     assert signals.judge_targets(batch).verdict == "ok"
     masked = batch.targets.copy()
     masked[:, :9] = -1
@@ -148,7 +148,7 @@ def test_exactly_the_closed_units_are_dead(engine: str, folder: Path) -> None:
         return array
 
     machine, _, _ = ready(folder, config, engine, close)
-    target = subject(folder, config)
+    target = planted_input(folder, config)
     units, tokens = measurements.measure_units(
         machine, (target.batch(step, 8) for step in range(4)), config.model
     )

@@ -22,7 +22,7 @@ from glasslm.config.schema import ComputeConfig
 from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
-from glasslm.lab.studies import study_setting, sweep
+from glasslm.lab.studies import study_plan, sweep
 from glasslm.lab.studies.sweep import (
     Runner,
     Trial,
@@ -300,7 +300,7 @@ def test_a_recipe_that_makes_no_study_is_refused(
     text: Path, flags: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        study_setting.prepare_recipe(small_config(text, **flags), lambda message: None)
+        study_plan.prepare_recipe(small_config(text, **flags), lambda message: None)
 
 
 def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,15 +308,15 @@ def test_text_through_a_pipe_is_read_once(text: Path, monkeypatch: pytest.Monkey
         buffer = io.BytesIO(text.read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Piped())
-    base, dataset = study_setting.prepare_recipe(small_config(Path("-")), lambda message: None)
+    base, dataset = study_plan.prepare_recipe(small_config(Path("-")), lambda message: None)
     assert base.data.text_file != ("-",)
-    again, same = study_setting.prepare_recipe(base, lambda message: None)
+    again, same = study_plan.prepare_recipe(base, lambda message: None)
     assert again == base
     assert same.facts["sha256"] == dataset.facts["sha256"]
 
 
 def test_one_engine_serves_a_whole_study(text: Path) -> None:
     for compute in (ComputeConfig(), ComputeConfig(engine="numpy", threads=3)):
-        resolved = study_setting.resolve_compute(compute, small_config(text), 20)
+        resolved = study_plan.resolve_compute(compute, small_config(text), 20)
         assert "auto" not in (resolved.engine, resolved.device, resolved.precision)
         assert resolved.threads == (compute.threads or 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import planted
 import pytest
-from planted import config_of, subject
+from planted import config_of, planted_input
 
 from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.inspection import GRADIENT_PREFIX
@@ -39,7 +39,7 @@ def test_the_ratio_of_plain_descent_is_rate_times_gradient(
     if engine == "torch":
         pytest.importorskip("torch")
     config = config_of(optimizer="sgd", momentum=0.0, grad_clip=0.0, weight_decay=weight_decay)
-    setup = subject(folder, config, engine=engine).trial_setup
+    setup = planted_input(folder, config, engine=engine).trial_setup
     machine, batch = setup.new_engine(config), setup.batch(0, 4)
     rows = parameter_table(config.model, setup.vocab_size)
     arrays = machine.inspect(batch, [GRADIENT_PREFIX + name for name in rows])
@@ -57,7 +57,7 @@ def test_the_ratio_of_plain_descent_is_rate_times_gradient(
 
 def test_what_gets_no_update_is_named_though_decay_would_move_it(folder: Path) -> None:
     config = config_of(weight_decay=0.1)
-    setup = subject(folder, config).trial_setup
+    setup = planted_input(folder, config).trial_setup
     machine = setup.new_engine(config)
     ratios = trials.measure_update_ratios(
         machine, setup.batch(0, 4), 1e-3, config, setup.vocab_size
@@ -73,7 +73,7 @@ def test_what_gets_no_update_is_named_though_decay_would_move_it(folder: Path) -
 
 def test_a_first_update_is_judged_more_strictly_than_later_ones(folder: Path) -> None:
     config = config_of(optimizer="adamw")
-    setup = subject(folder, config).trial_setup
+    setup = planted_input(folder, config).trial_setup
     ratios = trials.measure_update_ratios(
         setup.new_engine(config), setup.batch(0, 4), 2e-3, config, setup.vocab_size
     )
@@ -92,7 +92,9 @@ def test_a_first_update_is_judged_more_strictly_than_later_ones(folder: Path) ->
 def test_a_batch_is_learnt_by_heart_and_the_same_in_both_engines(engine: str, folder: Path) -> None:
     if engine == "torch":
         pytest.importorskip("torch")
-    setup = subject(folder, config_of(dropout=0.5, optimizer="sgd"), engine=engine).trial_setup
+    setup = planted_input(
+        folder, config_of(dropout=0.5, optimizer="sgd"), engine=engine
+    ).trial_setup
     losses = trials.overfit_one_batch(setup, 4)
     machine, batch = setup.new_engine(setup.config), setup.batch(0, 4)
     assert losses[0] == pytest.approx(
@@ -204,7 +206,7 @@ def test_other_widths_are_the_same_model_wider(changes: dict[str, Any], folder: 
 
 
 def test_activations_of_other_widths_are_of_the_right_number(folder: Path) -> None:
-    setup = subject(folder, config_of()).trial_setup
+    setup = planted_input(folder, config_of()).trial_setup
     check = coordinate_check.check_coordinates(dataclasses.replace(setup), 2)
     assert list(check.places) == ["stream", "attention", "feed-forward", "logits"]
     assert all(len(values) == 3 and min(values) > 0 for values in check.places.values())

@@ -28,7 +28,7 @@ from glasslm.data.sources import corpora
 from glasslm.engines.factory import make_engine
 from glasslm.inference import trained_model
 from glasslm.model import parameters
-from glasslm.report import facts, figures, run_report, samples, surprise
+from glasslm.report import figures, report_tables, run_report, samples, token_losses
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.history import best_eval
 from html_pages import Page
@@ -229,7 +229,7 @@ def test_a_whole_run(run_dir: Path, config: RunConfig) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_numbers_are_those_of_the_metrics(run_dir: Path) -> None:
-    rows = facts.evaluation_rows(
+    rows = report_tables.evaluation_rows(
         WHOLE_RUN, best_eval(WHOLE_RUN, run_folder.Run(with_metrics(run_dir, *WHOLE_RUN)).history)
     )
     shown = [(row[0], row[2], row[-1]) for row in rows]
@@ -314,7 +314,7 @@ def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> N
     with_checkpoints(run_dir, config, 0)
     model = trained_model.load_model(run_dir, threads=1)
     ids = model.tokenizer.encode(TEXT)[:60]
-    pieces = surprise.measure_surprise(model, ids, time.monotonic() + 60)
+    pieces = token_losses.measure_surprise(model, ids, time.monotonic() + 60)
     assert "".join(piece.text for piece in pieces) == TEXT[:60]
     width = config.model.block_size
     for at in (
@@ -330,15 +330,17 @@ def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> N
         assert pieces[at].nats == pytest.approx(expected, rel=1e-4)
         assert len(pieces[at].expected) == 3
         assert pieces[at].expected[0][1] >= np.exp(-pieces[at].nats) - 1e-6
-    assert surprise.measure_surprise(model, ids, time.monotonic() - 1)[1:] == []
+    assert token_losses.measure_surprise(model, ids, time.monotonic() - 1)[1:] == []
 
 
 def test_half_of_the_surprise() -> None:
     assert (
-        surprise.half_surprise_share([surprise.Piece("a", nats, ()) for nats in (1, 6, 1, 2)])
+        token_losses.half_surprise_share(
+            [token_losses.Piece("a", nats, ()) for nats in (1, 6, 1, 2)]
+        )
         == 0.25
     )
-    assert surprise.half_surprise_share([surprise.Piece("a", 1.0, ())] * 10) == 0.5
+    assert token_losses.half_surprise_share([token_losses.Piece("a", 1.0, ())] * 10) == 0.5
 
 
 @given(
@@ -363,7 +365,7 @@ def test_means_around_a_step(points: list[tuple[int, float]], before: float, aft
 def test_the_configuration_marks_what_is_not_the_presets(config: RunConfig) -> None:
     changed = {
         name: usual
-        for _, rows in facts.configuration_parts(config, "tiny")
+        for _, rows in report_tables.configuration_parts(config, "tiny")
         for name, _, usual in rows
         if usual is not None
     }
@@ -372,7 +374,7 @@ def test_the_configuration_marks_what_is_not_the_presets(config: RunConfig) -> N
 
 
 def test_parameters_by_part_add_up(config: RunConfig) -> None:
-    parts = facts.parameter_rows(config.model, 65)
+    parts = report_tables.parameter_rows(config.model, 65)
     assert (
         sum(count for _, count, _, _ in parts) == parameters.parameter_table(config.model, 65).total
     )
@@ -382,7 +384,7 @@ def test_parameters_by_part_add_up(config: RunConfig) -> None:
 def test_time_adds_up_over_resumes() -> None:
     part = [step(2, 1.0), step(4, 1.0)]
     assert (
-        facts.elapsed_s(
+        report_tables.elapsed_s(
             [*part, {"kind": "resume", "step": 4}, *part, {"kind": "resume", "step": 4}]
         )
         == 4.0

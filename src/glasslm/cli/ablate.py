@@ -16,7 +16,7 @@ from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError, require
-from glasslm.lab.studies.axes import AXES, Match
+from glasslm.lab.studies.ablation_axes import AXES, Match
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, quote_path
 

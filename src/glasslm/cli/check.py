@@ -23,7 +23,7 @@ from glasslm.text import notify
 
 if TYPE_CHECKING:
     from glasslm.lab.checks.finite_differences import CheckResult
-    from glasslm.lab.checks.overlay import StepLosses
+    from glasslm.lab.checks.loss_parity import StepLosses
     from glasslm.lab.checks.parity import Parity, ParityPrecision
 
 DESCRIPTION = """Compare every hand-written gradient with central differences and, if PyTorch is
@@ -207,17 +207,17 @@ def _print_parity(rows: Iterator[Parity], out: TextIO) -> list[Parity]:
 
 def _compare_losses(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str]]:
     """Print, and draw, the losses of both engines on a text. Returns facts for JSON, and faults."""
-    from glasslm.lab.checks import overlay, parity
+    from glasslm.lab.checks import loss_parity, parity
 
-    dataset, text = overlay.load_text(notify)
-    recipe = overlay.overlay_config(flags.seed)
+    dataset, text = loss_parity.load_text(notify)
+    recipe = loss_parity.loss_parity_config(flags.seed)
     train, block_size = recipe.train, recipe.model.block_size
     batches = f"{train.max_steps} steps of {train.batch_size} x {block_size} tokens"
     print(f"\nboth engines learn the text {text}, {batches}", file=out)
     print("step    NumPy  PyTorch  apart in float32  in float64, as a share of the loss", file=out)
     points: list[StepLosses] = []
     wrong: list[str] = []
-    for point in overlay.train_both(dataset, recipe):
+    for point in loss_parity.train_both(dataset, recipe):
         points.append(point)
         if point.exceeds_tolerance:
             wrong.append(f"the losses of step {point.step}")
@@ -240,10 +240,12 @@ def _compare_losses(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str
     )
     print(f"largest difference: {maxima}", file=out)
     if flags.figure is not None:
-        from glasslm.lab.checks import overlay_figure
+        from glasslm.lab.checks import loss_parity_figure
         from glasslm.report import figures
 
-        figure = overlay_figure.draw_overlay(points, parity.TOLERANCE, text, figures.PRINT_PALETTE)
+        figure = loss_parity_figure.draw_loss_parity(
+            points, parity.TOLERANCE, text, figures.PRINT_PALETTE
+        )
         files.write_atomic(flags.figure, figures.png(figure))
         print(f"drawn: {flags.figure}", file=out)
     return {"text": text, "steps": len(points), "largest_difference": largest}, wrong

@@ -132,12 +132,12 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
-    from glasslm.lab.diagnosis import diagnose, subject
+    from glasslm.lab.diagnosis import diagnose, diagnosis_input
 
     if run_dir is not None:
-        target = subject.subject_from_run(run_dir, flags.compute, notify)
+        target = diagnosis_input.input_from_run(run_dir, flags.compute, notify)
     else:
-        target = subject.subject_from_config(flags.config, flags.compute, notify)
+        target = diagnosis_input.input_from_config(flags.config, flags.compute, notify)
     diagnosis = diagnose.diagnose(target, notify)
     page = diagnosis.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
     return _finish(diagnosis.text(), diagnosis.findings, page, flags.json)

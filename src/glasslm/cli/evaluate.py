@@ -18,8 +18,8 @@ from glasslm.data.dataset import Dataset, tokenize_source
 from glasslm.data.sources import corpora
 from glasslm.errors import InputError
 from glasslm.inference.trained_model import ContextConfig, load_model, parse_checkpoint
-from glasslm.report import domains
-from glasslm.report.domains import Domain
+from glasslm.report import text_kinds
+from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import escape_control_chars, notify
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
         dataset = run.dataset(notify)
         ids = _split_tokens(dataset, name)
-        domain = domains.measure_domain(run, dataset, model, math.inf)
+        domain = text_kinds.measure_domain(run, dataset, model, math.inf)
     score = model.score(ids)
     result: dict[str, Any] = {**score._asdict(), "text": name, "step": model.step}
     if score.bytes <= MAX_BASELINE_BYTES:

@@ -72,6 +72,17 @@ def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def with_model(base: RunConfig, **changes: Any) -> RunConfig:
+    """`base` with other fields of the model; derived sizes (d_ff, n_kv_heads) are derived again."""
+    c = base.model
+    derived = {
+        "d_ff": 0 if c.resolve().d_ff == dataclasses.replace(c, d_ff=0).resolve().d_ff else c.d_ff
+    }
+    derived["n_kv_heads"] = 0 if c.n_kv_heads in (0, c.n_heads) else c.n_kv_heads
+    model = from_dict(ModelConfig, to_dict(c) | derived | changes)
+    return dataclasses.replace(base, model=model)
+
+
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """`value` in the type `hint`; raises InputError, which calls it `name`, if it has another type.
 

@@ -22,7 +22,7 @@ from glasslm.interop.card_front_matter import TOKENIZER_LEVELS, front_matter
 from glasslm.interop.card_paths import file_name, strip_folders
 from glasslm.interop.model_export import ModelExport
 from glasslm.model.parameters import parameter_table
-from glasslm.report import data_checks, facts, run_report
+from glasslm.report import data_checks, report_tables, run_report
 from glasslm.report.page import inline_markdown
 from glasslm.runs.metrics import (
     EvalLine,
@@ -153,7 +153,7 @@ def _data(export: ModelExport) -> list[str]:
     parts = [
         f"The text was {inline_markdown(text_name(data))}{_licence(data)}. "
         f"It was split in order: {_split(data)}.",
-        _table(facts.data_rows(export.run.record)),
+        _table(report_tables.data_rows(export.run.record)),
         _table(file_rows, ("file", "bytes", "sha256")),
     ]
     if len(files) > MAX_LISTED_FILES:

@@ -19,7 +19,15 @@ from glasslm import files
 from glasslm.data.dataset import Dataset, reopen_dataset
 from glasslm.errors import GlasslmError, InputError
 from glasslm.inference import trained_model
-from glasslm.report import data_checks, domains, facts, figures, page, samples, surprise
+from glasslm.report import (
+    data_checks,
+    figures,
+    page,
+    report_tables,
+    samples,
+    text_kinds,
+    token_losses,
+)
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines, warning_lines
 from glasslm.runs.record import text_name
@@ -122,7 +130,7 @@ def _context(run: Run) -> dict[str, Any]:
     best = best_eval(lines, history)
     preset = str(record.get("preset", "tiny"))
     dataset = cached_dataset(run)
-    progress = facts.select_evenly(sample_lines(lines))
+    progress = report_tables.select_evenly(sample_lines(lines))
     model_sections = _model_sections(run, lines, dataset)
     generated = [
         sample.text
@@ -138,20 +146,20 @@ def _context(run: Run) -> dict[str, Any]:
         "status": history.status or "not ended",
         "ending": "The model was imported, not trained."
         if "imported" in record
-        else facts.ENDINGS.get(history.status, ""),
-        "tiles": facts.headline_tiles(best, lines, vocab_size),
-        "best_eval": facts.describe_best_eval(best),
-        "evaluations": facts.evaluation_rows(lines, best),
+        else report_tables.ENDINGS.get(history.status, ""),
+        "tiles": report_tables.headline_tiles(best, lines, vocab_size),
+        "best_eval": report_tables.describe_best_eval(best),
+        "evaluations": report_tables.evaluation_rows(lines, best),
         "progress": progress,
         "warnings": warning_lines(lines),
-        "reference": facts.reference_preset(preset),
-        "configuration": facts.configuration_parts(run.config, preset),
-        "parameters": facts.parameter_rows(run.config.model, vocab_size),
+        "reference": report_tables.reference_preset(preset),
+        "configuration": report_tables.configuration_parts(run.config, preset),
+        "parameters": report_tables.parameter_rows(run.config.model, vocab_size),
         "files": record.get("data", {}).get("files", []),
-        "data": facts.data_rows(record),
-        "origin": facts.origin_rows(record),
+        "data": report_tables.data_rows(record),
+        "origin": report_tables.origin_rows(record),
         "char_level": record["tokenizer"].get("kind") == "char",
-        "commands": facts.next_commands(str(run.path), history.status),
+        "commands": report_tables.next_commands(str(run.path), history.status),
         "checks": data_checks.check_data(
             dataset, [line["text"] for line in progress] + generated, best
         ),
@@ -182,8 +190,8 @@ def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dic
         excerpt: NDArray[Any] = (
             dataset.val.tokens[:EXCERPT_TOKENS] if dataset else np.zeros(0, np.int64)
         )
-        pieces = surprise.measure_surprise(model, excerpt, deadline) if len(excerpt) else []
-        half_share = surprise.half_surprise_share(pieces)
+        pieces = token_losses.measure_surprise(model, excerpt, deadline) if len(excerpt) else []
+        half_share = token_losses.half_surprise_share(pieces)
         sections |= {"step": model.step, "pieces": pieces, "half_share": half_share}
         text = model.tokenizer.decode(excerpt) if len(excerpt) else ""
         prompts = samples.choose_prompts(lines, text)
@@ -191,7 +199,7 @@ def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dic
         sections["by_checkpoint"] = samples.sample_checkpoints(
             run.path, prompts[0], CHECKPOINT_TEMPERATURE, deadline
         )
-        sections["domain"] = domains.measure_domain(run, dataset, model, DOMAIN_BUDGET_S)
+        sections["domain"] = text_kinds.measure_domain(run, dataset, model, DOMAIN_BUDGET_S)
     except GlasslmError as error:
         sections["no_model"] = str(error)
     return sections

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from glasslm import files
-from glasslm.config.conversion import to_dict, with_flags
+from glasslm.config.conversion import to_dict, with_flags, with_model
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.course.capstone.questions import Question, list_questions
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ablation_report, scaling_report, scaling_study
-from glasslm.lab.studies.axes import variants, with_model
+from glasslm.lab.studies.ablation_axes import variants
 from glasslm.lab.studies.scaling_study import ScalingStudy
-from glasslm.lab.studies.study_setting import measure_speed, prepare_recipe, resolve_compute
+from glasslm.lab.studies.study_plan import measure_speed, prepare_recipe, resolve_compute
 from glasslm.lab.studies.sweep import FINAL_STATUSES, Runner, run_flops
 from glasslm.report import run_report
 from glasslm.runs.metrics import to_json_types

@@ -16,8 +16,8 @@ from glasslm.lab.studies import ablation_figures, ablation_report
 from glasslm.lab.studies.ladder import training_flops
 from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.report import figures, page
-from glasslm.report.facts import next_commands
 from glasslm.report.page import Picture, Section
+from glasslm.report.report_tables import next_commands
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines
 from glasslm.runs.record import text_name

@@ -25,8 +25,8 @@ from glasslm.lab.diagnosis import (
     signals,
     trials,
 )
+from glasslm.lab.diagnosis.diagnosis_input import DiagnosisInput
 from glasslm.lab.diagnosis.measurements import Measurement
-from glasslm.lab.diagnosis.subject import Subject
 from glasslm.lab.diagnosis.trials import UpdateRatio
 from glasslm.model import flops
 from glasslm.model.parameters import parameter_table
@@ -100,41 +100,42 @@ class Diagnosis:
         return page.write(folder, "diagnosis", self.title, self.summary, sections)
 
 
-def diagnose(subject: Subject, notify: Notify) -> Diagnosis:
-    """The diagnosis of a subject: its weights at several checkpoints, then trials, then the
-    history.
+def diagnose(target: DiagnosisInput, notify: Notify) -> Diagnosis:
+    """The diagnosis of a run or configuration.
+
+    It judges the weights at several checkpoints, then trials, then the history.
     """
     diagnosis = Diagnosis(
-        f"Diagnosis of {subject.run.path.name}" if subject.run else "Diagnosis before training"
+        f"Diagnosis of {target.run.path.name}" if target.run else "Diagnosis before training"
     )
-    inspect_checkpoints(subject, diagnosis, notify)
-    run_trials(subject, diagnosis, notify)
-    judge_history(subject, diagnosis)
+    inspect_checkpoints(target, diagnosis, notify)
+    run_trials(target, diagnosis, notify)
+    judge_history(target, diagnosis)
     return diagnosis
 
 
 # -- inspection of the weights ---------------------------------------------------------------------
 
 
-def inspect_checkpoints(subject: Subject, diagnosis: Diagnosis, notify: Notify) -> None:
+def inspect_checkpoints(target: DiagnosisInput, diagnosis: Diagnosis, notify: Notify) -> None:
     """Inspect the first weights and the run's checkpoints, and one update of each."""
-    config, c, V = subject.config, subject.config.model, subject.vocab_size
-    rows = subject.rows_for(INSPECT_TOKENS)
-    engine = subject.trial_setup.make_engine(trials.trial_config(config, rows, {}, {}))
+    config, c, V = target.config, target.config.model, target.vocab_size
+    rows = target.rows_for(INSPECT_TOKENS)
+    engine = target.trial_setup.make_engine(trials.trial_config(config, rows, {}, {}))
     measured: list[Measurement] = []
     updates: list[tuple[int, list[UpdateRatio]]] = []
     findings = diagnosis.findings
-    for saved, state in itertools.chain([(None, None)], subject.load_checkpoints(notify)):
+    for saved, state in itertools.chain([(None, None)], target.load_checkpoints(notify)):
         step = saved.step if saved else 0
         notify(f"inspecting the weights of step {step:,}")
         engine.load(
-            state if state else subject.first_weights(), saved.progress.updates if saved else 0
+            state if state else target.first_weights(), saved.progress.updates if saved else 0
         )
-        measurement, ratios, judged = _inspect_weights(subject, engine, step)
+        measurement, ratios, judged = _inspect_weights(target, engine, step)
         measured.append(measurement)
         updates.append((step, ratios))
         _keep_worst(findings, judged)
-    if not subject.fine_tuned:
+    if not target.fine_tuned:
         table = parameter_table(c, V)
         head_std = table.get("head.weight", table["embedding.weight"]).std
         assert head_std is not None
@@ -167,27 +168,27 @@ def inspect_checkpoints(subject: Subject, diagnosis: Diagnosis, notify: Notify) 
 
 
 def _inspect_weights(
-    subject: Subject, engine: Engine, step: int
+    target: DiagnosisInput, engine: Engine, step: int
 ) -> tuple[Measurement, list[UpdateRatio], list[Finding]]:
     """Measure and judge the engine's weights, which are those of `step`. The last measurement
     trains one step.
     """
-    config, c, V = subject.config, subject.config.model, subject.vocab_size
-    table, rows = parameter_table(c, V), subject.rows_for(INSPECT_TOKENS)
-    batch = subject.batch(0, rows)
+    config, c, V = target.config, target.config.model, target.vocab_size
+    table, rows = parameter_table(c, V), target.rows_for(INSPECT_TOKENS)
+    batch = target.batch(0, rows)
     measurement = measurements.measure_model(engine, batch, c, table, step)
     findings = []
     if step == 0:
         findings += [signals.judge_causality(engine, batch, V), signals.judge_targets(batch)]
-    units, tokens = measurements.measure_units(engine, _probe_batches(subject), c)
+    units, tokens = measurements.measure_units(engine, _probe_batches(target), c)
     lr = _inspected_rate(config, step)
-    ratios = trials.measure_update_ratios(engine, subject.batch(step, rows), lr, config, V)
+    ratios = trials.measure_update_ratios(engine, target.batch(step, rows), lr, config, V)
     findings += [
         signals.judge_dead_units(units, tokens, c, step),
         signals.judge_depth(measurement, c),
         signals.judge_gradients(measurement, c, table),
         signals.judge_attention_entropy(measurement, V),
-        trials.judge_updates(ratios, lr, step, subject.fine_tuned),
+        trials.judge_updates(ratios, lr, step, target.fine_tuned),
     ]
     return measurement, ratios, findings
 
@@ -212,13 +213,13 @@ def _inspected_rate(config: RunConfig, step: int) -> float:
     return rate if step < min(optimizer.warmup_steps, last // 2) else max(rate, 0.1 * optimizer.lr)
 
 
-def _probe_batches(subject: Subject) -> Iterator[Batch]:
+def _probe_batches(target: DiagnosisInput) -> Iterator[Batch]:
     """Batches of training text for the search of dead units, up to the limits."""
-    forward_flops = flops.flops_per_token(subject.config.model, subject.vocab_size) / 3
-    rows = subject.rows_for(INSPECT_TOKENS)
+    forward_flops = flops.flops_per_token(target.config.model, target.vocab_size) / 3
+    rows = target.rows_for(INSPECT_TOKENS)
     max_tokens, tokens, step = min(MAX_PROBE_TOKENS, MAX_PROBE_FLOPS / forward_flops), 0, 0
     while tokens < max_tokens:
-        batch = subject.batch(step, rows)
+        batch = target.batch(step, rows)
         yield batch
         tokens, step = tokens + batch.tokens.size, step + 1
 
@@ -226,16 +227,16 @@ def _probe_batches(subject: Subject) -> Iterator[Batch]:
 # -- trials ----------------------------------------------------------------------------------------
 
 
-def run_trials(subject: Subject, diagnosis: Diagnosis, notify: Notify) -> None:
+def run_trials(target: DiagnosisInput, diagnosis: Diagnosis, notify: Notify) -> None:
     """Train copies of the first weights: overfit one batch, test learning rates, and try other
     widths.
     """
-    setup, rows = subject.trial_setup, subject.rows_for(TRIAL_TOKENS)
-    if not subject.config.model.lora_rank:  # adapters have too few parameters to overfit a batch
+    setup, rows = target.trial_setup, target.rows_for(TRIAL_TOKENS)
+    if not target.config.model.lora_rank:  # adapters have too few parameters to overfit a batch
         notify("overfitting one batch")
-        uniform = math.log(subject.vocab_size)
+        uniform = math.log(target.vocab_size)
         losses = trials.overfit_one_batch(setup, rows)
-        diagnosis.findings.append(trials.judge_overfit(losses, subject.vocab_size))
+        diagnosis.findings.append(trials.judge_overfit(losses, target.vocab_size))
         diagnosis.pictures.append(
             Picture(
                 "overfit",
@@ -244,8 +245,8 @@ def run_trials(subject: Subject, diagnosis: Diagnosis, notify: Notify) -> None:
             )
         )
     notify("testing learning rates")
-    test, optimizer = trials.run_range_test(setup, rows), subject.config.optimizer
-    diagnosis.findings.append(trials.judge_range(test, optimizer, subject.fine_tuned))
+    test, optimizer = trials.run_range_test(setup, rows), target.config.optimizer
+    diagnosis.findings.append(trials.judge_range(test, optimizer, target.fine_tuned))
     diagnosis.pictures.append(
         Picture(
             "range",
@@ -253,7 +254,7 @@ def run_trials(subject: Subject, diagnosis: Diagnosis, notify: Notify) -> None:
             lambda p: diagnosis_figures.draw_range_test(test, optimizer.lr, p),
         )
     )
-    if subject.fine_tuned:  # there are no trained weights of other widths
+    if target.fine_tuned:  # there are no trained weights of other widths
         return
     notify("training a few steps at other widths")
     check = coordinate_check.check_coordinates(setup, rows)
@@ -270,11 +271,11 @@ def run_trials(subject: Subject, diagnosis: Diagnosis, notify: Notify) -> None:
 # -- history ---------------------------------------------------------------------------------------
 
 
-def judge_history(subject: Subject, diagnosis: Diagnosis) -> None:
+def judge_history(target: DiagnosisInput, diagnosis: Diagnosis) -> None:
     """Judge metrics.jsonl: the warnings of the run, and its loss curve."""
-    if subject.run is None:
+    if target.run is None:
         return
-    run, lines = subject.run, list(subject.run.metrics())
+    run, lines = target.run, list(target.run.metrics())
     diagnosis.findings += _judge_warnings(lines)
     if not step_lines(lines):
         return
@@ -282,7 +283,7 @@ def judge_history(subject: Subject, diagnosis: Diagnosis) -> None:
     judged = {finding.signal for finding in diagnosis.findings}
     diagnosis.findings += [
         finding
-        for finding in curves.judge_curve(curve, subject.fine_tuned)
+        for finding in curves.judge_curve(curve, target.fine_tuned)
         if finding.signal not in judged
     ]
     diagnosis.pictures.append(

@@ -2,7 +2,7 @@
 
 All variants are trained with the same seeds: initial values, batches and dropout agree wherever
 they can. What is compared is the difference of each pair. The statistics are those of
-lab/statistics.py, the axes those of axes.py.
+lab/statistics.py, the axes those of ablation_axes.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare_losses, judge_family
-from glasslm.lab.studies import study_setting, sweep
-from glasslm.lab.studies.axes import AXES, Match, Variant, match_budget, skipped_values, variants
-from glasslm.lab.studies.study_setting import (
+from glasslm.lab.studies import study_plan, sweep
+from glasslm.lab.studies.ablation_axes import (
+    AXES,
+    Match,
+    Variant,
+    match_budget,
+    skipped_values,
+    variants,
+)
+from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     load_plan,
     measure_speed,
@@ -214,7 +221,7 @@ def affordable_steps(
 ) -> int:
     """The number of baseline steps with which all runs, `workers` at once, fit the budget."""
     per_step = step_s * sum(costs) * runs_each
-    starts_s = study_setting.RUN_START_S * len(costs) * runs_each
+    starts_s = study_plan.RUN_START_S * len(costs) * runs_each
     return max(0, int((PLANNED_SHARE * budget_s * workers - starts_s) / per_step))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from glasslm.lab.studies.ablation import BASELINE, Plan, VariantResult
-from glasslm.lab.studies.axes import MATCH_LABELS
+from glasslm.lab.studies.ablation_axes import MATCH_LABELS
 from glasslm.report.figures import Palette, add_legend, style_axes
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from glasslm import files
 from glasslm.lab.studies.ablation import Plan, VariantResult, to_csv
+from glasslm.lab.studies.ablation_axes import AXES, MATCH_LABELS, skipped_values
 from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
-from glasslm.lab.studies.axes import AXES, MATCH_LABELS, skipped_values
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name

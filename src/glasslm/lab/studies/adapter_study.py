@@ -82,20 +82,20 @@ def run_study(
 def _list_variants(kind: str, config: RunConfig) -> dict[str, RunConfig]:
     """The configurations of a study by the names of their runs."""
 
-    def with_model(**changes: Any) -> RunConfig:
+    def with_adapter(**changes: Any) -> RunConfig:
         return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
     if not config.model.lora_rank:
         raise InputError("--study compares adapters: leave out --full")
     if kind == "rank":
-        return {f"rank-{rank}": with_model(lora_rank=rank) for rank in RANKS}
+        return {f"rank-{rank}": with_adapter(lora_rank=rank) for rank in RANKS}
     if kind == "targets":
         existing = [
             ",".join(t for t in targets.split(",") if t != "gate" or config.model.is_gated)
             for targets in TARGETS
         ]
         return {
-            f"targets-{targets.replace(',', '')}": with_model(lora_targets=targets)
+            f"targets-{targets.replace(',', '')}": with_adapter(lora_targets=targets)
             for targets in existing
         }
     raise InputError(f"--study is '{kind}': expected rank or targets")

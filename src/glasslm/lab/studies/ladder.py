@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.conversion import from_dict, to_dict, with_flags
+from glasslm.config.conversion import from_dict, to_dict, with_flags, with_model
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
-from glasslm.lab.studies import study_setting
-from glasslm.lab.studies.axes import with_model
-from glasslm.lab.studies.study_setting import (
+from glasslm.lab.studies import study_plan
+from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     load_plan,
     measure_speed,
@@ -315,7 +314,7 @@ class SpeedModel:
         def one_core_seconds(configs: Sequence[RunConfig]) -> float:
             V = ladder.vocab_size
             return sum(
-                study_setting.RUN_START_S
+                study_plan.RUN_START_S
                 + step_timer.run_seconds(config, self.dataset, self.interpolate(config, V))
                 for config in configs
             )

@@ -32,7 +32,7 @@ from glasslm.lab.studies.ladder import (
     training_tokens,
     tuning_trials,
 )
-from glasslm.lab.studies.study_setting import with_rate_and_seed
+from glasslm.lab.studies.study_plan import with_rate_and_seed
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.text import Notify

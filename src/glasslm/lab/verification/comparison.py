@@ -14,8 +14,8 @@ import numpy as np
 from glasslm.config.conversion import to_dict
 from glasslm.errors import InputError
 from glasslm.report import figures, page
-from glasslm.report.facts import ENDINGS
 from glasslm.report.page import Picture, Section
+from glasslm.report.report_tables import ENDINGS
 from glasslm.runs.history import best_eval, loss_range
 from glasslm.runs.metrics import (
     EvalLine,

@@ -1,4 +1,4 @@
-"""The figure of the overlay: both engines' losses on one text, and their difference."""
+"""The figure of the loss parity: both engines' losses on one text, and their difference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasslm.lab.checks.overlay import StepLosses
+from glasslm.lab.checks.loss_parity import StepLosses
 from glasslm.lab.checks.parity import ParityPrecision
 from glasslm.report.figures import Palette, add_legend, style_axes
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_overlay(
+def draw_loss_parity(
     points: Sequence[StepLosses],
     tolerance: Mapping[ParityPrecision, float],
     text: str,

@@ -19,7 +19,13 @@ from glasslm.data.dataset import Dataset, prepare_dataset  # noqa: E402
 from glasslm.data.sources import corpora  # noqa: E402
 from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
 from glasslm.engines.torch import optimizer as torch_optimizer  # noqa: E402
-from glasslm.lab.checks import finite_differences, gradient_check, overlay, overlay_figure, parity  # noqa: E402
+from glasslm.lab.checks import (  # noqa: E402
+    finite_differences,
+    gradient_check,
+    loss_parity,
+    loss_parity_figure,
+    parity,
+)
 from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
 from glasslm.lab.checks.parity import COLUMNS, TOLERANCE, LocatedError, Parity  # noqa: E402
 from glasslm.report import figures  # noqa: E402
@@ -45,12 +51,12 @@ def dataset_of(text: Path) -> Dataset:
 
 def short_config(steps: int = 4) -> RunConfig:
     """As the command does it, but for the number of steps."""
-    full = overlay.overlay_config(seed=0)
+    full = loss_parity.loss_parity_config(seed=0)
     return dataclasses.replace(full, train=dataclasses.replace(full.train, max_steps=steps))
 
 
 def test_the_losses_of_both_engines_stay_together_and_fall(text: Path) -> None:
-    points = list(overlay.train_both(dataset_of(text), short_config(12)))
+    points = list(loss_parity.train_both(dataset_of(text), short_config(12)))
     assert [point.step for point in points] == list(range(1, 13))
     assert not any(point.exceeds_tolerance for point in points)
     assert points[-1].losses["fp32"][1] < points[0].losses["fp32"][1] - 0.3
@@ -67,14 +73,15 @@ def test_they_are_the_losses_of_a_run(text: Path, tmp_path: Path) -> None:
     small_runs.train(text, tmp_path / "run", **flags)
     logged = [line["loss"] for line in small_runs.logged_lines(tmp_path / "run", "step")]
     assert logged == [
-        point.losses["fp32"][0] for point in overlay.train_both(dataset_of(text), config)
+        point.losses["fp32"][0] for point in loss_parity.train_both(dataset_of(text), config)
     ]
 
 
 def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(numpy_optimizer, "ADAM_EPS", 1e-7)
     assert [
-        point.exceeds_tolerance for point in overlay.train_both(dataset_of(text), short_config(3))
+        point.exceeds_tolerance
+        for point in loss_parity.train_both(dataset_of(text), short_config(3))
     ] == [
         False,
         True,
@@ -84,10 +91,10 @@ def test_losses_that_part_are_found(text: Path, monkeypatch: Patch) -> None:
 
 def test_a_loss_that_is_no_number_is_wrong() -> None:
     good, bad = (2.0, 2.0), (math.nan, math.nan)
-    assert not overlay.StepLosses(1, {"fp32": good, "fp64": good}).exceeds_tolerance
-    assert overlay.StepLosses(1, {"fp32": good, "fp64": bad}).exceeds_tolerance
-    assert overlay.StepLosses(1, {"fp32": bad, "fp64": good}).exceeds_tolerance
-    assert overlay.StepLosses(1, {"fp32": (2.0, 2.001), "fp64": good}).relative_difference(
+    assert not loss_parity.StepLosses(1, {"fp32": good, "fp64": good}).exceeds_tolerance
+    assert loss_parity.StepLosses(1, {"fp32": good, "fp64": bad}).exceeds_tolerance
+    assert loss_parity.StepLosses(1, {"fp32": bad, "fp64": good}).exceeds_tolerance
+    assert loss_parity.StepLosses(1, {"fp32": (2.0, 2.001), "fp64": good}).relative_difference(
         "fp32"
     ) == pytest.approx(5e-4)
 
@@ -98,8 +105,10 @@ def test_the_figure_shows_both_losses_and_their_differences() -> None:
         ((3.0, 3.0), (3.0, 3.0 + 3e-15)),
         ((math.nan, 2.0), (2.0, 2.0)),
     ]
-    points = [overlay.StepLosses(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)]
-    curves, gaps = overlay_figure.draw_overlay(
+    points = [
+        loss_parity.StepLosses(i, {"fp32": a, "fp64": b}) for i, (a, b) in enumerate(losses, 1)
+    ]
+    curves, gaps = loss_parity_figure.draw_loss_parity(
         points, TOLERANCE, "shakespeare", figures.PRINT_PALETTE
     ).axes
     by_hand, by_autograd = (np.array(line.get_ydata(), float) for line in curves.lines)
@@ -135,7 +144,7 @@ def short(text: Path, monkeypatch: Patch) -> None:
         short_config(3),
     )
     monkeypatch.setattr(corpora, "find_source", lambda data, notify: source)
-    monkeypatch.setattr(overlay, "overlay_config", lambda seed: recipe)
+    monkeypatch.setattr(loss_parity, "loss_parity_config", lambda seed: recipe)
 
 
 @pytest.mark.usefixtures("short")

@@ -41,7 +41,7 @@ class StepLosses(NamedTuple):
         )
 
 
-def overlay_config(seed: int) -> RunConfig:
+def loss_parity_config(seed: int) -> RunConfig:
     """The default optimizer and a small model with dropout, in two micro-batches."""
     return RunConfig(
         model=ModelConfig(d_model=64, n_layers=2, block_size=64, dropout=0.1),

@@ -21,7 +21,7 @@ from glasslm.config.schema import DataConfig, ModelConfig
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.inference.trained_model import Model
-from glasslm.report import domains, run_report
+from glasslm.report import run_report, text_kinds
 from glasslm.report.proportions import Proportion
 from html_pages import Page
 from small_runs import train
@@ -62,7 +62,7 @@ def measure(
     seconds: float = math.inf,
     engine_class: Callable[..., Any] = ScriptedEngine,
     **data: Any,
-) -> domains.Domain | None:
+) -> text_kinds.Domain | None:
     tokenizer = CharTokenizer("".join(texts) + train_part + val_part)
     splits = [
         Split(tokenizer.encode(part).astype(np.uint16), len(part.encode()))
@@ -73,14 +73,14 @@ def measure(
         model=ModelConfig(block_size=1024).resolve(), data=DataConfig(**data)
     )
     run: Any = SimpleNamespace(config=config, record={"data": {"files": []}})
-    return domains.measure_domain(
+    return text_kinds.measure_domain(
         run, dataset, Model(config, tokenizer, engine_class(tokenizer, texts), 7), seconds
     )
 
 
 @pytest.fixture(autouse=True)
 def _shorter_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(domains, "PYTHON_TEXT_BYTES", 160)
+    monkeypatch.setattr(text_kinds, "PYTHON_TEXT_BYTES", 160)
 
 
 FUNCTIONS = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))
@@ -126,7 +126,7 @@ def test_python_is_detected_by_its_corpus_and_by_its_files() -> None:
         ]
         config = SimpleNamespace(data=DataConfig(corpus=corpus))  # type: ignore[arg-type]
         run: Any = SimpleNamespace(config=config, record={"data": {"files": listed}})
-        return domains.domain_kind(run, None)
+        return text_kinds.domain_kind(run, None)
 
     assert kind("python") == "python"
     assert kind("shakespeare", t_txt=9) is None
@@ -140,8 +140,8 @@ def test_a_domain_that_cannot_be_measured_has_a_reason() -> None:
     short = measure([FUNCTIONS], FUNCTIONS, "def f(x):\n    return x\n", corpus="python")
     assert slow is not None
     assert short is not None
-    assert slow.facts == {"kind": "python", "missing": domains.TOO_SLOW}
-    assert short.facts == {"kind": "python", "missing": domains.TOO_SHORT}
+    assert slow.facts == {"kind": "python", "missing": text_kinds.TOO_SLOW}
+    assert short.facts == {"kind": "python", "missing": text_kinds.TOO_SHORT}
     assert (
         measure(["abc"], "To be, or not to be, that is the question.\n" * 200, "Or so.\n" * 50)
         is None
@@ -187,7 +187,7 @@ def test_no_text_is_written_twice() -> None:
     tokenizer = CharTokenizer("abcdefgh\n")
     config: Any = SimpleNamespace(model=ModelConfig(block_size=64).resolve())
     engine: Any = FlatEngine(tokenizer, ["a"])
-    written = domains.generate_texts(
+    written = text_kinds.generate_texts(
         Model(config, tokenizer, engine, 0), "\n", 60, 30, "", math.inf
     )
     assert len(set(written)) == 60
@@ -217,7 +217,7 @@ def code_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_and_the_report_show_the_same_numbers(
     code_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(domains, "PYTHON_TEXTS", 4)
+    monkeypatch.setattr(text_kinds, "PYTHON_TEXTS", 4)
     monkeypatch.setattr(run_report, "MODEL_BUDGET_S", 0.1)
     assert cli.main(["evaluate", str(code_run), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["domain"]
@@ -244,7 +244,7 @@ def test_evaluate_and_the_report_show_the_same_numbers(
 
 @pytest.mark.usefixtures("no_figures")
 def test_hostile_names_stay_text(code_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hostile = domains.Domain(
+    hostile = text_kinds.Domain(
         "names",
         "What names?",
         method="so",
@@ -253,7 +253,7 @@ def test_hostile_names_stay_text(code_run: Path, monkeypatch: pytest.MonkeyPatch
         remark="<script>",
         examples=("</pre><script>alert(1)</script>", "```", "\x1b[31m"),
     )
-    monkeypatch.setattr(domains, "measure_domain", lambda *arguments: hostile)
+    monkeypatch.setattr(text_kinds, "measure_domain", lambda *arguments: hostile)
     monkeypatch.setattr(run_report, "MODEL_BUDGET_S", 0.1)
     page = Page(run_report.write(code_run).read_text(encoding="utf-8"))
     assert "script" not in {tag for tag, _ in page.tags}

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from glasslm.config.conversion import from_dict, to_dict
-from glasslm.config.schema import ModelConfig, RunConfig
+from glasslm.config.conversion import from_dict, with_model
+from glasslm.config.schema import RunConfig
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
@@ -54,17 +54,6 @@ def _change_model(**fields: Callable[[str], Any] | str) -> Callable[[RunConfig, 
         return with_model(base, **changes)
 
     return change
-
-
-def with_model(base: RunConfig, **changes: Any) -> RunConfig:
-    """`base` with other fields of the model; derived sizes (d_ff, n_kv_heads) are derived again."""
-    c = base.model
-    derived = {
-        "d_ff": 0 if c.resolve().d_ff == dataclasses.replace(c, d_ff=0).resolve().d_ff else c.d_ff
-    }
-    derived["n_kv_heads"] = 0 if c.n_kv_heads in (0, c.n_heads) else c.n_kv_heads
-    model = from_dict(ModelConfig, to_dict(c) | derived | changes)
-    return dataclasses.replace(base, model=model)
 
 
 def _change_width(base: RunConfig, word: str) -> RunConfig:

@@ -1,6 +1,6 @@
 """The model sizes from which PyTorch, bfloat16 and compiling are faster on a CPU.
 
-    python benchmarks/crossing.py [--sizes tiny small nanogpt --batch-size 16 --threads 2]
+    python benchmarks/engine_thresholds.py [--sizes tiny small nanogpt --batch-size 16 --threads 2]
         [--seconds 10 --no-compile]
 
 Each size is a preset, with its dropout and optimizer, or a preset at another width. All train on

@@ -1,6 +1,4 @@
-"""The subject of a diagnosis: a configuration with its text and first weights, and the run that was
-trained from it.
-"""
+"""The input of a diagnosis: a configuration, its text, its first weights and its run."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ MAX_CHECKPOINTS = 4  # inspected after the first weights
 
 
 @dataclass(frozen=True)
-class Subject:
+class DiagnosisInput:
     """A configuration with its text and its first weights, and the run trained from it, if any."""
 
     config: RunConfig  # resolved
@@ -109,8 +107,8 @@ def _choose_steps(steps: list[int], best: int | None) -> set[int]:
     return {best, *sorted(chosen)[1:]} if len(chosen) == MAX_CHECKPOINTS - 1 else {best, *chosen}
 
 
-def subject_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify) -> Subject:
-    """The subject of a configuration before training.
+def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify) -> DiagnosisInput:
+    """The input of a diagnosis before training.
 
     Raises InputError if training could not start: a base that does not fit, adapters without a
     base, too little text.
@@ -130,11 +128,11 @@ def subject_from_config(config: RunConfig, compute: ComputeConfig, notify: Notif
     def first_weights() -> State:
         return base.first_weights(config) if base else initial_weights(rows, config.train.seed)
 
-    return Subject(config, dataset, compute, first_weights, fine_tuned=base is not None)
+    return DiagnosisInput(config, dataset, compute, first_weights, fine_tuned=base is not None)
 
 
-def subject_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> Subject:
-    """The subject of a run that is finished, interrupted or in progress.
+def input_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> DiagnosisInput:
+    """The input of the diagnosis of a run that is finished, interrupted or in progress.
 
     It is computed with the recorded engine and precision where `compute` leaves them open and this
     machine has them. Raises DamagedError when the run's text is missing.
@@ -154,4 +152,6 @@ def subject_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> S
         saved = checkpoint.load(run_dir, steps[0] if steps else "latest")
         return ((name, array) for name, array in saved.state() if "/" not in name)
 
-    return Subject(run.config.resolve(), dataset, compute, first_weights, not from_scratch, run)
+    return DiagnosisInput(
+        run.config.resolve(), dataset, compute, first_weights, not from_scratch, run
+    )

@@ -8,7 +8,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from glasslm.report import name_lists
+from glasslm.report import generated_names
 from glasslm.report.proportions import Proportion
 
 CODE = [inspect.getsource(module) for module in (textwrap, ast, json, inspect)]
@@ -20,29 +20,29 @@ def test_what_a_list_of_names_is() -> None:
         for a in ("Ann", "Jo", "Li", "Per", "Zo\u00eb")
         for b in ("", "a", "ette", "-Mae", " O'Neill")
     ]
-    assert name_lists.is_name_list("\n".join(people * 8) + "\n")
-    assert name_lists.is_name_list("\r\n".join(people * 8) + "\r\n")
-    assert name_lists.is_name_list("\u738b\u5c0f\u660e\n\u674e\u96ea\n" * 60)
-    assert name_lists.is_name_list(
+    assert generated_names.is_name_list("\n".join(people * 8) + "\n")
+    assert generated_names.is_name_list("\r\n".join(people * 8) + "\r\n")
+    assert generated_names.is_name_list("\u738b\u5c0f\u660e\n\u674e\u96ea\n" * 60)
+    assert generated_names.is_name_list(
         "Names of people in alphabetical order:\n" + "\n".join(people * 8) + "\n"
     )
-    assert not name_lists.is_name_list("\n".join(people * 3))  # too few to say
-    assert not name_lists.is_name_list(
+    assert not generated_names.is_name_list("\n".join(people * 3))  # too few to say
+    assert not generated_names.is_name_list(
         "Floccinaucinihilipilification Honorificabilitudinitatibus\n" * 120
     )
-    assert not name_lists.is_name_list("3.14\n2.72\n1.41\n" * 60)
-    assert not name_lists.is_name_list("x = y\nreturn x\n" * 90)
-    assert not name_lists.is_name_list("ann,1\njo,2\n" * 90)
-    assert not name_lists.is_name_list("To be, or not to be\n" * 120)
-    assert not name_lists.is_name_list(
+    assert not generated_names.is_name_list("3.14\n2.72\n1.41\n" * 60)
+    assert not generated_names.is_name_list("x = y\nreturn x\n" * 90)
+    assert not generated_names.is_name_list("ann,1\njo,2\n" * 90)
+    assert not generated_names.is_name_list("To be, or not to be\n" * 120)
+    assert not generated_names.is_name_list(
         ("We show that this holds in all cases that matter to us. " * 20 + "\n\n") * 120
     )
-    assert not any(name_lists.is_name_list(code) for code in CODE)
+    assert not any(generated_names.is_name_list(code) for code in CODE)
 
 
 def test_lists_among_well_known_texts(data_dir: Path) -> None:
     name_lists_by_file = {
-        path.name: name_lists.is_name_list(path.read_text(encoding="utf-8")[: 64 << 10])
+        path.name: generated_names.is_name_list(path.read_text(encoding="utf-8")[: 64 << 10])
         for path in data_dir.glob("*.txt")
     }
     assert {name for name, is_list in name_lists_by_file.items() if is_list} == {"names.txt"}
@@ -51,7 +51,7 @@ def test_lists_among_well_known_texts(data_dir: Path) -> None:
 def test_names_are_known_unseen_or_invented() -> None:
     train_part, val_part = "emma\nolivia\nava\nemma\nanna\nhann", "ah\nemma\nmia\nann\nmia\nxyz\n"
     generated = ["emma", "ava", "mia", "emava", "ah", "hann", "emava", "", " ", None]
-    statistics = name_lists.compare_names(generated, train_part, val_part)
+    statistics = generated_names.compare_names(generated, train_part, val_part)
     assert statistics.known == Proportion(2, 10)
     assert statistics.unseen == Proportion(1, 10)  # mia
     assert statistics.invented == Proportion(
@@ -66,12 +66,12 @@ def test_names_are_known_unseen_or_invented() -> None:
     # ann: nn$ is not anna's
     assert statistics.well_formed == Proportion(0, 4)
     assert statistics.natural_well_formed == Proportion(0, 4)
-    whole = name_lists.compare_names(["hann"], "emma\nhann\n", "ah\nmia\n")
+    whole = generated_names.compare_names(["hann"], "emma\nhann\n", "ah\nmia\n")
     assert (whole.known, whole.natural_known) == (Proportion(1, 1), Proportion(0, 2))
 
 
 def test_well_formed_is_made_of_known_trigrams() -> None:
-    statistics = name_lists.compare_names(
+    statistics = generated_names.compare_names(
         ["anna", "banan", "bana", "nanana", "ananas"], "banana\nanan\n", "banan\nnanas\nx\n"
     )
     assert statistics.invented == Proportion(4, 5)

@@ -10,7 +10,7 @@ import pytest
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import RunConfig
 from glasslm.errors import InputError
-from glasslm.lab.studies.axes import AXES, Variant, match_budget, variants
+from glasslm.lab.studies.ablation_axes import AXES, Variant, match_budget, variants
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from small_runs import small_config

@@ -16,7 +16,7 @@ from glasslm.data.dataset import Dataset
 from glasslm.errors import DivergedError
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
-from glasslm.report import name_lists, syntax
+from glasslm.report import generated_names, python_syntax
 from glasslm.report.data_checks import MAX_SEARCHED_BYTES, MAX_VALIDATION_BYTES, decode_bytes
 from glasslm.runs.run_folder import Run
 from glasslm.text import format_bytes
@@ -77,7 +77,7 @@ def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
         return "python"
     if dataset:
         text = _decode(dataset.train.tokens[:MAX_KIND_TOKENS], dataset, MAX_SEARCHED_BYTES)
-        if name_lists.is_name_list(text):
+        if generated_names.is_name_list(text):
             return "names"
     return None
 
@@ -135,17 +135,17 @@ def _measure_python(dataset: Dataset, model: Model, deadline: float) -> Domain:
     val = _decode(dataset.val.tokens, dataset, MAX_VALIDATION_BYTES)
     if not val:
         return Domain("python", question, TOO_SHORT)
-    prompt = syntax.find_separator(val, PYTHON_TEXTS)
+    prompt = python_syntax.find_separator(val, PYTHON_TEXTS)
     tokens = math.ceil(PYTHON_TEXT_BYTES * len(dataset.val.tokens) / dataset.val.bytes)
     generated = generate_texts(model, prompt, PYTHON_TEXTS, tokens, "", deadline)
     texts = [text or "" for text in generated]
     if not texts:
         return Domain("python", question, TOO_SLOW)
-    natural_texts = syntax.cut_pieces(val, prompt, list(map(len, texts)))
+    natural_texts = python_syntax.cut_pieces(val, prompt, list(map(len, texts)))
     if not natural_texts:
         return Domain("python", question, TOO_SHORT)
-    checks, natural = syntax.check_texts(texts), syntax.check_texts(natural_texts)
-    outcomes: tuple[tuple[str, syntax.Outcome], ...] = (
+    checks, natural = python_syntax.check_texts(texts), python_syntax.check_texts(natural_texts)
+    outcomes: tuple[tuple[str, python_syntax.Outcome], ...] = (
         ("parses, up to the cut", "parses"),
         ("broken: a syntax error before the cut", "broken"),
         ("unfinished: no complete statement", "unfinished"),
@@ -183,7 +183,7 @@ def _measure_python(dataset: Dataset, model: Model, deadline: float) -> Domain:
 def _measure_names(dataset: Dataset, model: Model, deadline: float) -> Domain:
     question = QUESTIONS["names"]
     generated = generate_texts(model, "\n", NAMES, MAX_NAME_TOKENS, "\n", deadline)
-    statistics = name_lists.compare_names(
+    statistics = generated_names.compare_names(
         generated,
         _decode(dataset.train.tokens, dataset, MAX_SEARCHED_BYTES),
         _decode(dataset.val.tokens, dataset, MAX_VALIDATION_BYTES),
