@@ -145,7 +145,7 @@ def training_growth(implementation: AttentionName, T: int) -> int:
         train=TrainConfig(batch_size=2, micro_batch_size=1),
     ).resolve()
     engine = NumpyEngine(config, V, threads=1)
-    engine.load(initial_weights(engine.rows, 0))
+    engine.load(initial_weights(engine.table, 0))
     rng = np.random.default_rng(0)
     for step in range(3):
         tokens, targets = rng.integers(0, V, (2, T)), rng.integers(0, V, (2, T))

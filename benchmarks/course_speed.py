@@ -179,7 +179,7 @@ def measure(side: str, seconds: float, threads: int) -> None:
         train=dataclasses.replace(base.train, batch_size=B),
     ).resolve()
     engine = NumpyEngine(config, V, threads)
-    weights = dict(initial_weights(engine.rows, 0))
+    weights = dict(initial_weights(engine.table, 0))
     engine.load(weights.items())
     assert sum(array.size for array in weights.values()) == 795_392
     plain = PlainTransformer(weights)

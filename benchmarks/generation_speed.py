@@ -85,7 +85,7 @@ def main() -> None:
     engine = NumpyEngine(config, V, threads=1)
     weights = {
         name: array * (4 if array.ndim == 2 else 1)
-        for name, array in initial_weights(engine.rows, 0)
+        for name, array in initial_weights(engine.table, 0)
     }
     engine.load(weights.items())
     torch.set_num_threads(args.threads)

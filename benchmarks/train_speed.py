@@ -122,7 +122,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
     engine = NumpyEngine(config, V, args.threads)
-    weights = dict(initial_weights(engine.rows, 0))
+    weights = dict(initial_weights(engine.table, 0))
     engine.load(weights.items())
     batch = Batch(tokens, targets, 0, np.arange(B))
 

@@ -349,7 +349,7 @@ def parse_number(text: str) -> int:
 def test_what_a_pass_keeps_is_what_the_page_says() -> None:
     config = presets.tiny().resolve()
     whole = NumpyEngine(config, V, threads=1)
-    whole.load(initial_weights(whole.rows, seed=1))
+    whole.load(initial_weights(whole.table, seed=1))
     tokens = np.zeros((B, T), np.int64)
     _, backward = whole.forward(Batch(tokens, tokens, 0, np.arange(B)), 1 / N)
     sentence = re.search(r"a whole pass of tiny keeps \*\*([\d,]+) bytes a token", BACKWARD)
@@ -377,7 +377,7 @@ def test_the_products_cost_what_the_estimate_counts() -> None:
 
 
 def test_muon_costs_what_the_page_says() -> None:
-    rows = NumpyEngine(presets.tiny().resolve(), V, threads=1).rows.values()
+    rows = NumpyEngine(presets.tiny().resolve(), V, threads=1).table.values()
     sides = [sorted(row.shape) for row in rows if row.group == "muon"]
     cost = sum(5 * (4 * short**2 * long + 2 * short**3) for short, long in sides)
     train = presets.tiny().train

@@ -277,7 +277,7 @@ def build_engine(config: ModelConfig) -> NumpyEngine:
     rng = np.random.default_rng(0)
     engine.load(
         (name, w + 0.3 * rng.standard_normal(w.shape))
-        for name, w in initial_weights(engine.rows, 0)
+        for name, w in initial_weights(engine.table, 0)
     )
     return engine
 

@@ -25,7 +25,7 @@ def build_engine(config: ModelConfig, dtype: Any = np.float64) -> NumpyEngine:
     # Far from the initial weights, so that attention is sharp and a wrong mask or position shows.
     engine.load(
         (name, w + 0.5 * rng.standard_normal(w.shape))
-        for name, w in initial_weights(engine.rows, 0)
+        for name, w in initial_weights(engine.table, 0)
     )
     return engine
 
@@ -144,7 +144,7 @@ def test_many_rows_are_read_in_parts_that_do_not_depend_on_the_threads() -> None
     results = []
     for threads in (1, 3):
         engine = NumpyEngine(run, 7, threads=threads)
-        engine.load(initial_weights(engine.rows, 0))
+        engine.load(initial_weights(engine.table, 0))
         cache = engine.new_cache(rows, 8)
         first = engine.logits(tokens, cache, counts)
         results.append((first, engine.logits(tokens[:, :1], cache, np.ones(rows, np.int64))))

@@ -43,7 +43,7 @@ def build_engine(
     engine = NumpyEngine(
         RunConfig(model=model, optimizer=settings, train=train).resolve(), V, threads, dtype
     )
-    engine.load(initial_weights(engine.rows, 0, dtype))
+    engine.load(initial_weights(engine.table, 0, dtype))
     return engine
 
 
@@ -253,7 +253,7 @@ def test_state_and_load_are_a_round_trip(optimizer: str) -> None:
 def test_the_names_of_the_state_are_those_of_the_table_and_the_optimizers() -> None:
     engine = build_engine()
     names = [name for name, _ in engine.state()]
-    weights = list(engine.rows)
+    weights = list(engine.table)
     assert names[: len(weights)] == weights
     moments = names[len(weights) :]
     assert {name.partition("/")[0] for name in moments} == {"muon.m", "adamw.m", "adamw.v"}
@@ -264,7 +264,7 @@ def test_loading_weights_alone_forgets_the_moments() -> None:
     engine, fresh = build_engine(), build_engine()
     engine.accumulate(make_batch(), 1 / (B * T))
     engine.update(1e-2)
-    engine.load(initial_weights(engine.rows, 0))
+    engine.load(initial_weights(engine.table, 0))
     assert engine.updates == 0
     for first in (engine, fresh):
         first.accumulate(make_batch(), 1 / (B * T))
@@ -273,7 +273,7 @@ def test_loading_weights_alone_forgets_the_moments() -> None:
 
 
 def damaged_state(kind: str) -> Iterator[tuple[str, Array]]:
-    for name, array in initial_weights(build_engine().rows, 1):
+    for name, array in initial_weights(build_engine().table, 1):
         if name == "blocks.1.attention.q.weight":
             if kind == "missing":
                 continue

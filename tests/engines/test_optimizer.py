@@ -35,7 +35,7 @@ def build_engine(dtype: Any = np.float64, **settings: Any) -> NumpyEngine:
         model=MODEL, optimizer=optimizer, train=TrainConfig(batch_size=2, micro_batch_size=2)
     ).resolve()
     engine = NumpyEngine(run, V, threads=1, dtype=dtype)
-    engine.load(initial_weights(engine.rows, 0, dtype))
+    engine.load(initial_weights(engine.table, 0, dtype))
     return engine
 
 
@@ -136,7 +136,7 @@ def test_muon_moves_hidden_matrices_by_its_rule_and_the_rest_by_adamw() -> None:
         first.accumulate(make_batch(0), 1 / 12)
         first.update(0.05)
     after, by_adamw = copy_state(engine), copy_state(second)
-    for name, row in engine.rows.items():
+    for name, row in engine.table.items():
         if row.group == "muon":
             g = gradient[name]
             step = 0.05 * 0.2 * math.sqrt(max(g.shape)) * orthogonalize(g + 0.95 * g)
@@ -155,7 +155,7 @@ def test_muon_steps_have_the_size_of_adams() -> None:
     before = copy_state(engine)
     engine.accumulate(make_batch(0), 1 / 12)
     engine.update(1.0)
-    for name, row in engine.rows.items():
+    for name, row in engine.table.items():
         if row.group == "muon":
             rms = np.sqrt(((engine.weights[name] - before[name]) ** 2).mean())
             assert 0.1 < rms < 0.3
@@ -169,7 +169,7 @@ def test_norms_biases_and_embeddings_do_not_decay(optimizer: str) -> None:
     unpredicted = Batch(make_batch(0).tokens, np.full((2, 6), -1), 0, np.arange(2))
     engine.accumulate(unpredicted, 1.0)
     assert engine.update(0.1).norm == 0
-    for name in engine.rows:
+    for name in engine.table:
         hidden = name.startswith("blocks.") and before[name].ndim == 2
         np.testing.assert_allclose(
             engine.weights[name], before[name] * (1 - 0.1 * 0.3 if hidden else 1), rtol=1e-12

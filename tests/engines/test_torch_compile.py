@@ -59,7 +59,7 @@ def test_a_compiled_model_has_the_eager_gradients(name: str) -> None:
     )
     assert (eager.compiled, compiled.compiled) == (False, True)
     expected, actual = (engine.gradients(batch(), 1 / (B * T)) for engine in (eager, compiled))
-    assert expected.keys() == actual.keys() == eager.rows.keys()
+    assert expected.keys() == actual.keys() == eager.table.keys()
     largest = max(np.abs(array).max() for array in expected.values())
     for key, array in expected.items():
         bound = 1e-4 * max(np.abs(array).max(), 1e-3 * largest)

@@ -52,7 +52,7 @@ def engine_of(
     train = TrainConfig(batch_size=B, micro_batch_size=micro)
     run = RunConfig(model=model, optimizer=OptimizerConfig(**settings), train=train).resolve()
     engine = TorchEngine(run, V, device=device, precision=precision, threads=1, compiled=compiled)
-    engine.load(initial_weights(engine.rows, 0))
+    engine.load(initial_weights(engine.table, 0))
     return engine
 
 
@@ -313,7 +313,7 @@ def test_state_and_load_are_a_round_trip(optimizer: OptimizerName) -> None:
 def test_loading_only_weights_resets_the_moments() -> None:
     engine, fresh = engine_of(), engine_of()
     train(engine, 1)
-    engine.load(initial_weights(engine.rows, 0))
+    engine.load(initial_weights(engine.table, 0))
     assert engine.updates == 0
     for trainee in (engine, fresh):
         train(trainee, 2)
@@ -322,7 +322,7 @@ def test_loading_only_weights_resets_the_moments() -> None:
 
 def test_a_loaded_engine_copies_the_weights() -> None:
     engine = engine_of()
-    weights = dict(initial_weights(engine.rows, 1))
+    weights = dict(initial_weights(engine.table, 1))
     before = {name: array.copy() for name, array in weights.items()}
     engine.load(weights.items())
     train(engine, 1)
@@ -333,7 +333,7 @@ def test_inference_allocates_no_moments() -> None:
     engine = engine_of()
     engine.losses(batch().tokens, batch().targets)
     engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T))
-    engine.load(initial_weights(engine.rows, 1))
+    engine.load(initial_weights(engine.table, 1))
     assert "optimizer" not in vars(engine)
     train(engine, 1)
     assert "optimizer" in vars(engine)

@@ -85,11 +85,12 @@ def planted_input(
 ) -> Planted:
     """A configuration on the small text whose first weights went through `weights`."""
     dataset = dataset_in(folder)
-    rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
+    table = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
     def first_weights() -> list[tuple[str, Array]]:
         return [
-            (name, weights(name, array)) for name, array in initial_weights(rows, config.train.seed)
+            (name, weights(name, array))
+            for name, array in initial_weights(table, config.train.seed)
         ]
 
     return Planted(config, dataset, compute(engine), first_weights, fine_tuned=False, **faults)

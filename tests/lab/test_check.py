@@ -296,12 +296,12 @@ def test_an_error_of_a_hundredth_of_a_percent_in_any_weight_is_found_and_named()
     rng = np.random.default_rng(0)
     machine.load(
         (name, w + 0.3 * rng.standard_normal(w.shape))
-        for name, w in initial_weights(machine.rows, 0)
+        for name, w in initial_weights(machine.table, 0)
     )
     tokens = rng.integers(0, 7, (2, 7))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], 0, np.arange(2))
     right = machine.gradients
-    for name in machine.rows:
+    for name in machine.table:
         honest = gradient_check.check_engine(name, machine, batch, rng, kinks=False, only=name)
         assert honest.passed, honest
 

@@ -99,8 +99,10 @@ def test_a_trained_run_passes_also_without_its_tokens(
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "another"))
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    rows = parameter_table(small_runs.small_config(text, feedforward="relu2", n_layers=1).model, 21)
-    assert facts["cases"] == len(rows)  # every weight
-    assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(rows)
+    table = parameter_table(
+        small_runs.small_config(text, feedforward="relu2", n_layers=1).model, 21
+    )
+    assert facts["cases"] == len(table)  # every weight
+    assert facts["elements"] == gradient_check.RUN_ELEMENTS * len(table)
     with pytest.raises(InputError):
         command.main([str(tmp_path / "nothing")])

@@ -107,16 +107,19 @@ def test_without_a_trick_it_is_gone() -> None:
 @pytest.mark.parametrize("start", INIT_SCHEMES)
 def test_starts_have_the_variance_that_they_claim(start: InitScheme) -> None:
     config = ALL_TRICKS.config(100, 0).model
-    rows, first = parameter_table(config, 65), dict(initial_weights(parameter_table(config, 65), 3))
+    table, first = (
+        parameter_table(config, 65),
+        dict(initial_weights(parameter_table(config, 65), 3)),
+    )
     claimed: dict[str, Callable[[int, int], float]] = {
         "plain": lambda out, into: 0.02**2,
         "xavier": lambda out, into: 2 / (into + out),
         "he": lambda out, into: 2 / into,
         "unit": lambda out, into: 1.0,
     }
-    for name, array in scaled_initial_weights(rows, start, 3):
+    for name, array in scaled_initial_weights(table, start, 3):
         assert array.dtype == np.float32
-        assert array.shape == rows[name].shape
+        assert array.shape == table[name].shape
         if start == "scaled" or array.ndim < 2:
             np.testing.assert_array_equal(array, first[name])
         else:
@@ -220,12 +223,12 @@ def test_a_loss_scale_is_held_or_left_to_the_engine(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_look_sees_the_gradients_that_training_sees(engine: EngineName, dataset: Dataset) -> None:
     config = dataclasses.replace(ALL_TRICKS.config(10, 0))
-    rows, vocab_size = (
+    table, vocab_size = (
         parameter_table(config.model, dataset.tokenizer.vocab_size),
         dataset.tokenizer.vocab_size,
     )
     machine = trials.engine_maker(vocab_size, compute(engine))(config)
-    machine.load(initial_weights(rows, 0))
+    machine.load(initial_weights(table, 0))
     order, which = (
         BatchSampler(
             len(dataset.train.tokens), gradient_trials.BLOCK, gradient_trials.ROWS, 0, epochs=False
@@ -233,9 +236,9 @@ def test_a_look_sees_the_gradients_that_training_sees(engine: EngineName, datase
         np.arange(gradient_trials.ROWS),
     )
     batch = Batch(*order.batch(dataset.train.tokens, 4, which), 4, which)
-    snapshot = gradient_trials.take_snapshot(machine, batch, config.model, rows)
+    snapshot = gradient_trials.take_snapshot(machine, batch, config.model, table)
     others = machine.inspect(
-        batch, [f"gradient/{name}" for name in rows if not name.startswith("blocks.")]
+        batch, [f"gradient/{name}" for name in table if not name.startswith("blocks.")]
     )
     stream = np.concatenate(
         [

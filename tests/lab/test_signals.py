@@ -49,8 +49,8 @@ def test_a_reading_is_what_a_plain_reader_computes(
 ) -> None:
     config = config_of(**changes)
     machine, batch, V = ready(folder, config, engine, louder)
-    rows = parameter_table(config.model, V)
-    measurement = measurements.measure_model(machine, batch, config.model, rows, step=7)
+    table = parameter_table(config.model, V)
+    measurement = measurements.measure_model(machine, batch, config.model, table, step=7)
     assert measurement.loss == pytest.approx(
         float(machine.losses(batch.tokens, batch.targets).mean()), rel=1e-5
     )
@@ -191,7 +191,7 @@ def measurement(folder: Path) -> Measurement:
 
 
 def test_verdicts_change_where_they_say(measurement: Measurement) -> None:
-    c, rows = config_of().model, parameter_table(config_of().model, 20)
+    c, table = config_of().model, parameter_table(config_of().model, 20)
 
     def changed(**fields: Any) -> Measurement:
         return dataclasses.replace(measurement, **fields)
@@ -229,7 +229,7 @@ def test_verdicts_change_where_they_say(measurement: Measurement) -> None:
             name: norm * (factor if ".0." in name else 1)
             for name, norm in measurement.gradient_norms.items()
         }
-        finding = signals.judge_gradients(changed(gradient_norms=norms), c, rows)
+        finding = signals.judge_gradients(changed(gradient_norms=norms), c, table)
         assert finding.verdict == verdict
         assert verdict == "ok" or "vanish" in finding.means
     for log_z, verdict in ((5, "ok"), (-40, "watch"), (101, "bad")):
@@ -248,11 +248,11 @@ def test_a_block_that_adds_nothing_is_found(measurement: Measurement) -> None:
 
 def test_an_adapter_that_waits_for_its_other_half_is_not_cut_off(measurement: Measurement) -> None:
     config = config_of(lora_rank=2)
-    rows = parameter_table(config.model, 20)
-    gradients = {name: float(name.endswith("lora_b")) for name, row in rows.items() if row.trained}
+    table = parameter_table(config.model, 20)
+    gradients = {name: float(name.endswith("lora_b")) for name, row in table.items() if row.trained}
     first = dataclasses.replace(measurement, gradient_norms=gradients, step=0)
-    assert signals.judge_gradients(first, config.model, rows).verdict == "ok"
+    assert signals.judge_gradients(first, config.model, table).verdict == "ok"
     assert (
-        signals.judge_gradients(dataclasses.replace(first, step=1), config.model, rows).verdict
+        signals.judge_gradients(dataclasses.replace(first, step=1), config.model, table).verdict
         == "bad"
     )

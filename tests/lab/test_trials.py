@@ -41,8 +41,8 @@ def test_the_ratio_of_plain_descent_is_rate_times_gradient(
     config = config_of(optimizer="sgd", momentum=0.0, grad_clip=0.0, weight_decay=weight_decay)
     setup = planted_input(folder, config, engine=engine).trial_setup
     machine, batch = setup.new_engine(config), setup.batch(0, 4)
-    rows = parameter_table(config.model, setup.vocab_size)
-    arrays = machine.inspect(batch, [GRADIENT_PREFIX + name for name in rows])
+    table = parameter_table(config.model, setup.vocab_size)
+    arrays = machine.inspect(batch, [GRADIENT_PREFIX + name for name in table])
     weights = {name: array.copy() for name, array in machine.state() if "/" not in name}
     for update in trials.measure_update_ratios(machine, batch, 0.1, config, setup.vocab_size):
         gradient, weight = arrays[GRADIENT_PREFIX + update.name], weights[update.name]

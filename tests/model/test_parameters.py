@@ -31,9 +31,9 @@ def test_a_switch_changes_no_row_that_two_models_share(name: str, config: ModelC
 
 
 def test_values_depend_on_seed_and_name() -> None:
-    rows = parameter_table(ModelConfig(), V)
-    first, again, reseeded = (dict(initial_weights(rows, seed)) for seed in (1, 1, 2))
-    drawn = [key for key, row in rows.items() if row.std]
+    table = parameter_table(ModelConfig(), V)
+    first, again, reseeded = (dict(initial_weights(table, seed)) for seed in (1, 1, 2))
+    drawn = [key for key, row in table.items() if row.std]
     for key in drawn:
         np.testing.assert_array_equal(first[key], again[key])
         assert (first[key] != reseeded[key]).mean() > 0.99
@@ -42,11 +42,11 @@ def test_values_depend_on_seed_and_name() -> None:
 
 
 def test_the_values_are_normal_with_the_deviation_of_the_row() -> None:
-    rows = parameter_table(ModelConfig(), V)
-    for key, array in initial_weights(rows, 0, np.float64):
-        std = rows[key].std
+    table = parameter_table(ModelConfig(), V)
+    for key, array in initial_weights(table, 0, np.float64):
+        std = table[key].std
         if std is None:
-            assert (array == rows[key].fill).all()
+            assert (array == table[key].fill).all()
         else:
             assert abs(array.std() / std - 1) < 5 / np.sqrt(2 * array.size)
             assert abs(array.mean() / std) < 5 / np.sqrt(array.size)
@@ -54,18 +54,18 @@ def test_the_values_are_normal_with_the_deviation_of_the_row() -> None:
 
 
 def test_float32_values_are_the_rounded_float64_ones() -> None:
-    rows = parameter_table(ModelConfig(n_layers=1), V)
-    narrow, wide = (dict(initial_weights(rows, 0, dtype)) for dtype in (np.float32, np.float64))
-    for key in rows:
+    table = parameter_table(ModelConfig(n_layers=1), V)
+    narrow, wide = (dict(initial_weights(table, 0, dtype)) for dtype in (np.float32, np.float64))
+    for key in table:
         assert narrow[key].dtype == np.float32
         np.testing.assert_array_equal(narrow[key], wide[key].astype(np.float32))
 
 
 def test_residual_outputs_start_smaller_by_the_root_of_the_sublayers() -> None:
-    rows = parameter_table(ModelConfig(n_layers=8), V)
+    table = parameter_table(ModelConfig(n_layers=8), V)
     for name in ("attention.o", "feedforward.down"):
-        assert rows[f"blocks.3.{name}.weight"].std == pytest.approx(INIT_STD / 4)
-    assert rows["blocks.3.attention.q.weight"].std == INIT_STD
+        assert table[f"blocks.3.{name}.weight"].std == pytest.approx(INIT_STD / 4)
+    assert table["blocks.3.attention.q.weight"].std == INIT_STD
 
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
@@ -78,21 +78,21 @@ def test_matrices_decay_and_nothing_else_does(name: str, config: ModelConfig) ->
 
 @pytest.mark.parametrize(("name", "config"), list(single_switches()))
 def test_the_five_counts(name: str, config: ModelConfig) -> None:
-    rows = parameter_table(config, V)
-    counts = rows.counts()
-    assert counts["total"] == sum(np.prod(row.shape) for row in rows.values())
-    inside = [row.size for key, row in rows.items() if key.startswith(("blocks.", "norm."))]
+    table = parameter_table(config, V)
+    counts = table.counts()
+    assert counts["total"] == sum(np.prod(row.shape) for row in table.values())
+    inside = [row.size for key, row in table.items() if key.startswith(("blocks.", "norm."))]
     assert counts["non_embedding"] == sum(inside)
     share = config.experts_per_token / config.n_experts if config.n_experts else 1
-    active = {key: row.size * (share if ".experts." in key else 1) for key, row in rows.items()}
+    active = {key: row.size * (share if ".experts." in key else 1) for key, row in table.items()}
     assert counts["active"] == round(sum(active.values()))
     multiplied = [
         active[key]
-        for key, row in rows.items()
+        for key, row in table.items()
         if key.startswith("blocks.") and len(row.shape) == 2
     ]
     assert counts["matmul"] == round(sum(multiplied)) + V * config.d_model  # the head, tied or not
-    trained = [row.size for key, row in rows.items() if ".lora_" in key or not config.lora_rank]
+    trained = [row.size for key, row in table.items() if ".lora_" in key or not config.lora_rank]
     assert counts["trained"] == sum(trained)
 
 
@@ -103,15 +103,15 @@ def test_tying_removes_exactly_the_head() -> None:
 
 
 def test_grouped_queries_shrink_keys_and_values_only() -> None:
-    rows = parameter_table(ModelConfig(n_kv_heads=1), V)
+    table = parameter_table(ModelConfig(n_kv_heads=1), V)
     assert (
-        rows["blocks.0.attention.k.weight"].shape
-        == rows["blocks.0.attention.v.weight"].shape
+        table["blocks.0.attention.k.weight"].shape
+        == table["blocks.0.attention.v.weight"].shape
         == (32, 128)
     )
     assert (
-        rows["blocks.0.attention.q.weight"].shape
-        == rows["blocks.0.attention.o.weight"].shape
+        table["blocks.0.attention.q.weight"].shape
+        == table["blocks.0.attention.o.weight"].shape
         == (128, 128)
     )
 

@@ -68,8 +68,8 @@ def test_updates_are_the_same(
     assert by_torch.updates == by_numpy.updates == 3
     frozen = {
         name: array
-        for name, array in by_numpy.weights.rows.items()
-        if not by_numpy.rows[name].trained
+        for name, array in by_numpy.weights.arrays.items()
+        if not by_numpy.table[name].trained
     }
     for engine, state in zip((by_torch, by_numpy), states):
         engine.load((frozen | state).items(), 3)

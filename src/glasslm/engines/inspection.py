@@ -49,26 +49,28 @@ def feedforward_names(c: ModelConfig, layer: int) -> list[str]:
     return experts + ([f"{prefix}.shared"] if c.shared_expert else [])
 
 
-def backward_names(c: ModelConfig, rows: dict[str, ParameterSpec]) -> list[str]:
+def backward_names(c: ModelConfig, table: dict[str, ParameterSpec]) -> list[str]:
     """The names of gradients, roughly in the order in which they are computed: from the head down.
 
-    `rows` is the parameter table of the model.
+    `table` is the parameter table of the model.
     """
     names = [
-        name for name in reversed(rows) if not name.startswith(("blocks.", "embedding", "position"))
+        name
+        for name in reversed(table)
+        if not name.startswith(("blocks.", "embedding", "position"))
     ]
     for i in reversed(range(c.n_layers)):
         block = f"blocks.{i}"
-        names += [block, *(name for name in reversed(rows) if name.startswith(f"{block}."))]
-    names += ["embedding", *(name for name in rows if name.startswith(("embedding", "position")))]
-    return [GRADIENT_PREFIX + name for name in names if name not in rows or rows[name].trained]
+        names += [block, *(name for name in reversed(table) if name.startswith(f"{block}."))]
+    names += ["embedding", *(name for name in table if name.startswith(("embedding", "position")))]
+    return [GRADIENT_PREFIX + name for name in names if name not in table or table[name].trained]
 
 
 def require_known_names(
-    names: Iterable[str], c: ModelConfig, rows: dict[str, ParameterSpec]
+    names: Iterable[str], c: ModelConfig, table: dict[str, ParameterSpec]
 ) -> None:
     """Raise InputError for a name that this model does not have."""
-    known = [*forward_names(c), *backward_names(c, rows)]
+    known = [*forward_names(c), *backward_names(c, table)]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

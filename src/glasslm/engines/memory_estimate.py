@@ -56,11 +56,11 @@ def _moment_numbers(table: ParameterTable, config: RunConfig) -> int:
     optimizer = config.optimizer.optimizer
     one_moment = {
         name
-        for name, row in table.items()
-        if optimizer == "sgd" or (optimizer, row.group) == ("muon", "muon")
+        for name, spec in table.items()
+        if optimizer == "sgd" or (optimizer, spec.group) == ("muon", "muon")
     }
     return sum(
-        row.size * (1 if name in one_moment else 2) for name, row in table.items() if row.trained
+        spec.size * (1 if name in one_moment else 2) for name, spec in table.items() if spec.trained
     )
 
 
@@ -145,7 +145,7 @@ def torch_activation_bytes(
         kept += c.d_model * narrow  # the mask of the embedding
     kept += vocab_size * wide  # log-probabilities
     table = parameter_table(c, vocab_size)
-    matrices = sum(row.size for name, row in table.items() if table.is_multiplied(name))
+    matrices = sum(spec.size for name, spec in table.items() if table.is_multiplied(name))
     casts = matrices * narrow if narrow < wide else 0  # weights in the type of the activations
     return round(rows * c.block_size * kept) + casts
 
@@ -162,7 +162,7 @@ def _update_numbers(table: ParameterTable, config: RunConfig) -> int:
     """
     if config.optimizer.optimizer != "muon":
         return 0
-    shapes = [row.shape for row in table.values() if row.group == "muon" and row.trained]
+    shapes = [spec.shape for spec in table.values() if spec.group == "muon" and spec.trained]
     return max(
         (shapes.count(shape) * (4 * math.prod(shape) + 2 * min(shape) ** 2) for shape in shapes),
         default=0,

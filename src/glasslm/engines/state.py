@@ -20,9 +20,9 @@ AVERAGE = "ema"
 MOMENTS = {"adamw": ("adamw.m", "adamw.v"), "muon": ("muon.m",), "sgd": ("sgd.m",)}
 
 
-def moment_kind(row: ParameterSpec, optimizer: str) -> str:
+def moment_kind(spec: ParameterSpec, optimizer: str) -> str:
     """The optimizer that updates a weight: muon leaves all but the hidden matrices to adamw."""
-    return row.group if optimizer == "muon" else optimizer
+    return spec.group if optimizer == "muon" else optimizer
 
 
 def average_decay(decay: float, updates: int) -> float:
@@ -34,11 +34,11 @@ def average_decay(decay: float, updates: int) -> float:
 
 
 def read_state(
-    state: State, rows: ParameterTable, config: OptimizerConfig
+    state: State, table: ParameterTable, config: OptimizerConfig
 ) -> tuple[dict[str, Array], ...]:
     """Weights by name, moments by `adamw.m/NAME`, and averages of the weights by name.
 
-    `rows` is the parameter table of the model, whose shapes the arrays must have. Raises
+    `table` is the parameter table of the model, whose shapes the arrays must have. Raises
     DamagedError, which names the entry, for a missing weight and for an entry that does not belong
     to the model.
     """
@@ -47,30 +47,31 @@ def read_state(
     averages: dict[str, Array] = {}
     for key, array in state:
         kind, _, name = key.rpartition("/")
-        known = name in rows and (
-            not kind or (rows[name].trained and kind in _state_kinds(rows[name], config))
+        known = name in table and (
+            not kind or (table[name].trained and kind in _state_kinds(table[name], config))
         )
         if not known:
             raise DamagedError(
                 f"the entry '{key}' belongs to no weight of this model: is it from another "
                 "architecture?"
             )
-        if array.shape != rows[name].shape:
+        if array.shape != table[name].shape:
             raise DamagedError(
-                f"the entry '{key}' has shape {array.shape}, but this model's is {rows[name].shape}"
+                f"the entry '{key}' has shape {array.shape}, but this model's is "
+                f"{table[name].shape}"
             )
         if kind == AVERAGE:
             averages[name] = array
         else:
             (moments if kind else weights)[key] = array
-    missing = [name for name in rows if name not in weights]
+    missing = [name for name in table if name not in weights]
     if missing:
         raise DamagedError(
-            f"the entry '{min(missing)}' is missing ({len(missing)} of {len(rows)} weights are)"
+            f"the entry '{min(missing)}' is missing ({len(missing)} of {len(table)} weights are)"
         )
     return weights, moments, averages
 
 
-def _state_kinds(row: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:
+def _state_kinds(spec: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:
     """The kinds of arrays in the state of a trained weight, besides its value."""
-    return (*MOMENTS[moment_kind(row, config.optimizer)], *([AVERAGE] if config.ema else []))
+    return (*MOMENTS[moment_kind(spec, config.optimizer)], *([AVERAGE] if config.ema else []))

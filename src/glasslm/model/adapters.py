@@ -1,6 +1,6 @@
 """Merging LoRA adapters into the weights: W + alpha / r B A. arXiv:2106.09685, section 4.1.
 
-The parameter table has the rows of adapters, and the engines compute with them.
+The parameter table has the adapters, and the engines compute with them.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
     third of the result. PaLM, arXiv:2204.02311, appendix B.
     """
     c = config.resolve()
-    rows = parameter_table(c, vocab_size)
+    table = parameter_table(c, vocab_size)
     flops_per_parameter = {
-        name: (6.0 if row.trained else 4.0) * row.active
-        for name, row in rows.items()
-        if rows.is_multiplied(name)
+        name: (6.0 if spec.trained else 4.0) * spec.active
+        for name, spec in table.items()
+        if table.is_multiplied(name)
     }
-    products = sum(rows[name].size * flops for name, flops in flops_per_parameter.items())
+    products = sum(table[name].size * flops for name, flops in flops_per_parameter.items())
     return products + 12.0 * c.n_layers * c.n_heads * c.head_size * c.block_size
 
 

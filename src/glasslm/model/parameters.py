@@ -101,55 +101,58 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> ParameterTable:
     795392
     """
     c = config.resolve()
-    rows: Specs = {"embedding.weight": ParameterSpec((vocab_size, c.d_model), INIT_STD)}
+    table: Specs = {"embedding.weight": ParameterSpec((vocab_size, c.d_model), INIT_STD)}
     if c.position == "learned":
-        rows["position.weight"] = ParameterSpec((c.block_size, c.d_model), INIT_STD)
+        table["position.weight"] = ParameterSpec((c.block_size, c.d_model), INIT_STD)
     block = _block(c)  # all blocks are alike
     for i in range(c.n_layers):
-        rows |= {f"blocks.{i}.{name}": row for name, row in block.items()}
+        table |= {f"blocks.{i}.{name}": spec for name, spec in block.items()}
     if c.norm_position == "pre":  # in post position every block ends in a norm
-        rows |= _norm(c, "norm")
+        table |= _norm(c, "norm")
     if not c.tie_embeddings:
-        rows["head.weight"] = ParameterSpec((vocab_size, c.d_model), INIT_STD)
-    return ParameterTable(_with_adapters(rows, c) if c.lora_rank else rows)
+        table["head.weight"] = ParameterSpec((vocab_size, c.d_model), INIT_STD)
+    return ParameterTable(_with_adapters(table, c) if c.lora_rank else table)
 
 
 def _block(c: ModelConfig) -> Specs:
     D, HQ, KQ = c.d_model, c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-    rows = _norm(c, "attention_norm")
+    specs = _norm(c, "attention_norm")
     for name, height in (("q", HQ), ("k", KQ), ("v", KQ)):
-        rows[f"attention.{name}.weight"] = _matrix(height, D)
+        specs[f"attention.{name}.weight"] = _matrix(height, D)
     if c.bias:
-        rows |= {"attention.q.bias": ParameterSpec((HQ,)), "attention.v.bias": ParameterSpec((KQ,))}
+        specs |= {
+            "attention.q.bias": ParameterSpec((HQ,)),
+            "attention.v.bias": ParameterSpec((KQ,)),
+        }
     if c.qk_norm:
-        rows |= {
+        specs |= {
             f"attention.{name}_norm.weight": ParameterSpec((c.head_size,), fill=1.0)
             for name in ("q", "k")
         }
-    rows["attention.o.weight"] = _matrix(D, HQ, _residual_std(c))
+    specs["attention.o.weight"] = _matrix(D, HQ, _residual_std(c))
     if c.bias:
-        rows["attention.o.bias"] = ParameterSpec((D,))
-    rows |= _norm(c, "feedforward_norm")
+        specs["attention.o.bias"] = ParameterSpec((D,))
+    specs |= _norm(c, "feedforward_norm")
     if not c.n_experts:
-        return rows | _feedforward(c, "feedforward")
-    rows["feedforward.router.weight"] = ParameterSpec((c.n_experts, D), INIT_STD, decay=True)
+        return specs | _feedforward(c, "feedforward")
+    specs["feedforward.router.weight"] = ParameterSpec((c.n_experts, D), INIT_STD, decay=True)
     for expert in range(c.n_experts):
-        rows |= _feedforward(c, f"feedforward.experts.{expert}", c.experts_per_token / c.n_experts)
-    return rows | _feedforward(c, "feedforward.shared") if c.shared_expert else rows
+        specs |= _feedforward(c, f"feedforward.experts.{expert}", c.experts_per_token / c.n_experts)
+    return specs | _feedforward(c, "feedforward.shared") if c.shared_expert else specs
 
 
 def _feedforward(c: ModelConfig, prefix: str, active: float = 1.0) -> Specs:
     D, F = c.d_model, c.d_ff
     inputs = ("gate", "up") if c.is_gated else ("up",)
-    rows: Specs = {}
+    specs: Specs = {}
     for name in inputs:
-        rows[f"{prefix}.{name}.weight"] = _matrix(F, D, active=active)
+        specs[f"{prefix}.{name}.weight"] = _matrix(F, D, active=active)
     if c.bias:
-        rows |= {f"{prefix}.{name}.bias": ParameterSpec((F,), active=active) for name in inputs}
-    rows[f"{prefix}.down.weight"] = _matrix(D, F, _residual_std(c), active)
+        specs |= {f"{prefix}.{name}.bias": ParameterSpec((F,), active=active) for name in inputs}
+    specs[f"{prefix}.down.weight"] = _matrix(D, F, _residual_std(c), active)
     if c.bias:
-        rows[f"{prefix}.down.bias"] = ParameterSpec((D,), active=active)
-    return rows
+        specs[f"{prefix}.down.bias"] = ParameterSpec((D,), active=active)
+    return specs
 
 
 def _matrix(height: int, width: int, std: float = INIT_STD, active: float = 1.0) -> ParameterSpec:
@@ -163,49 +166,49 @@ def _residual_std(c: ModelConfig) -> float:
 def _norm(c: ModelConfig, name: str) -> Specs:
     if c.norm == "none":
         return {}
-    rows: Specs = {f"{name}.weight": ParameterSpec((c.d_model,), fill=1.0)}
+    specs: Specs = {f"{name}.weight": ParameterSpec((c.d_model,), fill=1.0)}
     if c.norm == "layernorm" and c.bias:
-        rows[f"{name}.bias"] = ParameterSpec((c.d_model,))
-    return rows
+        specs[f"{name}.bias"] = ParameterSpec((c.d_model,))
+    return specs
 
 
-def _with_adapters(rows: Specs, c: ModelConfig) -> Specs:
-    """All rows frozen, and for each adapted matrix W (O, I) a lora_a (r, I) and a lora_b (O, r).
+def _with_adapters(table: Specs, c: ModelConfig) -> Specs:
+    """All weights frozen, and for each adapted matrix W (O, I) a lora_a (r, I) and a lora_b (O, r).
 
     W x becomes W x + alpha / r B A x. B starts at zero, so that the adapters change nothing at
     first. A has the standard deviation of uniform values in +-1 / sqrt(I). arXiv:2106.09685,
     section 4.1.
     """
     adapted: Specs = {}
-    for name, row in rows.items():
-        adapted[name] = replace(row, trained=False)
+    for name, spec in table.items():
+        adapted[name] = replace(spec, trained=False)
         module, _, kind = name.rpartition(".")
         if (
             kind == "weight"
             and module.startswith("blocks.")
             and module.rpartition(".")[2] in c.adapted_matrices
         ):
-            height, width = row.shape
-            a = ParameterSpec((c.lora_rank, width), std=(3 * width) ** -0.5, active=row.active)
+            height, width = spec.shape
+            a = ParameterSpec((c.lora_rank, width), std=(3 * width) ** -0.5, active=spec.active)
             adapted |= {
                 f"{module}.lora_a": a,
-                f"{module}.lora_b": ParameterSpec((height, c.lora_rank), active=row.active),
+                f"{module}.lora_b": ParameterSpec((height, c.lora_rank), active=spec.active),
             }
     return adapted
 
 
 def initial_weights(
-    rows: Mapping[str, ParameterSpec], seed: int, dtype: DTypeLike = np.float32
+    table: Mapping[str, ParameterSpec], seed: int, dtype: DTypeLike = np.float32
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Names and initial values, in the shapes of the rows, one at a time.
+    """Names and initial values, in the shapes of the table, one at a time.
 
     Each value is drawn from its own generator, keyed by (seed, name). So two variants of a model
     have the same initial values in the weights that they share.
     """
-    for name, row in rows.items():
-        if row.std is None:
-            yield name, np.full(row.shape, row.fill, dtype)
+    for name, spec in table.items():
+        if spec.std is None:
+            yield name, np.full(spec.shape, spec.fill, dtype)
         else:
             key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
             draw = np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
-            yield name, (draw.standard_normal(row.shape) * row.std).astype(dtype)
+            yield name, (draw.standard_normal(spec.shape) * spec.std).astype(dtype)

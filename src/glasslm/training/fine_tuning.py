@@ -64,9 +64,9 @@ class Base:
     def first_weights(self, config: RunConfig) -> Weights:
         """The first weights of a run of this config: those of the base, and initial adapters."""
         base_weights = self.weights()
-        rows = parameter_table(config.model, self.run.tokenizer.vocab_size)
+        table = parameter_table(config.model, self.run.tokenizer.vocab_size)
         yield from base_weights.items()
-        new_rows = {name: row for name, row in rows.items() if name not in base_weights}
+        new_rows = {name: row for name, row in table.items() if name not in base_weights}
         yield from initial_weights(new_rows, config.train.seed)
 
     def require_fit(self, config: RunConfig) -> None:

@@ -329,7 +329,7 @@ def explain_heads(question: Question, context: RunContext) -> Answer:
         f"{plural(c.n_heads, 'head')}.",
     )
     lines = [
-        (line, line_shape, _list_weights(context.rows, *parts))
+        (line, line_shape, _list_weights(context.table, *parts))
         for line, line_shape, *parts in pseudocode_lines(c)
     ]
     sources = [CONFIGURATION]
@@ -386,11 +386,11 @@ def _adapter_term(c: ModelConfig, matrix: str, input_name: str) -> str:
     )
 
 
-def _list_weights(rows: ParameterTable, *parts: str) -> str:
+def _list_weights(table: ParameterTable, *parts: str) -> str:
     """The parameter names of these parts of block 0, with their shapes."""
     prefixes = tuple(f"blocks.0.{part}." for part in parts)
     return ", ".join(
         f"{name} {format_shape(*row.shape)}"
-        for name, row in rows.items()
+        for name, row in table.items()
         if name.startswith(prefixes)
     )

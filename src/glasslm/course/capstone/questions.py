@@ -228,6 +228,6 @@ def format_shape(*sizes: int) -> str:
     return f"({', '.join(f'{size:,}' for size in sizes)})"
 
 
-def count_parameters(rows: ParameterTable, *prefixes: str) -> int:
+def count_parameters(table: ParameterTable, *prefixes: str) -> int:
     """The number of parameters in the rows whose names start with one of the prefixes."""
-    return sum(row.size for name, row in rows.items() if name.startswith(prefixes))
+    return sum(row.size for name, row in table.items() if name.startswith(prefixes))

@@ -64,7 +64,7 @@ class RunContext:
     missing: str
 
     @property
-    def rows(self) -> ParameterTable:
+    def table(self) -> ParameterTable:
         """The parameter table of the model."""
         return parameter_table(self.config, self.vocab_size)
 

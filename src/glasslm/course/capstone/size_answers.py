@@ -37,7 +37,7 @@ def explain_kv_cache(question: Question, context: RunContext) -> Answer:
         f"{count:,} ({name})" for name, count in numbers.items() if name != "texts"
     )
     token_bytes = cache_bytes(c, 1, 1, PRECISION_BYTES["fp32"])
-    total = context.rows.total
+    total = context.table.total
     break_even = math.ceil(total * PRECISION_BYTES["fp32"] / token_bytes)
     text = [
         "It stores the keys and values of all tokens so far, in every layer, so that a new token "
@@ -82,7 +82,7 @@ def _cache_row(label: str, c: ModelConfig, n: int) -> tuple[str, ...]:
 
 def explain_chinchilla(question: Question, context: RunContext) -> Answer:
     """The rule for this model, the tokens and compute of this run, and the conclusion."""
-    counts, data = context.rows.counts(), context.run.record.get("data", {})
+    counts, data = context.table.counts(), context.run.record.get("data", {})
     N = counts["total"]
     rule_tokens = question.number or 0.0
     text = [
@@ -225,35 +225,35 @@ def explain_forward_pass(question: Question, context: RunContext) -> Answer:
 
 
 def _list_stages(context: RunContext, B: int, T: int) -> list[Stage]:
-    c, rows, V = context.config, context.rows, context.vocab_size
+    c, table, V = context.config, context.table, context.vocab_size
     stream = format_shape(B, T, c.d_model)
     has_final_norm = c.norm_position == "pre" and c.norm != "none"
     matrix = "Eᵀ, of the embedding" if c.tie_embeddings else "Wᵀ"
     embedding = "x = E[tokens]" + " x sqrt(d)" * c.scale_embeddings
     stages: list[Stage] = [
         ("tokens", "ids of tokens", format_shape(B, T), 0),
-        ("embedding", embedding, stream, count_parameters(rows, "embedding.")),
+        ("embedding", embedding, stream, count_parameters(table, "embedding.")),
     ]
     if c.position in ("learned", "sinusoidal"):
-        parameters = count_parameters(rows, "position.")
+        parameters = count_parameters(table, "position.")
         stages += [(f"{c.position} positions", "x = x + P", stream, parameters)]
-    stages += _block_stages(c, rows, B, T)
+    stages += _block_stages(c, table, B, T)
     if c.n_layers > 1:
-        parameters = count_parameters(rows, "blocks.") - count_parameters(rows, "blocks.0.")
+        parameters = count_parameters(table, "blocks.") - count_parameters(table, "blocks.0.")
         name = "block 1" if c.n_layers == 2 else f"blocks 1 to {c.n_layers - 1}"
         stages += [(name, "as block 0", stream, parameters)]
     if has_final_norm:
-        stages += [("norm", f"n = {c.norm}(x)", stream, count_parameters(rows, "norm."))]
+        stages += [("norm", f"n = {c.norm}(x)", stream, count_parameters(table, "norm."))]
     head = f"logits = {'n' if has_final_norm else 'x'} @ {matrix}"
     loss = "the mean of -ln softmax(logits)[the next token]"
     return [
         *stages,
-        ("head", head, format_shape(B, T, V), count_parameters(rows, "head.")),
+        ("head", head, format_shape(B, T, V), count_parameters(table, "head.")),
         ("loss", loss, f"{format_shape(B, T)}, then one number", 0),
     ]
 
 
-def _block_stages(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[Stage]:
+def _block_stages(c: ModelConfig, table: ParameterTable, B: int, T: int) -> list[Stage]:
     """The stages of block 0."""
     stream, H, K, Q = format_shape(B, T, c.d_model), c.n_heads, c.n_kv_heads, c.head_size
     is_pre_norm = c.norm_position == "pre"
@@ -263,7 +263,7 @@ def _block_stages(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[
         if c.norm == "none":
             return []
         computes = f"n = {c.norm}(x)" if is_pre_norm else f"x = {c.norm}(x)"
-        parameters = count_parameters(rows, f"blocks.0.{name}.")
+        parameters = count_parameters(table, f"blocks.0.{name}.")
         return [(f"block 0: {name}", computes, stream, parameters)]
 
     input_matrices = [f"blocks.0.attention.{name}" for name in "qkv"]
@@ -273,17 +273,17 @@ def _block_stages(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[
             "block 0: q, k, v",
             f"{n} @ Wᵀ, split into heads{rotation}",
             f"{format_shape(B, H, T, Q)}, 2 of {format_shape(B, K, T, Q)}",
-            count_parameters(rows, *input_matrices),
+            count_parameters(table, *input_matrices),
         ),
         ("block 0: weights", f"softmax(q kᵀ / sqrt({Q}), causal)", format_shape(B, H, T, T), 0),
         (
             "block 0: output",
             "x = x + concat(weights v) @ Wᵀ",
             stream,
-            count_parameters(rows, "blocks.0.attention.o."),
+            count_parameters(table, "blocks.0.attention.o."),
         ),
     ]
-    feedforward = _feedforward_stages(c, rows, n, B, T)
+    feedforward = _feedforward_stages(c, table, n, B, T)
     attention_norm, feedforward_norm = (
         norm_stages("attention_norm"),
         norm_stages("feedforward_norm"),
@@ -294,7 +294,7 @@ def _block_stages(c: ModelConfig, rows: ParameterTable, B: int, T: int) -> list[
 
 
 def _feedforward_stages(
-    c: ModelConfig, rows: ParameterTable, n: str, B: int, T: int
+    c: ModelConfig, table: ParameterTable, n: str, B: int, T: int
 ) -> list[Stage]:
     """The stages of block 0's feed-forward, whose input is called n."""
     stream, inner = format_shape(B, T, c.d_model), format_shape(B, T, c.d_ff)
@@ -304,13 +304,13 @@ def _feedforward_stages(
         f"{activation}({n} @ Wgᵀ) * ({n} @ Wuᵀ)" if c.is_gated else f"{activation}({n} @ Wuᵀ)"
     )
     if not c.n_experts:
-        down = count_parameters(rows, f"{prefix}down.")
-        others = count_parameters(rows, prefix) - down
+        down = count_parameters(table, f"{prefix}down.")
+        others = count_parameters(table, prefix) - down
         return [
             ("block 0: feed-forward", f"u = {computes}", inner, others),
             ("block 0: down", "x = x + u @ Wᵀ", stream, down),
         ]
-    router = count_parameters(rows, f"{prefix}router.")
+    router = count_parameters(table, f"{prefix}router.")
     shared = ", and one for all tokens" * c.shared_expert
     return [
         ("block 0: router", f"r = {n} @ Wᵀ", format_shape(B, T, c.n_experts), router),
@@ -318,7 +318,7 @@ def _feedforward_stages(
             "block 0: experts",
             f"{c.experts_per_token} of {c.n_experts} for each token{shared}: ({computes}) @ Wᵀ",
             inner,
-            count_parameters(rows, prefix) - router,
+            count_parameters(table, prefix) - router,
         ),
         (
             "block 0: mixture",

@@ -56,24 +56,24 @@ class NumpyEngine:
         self.config = config
         self.precision: Precision = "fp64" if np.dtype(dtype) == np.float64 else "fp32"
         self.updates, self.loss_scale = 0, 1.0
-        self.rows = parameter_table(config.model, vocab_size)
+        self.table = parameter_table(config.model, vocab_size)
         self.dtype = np.dtype(dtype)
-        self.weights = Weights(self.rows, dtype)
+        self.weights = Weights(self.table, dtype)
         self.model = Model(config.model, self.weights)
-        self.average = Weights(self.rows, dtype) if config.optimizer.ema else None
+        self.average = Weights(self.table, dtype) if config.optimizer.ema else None
         # Evaluation and generation use the average of the weights if there is one.
         self.eval_model = Model(config.model, self.average) if self.average else self.model
         self.micro_batch_size = micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
-        self._trained = {name: row for name, row in self.rows.items() if row.trained}
+        self._trained_specs = {name: spec for name, spec in self.table.items() if spec.trained}
         self._coefficients = coefficients(config)
         self._gradients: Weights | None = None  # allocated when training starts
         self._has_gradients = False  # else the next gradient replaces the old values
         self._optimizers = {
-            name: moment_kind(row, config.optimizer.optimizer)
-            for name, row in self._trained.items()
+            name: moment_kind(spec, config.optimizer.optimizer)
+            for name, spec in self._trained_specs.items()
         }
-        self._moments: dict[str, Weights] = {}  # "adamw.m": first moments of the rows of AdamW, ...
+        self._moments: dict[str, Weights] = {}  # "adamw.m": first moments of AdamW, ...
         self._buffers = BufferPool(dtype)
         self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -81,7 +81,7 @@ class NumpyEngine:
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Engine.accumulate."""
         if self._gradients is None:
-            self._gradients = Weights(self._trained, self.dtype)
+            self._gradients = Weights(self._trained_specs, self.dtype)
         parts = chunks(len(batch.tokens), self.micro_batch_size)
         losses = []
         for part_losses, part_gradients in self._map_on_threads(
@@ -154,17 +154,17 @@ class NumpyEngine:
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
         """Engine.inspect."""
         names = list(names)
-        require_known_names(names, self.config.model, self.rows)
+        require_known_names(names, self.config.model, self.table)
         recorder = ActivationRecorder(names)
         targets = max(1, int((batch.targets >= 0).sum()))
         with self._one_blas_thread():
             _, backward = self.forward(batch, 1 / targets, recorder=recorder)
             if any(name.startswith(GRADIENT_PREFIX) for name in names):
-                gradients = Weights(self._trained, self.dtype)
+                gradients = Weights(self._trained_specs, self.dtype)
                 for name, gradient in backward().items():
                     gradients[name][...] = gradient
                 recorder.arrays |= {
-                    GRADIENT_PREFIX + name: gradient for name, gradient in gradients.rows.items()
+                    GRADIENT_PREFIX + name: gradient for name, gradient in gradients.arrays.items()
                 }
         return {name: recorder.arrays[name] for name in names}
 
@@ -174,7 +174,7 @@ class NumpyEngine:
         self.accumulate(batch, weight)
         self._has_gradients = False
         assert self._gradients is not None
-        return self._gradients.rows
+        return self._gradients.arrays
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         """Engine.update."""
@@ -207,18 +207,18 @@ class NumpyEngine:
     ) -> Iterator[Callable[[], None]]:
         """The independent pieces of an update, those that take longest, Muon's matrices, first."""
         c = self.config.optimizer
-        for name in sorted(self._trained, key=lambda name: -self.rows[name].size):
+        for name in sorted(self._trained_specs, key=lambda name: -self.table[name].size):
             if self._optimizers[name] == "muon":
                 p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
-                decay = c.weight_decay if self.rows[name].decay else 0.0
+                decay = c.weight_decay if self.table[name].decay else 0.0
                 yield partial(
                     optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale
                 )
         for kind, decays in itertools.product(("adamw", "sgd"), (False, True)):
             names = [
                 name
-                for name, row in self._trained.items()
-                if self._optimizers[name] == kind and row.decay == decays
+                for name, spec in self._trained_specs.items()
+                if self._optimizers[name] == kind and spec.decay == decays
             ]
             if not names:
                 continue
@@ -234,13 +234,15 @@ class NumpyEngine:
                 yield partial(step, *arrays, lr=lr, decay=decay, scale=scale)
 
     def _moment(self, which: str) -> Weights:
-        """The moments "adamw.m", "muon.m", ... of the rows of that optimizer, zero at first."""
+        """The moments "adamw.m", "muon.m", ... of the weights of that optimizer, zero at first."""
         if which not in self._moments:
             kind = which.partition(".")[0]
-            rows = {
-                name: row for name, row in self._trained.items() if self._optimizers[name] == kind
+            specs = {
+                name: spec
+                for name, spec in self._trained_specs.items()
+                if self._optimizers[name] == kind
             }
-            self._moments[which] = Weights(rows, self.dtype)
+            self._moments[which] = Weights(specs, self.dtype)
         return self._moments[which]
 
     def losses(self, tokens: Array, targets: Array) -> Array:
@@ -274,7 +276,7 @@ class NumpyEngine:
 
     def state(self) -> Iterator[tuple[str, Array]]:
         """Engine.state."""
-        for name in self._trained:
+        for name in self._trained_specs:
             yield name, self.weights[name]
         for name, kind in self._optimizers.items():
             for which in MOMENTS[kind]:
@@ -284,7 +286,7 @@ class NumpyEngine:
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Engine.load."""
-        weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
+        weights, moments, averages = read_state(state, self.table, self.config.optimizer)
         self._moments = {}
         for key, array in moments.items():
             which, _, name = key.rpartition("/")

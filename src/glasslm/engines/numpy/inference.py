@@ -130,20 +130,20 @@ def read_tokens(
     if not every and T > 1:
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
     if c.norm_position == "pre":
-        x = _norm(model, w.rows, "norm", x)
+        x = _norm(model, w.arrays, "norm", x)
     logits = _product(x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
     return logits.reshape(B, T, -1) if every else logits
 
 
 def _block(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionContext) -> Array:
     """x (N, D) -> (N, D)."""
-    rows, B = model.blocks[i], len(x) // ctx.slots.T
+    weights, B = model.blocks[i], len(x) // ctx.slots.T
     if model.config.norm_position == "pre":
-        x = x + _attention(model, i, _norm(model, rows, "attention_norm", x), cache, ctx)
-        x += _feedforward(model, i, _norm(model, rows, "feedforward_norm", x), B)
+        x = x + _attention(model, i, _norm(model, weights, "attention_norm", x), cache, ctx)
+        x += _feedforward(model, i, _norm(model, weights, "feedforward_norm", x), B)
         return x
-    x = _norm(model, rows, "attention_norm", x + _attention(model, i, x, cache, ctx))
-    return _norm(model, rows, "feedforward_norm", x + _feedforward(model, i, x, B))
+    x = _norm(model, weights, "attention_norm", x + _attention(model, i, x, cache, ctx))
+    return _norm(model, weights, "feedforward_norm", x + _feedforward(model, i, x, B))
 
 
 def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionContext) -> Array:
@@ -214,9 +214,9 @@ def _linear(model: Model, i: int, name: str, x: Array) -> Array:
     y = _product(x, model.blocks[i][f"{name}.weight"])
     if c.bias or c.lora_rank:
         for part, columns in w.parts(f"blocks.{i}.{name}.weight"):
-            if f"{part}.bias" in w.rows:
+            if f"{part}.bias" in w.arrays:
                 y[:, columns] += w[f"{part}.bias"]
-            if f"{part}.lora_a" in w.rows:
+            if f"{part}.lora_a" in w.arrays:
                 inner = _product(x, w[f"{part}.lora_a"])
                 inner *= c.lora_alpha / c.lora_rank
                 y[:, columns] += _product(inner, w[f"{part}.lora_b"])
@@ -231,34 +231,35 @@ def _product(x: Array, w: Array) -> Array:
     return y
 
 
-def _norm(model: Model, rows: dict[str, Array], name: str, x: Array) -> Array:
-    """x (N, D) -> (N, D): the norm of the config, with the rows `name` of `rows`.
+def _norm(model: Model, weights: dict[str, Array], name: str, x: Array) -> Array:
+    """x (N, D) -> (N, D): the norm of the config, with the weights `name` of `weights`.
 
     A norm without a faster form in FAST_NORMS is the op of training.
     """
     c = model.config
     if c.norm in FAST_NORMS:
-        return FAST_NORMS[c.norm](x, rows, name, c.norm_eps)
+        return FAST_NORMS[c.norm](x, weights, name, c.norm_eps)
     op, words = ops.NORMS[c.norm]
-    y, _ = op(x, *(rows.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps)
+    y, _ = op(x, *(weights.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps)
     return y
 
 
-def _rms_norm(x: Array, rows: dict[str, Array], name: str, eps: float) -> Array:
+def _rms_norm(x: Array, weights: dict[str, Array], name: str, eps: float) -> Array:
     y = _rms(x, eps)
-    y *= rows[f"{name}.weight"]
+    y *= weights[f"{name}.weight"]
     return y
 
 
-def _layer_norm(x: Array, rows: dict[str, Array], name: str, eps: float) -> Array:
+def _layer_norm(x: Array, weights: dict[str, Array], name: str, eps: float) -> Array:
     y = _rms(x - x.mean(-1, keepdims=True), eps)
-    y *= rows[f"{name}.weight"]
-    if (bias := rows.get(f"{name}.bias")) is not None:
+    y *= weights[f"{name}.weight"]
+    if (bias := weights.get(f"{name}.bias")) is not None:
         y += bias
     return y
 
 
-# Norms in fewer calls of NumPy than the ops of training need: x (N, D), rows, name, eps -> (N, D).
+# Norms in fewer calls of NumPy than the ops of training need:
+# x (N, D), weights, name, eps -> (N, D).
 FAST_NORMS: dict[Norm, Callable[[Array, dict[str, Array], str, float], Array]] = {
     "rmsnorm": _rms_norm,
     "layernorm": _layer_norm,

@@ -47,7 +47,7 @@ class Model:
         self.tables = tables = POSITIONS[c.position]
         self.slopes = tables.slopes(c, dtype) if tables.slopes else None
         self.added_positions = tables.added(c, dtype) if tables.added else None
-        if "position.weight" in weights.rows:  # learned positions
+        if "position.weight" in weights.arrays:  # learned positions
             self.added_positions = weights["position.weight"]
         self.rotation_table = self._rotation_at(np.arange(c.block_size))
 
@@ -94,7 +94,11 @@ class Model:
                 dx = block_backs.pop()(dx, gradients)
             ctx.record(f"{GRADIENT_PREFIX}embedding", dx)
             if c.lora_rank:  # gradients of frozen norms and biases were computed as well
-                return {name: gradient for name, gradient in gradients.items() if name in w.trained}
+                return {
+                    name: gradient
+                    for name, gradient in gradients.items()
+                    if name in w.trained_names
+                }
             embed_back(dx, gradients)
             return gradients
 
@@ -114,7 +118,7 @@ class Model:
 
         def backward(dx: Array, gradients: Gradients) -> None:
             dx = dropout_back(dx)
-            if "position.weight" in w.rows:
+            if "position.weight" in w.arrays:
                 gradients["position.weight"] = np.zeros_like(w["position.weight"])
                 dx.reshape(B, T, -1).sum(0, out=gradients["position.weight"][:T])
             dtable = embedding_back(dx)
@@ -326,7 +330,7 @@ class Model:
         adapters = []
         for part, columns in w.parts(f"{name}.weight"):
             a, b = f"{part}.lora_a", f"{part}.lora_b"
-            if a in w.rows:
+            if a in w.arrays:
                 added, adapter_back = ops.adapter(x, w[a], w[b], c.lora_alpha / c.lora_rank, new)
                 y[:, columns] += added
                 adapters.append((a, b, columns, adapter_back))
@@ -346,23 +350,23 @@ class Model:
         biases = [
             (f"{part}.bias", columns)
             for part, columns in w.parts(f"{name}.weight")
-            if f"{part}.bias" in w.rows
+            if f"{part}.bias" in w.arrays
         ]
         for bias, columns in biases:
             y[:, columns] += w[bias]
         return biases
 
     def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """x (N, D) -> (N, D): the norm of the config, with the rows `name` of the table."""
+        """x (N, D) -> (N, D): the norm of the config, with the weights `name` of the table."""
         norm = ops.NORMS[self.config.norm]
         keys = [f"{name}.{word}" for word in norm.parameters]
-        parameters = [self.weights.rows.get(key) for key in keys]
+        parameters = [self.weights.arrays.get(key) for key in keys]
         y, norm_back = norm.op(x, *parameters, new, self.config.norm_eps)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
             dx, *dparameters = norm_back(dy)
             for key, gradient in zip(keys, dparameters):
-                if key in self.weights.rows:
+                if key in self.weights.arrays:
                     gradients[key] = gradient
             return dx
 

@@ -46,7 +46,7 @@ def _slopes(c: ModelConfig, dtype: DTypeLike) -> Array:
     return alibi_slopes(c.n_heads, dtype)
 
 
-# A model whose parameter table has the row position.weight adds this weight to the embeddings.
+# A model whose parameter table has position.weight adds this weight to the embeddings.
 POSITIONS: dict[Position, PositionTables] = {
     "none": PositionTables(),
     "learned": PositionTables(),

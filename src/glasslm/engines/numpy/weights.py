@@ -1,4 +1,4 @@
-"""The rows of the parameter table as views of one flat array, and stacks of rows as one matrix."""
+"""The arrays of the parameter table as views of one flat array, and stacks of them as matrices."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ STACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 class Weights:
-    """The arrays of the parameter table: one array for all rows, `flat`, and its views by name.
+    """The arrays of the parameter table: one array for all, `flat`, and its views by name.
 
-    A name is that of a row, which has the shape of the table, or that of a stack
-    (blocks.0.attention.qkv.weight), whose height is the sum of those of its rows. The same class
-    holds weights, gradients and moments. In `flat`, rows with the same group and decay are
+    A name is one of the table, whose array has the shape of the table, or that of a stack
+    (blocks.0.attention.qkv.weight), whose height is the sum of those of its arrays. The same class
+    holds weights, gradients and moments. In `flat`, arrays with the same group and decay are
     neighbours, so that an optimizer updates them in a few long runs.
     """
 
-    def __init__(self, rows: Mapping[str, ParameterSpec], dtype: DTypeLike) -> None:
-        self.flat: NDArray[Any] = np.zeros(sum(row.size for row in rows.values()), dtype)
-        self.rows: dict[str, NDArray[Any]] = {}
-        self.trained = frozenset(name for name, row in rows.items() if row.trained)
+    def __init__(self, table: Mapping[str, ParameterSpec], dtype: DTypeLike) -> None:
+        self.flat: NDArray[Any] = np.zeros(sum(spec.size for spec in table.values()), dtype)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.trained_names = frozenset(name for name, spec in table.items() if spec.trained)
         self._starts: dict[str, int] = {}
         position = 0
-        for name, row in sorted(
-            rows.items(), key=lambda item: (item[1].trained, item[1].group, item[1].decay)
+        for name, spec in sorted(
+            table.items(), key=lambda item: (item[1].trained, item[1].group, item[1].decay)
         ):
             self._starts[name] = position
-            position += row.size
-            self.rows[name] = self.flat[self._starts[name] : position].reshape(row.shape)
-        self._stacks = _stacks(rows)
-        self._views = self.rows | {
+            position += spec.size
+            self.arrays[name] = self.flat[self._starts[name] : position].reshape(spec.shape)
+        self._stacks = _stacks(table)
+        self._views = self.arrays | {
             stack: self._stack_view(parts) for stack, parts in self._stacks.items()
         }
 
@@ -47,12 +47,12 @@ class Weights:
         """The modules of a stack or a single matrix, each with the columns of its product."""
         start = 0
         for part in self._stacks.get(name, [name]):
-            end = start + len(self.rows[part])
+            end = start + len(self.arrays[part])
             yield part.rpartition(".")[0], slice(start, end)
             start = end
 
     def select(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """The rows and stacks whose names begin with `prefix`, by the rest of the name."""
+        """The arrays and stacks whose names begin with `prefix`, by the rest of the name."""
         return {
             name.removeprefix(prefix): view
             for name, view in self._views.items()
@@ -60,28 +60,28 @@ class Weights:
         }
 
     def contiguous(self, names: list[str]) -> NDArray[Any]:
-        """(numbers,): the rows `names` as one view. They must be neighbours in `flat`."""
+        """(numbers,): the arrays `names` as one view. They must be neighbours in `flat`."""
         start = min(self._starts[name] for name in names)
-        end = max(self._starts[name] + self.rows[name].size for name in names)
-        size = sum(self.rows[name].size for name in names)
-        assert end - start == size, "the rows are not neighbours"
+        end = max(self._starts[name] + self.arrays[name].size for name in names)
+        size = sum(self.arrays[name].size for name in names)
+        assert end - start == size, "the arrays are not neighbours"
         return self.flat[start:end]
 
     def _stack_view(self, names: list[str]) -> NDArray[Any]:
-        height = sum(len(self.rows[name]) for name in names)
-        return self.contiguous(names).reshape(height, *self.rows[names[0]].shape[1:])
+        height = sum(len(self.arrays[name]) for name in names)
+        return self.contiguous(names).reshape(height, *self.arrays[names[0]].shape[1:])
 
 
-def _stacks(rows: Mapping[str, ParameterSpec]) -> dict[str, list[str]]:
-    """The names of the rows of each stack, by its name."""
+def _stacks(table: Mapping[str, ParameterSpec]) -> dict[str, list[str]]:
+    """The names of the arrays of each stack, by its name."""
     stacks = {}
-    for name in rows:
+    for name in table:
         prefix, _, suffix = name.rpartition(".")
         module, _, part = prefix.rpartition(".")
         if suffix not in ("weight", "bias"):
             continue
         for stack, parts in STACKED.items():
             names = [f"{module}.{other}.{suffix}" for other in parts]
-            if part == parts[0] and all(other in rows for other in names):
+            if part == parts[0] and all(other in table for other in names):
                 stacks[f"{module}.{stack}.{suffix}"] = names
     return stacks

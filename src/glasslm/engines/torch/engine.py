@@ -89,13 +89,13 @@ class TorchEngine:
         self.torch_device = torch.device(ranks.device_name(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
         self.loss_scale = MAX_LOSS_SCALE if precision == "fp16" else 1.0
-        self.rows = parameter_table(config.model, vocab_size)
+        self.table = parameter_table(config.model, vocab_size)
         # The type of weights, gradients and moments.
         self.master_dtype = torch.float64 if precision == "fp64" else torch.float32
         self.model = self._new_model()
         self._zero_weights()
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.rows[name].trained)
+            parameter.requires_grad_(self.table[name].trained)
         if compiled:
             for block in self.model.blocks:
                 block.compile()  # in place, so that names stay; equal blocks share one compilation
@@ -119,23 +119,23 @@ class TorchEngine:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """All weights by the table's names."""
         parameters = dict(self.model.named_parameters())
-        assert set(parameters) == set(self.rows), "the modules are not named as the table is"
+        assert set(parameters) == set(self.table), "the modules are not named as the table is"
         return parameters
 
     @cached_property
-    def trained(self) -> dict[str, torch.nn.Parameter]:
+    def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The weights that training changes, by name."""
         return {
             name: parameter
             for name, parameter in self.parameters.items()
-            if self.rows[name].trained
+            if self.table[name].trained
         }
 
     @cached_property
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
-        return Optimizer(self.trained, self.rows, self.config.optimizer)
+        return Optimizer(self.trained_parameters, self.table, self.config.optimizer)
 
     @torch.no_grad()
     def _zero_weights(self) -> None:
@@ -239,7 +239,7 @@ class TorchEngine:
             parameter.grad = None
         self.accumulate(batch, weight)
         gradients = {}
-        for name, parameter in self.trained.items():
+        for name, parameter in self.trained_parameters.items():
             assert parameter.grad is not None
             gradients[name] = to_numpy(gather_shards(parameter.grad)) / self.loss_scale
             parameter.grad = None
@@ -275,7 +275,7 @@ class TorchEngine:
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
         """Engine.inspect; engines/inspection.py lists names and shapes."""
         names = list(names)
-        require_known_names(names, self.config.model, self.rows)
+        require_known_names(names, self.config.model, self.table)
         model = self.gather_weights(self.model)
         scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
         tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
@@ -303,12 +303,12 @@ class TorchEngine:
         if not (self.ranks and self.ranks.kind == "fsdp"):
             return model
         if self.ranks.rank > 0:  # it takes part in the communication and stores nothing
-            for name in self.rows:
+            for name in self.table:
                 gather_shards(self.parameters[name])
             return self.model
         model = self._new_model()
         weights = dict(model.named_parameters())
-        for name in self.rows:
+        for name in self.table:
             weights[name].copy_(gather_shards(self.parameters[name]))
         return model
 
@@ -328,20 +328,20 @@ class TorchEngine:
 
     def state(self) -> Iterator[tuple[str, Array]]:
         """Engine.state: arrays in the shapes of the table."""
-        for name, parameter in self.trained.items():
+        for name, parameter in self.trained_parameters.items():
             yield name, to_numpy(gather_shards(parameter.detach()))
         for name, moment in self.optimizer.moments.items():
             yield name, to_numpy(gather_shards(moment))
         if self.average is not None:
             for name, parameter in self.average.named_parameters():
-                if name in self.trained:
+                if name in self.trained_parameters:
                     yield f"{AVERAGE}/{name}", to_numpy(parameter)
 
     @memory_errors()
     @torch.no_grad()
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Engine.load, of arrays in the shapes of the table."""
-        weights, moments, averages = read_state(state, self.rows, self.config.optimizer)
+        weights, moments, averages = read_state(state, self.table, self.config.optimizer)
         for name, parameter in self.parameters.items():
             self._copy(parameter, weights[name])
         if self.average is not None:

@@ -24,11 +24,13 @@ class Optimizer:
     """Updates parameters by name, with the optimizer of each in the table; owns the moments."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], rows: ParameterTable, config: OptimizerConfig
+        self, parameters: dict[str, nn.Parameter], table: ParameterTable, config: OptimizerConfig
     ) -> None:
         self.config, self.parameters = config, parameters
-        self.decay = {name: config.weight_decay if row.decay else 0.0 for name, row in rows.items()}
-        self.kinds = {name: moment_kind(rows[name], config.optimizer) for name in parameters}
+        self.decay = {
+            name: config.weight_decay if spec.decay else 0.0 for name, spec in table.items()
+        }
+        self.kinds = {name: moment_kind(table[name], config.optimizer) for name in parameters}
         self.moments = {
             f"{moment}/{name}": torch.zeros_like(parameters[name], requires_grad=False)
             for name, kind in self.kinds.items()

@@ -86,7 +86,7 @@ def check_model(name: str, config: ModelConfig, seed: int = 0, **terms: Any) -> 
     # Larger weights than initial ones, so that attention and gates are far from their linear range.
     engine.load(
         (key, array + 0.3 * rng.standard_normal(array.shape))
-        for key, array in initial_weights(engine.rows, seed)
+        for key, array in initial_weights(engine.table, seed)
     )
     tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
     targets[0, 2] = -1
@@ -114,7 +114,7 @@ def check_engine(
         name,
         {
             name: engine.weights[name]
-            for name, row in engine.rows.items()
+            for name, row in engine.table.items()
             if row.trained and only in (None, name)
         },
         lambda: objective(engine.forward(batch, weight)[0], engine.config),
@@ -147,7 +147,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[CheckResult]:
     engine.load(best.weights().items())
     batch = Batch(text[:, :-1], text[:, 1:], step=best.step, rows=np.arange(B))
     kinks = has_kinks(trained.config.model)
-    for name in (name for name, row in engine.rows.items() if row.trained):
+    for name in (name for name, row in engine.table.items() if row.trained):
         yield check_engine(name, engine, batch, rng, kinks, sample=RUN_ELEMENTS, only=name)
 
 

@@ -100,9 +100,9 @@ def check_model(
     The batches have two micro-batches, one masked target, and dropout if the config has it.
     """
     rng = np.random.default_rng([seed, *case.encode()])
-    rows = parameter_table(config.resolve(), V)
+    table = parameter_table(config.resolve(), V)
     weights = [
-        (name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(rows, seed)
+        (name, w + 0.3 * rng.standard_normal(w.shape)) for name, w in initial_weights(table, seed)
     ]
     batches = []
     for step in range(STEPS):

@@ -123,10 +123,10 @@ def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify)
     tokenizer = base.run.tokenizer if base else None
     dataset = prepare_dataset(config.data, source, notify, tokenizer)
     require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
-    rows = parameter_table(config.model, dataset.tokenizer.vocab_size)
+    table = parameter_table(config.model, dataset.tokenizer.vocab_size)
 
     def first_weights() -> State:
-        return base.first_weights(config) if base else initial_weights(rows, config.train.seed)
+        return base.first_weights(config) if base else initial_weights(table, config.train.seed)
 
     return DiagnosisInput(config, dataset, compute, first_weights, fine_tuned=base is not None)
 
@@ -142,13 +142,13 @@ def input_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> Dia
     for note in notes:
         notify(f"note: {note}")
     dataset = run.dataset(notify)
-    rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
+    table = parameter_table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_scratch = run.config.train.init_from is None and "merged_from" not in run.record
 
     def first_weights() -> State:
         if from_scratch:  # the seed determines them, so no checkpoint of step 0 is needed
-            return initial_weights(rows, run.config.train.seed)
+            return initial_weights(table, run.config.train.seed)
         saved = checkpoint.load(run_dir, steps[0] if steps else "latest")
         return ((name, array) for name, array in saved.state() if "/" not in name)
 

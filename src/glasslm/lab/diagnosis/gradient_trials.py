@@ -117,7 +117,7 @@ class Trial(NamedTuple):
 
 
 def scaled_initial_weights(
-    rows: ParameterTable, init: InitScheme, seed: int
+    table: ParameterTable, init: InitScheme, seed: int
 ) -> Iterator[tuple[str, Array]]:
     """The weights of `initial_weights`, with each matrix (out, in) scaled to the deviation of the
     scheme.
@@ -126,12 +126,12 @@ def scaled_initial_weights(
     stream (GPT-2, section 2.3). plain: 0.02. xavier: sqrt(2 / (in + out)) (Glorot and Bengio 2010,
     equation 12). he: sqrt(2 / in) (arXiv:1502.01852, equation 10). unit: 1.
     """
-    for name, array in initial_weights(rows, seed):
-        std = rows[name].std
+    for name, array in initial_weights(table, seed):
+        std = table[name].std
         if init == "scaled" or std is None:
             yield name, array
         else:
-            yield name, array * np.float32(init_std(init, *rows[name].shape) / std)
+            yield name, array * np.float32(init_std(init, *table[name].shape) / std)
 
 
 def init_std(init: InitScheme, out_features: int, in_features: int) -> float:
@@ -159,7 +159,7 @@ def run_trial(
     float16; with 1 the engine chooses.
     """
     config, vocab_size = recipe.config(steps, seed), dataset.tokenizer.vocab_size
-    rows = parameter_table(config.model, vocab_size)
+    table = parameter_table(config.model, vocab_size)
     batch_of = sampled_batches(dataset, BLOCK, ROWS, seed)
     share = ROWS * BLOCK / tokens_in_batch
     trial = Trial([], math.inf, [])
@@ -171,10 +171,10 @@ def run_trial(
         # Bad recipes overflow.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
         engine = trials.engine_maker(vocab_size, compute)(config)
-        engine.load(scaled_initial_weights(rows, recipe.init, seed), loss_scale=loss_scale)
+        engine.load(scaled_initial_weights(table, recipe.init, seed), loss_scale=loss_scale)
 
         def add_snapshot(step: int) -> None:
-            trial.snapshots.append(take_snapshot(engine, batch_of(step), config.model, rows))
+            trial.snapshots.append(take_snapshot(engine, batch_of(step), config.model, table))
 
         add_snapshot(0)
         loop = train_steps(engine, batch_of, rate_of, steps, weight=1 / tokens_in_batch)
@@ -205,11 +205,11 @@ def unigram_loss(dataset: Dataset) -> float:
 
 
 def take_snapshot(
-    engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable
+    engine: Engine, batch: Batch, c: ModelConfig, table: ParameterTable
 ) -> GradientSnapshot:
     """The gradients of a batch by block and by magnitude, before any update."""
     weights = [
-        [f"{GRADIENT_PREFIX}{name}" for name in rows if name.startswith(f"blocks.{i}.")]
+        [f"{GRADIENT_PREFIX}{name}" for name in table if name.startswith(f"blocks.{i}.")]
         for i in range(c.n_layers)
     ]
     streams = [f"{GRADIENT_PREFIX}blocks.{i}" for i in range(c.n_layers)]

@@ -43,12 +43,12 @@ class Measurement:
 
 
 def measure_model(
-    engine: Engine, batch: Batch, c: ModelConfig, rows: ParameterTable, step: int
+    engine: Engine, batch: Batch, c: ModelConfig, table: ParameterTable, step: int
 ) -> Measurement:
     """The measurement of the engine's weights on a batch: one forward and one backward pass."""
     blocks = [f"blocks.{i}" for i in range(c.n_layers)]
     streams = ["embedding", *blocks]
-    weights = [name for name, row in rows.items() if row.trained]
+    weights = [name for name, row in table.items() if row.trained]
     names = [name for name in forward_names(c) if not name.endswith("preactivation")]
     gradients = [GRADIENT_PREFIX + name for name in (*streams, *weights)]
     arrays = engine.inspect(batch, [*names, *gradients])

@@ -209,11 +209,11 @@ def _layer_gradient_norms(engine: Engine, batch: Batch, run: Run) -> dict[str, f
     """The gradient norms of the embedding, of each block and of the last norm and the head, without
     dropout.
     """
-    rows = parameter_table(run.config.model, run.tokenizer.vocab_size)
+    table = parameter_table(run.config.model, run.tokenizer.vocab_size)
     names = [
         name
-        for name in backward_names(run.config.model, rows)
-        if name.removeprefix(GRADIENT_PREFIX) in rows
+        for name in backward_names(run.config.model, table)
+        if name.removeprefix(GRADIENT_PREFIX) in table
     ]
     sums: dict[str, Any] = {}
     for part in batch.split(engine.micro_batch_size):

@@ -225,7 +225,7 @@ def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
     )
 
 
-def judge_gradients(measurement: Measurement, c: ModelConfig, rows: ParameterTable) -> Finding:
+def judge_gradients(measurement: Measurement, c: ModelConfig, table: ParameterTable) -> Finding:
     """Judge whether gradients vanish or explode through depth, or are exactly zero."""
     signal, norms = "gradients by layer", block_gradient_norms(measurement, c)
     step = measurement.step
@@ -233,7 +233,7 @@ def judge_gradients(measurement: Measurement, c: ModelConfig, rows: ParameterTab
         name
         for name, norm in measurement.gradient_norms.items()
         if norm == 0
-        and rows[name].active == 1
+        and table[name].active == 1
         # An adapter's B is zero at first, so its A has no gradient.
         and not (step == 0 and name.endswith("lora_a"))
     ]

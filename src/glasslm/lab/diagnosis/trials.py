@@ -93,7 +93,7 @@ def measure_update_ratios(
     The weight decay is subtracted, because it also moves a weight without a gradient. A weight that
     does not move at all has no decay to subtract.
     """
-    rows = parameter_table(config.model, vocab_size)
+    table = parameter_table(config.model, vocab_size)
     before = {name: array.astype(np.float64) for name, array in engine.state() if "/" not in name}
     train_step(engine, batch, lr)
     ratios = []
@@ -101,7 +101,7 @@ def measure_update_ratios(
         if "/" in name:
             continue
         change = after.astype(np.float64) - before[name]
-        if rows[name].decay and change.any():
+        if table[name].decay and change.any():
             change += lr * config.optimizer.weight_decay * before[name]
         size, update_size = (
             (rms(before[name]), rms(change))
@@ -109,8 +109,8 @@ def measure_update_ratios(
             else (before[name].std(), change.std())
         )
         ratio = float(update_size / size) if size else math.nan
-        kind = moment_kind(rows[name], config.optimizer.optimizer)
-        ratios.append(UpdateRatio(name, kind, ratio, rms(change), rows[name].active == 1))
+        kind = moment_kind(table[name], config.optimizer.optimizer)
+        ratios.append(UpdateRatio(name, kind, ratio, rms(change), table[name].active == 1))
     return ratios
 
 

@@ -169,14 +169,14 @@ def _check_checkpoint(run: Run, step: int, record_ok: bool, intact: list[Checkpo
         run.config_sha256, record["tokenizer"]["sha256"], record["data"]["sha256"]
     )
     checkpoint.require_identity(saved, identity)
-    rows = parameter_table(run.config.model, run.record["tokenizer"]["vocab_size"])
+    table = parameter_table(run.config.model, run.record["tokenizer"]["vocab_size"])
     entries = dict(saved.state())
     try:
-        read_state(entries.items(), rows, run.config.optimizer)
+        read_state(entries.items(), table, run.config.optimizer)
     except DamagedError as error:
         raise DamagedError(f"{saved.path}: {error}") from None
-    moments = entries.keys() - rows.keys()
-    if moments and (missing := _required_moments(rows, run) - moments):
+    moments = entries.keys() - table.keys()
+    if moments and (missing := _required_moments(table, run) - moments):
         raise DamagedError(f"{saved.path}: the entry '{min(missing)}' is missing")
     for name, array in entries.items():
         if not np.isfinite(array).all():
@@ -188,12 +188,12 @@ def _check_checkpoint(run: Run, step: int, record_ok: bool, intact: list[Checkpo
     )
 
 
-def _required_moments(rows: ParameterTable, run: Run) -> set[str]:
+def _required_moments(table: ParameterTable, run: Run) -> set[str]:
     """The entries that a complete optimizer.safetensors has."""
     optimizer = run.config.optimizer
     return {
         f"{kind}/{name}"
-        for name, row in rows.items()
+        for name, row in table.items()
         if row.trained
         for kind in (
             *MOMENTS[moment_kind(row, optimizer.optimizer)],

@@ -182,13 +182,13 @@ class _SavedState:
     """Arrays in place of an engine, for writing a checkpoint."""
 
     arrays: dict[str, Array]
-    rows: ParameterTable
+    table: ParameterTable
 
     def state(self) -> Iterator[tuple[str, Array]]:
         return (
             (name, array)
             for name, array in self.arrays.items()
-            if "/" in name or self.rows[name].trained
+            if "/" in name or self.table[name].trained
         )
 
 
