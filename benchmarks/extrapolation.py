@@ -23,7 +23,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import glasslm
-from glasslm.data.dataset import load_run_dataset
 from glasslm.runs.run_folder import Run
 from glasslm.text import notify
 from paired import heading
@@ -115,7 +114,7 @@ def losses_by_position(run: Run, settings: dict[str, Any], threads: int) -> np.n
     The windows are from the beginning of the validation text.
     """
     model = glasslm.load(run.path, "latest", engine="numpy", threads=threads, **settings)
-    text = load_run_dataset(run.config.data, run.record["data"], run.tokenizer, notify).val.tokens
+    text = run.dataset(notify).val.tokens
     width = model.config.model.block_size
     starts = BIN_TOKENS * np.arange(min(MAX_WINDOWS, (len(text) - EVAL_TOKENS - 1) // BIN_TOKENS))
     sums = np.zeros(width)

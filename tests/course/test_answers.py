@@ -48,7 +48,7 @@ def test_the_row_that_is_shown_is_that_of_the_weights(runs: TrainedRuns) -> None
     answer = runs.answers("one layer")["attention"]
     head, query = (
         int(re.search(pattern, answer.text[-1])[1])
-        for pattern in (r"head (\d)", r"position (\d+) asks")
+        for pattern in (r"head (\d)", r"position (\d+) is the query")
     )
     w = checkpoint.load(runs.run("one layer"), "best").weights()
     x = w["embedding.weight"][
@@ -75,7 +75,10 @@ def test_each_row_ends_in_the_weights_that_the_engine_has(kind: str, runs: Train
         run_context.read_run(runs.run(kind)).activations,
     )
     layer, head, query = map(
-        int, re.search(r"block (\d+), head (\d+),.* position (\d+) asks", answer.text[-1]).groups()
+        int,
+        re.search(
+            r"block (\d+), head (\d+),.* position (\d+) is the query", answer.text[-1]
+        ).groups(),
     )
     places = [int(place) for place in column(answer, 0)]
     np.testing.assert_allclose(

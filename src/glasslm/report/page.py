@@ -7,7 +7,7 @@ columns and files): control characters are replaced and markup is escaped here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,10 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
     The folder may be new. Raises InputError when the folder cannot be written and ExhaustedError
     when the disk is full.
     """
-    pictures = [picture for section in sections for picture in section.pictures]
     images = {
-        picture.name: figures.png(picture.draw(figures.PRINT_PALETTE)) for picture in pictures
+        f"{picture.name}.png": figures.png(picture.draw(figures.PRINT_PALETTE))
+        for section in sections
+        for picture in section.pictures
     }
     context: dict[str, Any] = {"title": title, "lead": lead, "sections": sections, "marks": MARKS}
     markdown = environment(escape=False).get_template("page.md.j2").render(context)
@@ -71,18 +72,27 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
         .get_template("page.html.j2")
         .render(context, inline_svg=_inline_svg)
     )
+    return write_files(folder, stem, images, markdown, html, "choose another place")
+
+
+def write_files(
+    folder: Path, stem: str, images: Mapping[str, bytes], markdown: str, html: str, cure: str
+) -> Path:
+    """Write STEM.md, STEM.html and the images in figures/; returns the path of STEM.html.
+
+    Raises InputError, with the `cure`, when the folder cannot be written, and ExhaustedError when
+    the disk is full.
+    """
     try:
         files.make_folder(folder / "figures" if images else folder)
         for name, image in images.items():
-            files.write_atomic(folder / "figures" / f"{name}.png", image)
+            files.write_atomic(folder / "figures" / name, image)
         files.write_atomic(folder / f"{stem}.md", markdown.encode())
         files.write_atomic(folder / f"{stem}.html", html.encode())
     except GlasslmError:  # a full disk; some of glasslm's errors are OSErrors as well
         raise
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): choose another place"
-        ) from error
+        raise InputError(f"{folder} cannot be written ({error.strerror}): {cure}") from error
     return folder / f"{stem}.html"
 
 

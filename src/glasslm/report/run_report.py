@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import files
 from glasslm.data.dataset import Dataset, reopen_dataset
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import GlasslmError
 from glasslm.inference import trained_model
 from glasslm.report import (
     data_checks,
@@ -88,20 +87,8 @@ def write(run_dir: Path) -> Path:
         .get_template("report.html.j2")
         .render(context, training_svg=training_svg)
     )
-    try:
-        files.make_folder(run.path / "figures")
-        for name, image in images.items():
-            files.write_atomic(run.path / "figures" / name, image)
-        files.write_atomic(run.path / "report.md", markdown.encode())
-        files.write_atomic(run.path / "report.html", html.encode())
-    except GlasslmError:  # a full disk; some of glasslm's errors are OSErrors as well
-        raise
-    except OSError as error:
-        raise InputError(
-            f"{run.path} cannot be written ({error.strerror}): copy the run, then report on the "
-            "copy"
-        ) from error
-    return run.path / "report.html"
+    cure = "copy the run, then report on the copy"
+    return page.write_files(run.path, "report", images, markdown, html, cure)
 
 
 def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone.questions import Answer, Question, format_shape, plural
 from glasslm.course.capstone.run_context import CONFIGURATION, ExcerptActivations, RunContext
+from glasslm.engines.positions import alibi_slopes
+from glasslm.lab.diagnosis.measurements import entropy
 from glasslm.model.parameters import ParameterTable
 from glasslm.report.figures import Palette
 from glasslm.report.page import Picture
@@ -66,8 +68,8 @@ def _add_example_row(
     layer, head = most_informative_head(activations, query)
     keys = np.flatnonzero(np.isfinite(activations.scores[layer, head, query]))
     scores = activations.scores[layer, head, query, keys].astype(np.float64)
-    biased = scores + alibi_bias(context.config, head, query, keys)
     alibi = context.config.position == "alibi"
+    biased = scores + alibi_bias(context.config, len(activations.tokens))[head, query, keys]
     e = np.exp(biased - biased.max())
     weights = e / e.sum()
     largest = int(weights.argmax())
@@ -75,8 +77,8 @@ def _add_example_row(
     key_token = activations.token_label(activations.tokens[keys[largest]])
     paragraph = (
         f"One row, of block {layer}, head {head}, in the validation text: the token "
-        f"{query_token} at position {query} asks. Its weights are e^(score - the largest score), "
-        f"divided by their sum {e.sum():.4g}; the largest, {weights[largest]:.3f}, is on "
+        f"{query_token} at position {query} is the query. Its weights are e^(score - the largest "
+        f"score), divided by their sum {e.sum():.4g}; the largest, {weights[largest]:.3f}, is on "
         f"{key_token} at position {keys[largest]}."
     )
     rows = tuple(
@@ -100,8 +102,7 @@ def _add_example_row(
         "e^(score - largest)",
         "weight",
     )
-    sources = (*answer.sources, *context.model_files)
-    return Answer(answer.question, (*answer.text, paragraph), header, rows, (), sources)
+    return answer.with_measurement(paragraph, context.model_files, header, rows)
 
 
 def most_informative_head(activations: ExcerptActivations, query: int) -> tuple[int, int]:
@@ -114,22 +115,12 @@ def most_informative_head(activations: ExcerptActivations, query: int) -> tuple[
     return int(layer), int(head)
 
 
-def alibi_bias(
-    c: ModelConfig, head: int, query: int, keys: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """ALiBi's bias of the scores of these keys: minus the head's slope times the distance.
-
-    keys: (n,) positions; returns (n,), zeros without ALiBi. arXiv:2108.12409.
-    """
+def alibi_bias(c: ModelConfig, T: int) -> NDArray[np.float64]:
+    """(H, T, T): ALiBi's bias of each score; zeros without ALiBi. arXiv:2108.12409."""
     if c.position != "alibi":
-        return np.zeros(len(keys))
-    return -(2.0 ** (-8 * (head + 1) / c.n_heads)) * (query - keys).astype(np.float64)
-
-
-def entropy(p: Array) -> NDArray[np.float64]:
-    """Entropy in nats of the distributions p (..., n): (...)."""
-    p = np.asarray(p, np.float64)
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+        return np.zeros((c.n_heads, T, T))
+    distances = np.arange(T)[:, None] - np.arange(T)
+    return -alibi_slopes(c.n_heads, np.float64)[:, None, None] * distances
 
 
 # -- the division by sqrt(d_k) ---------------------------------------------------------------------
@@ -155,6 +146,8 @@ def _compare_without_division(
     answer: Answer, activations: ExcerptActivations, context: RunContext
 ) -> Answer:
     """The answer with statistics of the attention weights with and without the division."""
+    from scipy.special import softmax
+
     c, visible = context.config, np.isfinite(activations.scores)
     # (L, H, T): in a row with one visible token the weight is 1 either way.
     several = visible.sum(-1) > 1
@@ -164,10 +157,7 @@ def _compare_without_division(
         )
     raw = np.where(visible, activations.scores, 0.0).astype(np.float64) * math.sqrt(c.head_size)
     T = len(activations.tokens)
-    biases = np.stack(
-        [[alibi_bias(c, head, i, np.arange(T)) for i in range(T)] for head in range(c.n_heads)]
-    )
-    undivided = softmax(np.where(visible, raw + biases, -np.inf))
+    undivided = softmax(np.where(visible, raw + alibi_bias(c, T), -np.inf), -1)
     variance = float(raw[visible].var())
     before, after = (
         _weight_statistics(p[several], visible.sum(-1)[several])
@@ -194,8 +184,7 @@ def _compare_without_division(
         "and k.)"
     )
     header = ("over all heads", "as it is", "without the division")
-    sources = (*answer.sources, *context.model_files)
-    return Answer(answer.question, (*answer.text, paragraph), header, tuple(rows), (), sources)
+    return answer.with_measurement(paragraph, context.model_files, header, rows)
 
 
 def _weight_statistics(p: Array, visible: Array) -> tuple[float, float, float, float]:
@@ -213,12 +202,6 @@ def _weight_statistics(p: Array, visible: Array) -> tuple[float, float, float, f
         float(relative_entropy.mean()),
         float(jacobian_trace.mean()),
     )
-
-
-def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax of x (..., n) over the last axis; -inf becomes 0."""
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 # -- the mask --------------------------------------------------------------------------------------
@@ -258,8 +241,7 @@ def explain_mask(question: Question, context: RunContext) -> Answer:
     picture = Picture(
         "causal-mask", label, lambda colours: draw_weights_map(weights, names, colours)
     )
-    sources = (*answer.sources, *context.model_files)
-    return Answer(question, (*answer.text, paragraph), (), (), (picture,), sources)
+    return answer.with_measurement(paragraph, context.model_files, pictures=(picture,))
 
 
 def _measure_mask(activations: ExcerptActivations, vocab_size: int) -> str:

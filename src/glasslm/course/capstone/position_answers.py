@@ -6,7 +6,6 @@ B contexts, n tokens of a context, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +92,9 @@ def _add_measurements(
             if c.n_layers == 1
             else f", by way of the mask alone, through {c.n_layers} layers."
         )
-        return _extend(answer, context, paragraph, ("measured", "this model"), rows)
+        return answer.with_measurement(
+            paragraph, context.model_files, ("measured", "this model"), rows
+        )
     engine = engine_without_positions(context, activations)
     bare, bare_loss = measure_reversal(engine, contexts), mean_loss(engine, contexts)
     reason = (
@@ -115,24 +116,7 @@ def _add_measurements(
     )
     both = [(*row, cell) for row, cell in zip(rows, bare_cells)]
     header = ("measured", "with positions", "positions switched off")
-    return _extend(answer, context, paragraph, header, both)
-
-
-def _extend(
-    answer: Answer,
-    context: RunContext,
-    paragraph: str,
-    header: tuple[str, ...],
-    rows: Sequence[tuple[str, ...]],
-) -> Answer:
-    """The answer with one more paragraph, a table, and the files of the weights."""
-    return dataclasses.replace(
-        answer,
-        text=(*answer.text, paragraph),
-        header=header,
-        rows=tuple(rows),
-        sources=(*answer.sources, *context.model_files),
-    )
+    return answer.with_measurement(paragraph, context.model_files, header, both)
 
 
 def measure_reversal(engine: Engine, contexts: Ids) -> ReversalEffect:

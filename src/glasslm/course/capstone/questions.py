@@ -7,6 +7,7 @@ training. A number that it asks for follows from the same two.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from glasslm.config.schema import ModelConfig, RunConfig
@@ -66,6 +67,24 @@ class Answer:
     def with_reason(self, reason: str) -> Answer:
         """This answer with the reason why it has no measurements."""
         return replace(self, text=(*self.text, reason))
+
+    def with_measurement(
+        self,
+        paragraph: str,
+        sources: Sequence[Source],
+        header: Sequence[str] = (),
+        rows: Sequence[tuple[str, ...]] = (),
+        pictures: Sequence[Picture] = (),
+    ) -> Answer:
+        """This answer with a measurement of the model, and the files that it comes from."""
+        return Answer(
+            self.question,
+            (*self.text, paragraph),
+            tuple(header),
+            tuple(rows),
+            tuple(pictures),
+            (*self.sources, *sources),
+        )
 
 
 def list_questions(config: RunConfig, vocab_size: int) -> list[Question]:

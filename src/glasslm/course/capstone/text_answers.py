@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.course.capstone.attention_answers import entropy
 from glasslm.course.capstone.questions import BYTE_TOKENS, Answer, Question, plural
 from glasslm.course.capstone.run_context import (
     CONFIGURATION,
@@ -26,6 +25,7 @@ from glasslm.data import tokenizers
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.tokenizers import SubwordTokenizer
 from glasslm.inference.sampling import Sampling, probabilities
+from glasslm.lab.diagnosis.measurements import entropy
 from glasslm.report.data_checks import decode_bytes
 from glasslm.report.figures import Palette, add_legend, style_axes
 from glasslm.report.page import Picture

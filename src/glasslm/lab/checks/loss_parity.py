@@ -13,7 +13,7 @@ from typing import NamedTuple, get_args
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
-from glasslm.lab.checks.parity import TOLERANCE, ParityPrecision, make_pair, relative_error
+from glasslm.lab.checks.parity import TOLERANCE, ParityPrecision, make_pair, max_relative_error
 from glasslm.lab.short_training import sampled_batches, train_steps
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
@@ -31,7 +31,7 @@ class StepLosses(NamedTuple):
     def relative_difference(self, precision: ParityPrecision) -> float:
         """The difference of the two losses, divided by the loss."""
         by_hand, by_autograd = self.losses[precision]
-        return relative_error(by_hand, by_autograd, abs(by_hand))
+        return max_relative_error(by_hand, by_autograd, abs(by_hand))
 
     @property
     def exceeds_tolerance(self) -> bool:

@@ -218,7 +218,7 @@ def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> LocatedErr
             scale = abs(value)
             if name == "smoothing":  # a difference of two losses, which may pass through zero
                 scale = max(scale, by_hand["loss"])
-            error = relative_error(value, by_autograd[name], scale)
+            error = max_relative_error(value, by_autograd[name], scale)
             errors.append(LocatedError(error, f"{name} of step {number}"))
     for tensors in zip(*(group_by_kind(engine.state()) for engine in pair)):
         errors += tensor_errors(*tensors)
@@ -248,7 +248,7 @@ def compare_logits(pair: Pair, tokens: Array) -> LocatedError:
     scale = np.abs(cached[0]["equal lengths"]).max()
     errors = [
         LocatedError(
-            relative_error(cached[0][use], cached[1][use], scale),
+            max_relative_error(cached[0][use], cached[1][use], scale),
             f"{use}, {ENGINE_NAMES[0]} against {ENGINE_NAMES[1]}",
         )
         for use in cached[0]
@@ -258,7 +258,7 @@ def compare_logits(pair: Pair, tokens: Array) -> LocatedError:
         for use, logits in logits_by_use.items():
             rows, positions = logits.shape[:2]  # the first rows, the last positions
             nats = cross_entropies(logits, targets[:rows, -positions:])
-            error = relative_error(nats, uncached[:rows, -positions:], scale)
+            error = max_relative_error(nats, uncached[:rows, -positions:], scale)
             errors.append(LocatedError(error, f"{use}, {name} with cache against without"))
     return largest_error(errors)
 
@@ -284,8 +284,8 @@ def cached_logits(engine: Engine, tokens: Array) -> dict[str, Array]:
         ),
     }
     cache.clear(0)
-    again = engine.logits(tokens, cache, T * (np.arange(B) == 0))
-    return logits | {"a cleared row": again[:1, None]}
+    reread_logits = engine.logits(tokens, cache, T * (np.arange(B) == 0))
+    return logits | {"a cleared row": reread_logits[:1, None]}
 
 
 def read_in_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterable[Array]) -> Array:
@@ -297,8 +297,10 @@ def read_in_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterab
     for counts in portions:
         if not counts.any():
             continue
-        wanted = np.minimum(cache.lengths[:, None] + np.arange(counts.max()), tokens.shape[1] - 1)
-        logits = engine.logits(np.take_along_axis(tokens, wanted, 1), cache, counts, every=True)
+        token_indices = cache.lengths[:, None] + np.arange(counts.max())
+        token_indices = np.minimum(token_indices, tokens.shape[1] - 1)
+        portion = np.take_along_axis(tokens, token_indices, 1)
+        logits = engine.logits(portion, cache, counts, every=True)
         for row, count in enumerate(counts):
             parts[row].append(logits[row, :count])
     return np.stack([np.concatenate(row) for row in parts])
@@ -306,11 +308,11 @@ def read_in_portions(engine: Engine, cache: Any, tokens: Array, portions: Iterab
 
 def cross_entropies(logits: Array, targets: Array) -> Array:
     """logits (B, T, V), targets (B, T) -> nats (B, T), in float64."""
-    exact = logits.astype(np.float64)
+    logits64 = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        exact -= exact.max(-1, keepdims=True)
-    hit = np.take_along_axis(exact, targets[..., None], -1)[..., 0]
-    return np.log(np.exp(exact).sum(-1)) - hit
+        logits64 -= logits64.max(-1, keepdims=True)
+    hit = np.take_along_axis(logits64, targets[..., None], -1)[..., 0]
+    return np.log(np.exp(logits64).sum(-1)) - hit
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -324,13 +326,11 @@ def tensor_errors(a: Mapping[str, Array], b: Mapping[str, Array]) -> list[Locate
     assert set(a) == set(b), "one engine has a tensor that the other lacks"
     scales = {name: np.maximum(np.abs(a[name]).max(), np.abs(b[name]).max()) for name in a}
     min_scale = SCALE_FLOOR * np.fmax.reduce(list(scales.values()))  # fmax ignores a NaN
-    return [
-        LocatedError(relative_error(a[name], b[name], np.maximum(scales[name], min_scale)), name)
-        for name in a
-    ]
+    scales = {name: np.maximum(scale, min_scale) for name, scale in scales.items()}
+    return [LocatedError(max_relative_error(a[name], b[name], scales[name]), name) for name in a]
 
 
-def relative_error(a: Array | float, b: Array | float, scale: Any) -> float:
+def max_relative_error(a: Array | float, b: Array | float, scale: Any) -> float:
     """max |a - b| / scale of numbers or of arrays of one shape; NaN where a value is not finite, 0
     where all are 0.
     """

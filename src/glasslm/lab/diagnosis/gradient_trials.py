@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.inference import evaluation
 from glasslm.lab.diagnosis import trials
+from glasslm.lab.diagnosis.measurements import l2_norm
 from glasslm.lab.short_training import sampled_batches, train_steps
 from glasslm.model.parameters import ParameterTable, initial_weights, parameter_table
 from glasslm.training.learning_rate import lr_at
@@ -214,7 +215,8 @@ def take_snapshot(
     ]
     streams = [f"{GRADIENT_PREFIX}blocks.{i}" for i in range(c.n_layers)]
     arrays = engine.inspect(batch, [name for block in (*weights, streams) for name in block])
-    norms = np.array([total_norm(arrays[name] for name in block) for block in weights])
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.array([l2_norm(*(arrays[name] for name in block)) for block in weights])
     stream = np.concatenate([arrays[name].ravel() for name in streams])
     of_large_batch = stream * np.float32(batch.tokens.size / LARGE_BATCH)
     shares = [
@@ -223,12 +225,6 @@ def take_snapshot(
         for scale in (1.0, LOSS_SCALE)
     ]
     return GradientSnapshot(batch.step, norms, magnitude_histogram(stream), *shares)
-
-
-def total_norm(arrays: Iterable[Array]) -> float:
-    """The L2 norm of all arrays, of any shapes, together, in float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
 
 
 def underflow_share(gradients: Array, scale: float) -> float:

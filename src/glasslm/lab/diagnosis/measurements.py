@@ -74,7 +74,7 @@ def measure_model(
         ),
         stream_gradient=np.array([l2_norm(arrays[GRADIENT_PREFIX + name]) for name in streams]),
         gradient_norms={name: l2_norm(arrays[GRADIENT_PREFIX + name]) for name in weights},
-        entropy=np.array([entropy for entropy, _ in attention]),
+        entropy=np.array([shares for shares, _ in attention]),
         max_score=np.array([score for _, score in attention]),
         logit_mean=float(logits.mean()),
         logit_std=float((logits - logits.mean(-1, keepdims=True)).std()),
@@ -93,10 +93,8 @@ def _attention_statistics(scores: Array, weights: Array) -> tuple[Array, Array]:
     """scores and weights (B, H, T, T) -> mean entropy (H,) as a share of the largest, and largest
     score (H,).
     """
-    p = np.asarray(weights, np.float64)
-    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
     visible = np.isfinite(scores).sum(-1)
-    share = entropy / np.log(np.maximum(visible, 2))
+    share = entropy(weights) / np.log(np.maximum(visible, 2))
     several = (visible > 1).sum((0, 2))
     return (share * (visible > 1)).sum((0, 2)) / np.maximum(several, 1), scores.max((0, 2, 3))
 
@@ -106,9 +104,15 @@ def rms(x: Array) -> float:
     return math.sqrt(float(np.square(x, dtype=np.float64).mean()))
 
 
-def l2_norm(x: Array) -> float:
-    """The L2 norm of an array of any shape, in float64."""
-    return math.sqrt(float(np.square(x, dtype=np.float64).sum()))
+def l2_norm(*arrays: Array) -> float:
+    """The L2 norm of all arrays, of any shapes, together, in float64."""
+    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
+
+
+def entropy(p: Array) -> NDArray[np.float64]:
+    """Entropy in nats of the distributions p (..., n): (...)."""
+    p = np.asarray(p, np.float64)
+    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
 
 
 def block_gradient_norms(measurement: Measurement, c: ModelConfig) -> Array:

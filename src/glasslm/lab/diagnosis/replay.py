@@ -91,7 +91,7 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
     with tempfile.TemporaryDirectory(
         prefix="glasslm-replay-", ignore_cleanup_errors=True
     ) as folder:
-        copy = _copy_run(run, saved, Path(folder))
+        copy = _copy_resumable_files(run, saved, Path(folder))
         engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
         engine.load(state, saved.progress.updates, saved.progress.loss_scale)
         with MetricsLog(copy.path / "metrics.jsonl") as log:
@@ -125,7 +125,7 @@ def _load_checkpoint_before(
     )
 
 
-def _copy_run(run: Run, saved: checkpoint.Checkpoint, folder: Path) -> Run:
+def _copy_resumable_files(run: Run, saved: checkpoint.Checkpoint, folder: Path) -> Run:
     """Copy the files that resuming and rolling back read, and return the copy.
 
     Only a rollback reads weights: those of the last planned checkpoint, which the run keeps for

@@ -87,7 +87,7 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
         prefix="glasslm-verify-", ignore_cleanup_errors=True
     ) as folder:
         whole, cut = (
-            _copy_run(run, latest, arrays, dataset, Path(folder, name)) for name in ("whole", "cut")
+            _create_short_run(run, latest, arrays, Path(folder, name)) for name in ("whole", "cut")
         )
         del arrays
         with contextlib.redirect_stderr(io.StringIO()):  # hides the display of the copies
@@ -135,9 +135,7 @@ def _checkpoint_stamps(run_dir: Path) -> list[object]:
     ]
 
 
-def _copy_run(
-    run: Run, latest: Checkpoint, arrays: dict[str, Array], dataset: Dataset, folder: Path
-) -> Run:
+def _create_short_run(run: Run, latest: Checkpoint, arrays: dict[str, Array], folder: Path) -> Run:
     """A run in `folder` at the checkpoint `latest`, with COPY_STEPS steps to go."""
     train = dataclasses.replace(
         run.config.train,
