@@ -32,7 +32,8 @@ installed, with autograd.
 Without RUN: each operation, the whole model with each option, and random
 combinations of options; every element of every weight, in float64. Then the two
 engines in float64 and in float32: gradients, optimizer steps, logits with and
-without a cache, and the losses while both learn a text. About two minutes.
+without a cache, and the losses while both learn a text. About four minutes on
+two cores.
 
 With RUN: a trained model on its validation text, a few elements of each weight,
 and the two engines; seconds for the preset tiny, up to two minutes for the

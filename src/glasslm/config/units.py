@@ -17,7 +17,7 @@ def parse_duration(duration: str) -> float:
 
     Raises InputError for anything else, and for 0.
 
-    >>> seconds("1h30m")
+    >>> parse_duration("1h30m")
     5400.0
     """
     with_unit = rf"{_NUMBER}\s*({'|'.join(_UNITS)})\s*"
@@ -39,7 +39,7 @@ def parse_duration(duration: str) -> float:
 def parse_size(size: str) -> int:
     """The bytes of a size such as "200kB", "50 MB" or "2GB", in powers of 1000; 0 if it is none.
 
-    >>> byte_count("200kB")
+    >>> parse_size("200kB")
     200000
     """
     parts = re.fullmatch(rf"{_NUMBER}\s*(B|kB|MB|GB|)", size.strip(), re.IGNORECASE)
