@@ -52,7 +52,7 @@ def glasslm_generator(engine: Engine, config: ModelConfig, rows: int) -> TextGen
             engine,
             TOKENIZER,
             ["\n"],
-            block_size=config.block_size,
+            model_config=config,
             max_new_tokens=tokens,
             sampling=Sampling(temperature=0.0 if greedy else TEMPERATURE),
             samples=rows,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import glasslm.cli
 from doubles import HistoryEngine, make_run
+from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.inference import trained_model
@@ -32,6 +33,11 @@ SAMPLING = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     seed=st.integers(0, 2**64 - 1),
 )
+
+
+def model_config(block_size, rolling=False):
+    """A model of this context; with a window, its cache rolls."""
+    return ModelConfig(block_size=block_size, window=block_size if rolling else 0)
 
 
 def texts(pieces):
@@ -68,8 +74,7 @@ def test_batched_and_cached_text_is_that_of_the_definition(
             engine,
             LETTERS,
             prompts,
-            block_size=block_size,
-            rolling=rolling,
+            model_config=model_config(block_size, rolling),
             max_new_tokens=n,
             sampling=sampling,
             samples=samples,
@@ -102,7 +107,11 @@ def test_a_text_goes_on_in_the_same_way_wherever_it_is_cut(
 
     def write(prompt, n):
         pieces = generate(
-            engine, LETTERS, [prompt], block_size=block_size, rolling=rolling, max_new_tokens=n
+            engine,
+            LETTERS,
+            [prompt],
+            model_config=model_config(block_size, rolling),
+            max_new_tokens=n,
         )
         return "".join(piece.text for piece in pieces)
 
@@ -167,7 +176,7 @@ def test_stop_strings_end_a_text_and_leave_the_others_alone(stops, seed):
                 engine,
                 LETTERS,
                 prompts,
-                block_size=8,
+                model_config=model_config(8),
                 max_new_tokens=40,
                 samples=2,
                 sampling=sampling,
@@ -196,7 +205,7 @@ def test_streams_never_hold_half_a_character():
                 engine,
                 tokenizer,
                 ["é"],
-                block_size=16,
+                model_config=model_config(16),
                 max_new_tokens=60,
                 sampling=Sampling(5.0, seed=seed),
             )
@@ -209,11 +218,11 @@ def test_streams_never_hold_half_a_character():
 
 def test_an_empty_prompt_starts_from_a_newline_or_from_token_0():
     engine = HistoryEngine(7)
-    empty = texts(generate(engine, LETTERS, [""], block_size=8))
-    assert empty == texts(generate(engine, LETTERS, ["\n"], block_size=8))
+    empty = texts(generate(engine, LETTERS, [""], model_config=model_config(8)))
+    assert empty == texts(generate(engine, LETTERS, ["\n"], model_config=model_config(8)))
     other = CharTokenizer("abcdefg")
-    assert texts(generate(engine, other, [""], block_size=8)) == texts(
-        generate(engine, other, ["a"], block_size=8)
+    assert texts(generate(engine, other, [""], model_config=model_config(8))) == texts(
+        generate(engine, other, ["a"], model_config=model_config(8))
     )
 
 
@@ -225,7 +234,7 @@ def test_json_comes_out_whole_from_every_row():
             HistoryEngine(256),
             tokenizer,
             ["x", "long prompt"],
-            block_size=8,
+            model_config=model_config(8),
             max_new_tokens=n,
             samples=3,
             sampling=Sampling(3.0),
@@ -250,7 +259,7 @@ def test_json_comes_out_whole_from_every_row():
 def test_what_cannot_be_used_is_refused_before_anything_is_computed(arguments, says):
     engine = HistoryEngine(7)
     with pytest.raises(InputError, match=says):
-        generate(engine, LETTERS, **{"prompts": ["a"], "block_size": 8} | arguments)
+        generate(engine, LETTERS, **{"prompts": ["a"], "model_config": model_config(8)} | arguments)
     assert engine.calls == 0
 
 

@@ -178,9 +178,7 @@ def test_greedy_text_is_the_same_token_for_token(name: str, model: ModelConfig) 
     """With and without a cache, in both engines, of one prompt and several, past the context."""
     engines = make_pair(model, "fp64")
     expected = [generate_uncached(engines[0], prompt, model) for prompt in PROMPTS]
-    settings: Any = {
-        "block_size": BLOCK, "rolling": model.has_rolling_cache, "max_new_tokens": LENGTH,
-    }  # fmt: skip
+    settings: Any = {"model_config": model, "max_new_tokens": LENGTH}
     for engine in engines:
         for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
             texts = dict.fromkeys(range(len(prompts)), "")

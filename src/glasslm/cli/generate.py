@@ -144,9 +144,7 @@ def _print_cache_size(model: Model, flags: Flags, prompt: str) -> None:
     """Print the bytes of the KV cache as a product of its sizes."""
     c, rows, width = model.config.model, flags.num_samples, PRECISION_BYTES[model.engine.precision]
     prompt_length = len(encode_prompt(model.tokenizer, prompt))
-    capacity = cache_capacity(
-        prompt_length, flags.max_new_tokens, c.block_size, c.has_rolling_cache
-    )
+    capacity = cache_capacity(prompt_length, flags.max_new_tokens, c)
     factors = " x ".join(
         f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items()
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import StreamDecoder, Tokenizer
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
@@ -56,12 +57,12 @@ class Grammar(Protocol):
 def visible_length(length: int, block_size: int) -> int:
     """The number of newest tokens that a model reads of a text of `length` tokens.
 
-    It is for models without a rolling cache. Up to `block_size` they read all tokens. At one token
-    more they read the newest half of a context again, which then grows to a full context.
-    The rule depends on the length only: a text continues in the same way whether its tokens were a
-    prompt or were generated.
+    For models without a rolling cache. A text of up to `block_size` tokens is read whole. When it
+    grows by one more, the newest half context is read again and grows to a full context. The rule depends
+    on the length only: a text continues in the same way whether its tokens were a prompt or were
+    generated.
 
-    >>> [visible(length, 8) for length in (7, 8, 9, 10, 13, 14)]
+    >>> [visible_length(length, 8) for length in (7, 8, 9, 10, 13, 14)]
     [7, 8, 4, 5, 8, 4]
     """
     if length <= block_size:
@@ -86,8 +87,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
-    block_size: int,
-    rolling: bool = False,
+    model_config: ModelConfig,
     max_new_tokens: int = 200,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     samples: int = 1,
@@ -98,8 +98,8 @@ def generate(
 
     Sample i of a prompt depends on the seed, i and the prompt. The joined pieces of a text are its
     continuation, without the stop string that ended it. An empty prompt starts from a newline
-    (`encode_prompt`). Of a text longer than the context the newest tokens are read
-    (`visible_length`); with a `rolling` cache (ModelConfig.has_rolling_cache) all of them are read,
+    (`encode_prompt`). If a text is longer than the context, only its newest tokens are read
+    (`visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are read,
     one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Raises
     InputError for invalid arguments before anything is computed.
     """
@@ -121,23 +121,23 @@ def generate(
         for sample in range(samples)
     ]
     longest_prompt = max((len(row.ids) for row in rows), default=0)
-    capacity = cache_capacity(longest_prompt, max_new_tokens, block_size, rolling)
-    return _generate_steps(engine, rows, sampling, block_size, rolling, capacity)
+    capacity = cache_capacity(longest_prompt, max_new_tokens, model_config)
+    return _generate_steps(engine, rows, sampling, model_config, capacity)
 
 
-def cache_capacity(longest_prompt: int, max_new_tokens: int, block_size: int, rolling: bool) -> int:
-    """The tokens that a row of the cache can take: one context, or a whole text with `rolling`."""
-    return longest_prompt + max_new_tokens if rolling else block_size
+def cache_capacity(longest_prompt: int, max_new_tokens: int, config: ModelConfig) -> int:
+    """The tokens that a row of the cache can take: one context, or a whole text if it rolls."""
+    return longest_prompt + max_new_tokens if config.has_rolling_cache else config.block_size
 
 
 def _generate_steps(
     engine: Engine,
     rows: list[_TextRow],
     sampling: Sampling,
-    block_size: int,
-    rolling: bool,
+    model_config: ModelConfig,
     capacity: int,
 ) -> Iterator[Piece]:
+    block_size, rolling = model_config.block_size, model_config.has_rolling_cache
     cache = engine.new_cache(len(rows), capacity)
     unread = [
         row.ids if rolling else row.newest_ids(visible_length(len(row.ids), block_size))

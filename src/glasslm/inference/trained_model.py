@@ -202,8 +202,7 @@ class Model:
             self.engine,
             self.tokenizer,
             prompts,
-            block_size=self.config.model.block_size,
-            rolling=self.config.model.has_rolling_cache,
+            model_config=self.config.model,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             samples=samples,
@@ -219,7 +218,7 @@ class Model:
     def logits(self, text: str) -> NDArray[np.float32]:
         """The logits (V,), in float32, of the token after `text`.
 
-        Of a text longer than the context only the newest tokens are read
+        If a text is longer than the context, only its newest tokens are read
         (`generation.visible_length`); a model with a rolling cache reads all of them. Raises
         InputError for characters that the tokenizer does not know.
 

@@ -13,6 +13,7 @@ import numpy as np
 from glasslm.data.batch_sampler import BatchSampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
+from glasslm.training.training_batch import training_batch
 
 BatchOf = Callable[[int], Batch]  # the batch of a step, counted from 0
 RateOf = Callable[[int], float]  # the learning rate of a step
@@ -54,10 +55,4 @@ def mean_weight(batch: Batch) -> float:
 def sampled_batches(dataset: Dataset, block_size: int, rows: int, seed: int) -> BatchOf:
     """The batches of a run with this seed: `rows` random windows of the training text a step."""
     sampler = BatchSampler(len(dataset.train.tokens), block_size, rows, seed, epochs=False)
-    indices = np.arange(rows)
-
-    def batch_of(step: int) -> Batch:
-        tokens, targets = sampler.batch(dataset.train.tokens, step, indices)
-        return Batch(tokens, targets, step, indices)
-
-    return batch_of
+    return lambda step: training_batch(sampler, dataset.train.tokens, step, rows)

@@ -6,6 +6,7 @@ of each checkpoint, so that a resumed run is judged like an uninterrupted one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -34,6 +35,9 @@ DIVERGENCE_RISE = 1.0  # nats above the first validation loss and above a unifor
 OVERFIT_RISE = 0.01  # of the best validation loss
 OVERFIT_EVALUATIONS = 3  # in a row without a better loss
 
+# The key in state.json that differs from the name of its field.
+JSON_KEYS = {"warned_overfit": "by_heart"}
+
 
 class Limits(NamedTuple):
     """A step above one of these is a spike. Infinite while the history is too short."""
@@ -47,20 +51,27 @@ NO_LIMITS = Limits(math.inf, math.inf)
 
 @dataclass(frozen=True)
 class GuardState:
-    """What a checkpoint keeps of the guard. The field names are the keys in state.json."""
+    """The part of the guard's state that a checkpoint stores."""
 
     losses: tuple[float, ...] = ()  # training losses of the last WINDOW_STEPS finite steps
     norms: tuple[float, ...] = ()  # gradient norms, likewise
     nonfinite: int = 0  # non-finite steps in a row
     first_loss: float | None = None  # the first validation loss
     loss_at_best: float | None = None  # mean training loss at the best validation loss
-    by_heart: bool = False  # the overfitting warning was given
+    warned_overfit: bool = False  # the overfitting warning was given
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of `guard` in state.json."""
+        values = dataclasses.asdict(self)
+        return {JSON_KEYS.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> GuardState:
         """The state in a checkpoint; fields that an older run lacks take their defaults."""
+        names = {key: name for name, key in JSON_KEYS.items()}
+        fields = {names.get(key, key): value for key, value in values.items()}
         lists = {name: tuple(values.get(name, ())) for name in ("losses", "norms")}
-        return cls(**{**values, **lists})
+        return cls(**{**fields, **lists})
 
 
 INITIAL_STATE = GuardState()
@@ -81,7 +92,7 @@ class Guard:
         self.nonfinite = state.nonfinite
         self.first_loss = state.first_loss
         self.loss_at_best = state.loss_at_best
-        self.warned_overfit = state.by_heart
+        self.warned_overfit = state.warned_overfit
 
     @property
     def state(self) -> GuardState:
@@ -92,7 +103,7 @@ class Guard:
             nonfinite=self.nonfinite,
             first_loss=self.first_loss,
             loss_at_best=self.loss_at_best,
-            by_heart=self.warned_overfit,
+            warned_overfit=self.warned_overfit,
         )
 
     @property
@@ -127,11 +138,11 @@ class Guard:
 
         Raises DivergedError where the last validation loss shows divergence.
         """
-        recent, before = self.recent_loss, self.loss_at_best
+        recent_loss, loss_at_best = self.recent_loss, self.loss_at_best
         if self.first_loss is None:
             self.first_loss = loss if math.isfinite(loss) else 0.0
         if best is not None and best.step == step:
-            self.loss_at_best = to_json_types(recent)
+            self.loss_at_best = to_json_types(recent_loss)
         if is_last:
             self._require_no_divergence(step, loss, "the validation loss")
         has_risen = (
@@ -139,15 +150,17 @@ class Guard:
             and evaluations_since_best >= OVERFIT_EVALUATIONS
             and loss > (1 + OVERFIT_RISE) * best.loss
         )
-        if self.warned_overfit or before is None or not has_risen or not recent < before:
+        if self.warned_overfit or loss_at_best is None or not has_risen:
+            return None
+        if not recent_loss < loss_at_best:
             return None
         assert best is not None
         self.warned_overfit = True
         return (
             f"overfitting: the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its "
             f"best of step {best.step} and not better for {evaluations_since_best} evaluations, "
-            f"while the training loss fell from {before:.4f} to {recent:.4f}. Use more text or "
-            "--dropout; --patience stops in time"
+            f"while the training loss fell from {loss_at_best:.4f} to {recent_loss:.4f}. Use more "
+            "text or --dropout; --patience stops in time"
         )
 
     @property

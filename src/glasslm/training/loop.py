@@ -7,11 +7,8 @@ it had never stopped.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-
-import numpy as np
 
 from glasslm.data.batch_sampler import TokenArray, make_sampler
 from glasslm.data.dataset import Dataset
@@ -23,6 +20,7 @@ from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress
 from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
+from glasslm.text import as_float
 from glasslm.training import guard
 from glasslm.training.display import Display
 from glasslm.training.evaluation_size import evaluation_windows
@@ -32,6 +30,7 @@ from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
 from glasslm.training.spikes import write_spike
+from glasslm.training.training_batch import training_batch
 
 SKIP_ALL = -1.0  # every gradient norm is above it
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
@@ -62,10 +61,10 @@ class Loop:
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
         state = LoopState.from_json(progress.loop if progress else {})
-        self.patience_used, self.measured = state.patience_used, state.measured
-        self.evaluated_at, self.sampled_at = state.evaluated_at, state.sampled_at
+        self.patience_used, self.evaluated_at = state.patience_used, state.evaluated_at
+        self.sampled_at, self.full_split_measured = state.sampled_at, state.full_split_measured
         self.guard = Guard(self.config, dataset.tokenizer.vocab_size, state.guard)
-        self.rollback_step = self.step if state.safe_at is None else state.safe_at
+        self.rollback_step = self.step if state.rollback_step is None else state.rollback_step
         self.saved_at = self.step if progress else -1
         self.signal: int | None = None  # the signal that interrupted the run
         self.started = time.perf_counter()
@@ -82,11 +81,11 @@ class Loop:
                 if self.config.train.sample_interval:
                     self.sample()
                 self.save()
-            while not (self.is_over() or interrupted.is_set() or self.step == stop_at):
+            while not (self._is_over() or interrupted.is_set() or self.step == stop_at):
                 self.do_step()
-            if not self.is_over():
+            if not self._is_over():
                 self.save(planned=False)
-            elif self.finish(interrupted):
+            elif self._finish(interrupted):
                 return "finished" if self.step == self.max_steps else "stopped"
             self.signal = interrupted.received
             return "interrupted"
@@ -100,7 +99,7 @@ class Loop:
         self.steps_timed += 1
         is_last = self.step == self.max_steps
         if is_due(self.step, train.log_interval) or is_last or not update.applied:
-            self.log(self.step_line(losses, update))
+            self.log(self._step_line(losses, update))
         self.judge_step(batch, losses, update, limits)
         if is_due(self.step, train.eval_interval):
             self.evaluate()
@@ -108,7 +107,9 @@ class Loop:
             self.sample()
         # The checkpoint comes last, so that a resumed run repeats no line of this step and misses
         # none. `finish` saves the last checkpoint, after its evaluation.
-        if (is_due(self.step, train.checkpoint_interval) or self.is_best()) and not self.is_over():
+        if (
+            is_due(self.step, train.checkpoint_interval) or self._is_best()
+        ) and not self._is_over():
             self.save()
         self.display.tick(self.step)
 
@@ -118,19 +119,23 @@ class Loop:
         A non-finite loss or gradient never reaches the weights; a spike does unless --on-spike says
         otherwise.
         """
-        rows = np.arange(self.config.train.batch_size)
-        tokens, targets = self.sampler.batch(self.dataset.train.tokens, self.step, rows)
-        self._require_known_tokens(int(targets.max()))
-        batch = Batch(tokens, targets, self.step, rows)
+        batch = self.batch(self.step)
+        self._require_known_tokens(int(batch.targets.max()))
         limits = self.guard.limits
-        losses = self.engine.accumulate(batch, 1 / targets.size)
-        allowed = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
-        skip = not math.isfinite(losses.cross_entropy) or losses.cross_entropy > allowed.loss
+        losses = self.engine.accumulate(batch, 1 / batch.targets.size)
+        enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
+        loss = losses.cross_entropy
+        skip = not math.isfinite(loss) or loss > enforced_limits.loss
         rate = lr_at(self.step, self.config.optimizer, self.max_steps)
-        update = self.engine.update(rate, SKIP_ALL if skip else allowed.norm)
+        update = self.engine.update(rate, SKIP_ALL if skip else enforced_limits.norm)
         self.step += 1
-        self.tokens += targets.size
+        self.tokens += batch.targets.size
         return batch, losses, update, limits
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of a step, counted from 0."""
+        rows = self.config.train.batch_size
+        return training_batch(self.sampler, self.dataset.train.tokens, step, rows)
 
     def _require_known_tokens(self, largest: int) -> None:
         """Raise DamagedError for a token outside the vocabulary: it has no embedding."""
@@ -147,9 +152,9 @@ class Loop:
         if verdict == "nonfinite" and self.guard.nonfinite == 1:
             self.warn("nonfinite", self.guard.nonfinite_warning(self.engine, batch))
         if verdict == "spike":
-            self.handle_spike(batch, losses.cross_entropy, update.norm, limits)
+            self._handle_spike(batch, losses.cross_entropy, update.norm, limits)
 
-    def handle_spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
+    def _handle_spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
         """Log a spike and write its batch to spikes/.
 
         With --on-spike rollback, load older weights.
@@ -171,11 +176,11 @@ class Loop:
         """Measure and log the validation loss."""
         score = self.score(self.dataset.val.tokens, self.max_windows)
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
-        self.log(self.eval_line(self.step, score, is_best))
+        self.log(self._eval_line(self.step, score, is_best))
         if self.old_text is not None:
             windows = evaluation_windows(self.config, len(self.old_text))
             old_score = self.score(self.old_text, windows)
-            self.log(self.eval_line(self.step, old_score, is_best=False, split="old"))
+            self.log(self._eval_line(self.step, old_score, is_best=False, split="old"))
         self.evaluated_at = self.step
         if is_best:
             self.best, self.patience_used = Best(self.step, score.loss), 0
@@ -187,20 +192,20 @@ class Loop:
         ):
             self.warn("overfit", warning)
 
-    def is_best(self) -> bool:
+    def _is_best(self) -> bool:
         """Whether the current step has the best validation loss."""
         return self.best is not None and self.best.step == self.step
 
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether all steps are done or an evaluation ended the run early."""
         goal, patience = self.config.train.stop_at_loss, self.config.train.patience
-        if self.step >= self.max_steps or self.measured:
+        if self.step >= self.max_steps or self.full_split_measured:
             return True
         if goal is not None and self.best is not None and self.best.loss <= goal:
             return True
         return patience is not None and self.patience_used >= patience
 
-    def finish(self, interrupted: Interrupt) -> bool:
+    def _finish(self, interrupted: Interrupt) -> bool:
         """Evaluate and save the last weights; measure them and the best ones on the whole split.
 
         False where a signal came before the measurements: a resumed run makes them.
@@ -210,32 +215,33 @@ class Loop:
         if self.sampled_at != self.step and self.config.train.sample_interval:
             self.sample()
         self.save()
-        if self.max_windows is not None and not self.measured:
-            lines = self.full_split_evals(interrupted)
+        if self.max_windows is not None and not self.full_split_measured:
+            lines = self._full_split_evals(interrupted)
             if lines is None:
                 return False
-            if finite := [line for line in lines if math.isfinite(_loss(line))]:
-                best = min(finite, key=_loss)
+            losses = {line["step"]: as_float(line["loss"]) for line in lines}
+            if finite := [line for line in lines if math.isfinite(losses[line["step"]])]:
+                best = min(finite, key=lambda line: losses[line["step"]])
                 best["best"] = True
-                self.best = Best(best["step"], _loss(best))
+                self.best = Best(best["step"], losses[best["step"]])
             for line in sorted(lines, key=lambda line: line["best"]):
                 self.log(line)
-            self.measured = True
+            self.full_split_measured = True
             self.save(again=True)  # state.json names the best step of the whole split
         return True
 
-    def full_split_evals(self, interrupted: Interrupt) -> list[EvalLine] | None:
+    def _full_split_evals(self, interrupted: Interrupt) -> list[EvalLine] | None:
         """The losses of the last and the best weights on the whole split; None after a signal."""
         if interrupted.is_set():
             return None
         val_tokens = self.dataset.val.tokens
-        lines = [self.eval_line(self.step, self.score(val_tokens, None), is_best=False)]
+        lines = [self._eval_line(self.step, self.score(val_tokens, None), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
             if interrupted.is_set():
                 return None
             self.engine.load(best.weights().items())
-            lines.append(self.eval_line(best.step, self.score(val_tokens, None), is_best=False))
+            lines.append(self._eval_line(best.step, self.score(val_tokens, None), is_best=False))
             self._load_checkpoint(self.step)
         return lines
 
@@ -263,8 +269,7 @@ class Loop:
             self.engine,
             self.dataset.tokenizer,
             [""],
-            block_size=self.config.model.block_size,
-            rolling=self.config.model.has_rolling_cache,
+            model_config=self.config.model,
             max_new_tokens=SAMPLE_TOKENS,
             sampling=sampling,
         )
@@ -295,9 +300,9 @@ class Loop:
             patience_used=self.patience_used,
             evaluated_at=self.evaluated_at,
             sampled_at=self.sampled_at,
-            measured=self.measured,
+            full_split_measured=self.full_split_measured,
             guard=self.guard.state,
-            safe_at=self.rollback_step,
+            rollback_step=self.rollback_step,
         )
         progress = Progress(
             step=self.step,
@@ -306,11 +311,11 @@ class Loop:
             tokens=self.tokens,
             metrics_bytes=self.metrics.bytes,
             best=self.best,
-            loop=dataclasses.asdict(state),
+            loop=state.to_json(),
         )
         path = checkpoint.save(
             self.run_dir,
-            self.engine,
+            self.engine.state(),
             progress,
             self.identity,
             keep=self.config.train.keep,
@@ -322,18 +327,18 @@ class Loop:
                 "kind": "checkpoint",
                 "step": self.step,
                 "path": path.relative_to(self.run_dir).as_posix(),
-                "best": self.is_best(),
-                "timing": self.clock(),
+                "best": self._is_best(),
+                "timing": self._clock(),
             }
         )
 
-    def step_line(self, losses: Losses, update: Update) -> StepLine:
+    def _step_line(self, losses: Losses, update: Update) -> StepLine:
         """The metrics line of the step just made; its speed is the mean since the line before."""
         train, clip = self.config.train, self.config.optimizer.grad_clip
         seconds_per_step = self.seconds_training / self.steps_timed
         self.seconds_training, self.steps_timed = 0.0, 0
         timing: Timing = {
-            **self.clock(),
+            **self._clock(),
             "tokens_per_s": train.batch_size * self.config.model.block_size / seconds_per_step,
             "remaining_s": seconds_per_step * (self.max_steps - self.step),
             "memory_bytes": peak_memory_bytes(),
@@ -358,7 +363,7 @@ class Loop:
             line["experts"] = shares.round(4).tolist()
         return line
 
-    def eval_line(
+    def _eval_line(
         self, step: int, score: evaluation.Score, is_best: bool, split: Split = "val"
     ) -> EvalLine:
         """The metrics line of an evaluation."""
@@ -373,7 +378,7 @@ class Loop:
             "bytes": score.bytes,
             "whole": score.whole,
             "best": is_best,
-            "timing": self.clock(),
+            "timing": self._clock(),
         }
 
     def log(self, line: Line) -> None:
@@ -385,14 +390,9 @@ class Loop:
         """Log a warning."""
         self.log({"kind": "warning", "step": self.step, "code": code, "message": message})
 
-    def clock(self) -> Timing:
+    def _clock(self) -> Timing:
         """Seconds since this part of the run started."""
         return {"elapsed_s": round(time.perf_counter() - self.started, 3)}
-
-
-def _loss(line: EvalLine) -> float:
-    loss = line["loss"]
-    return math.nan if loss is None else loss
 
 
 def is_due(step: int, interval: int) -> bool:

@@ -1,25 +1,37 @@
-"""What a checkpoint keeps of the training loop."""
+"""LoopState: what a checkpoint stores of the training loop, so that it resumes exactly."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from glasslm.training.guard import GuardState
 
+# The keys in state.json that differ from the names of the fields.
+JSON_KEYS = {"full_split_measured": "measured", "rollback_step": "safe_at"}
+
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a checkpoint keeps of the loop. The field names are the keys in state.json."""
+    """The part of a loop's state that follows from earlier steps."""
 
     patience_used: int = 0  # evaluations since the best one
     evaluated_at: int = -1  # step of the last evaluation
     sampled_at: int = -1  # step of the last sample
-    measured: bool = False  # the final measurement on the whole split is done
+    full_split_measured: bool = False  # the final measurement on the whole split is done
     guard: GuardState = field(default_factory=GuardState)
-    safe_at: int | None = None  # step of the last planned checkpoint, for a roll-back
+    rollback_step: int | None = None  # step of the last planned checkpoint
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of `loop` in state.json."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values["guard"] = self.guard.to_json()
+        return {JSON_KEYS.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LoopState:
         """The state in a checkpoint; fields that an older run lacks take their defaults."""
-        return cls(**{**values, "guard": GuardState.from_json(values.get("guard") or {})})
+        names = {key: name for name, key in JSON_KEYS.items()}
+        fields = {names.get(key, key): value for key, value in values.items()}
+        return cls(**{**fields, "guard": GuardState.from_json(values.get("guard") or {})})

@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import can_compile
-from glasslm.engines.protocol import Batch, Engine
+from glasslm.engines.protocol import Engine
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
 from glasslm.training.evaluation_size import evaluation_windows, max_evaluation_windows
 from glasslm.training.loop import SAMPLE_TOKENS
+from glasslm.training.training_batch import training_batch
 
 TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
 DISK_BYTES_PER_S = 100e6  # a slow disk
@@ -50,19 +49,16 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
     which one is timed.
     """
     turns = math.ceil(config.train.batch_size / engine.rows_at_once)
-    rows = np.arange(min(config.train.batch_size, engine.rows_at_once))
-    batch = Batch(
-        *make_sampler(config, len(dataset.train.tokens)).batch(dataset.train.tokens, 0, rows),
-        0,
-        rows,
-    )
+    rows = min(config.train.batch_size, engine.rows_at_once)
+    sampler = make_sampler(config, len(dataset.train.tokens))
+    batch = training_batch(sampler, dataset.train.tokens, step=0, rows=rows)
 
     def sample() -> None:
         pieces = generation.generate(
             engine,
             dataset.tokenizer,
             [""],
-            block_size=config.model.block_size,
+            model_config=config.model,
             max_new_tokens=TIMED_SAMPLE_TOKENS,
             sampling=Sampling(),
         )
@@ -74,9 +70,9 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
         return turns * turn + time_call(lambda: engine.update(config.optimizer.lr))
 
     steps = [step() for _ in range(3)]  # the first one also allocates memory
-    window = min(
-        time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)
-    ) / len(rows)
+    window = (
+        min(time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)) / rows
+    )
     size = sum(array.nbytes for _, array in engine.state())
     return StepTimer(
         step=statistics.median(steps),

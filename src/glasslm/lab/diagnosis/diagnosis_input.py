@@ -25,6 +25,7 @@ from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
 from glasslm.training.fine_tuning import Base
+from glasslm.training.training_batch import training_batch
 
 if TYPE_CHECKING:
     from glasslm.runs.checkpoint import Checkpoint
@@ -66,9 +67,10 @@ class DiagnosisInput:
         sampler = make_sampler(
             dataclasses.replace(self.config, train=train), len(self.dataset.train.tokens)
         )
-        indices = np.arange(rows)
-        inputs, targets = sampler.batch(self.dataset.train.tokens, step, indices)
-        return Batch(inputs[:, :MAX_POSITIONS], targets[:, :MAX_POSITIONS], step, indices)
+        batch = training_batch(sampler, self.dataset.train.tokens, step, rows)
+        return batch._replace(
+            tokens=batch.tokens[:, :MAX_POSITIONS], targets=batch.targets[:, :MAX_POSITIONS]
+        )
 
     def rows_for(self, tokens: int) -> int:
         """The number of rows with about `tokens` tokens, at least two."""

@@ -34,6 +34,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration, format_number, to_one_line
 from glasslm.training.display import Display
 from glasslm.training.loop import Loop
+from glasslm.training.loop_state import LoopState
 
 REFERENCE_BATCHES = 4  # before the step; their gradients are the usual ones
 # Robust standard deviations (1.4826 x the median distance) above the median of the rows
@@ -135,7 +136,7 @@ def _copy_resumable_files(run: Run, saved: checkpoint.Checkpoint, folder: Path) 
         shutil.copy(run.path / name, folder / name)
     if run.config.train.on_spike != "rollback":
         return Run(folder)
-    rollback_step = saved.progress.loop.get("safe_at")
+    rollback_step = LoopState.from_json(saved.progress.loop).rollback_step
     if rollback_step is None:
         rollback_step = saved.step
     places = [Path(checkpoint.FOLDER, f"{rollback_step:06d}")]
@@ -175,7 +176,7 @@ def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
     """Measure the next step of the loop before training it, then train it and compare it with the
     logged one.
     """
-    batch = _batch(loop, loop.step)
+    batch = loop.batch(loop.step)
     nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
     starts = loop.sampler.window_starts(loop.step, batch.rows)
     texts = [run.tokenizer.decode(row) for row in batch.tokens]
@@ -186,7 +187,7 @@ def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
     rows.sort(key=lambda row: -row.loss)
     norms = _layer_gradient_norms(loop.engine, batch, run)
     reference = [
-        _layer_gradient_norms(loop.engine, _batch(loop, earlier), run)
+        _layer_gradient_norms(loop.engine, loop.batch(earlier), run)
         for earlier in range(max(0, loop.step - REFERENCE_BATCHES), loop.step)
     ]
     layers = {
@@ -198,11 +199,6 @@ def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
     loss, line = losses.cross_entropy, logged[-1] if logged else None
     findings = [_judge_replayed_loss(loss, line), _judge_rows(rows), _judge_layers(layers)]
     return ReplayedStep(loop.step, resumed_from, loss, update.norm, line, rows, layers, findings)
-
-
-def _batch(loop: Loop, step: int) -> Batch:
-    rows = np.arange(loop.config.train.batch_size)
-    return Batch(*loop.sampler.batch(loop.dataset.train.tokens, step, rows), step, rows)
 
 
 def _layer_gradient_norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
