@@ -94,5 +94,5 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
     run_folder.create_run(folder, record, tokenizer.to_json())
     config_sha256 = run_folder.Run(folder).config_sha256
     identity = checkpoint.RunIdentity(config_sha256, tokenizer.sha256, data_sha256)
-    checkpoint.save(folder, engine, checkpoint.Progress(0, 0, 0, 0), identity)
+    checkpoint.save(folder, engine.state(), checkpoint.Progress(0, 0, 0, 0), identity)
     return folder

@@ -10,7 +10,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,12 @@ OPERATIONS = (
 )
 
 
-class Weights:
-    """An engine as far as a checkpoint knows one; every number in it is the step."""
-
-    def __init__(self, step: int, size: int = 50) -> None:
-        self.array = np.full((2, size), step, np.float32)
-
-    def state(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-        yield "weight", self.array
-        yield "adamw.m/weight", self.array
-
-
 def save(run_dir: Path, step: int, size: int = 50) -> None:
-    engine: Any = Weights(step, size)
+    """Write a checkpoint in which every number is the step."""
+    array = np.full((2, size), step, np.float32)
+    state = {"weight": array, "adamw.m/weight": array}.items()
     checkpoint.save(
-        run_dir, engine, Progress(step, step, step, 0, Best(step, 1.0)), IDENTITY, keep=1
+        run_dir, state, Progress(step, step, step, 0, Best(step, 1.0)), IDENTITY, keep=1
     )
 
 

@@ -75,7 +75,7 @@ def make_run(
         whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True
     )
     engine.load(weights.items())
-    checkpoint.save(folder, engine, Progress(5, 5, 0, 0), run.identity)
+    checkpoint.save(folder, engine.state(), Progress(5, 5, 0, 0), run.identity)
     return run, checkpoint.load(folder, "best")
 
 

@@ -17,8 +17,8 @@ from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
-from glasslm.training.fine_tuning import merge_run
 from glasslm.training.loop import Loop
+from glasslm.training.merging import merge_run
 from small_runs import ignore_message, logged_lines, train, without_report, write_text
 
 FLAGS: dict[str, Any] = {"max_steps": 10, "sample_interval": 0, "dropout": 0.2, "batch_size": 4}

@@ -287,7 +287,9 @@ def test_counts_and_checkpoint_bytes_follow_from_the_rank(
     assert counts["total"] == expected + parameter_table(without_adapters(model), V).total
     engine = engine_of("numpy", model, "fp32", optimizer="adamw")
     engine.load(with_new_adapters(model).items())
-    folder = checkpoint.save(tmp_path, engine, Progress(0, 0, 0, 0), RunIdentity("", "", ""))
+    folder = checkpoint.save(
+        tmp_path, engine.state(), Progress(0, 0, 0, 0), RunIdentity("", "", "")
+    )
     for file, arrays in (("model.safetensors", 1), ("optimizer.safetensors", 2)):
         data = (folder / file).read_bytes()
         header = 8 + int.from_bytes(data[:8], "little")

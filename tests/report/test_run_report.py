@@ -118,7 +118,7 @@ def with_checkpoints(run_dir: Path, config: RunConfig, *steps: int) -> None:
         progress = checkpoint.Progress(step, step, step, 0, checkpoint.Best(steps[-1], 1.0))
         checkpoint.save(
             run_dir,
-            engine,
+            engine.state(),
             progress,
             identity,
             keep=9,

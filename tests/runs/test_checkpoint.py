@@ -6,7 +6,6 @@ Rotation keeps what matters.
 import dataclasses
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,26 @@ from glasslm.runs.checkpoint import Best, Progress, RunIdentity
 IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
 
 
-class Weights:
-    """An engine as far as a checkpoint knows one.
-
-    Named weights, then moments, that depend on the step.
-    """
-
-    def __init__(self, step: int, dtype: type = np.float32) -> None:
-        draw = np.random.default_rng(step)
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {
-            "embedding.weight": draw.standard_normal((5, 3)).astype(dtype).T,  # not contiguous
-            "blocks.0.attention.q.weight": draw.standard_normal((3, 3)).astype(dtype),
-            "norm.weight": np.full(3, float(step), dtype),
-        }
-        self.arrays |= {f"adamw.m/{name}": array * 0.5 for name, array in self.arrays.items()}
-        self.arrays |= {"adamw.v/norm.weight": np.ones(3, dtype)}
-
-    def state(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-        yield from self.arrays.items()
-
-
-def engine(step: int, dtype: type = np.float32) -> Any:
-    return Weights(step, dtype)
+def make_state(step: int, dtype: type = np.float32) -> dict[str, np.ndarray[Any, Any]]:
+    """The state of an engine: named weights, then moments, that depend on the step."""
+    draw = np.random.default_rng(step)
+    weights: dict[str, np.ndarray[Any, Any]] = {
+        "embedding.weight": draw.standard_normal((5, 3)).astype(dtype).T,  # not contiguous
+        "blocks.0.attention.q.weight": draw.standard_normal((3, 3)).astype(dtype),
+        "norm.weight": np.full(3, float(step), dtype),
+    }
+    moments = {f"adamw.m/{name}": array * 0.5 for name, array in weights.items()}
+    return weights | moments | {"adamw.v/norm.weight": np.ones(3, dtype)}
 
 
 def save(run_dir: Path, step: int, best: Best | None = None, keep: int = 2, **changes: Any) -> Path:
     progress = Progress(step, step, 64 * step, 0, best)
     return checkpoint.save(
-        run_dir, engine(step), dataclasses.replace(progress, **changes), IDENTITY, keep=keep
+        run_dir,
+        make_state(step).items(),
+        dataclasses.replace(progress, **changes),
+        IDENTITY,
+        keep=keep,
     )
 
 
@@ -62,7 +53,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     loaded = checkpoint.load(tmp_path)
     assert loaded.progress == Progress(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
     assert loaded.step == 500
-    expected = Weights(500).arrays
+    expected = make_state(500)
     state = dict(loaded.state())
     assert state.keys() == expected.keys()
     assert loaded.weights().keys() == {name for name in expected if "/" not in name}
@@ -73,15 +64,15 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_float64_engine_keeps_its_precision(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, engine(1, np.float64), Progress(1, 1, 1, 0), IDENTITY)
+    checkpoint.save(tmp_path, make_state(1, np.float64).items(), Progress(1, 1, 1, 0), IDENTITY)
     array = checkpoint.load(tmp_path).weights()["embedding.weight"]
     assert array.dtype == np.float64
-    np.testing.assert_array_equal(array, Weights(1, np.float64).arrays["embedding.weight"])
+    np.testing.assert_array_equal(array, make_state(1, np.float64)["embedding.weight"])
 
 
 def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
-    arrays = {name: np.ascontiguousarray(array) for name, array in Weights(3).arrays.items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in make_state(3).items()}
     model = {name: array for name, array in arrays.items() if "/" not in name}
     moments = {name: array for name, array in arrays.items() if "/" in name}
     assert (path / "model.safetensors").read_bytes() == safetensors.numpy.save(model)
@@ -90,18 +81,16 @@ def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
 
 def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) -> None:
     save(tmp_path / "a", 3)
-    backwards = engine(3)
-    backwards.arrays = dict(reversed(backwards.arrays.items()))
+    backwards = reversed(make_state(3).items())
     checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), IDENTITY)
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         a, b = (tmp_path / run / "checkpoints" / "000003" / name for run in "ab")
         assert files.file_sha256(a) == files.file_sha256(b)
 
 
-def test_an_engine_without_moments_is_fine(tmp_path: Path) -> None:
-    other = engine(1)
-    other.arrays = {"norm.weight": other.arrays["norm.weight"]}
-    checkpoint.save(tmp_path, other, Progress(1, 1, 1, 0), IDENTITY)
+def test_a_state_without_moments_is_fine(tmp_path: Path) -> None:
+    state = [("norm.weight", make_state(1)["norm.weight"])]
+    checkpoint.save(tmp_path, state, Progress(1, 1, 1, 0), IDENTITY)
     assert list(dict(checkpoint.load(tmp_path).state())) == ["norm.weight"]
 
 
@@ -109,10 +98,10 @@ def test_an_engine_without_moments_is_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: float) -> None:
     save(tmp_path, 1)
-    other = engine(2)
-    other.arrays[name][1] = value
+    state = make_state(2)
+    state[name][1] = value
     with pytest.raises(DivergedError, match=name):
-        checkpoint.save(tmp_path, other, Progress(2, 2, 2, 0), IDENTITY)
+        checkpoint.save(tmp_path, state.items(), Progress(2, 2, 2, 0), IDENTITY)
     assert checkpoint.list_steps(tmp_path) == [1]
 
 

@@ -28,11 +28,11 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
     from glasslm.runs import run_folder
-    from glasslm.training import fine_tuning
+    from glasslm.training.merging import merge_run
 
     flags = parse(Flags, argv, "glasslm merge", DESCRIPTION)
     run = run_folder.Run(run_folder.find_run(flags.run))
     adapted_dir = run.path.resolve()  # the name of "." is empty
     path = flags.run_dir or adapted_dir.with_name(f"{adapted_dir.name}-merged")
-    print(f"run: {fine_tuning.merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
+    print(f"run: {merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
     return 0

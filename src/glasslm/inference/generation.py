@@ -58,9 +58,9 @@ def visible_length(length: int, block_size: int) -> int:
     """The number of newest tokens that a model reads of a text of `length` tokens.
 
     For models without a rolling cache. A text of up to `block_size` tokens is read whole. When it
-    grows by one more, the newest half context is read again and grows to a full context. The rule depends
-    on the length only: a text continues in the same way whether its tokens were a prompt or were
-    generated.
+    grows by one more, the newest half context is read again and grows to a full context. The rule
+    depends on the length only: a text continues in the same way whether its tokens were a prompt
+    or were generated.
 
     >>> [visible_length(length, 8) for length in (7, 8, 9, 10, 13, 14)]
     [7, 8, 4, 5, 8, 4]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.config.schema import ComputeConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
+from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
-from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_files
 from glasslm.interop.peft_settings import SETTINGS_FILE
@@ -23,7 +23,6 @@ from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.training.fine_tuning import Base
-from glasslm.training.memory import explain_out_of_memory
 
 Array = NDArray[Any]
 
@@ -109,11 +108,7 @@ def _create_run(
     config = RunConfig(
         model=model, data=data, train=TrainConfig(max_steps=1)
     ).resolve()  # the run has done no steps
-    with explain_out_of_memory(config, "numpy"):
-        engine = make_engine(
-            config, tokenizer.vocab_size, ComputeConfig(engine="numpy"), training=True
-        )
-        engine.load(weights.items())
+    state = checkpoint.state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
     with lock_run(run_dir):
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
@@ -135,7 +130,7 @@ def _create_run(
             )
             checkpoint.save(
                 run_dir,
-                engine,
+                state.items(),
                 Progress(step=0, updates=0, tokens=0, metrics_bytes=log.bytes),
                 run.identity,
             )

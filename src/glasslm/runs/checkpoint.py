@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 
 from glasslm import files
-from glasslm.engines.protocol import Engine
-from glasslm.engines.state import AVERAGE
+from glasslm.config.schema import RunConfig
+from glasslm.engines.protocol import State
+from glasslm.engines.state import AVERAGE, read_state
 from glasslm.errors import DamagedError, DivergedError, InputError
+from glasslm.model.parameters import parameter_table
+from glasslm.text import Notify, notify
 
 Array = NDArray[Any]
 CheckpointSelector = Literal["latest", "best"] | int
@@ -106,7 +108,7 @@ class Checkpoint:
 
 def save(
     run_dir: Path,
-    engine: Engine,
+    state: State,
     progress: Progress,
     identity: RunIdentity,
     *,
@@ -115,24 +117,25 @@ def save(
 ) -> Path:
     """Write the checkpoint of `progress.step` and remove old ones; returns its folder.
 
+    `state` is that of Engine.state: trained weights, and moments unless all of them are zero.
     The `keep` newest stay, and also the best, step 0 and `protect_step`. Raises DivergedError for a
     value that is not finite and ExhaustedError when the disk is full; the older checkpoints are
     untouched then.
     """
-    arrays = dict(engine.state())
+    arrays = dict(state)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise DivergedError(
                 f"{name} is not finite at step {progress.step}: no checkpoint is written"
             )
-    state = {
+    values = {
         "format": FORMAT,
         **dataclasses.asdict(progress),
         "best": progress.best._asdict() if progress.best else None,
         **identity._asdict(),
     }
     if (run_dir / BASE).is_dir():
-        state["base_sha256"] = _base_sha256(run_dir / BASE)
+        values["base_sha256"] = _base_sha256(run_dir / BASE)
     metrics = run_dir / "metrics.jsonl"
     if metrics.exists():
         files.sync_file(metrics)  # its first metrics_bytes must survive a power failure
@@ -140,12 +143,26 @@ def save(
     contents: dict[str, list[files.Chunk]] = {
         _MODEL: _safetensors({name: array for name, array in arrays.items() if "/" not in name}),
         _OPTIMIZER: _safetensors({name: array for name, array in arrays.items() if "/" in name}),
-        _STATE: [files.json_bytes(state)],
+        _STATE: [files.json_bytes(values)],
     }
     files.write_folder(path, contents)
     _verified_folders.add(path.absolute())
     _rotate(run_dir, progress, keep, protect_step)
     return path
+
+
+def state_without_moments(
+    weights: Mapping[str, Array], config: RunConfig, vocab_size: int, dtype: DTypeLike
+) -> dict[str, Array]:
+    """The state of a model that this run did not train: the trained weights by name, as `dtype`.
+
+    Raises DamagedError unless every weight is there in its shape, and nothing else.
+    """
+    table = parameter_table(config.model, vocab_size)
+    checked, _, _ = read_state(weights.items(), table, config.optimizer)
+    return {
+        name: checked[name].astype(dtype, copy=False) for name, row in table.items() if row.trained
+    }
 
 
 def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
@@ -161,11 +178,11 @@ def list_steps(run_dir: Path) -> list[int]:
 
 
 def load(
-    run_dir: Path, which: CheckpointSelector = "latest", warn: Callable[[str], None] | None = None
+    run_dir: Path, which: CheckpointSelector = "latest", warn: Notify | None = None
 ) -> Checkpoint:
     """The latest or best checkpoint, or that of one step, compared with its manifest.
 
-    In place of a damaged latest or best one it loads the newest that verifies; `warn` (default:
+    If the latest or best checkpoint is damaged, the newest intact one is loaded; `warn` (default:
     print to standard error) receives the name of the damaged file. Raises DamagedError when no
     checkpoint verifies, or that of the given step does not; InputError when there is no such step.
     """
@@ -199,7 +216,7 @@ def require_identity(checkpoint: Checkpoint, identity: RunIdentity) -> None:
             )
 
 
-def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Checkpoint:
+def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
     problem = ""
     for step in reversed(steps):
         try:
@@ -219,7 +236,7 @@ def _latest(run_dir: Path, steps: list[int], warn: Callable[[str], None]) -> Che
 
 
 def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
-    """Remove all checkpoints but this, `keep - 1` complete ones before it and the protected.
+    """Remove checkpoints except this one, `keep - 1` complete ones before it and the protected.
 
     The protected are the best, step 0 and `protect_step`. Later checkpoints are left from before a
     damaged one made the run go back.
@@ -254,7 +271,7 @@ def _checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    notify(f"warning: {message}")
 
 
 # -- files of a checkpoint -------------------------------------------------------------------------

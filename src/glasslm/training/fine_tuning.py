@@ -1,4 +1,4 @@
-"""Fine-tuning: the base run of a new run, and merging of LoRA adapters.
+"""Fine-tuning: the base run of a new run, and the default config.
 
 A fine-tuned run starts from the weights of a base run, with its architecture and tokenizer. With
 adapters (lora_rank) all other weights are frozen. Loop, checkpoints and flags are those of all
@@ -8,25 +8,21 @@ runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
-from glasslm.config.schema import ComputeConfig, DataConfig, ModelConfig, Precision, RunConfig
+from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
 from glasslm.data.batch_sampler import TokenArray
-from glasslm.engines.factory import make_engine
 from glasslm.errors import GlasslmError, InputError
-from glasslm.model.adapters import merge_adapters, without_adapters
+from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.checkpoint import Best, Checkpoint, Progress
-from glasslm.runs.metrics import EndLine, Line, MetricsLog, eval_lines
-from glasslm.runs.record import SourceRun, build_merged_record
+from glasslm.runs.checkpoint import Checkpoint
+from glasslm.runs.record import SourceRun
 from glasslm.runs.run_folder import Run
-from glasslm.runs.run_lock import lock_run
-from glasslm.text import Notify, notify
+from glasslm.text import Notify
 
 Weights = Iterator[tuple[str, NDArray[Any]]]
 
@@ -46,7 +42,7 @@ class Base:
     def __init__(self, run: str) -> None:
         """`run` is a path or a name under ./runs; DamagedError where its checkpoint is damaged."""
         self.run = Run(run_folder.find_run(run))
-        self.checkpoint = _load_best(self.run)
+        self.checkpoint = load_best_checkpoint(self.run)
 
     @property
     def source(self) -> SourceRun:
@@ -125,59 +121,7 @@ def fine_tuning_config(base: Base, rank: int) -> RunConfig:
     )  # fmt: skip
 
 
-def merge_run(run: Run, run_dir: Path, command: str, notify: Notify = notify) -> Path:
-    """Write a run whose checkpoint has the adapters of `run` merged into the weights.
-
-    Returns `run_dir`. Raises InputError where `run` has no adapters, or `run_dir` cannot be
-    created.
-    """
-    if not run.config.model.lora_rank:
-        raise InputError(f"{run.path} has no adapters to merge: it was trained without --lora-rank")
-    run_folder.require_new(run_dir)
-    best_checkpoint = _load_best(run, notify)
-    step = best_checkpoint.step
-    config = dataclasses.replace(run.config, model=without_adapters(run.config.model))
-    vocab_size = run.tokenizer.vocab_size
-    precision: Precision = "fp64" if run.record.get("precision") == "fp64" else "fp32"
-    engine = make_engine(config, vocab_size, ComputeConfig(engine="numpy", precision=precision))
-    engine.load(merge_adapters(best_checkpoint.weights(), run.config.model).items())
-    merged_from: SourceRun = {"run": str(run.path), "step": step}
-    record = build_merged_record(run.record, config, command, merged_from)
-    lines = [
-        line
-        for line in run.metrics()
-        if line["kind"] in ("plan", "eval", "sample") and line["step"] <= step
-    ]
-    best = _validation_best(lines, step)
-    best_step, best_loss = best or (None, None)
-    end_line: EndLine = {
-        "kind": "end",
-        "step": step,
-        "status": "finished",
-        "best_step": best_step,
-        "best_loss": best_loss,
-    }
-    with lock_run(run_dir):
-        run_folder.create_run(run_dir, record, run.tokenizer.to_json())
-        with MetricsLog(run_dir / "metrics.jsonl", 0) as log:
-            for line in lines:
-                log.write(line)
-            updates, tokens = best_checkpoint.progress.updates, best_checkpoint.progress.tokens
-            progress = Progress(step, updates, tokens, log.bytes, best)
-            config_sha256 = Run(run_dir).config_sha256
-            identity = best_checkpoint.identity._replace(config_sha256=config_sha256)
-            checkpoint.save(run_dir, engine, progress, identity)
-            log.write(end_line)
-    return run_dir
-
-
-def _validation_best(lines: Sequence[Line], step: int) -> Best | None:
-    """The validation loss of a step: the last one, which may be that of the whole split."""
-    losses = [line["loss"] for line in eval_lines(lines) if line["step"] == step]
-    return Best(step, losses[-1]) if losses and losses[-1] is not None else None
-
-
-def _load_best(run: Run, warn: Notify | None = None) -> Checkpoint:
+def load_best_checkpoint(run: Run, warn: Notify | None = None) -> Checkpoint:
     """The best checkpoint of a run. Raises DamagedError where it belongs to another run."""
     best_checkpoint = checkpoint.load(run.path, "best", warn)
     checkpoint.require_identity(best_checkpoint, run.identity)

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -25,10 +24,10 @@ from glasslm.config.schema import ComputeConfig
 from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
-from glasslm.engines.protocol import Array, Engine
+from glasslm.engines.protocol import Array
 from glasslm.errors import DamagedError
 from glasslm.lab.verification.integrity import manifest_stamp
-from glasslm.model.parameters import ParameterTable, parameter_table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.metrics import MetricsLog
@@ -39,6 +38,7 @@ from glasslm.training import launch
 from glasslm.training.display import Display
 from glasslm.training.interruption import catch_signals
 from glasslm.training.loop import Loop
+from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import explain_out_of_memory
 
 COPY_STEPS = 12  # steps of each copy
@@ -158,36 +158,28 @@ def _create_short_run(run: Run, latest: Checkpoint, arrays: dict[str, Array], fo
         with open(run.path / "metrics.jsonl", "rb") as file:
             files.write_atomic(folder / "metrics.jsonl", file.read(latest.progress.metrics_bytes))
         copy = Run(folder)
-        memory = {"evaluated_at": latest.step} | latest.progress.loop  # empty for a merged run
-        memory |= {"measured": False, "safe_at": latest.step}
-        # Without its history the guard cannot end the copy of a diverged run: too few steps follow.
-        memory["guard"] = memory.get("guard", {}) | {
-            "losses": [],
-            "norms": [],
-            "nonfinite": 0,
-            "first_loss": None,
-        }
-        progress = dataclasses.replace(latest.progress, best=None, loop=memory)
-        state = cast(
-            Engine, _SavedState(arrays, parameter_table(config.model, run.tokenizer.vocab_size))
-        )
+        loop = _copy_loop_state(latest)
+        progress = dataclasses.replace(latest.progress, best=None, loop=loop.to_json())
+        table = parameter_table(config.model, run.tokenizer.vocab_size)
+        state = [
+            (name, array) for name, array in arrays.items() if "/" in name or table[name].trained
+        ]
         checkpoint.save(folder, state, progress, copy.identity, keep=train.keep)
     return copy
 
 
-@dataclass(frozen=True)
-class _SavedState:
-    """Arrays in place of an engine, for writing a checkpoint."""
-
-    arrays: dict[str, Array]
-    table: ParameterTable
-
-    def state(self) -> Iterator[tuple[str, Array]]:
-        return (
-            (name, array)
-            for name, array in self.arrays.items()
-            if "/" in name or self.table[name].trained
-        )
+def _copy_loop_state(latest: Checkpoint) -> LoopState:
+    """The state of the loop from which the copies start."""
+    state = LoopState.from_json(latest.progress.loop)
+    return dataclasses.replace(
+        state,
+        # A merged run has no state of a loop.
+        evaluated_at=latest.step if state.evaluated_at < 0 else state.evaluated_at,
+        full_split_measured=False,
+        rollback_step=latest.step,
+        # Without its history the guard cannot end the copy of a diverged run: too few steps follow.
+        guard=dataclasses.replace(state.guard, losses=(), norms=(), nonfinite=0, first_loss=None),
+    )
 
 
 def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
