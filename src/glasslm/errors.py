@@ -1,11 +1,11 @@
-"""The errors that users can meet: each is a standard exception, too, with an exit code.
+"""Errors for users: each derives from a standard exception and has an exit code.
 
 A message says what happened, what was expected and what to do, in that order.
 """
 
 
 class GlasslmError(Exception):
-    """Base of all errors that are no bugs; the command line prints them without a traceback."""
+    """Base of the errors that are not bugs; the command line prints them without a traceback."""
 
     exit_code = 1
 

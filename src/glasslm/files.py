@@ -1,8 +1,8 @@
-"""Atomic and hashed writing: the only place that writes the files of runs and of the cache.
+"""Atomic and hashed writing: all files of runs and of the cache, except TensorBoard's events.
 
 A file or folder written here is complete under its final name or absent, even when the process or
 the machine dies at any moment. The functions `_make_folder` to `_remove` below are all operations
-that change the disk: a test counts them and dies at each one.
+here that change the disk: a test counts them and dies at each one.
 """
 
 from __future__ import annotations
@@ -146,6 +146,12 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists. A folder may stay in part when the process dies."""
+    if path.exists():
+        _remove(path)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder, if it exists, so that its name never holds a part of it.
 
@@ -286,9 +292,9 @@ def _open_to_append(path: Path) -> FileIO:
 
 
 def _write(file: FileIO, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:  # the system may write a part only
-        rest = rest[file.write(rest) :]
+    unwritten = memoryview(data)
+    while unwritten:  # the system may write a part only
+        unwritten = unwritten[file.write(unwritten) :]
 
 
 def _truncate(file: FileIO, length: int) -> None:
@@ -370,9 +376,7 @@ def _temp_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error of the block is the one to report
+            remove(temporary)
         raise
     _sync_folder(path.parent)

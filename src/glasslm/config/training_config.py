@@ -23,7 +23,8 @@ class OptimizerConfig:
     lr: float = 1e-2
     """Peak learning rate, one for adamw and muon: Muon's updates are scaled (arXiv:2502.16982)."""
     min_lr: float = 0.0
-    """Learning rate of the last step (except for constant). A preset's is scaled with --lr."""
+    """Learning rate of the last step (except for constant).
+    A preset's min_lr falls in proportion if --lr is below it."""
     warmup_steps: int = 50
     """Steps of linear warmup (at most half of the run)."""
     schedule: ScheduleName = "cosine"

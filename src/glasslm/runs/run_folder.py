@@ -118,7 +118,7 @@ def create_run(run_dir: Path, record: Mapping[str, Any], tokenizer_json: str) ->
 def delete_run(run_dir: Path) -> None:
     """Delete a run that ended before its first checkpoint. The caller holds its lock."""
     for name in (_RECORD, _METRICS, _TOKENIZER):
-        (run_dir / name).unlink(missing_ok=True)
+        files.remove(run_dir / name)
 
 
 def _refuse_existing(run_dir: Path) -> None:

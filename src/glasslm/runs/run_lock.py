@@ -1,4 +1,4 @@
-"""One process a run: the lock of a run folder, and the name of its holder."""
+"""The lock of a run folder, which one process holds, and the record of its holder."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -95,7 +94,8 @@ def find_source(category: str, max_results: int, notify: Notify) -> Source:
                 f"fewer than --max-results {max_results:,}"
             )
         write_cached(path, SEPARATOR.join(abstracts).encode())
-        shutil.rmtree(pages, ignore_errors=True)
+        with suppress(OSError):  # the abstracts are complete
+            files.remove(pages)
     return Source("arxiv", (source_file(path, f"{API_URL}?search_query=cat:{category}"),))
 
 
