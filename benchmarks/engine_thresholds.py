@@ -152,9 +152,7 @@ def main() -> None:
     for name in args.sizes:
         config = config_of_size(name, args.batch_size)
         variants, compiling = training_variants(config, all_settings)
-        line = row(
-            name, config, variants, config.train.batch_size * config.model.block_size, turn=0.3
-        )
+        line = row(name, config, variants, config.tokens_per_step, turn=0.3)
         print(
             line,
             " ",

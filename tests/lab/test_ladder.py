@@ -24,7 +24,6 @@ from glasslm.lab.studies.ladder import (
     Ladder,
     matmul_parameters,
     training_flops,
-    training_tokens,
 )
 from glasslm.lab.studies.sweep import Runner
 from glasslm.model.flops import flops_per_token
@@ -73,11 +72,11 @@ def test_sizes_share_each_compute_and_move_on_with_it(
     assert min(growth) > 0.2
     middle = design.rungs[-1][SIZES_PER_LEVEL // 2]
     if largest_C >= 2e13:
-        assert training_tokens(middle) / matmul_parameters(middle, V) == pytest.approx(
+        assert middle.total_tokens / matmul_parameters(middle, V) == pytest.approx(
             ladder.MIDDLE_TOKENS_PER_PARAMETER, rel=0.5
         )
     observations = [
-        Observation(matmul_parameters(config, V), training_tokens(config), 1.0)
+        Observation(matmul_parameters(config, V), config.total_tokens, 1.0)
         for config in design.cells
     ]
     assert len(isoflop.parabolas(observations)) == COMPUTE_LEVELS

@@ -29,7 +29,6 @@ from glasslm.lab.studies.ladder import (
     COMPUTE_LEVELS,
     SIZES_PER_LEVEL,
     matmul_parameters,
-    training_tokens,
 )
 from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
@@ -117,7 +116,7 @@ class SimulatedTraining:
             [seed % 2**32, matmul_parameters(config, self.V), config.train.max_steps]
         )
         loss: float | None = TRUE.loss(
-            matmul_parameters(config, self.V), training_tokens(config)
+            matmul_parameters(config, self.V), config.total_tokens
         ) * math.exp(rng.normal(0, self.noise))
         if config.train.seed > 10_000:  # a tuning run
             loss = 3 + 0.05 * math.log(config.optimizer.lr / rate) ** 2

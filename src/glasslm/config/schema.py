@@ -53,6 +53,16 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a step's batch."""
+        return self.train.batch_size * self.model.block_size
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of all steps."""
+        return self.train.max_steps * self.tokens_per_step
+
     def resolve(self) -> RunConfig:
         """The same run with the derived sizes of its model as numbers, as in run.json."""
         return dataclasses.replace(self, model=self.model.resolve())

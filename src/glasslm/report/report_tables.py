@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
-from glasslm.runs.metrics import EvalLine, Line, elapsed_s, eval_lines, step_lines, timing_of
+from glasslm.runs.metrics import (
+    ENDED_STATUSES,
+    EvalLine,
+    Line,
+    elapsed_s,
+    eval_lines,
+    step_lines,
+    timing_of,
+)
 from glasslm.text import format_bytes, format_duration, format_number, quote_path
 
 Row = tuple[str, str]
@@ -202,7 +210,7 @@ def origin_rows(record: Mapping[str, Any]) -> list[Row]:
 def next_commands(run_dir: str, status: str | None) -> list[Row]:
     """Purpose and command line of what a user can do next with a run."""
     run = quote_path(run_dir)
-    is_over = status in ("finished", "stopped", "diverged")
+    is_over = status in ENDED_STATUSES
     return [
         *([] if is_over else [("continue training", f"glasslm resume {run}")]),
         ("generate text", f"glasslm generate {run}"),

@@ -19,6 +19,8 @@ from glasslm.errors import DamagedError
 
 Split = Literal["val", "old", "test"]
 Status = Literal["finished", "stopped", "interrupted", "diverged", "failed"]
+COMPLETED_STATUSES = ("finished", "stopped")  # of a run that reached its end
+ENDED_STATUSES = (*COMPLETED_STATUSES, "diverged")  # of a run with no steps left to train
 
 
 class Timing(TypedDict, total=False):

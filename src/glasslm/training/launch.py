@@ -30,7 +30,15 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.history import best_eval
-from glasslm.runs.metrics import EvalLine, Line, MetricsLog, SampleLine, Status, sample_lines
+from glasslm.runs.metrics import (
+    COMPLETED_STATUSES,
+    EvalLine,
+    Line,
+    MetricsLog,
+    SampleLine,
+    Status,
+    sample_lines,
+)
 from glasslm.runs.record import ComputeRecord, build_record, text_name
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
@@ -129,7 +137,7 @@ def resume(
     with lock_run(run_dir):
         latest = checkpoint.load(run_dir, "latest", notify)
         history = run.history
-        has_ended = history.status in ("finished", "stopped")
+        has_ended = history.status in COMPLETED_STATUSES
         # a lost last checkpoint is made again
         if has_ended and latest.step == max(history.eval_steps, default=0):
             raise InputError(

@@ -334,12 +334,12 @@ class Loop:
 
     def _step_line(self, losses: Losses, update: Update) -> StepLine:
         """The metrics line of the step just made; its speed is the mean since the line before."""
-        train, clip = self.config.train, self.config.optimizer.grad_clip
+        clip = self.config.optimizer.grad_clip
         seconds_per_step = self.seconds_training / self.steps_timed
         self.seconds_training, self.steps_timed = 0.0, 0
         timing: Timing = {
             **self._clock(),
-            "tokens_per_s": train.batch_size * self.config.model.block_size / seconds_per_step,
+            "tokens_per_s": self.config.tokens_per_step / seconds_per_step,
             "remaining_s": seconds_per_step * (self.max_steps - self.step),
             "memory_bytes": peak_memory_bytes(),
         }

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from glasslm import files
-from glasslm.runs.metrics import Line, timing_of
+from glasslm.runs.metrics import COMPLETED_STATUSES, Line, timing_of
 from glasslm.runs.run_folder import Run
 from glasslm.text import as_float, quote_path, to_one_line
 from glasslm.training.evaluation_size import evaluation_windows
@@ -124,7 +124,7 @@ class Wandb:
         """Upload the rest. Raises TimeoutError where that takes longer than MAX_UPLOAD_S."""
         self._run.summary["status"] = status
         try:
-            self._run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
+            self._run.finish(exit_code=0 if status in COMPLETED_STATUSES else 1)
         except TimeoutError:
             raise TimeoutError(
                 f"not all of it is uploaded: {self._sync_command} does the rest"

@@ -25,9 +25,9 @@ from glasslm.lab.studies import ablation, ablation_report, scaling_report, scali
 from glasslm.lab.studies.ablation_axes import variants
 from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.lab.studies.study_plan import measure_speed, prepare_recipe, resolve_compute
-from glasslm.lab.studies.sweep import FINAL_STATUSES, Runner, run_flops
+from glasslm.lab.studies.sweep import Runner, run_flops
 from glasslm.report import run_report
-from glasslm.runs.metrics import to_json_types
+from glasslm.runs.metrics import ENDED_STATUSES, to_json_types
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration
 from glasslm.training import launch
@@ -159,7 +159,7 @@ def train_model(
     path, time_s = ledger.folder / RUN_NAME, ledger.allot_seconds("run")
     with ledger.count_time():
         if (path / "run.json").exists():
-            if Run(path).history.status in FINAL_STATUSES:
+            if Run(path).history.status in ENDED_STATUSES:
                 return None
             outcome = launch.resume(path, compute, notify)
             run_report.write_after_training(outcome, notify)

@@ -94,7 +94,7 @@ def _mean_curve(result: VariantResult) -> tuple[list[float], list[float]]:
     The untrained model is left out: its loss would flatten all curves. The last loss is measured on
     the whole validation text, the others on a sample of it.
     """
-    step_tokens = result.config.train.batch_size * result.config.model.block_size
+    step_tokens = result.config.tokens_per_step
     curves = []
     for trial in result.trials:
         history = trial.run.history

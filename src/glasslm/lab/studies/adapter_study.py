@@ -22,7 +22,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.report import figures
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.history import best_eval
-from glasslm.runs.metrics import eval_lines
+from glasslm.runs.metrics import COMPLETED_STATUSES, eval_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_bytes, notify, quote_path
 
@@ -127,7 +127,7 @@ def read_point(name: str, run: Run) -> Point:
 
 def completed(points: list[Point]) -> list[Point]:
     """The points of completed runs. The best loss of a diverged run is from its first steps."""
-    return [point for point in points if point.status in ("finished", "stopped")]
+    return [point for point in points if point.status in COMPLETED_STATUSES]
 
 
 def pareto_front(points: list[Point]) -> list[Point]:

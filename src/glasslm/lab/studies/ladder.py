@@ -87,14 +87,9 @@ def matmul_parameters(config: RunConfig, vocab_size: int) -> int:
     return parameter_table(config.model.resolve(), vocab_size).matmul
 
 
-def training_tokens(config: RunConfig) -> int:
-    """D: the number of tokens that a run is trained on."""
-    return config.train.max_steps * config.train.batch_size * config.model.block_size
-
-
 def training_flops(config: RunConfig, vocab_size: int) -> float:
     """C = 6 N D of a run."""
-    return 6.0 * matmul_parameters(config, vocab_size) * training_tokens(config)
+    return 6.0 * matmul_parameters(config, vocab_size) * config.total_tokens
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -222,7 +217,7 @@ def _list_widths(base: RunConfig, vocab_size: int) -> list[tuple[int, int]]:
 
 def with_compute(config: RunConfig, C: float, vocab_size: int) -> RunConfig:
     """`config` with the number of steps that C = 6 N D allows its size."""
-    batch_tokens = config.train.batch_size * config.model.block_size
+    batch_tokens = config.tokens_per_step
     step_flops = 6.0 * matmul_parameters(config, vocab_size) * batch_tokens
     return with_steps(config, max(1, round(C / step_flops)))
 

@@ -29,7 +29,6 @@ from glasslm.lab.studies.ladder import (
     extrapolation_run,
     matmul_parameters,
     plan_ladder,
-    training_tokens,
     tuning_trials,
 )
 from glasslm.lab.studies.study_plan import with_rate_and_seed
@@ -135,7 +134,7 @@ def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> 
     return [
         LadderRun(
             N,
-            training_tokens(trial.config),
+            trial.config.total_tokens,
             trial.config.optimizer.lr,
             read_trial(trial.config.train.seed, outcomes[trial.name]),
         )
@@ -158,7 +157,7 @@ def write_prediction(
         V = ladder.vocab_size
         fit = bootstrap.fit
         config = extrapolation_run(ladder, fit.N_opt(EXTRAPOLATION_FACTOR * ladder.largest_C))
-        N, D = matmul_parameters(config, V), training_tokens(config)
+        N, D = matmul_parameters(config, V), config.total_tokens
         interval = bootstrap.prediction(N, D)
         files.write_json(
             path,

@@ -27,13 +27,12 @@ from glasslm.engines.choice import available_cores
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
-from glasslm.runs.metrics import step_lines
+from glasslm.runs.metrics import ENDED_STATUSES, step_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration
 from glasslm.training.interruption import Interrupt, catch_signals
 
 RunnerName = Literal["local", "ray"]
-FINAL_STATUSES = ("finished", "stopped", "diverged")  # such a run is not trained again
 PROGRESS_INTERVAL_S = 20.0  # between two messages about the whole study
 
 
@@ -162,7 +161,7 @@ def require_results(outcomes: dict[str, TrialOutcome]) -> None:
 
 def run_flops(config: RunConfig, vocab_size: int) -> float:
     """The FLOPs of a whole run."""
-    tokens = config.train.max_steps * config.train.batch_size * config.model.block_size
+    tokens = config.total_tokens
     return tokens * flops.flops_per_token(config.model, vocab_size)
 
 
@@ -193,7 +192,7 @@ def _has_ended(study: Path, trial: Trial) -> bool:
             f"{path} was trained with other settings: give the same flags, or choose another "
             "folder for this study"
         )
-    return run.history.status in FINAL_STATUSES
+    return run.history.status in ENDED_STATUSES
 
 
 def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
@@ -203,7 +202,7 @@ def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
         status = run.history.status
     except DamagedError as error:
         return TrialOutcome("failed", run, str(error))
-    if status in FINAL_STATUSES:
+    if status in ENDED_STATUSES:
         return TrialOutcome(str(status), run)
     log = study / "logs" / f"{trial.name}.log"
     output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""

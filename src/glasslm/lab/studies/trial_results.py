@@ -41,7 +41,7 @@ def read_trial(seed: int, outcome: TrialOutcome) -> TrialResult:
     steps = step_lines(lines)
     speeds = sorted(line["timing"]["tokens_per_s"] for line in steps)
     config = outcome.run.config if steps else None
-    step_tokens = config.train.batch_size * config.model.block_size if config else 0
+    step_tokens = config.tokens_per_step if config else 0
     memory = [line["timing"]["memory_bytes"] for line in steps if line["timing"]["memory_bytes"]]
     samples = [line["text"] for line in sample_lines(lines)]
     return TrialResult(

@@ -18,6 +18,7 @@ from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import ENDINGS
 from glasslm.runs.history import best_eval, loss_range
 from glasslm.runs.metrics import (
+    COMPLETED_STATUSES,
     EvalLine,
     Line,
     StepLine,
@@ -236,7 +237,7 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
         sentences.append("Some best losses were measured on a sample of the validation text.")
     for run in compared:
         status = run.run.history.status
-        if status not in ("finished", "stopped"):
+        if status not in COMPLETED_STATUSES:
             ending = ENDINGS.get(status, "")
             sentences.append(f"{run.letter} is not finished. {ending}".strip())
     return [*sentences, _verdict(compared)]

@@ -18,6 +18,7 @@ from glasslm.errors import DamagedError, InputError, require
 from glasslm.lab.verification.comparison import circumstances
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
+from glasslm.runs.metrics import ENDED_STATUSES
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
 from glasslm.training import launch
@@ -31,7 +32,6 @@ REPRODUCIBILITY = (
     'machine, engines and numbers of processes differ in their rounding ("The same bits" in '
     "docs/architecture.md)."
 )
-COMPLETED_STATUSES = ("finished", "stopped", "diverged")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def reproduce(
     )
     for note in notes:
         notify(f"note: {note}")
-    is_complete = run.history.status in COMPLETED_STATUSES and end == length
+    is_complete = run.history.status in ENDED_STATUSES and end == length
     outcome = launch.train(
         config, compute, run_dir, preset=str(run.record.get("preset", "tiny")), command=command,
         dataset=dataset, stop_at=None if is_complete else end, notify=notify,
