@@ -70,18 +70,20 @@ def train(
     from glasslm.report import run_report
     from glasslm.text import notify
     from glasslm.training import launch
-    from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
+    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
     if preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
-    command = _format_call({"preset": preset, "run_dir": run_dir, **settings, **flags})
+    arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track, **flags}
+    command = _format_call(arguments)
     defaults = PRESETS[preset]()
     if flags.get("init_from"):
         preset = "finetuned"
         defaults = fine_tuning_config(
-            Base(os.fspath(flags["init_from"])), rank=DEFAULT_RANK if flags.get("lora_rank") else 0
+            BaseRun(os.fspath(flags["init_from"])),
+            with_adapters=bool(flags.get("lora_rank")),
         )
     outcome = launch.train(
         with_flags(defaults, flags),

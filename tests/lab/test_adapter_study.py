@@ -16,7 +16,7 @@ from glasslm.lab.studies import adapter_study
 from glasslm.lab.studies.adapter_study import Point, pareto_front
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.fine_tuning import Base, fine_tuning_config
+from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 from glasslm.training.launch import Outcome
 from small_runs import interrupt_at, logged_lines, without_report
 from tuned_runs import QUICK, flag_arguments, make_base, write_new_text
@@ -198,7 +198,7 @@ def test_steps_that_were_fixed_when_a_run_began_are_the_same_flags(
 
 
 def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:
-    config = fine_tuning_config(Base(str(base)), rank=8)
+    config = fine_tuning_config(BaseRun(str(base)), with_adapters=True)
     variants = adapter_study._list_variants("rank", config)
     assert {name: variant.model.lora_rank for name, variant in variants.items()} == {
         f"rank-{rank}": rank for rank in (2, 4, 8, 16, 32, 64)
@@ -215,7 +215,9 @@ def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:
 
 def test_a_study_needs_adapters_to_compare(base: Path) -> None:
     with pytest.raises(InputError, match="leave out --full"):
-        adapter_study._list_variants("rank", fine_tuning_config(Base(str(base)), rank=0))
+        adapter_study._list_variants(
+            "rank", fine_tuning_config(BaseRun(str(base)), with_adapters=False)
+        )
 
 
 def make_point(trained: int, loss: float, status: str = "finished") -> Point:

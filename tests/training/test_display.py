@@ -5,6 +5,7 @@ What a log gets, what a terminal gets, and that foreign text can steer neither.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,8 @@ from glasslm.text import (
     to_one_line,
 )
 from glasslm.training.dashboard import View, braille_cells, build_panel
-from glasslm.training.display import Display, can_draw, format_line, plan_text, summary_text
+from glasslm.training.display import Display, can_draw, format_line, summary_text
+from glasslm.training.plan import TrainingPlan, format_plan
 
 HOSTILE = (
     "[/red][bold]\x1b[2J\x1b]0;title\x07\x00\r\x9b31m\u202eevil\u2066 <b>&</b>"
@@ -287,7 +290,7 @@ def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
 def test_the_past_of_a_resumed_run_is_drawn_and_not_printed() -> None:
     out = io.StringIO()
     past = [line for line in metrics_lines() if line["step"] <= 100]
-    display = Display(STEPS, past=past, stream=out)
+    display = Display(STEPS, earlier_lines=past, stream=out)
     assert not out.getvalue()
     assert [step for step, _ in display.view.validation] == [0, 50, 100]
     display.show({"kind": "end", "step": 100, "status": "interrupted"})
@@ -351,7 +354,7 @@ def test_live_only_where_a_terminal_can_show_it(monkeypatch: pytest.MonkeyPatch)
 
 def test_rich_is_not_imported_for_a_log() -> None:
     code = (
-        "import sys; from glasslm.training.display import Display, plan_text\n"
+        "import sys; from glasslm.training.display import Display\n"
         "with Display(9, live=False) as d: d.show({'kind': 'step', 'step': 1, 'loss': 1.0})\n"
         "assert not any(name.split('.')[0] in ('rich', 'matplotlib') for name in sys.modules)"
     )
@@ -441,45 +444,52 @@ def test_ordinary_text_is_left_alone() -> None:
         assert escape_control_chars(text) == text
 
 
-PLAN: Line = {
-    "preset": "tiny",
-    "corpus": "shakespeare",
-    "vocab_size": 65,
-    "parameters": {"total": 795392, "non_embedding": 787072},
-    "train_tokens": 1003854,
-    "val_tokens": 111540,
-    "batch_tokens": 2048,
-    "max_steps": 1000,
-    "total_tokens": 2048000,
-    "epochs": 2.04,
-    "flops": 9.9e12,
-    "memory_bytes": 120e6,
-    "seconds": 110,
-    "engine": "numpy",
-    "threads": 2,
-    "run_dir": "runs/a",
-    "why": ["a CPU", HOSTILE],
-}
+PLAN = TrainingPlan(
+    preset="tiny",
+    corpus="shakespeare",
+    run_dir=Path("runs", "a"),
+    parameters={"total": 795392, "non_embedding": 787072, "active": 795392, "trained": 795392},
+    vocab_size=65,
+    train_tokens=1003854,
+    val_tokens=111540,
+    max_steps=1000,
+    tokens_per_step=2048,
+    flops=9.9e12,
+    memory_bytes=120_000_000,
+    seconds=110,
+    engine="numpy",
+    device="cpu",
+    precision="fp32",
+    threads=2,
+    processes=1,
+    reasons=["a CPU", HOSTILE],
+)
 
 
-@given(st.sets(st.sampled_from(sorted(PLAN))))
-def test_a_plan_shows_what_it_has(keys: set[str]) -> None:
-    text = plan_text({key: PLAN[key] for key in keys})
-    expected = {
-        "seconds": "about 1m 50s",
-        "parameters": "795,392 parameters",
-        "max_steps": None,
-        "flops": "9.9e+12",
-        "memory_bytes": "120 MB",
-        "vocab_size": "65",
-        "run_dir": "runs/a",
-        "threads": "2 threads",
-    }
-    for key, words in expected.items():
-        if words:
-            assert (words in text) == (key in keys)
+def test_a_plan_shows_what_it_has() -> None:
+    text = format_plan(PLAN)
+    assert text.split("\n")[:6] == [
+        "glasslm  tiny on shakespeare",
+        "  model     795,392 parameters (787,072 without embeddings), vocabulary of 65",
+        "  data      1,003,854 training tokens, 111,540 validation tokens",
+        "  training  1,000 steps of 2,048 tokens, 2,048,000 in all, 2.04 epochs",
+        "  expected  about 1m 50s, 120 MB of memory",
+        "  compute   9.9e+12 FLOPs, numpy engine, cpu, fp32, 2 threads",
+    ]
     assert text.replace("\n", "").isprintable()
     assert all(row.strip() for row in text.split("\n"))
+
+
+def test_a_plan_shows_processes_and_parameters_only_where_they_differ() -> None:
+    parameters = {**PLAN.parameters, "trained": 8192}
+    text = format_plan(
+        dataclasses.replace(
+            PLAN, threads=None, processes=4, device="cuda", parameters=parameters, reasons=[]
+        )
+    )
+    assert "8,192 trained" in text
+    assert "active" not in text
+    assert text.endswith(f"numpy engine, cuda, fp32, 4 processes\n  run       {PLAN.run_dir}")
 
 
 def test_the_summary_says_how_good_and_what_next() -> None:
@@ -504,6 +514,8 @@ def test_the_summary_says_how_good_and_what_next() -> None:
     assert 'glasslm generate "runs/my run"' in text
     assert "resume" not in text
     assert "resume" in summary_text("runs/a", "interrupted")
+    commands = summary_text("runs/a", "diverged").split("try next:\n")[1].split("\n")
+    assert all(command.startswith("  glasslm ") for command in commands)
     assert text.replace("\n", "").isprintable()
 
 

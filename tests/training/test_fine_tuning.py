@@ -23,7 +23,7 @@ from glasslm.engines.protocol import EngineName
 from glasslm.errors import DamagedError, InputError
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
-from glasslm.training.fine_tuning import DEFAULT_RANK, FULL_LR, LORA_LR, Base, fine_tuning_config
+from glasslm.training.fine_tuning import DEFAULT_RANK, FULL_LR, LORA_LR, BaseRun, fine_tuning_config
 from glasslm.training.launch import Outcome
 from small_runs import (
     COMPUTE,
@@ -159,8 +159,8 @@ def test_what_is_not_said_is_as_the_base_has_it(base: Path) -> None:
     Only what belongs to a training of its own is the recipe's.
     """
     origin = run_folder.Run(base).config
-    config = fine_tuning_config(Base(str(base)), rank=4)
-    assert config.model == with_flags(origin, {"lora_rank": 4}).model
+    config = fine_tuning_config(BaseRun(str(base)), with_adapters=True)
+    assert config.model == with_flags(origin, {"lora_rank": DEFAULT_RANK}).model
     assert config.train.batch_size == origin.train.batch_size
     assert config.train.seed == origin.train.seed
     assert (config.data.text_file, config.data.corpus) == ((), None)
@@ -272,8 +272,8 @@ def test_adapters_need_a_trained_model(
 
 
 def is_compatible(base: Path, **flags: Any) -> bool:
-    start = Base(str(base))
-    config = with_flags(fine_tuning_config(start, rank=2), flags)
+    start = BaseRun(str(base))
+    config = with_flags(fine_tuning_config(start, with_adapters=True), {"lora_rank": 2} | flags)
     try:
         start.require_fit(config)
     except InputError:
@@ -310,7 +310,7 @@ def test_a_checkpoint_of_another_run_is_no_start(base: Path, tmp_path: Path) -> 
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(base / "checkpoints", other / "checkpoints")
     with pytest.raises(DamagedError, match="belongs to another config"):
-        Base(str(other))
+        BaseRun(str(other))
 
 
 # -- stop and go on --------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def train(
         "sample_interval": 12
     }
     config = with_flags(
-        fine_tuning_config(Base(str(base)), rank=0),
+        fine_tuning_config(BaseRun(str(base)), with_adapters=False),
         settings | {"text_file": str(new), "log_interval": 1} | flags,
     )
     with without_report():

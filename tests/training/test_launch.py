@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from glasslm import files
-from glasslm.cli.train import finish
+from glasslm.cli.outcome import report_outcome
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.sources import corpora
@@ -446,7 +446,7 @@ def test_a_diverged_run_says_so_and_has_a_report(
     monkeypatch.setattr(launch, "make_engine", make_broken)
     outcome = launch.train(small_config(text), COMPUTE, tmp_path / "run", notify=ignore_message)
     assert outcome.status == "diverged"
-    assert finish(outcome, as_json=True) == 3
+    assert report_outcome(outcome, as_json=True) == 3
     assert json.loads(capsys.readouterr().out)["status"] == "diverged"
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     (end,) = logged_lines(tmp_path / "run", "end")
@@ -514,7 +514,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_else(
         None,
     )
     assert "glasslm report" in said[-1]
-    assert finish(outcome, as_json=False) == 0
+    assert report_outcome(outcome, as_json=False) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from glasslm.cli.flag_groups import ConfigFlags, JsonFlag, RunArgument, TrackFlag
+from glasslm.cli.outcome import report_outcome
 from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
@@ -43,7 +44,6 @@ class Flags(ConfigFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.train import finish
     from glasslm.training import launch
 
     flags = parse(argv)
@@ -62,17 +62,17 @@ def main(argv: list[str]) -> int:
     outcome = launch.train(
         config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track
     )
-    return finish(outcome, flags.json)
+    return report_outcome(outcome, flags.json)
 
 
 def parse(argv: list[str]) -> Flags:
     """The flags, over the recipe that follows from the trained model."""
     from glasslm.cli import parsing
-    from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
+    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
     default = None
     if argv and not argv[0].startswith("-"):
-        config = fine_tuning_config(Base(argv[0]), rank=0 if "--full" in argv else DEFAULT_RANK)
+        config = fine_tuning_config(BaseRun(argv[0]), with_adapters="--full" not in argv)
         default = Flags(
             run=argv[0],
             model=config.model,

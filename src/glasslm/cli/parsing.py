@@ -104,7 +104,7 @@ def named_preset(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig
 
 def fine_tuning_recipe(base: str, argv: list[str]) -> RunConfig:
     """The recipe that continues the run `base`, with adapters if the flags ask for them."""
-    from glasslm.training.fine_tuning import DEFAULT_RANK, Base, fine_tuning_config
+    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
     with_adapters = flag_value("--lora-rank", argv, default="0") != "0"
-    return fine_tuning_config(Base(base), rank=DEFAULT_RANK if with_adapters else 0)
+    return fine_tuning_config(BaseRun(base), with_adapters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from glasslm.cli.flag_groups import JsonFlag, RunArgument, TrackFlag
+from glasslm.cli.outcome import report_outcome
 from glasslm.config.schema import ComputeConfig
 
 DESCRIPTION = """Continue an interrupted run exactly, from its latest checkpoint.
@@ -25,11 +26,10 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
-    from glasslm.cli.train import finish
     from glasslm.runs import run_folder
     from glasslm.training import launch
 
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
-    return finish(
+    return report_outcome(
         launch.resume(run_folder.find_run(flags.run), flags.compute, track=flags.track), flags.json
     )

@@ -5,23 +5,16 @@ Most flags are fields of the dataclasses in config/: a field there is a flag her
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, TrackFlag
+from glasslm.cli.outcome import report_outcome
 from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
-from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
-
-if TYPE_CHECKING:
-    from glasslm.training.launch import Outcome
 
 DESCRIPTION = """Train a language model on raw text.
 
@@ -58,7 +51,7 @@ def main(argv: list[str]) -> int:
         command=command,
         track=flags.track,
     )
-    return finish(outcome, flags.json)
+    return report_outcome(outcome, flags.json)
 
 
 def parse(argv: list[str]) -> Flags:
@@ -79,30 +72,3 @@ def parse(argv: list[str]) -> Flags:
         train=config.train,
     )
     return parsing.parse(Flags, argv, "glasslm train", DESCRIPTION, default=default)
-
-
-def finish(outcome: Outcome, as_json: bool) -> int:
-    """Write the report and print the summary of a run. Returns the exit code."""
-    from glasslm.report import run_report
-    from glasslm.training import display
-
-    path = run_report.write_after_training(outcome, notify)
-    text = display.summary_text(
-        outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s
-    )
-    if as_json:
-        notify(text)
-        best: Mapping[str, Any] = outcome.best or {}
-        report = str(path) if path else None
-        facts: dict[str, Any] = {
-            "run": str(outcome.run_dir),
-            "status": outcome.status,
-            "report": report,
-        }
-        facts |= {f"best_{key}": best.get(key) for key in ("step", "loss", "perplexity", "bpb")}
-        text = json.dumps(to_json_types(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
-    else:
-        text = f"{text}\nrun: {outcome.run_dir}"
-    with suppress(BrokenPipeError):  # a closed standard output does not change the run's exit code
-        print(text, flush=True)
-    return outcome.exit_code

@@ -22,7 +22,7 @@ from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
-from glasslm.training.fine_tuning import Base
+from glasslm.training.fine_tuning import BaseRun
 
 Array = NDArray[Any]
 
@@ -54,7 +54,7 @@ def import_model(folder: Path, base: str | None, run_dir: Path, command: str) ->
             raise InputError(
                 f"{folder} holds adapters without their model: give the model's run with --base RUN"
             )
-        return _import_adapters(folder, Base(base), run_dir, command)
+        return _import_adapters(folder, BaseRun(base), run_dir, command)
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"{folder} holds no {CONFIG_FILE}: expected a model folder as transformers writes it"
@@ -79,7 +79,7 @@ def import_model(folder: Path, base: str | None, run_dir: Path, command: str) ->
     )
 
 
-def _import_adapters(folder: Path, base: Base, run_dir: Path, command: str) -> Path:
+def _import_adapters(folder: Path, base: BaseRun, run_dir: Path, command: str) -> Path:
     tokenizer, frozen = base.run.tokenizer, base.weights()
     model, adapters = peft_files.read(folder, base.run.config.model)
     origin = _import_record(

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from glasslm.runs.metrics import EvalLine, Line, SampleLine
 from glasslm.text import (
     escape_control_chars,
-    format_bytes,
     format_duration,
     format_number,
     quote_path,
@@ -38,8 +36,8 @@ MIN_PRINT_S, PRINT_SHARE = 1.0, 0.01  # seconds between printed steps; share of 
 class Display:
     """A context manager that shows a run on `stream` (default: standard error).
 
-    It is live (default: where the stream is a terminal) or prints lines. `past` are the lines of
-    earlier parts of the run, for the curves. Where the stream is closed (a closed terminal,
+    It is live (default: where the stream is a terminal) or prints lines. `earlier_lines` are those
+    of earlier parts of the run, for the curves. Where the stream is closed (a closed terminal,
     `| head`), the display stops and the run continues.
     """
 
@@ -47,13 +45,13 @@ class Display:
         self,
         max_steps: int | None = None,
         title: str = "",
-        past: Iterable[Line] = (),
+        earlier_lines: Iterable[Line] = (),
         stream: TextIO | None = None,
         live: bool | None = None,
     ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.view = View(title=escape_control_chars(title), max_steps=max_steps)
-        for line in past:
+        for line in earlier_lines:
             self.view.update(line)
         is_live = can_draw(self.stream) if live is None else live
         self._live: Live | None = _make_live(self.stream) if is_live else None
@@ -197,77 +195,7 @@ def _line_parts(line: Line) -> list[str]:
     return []
 
 
-# -- plan and summary ------------------------------------------------------------------------------
-
-
-def plan_text(plan: Mapping[str, Any]) -> str:
-    """The plan of a run in a few aligned lines, printed before it starts.
-
-    `plan` has any of these entries: preset, corpus, parameters {total, non_embedding, active,
-    trained}, vocab_size, train_tokens, val_tokens, batch_tokens, max_steps, total_tokens, epochs,
-    flops, memory_bytes, seconds, engine, device, precision, threads, processes, run_dir, why (a
-    list of notes). A part of a line whose entries are missing is left out.
-    """
-    templates = {
-        "data": ("{train_tokens:,} training tokens", "{val_tokens:,} validation tokens"),
-        "training": (
-            "{max_steps:,} steps of {batch_tokens:,} tokens",
-            "{total_tokens:,} in all",
-            "{epochs:.3g} epochs",
-        ),
-        "compute": (
-            "{flops:.2g} FLOPs",
-            "{engine} engine",
-            "{device}",
-            "{precision}",
-            "{threads} threads",
-            "{processes} processes",
-        ),
-    }
-    model = [
-        *_parameter_parts(plan.get("parameters", {})),
-        *_fill_templates(plan, "vocabulary of {vocab_size:,}"),
-    ]
-    rows = [
-        ("model", ", ".join(model)),
-        ("data", ", ".join(_fill_templates(plan, *templates["data"]))),
-        ("training", ", ".join(_fill_templates(plan, *templates["training"]))),
-        ("expected", ", ".join(_expected_parts(plan))),
-        ("compute", ", ".join(_fill_templates(plan, *templates["compute"]))),
-        ("run", str(plan.get("run_dir", ""))),
-    ]
-    title = " on ".join(str(plan[key]) for key in ("preset", "corpus") if plan.get(key))
-    rows += [("note", str(note)) for note in plan.get("why", [])]
-    lines = [f"glasslm  {title}".rstrip(), *(f"  {head:<10}{text}" for head, text in rows if text)]
-    return escape_control_chars("\n".join(lines))
-
-
-def _parameter_parts(parameters: Mapping[str, Any]) -> list[str]:
-    parts = [f"{parameters['total']:,} parameters"] if "total" in parameters else []
-    if parts and "non_embedding" in parameters:
-        parts[0] += f" ({parameters['non_embedding']:,} without embeddings)"
-    for which, meaning in (("active", "active per token"), ("trained", "trained")):
-        if parameters.get(which, parameters.get("total")) != parameters.get("total"):
-            parts.append(f"{parameters[which]:,} {meaning}")
-    return parts
-
-
-def _expected_parts(plan: Mapping[str, Any]) -> list[str]:
-    parts = []
-    if plan.get("seconds") is not None:
-        parts.append(f"about {format_duration(plan['seconds'])}")
-    if plan.get("memory_bytes") is not None:
-        parts.append(f"{format_bytes(plan['memory_bytes'])} of memory")
-    return parts
-
-
-def _fill_templates(plan: Mapping[str, Any], *templates: str) -> list[str]:
-    """The templates filled in from `plan`, without those that name a missing entry."""
-    return [
-        template.format(**plan)
-        for template in templates
-        if all(plan.get(name) is not None for name in re.findall(r"\{(\w+)", template))
-    ]
+# -- summary ---------------------------------------------------------------------------------------
 
 
 def summary_text(
@@ -299,9 +227,9 @@ def summary_text(
         lines += [f"    {row}" for row in text.strip("\n").split("\n")]
         lines += [""]
     lines += [f"report: {report}"] if report is not None else []
+    if status == "diverged":
+        lines += ["Train again with a lower --lr or a longer --warmup-steps."]
     lines += ["try next:"]
     lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed") else []
-    if status == "diverged":
-        lines += ["  training again with a lower --lr or a longer --warmup-steps"]
     lines += [f"  glasslm generate {run}", f"  glasslm evaluate {run} --text-file FILE"]
     return escape_control_chars("\n".join(lines))

@@ -36,7 +36,7 @@ OVERRIDABLE_FIELDS = {
 }  # fmt: skip
 
 
-class Base:
+class BaseRun:
     """The run that fine-tuning starts from, at its best checkpoint, with adapters merged."""
 
     def __init__(self, run: str) -> None:
@@ -100,18 +100,18 @@ class Base:
             return None
 
 
-def fine_tuning_config(base: Base, rank: int) -> RunConfig:
-    """The default config of fine-tuning, with adapters of this rank (0: all weights are trained).
+def fine_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
+    """The default config of fine-tuning: adapters are trained, or all weights.
 
     It has the architecture and the tokenizer of the base, few steps and a low learning rate.
     """
     config = base.run.config
     return RunConfig(
-        model=dataclasses.replace(config.model, lora_rank=rank),
+        model=dataclasses.replace(config.model, lora_rank=DEFAULT_RANK if with_adapters else 0),
         data=DataConfig(tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size),
         optimizer=dataclasses.replace(
-            config.optimizer, optimizer="adamw", lr=LORA_LR if rank else FULL_LR, min_lr=0.0,
-            warmup_steps=20,
+            config.optimizer, optimizer="adamw", lr=LORA_LR if with_adapters else FULL_LR,
+            min_lr=0.0, warmup_steps=20,
         ),
         train=dataclasses.replace(
             config.train, max_steps=300, epochs=None, max_time=None, eval_interval=50,

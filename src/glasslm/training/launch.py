@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
-from glasslm.data.sources import corpora
+from glasslm.data.dataset import Dataset
 from glasslm.data.sources.files import Source
 from glasslm.engines import memory_estimate
 from glasslm.engines.choice import choose_engine, compute_from_record, count_ranks, thread_count
@@ -26,7 +24,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.model import flops
-from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.history import best_eval
@@ -43,15 +41,18 @@ from glasslm.runs.record import ComputeRecord, build_record, text_name
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
-from glasslm.training import display, step_timer, trackers
-from glasslm.training.fine_tuning import Base
+from glasslm.training import step_timer, trackers
+from glasslm.training.display import Display
+from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
+from glasslm.training.plan import TrainingPlan, format_plan
+from glasslm.training.run_inputs import RunInputs, open_run_inputs
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `status` is that of the last line of metrics.jsonl."""
+    """The result of a run. `status` is that of the last line of metrics.jsonl."""
 
     run_dir: Path
     status: Status
@@ -66,6 +67,17 @@ class Outcome:
         return {"diverged": 3, "interrupted": 128 + (self.signal or signal.SIGINT)}.get(
             self.status, 0
         )
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run, and what its loop trains with."""
+
+    run: Run
+    engine: Engine  # with the weights of `progress`, or the first ones
+    dataset: Dataset
+    base: BaseRun | None  # for the loss on its text
+    progress: Progress | None = None  # of the checkpoint that a resumed run continues from
 
 
 def train(
@@ -92,39 +104,29 @@ def train(
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
-    base = Base(config.train.init_from) if config.train.init_from else None
-    if base:
-        base.require_fit(config)
-    elif config.model.lora_rank:
-        raise InputError(
-            "LoRA adapters need trained weights to adapt: give --init-from RUN, or use "
-            "`glasslm finetune RUN`"
-        )
-    source = None if dataset else corpora.find_source(config.data, notify)
-    if source:
-        dataset = prepare_dataset(config.data, source, notify, base.run.tokenizer if base else None)
-    assert dataset is not None
-    corpus = source.name if source else text_name(config.data)
-    require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
+    inputs = open_run_inputs(config, notify, dataset)
+    corpus = inputs.source.name if inputs.source else text_name(config.data)
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
-    compute, why = _choose_compute(config, dataset.tokenizer.vocab_size, compute)
-    warn_of_shortage(config, dataset.tokenizer.vocab_size, compute, notify)
+    vocab_size = inputs.dataset.tokenizer.vocab_size
+    compute, reasons = _choose_compute(config, vocab_size, compute)
+    warn_of_shortage(config, vocab_size, compute, notify)
     with explain_out_of_memory(config, compute.engine):
-        engine, config, expected_s = _prepare_engine(config, compute, dataset, base, started, why)
+        engine, config, expected_s = _prepare_engine(config, compute, inputs, started, reasons)
     with lock_run(run_dir):
-        _create_run(run_dir, config, compute, dataset, engine, base, preset, command)
-        plan = _plan(config, compute, dataset, engine)
-        plan |= {"preset": preset, "corpus": corpus, "run_dir": str(run_dir)}
-        plan |= {"seconds": expected_s, "why": why}
-        notify(display.plan_text(plan))
+        run = _create_run(run_dir, config, compute, inputs, engine, preset=preset, command=command)
+        plan = _make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
+        notify(format_plan(plan))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
-        first_lines = [plan_line, *_fallback_warning(source)]
         return _run_loop(
-            Run(run_dir), engine, dataset, first_lines, None, base, started, notify, tracker_names,
-            stop_at,
-        )  # fmt: skip
+            RunSetup(run, engine, inputs.dataset, inputs.base),
+            first_lines=[plan_line, *_fallback_warning(inputs.source)],
+            started=started,
+            notify=notify,
+            tracker_names=tracker_names,
+            stop_at=stop_at,
+        )
 
 
 def resume(
@@ -159,20 +161,22 @@ def resume(
             "step": latest.step,
             "from": f"checkpoints/{latest.step:06d}",
         }
-        base = _reopen_base(run, notify)
         return _run_loop(
-            run, engine, dataset, [resume_line], latest.progress, base, started, notify,
-            tracker_names,
-        )  # fmt: skip
+            RunSetup(run, engine, dataset, _reopen_base(run, notify), latest.progress),
+            first_lines=[resume_line],
+            started=started,
+            notify=notify,
+            tracker_names=tracker_names,
+        )
 
 
-def _reopen_base(run: Run, notify: Notify) -> Base | None:
+def _reopen_base(run: Run, notify: Notify) -> BaseRun | None:
     """The run that fine-tuning started from; None, with a note, where it is gone."""
     source = run.record.get("base")
     if source is None:
         return None
     try:
-        base = Base(source["run"])
+        base = BaseRun(source["run"])
         if base.run.record["data"]["sha256"] != source["data_sha256"]:
             raise DamagedError(f"{base.run.path} now holds another run")
         return base
@@ -196,23 +200,21 @@ def _choose_compute(
 def _prepare_engine(
     config: RunConfig,
     compute: ComputeConfig,
-    dataset: Dataset,
-    base: Base | None,
+    inputs: RunInputs,
     started: float,
-    why: list[str],
+    reasons: list[str],
 ) -> tuple[Engine, RunConfig, float]:
-    """The engine with its first weights, the config with its step count, the expected seconds."""
-    vocab_size = dataset.tokenizer.vocab_size
-    table, seed = parameter_table(config.model, vocab_size), config.train.seed
+    """The engine with its first weights, the config with its step count, the expected seconds.
 
-    def first_weights() -> Iterator[tuple[str, Any]]:
-        return base.first_weights(config) if base else initial_weights(table, seed)
+    The reason for compiling is appended to `reasons`.
+    """
+    dataset = inputs.dataset
 
     def make_and_time(compute: ComputeConfig) -> tuple[Engine, RunConfig, float]:
-        engine = make_engine(config, vocab_size, compute, training=True)
-        engine.load(first_weights())
+        engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
+        engine.load(inputs.first_weights(config))
         timer = step_timer.time_steps(config, engine, dataset)
-        engine.load(first_weights())  # timing has changed them
+        engine.load(inputs.first_weights(config))  # timing has changed them
         elapsed = time.perf_counter() - started
         timed_config = step_timer.with_steps(config, dataset, timer, elapsed)
         run_s = step_timer.run_seconds(timed_config, dataset, timer)
@@ -220,7 +222,7 @@ def _prepare_engine(
 
     engine, timed_config, expected_s = make_and_time(compute)
     if step_timer.should_compile(compute, expected_s):
-        why.append("compiled: the run is long enough to repay the compilation")
+        reasons.append("compiled: the run is long enough to repay the compilation")
         del engine  # memory may not hold two
         engine, timed_config, expected_s = make_and_time(dataclasses.replace(compute, compile="on"))
     return engine, timed_config, expected_s
@@ -230,13 +232,14 @@ def _create_run(
     run_dir: Path,
     config: RunConfig,
     compute: ComputeConfig,
-    dataset: Dataset,
+    inputs: RunInputs,
     engine: Engine,
-    base: Base | None,
+    *,
     preset: str,
     command: str,
-) -> None:
+) -> Run:
     """Create the run folder with run.json, the tokenizer and, with LoRA, the frozen weights."""
+    dataset, base = inputs.dataset, inputs.base
     computed_by: ComputeRecord = {
         "engine": engine.name,
         "device": engine.device,
@@ -255,36 +258,35 @@ def _create_run(
     run_folder.create_run(run_dir, record, dataset.tokenizer.to_json())
     if base and config.model.lora_rank:
         checkpoint.save_base(run_dir, base.weights())
+    return Run(run_dir)
 
 
 def _run_loop(
-    run: Run,
-    engine: Engine,
-    dataset: Dataset,
+    setup: RunSetup,
+    *,
     first_lines: Sequence[Line],
-    progress: Progress | None,
-    base: Base | None,
     started: float,
     notify: Notify,
     tracker_names: tuple[str, ...],
     stop_at: int | None = None,
 ) -> Outcome:
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
-    old_text = base.old_text(notify) if base else None
+    run, engine, progress = setup.run, setup.engine, setup.progress
+    old_text = setup.base.old_text(notify) if setup.base else None
     log = MetricsLog(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
-    past = list(run.metrics())
+    earlier_lines = list(run.metrics())
     with (
-        trackers.track_run(tracker_names, run, progress, notify) as interrupted,
+        trackers.track_run(tracker_names, run, progress, notify) as interrupt,
         log,
-        display.Display(run.config.train.max_steps, run.path.name, past=past) as shown,
+        Display(run.config.train.max_steps, run.path.name, earlier_lines) as run_display,
     ):
-        loop = Loop(run, engine, dataset, log, shown, progress, old_text)
+        loop = Loop(run, engine, setup.dataset, log, run_display, progress, old_text)
         for line in first_lines:
             loop.log(line)
         status: Status = "failed"
         try:
             with explain_out_of_memory(run.config, engine.name):
-                status = loop.run(loop.step if interrupted.is_set() else stop_at)
+                status = loop.run(loop.step if interrupt.is_set() else stop_at)
         except DivergedError as error:
             status = "diverged"
             loop.warn("diverged", str(error))
@@ -304,7 +306,7 @@ def _run_loop(
     return Outcome(
         run_dir=run.path,
         status=status,
-        signal=loop.signal or interrupted.received,
+        signal=loop.signal or interrupt.received,
         best=best_eval(lines, run.history),
         sample=next(reversed(sample_lines(lines)), None),
         elapsed_s=elapsed_s,
@@ -319,29 +321,35 @@ def _fallback_warning(source: Source | None) -> list[Line]:
     return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}]
 
 
-def _plan(
-    config: RunConfig, compute: ComputeConfig, dataset: Dataset, engine: Engine
-) -> dict[str, Any]:
-    """The entries of display.plan_text that follow from config, data and engine."""
-    train, vocab_size = config.train, dataset.tokenizer.vocab_size
-    batch_tokens = train.batch_size * config.model.block_size
-    total = train.max_steps * batch_tokens
-    return {
-        "parameters": parameter_table(config.model, vocab_size).counts(),
-        "vocab_size": vocab_size,
-        "train_tokens": len(dataset.train.tokens),
-        "val_tokens": len(dataset.val.tokens),
-        "batch_tokens": batch_tokens,
-        "max_steps": train.max_steps,
-        "total_tokens": total,
-        "epochs": total / len(dataset.train.tokens),
-        "flops": total * flops.flops_per_token(config.model, vocab_size),
-        "memory_bytes": memory_estimate.training_bytes(
+def _make_plan(
+    run: Run,
+    dataset: Dataset,
+    engine: Engine,
+    compute: ComputeConfig,
+    expected_s: float,
+    corpus: str,
+    reasons: list[str],
+) -> TrainingPlan:
+    config, vocab_size = run.config, dataset.tokenizer.vocab_size
+    return TrainingPlan(
+        preset=run.record["preset"],
+        corpus=corpus,
+        run_dir=run.path,
+        parameters=parameter_table(config.model, vocab_size).counts(),
+        vocab_size=vocab_size,
+        train_tokens=len(dataset.train.tokens),
+        val_tokens=len(dataset.val.tokens),
+        max_steps=config.train.max_steps,
+        tokens_per_step=config.tokens_per_step,
+        flops=config.total_tokens * flops.flops_per_token(config.model, vocab_size),
+        memory_bytes=memory_estimate.training_bytes(
             config, vocab_size, compute, engine.micro_batch_size
         ),
-        "engine": engine.name,
-        "device": engine.device,
-        "precision": engine.precision,
-        "threads": compute.threads if engine.device == "cpu" else None,
-        "processes": count_ranks() if count_ranks() > 1 else None,
-    }
+        seconds=expected_s,
+        engine=engine.name,
+        device=engine.device,
+        precision=engine.precision,
+        threads=compute.threads if engine.device == "cpu" else None,
+        processes=count_ranks(),
+        reasons=reasons,
+    )

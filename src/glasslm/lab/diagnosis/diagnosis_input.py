@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.batch_sampler import make_sampler
-from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
-from glasslm.data.sources import corpora
+from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import compute_from_record
 from glasslm.engines.protocol import Batch, State
 from glasslm.errors import DamagedError, InputError
@@ -24,7 +23,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
-from glasslm.training.fine_tuning import Base
+from glasslm.training.run_inputs import open_run_inputs
 from glasslm.training.training_batch import training_batch
 
 if TYPE_CHECKING:
@@ -116,21 +115,13 @@ def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify)
     base, too little text.
     """
     config = config.resolve()
-    base = Base(config.train.init_from) if config.train.init_from else None
-    if base:
-        base.require_fit(config)
-    elif config.model.lora_rank:
-        raise InputError("adapters need trained weights: give --init-from RUN")
-    source = corpora.find_source(config.data, notify)
-    tokenizer = base.run.tokenizer if base else None
-    dataset = prepare_dataset(config.data, source, notify, tokenizer)
-    require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
-    table = parameter_table(config.model, dataset.tokenizer.vocab_size)
+    inputs = open_run_inputs(config, notify)
 
     def first_weights() -> State:
-        return base.first_weights(config) if base else initial_weights(table, config.train.seed)
+        return inputs.first_weights(config)
 
-    return DiagnosisInput(config, dataset, compute, first_weights, fine_tuned=base is not None)
+    fine_tuned = inputs.base is not None
+    return DiagnosisInput(config, inputs.dataset, compute, first_weights, fine_tuned)
 
 
 def input_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> DiagnosisInput:

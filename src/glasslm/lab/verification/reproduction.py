@@ -22,7 +22,7 @@ from glasslm.runs.metrics import ENDED_STATUSES
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
 from glasslm.training import launch
-from glasslm.training.fine_tuning import Base
+from glasslm.training.fine_tuning import BaseRun
 
 ARRAY_FILES = ("model.safetensors", "optimizer.safetensors")
 REPRODUCIBILITY = (
@@ -126,7 +126,7 @@ def _recorded_config(run: Run) -> RunConfig:
     train = dataclasses.replace(run.config.train, max_time=None)
     if "base" in run.record:
         recorded: Mapping[str, Any] = run.record["base"]
-        base = Base(recorded["run"])
+        base = BaseRun(recorded["run"])
         for name, value in base.source.items():
             if name != "run" and value != recorded[name]:
                 raise DamagedError(

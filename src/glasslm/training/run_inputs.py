@@ -1,0 +1,53 @@
+"""What a new run starts from: its text, and the base run of fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glasslm.config.schema import RunConfig
+from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
+from glasslm.data.sources import corpora
+from glasslm.data.sources.files import Source
+from glasslm.engines.protocol import State
+from glasslm.errors import InputError
+from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.text import Notify
+from glasslm.training.fine_tuning import BaseRun
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The tokenized text of a new run, and its base run."""
+
+    dataset: Dataset
+    source: Source | None  # None: the caller has prepared the dataset
+    base: BaseRun | None  # None: training starts from random weights
+
+    def first_weights(self, config: RunConfig) -> State:
+        """The first weights of a run of this config, by name."""
+        if self.base:
+            return self.base.first_weights(config)
+        table = parameter_table(config.model, self.dataset.tokenizer.vocab_size)
+        return initial_weights(table, config.train.seed)
+
+
+def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None = None) -> RunInputs:
+    """Open the base run and the text of a resolved config; with `dataset`, no text is opened.
+
+    Raises InputError if training could not start: the base does not fit, adapters have no base, or
+    the text is too short.
+    """
+    base = BaseRun(config.train.init_from) if config.train.init_from else None
+    if base:
+        base.require_fit(config)
+    elif config.model.lora_rank:
+        raise InputError(
+            "LoRA adapters need trained weights to adapt: give --init-from RUN, or use "
+            "`glasslm finetune RUN`"
+        )
+    source = None
+    if dataset is None:
+        source = corpora.find_source(config.data, notify)
+        dataset = prepare_dataset(config.data, source, notify, base.run.tokenizer if base else None)
+    require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
+    return RunInputs(dataset, source, base)
