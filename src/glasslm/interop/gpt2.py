@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.engines.positions import sinusoids
 from glasslm.errors import InputError
-from glasslm.interop.untrusted_json import Values, drop_tied_head, require_supported
+from glasslm.interop.config_keys import known_values
+from glasslm.interop.hf_weights import drop_tied_head
+from glasslm.interop.untrusted_json import Values, require_supported
 from glasslm.model.parameters import INIT_STD
 
 Array = NDArray[Any]
@@ -83,6 +85,7 @@ def from_hf_config(values: Values) -> ModelConfig:
 
     Raises InputError for an option that glasslm does not have.
     """
+    values = known_values(values)
     activation = values.string("activation_function", "gelu_new")
     require_supported(
         activation in ACTIVATIONS, "activation_function", activation, ", ".join(ACTIVATIONS)
@@ -90,7 +93,6 @@ def from_hf_config(values: Values) -> ModelConfig:
     for name, supported in (
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
     ):
         value = values.boolean(name, supported)
         require_supported(value == supported, name, value, str(supported).lower())

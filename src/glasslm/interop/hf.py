@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,26 @@ from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, hf_tokenizer
-from glasslm.interop.model_export import ModelExport
-from glasslm.interop.untrusted_json import (
-    CONFIG_FILE,
+from glasslm.interop.hf_weights import (
     WEIGHTS_FILE,
-    read_json,
+    canonical_names,
     read_shapes,
     read_weights,
     weight_files,
+    wrapper_prefix,
 )
+from glasslm.interop.model_export import ModelExport, compute_logits, largest_difference
+from glasslm.interop.untrusted_json import CONFIG_FILE, read_values
 from glasslm.model.parameters import parameter_table
+from glasslm.text import Notify, format_bytes, notify, to_one_line
+from glasslm.training.memory import free_memory_bytes
 
 Array = NDArray[Any]
 
-TOLERANCE = 1e-5  # of logits in float32, as a share of the largest one
+# Of logits in float32, as a share of the largest one. Imports have more layers than exports.
+TOLERANCE, IMPORT_TOLERANCE = 1e-5, 1e-4
+MAX_IMPORT_PROBE_TOKENS = 256
+COPIES_TO_COMPARE = 2  # of the weights, beside those that are imported: theirs, and the engine's
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class ModelImport:
     config: ModelConfig
     tokenizer: Tokenizer
     weights: dict[str, Array]
+    prefix: str = ""  # of all names in the files: a wrapper's of PyTorch
 
 
 def write(export: ModelExport, out: Path) -> None:
@@ -113,24 +121,30 @@ def model_logits(model: Any, tokens: NDArray[np.int64]) -> Array:
     return result
 
 
-def read(folder: Path) -> ModelImport:
+def read(folder: Path, notify: Notify = notify) -> ModelImport:
     """The model in a folder that glasslm or transformers wrote.
 
-    Raises InputError for a model that glasslm cannot compute, and DamagedError for files that are
-    not what they claim.
+    `notify` is told where names of weights are changed. Raises InputError for a model that glasslm
+    cannot compute, and DamagedError for files that are not what they claim.
     """
-    values = read_json(folder / CONFIG_FILE)
+    values = read_values(folder / CONFIG_FILE)
     family = families.find_family(values)
     try:
         config = family.from_hf_config(values)
     except InputError as error:
-        raise InputError(f"{folder / CONFIG_FILE}: {error}") from None
+        if str(values.path) in str(error):
+            raise
+        raise InputError(f"{values.path}: {error}") from None
     vocab_size = values.integer("vocab_size")
     table, paths = parameter_table(config, vocab_size), weight_files(folder)
     # First with arrays that take no memory: weights are read only after their names and shapes are
     # checked.
+    shapes = read_shapes(paths)
+    tied_to = family.TOP_LEVEL["embedding.weight"] if config.tie_embeddings else None
+    prefix = wrapper_prefix(shapes)
+    canonical = canonical_names(shapes, prefix, tied_to, notify)
     placeholders = {
-        name: np.broadcast_to(np.float32(0), shape) for name, shape in read_shapes(paths).items()
+        canonical[name]: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()
     }
     shaped = family.from_hf_weights(config, placeholders, list(table))
     if placeholders:
@@ -143,6 +157,51 @@ def read(folder: Path) -> ModelImport:
                 f"the weight {name} of {folder} has the shape {shaped[name].shape}: {CONFIG_FILE} "
                 f"asks for {row.shape}"
             )
-    weights = family.from_hf_weights(config, dict(read_weights(paths)), list(table))
+    hf_weights = {canonical[name]: array for name, array in read_weights(paths)}
+    weights = family.from_hf_weights(config, hf_weights, list(table))
     tokenizer = hf_tokenizer.read_tokenizer(folder, vocab_size)
-    return ModelImport(values.string("model_type"), config.resolve(), tokenizer, weights)
+    return ModelImport(values.string("model_type"), config.resolve(), tokenizer, weights, prefix)
+
+
+def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify) -> None:
+    """Compare the logits of an import with those of transformers from the same folder.
+
+    A note says so where they are not compared: transformers is not installed, or the memory is too
+    small for a second copy of the model. Raises InputError where the logits differ, or transformers
+    cannot load the folder.
+    """
+    free = free_memory_bytes()
+    needed = COPIES_TO_COMPARE * sum(array.nbytes for array in imported.weights.values())
+    if free is not None and needed > free:
+        notify(
+            "note: logits not compared with transformers: that takes "
+            f"{format_bytes(needed)} of memory, and {format_bytes(free)} are free"
+        )
+        return
+    T = min(imported.config.block_size, MAX_IMPORT_PROBE_TOKENS)
+    vocab_size = imported.tokenizer.vocab_size
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (1, T))
+    try:
+        # No kernels are fetched, whatever attention the file asks for.
+        mapping = {f"^{re.escape(imported.prefix)}": ""} if imported.prefix else None
+        model = load_model(
+            folder, use_safetensors=True, attn_implementation="eager", key_mapping=mapping
+        )
+        theirs = model_logits(model, tokens)
+    except InputError as error:
+        notify(f"note: logits not compared: {error}")
+        return
+    except Exception as error:  # The library raises any type for a bad config.
+        raise InputError(
+            f"transformers cannot load {folder} ({to_one_line(str(error))}), so the import cannot "
+            "be compared with it: repair the folder"
+        ) from error
+    del model
+    ours = compute_logits(imported.config, vocab_size, imported.weights, tokens)
+    difference = largest_difference(theirs, ours)
+    if not difference <= IMPORT_TOLERANCE:
+        raise InputError(
+            f"the logits differ from those of transformers for {folder} (relative difference "
+            f"{difference:.1e}, allowed {IMPORT_TOLERANCE:.0e}): glasslm misreads this model, and "
+            "nothing was imported. Please report its config.json"
+        )

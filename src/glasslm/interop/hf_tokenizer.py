@@ -184,7 +184,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     if own_tokenizer and own_tokenizer.vocab_size == vocab_size:
         return own_tokenizer
     try:
-        return _pad_vocabulary(SubwordTokenizer(json.dumps(content)), vocab_size)
+        return _pad_vocabulary(SubwordTokenizer(json.dumps(content)), vocab_size, file)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except BaseException as error:
@@ -258,10 +258,10 @@ def _is_equivalent(content: TokenizerJson, own_content: TokenizerJson) -> bool:
     return same_parts and model == own_content["model"]
 
 
-def _pad_vocabulary(tokenizer: SubwordTokenizer, vocab_size: int) -> SubwordTokenizer:
+def _pad_vocabulary(tokenizer: SubwordTokenizer, vocab_size: int, file: Path) -> SubwordTokenizer:
     """The same tokenizer with a token for each of `vocab_size` ids."""
     content = json.loads(tokenizer.to_json())
-    ids = _token_ids(content, "it")
+    ids = _token_ids(content, file)
     used = set(ids.values())
     unused = {f"<|unused_{i}|>": i for i in range(vocab_size) if i not in used}
     if not unused:
@@ -272,7 +272,7 @@ def _pad_vocabulary(tokenizer: SubwordTokenizer, vocab_size: int) -> SubwordToke
         content["model"]["vocab"] |= ids | unused
     content["added_tokens"] += [_special_token(text, i) for text, i in unused.items()]
     padded = SubwordTokenizer(json.dumps(content))
-    if _token_ids(json.loads(padded.to_json()), "it") != ids | unused:
+    if _token_ids(json.loads(padded.to_json()), file) != ids | unused:
         raise InputError(
             f"its ids leave gaps that cannot be filled, up to the {vocab_size:,} rows of the model"
         )

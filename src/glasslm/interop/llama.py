@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.errors import InputError
-from glasslm.interop.untrusted_json import Values, drop_tied_head, require_supported
+from glasslm.interop.config_keys import known_values
+from glasslm.interop.hf_weights import drop_tied_head
+from glasslm.interop.untrusted_json import Values, require_supported
 
 Array = NDArray[Any]
 
@@ -140,7 +142,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "num_key_value_heads": 8,
         "rope_theta": 1e6,
-        "num_experts": 8,
+        "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
     "qwen3": {
@@ -156,7 +158,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "num_key_value_heads": 4,
         "sliding_window": 4096,
-        "num_experts": 128,
+        "num_local_experts": 128,
         "num_experts_per_tok": 8,
     },
 }
@@ -168,7 +170,7 @@ def from_hf_config(values: Values) -> ModelConfig:
     Raises InputError for an option that glasslm does not have.
     """
     kind = values.string("model_type")
-    values = values.with_defaults(DEFAULTS[kind])
+    values = known_values(values).with_defaults(DEFAULTS[kind])
     width, heads = values.integer("hidden_size"), values.integer("num_attention_heads")
     head_size = values.integer("head_dim", width // max(1, heads))
     require_supported(
@@ -215,21 +217,21 @@ def _window(kind: str, values: Values) -> int:
 
     Raises InputError where layers have different windows.
     """
-    layers = values.array("layer_types")  # these decide, where they are given
-    uniform = all(layer == layers[0] for layer in layers)
-    known = not layers or layers[0] in ("full_attention", "sliding_attention")
-    require_supported(
-        uniform and known,
-        "layer_types",
-        layers[:100],
-        "full_attention or sliding_attention in every layer",
-    )
-    if kind == "llama" or layers[:1] == ["full_attention"]:
-        return 0
+    layers, n_layers = values.array("layer_types"), values.integer("num_hidden_layers")
+    window = 0 if kind == "llama" else values.integer("sliding_window", 0)
     if kind.startswith("qwen3") and not values.boolean("use_sliding_window", False):
+        window = 0
+    if kind == "qwen3" and layers == ["full_attention"] * n_layers:
         return 0
-    window = values.integer("sliding_window", 0)
-    if window and not layers and kind == "qwen3":
+    if layers:  # of the other model types transformers ignores them, so they may only agree
+        layer_type = "sliding_attention" if window else "full_attention"
+        require_supported(
+            layers == [layer_type] * n_layers,
+            "layer_types",
+            str(layers)[:100],
+            f"{layer_type} in each of the {n_layers} layers, or no layer_types",
+        )
+    elif window and kind == "qwen3":
         full_layers = values.integer("max_window_layers")
         require_supported(
             full_layers == 0, "max_window_layers", full_layers, "0, a window in every layer"
@@ -244,9 +246,7 @@ def _experts(kind: str, values: Values) -> dict[str, Any]:
     """
     if kind not in ("mixtral", "qwen3_moe"):
         return {}
-    count = values.integer(
-        "num_local_experts", values.integer("num_experts")
-    )  # transformers reads both keys
+    count = values.integer("num_local_experts")
     per_token = values.integer("num_experts_per_tok")
     if kind == "mixtral":  # Mixtral gives a token's only expert the weight 1
         require_supported(per_token > 1, "num_experts_per_tok", per_token, "2 or more")
@@ -269,17 +269,17 @@ def _experts(kind: str, values: Values) -> dict[str, Any]:
 
 
 def _rope(values: Values) -> tuple[float, float]:
-    """Rope's base, and the factor of linear scaling (1 without).
-
-    Newer files have both in rope_parameters.
-    """
-    rope = values.object("rope_parameters") or values.object("rope_scaling")
+    """Rope's base, and the factor of linear scaling (1 without)."""
+    rope = values.object("rope_parameters")
     base = rope.number("rope_theta", values.number("rope_theta", 1e4))
     kind = rope.string("rope_type", rope.string("type", "default"))
-    require_supported(kind in ("default", "linear"), "rope_type", kind[:100], "default or linear")
     share = rope.number("partial_rotary_factor", values.number("partial_rotary_factor", 1.0))
     require_supported(share == 1, "partial_rotary_factor", share, "1")
-    return base, rope.number("factor", 1.0) if kind == "linear" else 1.0
+    if kind == "default":
+        return base, 1.0
+    factor = rope.number("factor")
+    require_supported(factor >= 1, "factor", factor, "1 or more")
+    return base, factor
 
 
 def to_hf_weights(c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:

@@ -51,12 +51,7 @@ class ModelExport:
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
         """tokens (B, T) -> logits (B, T, V), computed by the NumPy engine in float32."""
-        engine = make_engine(
-            RunConfig(model=self.config), self.vocab_size, ComputeConfig(engine="numpy")
-        )
-        engine.load(self.weights.items())
-        B, T = tokens.shape
-        return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
+        return compute_logits(self.config, self.vocab_size, self.weights, tokens)
 
 
 def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> ModelExport:
@@ -71,6 +66,16 @@ def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> Mo
     weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
     config = without_adapters(run.config.model).resolve()
     return ModelExport(run, checkpoint.step, config, run.tokenizer, weights)
+
+
+def compute_logits(
+    config: ModelConfig, vocab_size: int, weights: dict[str, Array], tokens: NDArray[np.int64]
+) -> Array:
+    """tokens (B, T) -> logits (B, T, V), computed by the NumPy engine in float32."""
+    engine = make_engine(RunConfig(model=config), vocab_size, ComputeConfig(engine="numpy"))
+    engine.load(weights.items())
+    B, T = tokens.shape
+    return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
 
 
 def largest_difference(ours: Array, theirs: Array) -> float:

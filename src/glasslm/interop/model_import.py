@@ -14,14 +14,17 @@ from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfi
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_files
+from glasslm.interop.hf_weights import weight_files
+from glasslm.interop.import_source import require_model_folder
 from glasslm.interop.peft_settings import SETTINGS_FILE
-from glasslm.interop.untrusted_json import CONFIG_FILE, weight_files
+from glasslm.interop.untrusted_json import CONFIG_FILE
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
+from glasslm.text import Notify, notify
 from glasslm.training.fine_tuning import BaseRun
 
 Array = NDArray[Any]
@@ -38,30 +41,27 @@ NO_TEXT: dict[str, Any] = {
 COMPUTED_BY: ComputeRecord = {"engine": "numpy", "device": "cpu", "precision": "fp32"}
 
 
-def import_model(folder: Path, base: str | None, run_dir: Path, command: str) -> Path:
+def import_model(
+    folder: Path, base: str | None, run_dir: Path, command: str, notify: Notify = notify
+) -> Path:
     """Make the run `run_dir` from the model, or from the PEFT adapters, in `folder`.
 
-    Adapters need the run `base` that they belong to. Raises InputError if there is no such folder
-    or glasslm cannot compute its model, DamagedError for bad files.
+    Adapters need the run `base` that they belong to. `notify` is told what was changed or not
+    compared. Raises InputError if there is no such folder, glasslm cannot compute its model, or
+    its logits differ from those of transformers; DamagedError for bad files.
     """
     run_folder.require_new(run_dir)
-    if folder.suffix == ".gguf":
-        raise InputError(
-            f"{folder} is a GGUF file: give the safetensors folder that it was made from"
-        )
+    require_model_folder(folder)
     if (folder / SETTINGS_FILE).is_file():
         if base is None:
             raise InputError(
                 f"{folder} holds adapters without their model: give the model's run with --base RUN"
             )
         return _import_adapters(folder, BaseRun(base), run_dir, command)
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError(
-            f"{folder} holds no {CONFIG_FILE}: expected a model folder as transformers writes it"
-        )
     if base is not None:
         raise InputError(f"{folder} holds a whole model, which needs no base: leave out --base")
-    imported = hf.read(folder)
+    imported = hf.read(folder, notify)
+    hf.compare_import(imported, folder, notify)
     origin = _import_record(
         folder, imported.model_type, [folder / CONFIG_FILE, *weight_files(folder)]
     )

@@ -21,9 +21,9 @@ from glasslm import files
 from glasslm.config.schema import ADAPTABLE_MATRICES, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
+from glasslm.interop.hf_weights import read_shapes, read_weights
 from glasslm.interop.model_export import ModelExport
 from glasslm.interop.peft_settings import SETTINGS_FILE, LoraSettings, module_names
-from glasslm.interop.untrusted_json import read_shapes, read_weights
 from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint

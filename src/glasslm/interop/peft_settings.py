@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasslm.errors import DamagedError, InputError
-from glasslm.interop.untrusted_json import read_json, require_supported
+from glasslm.interop.untrusted_json import read_values, require_supported
 
 SETTINGS_FILE = "adapter_config.json"
 MAX_SETTINGS_BYTES = 256 << 10  # a file has about a thousand
@@ -113,7 +113,7 @@ def read(folder: Path) -> LoraSettings:
         )
     if path.stat().st_size > MAX_SETTINGS_BYTES:
         raise DamagedError(f"{path} has {path.stat().st_size:,} bytes: expected about a thousand")
-    values = read_json(path)
+    values = read_values(path)
     for name, value in values.values.items():
         if value and name not in READ_OPTIONS | IGNORED_OPTIONS:
             reason = REFUSED_OPTIONS.get(name, "glasslm does not know this option")

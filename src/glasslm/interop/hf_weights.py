@@ -1,0 +1,181 @@
+"""Read the safetensors files of a model folder from an untrusted source.
+
+Sizes are checked before a file is read, no path leaves the folder, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from glasslm import files
+from glasslm.errors import DamagedError, InputError
+from glasslm.interop.untrusted_json import read_values
+from glasslm.text import Notify
+
+Array = NDArray[Any]
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_WEIGHT_FILES = 1000
+MAX_HEADER_BYTES = 64 << 20  # a model of ten thousand matrices has 1 MB
+# Buffers that old versions of transformers saved among the weights. They follow from the config.
+BUFFER_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises InputError if there are none, and for paths out of the folder.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        pickled = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
+        )
+        if pickled:
+            raise InputError(
+                f"{folder} has its weights as {pickled[0]}, which runs code when it is read: "
+                "convert it to safetensors with the program it came from (in transformers: "
+                "save_pretrained)"
+            )
+        raise InputError(
+            f"{folder} holds no {WEIGHTS_FILE}: expected a model folder as transformers writes it"
+        )
+    names = sorted(
+        set(map(str, read_values(folder / INDEX_FILE).object("weight_map").values.values()))
+    )
+    if not 0 < len(names) <= MAX_WEIGHT_FILES:
+        raise InputError(
+            f"{folder / INDEX_FILE} lists {len(names):,} files: expected 1 to {MAX_WEIGHT_FILES:,}"
+        )
+    for name in names:
+        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{folder / INDEX_FILE} names {name[:100]!r}: expected a safetensors file in the "
+                "same folder"
+            )
+        if not (folder / name).is_file():
+            raise DamagedError(f"{folder / name} is missing, but {INDEX_FILE} lists it")
+    return [folder / name for name in names]
+
+
+def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array, read from the headers alone; BUFFER_SUFFIXES are left out.
+
+    Raises DamagedError for a file that is not safetensors.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with open(path, "rb") as start:
+            header_bytes = int.from_bytes(start.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise DamagedError(
+                f"{path} has a header of {header_bytes:,} bytes: expected at most "
+                f"{MAX_HEADER_BYTES:,}"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    if not name.endswith(BUFFER_SUFFIXES):
+                        shapes[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            raise DamagedError(f"{path} is not a safetensors file ({error})") from None
+    return shapes
+
+
+def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
+    """Names and arrays as float32, or float64 if they are stored so; BUFFER_SUFFIXES are left out.
+
+    Shapes are those of the file; bfloat16 and float16 are widened. Raises DamagedError for a file
+    that is not safetensors, and for values that are not finite.
+    """
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    if not name.endswith(BUFFER_SUFFIXES):
+                        yield name, _read_float_array(path, name, file)
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            if isinstance(error, DamagedError):
+                raise
+            raise DamagedError(f"{path} is not a safetensors file ({error})") from None
+
+
+def _read_float_array(path: Path, name: str, file: Any) -> Array:
+    part = file.get_slice(name)
+    dtype = part.get_dtype()
+    if dtype == "BF16":
+        array = _read_bfloat16(path, name, part.get_shape())
+    elif dtype in ("F16", "F32", "F64"):
+        array = file.get_tensor(name)
+    else:
+        raise DamagedError(f"{path} holds {name} as {dtype}: expected floating-point numbers")
+    array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
+    if not np.isfinite(array).all():
+        raise DamagedError(f"{path} holds {name}, which is not finite everywhere")
+    return array
+
+
+def _read_bfloat16(path: Path, name: str, shape: list[int]) -> Array:
+    """A bfloat16 array as float32, of which it is the upper half; NumPy has no bfloat16."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")  # safe_open has checked header and bounds
+        start, end = files.parse_json(file.read(length))[name]["data_offsets"]
+        file.seek(8 + length + start)
+        upper = np.frombuffer(file.read(end - start), "<u2").astype(np.uint32)
+    return (upper << 16).view(np.float32).reshape(shape)
+
+
+def drop_tied_head(hf_weights: dict[str, Array], embedding: Array) -> None:
+    """Remove the second copy (V, D) of a tied embedding matrix.
+
+    Raises InputError where the two copies differ.
+    """
+    head = hf_weights.pop("lm_head.weight", embedding)
+    if head.shape != embedding.shape or not np.array_equal(head, embedding):
+        raise InputError(
+            "the model's lm_head.weight differs from its embedding, but its config.json ties "
+            "them: set tie_word_embeddings to false there"
+        )
+
+
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile, and of DistributedDataParallel
+HEAD = "lm_head.weight"
+
+
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """The prefix that all names have from PyTorch's wrappers of a model; empty without one."""
+    prefix, rest = "", set(names)
+    while word := next((w for w in WRAPPER_PREFIXES if all(n.startswith(w) for n in rest)), ""):
+        prefix, rest = prefix + word, {name.removeprefix(word) for name in rest}
+        if not any(rest):
+            break
+    return prefix
+
+
+def canonical_names(
+    names: Iterable[str], prefix: str, tied_to: str | None, notify: Notify
+) -> dict[str, str]:
+    """The name of each array in the files -> its name in transformers.
+
+    `prefix` is left out. With `tied_to`, the name of the embedding that the head is tied to, a
+    head without that embedding is taken as the embedding. `notify` is told of both.
+    """
+    canonical = {name: name.removeprefix(prefix) for name in names}
+    if prefix:
+        notify(f"note: all names of the weights begin with {prefix!r}, which is left out")
+    present = set(canonical.values())
+    if tied_to and HEAD in present and not present & {tied_to, tied_to.partition(".")[2]}:
+        canonical = {name: tied_to if new == HEAD else new for name, new in canonical.items()}
+        notify(
+            f"note: the model has {HEAD} and no {tied_to}; its config.json ties the two, so the "
+            "one matrix is used for both"
+        )
+    return canonical
