@@ -309,7 +309,7 @@ def allowed_exit_codes(crafted: str, command: str, **_: Any) -> set[int]:
     if command == "verify":
         return {1}
     if command == "import":
-        return {0} if crafted == "code of its own" else ERRORS
+        return ERRORS
     if crafted.startswith("metrics.jsonl") and command == "generate":  # which does not read it
         return {0}
     if crafted == "state.json: a log of an exabyte" and command == "generate":
