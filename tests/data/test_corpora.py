@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.sources import corpora, files
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources import corpora, text_files
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.errors import DamagedError, InputError
 from glasslm.text import Notify
 
@@ -163,7 +163,7 @@ def test_chunks_never_cut_a_character(
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            files, "CHUNK_BYTES", chunk + 2
+            text_files, "CHUNK_BYTES", chunk + 2
         )  # the mark at the beginning comes in one piece
         assert text_of(Source("t", (source_file(path),))) == text
 
@@ -179,7 +179,7 @@ def test_bad_utf8_is_named_with_its_offset(
     path = tmp_path_factory.mktemp("bad") / "text"
     path.write_bytes(b"-" + before.encode() + bad + b" after")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK_BYTES", chunk)
+        patch.setattr(text_files, "CHUNK_BYTES", chunk)
         source = Source("t", (source_file(path),))
         with pytest.raises(
             InputError, match=rf"text is not UTF-8: .* at offset {1 + len(before.encode())} "

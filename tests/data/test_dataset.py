@@ -20,7 +20,7 @@ from glasslm.data.dataset import (
     tokenize_source,
 )
 from glasslm.data.sources import corpora
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.text_split import survey_text
 from glasslm.errors import DamagedError, InputError
 

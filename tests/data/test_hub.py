@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 ABOUT = {
-    "about": {
+    "dataset_info": {
         "dataset": "a/b",
         "revision": "0" * 40,
         "licence": "licence mit",
@@ -78,7 +79,7 @@ def test_the_commit_is_kept_with_the_text(reader: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"),
+    ("max_bytes", "expected"),
     [
         ("3B", "one"),
         ("8B", "one\n\ntwo"),
@@ -87,20 +88,25 @@ def test_the_commit_is_kept_with_the_text(reader: Any, tmp_path: Path) -> None:
         ("15B", "one\n\ntwo\n\nthree"),
     ],
 )
-def test_whole_texts_are_taken_as_many_as_fit(most: str, expected: str, reader: Any) -> None:
+def test_whole_texts_are_taken_as_many_as_fit(max_bytes: str, expected: str, reader: Any) -> None:
     reader(ABOUT, *texts("one", "two", "three", "four"), then="import time; time.sleep(60)")
-    assert fetch(most) == expected
+    assert fetch(max_bytes) == expected
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"),
+    ("max_bytes", "expected"),
     [("5B", "\u00fc\u00fc"), ("4B", "\u00fc\u00fc"), ("6B", "\u00fc\u00fc\u00fc")],
 )
 def test_a_first_text_that_is_too_long_ends_with_a_whole_character(
-    most: str, expected: str, reader: Any
+    max_bytes: str, expected: str, reader: Any
 ) -> None:
     reader(ABOUT, *texts("\u00fc" * 9), END)
-    assert fetch(most) == expected
+    assert fetch(max_bytes) == expected
+
+
+def test_the_key_of_a_cached_text_is_that_of_older_versions() -> None:
+    key = json.dumps(hub.HubRequest("a/b", None, "train", None, 100).cache_key(), sort_keys=True)
+    assert hashlib.sha256(key.encode()).hexdigest().startswith("6eb24dcebcba776d")
 
 
 def test_a_cached_text_is_fetched_again_only_if_damaged(reader: Any, tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_wikipedia_is_a_dataset_with_fixed_values(reader: Any) -> None:
     source = corpora.find_source(data, lambda message: None)
     assert (source.name, "".join(source.text())) == ("wikipedia", "Anarchism\n\nAnarchism is")
     request = json.loads(log.read_text())
-    assert (request["dataset"], request["config"], request["most"]) == (
+    assert (request["dataset"], request["config"], request["max_bytes"]) == (
         "wikimedia/wikipedia",
         "20231101.en",
         2_000_000,

@@ -39,7 +39,7 @@ def configs(**files: str) -> dict[str, Any]:
 
 
 def card(values: dict[str, Any]) -> bytes:
-    return f"---\n{json.dumps(values)}\n---\nA data set.\n".encode()  # JSON is YAML
+    return f"---\n{json.dumps(values)}\n---\nA dataset.\n".encode()  # JSON is YAML
 
 
 def repository(
@@ -130,7 +130,7 @@ def request_for(name: str, **fields: Any) -> dict[str, Any]:
         "config": None,
         "split": "train",
         "column": None,
-        "most": 10**6,
+        "max_bytes": 10**6,
         "title": None,
     } | {
         "revision": None,
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[dict[str, Any], str, Any]] = {
     "a column by name": (request_for("own/two", column="answer", split="test"), "texts", ["so"]),
     "a configuration by name": (request_for("own/many", config="de"), "texts", ["Hallo"]),
     "the only column with text": (request_for("own/lines"), "texts", ["first"]),
-    "wrong id": (request_for("own/storys"), "refused", "no data set own/storys on Hugging Face"),
+    "wrong id": (request_for("own/storys"), "refused", "no dataset own/storys on Hugging Face"),
     "wrong owner": (request_for("owen/stories"), "refused", "is it one of own/stories?"),
     "no configuration": (
         request_for("own/many"),
@@ -244,7 +244,7 @@ def test_the_reader_answers_each_request(
     _, kind, expected = CASES[name]
     lines = answers[name]
     if kind == "texts":
-        assert list(lines[0]) == ["about"]
+        assert list(lines[0]) == ["dataset_info"]
         assert lines[-1] == {"end": True}
         assert [line["text"] for line in lines[1:-1]] == expected
     else:
@@ -258,7 +258,7 @@ def test_the_reader_states_licence_and_size_of_the_card(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
     named = ("fine", "a column by name", "title first", "a configuration by name")
-    stated = {name: answers[name][0]["about"] for name in named}
+    stated = {name: answers[name][0]["dataset_info"] for name in named}
     assert stated["fine"]["licence"] == "licence cdla-sharing-1.0"
     assert stated["fine"]["size"] == "20.2 GB in all"
     assert stated["a column by name"]["licence"] == "licence mit and gfdl"

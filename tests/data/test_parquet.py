@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.sources import corpora, files
+from glasslm.data.sources import corpora, text_files
 from glasslm.errors import DamagedError, InputError
 
 
@@ -19,7 +19,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "cache"))
 
 
-def find_files(*paths: Path, messages: list[str] | None = None) -> files.Source:
+def find_files(*paths: Path, messages: list[str] | None = None) -> text_files.Source:
     notify = (lambda message: None) if messages is None else messages.append
     return corpora.find_source(DataConfig(text_file=tuple(map(str, paths))), notify)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.text_split import split_text
 
 
@@ -26,7 +26,7 @@ def test_parts_are_the_text_cut_at_the_characters_of_the_boundaries(
     body = text.removeprefix("\ufeff").encode()  # a mark at the beginning of a file is not text
     data = DataConfig(val_fraction=val, test_fraction=test)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glasslm.data.sources.files.CHUNK_BYTES", piece + 2)
+        patch.setattr("glasslm.data.sources.text_files.CHUNK_BYTES", piece + 2)
         pieces = list(split_text(source, data, len(body)))
     parts = {
         name: "".join(t for n, t in pieces if n == name).encode()

@@ -14,7 +14,7 @@ from glasslm.config.schema import DataConfig
 from glasslm.data import dataset as dataset_module
 from glasslm.data.dataset import prepare_dataset, reopen_dataset
 from glasslm.data.sources import corpora
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.errors import ExhaustedError, InputError
 
 

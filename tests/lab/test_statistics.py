@@ -25,7 +25,7 @@ stats = pytest.importorskip("scipy.stats")
 integrate = pytest.importorskip("scipy.integrate")
 
 # Hours of sleep gained with two drugs by the same ten patients (Student, Biometrika 6, 1908); R's
-# data set `sleep`.
+# dataset `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 # Fifteen p values of a trial of thrombolysis (Benjamini and Hochberg, J. R. Statist. Soc. B 57,

@@ -65,8 +65,8 @@ class GetFlags:
     """Use your own text instead: files, folders or glob patterns.
     A parquet file is converted to text."""
     hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
-    """Use a Hugging Face data set instead, such as roneneldan/TinyStories."""
-    hf_config: Annotated[str | None, optional_flag("NAME", "the data set's default")] = None
+    """Use a Hugging Face dataset instead, such as roneneldan/TinyStories."""
+    hf_config: Annotated[str | None, optional_flag("NAME", "the dataset's default")] = None
     """Configuration of --hf-dataset."""
     hf_split: str = DataConfig.hf_split
     """Split of --hf-dataset."""
@@ -105,7 +105,7 @@ def _list(argv: list[str]) -> int:
     rows: Rows = [(name, *facts) for name, facts in corpora.CORPUS_FACTS.items()]
     _print_table("", rows, ("name", "size", "licence", "origin"))
     notify(
-        "also: any Hugging Face data set (--hf-dataset OWNER/NAME), and your own files "
+        "also: any Hugging Face dataset (--hf-dataset OWNER/NAME), and your own files "
         "(--text-file PATH)"
     )
     return 0
@@ -152,7 +152,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         ("tokens", f"{facts['tokens']:,}"),
         (
             "compression",
-            f"{_format_ratios(facts)[0]} bytes, {_format_ratios(facts)[1]} characters a token",
+            f"{_format_ratios(facts)[0]} bytes, {_format_ratios(facts)[1]} characters per token",
         ),
     ]
     for name in ("train", "val", "test"):
@@ -179,7 +179,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         _print_table(
             "first merges", [("  ".join(merges[i : i + 5]),) for i in range(0, len(merges), 5)]
         )
-    head = ("characters", "bytes a token", "characters a token")
+    head = ("characters", "bytes per token", "characters per token")
     for kind in ("script", "suffix"):
         groups = facts[f"by_{kind}"]
         if groups:

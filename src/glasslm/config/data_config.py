@@ -35,8 +35,8 @@ class DataConfig:
     """Train on these instead of a corpus: files, folders, glob patterns, or - for standard input.
     A parquet file is converted to text."""
     hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
-    """Train on a Hugging Face data set instead, such as roneneldan/TinyStories."""
-    hf_config: Annotated[str | None, optional_flag("NAME", "the data set's default")] = None
+    """Train on a Hugging Face dataset instead, such as roneneldan/TinyStories."""
+    hf_config: Annotated[str | None, optional_flag("NAME", "the dataset's default")] = None
     """Configuration of --hf-dataset (required where several exist and none is the default)."""
     hf_split: str = "train"
     """Split of --hf-dataset."""
@@ -88,7 +88,7 @@ class DataConfig:
         self._require_one_source()
 
     def _require_one_source(self) -> None:
-        """Raise InputError for two sources, and for a setting of a data set that is not given."""
+        """Raise InputError for two sources, and for a setting of a dataset that is not given."""
         sources = {
             "--corpus": self.corpus,
             "--text-file": self.text_file,

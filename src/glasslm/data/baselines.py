@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 MAX_ORDER = 8  # bytes of the longest n-gram, as many as a 64-bit integer holds
 DEFLATE_WINDOW_BYTES = 32 << 10  # before the current byte, that gzip can refer to
-XZ_TRAIN_BYTES = 1 << 20  # of training text, about a second of xz
+XZ_TRAIN_BYTES = 1 << 20  # of training text, which xz compresses in about a second
 
 BITS_PER_BYTE = np.uint64(8)
 
@@ -103,8 +103,11 @@ def witten_bell_probabilities(train: bytes, grams: Grams) -> Iterator[NDArray[np
     for order, (known_grams, count) in enumerate(count_grams(train), 1):
         contexts, begin = _unique(known_grams >> BITS_PER_BYTE)
         n, t = np.add.reduceat(count, begin), np.diff(begin, append=len(known_grams))
-        wanted = grams & _mask(order)
-        gram, context = _indices(known_grams, wanted), _indices(contexts, wanted >> BITS_PER_BYTE)
+        target_grams = grams & _mask(order)
+        gram, context = (
+            _indices(known_grams, target_grams),
+            _indices(contexts, target_grams >> BITS_PER_BYTE),
+        )
         # Index -1 stands for grams that are not in `train`: count 0, and P stays as it is.
         count, n, t = np.append(count, 0), np.append(n, 0), np.append(t, 1)
         p = (count[gram] + t[context] * p) / (n[context] + t[context])
@@ -139,10 +142,10 @@ def _unique(ordered: Grams) -> tuple[Grams, Counts]:
     return ordered[begin], begin
 
 
-def _indices(ordered: Grams, wanted: Grams) -> Counts:
-    """Index of each of `wanted` in different ascending integers; -1 where it is missing."""
-    index = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where(ordered[index] == wanted, index, -1)
+def _indices(ordered: Grams, target_grams: Grams) -> Counts:
+    """Index of each of `target_grams` in different ascending integers; -1 where it is missing."""
+    index = np.minimum(np.searchsorted(ordered, target_grams), len(ordered) - 1)
+    return np.where(ordered[index] == target_grams, index, -1)
 
 
 def _xz_bytes(text: bytes) -> int:

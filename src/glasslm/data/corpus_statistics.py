@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import DataConfig
 from glasslm.data.dataset import Dataset
 from glasslm.data.rolling_hash import RollingHash
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.data.text_pieces import cut_between_words, subsample, take_characters
 from glasslm.data.text_split import split_text, survey_text
 from glasslm.data.tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer

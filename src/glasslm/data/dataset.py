@@ -26,7 +26,7 @@ from glasslm.data import tokenizers
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources import corpora
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.tokenizers import Tokenizer

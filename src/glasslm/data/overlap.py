@@ -113,20 +113,20 @@ def _match_hashes(
 ) -> _Matches:
     """The windows at `starts` whose hash equals that of a window of `other` at `other_starts`."""
     other_starts = other_starts[other_starts <= len(other.text) - length]
-    wanted = hashed.rolling_hash.hash_windows(starts, length)
+    target_hashes = hashed.rolling_hash.hash_windows(starts, length)
     hashes = other.rolling_hash.hash_windows(other_starts, length)
     # A table of the high bits removes nearly all other windows at the price of a look-up.
-    bits = min(22, max(12, len(wanted).bit_length() + 4))
+    bits = min(22, max(12, len(target_hashes).bit_length() + 4))
     shift = np.uint64(64 - bits)
-    is_wanted = np.zeros(1 << bits, bool)
-    is_wanted[_as_index(wanted >> shift)] = True
-    candidates = np.flatnonzero(is_wanted[_as_index(hashes >> shift)])
+    is_target = np.zeros(1 << bits, bool)
+    is_target[_as_index(target_hashes >> shift)] = True
+    candidates = np.flatnonzero(is_target[_as_index(hashes >> shift)])
     other_starts, hashes = other_starts[candidates], hashes[candidates]
     if not len(other_starts):
         return _Matches(starts[:0], other_starts, other_starts)
     order = np.argsort(hashes, kind="stable")
-    index = np.minimum(np.searchsorted(hashes, wanted, sorter=order), len(order) - 1)
-    matching = hashes[order[index]] == wanted
+    index = np.minimum(np.searchsorted(hashes, target_hashes, sorter=order), len(order) - 1)
+    matching = hashes[order[index]] == target_hashes
     return _Matches(starts[matching], other_starts[order[index[matching]]], other_starts)
 
 

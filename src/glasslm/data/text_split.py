@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.errors import InputError
 
 CODE_POINTS = 0x110000  # of Unicode

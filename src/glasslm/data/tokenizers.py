@@ -139,9 +139,6 @@ class ByteTokenizer(Tokenizer):
         _refuse_surrogates(text)
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
-    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
-        return bytes(_as_list(ids)).decode("utf-8", "replace")
-
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind})
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.engines import memory_estimate
 from glasslm.engines.choice import choose_engine, compute_from_record, count_ranks, thread_count
 from glasslm.engines.factory import make_engine

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glasslm.config.schema import RunConfig
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
-from glasslm.data.sources.files import Source
+from glasslm.data.sources.text_files import Source
 from glasslm.engines.protocol import State
 from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table

@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 from glasslm import files
 from glasslm.data.cache import cache_dir, explain_write_errors, write_cached
 from glasslm.data.download import DownloadError, fetch_url, mirror_url
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError
 from glasslm.text import Notify, format_duration
@@ -48,7 +48,7 @@ RESPONSE_TIMEOUT_S = 30.0
 MEAN_ABSTRACT_BYTES = 1300
 MAX_RESPONSE_BYTES = 10_000_000
 RESUME_HINT = (
-    "The pages so far are kept: the same command goes on where it stopped. "
+    "The downloaded pages are kept: give the same command to continue. "
     "Or use a text of your own: --text-file PATH"
 )
 BUSY_STATUSES = {429, 500, 502, 503, 504}
@@ -117,11 +117,11 @@ def _load_pages(category: str, max_results: int, folder: Path, notify: Notify) -
             papers |= {paper for paper, _ in page.papers}
             start, total = start + PAGE_PAPERS, page.total
             if n_requested and n_requested % 5 == 0:
-                wanted = min(max_results, total)
-                pages_left = max(0.0, (wanted - len(papers)) / PAGE_PAPERS)
+                n_requested_papers = min(max_results, total)
+                pages_left = max(0.0, (n_requested_papers - len(papers)) / PAGE_PAPERS)
                 left_s = pages_left * (time.monotonic() - started_s) / n_requested
                 notify(
-                    f"arXiv {category}: {len(papers):,} of {wanted:,} abstracts, "
+                    f"arXiv {category}: {len(papers):,} of {n_requested_papers:,} abstracts, "
                     f"about {format_duration(left_s)} left"
                 )
             yield page

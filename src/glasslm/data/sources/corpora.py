@@ -11,8 +11,8 @@ from typing import Any
 
 from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
-from glasslm.data.sources import arxiv, files, hub, python_code, shakespeare, wikipedia
-from glasslm.data.sources.files import Source
+from glasslm.data.sources import arxiv, hub, python_code, shakespeare, text_files, wikipedia
+from glasslm.data.sources.text_files import Source
 from glasslm.errors import InputError
 from glasslm.text import Notify
 
@@ -40,7 +40,7 @@ def find_source(data: DataConfig, notify: Notify) -> Source:
             "--max-bytes is for --corpus wikipedia and --hf-dataset: other texts are taken whole"
         )
     if data.text_file:
-        return files.find_source(data.text_file, notify)
+        return text_files.find_source(data.text_file, notify)
     if data.hf_dataset:
         request = hub.HubRequest(
             data.hf_dataset,
@@ -81,4 +81,4 @@ def find_run_source(data: DataConfig, facts: dict[str, Any], notify: Notify) -> 
         raise InputError(
             "this model was imported without its training text: give a text with --text-file"
         )
-    return files.reopen_source(facts["files"]) if data.text_file else find_source(data, notify)
+    return text_files.reopen_source(facts["files"]) if data.text_file else find_source(data, notify)

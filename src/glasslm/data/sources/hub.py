@@ -19,7 +19,7 @@ from typing import Any
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import DownloadError
 from glasslm.data.sources.child_process import ChildProcess
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.sources.texts import Progress, cached_text, join_texts
 from glasslm.errors import InputError
 from glasslm.text import Notify, escape_control_chars, format_bytes, format_duration
@@ -31,18 +31,21 @@ READER_MODULE = "glasslm.data.sources.hub_reader"
 
 @dataclass(frozen=True)
 class HubRequest:
-    """The part of a dataset that is wanted.
-
-    The cache names a text by a hash of these fields and their names.
-    """
+    """The requested part of a dataset."""
 
     dataset: str
     config: str | None
     split: str
     column: str | None
-    most: int  # bytes of text, at most
+    max_bytes: int  # of text
     title: str | None = None  # a column that is put before each text
     revision: str | None = None  # a commit
+
+    def cache_key(self) -> dict[str, Any]:
+        """The fields whose hash names the text in the cache, under the names of glasslm 0.1."""
+        fields = dataclasses.asdict(self)
+        fields["most"] = fields.pop("max_bytes")
+        return fields
 
 
 def find_source(name: str, request: HubRequest, notify: Notify, manual_supply: str = "") -> Source:
@@ -56,17 +59,18 @@ def find_source(name: str, request: HubRequest, notify: Notify, manual_supply: s
         f"https://huggingface.co/datasets/{request.dataset}/tree/main and give it with --text-file"
     )
 
-    about: dict[str, str] = {}  # filled by _read_texts
+    dataset_info: dict[str, str] = {}  # filled by _read_texts
 
     def make_text() -> Iterator[bytes]:
-        with closing(_read_texts(request, about, notify, manual_supply)) as texts:
-            yield from join_texts(_report_progress(texts, request, notify), request.most)
+        with closing(_read_texts(request, dataset_info, notify, manual_supply)) as texts:
+            yield from join_texts(_report_progress(texts, request, notify), request.max_bytes)
 
     def find_origin() -> str:
-        return f"https://huggingface.co/datasets/{about['dataset']}/tree/{about['revision']}"
+        name, revision = dataset_info["dataset"], dataset_info["revision"]
+        return f"https://huggingface.co/datasets/{name}/tree/{revision}"
 
     path, origin = cached_text(
-        cache_dir("corpora", "hub"), dataclasses.asdict(request), make_text, find_origin
+        cache_dir("corpora", "hub"), request.cache_key(), make_text, find_origin
     )
     return Source(name, (source_file(path, origin),))
 
@@ -81,12 +85,12 @@ def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) 
         yield text
         total += len(text.encode("utf-8", "replace"))
         progress.update(
-            total / request.most,
-            f"{request.dataset}: {format_bytes(total)} of {format_bytes(request.most)}",
+            total / request.max_bytes,
+            f"{request.dataset}: {format_bytes(total)} of {format_bytes(request.max_bytes)}",
         )
     if not total:
         raise InputError(f"{request.dataset}, split {request.split}, holds no text")
-    if total < request.most:
+    if total < request.max_bytes:
         notify(
             f"note: that is all of {request.dataset}, split {request.split}: "
             f"{format_bytes(total)} of text"
@@ -94,9 +98,9 @@ def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) 
 
 
 def _read_texts(
-    request: HubRequest, about: dict[str, str], notify: Notify, manual_supply: str
+    request: HubRequest, dataset_info: dict[str, str], notify: Notify, manual_supply: str
 ) -> Generator[str, None, None]:
-    """The texts as the reader sends them. `about` is filled before the first one."""
+    """The texts as the reader sends them. `dataset_info` is filled before the first one."""
 
     def failure(reason: str) -> DownloadError:
         return DownloadError(f"{request.dataset} could not be read: {reason}; {manual_supply}")
@@ -125,9 +129,9 @@ def _read_texts(
             message: dict[str, Any] = json.loads(line)
             if "text" in message:
                 yield message["text"]
-            elif "about" in message:
-                about |= message["about"]
-                notify(_describe(about, request))
+            elif "dataset_info" in message:
+                dataset_info |= message["dataset_info"]
+                notify(_describe(dataset_info, request))
             elif "refused" in message:
                 raise InputError(escape_control_chars(message["refused"]))
             elif "failed" in message:
@@ -136,13 +140,13 @@ def _read_texts(
                 return
 
 
-def _describe(about: dict[str, str], request: HubRequest) -> str:
+def _describe(dataset_info: dict[str, str], request: HubRequest) -> str:
     """Licence and size of the dataset, for a message before the first text is fetched."""
     part = ", ".join(filter(None, (request.config, request.split)))
-    dataset = f"Hugging Face {about['dataset']} ({part}) at {about['revision'][:12]}"
+    dataset = f"Hugging Face {dataset_info['dataset']} ({part}) at {dataset_info['revision'][:12]}"
     return escape_control_chars(
-        f"{dataset}: {about['licence']}; {about['size']}, "
-        f"taking at most {format_bytes(request.most)} of text"
+        f"{dataset}: {dataset_info['licence']}; {dataset_info['size']}, "
+        f"taking at most {format_bytes(request.max_bytes)} of text"
     )
 
 

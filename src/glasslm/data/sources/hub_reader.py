@@ -4,8 +4,8 @@ hub.py starts this process. It is separate for three reasons: huggingface_hub re
 the hub once, at import; threads of pyarrow may keep an interpreter from ending
 (https://github.com/apache/arrow/issues/45214); and a process that hangs can be killed.
 
-It writes lines of JSON: {"about": {...}} before any text is fetched, {"text": ...} for each row,
-and last {"end": true}, {"refused": MESSAGE} (the request cannot be met) or {"failed": REASON}.
+It writes lines of JSON: {"dataset_info": {...}} before any text is fetched, {"text": ...} for each
+row, and last {"end": true}, {"refused": MESSAGE} (the request cannot be met) or {"failed": REASON}.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def answer_request(request: Request) -> Iterator[dict[str, Any]]:
         _refuse_script(info)
         if info.gated:
             hub.auth_check(info.id, repo_type="dataset")
-        about = {"licence": _licence(info), "size": _size(info, request)}
-        yield {"about": {"dataset": info.id, "revision": info.sha, **about}}
-        yield from ({"text": text[: request["most"]]} for text in _read_texts(info, request))
+        facts = {"licence": _licence(info), "size": _size(info, request)}
+        yield {"dataset_info": {"dataset": info.id, "revision": info.sha, **facts}}
+        yield from ({"text": text[: request["max_bytes"]]} for text in _read_texts(info, request))
         yield {"end": True}
     except ImportError as error:
         library = f"the library datasets ({to_one_line(str(error))})"
@@ -184,7 +184,7 @@ def _explain_error(error: Exception, request: Request) -> dict[str, str]:
             similar = _similar_datasets(name)
             cure = f"is it one of {', '.join(similar)}?" if similar else f"see {DATASETS_URL}"
             return {
-                "refused": f"there is no data set {name} on Hugging Face, or it is private: {cure}"
+                "refused": f"there is no dataset {name} on Hugging Face, or it is private: {cure}"
             }
         if isinstance(cause, errors.HfHubHTTPError):
             return {"failed": f"the server answers {cause.response.status_code}"}

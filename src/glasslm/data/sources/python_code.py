@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from glasslm.data.sources.files import Source, SourceFile, source_file
+from glasslm.data.sources.text_files import Source, SourceFile, source_file
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError
 from glasslm.text import Notify

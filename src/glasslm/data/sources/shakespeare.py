@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import PATIENT_TIMEOUTS_S, DownloadError, RemoteFile, download_file
-from glasslm.data.sources.files import Source, source_file
+from glasslm.data.sources.text_files import Source, source_file
 from glasslm.text import Notify
 
 FACTS = ("1.1 MB", "public domain", "https://github.com/karpathy/char-rnn, downloaded once")

@@ -6,8 +6,8 @@ The dataset card states CC BY-SA 3.0 and GFDL. The revision is fixed, so everyon
 from __future__ import annotations
 
 from glasslm.data.sources import hub
-from glasslm.data.sources.files import Source
 from glasslm.data.sources.hub import HubRequest
+from glasslm.data.sources.text_files import Source
 from glasslm.text import Notify
 
 FACTS = (

@@ -81,20 +81,20 @@ def find_source(names: tuple[str, ...], notify: Notify) -> Source:
     """The text that `--text-file` names. Raises InputError when a path or all text is missing."""
     paths: dict[str, str] = {}  # real path -> absolute path: a file named twice is read once
     named_files: set[str] = set()  # real paths of files that are named themselves
-    spooled = []
+    stdin_copies = []
     for name in names:
         if name == "-":
-            spooled.append(_spool(_standard_input()))
+            stdin_copies.append(_copy_stream(_standard_input()))
         elif _is_pipe(name):
             with _open_file(name) as pipe:
-                spooled.append(_spool(pipe))
+                stdin_copies.append(_copy_stream(pipe))
         else:
             for path, is_named in _expand_name(os.path.expanduser(name), notify):
                 real_path = os.path.realpath(path)
                 paths.setdefault(real_path, os.path.abspath(path))
                 named_files |= {real_path} if is_named else set()
     ordered = sorted(paths, key=lambda real_path: Path(paths[real_path]).as_posix())
-    text_paths: list[Path | str] = [*spooled]
+    text_paths: list[Path | str] = [*stdin_copies]
     for real_path in ordered:
         path = paths[real_path]
         if real_path in named_files:
@@ -216,7 +216,7 @@ def _standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _spool(stream: BinaryIO) -> str:
+def _copy_stream(stream: BinaryIO) -> str:
     """Copy a stream, which can be read only once, into the cache; returns the path of the copy."""
     folder = cache_dir("stdin")
     with explain_write_errors(folder):
