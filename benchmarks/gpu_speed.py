@@ -32,9 +32,9 @@ import torch
 
 import nanogpt
 from glasslm.config.schema import ComputeConfig, ModelConfig
-from glasslm.engines.choice import thread_count
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch
+from glasslm.engines.resources import thread_count
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
 from matmul import products

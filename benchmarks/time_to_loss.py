@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from glasslm.engines.choice import thread_count
+from glasslm.engines.resources import thread_count
 from paired import heading
 
 GOAL_LOSS = 1.88

@@ -269,11 +269,15 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "adapter, q, rank 8": lambda: ops.adapter(
         random_array(N, D), random_array(8, D), random_array(H * Q, 8), 1.0, new
     ),
-    "rms_norm": lambda: ops.rms_norm(random_array(N, D), random_array(D), new),
-    "layer_norm": lambda: ops.layer_norm(random_array(N, D), random_array(D), random_array(D), new),
+    "rms_norm": lambda: ops.rms_norm(random_array(N, D), random_array(D), new, 1e-5),
+    "layer_norm": lambda: ops.layer_norm(
+        random_array(N, D), random_array(D), random_array(D), new, 1e-5
+    ),
     "linear, q, k and v": linear_case(D, (H + 2 * K) * Q),
     "rope": lambda: attention.rope(
-        random_array(B, T, H + K, Q), *positions.rope_tables(T, H + K, Q, np.float32), new
+        random_array(B, T, H + K, Q),
+        *positions.rope_cos_sin(np.arange(T), H + K, Q, np.float32, "none", 1.0),
+        new,
     ),
     "attention": lambda: run_attention(None),
     "attention with dropout": lambda: run_attention((0.1, dropout_keys())),

@@ -44,6 +44,7 @@ SHARED_BY_ENGINES = {
     "engines.memory_estimate",
     "engines.positions",
     "engines.protocol",
+    "engines.resources",
     "engines.state",
 }
 # The checks that compare hand-written gradients with autograd, and torchrun's entry, know one

@@ -89,7 +89,7 @@ def _ramp(c: ModelConfig, dtype: DTypeLike) -> Array:
 
 """
 TORCH_RAMP = '''
-class RampPositions(NoPositions):
+class RampPositions(PositionEncoding):
     """A fixed ramp, added to the embeddings."""
 
     table: Tensor
@@ -109,7 +109,7 @@ TORCH_ACTIVATIONS = "ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"
 NUMPY_NORMS = "NORMS: dict[Norm, NormOp] = {"
 TORCH_NORMS = "NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {"
 NUMPY_KINDS = "POSITIONS: dict[Position, PositionTables] = {"
-TORCH_KINDS = "POSITIONS: dict[str, type[NoPositions]] = {"
+TORCH_KINDS = "POSITIONS: dict[str, type[PositionEncoding]] = {"
 SINE_OPS = [
     Edit(NUMPY_OPS, "class NormOp(NamedTuple):", NUMPY_SINE, before=True),
 ]
@@ -139,7 +139,7 @@ VARIANTS: dict[str, list[Edit]] = {
     "position ramp": [
         Edit(CONFIG, WORD["position"], '"ramp", '),
         Edit(NUMPY_POSITIONS, "# A model whose parameter table", NUMPY_RAMP, before=True),
-        Edit(NUMPY_POSITIONS, NUMPY_KINDS, '"ramp": PositionTables(added=_ramp), '),
+        Edit(NUMPY_POSITIONS, NUMPY_KINDS, '"ramp": PositionTables(vectors=_ramp), '),
         Edit(TORCH_POSITIONS, "POSITIONS: dict[str", TORCH_RAMP, before=True),
         Edit(TORCH_POSITIONS, TORCH_KINDS, '"ramp": RampPositions, '),
     ],

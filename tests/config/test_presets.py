@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from glasslm.config.presets import PRESETS
-from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.model.parameters import parameter_table
 
 SYMBOLS = 65
@@ -63,4 +63,4 @@ def test_the_default_stays_where_transformers_can_load_it() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_resolves(name: str) -> None:
     run = PRESETS[name]().resolve()
-    assert run.train.batch_size % micro_batch_size(run, "numpy") == 0
+    assert run.train.batch_size % resolve_micro_batch_size(run, "numpy") == 0

@@ -23,7 +23,7 @@ from glasslm.engines.numpy import attention as attention_module
 from glasslm.engines.numpy.attention import alibi_bias, attention, rope
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.ops import dropout_mask
-from glasslm.engines.positions import alibi_slopes, rope_cos_sin, rope_tables, sinusoids
+from glasslm.engines.positions import alibi_slopes, rope_cos_sin, sinusoids
 from glasslm.engines.protocol import Batch
 from glasslm.lab.checks.gradient_check import single_switches, small_model
 from glasslm.model.parameters import initial_weights
@@ -133,12 +133,19 @@ def test_what_is_not_finite_stays_visible() -> None:
     assert np.isfinite(y[1]).all()
 
 
+def test_masks_of_many_lengths_do_not_pile_up() -> None:
+    """A mask has T² numbers, and a run that reads prompts of all lengths would keep them all."""
+    for T in range(1, 40):
+        attention(np.ones((1, T, 2, 2)), np.ones((1, T, 1, 2)), None, None, np.empty)
+    assert attention_module._masks.cache_info().currsize < 20
+
+
 # -- positions -------------------------------------------------------------------------------------
 
 
 def rotate(x: Array, positions: Array) -> Array:
-    cos, sin = rope_tables(int(positions.max()) + 1, x.shape[2], x.shape[3], np.float64)
-    y, _ = rope(x.copy(), cos[positions], sin[positions], np.empty)
+    cos, sin = rope_cos_sin(positions, x.shape[2], x.shape[3], np.float64, "none", 1.0)
+    y, _ = rope(x.copy(), cos, sin, np.empty)
     return y
 
 
@@ -202,7 +209,7 @@ def test_tables_are_made_for_any_positions_in_float32_as_in_float64() -> None:
         assert wide.shape == (2, 2, 2, 8)
         assert narrow.dtype == np.float32
         np.testing.assert_allclose(narrow, wide, atol=1e-7)
-    cos, sin = rope_tables(4, 2, 8, np.float64)
+    cos, sin = rope_cos_sin(np.arange(4), 2, 8, np.float64, "none", 1.0)
     np.testing.assert_array_equal(cos[3], exact[0][0, 1])
     np.testing.assert_array_equal(sin[3], exact[1][0, 1])
 

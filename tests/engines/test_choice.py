@@ -18,10 +18,9 @@ from glasslm.engines.choice import (
     TORCH_TRAINING_MIN_PARAMETERS,
     choose_engine,
     compute_from_record,
-    count_ranks,
-    require_divisible,
 )
 from glasslm.engines.factory import make_engine
+from glasslm.engines.resources import count_ranks, require_divisible
 from glasslm.errors import InputError
 from small_runs import train_command, write_text
 

@@ -16,10 +16,11 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.engines.choice import micro_batch_size, thread_count
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.factory import make_engine
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch, Engine
+from glasslm.engines.resources import thread_count
 from glasslm.errors import DamagedError
 from glasslm.lab.checks.gradient_check import single_switches
 from glasslm.model.parameters import initial_weights
@@ -322,9 +323,9 @@ def test_make_engine_obeys_precision_and_threads(monkeypatch: pytest.MonkeyPatch
 
 def test_a_micro_batch_is_at_most_half_of_the_batch_so_that_two_threads_have_work() -> None:
     run = RunConfig(model=ModelConfig(block_size=64), train=TrainConfig(batch_size=4)).resolve()
-    assert micro_batch_size(run, "numpy") == 2
+    assert resolve_micro_batch_size(run, "numpy") == 2
     # Never more than the batch.
-    assert micro_batch_size(with_flags(run, {"micro_batch_size": 9}), "numpy") == 4
+    assert resolve_micro_batch_size(with_flags(run, {"micro_batch_size": 9}), "numpy") == 4
     # About 1,024 tokens.
     long = with_flags(run, {"block_size": 512, "batch_size": 64})
-    assert micro_batch_size(long, "numpy") == 2
+    assert resolve_micro_batch_size(long, "numpy") == 2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from glasslm.engines.numpy import flash
 from glasslm.engines.numpy.attention import alibi_bias, attention
 from glasslm.engines.numpy.buffer_pool import ALIGNMENT, BufferPool
-from glasslm.engines.numpy.flash import TILE, flash_attention
+from glasslm.engines.numpy.flash import TILE_LENGTH, flash_attention
 from glasslm.engines.positions import alibi_slopes
 from glasslm.lab.checks.finite_differences import check_gradients
 
@@ -79,7 +79,7 @@ def assert_equal(actual: Array, expected: Array, rounding: float = 1e-10) -> Non
 # -- the same numbers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("T", [1, 5, TILE, TILE + 1, 2 * TILE + 44])
+@pytest.mark.parametrize("T", [1, 5, TILE_LENGTH, TILE_LENGTH + 1, 2 * TILE_LENGTH + 44])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("scale", [1.0, 12.0])
 def test_it_equals_the_whole_square(T: int, window: int, scale: float) -> None:
@@ -109,7 +109,7 @@ def test_any_shape(
     qk, v, dout = draw_inputs(B, T, G * K, K, Q, scale)
     slopes = alibi_slopes(G * K, np.float64) if biased else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flash, "TILE", tile)
+        patch.setattr(flash, "TILE_LENGTH", tile)
         out, dqkv = run_flash(qk, v, slopes, window, dout)
     assert_equal(out, explicit_attention(qk, v, slopes, window))
     assert_equal(dqkv, run_plain(qk, v, slopes, window, dout)[1])
@@ -120,7 +120,7 @@ def test_any_shape(
 def test_gradients_equal_finite_differences(
     window: int, scale: float, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flash, "TILE", 3)
+    monkeypatch.setattr(flash, "TILE_LENGTH", 3)
     H, K = 4, 2
     qk, v, dout = draw_inputs(2, 7, H, K, scale=scale)
     slopes = alibi_slopes(H, np.float64) if biased else None
@@ -173,7 +173,9 @@ def test_queries_are_scaled_in_place_and_the_rest_is_left_alone() -> None:
 @pytest.mark.parametrize("H", [2, 32])
 def test_float32_does_not_overflow(scale: float, H: int) -> None:
     """With 32 heads the steepest slope spans 107 over a tile, which overflows exp in float32."""
-    qk, v, dout = (x.astype(np.float32) for x in draw_inputs(1, TILE + 40, H, 1, scale=scale))
+    qk, v, dout = (
+        x.astype(np.float32) for x in draw_inputs(1, TILE_LENGTH + 40, H, 1, scale=scale)
+    )
     slopes = alibi_slopes(H, np.float32)
     for bias in (None, slopes):
         out, backward = flash_attention(qk.copy(), v, bias, 140, new32)
@@ -210,7 +212,8 @@ def test_every_step_computes_in_float32_and_small_scores_need_no_maximum() -> No
     for scale in (1.0, 50.0):
         Watched.used = set()
         qk, v, dout = (
-            x.astype(np.float32).view(Watched) for x in draw_inputs(1, TILE + 10, 4, 2, scale=scale)
+            x.astype(np.float32).view(Watched)
+            for x in draw_inputs(1, TILE_LENGTH + 10, 4, 2, scale=scale)
         )
         out, backward = flash_attention(
             qk, v, alibi_slopes(4, np.float32), 20, lambda shape: new32(shape).view(Watched)
@@ -236,7 +239,7 @@ def test_what_is_not_finite_stays_visible() -> None:
 def test_a_query_depends_on_the_keys_that_it_sees(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flash, "TILE", 3)
+    monkeypatch.setattr(flash, "TILE_LENGTH", 3)
     T = 11
     qk, v, _ = draw_inputs(1, T, 1, 1)
     _, backward = flash_attention(qk, v, None, window, new)
@@ -251,16 +254,16 @@ def test_a_query_depends_on_the_keys_that_it_sees(
 @given(T=st.integers(1, 600), window=st.integers(0, 700))
 def test_tiles_cover_the_visible_keys_once_and_few_others(T: int, window: int) -> None:
     times = np.zeros((T, T), int)
-    for queries, tiles in flash.TileMask(None, window, TILE).tiles(T):
+    for queries, tiles in flash.TileMask(None, window, TILE_LENGTH).tiles(T):
         assert tiles[0].start <= queries.start, "every query has a visible key in the first tile"
         assert tiles[0].stop == queries.stop
         for keys in tiles:
-            assert queries.stop - queries.start <= TILE
-            assert keys.stop - keys.start <= TILE
+            assert queries.stop - queries.start <= TILE_LENGTH
+            assert keys.stop - keys.start <= TILE_LENGTH
             times[queries, keys] += 1
     assert times.max() == 1
     assert times[visible_mask(T, window)].all()
-    assert times.sum() <= visible_mask(T, window).sum() + T * TILE
+    assert times.sum() <= visible_mask(T, window).sum() + T * TILE_LENGTH
 
 
 def peak_bytes(T: int, H: int, Q: int, scale: float) -> int:
@@ -279,7 +282,7 @@ def peak_bytes(T: int, H: int, Q: int, scale: float) -> int:
 @pytest.mark.parametrize("scale", [1.0, 12.0])
 def test_memory_grows_with_the_length_and_not_with_its_square(scale: float) -> None:
     H, Q = 2, 16
-    peak_bytes(TILE, H, Q, scale)  # fills the caches of masks
+    peak_bytes(TILE_LENGTH, H, Q, scale)  # fills the caches of masks
     short_bytes, long_bytes = (peak_bytes(T, H, Q, scale) for T in (1024, 2048))
     assert long_bytes < 2.1 * short_bytes
     # H Q numbers a token each: out 1, dqkv 3, dk and dv 2, copies of keys and values 2.
@@ -287,7 +290,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(scale: float) -> N
 
 
 def test_what_is_kept_is_the_output_and_a_number_a_query() -> None:
-    T, H, Q = 3 * TILE, 2, 16
+    T, H, Q = 3 * TILE_LENGTH, 2, 16
     qk, v, dout = (x.astype(np.float32) for x in draw_inputs(1, T, H, H, Q))
     pool = BufferPool(np.float32)
     passes = [flash_attention(qk, v, None, 0, pool)]

@@ -22,7 +22,7 @@ from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, ModelConfig, Precision, RunConfig
 from glasslm.engines import memory_estimate
-from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.factory import make_engine
 from glasslm.engines.memory_estimate import (
     numpy_memory_bytes,
@@ -163,7 +163,7 @@ def test_peak_memory_is_as_estimated(name: str) -> None:
     threads, vocab = flags.pop("threads", 1), flags.pop("vocab", V)
     config = with_flags(PRESETS["tiny"](), flags).resolve()
     peak = peak_of_three_steps(config, vocab, threads)
-    rows = micro_batch_size(config, "numpy")
+    rows = resolve_micro_batch_size(config, "numpy")
     assert 0.4 <= peak / numpy_memory_bytes(config, vocab, rows, threads) <= 1.5
 
 

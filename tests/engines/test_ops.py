@@ -64,10 +64,12 @@ def test_every_op_keeps_float32_forward_and_backward(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Intermediates are checked as well, because an output of the right type would hide them."""
-    tables = positions.rope_tables
+    cos_sin = positions.rope_cos_sin
     monkeypatch.setattr(op_cases, "new", lambda shape: np.full(shape, np.nan, np.float32))
     monkeypatch.setattr(
-        positions, "rope_tables", lambda T, heads, Q, dtype: tables(T, heads, Q, np.float32)
+        positions,
+        "rope_cos_sin",
+        lambda at, heads, Q, dtype, *scaling: cos_sin(at, heads, Q, np.float32, *scaling),
     )
     inputs, run = OPS[name](Float32Generator(np.random.default_rng(0)))  # type: ignore[arg-type]
     with float64_variables() as wide:
@@ -124,12 +126,14 @@ def test_relu_and_its_square() -> None:
 
 def test_norms_give_what_they_promise() -> None:
     x = np.random.default_rng(0).normal(3, 10, (20, 64))
-    rms, _ = ops.rms_norm(x, np.ones(64), np.empty)
+    rms, _ = ops.rms_norm(x, np.ones(64), np.empty, 1e-5)
     np.testing.assert_allclose(np.sqrt((rms**2).mean(1)), 1, rtol=1e-5)
-    layer, _ = ops.layer_norm(x, np.full(64, 2.0), np.full(64, 0.5), np.empty)
+    layer, _ = ops.layer_norm(x, np.full(64, 2.0), np.full(64, 0.5), np.empty, 1e-5)
     np.testing.assert_allclose(layer.mean(1), 0.5, atol=1e-12)
     np.testing.assert_allclose(layer.std(1), 2, rtol=1e-5)
-    np.testing.assert_allclose(ops.rms_norm(100 * x, np.ones(64), np.empty)[0], rms, rtol=1e-5)
+    np.testing.assert_allclose(
+        ops.rms_norm(100 * x, np.ones(64), np.empty, 1e-5)[0], rms, rtol=1e-5
+    )
 
 
 def test_cross_entropy_of_large_logits_of_uniform_ones_and_of_ignored_targets() -> None:

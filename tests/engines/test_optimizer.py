@@ -15,7 +15,7 @@ from glasslm.config.schema import (
     TrainConfig,
 )
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.engines.numpy.optimizer import CHUNK, adamw, orthogonalize, sgd
+from glasslm.engines.numpy.optimizer import CHUNK_NUMBERS, adamw, orthogonalize, sgd
 from glasslm.engines.protocol import Batch
 from glasslm.model.parameters import initial_weights
 
@@ -87,7 +87,7 @@ def test_adamw_over_ten_updates_equals_the_paper() -> None:
 
 
 def test_an_array_longer_than_a_chunk_is_updated_as_one() -> None:
-    n = 2 * CHUNK + 17
+    n = 2 * CHUNK_NUMBERS + 17
     g = np.random.default_rng(0).standard_normal(n)
     p, m, v = np.ones(n), np.zeros(n), np.zeros(n)
     adamw(p, g.copy(), m, v, t=1, lr=0.1, decay=0.0, betas=(0.9, 0.95), scale=1.0)

@@ -96,6 +96,8 @@ def test_a_failing_compiler_is_reported_in_one_line() -> None:
 def test_the_model_is_compiled_once() -> None:
     """One block serves all; further steps, evaluations and samples do not compile again."""
     engine = engine_of(compiled=True, micro=3)
+    graphs = []
+    torch._dynamo.utils.counters.clear()
     for step in range(4):
         engine.accumulate(batch(step), 1 / (B * T))
         engine.update(1e-3)
@@ -103,3 +105,5 @@ def test_the_model_is_compiled_once() -> None:
         cache = engine.new_cache(1, T)
         for token in batch(step).tokens[0]:
             engine.logits(np.full((1, 1), token), cache, np.ones(1, np.int64))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [1] * 4

@@ -10,7 +10,7 @@ from test_check import plant, tiny
 import small_runs
 from glasslm import files
 from glasslm.cli import check as command
-from glasslm.engines import choice
+from glasslm.engines import resources
 from glasslm.errors import InputError
 from glasslm.lab.checks import finite_differences, gradient_check
 from glasslm.lab.checks.op_cases import OPS
@@ -20,7 +20,7 @@ from glasslm.model.parameters import parameter_table
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that PyTorch is not installed; test_loss_parity.py tests the rest."""
-    monkeypatch.setattr(choice, "is_torch_installed", lambda: False)
+    monkeypatch.setattr(resources, "is_torch_installed", lambda: False)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
 ) -> None:
     with pytest.raises(InputError, match="PyTorch"):
         command.main(["--figure", str(tmp_path / "parity.png")])
-    monkeypatch.setattr(choice, "is_torch_installed", lambda: True)
+    monkeypatch.setattr(resources, "is_torch_installed", lambda: True)
     for name in ("parity.pdf", "missing/parity.png"):
         with pytest.raises(InputError, match=r"expected a \.png file"):
             command.main(["--figure", str(tmp_path / name)])

@@ -23,7 +23,7 @@ from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.sources import corpora
 from glasslm.engines import factory
-from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.memory_estimate import numpy_memory_bytes
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
@@ -260,7 +260,9 @@ def test_what_is_said_before_it_starts(text: Path, tmp_path: Path) -> None:
         assert expected in plans["fp32"]
     for precision, size_of_a_number in (("fp32", 4), ("fp64", 8)):
         memory = format_bytes(
-            numpy_memory_bytes(config, 21, micro_batch_size(config, "numpy"), 1, size_of_a_number)
+            numpy_memory_bytes(
+                config, 21, resolve_micro_batch_size(config, "numpy"), 1, size_of_a_number
+            )
         )
         assert f"{memory} of memory" in plans[precision]
 

@@ -114,7 +114,7 @@ def _run_command(argv: list[str]) -> int:
 
 def _run_in_group(argv: list[str]) -> int:
     """Run as one of torchrun's processes: rank 0 runs the command, the others compute with it."""
-    from glasslm.engines.choice import count_ranks, is_torch_installed
+    from glasslm.engines.resources import count_ranks, is_torch_installed
 
     if count_ranks() == 1 or not is_torch_installed():
         return _run_command(argv)

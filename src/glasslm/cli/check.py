@@ -69,7 +69,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
-    from glasslm.engines.choice import is_torch_installed
+    from glasslm.engines.resources import is_torch_installed
 
     flags = parse(Flags, argv, "glasslm check", DESCRIPTION)
     require(flags.seed >= 0, "seed", flags.seed, "0 or more")
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
 
 def _require_figure(figure: Path, run: str | None) -> None:
     """Raise InputError for a --figure that cannot be drawn, before minutes of checks."""
-    from glasslm.engines.choice import is_torch_installed
+    from glasslm.engines.resources import is_torch_installed
 
     if run is not None:
         raise InputError("--figure draws the losses of two new models: leave out RUN")

@@ -1,1 +1,4 @@
-"""The seam: protocol.Engine declares it, numpy/ and torch/ implement it, factory.py chooses."""
+"""The seam and its two sides: choice.py chooses the engine, factory.py makes it.
+
+protocol.Engine declares what an engine can do; numpy/ and torch/ implement it.
+"""

@@ -6,18 +6,12 @@ Nothing here imports PyTorch unless PyTorch is going to compute, because the imp
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import os
-import platform
-import shutil
-import sys
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from glasslm.config.schema import ComputeConfig, EngineName, ModelConfig, Precision, RunConfig
+from glasslm.config.schema import ComputeConfig, EngineName, Precision, RunConfig
+from glasslm.engines.resources import count_ranks, has_gpu, is_torch_installed
 from glasslm.errors import InputError
 
 # Parameters from which on PyTorch trains faster on a CPU (docs/log.md has the crossing).
@@ -26,8 +20,6 @@ TORCH_TRAINING_MIN_PARAMETERS = 3_000_000
 TORCH_INFERENCE_MIN_PARAMETERS = 30_000_000
 NUMPY_MICRO_BATCH_TOKENS = 1024  # what stays in a CPU's cache
 TORCH_MICRO_BATCH_TOKENS = 8192  # what keeps a GPU busy
-# Positions from which on attention by tiles is as fast as plain attention (docs/log.md).
-FLASH_MIN_LENGTH = 512
 
 
 def choose_engine(
@@ -44,12 +36,14 @@ def choose_engine(
         engine, reason = _auto_engine(compute, parameters, training)
     if engine == "numpy":
         _require_numpy_supports(compute, training)
-        exact: Precision = "fp32" if compute.precision == "auto" else compute.precision
-        return dataclasses.replace(compute, engine=engine, device="cpu", precision=exact), reason
+        numpy_precision: Precision = "fp32" if compute.precision == "auto" else compute.precision
+        return dataclasses.replace(
+            compute, engine=engine, device="cpu", precision=numpy_precision
+        ), reason
     if not is_torch_installed():
         flag, cure = "--engine torch", "use --engine numpy"
         if compute.engine == "auto":
-            flag, cure = torch_only_flag(compute, training), "leave it out"
+            flag, cure = torch_only_setting(compute, training), "leave it out"
         raise InputError(
             f"{flag} needs PyTorch, which is not installed: `pip install torch`, or {cure}"
         )
@@ -60,10 +54,15 @@ def choose_engine(
     precision: Precision = "fp32"
     if training or compute.precision != "auto":
         precision = hardware.choose_precision(compute.precision, device, parameters)
-    undecided = compute.engine == "auto" and not torch_only_flag(compute, training)
+    undecided = compute.engine == "auto" and not torch_only_setting(compute, training)
     if undecided and training and device == "cpu" and precision == "fp32":
-        numpy, _ = choose_engine(dataclasses.replace(compute, engine="numpy"), parameters, training)
-        return numpy, f"{_describe_size(parameters)}; PyTorch has no GPU here and would use fp32"
+        numpy_compute, _ = choose_engine(
+            dataclasses.replace(compute, engine="numpy"), parameters, training
+        )
+        return (
+            numpy_compute,
+            f"{_describe_size(parameters)}; PyTorch has no GPU here and would use fp32",
+        )
     return dataclasses.replace(compute, engine=engine, device=device, precision=precision), reason
 
 
@@ -83,7 +82,7 @@ def _require_possible_parallel(compute: ComputeConfig) -> None:
 
 def _auto_engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
     """What --engine auto means here, and the reason."""
-    if flag := torch_only_flag(compute, training):
+    if flag := torch_only_setting(compute, training):
         return "torch", f"{flag} needs PyTorch"
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
@@ -112,7 +111,7 @@ def compute_from_record(
     if record["engine"] == "torch" and not is_torch_installed():
         flags["engine"] = "numpy"
         notes.append("this run used PyTorch, which is not installed here: it continues in NumPy")
-    elif record["engine"] == "numpy" and torch_only_flag(compute, training=True):
+    elif record["engine"] == "numpy" and torch_only_setting(compute, training=True):
         flags["engine"] = "torch"
     engine = flags["engine"] if compute.engine == "auto" else compute.engine
     if engine == record["engine"]:
@@ -157,16 +156,7 @@ def _adapt_to_machine(
     return compute, notes
 
 
-def uses_flash(c: ModelConfig, T: int) -> bool:
-    """Whether the NumPy engine computes attention over T positions by tiles.
-
-    Tiles drop no probabilities, so attention dropout needs plain attention.
-    """
-    long = T >= FLASH_MIN_LENGTH and not c.attention_dropout
-    return {"plain": False, "flash": True, "auto": long}[c.attention]
-
-
-def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
+def resolve_micro_batch_size(config: RunConfig, engine: EngineName) -> int:
     """Rows computed together: as configured, or as many as suit the engine.
 
     The number of threads has no influence, because NumPy's bits depend on this size. Where the
@@ -184,15 +174,8 @@ def micro_batch_size(config: RunConfig, engine: EngineName) -> int:
     return min(max(1, tokens // config.model.block_size), largest)
 
 
-def device_free_bytes() -> int:
-    """Free memory of the GPU in bytes."""
-    from glasslm.engines.torch import hardware
-
-    return hardware.free_gpu_bytes()
-
-
-def torch_only_flag(compute: ComputeConfig, training: bool) -> str:
-    """The first flag that only PyTorch can honour; empty if there is none."""
+def torch_only_setting(compute: ComputeConfig, training: bool) -> str:
+    """The first setting that only PyTorch can honour, as text; empty if there is none."""
     if compute.device in ("cuda", "mps"):
         return f"--device {compute.device}"
     if compute.precision in ("bf16", "fp16"):
@@ -205,7 +188,7 @@ def torch_only_flag(compute: ComputeConfig, training: bool) -> str:
 
 
 def _require_numpy_supports(compute: ComputeConfig, training: bool) -> None:
-    if flag := torch_only_flag(compute, training):
+    if flag := torch_only_setting(compute, training):
         raise InputError(
             f"--engine numpy and {flag} do not go together: the NumPy engine computes on the CPU, "
             "in one process, in fp32 or fp64, and is not compiled. Leave out one of them"
@@ -225,62 +208,3 @@ def can_compile(compute: ComputeConfig) -> bool:
     from glasslm.engines.torch import hardware
 
     return not hardware.missing_compiler(compute.device)
-
-
-def is_torch_installed() -> bool:
-    """Whether PyTorch can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("torch") is not None
-
-
-def count_ranks() -> int:
-    """The number of processes that torchrun has started for this run; 1 without torchrun.
-
-    WORLD_SIZE alone does not count, because job systems set it for other reasons.
-    """
-    by_torchrun = {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
-    return int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun else 1
-
-
-@cache
-def has_gpu() -> bool:
-    """Whether this machine seems to have a GPU for PyTorch, judged without importing it."""
-    if sys.platform == "darwin":
-        return platform.machine() == "arm64"
-    if sys.platform == "win32":
-        return shutil.which("nvidia-smi") is not None
-    devices = ("nvidiactl", "kfd", "dxg")  # NVIDIA, AMD, WSL
-    return any(Path("/dev", name).exists() for name in devices)
-
-
-def require_divisible(batch_size: int, ranks: int) -> None:
-    """Raise InputError unless the processes of a group can share a batch evenly."""
-    if batch_size % ranks:
-        divisor = max(n for n in range(1, ranks) if batch_size % n == 0)
-        multiple = -(-batch_size // ranks) * ranks
-        raise InputError(
-            f"{ranks} processes cannot share a batch of {batch_size} sequences evenly: choose "
-            f"--batch-size as a multiple of {ranks}, for example {multiple}, or start {divisor} of "
-            "them"
-        )
-
-
-def thread_count(requested: int) -> int:
-    """The number of CPU threads: `requested`, or GLASSLM_THREADS, or the available cores.
-
-    The processes of torchrun on this machine divide the cores. Raises InputError where
-    GLASSLM_THREADS is not a positive whole number.
-    """
-    if requested:
-        return requested
-    setting = os.environ.get("GLASSLM_THREADS", "").strip()
-    if setting:
-        if not (setting.isascii() and setting.isdigit() and int(setting)):
-            raise InputError(f"GLASSLM_THREADS is '{setting}': expected a whole number, 1 or more")
-        return int(setting)
-    return max(1, len(available_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def available_cores() -> list[int]:
-    """The numbers of the cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import choose_engine, count_ranks, thread_count
+from glasslm.engines.choice import choose_engine
 from glasslm.engines.protocol import Engine
+from glasslm.engines.resources import count_ranks, thread_count
 from glasslm.model.parameters import parameter_table
 
 
@@ -17,7 +18,9 @@ def make_engine(
 ) -> Engine:
     """The engine that `compute` asks for. Its weights are zero or undefined until `load`.
 
-    choice.py decides what `auto` means. Raises InputError where the choice is impossible here.
+    choose_engine decides what `auto` means, and changes nothing in a `compute` that it has decided
+    before; a caller that wants its reason calls it first. Raises InputError where the choice is
+    impossible here.
     """
     config = config.resolve()
     parameters = parameter_table(config.model, vocab_size).total

@@ -1,16 +1,26 @@
 """Memory that training takes, estimated before it starts from the parameter table and the shapes.
 
 Activations are counted in numbers or bytes per token: those that live from the forward to the
-backward pass. The letters are those of the parameter table: D, F, H, K, Q, T, V.
+backward pass.
+Letters: D width, F inner width, H heads, K key-value heads, Q head size, T positions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from glasslm.config.schema import ComputeConfig, DeviceName, ModelConfig, Precision, RunConfig
-from glasslm.engines.choice import count_ranks, uses_flash
+from glasslm.config.schema import (
+    ComputeConfig,
+    DeviceName,
+    EngineName,
+    ModelConfig,
+    Precision,
+    RunConfig,
+)
+from glasslm.engines.numpy.flash import uses_flash
 from glasslm.engines.numpy.positions import POSITIONS
+from glasslm.engines.resources import count_ranks
 from glasslm.model.parameters import ParameterTable, parameter_table
 
 # PyTorch's tensors on a CPU come from the heap of the C library, which keeps the holes between
@@ -68,28 +78,28 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     """Numbers that a forward pass over one sequence keeps, plus the temporaries of backward."""
     D, F, H, T = c.d_model, c.d_ff, c.n_heads, c.block_size
     HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-    into = 2 * F if c.is_gated else F
+    projection_width = 2 * F if c.is_gated else F
     scores = 1 if uses_flash(c, T) else T  # of a query and head: a logarithm, or exponentials
     # Norm, projections, scores, mixture and output of attention.
-    kept: float = 2 * D + (HQ + 2 * KQ) + H * scores + HQ + D
-    inner = into + (3 * F if c.is_gated else F)  # products, activation
-    kept += 2 * D + inner + D  # norm, feed-forward, output
+    saved_numbers: float = 2 * D + (HQ + 2 * KQ) + H * scores + HQ + D
+    inner_numbers = projection_width + (3 * F if c.is_gated else F)  # products, activation
+    saved_numbers += 2 * D + inner_numbers + D  # norm, feed-forward, output
     if c.n_experts:  # the dispatched tokens and the output of each expert
-        kept += EXPERT_OVERHEAD * c.experts_per_token * (inner + 3 * D)
-        kept += D if c.shared_expert else D - inner
+        saved_numbers += EXPERT_OVERHEAD * c.experts_per_token * (inner_numbers + 3 * D)
+        saved_numbers += D if c.shared_expert else D - inner_numbers
     if c.norm_position == "post":
-        kept += 2 * D
+        saved_numbers += 2 * D
     if c.norm not in ("none", "rmsnorm") or c.qk_norm:
-        kept += D
+        saved_numbers += D
     if c.qk_norm:
-        kept += HQ + KQ
+        saved_numbers += HQ + KQ
     if c.dropout:
-        kept += 4 * D
+        saved_numbers += 4 * D
     if c.attention_dropout:
-        kept += 2 * H * T
-    temporary = 2 * H * scores + 2 * (HQ + 2 * KQ) + 2 * into + 2 * F + 4 * D
-    outside = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
-    return round(T * (c.n_layers * kept + temporary + outside))
+        saved_numbers += 2 * H * T
+    temporary_numbers = 2 * H * scores + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
+    non_block_numbers = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
+    return round(T * (c.n_layers * saved_numbers + temporary_numbers + non_block_numbers))
 
 
 def torch_memory_bytes(
@@ -114,44 +124,50 @@ def torch_memory_bytes(
     """
     config = config.resolve()
     c, table = config.model, parameter_table(config.model, vocab_size)
-    wide, _ = _widths(precision)
-    between = torch_activation_bytes(c, vocab_size, rows, precision, device)
+    master_bytes, _ = _widths(precision)
+    peak_between_passes = torch_activation_bytes(c, vocab_size, rows, precision, device)
     # When the backward pass begins: the gradients of the logits and of the log-probabilities.
-    logits = 2 * vocab_size * wide
-    # While the masks of a tile are drawn.
-    masks = 4 * c.n_heads * TILE_SHARE * c.block_size * wide if c.attention_dropout else 0
-    between += round(rows * c.block_size * max(logits, masks))
+    logits = 2 * vocab_size * master_bytes
+    # When the masks of a tile are drawn.
+    masks = 4 * c.n_heads * TILE_SHARE * c.block_size * master_bytes if c.attention_dropout else 0
+    peak_between_passes += round(rows * c.block_size * max(logits, masks))
     if rows * ranks < config.train.batch_size:
-        between += table.trained * wide
-    update = (table.trained + _update_numbers(table, config)) * wide
+        peak_between_passes += table.trained * master_bytes
+    update = (table.trained + _update_numbers(table, config)) * master_bytes
     average = table.total if config.optimizer.ema else 0
-    always: float = (table.total + average + _moment_numbers(table, config)) * wide
+    persistent_bytes: float = (
+        table.total + average + _moment_numbers(table, config)
+    ) * master_bytes
     if sharded:  # a block is gathered while it is computed, with its gradients
-        always = always / ranks + 2 * table.total * wide / c.n_layers
+        persistent_bytes = persistent_bytes / ranks + 2 * table.total * master_bytes / c.n_layers
         update = update // ranks
-    return round((always + max(between, update)) * (HEAP_OVERHEAD if device == "cpu" else 1))
+    return round(
+        (persistent_bytes + max(peak_between_passes, update))
+        * (HEAP_OVERHEAD if device == "cpu" else 1)
+    )
 
 
 def torch_activation_bytes(
     c: ModelConfig, vocab_size: int, rows: int, precision: Precision, device: DeviceName
 ) -> int:
     """Bytes that autograd keeps of a forward pass over `rows` sequences. `c` must be resolved."""
-    wide, narrow = _widths(precision)
-    kept = c.n_layers * _block_bytes(c, wide, narrow, device)
-    kept += c.d_model * narrow  # the input of the head
+    master_bytes, activation_bytes = _widths(precision)
+    saved_bytes = c.n_layers * _block_bytes(c, master_bytes, activation_bytes, device)
+    saved_bytes += c.d_model * activation_bytes  # the input of the head
     if c.norm_position == "pre":
-        kept += _norm_bytes(c.norm, c.d_model, wide, narrow, device)
+        saved_bytes += _norm_bytes(c.norm, c.d_model, master_bytes, activation_bytes, device)
     if c.dropout:
-        kept += c.d_model * narrow  # the mask of the embedding
-    kept += vocab_size * wide  # log-probabilities
+        saved_bytes += c.d_model * activation_bytes  # the mask of the embedding
+    saved_bytes += vocab_size * master_bytes  # log-probabilities
     table = parameter_table(c, vocab_size)
     matrices = sum(spec.size for name, spec in table.items() if table.is_multiplied(name))
-    casts = matrices * narrow if narrow < wide else 0  # weights in the type of the activations
-    return round(rows * c.block_size * kept) + casts
+    # Weights in the type of the activations.
+    casts = matrices * activation_bytes if activation_bytes < master_bytes else 0
+    return round(rows * c.block_size * saved_bytes) + casts
 
 
 def _widths(precision: Precision) -> tuple[int, int]:
-    """Bytes of a number of weights, norms, scores and loss, and of one of other activations."""
+    """Bytes of one number of weights, norms, scores and loss, and of one of other activations."""
     return {"fp64": (8, 8), "bf16": (4, 2), "fp16": (4, 2)}.get(precision, (4, 4))
 
 
@@ -169,44 +185,55 @@ def _update_numbers(table: ParameterTable, config: RunConfig) -> int:
     )
 
 
-def _block_bytes(c: ModelConfig, wide: int, narrow: int, device: DeviceName) -> float:
+def _block_bytes(
+    c: ModelConfig, master_bytes: int, activation_bytes: int, device: DeviceName
+) -> float:
     """Bytes per token that autograd keeps of one block, tensors that two operations share once."""
     D, F, H, T = c.d_model, c.d_ff, c.n_heads, c.block_size
     HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     # The norms and their outputs.
-    kept: float = 2 * (_norm_bytes(c.norm, D, wide, narrow, device) + D * narrow)
+    saved_bytes: float = 2 * (
+        _norm_bytes(c.norm, D, master_bytes, activation_bytes, device) + D * activation_bytes
+    )
     if c.qk_norm:
-        kept += _norm_bytes("rmsnorm", HQ + KQ, wide, narrow, device)
+        saved_bytes += _norm_bytes("rmsnorm", HQ + KQ, master_bytes, activation_bytes, device)
     if c.attention_dropout or c.attention == "plain":  # explicit attention
         # Softmax and product, and with dropout the mask.
-        scores = 2 * wide + narrow if c.attention_dropout else wide + narrow
-        kept += 3 * HQ * narrow + VISIBLE_SHARE * H * T * scores  # q, k, v of each head
+        scores = (2 if c.attention_dropout else 1) * master_bytes + activation_bytes
+        saved_bytes += 3 * HQ * activation_bytes  # q, k, v of each head
+        saved_bytes += VISIBLE_SHARE * H * T * scores
     else:
-        kept += (HQ + 2 * KQ) * narrow + H * wide  # q, k, v; the logarithm of softmax's sum
+        saved_bytes += (HQ + 2 * KQ) * activation_bytes  # q, k, v
+        saved_bytes += H * master_bytes  # the logarithm of softmax's sum
         if POSITIONS[c.position].slopes is not None and device == "cpu":
-            kept += H * T * wide  # the fused kernel takes no bias, so PyTorch keeps the softmax
-    kept += HQ * narrow  # the mixture
+            # The fused kernel takes no bias, so PyTorch keeps the softmax.
+            saved_bytes += H * T * master_bytes
+    saved_bytes += HQ * activation_bytes  # the mixture
     arrays = GATED_ARRAYS  # gate, activation, up, product
     if not c.is_gated:
         arrays = ACTIVATION_ARRAYS.get(c.feedforward, UNGATED_ARRAYS)
-    feedforward = arrays * F * narrow
+    feedforward = arrays * F * activation_bytes
     if c.n_experts:  # the dispatched tokens and the output of each expert
-        feedforward = (c.experts_per_token + c.shared_expert) * (feedforward + 2 * D * narrow)
-    kept += feedforward
+        feedforward = (c.experts_per_token + c.shared_expert) * (
+            feedforward + 2 * D * activation_bytes
+        )
+    saved_bytes += feedforward
     if c.dropout:
-        kept += 2 * D * narrow  # masks
-    return kept
+        saved_bytes += 2 * D * activation_bytes  # masks
+    return saved_bytes
 
 
-def _norm_bytes(norm: str, width: int, wide: int, narrow: int, device: DeviceName) -> int:
+def _norm_bytes(
+    norm: str, width: int, master_bytes: int, activation_bytes: int, device: DeviceName
+) -> int:
     """Bytes per token that autograd keeps of a norm over `width` numbers."""
     if norm == "none":
         return 0
     if norm == "layernorm" or device != "cpu":
-        return width * narrow  # one fused kernel, which keeps its input
-    # Several operations in `wide`, as RMSNorm is on a CPU, keep the input and the normalised input.
-    # A norm that has no case here is estimated like that, too.
-    return 2 * width * wide
+        return width * activation_bytes  # one fused kernel, which keeps its input
+    # Several operations in the type of the weights, as RMSNorm is on a CPU, keep the input and the
+    # normalised input. A norm that has no case here is estimated like that, too.
+    return 2 * width * master_bytes
 
 
 def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int) -> int:
@@ -222,6 +249,34 @@ def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, r
         )  # fmt: skip
     bytes_per_number = PRECISION_BYTES[compute.precision]
     return numpy_memory_bytes(config, vocab_size, rows, compute.threads, bytes_per_number)
+
+
+def memory_saving_flags(engine: EngineName) -> list[str]:
+    """The flags besides --micro-batch-size whose lower values make a training step take less."""
+    return ["--block-size", "--threads"] if engine == "numpy" else ["--block-size"]
+
+
+def smaller_settings(
+    config: RunConfig, compute: ComputeConfig, rows: int
+) -> Iterator[dict[str, int]]:
+    """Settings in descending size: micro-batches, then NumPy threads, then the context.
+
+    `rows` is the present micro-batch.
+    """
+    for smaller_rows in _halve_repeatedly(rows):
+        yield {"micro_batch_size": smaller_rows}
+    least = {"micro_batch_size": 1}
+    if compute.threads > 1 and "--threads" in memory_saving_flags(compute.engine):
+        least["threads"] = 1
+        yield least
+    for block_size in _halve_repeatedly(config.model.block_size):
+        yield least | {"block_size": block_size}
+
+
+def _halve_repeatedly(number: int) -> Iterator[int]:
+    while number > 1:
+        number //= 2
+        yield number
 
 
 def cache_numbers(config: ModelConfig, rows: int, capacity: int) -> dict[str, int]:

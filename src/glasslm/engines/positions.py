@@ -17,13 +17,6 @@ from glasslm.config.schema import RopeScaling
 Array = NDArray[Any]
 
 
-def rope_tables(
-    T: int, heads: int, Q: int, dtype: DTypeLike, scaling: RopeScaling = "none", factor: float = 1.0
-) -> tuple[Array, Array]:
-    """cos and sin, (T, heads, Q) each, of the positions 0 to T - 1: see rope_cos_sin."""
-    return rope_cos_sin(np.arange(T), heads, Q, dtype, scaling, factor)
-
-
 def rope_cos_sin(
     positions: NDArray[np.int64],
     heads: int,

@@ -1,7 +1,8 @@
-"""The seam: what an engine can do. No module outside `engines` asks which engine runs.
+"""The seam: what an engine can do.
 
 An engine holds weights, gradients and moments. The training loop, evaluation, generation and
-checkpoints are written once, in terms of its methods. Arrays cross the seam as NumPy arrays.
+checkpoints do not ask which engine runs; estimates and checks do. Arrays cross the seam as NumPy
+arrays.
 Letters: B rows, T positions, V vocabulary, E experts.
 """
 

@@ -10,8 +10,8 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
     """Training FLOPs per token: 6 per weight that multiplies it (4 if frozen), plus 12 L H Q T.
 
     The second term is attention in L layers with H heads of size Q over a context of T, with its
-    masked half. Of a mixture, the experts that compute a token count. A forward pass is a
-    third of the result. PaLM, arXiv:2204.02311, appendix B.
+    masked half. In a mixture, only the experts that compute a token are counted. A forward pass is
+    a third of the result. PaLM, arXiv:2204.02311, appendix B.
     """
     c = config.resolve()
     table = parameter_table(c, vocab_size)

@@ -19,9 +19,10 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
 from glasslm.data.sources.text_files import Source
 from glasslm.engines import memory_estimate
-from glasslm.engines.choice import choose_engine, compute_from_record, count_ranks, thread_count
+from glasslm.engines.choice import choose_engine, compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
+from glasslm.engines.resources import count_ranks, thread_count
 from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.model import flops
 from glasslm.model.parameters import parameter_table

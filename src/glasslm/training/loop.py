@@ -1,8 +1,8 @@
 """The training loop: batch, loss, gradients, update, and what is written on the way.
 
-The loop uses only the verbs of an engine. Step n means n batches consumed. Everything the next step
-depends on is a function of the step, the weights and the moments, so a resumed run continues as if
-it had never stopped.
+The loop uses only the methods of an engine. Step n means n batches consumed. Everything the next
+step depends on is a function of the step, the weights and the moments, so a resumed run continues
+as if it had never stopped.
 """
 
 from __future__ import annotations

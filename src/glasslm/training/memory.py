@@ -12,8 +12,13 @@ from pathlib import Path
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, EngineName, RunConfig
-from glasslm.engines.choice import device_free_bytes, micro_batch_size
-from glasslm.engines.memory_estimate import training_bytes
+from glasslm.engines.choice import resolve_micro_batch_size
+from glasslm.engines.memory_estimate import (
+    memory_saving_flags,
+    smaller_settings,
+    training_bytes,
+)
+from glasslm.engines.resources import free_gpu_bytes
 from glasslm.errors import ExhaustedError
 from glasslm.text import Notify, format_bytes
 
@@ -25,7 +30,7 @@ def warn_of_shortage(
 
     The warning comes before any allocation: some systems kill a process that takes too much.
     """
-    rows = micro_batch_size(config, compute.engine)
+    rows = resolve_micro_batch_size(config, compute.engine)
     need = training_bytes(config, vocab_size, compute, rows)
     room = available_bytes(compute)
     if room is not None and need > room:
@@ -42,9 +47,9 @@ def explain_out_of_memory(config: RunConfig, engine: EngineName) -> Iterator[Non
     try:
         yield
     except MemoryError:
-        rows = micro_batch_size(config, engine)
+        rows = resolve_micro_batch_size(config, engine)
         flags = [f"--micro-batch-size to at most {rows // 2}"] if rows > 1 else []
-        flags += ["--block-size", "--threads"] if engine == "numpy" else ["--block-size"]
+        flags += memory_saving_flags(engine)
         raise ExhaustedError(
             f"out of memory with micro-batches of {rows} x {config.model.block_size} tokens: lower "
             f"{', '.join(flags)}, or choose a smaller model (--d-model, --n-layers)"
@@ -54,7 +59,7 @@ def explain_out_of_memory(config: RunConfig, engine: EngineName) -> Iterator[Non
 def available_bytes(compute: ComputeConfig) -> int | None:
     """Free bytes of the device, or this process's share of the machine's; None where unknown."""
     if compute.device == "cuda":
-        return device_free_bytes()
+        return free_gpu_bytes()
     free = free_memory_bytes()
     return None if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
@@ -84,7 +89,7 @@ def memory_advice(
     config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int, room: int
 ) -> str:
     """The smallest change of flags with which training would fit into `room` bytes, as text."""
-    for flags in _smaller_settings(config, compute, rows):
+    for flags in smaller_settings(config, compute, rows):
         threads = flags.get("threads", compute.threads)
         lower = with_flags(
             config, {name: value for name, value in flags.items() if name != "threads"}
@@ -95,26 +100,6 @@ def memory_advice(
             words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
             return f"{words} would take {format_bytes(need)}"
     return "choose a smaller model (--d-model, --n-layers): no smaller micro-batch would fit"
-
-
-def _smaller_settings(
-    config: RunConfig, compute: ComputeConfig, rows: int
-) -> Iterator[dict[str, int]]:
-    """Flags in descending size: micro-batches, then NumPy threads, then the context."""
-    for smaller_rows in _halve_repeatedly(rows):
-        yield {"micro_batch_size": smaller_rows}
-    least = {"micro_batch_size": 1}
-    if compute.engine == "numpy" and compute.threads > 1:
-        least["threads"] = 1
-        yield least
-    for block_size in _halve_repeatedly(config.model.block_size):
-        yield least | {"block_size": block_size}
-
-
-def _halve_repeatedly(number: int) -> Iterator[int]:
-    while number > 1:
-        number //= 2
-        yield number
 
 
 def peak_memory_bytes() -> int | None:

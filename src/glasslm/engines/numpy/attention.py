@@ -89,14 +89,7 @@ def attention(
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
-    visible, ones = _masks(T, e.dtype, window)
-    if _score_bound(q, k) > MAX_SAFE_EXPONENT:
-        e -= _visible_max(e, visible)
-        # Hidden entries may be above the maximum of the visible ones. They are zeroed below.
-        np.minimum(e, 0, out=e)
-    np.exp(e, out=e)
-    e *= visible
-    rsum = 1 / (e.reshape(-1, T) @ ones).reshape(B, K, H // K, T, 1)
+    rsum = _exponentiate(e, window, is_bounded=_score_bound(q, k) <= MAX_SAFE_EXPONENT)
     mask = None if drop is None else dropout_mask(e.shape, *drop, new)
     weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
     out = new((B, T, H, Q))
@@ -127,6 +120,24 @@ def attention(
     return out, backward
 
 
+def _exponentiate(e: Array, window: int, is_bounded: bool) -> Array:
+    """The reciprocals of the row sums of softmax's exponentials, (B, K, G, T, 1).
+
+    Overwrites scores e (B, K, G, T, T) by their exponentials, 0 for hidden keys; unless they are
+    bounded, relative to the maximum of their row.
+    """
+    T = e.shape[-1]
+    visible, ones = _masks(T, e.dtype, window)
+    if not is_bounded:
+        e -= _visible_max(e, visible)
+        # Hidden entries may be above the maximum of the visible ones. They are zeroed below.
+        np.minimum(e, 0, out=e)
+    np.exp(e, out=e)
+    e *= visible
+    reciprocals: Array = 1 / (e.reshape(-1, T) @ ones).reshape(*e.shape[:-1], 1)
+    return reciprocals
+
+
 def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tuple[Array, Array]:
     """The scores and weights of `attention`, for inspection, (B, H, T, T) each.
 
@@ -145,7 +156,7 @@ def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tu
     return scores, weights
 
 
-@functools.cache
+@functools.lru_cache(16)
 def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
     """(T, T): 1 where a query attends to a key, else 0; and (T,) ones, to sum rows by a product."""
     visible = np.tri(T, dtype=dtype)

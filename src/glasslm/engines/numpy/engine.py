@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import ThreadpoolController
 
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.numpy import ops, optimizer
@@ -30,7 +30,7 @@ from glasslm.engines.numpy.forward_context import ActivationRecorder
 from glasslm.engines.numpy.inference import KVCache, read_tokens
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.ops import Array
-from glasslm.engines.numpy.optimizer import CHUNK
+from glasslm.engines.numpy.optimizer import CHUNK_NUMBERS
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
@@ -63,7 +63,7 @@ class NumpyEngine:
         self.average = Weights(self.table, dtype) if config.optimizer.ema else None
         # Evaluation and generation use the average of the weights if there is one.
         self.eval_model = Model(config.model, self.average) if self.average else self.model
-        self.micro_batch_size = micro_batch_size(config, "numpy")
+        self.micro_batch_size = resolve_micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
         self._trained_specs = {name: spec for name, spec in self.table.items() if spec.trained}
         self._coefficients = coefficients(config)
@@ -183,7 +183,7 @@ class NumpyEngine:
         self._has_gradients = False
         flat = self._gradients.flat
         squares = self._map_on_threads(
-            lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK)
+            lambda part: float(np.vdot(flat[part], flat[part])), chunks(flat.size, CHUNK_NUMBERS)
         )
         norm = math.sqrt(sum(squares))
         finite = math.isfinite(norm)
@@ -198,7 +198,7 @@ class NumpyEngine:
         if self.average:
             average, current = self.average.flat, self.weights.flat
             share = 1 - average_decay(self.config.optimizer.ema, self.updates)
-            for part in chunks(current.size, CHUNK):
+            for part in chunks(current.size, CHUNK_NUMBERS):
                 optimizer.move_average(average[part], current[part], share)
         return Update(norm, finite, applied=True)
 
@@ -225,7 +225,7 @@ class NumpyEngine:
             decay = c.weight_decay if decays else 0.0
             moments = [self._moment(which) for which in MOMENTS[kind]]
             runs = [array.contiguous(names) for array in (self.weights, gradients, *moments)]
-            for part in chunks(runs[0].size, CHUNK):
+            for part in chunks(runs[0].size, CHUNK_NUMBERS):
                 arrays = [run[part] for run in runs]
                 if kind == "adamw":
                     step = partial(optimizer.adamw, t=self.updates, betas=c.betas)
@@ -308,15 +308,15 @@ class NumpyEngine:
     @contextmanager
     def _one_blas_thread(self) -> Iterator[None]:
         """Limit BLAS to the calling thread, at a tenth of the time of threadpool_limits."""
-        before = [
+        previous_thread_counts = [
             (library, threads) for library in self._blas if (threads := library.num_threads) != 1
         ]
-        for library, _ in before:
+        for library, _ in previous_thread_counts:
             library.set_num_threads(1)
         try:
             yield
         finally:
-            for library, threads in before:
+            for library, threads in previous_thread_counts:
                 library.set_num_threads(threads)
 
 

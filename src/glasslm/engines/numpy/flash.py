@@ -21,10 +21,23 @@ from typing import Any
 
 import numpy as np
 
+from glasslm.config.schema import ModelConfig
 from glasslm.engines.numpy.attention import MAX_SAFE_EXPONENT
 from glasslm.engines.numpy.ops import Array, New
 
-TILE = 128  # R and C: with four heads, two tiles are 512 KiB and stay in a second-level cache
+# R and C: with four heads, two tiles are 512 KiB and stay in a second-level cache.
+TILE_LENGTH = 128
+# Positions from which on attention by tiles is as fast as plain attention (docs/log.md).
+FLASH_MIN_LENGTH = 512
+
+
+def uses_flash(c: ModelConfig, T: int) -> bool:
+    """Whether attention over T positions is computed by tiles.
+
+    Tiles drop no probabilities, so attention dropout needs plain attention.
+    """
+    is_long = T >= FLASH_MIN_LENGTH and not c.attention_dropout
+    return {"plain": False, "flash": True, "auto": is_long}[c.attention]
 
 
 def flash_attention(
@@ -34,16 +47,17 @@ def flash_attention(
 
     qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q) -> (B, T, H, Q). slopes (H,): the
     bias is ALiBi's, slope x (key - query); None: no bias. window: query i attends to the keys
-    i - window < j <= i; 0: to all j <= i. tile: queries and keys of a tile (0: TILE). Overwrites
-    the queries by q / sqrt(Q). backward returns one array of the gradients of queries, keys and
-    values, (B, T, H + 2K, Q). Kept are the inputs, the output and one logarithm per query and head.
+    i - window < j <= i; 0: to all j <= i. tile: queries and keys of a tile (0: TILE_LENGTH).
+    Overwrites the queries by q / sqrt(Q). backward returns one array of the gradients of queries,
+    keys and values, (B, T, H + 2K, Q). The backward pass keeps the inputs, the output and one
+    logarithm per query and head.
     """
     B, T, K, Q = v.shape
     H = qk.shape[2] - K
     scale = 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
-    mask = TileMask(slopes, window, tile or TILE)
+    mask = TileMask(slopes, window, tile or TILE_LENGTH)
     out, logs = new((B, T, H, Q)), new((B, K, H // K, T))
     for b in range(B):  # one after the other: the tiles of one row fill the cache
         _forward(q[b], k[b], v[b], mask, out[b], logs[b], new)
@@ -178,7 +192,7 @@ def _additive_mask(C: int, R: int, offset: int, window: int, dtype: np.dtype[Any
     return np.where(hidden, -math.inf, 0).astype(dtype)
 
 
-@functools.cache
+@functools.lru_cache(16)
 def _ones(C: int, dtype: np.dtype[Any]) -> Array:
     """(1, C) ones: the sums of the columns of a tile are a product, as in `attention`."""
     return np.ones((1, C), dtype)

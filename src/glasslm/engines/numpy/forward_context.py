@@ -1,4 +1,4 @@
-"""What a forward pass is given besides weights and tokens, and the recorder of its activations.
+"""The inputs of a forward pass besides weights and tokens, and the recorder of its activations.
 
 Letters: B rows, T positions, N = B T, H query heads, K key-value heads, Q head size.
 """

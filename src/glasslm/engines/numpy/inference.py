@@ -39,7 +39,7 @@ class KVCache:
 
     def __init__(self, c: ModelConfig, rows: int, capacity: int, dtype: Any) -> None:
         self.size = c.cache_length(capacity)
-        self.endless = c.has_rolling_cache and c.window <= capacity
+        self.is_unbounded = c.has_rolling_cache and c.window <= capacity
         self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)
         self._lengths = np.zeros(rows, np.int64)
@@ -67,7 +67,9 @@ class AttentionContext:
     def __init__(self, model: Model, cache: KVCache, counts: NDArray[np.int64], T: int) -> None:
         c = model.config
         self.slots = slots = CacheSlots(cache._lengths, counts, T, cache.size)
-        assert cache.endless or slots.end <= cache.size, "more tokens than the cache has room for"
+        assert cache.is_unbounded or slots.end <= cache.size, (
+            "more tokens than the cache has room for"
+        )
         self.positions = slice(slots.start, slots.end) if slots.uniform else slots.query_positions
         self.rotation = model.rotation(self.positions)
         if self.rotation:
@@ -121,8 +123,8 @@ def read_tokens(
     x = w["embedding.weight"][tokens]
     if c.scale_embeddings:
         x *= math.sqrt(c.d_model)
-    if model.added_positions is not None:
-        x += model.added_positions[ctx.positions]
+    if model.position_vectors is not None:
+        x += model.position_vectors[ctx.positions]
     x = x.reshape(B * T, c.d_model)
     for i in range(c.n_layers):
         x = _block(model, i, x, cache, ctx)

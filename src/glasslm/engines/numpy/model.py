@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
-from glasslm.engines.choice import uses_flash
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import alibi_bias, attention, rope, scores_and_weights
-from glasslm.engines.numpy.flash import flash_attention
+from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
 from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
 from glasslm.engines.numpy.ops import Array, New
@@ -46,9 +45,9 @@ class Model:
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
         self.tables = tables = POSITIONS[c.position]
         self.slopes = tables.slopes(c, dtype) if tables.slopes else None
-        self.added_positions = tables.added(c, dtype) if tables.added else None
+        self.position_vectors = tables.vectors(c, dtype) if tables.vectors else None
         if "position.weight" in weights.arrays:  # learned positions
-            self.added_positions = weights["position.weight"]
+            self.position_vectors = weights["position.weight"]
         self.rotation_table = self._rotation_at(np.arange(c.block_size))
 
     def forward(
@@ -111,9 +110,9 @@ class Model:
         x, embedding_back = ops.embedding(tokens, w["embedding.weight"], ctx.new)
         if c.scale_embeddings:
             x *= math.sqrt(c.d_model)
-        if self.added_positions is not None:
+        if self.position_vectors is not None:
             sequences = x.reshape(B, T, -1)
-            sequences += self.added_positions[:T]
+            sequences += self.position_vectors[:T]
         x, dropout_back = self._dropout(x, sites.EMBEDDING_SITE, ctx)
 
         def backward(dx: Array, gradients: Gradients) -> None:

@@ -59,10 +59,11 @@ def route(
 ) -> tuple[Array, Array, Routing, Callable[[Array, float, float], Array]]:
     """logits (N, E), `rows` = B -> gates (N, k), the chosen experts (N, k), and the statistics.
 
-    Chosen are the k most probable experts, of equal ones the first. Gates are their probabilities
-    divided by their sum (arXiv:2401.04088, section 2.1). With k = 1 that would be 1, and the router
-    would learn nothing: there the gate is the probability itself (arXiv:2101.03961, equation 2).
-    backward(dgates (N, k), balance_weight, z_weight) -> dlogits (N, E), as in `mixture`.
+    The k most probable experts are chosen; of equally probable ones, those with the lower index.
+    Gates are their probabilities divided by their sum (arXiv:2401.04088, section 2.1). With k = 1
+    that would be 1, and the router would learn nothing: there the gate is the probability itself
+    (arXiv:2101.03961, equation 2). backward(dgates (N, k), balance_weight, z_weight) -> dlogits
+    (N, E), as in `mixture`.
     """
     (N, E), T = logits.shape, len(logits) // rows
     top = logits.max(-1, keepdims=True)
@@ -139,8 +140,8 @@ def round_up_sizes(new: New) -> New:
     same number of tokens twice. Without rounding, the pool would grow for hours.
     """
 
-    def rounded(shape: tuple[int, ...]) -> Array:
+    def allocate_rounded(shape: tuple[int, ...]) -> Array:
         size = prod(shape)
         return new((1 << (size - 1).bit_length(),))[:size].reshape(shape)
 
-    return rounded
+    return allocate_rounded

@@ -25,8 +25,6 @@ from glasslm.engines.dropout import drop_threshold, mix_bits
 Array = NDArray[Any]
 New = Callable[[tuple[int, ...]], Array]
 
-EPS = 1e-5
-
 
 def embedding(tokens: Array, table: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
     """tokens (N,), table (V, D) -> the rows of the tokens (N, D)."""
@@ -83,7 +81,7 @@ def adapter(
 
 
 def rms_norm(
-    x: Array, gain: Array, new: New, eps: float = EPS
+    x: Array, gain: Array, new: New, eps: float
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """x (..., D) -> gain x / rms(x) (..., D). arXiv:1910.07467, equation 4.
 
@@ -113,7 +111,7 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Array, gain: Array, bias: Array | None, new: New, eps: float = EPS
+    x: Array, gain: Array, bias: Array | None, new: New, eps: float
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """x (N, D), gain and bias (D,) -> gain (x - mean) / std + bias (N, D). arXiv:1607.06450.
 

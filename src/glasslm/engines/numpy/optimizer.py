@@ -15,7 +15,7 @@ from glasslm.engines.numpy.ops import Array
 
 ADAM_EPS = 1e-8
 # Numbers updated at once: few enough for the cache, enough to outweigh a hand-over to a thread.
-CHUNK = 1 << 18
+CHUNK_NUMBERS = 1 << 18
 
 
 def adamw(

@@ -21,7 +21,7 @@ class PositionTables(NamedTuple):
     """The functions that compute the tables of one kind of position; None: it has no such table."""
 
     # -> (block_size, D), which is added to the embeddings
-    added: Callable[[ModelConfig, DTypeLike], Array] | None = None
+    vectors: Callable[[ModelConfig, DTypeLike], Array] | None = None
     # config, positions (...), heads, dtype -> cos and sin (..., heads, Q), which rotate q and k
     rotation: (
         Callable[[ModelConfig, NDArray[np.int64], int, DTypeLike], tuple[Array, Array]] | None
@@ -50,7 +50,7 @@ def _slopes(c: ModelConfig, dtype: DTypeLike) -> Array:
 POSITIONS: dict[Position, PositionTables] = {
     "none": PositionTables(),
     "learned": PositionTables(),
-    "sinusoidal": PositionTables(added=_sinusoids),
+    "sinusoidal": PositionTables(vectors=_sinusoids),
     "rope": PositionTables(rotation=_rotation),
     "alibi": PositionTables(slopes=_slopes),
 }

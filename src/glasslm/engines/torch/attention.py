@@ -26,7 +26,7 @@ QUERY_TILES = 4  # in explicit attention: keys that no query of a tile attends t
 
 
 class SiteDropout(NamedTuple):
-    """Dropout at one site of the model: of each row's elements a fraction p, chosen by its key."""
+    """Dropout at one site: a fraction p of each row's elements, chosen by the row's key."""
 
     p: float
     keys: Tensor  # (B,)

@@ -24,8 +24,8 @@ import torch.distributed as dist
 
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import count_ranks, require_divisible, thread_count
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
+from glasslm.engines.resources import count_ranks, require_divisible, thread_count
 from glasslm.engines.torch.engine import TorchEngine, make_torch_engine
 from glasslm.engines.torch.kv_cache import KVCache
 from glasslm.engines.torch.ranks import RankGroup
@@ -54,29 +54,29 @@ class LeaderEngine:
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         with explain_group_failure():
             arrays = [batch.tokens, batch.targets, batch.rows]
-            broadcast_call({"verb": "accumulate", "step": batch.step, "weight": weight}, arrays)
+            broadcast_call({"method": "accumulate", "step": batch.step, "weight": weight}, arrays)
             return self._engine.accumulate(batch, weight)
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         with explain_group_failure():
-            broadcast_call({"verb": "update", "lr": lr, "skip_above": skip_above})
+            broadcast_call({"method": "update", "lr": lr, "skip_above": skip_above})
             return self._engine.update(lr, skip_above)
 
     def losses(self, tokens: Array, targets: Array) -> Array:
         with explain_group_failure():
-            broadcast_call({"verb": "losses"}, [tokens, targets])
+            broadcast_call({"method": "losses"}, [tokens, targets])
             return self._engine.losses(tokens, targets)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Engine.new_cache: this rank gathers all weights and generates text alone."""
         with explain_group_failure():
-            broadcast_call({"verb": "weights"})
+            broadcast_call({"method": "weights"})
             return self._engine.new_cache(rows, capacity)
 
     def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
         """Engine.inspect: this rank gathers all weights and computes alone."""
         with explain_group_failure():
-            broadcast_call({"verb": "weights"})
+            broadcast_call({"method": "weights"})
             return self._engine.inspect(batch, names)
 
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
@@ -84,7 +84,7 @@ class LeaderEngine:
 
     def state(self) -> Iterator[tuple[str, Array]]:
         with explain_group_failure():
-            broadcast_call({"verb": "state"})
+            broadcast_call({"method": "state"})
             yield from self._engine.state()
 
     def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
@@ -92,7 +92,7 @@ class LeaderEngine:
         with explain_group_failure():
             numbers = {"updates": updates, "loss_scale": loss_scale}
             broadcast_call(
-                {"verb": "load", "names": list(entries), **numbers}, list(entries.values())
+                {"method": "load", "names": list(entries), **numbers}, list(entries.values())
             )
             self._engine.load(entries.items(), updates, loss_scale)
 
@@ -111,7 +111,7 @@ def lead_group(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Le
     with explain_group_failure():
         _join_group()
         arguments = {"config": to_dict(config), "vocab_size": vocab_size}
-        broadcast_call({"verb": "engine", **arguments, "compute": to_dict(compute)})
+        broadcast_call({"method": "engine", **arguments, "compute": to_dict(compute)})
         ranks = RankGroup(compute.parallel)
         return LeaderEngine(make_torch_engine(config, vocab_size, compute, ranks))
 
@@ -130,7 +130,7 @@ def follow_leader() -> int:
     while True:
         with explain_group_failure():
             call, arrays = receive_call()
-            match call["verb"]:
+            match call["method"]:
                 case "engine":
                     engine = None  # frees its memory before the next engine needs it
                     compute = from_dict(ComputeConfig, call["compute"])
@@ -163,7 +163,7 @@ def follow_leader() -> int:
 def release_workers() -> None:
     """End the other ranks' `follow_leader`, if the group still exists."""
     if dist.is_initialized():
-        broadcast_call({"verb": "stop"})
+        broadcast_call({"method": "stop"})
         _leave_group()
 
 

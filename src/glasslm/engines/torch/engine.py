@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
-from glasslm.engines.choice import micro_batch_size
+from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
 from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.objective import coefficients
@@ -108,7 +108,7 @@ class TorchEngine:
         self.forward: Callable[..., Any] = (
             ranks.wrap_model(self.model, self.torch_device) if ranks else self.model
         )
-        self.micro_batch_size = micro_batch_size(config, "torch")
+        self.micro_batch_size = resolve_micro_batch_size(config, "torch")
         self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
 
     def _new_model(self) -> Transformer:
@@ -320,7 +320,7 @@ class TorchEngine:
         assert isinstance(model, Transformer)
         view = cache.advance(counts, tokens.shape[1])
         with self._without_compiling():
-            x, _ = model.hidden(self._to_device(tokens), view=view)
+            x, _ = model.hidden_states(self._to_device(tokens), view=view)
         if not every:
             last = self._to_device(np.maximum(counts - 1, 0))
             x = x[torch.arange(len(x), device=self.torch_device), last]

@@ -33,7 +33,7 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         self.size = c.cache_length(capacity)
-        self.endless = c.has_rolling_cache and c.window <= capacity
+        self.is_unbounded = c.has_rolling_cache and c.window <= capacity
         shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
         self.model = model  # computes the keys and values
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -55,7 +55,9 @@ class KVCache:
         counts (B,). The caller then writes keys and values through the view.
         """
         slots = CacheSlots(self._lengths, counts, T, self.size)
-        assert self.endless or slots.end <= self.size, "more tokens than the cache has room for"
+        assert self.is_unbounded or slots.end <= self.size, (
+            "more tokens than the cache has room for"
+        )
         self._lengths = self._lengths + counts
         queries, write, device = slots.query_positions, slots.write_index, self.keys.device
         keys = (

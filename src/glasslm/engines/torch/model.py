@@ -52,10 +52,10 @@ class Transformer(nn.Module):
 
         keys (sites, B): the row keys of dropout, in training only.
         """
-        x, routings = self.hidden(tokens, keys)
+        x, routings = self.hidden_states(tokens, keys)
         return self.logits(x), routings
 
-    def hidden(
+    def hidden_states(
         self, tokens: Tensor, keys: Tensor | None = None, view: CacheView | None = None
     ) -> tuple[Tensor, list[Routing]]:
         """tokens (B, T) -> the input of the head, (B, T, D), and the routings.
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         return self.norm(x) if c.norm_position == "pre" else x, routings
 
     def logits(self, x: Tensor) -> Tensor:
-        """The output of `hidden`, (..., D) -> logits (..., V)."""
+        """The output of `hidden_states`, (..., D) -> logits (..., V)."""
         head = self.embedding if self.config.tie_embeddings else self.head
         return torch.nn.functional.linear(x, head.weight.to(x.dtype))
 

@@ -50,7 +50,7 @@ class MixtureOfExperts(nn.Module):
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """logits (B, T, E) -> gates and indices of the k most probable experts, (B, T, k) each.
 
-        Of equally probable experts the first ones are taken, which topk does not guarantee.
+        Of equally probable ones, those with the lower index, which topk does not guarantee.
         """
         E = logits.shape[-1]
         p = logits.softmax(-1)

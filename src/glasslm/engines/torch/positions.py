@@ -5,7 +5,7 @@ Letters: B rows, T positions, S keys, D width, H query heads, Q head size.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from glasslm.model.parameters import INIT_STD
 Index: TypeAlias = slice | Tensor  # positions (T,) or (B, T), or the slice 0:T of a whole text
 
 
-class NoPositions(nn.Module):
-    """No encoding. The other encodings override one of its methods.
+class PositionEncoding(nn.Module):
+    """The base of the encodings: each one overrides the methods by which it acts.
 
-    Their tables are computed in NumPy, in `dtype`, as in the other engine, and are not part of a
+    Tables are computed in NumPy, in `dtype`, as in the other engine, and are not part of a
     checkpoint.
     """
 
@@ -52,7 +52,13 @@ class NoPositions(nn.Module):
         return None
 
 
-class SinusoidalPositions(NoPositions):
+@final
+class NoPositions(PositionEncoding):
+    """No encoding: attention sees the order of the tokens by the causal mask alone."""
+
+
+@final
+class SinusoidalPositions(PositionEncoding):
     """Fixed sines and cosines, added to the embeddings. arXiv:1706.03762, section 3.5."""
 
     table: Tensor  # (block_size, D)
@@ -66,7 +72,8 @@ class SinusoidalPositions(NoPositions):
         return x + self.table[positions]
 
 
-class LearnedPositions(NoPositions):
+@final
+class LearnedPositions(PositionEncoding):
     """A learned vector for each position, added to the embeddings."""
 
     def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
@@ -77,7 +84,8 @@ class LearnedPositions(NoPositions):
         return x + self.weight[positions]
 
 
-class RotaryPositions(NoPositions):
+@final
+class RotaryPositions(PositionEncoding):
     """RoPE: queries and keys are rotated by angles linear in the position. arXiv:2104.09864."""
 
     cos: Tensor  # (block_size, 1, Q)
@@ -105,7 +113,8 @@ class RotaryPositions(NoPositions):
         )
 
 
-class AlibiPositions(NoPositions):
+@final
+class AlibiPositions(PositionEncoding):
     """ALiBi: scores fall linearly with distance, by a slope of each head. arXiv:2108.12409."""
 
     has_bias = True
@@ -120,7 +129,7 @@ class AlibiPositions(NoPositions):
         return self.slopes[:, None, None] * ahead
 
 
-POSITIONS: dict[str, type[NoPositions]] = {
+POSITIONS: dict[str, type[PositionEncoding]] = {
     "none": NoPositions,
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,

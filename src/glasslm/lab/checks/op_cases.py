@@ -27,6 +27,7 @@ B, T, V = 2, 5, 7  # rows, positions, vocabulary
 N, D, F = B * T, 6, 4  # tokens, width, inner width
 H, K, Q = 4, 2, 4  # query heads, key-value heads, head size
 R, E = 2, 4  # rank of an adapter, experts
+NORM_EPS = 1e-5
 
 
 def new(shape: tuple[int, ...]) -> Array:
@@ -60,12 +61,12 @@ def _adapter(rng: np.random.Generator) -> Case:
 
 def _rms_norm(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((N, D)), "gain": rng.standard_normal(D)}
-    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new)
+    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new, NORM_EPS)
 
 
 def _rms_norm_heads(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((B, T, H, Q)), "gain": rng.standard_normal((H, Q))}
-    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new)
+    return inputs, lambda: ops.rms_norm(inputs["x"], inputs["gain"], new, NORM_EPS)
 
 
 def _layer_norm(rng: np.random.Generator) -> Case:
@@ -74,7 +75,9 @@ def _layer_norm(rng: np.random.Generator) -> Case:
         "gain": rng.standard_normal(D),
         "bias": rng.standard_normal(D),
     }
-    return inputs, lambda: ops.layer_norm(inputs["x"], inputs["gain"], inputs["bias"], new)
+    return inputs, lambda: ops.layer_norm(
+        inputs["x"], inputs["gain"], inputs["bias"], new, NORM_EPS
+    )
 
 
 def _activation_case(name: str) -> MakeCase:
@@ -150,7 +153,7 @@ def _dispatch(rng: np.random.Generator) -> Case:
 
 def _rope(rng: np.random.Generator) -> Case:
     inputs = {"x": rng.standard_normal((B, T, H, Q))}
-    cos, sin = positions.rope_tables(T, H, Q, np.float64)
+    cos, sin = positions.rope_cos_sin(np.arange(T), H, Q, np.float64, "none", 1.0)
     return inputs, lambda: attention.rope(inputs["x"].copy(), cos, sin, new)  # overwritten
 
 

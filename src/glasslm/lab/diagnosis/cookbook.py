@@ -12,7 +12,7 @@ from pathlib import Path
 from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.data.dataset import prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
-from glasslm.engines.choice import is_torch_installed
+from glasslm.engines.resources import is_torch_installed
 from glasslm.lab.diagnosis import cookbook_figures, experiments
 from glasslm.lab.diagnosis.checklist import build_checklist
 from glasslm.lab.diagnosis.experiments import (

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.engines.choice import available_cores
+from glasslm.engines.resources import available_cores
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
