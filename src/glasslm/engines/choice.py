@@ -1,4 +1,4 @@
-"""The choice of engine, device and precision: what `auto` becomes, with the reason.
+"""The choice of engine, device and precision, with its reason, where a setting is `auto`.
 
 Nothing here imports PyTorch unless PyTorch is going to compute, because the import takes seconds.
 """
@@ -18,8 +18,8 @@ from glasslm.errors import InputError
 TORCH_TRAINING_MIN_PARAMETERS = 3_000_000
 # The same for generation and evaluation, where NumPy starts seconds earlier.
 TORCH_INFERENCE_MIN_PARAMETERS = 30_000_000
-NUMPY_MICRO_BATCH_TOKENS = 1024  # what stays in a CPU's cache
-TORCH_MICRO_BATCH_TOKENS = 8192  # what keeps a GPU busy
+NUMPY_MICRO_BATCH_TOKENS = 1024  # their activations stay in a CPU's cache
+TORCH_MICRO_BATCH_TOKENS = 8192  # they keep a GPU busy
 
 
 def choose_engine(
@@ -54,8 +54,8 @@ def choose_engine(
     precision: Precision = "fp32"
     if training or compute.precision != "auto":
         precision = hardware.choose_precision(compute.precision, device, parameters)
-    undecided = compute.engine == "auto" and not torch_only_setting(compute, training)
-    if undecided and training and device == "cpu" and precision == "fp32":
+    is_undecided = compute.engine == "auto" and not torch_only_setting(compute, training)
+    if is_undecided and training and device == "cpu" and precision == "fp32":
         numpy_compute, _ = choose_engine(
             dataclasses.replace(compute, engine="numpy"), parameters, training
         )
@@ -81,7 +81,7 @@ def _require_possible_parallel(compute: ComputeConfig) -> None:
 
 
 def _auto_engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
-    """What --engine auto means here, and the reason."""
+    """The engine that --engine auto chooses here, and the reason."""
     if flag := torch_only_setting(compute, training):
         return "torch", f"{flag} needs PyTorch"
     if compute.precision == "fp64":

@@ -70,9 +70,9 @@ def require_known_names(
     names: Iterable[str], c: ModelConfig, table: dict[str, ParameterSpec]
 ) -> None:
     """Raise InputError for a name that this model does not have."""
-    known = [*forward_names(c), *backward_names(c, table)]
+    known_names = [*forward_names(c), *backward_names(c, table)]
     for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        if name not in known_names:
+            close = difflib.get_close_matches(name, known_names, n=1)
             suggestion = f": did you mean {close[0]}?" if close else ""
             raise InputError(f"there is nothing called '{name}' in this model{suggestion}")

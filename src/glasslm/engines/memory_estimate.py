@@ -29,12 +29,12 @@ from glasslm.model.parameters import ParameterTable, parameter_table
 HEAP_OVERHEAD = 1.3
 # Memory of experts is taken in powers of two (engines/numpy/moe.py).
 EXPERT_OVERHEAD = 1.5
-# Of explicit attention in four tiles of queries (engines/torch/attention.py): the share of the
+# Explicit attention has four tiles of queries (engines/torch/attention.py): the share of the
 # queries in a tile, and the share of the scores that is computed, because keys after the end of a
 # tile are left out.
 TILE_SHARE, VISIBLE_SHARE = 1 / 4, 5 / 8
-# Arrays of F numbers that autograd keeps of an ungated activation and of what follows it, where
-# they are not UNGATED_ARRAYS: ReLU keeps its output, which the next product keeps, too.
+# Arrays of F numbers that autograd keeps of a feed-forward's activation and product. ReLU shares
+# its output with the next product.
 ACTIVATION_ARRAYS = {"relu": 1}
 UNGATED_ARRAYS, GATED_ARRAYS = 2, 4
 
@@ -46,8 +46,8 @@ def numpy_memory_bytes(
 ) -> int:
     """Peak memory of training with the NumPy engine, in bytes.
 
-    It is that of weights, gradients and moments, and of a pass over `rows` sequences for each
-    thread. Python and the libraries (about 100 MB) and the memory-mapped corpus come on top.
+    It is the memory of weights, gradients and moments, and of one pass over `rows` sequences for
+    each thread. Python and the libraries (about 100 MB) and the memory-mapped corpus come on top.
     """
     config = config.resolve()
     table = parameter_table(config.model, vocab_size)

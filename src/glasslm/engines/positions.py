@@ -60,7 +60,7 @@ def _scale_base(base: float, factor: float, Q: int) -> tuple[float, float]:
     return (base * factor ** (Q / (Q - 2)), 1.0) if Q > 2 else (base, 1.0)
 
 
-# (base, factor, Q) -> the base to use, and what the angles are divided by.
+# (base, factor, Q) -> the base to use, and the divisor of the angles.
 ROPE_SCALINGS: dict[RopeScaling, Callable[[float, float, int], tuple[float, float]]] = {
     "none": _scale_nothing,
     "linear": _scale_positions,

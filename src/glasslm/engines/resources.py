@@ -1,4 +1,4 @@
-"""What this machine offers a run: PyTorch, GPUs, CPU cores, and the processes of torchrun.
+"""The resources of a run on this machine: PyTorch, GPUs, CPU cores, processes of torchrun.
 
 Nothing here imports PyTorch, except to ask for a GPU's free memory.
 """

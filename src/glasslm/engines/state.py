@@ -47,10 +47,10 @@ def read_state(
     averages: dict[str, Array] = {}
     for key, array in state:
         kind, _, name = key.rpartition("/")
-        known = name in table and (
+        is_known = name in table and (
             not kind or (table[name].trained and kind in _state_kinds(table[name], config))
         )
-        if not known:
+        if not is_known:
             raise DamagedError(
                 f"the entry '{key}' belongs to no weight of this model: is it from another "
                 "architecture?"
@@ -64,10 +64,11 @@ def read_state(
             averages[name] = array
         else:
             (moments if kind else weights)[key] = array
-    missing = [name for name in table if name not in weights]
-    if missing:
+    missing_names = [name for name in table if name not in weights]
+    if missing_names:
         raise DamagedError(
-            f"the entry '{min(missing)}' is missing ({len(missing)} of {len(table)} weights are)"
+            f"the entry '{min(missing_names)}' is missing "
+            f"({len(missing_names)} of {len(table)} weights are)"
         )
     return weights, moments, averages
 

@@ -188,8 +188,8 @@ class TileMask:
 def _additive_mask(C: int, R: int, offset: int, window: int, dtype: np.dtype[Any]) -> Array:
     """(C, 1, R): 0 where a query attends to a key, else -inf; offset: first query - first key."""
     distance = offset + np.arange(R) - np.arange(C)[:, None, None]
-    hidden = (distance < 0) | (distance >= window) if window else distance < 0
-    return np.where(hidden, -math.inf, 0).astype(dtype)
+    hidden_mask = (distance < 0) | (distance >= window) if window else distance < 0
+    return np.where(hidden_mask, -math.inf, 0).astype(dtype)
 
 
 @functools.lru_cache(16)

@@ -75,7 +75,7 @@ class AttentionContext:
         if self.rotation:
             cos, sin = self.rotation
             self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
-        self.bias = self.hidden = None
+        self.bias = self.hidden_mask = None
         S = slots.key_count
         if model.slopes is not None:
             K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
@@ -83,13 +83,13 @@ class AttentionContext:
             self.bias = bias.reshape(-1, K, G, T, S)
         if T > 1 or not slots.uniform or 0 < c.window < S:
             offset = slots.key_positions[..., None, :] - slots.query_positions[..., None]
-            hidden = (offset > 0) | (slots.key_positions[..., None, :] < 0)
+            hidden_mask = (offset > 0) | (slots.key_positions[..., None, :] < 0)
             if c.window:
-                hidden |= offset <= -c.window
+                hidden_mask |= offset <= -c.window
             if not slots.uniform:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
-                hidden &= (counts > 0)[:, None, None]
-            self.hidden = hidden.reshape(-1, 1, 1, T, S)
+                hidden_mask &= (counts > 0)[:, None, None]
+            self.hidden_mask = hidden_mask.reshape(-1, 1, 1, T, S)
 
     def extend(self, cached: Array, new: Array) -> Array:
         """Write new (B, T, K, Q) into cached (B, K, size, Q); the visible keys (B, K, S, Q).
@@ -170,8 +170,8 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
     scores *= 1 / math.sqrt(Q)
     if ctx.bias is not None:
         scores += ctx.bias
-    if ctx.hidden is not None:
-        scores[np.broadcast_to(ctx.hidden, scores.shape)] = -math.inf
+    if ctx.hidden_mask is not None:
+        scores[np.broadcast_to(ctx.hidden_mask, scores.shape)] = -math.inf
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= np.add.reduce(scores, axis=-1, keepdims=True)

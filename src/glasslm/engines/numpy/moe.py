@@ -39,8 +39,8 @@ def mixture(
     gradient of y, plus balance_weight times that of Routing.balance, plus z_weight times that of
     Routing.z. dx does not contain the gradient that flows back through the router.
     """
-    gates, chosen, routing, route_back = route(logits, k, rows, new)
-    outputs, dispatch_back = dispatch(x, chosen, experts, new)
+    gates, expert_ids, routing, route_back = route(logits, k, rows, new)
+    outputs, dispatch_back = dispatch(x, expert_ids, experts, new)
     y = np.matmul(gates[:, None], outputs, out=new((len(x), 1, x.shape[1])))[:, 0]
 
     def backward(
@@ -57,7 +57,7 @@ def mixture(
 def route(
     logits: Array, k: int, rows: int, new: New
 ) -> tuple[Array, Array, Routing, Callable[[Array, float, float], Array]]:
-    """logits (N, E), `rows` = B -> gates (N, k), the chosen experts (N, k), and the statistics.
+    """logits (N, E), `rows` = B -> gates and ids of the experts, (N, k) each, and statistics.
 
     The k most probable experts are chosen; of equally probable ones, those with the lower index.
     Gates are their probabilities divided by their sum (arXiv:2401.04088, section 2.1). With k = 1
@@ -73,14 +73,14 @@ def route(
     p /= total
     log_total = np.log(total) + top  # (N, 1)
 
-    chosen = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
-    gates = np.take_along_axis(p, chosen, -1)
+    expert_ids = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    gates = np.take_along_axis(p, expert_ids, -1)
     mass = gates.sum(-1, keepdims=True)
     if k > 1:
         gates /= mass
 
     # Both losses are means within a sequence, so that they do not depend on the micro-batch.
-    row_experts = chosen.reshape(rows, T * k) + E * np.arange(rows)[:, None]
+    row_experts = expert_ids.reshape(rows, T * k) + E * np.arange(rows)[:, None]
     counts = np.bincount(row_experts.reshape(-1), minlength=rows * E).reshape(rows, E)
     # (B, E): E f, the derivative of the balance by P.
     balance_slope = counts.astype(p.dtype) * (E / (T * k))
@@ -93,25 +93,25 @@ def route(
         dp.reshape(rows, T, E)[...] = (balance_slope * (balance_weight / T))[:, None]
         if k > 1:
             dgates = (dgates - np.vecdot(dgates, gates)[:, None]) / mass
-        dp[np.arange(N)[:, None], chosen] += dgates
+        dp[np.arange(N)[:, None], expert_ids] += dgates
         dp -= np.vecdot(dp, p)[:, None]
         dp += log_total * (2 * z_weight / T)
         dp *= p
         return dp
 
-    return gates, chosen, routing, backward
+    return gates, expert_ids, routing, backward
 
 
 def dispatch(
-    x: Array, chosen: Array, experts: Sequence[Expert], new: New
+    x: Array, expert_ids: Array, experts: Sequence[Expert], new: New
 ) -> tuple[Array, Callable[[Array, Gradients], Array]]:
-    """x (N, D), chosen experts (N, k) -> (N, k, D), the output of each chosen expert.
+    """x (N, D), ids of the chosen experts (N, k) -> (N, k, D), the output of each chosen expert.
 
     Every expert is called, also with no tokens, so that its weights get a gradient, of zeros.
     backward(doutputs (N, k, D), gradients) -> dx (N, D).
     """
-    (N, D), k = x.shape, chosen.shape[1]
-    expert_of_choice = chosen.reshape(-1)
+    (N, D), k = x.shape, expert_ids.shape[1]
+    expert_of_choice = expert_ids.reshape(-1)
     order = np.argsort(expert_of_choice, kind="stable")  # the choices, sorted by expert
     ends = np.cumsum(np.bincount(expert_of_choice, minlength=len(experts))).tolist()
     groups = [slice(start, end) for start, end in zip([0, *ends], ends)]

@@ -1,10 +1,11 @@
 """The operations of the model, each with its backward pass: `output, backward = op(inputs, ...)`.
 
 `backward(d_output)` returns the gradients of the inputs in their order; docs/backward.md derives
-every one. What an op keeps for its backward pass is what the inner function mentions. `new(shape)`
-is np.empty on the memory of a buffer pool. Each docstring says what an op overwrites; an op without
-such a sentence overwrites nothing. `linear` and `dropout` must never overwrite the gradient that
-they are given: they end a sublayer, and the residual connection reads the same gradient.
+every one. An op keeps for its backward pass the arrays that the inner function mentions.
+`new(shape)` is np.empty on the memory of a buffer pool. Each docstring says what an op overwrites;
+an op without such a sentence overwrites nothing. `linear` and `dropout` must never overwrite the
+gradient that they are given: they end a sublayer, and the residual connection reads the same
+gradient.
 
 Letters: N rows (tokens of a micro-batch), D width, F inner width, V vocabulary, O and I output and
 input of a matrix. Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays.

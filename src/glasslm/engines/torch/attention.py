@@ -33,14 +33,14 @@ class SiteDropout(NamedTuple):
 
 
 class AttentionContext(NamedTuple):
-    """What attention needs to know of positions, masks and dropout: the same in every block."""
+    """The positions, masks and dropout of attention, the same in every block."""
 
     rotation: tuple[Tensor, Tensor] | None  # RoPE's cos and sin, (T, 1, Q) or (B, T, 1, Q) each
     # ALiBi's addend to the scores, (H, T, S) or (B, H, T, S), -inf where a key is masked
     bias: Tensor | None
     # (1, T, S) or (B, 1, T, S), True where a key is masked; None: the causal mask, or no mask
-    hidden: Tensor | None
-    causal: bool  # whether `hidden` None means the causal mask
+    hidden_mask: Tensor | None
+    causal: bool  # whether `hidden_mask` None means the causal mask
     # The algorithm for a whole text; None: fused kernels, for queries that attend to a cache
     algorithm: AttentionName | None = None
     window: int = 0
@@ -107,8 +107,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Ten
     mask = None
     if context.bias is not None:
         mask = context.bias.to(q.dtype)
-    elif context.hidden is not None:
-        mask = ~context.hidden
+    elif context.hidden_mask is not None:
+        mask = ~context.hidden_mask
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -128,7 +128,7 @@ def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple
     H, T, Q = q.shape[1:]
     scores = upcast(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
     position = torch.arange(T, device=q.device)
-    scores = scores.masked_fill(_hidden(position, position, context.window), -math.inf)
+    scores = scores.masked_fill(_hidden_mask(position, position, context.window), -math.inf)
     return scores, torch.softmax(scores if context.bias is None else scores + context.bias, -1)
 
 
@@ -150,10 +150,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContex
         scores = upcast((q[:, :, start:end] * Q**-0.5) @ k[:, :, keys].mT)
         if context.bias is not None:
             scores = scores + context.bias[..., start:end, keys]
-        hidden = _hidden(position[start:end], position[keys], context.window)
+        hidden_mask = _hidden_mask(position[start:end], position[keys], context.window)
         # The mask is added: the gradient of a sum needs no mask, that of masked scores does.
-        scores = scores + torch.zeros_like(hidden, dtype=scores.dtype).masked_fill(
-            hidden, -math.inf
+        scores = scores + torch.zeros_like(hidden_mask, dtype=scores.dtype).masked_fill(
+            hidden_mask, -math.inf
         )
         p = torch.softmax(scores, -1)
         if context.dropout is not None:
@@ -164,10 +164,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContex
     return torch.cat(outputs, 2)
 
 
-def _hidden(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+def _hidden_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
     """(T, S), True where a key is after its query or before its window (0: no window).
 
     queries (T,) and keys (S,) are positions.
     """
-    ahead = keys - queries[:, None]
-    return (ahead > 0) | (ahead <= -window) if window else ahead > 0
+    offsets = keys - queries[:, None]
+    return (offsets > 0) | (offsets <= -window) if window else offsets > 0

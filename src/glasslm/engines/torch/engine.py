@@ -197,7 +197,7 @@ class TorchEngine:
         return self._to_device(batch.tokens[part]), self._to_device(batch.targets[part]), keys
 
     def _rank_indices(self, rows: int) -> Array:
-        """The indices of this rank's rows, of so many."""
+        """The indices of this rank's rows among `rows`."""
         return np.arange(rows)[self.ranks.row_slice if self.ranks else slice(None)]
 
     @memory_errors()
@@ -255,9 +255,9 @@ class TorchEngine:
         passes = math.ceil(len(tokens) / self.rows_at_once)
         for index in range(passes):
             part = indices[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
-            computed = part if len(part) else np.zeros(1, np.int64)
+            input_rows = part if len(part) else np.zeros(1, np.int64)
             with self._without_compiling():
-                logits, _ = self.eval_model(self._to_device(tokens[computed]))
+                logits, _ = self.eval_model(self._to_device(tokens[input_rows]))
             if len(part):
                 flat_targets = self._to_device(targets[part]).flatten()
                 nats = F.cross_entropy(

@@ -1,4 +1,4 @@
-"""What PyTorch can do on this machine: devices, precisions, torch.compile."""
+"""The devices, precisions and compiler that PyTorch has on this machine."""
 
 from __future__ import annotations
 

@@ -94,22 +94,22 @@ class Transformer(nn.Module):
         unmasked = (
             (T == 1 or S == T) and not 0 < c.window < S and (view is None or view.start is not None)
         )
-        hidden = bias = None
+        hidden_mask = bias = None
         if self.position.has_bias or not unmasked:
-            ahead = (keys[..., None, :] - queries[..., None])[..., None, :, :]
-            hidden = (ahead > 0) | (keys < 0)[..., None, None, :]
+            offsets = (keys[..., None, :] - queries[..., None])[..., None, :, :]
+            hidden_mask = (offsets > 0) | (keys < 0)[..., None, None, :]
             if c.window:
-                hidden = hidden | (ahead <= -c.window)
-            bias = self.position.bias(ahead)
+                hidden_mask = hidden_mask | (offsets <= -c.window)
+            bias = self.position.bias(offsets)
             if bias is not None:
-                bias = bias.masked_fill(hidden, -math.inf)
+                bias = bias.masked_fill(hidden_mask, -math.inf)
         rotation = self.position.rotation(
             slice(T) if view is None else view.positions,
             np.arange(T) if view is None else view.cpu_positions,
         )
         algorithm = c.attention if view is None else None
         causal = T > 1 and unmasked
-        return AttentionContext(rotation, bias, hidden, causal, algorithm, c.window)
+        return AttentionContext(rotation, bias, hidden_mask, causal, algorithm, c.window)
 
 
 class Block(nn.Module):

@@ -44,10 +44,10 @@ class PositionEncoding(nn.Module):
         """
         return None
 
-    def bias(self, ahead: Tensor) -> Tensor | None:
+    def bias(self, offsets: Tensor) -> Tensor | None:
         """The addend to attention scores, (H, T, S) or (B, H, T, S); None without ALiBi.
 
-        ahead (1, T, S) or (B, 1, T, S) is each key's position minus the query's.
+        offsets (1, T, S) or (B, 1, T, S) are each key's position minus the query's.
         """
         return None
 
@@ -125,8 +125,8 @@ class AlibiPositions(PositionEncoding):
         slopes = alibi_slopes(c.n_heads, dtype)
         self.register_buffer("slopes", torch.from_numpy(slopes), persistent=False)
 
-    def bias(self, ahead: Tensor) -> Tensor | None:
-        return self.slopes[:, None, None] * ahead
+    def bias(self, offsets: Tensor) -> Tensor | None:
+        return self.slopes[:, None, None] * offsets
 
 
 POSITIONS: dict[str, type[PositionEncoding]] = {
