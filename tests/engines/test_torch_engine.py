@@ -17,7 +17,7 @@ from glasslm.config.schema import (
     TrainConfig,
 )
 from glasslm.engines.protocol import Batch, Engine
-from glasslm.errors import DamagedError
+from glasslm.errors import DamagedError, InputError
 from glasslm.lab.checks.gradient_check import combinations, single_switches
 from glasslm.model.parameters import initial_weights, parameter_table
 
@@ -389,7 +389,7 @@ def test_denormals_are_flushed_only_during_training() -> None:
     assert set(flushed) == {torch.set_flush_denormal(False)}
     engine.losses(batch().tokens, batch().targets)
     engine.logits(batch().tokens, engine.new_cache(B, T), np.full(B, T))
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError):
         engine.accumulate(batch()._replace(tokens=batch().tokens + V), 1.0)
     assert np.full(3, 5e-324) @ np.ones(3) > 0
     assert float(torch.full((3,), 5e-324, dtype=torch.float64).sum()) > 0
@@ -449,7 +449,5 @@ def test_a_model_or_cache_that_is_too_large_is_a_memory_error() -> None:
 
 def test_other_errors_of_pytorch_are_not_translated() -> None:
     engine = engine_of(dataclasses.replace(MODEL, position="learned"))
-    with pytest.raises(IndexError):
-        engine.losses(batch().tokens + V, batch().targets)
     with pytest.raises(RuntimeError, match="size of tensor"):
         engine.losses(np.zeros((1, T + 1), np.int64), np.zeros((1, T + 1), np.int64))

@@ -145,3 +145,38 @@ def test_an_imported_model_can_be_fine_tuned(run: Path, text: Path, tmp_path: Pa
     origin = json.loads((tmp_path / "back" / "run.json").read_text())["imported"]
     assert origin["model_type"] == "llama"
     assert len(origin["sha256"]["model.safetensors"]) == 64
+
+
+def test_an_import_stores_no_moments_and_trains_as_with_zeros(run: Path, tmp_path: Path) -> None:
+    """A checkpoint without moments loads in both engines, and gives the bits of moments of zero."""
+    from glasslm.config.schema import ComputeConfig, EngineName
+    from glasslm.engines.factory import make_engine
+    from glasslm.engines.protocol import Batch
+
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert cli.main(["export", str(run), "--to", "hf", "--out", str(out)]) == 0
+    assert cli.main(["import", str(out), "--run-dir", str(back)]) == 0
+    imported, opened = checkpoint.load(back), run_folder.Run(back)
+    assert (imported.path / "optimizer.safetensors").stat().st_size < 100
+    without = dict(imported.state())
+    assert without.keys() == dict(imported.weights()).keys()
+    rng, V = np.random.default_rng(0), opened.tokenizer.vocab_size
+    fresh = make_engine(opened.config, V, ComputeConfig(engine="numpy"))
+    zeros = {name: np.zeros_like(array) for name, array in fresh.state() if "/" in name}
+    assert zeros
+    tokens = rng.integers(0, V, (4, opened.config.model.block_size))
+    batch = Batch(tokens, np.roll(tokens, -1, 1), 0, np.arange(4))
+    engines: tuple[EngineName, ...] = ("numpy", "torch")
+    for name in engines:
+        states = []
+        for state in (without, without | zeros):
+            engine = make_engine(
+                opened.config, V, ComputeConfig(engine=name, threads=1, device="cpu")
+            )
+            engine.load(state.items())
+            engine.accumulate(batch, 1 / tokens.size)
+            engine.update(1e-3)
+            states.append({key: array.copy() for key, array in engine.state()})
+        assert states[0].keys() == states[1].keys() >= zeros.keys()
+        for key, array in states[0].items():
+            np.testing.assert_array_equal(array, states[1][key])

@@ -23,6 +23,8 @@ from glasslm.config.schema import ModelConfig, Position, Precision  # noqa: E402
 from glasslm.engines.dropout import mix_bits, row_keys  # noqa: E402
 from glasslm.engines.numpy import ops  # noqa: E402
 from glasslm.engines.torch import layers  # noqa: E402
+from glasslm.errors import InputError  # noqa: E402
+from glasslm.lab.checks.gradient_check import V  # noqa: E402
 
 cases = pytest.mark.parametrize(("name", "model", "precision"), TRAINED)
 
@@ -37,6 +39,30 @@ def test_gradients_by_hand_are_those_of_autograd(
     assert_near(by_autograd.gradients(make_batch(), weight), expected, TOLERANCE[precision])
     losses = (engine.accumulate(make_batch(), weight) for engine in (by_autograd, by_hand))
     assert_losses_near(*losses, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("bad", [-1, -V, V, V + 1, 1 << 40, -(1 << 40)])
+def test_ids_outside_the_vocabulary_are_refused_alike(bad: int) -> None:
+    """NumPy would clip or wrap them; one bad id is enough, in tokens or in targets."""
+    tokens, targets = make_batch().tokens.copy(), make_batch().targets.copy()
+    tokens[-1, -1] = targets[-1, -1] = bad
+    for engine in make_pair(ModelConfig(d_model=16, n_layers=1, n_heads=2, block_size=8), "fp64"):
+        good, message = make_batch(), f"token {bad} is not in the vocabulary.* 0 to {V - 1}"
+        for call in (
+            lambda: engine.losses(tokens, good.targets),  # noqa: B023 - called at once
+            lambda: engine.accumulate(good._replace(tokens=tokens), 1.0),  # noqa: B023
+            lambda: engine.logits(tokens, engine.new_cache(*tokens.shape), np.full(len(tokens), 1)),  # noqa: B023
+            lambda: engine.inspect(good._replace(tokens=tokens), ["embedding"]),  # noqa: B023
+        ):
+            with pytest.raises(InputError, match=message):
+                call()
+        if bad == -1:  # a target that is not predicted
+            assert engine.losses(good.tokens, targets)[-1, -1] == 0
+            continue
+        with pytest.raises(InputError, match=f"target {bad} is not in the vocabulary"):
+            engine.losses(good.tokens, targets)
+        with pytest.raises(InputError, match=f"target {bad} is not in the vocabulary"):
+            engine.accumulate(good._replace(targets=targets), 1.0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

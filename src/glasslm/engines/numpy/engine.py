@@ -35,6 +35,7 @@ from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, MOMENTS, average_decay, moment_kind, read_state
+from glasslm.engines.token_ids import require_token_ids
 from glasslm.model.parameters import parameter_table
 
 CACHE_ROWS_PER_THREAD = 16  # rows that one thread reads into a cache at once
@@ -55,7 +56,7 @@ class NumpyEngine:
     ) -> None:
         self.config = config
         self.precision: Precision = "fp64" if np.dtype(dtype) == np.float64 else "fp32"
-        self.updates, self.loss_scale = 0, 1.0
+        self.vocab_size, self.updates, self.loss_scale = vocab_size, 0, 1.0
         self.table = parameter_table(config.model, vocab_size)
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.table, dtype)
@@ -80,6 +81,7 @@ class NumpyEngine:
 
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Engine.accumulate."""
+        require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         if self._gradients is None:
             self._gradients = Weights(self._trained_specs, self.dtype)
         parts = chunks(len(batch.tokens), self.micro_batch_size)
@@ -155,6 +157,7 @@ class NumpyEngine:
         """Engine.inspect."""
         names = list(names)
         require_known_names(names, self.config.model, self.table)
+        require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         recorder = ActivationRecorder(names)
         targets = max(1, int((batch.targets >= 0).sum()))
         with self._one_blas_thread():
@@ -247,6 +250,7 @@ class NumpyEngine:
 
     def losses(self, tokens: Array, targets: Array) -> Array:
         """Engine.losses: tokens and targets (B, T) -> (B, T) nats."""
+        require_token_ids(self.vocab_size, tokens, targets)
 
         def compute_part(part: slice) -> Array:
             logits, _, _ = self.eval_model.forward(tokens[part], self._buffers)
@@ -262,6 +266,7 @@ class NumpyEngine:
 
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         """Engine.logits: tokens (B, T), counts (B,) -> logits (B, V), or with `every` (B, T, V)."""
+        require_token_ids(self.vocab_size, tokens)
         counts = np.asarray(counts, np.int64)
         if len(tokens) <= CACHE_ROWS_PER_THREAD:  # usually a single row, where each call counts
             with self._one_blas_thread():

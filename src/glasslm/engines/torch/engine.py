@@ -27,6 +27,7 @@ from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.objective import coefficients
 from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, average_decay, read_state
+from glasslm.engines.token_ids import require_token_ids
 from glasslm.engines.torch import hardware
 from glasslm.engines.torch.errors import compiler_errors, memory_errors
 from glasslm.engines.torch.inspection import ActivationRecorder
@@ -147,6 +148,7 @@ class TorchEngine:
     @flush_denormals()
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Engine.accumulate, of tokens and targets (B, T)."""
+        require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         indices = self._rank_indices(len(batch.tokens))
         # DDP and FSDP average the gradients of the ranks; here they are parts of one sum.
         scale = weight * self.loss_scale * (self.ranks.size if self.ranks else 1)
@@ -249,6 +251,7 @@ class TorchEngine:
     @torch.no_grad()
     def losses(self, tokens: Array, targets: Array) -> Array:
         """Engine.losses: tokens and targets (B, T) -> nats (B, T)."""
+        require_token_ids(self.vocab_size, tokens, targets)
         indices = self._rank_indices(len(tokens))
         result = torch.zeros(tokens.shape, dtype=self.master_dtype, device=self.torch_device)
         # FSDP needs as many forward passes on every rank, so a rank without rows computes row 0.
@@ -263,8 +266,7 @@ class TorchEngine:
                 nats = F.cross_entropy(
                     upcast(logits).flatten(0, 1), flat_targets, ignore_index=-1, reduction="none"
                 )
-                rows = torch.from_numpy(part).to(self.torch_device)
-                result[rows] = nats.view(len(part), -1).to(self.master_dtype)
+                result[self._to_device(part)] = nats.view(len(part), -1).to(self.master_dtype)
         if self.ranks:
             self.ranks.sum_(result)
             self.ranks.reshard(self.model)
@@ -276,6 +278,7 @@ class TorchEngine:
         """Engine.inspect; engines/inspection.py lists names and shapes."""
         names = list(names)
         require_known_names(names, self.config.model, self.table)
+        require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         model = self.gather_weights(self.model)
         scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
         tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
@@ -316,6 +319,7 @@ class TorchEngine:
     @torch.inference_mode()
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         """Engine.logits: tokens (B, T), counts (B,) -> (B, V), or (B, T, V) with `every`."""
+        require_token_ids(self.vocab_size, tokens)
         counts, model = np.asarray(counts, np.int64), cache.model
         assert isinstance(model, Transformer)
         view = cache.advance(counts, tokens.shape[1])
@@ -385,14 +389,9 @@ def make_torch_engine(
     if compute.compile == "on" and (missing := hardware.missing_compiler(compute.device)):
         raise InputError(f"--compile on: {missing}: install it, or use --compile off")
     return TorchEngine(
-        config,
-        vocab_size,
-        device=compute.device,
-        precision=compute.precision,
-        threads=compute.threads,
-        compiled=compute.compile == "on",
-        ranks=ranks,
-    )
+        config, vocab_size, device=compute.device, precision=compute.precision,
+        threads=compute.threads, compiled=compute.compile == "on", ranks=ranks,
+    )  # fmt: skip
 
 
 def to_numpy(tensor: Tensor) -> Array:
