@@ -23,11 +23,22 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
+TEMPLATES = Path(__file__).parent / "templates"
 MARKS = {
     "ok": "\u2713",
     "watch": "!",
     "bad": "\u2717",
 }  # shown with the word: a colour alone is not visible to everyone
+
+
+# What a sentence quotes in backticks: a command, a flag, or a file. Nothing in it is markup.
+COMMAND = re.compile(r"`([\w./=-]+(?: [\w./=-]+)*)`")
+# A number with its sign, percent sign or unit of one letter, an interval, or the mark for none.
+NUMBER = re.compile(
+    r"[-+\u2212]?[\d.,]+(?:e[-+]?\d+)?\s?[%a-zA-Z]?"
+    r"(?: ?(?:to|\.\.|-|\u2013|/|\u00b1) ?[-+\u2212]?[\d.,]+%?)*|-"
+)
+MAX_WORD_CHARS = 24  # a longer one is a path, a hash or a list of flags
 
 
 @dataclass(frozen=True)
@@ -104,22 +115,49 @@ def environment(escape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: escape_control_chars(value) if type(value) is str else value,
     )
-    jinja.filters["inline"] = inline_markdown
-    jinja.filters["address"] = quote
+    jinja.filters |= {
+        "inline": inline_markdown,
+        "address": quote,
+        "prose": mark_commands,
+        "cell_class": cell_class,
+    }
     return jinja
 
 
+def mark_commands(text: Any) -> Any:
+    """A sentence for HTML: escaped, and a command in backticks becomes a <code> element."""
+    from markupsafe import Markup, escape
+
+    escaped = str(escape(escape_control_chars(str(text))))
+    return Markup(COMMAND.sub(r"<code>\1</code>", escaped))
+
+
+def cell_class(text: str) -> str:
+    """How a table cell breaks: never inside a number, anywhere inside a path or a hash."""
+    if NUMBER.fullmatch(text.strip()):
+        return "number"
+    longest = max((len(word) for word in text.split()), default=0)
+    return "long" if longest > MAX_WORD_CHARS else ""
+
+
 def inline_markdown(text: Any) -> str:
-    """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped."""
+    """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped.
+
+    A command in backticks stays in backticks.
+    """
     line = " ".join(escape_control_chars(str(text)).split())
-    return re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", line)
+    parts = COMMAND.split(line)  # text, command, text, command, ..., text
+    return "".join(
+        f"`{part}`" if index % 2 else re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", part)
+        for index, part in enumerate(parts)
+    )
 
 
 def _inline_svg(picture: Picture) -> Any:

@@ -1,14 +1,18 @@
 """A run's report: report.html, report.md and figures/*.png.
 
-report.html is one file without scripts that fetches nothing. Everything comes from run.json,
-metrics.jsonl and the checkpoints, so the report can be written again at any time. Prompts, samples
-and names are foreign text: `finalize` replaces control characters, and the templates escape markup.
+report.html is one file that fetches nothing and runs no script but templates/curves.js. Everything
+comes from run.json, metrics.jsonl and the checkpoints, so the report can be written again at any
+time. Prompts, samples and names are foreign text: `finalize` replaces control characters, and the
+templates escape markup.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,7 @@ from glasslm.data.dataset import Dataset, reopen_dataset
 from glasslm.errors import GlasslmError
 from glasslm.inference import trained_model
 from glasslm.report import (
+    curves,
     data_checks,
     figures,
     page,
@@ -27,6 +32,7 @@ from glasslm.report import (
     text_kinds,
     token_losses,
 )
+from glasslm.report.curves import Panel
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines, warning_lines
 from glasslm.runs.record import text_name
@@ -41,19 +47,11 @@ MODEL_BUDGET_S = 5.0  # for samples and surprise
 DOMAIN_BUDGET_S = 4.0  # for the measures of Python or of names
 EXCERPT_TOKENS = 600  # of validation text, for the surprise
 CHECKPOINT_TEMPERATURE = 0.7
-# Figures of those runs that have the data: file name, label, function.
-OPTIONAL_FIGURES = (
-    (
-        "forgetting.png",
-        "Bits per byte of the new text and of the old text",
-        figures.draw_forgetting,
-    ),
-    (
-        "experts.png",
-        "Share of the tokens that each expert computes; dashed: an even share",
-        figures.draw_expert_shares,
-    ),
-)
+CAPTIONS = {  # of the figures, by the name of their file
+    "training.png": "Losses are cross-entropy. The validation plot leaves out the steep start.",
+    "forgetting.png": "Bits per byte of the new text and of the old text.",
+    "experts.png": "Share of the tokens that each expert computes; dashed: an even share.",
+}
 
 
 def write(run_dir: Path) -> Path:
@@ -64,31 +62,40 @@ def write(run_dir: Path) -> Path:
     """
     run = Run(run_dir)
     context = _context(run)
-    history, clip = run.history, run.config.optimizer.grad_clip
-    training_png = figures.png(figures.draw_training(history, clip, figures.PRINT_PALETTE))
-    training_svg = figures.inline_svg(
-        figures.draw_training(history, clip, figures.CSS_PALETTE),
-        "Loss, learning rate, gradient norm",
-    )
-    images = {"training.png": training_png}
-    optional_figures = []
     lines = list(run.metrics())
-    for name, label, draw in OPTIONAL_FIGURES:
-        if print_figure := draw(lines, figures.PRINT_PALETTE):
-            images[name] = figures.png(print_figure)
-            css_figure = draw(lines, figures.CSS_PALETTE)
-            assert css_figure is not None
-            svg = figures.inline_svg(css_figure, label)
-            optional_figures.append({"name": name, "label": label, "svg": svg})
-    context["optional_figures"] = optional_figures
+    panels = {
+        "training.png": curves.training_panels(run.history, run.config.optimizer.grad_clip),
+        "forgetting.png": curves.forgetting_panels(lines),
+        "experts.png": curves.expert_panels(lines),
+    }
+    panels = {name: drawn for name, drawn in panels.items() if drawn}
+    images = {
+        name: figures.png(curves.draw_panels(drawn, figures.PRINT_PALETTE))
+        for name, drawn in panels.items()
+    }
+    context["curve_figures"] = [
+        {"name": name, "caption": CAPTIONS[name], **_page_figure(drawn, CAPTIONS[name])}
+        for name, drawn in panels.items()
+    ]
     markdown = _environment(escape=False).get_template("report.md.j2").render(context)
-    html = (
-        _environment(escape=True)
-        .get_template("report.html.j2")
-        .render(context, training_svg=training_svg)
-    )
+    html = _environment(escape=True).get_template("report.html.j2").render(context, **_script())
     cure = "copy the run, then report on the copy"
     return page.write_files(run.path, "report", images, markdown, html, cure)
+
+
+def _page_figure(panels: Sequence[Panel], label: str) -> dict[str, str]:
+    """A figure for report.html: the numbers for its script, and the drawing without a script."""
+    drawing = curves.draw_panels(panels, figures.CSS_PALETTE)
+    return {"json": curves.panels_json(panels), "svg": figures.inline_svg(drawing, label)}
+
+
+def _script() -> dict[str, Any]:
+    """The script of the page, and its hash for the policy that allows no other script."""
+    from markupsafe import Markup
+
+    script = (page.TEMPLATES / "curves.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
 def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:

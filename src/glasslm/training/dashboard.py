@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]  # step, loss
 
-# Colours that are legible on dark and on light terminals.
-TRAIN, VALIDATION, FAINT = "cyan", "magenta", "bright_black"
+# The hues of the report (report/figures.py), legible on dark and on light terminals: training is
+# blue and validation orange.
+TRAIN, VALIDATION, FAINT = "#2f8fc7", "#d9691e", "bright_black"
 MAX_CURVE_POINTS = 1000  # more than a terminal has dots, so that drawing stays cheap in long runs
 MIN_SMOOTHING_SHARE = 0.2  # weight of a new loss in the smoothed curve
 

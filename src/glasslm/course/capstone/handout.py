@@ -15,7 +15,7 @@ from glasslm.lab.scaling.plan import plan_compute
 from glasslm.lab.studies import ablation_figures, ablation_report
 from glasslm.lab.studies.ladder import training_flops
 from glasslm.lab.studies.scaling_study import ScalingStudy
-from glasslm.report import figures, page
+from glasslm.report import curves, page
 from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import next_commands
 from glasslm.runs.history import best_eval
@@ -137,9 +137,8 @@ def _curves_section(capstone: Capstone) -> Section:
     label = (
         "Training loss, validation loss with its best, learning rate, gradient norm before clipping"
     )
-    picture = Picture(
-        "training", label, lambda colours: figures.draw_training(history, clip, colours)
-    )
+    panels = curves.training_panels(history, clip)
+    picture = Picture("training", label, lambda colours: curves.draw_panels(panels, colours))
     return Section(
         "2. Training curves", pictures=(picture,), links=[("every number", "run/metrics.jsonl")]
     )
