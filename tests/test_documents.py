@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import glasslm
+from glasslm import ops as public_ops
 from glasslm.cli.train import parse
 from glasslm.config import presets
 from glasslm.config.schema import FeedForward, ModelConfig
@@ -191,7 +192,9 @@ def test_every_op_and_optimizer_has_a_section_and_every_section_its_code() -> No
     for section in sections:
         names = section.split(".")
         owner = next(
-            module for module in (*PARTS, positions, optimizer, engine) if hasattr(module, names[0])
+            module
+            for module in (*PARTS, positions, optimizer, engine, public_ops)
+            if hasattr(module, names[0])
         )
         for name in names:
             owner = getattr(owner, name)

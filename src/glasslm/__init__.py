@@ -10,16 +10,27 @@ print(model.generate("Once upon a time", temperature=0.8))
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glasslm import ops
     from glasslm.inference.trained_model import Model
     from glasslm.runs.run_folder import Run
     from glasslm.training.launch import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["load", "train"]
+__all__ = ["load", "ops", "train"]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """The package `glasslm.ops`, which is imported on first use."""
+        if name == "ops":
+            return importlib.import_module("glasslm.ops")
+        raise AttributeError(f"module 'glasslm' has no attribute '{name}'")
 
 
 def train(

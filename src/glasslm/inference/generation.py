@@ -20,6 +20,7 @@ from glasslm.errors import InputError
 from glasslm.inference.sampling import Sampling, log_probabilities, sample_tokens
 
 Finish = Literal["length", "stop"]
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]]  # a text, or its tokens (T,)
 
 
 class Piece(NamedTuple):
@@ -71,21 +72,40 @@ def visible_length(length: int, block_size: int) -> int:
     return half + (length - block_size - 1) % (block_size - half + 1)
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The tokens of a prompt; for an empty one a newline, or token 0 without a newline token.
 
-    Raises InputError for characters that the tokenizer does not know.
+    A prompt may be a text, or its tokens (T,). Raises InputError for characters that the tokenizer
+    does not know, and tokens outside the vocabulary.
     """
-    ids = [int(token) for token in tokenizer.encode(prompt)]
+    if isinstance(prompt, str):
+        ids = [int(token) for token in tokenizer.encode(prompt)]
+    else:
+        ids = _require_ids(prompt, tokenizer.vocab_size)
     if ids:
         return ids
     return [tokenizer.token_bytes.index(b"\n") if b"\n" in tokenizer.token_bytes else 0]
 
 
+def _require_ids(prompt: Prompt, vocab_size: int) -> list[int]:
+    array = np.asarray(prompt)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(
+            f"ids is {array.dtype} with the shape {array.shape}: expected integers (T,), one text"
+        )
+    outside = [int(token) for token in array if not 0 <= token < vocab_size]
+    if outside:
+        raise InputError(
+            f"ids hold {outside[0]}: expected 0 to {vocab_size - 1}, the vocabulary of the model; "
+            "encode the text with the tokenizer of its run"
+        )
+    return [int(token) for token in array]
+
+
 def generate(
     engine: Engine,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     model_config: ModelConfig,
     max_new_tokens: int = 200,
@@ -96,12 +116,13 @@ def generate(
 ) -> Iterator[Piece]:
     """Generate up to `max_new_tokens` after each prompt, `samples` times; yields a Piece per token.
 
-    Sample i of a prompt depends on the seed, i and the prompt. The joined pieces of a text are its
-    continuation, without the stop string that ended it. An empty prompt starts from a newline
-    (`encode_prompt`). If a text is longer than the context, only its newest tokens are read
-    (`visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are read,
-    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Raises
-    InputError for invalid arguments before anything is computed.
+    A prompt is a text, or the tokens (T,) of one. Sample i of a prompt depends on the seed, i and
+    the prompt. The joined pieces of a text are its continuation, without the stop string that ended
+    it. An empty prompt starts from a newline (`encode_prompt`). If a text is longer than the
+    context, only its newest tokens are read (`visible_length`); with a rolling cache
+    (ModelConfig.has_rolling_cache) all of them are read, one context at a time.
+    `grammar(max_new_tokens)` returns the grammar of one text. Raises InputError for invalid
+    arguments before anything is computed.
     """
     if max_new_tokens < 1 or samples < 1:
         raise InputError(

@@ -161,6 +161,38 @@ class Model:
             self.stream(prompt, max_new_tokens, sampling=sampling, stop=stop, grammar=grammar)
         )
 
+    def generate_ids(
+        self,
+        ids: Sequence[int] | NDArray[np.integer[Any]],
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 42,
+    ) -> NDArray[np.int64]:
+        """Generate a continuation of a text that is given as tokens; returns the new tokens.
+
+        Args:
+            ids: The tokens (T,) to continue; with none the text starts from a newline.
+            max_new_tokens: The number of tokens to generate.
+            temperature: As in `generate`, like the arguments after it.
+
+        Returns:
+            The new tokens (max_new_tokens,): those of the text that `generate` writes.
+
+        Raises:
+            InputError: A token is outside the vocabulary, or an argument is out of its range.
+            DivergedError: The logits are not finite.
+
+        >>> model.generate_ids(model.tokenizer.encode("ROMEO:"), 40)
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        pieces = self.pieces([ids], max_new_tokens, sampling=sampling)
+        return np.array([piece.token for piece in pieces], np.int64)
+
     def stream(
         self,
         prompt: str = "",
@@ -185,7 +217,7 @@ class Model:
 
     def pieces(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[generation.Prompt],
         max_new_tokens: int = 200,
         *,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
@@ -195,8 +227,8 @@ class Model:
     ) -> Iterator[generation.Piece]:
         """Generate several texts at once, token by token, with log probabilities.
 
-        Yields a `Piece` per token of the `samples` texts of each of the `prompts`; the other
-        arguments and the errors are those of `generate`.
+        Yields a `Piece` per token of the `samples` texts of each of the `prompts`, which are texts
+        or the tokens (T,) of texts; the other arguments and the errors are those of `generate`.
         """
         return generation.generate(
             self.engine,

@@ -65,13 +65,13 @@ class Model:
         """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        bias, rotation = self._bias(T), self.rotation(slice(T))
+        bias, rotation = self.score_bias(T), self.rotation(slice(T))
         ctx = ForwardContext(B, T, new, dropout_keys, penalties, [], bias, rotation, recorder)
         x, embed_back = self._embed(tokens.reshape(-1), ctx)
         ctx.record("embedding", x)
         block_backs = []
         for i in range(c.n_layers):
-            for sublayer in self._sublayers(i, ctx):
+            for sublayer in self.sublayers(i, ctx):
                 x, back = sublayer(x)
                 block_backs.append(back)
             ctx.record(f"blocks.{i}", x)
@@ -129,7 +129,7 @@ class Model:
 
         return x, backward
 
-    def _sublayers(self, i: int, ctx: ForwardContext) -> tuple[Sublayer, Sublayer]:
+    def sublayers(self, i: int, ctx: ForwardContext) -> tuple[Sublayer, Sublayer]:
         """Attention and feed-forward of block i, each with its norm and residual connection."""
 
         def attend(x: Array) -> tuple[Array, Backward]:
@@ -249,7 +249,8 @@ class Model:
         heads = c.n_heads + c.n_kv_heads
         return self.tables.rotation(c, positions, heads, self.weights.flat.dtype)
 
-    def _bias(self, T: int) -> Array | None:
+    def score_bias(self, T: int) -> Array | None:
+        """ALiBi's bias (H, T, T); None for other positions and with flash attention."""
         if self.slopes is None or uses_flash(self.config, T):
             return None
         return alibi_bias(self.slopes, np.arange(T), np.arange(T))

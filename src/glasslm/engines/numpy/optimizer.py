@@ -29,6 +29,7 @@ def adamw(
     decay: float,
     betas: tuple[float, float],
     scale: float,
+    eps: float = ADAM_EPS,
 ) -> None:
     """One AdamW update of p at update number t = 1, 2, ...; the gradient is `scale` x g.
 
@@ -44,7 +45,7 @@ def adamw(
     v += g
     np.sqrt(v, out=g)
     g *= 1 / math.sqrt(1 - b2**t)
-    g += ADAM_EPS
+    g += eps
     np.divide(m, g, out=g)
     g *= lr / (1 - b1**t)
     if decay:

@@ -1,0 +1,285 @@
+"""One block and a whole transformer as functions of a dictionary of weights.
+
+The names and shapes of weights are those of a checkpoint: `initial_weights` returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from glasslm.config.schema import ModelConfig
+from glasslm.data.batch_sampler import BatchSampler
+from glasslm.engines.numpy.forward_context import ForwardContext
+from glasslm.engines.numpy.model import Model
+from glasslm.engines.numpy.ops import Array, New
+from glasslm.engines.numpy.weights import Weights
+from glasslm.errors import InputError, require
+from glasslm.model import parameters
+from glasslm.model.parameters import ParameterSpec, parameter_table
+from glasslm.ops.arguments import (
+    read_arrays,
+    read_float_type,
+    read_gradient,
+    read_ids,
+    read_new,
+    require_count,
+    require_type,
+)
+
+BLOCK = "blocks.0."
+
+
+def initial_weights(
+    config: ModelConfig, vocab_size: int, seed: int = 42, dtype: DTypeLike = np.float32
+) -> dict[str, Array]:
+    """The weights of a model before training, by name; the same seed gives the same weights.
+
+    Matrices are (out, in). Raises InputError unless vocab_size is at least 1 and dtype is float32
+    or float64.
+
+    >>> weights = initial_weights(ModelConfig(d_model=64, n_heads=4, n_layers=2), vocab_size=65)
+    >>> weights["blocks.0.attention.q.weight"].shape
+    (64, 64)
+    """
+    require_count("vocab_size", vocab_size)
+    table = parameter_table(_require_config(config), vocab_size)
+    return dict(parameters.initial_weights(table, seed, read_float_type(dtype)))
+
+
+def block(
+    x: Any, weights: Mapping[str, Any], config: ModelConfig, *, new: New | None = None
+) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
+    """One block of the transformer: attention and feed-forward, each with its norm and residual.
+
+    It is computed without dropout, as in evaluation.
+
+    Args:
+        x: (..., T, D).
+        weights: The weights of a block by name, without "blocks.0.": attention_norm.weight,
+            attention.q.weight, ... Others are errors.
+        config: The architecture, a glasslm.config.schema.ModelConfig; its block_size is at least T.
+        new: Allocates arrays, `new(shape)`; np.empty by default.
+
+    Returns:
+        y (..., T, D), and backward(dy) -> dx (..., T, D) and the gradients of the weights by name.
+
+    Raises:
+        InputError: A weight is missing, unknown or has another shape, T is above the context, or an
+            array is not float32 or float64.
+
+    >>> config = ModelConfig(d_model=64, n_heads=4, n_layers=1)
+    >>> weights = {
+    ...     name.removeprefix("blocks.0."): array
+    ...     for name, array in initial_weights(config, 65).items()
+    ...     if name.startswith("blocks.0.")
+    ... }
+    >>> y, backward = block(np.ones((2, 10, 64), np.float32), weights, config)
+    >>> dx, gradients = backward(np.ones_like(y))
+    >>> gradients["attention.q.weight"].shape
+    (64, 64)
+    """
+    c = replace(_require_config(config), n_layers=1).resolve()
+    (x,) = read_arrays(x=(x, "... T D"))
+    T = x.shape[-2]
+    if x.shape[-1] != c.d_model or c.block_size < T:
+        raise InputError(
+            f"x has the shape {x.shape}: expected (..., T, D) with D = {c.d_model} and T up to "
+            f"{c.block_size}, the d_model and the block_size of the config"
+        )
+    table = parameter_table(c, 1)
+    rows = {name: row for name, row in table.items() if name.startswith(BLOCK)}
+    prefixed = {f"{BLOCK}{name}": array for name, array in _require_names(weights).items()}
+    model = Model(c, _read_weights(prefixed, rows, table, x.dtype, len(BLOCK)))
+    flat = x.reshape(-1, c.d_model)
+    ctx = ForwardContext(
+        len(flat) // T,
+        T,
+        read_new(new, x.dtype),
+        None,
+        (0.0, 0.0),
+        [],
+        model.score_bias(T),
+        model.rotation(slice(T)),
+        None,
+    )
+    attend, feed_forward = model.sublayers(0, ctx)
+    middle, attention_back = attend(flat)
+    y, feedforward_back = feed_forward(middle)
+
+    def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
+        gradients: dict[str, Array] = {}
+        dmiddle = feedforward_back(read_gradient(dy, x).reshape(flat.shape), gradients)
+        dx = attention_back(dmiddle, gradients)
+        by_name = _name_gradients(gradients, rows, x.dtype)
+        return dx.reshape(x.shape).copy(), {
+            name.removeprefix(BLOCK): gradient for name, gradient in by_name.items()
+        }
+
+    return y.reshape(x.shape).copy(), backward
+
+
+def transformer(
+    tokens: Any, weights: Mapping[str, Any], config: ModelConfig, *, new: New | None = None
+) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
+    """The logits of the next token at each position, by a whole model.
+
+    It is computed without dropout, as in evaluation.
+
+    Args:
+        tokens: (..., T), integers from 0 to V - 1.
+        weights: All weights of the model by name, as `initial_weights` returns them.
+        config: The architecture, a glasslm.config.schema.ModelConfig; its block_size is at least T.
+        new: Allocates arrays, `new(shape)`; np.empty by default.
+
+    Returns:
+        logits (..., T, V), and backward(dlogits) -> the gradients of the trained weights by name.
+        backward may be called once, because it frees what the forward pass kept.
+
+    Raises:
+        InputError: A weight is missing, unknown or has another shape, a token is outside the
+            vocabulary, or T is above the context.
+
+    >>> config = ModelConfig(d_model=64, n_heads=4, n_layers=2)
+    >>> weights = initial_weights(config, vocab_size=65)
+    >>> logits, backward = transformer(np.array([[1, 2, 3]]), weights, config)
+    >>> from glasslm.ops import cross_entropy
+    >>> nats, nats_back = cross_entropy(logits, [[2, 3, 4]])
+    >>> gradients = backward(nats_back(1 / nats.size))
+    >>> gradients["blocks.1.attention.o.weight"].shape
+    (64, 64)
+    """
+    c, names = _require_config(config).resolve(), _require_names(weights)
+    if "embedding.weight" not in names:
+        raise InputError("weights lack 'embedding.weight', with the shape (V, D): add it")
+    (table_rows,) = read_arrays(
+        **{"weights['embedding.weight']": (names["embedding.weight"], "V D")}
+    )
+    V, dtype = len(table_rows), table_rows.dtype
+    ids = read_ids("tokens", tokens, V)
+    if not ids.ndim or ids.shape[-1] > c.block_size:
+        raise InputError(
+            f"tokens has the shape {ids.shape}: expected (..., T) with T up to {c.block_size}, the "
+            "block_size of the config"
+        )
+    rows = parameter_table(c, V)
+    model = Model(c, _read_weights(names, rows, rows, dtype))
+    flat, _, model_back = model.forward(ids.reshape(-1, ids.shape[-1]), read_new(new, dtype))
+    logits = flat.reshape(*ids.shape, V)
+    calls: list[None] = []
+
+    def backward(dlogits: Array) -> dict[str, Array]:
+        gradient = read_gradient(dlogits, logits, "dlogits").reshape(flat.shape)
+        if calls:
+            raise InputError(
+                "backward was called before, and freed what the forward pass kept: call "
+                "transformer again"
+            )
+        calls.append(None)
+        return _name_gradients(model_back(gradient), rows, dtype)
+
+    return logits.copy(), backward
+
+
+def _require_config(config: Any) -> ModelConfig:
+    if not isinstance(config, ModelConfig):
+        raise InputError(
+            f"config is {type(config).__name__}: expected a ModelConfig, which "
+            "glasslm.config.schema has"
+        )
+    return config
+
+
+def _require_names(weights: Any) -> dict[str, Any]:
+    if not isinstance(weights, Mapping):
+        raise InputError(
+            f"weights is {type(weights).__name__}: expected a dictionary of arrays by name, as "
+            "initial_weights returns it"
+        )
+    return {str(name): array for name, array in weights.items()}
+
+
+def _read_weights(
+    weights: dict[str, Any],
+    rows: Mapping[str, ParameterSpec],
+    table: Mapping[str, ParameterSpec],
+    dtype: np.dtype[Any],
+    prefix: int = 0,
+) -> Weights:
+    """Copies of the weights in the arrays of `table`, of which `rows` must be given.
+
+    Messages leave out the first `prefix` characters of a name.
+    """
+    missing = sorted(rows.keys() - weights.keys())
+    unknown = sorted(weights.keys() - rows.keys())
+    if missing or unknown:
+        name = (missing or unknown)[0]
+        problem = (
+            f"weights lack '{name[prefix:]}', with the shape {rows[name].shape}"
+            if missing
+            else f"weights hold '{name[prefix:]}', which this config does not have"
+        )
+        names = ", ".join(name[prefix:] for name in rows)
+        raise InputError(f"{problem}: expected {names}")
+    arrays = Weights(table, dtype)
+    for name, row in rows.items():
+        label = f"weights['{name[prefix:]}']"
+        (array,) = read_arrays(**{label: (weights[name], "...")})
+        require_type(label, array, "the input", dtype)
+        if array.shape != row.shape:
+            raise InputError(
+                f"{label} has the shape {array.shape}: expected {row.shape}"
+                f"{', (out, in); transpose it' if array.shape == row.shape[::-1] else ''}"
+            )
+        arrays[name][...] = array
+    return arrays
+
+
+def _name_gradients(
+    gradients: dict[str, Array], rows: Mapping[str, ParameterSpec], dtype: np.dtype[Any]
+) -> dict[str, Array]:
+    """The gradients of trained weights under the names of the table, whose stacks are split."""
+    trained = {name: row for name, row in rows.items() if row.trained}
+    arrays = Weights(trained, dtype)
+    has_frozen = len(trained) < len(rows)  # with adapters, whose gradients are not stacked
+    for name, gradient in gradients.items():
+        if name in trained or not has_frozen:
+            arrays[name][...] = gradient
+    return {name: arrays[name].copy() for name in trained}
+
+
+def sample_batch(
+    tokens: Any, batch_size: int, context: int, *, seed: int = 42, step: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A batch of random windows of a text, as `glasslm train` draws them.
+
+    Args:
+        tokens: (N,), integers; a memory map is read at the windows only.
+        batch_size: The number B of windows.
+        context: The number T of tokens of a window.
+        seed: With `step`, determines the windows.
+        step: The number of the update, from 0.
+
+    Returns:
+        Inputs and targets (B, T): the targets are the inputs moved by one token.
+
+    Raises:
+        InputError: tokens are not integers (N,) with N > T, or a number is out of its range.
+    """
+    ids = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
+    require_count("batch_size", batch_size)
+    require_count("context", context)
+    require_count("seed", seed, 0)
+    require(seed < 2**64, "seed", seed, "below 2**64")
+    require_count("step", step, 0)
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(ids) <= context:
+        raise InputError(
+            f"tokens is {ids.dtype} with the shape {ids.shape}: expected integers (N,) with N "
+            f"above the context of {context}"
+        )
+    sampler = BatchSampler(len(ids), context, batch_size, seed, epochs=False)
+    return sampler.batch(ids, step, np.arange(batch_size))
