@@ -150,3 +150,28 @@ def main(megabytes: int, command: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+
+
+def test_the_peak_of_a_process_is_its_own_and_stays_when_memory_is_freed() -> None:
+    """A parent that has touched 500 MB starts a child, which touches and frees 100 MB."""
+    parent = """
+import subprocess, sys
+block = b"1" * 500_000_000
+sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode)
+"""
+    child = """
+from glasslm.training.memory import peak_memory_bytes
+print(peak_memory_bytes())
+block = b"1" * 100_000_000
+del block
+print(peak_memory_bytes())
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", parent, child], capture_output=True, check=True, encoding="utf-8"
+    ).stdout.split()
+    if output == ["None", "None"]:
+        assert sys.platform == "win32"
+        return
+    before, after = map(int, output)
+    assert 5e6 < before < 350e6
+    assert before + 70e6 < after < 450e6

@@ -103,7 +103,15 @@ def memory_advice(
 
 
 def peak_memory_bytes() -> int | None:
-    """Peak memory of this process; None on Windows, which does not report it."""
+    """Peak memory of this process since its program started; None on Windows.
+
+    Linux counts it as VmHWM. `ru_maxrss` would include the peak of the process that started this
+    one, because Linux keeps it over fork and exec.
+    """
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:
