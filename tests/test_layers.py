@@ -49,7 +49,13 @@ SHARED_BY_ENGINES = {
 }
 # The checks that compare hand-written gradients with autograd, and torchrun's entry, know one
 # engine. So does the package ops, which offers the functions of the NumPy engine.
-KNOW_AN_ENGINE = {"lab.checks.gradient_check", "lab.checks.op_cases", "lab.checks.parity", "cli"}
+KNOW_AN_ENGINE = {
+    "lab.checks.attention_paths",
+    "lab.checks.gradient_check",
+    "lab.checks.op_cases",
+    "lab.checks.parity",
+    "cli",
+}
 
 
 def list_modules() -> dict[str, Path]:

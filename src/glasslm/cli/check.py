@@ -22,6 +22,7 @@ from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify
 
 if TYPE_CHECKING:
+    from glasslm.lab.checks.attention_paths import PathResult
     from glasslm.lab.checks.finite_differences import CheckResult
     from glasslm.lab.checks.loss_parity import StepLosses
     from glasslm.lab.checks.parity import Parity, ParityPrecision
@@ -30,7 +31,8 @@ DESCRIPTION = """Compare every hand-written gradient with central differences an
 installed, with autograd.
 
 Without RUN: each operation, the whole model with each option, and random
-combinations of options; every element of every weight, in float64. Then the two
+combinations of options; every element of every weight, in float64. Every kind of
+position with every kind of attention, in all paths that compute it. Then the two
 engines in float64 and in float32: gradients, optimizer steps, logits with and
 without a cache, and the losses while both learn a text. About four minutes on
 two cores.
@@ -78,6 +80,9 @@ def main(argv: list[str]) -> int:
     out = sys.stderr if flags.json else sys.stdout
     begin = time.perf_counter()
     summary, facts = _check_gradients(flags, out)
+    if flags.run is None:
+        path_summary, facts["attention"], wrong = _check_attention(flags.seed, out)
+        summary, facts["wrong"] = f"{summary}; {path_summary}", facts["wrong"] + wrong
     facts["parity"] = None
     if is_torch_installed():
         parity_summary, facts["parity"], wrong = _compare_engines(flags, out)
@@ -148,6 +153,33 @@ def _check_gradients(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]]:
         "wrong": [finding.case for finding in findings if not finding.passed],
     }
     return f"{len(findings)} cases, {elements:,} elements", facts
+
+
+def _check_attention(seed: int, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:
+    """Print one line for each model. Returns summary, JSON facts and faults."""
+    from glasslm.lab.checks import attention_paths, parity
+
+    print(
+        "\nattention: plain, by tiles, fused and with a cache against NumPy's plain attention "
+        f"(float64, at most {parity.TOLERANCE['fp64']:g})\npaths   error  where{'':44}  model",
+        file=out,
+    )
+    results: list[PathResult] = []
+    for result in attention_paths.check_attention_paths(seed):
+        results.append(result)
+        fault = f": {result.missing_effect} has no effect" if result.missing_effect else ""
+        verdict = "" if result.passed else f"  WRONG{fault}"
+        print(
+            f"{result.paths:5} {result.error:7.1e}  {result.where:49}  {result.case}{verdict}",
+            file=out, flush=True,
+        )  # fmt: skip
+    facts = {
+        "cases": len(results),
+        "largest_error": float(np.max([result.error for result in results])),
+        "tolerance": parity.TOLERANCE["fp64"],
+    }
+    wrong = [f"attention: {result.case}" for result in results if not result.passed]
+    return f"{len(results)} models path against path", facts, wrong
 
 
 def _compare_engines(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import tyro
 
@@ -17,6 +17,7 @@ NormPosition = Literal["pre", "post"]
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Position = Literal["none", "sinusoidal", "learned", "rope", "alibi"]
 AttentionName = Literal["auto", "plain", "flash"]
+Mask = Literal["causal", "window"]  # the keys that a query attends to
 RopeScaling = Literal["none", "linear", "ntk"]
 
 # Activations that multiply a second projection, "gate": nothing else lists which ones do.
@@ -174,6 +175,22 @@ class ModelConfig:
     def adapted_matrices(self) -> tuple[str, ...]:
         """The matrices that LoRA adapts: the names in lora_targets."""
         return tuple(word for part in self.lora_targets.split(",") if (word := part.strip()))
+
+    @property
+    def mask(self) -> Mask:
+        """The kind of mask. Every path that computes attention matches all kinds."""
+        return "window" if self.window else "causal"
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether norms precede the sublayers, so that the output needs one, too."""
+        match self.norm_position:
+            case "pre":
+                return True
+            case "post":  # every block ends in a norm
+                return False
+            case _:
+                assert_never(self.norm_position)
 
     @property
     def has_rolling_cache(self) -> bool:

@@ -37,7 +37,7 @@ def forward_names(c: ModelConfig) -> list[str]:
         names += [f"{block}.attention.scores", f"{block}.attention.weights", f"{block}.attention"]
         names += [f"{mlp}.preactivation" for mlp in feedforward_names(c, i)]
         names += [f"{block}.feedforward", block]
-    return [*names, *(["norm"] if c.norm_position == "pre" else []), "logits"]
+    return [*names, *(["norm"] if c.has_final_norm else []), "logits"]
 
 
 def feedforward_names(c: ModelConfig, layer: int) -> list[str]:

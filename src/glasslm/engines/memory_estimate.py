@@ -87,7 +87,7 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     if c.n_experts:  # the dispatched tokens and the output of each expert
         saved_numbers += EXPERT_OVERHEAD * c.experts_per_token * (inner_numbers + 3 * D)
         saved_numbers += D if c.shared_expert else D - inner_numbers
-    if c.norm_position == "post":
+    if not c.has_final_norm:
         saved_numbers += 2 * D
     if c.norm not in ("none", "rmsnorm") or c.qk_norm:
         saved_numbers += D
@@ -154,7 +154,7 @@ def torch_activation_bytes(
     master_bytes, activation_bytes = _widths(precision)
     saved_bytes = c.n_layers * _block_bytes(c, master_bytes, activation_bytes, device)
     saved_bytes += c.d_model * activation_bytes  # the input of the head
-    if c.norm_position == "pre":
+    if c.has_final_norm:
         saved_bytes += _norm_bytes(c.norm, c.d_model, master_bytes, activation_bytes, device)
     if c.dropout:
         saved_bytes += c.d_model * activation_bytes  # the mask of the embedding
@@ -205,7 +205,7 @@ def _block_bytes(
     else:
         saved_bytes += (HQ + 2 * KQ) * activation_bytes  # q, k, v
         saved_bytes += H * master_bytes  # the logarithm of softmax's sum
-        if POSITIONS[c.position].slopes is not None and device == "cpu":
+        if POSITIONS[c.position].bias is not None and device == "cpu":
             # The fused kernel takes no bias, so PyTorch keeps the softmax.
             saved_bytes += H * T * master_bytes
     saved_bytes += HQ * activation_bytes  # the mixture

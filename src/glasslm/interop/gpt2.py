@@ -28,6 +28,7 @@ Array = NDArray[Any]
 MODEL_TYPES = ("gpt2",)
 ACTIVATION_FUNCTIONS: dict[str, str] = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
 POSITIONS = ("learned", "sinusoidal", "none")
+MASKS = ("causal", "window")  # a window as long as the context hides nothing
 
 # Activations of a config.json that glasslm computes, by their names in transformers.
 ACTIVATIONS: dict[str, FeedForward] = {
@@ -46,6 +47,8 @@ def refusals(c: ModelConfig) -> list[str]:
         reasons.append(f"its feed-forward is {c.feedforward} (--feedforward gelu)")
     if c.position not in POSITIONS:
         reasons.append(f"its positions are {c.position} (--position learned)")
+    if c.mask not in MASKS:
+        reasons.append(f"its mask is {c.mask} (--window 0)")
     if c.resolve().n_kv_heads != c.n_heads:
         reasons.append(
             f"{c.n_heads // c.n_kv_heads} heads share their keys (--n-kv-heads {c.n_heads})"

@@ -27,6 +27,7 @@ Array = NDArray[Any]
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe")
 HIDDEN_ACTS: dict[str, str] = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 ROPE_SCALINGS = ("none", "linear", "ntk")
+MASKS = ("causal", "window")
 
 # Activations of a config.json that glasslm computes, by their names in transformers.
 ACTIVATIONS: dict[str, FeedForward] = {
@@ -50,6 +51,8 @@ def refusals(c: ModelConfig) -> list[str]:
         reasons.append(f"its feed-forward is {c.feedforward} (--feedforward swiglu)")
     if c.position != "rope":
         reasons.append(f"its positions are {c.position} (--position rope)")
+    if c.mask not in MASKS:
+        reasons.append(f"its mask is {c.mask} (--window 0)")
     if c.rope_scaling not in ROPE_SCALINGS:
         reasons.append(f"its rope is scaled by {c.rope_scaling} (--rope-scaling linear)")
     kind = model_type(c)

@@ -107,7 +107,7 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> ParameterTable:
     block = _block(c)  # all blocks are alike
     for i in range(c.n_layers):
         table |= {f"blocks.{i}.{name}": spec for name, spec in block.items()}
-    if c.norm_position == "pre":  # in post position every block ends in a norm
+    if c.has_final_norm:
         table |= _norm(c, "norm")
     if not c.tie_embeddings:
         table["head.weight"] = ParameterSpec((vocab_size, c.d_model), INIT_STD)

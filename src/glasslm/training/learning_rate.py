@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from glasslm.config.schema import OptimizerConfig
 
@@ -25,7 +26,12 @@ def lr_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
         return lr
     if step >= last:
         return low
-    if config.schedule == "cosine":
-        return low + (lr - low) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (last - warmup)))
-    decay_from = max(warmup, last - round(WSD_DECAY * max_steps))
-    return lr if step < decay_from else low + (lr - low) * (last - step) / (last - decay_from)
+    match config.schedule:
+        case "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (last - warmup)))
+            return low + (lr - low) * share
+        case "wsd":
+            start = max(warmup, last - round(WSD_DECAY * max_steps))
+            return lr if step < start else low + (lr - low) * (last - step) / (last - start)
+        case _:
+            assert_never(config.schedule)

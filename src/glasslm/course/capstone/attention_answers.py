@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import ModelConfig, Position
 from glasslm.course.capstone.questions import Answer, Question, format_shape, plural
 from glasslm.course.capstone.run_context import CONFIGURATION, ExcerptActivations, RunContext
 from glasslm.engines.positions import alibi_slopes
@@ -34,7 +34,10 @@ def explain_equation(question: Question, context: RunContext) -> Answer:
     """The terms of the attention equation with their shapes, and one row of one head."""
     c = context.config
     H, K, T, Q = c.n_heads, c.n_kv_heads, c.block_size, c.head_size
-    position_term = {
+    position_term: dict[Position, str] = {
+        "none": "",
+        "learned": "",
+        "sinusoidal": "",
         "rope": ", with q and k rotated by their positions (RoPE)",
         "alibi": ", less a slope times the distance (ALiBi)",
     }
@@ -49,7 +52,7 @@ def explain_equation(question: Question, context: RunContext) -> Answer:
         f"{format_shape(K, T, Q)}: what queries are matched with. v = x Wvᵀ, "
         f"{format_shape(K, T, Q)}: what a token contributes to the output.{shared}",
         f"q kᵀ, {format_shape(H, T, T)}: how well each pair "
-        f"matches{position_term.get(c.position, '')}. The division by sqrt({Q}) = "
+        f"matches{position_term[c.position]}. The division by sqrt({Q}) = "
         f"{math.sqrt(Q):.4g} keeps these scores in the range where softmax has a useful gradient. "
         "The mask sets the scores of later tokens to -inf. Softmax turns each row into positive "
         "weights with the sum 1. Their product with v mixes the values.",

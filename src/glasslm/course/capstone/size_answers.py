@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import assert_never
 
 from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone.questions import (
@@ -234,9 +235,14 @@ def _list_stages(context: RunContext, B: int, T: int) -> list[Stage]:
         ("tokens", "ids of tokens", format_shape(B, T), 0),
         ("embedding", embedding, stream, count_parameters(table, "embedding.")),
     ]
-    if c.position in ("learned", "sinusoidal"):
-        parameters = count_parameters(table, "position.")
-        stages += [(f"{c.position} positions", "x = x + P", stream, parameters)]
+    match c.position:
+        case "learned" | "sinusoidal":
+            parameters = count_parameters(table, "position.")
+            stages += [(f"{c.position} positions", "x = x + P", stream, parameters)]
+        case "none" | "rope" | "alibi":  # none, or within attention
+            pass
+        case _:
+            assert_never(c.position)
     stages += _block_stages(c, table, B, T)
     if c.n_layers > 1:
         parameters = count_parameters(table, "blocks.") - count_parameters(table, "blocks.0.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig, Norm
 from glasslm.engines.cache_slots import CacheSlots
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
+from glasslm.engines.numpy.positions import dense_bias
 
 MAX_TRANSPOSED_ROWS = 128  # up to so many rows, a product is faster transposed
 
@@ -77,15 +77,22 @@ class AttentionContext:
             self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
         self.bias = self.hidden_mask = None
         S = slots.key_count
-        if model.slopes is not None:
+        bias = dense_bias(model.bias, slots.query_positions, slots.key_positions)
+        if bias is not None:
             K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
-            bias = alibi_bias(model.slopes, slots.query_positions, slots.key_positions)
             self.bias = bias.reshape(-1, K, G, T, S)
-        if T > 1 or not slots.uniform or 0 < c.window < S:
+        match c.mask:
+            case "causal":
+                window = 0
+            case "window":
+                window = c.window
+            case _:
+                assert_never(c.mask)
+        if T > 1 or not slots.uniform or 0 < window < S:
             offset = slots.key_positions[..., None, :] - slots.query_positions[..., None]
             hidden_mask = (offset > 0) | (slots.key_positions[..., None, :] < 0)
-            if c.window:
-                hidden_mask |= offset <= -c.window
+            if window:
+                hidden_mask |= offset <= -window
             if not slots.uniform:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
                 hidden_mask &= (counts > 0)[:, None, None]
@@ -131,7 +138,7 @@ def read_tokens(
     cache._lengths += counts
     if not every and T > 1:
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
-    if c.norm_position == "pre":
+    if c.has_final_norm:
         x = _norm(model, w.arrays, "norm", x)
     logits = _product(x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
     return logits.reshape(B, T, -1) if every else logits
@@ -140,7 +147,7 @@ def read_tokens(
 def _block(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionContext) -> Array:
     """x (N, D) -> (N, D)."""
     weights, B = model.blocks[i], len(x) // ctx.slots.T
-    if model.config.norm_position == "pre":
+    if model.config.has_final_norm:
         x = x + _attention(model, i, _norm(model, weights, "attention_norm", x), cache, ctx)
         x += _feedforward(model, i, _norm(model, weights, "feedforward_norm", x), B)
         return x

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import alibi_bias, attention, rope, scores_and_weights
+from glasslm.engines.numpy.attention import attention, rope, scores_and_weights
 from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
 from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
 from glasslm.engines.numpy.ops import Array, New
-from glasslm.engines.numpy.positions import POSITIONS
+from glasslm.engines.numpy.positions import POSITIONS, dense_bias, tile_slopes
 from glasslm.engines.numpy.weights import Weights
 
 Gradients = dict[str, Array]
@@ -44,7 +44,7 @@ class Model:
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
         self.tables = tables = POSITIONS[c.position]
-        self.slopes = tables.slopes(c, dtype) if tables.slopes else None
+        self.bias = tables.bias(c, dtype) if tables.bias else None
         self.position_vectors = tables.vectors(c, dtype) if tables.vectors else None
         if "position.weight" in weights.arrays:  # learned positions
             self.position_vectors = weights["position.weight"]
@@ -76,7 +76,7 @@ class Model:
                 block_backs.append(back)
             ctx.record(f"blocks.{i}", x)
         final_back = None
-        if c.norm_position == "pre":
+        if c.has_final_norm:
             x, final_back = self._norm("norm", x, new)
             ctx.record("norm", x)
         logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
@@ -145,7 +145,7 @@ class Model:
 
     def _residual(self, norm: str, inner: Sublayer, x: Array, new: New) -> tuple[Array, Backward]:
         """pre: x + inner(norm(x)); post: norm(x + inner(x))."""
-        if self.config.norm_position == "pre":
+        if self.config.has_final_norm:
             h, norm_back = self._norm(norm, x, new)
             y, inner_back = inner(h)
             y += x
@@ -188,9 +188,11 @@ class Model:
             site = sites.site_number(layer, sites.PROBABILITIES)
             drop = (c.attention_dropout, ctx.dropout_keys(site))
         if uses_flash(c, T):
-            mixed, attention_back = flash_attention(qk, v, self.slopes, c.window, new)
+            mixed, attention_back = flash_attention(
+                qk, v, tile_slopes(self.bias), self._window(), new
+            )
         else:
-            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, c.window)
+            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, self._window())
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_ATTENTION), ctx)
         ctx.record(prefix, y)
@@ -214,9 +216,9 @@ class Model:
         names = f"{prefix}.scores", f"{prefix}.weights"
         if recorder.names.isdisjoint(names):
             return
-        c, positions = self.config, np.arange(qk.shape[1])
-        bias = None if self.slopes is None else alibi_bias(self.slopes, positions, positions)
-        for name, array in zip(names, scores_and_weights(qk, c.n_kv_heads, bias, c.window)):
+        K, positions = self.config.n_kv_heads, np.arange(qk.shape[1])
+        bias = dense_bias(self.bias, positions, positions)
+        for name, array in zip(names, scores_and_weights(qk, K, bias, self._window())):
             recorder.record(name, array)
 
     def qk_gain(self, prefix: str) -> Array:
@@ -251,9 +253,20 @@ class Model:
 
     def score_bias(self, T: int) -> Array | None:
         """ALiBi's bias (H, T, T); None for other positions and with flash attention."""
-        if self.slopes is None or uses_flash(self.config, T):
+        if uses_flash(self.config, T):
             return None
-        return alibi_bias(self.slopes, np.arange(T), np.arange(T))
+        return dense_bias(self.bias, np.arange(T), np.arange(T))
+
+    def _window(self) -> int:
+        """The window of the mask, for attention over a whole text; 0: the causal mask."""
+        mask = self.config.mask
+        match mask:
+            case "causal":
+                return 0
+            case "window":
+                return self.config.window
+            case _:
+                assert_never(mask)
 
     def _feedforward(
         self, prefix: str, layer: int, x: Array, ctx: ForwardContext

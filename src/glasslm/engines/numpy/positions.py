@@ -6,15 +6,54 @@ Letters: D width, H query heads, Q head size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from glasslm.config.schema import ModelConfig, Position
+from glasslm.engines.numpy.attention import alibi_bias
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.positions import alibi_slopes, rope_cos_sin, sinusoids
 from glasslm.model.parameters import INIT_STD
+
+
+class AlibiBias(NamedTuple):
+    """ALiBi's bias, minus slope x distance."""
+
+    slopes: Array  # (H,)
+
+
+# What a kind of position adds to the scores. Each path of attention (dense, by tiles) matches all
+# kinds, so that a path without a new one fails instead of leaving it out.
+ScoreBias: TypeAlias = AlibiBias | None
+
+
+def dense_bias(
+    bias: ScoreBias, queries: NDArray[np.int64], keys: NDArray[np.int64]
+) -> Array | None:
+    """The addend to the scores of queries at positions (T,) or (B, T) and keys (S,) or (B, S).
+
+    (H, T, S), or (B, H, T, S) where positions differ between rows; None: nothing is added.
+    """
+    match bias:
+        case None:
+            return None
+        case AlibiBias(slopes):
+            return alibi_bias(slopes, queries, keys)
+        case _:
+            assert_never(bias)
+
+
+def tile_slopes(bias: ScoreBias) -> Array | None:
+    """The slopes (H,) from which flash attention computes the bias of a tile; None: no bias."""
+    match bias:
+        case None:
+            return None
+        case AlibiBias(slopes):
+            return slopes
+        case _:
+            assert_never(bias)
 
 
 class PositionTables(NamedTuple):
@@ -26,8 +65,8 @@ class PositionTables(NamedTuple):
     rotation: (
         Callable[[ModelConfig, NDArray[np.int64], int, DTypeLike], tuple[Array, Array]] | None
     ) = None
-    # -> (H,): slope x distance is subtracted from the scores
-    slopes: Callable[[ModelConfig, DTypeLike], Array] | None = None
+    # -> what is added to the scores
+    bias: Callable[[ModelConfig, DTypeLike], ScoreBias] | None = None
 
 
 def _sinusoids(c: ModelConfig, dtype: DTypeLike) -> Array:
@@ -42,8 +81,8 @@ def _rotation(
     )
 
 
-def _slopes(c: ModelConfig, dtype: DTypeLike) -> Array:
-    return alibi_slopes(c.n_heads, dtype)
+def _alibi(c: ModelConfig, dtype: DTypeLike) -> ScoreBias:
+    return AlibiBias(alibi_slopes(c.n_heads, dtype))
 
 
 # A model whose parameter table has position.weight adds this weight to the embeddings.
@@ -52,5 +91,5 @@ POSITIONS: dict[Position, PositionTables] = {
     "learned": PositionTables(),
     "sinusoidal": PositionTables(vectors=_sinusoids),
     "rope": PositionTables(rotation=_rotation),
-    "alibi": PositionTables(slopes=_slopes),
+    "alibi": PositionTables(bias=_alibi),
 }

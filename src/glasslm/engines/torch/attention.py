@@ -6,7 +6,7 @@ Letters: B rows, T queries, S keys, D width, H query heads, K key-value heads, Q
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -98,11 +98,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
     """softmax(q kᵀ / sqrt(Q) + bias) v: q (B, H, T, Q), k and v (B, K, S, Q) -> (B, H, T, Q)."""
-    if (
-        context.dropout is not None
-        or context.algorithm == "plain"
-        or (context.algorithm == "auto" and is_compiling_for_cpu(q))
-    ):
+    match context.algorithm:
+        case "plain":
+            explicit = True
+        case "auto":
+            explicit = is_compiling_for_cpu(q)
+        case "flash" | None:
+            explicit = False
+        case _:
+            assert_never(context.algorithm)
+    if explicit or context.dropout is not None:
         return explicit_attention(q, k, v, context)
     mask = None
     if context.bias is not None:

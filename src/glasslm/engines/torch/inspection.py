@@ -46,7 +46,7 @@ class ActivationRecorder:
             for mlp in feedforward_names(c, i):
                 projection = modules[f"{mlp}.{'gate' if c.is_gated else 'up'}"]
                 self._record_output(projection, f"{mlp}.preactivation")
-        if c.norm_position == "pre":
+        if c.has_final_norm:
             self._record_output(modules["norm"], "norm")
         self._hooks.append(modules["blocks.0"].register_forward_pre_hook(self._embedding_hook))
         return self

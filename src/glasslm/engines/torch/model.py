@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Transformer(nn.Module):
         self.embedding = Embedding(vocab_size, c.d_model)
         self.position = POSITIONS[c.position](c, table_dtype)
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))
-        if c.norm_position == "pre":  # in post position every block ends in a norm
+        if c.has_final_norm:
             self.norm = make_norm(c)
         if not c.tie_embeddings:
             self.head = Linear(c.d_model, vocab_size, bias=False)
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
             x, routing = block(x, context, block_keys, view)
             if routing is not None:
                 routings.append(routing)
-        return self.norm(x) if c.norm_position == "pre" else x, routings
+        return self.norm(x) if c.has_final_norm else x, routings
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of `hidden_states`, (..., D) -> logits (..., V)."""
@@ -89,17 +90,24 @@ class Transformer(nn.Module):
         text = torch.arange(T, device=self.embedding.weight.device)
         queries, keys = (text, text) if view is None else (view.positions, view.key_positions)
         S = keys.shape[-1]
+        match c.mask:
+            case "causal":
+                window = 0
+            case "window":
+                window = c.window
+            case _:
+                assert_never(c.mask)
         # No mask is needed for a single token that attends to every key, nor for a whole text
         # without a window, where the kernels have a causal mode.
         unmasked = (
-            (T == 1 or S == T) and not 0 < c.window < S and (view is None or view.start is not None)
+            (T == 1 or S == T) and not 0 < window < S and (view is None or view.start is not None)
         )
         hidden_mask = bias = None
         if self.position.has_bias or not unmasked:
             offsets = (keys[..., None, :] - queries[..., None])[..., None, :, :]
             hidden_mask = (offsets > 0) | (keys < 0)[..., None, None, :]
-            if c.window:
-                hidden_mask = hidden_mask | (offsets <= -c.window)
+            if window:
+                hidden_mask = hidden_mask | (offsets <= -window)
             bias = self.position.bias(offsets)
             if bias is not None:
                 bias = bias.masked_fill(hidden_mask, -math.inf)
@@ -109,7 +117,7 @@ class Transformer(nn.Module):
         )
         algorithm = c.attention if view is None else None
         causal = T > 1 and unmasked
-        return AttentionContext(rotation, bias, hidden_mask, causal, algorithm, c.window)
+        return AttentionContext(rotation, bias, hidden_mask, causal, algorithm, window)
 
 
 class Block(nn.Module):
@@ -147,7 +155,7 @@ class Block(nn.Module):
             y, routing = self.feedforward(x) if c.n_experts else (self.feedforward(x), None)
             return _drop(y, c, keys, sites.AFTER_FEEDFORWARD), routing
 
-        if c.norm_position == "pre":
+        if c.has_final_norm:
             x = x + attend(self.attention_norm(x))
             y, routing = feed(self.feedforward_norm(x))
             return x + y, routing

@@ -26,10 +26,13 @@ class PositionEncoding(nn.Module):
     checkpoint.
     """
 
-    has_bias = False  # whether `bias` returns one
-
     def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
         super().__init__()
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the encoding adds a bias to the scores: its class overrides `bias`."""
+        return type(self).bias is not NoPositions.bias
 
     def add_to(self, x: Tensor, positions: Index) -> Tensor:
         """Embeddings x (B, T, D) with the vectors of their positions added, (B, T, D)."""
@@ -117,7 +120,6 @@ class RotaryPositions(PositionEncoding):
 class AlibiPositions(PositionEncoding):
     """ALiBi: scores fall linearly with distance, by a slope of each head. arXiv:2108.12409."""
 
-    has_bias = True
     slopes: Tensor  # (H,)
 
     def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
