@@ -465,7 +465,8 @@ def read_fault_rows(heading: str) -> list[list[str]]:
 
 def test_every_fault_has_tests_and_every_test_exists() -> None:
     runs, texts = read_fault_rows("Runs and checkpoints"), read_fault_rows("Text in")
-    assert (len(runs), len(texts)) == (18, 7)
+    assert len(runs) >= 18
+    assert len(texts) >= 7
     for fault, what_happens, tests in runs + texts:
         named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`", tests)
         assert len(named) == tests.count("::") > 0, fault
