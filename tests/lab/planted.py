@@ -107,9 +107,7 @@ class FaultyEngine:
 
 
 class Frozen(FaultyEngine):
-    """The up matrix of the first block gets no update, though it gets a gradient: the optimizer
-    forgot it.
-    """
+    """The optimizer forgets the up matrix of the first block: it gets a gradient, but no update."""
 
     NAME = "blocks.0.feedforward.up.weight"
 

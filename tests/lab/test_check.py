@@ -230,9 +230,7 @@ def test_the_whole_model_notices_it_too(name: str, monkeypatch: pytest.MonkeyPat
 def test_a_forgotten_residual_gradient_is_found(
     norm_position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient that goes round a sublayer: without it only the one through the sublayer is
-    left.
-    """
+    """The gradient of the residual connection: without it only the sublayer's is left."""
     right = model.Model._residual
 
     def wrong(self: Any, norm: str, inner: Any, x: Array, new: Any) -> Any:

@@ -1,6 +1,4 @@
-"""`glasslm diagnose --cookbook`: every sentence follows from the numbers, and whatever comes can be
-messages and drawn.
-"""
+"""`glasslm diagnose --cookbook`: sentences follow from the numbers, and all can be drawn."""
 
 import dataclasses
 import json

@@ -149,9 +149,7 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
 @pytest.mark.parametrize("N", LENGTHS)
 @pytest.mark.parametrize("illness", ILLNESSES, ids=lambda illness: illness.__name__)
 def test_each_illness_raises_its_own_signal(illness: Illness, N: int) -> None:
-    """In at least four of five seeds; the gap between training and validation is part of
-    overfitting.
-    """
+    """In at least four of five seeds. The gap to validation is part of overfitting."""
     signal, verdict = ILLNESSES[illness]
     N = (
         max(N, 150) if illness is is_noisy else N
@@ -233,9 +231,7 @@ def test_a_spike_is_six_deviations_above_the_128_values_before() -> None:
 
 
 def test_weights_that_know_their_text_have_little_left_to_learn() -> None:
-    """What stands still from the start is ill where it began with nothing, and perhaps not where it
-    did not.
-    """
+    """A constant loss is a fault from initial weights, and may be right from trained ones."""
     curve = with_loss(
         healthy(0, 300), lambda x: 0.9 + 0.02 * np.random.default_rng(0).standard_normal(len(x))
     )

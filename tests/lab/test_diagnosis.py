@@ -1,6 +1,4 @@
-"""The whole diagnosis: planted faults raise their own signal, clean runs raise none, and a
-diagnosis changes no bit.
-"""
+"""The diagnosis: planted faults raise their own signal, clean runs none, and no bit changes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The recipes of the cookbook: each changes what it says, is trained as a run would be, and leaves
-nothing behind.
-"""
+"""The recipes of the cookbook change the named settings and are trained as a run would be."""
 
 import dataclasses
 import math
@@ -65,9 +63,7 @@ def compute(engine: EngineName) -> ComputeConfig:
 
 
 def changed_settings(recipe: Recipe) -> set[str]:
-    """The settings of a recipe's run that are not those of the good one, and whether its first
-    weights are others.
-    """
+    """The settings in which a recipe's run differs from the good one, first weights included."""
     config, good = (to_dict(which.config(100, 0)) for which in (recipe, ALL_TRICKS))
     names = {key for part in config for key in config[part] if config[part][key] != good[part][key]}
     return names | ({"start"} if recipe.init != ALL_TRICKS.init else set())
@@ -183,9 +179,7 @@ def test_divergence_is_an_outcome_and_leaves_nothing_behind(
 
 
 def test_gradients_of_a_large_batch_are_smaller_and_else_the_same(dataset: Dataset) -> None:
-    """AdamW without clipping hardly sees their size; the losses that are told are the mean's all
-    the same.
-    """
+    """The size hardly changes AdamW without clipping; the recorded losses are the mean's."""
     unclipped = Recipe(clip=False)
     small, large = (
         run_trial(dataset, NUMPY, unclipped, 4, 0, size)

@@ -1,6 +1,4 @@
-"""Engine against engine: correct engines agree, and an error planted in either is detected and
-named.
-"""
+"""Correct engines agree, and an error planted in either is detected and named."""
 
 import dataclasses
 import math
@@ -123,8 +121,9 @@ def test_the_switch_is_named_that_is_wrong(monkeypatch: Patch) -> None:
 def test_a_constant_that_no_finite_difference_can_see_is_found(
     precision: parity.ParityPrecision, monkeypatch: Patch
 ) -> None:
-    """The gradients are right, but those of another model. In float32 where it is not smaller than
-    rounding.
+    """The gradients are right, but those of another model.
+
+    In float32 where the error is not smaller than rounding.
     """
     factor = 1.001 if precision == "fp64" else 100
     monkeypatch.setattr(numpy_positions, "INIT_STD", numpy_positions.INIT_STD * factor)

@@ -127,8 +127,9 @@ def test_a_step_that_the_run_has_not_made_is_refused(
 def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
     action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its arrays were read before; only what a rollback may need is copied, and an error names what
-    is lost.
+    """Only the files of a rollback are copied, and an error names a missing one.
+
+    The arrays of the checkpoint were read before.
     """
     run = train(tmp_path, "numpy", on_spike=action, keep=100)
     copied: list[str] = []

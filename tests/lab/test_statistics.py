@@ -1,6 +1,4 @@
-"""Statistics against published examples, against SciPy's own tests and integration, and in
-simulated studies.
-"""
+"""Statistics against published examples, SciPy's tests and simulated studies."""
 
 import math
 from collections.abc import Sequence
@@ -56,9 +54,7 @@ def test_the_paired_test_of_student() -> None:
 
 @pytest.mark.parametrize("margin", [0.5, 1.7, 2.5, 4.0])
 def test_sameness_is_two_one_sided_tests(margin: float) -> None:
-    """Against SciPy's one-sided tests, and against the 90% interval that must lie within the
-    margin.
-    """
+    """Against SciPy's one-sided tests, and the 90% interval, which must be inside the margin."""
     estimate = paired_difference(FIRST, SECOND)
 
     def one_sided_p(shift: float, alternative: str) -> float:
@@ -191,8 +187,9 @@ def test_intervals_cover_the_truth(n: int) -> None:
 
 
 def test_a_family_of_null_variants_seldom_has_a_winner() -> None:
-    """Six variants that are the baseline, three seeds: correlated, as all are compared with the
-    same runs.
+    """Six variants equal to the baseline, three seeds.
+
+    They are correlated, because all are compared with the same runs.
     """
     random = np.random.default_rng(3)
     false_claims = unadjusted = 0

@@ -1,6 +1,4 @@
-"""What copies learn: updates against their definition, the range test against the known limit of a
-parabola.
-"""
+"""Updates against their definition; the range test against the known limit of a parabola."""
 
 from __future__ import annotations
 
@@ -106,9 +104,7 @@ def test_a_batch_is_learnt_by_heart_and_the_same_in_both_engines(engine: str, fo
 
 
 class Parabola:
-    """Plain descent on the loss h x^2 / 2, which explodes above the rate 2 / h and nowhere below
-    it.
-    """
+    """Gradient descent on the loss h x^2 / 2, which explodes only above the rate 2 / h."""
 
     def __init__(self, curvature: float) -> None:
         self.curvature, self.x = curvature, 1.0

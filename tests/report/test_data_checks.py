@@ -16,9 +16,7 @@ from glasslm.report.findings import Finding
 
 
 def prose(words: int, seed: int) -> str:
-    """Sentences of invented words, a few of them frequent and most of them rare, as in any
-    language.
-    """
+    """Sentences of invented words, a few frequent and most rare, as in any language."""
     letters, draw = np.random.default_rng(0), np.random.default_rng(seed)
     known = [
         "".join(letters.choice(list("abcdefghijklmnoprstuvwy"), 2 + i % 7)) for i in range(2_000)

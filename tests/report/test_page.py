@@ -1,6 +1,4 @@
-"""A page of sections: whatever text it is given, nothing in it is markup, and each figure is there
-twice.
-"""
+"""A page of sections: no given text becomes markup, and each figure is there twice."""
 
 import errno
 import io

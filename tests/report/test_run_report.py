@@ -1,6 +1,4 @@
-"""The report: a run in any state has a page that fetches nothing and in which foreign text stays
-text.
-"""
+"""A run in any state has a report that fetches nothing and escapes foreign text."""
 
 from __future__ import annotations
 

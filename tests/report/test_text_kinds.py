@@ -1,6 +1,4 @@
-"""Measures of Python and of names: known models get the proportions that they must have, beside
-those of natural text.
-"""
+"""Known models get the right proportions of Python and of names, beside natural text."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ from small_runs import train
 
 
 class ScriptedEngine:
-    """An engine that generates scripted texts after any prompt, one in each row, and the next ones
-    in the next cache.
+    """An engine that generates scripted texts after any prompt, one per row.
+
+    The next cache gets the next texts.
     """
 
     def __init__(self, tokenizer: CharTokenizer, texts: Sequence[str]) -> None:
@@ -108,9 +107,7 @@ def test_a_model_that_writes_python_and_one_that_writes_garbage(
 
 
 def test_garbage_in_natural_text_lowers_its_own_proportion() -> None:
-    """Every second function of the natural text is invalid: that lowers its own proportion, not the
-    model's.
-    """
+    """Every second function of the natural text is invalid; the model's proportion stays."""
     half = "".join(f"def f{i}(x):\n    return x + {i}{')' * (i % 2)}\n\n\n" for i in range(300))
     natural = measure([FUNCTIONS[:300]], FUNCTIONS, half, corpus="python")
     assert natural is not None
@@ -154,9 +151,7 @@ UNSEEN = [a + b for a in SYLLABLES[:40] for b in SYLLABLES[20:25]]
 
 
 def test_a_model_that_memorised_half_of_its_names() -> None:
-    """Of eight names four are in the training text, one in the validation text, two are invented,
-    one has no end.
-    """
+    """Of eight names, four are known, one is unseen, two are invented and one has no end."""
     draw = random.Random(0)
     draw.shuffle(KNOWN)
     texts = [f"{name}\n" for name in [*KNOWN[:4], UNSEEN[7], "zuzu", "qqq"]] + ["a" * 60]

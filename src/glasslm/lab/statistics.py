@@ -1,5 +1,4 @@
-"""Statistics of a few paired runs: differences with intervals and tests, Holm's correction, and
-verdicts in words.
+"""Statistics of paired runs: intervals, tests, Holm's correction, verdicts in words.
 
 A value is the final loss of one run; lower is better. A run that diverged has None, NaN or
 infinity. Divergence is an outcome: no mean is taken over the remaining runs, because that would
@@ -29,8 +28,9 @@ IDENTICAL_RUNS = "the seeds made no difference, so these are copies of one run"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference, for which (value - truth) / se has a t distribution with df degrees of
-    freedom.
+    """A mean difference with its standard error.
+
+    (value - truth) / se has a t distribution with df degrees of freedom.
     """
 
     value: float
@@ -42,8 +42,7 @@ class Estimate:
         return min(1.0, 2 * self._tail_probability(abs(self.value)))
 
     def equivalence_p_value(self, margin: float) -> float:
-        """The larger p of two one-sided tests (TOST) that the true difference lies outside
-        +-margin.
+        """The larger p of two one-sided tests (TOST) for a true difference outside +-margin.
 
         It is at most 5% exactly when the 90% interval lies within the margin (Schuirmann 1987).
         """
@@ -74,11 +73,11 @@ class Estimate:
 
 
 def paired_difference(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The mean of variant - baseline, for runs with the same seeds in the same order (Student
-    1908).
+    """The mean of variant - baseline, for runs with the same seeds (Student 1908).
 
-    Pairing removes the part of the variance that a seed adds to both runs. Raises InputError for
-    fewer than two pairs, for lists of different lengths and for values that are not finite.
+    Both are in the order of the seeds. Pairing removes the part of the variance that a seed adds to
+    both runs. Raises InputError for fewer than two pairs, for lists of different lengths and for
+    values that are not finite.
     """
     _require_pairs(variant, baseline)
     n = len(variant)
@@ -109,8 +108,9 @@ def _count_diverged(values: Losses) -> int:
 
 
 def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The true difference, in standard errors, that a two-sided t test detects with this power and
-    the right sign.
+    """The true difference, in standard errors, that a two-sided t test detects.
+
+    The test detects it with this power and the right sign.
     """
     from scipy import optimize, stats
 
@@ -134,11 +134,10 @@ def noncentrality(df: float, power: float = POWER, alpha: float = ALPHA) -> floa
 
 
 def adjust_by_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p values of a declared family: the probability of any false positive is at most
-    alpha (Holm 1979).
+    """The p values of a declared family, adjusted by Holm's method (Holm 1979).
 
-    None stands for a test that could not be made. It stays None and counts as a member of the
-    family.
+    The probability of any false positive is at most alpha. None stands for a test that could not be
+    made. It stays None and counts as a member of the family.
 
     >>> adjust_by_holm([0.01, None, 0.02])
     [0.03, None, 0.04]
@@ -189,12 +188,11 @@ def compare_losses(
     family: int = 1,
     alpha: float = ALPHA,
 ) -> Comparison:
-    """The paired t test of a variant's losses against the baseline's, both in the order of their
-    common seeds.
+    """The paired t test of a variant's losses against the baseline's.
 
-    `margin`, chosen before the runs, is the largest difference that does not matter. `family` is
-    the number of comparisons that the study declares. Raises InputError where there are no runs, or
-    not one of each for every seed.
+    Both are in the order of their common seeds. `margin`, chosen before the runs, is the largest
+    difference that does not matter. `family` is the number of comparisons that the study declares.
+    Raises InputError where there are no runs, or not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
     require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")

@@ -62,9 +62,7 @@ def check_ops(seed: int = 0) -> Iterator[CheckResult]:
 
 
 def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[CheckResult]:
-    """Check the loss of whole models: each switch by itself, and random combinations of all
-    switches.
-    """
+    """Check the loss of whole models, for each switch and for random combinations."""
     for name, config in [*single_switches(), *combinations(random_combinations, seed)]:
         yield check_model(name, config, seed)
     for term, coefficient in SOFTMAX_TERMS.items():
@@ -157,8 +155,9 @@ def _generator(seed: int, case: str) -> np.random.Generator:
 
 
 def single_switches() -> Iterator[tuple[str, ModelConfig]]:
-    """The names and configs of a small model and of its variants, one for each other value of each
-    switch.
+    """The names and configs of a small model and of its variants.
+
+    There is a variant for each other value of each switch.
     """
     base = small_model()
     yield "the default switches", base

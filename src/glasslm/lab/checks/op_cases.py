@@ -1,5 +1,4 @@
-"""The cases of the gradient check for single operations: an op of the NumPy engine with random
-inputs.
+"""The gradient check's cases of single operations of the NumPy engine, with random inputs.
 
 Each activation of `ops.ACTIVATIONS` has a case without an edit here. Any other op has a row in OPS.
 """

@@ -139,11 +139,10 @@ def optimizer_with_terms(name: OptimizerName) -> OptimizerConfig:
 
 
 def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
-    """Compare the engines for a trained model on passages of its validation text, in both
-    precisions.
+    """Compare the engines for a trained model, in both precisions.
 
-    The optimizer steps start from the run's moments and use its optimizer, with the rates of LR.
-    `run` is a folder or a name under ./runs.
+    The batches are passages of its validation text. The optimizer steps start from the run's
+    moments and use its optimizer, with the rates of LR. `run` is a folder or a name under ./runs.
     """
     from glasslm.runs import checkpoint, run_folder
 
@@ -201,8 +200,9 @@ def compare_gradients(pair: Pair, batch: Batch) -> LocatedError:
 
 
 def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> LocatedError:
-    """The largest error after one step on each batch: of losses, gradient norms, weights and
-    moments.
+    """The largest error after one step on each batch.
+
+    The errors are of losses, gradient norms, weights and moments.
     """
     errors: list[LocatedError] = []
     loops = [
@@ -226,8 +226,9 @@ def compare_steps(pair: Pair, batches: Sequence[Batch], lr: float) -> LocatedErr
 
 
 def group_by_kind(state: State) -> list[dict[str, Array]]:
-    """Weights, first moments, second moments and so on, each by name. Entries of one kind have one
-    size.
+    """Weights, first moments, second moments and so on, each by name.
+
+    Entries of one kind have one size.
     """
     kinds: dict[str, dict[str, Array]] = {}
     for name, array in state:
@@ -236,11 +237,11 @@ def group_by_kind(state: State) -> list[dict[str, Array]]:
 
 
 def compare_logits(pair: Pair, tokens: Array) -> LocatedError:
-    """The largest error of the logits of tokens (B, T): between the engines, and with a cache
-    against without.
+    """The largest error of the logits of tokens (B, T).
 
-    Without a cache an engine returns losses instead of logits. Each loss depends on all logits of
-    its position.
+    It compares the engines, and each engine with a cache against itself without one. Without a
+    cache an engine returns losses instead of logits. Each loss depends on all logits of its
+    position.
     """
     engines: tuple[Engine, ...] = pair
     targets = np.roll(tokens, 1, axis=1)  # arbitrary targets
@@ -331,8 +332,9 @@ def tensor_errors(a: Mapping[str, Array], b: Mapping[str, Array]) -> list[Locate
 
 
 def max_relative_error(a: Array | float, b: Array | float, scale: Any) -> float:
-    """max |a - b| / scale of numbers or of arrays of one shape; NaN where a value is not finite, 0
-    where all are 0.
+    """max |a - b| / scale of numbers or of arrays of one shape.
+
+    The error is NaN if a value is not finite, and 0 if all are 0.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
         return float(

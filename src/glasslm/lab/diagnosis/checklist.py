@@ -1,6 +1,4 @@
-"""The checklist of the stability cookbook: what to check in which order, and the effect of each
-item in this cookbook.
-"""
+"""The checklist of the stability cookbook: checks in their order, each with its measured effect."""
 
 from __future__ import annotations
 

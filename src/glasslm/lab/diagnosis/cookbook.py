@@ -1,6 +1,4 @@
-"""The stability cookbook: trains small models with every trick and without, and writes a page and a
-text.
-"""
+"""Trains the small models of the stability cookbook, and writes a page and a text."""
 
 from __future__ import annotations
 
@@ -58,10 +56,10 @@ def run_cookbook(
     steps: int = STEPS,
     seeds: int = 3,
 ) -> CookbookResults:
-    """Try all recipes on a text, and write cookbook.html, cookbook.md and their figures to the
-    folder `out`.
+    """Try all recipes on a text, and write a page of the results.
 
-    Raises InputError for a text that is too short for a batch.
+    The folder `out` gets cookbook.html, cookbook.md and their figures. Raises InputError for a text
+    that is too short for a batch.
     """
     began, cpu_began = time.perf_counter(), time.process_time()
     source = corpora.find_source(data, notify)

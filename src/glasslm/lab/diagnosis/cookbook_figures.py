@@ -164,9 +164,7 @@ def draw_depth(axes: Axes, results: CookbookResults, colours: Palette) -> None:
 
 
 def draw_gradients(axes: Axes, results: CookbookResults, colours: Palette) -> None:
-    """Draw the gradient norms of the first seed by block, with all tricks and with the worst
-    recipe.
-    """
+    """Draw the gradient norms of the first seed by block, for all tricks and the worst recipe."""
     figures.style_axes(axes, "Gradient of each block's weights", "L2 norm", colours)
     name, worst = results.worst_recipe
     for label, recipe, marker, colour in (
@@ -196,8 +194,9 @@ def draw_gradients(axes: Axes, results: CookbookResults, colours: Palette) -> No
 
 
 def draw_float16(axes: Axes, results: CookbookResults, colours: Palette) -> None:
-    """Draw the magnitudes of the stream's gradients, unscaled and scaled, over the range of
-    float16.
+    """Draw the magnitudes of the stream's gradients over the range of float16.
+
+    The magnitudes are drawn unscaled and scaled.
     """
     figures.style_axes(axes, "The stream's gradients in float16", "share of the elements", colours)
     counts = results.trials[ALL_TRICKS][0].snapshots[-1].magnitudes

@@ -1,6 +1,4 @@
-"""The coordinate check: models of several widths train for a few steps, and their changes are
-compared.
-"""
+"""The coordinate check: compares the changes of models of several widths in a few steps."""
 
 from __future__ import annotations
 

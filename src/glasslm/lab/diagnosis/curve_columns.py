@@ -1,6 +1,4 @@
-"""Judges the other columns of a curve beside its training loss: the validation loss and the
-gradient norm.
-"""
+"""Judges the validation loss and the gradient norm of a curve."""
 
 from __future__ import annotations
 

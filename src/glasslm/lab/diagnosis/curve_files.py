@@ -1,8 +1,8 @@
-"""Reads the log of any training program into a curve: CSV, JSON lines (of glasslm, nanoGPT or
-Hugging Face), or text lines such as `iter 100: loss 2.41, lr 1e-3`.
+"""Reads the log of any training program into a curve.
 
-Columns are identified by their names. A value that is not a number becomes NaN in the curve,
-because it may be the sign of a fault.
+A log is CSV, JSON lines (of glasslm, nanoGPT or Hugging Face), or text lines such as `iter 100:
+loss 2.41, lr 1e-3`. Columns are identified by their names. A value that is not a number becomes NaN
+in the curve, because it may be the sign of a fault.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class Curve:
 
 
 def read_curve(path: Path) -> Curve:
-    """The curve in a .csv, .jsonl or .json file, in a text log, or in the metrics.jsonl of a run
-    folder.
+    """The curve in a log: .csv, .jsonl, .json, text, or the metrics.jsonl of a run folder.
 
     Raises InputError when the file cannot be read, and, with the names of its columns, when none of
     them is a loss.
@@ -192,8 +191,9 @@ def _parse_json_rows(text: str, lines: Sequence[str], path: Path) -> list[Row]:
 
 
 def _normalize_row(row: Row) -> Row:
-    """A row with normalized names. In an eval line of glasslm the split becomes a part of the
-    loss's name.
+    """A row with normalized names.
+
+    In an eval line of glasslm the split becomes a part of the loss's name.
     """
     row = {_normalize_name(key): value for key, value in row.items()}
     if row.get("kind") == "eval":
@@ -216,7 +216,9 @@ def _parse_csv_rows(lines: Sequence[str]) -> Iterator[Row]:
 
 
 def _parse_log_line(line: str) -> Row:
-    """`step 250: train loss 2.41, val loss 2.45` as {"step": 250, "train_loss": 2.41, "val_loss":
+    """The row of a text line.
+
+    `step 250: train loss 2.41, val loss 2.45` gives {"step": 250, "train_loss": 2.41, "val_loss":
     2.45}.
     """
     return {_normalize_name(name): value for name, value in _PAIR.findall(line)}
@@ -237,8 +239,9 @@ def _find_column(rows: Sequence[Row], known: Sequence[str]) -> str | None:
 
 
 def _step_numbers(rows: Sequence[Row]) -> Array:
-    """The step of each row (N,): from its column, from an epoch that never repeats, or the row's
-    number.
+    """The step of each row, (N,).
+
+    It is from the column of steps, from an epoch that never repeats, or the row's number.
     """
     for known in (STEP_NAMES, EPOCH_NAMES):
         steps = np.array(
@@ -258,11 +261,11 @@ def _step_numbers(rows: Sequence[Row]) -> Array:
 def _read_series(
     rows: Sequence[Row], steps: Array, name: str | None, beside: str | None = None
 ) -> Series:
-    """One column, without its empty cells. Of several values of a step the last one counts: the run
-    was rolled back.
+    """One column, without its empty cells.
 
-    An empty cell in the loss column is NaN, as some tables write it, unless the row has a value in
-    the column `beside` or most cells of the loss are empty.
+    Of several values of a step the last one counts: the run was rolled back. An empty cell in the
+    loss column is NaN, as some tables write it, unless the row has a value in the column `beside`
+    or most cells of the loss are empty.
     """
     if name is None:
         return Series()

@@ -1,5 +1,4 @@
-"""Diagnoses a run or a configuration: inspects weights, runs trials, judges the history, and writes
-the page.
+"""Diagnoses a run or a configuration by its weights, trials and history, and writes the page.
 
 The run is only read. Its checkpoints are loaded into other engines and it is not locked, so it may
 be in progress.
@@ -170,8 +169,9 @@ def inspect_checkpoints(target: DiagnosisInput, diagnosis: Diagnosis, notify: No
 def _inspect_weights(
     target: DiagnosisInput, engine: Engine, step: int
 ) -> tuple[Measurement, list[UpdateRatio], list[Finding]]:
-    """Measure and judge the engine's weights, which are those of `step`. The last measurement
-    trains one step.
+    """Measure and judge the engine's weights, which are those of `step`.
+
+    The last measurement trains one step.
     """
     config, c, V = target.config, target.config.model, target.vocab_size
     table, rows = parameter_table(c, V), target.rows_for(INSPECT_TOKENS)
@@ -194,8 +194,9 @@ def _inspect_weights(
 
 
 def _keep_worst(findings: list[Finding], further: Sequence[Finding]) -> None:
-    """Add the further findings. Of two findings of one signal the worse remains, at the first one's
-    place.
+    """Add the further findings, and keep the worst finding of each signal.
+
+    It takes the place of the first one.
     """
     indices = {finding.signal: index for index, finding in enumerate(findings)}
     for finding in further:
@@ -228,8 +229,9 @@ def _probe_batches(target: DiagnosisInput) -> Iterator[Batch]:
 
 
 def run_trials(target: DiagnosisInput, diagnosis: Diagnosis, notify: Notify) -> None:
-    """Train copies of the first weights: overfit one batch, test learning rates, and try other
-    widths.
+    """Overfit one batch, test learning rates and try other widths.
+
+    Each trial trains a copy of the first weights.
     """
     setup, rows = target.trial_setup, target.rows_for(TRIAL_TOKENS)
     if not target.config.model.lora_rank:  # adapters have too few parameters to overfit a batch

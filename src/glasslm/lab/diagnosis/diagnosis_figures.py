@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def draw_depth(measurements: Sequence[Measurement], c: ModelConfig, colours: Palette) -> Figure:
-    """Draw the rms of the stream and the norm of each block's gradient by layer, a line for each
-    checkpoint.
-    """
+    """Draw the rms of the stream and the gradient norm by layer, a line per checkpoint."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -85,8 +83,9 @@ def draw_attention(measurements: Sequence[Measurement], c: ModelConfig, colours:
 def draw_updates(
     ratios_by_step: Sequence[tuple[int, list[UpdateRatio]]], colours: Palette
 ) -> Figure:
-    """Draw the update-to-weight ratio of every weight, in the order of the model, for each
-    checkpoint.
+    """Draw the update-to-weight ratio of every weight, for each checkpoint.
+
+    The weights are in the order of the model.
     """
     from matplotlib.figure import Figure
 

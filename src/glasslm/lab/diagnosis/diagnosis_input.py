@@ -78,11 +78,10 @@ class DiagnosisInput:
     def load_checkpoints(
         self, notify: Notify
     ) -> Iterator[tuple[Checkpoint, list[tuple[str, NDArray[Any]]]]]:
-        """The best, the latest and one or two other checkpoints after the first weights, with their
-        arrays.
+        """Up to MAX_CHECKPOINTS checkpoints after the first weights, with their arrays.
 
-        A run in progress may remove a checkpoint at any time, so the arrays are read at once.
-        Damaged checkpoints are skipped with a message.
+        The best and the latest are among them. A run in progress may remove a checkpoint at any
+        time, so the arrays are read at once. Damaged checkpoints are skipped with a message.
         """
         if self.run is None:
             return

@@ -120,8 +120,9 @@ class CookbookResults:
 
     @property
     def worst_recipe(self) -> tuple[str, Recipe]:
-        """The name and recipe of the omitted trick with the highest loss, if possible one that did
-        not diverge.
+        """The name and recipe of the omitted trick with the highest loss.
+
+        A recipe with a diverged trial counts only if all recipes have one.
         """
         single = {
             name: recipe for name, recipe in TRICKS.items() if recipe not in (ALL_TRICKS, NO_TRICKS)
@@ -182,9 +183,7 @@ def describe_outcome(trials: Sequence[Trial]) -> str:
 def judge_trials(
     family: Mapping[Name, tuple[Sequence[Trial], Sequence[Trial]]],
 ) -> dict[Name, Verdict]:
-    """The verdicts on trials against baseline trials with the same seeds, for a family of
-    comparisons.
-    """
+    """The verdicts on a family of trials against baseline trials with the same seeds."""
     losses = [
         tuple([trial.val_loss for trial in trials] for trials in both) for both in family.values()
     ]
@@ -326,9 +325,7 @@ def describe_depth(results: CookbookResults) -> list[str]:
 
 
 def describe_gradients(results: CookbookResults) -> list[str]:
-    """The ratio of the first to the last block's gradient, with all tricks and with the worst
-    recipe.
-    """
+    """The ratio of the first to the last block's gradient, for all tricks and the worst recipe."""
     sentences = []
     for name, recipe in (("all tricks", ALL_TRICKS), results.worst_recipe):
         trials = results.trials[recipe]

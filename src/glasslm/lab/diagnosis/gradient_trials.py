@@ -1,8 +1,8 @@
-"""The recipes of the stability cookbook, and the trial of one of them: a small model, AdamW, a few
-steps, one seed.
+"""The recipes of the stability cookbook, and the trial of a recipe with one seed.
 
-A recipe differs from the default one only in the fields that it sets: the first weights and the
-batches are the same. A trial ends at the first non-finite loss or gradient. L layers.
+A trial trains a small model with AdamW for a few steps. A recipe differs from the default one only
+in the fields that it sets: the first weights and the batches are the same. A trial ends at the
+first non-finite loss or gradient. L layers.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ class Trial(NamedTuple):
 def scaled_initial_weights(
     table: ParameterTable, init: InitScheme, seed: int
 ) -> Iterator[tuple[str, Array]]:
-    """The weights of `initial_weights`, with each matrix (out, in) scaled to the deviation of the
-    scheme.
+    """The weights of `initial_weights`, with matrices (out, in) scaled by the scheme.
 
     scaled: the table's own, 0.02, and 0.02 / sqrt(2 L) for matrices that write into the residual
     stream (GPT-2, section 2.3). plain: 0.02. xavier: sqrt(2 / (in + out)) (Glorot and Bengio 2010,
@@ -198,9 +197,7 @@ def _validation_loss(engine: Engine, dataset: Dataset) -> float:
 
 
 def unigram_loss(dataset: Dataset) -> float:
-    """Nats per token of the validation text by the token frequencies of the training text, without
-    context.
-    """
+    """Nats per token of the validation text by the token frequencies of the training text."""
     counts = np.bincount(dataset.train.tokens, minlength=dataset.tokenizer.vocab_size) + 1.0
     return float(-np.log(counts / counts.sum())[dataset.val.tokens].mean())
 
@@ -236,16 +233,16 @@ def underflow_share(gradients: Array, scale: float) -> float:
 
 
 def magnitude_histogram(values: Array) -> Array:
-    """(len(EXPONENT_EDGES) - 1,) the number of finite, nonzero values (n,) with a magnitude in each
-    power of two.
+    """(len(EXPONENT_EDGES) - 1,) the number of values (n,) in each power of two.
+
+    Zeros and non-finite values are not counted.
     """
     sizes = np.abs(values[np.isfinite(values) & (values != 0)]).astype(np.float64)
     return np.histogram(np.log2(sizes), EXPONENT_EDGES)[0]
 
 
 def first_to_last_ratio(seeds: Sequence[Trial], snapshot: int) -> float:
-    """The gradient norm of the first block over that of the last, as the median over the seeds of a
-    recipe.
+    """The gradient norm of the first block over that of the last, the median over seeds.
 
     `snapshot` is the index of a snapshot. Diverged trials count only at the first one. NaN if no
     trial has a ratio.

@@ -1,5 +1,4 @@
-"""Measures a model through `Engine.inspect`: sizes of signals and gradients, attention, logits,
-units.
+"""Measures a model's signals, gradients, attention, logits and units by `Engine.inspect`.
 
 Letters: L layers, H heads, B rows, T positions, F inner width of the feed-forward, V vocabulary.
 """
@@ -90,8 +89,9 @@ def _mean_loss(logits: Array, targets: Array) -> float:
 
 
 def _attention_statistics(scores: Array, weights: Array) -> tuple[Array, Array]:
-    """scores and weights (B, H, T, T) -> mean entropy (H,) as a share of the largest, and largest
-    score (H,).
+    """The mean relative entropy (H,) and the largest score (H,) of each head.
+
+    scores and weights (B, H, T, T); the entropy is a share of the largest possible one.
     """
     visible = np.isfinite(scores).sum(-1)
     share = entropy(weights) / np.log(np.maximum(visible, 2))
@@ -145,17 +145,14 @@ class UnitStatistics:
 
 
 def opening_threshold(feedforward: str) -> float:
-    """The preactivation below which a unit passes on nothing: 0 for ReLU, -3 for smooth
-    activations.
-    """
+    """The preactivation below which a unit is dead: 0 for ReLU, -3 for smooth activations."""
     return 0.0 if feedforward in ("relu", "relu2") else -3.0
 
 
 def measure_units(
     engine: Engine, batches: Iterable[Batch], c: ModelConfig
 ) -> tuple[dict[str, UnitStatistics], int]:
-    """The statistics of the units of every feed-forward or expert by name, and the number of
-    tokens.
+    """The unit statistics of every feed-forward or expert by name, and the number of tokens.
 
     It stops when every unit has exceeded its threshold once, because further batches add nothing.
     """

@@ -70,11 +70,11 @@ class ReplayedStep:
 
 
 def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify) -> ReplayedStep:
-    """Compute `step` (from 1) of a run again, in a temporary folder. The run is only read, and may
-    be in progress.
+    """Compute `step` (from 1) of a run again, in a temporary folder.
 
-    Fields of `compute` that are "auto" are as in the run. Raises InputError for a step that the run
-    has not reached, and DamagedError if there is no complete checkpoint before it.
+    The run is only read, and may be in progress. Fields of `compute` that are "auto" are as in the
+    run. Raises InputError for a step that the run has not reached, and DamagedError if there is no
+    complete checkpoint before it.
     """
     run = Run(run_dir)
     last = run.length
@@ -111,8 +111,9 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
 def _load_checkpoint_before(
     run: Run, step: int
 ) -> tuple[checkpoint.Checkpoint, list[tuple[str, NDArray[Any]]]]:
-    """The newest complete checkpoint before `step`, and its arrays, read at once: the run may
-    remove the file.
+    """The newest complete checkpoint before `step`, and its arrays.
+
+    The arrays are read at once, because the run may remove the file.
     """
     earlier_steps = [saved for saved in checkpoint.list_steps(run.path) if saved < step]
     for earlier in reversed(earlier_steps):
@@ -173,9 +174,7 @@ def _train_until(loop: Loop, step: int, notify: Notify) -> None:
 
 
 def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
-    """Measure the next step of the loop before training it, then train it and compare it with the
-    logged one.
-    """
+    """Measure the next step of the loop, train it, and compare it with the logged one."""
     batch = loop.batch(loop.step)
     nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
     starts = loop.sampler.window_starts(loop.step, batch.rows)
@@ -202,8 +201,9 @@ def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
 
 
 def _layer_gradient_norms(engine: Engine, batch: Batch, run: Run) -> dict[str, float]:
-    """The gradient norms of the embedding, of each block and of the last norm and the head, without
-    dropout.
+    """The gradient norms of the embedding, each block, the last norm and the head.
+
+    Dropout is off.
     """
     table = parameter_table(run.config.model, run.tokenizer.vocab_size)
     names = [

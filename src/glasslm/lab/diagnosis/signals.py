@@ -323,8 +323,9 @@ def judge_dead_units(
 
 
 def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Finding:
-    """Judge the share of heads that attend to a single token: training makes a few, a collapse
-    most.
+    """Judge the share of heads that attend to a single token.
+
+    Training makes a few such heads, a collapse most.
     """
     signal, entropy = "attention entropy", measurement.entropy
     collapsed = float((entropy < 0.05).mean())

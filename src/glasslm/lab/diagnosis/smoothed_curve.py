@@ -1,6 +1,4 @@
-"""A loss curve without its noise: medians of equal parts, the standard deviation of the noise, and
-the spikes.
-"""
+"""A loss curve as medians of equal parts, the noise around them, and the spikes."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ SPIKE_CHUNK = 4096  # values whose windows are in memory together
 
 
 class SmoothedCurve:
-    """The finite values of a curve as medians of equal parts, with levels and their standard
-    errors.
-    """
+    """The finite values of a curve as medians of equal parts, with their standard errors."""
 
     def __init__(self, series: Series) -> None:
         steps, values = series.steps, series.values
@@ -67,11 +63,10 @@ class SmoothedCurve:
 
 
 def noise_std(values: Array) -> float:
-    """The standard deviation of the noise of values (N,), if it is normal; 0 for fewer than 5
-    values.
+    """The standard deviation of the noise of values (N,), if it is normal.
 
-    It is the smaller of two estimates. A trend inflates that from first differences; a loss that
-    alternates up and down inflates that from second differences.
+    It is 0 for fewer than 5 values. It is the smaller of two estimates. A trend inflates that from
+    first differences; a loss that alternates up and down inflates that from second differences.
     """
     if len(values) < 5:
         return 0.0
@@ -105,8 +100,9 @@ def find_spikes(series: Series) -> list[int]:
 
 
 def fit_non_increasing(values: Array) -> Array:
-    """The non-increasing sequence closest to values (N,) in least squares, (N,), by pooling
-    adjacent violators.
+    """(N,) the non-increasing sequence closest to values (N,) in least squares.
+
+    The algorithm is pooling adjacent violators.
 
     >>> fit_non_increasing(np.array([3.0, 1.0, 2.0, 0.0])).tolist()
     [3.0, 1.5, 1.5, 0.0]

@@ -56,8 +56,9 @@ def engine_maker(vocab_size: int, compute: ComputeConfig) -> MakeEngine:
 def trial_config(
     config: RunConfig, rows: int, model: dict[str, Any], optimizer: dict[str, Any]
 ) -> RunConfig:
-    """The config with changed fields, for batches of `rows` rows that are divided among all
-    threads.
+    """The config with changed fields, for batches of `rows` rows.
+
+    The rows are divided among all threads.
     """
     return RunConfig(
         dataclasses.replace(config.model, **model),
@@ -190,8 +191,7 @@ OVERFIT_RATE, OVERFIT_WARMUP_STEPS = 1e-2, 10
 
 
 def overfit_one_batch(setup: TrialSetup, rows: int) -> list[float]:
-    """The losses of one batch that is trained again and again without dropout, until it is
-    overfitted.
+    """The losses of training on one batch without dropout until it is overfitted.
 
     The optimizer is the default one, not the run's, because the trial tests the model.
     """
@@ -258,13 +258,12 @@ class RangeTest(NamedTuple):
 
 
 def run_range_test(setup: TrialSetup, rows: int) -> RangeTest:
-    """Train a copy of the first weights with a rate that grows geometrically, until the loss
-    explodes.
+    """Train with a rate that grows geometrically, until the loss explodes.
 
-    Smith, arXiv:1506.01186, section 3.3: the upper bound is the rate at which progress slows,
-    becomes ragged, or turns back. Here it is the rate at which nine tenths of the total fall are
-    reached. A small model does not always explode: it may fall back to predicting the frequencies
-    of single tokens, at the same loss for any rate.
+    The weights are a copy of the first ones. Smith, arXiv:1506.01186, section 3.3: the upper bound
+    is the rate at which progress slows, becomes ragged, or turns back. Here it is the rate at which
+    nine tenths of the total fall are reached. A small model does not always explode: it may fall
+    back to predicting the frequencies of single tokens, at the same loss for any rate.
     """
     low, high = RATE_RANGES.get(setup.config.optimizer.optimizer, DEFAULT_RATE_RANGE)
     engine = setup.new_engine(trial_config(setup.config, rows, {}, {"ema": 0.0}))
@@ -290,11 +289,10 @@ def run_range_test(setup: TrialSetup, rows: int) -> RangeTest:
 
 
 def judge_range(test: RangeTest, config: OptimizerConfig, fine_tuned: bool = False) -> Finding:
-    """Judge the configured peak rate against the limit. `fine_tuned` weights may have nothing to
-    gain.
+    """Judge the configured peak rate against the limit.
 
-    Sound runs use .1 to 1 of the limit (muon at 1e-2, adamw at 1e-3 to 1e-2), and 5 or more at 30
-    times their rate.
+    `fine_tuned` weights may have nothing to gain. Sound runs use .1 to 1 of the limit (muon at
+    1e-2, adamw at 1e-3 to 1e-2), and 5 or more at 30 times their rate.
     """
     signal, lr = "learning rate", config.lr
     gain = test.smooth[0] - np.nanmin(test.smooth)
