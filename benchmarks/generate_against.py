@@ -149,7 +149,7 @@ def check_agreement(
         assert np.abs(other - logits[0]).max() < 0.05 * np.abs(logits[0]).max()
 
 
-def main() -> None:
+def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,8 +173,11 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="minimum number of rounds, also beyond --seconds"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_flags()
     torch.set_num_threads(args.threads)
     config, V, rows = (
         nanogpt_config(args.preset, args.batch_size),

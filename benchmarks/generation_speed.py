@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from glasslm.config.presets import PRESETS
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.model.parameters import initial_weights
 from train_speed import TorchPeer
@@ -62,6 +62,18 @@ class CachedPeer(TorchPeer):
         return F.linear(F.rms_norm(x, (c.d_model,), p["norm"], 1e-5), p["emb"])
 
 
+def peer_config(preset: str) -> RunConfig:
+    """The peer's architecture at a preset's size."""
+    base = PRESETS[preset]()
+    model = ModelConfig(
+        d_model=base.model.d_model,
+        n_layers=base.model.n_layers,
+        n_heads=base.model.n_heads,
+        block_size=base.model.block_size,
+    )
+    return dataclasses.replace(base, model=model).resolve()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,15 +85,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40)
     args = parser.parse_args()
 
-    preset_model = PRESETS[args.preset]().model
-    model = ModelConfig(
-        d_model=preset_model.d_model,
-        n_layers=preset_model.n_layers,
-        n_heads=preset_model.n_heads,
-        block_size=preset_model.block_size,
-    )
-    config = dataclasses.replace(PRESETS[args.preset](), model=model).resolve()
-    V, T = 65, model.block_size
+    config = peer_config(args.preset)
+    V, T = 65, config.model.block_size
     engine = NumpyEngine(config, V, threads=1)
     weights = {
         name: array * (4 if array.ndim == 2 else 1)

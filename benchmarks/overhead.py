@@ -69,6 +69,15 @@ def main() -> None:
         short_run | {"log_interval": 1, "checkpoint_interval": max(1, args.steps // 2)} | text,
     )
 
+    time_parts()
+    with tempfile.TemporaryDirectory() as folder:
+        compute = ComputeConfig(engine=args.engine)
+        launch.train(dataclasses.replace(config), compute, Path(folder, "run"), preset=args.preset)
+    print_shares(args.preset, args.steps)
+
+
+def time_parts() -> None:
+    """Wrap the functions of each part, so that training fills CALL_SECONDS."""
     original_limits = Guard.limits.fget  # type: ignore[attr-defined]
 
     def limits(guard: Guard) -> Any:
@@ -95,16 +104,17 @@ def main() -> None:
     time_calls(checkpoint, "save", "hashing and saving")
     time_calls(Loop, "advance", "a step")
     run_report.write = lambda run_dir: run_dir / "report.html"
-    with tempfile.TemporaryDirectory() as folder:
-        compute = ComputeConfig(engine=args.engine)
-        launch.train(dataclasses.replace(config), compute, Path(folder, "run"), preset=args.preset)
 
+
+def print_shares(preset_name: str, n_steps: int) -> None:
+    """Print the time of a step and the share of each part in it."""
+    preset = PRESETS[preset_name]()
     steps = sorted(CALL_SECONDS["a step"][1:])  # the first allocates memory
     step = steps[len(steps) // 2]
     saves = CALL_SECONDS["hashing and saving"]
     interval = preset.train.checkpoint_interval
     seconds_per_step = {
-        "guarding": sum(CALL_SECONDS["guarding"]) / args.steps,
+        "guarding": sum(CALL_SECONDS["guarding"]) / n_steps,
         "logging": sum(CALL_SECONDS["logging"])
         / len(CALL_SECONDS["a step"])
         / preset.train.log_interval,
@@ -112,7 +122,7 @@ def main() -> None:
         "hashing and saving": max(saves) / min(interval, preset.train.eval_interval),
     }
     print(
-        f"{args.preset}: {step:.3f} s per step; "
+        f"{preset_name}: {step:.3f} s per step; "
         f"a checkpoint takes {max(saves):.2f} s (the slowest of {len(saves)})"
     )
     for part, seconds in seconds_per_step.items():

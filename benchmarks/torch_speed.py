@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ from glasslm.engines.torch.engine import TorchEngine
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
 from matmul import DTYPES, products
-from paired import heading, print_speeds, ratio, take_turns
+from paired import Times, heading, print_speeds, ratio, take_turns
 
 V = 65
 README, TUNED = "nanoGPT, README", "nanoGPT, bf16 fused"
@@ -153,13 +153,24 @@ def main() -> None:
     )
 
     print(heading("torch", threads=args.threads))
-    parameters, (B, T) = parameter_table(config.model, V).total, batch.tokens.shape
+    parameters = parameter_table(config.model, V).total
+    B, T = batch.tokens.shape
     print(
         f"preset {args.preset} without dropout, {parameters / 1e6:.1f}M parameters, "
         f"{B} x {T} tokens"
     )
     print_speeds({name: times[name] for name in steps}, tokens, (README, TUNED))
     flops = flops_per_token(config.model, V) * tokens
+    print_flops(times, tuple(steps), flops, tokens, {name: f for name, (f, _) in ceilings.items()})
+
+
+def print_flops(
+    times: Times, steps: Sequence[str], flops: float, tokens: int, ceilings: dict[str, float]
+) -> None:
+    """Print FLOP/s, and their share of the speed of matrix products alone.
+
+    A step has `flops` FLOPs; the products of `ceilings` have theirs, by the name of the type.
+    """
     print(
         f"{flops / tokens / 1e6:.1f} MFLOPs per token; matrix products of these shapes alone: ",
         end="",
@@ -167,12 +178,12 @@ def main() -> None:
     print(
         ", ".join(
             f"{name} {f / statistics.median(times[name]) / 1e9:,.0f} GFLOP/s"
-            for name, (f, _) in ceilings.items()
+            for name, f in ceilings.items()
         )
     )
     for name in steps:
         dtype = "float32" if name == README else "bfloat16"
-        share = ratio(times, name, dtype) * flops / ceilings[dtype][0]
+        share = ratio(times, name, dtype) * flops / ceilings[dtype]
         speed = flops / statistics.median(times[name])
         print(f"{name}: {speed / 1e9:,.0f} GFLOP/s, {share:.0%} of the products in {dtype}")
 

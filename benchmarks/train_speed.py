@@ -16,13 +16,14 @@ import datetime
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from glasslm.config.presets import PRESETS
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.model.parameters import initial_weights
@@ -91,6 +92,41 @@ class TorchPeer(torch.nn.Module):
         return F.cross_entropy(logits.view(B * T, -1), targets.view(-1))
 
 
+def peer_config(args: argparse.Namespace) -> RunConfig:
+    """The peer's architecture at a preset's size, with AdamW."""
+    config = PRESETS[args.preset]()
+    model = ModelConfig(
+        d_model=config.model.d_model,
+        n_layers=config.model.n_layers,
+        n_heads=config.model.n_heads,
+        block_size=args.block_size,
+    )
+    return dataclasses.replace(
+        config,
+        model=model,
+        optimizer=dataclasses.replace(config.optimizer, optimizer="adamw", lr=1e-3, grad_clip=0.0),
+        train=dataclasses.replace(
+            config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size
+        ),
+    ).resolve()
+
+
+def time_in_turns(
+    steps: dict[str, Callable[[], float]], seconds: float, repeat: int
+) -> dict[str, list[float]]:
+    """Seconds per step by name and turn; a turn has `repeat` steps after one that is not timed."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, step in steps.items():
+            step()
+            start = time.perf_counter()
+            for _ in range(repeat):
+                step()
+            times[name].append((time.perf_counter() - start) / repeat)
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,21 +139,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
 
-    config = PRESETS[args.preset]()
-    model = ModelConfig(  # the peer's architecture at the preset's size
-        d_model=config.model.d_model,
-        n_layers=config.model.n_layers,
-        n_heads=config.model.n_heads,
-        block_size=args.block_size,
-    )
-    config = dataclasses.replace(
-        config,
-        model=model,
-        optimizer=dataclasses.replace(config.optimizer, optimizer="adamw", lr=1e-3, grad_clip=0.0),
-        train=dataclasses.replace(
-            config.train, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size
-        ),
-    ).resolve()
+    config = peer_config(args)
     V, B, T = 65, args.batch_size, args.block_size
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
@@ -149,16 +171,7 @@ def main() -> None:
     assert abs(losses[0] - losses[1]) < 1e-4, losses
 
     steps = {"glasslm NumPy": numpy_step, "PyTorch eager": torch_step}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    repeat = max(1, 8192 // (B * T))
-    end = time.perf_counter() + args.seconds
-    while time.perf_counter() < end:
-        for name, step in steps.items():
-            step()
-            start = time.perf_counter()
-            for _ in range(repeat):
-                step()
-            times[name].append((time.perf_counter() - start) / repeat)
+    times = time_in_turns(steps, args.seconds, max(1, 8192 // (B * T)))
     ratio = statistics.median(b / a for a, b in zip(*times.values()))
     machine = platform.processor() or platform.machine()
     versions = f"numpy {np.__version__}, torch {torch.__version__}"

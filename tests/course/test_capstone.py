@@ -16,7 +16,7 @@ from glasslm import cli
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.course.capstone import build
-from glasslm.course.capstone.build import Ledger
+from glasslm.course.capstone.build import CapstoneRecord
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ladder, scaling_study, study_plan, sweep
 from glasslm.lab.studies.sweep import Runner
@@ -148,22 +148,22 @@ def test_parts_that_take_their_share_end_in_time_and_a_long_one_costs_the_next(
     now = 1000.0
     monkeypatch.setattr("glasslm.course.capstone.build.time.monotonic", lambda: now)
     for late in (1.0, 1.3):
-        ledger, began = Ledger(tmp_path / str(late), ["flags"], 1800.0), now
+        record, began = CapstoneRecord(tmp_path / str(late), ["flags"], 1800.0), now
         for part in build.TIME_SHARES:
-            with ledger.count_time():
-                now += late * ledger.allot_seconds(part)
+            with record.count_time():
+                now += late * record.allot_seconds(part)
         assert 1500 < now - began <= (1800 if late == 1 else 2100)
     now += 5000  # another day, in another process, which knows what was spent and what was decided
-    again = Ledger(tmp_path / "1.0", ["flags"], 1800.0)
-    assert again.allot_seconds("ablation") == Ledger(
+    again = CapstoneRecord(tmp_path / "1.0", ["flags"], 1800.0)
+    assert again.allot_seconds("ablation") == CapstoneRecord(
         tmp_path / "1.0", ["flags"], 1800.0
     ).allot_seconds("ablation")
     assert again.spent_s == pytest.approx(1800 * (1 - 0.68 * 0.55 * 0.1), rel=0.05)
-    interrupted = Ledger(tmp_path / "interrupted", ["flags"], 1800.0)
+    interrupted = CapstoneRecord(tmp_path / "interrupted", ["flags"], 1800.0)
     now += 700
     with pytest.raises(KeyboardInterrupt), interrupted.count_time():
         raise KeyboardInterrupt
-    assert Ledger(tmp_path / "interrupted", ["flags"], 1800.0).allot_seconds(
+    assert CapstoneRecord(tmp_path / "interrupted", ["flags"], 1800.0).allot_seconds(
         "run"
     ) == pytest.approx(1100 * 0.32)
 
@@ -189,12 +189,12 @@ def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
 
 
 def test_a_record_of_other_flags_or_of_nobody_is_refused(tmp_path: Path) -> None:
-    Ledger(tmp_path, ["flags"], 10.0).save()
+    CapstoneRecord(tmp_path, ["flags"], 10.0).save()
     with pytest.raises(InputError, match="other settings"):
-        Ledger(tmp_path, ["others"], 10.0)
+        CapstoneRecord(tmp_path, ["others"], 10.0)
     (tmp_path / "capstone.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DamagedError, match="restore it"):
-        Ledger(tmp_path, ["flags"], 10.0)
+        CapstoneRecord(tmp_path, ["flags"], 10.0)
 
 
 def test_budgets_and_what_goes_with_them(

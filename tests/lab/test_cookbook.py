@@ -173,8 +173,8 @@ def test_starts_that_fail_are_named() -> None:
         experiments.describe_inits(results_with({good: [2.9, 2.9, 2.9], bare: [3.25, 3.25, 2.0]}))
     )
     assert "between 2.100 (scaled) and 2.900 (he)" in sentences
-    assert "0 fail with all other tricks." in sentences
-    assert "1 fail with no other trick: he." in sentences
+    assert "0 of 5 initialisations fail with all other tricks." in sentences
+    assert "1 of 5 initialisations fail with no other trick: he." in sentences
 
 
 def test_rates_are_judged_by_the_best_one() -> None:
@@ -235,7 +235,7 @@ def test_gradients_of_the_first_block_over_the_last() -> None:
 def test_float16_is_told_with_and_without_torch() -> None:
     results = results_with({})
     sentences = experiments.describe_float16(results)
-    assert "10.00% are lost" in sentences[0]
+    assert "10.00% of the residual stream's gradients underflow" in sentences[0]
     assert "50.0% and 2.00%" in sentences[0]
     assert "needs PyTorch" in sentences[-1]
     results.float16_trials = dict(

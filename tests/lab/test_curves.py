@@ -195,8 +195,8 @@ def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:
     plateau = next(
         finding for finding in curves.judge_curve(guessing) if finding.signal == "plateau"
     )
-    assert "guesses uniformly" in plateau.means
-    assert "ln 65 = 4.174" in plateau.seen
+    assert "guesses uniformly" in plateau.meaning
+    assert "ln 65 = 4.174" in plateau.evidence
     too_large = replace(
         with_loss(healthy(0, 300), lambda x: x + 4 * np.exp(-np.arange(300) / 5)), vocab_size=65
     )
@@ -206,14 +206,14 @@ def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:
 def test_the_numbers_are_those_of_the_curve() -> None:
     spiky = spikes_twice(healthy(3, 400), np.random.default_rng(0))
     assert find_spikes(spiky.train) == [200, 320]
-    texts = {finding.signal: finding.seen for finding in curves.judge_curve(spiky)}
+    texts = {finding.signal: finding.evidence for finding in curves.judge_curve(spiky)}
     assert "step 201" in texts["spikes"]
     lost = overflows(healthy(3, 400), np.random.default_rng(0))
-    texts = {finding.signal: finding.seen for finding in curves.judge_curve(lost)}
+    texts = {finding.signal: finding.evidence for finding in curves.judge_curve(lost)}
     assert "120 of 400 values of the loss, the first at step 281" in texts["non-finite values"]
     ill = overfits(healthy(3, 1000), np.random.default_rng(0))
     best = int(ill.validation.steps[ill.validation.values.argmin()])
-    texts = {finding.signal: finding.seen for finding in curves.judge_curve(ill)}
+    texts = {finding.signal: finding.evidence for finding in curves.judge_curve(ill)}
     assert f"at step {best:,}" in texts["overfitting"]
 
 

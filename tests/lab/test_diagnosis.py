@@ -157,7 +157,7 @@ def test_a_model_that_cannot_learn_is_told_from_a_rate_that_is_too_high(folder: 
     )
     assert raised_signals(diagnosis) == {"overfit one batch": "bad", "learning rate": "bad"}
     rate = next(finding for finding in diagnosis.findings if finding.signal == "learning rate")
-    assert "no rate" in rate.seen
+    assert "no rate" in rate.evidence
     assert "--lr" not in rate.advice
 
 
@@ -206,7 +206,7 @@ def test_one_bad_batch_is_a_spike_in_the_history(
     diagnose.judge_history(input_from_run(run_dir, planted.compute(), ignore_message), diagnosis)
     assert {"spikes", "warning: spike"} <= set(raised_signals(diagnosis))
     assert "71" in next(
-        finding.seen for finding in diagnosis.findings if finding.signal == "spikes"
+        finding.evidence for finding in diagnosis.findings if finding.signal == "spikes"
     )
 
 
@@ -227,8 +227,8 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
         "initialisation",
         "signal through depth",
     ):  # rounded to three digits and more
-        assert [finding.seen for finding in ours.findings if finding.signal == signal] == [
-            finding.seen for finding in theirs.findings if finding.signal == signal
+        assert [finding.evidence for finding in ours.findings if finding.signal == signal] == [
+            finding.evidence for finding in theirs.findings if finding.signal == signal
         ]
 
 
@@ -294,7 +294,11 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(folder: Path, tmp_path: Pa
     )
     assert [line for line in messages if "step 2 is left out" in line]
     logits = next(finding for finding in diagnosis.findings if finding.signal == "attention logits")
-    assert [step in logits.seen for step in ("step 0", "step 2", "step 4")] == [True, False, True]
+    assert [step in logits.evidence for step in ("step 0", "step 2", "step 4")] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_run_under_way_may_remove_what_is_being_read(
@@ -382,7 +386,7 @@ def test_the_worst_of_all_checkpoints_counts(folder: Path, tmp_path: Path) -> No
     )
     assert raised_signals(diagnosis)["dead units"] == "bad"
     assert "step 0" in next(
-        finding.seen for finding in diagnosis.findings if finding.signal == "dead units"
+        finding.evidence for finding in diagnosis.findings if finding.signal == "dead units"
     )
 
 

@@ -68,7 +68,7 @@ def test_the_report_and_the_plan_follow_from_the_runs(
     )
     output = capsys.readouterr().out
     assert "Backtest: from the runs up to" in output
-    assert "20 tokens a parameter" in output
+    assert "20 tokens per parameter" in output
     assert "by the fit" in output
     assert "Extrapolation" not in output
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

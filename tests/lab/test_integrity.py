@@ -259,6 +259,21 @@ def test_a_run_resumes_to_the_bit(
     assert contents(run) == before
     output = json.loads(capsys.readouterr().out)
     resumed = output["resume"]
+    assert set(resumed) == {
+        "passed",
+        "engine",
+        "precision",
+        "begin",
+        "died",
+        "resumed",
+        "end",
+        "entries",
+        "difference",
+        "where",
+        "lines",
+        "same_lines",
+        "same_progress",
+    }
     assert output["passed"]
     assert resumed["passed"]
     assert resumed["engine"] == engine
@@ -282,7 +297,7 @@ def test_a_run_that_was_killed_resumes_to_the_bit(run: Path) -> None:
     shutil.rmtree(run / LAST)
     with without_report():
         result = resumption.try_resume(run, ignore_message)
-    assert (result.passed, result.begin) == (True, 5)
+    assert (result.passed, result.start_step) == (True, 5)
 
 
 def test_a_resume_that_forgets_is_found_out(

@@ -50,7 +50,7 @@ def curves(sizes: int, points: int = 60) -> list[TrainingCurve]:
 
 def test_the_envelope_finds_the_frontier_of_its_law() -> None:
     """A line through the staircase itself would be (1 - 1/k^2) of this for k steps."""
-    frontier = isoflop.envelope(curves(7))
+    frontier = isoflop.envelope_frontier(curves(7))
     assert frontier.a.value == pytest.approx(LAW.a, abs=0.01)
     assert frontier.a.ci_high - frontier.a.ci_low < 0.05
     for C, N in frontier.points:
@@ -66,14 +66,14 @@ def test_the_envelope_bears_noise() -> None:
         )
         for curve in curves(7)
     ]
-    assert isoflop.envelope(noisy).a.value == pytest.approx(LAW.a, abs=0.04)
+    assert isoflop.envelope_frontier(noisy).a.value == pytest.approx(LAW.a, abs=0.04)
 
 
 def test_a_size_whose_curve_ends_too_soon_is_no_optimum() -> None:
     """A larger size that takes over only because the smaller curve ends is no optimum."""
     short = curves(7)
     short[3] = TrainingCurve(short[3].N, short[3].C[:20], short[3].loss[:20])
-    full, cut = isoflop.envelope(curves(7)), isoflop.envelope(short)
+    full, cut = isoflop.envelope_frontier(curves(7)), isoflop.envelope_frontier(short)
     passage = math.sqrt(short[3].N * short[4].N)
     assert cut.points == tuple(point for point in full.points if point[1] != passage)
     assert len(cut.points) == len(full.points) - 1
@@ -85,14 +85,14 @@ def test_several_runs_of_one_size_are_one_curve() -> None:
         *curves(7),
         *(TrainingCurve(c.N, c.C, list(np.array(c.loss) * 1.1)) for c in curves(7)[::2]),
     ]
-    assert isoflop.envelope(doubled) == isoflop.envelope(curves(7))
+    assert isoflop.envelope_frontier(doubled) == isoflop.envelope_frontier(curves(7))
 
 
 def test_too_few_optima_are_refused() -> None:
     with pytest.raises(InputError, match="envelope found 1 optima"):
-        isoflop.envelope(curves(3))
+        isoflop.envelope_frontier(curves(3))
     with pytest.raises(InputError, match="number of curves"):
-        isoflop.envelope([])
+        isoflop.envelope_frontier([])
 
 
 @pytest.mark.parametrize(("C", "loss"), [
@@ -121,7 +121,7 @@ def test_centred_sizes_give_the_exponent_without_bias() -> None:
     """At constant ratios to the optimum, L - E has the same shape at each compute."""
     parabolas = isoflop.parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
     assert [p.verdict for p in parabolas] == ["centred"] * 4
-    frontier = isoflop.isoflop(parabolas)
+    frontier = isoflop.isoflop_frontier(parabolas)
     assert frontier.a.value == pytest.approx(LAW.a, abs=1e-4)
     assert frontier.N_opt(1e13) == pytest.approx(LAW.N_opt(1e13), rel=0.1)
     assert not frontier.warnings
@@ -138,7 +138,7 @@ def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() 
     """
     law = Law(alpha=0.6, beta=0.2, A=3000, B=20, E=1.2)
     runs = at_equal_compute([1e12, 1e13, 1e14, 1e15], drift=0.2, law=law)
-    frontier = isoflop.isoflop(isoflop.parabolas(runs))
+    frontier = isoflop.isoflop_frontier(isoflop.parabolas(runs))
     assert abs(frontier.a.value - law.a) > 0.01
     assert "off the centre" in frontier.warnings[0]
 
@@ -165,12 +165,12 @@ def test_minima_outside_the_sizes_are_left_out() -> None:
     )
     assert [p.verdict for p in upside_down] == ["no minimum"]
     good = isoflop.parabolas(at_equal_compute(computes))
-    frontier = isoflop.isoflop([*good, *outside, *upside_down])
-    assert frontier.points == isoflop.isoflop(good).points
+    frontier = isoflop.isoflop_frontier([*good, *outside, *upside_down])
+    assert frontier.points == isoflop.isoflop_frontier(good).points
     assert len(frontier.warnings) == 2
     assert all("left out" in warning for warning in frontier.warnings)
     with pytest.raises(InputError, match="IsoFLOP found 2 optima"):
-        isoflop.isoflop(good[:2])
+        isoflop.isoflop_frontier(good[:2])
 
 
 def test_two_sizes_are_no_parabola() -> None:
@@ -181,7 +181,9 @@ def test_a_grid_of_runs_gives_isoflop_data() -> None:
     cut = isoflop.slices(isoflop.training_curves(grid(9, 6)))
     for o in cut:
         assert o.loss == pytest.approx(LAW.loss(o.N, o.D), rel=0.005)
-    assert isoflop.isoflop(isoflop.parabolas(cut)).a.value == pytest.approx(LAW.a, abs=0.01)
+    assert isoflop.isoflop_frontier(isoflop.parabolas(cut)).a.value == pytest.approx(
+        LAW.a, abs=0.01
+    )
     with pytest.raises(InputError, match="no compute is reached"):
         isoflop.slices(curves(3))
 
@@ -192,9 +194,9 @@ def test_a_grid_of_runs_gives_isoflop_data() -> None:
 def test_the_three_approaches_agree_on_a_law() -> None:
     runs = grid(9, 6, noise=0.001)
     three = [
-        isoflop.envelope(isoflop.training_curves(runs)),
-        isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))),
-        isoflop.parametric(bootstrap(runs)),
+        isoflop.envelope_frontier(isoflop.training_curves(runs)),
+        isoflop.isoflop_frontier(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))),
+        isoflop.parametric_frontier(bootstrap(runs)),
     ]
     assert [frontier.a.value for frontier in three] == pytest.approx([LAW.a] * 3, abs=0.03)
     assert three[2].N_opt(1e15) == pytest.approx(LAW.N_opt(1e15), rel=0.1)
@@ -220,7 +222,10 @@ def test_a_disagreement_is_named() -> None:
 
 def test_kaplans_law_of_size_is_recovered() -> None:
     """L(N) = (8.8e13 / N)^.076; Kaplan et al. 2020, arXiv:2001.08361, equation 1.1."""
-    runs = [Observation(N, 1e9, (8.8e13 / N) ** isoflop.KAPLAN) for N in np.geomspace(1e3, 1e9, 7)]
+    runs = [
+        Observation(N, 1e9, (8.8e13 / N) ** isoflop.KAPLAN_EXPONENT)
+        for N in np.geomspace(1e3, 1e9, 7)
+    ]
     law = isoflop.size_law(runs)
     assert law.alpha.value == pytest.approx(0.076)
     assert law.k ** (1 / law.alpha.value) == pytest.approx(8.8e13)

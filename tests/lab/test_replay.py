@@ -83,7 +83,7 @@ def test_a_step_is_brought_back_to_the_bit_and_its_bad_row_is_found(
             if step == BAD_STEP:
                 assert result.rows[0].index == BAD_ROW
                 assert result.rows[0].loss > 2 * result.rows[1].loss
-                assert f"{BAD_ROW} (" in rows.seen
+                assert f"{BAD_ROW} (" in rows.evidence
         assert contents(run) == before
         result = replay_step(run, BAD_STEP, AUTO, ignore_message)
     assert f"{BAD_ROW}  " in format_replay(result)
@@ -108,7 +108,7 @@ def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(line["loss"], rel=1e-3)
     same = result.findings[0]
     assert same.verdict == ("ok" if result.loss == line["loss"] else "watch")
-    assert ("another machine, engine" in same.means) == (result.loss != line["loss"])
+    assert ("another machine, engine" in same.meaning) == (result.loss != line["loss"])
 
 
 def test_a_step_that_the_run_has_not_made_is_refused(
@@ -146,7 +146,7 @@ def test_a_run_under_way_may_remove_the_checkpoint_that_is_replayed(
         checkpoint, "require_identity", lambda saved, identity: shutil.rmtree(saved.path)
     )
     if action == "log":
-        assert "to the bit" in replay_step(run, 63, AUTO, ignore_message).findings[0].seen
+        assert "to the bit" in replay_step(run, 63, AUTO, ignore_message).findings[0].evidence
     else:
         with pytest.raises(DamagedError, match="000060, to which a spike would go back"):
             replay_step(run, 63, AUTO, ignore_message)
@@ -167,4 +167,4 @@ def test_only_the_logged_loss_is_the_very_step(
 ) -> None:
     """What was not finite is logged as none."""
     finding = _judge_replayed_loss(loss, {"loss": logged})
-    assert (finding.verdict, "to the bit" in finding.seen) == ("ok" if same else "watch", same)
+    assert (finding.verdict, "to the bit" in finding.evidence) == ("ok" if same else "watch", same)

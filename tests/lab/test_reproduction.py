@@ -44,19 +44,19 @@ def edit_metrics(run: Path, step: int, **changes: Any) -> None:
 
 def test_the_same_bits_again(folder: Path, tmp_path: Path) -> None:
     result = reproduce(folder / "run", tmp_path / "again")
-    assert result.same
-    assert result.parting is None
-    assert (result.steps, result.reached) == (20, 20)
+    assert result.is_identical
+    assert result.first_difference is None
+    assert (result.steps, result.last_step) == (20, 20)
     assert [pair.step for pair in result.checkpoints] == checkpoint.list_steps(folder / "run")
     assert len(result.checkpoints) >= 5
     assert result.lines == 20 + 5 + 3  # steps, evaluations at 0, 5, ..., samples at 0, 10, 20
-    assert result.circumstances == []
+    assert result.environment == []
 
 
 def test_the_first_steps_are_those_of_the_same_schedule(folder: Path, tmp_path: Path) -> None:
     result = reproduce(folder / "run", tmp_path / "again", steps=7)
-    assert result.same
-    assert (result.steps, result.reached, result.interrupted_by) == (7, 7, None)
+    assert result.is_identical
+    assert (result.steps, result.last_step, result.interrupted_by) == (7, 7, None)
     assert [pair.step for pair in result.checkpoints] == [0, 5]
     assert Run(tmp_path / "again").config.train.max_steps == 20
     assert checkpoint.list_steps(tmp_path / "again")[-1] == 7
@@ -64,9 +64,9 @@ def test_the_first_steps_are_those_of_the_same_schedule(folder: Path, tmp_path: 
 
 def test_an_interrupted_run_is_compared_as_far_as_it_got(folder: Path, tmp_path: Path) -> None:
     first = reproduce(folder / "run", tmp_path / "part", steps=8)
-    assert Run(first.again).history.status == "interrupted"
-    result = reproduce(first.again, tmp_path / "again")
-    assert result.same
+    assert Run(first.new_run).history.status == "interrupted"
+    result = reproduce(first.new_run, tmp_path / "again")
+    assert result.is_identical
     assert result.steps == 8
     assert [pair.step for pair in result.checkpoints] == [0, 5, 8]
 
@@ -77,27 +77,37 @@ def test_where_they_part_is_told(folder: Path, tmp_path: Path) -> None:
     edit_metrics(copied, 12, loss=loss + 0.25)
     edit_metrics(copied, 15, loss=0.0)
     result = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True)
-    assert not result.same
-    assert result.parting is not None
-    assert (result.parting.step, result.parting.where) == (12, "step: loss")
-    assert result.parting.difference == pytest.approx(0.25)
+    assert not result.is_identical
+    assert result.first_difference is not None
+    assert (result.first_difference.step, result.first_difference.where) == (12, "step: loss")
+    assert result.first_difference.difference == pytest.approx(0.25)
     assert (
-        reproduction.compare_runs(Run(copied), Run(folder / "run"), 11, whole=False).parting is None
+        reproduction.compare_runs(
+            Run(copied), Run(folder / "run"), 11, whole=False
+        ).first_difference
+        is None
     )
     edit_metrics(copied, 12, loss=loss, extra="of another version", timing={"elapsed_s": 9})
     edit_metrics(copied, 15, kind="warning")
-    missing = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True).parting
+    missing = reproduction.compare_runs(
+        Run(copied), Run(folder / "run"), 20, whole=True
+    ).first_difference
     assert missing is not None
     assert missing.step in (15, 16)
     path = copied / "metrics.jsonl"
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if '"kind":"sample"' in line.replace(" ", ""))
     path.write_text("".join(lines[:last] + lines[last + 1 :]), encoding="utf-8")
-    cut = reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=True).parting
+    cut = reproduction.compare_runs(
+        Run(copied), Run(folder / "run"), 20, whole=True
+    ).first_difference
     assert cut is not None
     assert (cut.step, cut.where) == (20, "number of lines")
     assert (
-        reproduction.compare_runs(Run(copied), Run(folder / "run"), 20, whole=False).parting is None
+        reproduction.compare_runs(
+            Run(copied), Run(folder / "run"), 20, whole=False
+        ).first_difference
+        is None
     )
 
 
@@ -105,9 +115,11 @@ def test_checkpoints_are_compared_value_by_value(folder: Path, tmp_path: Path) -
     train(folder / "text.txt", tmp_path / "other", dropout=0.1, seed=8)
     shutil.copyfile(folder / "run" / "metrics.jsonl", tmp_path / "other" / "metrics.jsonl")
     result = reproduction.compare_runs(Run(folder / "run"), Run(tmp_path / "other"), 20, whole=True)
-    assert result.parting is None
-    assert not result.same
-    assert all(not pair.same and pair.difference > 0 and pair.where for pair in result.checkpoints)
+    assert result.first_difference is None
+    assert not result.is_identical
+    assert all(
+        not pair.is_identical and pair.difference > 0 and pair.where for pair in result.checkpoints
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
@@ -128,8 +140,8 @@ def test_a_time_limit_has_become_a_number_of_steps(folder: Path, tmp_path: Path)
     record["config"]["train"]["max_time"] = "1s"
     (copied / "run.json").write_text(json.dumps(record), encoding="utf-8")
     result = reproduce(copied, tmp_path / "again", steps=2)
-    assert result.same
-    assert Run(result.again).config.train.max_steps == 20
+    assert result.is_identical
+    assert Run(result.new_run).config.train.max_steps == 20
 
 
 def test_other_text_is_refused_with_both_hashes(
@@ -152,13 +164,13 @@ def test_text_that_is_gone_comes_from_the_cache(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", sentences=140)
     train(text, tmp_path / "run", max_steps=3)
     text.unlink()
-    assert reproduce(tmp_path / "run", tmp_path / "again").same
+    assert reproduce(tmp_path / "run", tmp_path / "again").is_identical
 
 
 def test_a_fine_tuned_run_needs_its_base(folder: Path, tmp_path: Path) -> None:
     base = copy(folder / "run", tmp_path / "base")
     train(folder / "text.txt", tmp_path / "tuned", init_from=str(base), dropout=0.1, max_steps=4)
-    assert reproduce(tmp_path / "tuned", tmp_path / "again").same
+    assert reproduce(tmp_path / "tuned", tmp_path / "again").is_identical
     record = json.loads((tmp_path / "tuned" / "run.json").read_text(encoding="utf-8"))
     (tmp_path / "tuned" / "run.json").write_text(
         json.dumps(record | {"base": record["base"] | {"step": 3}}), encoding="utf-8"
@@ -188,6 +200,22 @@ def test_the_command_has_a_verdict_and_a_code(
         again = ["--run-dir", str(tmp_path / "again")]
         assert cli.main(["reproduce", str(copied), "--steps", "3", "--json", *again]) == 1
         facts = json.loads(capsys.readouterr().out)
+        assert set(facts) == {
+            "run",
+            "again",
+            "same",
+            "steps",
+            "reached",
+            "lines",
+            "trained",
+            "parting",
+            "checkpoints",
+            "circumstances",
+            "notes",
+            "interrupted_by",
+        }
+        assert set(facts["parting"]) == {"step", "where", "then", "now"}
+        assert set(facts["checkpoints"][0]) == {"step", "same", "difference", "where"}
         assert not facts["same"]
         assert facts["parting"]["step"] == 2
         shutil.rmtree(tmp_path / "again")
@@ -213,9 +241,9 @@ def test_without_a_step_to_compare_nothing_is_claimed(
     early = reproduction.compare_runs(
         Run(tmp_path / "run"), Run(tmp_path / "run-reproduced"), 9, whole=False
     )
-    assert (early.trained, early.same) == (0, False)
+    assert (early.n_trained_results, early.is_identical) == (0, False)
     train(text, tmp_path / "short", max_steps=20, **rarely | {"checkpoint_interval": 4})
-    assert reproduce(tmp_path / "short", tmp_path / "again", steps=5).same
+    assert reproduce(tmp_path / "short", tmp_path / "again", steps=5).is_identical
     monkeypatch.setattr(reproduction, "reproduce", lambda *arguments: early)
     assert cli.main(["reproduce", str(tmp_path / "run")]) == 1
     output = capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_rotated_away_before_it_is_read_gives_way_to_the_ne
 ) -> None:
     reads = rotating(run, monkeypatch, before_reading=True)
     result = try_resume(run)
-    assert (result.passed, result.begin) == (True, 10)
+    assert (result.passed, result.start_step) == (True, 10)
     assert [path.name for path in reads] == ["000005", "000010"]
 
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_is_rotated_away_later_was_read_once(
 ) -> None:
     reads = rotating(run, monkeypatch, before_reading=False)
     result = try_resume(run)
-    assert (result.passed, result.begin) == (True, 5)
+    assert (result.passed, result.start_step) == (True, 5)
     assert [path.name for path in reads] == ["000005"]
 
 
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_verified_is_not_said_to_b
     monkeypatch.setattr(files, "verify_folder", look)
     with without_report():
         result = resumption.try_resume(run, messages.append)
-    assert (result.passed, result.begin) == (True, 10)
+    assert (result.passed, result.start_step) == (True, 10)
     assert not any("damaged" in message for message in messages)
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_of_a_run_at_rest_is_told(run: Path) -> None:
     for name, expected in (("000010", 5), ("000005", 0)):
         (run / "checkpoints" / name / "state.json").unlink()
         with without_report():
-            assert resumption.try_resume(run, messages.append).begin == expected
+            assert resumption.try_resume(run, messages.append).start_step == expected
         assert any("damaged" in message for message in messages)
     (run / "checkpoints" / "000000" / "state.json").unlink()
     with pytest.raises(DamagedError):

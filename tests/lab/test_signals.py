@@ -110,7 +110,7 @@ def test_targets_are_the_next_tokens_or_named_as_what_they_are(folder: Path) -> 
     masked[:, :9] = -1
     assert signals.judge_targets(batch._replace(targets=masked)).verdict == "ok"
     same = signals.judge_targets(batch._replace(targets=batch.tokens))
-    assert (same.verdict, same.means) == ("bad", "the model learns to copy its input")
+    assert (same.verdict, same.meaning) == ("bad", "the model learns to copy its input")
     assert (
         signals.judge_targets(batch._replace(targets=np.roll(batch.targets, 1, 0))).verdict == "bad"
     )
@@ -125,7 +125,7 @@ def test_the_first_loss_allows_for_a_tied_head_and_not_for_large_weights(folder:
     )
     assert measurement.loss - measurement.loss_without_copy > 0.1
     finding = signals.judge_initial_loss(measurement, V, config.model, 0.02)
-    assert (finding.verdict, "tied head" in finding.seen) == ("ok", True)
+    assert (finding.verdict, "tied head" in finding.evidence) == ("ok", True)
     uniform = math.log(V)
     for over, verdict in (
         (0.0, "ok"),
@@ -157,7 +157,7 @@ def test_exactly_the_closed_units_are_dead(engine: str, folder: Path) -> None:
     assert units["blocks.0.feedforward"].dead_share(0.0) == 0
     finding = signals.judge_dead_units(units, tokens, config.model, 5)
     assert finding.verdict == "watch"
-    assert "25.0%" in finding.seen
+    assert "25.0%" in finding.evidence
     machine, _, _ = ready(folder, config, engine)
     _, tokens = measurements.measure_units(
         machine, (target.batch(step, 8) for step in range(40)), config.model
@@ -176,7 +176,7 @@ def test_units_with_a_constant_value_are_saturated(folder: Path) -> None:
     config = config_of(feedforward="gelu")
     spread = np.r_[np.zeros(60), np.ones(40)]
     units = {"blocks.0.feedforward": UnitStatistics(np.full(100, 2.0), spread, 1.0)}
-    assert signals.judge_dead_units(units, 99, config.model, 0).means.startswith("saturated")
+    assert signals.judge_dead_units(units, 99, config.model, 0).meaning.startswith("saturated")
     units = {"blocks.0.feedforward": UnitStatistics(np.full(100, 2.0), np.ones(100), 1.0)}
     assert signals.judge_dead_units(units, 99, config.model, 0).verdict == "ok"
 
@@ -231,7 +231,7 @@ def test_verdicts_change_where_they_say(measurement: Measurement) -> None:
         }
         finding = signals.judge_gradients(changed(gradient_norms=norms), c, table)
         assert finding.verdict == verdict
-        assert verdict == "ok" or "vanish" in finding.means
+        assert verdict == "ok" or "vanish" in finding.meaning
     for log_z, verdict in ((5, "ok"), (-40, "watch"), (101, "bad")):
         assert signals.judge_output_logits([changed(log_z=log_z)]).verdict == verdict
 
@@ -243,7 +243,7 @@ def test_a_block_that_adds_nothing_is_found(measurement: Measurement) -> None:
         dataclasses.replace(measurement, added_rms=added), config_of().model
     )
     assert finding.verdict == "bad"
-    assert "block 1" in finding.seen
+    assert "block 1" in finding.evidence
 
 
 def test_an_adapter_that_waits_for_its_other_half_is_not_cut_off(measurement: Measurement) -> None:

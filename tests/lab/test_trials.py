@@ -65,8 +65,8 @@ def test_what_gets_no_update_is_named_though_decay_would_move_it(folder: Path) -
     ratios = trials.measure_update_ratios(frozen, setup.batch(0, 4), 1e-3, config, setup.vocab_size)  # type: ignore[arg-type]
     finding = trials.judge_updates(ratios, 1e-3, 0)
     assert finding.verdict == "bad"
-    assert planted.Frozen.NAME in finding.seen
-    assert "more" not in finding.seen
+    assert planted.Frozen.NAME in finding.evidence
+    assert "more" not in finding.evidence
 
 
 def test_a_first_update_is_judged_more_strictly_than_later_ones(folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_range_test_finds_the_limit_of_a_parabola(curvature: float) -> None:
     )  # type: ignore[arg-type, return-value]
     test = trials.run_range_test(setup, 2)
     assert 0.02 / curvature < test.limit < 2 / curvature
-    assert test.suggested < test.limit
+    assert test.suggested_rate < test.limit
     assert len(test.rates) < trials.RANGE_STEPS or curvature < 1  # it ended where the loss exploded
 
 
@@ -165,7 +165,7 @@ def test_tuned_weights_may_have_nothing_to_gain_at_any_rate() -> None:
         "ok",
         "bad",
     )
-    assert "old text" in tuned.means
+    assert "old text" in tuned.meaning
     learns = test._replace(losses=np.linspace(4, 2, 60), smooth=np.linspace(4, 2, 60))
     assert trials.judge_range(learns, OptimizerConfig(lr=1e-4), fine_tuned=True).verdict == "bad"
 
@@ -175,10 +175,10 @@ def test_the_slope_of_a_power_law_is_its_exponent() -> None:
     check = CoordinateCheck(widths, {"logits": [w**0.5 for w in widths], "stream": [3.0] * 3})
     assert check.slope("logits") == pytest.approx(0.5)
     assert check.slope("stream") == pytest.approx(0)
-    assert "not flat" in coordinate_check.judge_coordinates(check).means
+    assert "not flat" in coordinate_check.judge_coordinates(check).meaning
     assert coordinate_check.judge_coordinates(
         CoordinateCheck(widths, {"stream": [3.0] * 3})
-    ).means.startswith("flat")
+    ).meaning.startswith("flat")
 
 
 @pytest.mark.parametrize(

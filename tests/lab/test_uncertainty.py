@@ -25,7 +25,7 @@ def coverage(studies: int, noise: float = 0.005) -> dict[str, float]:
         boot = bootstrap(runs(SMALL, noise=noise, seed=study), refits=200)
         for name, interval in boot.parameters().items():
             inside[name] += getattr(SMALL, name) in interval
-        inside["expected"] += SMALL.loss(*big) in boot.expected(*big)
+        inside["expected"] += SMALL.loss(*big) in boot.expected_loss(*big)
         inside["run"] += SMALL.loss(*big) * math.exp(
             noise * float(rng.standard_normal())
         ) in boot.prediction(*big)
@@ -72,7 +72,7 @@ def test_a_prediction_adds_the_noise_of_runs_and_doubts_more_with_distance() -> 
     boot = bootstrap(runs(SMALL, noise=0.005))
     widths = []
     for N, D in ((1e6, 2e6), (1e7, 2e7), (1e9, 2e9)):
-        law, run = boot.expected(N, D), boot.prediction(N, D)
+        law, run = boot.expected_loss(N, D), boot.prediction(N, D)
         assert run.ci_low < law.ci_low < law.value == run.value < law.ci_high < run.ci_high
         widths.append(math.log(law.ci_high / law.ci_low))
         noise = math.log(run.ci_high / run.value) ** 2 - math.log(law.ci_high / law.value) ** 2
@@ -89,7 +89,7 @@ def test_a_prediction_adds_the_noise_of_runs_and_doubts_more_with_distance() -> 
 def test_sensitivity_is_the_fit_without_each_part() -> None:
     observations = runs(SMALL, noise=0.01)
     table = sensitivity(observations)
-    assert [row.changed for row in table[:4]] == [
+    assert [row.change for row in table[:4]] == [
         "delta 0.0001",
         "delta 0.001",
         "delta 0.01",
@@ -97,9 +97,9 @@ def test_sensitivity_is_the_fit_without_each_part() -> None:
     ]
     assert len(table) == 4 + 5 + 4
     assert table[1].law == fit(observations)
-    assert table[4].changed == "without N = 1e+05"
+    assert table[4].change == "without N = 1e+05"
     assert table[4].law == fit([o for o in observations if o.N > 1.1e5])
-    assert table[-1].changed == "without D = 2e+07"
+    assert table[-1].change == "without D = 2e+07"
     assert table[-1].law == fit([o for o in observations if o.D < 1.9e7])
 
 

@@ -55,8 +55,8 @@ def test_natural_text_passes_every_check() -> None:
         bpb=0.5,
     )
     assert [finding.verdict for finding in found.values()] == ["ok", "ok", "ok"]
-    assert "(0.0%)" in found[data_checks.LEAKAGE].seen
-    assert "the model 0.50" in found[data_checks.BASELINES].seen
+    assert "(0.0%)" in found[data_checks.LEAKAGE].evidence
+    assert "the model 0.50" in found[data_checks.BASELINES].evidence
 
 
 def test_a_recited_passage_is_shown_in_its_context() -> None:
@@ -66,14 +66,14 @@ def test_a_recited_passage_is_shown_in_its_context() -> None:
     found = data_checks.check_data(dataset_of(train, val), written, None)
     copying = found.findings[0]
     assert copying.verdict == "bad"
-    assert "has 100 bytes" in copying.seen
-    assert "recites" in copying.means
+    assert "has 100 bytes" in copying.evidence
+    assert "recites" in copying.meaning
     assert found.copied is not None
     assert found.copied.offset == place
     assert found.copied.passage == train[place : place + 100]
     assert found.copied.before == train[place - 60 : place]
     assert found.copied.after == train[place + 100 : place + 160]
-    usual = re.search(r"as many pieces, it has (\d+) bytes", copying.seen)
+    usual = re.search(r"as many pieces, it has (\d+) bytes", copying.evidence)
     assert usual is not None
     assert 10 <= int(usual[1]) < 50
 
@@ -88,7 +88,7 @@ def test_duplicates_between_the_splits_are_a_leak() -> None:
     assert found[data_checks.COPYING].verdict == "ok"
     assert (
         f"{copied} bytes, from byte {len(val) - copied:,} of the validation text and byte 777 of"
-        in found[data_checks.LEAKAGE].seen
+        in found[data_checks.LEAKAGE].evidence
     )
     found = findings_by_signal(dataset_of(train, train[5_000:9_000] + val[4_000:]), [train[:120]])
     assert found[data_checks.LEAKAGE].verdict == "bad"
@@ -160,7 +160,7 @@ def test_a_large_text_is_searched_in_part_and_the_extent_is_reported(
     found = data_checks.check_data(
         dataset_of(train, val), [train[30_000:30_200], train[15_000:15_100]], None
     )
-    assert "has 100 bytes" in found.findings[0].seen
+    assert "has 100 bytes" in found.findings[0].evidence
     baselines = trained_baselines(train[-10_000:].encode(), val[:3_000].encode())
     rows = {name: bpb for name, bpb, _ in found.baselines}
     assert rows["single bytes"] == f"{baselines.ngrams[0]:.3f}"

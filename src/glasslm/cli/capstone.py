@@ -62,18 +62,18 @@ def main(argv: list[str]) -> int:
     folder = run_folder.study_folder(flags.out, "capstone", flags.preset)
     compute, base = compute_config(flags.compute), flags.config
     command = shlex.join(["glasslm", "capstone", *argv])
-    ledger = build.open_ledger(folder, base, flags.preset, budget_s)
+    record = build.open_record(folder, base, flags.preset, budget_s)
     notify(
         f"capstone: {folder} "
         f"(to continue it, give the same command with --out {quote_path(folder)})"
     )
     if flags.quiz:
         quiz.ask_questions(build.list_quiz_questions(base, notify), folder)
-        ledger.restart_clock()
-    outcome = build.train_model(ledger, base, flags.preset, compute, command, notify)
+        record.restart_clock()
+    outcome = build.train_model(record, base, flags.preset, compute, command, notify)
     if outcome and outcome.status == "interrupted":
         return outcome.exit_code
-    capstone = build.run_studies(ledger, base, compute, command, notify)
+    capstone = build.run_studies(record, base, compute, command, notify)
     page = handout.write(capstone, answers.answer_questions(capstone.run.path))
     print(f"hand in: {page}\ncapstone: {folder}")
     return 3 if capstone.run.history.status == "diverged" else int(capstone.is_incomplete)

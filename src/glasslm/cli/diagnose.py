@@ -140,7 +140,7 @@ def _diagnose(run_dir: Path | None, flags: Flags) -> int:
         target = diagnosis_input.input_from_config(flags.config, flags.compute, notify)
     diagnosis = diagnose.diagnose(target, notify)
     page = diagnosis.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
-    return _finish(diagnosis.text(), diagnosis.findings, page, flags.json)
+    return _print_findings(diagnosis.text(), diagnosis.findings, page, flags.json)
 
 
 def _diagnose_curve(file: Path, out: Path, as_json: bool) -> int:
@@ -155,7 +155,7 @@ def _diagnose_curve(file: Path, out: Path, as_json: bool) -> int:
     diagnosis.pictures.append(
         Picture("curve", "The curve and its anomalies", lambda p: draw_curve(curve, p))
     )
-    return _finish(diagnosis.text(), diagnosis.findings, diagnosis.write(out), as_json)
+    return _print_findings(diagnosis.text(), diagnosis.findings, diagnosis.write(out), as_json)
 
 
 def _replay_step(run_dir: Path, step: int, flags: Flags) -> int:
@@ -172,7 +172,9 @@ def _replay_step(run_dir: Path, step: int, flags: Flags) -> int:
         lead,
         replay.build_sections(step_replay),
     )
-    return _finish(replay.format_replay(step_replay), step_replay.findings, path, flags.json)
+    return _print_findings(
+        replay.format_replay(step_replay), step_replay.findings, path, flags.json
+    )
 
 
 def _run_cookbook(flags: Flags) -> int:
@@ -187,14 +189,14 @@ def _run_cookbook(flags: Flags) -> int:
     return 0
 
 
-def _finish(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -> int:
+def _print_findings(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -> int:
     """Print the findings. Returns the exit code."""
     verdict = worst_verdict(findings)
     print(f"{text}\npage: {page}", file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
         facts = {
             "verdict": verdict,
-            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "findings": [finding.facts for finding in findings],
             "page": str(page),
         }
         print(json.dumps(to_json_types(facts)))

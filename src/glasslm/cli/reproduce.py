@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -42,7 +41,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
-    from glasslm.lab.verification.reproduction import reproduce
+    from glasslm.lab.verification.reproduction import json_facts, reproduce
     from glasslm.runs import run_folder
     from glasslm.runs.run_folder import Run
 
@@ -55,15 +54,10 @@ def main(argv: list[str]) -> int:
     )
     print(_format_result(reproduction), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
-        facts = dataclasses.asdict(reproduction) | {
-            "run": str(reproduction.run),
-            "again": str(reproduction.again),
-            "same": reproduction.same,
-        }
-        print(json.dumps(to_json_types(facts)))
+        print(json.dumps(to_json_types(json_facts(reproduction))))
     if reproduction.interrupted_by is not None:
         return 128 + reproduction.interrupted_by
-    return 0 if reproduction.same else 1
+    return 0 if reproduction.is_identical else 1
 
 
 def _format_result(reproduction: Reproduction) -> str:
@@ -72,32 +66,35 @@ def _format_result(reproduction: Reproduction) -> str:
 
     lines = [
         f"compared: {reproduction.lines:,} lines and {len(reproduction.checkpoints)} checkpoints "
-        f"up to step {reproduction.reached:,}"
+        f"up to step {reproduction.last_step:,}"
     ]
-    if reproduction.same:
+    if reproduction.is_identical:
         lines.append("the same, bit for bit")
-    elif reproduction.parting:
-        parting = reproduction.parting
-        difference = "" if parting.difference is None else f", by {parting.difference:.3g}"
-        lines.append(f"first difference at step {parting.step:,} ({parting.where}){difference}")
-        if not isinstance(parting.then, str):
-            lines.append(f"  then {parting.then!r}, now {parting.now!r}")
-    elif reproduction.trained:
+    elif reproduction.first_difference:
+        first = reproduction.first_difference
+        difference = "" if first.difference is None else f", by {first.difference:.3g}"
+        lines.append(f"first difference at step {first.step:,} ({first.where}){difference}")
+        if not isinstance(first.recorded, str):
+            lines.append(f"  then {first.recorded!r}, now {first.repeated!r}")
+    elif reproduction.n_trained_results:
         lines.append("every logged number is equal, but checkpoints differ")
     else:
         lines.append("no step was compared: the runs may differ")
     for pair in reproduction.checkpoints:
-        if not pair.same:
+        if not pair.is_identical:
             lines.append(
                 f"  checkpoint {pair.step:,}: largest difference {pair.difference:.3g} "
                 f"({pair.where})"
             )
     lines += [f"note: {note}" for note in reproduction.notes]
-    if reproduction.circumstances:
+    if reproduction.environment:
         lines.append("differences of program, machine or settings:")
-        lines += [f"  {name}: {then} -> {now}" for name, then, now in reproduction.circumstances]
-    if not reproduction.same and reproduction.trained:
+        lines += [
+            f"  {name}: {recorded} -> {repeated}"
+            for name, recorded, repeated in reproduction.environment
+        ]
+    if not reproduction.is_identical and reproduction.n_trained_results:
         lines.append(REPRODUCIBILITY)
     if reproduction.interrupted_by is not None:
         lines.append(f"interrupted before step {reproduction.steps:,}")
-    return "\n".join([*lines, f"run: {reproduction.again}"])
+    return "\n".join([*lines, f"run: {reproduction.new_run}"])

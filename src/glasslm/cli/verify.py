@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> int:
         facts = {
             "passed": passed,
             "parts": [vars(part) for part in parts],
-            "resume": resumption and dataclasses.asdict(resumption) | {"passed": resumption.passed},
+            "resume": resumption and resumption.facts,
         }
         print(json.dumps(facts))
     return 0 if passed else 1
@@ -119,9 +118,10 @@ def _format_resumption(resumption: Resumption) -> str:
     progress = "the same" if resumption.same_progress else "NOT the same"
     return "\n".join(
         [
-            f"\ntwo copies trained by the {engine}, from step {resumption.begin} to "
+            f"\ntwo copies trained by the {engine}, from step {resumption.start_step} to "
             f"{resumption.end}: one without interruption,",
-            f"one killed after step {resumption.died} and resumed from step {resumption.resumed}",
+            f"one killed after step {resumption.killed_at_step} and resumed from step "
+            f"{resumption.resumed_from_step}",
             f"largest difference over {resumption.entries} weights and moments: "
             f"{resumption.difference}{where}",
             f"metrics without timing, {resumption.lines} lines: {lines}",

@@ -178,7 +178,7 @@ class Comparison:
     p_same: float | None = None  # of the equivalence test (TOST); None without a margin
     # With power 0.8 at alpha / family, the first and strictest step of Holm's correction
     detectable: float | None = None
-    why: str = ""  # the reason when there is no test
+    reason: str = ""  # the reason when there is no test
 
 
 def compare_losses(
@@ -205,13 +205,13 @@ def compare_losses(
     declared = (n, diverged, baseline_diverged, alpha, family, margin)
     if diverged or baseline_diverged:
         side, count = ("it", diverged) if diverged else ("the baseline", baseline_diverged)
-        return Comparison(*declared, why=f"{side} diverged in {count} of {n}")
+        return Comparison(*declared, reason=f"{side} diverged in {count} of {n}")
     a, b = ([value for value in losses if value is not None] for losses in (variant, baseline))
     if n == 1:
-        return Comparison(*declared, delta=fmean(a) - fmean(b), why=ONE_RUN)
+        return Comparison(*declared, delta=fmean(a) - fmean(b), reason=ONE_RUN)
     estimate = paired_difference(a, b)
     if estimate.se == 0 and estimate.value != 0:  # a difference of 0 means that the pairs are equal
-        return Comparison(*declared, delta=estimate.value, why=IDENTICAL_RUNS)
+        return Comparison(*declared, delta=estimate.value, reason=IDENTICAL_RUNS)
     low, high = estimate.confidence_interval(alpha)
     return Comparison(
         *declared,
@@ -268,7 +268,7 @@ def _kind_and_words(
         both = f" (the baseline in {c.baseline_diverged} of {c.n})" if c.baseline_diverged else ""
         return "diverged", f"diverged in {c.diverged} of {c.n}{both}"
     if c.p is None or c.delta is None or c.detectable is None:
-        return "not tested", f"not tested: {c.why}"
+        return "not tested", f"not tested: {c.reason}"
     assert p_holm is not None, "a comparison with a p has an adjusted p"
     if c.se == 0:
         return "same", f"identical in all {c.n} pairs"

@@ -144,18 +144,18 @@ def _check_copying(
             "No comparison is possible: much of the validation text stands in the training text.",
         )
     elif longest.length > RECITING_RATIO * natural_length:
-        means = (
+        meaning = (
             f"The model recites: more than {RECITING_RATIO:g} times as long as in natural text. "
             "Use more text, fewer epochs (--patience stops at the best validation loss) or "
             "--dropout."
         )
-        finding = Finding(COPYING, "bad", evidence, means)
+        finding = Finding(COPYING, "bad", evidence, meaning)
     elif longest.length > natural_length:
-        means = "A little longer than in natural text, which repeats itself, too."
-        finding = Finding(COPYING, "ok", evidence, means)
+        meaning = "A little longer than in natural text, which repeats itself, too."
+        finding = Finding(COPYING, "ok", evidence, meaning)
     else:
-        means = "Not longer than in natural text, which repeats itself, too."
-        finding = Finding(COPYING, "ok", evidence, means)
+        meaning = "Not longer than in natural text, which repeats itself, too."
+        finding = Finding(COPYING, "ok", evidence, meaning)
     before = train[max(0, longest.text_start - CONTEXT_BYTES) : longest.text_start]
     after = train[end : end + CONTEXT_BYTES]
     if longest.length > MAX_SHOWN_BYTES:
@@ -180,13 +180,13 @@ def _check_leakage(train: bytes, val: bytes) -> Finding:
     if share < LEAK_WATCH_SHARE:
         return Finding(LEAKAGE, "ok", evidence, "Yes: the validation loss measures new text.")
     if share < LEAK_BAD_SHARE:
-        means = "Mostly: the loss on entirely new text would be a little higher."
-        return Finding(LEAKAGE, "watch", evidence, means)
-    means = (
+        meaning = "Mostly: the loss on entirely new text would be a little higher."
+        return Finding(LEAKAGE, "watch", evidence, meaning)
+    meaning = (
         "No: the validation loss also measures memory. Remove duplicates from the text, then "
         "train again."
     )
-    return Finding(LEAKAGE, "bad", evidence, means)
+    return Finding(LEAKAGE, "bad", evidence, meaning)
 
 
 def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
@@ -200,17 +200,17 @@ def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
     bpb = best.get("bpb") if best else None
     if bpb is None:
         evidence = f"Bits per byte of the validation text: {listed}."
-        means = "Unknown: no finite validation loss was recorded."
-        return Finding(BASELINES, "watch", evidence, means)
+        meaning = "Unknown: no finite validation loss was recorded."
+        return Finding(BASELINES, "watch", evidence, meaning)
     evidence = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}."
     name, least = min(others.items(), key=lambda item: item[1])
     if bpb < least:
-        means = f"Yes: the model needs {1 - bpb / least:.0%} fewer bits than {name}."
-        return Finding(BASELINES, "ok", evidence, means)
-    means = (
+        meaning = f"Yes: the model needs {1 - bpb / least:.0%} fewer bits than {name}."
+        return Finding(BASELINES, "ok", evidence, meaning)
+    meaning = (
         f"No: {name} needs fewer bits. Train longer, or run `glasslm diagnose` to find the cause."
     )
-    return Finding(BASELINES, "bad", evidence, means)
+    return Finding(BASELINES, "bad", evidence, meaning)
 
 
 def _baseline_rows(baselines: Baselines, best: EvalLine | None) -> list[tuple[str, str, str]]:

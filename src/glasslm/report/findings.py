@@ -15,20 +15,30 @@ HEADER = ("verdict", "signal", "measured", "meaning", "what to do")
 class Finding:
     """The verdict on one signal.
 
-    The texts are for a person; `seen` holds the measured numbers and their steps. The names of the
-    fields are keys of `glasslm diagnose --json`.
+    The texts are for a person; `evidence` holds the measured numbers and their steps.
     """
 
     signal: str
     verdict: Verdict
-    seen: str
-    means: str
+    evidence: str
+    meaning: str
     advice: str = ""
 
     @property
     def row(self) -> tuple[str, ...]:
         """The cells of a table under HEADER."""
-        return self.verdict, self.signal, self.seen, self.means, self.advice
+        return self.verdict, self.signal, self.evidence, self.meaning, self.advice
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The same for JSON; the keys `seen` and `means` are older than the fields."""
+        return {
+            "signal": self.signal,
+            "verdict": self.verdict,
+            "seen": self.evidence,
+            "means": self.meaning,
+            "advice": self.advice,
+        }
 
 
 def worst_verdict(findings: Sequence[Finding]) -> Verdict:

@@ -81,20 +81,20 @@ def compare_names(generated: Sequence[str | None], train: str, val: str) -> Name
     unseen = set(val_names) - train_names
     invented = [name for name in names if name not in train_names and name not in unseen]
     count = min(len(names), len(val_names))
-    spaced = [val_names[i * len(val_names) // count] for i in range(count)]
+    spaced_names = [val_names[i * len(val_names) // count] for i in range(count)]
     trigrams = {trigram for name in train_names for trigram in _trigrams(name)}
-    new = [name for name in val_names if name not in train_names]
+    unknown_names = [name for name in val_names if name not in train_names]
     return NameStatistics(
         known=Proportion(sum(name in train_names for name in names), len(generated)),
         unseen=Proportion(sum(name in unseen for name in names), len(generated)),
         invented=Proportion(len(invented), len(generated)),
         nothing=Proportion(len(generated) - len(names), len(generated)),
         distinct=Proportion(len(set(names)), len(names)),
-        well_formed=_well_formed(invented, trigrams),
+        well_formed=_well_formed_share(invented, trigrams),
         examples=tuple(dict.fromkeys(invented))[:MAX_EXAMPLES],
-        natural_known=Proportion(len(val_names) - len(new), len(val_names)),
-        natural_distinct=Proportion(len(set(spaced)), len(spaced)),
-        natural_well_formed=_well_formed(new, trigrams),
+        natural_known=Proportion(len(val_names) - len(unknown_names), len(val_names)),
+        natural_distinct=Proportion(len(set(spaced_names)), len(spaced_names)),
+        natural_well_formed=_well_formed_share(unknown_names, trigrams),
     )
 
 
@@ -102,7 +102,7 @@ def _names(text: str) -> Iterator[str]:
     return (stripped for line in text.split("\n") if (stripped := line.strip()))
 
 
-def _well_formed(names: Sequence[str], trigrams: set[str]) -> Proportion:
+def _well_formed_share(names: Sequence[str], trigrams: set[str]) -> Proportion:
     return Proportion(sum(trigrams.issuperset(_trigrams(name)) for name in names), len(names))
 
 

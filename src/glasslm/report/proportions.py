@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
+NORMAL_QUANTILE_975 = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Proportion:
         """
         if not self.total:
             return 0.0, 1.0
-        n, p = self.total, self.value
-        middle = p + Z * Z / (2 * n)
-        half_width = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-        low, high = ((middle + sign * half_width) / (1 + Z * Z / n) for sign in (-1, 1))
+        n, p, z = self.total, self.value, NORMAL_QUANTILE_975
+        middle = p + z * z / (2 * n)
+        half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((middle + sign * half_width) / (1 + z * z / n) for sign in (-1, 1))
         # Rounding would give ends that are not exactly 0 or 1.
         return (low if self.count else 0.0), (high if self.count < n else 1.0)
 

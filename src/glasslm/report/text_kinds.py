@@ -1,8 +1,8 @@
 """Measures for some kinds of text: generated Python that parses, and invented names.
 
-The model generates a fixed number of texts from a fixed seed. Such a proportion means nothing
-without that of natural text, so there is no measure if the tokens of the run's text are not in the
-cache.
+The model generates a fixed number of texts from a fixed seed. A proportion of
+generated texts is compared with the same proportion of natural text, so nothing is measured if the
+tokens of the run's text are not in the cache.
 """
 
 from __future__ import annotations

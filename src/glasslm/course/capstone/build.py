@@ -45,7 +45,7 @@ BASELINES = ((6, 384, 6), (6, 192, 6), (6, 96, 6), (3, 96, 6), (3, 48, 6))
 MIN_STEPS, BATCH_SIZE, MAX_CONTEXT = 400, 16, 128
 
 
-class Ledger:
+class CapstoneRecord:
     """capstone.json: the time spent, summed over interruptions, and the choices made once."""
 
     def __init__(self, folder: Path, settings: Any, budget_s: float) -> None:
@@ -136,9 +136,9 @@ class Capstone:
         )
 
 
-def open_ledger(folder: Path, base: RunConfig, preset: str, budget_s: float) -> Ledger:
-    """The ledger of a new or interrupted capstone."""
-    return Ledger(folder, to_json_types([to_dict(base), preset, budget_s]), budget_s)
+def open_record(folder: Path, base: RunConfig, preset: str, budget_s: float) -> CapstoneRecord:
+    """The record of a new or interrupted capstone."""
+    return CapstoneRecord(folder, to_json_types([to_dict(base), preset, budget_s]), budget_s)
 
 
 def list_quiz_questions(base: RunConfig, notify: Notify) -> list[Question]:
@@ -148,7 +148,7 @@ def list_quiz_questions(base: RunConfig, notify: Notify) -> list[Question]:
 
 
 def train_model(
-    ledger: Ledger,
+    record: CapstoneRecord,
     base: RunConfig,
     preset: str,
     compute: ComputeConfig,
@@ -156,8 +156,8 @@ def train_model(
     notify: Notify,
 ) -> Outcome | None:
     """Train the capstone's run, or resume it. None if it has ended already."""
-    path, time_s = ledger.folder / RUN_NAME, ledger.allot_seconds("run")
-    with ledger.count_time():
+    path, time_s = record.folder / RUN_NAME, record.allot_seconds("run")
+    with record.count_time():
         if (path / "run.json").exists():
             if Run(path).history.status in ENDED_STATUSES:
                 return None
@@ -175,26 +175,26 @@ def train_model(
 
 
 def run_studies(
-    ledger: Ledger, base: RunConfig, compute: ComputeConfig, command: str, notify: Notify
+    record: CapstoneRecord, base: RunConfig, compute: ComputeConfig, command: str, notify: Notify
 ) -> Capstone:
     """The ablation and the scaling study, after the run has ended.
 
     A signal ends the program, as in any study.
     """
-    run, runner = Run(ledger.folder / RUN_NAME), Runner(compute)
+    run, runner = Run(record.folder / RUN_NAME), Runner(compute)
     # The text is that of the run, which may be a fallback. Small models need no dropout.
     recipe = with_flags(
         dataclasses.replace(base, data=run.config.data), {"dropout": 0.0, "attention_dropout": 0.0}
     )
     ablation_part = _run_or_explain(
-        lambda: _run_ablation(ledger, recipe, runner, command, notify), notify
+        lambda: _run_ablation(record, recipe, runner, command, notify), notify
     )
     scaling_part = _run_or_explain(
-        lambda: _run_scaling(ledger, recipe, runner, command, notify), notify
+        lambda: _run_scaling(record, recipe, runner, command, notify), notify
     )
-    ledger.save()
+    record.save()
     return Capstone(
-        ledger.folder, run, ablation_part, scaling_part, ledger.budget_s, ledger.spent_s, command
+        record.folder, run, ablation_part, scaling_part, record.budget_s, record.spent_s, command
     )
 
 
@@ -211,12 +211,12 @@ def _run_or_explain(run_study: Callable[[], Study], notify: Notify) -> Study | s
 
 
 def _run_ablation(
-    ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, notify: Notify
+    record: CapstoneRecord, recipe: RunConfig, runner: Runner, command: str, notify: Notify
 ) -> Ablation:
-    folder, time_s = ledger.folder / "ablation", ledger.allot_seconds("ablation")
+    folder, time_s = record.folder / "ablation", record.allot_seconds("ablation")
     notify(f"2 of 3: the ablation, in {format_duration(time_s)}")
-    with ledger.count_time():
-        shape = ledger.choose_once(
+    with record.count_time():
+        shape = record.choose_once(
             "baseline", lambda: _largest_affordable_baseline(recipe, time_s, runner, notify)
         )
         spec = ablation.AblationSpec(tuple(_list_axes(shape)), SEEDS, budget=f"{time_s:g}s")
@@ -227,11 +227,11 @@ def _run_ablation(
 
 
 def _run_scaling(
-    ledger: Ledger, recipe: RunConfig, runner: Runner, command: str, notify: Notify
+    record: CapstoneRecord, recipe: RunConfig, runner: Runner, command: str, notify: Notify
 ) -> ScalingStudy:
-    folder, time_s = ledger.folder / "scaling", ledger.allot_seconds("scaling")
+    folder, time_s = record.folder / "scaling", record.allot_seconds("scaling")
     notify(f"3 of 3: the scaling study, in {format_duration(time_s)}")
-    with ledger.count_time():
+    with record.count_time():
         study = scaling_study.run_study(recipe, f"{time_s:g}s", runner, folder, notify, command)
         scaling_report.write(folder, study)
     return study

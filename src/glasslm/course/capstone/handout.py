@@ -52,7 +52,7 @@ def _lead(capstone: Capstone, lines: list[Line]) -> str:
     record = capstone.run.record
     best: Mapping[str, Any] = best_eval(lines, capstone.run.history) or {}
     loss = (
-        f"{best['loss']:.4f} nats a token, {best['bpb']:.3f} bits a byte"
+        f"{best['loss']:.4f} nats per token, {best['bpb']:.3f} bits per byte"
         if best
         else "not measured"
     )
@@ -117,8 +117,8 @@ def _checkpoint_section(capstone: Capstone, lines: list[Line]) -> Section:
         rows += [
             (
                 "validation loss",
-                f"{best['loss']:.4f} nats a token at step {best['step']:,}, perplexity "
-                f"{best['perplexity']:.3f}, {best['bpb']:.3f} bits a byte, over the whole split",
+                f"{best['loss']:.4f} nats per token at step {best['step']:,}, perplexity "
+                f"{best['perplexity']:.3f}, {best['bpb']:.3f} bits per byte, over the whole split",
             ),
         ]
     rows += next_commands(str(run.path), run.history.status)[:3]

@@ -77,7 +77,7 @@ def _add_measurements(
         ("reversed: contexts with another likeliest token", f"{effect.changed_guesses} of {B}"),
         ("reversed: total variation of the probabilities", f"{effect.total_variation:.2g}"),
         (
-            "loss on the original text, nats a token",
+            "loss on the original text, nats per token",
             f"{mean_loss(activations.model.engine, contexts):.4f}",
         ),
     ]

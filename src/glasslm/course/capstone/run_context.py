@@ -1,4 +1,4 @@
-"""What the answers measure: a run and, if possible, its model's activations on an excerpt of text.
+"""The run that the answers measure, with its model's activations on an excerpt if possible.
 
 The NumPy engine computes them on one excerpt of the validation text, which takes seconds for every
 model. B rows, T positions, V vocabulary, L layers, H heads.

@@ -89,8 +89,8 @@ def explain_chinchilla(question: Question, context: RunContext) -> Answer:
     text = [
         f"About 20 tokens for each parameter: 20 x {N:,} = {rule_tokens:,.0f} tokens. Hoffmann et "
         "al. (arXiv:2203.15556) found that parameters and tokens should grow in proportion for the "
-        "lowest loss at a given compute; their optima are near 20 tokens a parameter. C = 6 N D is "
-        "the compute of D tokens (arXiv:2001.08361, section 2.1).",
+        "lowest loss at a given compute; their optima are near 20 tokens per parameter. C = 6 N D "
+        "is the compute of D tokens (arXiv:2001.08361, section 2.1).",
     ]
     D = max((line.get("tokens") or 0 for line in step_lines(context.run.metrics())), default=0)
     answer = Answer(question, tuple(text), sources=(CONFIGURATION, METRICS))
@@ -98,7 +98,7 @@ def explain_chinchilla(question: Question, context: RunContext) -> Answer:
         answer = dataclasses.replace(answer, sources=(CONFIGURATION,))
         return answer.with_reason("This run has not logged a step yet.")
     C = flops.course_flops(counts["active"], D)
-    exact = flops.flops_per_token(context.config, context.vocab_size) * D
+    counted_flops = flops.flops_per_token(context.config, context.vocab_size) * D
     best = plan_compute(C).rule
     text_tokens = data.get("train_tokens")
     passes = f", {D / text_tokens:.3g} times its text of {text_tokens:,}" if text_tokens else ""
@@ -110,9 +110,12 @@ def explain_chinchilla(question: Question, context: RunContext) -> Answer:
     rows = [
         ("tokens by the rule", f"{rule_tokens:,.0f}"),
         ("tokens that this run trained on", f"{D:,}{passes}"),
-        ("tokens a parameter", f"{D / N:.3g}"),
+        ("tokens per parameter", f"{D / N:.3g}"),
         ("C = 6 N D", f"{C:.3g} FLOPs{active}"),
-        ("counted exactly", f"{exact:.3g} FLOPs: all products, those of attention included"),
+        (
+            "counted exactly",
+            f"{counted_flops:.3g} FLOPs: all products, those of attention included",
+        ),
         ("the same C by the rule", f"{best.N:,.0f} parameters on {best.D:,.0f} tokens"),
     ]
     conclusion = [

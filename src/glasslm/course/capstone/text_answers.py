@@ -114,7 +114,7 @@ def _count_merges(
             f"All {len(tokenizer.merges):,} merges together give {bytes_per_token:.3f} bytes per "
             "token."
         ]
-    header = ("merge", "joins", "token", "pairs joined", "tokens left", "bytes a token")
+    header = ("merge", "joins", "token", "pairs joined", "tokens left", "bytes per token")
     sources = (*answer.sources, ("the text's hash", "run.json"))
     return Answer(answer.question, (*answer.text, *paragraphs), header, rows, (), sources)
 
@@ -196,7 +196,7 @@ def explain_compression(question: Question, context: RunContext) -> Answer:
     else:
         paragraphs += ["No finite validation loss was recorded, so the model's saving is unknown."]
     rows = tuple((name, f"{rate:.4f}", f"{rate * size / 8:,.0f}") for name, rate in encodings)
-    header = ("the validation text", "bits a byte", "bytes")
+    header = ("the validation text", "bits per byte", "bytes")
     return Answer(question, (first, *paragraphs), header, rows, (), tuple(sources))
 
 

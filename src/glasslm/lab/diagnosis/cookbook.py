@@ -65,7 +65,7 @@ def run_cookbook(
     source = corpora.find_source(data, notify)
     dataset = prepare_dataset(data, source, notify)
     require_enough_tokens(dataset, BLOCK, ROWS)
-    exact = dataclasses.replace(
+    resolved_compute = dataclasses.replace(
         compute, precision="fp32" if compute.precision == "auto" else compute.precision
     )
     results = CookbookResults(
@@ -86,14 +86,18 @@ def run_cookbook(
         )
 
     for number, (name, recipe) in enumerate(recipes.items(), 1):
-        trials = [run_trial(dataset, exact, recipe, steps, seed) for seed in range(seeds)]
+        trials = [
+            run_trial(dataset, resolved_compute, recipe, steps, seed) for seed in range(seeds)
+        ]
         results.trials[recipe], done = trials, done + recipe.n_layers
         notify(f"{number} of {len(recipes)}: {name}: {describe_outcome(trials)}; {time_left()}")
     float16_steps = max(1, round(FLOAT16_STEP_SHARE * steps))
     for name, (precision, scale) in float16.items():
-        torch = dataclasses.replace(compute, engine="torch", precision=precision)
+        torch_compute = dataclasses.replace(compute, engine="torch", precision=precision)
         trials = [
-            run_trial(dataset, torch, FLOAT16_RECIPE, float16_steps, seed, LARGE_BATCH, scale)
+            run_trial(
+                dataset, torch_compute, FLOAT16_RECIPE, float16_steps, seed, LARGE_BATCH, scale
+            )
             for seed in range(seeds)
         ]
         results.float16_trials[name], done = trials, done + FLOAT16_BLOCKS

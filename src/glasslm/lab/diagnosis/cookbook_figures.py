@@ -1,5 +1,4 @@
-"""The figures of the stability cookbook: a panel for each experiment, drawn alone or all six on one
-sheet.
+"""The figures of the stability cookbook: a panel for each experiment.
 
 A trial that diverged, or ended above the axis, is a cross at its upper edge.
 """

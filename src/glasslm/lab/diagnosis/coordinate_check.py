@@ -81,11 +81,15 @@ def judge_coordinates(check: CoordinateCheck) -> Finding:
     slope_text = ", ".join(f"{place} {slope:+.2f}" for place, slope in slopes.items())
     evidence = f"change after {COORDINATE_STEPS} steps grows with width to the power: {slope_text}"
     is_flat = max(map(abs, slopes.values())) < MAX_FLAT_SLOPE
-    means = (
+    meaning = (
         "flat: the rate of one width suits the others"
         if is_flat
         else "not flat: each width needs its own rate"
     )
     return Finding(
-        "widths", "ok", evidence, means, "" if is_flat else "Tune --lr again for another --d-model."
+        "widths",
+        "ok",
+        evidence,
+        meaning,
+        "" if is_flat else "Tune --lr again for another --d-model.",
     )

@@ -116,13 +116,13 @@ def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
     evidence += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."
     if growth > 20:
-        means = f"the norm grew {growth:.0f}-fold: training is becoming unstable"
-        return Finding(signal, "bad", evidence, means, advice)
+        meaning = f"the norm grew {growth:.0f}-fold: training is becoming unstable"
+        return Finding(signal, "bad", evidence, meaning, advice)
     if (growth > 6 or (share > 0.9 and growth > 3)) and loss.rise:
         return Finding(signal, "watch", evidence, f"the norm grew {growth:.1f}-fold", advice)
-    means = (
+    meaning = (
         "the norm keeps its size"
         if growth < 3
         else f"the norm grew {growth:.1f}-fold while the loss went on falling"
     )
-    return Finding(signal, "ok", evidence, means)
+    return Finding(signal, "ok", evidence, meaning)

@@ -72,8 +72,10 @@ def _judge_nonfinite(curve: Curve) -> Finding:
         "validation loss": curve.validation,
         "gradient norm": curve.grad_norm,
     }
-    lost = {name: series.steps[~np.isfinite(series.values)] for name, series in columns.items()}
-    bad = [(name, steps, columns[name]) for name, steps in lost.items() if len(steps)]
+    nonfinite_steps = {
+        name: series.steps[~np.isfinite(series.values)] for name, series in columns.items()
+    }
+    bad = [(name, steps, columns[name]) for name, steps in nonfinite_steps.items() if len(steps)]
     if not bad:
         return Finding(
             signal, "ok", f"all {len(curve.train):,} losses are finite", "nothing overflowed"
@@ -125,12 +127,12 @@ def _judge_divergence(curve: SmoothedCurve) -> Finding:
         bad = curve.rise > 0.5 * gain or curve.end > curve.start + 8 * curve.end_error
         last = max(curve.end, curve.medians[-1])
         evidence = f"from {curve.lowest:.4g} near step {lowest_step:,g} up to {last:.4g} at the end"
-        means = (
+        meaning = (
             "the loss exploded and did not come back"
             if bad
             else "the loss rose again and did not come back"
         )
-        return Finding(signal, "bad" if bad else "watch", evidence, means, advice)
+        return Finding(signal, "bad" if bad else "watch", evidence, meaning, advice)
     above = curve.medians - np.minimum.accumulate(curve.medians)
     if above.max() > max(0.3 * gain, 8 * curve.median_error) and len(above) > 4:
         peak = int(above.argmax())
@@ -156,24 +158,24 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
                 "little was left to learn, or the model learnt hardly anything",
                 "Compare with the weights it started from, on both texts.",
             )
-        near = uniform is not None and abs(curve.lowest - uniform) < 0.1 * uniform
-        means = (
+        is_near_uniform = uniform is not None and abs(curve.lowest - uniform) < 0.1 * uniform
+        meaning = (
             "the model guesses uniformly: it learnt nothing"
-            if near
+            if is_near_uniform
             else "the model learnt hardly anything"
         )
         return Finding(
             signal,
             "bad",
             evidence,
-            means,
+            meaning,
             "Check that gradients arrive (a learning rate of 0, frozen weights, wrongly shifted "
             "targets), overfit one batch, and run a learning-rate range test.",
         )
     since = _stall_step(curve)
     if since is not None and curve.lowest > 0.1 * curve.start:
         evidence = f"{curve.medians[-1]:.4g} at the end, no lower than near step {since:,g}"
-        means = (
+        meaning = (
             "no progress since: training converged, or it is stuck (rate too high or too low, "
             "model too small)"
         )
@@ -181,7 +183,7 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
             signal,
             "watch",
             evidence,
-            means,
+            meaning,
             "If the loss is still too high: another --lr, a decaying "
             "--schedule, a larger model. Otherwise stop earlier (--patience).",
         )
@@ -234,20 +236,22 @@ def _judge_oscillation(curve: SmoothedCurve) -> Finding:
     if curve.has_never_fallen or curve.rise > 0.15 * max(curve.fall, 8 * curve.median_error):
         return Finding(signal, "ok", "not judged", "see divergence and plateau")
     x = np.delete(x, find_spikes(Series(curve.steps, x)))
-    rest = x - fit_non_increasing(x)
-    rest = rest[len(rest) // 10 :]  # where the fall is steep, the fitted curve follows the noise
-    scale = 1.4826 * float(np.median(np.abs(rest - np.median(rest)))) / curve.fall
-    width = max(3, len(rest) // 40)
-    smooth = np.convolve(rest, np.ones(width) / width, "valid")
+    residuals = x - fit_non_increasing(x)
+    residuals = residuals[
+        len(residuals) // 10 :
+    ]  # where the fall is steep, the fitted curve follows the noise
+    scale = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals)))) / curve.fall
+    width = max(3, len(residuals) // 40)
+    smooth = np.convolve(residuals, np.ones(width) / width, "valid")
     swing = float(smooth.std()) / curve.fall
     expected = curve.noise / math.sqrt(width) / curve.fall
-    centred = rest - rest.mean()
+    centred = residuals - residuals.mean()
     flip = float((centred[1:] * centred[:-1]).sum() / max((centred**2).sum(), 1e-300))
     evidence = f"the noise from one value to the next is {scale:.1%} of the total fall"
     advice = "Lower --lr, use a larger --batch-size, or raise momentum and the second of --betas."
     if scale > 0.25:
-        means = "the noise hides the progress: the rate is too high or the batch too small"
-        return Finding(signal, "watch", evidence, means, advice)
+        meaning = "the noise hides the progress: the rate is too high or the batch too small"
+        return Finding(signal, "watch", evidence, meaning, advice)
     if swing > max(0.05, 4 * expected):
         evidence = f"swings of {swing:.1%} of the total fall, slower than noise"
         return Finding(
@@ -257,7 +261,7 @@ def _judge_oscillation(curve: SmoothedCurve) -> Finding:
             "the loss swings: a rate that is too high or cyclic, or a text in blocks of one kind",
             "Lower --lr, and check that the text is shuffled.",
         )
-    if flip < -0.7 and scale > 0.03 and len(rest) >= 20:
+    if flip < -0.7 and scale > 0.03 and len(residuals) >= 20:
         evidence += "; it alternates up and down"
         return Finding(signal, "watch", evidence, "steps overshoot", advice)
     return Finding(signal, "ok", evidence, "an ordinary amount of noise")

@@ -76,11 +76,11 @@ class Diagnosis:
         width = max(len(finding.signal) for finding in self.findings)
         lines = [self.title, ""]
         lines += [
-            f"  {marks[finding.verdict]:<8} {finding.signal:<{width}}  {finding.seen}"
+            f"  {marks[finding.verdict]:<8} {finding.signal:<{width}}  {finding.evidence}"
             for finding in self.findings
         ]
         for finding in self.problems:
-            lines += ["", f"{marks[finding.verdict]}: {finding.signal}", f"  {finding.means}"]
+            lines += ["", f"{marks[finding.verdict]}: {finding.signal}", f"  {finding.meaning}"]
             lines += [f"  {finding.advice}"] if finding.advice else []
         return "\n".join([*lines, "", self.summary])
 

@@ -155,11 +155,11 @@ def draw_range_test(test: RangeTest, lr: float, colours: Palette) -> Figure:
         label=f"limit {test.limit:.1g}",
     )
     axes.axvline(
-        test.suggested,
+        test.suggested_rate,
         color=colours.third,
         linestyle="--",
         linewidth=1.4,
-        label=f"suggested {test.suggested:.1g}",
+        label=f"suggested {test.suggested_rate:.1g}",
     )
     finite = test.smooth[np.isfinite(test.smooth)]
     axes.set_ylim(0.95 * finite.min(), finite[0] + 0.5 * (finite[0] - finite.min()) + 0.1)

@@ -195,12 +195,12 @@ def judge_trials(
 
 def judge_float16(results: CookbookResults) -> dict[str, Verdict]:
     """The verdicts on the float16 trials against float32."""
-    exact = results.float16_trials["float32"]
+    float32_trials = results.float16_trials["float32"]
     return judge_trials(
         {
-            name: (trials, exact)
+            name: (trials, float32_trials)
             for name, trials in results.float16_trials.items()
-            if trials is not exact
+            if trials is not float32_trials
         }
     )
 
@@ -254,13 +254,15 @@ def describe_inits(results: CookbookResults) -> list[str]:
     }
     best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
     sentences = [
-        f"With all other tricks the starts end between {format_nats(losses[best])} ({best}) and "
-        f"{format_nats(losses[worst])} ({worst})."
+        f"With all other tricks the initialisations end between {format_nats(losses[best])} "
+        f"({best}) and {format_nats(losses[worst])} ({worst})."
     ]
     for which, condition in ((0, "with all other tricks"), (1, "with no other trick")):
         failing = [init for init, pair in INIT_SCHEMES.items() if results.mostly_fails(pair[which])]
         names = f": {join_names(failing)}" if failing else ""
-        sentences.append(f"Of {len(INIT_SCHEMES)} starts {len(failing)} fail {condition}{names}.")
+        sentences.append(
+            f"{len(failing)} of {len(INIT_SCHEMES)} initialisations fail {condition}{names}."
+        )
     return sentences
 
 
@@ -345,7 +347,7 @@ def describe_float16(results: CookbookResults) -> list[str]:
     snapshots = results.trials[ALL_TRICKS][0].snapshots
     first, last = snapshots[0], snapshots[-1]
     sentences = [
-        f"Of the residual stream's gradients {item.underflow:.2%} are lost in float16 unscaled, "
+        f"{item.underflow:.2%} of the residual stream's gradients underflow in unscaled float16, "
         f"and {item.underflow_scaled:.2%} at a loss scale of 65,536, {when}; in a batch of "
         f"{int(LARGE_BATCH):,} tokens, where the mean makes each gradient smaller, "
         f"{item.underflow_large:.1%} and {item.underflow_large_scaled:.2%}."

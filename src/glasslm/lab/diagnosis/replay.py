@@ -240,12 +240,12 @@ def _judge_replayed_loss(loss: float, logged: StepLine | None) -> Finding:
             "the replay is exact",
         )
     evidence = f"loss {format_number(loss, '.6f')}, logged {format_number(logged['loss'], '.6f')}"
-    means = (
+    meaning = (
         "another machine, engine or number of threads computed the run: the replay is only close "
         "to that step"
     )
     advice = "for an exact replay use the machine, engine and number of threads of the run"
-    return Finding("replay", "watch", evidence, means, advice)
+    return Finding("replay", "watch", evidence, meaning, advice)
 
 
 def _judge_rows(rows: Sequence[BatchRow]) -> Finding:
@@ -270,13 +270,13 @@ def _judge_rows(rows: Sequence[BatchRow]) -> Finding:
             "no row has an unusual loss: if the step spiked, look at the weights or the rate",
         )
     numbers = ", ".join(f"{row.index} ({row.loss:.3f})" for row in outside[:5])
-    means = "these texts differ from the others: damaged, in another language, or repetitive"
+    meaning = "these texts differ from the others: damaged, in another language, or repetitive"
     advice = "look at the text below; clean the corpus, or train with --on-spike skip"
     return Finding(
         "rows",
         "bad",
         f"{len(outside)} of {len(rows)} rows lie far above the median of {middle:.3f}: {numbers}",
-        means,
+        meaning,
         advice,
     )
 
@@ -312,7 +312,9 @@ def format_replay(replayed: ReplayedStep) -> str:
         f"{norm}"
     ]
     for finding in replayed.findings:
-        lines.append(f"  {finding.verdict:<6} {finding.signal:<10} {finding.seen}: {finding.means}")
+        lines.append(
+            f"  {finding.verdict:<6} {finding.signal:<10} {finding.evidence}: {finding.meaning}"
+        )
         if finding.advice:
             lines.append(f"  {'':<17} {finding.advice}")
     lines += ["", "   row       loss  at token  text"]

@@ -121,7 +121,7 @@ def judge_initialisation(first: Measurement) -> Finding:
     )
     if verdict == "ok":
         return Finding("initialisation", verdict, evidence, "the first signals have ordinary sizes")
-    means = (
+    meaning = (
         "the first weights are too large"
         if not std <= MIN_LOGIT_STD
         else "hardly any signal reaches the logits"
@@ -130,7 +130,7 @@ def judge_initialisation(first: Measurement) -> Finding:
         "Start from the standard deviations of glasslm's own first weights, and check the gains "
         "of the norms."
     )
-    return Finding("initialisation", verdict, evidence, means, advice)
+    return Finding("initialisation", verdict, evidence, meaning, advice)
 
 
 def judge_causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
@@ -169,7 +169,7 @@ def judge_targets(batch: Batch) -> Finding:
     share = float(right.mean()) if len(right) else 1.0
     evidence = f"{share:.1%} of the targets are the next tokens"
     if share < 1:
-        means = (
+        meaning = (
             "the model learns to copy its input"
             if len(same) and same.all()
             else "the model learns to predict another text"
@@ -178,7 +178,7 @@ def judge_targets(batch: Batch) -> Finding:
             "targets",
             "bad",
             evidence,
-            means,
+            meaning,
             "targets[t] must be tokens[t + 1]: check how batches are cut.",
         )
     return Finding("targets", "ok", evidence, "each position predicts the next token")
@@ -212,14 +212,14 @@ def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
         return Finding(
             signal, verdict, evidence, "the signal keeps a size that the next block can use"
         )
-    means = (
+    meaning = (
         "the signal explodes through depth" if growth > 1 else "the signal vanishes through depth"
     )
     return Finding(
         signal,
         verdict,
         evidence,
-        means,
+        meaning,
         "Normalise the input of each sublayer (--norm-position pre), and start the matrices that "
         "write into the stream at .02 / sqrt(2 layers).",
     )
@@ -278,12 +278,12 @@ def judge_norm_position(c: ModelConfig, first: Measurement) -> Finding:
             "rate, or do not train",
             "Use --norm-position pre; or a low --lr and --warmup-steps of thousands.",
         )
-    means = (
+    meaning = (
         "the gradient has a path down without a norm"
         if c.norm_position == "pre"
         else "post-norm trains with so few layers"
     )
-    return Finding(signal, "ok", evidence, means)
+    return Finding(signal, "ok", evidence, meaning)
 
 
 # -- parts of the model ----------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def judge_dead_units(
             f"at most {dead[most_dead]:.1%} of a layer's units never above {threshold:g} "
             f"({most_dead}) {over}"
         )
-        means = (
+        meaning = (
             "all layers have active units"
             if verdict == "ok"
             else "dead units: they pass on no signal and no gradient"
@@ -315,11 +315,11 @@ def judge_dead_units(
     else:
         verdict = grade(constant[most_constant], *DEAD_SHARE_LIMITS)
         evidence = f"{constant[most_constant]:.1%} of the units of {most_constant} constant {over}"
-        means = "saturated units: their value is the same for every token"
+        meaning = "saturated units: their value is the same for every token"
     advice = (
         "Lower --lr or lengthen --warmup-steps; start biases at 0; --feedforward gelu or swiglu."
     )
-    return Finding("dead units", verdict, evidence, means, "" if verdict == "ok" else advice)
+    return Finding("dead units", verdict, evidence, meaning, "" if verdict == "ok" else advice)
 
 
 def judge_attention_entropy(measurement: Measurement, vocab_size: int) -> Finding:

@@ -156,11 +156,11 @@ def judge_updates(
     largest = max(medians.values())
     verdict = grade(largest, *(FIRST_UPDATE_LIMITS if is_first else UPDATE_LIMITS))
     if verdict != "ok":
-        means = "an update replaces a large part of the weights"
+        meaning = "an update replaces a large part of the weights"
         if is_first:
-            means += ", before the gradients have a stable direction"
+            meaning += ", before the gradients have a stable direction"
         advice = "Lengthen --warmup-steps." if is_first else "Lower --lr."
-        return Finding(signal, verdict, evidence, means, advice)
+        return Finding(signal, verdict, evidence, meaning, advice)
     if largest < MIN_UPDATE_RATIO:
         return Finding(
             signal, "watch", evidence, "updates are too small to learn from", "Raise --lr."
@@ -252,7 +252,7 @@ class RangeTest(NamedTuple):
     limit: float  # the rate above which the loss falls hardly further
 
     @property
-    def suggested(self) -> float:
+    def suggested_rate(self) -> float:
         """The suggested learning rate: a third of the limit."""
         return self.limit / 3
 
@@ -316,7 +316,7 @@ def judge_range(test: RangeTest, config: OptimizerConfig, fine_tuned: bool = Fal
     evidence = (
         f"the loss falls hardly further above a rate of {test.limit:.1g}; the run's rate is {lr:g}"
     )
-    advice = f"Try --lr {test.suggested:.1g}, a third of that limit."
+    advice = f"Try --lr {test.suggested_rate:.1g}, a third of that limit."
     verdict = grade(lr / test.limit, *RATE_LIMITS)
     if verdict != "ok":
         return Finding(
@@ -334,5 +334,5 @@ def judge_range(test: RangeTest, config: OptimizerConfig, fine_tuned: bool = Fal
             "the rate is far lower than necessary, so training is slow",
             advice,
         )
-    means = f"the rate suits this model; a third of the limit is {test.suggested:.1g}"
-    return Finding(signal, "ok", evidence, means)
+    meaning = f"the rate suits this model; a third of the limit is {test.suggested_rate:.1g}"
+    return Finding(signal, "ok", evidence, meaning)

@@ -66,7 +66,7 @@ def analyse_runs(runs: Sequence[Observation]) -> Analysis:
         f"{frontier.approach}: {warning}" for frontier in frontiers for warning in frontier.warnings
     ]
     notes += [f"size alone: {warning}" for warning in (size_laws[0].warnings if size_laws else ())]
-    frontiers.append(isoflop.parametric(refitted))
+    frontiers.append(isoflop.parametric_frontier(refitted))
     return Analysis(
         runs=list(runs),
         bootstrap=refitted,
@@ -80,15 +80,17 @@ def analyse_runs(runs: Sequence[Observation]) -> Analysis:
 
 
 def _envelope_frontier(runs: Sequence[Observation]) -> Frontier:
-    return isoflop.envelope(isoflop.training_curves(runs))
+    return isoflop.envelope_frontier(isoflop.training_curves(runs))
 
 
 def _isoflop_frontier(runs: Sequence[Observation]) -> Frontier:
     """The frontier of an IsoFLOP design; for a grid, from slices of its curves."""
     fitted = isoflop.parabolas(runs)
     if len(fitted) >= 3:
-        return isoflop.isoflop(fitted)
-    return isoflop.isoflop(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs))))
+        return isoflop.isoflop_frontier(fitted)
+    return isoflop.isoflop_frontier(
+        isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))
+    )
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:

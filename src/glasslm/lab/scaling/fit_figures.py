@@ -11,7 +11,7 @@ import numpy as np
 from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.analysis import Analysis
-from glasslm.lab.scaling.isoflop import KAPLAN
+from glasslm.lab.scaling.isoflop import KAPLAN_EXPONENT
 from glasslm.lab.scaling.law import Observation
 from glasslm.report.figures import Palette, add_legend, style_axes
 
@@ -27,7 +27,7 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     fit, sizes = analysis.bootstrap.fit, sorted({o.N for o in analysis.runs})
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(axes, "Loss against compute", "validation loss, nats a token", colours)
+    style_axes(axes, "Loss against compute", "validation loss, nats per token", colours)
     palette = (colours.train, colours.validation, colours.third)
     for i, N in enumerate(sizes):
         runs = sorted((o for o in analysis.runs if o.N == N), key=lambda o: o.C)
@@ -85,7 +85,9 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
 
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(axes, "Loss against size at equal compute", "validation loss, nats a token", colours)
+    style_axes(
+        axes, "Loss against size at equal compute", "validation loss, nats per token", colours
+    )
     runs: Sequence[Observation] = analysis.runs
     parabolas = isoflop.parabolas(runs)
     if len(parabolas) < 3:
@@ -136,7 +138,7 @@ def draw_size_law(analysis: Analysis, colours: Palette) -> Figure:
     style_axes(
         axes,
         f"Loss against size at {runs[0].D:.3g} tokens",
-        "validation loss, nats a token",
+        "validation loss, nats per token",
         colours,
     )
     axes.plot(sizes, losses, "o", color=colours.train, label="runs, or interpolated between runs")
@@ -148,10 +150,10 @@ def draw_size_law(analysis: Analysis, colours: Palette) -> Figure:
         axes.plot(N, [law.loss(n) for n in N], style, color=colour, label=label)
     axes.plot(
         N,
-        losses[0] * (N / sizes[0]) ** -KAPLAN,
+        losses[0] * (N / sizes[0]) ** -KAPLAN_EXPONENT,
         ":",
         color=colours.ink,
-        label=f"Kaplan's slope, {KAPLAN}",
+        label=f"Kaplan's slope, {KAPLAN_EXPONENT}",
     )
     axes.set(xscale="log", yscale="log", xlabel="parameters N")
     _format_sizes(axes)

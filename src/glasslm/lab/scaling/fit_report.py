@@ -9,7 +9,7 @@ from glasslm import files
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.analysis import Analysis, to_json
 from glasslm.lab.scaling.fit_figures import draw_isoflop, draw_scaling_curve, draw_size_law
-from glasslm.lab.scaling.isoflop import KAPLAN, SizeLaw
+from glasslm.lab.scaling.isoflop import KAPLAN_EXPONENT, SizeLaw
 from glasslm.lab.scaling.law import Interval
 from glasslm.lab.scaling.plan import ComputePlan
 from glasslm.report import figures, page
@@ -82,8 +82,8 @@ def sentences(analysis: Analysis) -> list[str]:
         laws = " ".join(_format_size_law(law) for law in analysis.size_laws)
         result.append(
             f"Size alone, {len(runs)} sizes at {runs[0].D:.3g} tokens (interpolated between the "
-            f"runs of a size that has none there): {laws} Kaplan's exponent is {KAPLAN} (without "
-            "embeddings, with more tokens than the models could use, on other text)."
+            f"runs of a size that has none there): {laws} Kaplan's exponent is {KAPLAN_EXPONENT} "
+            "(without embeddings, with more tokens than the models could use, on other text)."
         )
     return result + analysis.notes
 
@@ -107,13 +107,13 @@ def summary(analysis: Analysis) -> str:
 def format_plan(plan: ComputePlan) -> str:
     """N and D for a compute as text for the terminal."""
     lines = [f"for {plan.C:.3g} FLOPs:"]
-    for name, allocation in (("20 tokens a parameter", plan.rule), ("by the fit", plan.fitted)):
+    for name, allocation in (("20 tokens per parameter", plan.rule), ("by the fit", plan.fitted)):
         if allocation is not None:
             loss = f", loss {format_interval(allocation.loss, '.4g')}" if allocation.loss else ""
             ratio = allocation.tokens_per_parameter
             lines.append(
                 f"  {name:<22} N = {allocation.N:.3g}, D = {allocation.D:.3g} "
-                f"({ratio:.3g} tokens a parameter){loss}"
+                f"({ratio:.3g} tokens per parameter){loss}"
             )
     if plan.N_opt:
         lines.append(f"  N by the fit, with its interval: {format_interval(plan.N_opt)}")
@@ -228,6 +228,6 @@ def _sensitivity_section(analysis: Analysis) -> Section:
     for variation in analysis.variations:
         law = variation.law
         exponents = [f"{x:.3f}" for x in (law.alpha, law.beta, law.a)] if law else [""] * 3
-        rows.append((variation.changed, *exponents, variation.reason))
+        rows.append((variation.change, *exponents, variation.reason))
     text = ("The same fit with another delta, or without one size or budget.",)
     return Section("Sensitivity of the fit", text, ("changed", "alpha", "beta", "a", ""), rows)

@@ -21,7 +21,7 @@ from glasslm.lab.scaling.power_terms import Array
 from glasslm.lab.scaling.uncertainty import Bootstrap
 
 # The exponent of L(N) in Kaplan et al. 2020 (arXiv:2001.08361), N without embeddings.
-KAPLAN = 0.076
+KAPLAN_EXPONENT = 0.076
 ENVELOPE_POINTS = 1500  # of compute, as in the paper
 MAX_OFF_CENTRE = 0.5  # of a parabola's minimum, in half widths of the grid of sizes
 
@@ -121,7 +121,7 @@ def training_curves(observations: Sequence[Observation]) -> list[TrainingCurve]:
     return curves
 
 
-def envelope(curves: Sequence[TrainingCurve]) -> Frontier:
+def envelope_frontier(curves: Sequence[TrainingCurve]) -> Frontier:
     """Approach 1: the size with the lowest loss at each compute.
 
     With few sizes that is a staircase, and a line through a staircase is too flat. So the optimum
@@ -238,7 +238,7 @@ def parabolas(observations: Sequence[Observation]) -> list[Parabola]:
     return result
 
 
-def isoflop(fitted: Sequence[Parabola]) -> Frontier:
+def isoflop_frontier(fitted: Sequence[Parabola]) -> Frontier:
     """The frontier through the minima among the trained sizes. InputError if fewer than 3."""
     inside = [parabola for parabola in fitted if parabola.is_inside]
     warnings = []
@@ -264,7 +264,7 @@ def isoflop(fitted: Sequence[Parabola]) -> Frontier:
 # -- approach 3, and the comparison of all three ---------------------------------------------------
 
 
-def parametric(bootstrap: Bootstrap) -> Frontier:
+def parametric_frontier(bootstrap: Bootstrap) -> Frontier:
     """Approach 3 in the form of the others."""
     fit = bootstrap.fit
     exponent = bootstrap.interval(lambda law: law.a)
@@ -325,7 +325,7 @@ def interpolate_equal_tokens(observations: Sequence[Observation]) -> list[Observ
 
 @dataclass(frozen=True)
 class SizeLaw:
-    """L(N) = E + k N^-alpha at one number of tokens. Compare its exponent with KAPLAN."""
+    """L(N) = E + k N^-alpha at one number of tokens. Compare its exponent with KAPLAN_EXPONENT."""
 
     k: float
     alpha: Interval

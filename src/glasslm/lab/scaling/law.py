@@ -247,7 +247,7 @@ def levels(values: Sequence[float]) -> list[int]:
 
 
 def budgets(observations: Sequence[Observation]) -> tuple[Literal["C", "D"], list[int]]:
-    """What the design fixes across sizes, compute or tokens, and each run's level of it.
+    """The quantity that the design fixes across sizes, and each run's level of it.
 
     An IsoFLOP design fixes compute ("C"), a grid fixes tokens ("D").
     """

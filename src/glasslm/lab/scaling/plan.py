@@ -32,7 +32,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """What to train with C FLOPs: by the rule of 20 tokens a parameter, and by a fit, if any."""
+    """What to train with C FLOPs: by the rule of 20 tokens per parameter, and by a fit, if any."""
 
     C: float
     rule: Allocation

@@ -70,7 +70,7 @@ class Bootstrap:
         logs = {"alpha": True, "beta": True, "A": True, "B": True, "E": False, "a": False}
         return {name: self.interval(attrgetter(name), log) for name, log in logs.items()}
 
-    def expected(self, N: float, D: float) -> Interval:
+    def expected_loss(self, N: float, D: float) -> Interval:
         """The law's loss at (N, D): the interval is that of a mean over seeds."""
         return self.interval(lambda law: law.loss(N, D), log=True)
 
@@ -80,7 +80,7 @@ class Bootstrap:
         The interval has the uncertainty of the law and the noise of runs. The interval assumes that
         the law holds so far from its runs; `backtest` and an extrapolation test that.
         """
-        expected = self.expected(N, D)
+        expected = self.expected_loss(N, D)
         log_half = math.log(expected.ci_high / expected.value)
         half = math.hypot(log_half, self.t_quantile * self.fit.residual_sd)
         return Interval(
@@ -140,7 +140,7 @@ def _draw_cells(cells: Sequence[tuple[float, float]], count: int) -> Array:
 class Variation:
     """The fit with one thing changed; None and the reason, if too little data is left to fit."""
 
-    changed: str
+    change: str
     law: Law | None
     reason: str = ""
 
@@ -163,11 +163,11 @@ def sensitivity(observations: Sequence[Observation], delta: float = HUBER_DELTA)
     return variations
 
 
-def _vary(changed: str, observations: Sequence[Observation], delta: float) -> Variation:
+def _vary(change: str, observations: Sequence[Observation], delta: float) -> Variation:
     try:
-        return Variation(changed, fit(observations, delta))
+        return Variation(change, fit(observations, delta))
     except InputError as error:
-        return Variation(changed, None, str(error))
+        return Variation(change, None, str(error))
 
 
 # -- backtest --------------------------------------------------------------------------------------

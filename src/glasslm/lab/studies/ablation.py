@@ -301,7 +301,7 @@ def _compare_with_baseline(
     failed = sum(trial.status == "failed" for trial in (*variant, *baseline))
     if failed:
         n, reason = len(variant), f"{failed} runs failed: see logs/"
-        return Comparison(n, 0, 0, ALPHA, plan.family_size, plan.spec.margin, why=reason)
+        return Comparison(n, 0, 0, ALPHA, plan.family_size, plan.spec.margin, reason=reason)
     losses, baseline_losses = (
         [trial.final_loss for trial in trials] for trials in (variant, baseline)
     )

@@ -31,14 +31,14 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
     """
     from matplotlib.figure import Figure
 
-    drawn = list(reversed(results[1:]))
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(drawn)), layout="constrained")
+    variant_results = list(reversed(results[1:]))
+    figure = Figure(figsize=(9, 1.4 + 0.32 * len(variant_results)), layout="constrained")
     axes = figure.add_subplot()
     label = f"{MATCH_LABELS[plan.spec.match]}, {plan.spec.seeds} seeds"
     style_axes(axes, f"Final validation loss against the baseline's, {label}", "", colours)
     axes.axvline(0, color=colours.ink, linewidth=1)
     axis_colours = {axis: _line_style(i, colours)[0] for i, axis in enumerate(plan.axes)}
-    for y, result in enumerate(drawn):
+    for y, result in enumerate(variant_results):
         comparison, colour = result.comparison, axis_colours[result.axis]
         if comparison is None or comparison.delta is None:
             reason = "diverged" if comparison and comparison.diverged else "no difference to show"
@@ -51,9 +51,9 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
         axes.plot(
             [comparison.delta], [y], MARKERS[kind], color=colour, markerfacecolor=fill, markersize=7
         )
-    axes.set_yticks(range(len(drawn)), [result.name for result in drawn])
-    axes.set_xlabel("nats a token, below zero is better (95% intervals)", color=colours.ink)
-    axes.set_ylim(-0.7, len(drawn) - 0.3)
+    axes.set_yticks(range(len(variant_results)), [result.name for result in variant_results])
+    axes.set_xlabel("nats per token, below zero is better (95% intervals)", color=colours.ink)
+    axes.set_ylim(-0.7, len(variant_results) - 0.3)
     return figure
 
 
@@ -67,9 +67,9 @@ def draw_curves(plan: Plan, results: Sequence[VariantResult], colours: Palette) 
     for position, axis in enumerate(plan.axes, 1):
         axes = figure.add_subplot(rows, columns, position)
         is_leftmost = position % columns == 1 or columns == 1
-        style_axes(axes, axis.capitalize(), "nats a token" if is_leftmost else "", colours)
-        drawn = [results[0], *(result for result in results if result.axis == axis)]
-        for i, result in enumerate(drawn):
+        style_axes(axes, axis.capitalize(), "nats per token" if is_leftmost else "", colours)
+        panel_results = [results[0], *(result for result in results if result.axis == axis)]
+        for i, result in enumerate(panel_results):
             is_baseline = result.axis == BASELINE
             colour, style = (colours.ink, "-") if is_baseline else _line_style(i - 1, colours)
             label = "baseline" if is_baseline else result.value

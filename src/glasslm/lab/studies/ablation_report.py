@@ -82,7 +82,7 @@ def lead_paragraph(plan: Plan) -> str:
         f"{len(plan.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), "
         f"{MATCH_LABELS[spec.match]}: {train.max_steps:,} steps of "
         f"{base.tokens_per_step:,} tokens for the baseline, {rate}. Losses are "
-        "those of the last weights on the validation text, in nats a token. Verdicts are "
+        "those of the last weights on the validation text, in nats per token. Verdicts are "
         f"corrected for a family of {plan.family_size} comparisons{margin}. The baseline has "
         f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
         f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, "

@@ -73,7 +73,7 @@ def run_study(
     report = format_report(kind, points)
     files.write_atomic(folder / "adapters.csv", _to_csv(points).encode())
     front = pareto_front(points)
-    figure = draw_adapters(kind, completed(points) or points, front, figures.PRINT_PALETTE)
+    figure = draw_adapters(kind, select_completed(points) or points, front, figures.PRINT_PALETTE)
     files.write_atomic(folder / "adapters.png", figures.png(figure))
     files.write_atomic(folder / "report.md", report.encode())
     return f"{report}\nstudy: {folder}"
@@ -125,7 +125,7 @@ def read_point(name: str, run: Run) -> Point:
     )
 
 
-def completed(points: list[Point]) -> list[Point]:
+def select_completed(points: list[Point]) -> list[Point]:
     """The points of completed runs. The best loss of a diverged run is from its first steps."""
     return [point for point in points if point.status in COMPLETED_STATUSES]
 
@@ -133,7 +133,9 @@ def completed(points: list[Point]) -> list[Point]:
 def pareto_front(points: list[Point]) -> list[Point]:
     """The points with a lower loss than all smaller completed ones, the smallest first."""
     front: list[Point] = []
-    for point in sorted(completed(points), key=lambda point: (point.trained, point.val_loss)):
+    for point in sorted(
+        select_completed(points), key=lambda point: (point.trained, point.val_loss)
+    ):
         if not front or point.val_loss < front[-1].val_loss:
             front.append(point)
     return front
@@ -150,7 +152,7 @@ def format_report(kind: str, points: list[Point]) -> str:
     def remark(point: Point) -> str:
         if point.variant in front:
             return "on the Pareto front"
-        return "" if point in completed(points) else point.status
+        return "" if point in select_completed(points) else point.status
 
     rows = [
         f"| {point.variant} | {point.trained:,} | {format_bytes(point.checkpoint_bytes)} | "

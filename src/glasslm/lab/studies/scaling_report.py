@@ -154,7 +154,10 @@ def draw_rates(rule: LearningRateRule, colours: Palette) -> Figure:
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     style_axes(
-        axes, "Loss over the learning rate, equal tokens", "validation loss, nats a token", colours
+        axes,
+        "Loss over the learning rate, equal tokens",
+        "validation loss, nats per token",
+        colours,
     )
     for colour, marker, trials in zip(
         (colours.train, colours.validation, colours.third), "osD", rule.trials

@@ -71,11 +71,11 @@ class Runner:
 
 
 class TrialOutcome(NamedTuple):
-    """How a trial ended."""
+    """The end of a trial."""
 
     status: str  # finished, stopped or diverged; failed if there is no result
     run: Run
-    error: str = ""  # why it failed
+    error: str = ""  # the reason of a failure
 
 
 def run_all(

@@ -127,7 +127,7 @@ class ComparedRun:
             for name, count in (record.get("parameters") or {}).items()
         }
         settings["FLOPs per token"] = _format_setting(record.get("flops_per_token"))
-        return settings | circumstances(record)
+        return settings | recorded_environment(record)
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -336,7 +336,7 @@ def write(compared: Sequence[ComparedRun], folder: Path, further: Sequence[Secti
     return page.write(folder, "comparison", f"Comparison of {title}", lead, sections)
 
 
-def circumstances(record: Mapping[str, Any]) -> dict[str, str]:
+def recorded_environment(record: Mapping[str, Any]) -> dict[str, str]:
     """The engine, device, precision, versions and machine of a run, by name."""
     names = (
         "engine",

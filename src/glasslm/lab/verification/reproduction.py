@@ -15,7 +15,7 @@ from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.choice import compute_from_record
 from glasslm.errors import DamagedError, InputError, require
-from glasslm.lab.verification.comparison import circumstances
+from glasslm.lab.verification.comparison import recorded_environment
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.metrics import ENDED_STATUSES
@@ -40,14 +40,14 @@ class FirstDifference:
 
     step: int
     where: str  # kind of line and field
-    then: Any
-    now: Any
+    recorded: Any
+    repeated: Any
 
     @property
     def difference(self) -> float | None:
         """The absolute difference; None if the values are not numbers."""
-        numbers = [isinstance(value, (int, float)) for value in (self.then, self.now)]
-        return abs(self.then - self.now) if all(numbers) else None
+        numbers = [isinstance(value, (int, float)) for value in (self.recorded, self.repeated)]
+        return abs(self.recorded - self.repeated) if all(numbers) else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CheckpointPair:
     """The comparison of a checkpoint that both runs have."""
 
     step: int
-    same: bool  # the same bytes
+    is_identical: bool  # the same bytes
     difference: float = 0.0  # the largest absolute difference of any value
     where: str = ""
 
@@ -65,24 +65,59 @@ class Reproduction:
     """The comparison of a run with its repetition."""
 
     run: Path
-    again: Path
+    new_run: Path
     steps: int  # both are compared up to this step
-    reached: int  # the last compared step of the new run
+    last_step: int  # the last compared step of the new run
     lines: int  # compared
-    trained: int  # lines and checkpoints after a step; the others depend on initial weights only
-    parting: FirstDifference | None
+    # Lines and checkpoints after a step; the others depend on initial weights only
+    n_trained_results: int
+    first_difference: FirstDifference | None
     checkpoints: list[CheckpointPair]
-    circumstances: list[tuple[str, str, str]]  # those that differ: name, then, now
+    environment: list[tuple[str, str, str]]  # values that differ: name, recorded, repeated
     notes: list[str]
     interrupted_by: int | None = None  # the signal that ended the new run before that step
 
     @property
-    def same(self) -> bool:
+    def is_identical(self) -> bool:
+        """Whether every compared result of training is the same, bit for bit."""
         return (
-            self.trained > 0
-            and self.parting is None
-            and all(pair.same for pair in self.checkpoints)
+            self.n_trained_results > 0
+            and self.first_difference is None
+            and all(pair.is_identical for pair in self.checkpoints)
         )
+
+
+def json_facts(reproduction: Reproduction) -> dict[str, Any]:
+    """The comparison for JSON; some keys are older than the fields."""
+    difference = reproduction.first_difference
+    return {
+        "run": str(reproduction.run),
+        "again": str(reproduction.new_run),
+        "steps": reproduction.steps,
+        "reached": reproduction.last_step,
+        "lines": reproduction.lines,
+        "trained": reproduction.n_trained_results,
+        "parting": difference
+        and {
+            "step": difference.step,
+            "where": difference.where,
+            "then": difference.recorded,
+            "now": difference.repeated,
+        },
+        "checkpoints": [
+            {
+                "step": pair.step,
+                "same": pair.is_identical,
+                "difference": pair.difference,
+                "where": pair.where,
+            }
+            for pair in reproduction.checkpoints
+        ],
+        "circumstances": reproduction.environment,
+        "notes": reproduction.notes,
+        "interrupted_by": reproduction.interrupted_by,
+        "same": reproduction.is_identical,
+    }
 
 
 def reproduce(
@@ -114,7 +149,7 @@ def reproduce(
     was_interrupted = outcome.status == "interrupted"
     whole = is_complete and not was_interrupted
     reproduction = compare_runs(run, Run(outcome.run_dir), end, whole=whole)
-    if was_interrupted and reproduction.reached < end:
+    if was_interrupted and reproduction.last_step < end:
         return dataclasses.replace(reproduction, interrupted_by=outcome.signal)
     return reproduction
 
@@ -159,37 +194,39 @@ def _depends_on_training(line: Mapping[str, Any]) -> bool:
     return line["kind"] in ("step", "eval") and line["step"] > 0
 
 
-def compare_runs(run: Run, again: Run, end: int, whole: bool) -> Reproduction:
+def compare_runs(run: Run, new_run: Run, end: int, whole: bool) -> Reproduction:
     """Compare two runs up to step `end`; with `whole`, their numbers of lines must be equal too."""
-    reached = min(end, again.length)
+    last_step = min(end, new_run.length)
     old_lines, new_lines = (
         list(
             itertools.takewhile(
-                lambda line: line["step"] <= reached, metrics.comparable_lines(each.metrics())
+                lambda line: line["step"] <= last_step, metrics.comparable_lines(each.metrics())
             )
         )
-        for each in (run, again)
+        for each in (run, new_run)
     )
     notes: list[str] = []
     pairs = []
-    for step in sorted({*checkpoint.list_steps(run.path)} & {*checkpoint.list_steps(again.path)}):
-        if step > reached:
+    for step in sorted({*checkpoint.list_steps(run.path)} & {*checkpoint.list_steps(new_run.path)}):
+        if step > last_step:
             continue
         try:
-            pairs.append(_compare_checkpoints(run, again, step))
+            pairs.append(_compare_checkpoints(run, new_run, step))
         except DamagedError as error:
             notes.append(f"the checkpoint of step {step:,} was not compared: {error}")
     return Reproduction(
         run=run.path,
-        again=again.path,
+        new_run=new_run.path,
         steps=end,
-        reached=reached,
+        last_step=last_step,
         lines=min(len(old_lines), len(new_lines)),
-        trained=sum(_depends_on_training(line) for line, _ in zip(old_lines, new_lines))
+        n_trained_results=sum(_depends_on_training(line) for line, _ in zip(old_lines, new_lines))
         + sum(pair.step > 0 for pair in pairs),
-        parting=_first_difference(old_lines, new_lines, whole),
+        first_difference=_first_difference(old_lines, new_lines, whole),
         checkpoints=pairs,
-        circumstances=_different_values(circumstances(run.record), circumstances(again.record)),
+        environment=_different_values(
+            recorded_environment(run.record), recorded_environment(new_run.record)
+        ),
         notes=notes,
     )
 
@@ -198,11 +235,11 @@ def _first_difference(
     old_lines: list[dict[str, Any]], new_lines: list[dict[str, Any]], whole: bool
 ) -> FirstDifference | None:
     """The first field that differs; with `whole`, the first line that only one run has."""
-    for then, now in zip(old_lines, new_lines):
-        for name in (name for name in then if name in now):  # another version may log more
-            if then[name] != now[name]:
-                where = f"{then['kind']}: {name}"
-                return FirstDifference(then["step"], where, then[name], now[name])
+    for recorded, repeated in zip(old_lines, new_lines):
+        for name in (name for name in recorded if name in repeated):  # another version may log more
+            if recorded[name] != repeated[name]:
+                where = f"{recorded['kind']}: {name}"
+                return FirstDifference(recorded["step"], where, recorded[name], repeated[name])
     n_old, n_new = len(old_lines), len(new_lines)
     if whole and n_old != n_new:
         longer = old_lines if n_old > n_new else new_lines
@@ -211,14 +248,14 @@ def _first_difference(
     return None
 
 
-def _compare_checkpoints(run: Run, again: Run, step: int) -> CheckpointPair:
-    then, now = (checkpoint.load(each.path, step) for each in (run, again))
+def _compare_checkpoints(run: Run, new_run: Run, step: int) -> CheckpointPair:
+    recorded, repeated = (checkpoint.load(each.path, step) for each in (run, new_run))
     if all(
-        files.file_sha256(then.path / name) == files.file_sha256(now.path / name)
+        files.file_sha256(recorded.path / name) == files.file_sha256(repeated.path / name)
         for name in ARRAY_FILES
     ):
-        return CheckpointPair(step, same=True)
-    expected, actual = dict(then.state()), dict(now.state())
+        return CheckpointPair(step, is_identical=True)
+    expected, actual = dict(recorded.state()), dict(repeated.state())
     if unmatched := sorted(expected.keys() ^ actual.keys()):
         return CheckpointPair(
             step, False, float("nan"), f"{unmatched[0]}, which only one of them has"
@@ -230,9 +267,7 @@ def _compare_checkpoints(run: Run, again: Run, step: int) -> CheckpointPair:
     return CheckpointPair(step, False, differences[where], where)
 
 
-def _different_values(then: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
-    """(name, then, now) of the values that differ."""
-    rows = [
-        (name, then.get(name, "-"), now.get(name, "-")) for name in dict.fromkeys([*then, *now])
-    ]
+def _different_values(old: dict[str, str], new: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(name, recorded value, value of the new run) of the values that differ."""
+    rows = [(name, old.get(name, "-"), new.get(name, "-")) for name in dict.fromkeys([*old, *new])]
     return [row for row in rows if row[1] != row[2]]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,8 @@ from glasslm.training.memory import explain_out_of_memory
 COPY_STEPS = 12  # steps of each copy
 MIN_STEPS_BEFORE_KILL = 7  # the kill comes after these, at a step without a checkpoint
 PARTIAL_LINE = b'{"kind": "step", "step": 9, "lo'  # what a kill during a write leaves
+# Keys of `glasslm verify --resume --json`, and the fields
+STEP_KEYS = {"begin": "start_step", "died": "killed_at_step", "resumed": "resumed_from_step"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Resumption:
 
     engine: str
     precision: str
-    begin: int  # the step of the checkpoint that both copies start from
-    died: int  # the step after which one of them was killed
-    resumed: int  # the step of the checkpoint that it was resumed from
+    start_step: int  # the step of the checkpoint that both copies start from
+    killed_at_step: int  # the step after which one of them was killed
+    resumed_from_step: int  # the step of the checkpoint that it was resumed from
     end: int
     entries: int  # weights and moments compared
     difference: float  # the largest absolute difference of any element
@@ -66,6 +69,14 @@ class Resumption:
     @property
     def passed(self) -> bool:
         return self.difference == 0.0 and self.same_lines and self.same_progress
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same for JSON, whose keys for the three steps are older than the fields."""
+        facts = dataclasses.asdict(self) | {"passed": self.passed}
+        for key, name in STEP_KEYS.items():
+            facts[key] = facts.pop(name)
+        return facts
 
 
 def try_resume(run_dir: Path, notify: Notify) -> Resumption:
@@ -98,7 +109,7 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
                     loop.do_step()
                     if interrupted.is_set():
                         raise KeyboardInterrupt(interrupted.received)
-            died, resumed = loop.step, max(checkpoint.list_steps(cut.path))
+            killed_at_step, resumed_from_step = loop.step, max(checkpoint.list_steps(cut.path))
             _simulate_kill(cut.path)
             outcome = launch.resume(cut.path, _compute(cut)[0], lambda message: None)
         if outcome.status == "diverged":
@@ -106,7 +117,7 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
                 f"of two copies of {run_dir}, the resumed one diverged and the other did not"
             )
         _require_end(outcome.status, outcome.signal)
-        return _compare(whole, cut, latest.step, died, resumed)
+        return _compare(whole, cut, latest.step, killed_at_step, resumed_from_step)
 
 
 def _read_latest(run_dir: Path, notify: Notify) -> tuple[Checkpoint, dict[str, Array]]:
@@ -215,7 +226,9 @@ def _simulate_kill(run_dir: Path) -> None:
     (half / "model.safetensors").write_bytes(b"half")
 
 
-def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resumption:
+def _compare(
+    whole: Run, cut: Run, start_step: int, killed_at_step: int, resumed_from_step: int
+) -> Resumption:
     """Compare the last checkpoints and the metrics of both copies."""
     whole_end, cut_end = (checkpoint.load(run.path) for run in (whole, cut))
     expected, actual = dict(whole_end.state()), dict(cut_end.state())
@@ -231,14 +244,14 @@ def _compare(whole: Run, cut: Run, begin: int, died: int, resumed: int) -> Resum
     return Resumption(
         engine=whole.record["engine"],
         precision=whole.record["precision"],
-        begin=begin,
-        died=died,
-        resumed=resumed,
+        start_step=start_step,
+        killed_at_step=killed_at_step,
+        resumed_from_step=resumed_from_step,
         end=whole_end.step,
         entries=len(expected),
         difference=differences[where],
         where=where,
-        lines=sum(line["step"] > begin for line in whole_lines),
+        lines=sum(line["step"] > start_step for line in whole_lines),
         same_lines=whole_lines == cut_lines,
         same_progress=whole_progress == cut_progress,
     )
