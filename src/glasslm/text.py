@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import sys
+import textwrap
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -92,6 +94,34 @@ def to_one_line(text: str, max_chars: int = 160) -> str:
     """
     line = re.sub(r"\s*\n\s*", " / ", escape_control_chars(text).strip())
     return line if len(line) <= max_chars else f"{line[: max_chars - 3]}..."
+
+
+def wrap_lines(text: str, indent: str = "", width: int = 100) -> list[str]:
+    """`text` in lines of at most `width` characters, each after `indent`."""
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+
+
+def align_columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """The rows of a table as lines, with two spaces between columns.
+
+    >>> align_columns([("name", "loss"), ("a", "1.5")])
+    ['name  loss', 'a     1.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths))).rstrip()
+        for row in rows
+    ]
+
+
+def suggest_name(name: str, known: Iterable[str], quote: str = "'") -> str:
+    """The end of a message about an unknown name: the known one most like it, or nothing.
+
+    >>> suggest_name("trian", ["train", "resume"])
+    ": did you mean 'train'?"
+    """
+    similar = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {quote}{similar[0]}{quote}?" if similar else ""
 
 
 def quote_path(path: object) -> str:

@@ -196,7 +196,7 @@ def test_the_text_of_a_run_is_found_again_from_anywhere(tmp_path, capsys, monkey
 
 
 def test_shakespeare_is_no_longer_than_its_file(data_dir):
-    """The course's text, scored by a model of 65 equal symbols: log2(65) bits a byte."""
+    """The course's text, scored by a model of 65 equal symbols: log2(65) bits per byte."""
     text = (data_dir / "tinyshakespeare.txt").read_text(encoding="utf-8")
     tokenizer = CharTokenizer(text)
     score = evaluate(

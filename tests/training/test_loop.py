@@ -24,7 +24,7 @@ from glasslm.errors import InputError
 from glasslm.inference.evaluation import Score
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.training import guard, launch
-from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.evaluation_windows import evaluation_windows
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop import Loop, is_due
 from small_runs import (

@@ -22,7 +22,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
-from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.evaluation_windows import evaluation_windows
 from glasslm.training.step_timer import (
     MIN_COMPILED_RUN_S,
     StepTimer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -10,7 +9,7 @@ import warnings
 from typing import TextIO
 
 from glasslm.errors import GlasslmError
-from glasslm.text import notify
+from glasslm.text import notify, suggest_name
 
 COMMAND_GROUPS = {
     "Train": {
@@ -63,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glasslm {version('glasslm')}")
         return 0
     if argv[0] not in COMMANDS:
-        similar = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f": did you mean '{similar[0]}'?" if similar else ""
+        hint = suggest_name(argv[0], COMMANDS)
         print(
             f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_format_help()}", file=sys.stderr
         )

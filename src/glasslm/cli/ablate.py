@@ -13,12 +13,12 @@ import tyro
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError, require
 from glasslm.lab.studies.ablation_axes import AXES, Match
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify, quote_path
+from glasslm.text import notify
 
 DESCRIPTION = f"""Measure the effect of each design choice. A baseline is compared with variants
 of it, each with one change, over the same seeds.
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     )
     runner = flags.runner.make_runner(flags.compute)
     plan = ablation.plan(flags.config, spec, runner, study, notify)
-    notify(f"study: {study} (to continue it, give the same command with --out {quote_path(study)})")
+    notify(f"study: {study} ({run_folder.continuation_hint(study)})")
     results = ablation.run(plan, study, runner, shlex.join(["glasslm", "ablate", *argv]), notify)
     page = ablation_report.write(study, plan, results)
     text = ablation_report.summary(plan, results)

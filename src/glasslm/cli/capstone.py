@@ -10,11 +10,11 @@ from typing import Annotated
 import tyro
 
 from glasslm.cli.flag_groups import RecipeFlags, compute_config
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError, require
-from glasslm.text import notify, quote_path
+from glasslm.text import notify
 
 DESCRIPTION = """A course project in one command and one folder, on any text, within a time
 budget.
@@ -63,10 +63,7 @@ def main(argv: list[str]) -> int:
     compute, base = compute_config(flags.compute), flags.config
     command = shlex.join(["glasslm", "capstone", *argv])
     record = build.open_record(folder, base, flags.preset, budget_s)
-    notify(
-        f"capstone: {folder} "
-        f"(to continue it, give the same command with --out {quote_path(folder)})"
-    )
+    notify(f"capstone: {folder} ({run_folder.continuation_hint(folder)})")
     if flags.quiz:
         quiz.ask_questions(build.list_quiz_questions(base, notify), folder)
         record.restart_clock()

@@ -16,7 +16,7 @@ import tyro
 
 from glasslm import files
 from glasslm.cli.flag_groups import RUN_HELP, JsonFlag
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.errors import InputError, require
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.errors import InputError
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import escape_control_chars, notify
+from glasslm.text import align_columns, escape_control_chars, notify, wrap_lines
 
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
 
@@ -75,11 +74,11 @@ def main(argv: list[str]) -> int:
         ("difference", differences),
     ):
         print(f"\n{_format_table(title, letters, rows)}", file=out)
-    print("\n" + _wrap(remarks), file=out)
+    print("\n" + _wrap_remarks(remarks), file=out)
     if matrix:
         print(
             f"\n{_format_table('bits per byte', matrix.header, matrix.rows)}\n\n"
-            f"{_wrap(matrix.remarks)}",
+            f"{_wrap_remarks(matrix.remarks)}",
             file=out,
         )
     print(f"page: {page}", file=out)
@@ -98,8 +97,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _wrap(remarks: Sequence[str]) -> str:
-    return "\n".join(textwrap.fill(escape_control_chars(remark), 100) for remark in remarks)
+def _wrap_remarks(remarks: Sequence[str]) -> str:
+    return "\n".join(
+        line for remark in remarks for line in wrap_lines(escape_control_chars(remark))
+    )
 
 
 def _format_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
@@ -108,10 +109,7 @@ def _format_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
     cells += [[name, *map(_shorten, values)] for name, values in rows] or [
         ["none", *("" for _ in columns)]
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells
-    )
+    return "\n".join(align_columns(cells))
 
 
 def _shorten(value: str) -> str:

@@ -11,11 +11,11 @@ import tyro
 
 from glasslm.cli import parsing
 from glasslm.cli.flag_groups import JsonFlag
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.sources import corpora
 from glasslm.errors import InputError
-from glasslm.text import escape_control_chars, notify, to_one_line
+from glasslm.text import align_columns, escape_control_chars, notify, to_one_line
 
 HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
@@ -235,11 +235,7 @@ def _print_table(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
     if title:
         print(f"{title}:")
     lines = [head, *rows] if head else rows
-    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-    for row in lines:
-        print(
-            ("  " if title else "")
-            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        )
+    for line in align_columns(lines, indent="  " if title else ""):
+        print(line)
     if title:
         print()

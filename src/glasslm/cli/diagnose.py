@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from glasslm.cli.flag_groups import RUN_HELP, JsonFlag, RecipeFlags
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.errors import InputError
 from glasslm.report.findings import SEVERITY, Finding, worst_verdict

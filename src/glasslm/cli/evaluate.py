@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.cli.parsing import parse
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DataConfig, DeviceConfig
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.batch_sampler import TokenArray
@@ -22,7 +21,7 @@ from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import escape_control_chars, notify
+from glasslm.text import align_columns, escape_control_chars, notify, wrap_lines
 
 MAX_BASELINE_BYTES = 4 << 20  # gzip takes about a second
 
@@ -101,7 +100,7 @@ def _format_scores(result: dict[str, Any]) -> str:
     lines = [
         f"{result['text']}: {result['tokens']:,} tokens, {result['bytes']:,} bytes, "
         f"scored by step {result['step']:,}",
-        f"  loss           {result['loss']:8.4f} nats a token",
+        f"  loss           {result['loss']:8.4f} nats per token",
         f"  perplexity     {result['perplexity']:8.2f}",
         f"  bits per byte  {result['bpb']:8.4f}",
     ]
@@ -118,12 +117,8 @@ def _format_domain(domain: Domain | None) -> list[str]:
     if domain is None:
         return []
     if domain.missing:
-        return ["", domain.question, *_wrap(domain.missing)]
-    widths = [max(len(row[column]) for row in (domain.header, *domain.rows)) for column in range(3)]
-    table = [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        for row in (domain.header, *domain.rows)
-    ]
+        return ["", domain.question, *wrap_lines(domain.missing, indent="  ")]
+    table = align_columns([domain.header, *domain.rows], indent="  ")
     invented = (
         f"Invented: {', '.join(map(escape_control_chars, domain.examples))}."
         if domain.examples
@@ -138,9 +133,5 @@ def _format_domain(domain: Domain | None) -> list[str]:
         "",
         domain.question,
         *table,
-        *(line for note in notes if note for line in _wrap(note)),
+        *(line for note in notes if note for line in wrap_lines(note, indent="  ")),
     ]
-
-
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.errors import GlasslmError, InputError
 from glasslm.text import notify
 
@@ -93,7 +93,7 @@ def _to_gguf(flags: Flags) -> int:
         for comparison in gguf_comparison.compare_readers(model, file, kind):
             difference = (
                 f"relative difference {comparison.largest_difference:.1e}, "
-                f"KL divergence {comparison.kl_divergence:.1e} nats a token"
+                f"KL divergence {comparison.kl_divergence:.1e} nats per token"
             )
             if not comparison.is_close(model.config, kind):
                 raise GlasslmError(

@@ -15,7 +15,7 @@ import tyro
 
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.cli.parsing import parse
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.errors import InputError

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 
 DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run. One folder contains its
 config.json, safetensors and tokenizer.json.

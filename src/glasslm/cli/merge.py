@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from glasslm.cli.flag_groups import RunArgument
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 
 DESCRIPTION = """Merge the adapters of a fine-tuned run into its weights, as a run of its own.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from glasslm.cli.flag_groups import JsonFlag, RunArgument
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.errors import require
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify

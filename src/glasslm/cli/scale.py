@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify, quote_path
+from glasslm.text import notify
 
 if TYPE_CHECKING:
     from glasslm.lab.scaling.analysis import Analysis
@@ -118,9 +118,7 @@ def _run_ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, P
     from glasslm.runs import run_folder
 
     folder = run_folder.study_folder(flags.out, "scaling", flags.preset)
-    notify(
-        f"study: {folder} (to continue it, give the same command with --out {quote_path(folder)})"
-    )
+    notify(f"study: {folder} ({run_folder.continuation_hint(folder)})")
     command = shlex.join(["glasslm", "scale", *argv])
     runner = flags.runner.make_runner(flags.compute)
     study = scaling_study.run_study(flags.config, budget, runner, folder, notify, command)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from glasslm.cli.flag_groups import compute_config
-from glasslm.config.flag_values import optional_flag, require_fields
+from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.schema import DeviceConfig
 from glasslm.lab.studies.sweep import Runner, RunnerName
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, TrackFlag
 from glasslm.cli.outcome import report_outcome
-from glasslm.config.flag_values import optional_flag
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
 

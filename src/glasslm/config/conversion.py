@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from glasslm.config.schema import (
     TrainConfig,
 )
 from glasslm.errors import InputError
+from glasslm.text import suggest_name
 
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
@@ -117,5 +117,4 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 
 
 def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else f": known are {', '.join(sorted(known))}"
+    return suggest_name(name, known) or f": known are {', '.join(sorted(known))}"

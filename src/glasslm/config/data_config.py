@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from glasslm.config.flag_values import optional_flag, require_fields
+from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.units import parse_size
 from glasslm.errors import InputError, require
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, assert_never
 
 import tyro
 
-from glasslm.config.flag_values import require_fields
+from glasslm.config.config_fields import require_fields
 from glasslm.errors import InputError, require
 
 Norm = Literal["rmsnorm", "layernorm", "none"]

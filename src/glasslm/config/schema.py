@@ -11,8 +11,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from glasslm.config.config_fields import require_fields
 from glasslm.config.data_config import Corpus, DataConfig
-from glasslm.config.flag_values import require_fields
 from glasslm.config.model_config import (
     ADAPTABLE_MATRICES,
     GATED,

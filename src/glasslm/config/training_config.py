@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from glasslm.config.flag_values import optional_flag, require_fields
+from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError, require
 

@@ -19,12 +19,12 @@ an expert.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.model.parameters import ParameterSpec
+from glasslm.text import suggest_name
 
 GRADIENT_PREFIX = "gradient/"
 
@@ -73,6 +73,5 @@ def require_known_names(
     known_names = [*forward_names(c), *backward_names(c, table)]
     for name in names:
         if name not in known_names:
-            close = difflib.get_close_matches(name, known_names, n=1)
-            suggestion = f": did you mean {close[0]}?" if close else ""
+            suggestion = suggest_name(name, known_names, quote="")
             raise InputError(f"there is nothing called '{name}' in this model{suggestion}")

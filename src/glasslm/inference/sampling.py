@@ -92,18 +92,18 @@ def probabilities(
     with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, as greedy does
         scores /= sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
-        scores[_outside_top_k(scores, sampling.top_k)] = -np.inf
+        scores[mask_outside_top_k(scores, sampling.top_k)] = -np.inf
     weights: NDArray[np.float64] = np.exp(scores)
     weights /= weights.sum(-1, keepdims=True)
     if sampling.top_p < 1:
-        weights[_outside_top_p(weights, sampling.top_p)] = 0.0
+        weights[mask_outside_top_p(weights, sampling.top_p)] = 0.0
     if sampling.min_p > 0:
         weights[weights < sampling.min_p * weights.max(-1, keepdims=True)] = 0.0
     weights /= weights.sum(-1, keepdims=True)
     return weights
 
 
-def _outside_top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+def mask_outside_top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     """(..., V): marks all but the k highest scores of each row; of equal ones the first stay."""
     threshold = np.partition(scores, -k, -1)[..., -k, None]
     above, equal = scores > threshold, scores == threshold
@@ -111,7 +111,7 @@ def _outside_top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     return ~(above | (equal & (equal.cumsum(-1) <= n_equal_kept)))
 
 
-def _outside_top_p(weights: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
+def mask_outside_top_p(weights: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
     """(..., V): marks the tokens of each row after the likeliest that reach the share p."""
     order = np.argsort(-weights, -1, kind="stable")
     shares = np.cumsum(np.take_along_axis(weights, order, -1), -1)

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import from_dict, to_dict
-from glasslm.config.flag_values import optional_flag
 from glasslm.config.schema import (
     ComputeConfig,
     DeviceName,

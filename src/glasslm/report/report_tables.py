@@ -30,7 +30,7 @@ ENDINGS = {
     "finished": "The run did all its steps.",
     "stopped": "The run stopped early: it reached the target loss, or the loss no longer improved.",
     "interrupted": "The run was interrupted. `glasslm resume` continues it.",
-    "diverged": "Training diverged: too many non-finite losses in a row. "
+    "diverged": "Training diverged: its losses are not finite, or more than a nat above the start. "
     "Try a lower learning rate first.",
     "failed": "The run ended with an error. "
     "`glasslm resume` continues it from the last checkpoint.",

@@ -25,7 +25,7 @@ from glasslm.runs.checkpoint import RunIdentity
 from glasslm.runs.history import History, read_history
 from glasslm.runs.record import FORMAT, RunRecord
 from glasslm.runs.run_lock import LOCK_FILE, lock_run
-from glasslm.text import Notify
+from glasslm.text import Notify, quote_path
 
 if TYPE_CHECKING:
     from glasslm.data.dataset import Dataset
@@ -82,6 +82,11 @@ def study_folder(path: Path | None, kind: str, topic: str, flag: str = "--out") 
     if (folder / _RECORD).exists():
         raise InputError(f"{folder} holds a run, not a study: choose another {flag}")
     return folder
+
+
+def continuation_hint(folder: Path, flag: str = "--out") -> str:
+    """How to continue the study in `folder` after an interruption; `flag` names its folder."""
+    return f"to continue it, give the same command with {flag} {quote_path(folder)}"
 
 
 def require_new(run_dir: Path) -> None:

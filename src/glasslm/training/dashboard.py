@@ -15,15 +15,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from glasslm.runs.history import loss_range
+from glasslm.runs.history import Point, loss_range
 from glasslm.runs.metrics import Line, SampleLine, Timing
 from glasslm.text import as_float, escape_control_chars, format_duration, format_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
-
-Point = tuple[float, float]  # step, loss
 
 # The hues of the report (report/figures.py), legible on dark and on light terminals: training is
 # blue and validation orange.
@@ -59,16 +57,16 @@ class View:
         if line["kind"] == "plan":
             self.max_steps = line.get("max_steps")
         elif line["kind"] == "step":
-            self._time(line.get("timing", {}))
-            self._smooth(step, as_float(line.get("loss")))
+            self._record_timing(line.get("timing", {}))
+            self._append_smoothed_loss(step, as_float(line.get("loss")))
             self.lr, self.grad_norm = as_float(line.get("lr")), as_float(line.get("grad_norm"))
         elif line["kind"] == "eval":
-            self._time(line.get("timing", {}))
+            self._record_timing(line.get("timing", {}))
             if line.get("split", "val") == "val":
                 self._add_validation((step, as_float(line.get("loss"))))
                 self.bpb = as_float(line.get("bpb"))
         elif line["kind"] == "checkpoint":
-            self._time(line.get("timing", {}))
+            self._record_timing(line.get("timing", {}))
         elif line["kind"] == "sample":
             self.sample = line
         elif line["kind"] == "resume":
@@ -97,7 +95,7 @@ class View:
         finite = [point for point in self.validation if math.isfinite(point[1])]
         self.best = min(finite, key=itemgetter(1), default=None)
 
-    def _time(self, timing: Timing) -> None:
+    def _record_timing(self, timing: Timing) -> None:
         rate = timing.get("tokens_per_s")
         self.tokens_per_s = rate if rate is not None else self.tokens_per_s
         now = time.monotonic()
@@ -108,7 +106,7 @@ class View:
             if seconds is not None:
                 self.clock[key] = (float(seconds), now)
 
-    def _smooth(self, step: float, loss: float) -> None:
+    def _append_smoothed_loss(self, step: float, loss: float) -> None:
         """Append the double exponential mean (Mulloy, 1994): it does not lag a steady fall."""
         if not math.isfinite(loss):
             return

@@ -23,7 +23,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.text import as_float
 from glasslm.training import guard
 from glasslm.training.display import Display
-from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.evaluation_windows import evaluation_windows
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interrupt, catch_signals
 from glasslm.training.learning_rate import lr_at

@@ -21,7 +21,7 @@ from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Engine
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
-from glasslm.training.evaluation_size import evaluation_windows, max_evaluation_windows
+from glasslm.training.evaluation_windows import evaluation_windows, max_evaluation_windows
 from glasslm.training.loop import SAMPLE_TOKENS
 from glasslm.training.training_batch import training_batch
 

@@ -26,7 +26,7 @@ from glasslm import files
 from glasslm.runs.metrics import COMPLETED_STATUSES, Line, timing_of
 from glasslm.runs.run_folder import Run
 from glasslm.text import as_float, quote_path, to_one_line
-from glasslm.training.evaluation_size import evaluation_windows
+from glasslm.training.evaluation_windows import evaluation_windows
 
 MAX_CLOSE_S = 20.0  # a run waits for its trackers after its last line
 MAX_CONNECT_S = 10  # for wandb to find its server; trackers.MAX_START_S is longer
@@ -209,11 +209,11 @@ def follow_lines(run: Run, start: int, run_ended: threading.Event) -> Iterator[L
     is_sampled = evaluation_windows(run.config, run.record["data"]["val_tokens"]) is not None
     with open(run.path / "metrics.jsonl", "rb") as file:
         file.seek(start)
-        rest = b""
+        partial_line = b""
         while True:
             # Checked before reading, so that nothing written before the end is missed.
             is_last_read = run_ended.is_set()
-            *raw_lines, rest = (rest + file.read()).split(b"\n")
+            *raw_lines, partial_line = (partial_line + file.read()).split(b"\n")
             for line in map(files.parse_json, raw_lines):
                 if (
                     is_sampled

@@ -43,7 +43,7 @@ from glasslm.lab.diagnosis.gradient_trials import (
 from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
-from glasslm.text import Notify, format_duration
+from glasslm.text import Notify, align_columns, format_duration
 
 RECIPE_HEADER = ("", "validation loss", "against all tricks", "")
 
@@ -241,11 +241,7 @@ def format_text(results: CookbookResults) -> str:
     for section in build_sections(results):
         lines += ["", section.title, *(f"  {sentence}" for sentence in section.text)]
         table: list[Sequence[str]] = [section.header, *section.rows] if section.rows else []
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines += [
-            ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths))).rstrip()
-            for row in table
-        ]
+        lines += align_columns(table, indent="    ")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import COMPLETED_STATUSES, eval_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, format_bytes, notify, quote_path
+from glasslm.text import Notify, format_bytes, notify
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,10 +64,7 @@ def run_study(
     """
     trials = [Trial(name, variant) for name, variant in _list_variants(kind, config).items()]
     folder = run_folder.study_folder(folder, "adapters", kind, "--run-dir")
-    notify(
-        f"the study is in {folder}: to resume it, give the same command with --run-dir "
-        f"{quote_path(folder)}"
-    )
+    notify(f"study: {folder} ({run_folder.continuation_hint(folder, '--run-dir')})")
     outcomes = sweep.run_in_turn(folder, trials, compute, notify, command)
     points = [read_point(name, outcome.run) for name, outcome in outcomes.items()]
     report = format_report(kind, points)
