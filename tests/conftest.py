@@ -1,5 +1,4 @@
-"""Shared by all tests: a cache folder of their own, no network, no waiting for the disk, the data
-folder, and what CI lets a test skip for."""
+"""Shared by all tests: a separate cache, no network, no fsync, data folder, reasons for skips."""
 
 from __future__ import annotations
 
@@ -11,18 +10,18 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
-# PyTorch's threads wait for each other by spinning, which slows the tests of a busy machine several
-# times. The programs that tests start inherit it.
+# PyTorch's threads wait for each other by spinning, which slows tests on a busy machine several
+# times. Programs that tests start inherit this setting.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# No deadline: time on a shared machine proves nothing. No database: tests write nothing beside the
-# code.
+# Hypothesis has no deadline, because the speed of a shared machine varies, and no database, because
+# tests write nothing beside the code.
 settings.register_profile("glasslm", deadline=None, database=None)
 settings.load_profile("glasslm")
 
-# A skip for any other reason is a failure in CI and in .ci/run, whose leg `tests` runs without the
-# variable CI, because Hypothesis and pytest read it, too: a test that is never run proves nothing.
-# Each is how a reason begins.
+# CI and .ci/run fail a test that is skipped for another reason, because it might never run
+# anywhere. Each entry is the beginning of a reason. The leg `tests` of .ci/run sets only
+# GLASSLM_STRICT_SKIPS, because Hypothesis and pytest read CI as well.
 STRICT = bool(os.environ.get("CI") or os.environ.get("GLASSLM_STRICT_SKIPS"))
 MAY_SKIP: tuple[str, ...] = (
     "needs the data folder beside the repository",
@@ -40,9 +39,7 @@ MAY_SKIP: tuple[str, ...] = (
     "llama.cpp is an extra",
     "lm-evaluation-harness is installed by hand",
 )
-if os.environ.get(
-    "GLASSLM_WITHOUT_TORCH"
-):  # the leg of .ci/run that has the core dependencies alone
+if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # .ci/run sets it where only core dependencies are
     extras = (
         "torch",
         "tiktoken",
@@ -60,9 +57,9 @@ if os.environ.get(
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-def _judged(report: Report) -> Report:
-    """The report of a test or a file; failed where it was skipped for an unlisted reason."""
-    # an xfail has no tuple
+def fail_unlisted_skip(report: Report) -> Report:
+    """The report of a test or a file, as a failure if it was skipped for an unlisted reason."""
+    # The longrepr of a skip is a tuple, and that of an expected failure is not.
     if STRICT and report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
         if not reason.startswith(MAY_SKIP):
@@ -75,31 +72,30 @@ def _judged(report: Report) -> Report:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    return _judged((yield))
+    return fail_unlisted_skip((yield))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    return _judged((yield))
+    return fail_unlisted_skip((yield))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLASSLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("GLASSLM_MIRROR", "http://127.0.0.1:9")  # nobody listens there
+        patch.setenv("GLASSLM_MIRROR", "http://127.0.0.1:9")  # a port without a server
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """In this process fsync returns at once: only a machine that loses its power can tell, and no
-    test takes it away.
+def disable_fsync() -> Iterator[None]:
+    """Make fsync return at once in this process: it matters only after a power failure.
 
-    The programs that tests start wait for the disk, and tests/test_files.py shows that nothing has
-    its name before.
+    Programs that tests start call the real fsync. tests/test_files.py tests that files are flushed
+    before they get their names.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -108,7 +104,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def short_samples() -> Iterator[None]:
-    """Samples on the way of 50 tokens: those of 200 take longer than the steps of a small run."""
+    """Samples of 50 tokens during training: 200 take longer than the steps of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glasslm.training.loop.SAMPLE_TOKENS", 50)
         yield
@@ -116,14 +112,14 @@ def short_samples() -> Iterator[None]:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without their pictures, which take longer than all else about a page."""
+    """Pages without figures, which take most of the time of a page."""
     monkeypatch.setattr("glasslm.report.figures.png", lambda figure: b"")
     monkeypatch.setattr("glasslm.report.figures.inline_svg", lambda figure, label: "")
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """../shared/data, which not every machine has."""
+    """The folder ../shared/data; the test is skipped on a machine without it."""
     path = Path(__file__).parents[2] / "shared" / "data"
     if not path.is_dir():
         pytest.skip("needs the data folder beside the repository")
