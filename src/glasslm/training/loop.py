@@ -75,19 +75,19 @@ class Loop:
 
         The status is "finished", "stopped" (by stop_at_loss or patience) or "interrupted".
         """
-        with catch_signals() as interrupted:
+        with catch_signals() as interrupt:
             if self.evaluated_at < 0:  # a new run
                 self.evaluate()
                 if self.config.train.sample_interval:
                     self.sample()
                 self.save()
-            while not (self._is_over() or interrupted.is_set() or self.step == stop_at):
+            while not (self._is_over() or interrupt.is_set() or self.step == stop_at):
                 self.do_step()
             if not self._is_over():
                 self.save(planned=False)
-            elif self._finish(interrupted):
+            elif self._finish(interrupt):
                 return "finished" if self.step == self.max_steps else "stopped"
-            self.signal = interrupted.received
+            self.signal = interrupt.received
             return "interrupted"
 
     def do_step(self) -> None:
@@ -205,7 +205,7 @@ class Loop:
             return True
         return patience is not None and self.patience_used >= patience
 
-    def _finish(self, interrupted: Interrupt) -> bool:
+    def _finish(self, interrupt: Interrupt) -> bool:
         """Evaluate and save the last weights; measure them and the best ones on the whole split.
 
         False where a signal came before the measurements: a resumed run makes them.
@@ -216,7 +216,7 @@ class Loop:
             self.sample()
         self.save()
         if self.max_windows is not None and not self.full_split_measured:
-            lines = self._full_split_evals(interrupted)
+            lines = self._full_split_evals(interrupt)
             if lines is None:
                 return False
             losses = {line["step"]: as_float(line["loss"]) for line in lines}
@@ -230,15 +230,15 @@ class Loop:
             self.save(again=True)  # state.json names the best step of the whole split
         return True
 
-    def _full_split_evals(self, interrupted: Interrupt) -> list[EvalLine] | None:
+    def _full_split_evals(self, interrupt: Interrupt) -> list[EvalLine] | None:
         """The losses of the last and the best weights on the whole split; None after a signal."""
-        if interrupted.is_set():
+        if interrupt.is_set():
             return None
         val_tokens = self.dataset.val.tokens
         lines = [self._eval_line(self.step, self.score(val_tokens, None), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
-            if interrupted.is_set():
+            if interrupt.is_set():
                 return None
             self.engine.load(best.weights().items())
             lines.append(self._eval_line(best.step, self.score(val_tokens, None), is_best=False))

@@ -71,10 +71,10 @@ def track_run(
             except OSError as error:  # no memory, or too many processes
                 notify(_failure_warning(name, str(error)))
         end = time.monotonic() + MAX_START_S
-        with catch_signals() as interrupted:
+        with catch_signals() as interrupt:
             for process in processes:
-                process.wait_for_start(end, notify, interrupted)
-        yield interrupted
+                process.wait_for_start(end, notify, interrupt)
+        yield interrupt
     finally:
         end = time.monotonic() + MAX_CLOSE_S
         for process in processes:
@@ -123,10 +123,10 @@ class _TrackerProcess:
                     self._messages.put(json.loads(line))
         self._messages.put({"failed": "its process ended without a message"})
 
-    def wait_for_start(self, end: float, notify: Notify, interrupted: Interrupt) -> None:
+    def wait_for_start(self, end: float, notify: Notify, interrupt: Interrupt) -> None:
         """Wait until the tracker is ready, `end` (time.monotonic) or a signal."""
-        is_ready = self._wait_for_message(("where", "failed"), end, notify, interrupted)
-        if not is_ready and not interrupted.is_set():
+        is_ready = self._wait_for_message(("where", "failed"), end, notify, interrupt)
+        if not is_ready and not interrupt.is_set():
             notify(f"note: {self.name} is not ready yet: the run starts without waiting for it")
 
     def finish(self) -> None:
@@ -160,7 +160,7 @@ class _TrackerProcess:
         kinds: tuple[str, ...],
         end: float,
         notify: Notify,
-        interrupted: Interrupt | None = None,
+        interrupt: Interrupt | None = None,
     ) -> bool:
         """Whether a message of one of these kinds came before `end` or a signal.
 
@@ -171,7 +171,7 @@ class _TrackerProcess:
                 timeout = max(0.0, min(POLL_S, end - time.monotonic()))
                 message = self._messages.get(timeout=timeout)
             except queue.Empty:
-                if time.monotonic() < end and not (interrupted and interrupted.is_set()):
+                if time.monotonic() < end and not (interrupt and interrupt.is_set()):
                     continue
                 return False
             if "where" in message:

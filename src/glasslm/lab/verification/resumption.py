@@ -104,11 +104,11 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the display of the copies
             with _training(whole, dataset) as loop:
                 _require_end(loop.run(), loop.signal)
-            with _training(cut, dataset) as loop, catch_signals() as interrupted:
+            with _training(cut, dataset) as loop, catch_signals() as interrupt:
                 while loop.step < latest.step + MIN_STEPS_BEFORE_KILL or loop.saved_at == loop.step:
                     loop.do_step()
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt(interrupted.received)
+                    if interrupt.is_set():
+                        raise KeyboardInterrupt(interrupt.received)
             killed_at_step, resumed_from_step = loop.step, max(checkpoint.list_steps(cut.path))
             _simulate_kill(cut.path)
             outcome = launch.resume(cut.path, _compute(cut)[0], lambda message: None)
