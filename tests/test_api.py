@@ -1,6 +1,7 @@
 """The Python functions: train and load, in the words of the README."""
 
 import ast
+import inspect
 import signal
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def test_it_makes_the_report_too_and_remembers_how_it_was_called(run: Run, text:
         "eval_interval": 20,
     }
     assert recorded_arguments.items() >= expected.items()
+    parameters = inspect.signature(glasslm.train).parameters
+    assert recorded_arguments.keys() >= parameters.keys() - {"flags"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,7 @@
 A JSON file is strict.
 """
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterator
@@ -207,6 +208,28 @@ def test_sweeping_removes_what_is_half_written_and_nothing_else(tmp_path: Path) 
         "notes.tmp",
         "my.tmp-notes",
     }
+
+
+def test_remove_takes_a_file_a_folder_or_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path / "file", tmp_path / "folder" / "file"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    for name in ("file", "folder", "absent"):
+        files.remove(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_files_py_writes_and_removes_whole_files() -> None:
+    """Verification works on copies in a temporary folder, which need no atomic writes."""
+    operations = {"rmtree", "unlink", "rmdir", "removedirs", "write_text", "write_bytes", "move"}
+    root = Path(files.__file__).parent
+    callers = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in operations
+    }
+    assert callers == {"files.py", "lab/verification/resumption.py"}
 
 
 def test_an_appender_cuts_to_the_end_of_a_line_and_grows_from_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from glasslm.runs.metrics import EndLine, EvalLine, Line, ResumeLine, eval_lines, step_lines
+from glasslm.text import as_float
 
 Point = tuple[float, float]  # step, loss
 
@@ -77,12 +78,8 @@ def best_eval(lines: Iterable[Line], history: History) -> EvalLine | None:
 
 def _lowest_loss(evals: Iterable[EvalLine]) -> EvalLine | None:
     """The first line with the lowest finite loss."""
-
-    def loss_of(line: EvalLine) -> float:
-        loss = line["loss"]
-        return math.inf if loss is None else loss
-
-    return min((line for line in evals if line["loss"] is not None), key=loss_of, default=None)
+    finite = [line for line in evals if line["loss"] is not None]
+    return min(finite, key=lambda line: as_float(line["loss"]), default=None)
 
 
 def loss_range(points: Sequence[Point]) -> tuple[float, float]:

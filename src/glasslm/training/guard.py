@@ -124,8 +124,8 @@ class Guard:
             if math.isfinite(value):  # an infinite one would hide all later spikes
                 window.append(value)
         if len(self.losses) >= MIN_HISTORY:
-            what = f"the mean loss of the last {MIN_HISTORY} steps"
-            self._require_no_divergence(step, self.recent_loss, what)
+            measure = f"the mean loss of the last {MIN_HISTORY} steps"
+            self._require_no_divergence(step, self.recent_loss, measure)
         if not is_finite:
             return "nonfinite"
         is_spike = loss > limits.loss or math.inf > update.norm > limits.norm
@@ -169,11 +169,11 @@ class Guard:
         recent = list(self.losses)[-MIN_HISTORY:]
         return math.fsum(recent) / len(recent) if recent else math.nan
 
-    def _require_no_divergence(self, step: int, loss: float, what: str) -> None:
+    def _require_no_divergence(self, step: int, loss: float, measure: str) -> None:
         reference = max(self.first_loss or 0.0, math.log(self.vocab_size))
         if loss > DIVERGENCE_RISE + reference:
             raise DivergedError(
-                f"training diverged at step {step}: {what} is {loss:.3g}, over a nat above the "
+                f"training diverged at step {step}: {measure} is {loss:.3g}, over a nat above the "
                 f"start and a uniform guess: {self._cure}"
             )
 

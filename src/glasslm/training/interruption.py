@@ -22,13 +22,13 @@ def catch_signals() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {
+    previous_handlers = {
         which: signal.signal(which, event.receive) for which in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield event
     finally:
-        for which, handler in before.items():
+        for which, handler in previous_handlers.items():
             signal.signal(which, handler)
 
 
