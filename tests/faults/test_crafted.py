@@ -1,5 +1,4 @@
-"""Files that somebody made to do harm: each is an error in a second and in little memory, and
-nothing in it is run.
+"""Malicious files: each is an error within a second and in little memory, and none runs code.
 
 They are given to the public commands. This file is also the program of the child, which forks a
 process for each: `python test_crafted.py FOLDER`.

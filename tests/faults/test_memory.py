@@ -1,5 +1,4 @@
-"""Runs that find no room in memory: both engines say so in one line with what to lower, and leave
-nothing behind.
+"""Out of memory: both engines report it in one line with what to lower, and leave no files.
 
 This file is also the program of the children: `python test_memory.py MEGABYTES COMMAND...`.
 """

@@ -1,5 +1,4 @@
-"""Deaths and signals at any step and in any save, in both engines: a resumed run ends with the bits
-it would have had.
+"""After a kill or signal at any step or save, a resumed run ends with the same bits.
 
 This file is also the program of the children, in which processes are forked, and so die cheaply:
 `python test_resume.py ROLE ENGINE FOLDER`.
@@ -245,8 +244,7 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_resumes_from_each_of_its_steps(engine: str, text: Path, tmp_path: Path) -> None:
-    """With dropout, accumulation, warmup and decay; in the middle of an epoch, at its end and in
-    the next one.
+    """With dropout, accumulation, warmup and decay; inside an epoch, at its end and after it.
 
     Muon's moments are there, and AdamW's for what is no hidden matrix, and an average of the
     weights.

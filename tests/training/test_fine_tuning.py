@@ -1,5 +1,4 @@
-"""Fine-tuning: another text is learnt, the old one is watched, and what cannot be is refused in one
-line.
+"""Fine-tuning learns another text, measures forgetting of the old one, and refuses bad settings.
 
 A fine-tuned run is a run like any other: it stops and goes on, by either engine, and needs no other
 folder.

@@ -1,5 +1,4 @@
-"""Trackers see each line of a run once, also of one that was resumed; and whatever they do, the run
-stays the same.
+"""Trackers get each line of a run once, also after a resume, and never change the run.
 
 A stand-in for wandb writes down what it is told, and makes trouble on demand. What the real
 libraries make of it is read back with their own readers.
