@@ -14,7 +14,10 @@ import pytest
 import safetensors.numpy
 
 from glasslm import files
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.engines.factory import make_engine
 from glasslm.errors import DamagedError, DivergedError, InputError
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress, RunIdentity
 
@@ -103,6 +106,23 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: f
     with pytest.raises(DivergedError, match=name):
         checkpoint.save(tmp_path, state.items(), Progress(2, 2, 2, 0), IDENTITY)
     assert checkpoint.list_steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_state_without_moments_has_the_trained_weights_of_an_engine(lora_rank: int) -> None:
+    model = ModelConfig(d_model=8, n_layers=1, n_heads=2, block_size=4, lora_rank=lora_rank)
+    config = RunConfig(model=model.resolve())
+    weights = dict(initial_weights(parameter_table(config.model, 5), seed=1))
+    engine = make_engine(config, 5, ComputeConfig(engine="numpy", threads=1), training=True)
+    engine.load(weights.items())
+    expected = {name: array for name, array in engine.state() if "/" not in name}
+    state = checkpoint.state_without_moments(weights, config, 5, np.float32)
+    assert state.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(state[name], array, err_msg=name)
+    weights.popitem()
+    with pytest.raises(DamagedError, match="missing"):
+        checkpoint.state_without_moments(weights, config, 5, np.float32)
 
 
 def test_rotation_keeps_the_newest_the_best_and_the_first(tmp_path: Path) -> None:
