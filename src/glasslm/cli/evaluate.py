@@ -15,6 +15,7 @@ from glasslm.data.baselines import simple_baselines
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.dataset import Dataset, tokenize_source
 from glasslm.data.sources import corpora
+from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.errors import InputError
 from glasslm.inference.trained_model import ContextConfig, load_model, parse_checkpoint
 from glasslm.report import text_kinds
@@ -62,7 +63,18 @@ def main(argv: list[str]) -> int:
     )
     domain = None
     if flags.text_file:
-        source = corpora.find_source(DataConfig(text_file=flags.text_file), notify)
+        trained_on, tokenizer = model.config.data, model.tokenizer
+        data = DataConfig(
+            text_file=flags.text_file,
+            special_tokens=trained_on.used_special_tokens,
+            document_separator=trained_on.document_separator,
+        )
+        source = corpora.find_source(data, notify)
+        texts = source.text(model.config.data.encoding_errors)
+        if spellings := count_spellings(
+            texts, source.special_tokens, tokenizer.unused_special_tokens
+        ):
+            notify(explain_spellings(spellings, "the text"))
         name = ", ".join(flags.text_file)
         ids = tokenize_source(source, model.tokenizer, model.config.data.encoding_errors)
     else:

@@ -17,6 +17,7 @@ from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
+from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.errors import InputError
 from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
@@ -170,6 +171,11 @@ def _generate_pieces(
     model: Model, flags: Flags, prompt: str, sampling: Sampling
 ) -> Iterator[Piece]:
     """Pieces of all texts. The arguments are checked now, the pieces computed during iteration."""
+    tokenizer = model.tokenizer
+    if spellings := count_spellings(
+        [prompt], tokenizer.special_tokens, tokenizer.unused_special_tokens
+    ):
+        print(explain_spellings(spellings, "the prompt"), file=sys.stderr)
     return model.pieces(
         [prompt],
         flags.max_new_tokens,

@@ -15,6 +15,7 @@ from glasslm.errors import InputError, require
 Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
 
 MAX_ARXIV_RESULTS = 30_000  # abstracts: the API of arXiv returns no more
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's special token for the end of a document
 MIN_BPE_VOCABULARY = 257  # 256 bytes and one merge
 
 
@@ -58,6 +59,11 @@ class DataConfig:
     """Fraction of the text, after the validation part, kept for a final test."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """Stop at bytes that are not UTF-8 and say where (strict), or read them as U+FFFD (replace)."""
+    special_tokens: Annotated[tuple[str, ...], optional_flag("TEXT...", "none")] = ()
+    """Texts that are one token each, such as "<|endoftext|>" (the first ends each document).
+    A document is a file, a row of a data set, or a part between separators."""
+    document_separator: Annotated[str, optional_flag("TEXT", "none")] = ""
+    """Text between the documents of a file. The first special token replaces it."""
 
     def __post_init__(self) -> None:
         is_category = re.fullmatch(r"[A-Za-z-]+(\.[A-Za-z-]+)?", self.category) is not None
@@ -86,6 +92,9 @@ class DataConfig:
         is_size = 1 <= self.max_byte_count < 2**63
         require(is_size, "max_bytes", self.max_bytes, "a size, such as 200kB, 50MB or 2GB")
         self._require_one_source()
+        distinct = set(self.special_tokens)
+        is_list = len(distinct) == len(self.special_tokens) and "" not in distinct
+        require(is_list, "special_tokens", self.special_tokens, "different texts, none empty")
 
     def _require_one_source(self) -> None:
         """Raise InputError for two sources, and for a setting of a dataset that is not given."""
@@ -111,6 +120,12 @@ class DataConfig:
     def max_byte_count(self) -> int:
         """max_bytes as a number; 0 if it is not a size."""
         return parse_size(self.max_bytes)
+
+    @property
+    def used_special_tokens(self) -> tuple[str, ...]:
+        """The special tokens, the end of a document first; empty if documents have no end."""
+        default = (END_OF_TEXT,) if self.document_separator else ()
+        return self.special_tokens or default
 
     @property
     def has_source(self) -> bool:

@@ -21,19 +21,21 @@ import filelock
 import numpy as np
 
 from glasslm import files
+from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
 from glasslm.data import tokenizers
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
+from glasslm.data.special_tokens import TokenPattern, explain_spellings
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.text import Notify
 
-RECIPE_FORMAT = 2  # part of the name of a recipe
+RECIPE_FORMAT = 3  # part of the name of a recipe
 PIECE_CHARACTERS = 1 << 20  # tokenized at once
 MAX_BPE_SAMPLE_BYTES = 50_000_000  # of the training text that BPE is trained on
 NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
@@ -70,6 +72,7 @@ def prepare_dataset(
     Without `tokenizer`, the one that `data` asks for is used. Raises InputError for an empty text,
     bad UTF-8 or an unusable tokenizer, ExhaustedError when the disk is full.
     """
+    unused = _unused_special_tokens(data, tokenizer)
     folder = cache_dir("tokens")
     recipe = folder / f"{_recipe_name(data, source)}.json" if tokenizer is None else None
     with explain_write_errors(folder), _lock_folder(folder, notify):
@@ -79,11 +82,12 @@ def prepare_dataset(
         elif recipe is not None and recipe.is_file():
             dataset = reopen_dataset(recipe.read_text(encoding="utf-8", errors="replace"))
         if dataset is None:
-            key = _build_dataset(folder, data, source, notify, tokenizer)
+            key = _build_dataset(folder, data, source, notify, tokenizer, unused)
             if recipe is not None:
                 files.write_atomic(recipe, key.encode())
             dataset = reopen_dataset(key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
+    _notify_special_tokens(dataset.facts, data, notify)
     return replace(
         dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]}
     )
@@ -131,7 +135,8 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenA
     """The whole text as tokens (N,), memory-mapped from a temporary file without a name."""
     folder, dtype = cache_dir(), _token_dtype(tokenizer)
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
-        for text in cut_between_words(source.text(errors), PIECE_CHARACTERS):
+        special = TokenPattern(tuple(tokenizer.special_tokens))
+        for text in cut_between_words(source.text(errors), PIECE_CHARACTERS, special):
             file.write(tokenizer.encode(text).astype(dtype).tobytes())
         file.flush()
         return np.memmap(file, dtype, mode="r") if file.tell() else np.zeros(0, dtype)
@@ -179,14 +184,36 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
         data.val_fraction,
         data.test_fraction,
         *tokenizer,
+        *_document_settings(data),
     )
 
 
 def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
     """Hash of text, split and tokenizer, which names the folder of a dataset."""
     return _digest(
-        source.sha256, data.encoding_errors, data.val_fraction, data.test_fraction, tokenizer.sha256
+        source.sha256,
+        data.encoding_errors,
+        data.val_fraction,
+        data.test_fraction,
+        tokenizer.sha256,
+        *_document_settings(data),
     )
+
+
+def _document_settings(data: DataConfig) -> list[Any]:
+    """What else decides where documents end; nothing if they have no end, as in older versions."""
+    if not data.used_special_tokens:
+        return []
+    return [list(data.used_special_tokens), data.document_separator]
+
+
+def _unused_special_tokens(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """The special tokens of the vocabulary that are ordinary text in this dataset."""
+    if data.used_special_tokens:
+        return ()
+    if tokenizer is None and data.tokenizer not in tokenizers.TOKENIZER_KINDS:
+        tokenizer = tokenizers.read_tokenizer(data.tokenizer)
+    return tokenizer.unused_special_tokens if tokenizer else ()
 
 
 def _digest(*values: Any) -> str:
@@ -210,15 +237,28 @@ def _lock_folder(folder: Path, notify: Notify) -> Iterator[None]:
 
 
 def _build_dataset(
-    folder: Path, data: DataConfig, source: Source, notify: Notify, tokenizer: Tokenizer | None
+    folder: Path,
+    data: DataConfig,
+    source: Source,
+    notify: Notify,
+    tokenizer: Tokenizer | None,
+    unused: tuple[str, ...],
 ) -> str:
-    """Tokenize the text into folder/<identity>; returns the identity."""
-    survey = survey_text(source, data.encoding_errors)
+    """Tokenize the text into folder/<identity>; returns the identity.
+
+    `unused`: special tokens of the vocabulary that are ordinary text.
+    """
+    source = _with_vocabulary(source, data, tokenizer)
+    if data.document_separator:
+        source.require_separator(data.encoding_errors)
+    survey = survey_text(source, data.encoding_errors, unused)
     _notify_survey(survey, data, folder, notify)
     if tokenizer is None:
         tokenizer = _make_tokenizer(data, source, survey, notify)
     key = _identity(data, source, tokenizer)
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
+    facts |= {"special_tokens": survey.special_tokens} if survey.special_tokens else {}
+    facts |= {"spelled_special_tokens": survey.spellings} if survey.spellings else {}
     parts = itertools.groupby(split_text(source, data, survey.bytes), key=lambda piece: piece[0])
 
     def facts_json() -> Iterator[bytes]:
@@ -230,6 +270,22 @@ def _build_dataset(
         contents[f"{name}.bin"] = _tokenize_part(name, parts, tokenizer, facts)
     files.write_folder(folder / key, contents | {"facts.json": facts_json()})
     return key
+
+
+def _with_vocabulary(source: Source, data: DataConfig, tokenizer: Tokenizer | None) -> Source:
+    """`source` with all special tokens of the vocabulary, if its documents have ends."""
+    if source.documents is None:
+        return source
+    tokens: Iterable[str] = ()
+    if tokenizer is not None:
+        tokens = tokenizer.special_tokens
+    elif data.tokenizer == "gpt2":
+        tokens = [END_OF_TEXT]
+    elif data.tokenizer not in tokenizers.TOKENIZER_KINDS:
+        tokens = tokenizers.read_tokenizer(data.tokenizer).unused_special_tokens
+    documents = source.documents
+    all_tokens = tuple(dict.fromkeys([*documents.special_tokens, *tokens]))
+    return replace(source, documents=replace(documents, special_tokens=all_tokens))
 
 
 def _notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
@@ -254,14 +310,46 @@ def _tokenize_part(
     facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
     next_name, pieces = next(parts, (name, ()))
     assert next_name == name
-    for text in cut_between_words((text for _, text in pieces), PIECE_CHARACTERS):
+    special = TokenPattern(tuple(tokenizer.special_tokens))
+    for text in cut_between_words((text for _, text in pieces), PIECE_CHARACTERS, special):
         ids = tokenizer.encode(text).astype(_token_dtype(tokenizer))
         yield ids
         facts[f"{name}_tokens"] += len(ids)
-        facts[f"{name}_bytes"] += len(text.encode())
+        facts[f"{name}_bytes"] += len(text.encode()) - _special_bytes(tokenizer, ids)
+
+
+def _special_bytes(tokenizer: Tokenizer, ids: TokenArray) -> int:
+    """Bytes of the spellings of the special tokens among `ids` (N,): they are no text."""
+    return sum(
+        len(token.encode()) * int(np.count_nonzero(ids == i))
+        for token, i in tokenizer.special_tokens.items()
+    )
+
+
+def _notify_special_tokens(facts: dict[str, Any], data: DataConfig, notify: Notify) -> None:
+    """Say which special tokens the text has, and which it only spells."""
+    if counts := facts.get("special_tokens"):
+        end = data.used_special_tokens[0] if data.used_special_tokens else ""
+        listed = [
+            f"{token} {count:,}{' (ends of documents)' if token == end else ''}"
+            for token, count in counts.items()
+        ]
+        notify(f"special tokens in the text, one token each: {', '.join(listed)}")
+    if counts := facts.get("spelled_special_tokens"):
+        notify(explain_spellings(counts, "the text"))
 
 
 def _make_tokenizer(
+    data: DataConfig, source: Source, survey: TextSurvey, notify: Notify
+) -> Tokenizer:
+    """The tokenizer that `data` asks for, with its special tokens."""
+    tokenizer = _make_plain_tokenizer(data, source, survey, notify)
+    if data.used_special_tokens:
+        return tokenizer.with_special_tokens(data.used_special_tokens)
+    return tokenizer
+
+
+def _make_plain_tokenizer(
     data: DataConfig, source: Source, survey: TextSurvey, notify: Notify
 ) -> Tokenizer:
     match data.tokenizer:
@@ -288,7 +376,11 @@ def _sample_for_bpe(
     data: DataConfig, source: Source, survey: TextSurvey, notify: Notify
 ) -> Iterator[str]:
     """The training text, or evenly spaced pieces of about MAX_BPE_SAMPLE_BYTES of it."""
-    training = (text for part, text in split_text(source, data, survey.bytes) if part == "train")
+    training = (
+        "\n" if text in source.special_tokens else text  # words end at a special token
+        for part, text in split_text(source, data, survey.bytes)
+        if part == "train"
+    )
     share = MAX_BPE_SAMPLE_BYTES / (survey.bytes * (1 - data.val_fraction - data.test_fraction))
     if share < 1:
         notify(

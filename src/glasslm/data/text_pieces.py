@@ -6,14 +6,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
+from glasslm.data.special_tokens import TokenPattern
+
 _WORD_END = re.compile(r"\S(?=[ \n])")
 
 
-def cut_between_words(texts: Iterable[str], size: int) -> Iterator[str]:
+def cut_between_words(
+    texts: Iterable[str], size: int, special: TokenPattern | None = None
+) -> Iterator[str]:
     """The same text in pieces of at least `size` characters; each ends before a blank.
 
     The last piece may be shorter. Where no blank comes for 16 times `size`, as in scripts without
-    blanks, a piece ends anywhere, so that memory is bounded.
+    blanks, a piece ends anywhere, so that memory is bounded. A token of `special` is never cut if
+    none of `texts` ends inside one.
     """
     buffer = ""
     for text in texts:
@@ -24,11 +29,22 @@ def cut_between_words(texts: Iterable[str], size: int) -> Iterator[str]:
             if word_end is None and len(buffer) - start < 16 * size:
                 break
             end = word_end.end() if word_end else start + 16 * size
+            if special and special.tokens:
+                end = _end_of_token(special, buffer, start, end)
             yield buffer[start:end]
             start = end
         buffer = buffer[start:]
     if buffer:
         yield buffer
+
+
+def _end_of_token(special: TokenPattern, buffer: str, start: int, cut: int) -> int:
+    """`cut`, or the end of the special token that it is inside of."""
+    first = max(start, cut - special.max_length)
+    for match in special.compile().finditer(buffer, first, cut + special.max_length):
+        if match.start() < cut < match.end():
+            return match.end()
+    return cut
 
 
 def subsample(texts: Iterable[str], share: float) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,7 @@ import numpy as np
 
 from glasslm.config.schema import DataConfig
 from glasslm.data.sources.text_files import Source
+from glasslm.data.special_tokens import SPECIAL_SPELLING, TokenPattern
 from glasslm.errors import InputError
 
 CODE_POINTS = 0x110000  # of Unicode
@@ -20,19 +22,31 @@ CODE_POINTS = 0x110000  # of Unicode
 class TextSurvey:
     """Size and characters of a text, which are needed before it is split."""
 
-    bytes: int
-    characters: int
-    alphabet: str
+    bytes: int  # special tokens included, as they are spelled
+    characters: int  # without special tokens
+    alphabet: str  # without special tokens
     nuls: int
     replaced: int  # U+FFFD; with --encoding-errors replace it stands for bytes that are not UTF-8
+    special_tokens: dict[str, int]  # how often each special token occurs
+    spellings: dict[str, int]  # what is spelled as a special token and is ordinary text
 
 
-def survey_text(source: Source, errors: str) -> TextSurvey:
-    """Size and characters of the whole text. Raises InputError if it is empty."""
+def survey_text(source: Source, errors: str, unused: tuple[str, ...] = ()) -> TextSurvey:
+    """Size and characters of the whole text; `unused`: special tokens that are ordinary text in it.
+
+    Raises InputError if it is empty.
+    """
     n_bytes = n_characters = nuls = replaced = 0
     in_alphabet = np.zeros(CODE_POINTS, bool)
-    for text in source.text(errors):
+    special_tokens, spellings = Counter[str](), Counter[str]()
+    pattern = TokenPattern((*source.special_tokens, *unused), SPECIAL_SPELLING)
+    for text in pattern.split(source.text(errors)):
         n_bytes += len(text.encode())
+        if text in source.special_tokens:
+            special_tokens[text] += 1
+            continue
+        if pattern.matches(text):
+            spellings[text] += 1
         n_characters += len(text)
         nuls += text.count("\0")
         replaced += text.count("\ufffd")
@@ -40,14 +54,16 @@ def survey_text(source: Source, errors: str) -> TextSurvey:
     if not n_characters:
         raise InputError(f"the text of {source.name} is empty")
     alphabet = "".join(map(chr, np.flatnonzero(in_alphabet)))
-    return TextSurvey(n_bytes, n_characters, alphabet, nuls, replaced)
+    return TextSurvey(
+        n_bytes, n_characters, alphabet, nuls, replaced, dict(special_tokens), dict(spellings)
+    )
 
 
 def split_text(source: Source, data: DataConfig, total_bytes: int) -> Iterator[tuple[str, str]]:
     """The text in order, in pieces (part, text) where part is train, val or test.
 
     train is the first floor((1 - val - test) x bytes), val follows, test is last. A boundary inside
-    a character moves to the beginning of the character.
+    a character, or inside a special token, moves to its beginning.
     """
     # Fraction takes the decimal digits of the flags exactly.
     val, test = Fraction(str(data.val_fraction)), Fraction(str(data.test_fraction))
@@ -63,7 +79,7 @@ def split_text(source: Source, data: DataConfig, total_bytes: int) -> Iterator[t
     for text in source.text(data.encoding_errors):
         body = text.encode()
         while position + len(body) > end:
-            room = end - position
+            room = 0 if text in source.special_tokens else end - position
             # A continuation byte: its character began before the boundary.
             while room and body[room] & 0xC0 == 0x80:
                 room -= 1

@@ -13,8 +13,9 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,7 +23,19 @@ from numpy.typing import NDArray
 
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import RemoteFile, download_file
+from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.text_pieces import cut_between_words
+from glasslm.data.tokenizer_json import (
+    BYTE_OF_CHARACTER,
+    GPT2_MERGES_SHA256,
+    detect_kind,
+    mark_end,
+    own_tokenizer_json,
+    read_end_mark,
+    read_special_tokens,
+    read_token_bytes,
+    text_bytes,
+)
 from glasslm.errors import InputError
 from glasslm.text import Notify
 
@@ -39,9 +52,12 @@ class Tokenizer(Protocol):
 
     kind: str  # char, byte, bpe, gpt2, or json for any other tokenizer.json
     token_bytes: list[bytes]  # (V,) the UTF-8 of each token; empty for special tokens
+    # Special tokens, which `encode` never splits, and their ids; the first one ends a document.
+    special_tokens: Mapping[str, int] = MappingProxyType({})
+    unused_special_tokens: tuple[str, ...] = ()  # those that `encode` reads as ordinary text
 
     def encode(self, text: str) -> TokenIds:
-        """(N,) ids of `text`. Special tokens in `text` are encoded as ordinary text.
+        """(N,) ids of `text`.
 
         Raises InputError for an unknown character or a lone surrogate.
         """
@@ -59,6 +75,15 @@ class Tokenizer(Protocol):
     def sha256(self) -> str:
         """Identity: tokenizers with the same hash give the same ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a document; None if documents have no end."""
+        return next(iter(self.special_tokens.values()), None)
+
+    def with_special_tokens(self, tokens: Iterable[str]) -> Tokenizer:
+        """The same tokenizer with special tokens, whose new ids follow the others."""
+        ...
 
     @functools.cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -79,7 +104,7 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
 
-    def __init__(self, alphabet: str) -> None:
+    def __init__(self, alphabet: str, special_tokens: Iterable[str] = ()) -> None:
         """`alphabet`: the characters, in any order.
 
         Raises InputError if there are none, or a surrogate.
@@ -92,29 +117,39 @@ class CharTokenizer(Tokenizer):
             )
         codes = _code_points(self.alphabet)
         self.token_bytes = [character.encode() for character in self.alphabet]
+        self.special_tokens = _append_special_tokens(self.token_bytes, special_tokens)
         self._unknown = len(codes)
         # By code point; the last entry stands for all code points above.
         self._ids = np.full(int(codes[-1]) + 2, self._unknown, np.uint32)
         self._ids[codes] = np.arange(len(codes))
 
+    def with_special_tokens(self, tokens: Iterable[str]) -> CharTokenizer:
+        return CharTokenizer(self.alphabet, tokens)
+
     def encode(self, text: str) -> TokenIds:
         _refuse_surrogates(text)
+        return encode_pieces(text, self.special_tokens, self._encode_ordinary)
+
+    def _encode_ordinary(self, text: str, start: int) -> TokenIds:
+        """(N,) ids of a text without special tokens, which follows `start` characters."""
         ids: TokenIds = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if ids.size and ids.max() == self._unknown:
-            raise InputError(self._explain_unknown(text))
+            raise InputError(self._explain_unknown(text, start))
         return ids
 
     def to_json(self) -> str:
-        return json.dumps({"kind": self.kind, "alphabet": self.alphabet})
+        return own_tokenizer_json(
+            {"kind": self.kind, "alphabet": self.alphabet}, self.special_tokens
+        )
 
-    def _explain_unknown(self, text: str) -> str:
+    def _explain_unknown(self, text: str, start: int) -> str:
         unknown = sorted(set(text) - set(self.alphabet))
         names = ", ".join(
             f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'unnamed')})" for c in unknown[:50]
         )
         more = f" and {len(unknown) - 50} more" if len(unknown) > 50 else ""
         known = self.alphabet if len(self.alphabet) <= 200 else self.alphabet[:200] + "..."
-        first = min(text.index(character) for character in unknown)
+        first = start + min(text.index(character) for character in unknown)
         return (
             f"this character tokenizer does not know {names}{more}, first at character {first}; "
             f"it knows only the {len(self.alphabet)} characters of its training text: {known!r}. "
@@ -132,15 +167,23 @@ class ByteTokenizer(Tokenizer):
 
     kind = "byte"
 
-    def __init__(self) -> None:
+    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
         self.token_bytes = [bytes([i]) for i in range(256)]
+        self.special_tokens = _append_special_tokens(self.token_bytes, special_tokens)
+
+    def with_special_tokens(self, tokens: Iterable[str]) -> ByteTokenizer:
+        return ByteTokenizer(tokens)
 
     def encode(self, text: str) -> TokenIds:
         _refuse_surrogates(text)
-        return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
+        return encode_pieces(
+            text,
+            self.special_tokens,
+            lambda piece, _: np.frombuffer(piece.encode(), np.uint8).astype(np.uint32),
+        )
 
     def to_json(self) -> str:
-        return json.dumps({"kind": self.kind})
+        return own_tokenizer_json({"kind": self.kind}, self.special_tokens)
 
 
 class SubwordTokenizer(Tokenizer):
@@ -160,12 +203,19 @@ class SubwordTokenizer(Tokenizer):
             ) from error
         self._library.no_truncation()
         self._library.no_padding()
-        self._library.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         self._json: str = self._library.to_str(pretty=True)
         description = json.loads(self._json)
-        self.kind = _detect_kind(description)
+        special = {t["content"]: t["id"] for t in description["added_tokens"] if t["special"]}
+        end = read_end_mark(json.loads(text))
+        if end in special:
+            self.special_tokens = {end: special[end]} | special
+            self._json = mark_end(description, end)
+        else:
+            self.unused_special_tokens = tuple(special)
+        self._library.encode_special_tokens = not self.special_tokens  # True: they are text
+        self.kind = detect_kind(description, bool(self.special_tokens))
         vocabulary = self._library.get_vocab(with_added_tokens=True)
-        self.token_bytes = _token_bytes(vocabulary, description)
+        self.token_bytes = read_token_bytes(vocabulary, description)
 
     @property
     def merges(self) -> list[tuple[bytes, bytes]]:
@@ -173,14 +223,23 @@ class SubwordTokenizer(Tokenizer):
         pairs = json.loads(self._json)["model"].get("merges", [])
         # Older files have a pair as one string.
         split = [tuple(pair.split(" ")) if isinstance(pair, str) else pair for pair in pairs]
-        return [(_text_bytes(left), _text_bytes(right)) for left, right in split]
+        return [(text_bytes(left), text_bytes(right)) for left, right in split]
+
+    def with_special_tokens(self, tokens: Iterable[str]) -> SubwordTokenizer:
+        """Tokens that the vocabulary has keep their ids; other special tokens are parsed, too."""
+        from tokenizers import Tokenizer as Library
+
+        tokens, library = list(tokens), Library.from_str(self._json)
+        library.add_special_tokens(tokens)
+        return SubwordTokenizer(mark_end(json.loads(library.to_str()), tokens[0]))
 
     def encode(self, text: str) -> TokenIds:
         _refuse_surrogates(text)
         # GPT-2's pattern never looks past the end of a word, so pieces that end there give the ids
         # of the whole text.
         if self.kind in ("bpe", "gpt2"):
-            pieces = list(cut_between_words([text], self.PIECE_CHARACTERS))
+            special = TokenPattern(tuple(self.special_tokens)) if self.special_tokens else None
+            pieces = list(cut_between_words([text], self.PIECE_CHARACTERS, special))
         else:
             pieces = [text]
         try:
@@ -228,9 +287,9 @@ def parse_tokenizer(text: str) -> Tokenizer:
         raise InputError(f"this is not a tokenizer: it is not JSON ({error})") from error
     match description:
         case {"kind": "char", "alphabet": str(alphabet)}:
-            return CharTokenizer(alphabet)
+            return CharTokenizer(alphabet, read_special_tokens(description))
         case {"kind": "byte"}:
-            return ByteTokenizer()
+            return ByteTokenizer(read_special_tokens(description))
         case {"model": dict()}:
             return SubwordTokenizer(text)
     raise InputError(
@@ -274,7 +333,7 @@ _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _GPT2_MERGES = RemoteFile(
     _GPT2_URL + "vocab.bpe",
     456_318,
-    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    GPT2_MERGES_SHA256,
 )
 _GPT2_VOCABULARY = RemoteFile(
     _GPT2_URL + "encoder.json",
@@ -310,68 +369,11 @@ def load_gpt2(notify: Notify) -> SubwordTokenizer:
     return SubwordTokenizer(library.to_str())
 
 
-def _detect_kind(description: dict[str, Any]) -> str:
-    """bpe, gpt2 or json. A tokenizer.json has no field for it."""
-    model, splitter = description["model"], description.get("pre_tokenizer") or {}
-    byte_level = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
-    if (
-        model["type"] != "BPE"
-        or not byte_level
-        or splitter["add_prefix_space"]
-        or description.get("normalizer")
-    ):
-        return "json"
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    merges_file = "#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges)
-    if hashlib.sha256(merges_file.encode()).hexdigest() == _GPT2_MERGES.sha256:
-        return "gpt2"
-    return "json" if description["added_tokens"] else "bpe"
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's encoder.py).
-
-    A printable byte has its own character, the others have characters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
-
-
-BYTE_OF_CHARACTER = _byte_of_character()
-
-
-def _text_bytes(token: str) -> bytes:
-    """The bytes of a byte-level token; a token with other characters is taken as text."""
-    if all(character in BYTE_OF_CHARACTER for character in token):
-        return bytes(BYTE_OF_CHARACTER[character] for character in token)
-    return token.encode()
-
-
-def _token_bytes(vocabulary: dict[str, int], description: dict[str, Any]) -> list[bytes]:
-    """(V,) bytes of each id; empty for ids without a token and for special tokens.
-
-    The decoder of the file decides: byte-level, SentencePiece (▁, <0x0A>) or WordPiece. The bytes
-    are exact for the first two. WordPiece drops spaces and case, so its bytes are an estimate.
-    """
-    decoder = json.dumps(description.get("decoder") or {})
-    decoder += json.dumps(description.get("pre_tokenizer") or {})
-    special = {token["content"]: token["special"] for token in description["added_tokens"]}
-    result = [b""] * (max(vocabulary.values()) + 1)
-    for token, i in vocabulary.items():
-        if token in special:
-            result[i] = b"" if special[token] else token.encode()
-        elif '"ByteLevel"' in decoder:
-            result[i] = _text_bytes(token)
-        elif (byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token)) and '"ByteFallback"' in decoder:
-            result[i] = bytes([int(byte[1], 16)])
-        elif '"WordPiece"' in decoder:
-            result[i] = (token[2:] if token.startswith("##") else " " + token).encode()
-        else:
-            result[i] = token.replace("▁", " ").encode()
-    return result
+def _append_special_tokens(token_bytes: list[bytes], tokens: Iterable[str]) -> dict[str, int]:
+    """Append special tokens to a vocabulary; returns their ids."""
+    ids = {token: len(token_bytes) + i for i, token in enumerate(tokens)}
+    token_bytes += [b""] * len(ids)
+    return ids
 
 
 def _as_list(ids: Iterable[int] | NDArray[Any]) -> list[int]:

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     `text` is what can be shown now: it is empty while a character is incomplete or a stop string
     may follow. `logprob` is the natural log of the model's probability, before temperature and
     filters. `finish` is set in the last piece of a text: "length" where `max_new_tokens` are
-    generated, "stop" where a stop string or the grammar ended the text.
+    generated, "stop" where a stop string, the grammar or the end of the document ended the text.
     """
 
     prompt: int
@@ -73,10 +73,10 @@ def visible_length(length: int, block_size: int) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt; for an empty one a newline, or token 0 without a newline token.
+    """The tokens of a prompt. An empty one is the end of the document before, or a newline.
 
-    A prompt may be a text, or its tokens (T,). Raises InputError for characters that the tokenizer
-    does not know, and tokens outside the vocabulary.
+    Without these tokens it is token 0. A prompt may be a text, or its tokens (T,). Raises InputError
+    for characters that the tokenizer does not know, and tokens outside the vocabulary.
     """
     if isinstance(prompt, str):
         ids = [int(token) for token in tokenizer.encode(prompt)]
@@ -84,6 +84,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
         ids = _require_ids(prompt, tokenizer.vocab_size)
     if ids:
         return ids
+    if tokenizer.end_id is not None:
+        return [tokenizer.end_id]
     return [tokenizer.token_bytes.index(b"\n") if b"\n" in tokenizer.token_bytes else 0]
 
 
@@ -117,12 +119,12 @@ def generate(
     """Generate up to `max_new_tokens` after each prompt, `samples` times; yields a Piece per token.
 
     A prompt is a text, or the tokens (T,) of one. Sample i of a prompt depends on the seed, i and
-    the prompt. The joined pieces of a text are its continuation, without the stop string that ended
-    it. An empty prompt starts from a newline (`encode_prompt`). If a text is longer than the
-    context, only its newest tokens are read (`visible_length`); with a rolling cache
-    (ModelConfig.has_rolling_cache) all of them are read, one context at a time.
-    `grammar(max_new_tokens)` returns the grammar of one text. Raises InputError for invalid
-    arguments before anything is computed.
+    the prompt. The joined pieces of a text are its continuation, without the stop string or the
+    special token that ended it. An empty prompt is that special token, or a newline
+    (`encode_prompt`). If a text is longer than the context, only its newest tokens are read
+    (`visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are read,
+    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Raises
+    InputError for invalid arguments before anything is computed.
     """
     if max_new_tokens < 1 or samples < 1:
         raise InputError(
@@ -231,6 +233,7 @@ class _TextRow:
         self._decoder = StreamDecoder(tokenizer)
         self._buffer = StopStringBuffer(tuple(stop))
         self._grammar = grammar(max_new_tokens) if grammar else None
+        self._end_id = tokenizer.end_id
 
     def newest_ids(self, count: int) -> list[int]:
         """The last `count` tokens."""
@@ -251,9 +254,10 @@ class _TextRow:
             self._grammar.advance(token)
         if self._buffer.stopped or (self._grammar and self._grammar.finished):
             finish = "stop"
-        elif not self._remaining:
+        elif not self._remaining or token == self._end_id:
             text += self._buffer.push(self._decoder.flush())
-            finish = "stop" if self._buffer.stopped else "length"
+            is_stopped = self._buffer.stopped or token == self._end_id
+            finish = "stop" if is_stopped else "length"
         if finish:
             text += self._buffer.flush()
         return Piece(self.prompt, self.sample, token, text, logprob, finish)

@@ -11,13 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glasslm.data.tokenizers import (
-    BYTE_OF_CHARACTER,
-    ByteTokenizer,
-    CharTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
-)
+from glasslm.data.tokenizer_json import BYTE_OF_CHARACTER
+from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.files import json_bytes, read_json
 

@@ -87,6 +87,14 @@ class BaseRun:
                 f"tokenizer is {tokenizer}, but {self.run.path} was trained with {base_tokenizer}: "
                 "leave out --tokenizer, or train a new model"
             )
+        tokens = config.data.used_special_tokens
+        base_tokens = self.run.config.data.used_special_tokens
+        if tokens != base_tokens:
+            raise InputError(
+                f"the special tokens are {' '.join(tokens) or 'none'}, but {self.run.path} was "
+                f"trained with {' '.join(base_tokens) or 'none'}: leave out --special-tokens and "
+                "--document-separator, or train a new model"
+            )
 
     def old_text(self, notify: Notify) -> TokenArray | None:
         """The base run's validation tokens (N,); None, with a note, where its text is missing."""
@@ -108,7 +116,10 @@ def fine_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
     config = base.run.config
     return RunConfig(
         model=dataclasses.replace(config.model, lora_rank=DEFAULT_RANK if with_adapters else 0),
-        data=DataConfig(tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size),
+        data=DataConfig(
+            tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size,
+            special_tokens=config.data.used_special_tokens,
+        ),
         optimizer=dataclasses.replace(
             config.optimizer, optimizer="adamw", lr=LORA_LR if with_adapters else FULL_LR,
             min_lr=0.0, warmup_steps=20,

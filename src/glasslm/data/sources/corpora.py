@@ -13,6 +13,8 @@ from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
 from glasslm.data.sources import arxiv, hub, python_code, shakespeare, text_files, wikipedia
 from glasslm.data.sources.text_files import Source
+from glasslm.data.sources.texts import SEPARATOR
+from glasslm.data.special_tokens import Documents
 from glasslm.errors import InputError
 from glasslm.text import Notify
 
@@ -26,7 +28,7 @@ CORPUS_FACTS: dict[Corpus, tuple[str, str, str]] = {
 
 
 def find_source(data: DataConfig, notify: Notify) -> Source:
-    """The text that `data` asks for, downloaded if necessary.
+    """The text that `data` asks for, downloaded if necessary, with the ends of its documents.
 
     The default is Shakespeare. If it cannot be downloaded within 5 seconds, a warning is sent and
     the standard library of Python is used. Raises InputError when a requested text is missing.
@@ -39,8 +41,24 @@ def find_source(data: DataConfig, notify: Notify) -> Source:
         raise InputError(
             "--max-bytes is for --corpus wikipedia and --hf-dataset: other texts are taken whole"
         )
+    return end_documents(_find_text(data, notify), data)
+
+
+def end_documents(source: Source, data: DataConfig) -> Source:
+    """`source` with the ends of documents that `data` asks for, if any."""
+    if not data.used_special_tokens:
+        return source
+    end, *others = data.used_special_tokens
+    # An abstract is one line; the cached text has blank lines between abstracts.
+    separator = data.document_separator or (SEPARATOR if data.corpus == "arxiv" else "")
+    return replace(source, documents=Documents(end, separator, tuple(others)))
+
+
+def _find_text(data: DataConfig, notify: Notify) -> Source:
+    """The text of `data`; the end of a document stands between the rows of a data set."""
+    separator = next(iter(data.used_special_tokens), SEPARATOR)
     if data.text_file:
-        return text_files.find_source(data.text_file, notify)
+        return text_files.find_source(data.text_file, notify, separator)
     if data.hf_dataset:
         request = hub.HubRequest(
             data.hf_dataset,
@@ -49,10 +67,11 @@ def find_source(data: DataConfig, notify: Notify) -> Source:
             data.hf_column,
             data.max_byte_count,
             revision=data.hf_revision,
+            separator=separator,
         )
         return hub.find_source(data.hf_dataset, request, notify)
     if data.corpus == "wikipedia":
-        return wikipedia.find_source(data.max_byte_count, notify)
+        return wikipedia.find_source(data.max_byte_count, notify, separator)
     if data.corpus == "python":
         return python_code.find_source(notify)
     if data.corpus == "arxiv":
@@ -81,4 +100,6 @@ def find_run_source(data: DataConfig, facts: dict[str, Any], notify: Notify) -> 
         raise InputError(
             "this model was imported without its training text: give a text with --text-file"
         )
-    return text_files.reopen_source(facts["files"]) if data.text_file else find_source(data, notify)
+    if data.text_file:
+        return end_documents(text_files.reopen_source(facts["files"]), data)
+    return find_source(data, notify)

@@ -20,7 +20,7 @@ from glasslm.data.cache import cache_dir
 from glasslm.data.download import DownloadError
 from glasslm.data.sources.child_process import ChildProcess
 from glasslm.data.sources.text_files import Source, source_file
-from glasslm.data.sources.texts import Progress, cached_text, join_texts
+from glasslm.data.sources.texts import SEPARATOR, Progress, cached_text, join_texts
 from glasslm.errors import InputError
 from glasslm.text import Notify, escape_control_chars, format_bytes, format_duration
 
@@ -40,11 +40,14 @@ class HubRequest:
     max_bytes: int  # of text
     title: str | None = None  # a column that is put before each text
     revision: str | None = None  # a commit
+    separator: str = SEPARATOR  # between two texts
 
     def cache_key(self) -> dict[str, Any]:
         """The fields whose hash names the text in the cache, under the names of glasslm 0.1."""
         fields = dataclasses.asdict(self)
         fields["most"] = fields.pop("max_bytes")
+        if self.separator == SEPARATOR:
+            del fields["separator"]
         return fields
 
 
@@ -63,7 +66,8 @@ def find_source(name: str, request: HubRequest, notify: Notify, manual_supply: s
 
     def make_text() -> Iterator[bytes]:
         with closing(_read_texts(request, dataset_info, notify, manual_supply)) as texts:
-            yield from join_texts(_report_progress(texts, request, notify), request.max_bytes)
+            reported = _report_progress(texts, request, notify)
+            yield from join_texts(reported, request.max_bytes, request.separator)
 
     def find_origin() -> str:
         name, revision = dataset_info["dataset"], dataset_info["revision"]

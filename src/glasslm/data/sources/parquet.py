@@ -11,7 +11,13 @@ from typing import Any
 
 from glasslm import files
 from glasslm.data.cache import cache_dir
-from glasslm.data.sources.texts import Progress, cached_text, choose_text_column, join_texts
+from glasslm.data.sources.texts import (
+    SEPARATOR,
+    Progress,
+    cached_text,
+    choose_text_column,
+    join_texts,
+)
 from glasslm.errors import InputError
 from glasslm.text import Notify, format_bytes, to_one_line
 
@@ -20,11 +26,11 @@ BATCH_ROWS = 256
 CONVERSION_FORMAT = 1  # part of the cache key: another number converts every file again
 
 
-def convert_to_text(path: Path, notify: Notify) -> Path:
+def convert_to_text(path: Path, notify: Notify, separator: str = SEPARATOR) -> Path:
     """Path of the text: `path` itself, or the cached text of a parquet file.
 
-    A parquet file is recognised by its content. Raises InputError where the file cannot be read,
-    is damaged, or pyarrow is missing.
+    `separator` stands between its rows. A parquet file is recognised by its content. Raises
+    InputError where the file cannot be read, is damaged, or pyarrow is missing.
     """
     try:
         if not _is_parquet(path):
@@ -38,13 +44,15 @@ def convert_to_text(path: Path, notify: Notify) -> Path:
             f"{path.name}: a parquet file, {format_bytes(bytes_in_file)}; "
             "converting it to text, once"
         )
-        return join_texts(_report_progress(path, notify))
+        return join_texts(_report_progress(path, notify), separator=separator)
 
     request = {
         "sha256": files.file_sha256(path),
         "kind": "a parquet file",
         "format": CONVERSION_FORMAT,
     }
+    if separator != SEPARATOR:  # texts of older versions keep their names
+        request["separator"] = separator
     return cached_text(cache_dir("converted"), request, make_text)[0]
 
 

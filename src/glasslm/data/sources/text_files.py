@@ -27,6 +27,7 @@ from glasslm import files
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources.parquet import convert_to_text
 from glasslm.data.sources.texts import SEPARATOR
+from glasslm.data.special_tokens import Documents
 from glasslm.errors import DamagedError, InputError
 from glasslm.text import Notify
 
@@ -53,6 +54,7 @@ class Source:
     name: str
     files: tuple[SourceFile, ...]
     fallback: bool = False  # it replaces a corpus that could not be downloaded
+    documents: Documents | None = None  # how documents end; None: a blank line joins the files
 
     @property
     def sha256(self) -> str:
@@ -62,12 +64,32 @@ class Source:
     def text(self, errors: str = "strict") -> Iterator[str]:
         """The whole text in pieces of at most 2^20 characters.
 
-        Raises InputError for bad UTF-8 or for a file that has changed since it was hashed.
+        With `documents`, each special token is a piece of its own. Raises InputError for bad UTF-8
+        or for a file that has changed since it was hashed.
         """
         for i, file in enumerate(self.files):
+            if self.documents:
+                yield from self.documents.mark_ends(_decode_file(file, errors))
+                continue
             if i:
                 yield SEPARATOR
             yield from _decode_file(file, errors)
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The pieces of `text` that are special tokens."""
+        return self.documents.tokens if self.documents else frozenset()
+
+    def require_separator(self, errors: str) -> None:
+        """Raise InputError where the text does not contain the separator of its documents."""
+        documents = self.documents
+        assert documents is not None
+        if not any(documents.has_separator(_decode_file(file, errors)) for file in self.files):
+            raise InputError(
+                f"the text of {self.name} does not contain --document-separator "
+                f"{documents.separator!r}: give the text that stands between two documents (in "
+                r"bash, $'\n\n' is a blank line)"
+            )
 
 
 def source_file(path: Path | str, origin: str = "") -> SourceFile:
@@ -77,8 +99,11 @@ def source_file(path: Path | str, origin: str = "") -> SourceFile:
         return SourceFile(os.path.abspath(path), file.tell(), digest.hexdigest(), origin)
 
 
-def find_source(names: tuple[str, ...], notify: Notify) -> Source:
-    """The text that `--text-file` names. Raises InputError when a path or all text is missing."""
+def find_source(names: tuple[str, ...], notify: Notify, separator: str = SEPARATOR) -> Source:
+    """The text that `--text-file` names; `separator` stands between the rows of a parquet file.
+
+    Raises InputError when a path or all text is missing.
+    """
     paths: dict[str, str] = {}  # real path -> absolute path: a file named twice is read once
     named_files: set[str] = set()  # real paths of files that are named themselves
     stdin_copies = []
@@ -99,7 +124,7 @@ def find_source(names: tuple[str, ...], notify: Notify) -> Source:
         path = paths[real_path]
         if real_path in named_files:
             _refuse_mediawiki_dump(path)
-            text_paths.append(convert_to_text(Path(path), notify))
+            text_paths.append(convert_to_text(Path(path), notify, separator))
         else:
             text_paths.append(path)
     sources = tuple(source_file(path) for path in text_paths)

@@ -24,8 +24,10 @@ NOTIFY_INTERVAL_S = 5.0  # between two progress messages
 MAX_LISTED_NAMES = 20  # in one error message
 
 
-def join_texts(texts: Iterable[str], max_bytes: float = float("inf")) -> Iterator[bytes]:
-    """Whole texts with a blank line between them, as many as fit into `max_bytes`, as UTF-8.
+def join_texts(
+    texts: Iterable[str], max_bytes: float = float("inf"), separator: str = SEPARATOR
+) -> Iterator[bytes]:
+    """Whole texts with `separator` between them, as many as fit into `max_bytes`, as UTF-8.
 
     Empty texts are left out. A first text longer than `max_bytes` is cut after a whole character.
 
@@ -39,7 +41,7 @@ def join_texts(texts: Iterable[str], max_bytes: float = float("inf")) -> Iterato
         if not body:
             continue
         if total:
-            body = SEPARATOR.encode() + body
+            body = separator.encode() + body
         if total + len(body) > max_bytes:
             if not total:
                 yield body[: int(max_bytes)].decode("utf-8", "ignore").encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from glasslm.data.sources import hub
 from glasslm.data.sources.hub import HubRequest
 from glasslm.data.sources.text_files import Source
+from glasslm.data.sources.texts import SEPARATOR
 from glasslm.text import Notify
 
 FACTS = (
@@ -23,12 +24,10 @@ MANUAL_SUPPLY = (
 )
 
 
-def find_source(max_bytes: int, notify: Notify) -> Source:
-    """Articles, title first, of at most `max_bytes` bytes.
+def find_source(max_bytes: int, notify: Notify, separator: str = SEPARATOR) -> Source:
+    """Articles, title first, of at most `max_bytes` bytes, with `separator` between them.
 
     Raises DownloadError when neither the cache nor the hub has them.
     """
-    request = HubRequest(
-        DATASET, CONFIG, "train", "text", max_bytes, title="title", revision=REVISION
-    )
+    request = HubRequest(DATASET, CONFIG, "train", "text", max_bytes, "title", REVISION, separator)
     return hub.find_source("wikipedia", request, notify, MANUAL_SUPPLY)
