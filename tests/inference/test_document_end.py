@@ -130,3 +130,14 @@ def test_fine_tuning_keeps_the_special_tokens(story_run: Path, tmp_path: Path) -
     base.require_fit(config)
     with pytest.raises(InputError, match="special tokens are <x>"):
         base.require_fit(small_config(text, special_tokens=("<x>",)))
+
+
+def test_a_prompt_that_spells_special_tokens_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(write_text(tmp_path / "text.txt"), tmp_path / "run", max_steps=1, tokenizer="byte")
+    command = ["generate", str(tmp_path / "run"), "--max-new-tokens", "1", "--prompt"]
+    assert main([*command, f"the{END}{END}"]) == 0
+    assert f"the prompt spells {END} 2 times: ordinary text here" in capsys.readouterr().err
+    assert main([*command, "the cat"]) == 0
+    assert "spells" not in capsys.readouterr().err

@@ -75,8 +75,8 @@ def visible_length(length: int, block_size: int) -> int:
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The tokens of a prompt. An empty one is the end of the document before, or a newline.
 
-    Without these tokens it is token 0. A prompt may be a text, or its tokens (T,). Raises InputError
-    for characters that the tokenizer does not know, and tokens outside the vocabulary.
+    Without these tokens it is token 0. A prompt may be a text, or its tokens (T,). Raises
+    InputError for characters that the tokenizer does not know, and tokens outside the vocabulary.
     """
     if isinstance(prompt, str):
         ids = [int(token) for token in tokenizer.encode(prompt)]
