@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import glasslm.cli
 from doubles import HistoryEngine, make_run
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.inference import trained_model
@@ -449,3 +449,36 @@ def test_the_command_refuses_in_one_line(run, capsys, arguments, says):
     err = capsys.readouterr().err
     assert says in err
     assert "Traceback" not in err
+
+
+def test_generation_from_ids_continues_like_generation_from_text():
+    config = RunConfig(model=model_config(8))
+    model = trained_model.Model(config, LETTERS, HistoryEngine(LETTERS.vocab_size), 0)
+    for text in ("abc", "fedcbafedcba", ""):  # within the context, longer, and none
+        ids = LETTERS.encode(text)
+        expected = model.generate(text, 12, temperature=0.8, top_k=3, seed=3)
+        for prompt in (ids, ids.tolist(), tuple(ids), np.asarray(ids, np.uint16)):
+            new = model.generate_ids(prompt, 12, temperature=0.8, top_k=3, seed=3)
+            assert new.dtype == np.int64
+            assert new.shape == (12,)
+            assert LETTERS.decode(new.tolist()) == expected
+        assert LETTERS.decode(ids.tolist()) == text
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 7], "ids hold 7: expected 0 to 6, the vocabulary of the model"),
+        ([-1], "ids hold -1: expected 0 to 6"),
+        ([0.5], r"ids is float64 with the shape \(1,\): expected integers \(T,\)"),
+        ([[0, 1]], r"ids is int64 with the shape \(1, 2\): expected integers \(T,\)"),
+        (3, r"ids is int64 with the shape \(\): expected integers \(T,\)"),
+        ([True], "ids is bool"),
+        ("abc", "ids is a text: give it to generate"),
+    ],
+)
+def test_ids_that_are_no_text_of_the_model_are_refused(ids, message):
+    config = RunConfig(model=model_config(8))
+    model = trained_model.Model(config, LETTERS, HistoryEngine(LETTERS.vocab_size), 0)
+    with pytest.raises(InputError, match=message):
+        model.generate_ids(ids, 3)

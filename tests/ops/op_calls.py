@@ -32,6 +32,11 @@ class Call:
     shapes: dict[str, tuple[int, ...]]
     function: Callable[..., tuple[Array, Callable[[Array], Any]]]
 
+    @property
+    def has_leading_axes(self) -> bool:
+        """Whether an input may have more axes."""
+        return any(key.endswith("...") for key in self.shapes)
+
     def draw(self, lead: tuple[int, ...], dtype: Any = np.float64, seed: int = 0) -> Inputs:
         """Random inputs by name."""
         rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 
-def gated(activation: Callable[[Any], Any]) -> Callable[..., Any]:
+def gated_feedforward(activation: Callable[[Any], Any]) -> Callable[..., Any]:
     return lambda x, gate, up, down: (activation(x @ gate.T) * (x @ up.T)) @ down.T
 
 
@@ -42,14 +42,14 @@ def tanh_gelu(x: Any) -> Any:
     return F.gelu(x, approximate="tanh")
 
 
-def heads_first(mask: Any = None, bias: Any = None) -> Callable[..., Any]:
+def attend_heads(mask: Any = None, bias: Any = None) -> Callable[..., Any]:
     def attend(q: Any, k: Any, v: Any) -> Any:
         q, k, v = (a.transpose(-2, -3) for a in (q, k, v))
         k, v = (a.repeat_interleave(H // K, dim=-3) for a in (k, v))
-        added = torch.tril(torch.ones(T, T, dtype=bool)) if mask is None else mask
+        added_mask = torch.tril(torch.ones(T, T, dtype=bool)) if mask is None else mask
         if bias is not None:
-            added = torch.where(added, bias, -math.inf)
-        return F.scaled_dot_product_attention(q, k, v, added).transpose(-2, -3)
+            added_mask = torch.where(added_mask, bias, -math.inf)
+        return F.scaled_dot_product_attention(q, k, v, added_mask).transpose(-2, -3)
 
     return attend
 
@@ -88,14 +88,14 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "embedding": lambda table: F.embedding(torch.from_numpy(TOKENS.reshape(2, 4)), table),
     "rms_norm": lambda x, gain: F.rms_norm(x, gain.shape, gain, 1e-5),
     "layer_norm": layer_norm,
-    "swiglu": gated(F.silu),
-    "geglu": gated(tanh_gelu),
+    "swiglu": gated_feedforward(F.silu),
+    "geglu": gated_feedforward(tanh_gelu),
     "cross_entropy": cross_entropy,
     "rope": rotate(False),
     "rope, interleaved": rotate(True),
-    "attention": heads_first(),
-    "attention with a mask": heads_first(MASK_TENSOR),
-    "attention with a bias": heads_first(bias=torch.from_numpy(ALIBI)),
+    "attention": attend_heads(),
+    "attention with a mask": attend_heads(MASK_TENSOR),
+    "attention with a bias": attend_heads(bias=torch.from_numpy(ALIBI)),
     "scaled_dot_product_attention": F.scaled_dot_product_attention,
     "scaled_dot_product_attention with a mask": lambda q, k, v: F.scaled_dot_product_attention(
         q, k, v, MASK_TENSOR
@@ -161,10 +161,10 @@ def test_blocks_in_sequence_are_the_transformer() -> None:
     np.testing.assert_allclose(logits, ops.transformer(tokens, weights, CONFIG)[0], rtol=1e-12)
 
 
-# -- updates ---------------------------------------------------------------------------
+# -- compare_updates ---------------------------------------------------------------------------
 
 
-def updates(
+def compare_updates(
     shape: tuple[int, ...], optimizer: Callable[[Any], Any], step: Callable[[Any, Any, int], None]
 ) -> None:
     """Ten updates of one weight by PyTorch and by `step(p, g, t)` end at the same weight."""
@@ -188,13 +188,13 @@ def updates(
 def test_adamw_and_sgd_take_the_steps_of_pytorch(shape: tuple[int, ...], eps: float) -> None:
     m, v = np.zeros(shape), np.zeros(shape)
     options: dict[str, Any] = {"betas": (0.8, 0.99), "eps": eps, "lr": 0.01}
-    updates(
+    compare_updates(
         shape,
         lambda p: torch.optim.AdamW(p, weight_decay=0.1, **options),
         lambda p, g, t: ops.adamw(p, g, m, v, t=t, decay=0.1, **options),
     )
     momentum = np.zeros(shape)
-    updates(
+    compare_updates(
         shape,
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         lambda p, g, t: ops.sgd(p, g, momentum, lr=0.1, momentum=0.9),

@@ -29,7 +29,7 @@ BLOCK = {
 HIDDEN = np.array([[True, False], [False, False]])
 
 
-def changed(weights: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def change_weights(weights: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The weights with others instead, whose names have __ for a point; None removes one."""
     merged = weights | {name.replace("__", "."): array for name, array in changes.items()}
     return {name: array for name, array in merged.items() if array is not None}
@@ -123,19 +123,21 @@ SHAPES: dict[str, tuple[Callable[[], Any], str]] = {
         r"tokens has the shape \(2, 5\): expected \(\.\.\., T\) with T up to 4",
     ),
     "weight of a block": (
-        lambda: ops.block(ones(4, 8), changed(BLOCK, feedforward__up__weight=ones(8, 4)), CONFIG),
+        lambda: ops.block(
+            ones(4, 8), change_weights(BLOCK, feedforward__up__weight=ones(8, 4)), CONFIG
+        ),
         r"weights\['feedforward.up.weight'\] has the shape \(8, 4\): expected \(4, 8\), \(out, in",
     ),
     "missing weight": (
-        lambda: ops.block(ones(4, 8), changed(BLOCK, attention__q__weight=None), CONFIG),
+        lambda: ops.block(ones(4, 8), change_weights(BLOCK, attention__q__weight=None), CONFIG),
         r"weights lack 'attention.q.weight', with the shape \(8, 8\): expected attention_norm",
     ),
     "unknown weight": (
-        lambda: ops.transformer([0], changed(WEIGHTS, head__weight=ones(5, 8)), CONFIG),
+        lambda: ops.transformer([0], change_weights(WEIGHTS, head__weight=ones(5, 8)), CONFIG),
         "weights hold 'head.weight', which this config does not have",
     ),
     "no embedding": (
-        lambda: ops.transformer([0], changed(WEIGHTS, embedding__weight=None), CONFIG),
+        lambda: ops.transformer([0], change_weights(WEIGHTS, embedding__weight=None), CONFIG),
         "weights lack 'embedding.weight'",
     ),
     "moment of another shape": (
@@ -234,10 +236,19 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "window": (lambda: ops.causal_mask(3, 1.5), "window is 1.5: expected an integer"),  # type: ignore[arg-type]
     "config": (lambda: ops.block(ones(4, 8), BLOCK, {}), "config is dict: expected a ModelConfig"),  # type: ignore[arg-type]
     "weights": (lambda: ops.transformer([0], [], CONFIG), "weights is list: expected a dictionary"),  # type: ignore[arg-type]
-    "update 0": (lambda: ops.adamw(*fresh(4), t=0, lr=0.1), "t is 0: expected an integer, 1 or"),
-    "lr": (lambda: ops.sgd(*fresh(3), lr=np.nan), "lr is nan: expected 0 or more, and finite"),
-    "betas": (lambda: ops.adamw(*fresh(4), t=1, lr=0.1, betas=(0.9, 1.0)), "betas is"),
-    "momentum": (lambda: ops.sgd(*fresh(3), lr=0.1, momentum=1.0), "momentum is 1.0: expected"),
+    "update 0": (
+        lambda: ops.adamw(*matrices(4), t=0, lr=0.1),
+        "t is 0: expected an integer, 1 or",
+    ),
+    "lr": (
+        lambda: ops.sgd(*matrices(3), lr=np.nan),
+        "lr is nan: expected 0 or more, and finite",
+    ),
+    "betas": (lambda: ops.adamw(*matrices(4), t=1, lr=0.1, betas=(0.9, 1.0)), "betas is"),
+    "momentum": (
+        lambda: ops.sgd(*matrices(3), lr=0.1, momentum=1.0),
+        "momentum is 1.0: expected",
+    ),
     "max_norm": (lambda: ops.clip_by_norm([ones(2)], 0.0), "max_norm is 0.0: expected above 0"),
     "max_value": (lambda: ops.clip_by_value([ones(2)], -1.0), "max_value is -1.0: expected above"),
     "schedule": (lambda: ops.learning_rate(0, 9, lr=1.0, schedule="step"), "schedule is step"),  # type: ignore[arg-type]
@@ -247,7 +258,7 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def fresh(count: int) -> list[np.ndarray[Any, Any]]:
+def matrices(count: int) -> list[np.ndarray[Any, Any]]:
     """Arrays of their own for an optimizer."""
     return [ones(2, 3) for _ in range(count)]
 
@@ -276,7 +287,7 @@ ONE_ARRAY: list[tuple[str, Callable[[Any], Any]]] = [
     ("scaled_dot_product_attention", lambda x: ops.scaled_dot_product_attention(x, x, x)),
     ("block", lambda x: ops.block(x, BLOCK, CONFIG)),
     ("adamw g", lambda x: ops.adamw(ones(2, 3), x, ones(2, 3), ones(2, 3), t=1, lr=0.1)),
-    ("adamw p", lambda x: ops.adamw(x, *fresh(3), t=1, lr=0.1)),
+    ("adamw p", lambda x: ops.adamw(x, *matrices(3), t=1, lr=0.1)),
     ("clip_by_norm", lambda x: ops.clip_by_norm(x, 1.0)),
     ("clip_by_norm of several", lambda x: ops.clip_by_norm({"w": x}, 1.0)),
     ("clip_by_value", lambda x: ops.clip_by_value([x], 1.0)),

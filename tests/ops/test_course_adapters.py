@@ -86,7 +86,7 @@ NAMES = {  # ours: the course's
 }
 
 
-def halves_first(w: Any) -> np.ndarray[Any, Any]:
+def split_halves(w: Any) -> np.ndarray[Any, Any]:
     """The rows of wq or wk, so that pairs (2j, 2j + 1) of each head become (j, j + Q / 2)."""
     order = np.arange(Q).reshape(-1, 2).T.reshape(-1)
     return np.asarray(w).reshape(H, Q, D)[:, order].reshape(D, D)
@@ -95,7 +95,7 @@ def halves_first(w: Any) -> np.ndarray[Any, Any]:
 def block_weights(weights: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     arrays = {ours: weights[f"{prefix}{theirs}.weight"] for ours, theirs in NAMES.items()}
     return {
-        f"{name}.weight": halves_first(w) if name in ("attention.q", "attention.k") else w
+        f"{name}.weight": split_halves(w) if name in ("attention.q", "attention.k") else w
         for name, w in arrays.items()
     }
 
@@ -187,7 +187,7 @@ def draw(*shape: int, seed: int = 0) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + len(shape)))
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def check_equal(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=tolerance)
 
 
@@ -198,12 +198,12 @@ def rotate(x: Any, positions: Any) -> Any:
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
 
-def attend(weights: dict[str, Any], x: Any, rotating: bool = True) -> Any:
+def attend(weights: dict[str, Any], x: Any, with_rope: bool = True) -> Any:
     q, k, v = (
         (x @ weights[f"attn.{name}_proj.weight"].T).unflatten(-1, (H, Q)).transpose(-2, -3)
         for name in "qkv"
     )
-    if rotating:
+    if with_rope:
         q, k = (rotate(a, torch.arange(x.shape[-2])) for a in (q, k))
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return mixed.transpose(-2, -3).flatten(-2) @ weights["attn.output_proj.weight"].T
@@ -231,21 +231,21 @@ def draw_block(seed: int = 0) -> dict[str, Any]:
 def test_layers() -> None:
     x, weights = draw(2, 3, T, D), draw_block()
     w = weights["ffn.w1.weight"]
-    close(run_linear(w, x), x @ w.T)
+    check_equal(run_linear(w, x), x @ w.T)
     tokens = torch.arange(6).reshape(2, 3)
-    close(run_embedding(w, tokens), w[tokens])
-    close(
+    check_equal(run_embedding(w, tokens), w[tokens])
+    check_equal(
         run_swiglu(w, *(weights[f"ffn.w{i}.weight"] for i in (2, 3)), x), feed_forward(weights, x)
     )
-    close(
+    check_equal(
         run_rmsnorm(1e-5, weights["ln1.weight"], x),
         F.rms_norm(x, (D,), weights["ln1.weight"], 1e-5),
     )
     for dim in range(-4, 4):
-        close(run_softmax(x + 100, dim), F.softmax(x + 100, dim))
+        check_equal(run_softmax(x + 100, dim), F.softmax(x + 100, dim))
     targets = torch.tensor([0, 5, 2])
     for scale in (1, 1000):  # 1000: exp overflows unless the maximum is subtracted
-        close(
+        check_equal(
             run_cross_entropy(scale * x[0, :, 0], targets),
             F.cross_entropy(scale * x[0, :, 0], targets),
         )
@@ -258,7 +258,7 @@ def test_attention_with_any_mask(lead: tuple[int, ...], masked: bool) -> None:
     mask = draw(*lead, T, 9, seed=3) > 0 if masked else None
     if mask is not None:
         mask[..., 0] = True
-    close(
+    check_equal(
         run_scaled_dot_product_attention(q, k, v, mask),
         F.scaled_dot_product_attention(q, k, v, mask),
     )
@@ -270,21 +270,25 @@ def test_positions_and_heads() -> None:
         weights[f"attn.{name}.weight"] for name in ("q_proj", "k_proj", "v_proj", "output_proj")
     ]
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [7, 3, 0, 9, 1, 4]])
-    close(
+    check_equal(
         run_rope(Q, THETA, x[..., :Q].contiguous(), positions),
         rotate(x[..., :Q].contiguous(), positions),
     )
     heads = draw(2, H, T, Q)
-    close(run_rope(Q, THETA, heads, positions[:, None]), rotate(heads, positions[:, None]))
-    close(run_multihead_self_attention(H, *projections, x), attend(weights, x, rotating=False))
-    close(
+    check_equal(run_rope(Q, THETA, heads, positions[:, None]), rotate(heads, positions[:, None]))
+    check_equal(
+        run_multihead_self_attention(H, *projections, x), attend(weights, x, with_rope=False)
+    )
+    check_equal(
         run_multihead_self_attention_with_rope(H, THETA, *projections, x, torch.arange(T)),
         attend(weights, x),
     )
 
 
 def test_a_block_and_a_language_model() -> None:
-    close(run_transformer_block(draw_block(), draw(2, T, D)), block(draw_block(), draw(2, T, D)))
+    check_equal(
+        run_transformer_block(draw_block(), draw(2, T, D)), block(draw_block(), draw(2, T, D))
+    )
     weights = {
         "token_embeddings.weight": draw(V, D),
         "ln_final.weight": draw(D),
@@ -298,7 +302,7 @@ def test_a_block_and_a_language_model() -> None:
     for layer in layers:
         x = block(layer, x)
     expected = F.rms_norm(x, (D,), weights["ln_final.weight"], 1e-5) @ weights["lm_head.weight"].T
-    close(run_transformer_lm(weights, tokens), expected, 1e-4)
+    check_equal(run_transformer_lm(weights, tokens), expected, 1e-4)
 
 
 def test_clipping_and_the_schedule() -> None:
@@ -311,7 +315,7 @@ def test_clipping_and_the_schedule() -> None:
         run_gradient_clipping(parameters, max_norm)
         torch.nn.utils.clip_grad_norm_(copies, max_norm)
         for p, copy in zip(parameters[:-1], copies[:-1], strict=True):
-            close(p.grad, copy.grad, 1e-6)
+            check_equal(p.grad, copy.grad, 1e-6)
         assert parameters[-1].grad is None
     rates = [run_get_lr_cosine_schedule(it, 1.0, 0.1, 7, 21) for it in range(25)]
     np.testing.assert_allclose(rates[:8], np.arange(8) / 7)
@@ -342,7 +346,7 @@ def test_adamw_and_checkpoints(tmp_path: Path) -> None:
             optimizer.step()
 
     ours, optimizer = train(AdamW, 20)
-    close(ours.weight, train(torch.optim.AdamW, 20)[0].weight, 1e-6)
+    check_equal(ours.weight, train(torch.optim.AdamW, 20)[0].weight, 1e-6)
     path = tmp_path / "new" / "checkpoint.safetensors"
     run_save_checkpoint(ours, optimizer, 20, path)
     loaded, other = train(AdamW, 1)

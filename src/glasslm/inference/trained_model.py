@@ -189,6 +189,8 @@ class Model:
 
         >>> model.generate_ids(model.tokenizer.encode("ROMEO:"), 40)
         """
+        if isinstance(ids, str):
+            raise InputError("ids is a text: give it to generate, or give tokenizer.encode(text)")
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         pieces = self.pieces([ids], max_new_tokens, sampling=sampling)
         return np.array([piece.token for piece in pieces], np.int64)

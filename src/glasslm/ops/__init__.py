@@ -12,15 +12,6 @@ and moments in place. "..." in a shape is any number of leading axes, also none.
 """
 
 from glasslm.ops.array_file import load_checkpoint, save_checkpoint
-from glasslm.ops.attention import (
-    alibi_bias,
-    attention,
-    causal_mask,
-    rope,
-    rope_tables,
-    scaled_dot_product_attention,
-    sinusoidal_positions,
-)
 from glasslm.ops.layers import (
     cross_entropy,
     dropout,
@@ -36,6 +27,8 @@ from glasslm.ops.layers import (
     softmax,
     swiglu,
 )
+from glasslm.ops.masked_attention import attention, causal_mask, scaled_dot_product_attention
+from glasslm.ops.models import block, initial_weights, sample_batch, transformer
 from glasslm.ops.optimizers import (
     adamw,
     clip_by_norm,
@@ -45,7 +38,7 @@ from glasslm.ops.optimizers import (
     sgd,
     step_decay,
 )
-from glasslm.ops.transformer import block, initial_weights, sample_batch, transformer
+from glasslm.ops.positions import alibi_bias, rope, rope_tables, sinusoidal_positions
 
 __all__ = [
     "adamw",

@@ -27,14 +27,14 @@ def read_arrays(**arguments: tuple[Any, str]) -> list[Array]:
     """
     sizes: Sizes = {}
     arrays: list[Array] = []
-    first = ""
+    first_name = ""
     for name, (value, pattern) in arguments.items():
         array = require_floats(name, value)
         if arrays:
-            require_type(name, array, first, arrays[0].dtype)
+            require_type(name, array, first_name, arrays[0].dtype)
         sizes |= _require_shape(name, array.shape, pattern, sizes)
         arrays.append(np.array(array, order="C"))
-        first = first or name
+        first_name = first_name or name
     return arrays
 
 
@@ -72,34 +72,34 @@ def require_floats(name: str, value: Any) -> Array:
 
 def _require_shape(name: str, shape: tuple[int, ...], pattern: str, sizes: Sizes) -> Sizes:
     """The sizes of the letters of `pattern`; InputError unless the shape fits them."""
-    found = _match_shape(shape, pattern, sizes)
-    if found is not None:
-        return found
+    bindings = _match_shape(shape, pattern, sizes)
+    if bindings is not None:
+        return bindings
     letters = pattern.split()
-    known = [f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes]
+    known_sizes = [f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes]
     swapped = shape[:-2] + shape[:-3:-1]
     is_transposed = len(shape) > 1 and _match_shape(swapped, pattern, sizes) is not None
     cure = f"give np.swapaxes({name}, -1, -2)" if is_transposed else "reshape or slice it"
     raise InputError(
         f"{name} has the shape {shape}: expected {_format_shape(letters)}"
-        f"{' with ' if known else ''}{', '.join(known)}; {cure}"
+        f"{' with ' if known_sizes else ''}{', '.join(known_sizes)}; {cure}"
     )
 
 
 def _match_shape(shape: tuple[int, ...], pattern: str, sizes: Sizes) -> Sizes | None:
     """The sizes of the letters of `pattern` in `shape`; None unless they fit `sizes`."""
     letters = pattern.split()
-    found: Sizes = {}
+    bindings: Sizes = {}
     if letters[0] == "...":
         letters = letters[1:]
-        found["..."] = shape[: max(0, len(shape) - len(letters))]
-        shape = shape[len(found["..."]) :]
+        bindings["..."] = shape[: max(0, len(shape) - len(letters))]
+        shape = shape[len(bindings["..."]) :]
     if len(shape) != len(letters):
         return None
-    found |= zip(letters, shape, strict=True)
-    if any(found[letter] != size for letter, size in zip(letters, shape, strict=True)):
+    bindings |= zip(letters, shape, strict=True)
+    if any(bindings[letter] != size for letter, size in zip(letters, shape, strict=True)):
         return None  # a letter that occurs twice
-    return found if all(sizes.get(key, size) == size for key, size in found.items()) else None
+    return bindings if all(sizes.get(key, size) == size for key, size in bindings.items()) else None
 
 
 def _format_shape(letters: list[str]) -> str:
@@ -161,7 +161,7 @@ def read_new(new: New | None, dtype: DTypeLike) -> New:
         return lambda shape: np.empty(shape, dtype)
     allocate: Callable[[tuple[int, ...]], Array] = new
 
-    def checked(shape: tuple[int, ...]) -> Array:
+    def allocate_checked(shape: tuple[int, ...]) -> Array:
         array = allocate(shape)
         if array.dtype != dtype or array.shape != tuple(shape):
             raise InputError(
@@ -171,4 +171,4 @@ def read_new(new: New | None, dtype: DTypeLike) -> New:
             )
         return array
 
-    return checked
+    return allocate_checked

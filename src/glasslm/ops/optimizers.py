@@ -148,8 +148,8 @@ def clip_by_norm(gradients: Gradients, max_norm: float) -> tuple[Gradients, floa
     for a norm that is not finite.
 
     >>> clipped, norm = clip_by_norm({"w": np.array([3.0]), "b": np.array([4.0])}, 2.5)
-    >>> clipped["w"], norm
-    (array([1.5]), 5.0)
+    >>> float(clipped["w"].sum()), norm
+    (1.5, 5.0)
     """
     require(0 < max_norm < math.inf, "max_norm", max_norm, "above 0 and finite")
     squares: list[float] = []
@@ -240,8 +240,8 @@ def step_decay(
     With warmup_steps, the first updates have lr (step + 1) / warmup_steps at most. Raises
     InputError unless every >= 1, 0 < factor <= 1 and lr >= 0.
 
-    >>> [step_decay(step, lr=1.0, every=2, factor=0.5) for step in range(5)]
-    [1.0, 1.0, 0.5, 0.5, 0.25]
+    >>> step_decay(5, lr=1.0, every=2, factor=0.5)
+    0.25
     """
     require_count("step", step, 0)
     require_count("every", every)

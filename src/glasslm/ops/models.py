@@ -92,9 +92,11 @@ def block(
             f"{c.block_size}, the d_model and the block_size of the config"
         )
     table = parameter_table(c, 1)
-    rows = {name: row for name, row in table.items() if name.startswith(BLOCK)}
-    prefixed = {f"{BLOCK}{name}": array for name, array in _require_names(weights).items()}
-    model = Model(c, _read_weights(prefixed, rows, table, x.dtype, len(BLOCK)))
+    specs = {name: spec for name, spec in table.items() if name.startswith(BLOCK)}
+    prefixed_weights = {
+        f"{BLOCK}{name}": array for name, array in _read_dictionary(weights).items()
+    }
+    model = Model(c, _read_weights(prefixed_weights, specs, table, x.dtype, len(BLOCK)))
     flat = x.reshape(-1, c.d_model)
     ctx = ForwardContext(
         len(flat) // T,
@@ -115,9 +117,9 @@ def block(
         gradients: dict[str, Array] = {}
         dmiddle = feedforward_back(read_gradient(dy, x).reshape(flat.shape), gradients)
         dx = attention_back(dmiddle, gradients)
-        by_name = _name_gradients(gradients, rows, x.dtype)
+        all_gradients = _name_gradients(gradients, specs, x.dtype)
         return dx.reshape(x.shape).copy(), {
-            name.removeprefix(BLOCK): gradient for name, gradient in by_name.items()
+            name.removeprefix(BLOCK): gradient for name, gradient in all_gradients.items()
         }
 
     return y.reshape(x.shape).copy(), backward
@@ -153,34 +155,34 @@ def transformer(
     >>> gradients["blocks.1.attention.o.weight"].shape
     (64, 64)
     """
-    c, names = _require_config(config).resolve(), _require_names(weights)
+    c, names = _require_config(config).resolve(), _read_dictionary(weights)
     if "embedding.weight" not in names:
         raise InputError("weights lack 'embedding.weight', with the shape (V, D): add it")
-    (table_rows,) = read_arrays(
+    (embeddings,) = read_arrays(
         **{"weights['embedding.weight']": (names["embedding.weight"], "V D")}
     )
-    V, dtype = len(table_rows), table_rows.dtype
+    V, dtype = len(embeddings), embeddings.dtype
     ids = read_ids("tokens", tokens, V)
     if not ids.ndim or ids.shape[-1] > c.block_size:
         raise InputError(
             f"tokens has the shape {ids.shape}: expected (..., T) with T up to {c.block_size}, the "
             "block_size of the config"
         )
-    rows = parameter_table(c, V)
-    model = Model(c, _read_weights(names, rows, rows, dtype))
+    specs = parameter_table(c, V)
+    model = Model(c, _read_weights(names, specs, specs, dtype))
     flat, _, model_back = model.forward(ids.reshape(-1, ids.shape[-1]), read_new(new, dtype))
     logits = flat.reshape(*ids.shape, V)
-    calls: list[None] = []
+    previous_calls: list[None] = []
 
     def backward(dlogits: Array) -> dict[str, Array]:
         gradient = read_gradient(dlogits, logits, "dlogits").reshape(flat.shape)
-        if calls:
+        if previous_calls:
             raise InputError(
                 "backward was called before, and freed what the forward pass kept: call "
                 "transformer again"
             )
-        calls.append(None)
-        return _name_gradients(model_back(gradient), rows, dtype)
+        previous_calls.append(None)
+        return _name_gradients(model_back(gradient), specs, dtype)
 
     return logits.copy(), backward
 
@@ -194,7 +196,7 @@ def _require_config(config: Any) -> ModelConfig:
     return config
 
 
-def _require_names(weights: Any) -> dict[str, Any]:
+def _read_dictionary(weights: Any) -> dict[str, Any]:
     if not isinstance(weights, Mapping):
         raise InputError(
             f"weights is {type(weights).__name__}: expected a dictionary of arrays by name, as "
@@ -205,47 +207,47 @@ def _require_names(weights: Any) -> dict[str, Any]:
 
 def _read_weights(
     weights: dict[str, Any],
-    rows: Mapping[str, ParameterSpec],
+    specs: Mapping[str, ParameterSpec],
     table: Mapping[str, ParameterSpec],
     dtype: np.dtype[Any],
     prefix: int = 0,
 ) -> Weights:
-    """Copies of the weights in the arrays of `table`, of which `rows` must be given.
+    """Copies of the weights in the arrays of `table`, of which `specs` must be given.
 
     Messages leave out the first `prefix` characters of a name.
     """
-    missing = sorted(rows.keys() - weights.keys())
-    unknown = sorted(weights.keys() - rows.keys())
+    missing = sorted(specs.keys() - weights.keys())
+    unknown = sorted(weights.keys() - specs.keys())
     if missing or unknown:
         name = (missing or unknown)[0]
         problem = (
-            f"weights lack '{name[prefix:]}', with the shape {rows[name].shape}"
+            f"weights lack '{name[prefix:]}', with the shape {specs[name].shape}"
             if missing
             else f"weights hold '{name[prefix:]}', which this config does not have"
         )
-        names = ", ".join(name[prefix:] for name in rows)
+        names = ", ".join(name[prefix:] for name in specs)
         raise InputError(f"{problem}: expected {names}")
     arrays = Weights(table, dtype)
-    for name, row in rows.items():
+    for name, spec in specs.items():
         label = f"weights['{name[prefix:]}']"
         (array,) = read_arrays(**{label: (weights[name], "...")})
         require_type(label, array, "the input", dtype)
-        if array.shape != row.shape:
+        if array.shape != spec.shape:
             raise InputError(
-                f"{label} has the shape {array.shape}: expected {row.shape}"
-                f"{', (out, in); transpose it' if array.shape == row.shape[::-1] else ''}"
+                f"{label} has the shape {array.shape}: expected {spec.shape}"
+                f"{', (out, in); transpose it' if array.shape == spec.shape[::-1] else ''}"
             )
         arrays[name][...] = array
     return arrays
 
 
 def _name_gradients(
-    gradients: dict[str, Array], rows: Mapping[str, ParameterSpec], dtype: np.dtype[Any]
+    gradients: dict[str, Array], specs: Mapping[str, ParameterSpec], dtype: np.dtype[Any]
 ) -> dict[str, Array]:
     """The gradients of trained weights under the names of the table, whose stacks are split."""
-    trained = {name: row for name, row in rows.items() if row.trained}
+    trained = {name: spec for name, spec in specs.items() if spec.trained}
     arrays = Weights(trained, dtype)
-    has_frozen = len(trained) < len(rows)  # with adapters, whose gradients are not stacked
+    has_frozen = len(trained) < len(specs)  # with adapters, whose gradients are not stacked
     for name, gradient in gradients.items():
         if name in trained or not has_frozen:
             arrays[name][...] = gradient
