@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_every_command_has_help_with_an_example(
 
 def test_the_flags_of_the_contract_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     out = capsys.readouterr().out
     flags = (
         "corpus text-file preset run-dir engine device precision threads tokenizer vocab-size "
@@ -275,3 +276,37 @@ def test_generate_writes_the_same_text_for_the_same_seed(
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("the ")
+
+
+def test_help_of_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["help", "train"])
+    by_word = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert capsys.readouterr().out == by_word
+    assert main(["help", "trian"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("tr", "train"), ("train --max-st", "--max-steps"), ("corpus --js", "--json")],
+)
+def test_bash_completes_commands_and_flags(
+    words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    count = len(words.split())
+    asked = f'COMP_WORDS=(glasslm {words}); COMP_CWORD={count}; _glasslm; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True)
+    assert done.stdout.split() == [expected], done.stderr
+
+
+def test_there_is_completion_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("zsh", "fish"):
+        assert main(["--print-completion", shell]) == 0
+        assert "train" in capsys.readouterr().out
+    assert main(["--print-completion", "tcsh"]) == 2
+    assert "choose from bash, zsh, fish" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def parse_words(*words: str) -> Flags:
             "unknown flags --n-layer and --lrr: did you mean --n-layers and --lr?",
         ),
         ("--xyzzy", "unknown flag --xyzzy: see glasslm try --help"),
-        ("nothing", "'nothing' is not expected here: see glasslm try --help"),
+        ("nothing", "'nothing' is not expected here: did you mean --text-file nothing?"),
         ("--max-steps 0", "max_steps is 0: expected at least 1"),
     ],
 )
@@ -155,8 +155,47 @@ def test_checks_know_the_flags_that_help_shows(name: str, monkeypatch: pytest.Mo
         text = io.StringIO()
         monkeypatch.setenv("COLUMNS", "80")
         with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-            parse(flags_class, ["--help"], "glasslm", "")
+            parse(flags_class, ["--help-all"], "glasslm", "")
         shown = set(re.findall(r"^\W{2}(--[a-z][\w-]*)", text.getvalue(), re.MULTILINE))
         labels = {argument.label for argument in arguments if not argument.is_positional}
-        aliases = {f"--{alias.replace('_', '-')}" for alias in ALIASES}
-        assert shown - {"--help"} - aliases == labels - {"--block-size"}
+        assert shown == labels
+
+
+@pytest.mark.parametrize(
+    ("flag", "suggestion"),
+    [
+        ("--activation", "--feedforward"),
+        ("--learning-rate", "--lr"),
+        ("--learning_rate=1e-3", "--lr"),
+        ("--hidden-size", "--d-model"),
+        ("--n-embd", "--d-model"),
+        ("--num-hidden-layers", "--n-layers"),
+        ("--steps", "--max-steps"),
+        ("--context-length", "--block-size"),
+        ("--max-tokens", "--max-new-tokens"),
+    ],
+)
+def test_a_word_of_another_program_leads_to_the_flag(flag: str, suggestion: str) -> None:
+    command = "generate" if suggestion == "--max-new-tokens" else "train"
+    flags_class = importlib.import_module(f"glasslm.cli.{command}").Flags
+    expected = f"unknown flag {flag.partition('=')[0]}: did you mean {suggestion}?"
+    with pytest.raises(InputError) as error:
+        parse(flags_class, [*(["RUN"] * (command == "generate")), flag, "1"], "glasslm", "")
+    assert str(error.value) == expected
+
+
+def test_a_text_without_its_flag_leads_to_it() -> None:
+    with pytest.raises(InputError, match=r"did you mean --text-file book\.txt\?"):
+        parse(Flags, ["book.txt", "--lr", "1"], "glasslm train", "")
+
+
+def test_the_short_help_of_train_fits_two_screens(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse(Flags, [flag], "glasslm train", "")
+        lines[flag] = capsys.readouterr().out.splitlines()
+    assert len(lines["--help"]) < 110 < len(lines["--help-all"])
+    assert "glasslm train --help-all" in lines["--help"][-1]
+    assert set(lines["--help"][:-1]) <= set(lines["--help-all"])
+    assert all(len(line) <= 80 for line in lines["--help-all"] if not line.endswith(":"))

@@ -56,11 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_format_help())
         return 0
+    if argv[0] == "help" and len(argv) == 2:
+        argv = [argv[1], "--help"]
     if argv[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         print(f"glasslm {version('glasslm')}")
         return 0
+    if argv[0] == "--print-completion":
+        return _print_completion(argv[1:])
     if argv[0] not in COMMANDS:
         hint = suggest_name(argv[0], COMMANDS)
         print(
@@ -75,6 +79,17 @@ def main(argv: list[str] | None = None) -> int:
     # The training loop reports a run that diverges; NumPy's warnings would repeat it.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
     return _run_and_report_errors(argv)
+
+
+def _print_completion(shells: list[str]) -> int:
+    from glasslm.cli.completion import format_completion
+
+    try:
+        print(format_completion(shells[0] if shells else "", COMMANDS))
+    except GlasslmError as error:
+        notify(f"glasslm: {error}")
+        return error.exit_code
+    return 0
 
 
 def _run_and_report_errors(argv: list[str]) -> int:
@@ -144,6 +159,6 @@ def _format_help() -> str:
     return (
         "glasslm: train, inspect and test a small language model.\n\n"
         f"usage: glasslm COMMAND [FLAGS]\n\n{groups}\n\n"
-        "Each command has help with an example: glasslm COMMAND --help\n"
+        "Each command has help with an example: glasslm COMMAND --help (all flags: --help-all)\n"
         "Start with: glasslm train"
     )

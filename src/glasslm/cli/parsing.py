@@ -23,19 +23,20 @@ def parse(
     description: str,
     default: Any = None,
 ) -> Flags:
-    """`argv` as an instance of `flags_class`, a frozen dataclass; --help ends the program.
+    """`argv` as an instance of `flags_class`, a frozen dataclass; --help and --help-all end it.
 
     `default` holds the value of every flag that is not given. Raises InputError, in one line, for
     an unknown flag, a setting given twice, and a value that is missing or out of range.
     """
     import tyro
 
+    from glasslm.cli.help_text import format_help
     from glasslm.cli.validation import check_words, list_arguments
 
-    if {"-h", "--help"} & set(argv):
-        print(f"{description}\n")  # tyro would join its lines into long ones
-    else:
-        check_words(list_arguments(flags_class), argv, program, default is not None)
+    if {"-h", "--help", "--help-all"} & set(argv):
+        print(format_help(flags_class, program, description, default, "--help-all" in argv))
+        raise SystemExit(0)
+    check_words(list_arguments(flags_class), argv, program, default is not None)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     defaults = {} if default is None else {"default": default}
     try:

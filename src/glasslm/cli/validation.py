@@ -19,6 +19,38 @@ import tyro
 from glasslm.config.schema import ALIASES
 from glasslm.errors import InputError
 
+# Words of transformers, nanoGPT and other programs for fields that have another name here.
+SYNONYMS = {
+    "activation": "feedforward", "hidden_act": "feedforward", "act": "feedforward",
+    "activation_function": "feedforward", "mlp": "feedforward", "ffn": "feedforward",
+    "learning_rate": "lr", "max_lr": "lr", "peak_lr": "lr", "warmup_iters": "warmup_steps",
+    "warmup": "warmup_steps", "lr_schedule": "schedule", "lr_scheduler_type": "schedule",
+    "hidden_size": "d_model", "n_embd": "d_model", "embed_dim": "d_model", "dim": "d_model",
+    "width": "d_model", "num_hidden_layers": "n_layers", "num_layers": "n_layers",
+    "n_layer": "n_layers", "layers": "n_layers", "depth": "n_layers",
+    "num_attention_heads": "n_heads", "n_head": "n_heads", "num_heads": "n_heads",
+    "heads": "n_heads", "num_key_value_heads": "n_kv_heads", "intermediate_size": "d_ff",
+    "ffn_dim": "d_ff", "context": "block_size", "context_length": "block_size",
+    "context_size": "block_size", "sequence_length": "block_size", "max_length": "block_size",
+    "max_position_embeddings": "block_size", "n_positions": "block_size",
+    "positional_encoding": "position", "pos_emb": "position", "normalization": "norm",
+    "sliding_window": "window", "rope_theta": "rope_base", "num_experts": "n_experts",
+    "steps": "max_steps", "iters": "max_steps", "max_iters": "max_steps",
+    "num_steps": "max_steps", "num_train_epochs": "epochs", "n_epochs": "epochs",
+    "time": "max_time", "time_limit": "max_time", "batch": "batch_size",
+    "per_device_train_batch_size": "batch_size", "gradient_clipping": "grad_clip",
+    "clip": "grad_clip", "max_grad_norm": "grad_clip", "max_norm": "grad_clip",
+    "optim": "optimizer", "beta": "betas", "wd": "weight_decay", "dtype": "precision",
+    "backend": "engine", "data": "text_file", "dataset": "text_file", "input": "text_file",
+    "file": "text_file", "text": "text_file", "train_file": "text_file", "out": "run_dir",
+    "out_dir": "run_dir", "output_dir": "run_dir", "output": "run_dir", "name": "run_dir",
+    "save_interval": "checkpoint_interval", "save_steps": "checkpoint_interval",
+    "eval_steps": "eval_interval", "eval_every": "eval_interval",
+    "logging_steps": "log_interval", "save_total_limit": "keep", "model": "preset",
+    "size": "preset", "resume": "init_from", "max_tokens": "max_new_tokens",
+    "length": "max_new_tokens", "temp": "temperature", "n": "num_samples",
+    "num_return_sequences": "num_samples", "format": "to",
+}  # fmt: skip
 MIN_SIMILARITY = 0.75  # of a flag that an error suggests, between 0 and 1
 
 _FLAG = re.compile(r"--|-+[A-Za-z]")
@@ -70,7 +102,7 @@ def list_arguments(flags_class: type) -> list[Argument]:
     hints = get_type_hints(flags_class, include_extras=True)
     arguments: list[Argument] = []
     for field in dataclasses.fields(flags_class):
-        hint, markers = _without_markers(hints[field.name])
+        hint, markers = split_markers(hints[field.name])
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             arguments += list_arguments(hint)
             continue
@@ -141,13 +173,19 @@ def check_words(
             raise InputError(f"{argument.label} is missing: see {program} --help")
         free_words = free_words[count:]
     if free_words:
-        raise InputError(f"'{free_words[0]}' is not expected here: see {program} --help")
+        word = free_words[0]
+        cure = (
+            f"did you mean --text-file {word}?"
+            if "text_file" in flags and "text_file" not in first_uses
+            else f"see {program} --help"
+        )
+        raise InputError(f"'{word}' is not expected here: {cure}")
     for argument in flags.values():
         if argument.is_required and argument.name not in first_uses and not has_default:
             raise InputError(f"{argument.label} is missing: expected {argument.expected}")
 
 
-def _without_markers(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_markers(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """A type without its Annotated, and the marks that were in it."""
     if get_origin(hint) is typing.Annotated:
         return get_args(hint)[0], tuple(get_args(hint)[1:])
@@ -238,7 +276,9 @@ def _describe_unknown(unknown: Iterable[str], flags: dict[str, Argument], progra
     names |= {f"--no-{a.label.removeprefix('--')}" for a in flags.values() if a.kind is bool}
     unknown = list(dict.fromkeys(unknown))
     similar = [
-        difflib.get_close_matches(flag, sorted(names), n=1, cutoff=MIN_SIMILARITY)
+        [flags[SYNONYMS[_field_name(flag)]].label]
+        if SYNONYMS.get(_field_name(flag)) in flags
+        else difflib.get_close_matches(flag, sorted(names), n=1, cutoff=MIN_SIMILARITY)
         for flag in unknown
     ]
     suggestions = " and ".join(dict.fromkeys(names[0] for names in similar if names))
