@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from glasslm.runs import provenance
+from glasslm.runs.blas import format_blas, loaded_blas
 
 Times = dict[str, list[float]]  # seconds of each round, by the name of the variant
 
@@ -78,4 +79,5 @@ def heading(*libraries: str, threads: int) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
     machine = provenance.machine()
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {threads} threads"
-    return f"{datetime.date.today()}  {hardware}; {versions}"
+    blas = format_blas(loaded_blas())
+    return f"{datetime.date.today()}  {hardware}; {versions}; {blas}"

@@ -12,6 +12,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.lab.verification import reproduction
 from glasslm.lab.verification.reproduction import Reproduction
 from glasslm.runs import checkpoint
+from glasslm.runs.blas import format_blas
 from glasslm.runs.run_folder import Run
 from small_runs import ignore_message, train, without_report, write_text
 
@@ -201,6 +202,8 @@ def test_the_command_has_a_verdict_and_a_code(
         assert cli.main(["reproduce", str(copied), "--steps", "3", "--json", *again]) == 1
         facts = json.loads(capsys.readouterr().out)
         assert set(facts) == {
+            "same_within_rounding",
+            "kernels",
             "run",
             "again",
             "same",
@@ -224,6 +227,40 @@ def test_the_command_has_a_verdict_and_a_code(
         assert "first difference at step 2 (step: loss)" in out
         assert "Equal bits are guaranteed" in out
         assert cli.main(["reproduce", str(copied), "--steps", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "factor", "code"),
+    [("Unheardof", 1 + 1e-6, 0), ("Unheardof", 1.05, 1), (None, 1 + 1e-6, 1)],
+)
+def test_another_blas_kernel_has_a_tolerance_and_both_kernels_are_named(
+    kernel: str | None,
+    factor: float,
+    code: int,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copied = copy(folder / "run", tmp_path / "run")
+    record = json.loads((copied / "run.json").read_text(encoding="utf-8"))
+    blas = record["blas"] or {"library": "none", "version": "", "kernel": "", "threads": 1}
+    if kernel:
+        record["blas"] = blas | {"kernel": kernel}
+        (copied / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    then = next(
+        line for line in Run(copied).metrics() if line["kind"] == "step" and line["step"] == 2
+    )
+    assert then["kind"] == "step"
+    edit_metrics(copied, 2, loss=(then["loss"] or 0.0) * factor)
+    with without_report():
+        assert cli.main(["reproduce", str(copied), "--steps", "3"]) == code
+    out = capsys.readouterr().out
+    assert "first difference at step 2 (step: loss)" in out
+    if kernel:
+        assert f"{kernel}, now by {format_blas(record['blas'] | {'kernel': blas['kernel']})}" in out
+        assert ("not the same within rounding" in out) == (code == 1)
+    else:
+        assert "within rounding" not in out
 
 
 def test_without_a_step_to_compare_nothing_is_claimed(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Train a run again, from run.json and the same text, into a new folder, and
 compare every logged number except times, and every checkpoint that both runs
-have, bit by bit. The exit code is 0 if all are equal, 1 if not.
+have, bit by bit. The exit code is 0 if all are equal, 1 if not. Where another
+BLAS kernel or processor computes now than then, losses that differ by rounding
+alone (2% of their value, 0.01% at the first logged step) count as equal.
 
 Examples:
   glasslm reproduce runs/shakespeare-tiny-20260314-153000
@@ -57,12 +59,12 @@ def main(argv: list[str]) -> int:
         print(json.dumps(to_json_types(json_facts(reproduction))))
     if reproduction.interrupted_by is not None:
         return 128 + reproduction.interrupted_by
-    return 0 if reproduction.is_identical else 1
+    return 0 if reproduction.is_identical or reproduction.is_same_within_rounding else 1
 
 
 def _format_result(reproduction: Reproduction) -> str:
     """The comparison as lines of text."""
-    from glasslm.lab.verification.reproduction import REPRODUCIBILITY
+    from glasslm.lab.verification.reproduction import LOSS_TOLERANCE, REPRODUCIBILITY
 
     lines = [
         f"compared: {reproduction.lines:,} lines and {len(reproduction.checkpoints)} checkpoints "
@@ -80,6 +82,14 @@ def _format_result(reproduction: Reproduction) -> str:
         lines.append("every logged number is equal, but checkpoints differ")
     else:
         lines.append("no step was compared: the runs may differ")
+    if not reproduction.is_identical and reproduction.rounds_differently and reproduction.losses:
+        recorded, repeated = reproduction.kernels
+        verdict = "the same" if reproduction.is_same_within_rounding else "not the same"
+        lines.append(
+            f"{verdict} within rounding: losses differ by at most {max(reproduction.losses):.2g} "
+            f"of their value (tolerance {LOSS_TOLERANCE:g})"
+        )
+        lines.append(f"  computed then by {recorded}, now by {repeated}")
     for pair in reproduction.checkpoints:
         if not pair.is_identical:
             lines.append(

@@ -15,6 +15,7 @@ from glasslm.data.tokenizers import Tokenizer
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import provenance
+from glasslm.runs.blas import BlasRecord, loaded_blas
 
 FORMAT = 1
 
@@ -73,6 +74,7 @@ class RunRecord(TypedDict):
     versions: dict[str, str]
     machine: dict[str, Any]
     git: dict[str, Any] | None
+    blas: NotRequired[BlasRecord | None]  # that computes NumPy's products
     base: NotRequired[SourceRun]  # the run that fine-tuning started from
     merged_from: NotRequired[SourceRun]  # the run whose adapters were merged
     imported: NotRequired[dict[str, Any]]  # where an imported model came from
@@ -107,6 +109,7 @@ def build_record(
         "versions": versions,
         "machine": provenance.machine(),
         "git": provenance.git(),
+        "blas": loaded_blas(),
     }
     return cast(RunRecord, record)
 

@@ -27,6 +27,7 @@ from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.model import flops
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.blas import format_blas, loaded_blas, warn_of_slow_kernel
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import (
@@ -113,6 +114,7 @@ def train(
     vocab_size = inputs.dataset.tokenizer.vocab_size
     compute, reasons = _choose_compute(config, vocab_size, compute)
     warn_of_shortage(config, vocab_size, compute, notify)
+    warn_of_slow_kernel(compute, notify)
     with explain_out_of_memory(config, compute.engine):
         engine, config, expected_s = _prepare_engine(config, compute, inputs, started, reasons)
     with lock_run(run_dir):
@@ -151,6 +153,7 @@ def resume(
         for note in notes:
             notify(f"note: {note}")
         compute, _ = _choose_compute(run.config, run.tokenizer.vocab_size, compute)
+        warn_of_slow_kernel(compute, notify)
         dataset = run.dataset(notify)
         checkpoint.require_identity(latest, run.identity)
         with explain_out_of_memory(run.config, compute.engine):
@@ -352,5 +355,6 @@ def _make_plan(
         precision=engine.precision,
         threads=compute.threads if engine.device == "cpu" else None,
         processes=count_ranks(),
+        blas=format_blas(loaded_blas()) if engine.name == "numpy" else "",
         reasons=reasons,
     )

@@ -30,6 +30,7 @@ class TrainingPlan:
     precision: str
     threads: int | None  # None: the device is not a CPU
     processes: int
+    blas: str = ""  # library, version and kernel, if NumPy computes
     reasons: Sequence[str] = ()  # for choices that were made automatically
 
 
@@ -52,6 +53,7 @@ def format_plan(plan: TrainingPlan) -> str:
         plan.precision,
         *([f"{plan.threads} threads"] if plan.threads is not None else []),
         *([f"{plan.processes} processes"] if plan.processes > 1 else []),
+        *([plan.blas] if plan.blas else []),
     ]
     rows = [
         ("model", [*_parameter_parts(plan.parameters), f"vocabulary of {plan.vocab_size:,}"]),

@@ -349,7 +349,7 @@ def recorded_environment(record: Mapping[str, Any]) -> dict[str, str]:
         "deterministic",
     )
     values = {name: record[name] for name in names if name in record}
-    for part in ("versions", "machine", "git"):
+    for part in ("versions", "machine", "git", "blas"):
         values |= {f"{part}: {name}": value for name, value in (record.get(part) or {}).items()}
     return {name: _format_setting(value) for name, value in values.items()}
 

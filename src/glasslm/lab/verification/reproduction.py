@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from glasslm.errors import DamagedError, InputError, require
 from glasslm.lab.verification.comparison import recorded_environment
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
+from glasslm.runs.blas import format_blas
 from glasslm.runs.metrics import ENDED_STATUSES
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
@@ -25,6 +27,16 @@ from glasslm.training import launch
 from glasslm.training.fine_tuning import BaseRun
 
 ARRAY_FILES = ("model.safetensors", "optimizer.safetensors")
+# The relative difference of a logged loss that rounding explains, where another BLAS kernel or
+# processor computes: at the first logged step, and at any step (steps amplify rounding errors).
+FIRST_LOSS_TOLERANCE, LOSS_TOLERANCE = 1e-4, 0.02
+ROUNDING_NAMES = (
+    "blas: kernel",
+    "blas: library",
+    "blas: version",
+    "versions: blas",
+    "machine: cpu",
+)
 REPRODUCIBILITY = (
     "Equal bits are guaranteed for NumPy on one type of machine with any number of threads; for "
     "PyTorch on a CPU with the same number of threads; and on a GPU with --deterministic. "
@@ -42,6 +54,11 @@ class FirstDifference:
     where: str  # kind of line and field
     recorded: Any
     repeated: Any
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the values are measured numbers, which rounding can change."""
+        return isinstance(self.recorded, float) and isinstance(self.repeated, float)
 
     @property
     def difference(self) -> float | None:
@@ -75,6 +92,8 @@ class Reproduction:
     checkpoints: list[CheckpointPair]
     environment: list[tuple[str, str, str]]  # values that differ: name, recorded, repeated
     notes: list[str]
+    losses: list[float]  # relative differences of the logged losses, in the order of the steps
+    kernels: tuple[str, str]  # the BLAS that computed the run, and the one that computes now
     interrupted_by: int | None = None  # the signal that ended the new run before that step
 
     @property
@@ -84,6 +103,23 @@ class Reproduction:
             self.n_trained_results > 0
             and self.first_difference is None
             and all(pair.is_identical for pair in self.checkpoints)
+        )
+
+    @property
+    def rounds_differently(self) -> bool:
+        """Whether another BLAS kernel or processor computes, so that rounding differs."""
+        return any(name in ROUNDING_NAMES for name, _, _ in self.environment)
+
+    @property
+    def is_same_within_rounding(self) -> bool:
+        """Whether the bits differ, but losses only as far as another kernel rounds."""
+        return (
+            not self.is_identical
+            and self.rounds_differently
+            and (self.first_difference is None or self.first_difference.is_rounding)
+            and bool(self.losses)
+            and self.losses[0] <= FIRST_LOSS_TOLERANCE
+            and max(self.losses) <= LOSS_TOLERANCE
         )
 
 
@@ -117,6 +153,8 @@ def json_facts(reproduction: Reproduction) -> dict[str, Any]:
         "notes": reproduction.notes,
         "interrupted_by": reproduction.interrupted_by,
         "same": reproduction.is_identical,
+        "same_within_rounding": reproduction.is_same_within_rounding,
+        "kernels": reproduction.kernels,
     }
 
 
@@ -228,6 +266,8 @@ def compare_runs(run: Run, new_run: Run, end: int, whole: bool) -> Reproduction:
             recorded_environment(run.record), recorded_environment(new_run.record)
         ),
         notes=notes,
+        losses=_loss_differences(old_lines, new_lines),
+        kernels=(format_blas(run.record.get("blas")), format_blas(new_run.record.get("blas"))),
     )
 
 
@@ -246,6 +286,21 @@ def _first_difference(
         step = longer[min(n_old, n_new)]["step"]
         return FirstDifference(step, "number of lines", n_old, n_new)
     return None
+
+
+def _loss_differences(
+    old_lines: list[dict[str, Any]], new_lines: list[dict[str, Any]]
+) -> list[float]:
+    """The relative difference of each loss of both runs; infinite where only one is finite."""
+    differences = []
+    for recorded, repeated in zip(old_lines, new_lines):
+        if _depends_on_training(recorded) and "loss" in recorded and "loss" in repeated:
+            a, b = recorded["loss"], repeated["loss"]
+            if a is None or b is None:
+                differences.append(0.0 if a is b else math.inf)
+            else:
+                differences.append(abs(a - b) / max(abs(a), 1e-9))
+    return differences
 
 
 def _compare_checkpoints(run: Run, new_run: Run, step: int) -> CheckpointPair:
