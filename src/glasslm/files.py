@@ -32,9 +32,6 @@ _MAX_JSON_BYTES = 64 << 20  # glasslm writes a few kB; a crafted file must not f
 _WINDOWS = os.name == "nt"
 
 
-# -- whole files and folders -----------------------------------------------------------------------
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whose name holds the old content or the new one, also after a power failure.
 
@@ -55,16 +52,27 @@ def write_stream(path: Path, chunks: Iterable[Chunk]) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path for the file or folder `path`, renamed to it at the end of the block.
+    """A temporary path for the new file or folder `path`, renamed to it at the end of the block.
 
-    It is deleted when the block raises. A folder at `path` must be empty.
+    It is deleted when the block raises; the next call removes those of killed processes. Raises
+    InputError where `path` exists and is not an empty folder.
     """
+    from filelock import FileLock
+
     make_folder(path.parent)
+    _remove_orphans(path.parent)
     with _disk_full_errors(path, 0), _temp_path(path) as temporary:
-        yield temporary
-        if path.is_dir() and not any(path.iterdir()):
-            _remove(path)
-        _rename(temporary, path)
+        lock = Path(f"{temporary}.lock")  # as long as it is locked, its process lives
+        try:
+            with FileLock(lock):
+                yield temporary
+                if path.is_dir() and not any(path.iterdir()):
+                    _remove(path)
+                if path.exists():
+                    raise InputError(f"{path} exists already: choose a new name")
+                _rename(temporary, path)
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_by_hash(folder: Path, chunks: Iterable[Chunk], suffix: str) -> Path:
@@ -87,7 +95,7 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Chunk]]) -> None:
     iterator is read while its file is written.
     """
     sequences = [chunks for chunks in contents.values() if isinstance(chunks, Sequence)]
-    needed = sum(map(_content_bytes, sequences))
+    needed = sum(memoryview(chunk).nbytes for chunks in sequences for chunk in chunks)
     with _disk_full_errors(path, needed), _temp_path(path) as temporary:
         if temporary.exists():
             _remove(temporary)  # left by a dead process that had this process's number
@@ -170,6 +178,19 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of dead processes from `folder`. The caller holds its lock."""
     for leftover in sorted(folder.glob("*.tmp-[0-9]*")):
         _remove(leftover)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what killed processes left in `atomic_path`, also files written beside it."""
+    from filelock import FileLock, Timeout
+
+    for lock in sorted(folder.glob("*.tmp-[0-9]*.lock")):
+        # A process that lives holds it; OSError: another process removes it, too.
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            for entry in folder.iterdir():
+                if f"{entry.name}.".startswith(f"{lock.stem}.") and entry != lock:
+                    _remove(entry)
+            lock.unlink()
 
 
 def overwrite(path: Path, data: bytes, start: int = 0) -> None:
@@ -347,10 +368,6 @@ def _write_hashed(path: Path, chunks: Iterable[Chunk]) -> dict[str, Any]:
             size += len(data)
         _sync(file)
     return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _content_bytes(chunks: Sequence[Chunk]) -> int:
-    return sum(len(chunk) if isinstance(chunk, bytes) else chunk.nbytes for chunk in chunks)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import importlib
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import TextIO
 
+from glasslm.cli.termination import exit_on_sigterm
 from glasslm.errors import GlasslmError
 from glasslm.text import notify, suggest_name
 
@@ -47,6 +49,7 @@ COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in gr
 COMMANDS_THAT_PRINT = {
     "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale",
 }  # fmt: skip
+COMMANDS_THAT_CLEAN_UP = ("export", "import", "merge")  # of a temporary model, on SIGTERM
 COMMANDS_UNDER_TORCHRUN = ("train", "finetune", "resume")
 
 
@@ -121,7 +124,9 @@ def _run_and_report_errors(argv: list[str]) -> int:
 
 
 def _run_command(argv: list[str]) -> int:
-    exit_code: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+    cleans_up = argv[0] in COMMANDS_THAT_CLEAN_UP
+    with exit_on_sigterm() if cleans_up else nullcontext():
+        exit_code: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
     return exit_code
 
 

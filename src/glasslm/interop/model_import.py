@@ -23,7 +23,6 @@ from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
-from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
 from glasslm.training.fine_tuning import BaseRun
 
@@ -109,15 +108,15 @@ def _create_run(
         model=model, data=data, train=TrainConfig(max_steps=1)
     ).resolve()  # the run has done no steps
     state = checkpoint.state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
-    with lock_run(run_dir):
+    with files.atomic_path(run_dir) as folder:
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
         )
-        run_folder.create_run(run_dir, {**record, **origin}, tokenizer.to_json())
+        run_folder.create_run(folder, {**record, **origin}, tokenizer.to_json())
         if frozen is not None:
-            checkpoint.save_base(run_dir, frozen)
-        run = Run(run_dir)
-        with MetricsLog(run_dir / "metrics.jsonl") as log:
+            checkpoint.save_base(folder, frozen)
+        run = Run(folder)
+        with MetricsLog(folder / "metrics.jsonl") as log:
             log.write({"kind": "plan", "step": 0, "max_steps": 0})
             log.write(
                 {
@@ -129,7 +128,7 @@ def _create_run(
                 }
             )
             checkpoint.save(
-                run_dir,
+                folder,
                 state.items(),
                 Progress(step=0, updates=0, tokens=0, metrics_bytes=log.bytes),
                 run.identity,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glasslm import files
 from glasslm.errors import InputError
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint, run_folder
@@ -15,7 +16,6 @@ from glasslm.runs.checkpoint import Best, Progress
 from glasslm.runs.metrics import EndLine, Line, MetricsLog, eval_lines
 from glasslm.runs.record import SourceRun, build_merged_record
 from glasslm.runs.run_folder import Run
-from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
 from glasslm.training.fine_tuning import load_best_checkpoint
 
@@ -52,16 +52,16 @@ def merge_run(run: Run, run_dir: Path, command: str, notify: Notify = notify) ->
         "best_step": best_step,
         "best_loss": best_loss,
     }
-    with lock_run(run_dir):
-        run_folder.create_run(run_dir, record, run.tokenizer.to_json())
-        with MetricsLog(run_dir / "metrics.jsonl", 0) as log:
+    with files.atomic_path(run_dir) as folder:
+        run_folder.create_run(folder, record, run.tokenizer.to_json())
+        with MetricsLog(folder / "metrics.jsonl", 0) as log:
             for line in lines:
                 log.write(line)
             updates, tokens = best_checkpoint.progress.updates, best_checkpoint.progress.tokens
             progress = Progress(step, updates, tokens, log.bytes, best)
-            config_sha256 = Run(run_dir).config_sha256
+            config_sha256 = Run(folder).config_sha256
             identity = best_checkpoint.identity._replace(config_sha256=config_sha256)
-            checkpoint.save(run_dir, state.items(), progress, identity)
+            checkpoint.save(folder, state.items(), progress, identity)
             log.write(end_line)
     return run_dir
 
