@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,17 @@ def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
         assert licence in row
         assert "MB" in row
     assert cli.main(["corpus", "get", "python"]) == 0
-    assert capsys.readouterr().out.startswith("python: ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("python: ")
+
+
+def test_get_prints_the_hash_of_the_file_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "One line of a text, and its end.\n".encode("utf-8-sig") * 20
+    (tmp_path / "a.txt").write_bytes(text)
+    assert cli.main(["corpus", "get", "--text-file", str(tmp_path / "a.txt")]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{len(text):,} bytes, sha256 {hashlib.sha256(text).hexdigest()}, " in line
 
 
 @pytest.mark.parametrize(

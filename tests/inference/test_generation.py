@@ -91,6 +91,11 @@ def test_batched_and_cached_text_is_that_of_the_definition(
     assert engine.calls == portions + n - 1
     assert engine.widest <= block_size
     assert all(np.isfinite(piece.logprob) and piece.logprob <= 0 for piece in pieces)
+    uncached = generate(
+        engine, LETTERS, prompts, model_config=model_config(block_size, rolling),
+        max_new_tokens=n, sampling=sampling, samples=samples, use_cache=False,
+    )  # fmt: skip
+    assert texts(uncached) == expected
 
 
 @given(
@@ -338,6 +343,17 @@ def test_greedy_text_is_the_same_with_and_without_the_cache(run):
         for _ in range(40):
             text += model.tokenizer.decode([int(model.logits(text).argmax())])
         assert prompt + model.generate(prompt, 40, temperature=0) == text
+
+
+def test_no_cache_writes_the_same_text_and_tells_what_the_cache_is_worth(run, capsys):
+    flags = ["generate", str(run), "--prompt", "the ", "--temperature", "0", "--precision", "fp64"]
+    assert glasslm.cli.main(flags) == 0
+    cached = capsys.readouterr()
+    assert glasslm.cli.main([*flags, "--no-cache"]) == 0
+    uncached = capsys.readouterr()
+    assert uncached.out == cached.out
+    assert "with the KV cache: " in uncached.err
+    assert "with the KV cache: " not in cached.err
 
 
 def test_the_command_streams_text_or_prints_json(run, capsys):

@@ -49,6 +49,7 @@ NameArgument = Annotated[
         help_behavior_hint="(default: none)",
     ),
 ]
+MAX_LISTED_FILES = 10
 Rows = list[tuple[str, ...]]
 
 
@@ -122,9 +123,13 @@ def _get(argv: list[str]) -> int:
             "or give --hf-dataset or --text-file"
         )
     source = corpora.find_source(data, notify)
-    size = sum(file.bytes for file in source.files)
-    where = source.files[0].path if len(source.files) == 1 else f"{len(source.files)} files"
-    print(f"{source.name}: {size:,} bytes, sha256 {source.sha256}, {where}")
+    for file in source.files[:MAX_LISTED_FILES]:
+        print(f"{file.bytes:,} bytes, sha256 {file.sha256}, {escape_control_chars(file.path)}")
+    if len(source.files) > MAX_LISTED_FILES:
+        print(f"and {len(source.files) - MAX_LISTED_FILES:,} more files")
+    if len(source.files) > 1:
+        size = sum(file.bytes for file in source.files)
+        print(f"{source.name}: {size:,} bytes of text, sha256 {source.sha256}")
     return 0
 
 
@@ -164,9 +169,13 @@ def _print_facts(facts: dict[str, Any]) -> None:
     files = facts["files"]
     listed: Rows = [
         (f"{file['bytes']:,}", file["sha256"][:12], escape_control_chars(file["path"]))
-        for file in files[:10]
+        for file in files[:MAX_LISTED_FILES]
     ]
-    more: Rows = [("", "", f"and {len(files) - 10:,} more")] if len(files) > 10 else []
+    more: Rows = (
+        [("", "", f"and {len(files) - MAX_LISTED_FILES:,} more")]
+        if len(files) > MAX_LISTED_FILES
+        else []
+    )
     _print_table("files", listed + more, ("bytes", "sha256", "path"))
     if "vocabulary" in facts:
         shown = repr(facts["vocabulary"])

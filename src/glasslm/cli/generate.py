@@ -83,6 +83,8 @@ class Flags:
     """Generate one valid JSON object or array (json), within --max-new-tokens."""
     compare: bool = False
     """Show the results of several samplers side by side."""
+    cache: bool = True
+    """Keep keys and values in a cache; --no-cache reads all again for each token and compares."""
     checkpoint: CheckpointFlag = "best"
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
@@ -168,7 +170,7 @@ class _Text:
 
 
 def _generate_pieces(
-    model: Model, flags: Flags, prompt: str, sampling: Sampling
+    model: Model, flags: Flags, prompt: str, sampling: Sampling, use_cache: bool
 ) -> Iterator[Piece]:
     """Pieces of all texts. The arguments are checked now, the pieces computed during iteration."""
     tokenizer = model.tokenizer
@@ -183,6 +185,7 @@ def _generate_pieces(
         samples=flags.num_samples,
         stop=flags.stop,
         grammar=flags.grammar,
+        use_cache=use_cache,
     )
 
 
@@ -201,7 +204,7 @@ def _collect_texts(
 def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
     """Print each text after its prompt, or as a line of JSON. The speed goes to stderr."""
     start = time.monotonic()
-    pieces = _generate_pieces(model, flags, prompt, sampling)
+    pieces = _generate_pieces(model, flags, prompt, sampling, flags.cache)
     if flags.json:
         texts = _collect_texts(pieces, flags.num_samples)
         _print_json(texts, prompt, sampling.seed)
@@ -212,13 +215,24 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
         _show("".join(f"\n---\n{prefix}{text.text}" for text in texts[1:]) + "\n")
     seconds, tokens = time.monotonic() - start, sum(text.tokens for text in texts)
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    if not flags.cache:
+        start = time.monotonic()
+        for _ in _generate_pieces(model, flags, prompt, sampling, use_cache=True):
+            pass
+        cached_s = time.monotonic() - start
+        print(
+            f"with the KV cache: {cached_s:.2f} s, {seconds / cached_s:.1f} times as fast",
+            file=sys.stderr,
+        )
 
 
 def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
     """Print each sampler's text for one prompt and seed, as a table on a terminal."""
     results = {
         name: _collect_texts(
-            _generate_pieces(model, flags, prompt, replace(sampler, seed=sampling.seed)),
+            _generate_pieces(
+                model, flags, prompt, replace(sampler, seed=sampling.seed), flags.cache
+            ),
             flags.num_samples,
         )
         for name, sampler in SAMPLERS.items()

@@ -115,6 +115,7 @@ def generate(
     samples: int = 1,
     stop: Sequence[str] = (),
     grammar: Callable[[int], Grammar] | None = None,
+    use_cache: bool = True,
 ) -> Iterator[Piece]:
     """Generate up to `max_new_tokens` after each prompt, `samples` times; yields a Piece per token.
 
@@ -123,8 +124,10 @@ def generate(
     special token that ended it. An empty prompt is that special token, or a newline
     (`encode_prompt`). If a text is longer than the context, only its newest tokens are read
     (`visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are read,
-    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Raises
-    InputError for invalid arguments before anything is computed.
+    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Without
+    `use_cache` the text so far is read again for every token, which shows what the cache is worth:
+    the logits are the same up to rounding. Raises InputError for invalid arguments before anything
+    is computed.
     """
     if max_new_tokens < 1 or samples < 1:
         raise InputError(
@@ -145,7 +148,7 @@ def generate(
     ]
     longest_prompt = max((len(row.ids) for row in rows), default=0)
     capacity = cache_capacity(longest_prompt, max_new_tokens, model_config)
-    return _generate_steps(engine, rows, sampling, model_config, capacity)
+    return _generate_steps(engine, rows, sampling, model_config, capacity, use_cache)
 
 
 def cache_capacity(longest_prompt: int, max_new_tokens: int, config: ModelConfig) -> int:
@@ -159,13 +162,15 @@ def _generate_steps(
     sampling: Sampling,
     model_config: ModelConfig,
     capacity: int,
+    use_cache: bool,
 ) -> Iterator[Piece]:
     block_size, rolling = model_config.block_size, model_config.has_rolling_cache
     cache = engine.new_cache(len(rows), capacity)
-    unread = [
-        row.ids if rolling else row.newest_ids(visible_length(len(row.ids), block_size))
-        for row in rows
-    ]
+
+    def visible_ids(row: _TextRow) -> list[int]:
+        return row.ids if rolling else row.newest_ids(visible_length(len(row.ids), block_size))
+
+    unread = [visible_ids(row) for row in rows]
     while any(unread):
         portions = [ids[:block_size] for ids in unread]
         unread = [ids[block_size:] for ids in unread]
@@ -178,13 +183,11 @@ def _generate_steps(
         for index, piece in pieces.items():
             if piece.finish:
                 continue
-            if rolling or cache.lengths[index] < block_size:
+            if use_cache and (rolling or cache.lengths[index] < block_size):
                 unread[index] = [piece.token]
             else:
                 cache.clear(index)
-                unread[index] = rows[index].newest_ids(
-                    visible_length(len(rows[index].ids), block_size)
-                )
+                unread[index] = visible_ids(rows[index])
         yield from pieces.values()  # after the last use of `logits`, which the engine may overwrite
 
 

@@ -226,11 +226,13 @@ class Model:
         samples: int = 1,
         stop: str | Sequence[str] = (),
         grammar: GrammarName | None = None,
+        use_cache: bool = True,
     ) -> Iterator[generation.Piece]:
         """Generate several texts at once, token by token, with log probabilities.
 
         Yields a `Piece` per token of the `samples` texts of each of the `prompts`, which are texts
-        or the tokens (T,) of texts; the other arguments and the errors are those of `generate`.
+        or the tokens (T,) of texts. Without `use_cache` the text so far is read again for every
+        token. The other arguments and the errors are those of `generate`.
         """
         return generation.generate(
             self.engine,
@@ -242,6 +244,7 @@ class Model:
             samples=samples,
             stop=(stop,) if isinstance(stop, str) else stop,
             grammar=self.json_grammar.start_text if grammar else None,
+            use_cache=use_cache,
         )
 
     @cached_property
