@@ -12,6 +12,7 @@ import pytest
 
 from glasslm import cli
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
 from glasslm.lab.studies import ablation, ablation_figures, ablation_report
 from glasslm.lab.studies.ablation import (
@@ -266,8 +267,13 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
     without_rates, with_rates = steps("60s", 1), steps("60s", 1, (0.1, 1, 3))
     assert without_rates > 4 * with_rates > 100  # a run takes a second to start, too
     assert steps("60s", 4) == with_rates
-    with pytest.raises(InputError, match="longer budget"):
-        steps("0.01s", 3)
+    for too_small, seeds, rates in (("0.01s", 3, ()), ("5s", 9, (0.1, 1, 3)), ("9s", 5, ())):
+        with pytest.raises(InputError, match="give --budget") as refused:
+            steps(too_small, seeds, rates)
+        named = str(refused.value).partition("give --budget ")[2].partition(" ")[0]
+        assert steps(named, seeds, rates) >= ablation.MIN_STEPS
+        with pytest.raises(InputError, match="give --budget"):
+            steps(f"{0.8 * parse_duration(named)}s", seeds, rates)
 
 
 def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
@@ -153,8 +154,31 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
         assert again == hour
         with pytest.raises(InputError, match="other settings"):
             ladder.plan_ladder(base(text, lr=0.5), "1h", RUNNER, tmp_path / "1h", messages.append)
-        with pytest.raises(InputError, match="longer --budget"):
-            ladder.plan_ladder(base(text), "2s", RUNNER, tmp_path / "2s", messages.append)
+
+
+@pytest.mark.parametrize(("budget", "gflops"), [("1s", 20), ("8s", 1), ("1.5e6", 20), ("3e9", 20)])
+def test_a_budget_that_is_too_small_names_the_smallest_that_works(
+    budget: str, gflops: int, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> StepTimer:
+        tokens = config.train.batch_size * config.model.block_size
+        flops = tokens * flops_per_token(config.model, dataset.tokenizer.vocab_size)
+        return StepTimer(flops / (gflops * 1e9) + 1e-3, 1e-3, 0.0, 0.0)
+
+    def plan(budget: str) -> Ladder:
+        return ladder.plan_ladder(
+            base(text), budget, RUNNER, tmp_path / budget, lambda message: None
+        )
+
+    monkeypatch.setattr(ladder, "measure_speed", fake_speed)
+    with pytest.raises(InputError, match=r"expected 30: give --budget (\S+) or more") as refused:
+        plan(budget)
+    named = str(refused.value).partition("give --budget ")[2].partition(" ")[0]
+    assert plan(named).min_steps >= ladder.MIN_STEPS
+    unit = "s" if named.endswith(("s", "m")) else ""
+    number = parse_duration(named) if unit else float(named)
+    with pytest.raises(InputError, match="give --budget"):
+        plan(f"{number * 0.6:g}{unit}")
 
 
 def test_a_budget_in_flops_is_what_is_spent(text: Path, tmp_path: Path) -> None:

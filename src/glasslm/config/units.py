@@ -36,6 +36,18 @@ def parse_duration(duration: str) -> float:
     return total
 
 
+def round_up_duration(seconds: float) -> str:
+    """The next duration in whole seconds, or from two minutes on in whole minutes, as a flag.
+
+    >>> round_up_duration(5350.0)
+    '1h30m'
+    """
+    if seconds <= 120:
+        return f"{math.ceil(seconds)}s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "")
+
+
 def parse_size(size: str) -> int:
     """The bytes of a size such as "200kB", "50 MB" or "2GB", in powers of 1000; 0 if it is none.
 

@@ -23,6 +23,7 @@ from glasslm.course.capstone.questions import Question, list_questions
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ablation_report, scaling_report, scaling_study
 from glasslm.lab.studies.ablation_axes import variants
+from glasslm.lab.studies.ablation_budget import affordable_steps, relative_costs
 from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.lab.studies.study_plan import measure_speed, prepare_recipe, resolve_compute
 from glasslm.lab.studies.sweep import Runner, run_flops
@@ -248,9 +249,9 @@ def _largest_affordable_baseline(
         others = [variant.config for variant in variants(_list_axes(shape), base)]
         most_expensive = max((base, *others), key=lambda config: run_flops(config, V))
         compute = resolve_compute(runner.compute, most_expensive, V)
-        costs = ablation.relative_costs(base, others, "tokens", V)
+        costs = relative_costs(base, others, "tokens", V)
         step_s = measure_speed(base, compute, dataset).step
-        if ablation.affordable_steps(budget_s, costs, SEEDS, runner.slots, step_s) >= MIN_STEPS:
+        if affordable_steps(budget_s, costs, SEEDS, runner.slots, step_s) >= MIN_STEPS:
             break
     return list(shape)
 

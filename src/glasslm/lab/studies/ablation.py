@@ -18,10 +18,10 @@ from typing import Any
 
 from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.config.units import parse_duration
+from glasslm.config.units import parse_duration, round_up_duration
 from glasslm.errors import InputError
 from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare_losses, judge_family
-from glasslm.lab.studies import study_plan, sweep
+from glasslm.lab.studies import sweep
 from glasslm.lab.studies.ablation_axes import (
     AXES,
     Match,
@@ -29,6 +29,11 @@ from glasslm.lab.studies.ablation_axes import (
     match_budget,
     skipped_values,
     variants,
+)
+from glasslm.lab.studies.ablation_budget import (
+    affordable_steps,
+    relative_costs,
+    required_seconds,
 )
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
@@ -48,7 +53,6 @@ from glasslm.text import Notify, format_duration
 
 BASELINE = "baseline"
 MIN_STEPS = 30  # of the baseline, for a budget of time
-PLANNED_SHARE = 0.8  # of a budget: larger models are slower per FLOP, and evaluations take time too
 
 
 @dataclass(frozen=True)
@@ -197,32 +201,16 @@ def _fit_budget(
     steps = affordable_steps(budget_s, costs, runs_each, workers, step_seconds(base))
     runs = f"{len(costs) * runs_each} runs"
     if steps < MIN_STEPS:
+        # A tenth longer than the measured speed requires, because speeds vary.
+        needed_s = required_seconds(MIN_STEPS, costs, runs_each, workers, step_seconds(base))
+        smallest = round_up_duration(1.1 * needed_s)
         raise InputError(
             f"{runs} within {format_duration(budget_s)} would have {steps} steps each, expected "
-            f"{MIN_STEPS} or more: give a longer budget, fewer axes or seeds, or a smaller model"
+            f"{MIN_STEPS} or more: give --budget {smallest} or more, fewer axes or seeds, or a "
+            "smaller model"
         )
     notify(f"{runs}, {steps:,} steps of the baseline each, {workers} at once")
     return with_flags(base, {"max_steps": steps})
-
-
-def relative_costs(
-    base: RunConfig, others: Sequence[RunConfig], match: Match, vocab_size: int
-) -> list[float]:
-    """The cost of each run in runs of the baseline, which comes first.
-
-    The cost is the ratio of FLOPs, or 1 if the times are equal.
-    """
-    costs = [sweep.run_flops(config, vocab_size) for config in (base, *others)]
-    return [1.0 if match == "time" else cost / costs[0] for cost in costs]
-
-
-def affordable_steps(
-    budget_s: float, costs: Sequence[float], runs_each: int, workers: int, step_s: float
-) -> int:
-    """The number of baseline steps with which all runs, `workers` at once, fit the budget."""
-    per_step = step_s * sum(costs) * runs_each
-    starts_s = study_plan.RUN_START_S * len(costs) * runs_each
-    return max(0, int((PLANNED_SHARE * budget_s * workers - starts_s) / per_step))
 
 
 def run(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.conversion import from_dict, to_dict, with_flags, with_model
 from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.config.units import parse_duration
+from glasslm.config.units import parse_duration, round_up_duration
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
 from glasslm.lab.studies import study_plan
@@ -50,6 +50,10 @@ COMPUTE_GROWTH = 3.0  # the factor from budget to budget
 # subwords.
 MIDDLE_TOKENS_PER_PARAMETER = 40.0
 EXTRAPOLATION_FACTOR = 4.0  # the compute of the predicted run, in multiples of the ladder's largest
+# The FLOPs of all runs without the tuning of rates, in multiples of the largest compute.
+STUDY_FLOPS = (SIZES_PER_LEVEL + 1) * sum(
+    COMPUTE_GROWTH**-k for k in range(COMPUTE_LEVELS)
+) + EXTRAPOLATION_FACTOR
 TARGET_MIN_STEPS = 100  # of the shortest run: the batch is halved to reach it
 MIN_STEPS = 30  # of the shortest run: the budget must allow it
 PLANNED_SHARE = 0.85  # of a budget of time
@@ -76,6 +80,11 @@ class Ladder:
     def sizes(self) -> list[int]:
         """The different N, the smallest first."""
         return sorted({matmul_parameters(config, self.vocab_size) for config in self.cells})
+
+    @property
+    def min_steps(self) -> int:
+        """The steps of the shortest run."""
+        return min(config.train.max_steps for config in self.cells)
 
     @cached_property
     def largest_C(self) -> float:
@@ -116,18 +125,20 @@ def plan_ladder(
     base, dataset = prepare_recipe(base, notify)
     flops = _parse_flops(budget)
     if flops is None:
-        ladder, expected = _fit_time(base, parse_duration(budget), runner, dataset)
+        ladder, speed = _fit_time(base, parse_duration(budget), runner, dataset)
+        ladder_time, extrapolation_time = map(format_duration, speed.predict_seconds(ladder))
+        expected = (
+            f"about {ladder_time}, {runner.slots} runs at once, then {extrapolation_time} for the "
+            "predicted run"
+        )
     else:
-        levels = sum(COMPUTE_GROWTH**-k for k in range(COMPUTE_LEVELS))
-        units = (SIZES_PER_LEVEL + 1) * levels + EXTRAPOLATION_FACTOR  # in the largest compute
-        ladder = build_ladder(base, flops / units, dataset, runner.compute)
+        ladder, speed = build_ladder(base, flops / STUDY_FLOPS, dataset, runner.compute), None
         expected = f"{flops:.3g} FLOPs, without the tuning of learning rates"
-    shortest = min(config.train.max_steps for config in ladder.cells)
-    if shortest < MIN_STEPS:
+    if ladder.min_steps < MIN_STEPS:
+        smallest = _smallest_budget(base, dataset, runner.compute, speed)
         raise InputError(
-            f"a budget of {budget} leaves {shortest} steps to the shortest run, expected "
-            f"{MIN_STEPS}: give a longer --budget, or a recipe with a smaller --batch-size or "
-            "--block-size"
+            f"--budget {budget} leaves {ladder.min_steps} steps to the shortest run, expected "
+            f"{MIN_STEPS}: give --budget {smallest} or more, or a smaller --block-size"
         )
     sizes = ladder.sizes
     notify(
@@ -231,8 +242,8 @@ def with_steps(config: RunConfig, steps: int) -> RunConfig:
 
 def _fit_time(
     base: RunConfig, budget_s: float, runner: Runner, dataset: Dataset
-) -> tuple[Ladder, str]:
-    """The largest ladder whose runs end within the budget, and a message with the expected times.
+) -> tuple[Ladder, SpeedModel]:
+    """The largest ladder whose runs end within the budget, and the speeds that were measured.
 
     Speeds are measured on a first guess and again on its result, whose batch size may differ.
     """
@@ -254,11 +265,27 @@ def _fit_time(
                 fits = False
             low, high = (middle, high) if fits else (low, middle)
         ladder = build_ladder(base, low, dataset, runner.compute)
-    ladder_time, extrapolation_time = map(format_duration, speed.predict_seconds(ladder))
-    return ladder, (
-        f"about {ladder_time}, {workers} runs at once, then {extrapolation_time} for the predicted "
-        "run"
-    )
+    return ladder, speed
+
+
+def _smallest_budget(
+    base: RunConfig, dataset: Dataset, compute: ComputeConfig, speed: SpeedModel | None
+) -> str:
+    """The smallest --budget that leaves MIN_STEPS to every run: a time, or FLOPs without `speed`.
+
+    It is a tenth longer than the measured speed requires, because speeds vary.
+    """
+    low, high = 1e6, 1e6
+    while build_ladder(base, high, dataset, compute).min_steps < MIN_STEPS:
+        low, high = high, 2 * high
+    for _ in range(10):
+        middle = math.sqrt(low * high)
+        has_steps = build_ladder(base, middle, dataset, compute).min_steps >= MIN_STEPS
+        low, high = (low, middle) if has_steps else (middle, high)
+    if speed is None:
+        return f"{1.01 * high * STUDY_FLOPS:.2e}"
+    seconds = sum(speed.predict_seconds(build_ladder(base, high, dataset, compute)))
+    return round_up_duration(1.1 * seconds / PLANNED_SHARE)
 
 
 @dataclass(frozen=True)
