@@ -467,7 +467,9 @@ def test_every_fault_has_tests_and_every_test_exists() -> None:
     runs, texts = read_fault_rows("Runs and checkpoints"), read_fault_rows("Text in")
     assert len(runs) >= 18
     assert len(texts) >= 7
-    for fault, what_happens, tests in runs + texts:
+    calls = read_fault_rows("Calls of `glasslm.ops`")
+    assert len(calls) >= 4
+    for fault, what_happens, tests in runs + texts + calls:
         named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`", tests)
         assert len(named) == tests.count("::") > 0, fault
         assert what_happens
