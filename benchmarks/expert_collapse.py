@@ -188,10 +188,10 @@ def main() -> None:
                 read_expert_use(train(with_flags(mixture, {"seed": seed}), args.threads))
                 for seed in args.seeds
             ]
-            plotted[f"{k} a token,\nbalance loss {balance:g}"] = uses[0]
+            plotted[f"top {k},\nbalance loss {balance:g}"] = uses[0]
             measures = [(use.largest, use.entropy, use.unused) for use in uses]
             means = [statistics.mean(values) for values in zip(*measures)]
-            print_row(f"{k} a token, balance {balance:g}", means, [use.loss for use in uses])
+            print_row(f"top {k}, balance {balance:g}", means, [use.loss for use in uses])
     if args.figure:
         draw(plotted).savefig(args.figure, dpi=150, facecolor="white")
 

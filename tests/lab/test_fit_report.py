@@ -12,8 +12,11 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import InputError
+from glasslm.lab.scaling import fit_figures
+from glasslm.lab.scaling.analysis import analyse_runs
 from glasslm.lab.scaling.law import Law
 from glasslm.lab.scaling.table import read_runs
+from glasslm.report.figures import PRINT_PALETTE
 
 TRUE = Law(alpha=0.35, beta=0.3, A=40.0, B=60.0, E=1.2)
 SIZES, TOKENS = (1e5, 3e5, 1e6, 3e6, 1e7), (1e6, 4e6, 1.6e7, 6.4e7)
@@ -113,3 +116,18 @@ def test_runs_without_a_loss_are_named_and_bad_tables_refused(
         read_runs(tmp_path / "nothing.csv")
     assert cli.main(["scale"]) == 2
     assert "--plan FLOPS" in capsys.readouterr().err
+
+
+def test_many_sizes_have_a_colour_bar_and_no_legend_over_the_curves(tmp_path: Path) -> None:
+    sizes = np.geomspace(1e5, 1e7, fit_figures.MAX_LEGEND_SIZES + 1)
+    rows = [f"{N:.0f},{D:.0f},{TRUE.loss(N, D):.6g}" for N in sizes for D in TOKENS]
+    for count, axes_count in ((len(sizes), 2), (len(sizes) - 1, 1)):
+        path = tmp_path / f"{count}.csv"
+        path.write_text("\n".join(["N,D,loss", *rows[: count * len(TOKENS)]]), encoding="utf-8")
+        analysis = analyse_runs(read_runs(path)[0])
+        figure = fit_figures.draw_scaling_curve(analysis, PRINT_PALETTE)
+        assert len(figure.axes) == axes_count
+        names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert len([name for name in names if name.startswith("N = ")]) == (
+            0 if axes_count == 2 else count
+        )

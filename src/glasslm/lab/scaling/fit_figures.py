@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_LEGEND_SIZES = 8  # with more, a colour bar tells the sizes apart
+
 
 def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     """A figure of loss over compute: the runs, the law of each size, and its frontier."""
@@ -29,15 +31,16 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     axes = figure.add_subplot()
     style_axes(axes, "Loss against compute", "validation loss, nats per token", colours)
     palette = (colours.train, colours.validation, colours.third)
+    scale = _add_size_bar(figure, axes, sizes, colours) if len(sizes) > MAX_LEGEND_SIZES else None
     for i, N in enumerate(sizes):
         runs = sorted((o for o in analysis.runs if o.N == N), key=lambda o: o.C)
-        colour = palette[i % 3]
+        colour = scale(N) if scale else palette[i % 3]
         axes.plot(
             [o.C for o in runs],
             [o.loss for o in runs],
-            "osD^v"[i // 3 % 5],
+            "o" if scale else "osD^v"[i // 3 % 5],
             color=colour,
-            label=f"N = {N:.3g}",
+            label=None if scale else f"N = {_abbreviate(N)}",
         )
         C = np.geomspace(runs[0].C / 1.5, runs[-1].C * 1.5, 60)
         losses = [fit.loss(N, c / (6 * N)) for c in C]
@@ -79,6 +82,28 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     return figure
 
 
+def _add_size_bar(
+    figure: Figure, axes: Axes, sizes: Sequence[float], colours: Palette
+) -> Callable[[float], str]:
+    """Add a colour bar of sizes, in place of a legend; returns the colour of a size."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, to_hex
+
+    norm, colormap = LogNorm(sizes[0], sizes[-1]), colormaps["viridis"].reversed()
+    mappable = ScalarMappable(norm, colormap)
+    bar = figure.colorbar(mappable, ax=axes, pad=0.02)
+    bar.set_label("parameters N", color=colours.ink)
+    ticks = np.geomspace(sizes[0], sizes[-1], 5).tolist()
+    bar.set_ticks(ticks, labels=[_abbreviate(tick) for tick in ticks])
+    bar.minorticks_off()
+    assert bar.solids is not None
+    bar.solids.set_rasterized(False)  # vectors in the page, not an image inside the SVG
+    bar.solids.set_edgecolor("face")
+    bar.ax.tick_params(colors=colours.ink, labelsize=9)
+    return lambda N: to_hex(colormap(float(norm(N))))
+
+
 def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
     """A figure of loss over size at equal compute, with the parabolas and their minima."""
     from matplotlib.figure import Figure
@@ -105,7 +130,7 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
             [o.loss for o in same_compute],
             "osD"[i // 3 % 3],
             color=colour,
-            label=f"C = {parabola.C:.2g}",
+            label=f"C = {parabola.C:.2g} FLOPs",
         )
         if parabola.is_inside:
             N = np.geomspace(parabola.sizes[0], parabola.sizes[-1], 60)
@@ -170,6 +195,14 @@ def _format_losses(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _abbreviate(parameters: float) -> str:
+    """A number of parameters in a legend: 20k, 1.5M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{unit}"
+    return f"{parameters:.3g}"
 
 
 def _format_sizes(axes: Axes) -> None:

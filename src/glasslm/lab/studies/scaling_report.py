@@ -172,6 +172,10 @@ def draw_rates(rule: LearningRateRule, colours: Palette) -> Figure:
         )
         axes.axvline(trials.best, color=colour, linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="peak learning rate; dotted: the best")
+    rates = sorted({rate for trials in rule.trials for rate, _ in trials.pairs})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    axes.margins(x=0.1)
     axes.xaxis.label.set_color(colours.ink)
     add_legend(axes, colours)
     return figure
