@@ -117,6 +117,20 @@ def test_bpe_is_trained_on_the_training_part_only(tmp_path: Path) -> None:
     assert first.tokenizer.sha256 == other.tokenizer.sha256
 
 
+def test_a_vocabulary_that_cannot_be_reached_is_said_each_time(tmp_path: Path) -> None:
+    data = DataConfig(tokenizer="bpe", vocab_size=5000)
+    for _ in ("trained", "from the cache"):
+        messages: list[str] = []
+        dataset = prepare_dataset(data, source_of(tmp_path, "abcd " * 50), messages.append)
+        assert dataset.tokenizer.vocab_size < 300
+        (message,) = messages
+        assert f"{dataset.tokenizer.vocab_size} tokens instead of the 5,000 of --vocab" in message
+    enough = DataConfig(tokenizer="bpe", vocab_size=dataset.tokenizer.vocab_size)
+    messages.clear()
+    prepare_dataset(enough, source_of(tmp_path, "abcd " * 50), messages.append)
+    assert messages == []
+
+
 def test_a_large_text_trains_bpe_on_a_sample_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,8 @@ def prepare_dataset(
             dataset = reopen_dataset(key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
     _notify_special_tokens(dataset.facts, data, notify)
+    if tokenizer is None and data.tokenizer == "bpe":
+        _notify_small_vocabulary(dataset.tokenizer.vocab_size, data.vocab_size, notify)
     return replace(
         dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]}
     )
@@ -300,6 +302,14 @@ def _notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: N
         )
 
 
+def _notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> None:
+    if vocab_size < requested:
+        notify(
+            f"the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
+            "--vocab-size: no further pair occurs twice in the training text"
+        )
+
+
 def _tokenize_part(
     name: str, parts: Iterator[tuple[str, Any]], tokenizer: Tokenizer, facts: dict[str, Any]
 ) -> Iterator[TokenArray]:
@@ -361,14 +371,7 @@ def _make_plain_tokenizer(
             return tokenizers.load_gpt2(notify)
         case "bpe":
             sample = _sample_for_bpe(data, source, survey, notify)
-            tokenizer = tokenizers.train_bpe(sample, data.vocab_size)
-            if tokenizer.vocab_size < data.vocab_size:
-                notify(
-                    f"the vocabulary has {tokenizer.vocab_size} tokens instead of the "
-                    f"{data.vocab_size} asked for: "
-                    "no further pair occurs twice in the training text"
-                )
-            return tokenizer
+            return tokenizers.train_bpe(sample, data.vocab_size, notify)
     return tokenizers.read_tokenizer(data.tokenizer)
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import RemoteFile, download_file
 from glasslm.data.special_tokens import TokenPattern, encode_pieces
+from glasslm.data.long_words import cut_long_words
 from glasslm.data.text_pieces import cut_between_words
 from glasslm.data.tokenizer_json import (
     BYTE_OF_CHARACTER,
@@ -307,11 +308,13 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         raise InputError(f"{path}: {error}") from error
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, notify: Notify = lambda message: None
+) -> SubwordTokenizer:
     """Byte-level BPE with GPT-2's split pattern, trained on `texts`.
 
     The vocabulary has 256 bytes and at most vocab_size - 256 merges. Training stops early when no
-    pair occurs twice.
+    pair occurs twice. Long words are cut for the training (long_words.py).
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -324,7 +327,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
         initial_alphabet=sorted(BYTE_OF_CHARACTER),
         show_progress=False,
     )
-    library.train_from_iterator(texts, trainer)
+    library.train_from_iterator(cut_long_words(texts, notify), trainer)
     return SubwordTokenizer(library.to_str())
 
 
