@@ -49,11 +49,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_gives_its_text_files_in_order_and_counts_the_rest(folder: Path) -> None:
+def test_a_folder_gives_its_text_files_in_order_and_lists_the_rest(folder: Path) -> None:
     messages: list[str] = []
     source = find_files(folder, notify=messages.append)
     assert text_of(source) == "first\n\nsecond\n\nthird"
-    assert messages == [f"{folder}: left out 2 hidden files or folders and 1 binary files"]
+    assert messages == [
+        f"{folder}: left out 3 files or folders: "
+        ".git (hidden), .hidden (hidden), picture.png (a PNG image)"
+    ]
 
 
 @pytest.mark.parametrize(

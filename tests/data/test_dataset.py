@@ -265,6 +265,15 @@ def test_a_text_too_short_says_how_short(
         require_enough_tokens(dataset, block, batch)
 
 
+@pytest.mark.parametrize("letter", ["a", "\n", "é", "\0"])
+def test_a_vocabulary_of_one_is_refused(letter: str, tmp_path: Path) -> None:
+    """The loss of one token is always 0, and ratios to ln V divide by 0."""
+    dataset = prepare_text(tmp_path, letter * 500, DataConfig())
+    with pytest.raises(InputError, match=r"the single token .* nothing to predict") as caught:
+        require_enough_tokens(dataset, 8)
+    assert repr(letter) in str(caught.value)
+
+
 def test_the_smallest_text_with_room_has_room(tmp_path: Path) -> None:
     dataset = prepare_text(tmp_path, "a" * 82 + "b" * 9, DataConfig())
     require_enough_tokens(dataset, 9, 81 - 9)

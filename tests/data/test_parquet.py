@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -134,6 +135,28 @@ def test_a_damaged_parquet_file_is_named(damage: str, tmp_path: Path) -> None:
     ) as caught:
         find_files(path)
     assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.txt"))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "one long text", "many texts"])
+def test_a_file_that_unpacks_to_gigabytes_is_refused(kind: str, tmp_path: Path) -> None:
+    """Also where the size that the file states is small: a dictionary has one copy of a text."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    if kind == "dictionary":
+        noise = random.Random(0).randbytes(15_000).hex()
+        texts = pyarrow.array(["a" * 1_000_000 + noise])
+        column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 500_000), texts)
+        parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")
+    else:
+        texts = ["b" * 60_000_000] if kind == "one long text" else ["b" * 30_000] * 2000
+        table = pyarrow.table({"text": texts})
+        parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    with pytest.raises(
+        InputError, match=r"a\.parquet has [\d.]+ kB, but unpacks to [\d.]+ MB or more; expected"
+    ):
+        find_files(path)
     assert not list((tmp_path / "cache").rglob("*.txt"))
 
 

@@ -269,6 +269,18 @@ def test_lone_surrogates_are_refused_with_their_place(make: Callable[[], Tokeniz
         make().encode("ab\udcff")
 
 
+def test_windows_line_ends_are_named() -> None:
+    unix, windows = tokenizers.CharTokenizer("ab\n"), tokenizers.CharTokenizer("ab\r\n")
+    with pytest.raises(InputError, match=r"Windows line ends \(CR LF\).* tr -d '\\r'"):
+        unix.encode("a\r\nb")
+    with pytest.raises(InputError, match=r"'c' \(U\+0063.*Windows line ends"):
+        unix.encode("a\r\nc")
+    assert windows.decode(windows.encode("a\r\nb")) == "a\r\nb"
+    with pytest.raises(InputError) as caught:
+        unix.encode("c")
+    assert "Windows" not in str(caught.value)
+
+
 def test_lone_surrogates_are_refused_by_bpe(bpe: SubwordTokenizer) -> None:
     with pytest.raises(InputError, match="lone surrogate"):
         bpe.encode("ab\ud800")

@@ -77,7 +77,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 
 
 def test_nuls_are_kept_and_noted(tmp_path: Path) -> None:
-    (tmp_path / "n.txt").write_bytes(b"a\0b\0" * 50)
+    (tmp_path / "n.txt").write_bytes(b"ab\0b\0" * 50)
     messages: list[str] = []
     dataset = prepare_dataset(DataConfig(), find_files(tmp_path / "n.txt"), messages.append)
     assert dataset.tokenizer.token_bytes == [b"\0", b"a", b"b"]
@@ -85,11 +85,12 @@ def test_nuls_are_kept_and_noted(tmp_path: Path) -> None:
 
 
 def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "r.txt").write_bytes(b"a\xffb\xfe" * 50)
+    path = tmp_path / "r.txt"
+    path.write_bytes((b"a\xffb\xfe" + b"c" * 400) * 50)
     messages: list[str] = []
-    data = DataConfig(tokenizer="byte", encoding_errors="replace")
-    dataset = prepare_dataset(data, find_files(tmp_path / "r.txt"), messages.append)
-    assert dataset.train.bytes + dataset.val.bytes == 50 * len("a\ufffdb\ufffd".encode())
+    data = DataConfig(text_file=(str(path),), tokenizer="byte", encoding_errors="replace")
+    dataset = prepare_dataset(data, corpora.find_source(data, quiet), messages.append)
+    assert dataset.train.bytes + dataset.val.bytes == 50 * (400 + len("a\ufffdb\ufffd".encode()))
     assert any("100 U+FFFD" in message for message in messages)
 
 

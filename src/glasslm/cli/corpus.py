@@ -65,6 +65,8 @@ class GetFlags:
     text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "none")] = ()
     """Use your own text instead: files, folders or glob patterns.
     A parquet file is converted to text."""
+    json_field: Annotated[str | None, optional_flag("NAME", "none: the lines as they are")] = None
+    """Read --text-file as JSON lines: this field of each line is a document."""
     hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
     """Use a Hugging Face dataset instead, such as roneneldan/TinyStories."""
     hf_config: Annotated[str | None, optional_flag("NAME", "the dataset's default")] = None

@@ -44,6 +44,8 @@ class Flags:
     run: RunArgument
     text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "the run's own text")] = ()
     """Text to score: files, folders, patterns, or - for standard input."""
+    json_field: Annotated[str | None, optional_flag("NAME", "none: the lines as they are")] = None
+    """Read --text-file as JSON lines: this field of each line is a document."""
     split: Annotated[Literal["val", "test"] | None, optional_flag("val|test", "val")] = None
     """Part of the run's own text."""
     checkpoint: CheckpointFlag = "best"
@@ -64,19 +66,22 @@ def main(argv: list[str]) -> int:
     domain = None
     if flags.text_file:
         trained_on, tokenizer = model.config.data, model.tokenizer
+        errors = trained_on.encoding_errors
         data = DataConfig(
             text_file=flags.text_file,
+            json_field=flags.json_field,
+            encoding_errors=errors,
             special_tokens=trained_on.used_special_tokens,
             document_separator=trained_on.document_separator,
         )
         source = corpora.find_source(data, notify)
-        texts = source.text(model.config.data.encoding_errors)
+        texts = source.text(errors)
         if spellings := count_spellings(
             texts, source.special_tokens, tokenizer.unused_special_tokens
         ):
             notify(explain_spellings(spellings, "the text"))
         name = ", ".join(flags.text_file)
-        ids = tokenize_source(source, model.tokenizer, model.config.data.encoding_errors)
+        ids = tokenize_source(source, model.tokenizer, errors)
     else:
         name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
         dataset = run.dataset(notify)

@@ -35,6 +35,8 @@ class DataConfig:
     text_file: Annotated[tuple[str, ...], optional_flag("PATH...", "none")] = ()
     """Train on these instead of a corpus: files, folders, glob patterns, or - for standard input.
     A parquet file is converted to text."""
+    json_field: Annotated[str | None, optional_flag("NAME", "none: the lines as they are")] = None
+    """Read --text-file as JSON lines: this field of each line is a document."""
     hf_dataset: Annotated[str | None, optional_flag("OWNER/NAME", "none")] = None
     """Train on a Hugging Face dataset instead, such as roneneldan/TinyStories."""
     hf_config: Annotated[str | None, optional_flag("NAME", "the dataset's default")] = None
@@ -57,8 +59,9 @@ class DataConfig:
     """Fraction of the text, at its end, used for validation."""
     test_fraction: float = 0.0
     """Fraction of the text, after the validation part, kept for a final test."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """Stop at bytes that are not UTF-8 and say where (strict), or read them as U+FFFD (replace)."""
+    encoding_errors: Literal["strict", "replace", "replace-all"] = "strict"
+    """Stop at bytes that are not UTF-8 (strict), or read them as U+FFFD.
+    Of a file at most 1% (replace), or all of it, whatever it holds (replace-all)."""
     special_tokens: Annotated[tuple[str, ...], optional_flag("TEXT...", "none")] = ()
     """Texts that are one token each, such as "<|endoftext|>" (the first ends each document).
     A document is a file, a row of a data set, or a part between separators."""
@@ -110,6 +113,13 @@ class DataConfig:
             is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
             expected = "OWNER/NAME, as on https://huggingface.co/datasets"
             require(is_name, "hf_dataset", self.hf_dataset, expected)
+        require(self.json_field != "", "json_field", "empty", "the name of a field")
+        if self.json_field is not None and not self.text_file:
+            raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
+        if self.json_field is not None and self.document_separator:
+            raise InputError(
+                "each line of --json-field is a document: leave out --document-separator"
+            )
         for name in ("hf_config", "hf_split", "hf_column", "hf_revision"):
             require(getattr(self, name) != "", name, "empty", "a name")
             if self.hf_dataset is None and getattr(self, name) != getattr(DataConfig, name):

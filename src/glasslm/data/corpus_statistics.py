@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def compression_by_suffix(
         suffix = Path(file.path).suffix or "(none)"
         sizes[suffix] += file.bytes
         if len(samples[suffix]) < SUFFIX_SAMPLE_CHARACTERS:
-            text = Source(file.path, (file,)).text(data.encoding_errors)
+            text = replace(source, files=(file,)).text(data.encoding_errors)
             samples[suffix] += "".join(take_characters(text, SUFFIX_SAMPLE_CHARACTERS))
     if len(sizes) < 2:
         return []

@@ -23,12 +23,12 @@ import numpy as np
 from glasslm import files
 from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
-from glasslm.data import tokenizers
+from glasslm.data import dataset_notes, tokenizers
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
-from glasslm.data.special_tokens import TokenPattern, explain_spellings
+from glasslm.data.special_tokens import TokenPattern
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.tokenizers import Tokenizer
@@ -38,7 +38,6 @@ from glasslm.text import Notify
 RECIPE_FORMAT = 3  # part of the name of a recipe
 PIECE_CHARACTERS = 1 << 20  # tokenized at once
 MAX_BPE_SAMPLE_BYTES = 50_000_000  # of the training text that BPE is trained on
-NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ def prepare_dataset(
                 files.write_atomic(recipe, key.encode())
             dataset = reopen_dataset(key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
-    _notify_special_tokens(dataset.facts, data, notify)
+    dataset_notes.notify_special_tokens(dataset.facts, data, notify)
+    dataset_notes.notify_validation_files(source, dataset.facts, notify)
     if tokenizer is None and data.tokenizer == "bpe":
-        _notify_small_vocabulary(dataset.tokenizer.vocab_size, data.vocab_size, notify)
+        dataset_notes.notify_small_vocabulary(dataset.tokenizer.vocab_size, data.vocab_size, notify)
     return replace(
         dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]}
     )
@@ -145,7 +145,8 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenA
 
 
 def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1) -> None:
-    """Raise InputError unless each part holds a window, and the training part a batch."""
+    """Raise InputError unless each part holds a window, the training part a batch, and there are
+    two different tokens or more: the next token of one is no question, and ln 1 is 0."""
     cures = {
         "training": "",
         "validation": ", a larger --val-fraction",
@@ -159,6 +160,12 @@ def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1
             f"the {name} part has {len(split.tokens)} tokens ({split.bytes} bytes), but a window "
             f"of --block-size {block_size} takes {block_size + 1}: "
             f"use a smaller --block-size{cure}, or more text"
+        )
+    if dataset.tokenizer.vocab_size < 2:
+        token = dataset.tokenizer.decode([0])
+        raise InputError(
+            f"the vocabulary is the single token {token!r}, so there is nothing to predict: "
+            "use a text with two different characters or more, or --tokenizer byte"
         )
     n_windows = len(dataset.train.tokens) - block_size
     if batch_size > n_windows:
@@ -254,7 +261,7 @@ def _build_dataset(
     if data.document_separator:
         source.require_separator(data.encoding_errors)
     survey = survey_text(source, data.encoding_errors, unused)
-    _notify_survey(survey, data, folder, notify)
+    dataset_notes.notify_survey(survey, data, folder, notify)
     if tokenizer is None:
         tokenizer = _make_tokenizer(data, source, survey, notify)
     key = _identity(data, source, tokenizer)
@@ -290,26 +297,6 @@ def _with_vocabulary(source: Source, data: DataConfig, tokenizer: Tokenizer | No
     return replace(source, documents=replace(documents, special_tokens=all_tokens))
 
 
-def _notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
-    if survey.nuls:
-        notify(f"the text holds {survey.nuls} NUL characters; they are kept")
-    if survey.replaced and data.encoding_errors == "replace":
-        notify(f"the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
-    if survey.bytes >= NOTIFY_MIN_BYTES:
-        notify(
-            f"tokenising {survey.bytes / 1e6:,.0f} MB of text, once; "
-            f"the tokens are kept in {folder}"
-        )
-
-
-def _notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> None:
-    if vocab_size < requested:
-        notify(
-            f"the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
-            "--vocab-size: no further pair occurs twice in the training text"
-        )
-
-
 def _tokenize_part(
     name: str, parts: Iterator[tuple[str, Any]], tokenizer: Tokenizer, facts: dict[str, Any]
 ) -> Iterator[TokenArray]:
@@ -334,19 +321,6 @@ def _special_bytes(tokenizer: Tokenizer, ids: TokenArray) -> int:
         len(token.encode()) * int(np.count_nonzero(ids == i))
         for token, i in tokenizer.special_tokens.items()
     )
-
-
-def _notify_special_tokens(facts: dict[str, Any], data: DataConfig, notify: Notify) -> None:
-    """Say which special tokens the text has, and which it only spells."""
-    if counts := facts.get("special_tokens"):
-        end = data.used_special_tokens[0] if data.used_special_tokens else ""
-        listed = [
-            f"{token} {count:,}{' (ends of documents)' if token == end else ''}"
-            for token, count in counts.items()
-        ]
-        notify(f"special tokens in the text, one token each: {', '.join(listed)}")
-    if counts := facts.get("spelled_special_tokens"):
-        notify(explain_spellings(counts, "the text"))
 
 
 def _make_tokenizer(

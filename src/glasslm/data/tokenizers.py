@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,8 +22,8 @@ from numpy.typing import NDArray
 
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import RemoteFile, download_file
-from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.long_words import cut_long_words
+from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.text_pieces import cut_between_words
 from glasslm.data.tokenizer_json import (
     BYTE_OF_CHARACTER,
@@ -37,6 +36,7 @@ from glasslm.data.tokenizer_json import (
     read_token_bytes,
     text_bytes,
 )
+from glasslm.data.unknown_characters import explain_unknown_characters
 from glasslm.errors import InputError
 from glasslm.text import Notify
 
@@ -135,27 +135,12 @@ class CharTokenizer(Tokenizer):
         """(N,) ids of a text without special tokens, which follows `start` characters."""
         ids: TokenIds = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if ids.size and ids.max() == self._unknown:
-            raise InputError(self._explain_unknown(text, start))
+            raise InputError(explain_unknown_characters(text, self.alphabet, start))
         return ids
 
     def to_json(self) -> str:
         return own_tokenizer_json(
             {"kind": self.kind, "alphabet": self.alphabet}, self.special_tokens
-        )
-
-    def _explain_unknown(self, text: str, start: int) -> str:
-        unknown = sorted(set(text) - set(self.alphabet))
-        names = ", ".join(
-            f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'unnamed')})" for c in unknown[:50]
-        )
-        more = f" and {len(unknown) - 50} more" if len(unknown) > 50 else ""
-        known = self.alphabet if len(self.alphabet) <= 200 else self.alphabet[:200] + "..."
-        first = start + min(text.index(character) for character in unknown)
-        return (
-            f"this character tokenizer does not know {names}{more}, first at character {first}; "
-            f"it knows only the {len(self.alphabet)} characters of its training text: {known!r}. "
-            "Leave these characters out, or train a model that reads any text with "
-            "--tokenizer byte or bpe"
         )
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
-from glasslm.data.sources import arxiv, hub, python_code, shakespeare, text_files, wikipedia
+from glasslm.data.sources import (
+    arxiv,
+    hub,
+    python_code,
+    shakespeare,
+    text_files,
+    text_paths,
+    wikipedia,
+)
 from glasslm.data.sources.text_files import Source
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import Documents
@@ -58,7 +66,9 @@ def _find_text(data: DataConfig, notify: Notify) -> Source:
     """The text of `data`; the end of a document stands between the rows of a data set."""
     separator = next(iter(data.used_special_tokens), SEPARATOR)
     if data.text_file:
-        return text_files.find_source(data.text_file, notify, separator)
+        return text_paths.find_source(
+            data.text_file, notify, data.encoding_errors, data.json_field, separator
+        )
     if data.hf_dataset:
         request = hub.HubRequest(
             data.hf_dataset,
@@ -101,5 +111,6 @@ def find_run_source(data: DataConfig, facts: dict[str, Any], notify: Notify) -> 
             "this model was imported without its training text: give a text with --text-file"
         )
     if data.text_file:
-        return end_documents(text_files.reopen_source(facts["files"]), data)
+        source = text_files.reopen_source(facts["files"], data.json_field)
+        return end_documents(source, data)
     return find_source(data, notify)

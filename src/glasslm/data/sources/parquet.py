@@ -23,6 +23,7 @@ from glasslm.text import Notify, format_bytes, to_one_line
 
 MAGIC = b"PAR1"  # at both ends of a file: https://parquet.apache.org/docs/file-format/
 BATCH_ROWS = 256
+MAX_EXPANSION = 1000  # bytes of text per byte of a file; natural text reaches about 10
 CONVERSION_FORMAT = 1  # part of the cache key: another number converts every file again
 
 
@@ -95,21 +96,49 @@ def _read_texts(path: Path) -> Iterator[tuple[float, str]]:
             f"{path} is a parquet file, which needs the library pyarrow: pip install 'glasslm[hub]'"
         ) from None
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             column = choose_text_column(
                 {field.name: _is_text(field.type) for field in file.schema_arrow}, str(path)
             )
-            n_rows, rows_read = max(1, file.metadata.num_rows), 0
+            n_rows, rows_read, bytes_read = max(1, file.metadata.num_rows), 0, 0
+            file_bytes = path.stat().st_size
+            _limit_expansion(path, file_bytes, _stated_bytes(file.metadata, column))
+        # Of a dictionary with long texts a batch holds the indices, not a copy for each row.
+        with pyarrow.parquet.ParquetFile(
+            path, buffer_size=1 << 20, read_dictionary=[column]
+        ) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
                 rows_read += batch.num_rows
-                for text in batch.column(0).to_pylist():
-                    yield rows_read / n_rows, text or ""
+                for value in batch.column(0):
+                    text = value.as_py() or ""
+                    bytes_read += len(text)
+                    _limit_expansion(path, file_bytes, bytes_read)
+                    yield rows_read / n_rows, text
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path} is a damaged parquet file ({to_one_line(str(error))}): get it again"
         ) from None
+
+
+def _stated_bytes(metadata: Any, column: str) -> int:
+    """Size of a column after decompression, as the file states it; before dictionaries expand."""
+    chunks = (
+        metadata.row_group(group).column(index)
+        for group in range(metadata.num_row_groups)
+        for index in range(metadata.num_columns)
+    )
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+
+
+def _limit_expansion(path: Path, file_bytes: int, text_bytes: int) -> None:
+    """Raise InputError for a file that expands so much that it was made to fill the memory."""
+    if text_bytes > MAX_EXPANSION * file_bytes:
+        raise InputError(
+            f"{path} has {format_bytes(file_bytes)}, but unpacks to {format_bytes(text_bytes)} or "
+            f"more; expected at most {MAX_EXPANSION:,} times its size: give the text itself"
+        )
 
 
 def _is_text(column_type: Any) -> bool:

@@ -1,40 +1,29 @@
-"""Read text from files: resolve the paths of --text-file, hash the files and decode them in chunks.
+"""The text of a run: its files with their hashes, decoded in pieces.
 
 Files are read in the order of their paths and joined by a blank line. A byte-order mark is dropped;
 carriage returns and NULs are kept. Bytes that are not UTF-8 are an error with file and offset, or
-U+FFFD with --encoding-errors replace. A parquet file that is named itself, not by its folder, is
-converted to text first.
+U+FFFD with --encoding-errors replace. With --json-field, the documents of JSON lines are joined
+instead (json_lines.py).
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import difflib
-import glob
 import hashlib
 import os
-import re
-import stat
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from glasslm import files
-from glasslm.data.cache import cache_dir, explain_write_errors
-from glasslm.data.sources.parquet import convert_to_text
+from glasslm.data.sources.content_kinds import HEAD_BYTES, explain_conversion, identify_content
+from glasslm.data.sources.json_lines import read_documents
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import Documents
 from glasslm.errors import DamagedError, InputError
-from glasslm.text import Notify
 
 CHUNK_BYTES = 1 << 20  # read at once
-# The root element of a MediaWiki export: https://www.mediawiki.org/wiki/Help:Export
-MEDIAWIKI_ROOT = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}\?>\s*)?<mediawiki[\s>]")
-BZIP2_HEADER = re.compile(rb"BZh[1-9]\x31\x41\x59\x26\x53\x59")
 
 
 @dataclass(frozen=True)
@@ -55,25 +44,41 @@ class Source:
     files: tuple[SourceFile, ...]
     fallback: bool = False  # it replaces a corpus that could not be downloaded
     documents: Documents | None = None  # how documents end; None: a blank line joins the files
+    json_field: str | None = None  # the files are JSON lines, and this field of each is the text
 
     @property
     def sha256(self) -> str:
         """Identity of the text: a hash of the contents of the files in order, not of the paths."""
-        return hashlib.sha256("\n".join(file.sha256 for file in self.files).encode()).hexdigest()
+        field = [] if self.json_field is None else [f"json_field {self.json_field}"]
+        parts = [*(file.sha256 for file in self.files), *field]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def text(self, errors: str = "strict") -> Iterator[str]:
-        """The whole text in pieces of at most 2^20 characters.
+        """The whole text in pieces of at most 2^20 characters, or one document of JSON lines.
 
-        With `documents`, each special token is a piece of its own. Raises InputError for bad UTF-8
-        or for a file that has changed since it was hashed.
+        With `documents`, each special token is a piece of its own. `errors` is --encoding-errors.
+        Raises InputError for bad UTF-8, a bad line of JSON, and a file that has changed since it
+        was hashed.
         """
-        for i, file in enumerate(self.files):
-            if self.documents:
-                yield from self.documents.mark_ends(_decode_file(file, errors))
-                continue
-            if i:
-                yield SEPARATOR
-            yield from _decode_file(file, errors)
+        is_first = True
+        for file in self.files:
+            for document in self._read_documents(file, errors):
+                if self.documents:
+                    yield from self.documents.mark_ends(document)
+                    continue
+                if not is_first:
+                    yield SEPARATOR
+                yield from document
+                is_first = False
+
+    def _read_documents(self, file: SourceFile, errors: str) -> Iterator[Iterable[str]]:
+        """The documents of a file, each in pieces: the whole text, or the field of each line."""
+        texts = _decode_file(file, errors)
+        if self.json_field is None:
+            yield texts
+            return
+        for document in read_documents(texts, self.json_field, file.path, errors):
+            yield [document]
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -94,48 +99,13 @@ class Source:
 
 def source_file(path: Path | str, origin: str = "") -> SourceFile:
     """Size and hash of a file. Raises InputError if it cannot be read."""
-    with _open_file(str(path)) as file:
+    with open_file(str(path)) as file:
         digest = hashlib.file_digest(file, "sha256")
         return SourceFile(os.path.abspath(path), file.tell(), digest.hexdigest(), origin)
 
 
-def find_source(names: tuple[str, ...], notify: Notify, separator: str = SEPARATOR) -> Source:
-    """The text that `--text-file` names; `separator` stands between the rows of a parquet file.
-
-    Raises InputError when a path or all text is missing.
-    """
-    paths: dict[str, str] = {}  # real path -> absolute path: a file named twice is read once
-    named_files: set[str] = set()  # real paths of files that are named themselves
-    stdin_copies = []
-    for name in names:
-        if name == "-":
-            stdin_copies.append(_copy_stream(_standard_input()))
-        elif _is_pipe(name):
-            with _open_file(name) as pipe:
-                stdin_copies.append(_copy_stream(pipe))
-        else:
-            for path, is_named in _expand_name(os.path.expanduser(name), notify):
-                real_path = os.path.realpath(path)
-                paths.setdefault(real_path, os.path.abspath(path))
-                named_files |= {real_path} if is_named else set()
-    ordered = sorted(paths, key=lambda real_path: Path(paths[real_path]).as_posix())
-    text_paths: list[Path | str] = [*stdin_copies]
-    for real_path in ordered:
-        path = paths[real_path]
-        if real_path in named_files:
-            _refuse_mediawiki_dump(path)
-            text_paths.append(convert_to_text(Path(path), notify, separator))
-        else:
-            text_paths.append(path)
-    sources = tuple(source_file(path) for path in text_paths)
-    if not any(file.bytes for file in sources):
-        raise InputError(f"there is no text in {', '.join(names)}: every file is empty")
-    name = "stdin" if names[0] == "-" else Path(names[0]).stem.strip("*?") or "text"
-    return Source(name, sources)
-
-
-def reopen_source(recorded: list[dict[str, Any]]) -> Source:
-    """The text of a run from the `files` of its run.json.
+def reopen_source(recorded: list[dict[str, Any]], json_field: str | None = None) -> Source:
+    """The text of a run from the `files` of its run.json, and the --json-field of its config.
 
     Raises DamagedError for a file that is missing or has changed.
     """
@@ -155,101 +125,11 @@ def reopen_source(recorded: list[dict[str, Any]]) -> Source:
                 f"it is {source.sha256} now. Put the original back"
             )
         sources.append(source)
-    return Source("text", tuple(sources))
+    return Source("text", tuple(sources), json_field=json_field)
 
 
-def _expand_name(name: str, notify: Notify) -> list[tuple[str, bool]]:
-    """The files that a name stands for; each with False if the name is that of a folder above."""
-    if os.path.isdir(name):
-        return [(path, False) for path in _text_files(name, notify)]
-    if os.path.isfile(name):
-        return [(name, True)]
-    if os.path.exists(name):
-        raise InputError(f"{name} is neither a file nor a folder of text")
-    matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
-    if matches:
-        return [file for match in matches for file in _expand_name(match, notify)]
-    if glob.has_magic(name):
-        raise InputError(f"no file matches {name}")
-    folder = Path(name).parent
-    siblings = os.listdir(folder) if folder.is_dir() else []
-    similar = difflib.get_close_matches(Path(name).name, siblings, n=1)
-    hint = f": did you mean {folder / similar[0]}?" if similar else ""
-    raise InputError(f"there is no file or folder {name}{hint}")
-
-
-def _text_files(root: str, notify: Notify) -> list[str]:
-    """The text files below a folder. Hidden and binary files are left out and counted."""
-    texts, hidden, binary = [], 0, 0
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be read ({error.strerror})")
-
-    for folder, folders, names in os.walk(root, onerror=fail):
-        hidden += sum(name.startswith(".") for name in folders + names)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.startswith(".") or not os.path.isfile(path):
-                continue
-            if _is_binary(path):
-                binary += 1
-            else:
-                texts.append(path)
-    if hidden or binary:
-        notify(f"{root}: left out {hidden} hidden files or folders and {binary} binary files")
-    if not texts:
-        raise InputError(f"there are no text files in the folder {root}")
-    return texts
-
-
-def _is_binary(path: str) -> bool:
-    """Whether there is a NUL near the beginning, the rule of git."""
-    with _open_file(path) as file:
-        return b"\0" in file.read(8192)
-
-
-def _is_pipe(name: str) -> bool:
-    try:
-        return stat.S_ISFIFO(os.stat(name).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
-def _refuse_mediawiki_dump(path: str) -> None:
-    """Raise InputError for a MediaWiki export, packed by bzip2 or not: its text is markup."""
-    with _open_file(path) as file:
-        head = file.read(1024)
-    if BZIP2_HEADER.match(head):
-        try:
-            with bz2.open(path) as unpacked:
-                head = unpacked.read(1024)
-        except (OSError, EOFError):  # It is damaged, so it is refused as text that is not UTF-8.
-            return
-    if MEDIAWIKI_ROOT.match(head):
-        raise InputError(
-            f"{path} is a MediaWiki dump, which is markup and not plain text: use --corpus "
-            "wikipedia, or for another language --hf-dataset wikimedia/wikipedia with --hf-config"
-        )
-
-
-def _standard_input() -> BinaryIO:
-    if sys.stdin is None:
-        raise InputError(
-            "--text-file - reads standard input, but this program was started without one"
-        )
-    return sys.stdin.buffer
-
-
-def _copy_stream(stream: BinaryIO) -> str:
-    """Copy a stream, which can be read only once, into the cache; returns the path of the copy."""
-    folder = cache_dir("stdin")
-    with explain_write_errors(folder):
-        chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
-        return str(files.write_by_hash(folder, chunks, ".txt"))
-
-
-def _open_file(path: str) -> BufferedReader:
+def open_file(path: str) -> BufferedReader:
+    """A file opened for reading bytes. Raises InputError."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -257,9 +137,9 @@ def _open_file(path: str) -> BufferedReader:
 
 
 def _decode_file(file: SourceFile, errors: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = codecs.getincrementaldecoder("utf-8")("strict" if errors == "strict" else "replace")
     digest, offset = hashlib.sha256(), 0
-    with _open_file(file.path) as stream:
+    with open_file(file.path) as stream:
         while True:
             block = stream.read(CHUNK_BYTES)
             n_pending = len(decoder.getstate()[0])  # bytes of a character begun in the last block
@@ -284,13 +164,34 @@ def _decode_file(file: SourceFile, errors: str) -> Iterator[str]:
 
 
 def _explain_bad_utf8(path: str, error: UnicodeDecodeError, offset: int) -> str:
-    byte = error.object[error.start]
-    if offset == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return (
-            f"{path} is UTF-16, not UTF-8: "
-            "convert it first, for example with iconv -f UTF-16 -t UTF-8"
-        )
+    with open_file(path) as file:
+        head = file.read(HEAD_BYTES)
+    if (kind := identify_content(head, path)) is not None:
+        return kind.explain(path)
     return (
-        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}): convert the "
-        "file, or use --encoding-errors replace to read such bytes as U+FFFD"
+        f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset} "
+        f"({error.reason}): {explain_conversion(head, path)}, "
+        "or use --encoding-errors replace to read such bytes as U+FFFD"
     )
+
+
+def find_bad_utf8(file: SourceFile) -> str | None:
+    """A message that names the first bytes that are not UTF-8, with the cure; None without any."""
+    try:
+        for _ in _decode_file(file, "strict"):
+            pass
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def count_bad_bytes(file: SourceFile) -> int:
+    """The number of bytes of a file that --encoding-errors replace reads as U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    n_bad = 0
+    with open_file(file.path) as stream:
+        while block := stream.read(CHUNK_BYTES):
+            pending = decoder.getstate()[0]
+            n_bad += decoder.decode(block).count("\ufffd")
+            n_bad -= (pending + block).count("\ufffd".encode())
+    return n_bad + decoder.decode(b"", final=True).count("\ufffd")

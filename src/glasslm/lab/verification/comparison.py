@@ -140,7 +140,7 @@ class ComparedRun:
         texts = tuple(
             str(file.get("sha256")) for file in (self.run.record.get("data") or {}).get("files", [])
         )
-        return texts, data.val_fraction, data.test_fraction, data.encoding_errors
+        return texts, data.val_fraction, data.test_fraction, data.encoding_errors, data.json_field
 
     def curve(
         self, lines: Sequence[StepLine] | Sequence[EvalLine], x: str, in_bits_per_byte: bool

@@ -1,0 +1,72 @@
+"""Notes on a text while its dataset is prepared."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from glasslm.config.schema import DataConfig
+from glasslm.data.sources.text_files import Source
+from glasslm.data.sources.texts import SEPARATOR
+from glasslm.data.special_tokens import explain_spellings
+from glasslm.data.text_split import TextSurvey
+from glasslm.text import Notify
+
+NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
+
+
+def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
+    """Tell of unusual characters, and of a text whose tokenization takes time."""
+    if survey.nuls:
+        notify(f"the text holds {survey.nuls} NUL characters; they are kept")
+    if survey.replaced and data.encoding_errors != "strict":
+        notify(f"the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
+    if survey.bytes >= NOTIFY_MIN_BYTES:
+        notify(
+            f"tokenising {survey.bytes / 1e6:,.0f} MB of text, once; "
+            f"the tokens are kept in {folder}"
+        )
+
+
+def notify_validation_files(source: Source, facts: dict[str, Any], notify: Notify) -> None:
+    """Name the files of the validation part, if the text has several."""
+    if len(source.files) < 2 or source.json_field is not None:
+        return
+    gap = 0 if source.documents else len(SEPARATOR)  # special tokens are no bytes of the text
+    begin = facts["train_bytes"]
+    end = begin + facts["val_bytes"]
+    ends = list(itertools.accumulate(file.bytes + gap for file in source.files))
+    paths = [
+        file.path
+        for file, file_end in zip(source.files, ends, strict=True)
+        if begin < file_end and file_end - file.bytes - gap < end
+    ]
+    if paths:
+        last = f" to {paths[-1]}" if len(paths) > 1 else ""
+        notify(
+            f"validation part: {facts['val_bytes']:,} bytes of {len(paths):,} of "
+            f"{len(source.files):,} files, {paths[0]}{last}"
+        )
+
+
+def notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> None:
+    """Tell that BPE has found fewer tokens than --vocab-size."""
+    if vocab_size < requested:
+        notify(
+            f"the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
+            "--vocab-size: no further pair occurs twice in the training text"
+        )
+
+
+def notify_special_tokens(facts: dict[str, Any], data: DataConfig, notify: Notify) -> None:
+    """Say which special tokens the text has, and which it only spells."""
+    if counts := facts.get("special_tokens"):
+        end = data.used_special_tokens[0] if data.used_special_tokens else ""
+        listed = [
+            f"{token} {count:,}{' (ends of documents)' if token == end else ''}"
+            for token, count in counts.items()
+        ]
+        notify(f"special tokens in the text, one token each: {', '.join(listed)}")
+    if counts := facts.get("spelled_special_tokens"):
+        notify(explain_spellings(counts, "the text"))

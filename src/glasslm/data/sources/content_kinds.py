@@ -1,0 +1,216 @@
+"""Recognise what a file contains by its first bytes, and the command that makes text of it."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+
+from glasslm.text import quote_path
+
+HEAD_BYTES = 8192  # of a file, by which its content is recognised
+MAX_STRAY_SHARE = 0.01  # of the characters of UTF-16 that may be control characters
+MIN_NUL_SHARE = 0.7  # of the high bytes of Western text in UTF-16
+MIN_SPACE_SHARE = 0.01  # of the characters of UTF-16 that are white space or full stops
+MIN_FOREIGN_SHARE = 0.2  # of a legacy text of another script, whose characters are not ASCII
+MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class ContentKind:
+    """What a file contains. In `cure`, {path} stands for the path of the file."""
+
+    name: str
+    cure: str
+    is_text: bool = False  # text in another encoding
+
+    def explain(self, path: str) -> str:
+        """A message that names the file, its content and the cure."""
+        return f"{path} is {self.name}, not UTF-8 text: {self.cure.format(path=quote_path(path))}"
+
+
+_NO_TEXT = "it holds no text; leave it out"
+_RECOGNISE = "recognise its letters first, with tesseract {path} {path}"
+_TRANSCRIBE = "transcribe its speech first, with whisper {path}"
+_PANDOC = "convert it with pandoc -t plain -o {path}.txt {path}"
+_OFFICE = "convert it with libreoffice --headless --convert-to {to} {{path}}"
+_UNPACK = "unpack it with {command} {{path}}"
+
+# (offset, first bytes, name, cure). Longer beginnings come before shorter ones that they include.
+_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\x1f\x8b", "a gzip file", _UNPACK.format(command="gunzip -k")),
+    (0, b"BZh", "a bzip2 file", _UNPACK.format(command="bunzip2 -k")),
+    (0, b"\xfd7zXZ\0", "an xz file", _UNPACK.format(command="unxz -k")),
+    (0, b"\x5d\0\0", "an lzma file", _UNPACK.format(command="unlzma -k")),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK.format(command="unzstd")),
+    (0, b"\x04\x22\x4d\x18", "an lz4 file", _UNPACK.format(command="unlz4")),
+    (0, b"\x1f\x9d", "a file of compress", _UNPACK.format(command="uncompress")),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x")),
+    (0, b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x")),
+    (257, b"ustar", "a tar archive", _UNPACK.format(command="tar -xf")),
+    (0, b"%PDF-", "a PDF document", "convert it with pdftotext {path}"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document", _OFFICE.format(to="txt:Text")),
+    (0, b"\x89PNG", "a PNG image", _RECOGNISE),
+    (0, b"\xff\xd8\xff", "a JPEG image", _RECOGNISE),
+    (0, b"GIF8", "a GIF image", _RECOGNISE),
+    (0, b"II*\0", "a TIFF image", _RECOGNISE),
+    (0, b"MM\0*", "a TIFF image", _RECOGNISE),
+    (0, b"BM", "a BMP image", _RECOGNISE),
+    (8, b"WEBP", "a WebP image", _RECOGNISE),
+    (8, b"WAVE", "a WAV recording", _TRANSCRIBE),
+    (8, b"AVI ", "an AVI video", _TRANSCRIBE),
+    (0, b"ID3", "an MP3 recording", _TRANSCRIBE),
+    (0, b"\xff\xfb", "an MP3 recording", _TRANSCRIBE),
+    (0, b"\xff\xf3", "an MP3 recording", _TRANSCRIBE),
+    (0, b"OggS", "an Ogg recording", _TRANSCRIBE),
+    (0, b"fLaC", "a FLAC recording", _TRANSCRIBE),
+    (4, b"ftyp", "an MP4 recording or HEIC image", _TRANSCRIBE),
+    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video", _TRANSCRIBE),
+    (0, b"\x7fELF", "an ELF program", _NO_TEXT),
+    (0, b"MZ", "a Windows program", _NO_TEXT),
+    (0, b"\xcf\xfa\xed\xfe", "a macOS program", _NO_TEXT),
+    (0, b"\xca\xfe\xba\xbe", "a Java class or macOS program", _NO_TEXT),
+    (0, b"\0asm", "a WebAssembly program", _NO_TEXT),
+    (2, b"\r\r\n", "a compiled Python file", _NO_TEXT),
+    (0, b"\0\1\0\0", "a font", _NO_TEXT),
+    (0, b"SQLite format 3\0", "an SQLite database", "export it: sqlite3 {path} .dump > {path}.txt"),
+    (0, b"PAR1", "a parquet file", "give its own name with --text-file, not that of its folder"),
+    (0, b"ARROW1", "an Arrow file", "write its column of text as a parquet file"),
+    (0, b"\x93NUMPY", "a NumPy array", _NO_TEXT),
+    (0, b"\x89HDF\r\n", "an HDF5 file", _NO_TEXT),
+    (0, b"GGUF", "a GGUF model", _NO_TEXT),
+    (0, b"\x80\x02", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"\x80\x03", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"\x80\x04\x95", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"\x80\x05\x95", "a pickle", "it is never opened here, as it may run code; leave it out"),
+)
+# (a member of a zip archive, name, cure)
+_ZIP_MEMBERS = (
+    ("word/document.xml", "a Word document", _PANDOC),
+    ("xl/workbook.xml", "an Excel workbook", _OFFICE.format(to="csv")),
+    ("ppt/presentation.xml", "a PowerPoint presentation", _OFFICE.format(to="pdf")),
+    ("META-INF/container.xml", "an EPUB book", _PANDOC),
+    ("content.xml", "an OpenDocument file", _OFFICE.format(to="txt:Text")),
+    ("data.pkl", "a PyTorch file", "it is never opened here, as it may run code; leave it out"),
+)
+_ICONV = "convert it with iconv -f {encoding} -t UTF-8 {{path}} > {{path}}.utf8"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+# (pattern of the beginning, name, what removes it)
+_MARKUP = (
+    (rb"\s*(<!--.{0,500}-->\s*)?<(!doctype html|html|head|body)\b", "HTML", "pandoc -t plain"),
+    (rb"\s*\{\\rtf", "RTF", "pandoc -f rtf -t plain"),
+    (rb"\s*<\?xml\b", "XML", "a parser of XML"),
+    (rb"(\s*%[^\n]*\n)*\s*\\documentclass\b", "LaTeX", "pandoc -f latex -t plain"),
+    (rb"\s*\{\"[^\n]*\}\r?\n\s*\{\"", "JSON lines", "--json-field NAME"),
+)
+
+
+def identify_content(head: bytes, path: str) -> ContentKind | None:
+    """The kind of a file that is not UTF-8 text, by its first HEAD_BYTES; None for other files."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return _encoded_text(encoding)
+    unmarked = _unmarked_encoding(head)
+    if unmarked is not None:
+        return _encoded_text(unmarked)
+    is_text = _is_plain_text(head)
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return _identify_zip(path)
+    for offset, magic, name, cure in _MAGIC:
+        if head[offset:].startswith(magic) and (not is_text or magic == b"%PDF-"):
+            return ContentKind(name, cure)
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:10] == b'{"' and header_bytes < MAX_SAFETENSORS_HEADER_BYTES and not is_text:
+        return ContentKind("a safetensors file", _NO_TEXT)
+    return None
+
+
+def detect_markup(head: bytes) -> tuple[str, str] | None:
+    """The markup language of a text, and the program that removes the markup; None without one."""
+    for pattern, name, program in _MARKUP:
+        if re.match(pattern, head.removeprefix(codecs.BOM_UTF8), re.IGNORECASE | re.DOTALL):
+            return name, program
+    return None
+
+
+def explain_conversion(head: bytes, path: str) -> str:
+    """The command that converts a text in a legacy encoding, which is guessed."""
+    return _ICONV.format(encoding=_guess_encoding(head)).format(path=quote_path(path))
+
+
+def _encoded_text(encoding: str) -> ContentKind:
+    return ContentKind(f"{encoding} text", _ICONV.format(encoding=encoding), is_text=True)
+
+
+def _is_plain_text(head: bytes) -> bool:
+    """Whether the bytes are UTF-8 without control characters other than white space and escapes."""
+    return _is_utf8(head) and re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head) is None
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether the bytes are UTF-8; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unmarked_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a byte-order mark.
+
+    Letters of Western scripts have NULs as their high bytes. Text in other scripts is recognised by
+    its white space and full stops.
+    """
+    if 0 not in head:
+        return None
+    may_be_utf8 = _is_utf8(head) and re.search(rb"[\x01-\x08\x0e-\x1a]", head) is None
+    for unmarked in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        unit = 4 if "32" in unmarked else 2
+        # The high byte of each unit is the one with the NULs.
+        high = head[unit - 1 :: unit] if unmarked.endswith("LE") else head[::unit]
+        low = head[::unit] if unmarked.endswith("LE") else head[unit - 1 :: unit]
+        text = codecs.getincrementaldecoder(unmarked)("replace").decode(head)
+        n_stray = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
+        n_spaces = sum(c in " \n\u3000\u3001\u3002" for c in text)
+        has_nuls = high.count(0) > max(MIN_NUL_SHARE * len(high), 4 * low.count(0))
+        has_spaces = n_spaces > MIN_SPACE_SHARE * len(text) and not may_be_utf8
+        if n_stray <= MAX_STRAY_SHARE * len(text) and (has_nuls or has_spaces):
+            return unmarked
+    return None
+
+
+def _identify_zip(path: str) -> ContentKind:
+    with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        for member, name, cure in _ZIP_MEMBERS:
+            if any(entry == member or entry.endswith(f"/{member}") for entry in members):
+                return ContentKind(name, cure)
+    return ContentKind("a zip archive", _UNPACK.format(command="unzip"))
+
+
+def _guess_encoding(head: bytes) -> str:
+    """The encoding in which most letters beyond ASCII belong to its own script."""
+    for encoding, first, last in (
+        ("SHIFT_JIS", "\u3040", "\u30ff"),
+        ("EUC-JP", "\u3040", "\u30ff"),
+        ("EUC-KR", "\uac00", "\ud7a3"),
+        ("GB18030", "\u4e00", "\u9fff"),
+        ("BIG5", "\u4e00", "\u9fff"),
+        ("WINDOWS-1251", "\u0430", "\u044f"),
+    ):
+        with suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+            foreign = [character for character in text if ord(character) > 127]
+            n_expected = sum(first <= character <= last for character in foreign)
+            if n_expected > 0.5 * len(foreign) and len(foreign) > MIN_FOREIGN_SHARE * len(text):
+                return encoding
+    return "WINDOWS-1252"

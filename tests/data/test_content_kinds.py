@@ -1,0 +1,259 @@
+"""What is no UTF-8 text is recognised by its content, whatever its name, and named with a cure."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import pickle
+import sqlite3
+import struct
+import sys
+import tarfile
+import wave
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from glasslm.config.schema import DataConfig
+from glasslm.data.dataset import prepare_dataset
+from glasslm.data.sources import corpora
+from glasslm.errors import InputError
+
+ENGLISH = "All human beings are born free and equal in dignity and rights.\r\n" * 9
+JAPANESE = (
+    "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。\n" * 9
+)
+CHINESE = "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心。\n" * 9
+RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах.\n" * 9
+GERMAN = "Alle Menschen sind frei und gleich an Würde und Rechten geboren.\n" * 9
+
+
+def zip_bytes(*names: str) -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        for name in names:
+            archive.writestr(name, "<content/>")
+    return body.getvalue()
+
+
+def tar_bytes() -> bytes:
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    return body.getvalue()
+
+
+def wave_bytes() -> bytes:
+    body = io.BytesIO()
+    with wave.open(body, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(100))
+    return body.getvalue()
+
+
+def npy_bytes() -> bytes:
+    body = io.BytesIO()
+    np.save(body, np.arange(9))
+    return body.getvalue()
+
+
+def png_bytes() -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
+
+
+# Content, and what the message says of it.
+BINARY = {
+    "gzip": (gzip.compress(ENGLISH.encode()), "a gzip file", "gunzip -k"),
+    "bzip2": (bz2.compress(ENGLISH.encode()), "a bzip2 file", "bunzip2 -k"),
+    "xz": (lzma.compress(ENGLISH.encode()), "an xz file", "unxz -k"),
+    "lzma": (lzma.compress(ENGLISH.encode(), lzma.FORMAT_ALONE), "an lzma file", "unlzma"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x20\x05\x29\0\0hello", "a zstd file", "unzstd"),
+    "zip": (zip_bytes("a.txt"), "a zip archive", "unzip"),
+    "docx": (zip_bytes("[Content_Types].xml", "word/document.xml"), "a Word document", "pandoc"),
+    "xlsx": (zip_bytes("[Content_Types].xml", "xl/workbook.xml"), "Excel workbook", "csv"),
+    "odt": (zip_bytes("mimetype", "content.xml"), "an OpenDocument file", "libreoffice"),
+    "epub": (zip_bytes("mimetype", "META-INF/container.xml"), "an EPUB book", "pandoc"),
+    "broken zip": (b"PK\3\4" + bytes(40), "a zip archive", "unzip"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive", "7z x"),
+    "rar": (b"Rar!\x1a\x07\x01\0", "a rar archive", "unrar x"),
+    "tar": (tar_bytes(), "a tar archive", "tar -xf"),
+    "pdf": (b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\n", "a PDF document", "pdftotext"),
+    "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(50), "an Office document", "libreoffice"),
+    "png": (png_bytes(), "a PNG image", "tesseract"),
+    "jpeg": (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG image", "tesseract"),
+    "gif": (b"GIF89a\1\0\1\0\x80\0\0", "a GIF image", "tesseract"),
+    "webp": (b"RIFF\x1a\0\0\0WEBPVP8L", "a WebP image", "tesseract"),
+    "wav": (wave_bytes(), "a WAV recording", "whisper"),
+    "mp3": (b"ID3\4\0\0\0\0\0\0", "an MP3 recording", "whisper"),
+    "ogg": (b"OggS\0\2\0\0", "an Ogg recording", "whisper"),
+    "mp4": (b"\0\0\0\x20ftypisom\0\0\2\0", "an MP4 recording", "whisper"),
+    "webm": (b"\x1a\x45\xdf\xa3\x9f\x42", "a Matroska or WebM video", "whisper"),
+    "program": (Path(sys.executable).read_bytes()[:9000], "program", "leave it out"),
+    "exe": (b"MZ\x90\0\3\0\0\0", "a Windows program", "leave it out"),
+    "sqlite": (b"SQLite format 3\0\x10\0", "an SQLite database", ".dump"),
+    "arrow": (b"ARROW1\0\0\xff\xff\xff\xff", "an Arrow file", "parquet"),
+    "npy": (npy_bytes(), "a NumPy array", "leave it out"),
+    "safetensors": (save({"a": np.zeros(3)}), "a safetensors file", "leave it out"),
+    "pickle": (pickle.dumps({"a": [1, 2.5]}), "a pickle", "never opened"),
+    "old pickle": (pickle.dumps({"a": [1, 2.5]}, 2), "a pickle", "never opened"),
+}
+ENCODED = {
+    f"{encoding}, {text[:8]!r}": (text.encode(encoding), encoding)
+    for text in (ENGLISH, JAPANESE, CHINESE, RUSSIAN)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+}
+LEGACY = {
+    "SHIFT_JIS": JAPANESE.encode("shift_jis"),
+    "EUC-JP": JAPANESE.encode("euc_jp"),
+    "GB18030": CHINESE.encode("gb18030"),
+    "WINDOWS-1251": RUSSIAN.encode("cp1251"),
+    "WINDOWS-1252": GERMAN.encode("cp1252"),
+}
+
+
+def prepare(*paths: Path, **settings: str) -> list[str]:
+    """Prepare the tokens of files; returns the messages."""
+    messages: list[str] = []
+    data = DataConfig(text_file=tuple(map(str, paths)), **settings)  # type: ignore[arg-type]
+    prepare_dataset(data, corpora.find_source(data, messages.append), messages.append)
+    return messages
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_binary_content_is_named_with_a_command(name: str, errors: str, tmp_path: Path) -> None:
+    body, kind, cure = BINARY[name]
+    path = tmp_path / "notes.txt"
+    path.write_bytes(body)
+    with pytest.raises(InputError) as caught:
+        prepare(path, encoding_errors=errors)
+    message = str(caught.value)
+    for part in (kind, cure, str(path)):
+        assert part in message
+    assert "\n" not in message
+    (tmp_path / "other.txt").write_text(ENGLISH)
+    (note,) = prepare(tmp_path)
+    assert f"left out 1 files or folders: notes.txt ({kind[0]}" in note or kind in note
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_wide_encodings_are_recognised_with_and_without_a_mark(
+    name: str, errors: str, tmp_path: Path
+) -> None:
+    body, encoding = ENCODED[name]
+    path = tmp_path / "notes.txt"
+    path.write_bytes(body)
+    with pytest.raises(InputError, match=rf"is {encoding[:6].upper()}\w* text, .*: .*iconv -f UTF"):
+        prepare(path, encoding_errors=errors)
+    with pytest.raises(InputError, match="iconv"):  # it is text: a folder may not leave it out
+        prepare(tmp_path, encoding_errors=errors)
+
+
+@pytest.mark.parametrize("encoding", LEGACY)
+def test_a_legacy_encoding_is_guessed_and_replaced_only_by_force(
+    encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(LEGACY[encoding])
+    for errors, says in {
+        "strict": r"is not UTF-8: byte 0x.. at offset \d+",
+        "replace": r"of its bytes \([\d,]+\) would become U\+FFFD.*replace-all",
+    }.items():
+        with pytest.raises(InputError, match=rf"{says}.*|iconv -f {encoding} -t UTF-8") as caught:
+            prepare(path, encoding_errors=errors)
+        assert f"iconv -f {encoding} -t UTF-8" in str(caught.value)
+    messages = prepare(path, encoding_errors="replace-all")
+    assert any("U+FFFD" in message for message in messages)
+
+
+def test_a_few_bad_bytes_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(ENGLISH.encode() * 9 + b"\xff")
+    assert prepare(path, encoding_errors="replace")
+    path.write_bytes("\ufffd".encode() * 999)  # a U+FFFD that is there is no bad byte
+    prepare(path, tokenizer="byte")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PK is a name.", "BM", "MZ was here", "GIF8 is no image", "BZh", "ID3 is a format",
+        "%!PS", "Rar! he said", "RIFF raff WAVE", "7z", "\x1b[31mred\x1b[0m", '{"a": 1}',
+        "find\0-print0\0", "\0\0\0\0", "ab\0", "éa\0", "OggS\n",
+    ],
+)  # fmt: skip
+def test_text_that_begins_like_another_format_is_text(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text * 30, encoding="utf-8", newline="")
+    prepare(path, tokenizer="byte")
+
+
+def test_all_bad_files_are_listed_at_once(tmp_path: Path) -> None:
+    for i in range(15):
+        (tmp_path / f"{i:02}.txt").write_bytes(GERMAN.encode("latin-1" if i else "utf-8"))
+    with pytest.raises(InputError) as caught:
+        prepare(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [f"{i:02}.txt is not UTF-8" in line for i, line in enumerate(lines[:-1], 1)] == [
+        True
+    ] * 10
+    assert lines[-1] == "and 4 more files"
+
+
+def test_omitted_files_are_named_up_to_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(ENGLISH)
+    for i in range(14):
+        (tmp_path / f"{i:02}.bin").write_bytes(b"some\0thing")
+    (note,) = prepare(tmp_path)
+    assert "left out 14 files" in note
+    assert "00.bin (binary: it has NUL bytes)" in note
+    assert note.endswith("09.bin (binary: it has NUL bytes) and 4 more")
+
+
+def test_the_files_of_the_validation_part_are_named(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        (tmp_path / f"{name}.txt").write_text(name * 98)
+    (note,) = prepare(tmp_path)  # 998 bytes: the validation part begins in i.txt
+    assert "validation part: 100 bytes of 2 of 10 files" in note
+    assert note.index("i.txt") < note.index("j.txt")
+    (note,) = prepare(tmp_path, val_fraction=0.05)  # type: ignore[arg-type]
+    assert note.endswith("1 of 10 files, " + str(tmp_path / "j.txt"))
+    assert prepare(tmp_path / "a.txt", tokenizer="byte") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("<!DOCTYPE html>\n<html><p>Hello.</p></html>", "HTML"),
+        ("\ufeff\n<HTML>", "HTML"),
+        (r"{\rtf1\ansi Hello.}", "RTF"),
+        ('<?xml version="1.0"?><a/>', "XML"),
+        ("% a comment\n\\documentclass{article}\n", "LaTeX"),
+        ('{"text": "one"}\n{"text": "two"}\n', "JSON lines"),
+    ],
+)
+def test_markup_is_noted_and_kept(text: str, language: str, tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    path.write_text(text, encoding="utf-8")
+    (note,) = prepare(path, tokenizer="byte")
+    assert f"{path} is {language}, and the model learns the markup" in note
+
+
+def test_a_database_of_sqlite_is_recognised(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "data.txt") as connection:
+        connection.execute("create table t (a text)")
+    connection.close()
+    with pytest.raises(InputError, match="SQLite database"):
+        prepare(tmp_path / "data.txt")
