@@ -291,7 +291,7 @@ def test_help_of_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs POSIX signals")
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("tr", "train"), ("train --max-st", "--max-steps"), ("corpus --js", "--json")],
+    [("tr", "train"), ("train --max-st", "--max-steps"), ("corpus --js", "--json --json-field")],
 )
 def test_bash_completes_commands_and_flags(
     words: str, expected: str, capsys: pytest.CaptureFixture[str]
@@ -301,7 +301,7 @@ def test_bash_completes_commands_and_flags(
     count = len(words.split())
     asked = f'COMP_WORDS=(glasslm {words}); COMP_CWORD={count}; _glasslm; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True)
-    assert done.stdout.split() == [expected], done.stderr
+    assert done.stdout.split() == expected.split(), done.stderr
 
 
 def test_there_is_completion_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:
