@@ -58,7 +58,7 @@ def write(export: ModelExport, path: Path, quantization: Quantization) -> None:
     """
     c = llama_cpp_config(export.config)
     _require_whole_blocks(c, quantization)
-    tokenizer = gguf_tokenizer.convert_tokenizer(export.tokenizer)
+    tokenizer = gguf_tokenizer.convert_tokenizer(export.tokenizer, export.token_settings)
     tensors = _gguf_tensors(c, export.weights)
     files.make_folder(path.parent)
     header = _header(export, c, tokenizer, tensors, quantization)
@@ -279,8 +279,13 @@ def _add_tokenizer(writer: Any, tokenizer: GGUFTokenizer) -> None:
         writer.add_tokenizer_pre(tokenizer.pre)
         writer.add_token_merges(tokenizer.merges)
     if tokenizer.end is not None:
-        writer.add_bos_token_id(tokenizer.end)
         writer.add_eos_token_id(tokenizer.end)
+    if tokenizer.begin is not None:
+        writer.add_bos_token_id(tokenizer.begin)
+    if tokenizer.pad is not None:
+        writer.add_pad_token_id(tokenizer.pad)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _import_gguf() -> Any:

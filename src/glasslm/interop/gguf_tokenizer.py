@@ -7,6 +7,7 @@ token as the end of a text.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from glasslm.data.tokenizers import SubwordTokenizer, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import hf_tokenizer
+from glasslm.interop.hf_special_tokens import TokenSettings, default_settings, role_ids
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of a token
 
@@ -51,15 +53,35 @@ class GGUFTokenizer:
     pre: str | None = None
     merges: tuple[str, ...] = ()
     end: int | None = None
+    begin: int | None = None
+    pad: int | None = None
+    chat_template: str = ""
 
 
-def convert_tokenizer(tokenizer: Tokenizer) -> GGUFTokenizer:
-    """The same tokenizer for llama.cpp.
+def convert_tokenizer(tokenizer: Tokenizer, settings: TokenSettings | None = None) -> GGUFTokenizer:
+    """The same tokenizer for llama.cpp; `settings`: roles of special tokens, and a chat template.
 
     Raises InputError where llama.cpp cannot split texts in the same way.
     """
+    settings = default_settings(tokenizer) if settings is None else settings
+    ids = role_ids(settings, hf_tokenizer.token_ids(tokenizer))
     if isinstance(tokenizer, SubwordTokenizer):
-        return _convert_bpe(json.loads(tokenizer.to_json()), tokenizer)
+        end = ids["eos_token_id"]
+        converted = _convert_bpe(json.loads(tokenizer.to_json()), tokenizer, end)
+    else:
+        converted = _convert_trie(tokenizer)
+    begin, pad = ids["bos_token_id"], ids["pad_token_id"]
+    template = settings.get("chat_template", "")
+    return dataclasses.replace(
+        converted,
+        begin=converted.end if begin is None else begin,
+        pad=pad,
+        chat_template=template,
+    )
+
+
+def _convert_trie(tokenizer: Tokenizer) -> GGUFTokenizer:
+    """A character or byte tokenizer for llama.cpp."""
     # A trie of longer byte strings has branches without a token, and llama.cpp hangs on an unknown
     # character there.
     long_tokens = [token.decode() for token in tokenizer.token_bytes if len(token) > 1]
@@ -69,10 +91,26 @@ def convert_tokenizer(tokenizer: Tokenizer) -> GGUFTokenizer:
             f"{len(long_tokens)} other characters ({''.join(long_tokens[:20])}): train with "
             "--tokenizer byte or --tokenizer bpe, then export"
         )
+    special = tokenizer.special_tokens
+    unknown = [
+        token
+        for token in special
+        if not token.isascii()
+        or not token.isprintable()
+        or "\\" in token
+        or token[0].encode() not in tokenizer.token_bytes
+    ]
+    if unknown:
+        raise InputError(
+            f"llama.cpp cannot read the special token {unknown[0]!r} with this tokenizer: expected "
+            "printable ASCII that begins with a known character. Train with --tokenizer byte or bpe"
+        )
+    ordinary = tokenizer.token_bytes[: tokenizer.vocab_size - len(special)]
     return GGUFTokenizer(
         "rwkv",
-        [_escape_token(token) for token in tokenizer.token_bytes],
-        [NORMAL] * tokenizer.vocab_size,
+        [*map(_escape_token, ordinary), *special],
+        [NORMAL] * len(ordinary) + [CONTROL] * len(special),
+        end=tokenizer.end_id,
     )
 
 
@@ -84,8 +122,10 @@ def _escape_token(token: bytes) -> str:
     )
 
 
-def _convert_bpe(content: dict[str, Any], tokenizer: SubwordTokenizer) -> GGUFTokenizer:
-    """A BPE tokenizer for llama.cpp; `content` is that of its tokenizer.json."""
+def _convert_bpe(
+    content: dict[str, Any], tokenizer: SubwordTokenizer, end: int | None
+) -> GGUFTokenizer:
+    """A BPE tokenizer for llama.cpp; `content` is that of its tokenizer.json, `end` its eos."""
     model, added = content["model"], content["added_tokens"]
     pre = _pre_tokenizer(content)
     texts = {i: text for text, i in model["vocab"].items()} | {
@@ -93,8 +133,6 @@ def _convert_bpe(content: dict[str, Any], tokenizer: SubwordTokenizer) -> GGUFTo
     }
     types = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in added}
     ids = range(tokenizer.vocab_size)
-    end_token = hf_tokenizer.end_of_text(tokenizer)
-    end = end_token.id if end_token else None
     if end is None:  # without an end of text in the file, llama.cpp ends a text at token 11
         end = model["vocab"].get(BYTE_255)
     if end is None:

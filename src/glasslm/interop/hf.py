@@ -18,6 +18,12 @@ from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, hf_tokenizer
+from glasslm.interop.hf_special_tokens import (
+    GENERATION_FILE,
+    TokenSettings,
+    read_settings,
+    role_ids,
+)
 from glasslm.interop.hf_weights import (
     WEIGHTS_FILE,
     canonical_names,
@@ -48,6 +54,7 @@ class ModelImport:
     config: ModelConfig
     tokenizer: Tokenizer
     weights: dict[str, Array]
+    token_settings: TokenSettings
     prefix: str = ""  # of all names in the files: a wrapper's of PyTorch
 
 
@@ -59,23 +66,22 @@ def write(export: ModelExport, out: Path) -> None:
     """
     family = families.choose_family(export.config)
     require_empty(out)
-    contents = hf_tokenizer.tokenizer_files(export.tokenizer, export.config.block_size)
-    end = hf_tokenizer.end_of_text(export.tokenizer)
-    end_id = end.id if end else None
+    settings = export.token_settings
+    contents = hf_tokenizer.tokenizer_files(export.tokenizer, export.config.block_size, settings)
+    ids = role_ids(settings, hf_tokenizer.token_ids(export.tokenizer))
     # The ids are written even where they are null: the defaults of transformers, 1 and 2, are
     # characters here.
     values = family.to_hf_config(export.config, export.vocab_size) | {
-        "bos_token_id": end_id,
-        "eos_token_id": end_id,
-        "pad_token_id": None,
+        **ids,
         "dtype": "float32",
     }
     weights = {name: np.ascontiguousarray(array) for name, array in
                family.to_hf_weights(export.config, export.weights).items()}  # fmt: skip
     contents[CONFIG_FILE] = files.json_bytes(values)
-    contents["generation_config.json"] = files.json_bytes(
-        {"do_sample": True, "temperature": 0.8, "bos_token_id": end_id, "eos_token_id": end_id}
-    )
+    generation = {"do_sample": True, "temperature": 0.8, **ids}
+    if several := settings.get("generation_eos_ids"):
+        generation["eos_token_id"] = several
+    contents[GENERATION_FILE] = files.json_bytes(generation)
     contents[WEIGHTS_FILE] = safetensors.numpy.save(weights, {"format": "pt"})
     files.make_folder(out)
     for name, content in contents.items():
@@ -160,7 +166,13 @@ def read(folder: Path, notify: Notify = notify) -> ModelImport:
     hf_weights = {canonical[name]: array for name, array in read_weights(paths)}
     weights = family.from_hf_weights(config, hf_weights, list(table))
     tokenizer = hf_tokenizer.read_tokenizer(folder, vocab_size)
-    return ModelImport(values.string("model_type"), config.resolve(), tokenizer, weights, prefix)
+    settings = read_settings(folder, values.values, hf_tokenizer.token_ids(tokenizer))
+    end = settings.get("eos_token")
+    if end and not tokenizer.special_tokens and not settings.get("split_special_tokens"):
+        tokenizer = tokenizer.with_special_tokens([end])
+    return ModelImport(
+        values.string("model_type"), config.resolve(), tokenizer, weights, settings, prefix
+    )
 
 
 def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify) -> None:

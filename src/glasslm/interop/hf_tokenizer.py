@@ -15,10 +15,16 @@ from glasslm.data.tokenizer_json import BYTE_OF_CHARACTER
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.files import json_bytes, read_json
+from glasslm.interop.hf_special_tokens import (
+    END_OF_TEXT_TOKENS,
+    TOKENIZER_CONFIG_FILE,
+    TokenSettings,
+    default_settings,
+    settings_files,
+)
 
-TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE, MERGES_FILE, SENTENCEPIECE_FILE = "vocab.json", "merges.txt", "tokenizer.model"
-END_OF_TEXT_TOKENS = ("<|endoftext|>", "</s>")  # GPT-2's and Llama's
 MAX_MERGES_BYTES = 64 << 20  # the files of the largest vocabularies have 17 MB
 UNKNOWN_TOKEN = (
     "<unknown character>"  # in no vocabulary: the library then refuses unknown characters
@@ -27,18 +33,20 @@ UNKNOWN_TOKEN = (
 TokenizerJson = dict[str, Any]  # the content of a tokenizer.json
 
 
-def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Name -> content of the two files that AutoTokenizer reads.
+def tokenizer_files(
+    tokenizer: Tokenizer, block_size: int, settings: TokenSettings | None = None
+) -> dict[str, bytes]:
+    """Name -> content of the files that AutoTokenizer reads.
 
-    AutoTokenizer then gives the ids and texts of `tokenizer`. There are three differences. A
-    special token in a text, such as "<|endoftext|>", becomes that token in transformers (unless
-    split_special_tokens=True is given); in glasslm it is ordinary text. A character that a
-    character tokenizer does not know raises a bare Exception of the library; glasslm raises
-    InputError. `decode` of transformers shows special tokens (unless skip_special_tokens=True is
-    given); in glasslm they have no text. `block_size` is the context in tokens: transformers warns
-    of longer texts.
+    AutoTokenizer then gives the ids and texts of `tokenizer`, special tokens included: where the
+    model read them as ordinary text, the file says split_special_tokens. There are two differences.
+    A character that a character tokenizer does not know raises a bare Exception of the library;
+    glasslm raises InputError. `decode` of transformers shows special tokens (unless
+    skip_special_tokens=True is given); in glasslm they have no text. `block_size` is the context in
+    tokens: transformers warns of longer texts. `settings`: roles of special tokens and a chat
+    template; None: the default roles.
     """
-    settings: dict[str, Any] = {
+    others: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "model_input_names": [
@@ -47,12 +55,19 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         ],  # older versions would add a third input, which models refuse
         "clean_up_tokenization_spaces": False,
     }
-    if end := end_of_text(tokenizer):
-        settings |= {"bos_token": end.content, "eos_token": end.content}
+    settings = default_settings(tokenizer) if settings is None else settings
+    special_tokens = [*tokenizer.special_tokens, *tokenizer.unused_special_tokens]
     return {
         TOKENIZER_FILE: json_bytes(_tokenizer_json(tokenizer)),
-        TOKENIZER_CONFIG_FILE: json_bytes(settings),
+        **settings_files(settings, special_tokens, others),
     }
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Token -> id of the vocabulary; of a character or byte tokenizer only the special tokens."""
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return dict(tokenizer.special_tokens)
+    return _token_ids(json.loads(tokenizer.to_json()), "the tokenizer")
 
 
 class EndOfText(NamedTuple):
@@ -64,30 +79,23 @@ class EndOfText(NamedTuple):
 
 def end_of_text(tokenizer: Tokenizer) -> EndOfText | None:
     """The tokenizer's special token for the end of a text; None if it has none."""
-    if not isinstance(tokenizer, SubwordTokenizer):
-        return None
-    added = json.loads(tokenizer.to_json())["added_tokens"]
-    special = {token["content"]: token["id"] for token in added if token["special"]}
-    return next(
-        (
-            EndOfText(content, special[content])
-            for content in END_OF_TEXT_TOKENS
-            if content in special
-        ),
-        None,
-    )
+    content = default_settings(tokenizer).get("eos_token")
+    return EndOfText(content, token_ids(tokenizer)[content]) if content else None
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> TokenizerJson:
     """The content of tokenizer.json.
 
-    It adds no tokens to a text, because glasslm does not train on added tokens.
+    It adds no tokens to a text, because glasslm adds none.
     """
+    special = [_special_token(token, i) for token, i in tokenizer.special_tokens.items()]
     if isinstance(tokenizer, CharTokenizer):
-        return _character_bpe(tokenizer.alphabet)
+        return _character_bpe(tokenizer.alphabet) | {"added_tokens": special}
     if isinstance(tokenizer, ByteTokenizer):
-        return _byte_bpe()
+        return _byte_bpe() | {"added_tokens": special}
     content: TokenizerJson = json.loads(tokenizer.to_json())
+    for token in content["added_tokens"]:
+        token.pop("eos_token", None)  # glasslm's own mark
     # A post-processor may add tokens. The one of type ByteLevel does not: it only moves offsets.
     if (content["post_processor"] or {}).get("type") != "ByteLevel":
         content["post_processor"] = None
@@ -221,13 +229,18 @@ def _token_ids(content: TokenizerJson, source: object) -> dict[str, int]:
 
 def _match_own_tokenizer(content: TokenizerJson) -> Tokenizer | None:
     """The character or byte tokenizer that `tokenizer_files` wrote; None for other content."""
-    vocabulary = content["model"]["vocab"]
-    if content.get("added_tokens") or not isinstance(vocabulary, dict):
+    vocabulary, added = content["model"]["vocab"], content.get("added_tokens") or []
+    if not isinstance(vocabulary, dict) or not all(len(token) == 1 for token in vocabulary):
         return None
-    if not all(len(token) == 1 for token in vocabulary):
+    special = [token["content"] for token in added]
+    first = len(vocabulary)
+    if added != [_special_token(token, first + i) for i, token in enumerate(special)]:
         return None
     try:
-        candidates: list[Tokenizer] = [ByteTokenizer(), CharTokenizer("".join(vocabulary))]
+        candidates: list[Tokenizer] = [
+            ByteTokenizer(special),
+            CharTokenizer("".join(vocabulary), special),
+        ]
     except InputError:  # an empty vocabulary
         return None
     return next(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
+from glasslm.interop.hf_special_tokens import TokenSettings, default_settings
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
@@ -34,6 +35,7 @@ class ModelExport:
     config: ModelConfig
     tokenizer: Tokenizer
     weights: dict[str, Array]
+    imported_settings: TokenSettings | None = None  # of a model from another program
 
     @property
     def name(self) -> str:
@@ -43,6 +45,13 @@ class ModelExport:
     @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
+
+    @property
+    def token_settings(self) -> TokenSettings:
+        """The roles of the special tokens: those of the imported model, or the default ones."""
+        if self.imported_settings is None:
+            return default_settings(self.tokenizer)
+        return self.imported_settings
 
     def probe_tokens(self) -> NDArray[np.int64]:
         """(B, T) random tokens on which to compare logits."""
@@ -65,7 +74,8 @@ def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> Mo
     merged_weights = merge_adapters(checkpoint.weights(), run.config.model)
     weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
     config = without_adapters(run.config.model).resolve()
-    return ModelExport(run, checkpoint.step, config, run.tokenizer, weights)
+    settings = run.record["tokenizer"].get("transformers")
+    return ModelExport(run, checkpoint.step, config, run.tokenizer, weights, settings)
 
 
 def compute_logits(

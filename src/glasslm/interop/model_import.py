@@ -14,6 +14,7 @@ from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfi
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_files
+from glasslm.interop.hf_special_tokens import TokenSettings
 from glasslm.interop.hf_weights import weight_files
 from glasslm.interop.import_source import require_model_folder
 from glasslm.interop.peft_settings import SETTINGS_FILE
@@ -66,7 +67,9 @@ def import_model(
     )
     kind = imported.tokenizer.kind
     tokenizer = kind if kind in TOKENIZER_KINDS else str((folder / "tokenizer.json").resolve())
-    data = DataConfig(tokenizer=tokenizer)
+    data = DataConfig(
+        tokenizer=tokenizer, special_tokens=tuple(imported.tokenizer.special_tokens)[:1]
+    )
     return _create_run(
         run_dir,
         imported.config,
@@ -75,6 +78,7 @@ def import_model(
         imported.weights,
         origin,
         command,
+        token_settings=imported.token_settings,
     )
 
 
@@ -84,9 +88,13 @@ def _import_adapters(folder: Path, base: BaseRun, run_dir: Path, command: str) -
     origin = _import_record(
         folder, "peft", [folder / SETTINGS_FILE, folder / peft_files.WEIGHTS_FILE]
     )
-    data = DataConfig(tokenizer=base.run.config.data.tokenizer)
+    base_data = base.run.config.data
+    data = DataConfig(tokenizer=base_data.tokenizer, special_tokens=base_data.used_special_tokens)
     origin |= {"base": base.source}
-    return _create_run(run_dir, model, data, tokenizer, frozen | adapters, origin, command, frozen)
+    return _create_run(
+        run_dir, model, data, tokenizer, frozen | adapters, origin, command, frozen,
+        base.run.record["tokenizer"].get("transformers"),
+    )  # fmt: skip
 
 
 def _import_record(folder: Path, model_type: str, sources: list[Path]) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def _create_run(
     origin: dict[str, Any],
     command: str,
     frozen: dict[str, Array] | None = None,
+    token_settings: TokenSettings | None = None,
 ) -> Path:
     config = RunConfig(
         model=model, data=data, train=TrainConfig(max_steps=1)
@@ -112,6 +121,8 @@ def _create_run(
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
         )
+        if token_settings is not None:
+            record["tokenizer"]["transformers"] = token_settings
         run_folder.create_run(folder, {**record, **origin}, tokenizer.to_json())
         if frozen is not None:
             checkpoint.save_base(folder, frozen)

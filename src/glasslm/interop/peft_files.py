@@ -99,7 +99,8 @@ def base_export(run: Run, checkpoint: Checkpoint) -> ModelExport:
     }
     step = run.record.get("base", {}).get("step", 0)
     config = without_adapters(run.config.model).resolve()
-    return ModelExport(run, step, config, run.tokenizer, frozen)
+    settings = run.record["tokenizer"].get("transformers")
+    return ModelExport(run, step, config, run.tokenizer, frozen, settings)
 
 
 def _stack_adapters(

@@ -26,6 +26,8 @@ class TokenizerRecord(TypedDict):
     kind: str
     vocab_size: int
     sha256: str
+    # Of an imported model: roles of special tokens, chat template (interop/hf_special_tokens.py).
+    transformers: NotRequired[dict[str, Any]]
 
 
 class SourceRun(TypedDict):

@@ -259,6 +259,8 @@ def _create_run(
     )
     if base:
         record["base"] = base.source
+        if settings := base.run.record["tokenizer"].get("transformers"):
+            record["tokenizer"]["transformers"] = settings
     run_folder.create_run(run_dir, record, dataset.tokenizer.to_json())
     if base and config.model.lora_rank:
         checkpoint.save_base(run_dir, base.weights())

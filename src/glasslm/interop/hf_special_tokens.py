@@ -1,0 +1,124 @@
+"""Roles of special tokens (bos, eos, pad) and the chat template, in files of transformers.
+
+run.json of an imported run keeps them under tokenizer.transformers, and an export writes them back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glasslm import files
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.errors import DamagedError
+
+TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE = "tokenizer_config.json", "special_tokens_map.json"
+GENERATION_FILE, CHAT_TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
+END_OF_TEXT_TOKENS = ("<|endoftext|>", "</s>")  # GPT-2's and Llama's
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+ID_ROLES = ("bos_token", "eos_token", "pad_token")  # those with an id in config.json
+MAX_CHAT_TEMPLATE_BYTES = 1 << 20  # the longest known ones have 20 kB
+
+# {role: token}, and where known "chat_template", "generation_eos_ids", "split_special_tokens".
+TokenSettings = dict[str, Any]
+
+
+def default_settings(tokenizer: Tokenizer) -> TokenSettings:
+    """The roles of the special tokens of a model that glasslm trained.
+
+    The token that ends a document also stands before the next one, and pads. A model that was
+    trained without special tokens reads those of its vocabulary as ordinary text.
+    """
+    if tokenizer.special_tokens:
+        return dict.fromkeys(ID_ROLES, next(iter(tokenizer.special_tokens)))
+    known = [token for token in END_OF_TEXT_TOKENS if token in tokenizer.unused_special_tokens]
+    roles: TokenSettings = dict.fromkeys(("bos_token", "eos_token"), known[0]) if known else {}
+    return roles | ({"split_special_tokens": True} if tokenizer.unused_special_tokens else {})
+
+
+def role_ids(settings: TokenSettings, ids: dict[str, int]) -> dict[str, int | None]:
+    """bos_token_id, eos_token_id and pad_token_id, null where no token has the role.
+
+    `ids`: token -> id of the vocabulary.
+    """
+    return {f"{role}_id": ids.get(settings.get(role, "")) for role in ID_ROLES}
+
+
+def settings_files(
+    settings: TokenSettings, special_tokens: list[str], others: dict[str, Any]
+) -> dict[str, bytes]:
+    """Name -> content of the files that transformers reads.
+
+    `special_tokens`: all of the vocabulary. `others`: further settings of tokenizer_config.json.
+    """
+    roles = {role: settings[role] for role in ROLES if settings.get(role)}
+    additional = [token for token in special_tokens if token not in roles.values()]
+    token_map = roles | ({"additional_special_tokens": additional} if additional else {})
+    config = others | token_map
+    if settings.get("split_special_tokens"):
+        config["split_special_tokens"] = True
+    contents = {TOKENIZER_CONFIG_FILE: files.json_bytes(config)}
+    if token_map:
+        contents[SPECIAL_TOKENS_FILE] = files.json_bytes(token_map)
+    if template := settings.get("chat_template"):
+        contents[CHAT_TEMPLATE_FILE] = template.encode()
+    return contents
+
+
+def read_settings(folder: Path, config: dict[str, Any], ids: dict[str, int]) -> TokenSettings:
+    """The roles, chat template and generation ids in a model folder of transformers.
+
+    `config` is the content of config.json, `ids` token -> id. Values of another type are ignored,
+    as is a token that the vocabulary does not have. Raises DamagedError for a damaged file.
+    """
+    tokenizer_config = _read_object(folder / TOKENIZER_CONFIG_FILE)
+    token_map = _read_object(folder / SPECIAL_TOKENS_FILE)
+    generation = _read_object(folder / GENERATION_FILE)
+    tokens = {i: token for token, i in ids.items()}
+    settings: TokenSettings = {}
+    for role in ROLES:
+        named = [_content(source.get(role)) for source in (tokenizer_config, token_map)]
+        numbered = [source.get(f"{role}_id") for source in (generation, config)]
+        candidates = [*named, *(tokens.get(i, "") for i in numbered if type(i) is int)]
+        token = next((token for token in candidates if token in ids), "")
+        if token:
+            settings[role] = token
+    if tokenizer_config.get("split_special_tokens") is True:
+        settings["split_special_tokens"] = True
+    if template := _chat_template(folder, tokenizer_config):
+        settings["chat_template"] = template
+    several = generation.get("eos_token_id")
+    if isinstance(several, list) and all(type(i) is int and i in tokens for i in several):
+        settings["generation_eos_ids"] = several
+    return settings
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or holds something else."""
+    content = files.read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _content(token: Any) -> str:
+    """The text of a special token, which is a string or an object; "" for anything else."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
+    path = folder / CHAT_TEMPLATE_FILE
+    if path.is_file():
+        if path.stat().st_size > MAX_CHAT_TEMPLATE_BYTES:
+            raise DamagedError(
+                f"{path} has {path.stat().st_size:,} bytes: expected at most "
+                f"{MAX_CHAT_TEMPLATE_BYTES:,}"
+            )
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"{path} is damaged: it is not UTF-8 ({error})") from None
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else ""

@@ -1,0 +1,217 @@
+"""Exports carry special tokens and a chat template, and imports keep them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+import transformers
+from exported_models import make_export, small_config, value
+
+import glasslm
+from glasslm import cli
+from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
+from glasslm.errors import DamagedError, InputError
+from glasslm.interop import hf
+from glasslm.interop.gguf_tokenizer import CONTROL, NORMAL, convert_tokenizer
+from glasslm.interop.model_card import render_card
+from glasslm.interop.model_export import load_export
+from small_runs import logged_lines, read_json, train, write_text
+
+END, START = "<|endoftext|>", "<|im_start|>"
+STORY = "the cat sees a dog. "
+TEXT = f"{STORY}{END}{START}{STORY} <|im_{END}{STORY}"
+END_TOKEN = {"__type": "AddedToken", "content": "</s>", "special": True}
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+
+PLAIN: dict[str, Tokenizer] = {
+    "char": CharTokenizer(STORY + "<|im_"),
+    "byte": ByteTokenizer(),
+    "bpe": train_bpe([STORY * 40], 270),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_transformers_reads_the_same_ids_and_the_return_too(tmp_path: Path, kind: str) -> None:
+    tokenizer = PLAIN[kind].with_special_tokens([END, START])
+    hf.write(make_export(tmp_path, small_config(), tokenizer), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.encode(TEXT).tolist()
+    assert theirs(TEXT)["input_ids"] == ids
+    assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
+    assert theirs.eos_token == theirs.bos_token == theirs.pad_token == END
+    assert theirs.eos_token_id == tokenizer.end_id
+    assert set(theirs.all_special_tokens) == {END, START}
+    for name in ("config.json", "generation_config.json"):
+        content = read_json(tmp_path / "out" / name)
+        roles = [content[f"{role}_token_id"] for role in ("bos", "eos", "pad")]
+        assert roles == [tokenizer.end_id] * 3
+    back = hf.read(tmp_path / "out")
+    assert back.tokenizer.sha256 == tokenizer.sha256
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_without_special_tokens_the_files_have_none(tmp_path: Path, kind: str) -> None:
+    hf.write(make_export(tmp_path, small_config(), PLAIN[kind]), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.all_special_tokens == []
+    assert read_json(tmp_path / "out" / "config.json")["eos_token_id"] is None
+    assert hf.read(tmp_path / "out").tokenizer.sha256 == PLAIN[kind].sha256
+
+
+def test_a_model_that_reads_them_as_text_says_so_in_its_files(tmp_path: Path) -> None:
+    """As a model with GPT-2's vocabulary that was trained without --special-tokens."""
+    content = json.loads(PLAIN["bpe"].with_special_tokens([END]).to_json())
+    del content["added_tokens"][0]["eos_token"]
+    tokenizer = glasslm.data.tokenizers.SubwordTokenizer(json.dumps(content))
+    hf.write(make_export(tmp_path, small_config(), tokenizer), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
+    back = hf.read(tmp_path / "out")
+    assert back.tokenizer.sha256 == tokenizer.sha256
+    assert back.tokenizer.end_id is None
+
+
+@pytest.fixture(scope="module")
+def story_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stories")
+    flags: dict[str, Any] = {"max_steps": 30, "document_separator": ".\n", "optimizer": "adamw"}
+    train(write_text(folder / "text.txt"), folder / "run", **flags)
+    return folder / "run"
+
+
+def test_the_loss_of_transformers_is_ours(story_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["export", str(story_run), "--to", "hf", "--out", str(out)]) == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    text = f"the cat sees a dog{END}my sister{END}"
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    ours = glasslm.load(story_run).evaluate(text)
+    assert model(ids, labels=ids).loss.item() == pytest.approx(ours.loss, rel=1e-4)
+    assert ours.bytes == len("the cat sees a dogmy sister") - 1
+    # The card has the numbers of training and evaluation.
+    best = [line for line in logged_lines(story_run, "eval") if line["best"]][-1]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"{best['bpb']:.4f}" in card
+    assert "Special tokens have no bytes" in card
+    assert r"ends each document" in card
+
+
+def test_generation_stops_there_and_here_at_the_same_token(story_run: Path, tmp_path: Path) -> None:
+    hf.write(load_export(str(story_run)), tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == glasslm.load(story_run).tokenizer.end_id
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A model folder as another program writes it, with roles, a template and two end ids."""
+    tokenizer = PLAIN["bpe"].with_special_tokens(["<pad>", "<s>", "</s>", START])
+    folder = tmp_path / "foreign"
+    hf.write(make_export(tmp_path, small_config(), tokenizer), folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    settings |= {"bos_token": "<s>", "eos_token": END_TOKEN, "pad_token": "<pad>"}
+    settings |= {"chat_template": "not this one"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    ids = tokenizer.special_tokens
+    generation = {"eos_token_id": [ids["</s>"], ids[START]]}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder
+
+
+def test_an_import_and_its_export_keep_roles_and_template(foreign: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli.main(["import", str(foreign), "--run-dir", str(run)]) == 0
+    record = read_json(run / "run.json")
+    assert record["tokenizer"]["transformers"]["chat_template"] == TEMPLATE
+    assert record["config"]["data"]["special_tokens"] == ["</s>"]
+    model = glasslm.load(run)
+    before = transformers.AutoTokenizer.from_pretrained(foreign)
+    assert model.tokenizer.end_id == before.eos_token_id
+    text = f"<s>{STORY}</s>{START}{STORY}"
+    assert model.tokenizer.encode(text).tolist() == before(text)["input_ids"]
+    hf.write(load_export(str(run)), out)
+    after = transformers.AutoTokenizer.from_pretrained(out)
+    for role in ("bos_token", "eos_token", "pad_token", "chat_template"):
+        assert getattr(after, role) == getattr(before, role)
+    assert after(text)["input_ids"] == before(text)["input_ids"]
+    messages = [{"role": "user", "content": STORY}]
+    assert after.apply_chat_template(messages, tokenize=False) == START + STORY
+    generation = read_json(out / "generation_config.json")
+    assert (
+        generation["eos_token_id"] == read_json(foreign / "generation_config.json")["eos_token_id"]
+    )
+
+
+def test_a_fine_tuned_import_keeps_them_too(foreign: Path, tmp_path: Path) -> None:
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    text = write_text(tmp_path / "text.txt")
+    assert cli.main(["import", str(foreign), "--run-dir", str(run)]) == 0
+    command = ["finetune", str(run), "--full", "--text-file", str(text), "--run-dir", str(tuned)]
+    flags = ["--max-steps", "1", "--sample-interval", "0", "--block-size", "24"]
+    assert cli.main([*command, *flags, "--threads", "1"]) == 0
+    settings = read_json(run / "run.json")["tokenizer"]["transformers"]
+    assert read_json(tuned / "run.json")["tokenizer"]["transformers"] == settings
+    assert load_export(str(tuned)).token_settings == settings
+    assert read_json(tuned / "run.json")["data"]["special_tokens"] == {"</s>": 1}
+
+
+def test_a_damaged_template_is_refused(foreign: Path) -> None:
+    (foreign / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DamagedError, match=r"chat_template\.jinja is damaged"):
+        hf.read(foreign)
+
+
+@pytest.mark.parametrize(
+    "settings", [[], {"eos_token": 5, "chat_template": 1}, {"eos_token": "no such token"}]
+)
+def test_settings_of_other_types_are_ignored(foreign: Path, settings: Any) -> None:
+    (foreign / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    config = read_json(foreign / "config.json") | {"eos_token_id": None}
+    (foreign / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "eos_token" not in hf.read(foreign).token_settings
+
+
+# -- GGUF ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_gguf_has_the_special_tokens(kind: str) -> None:
+    tokenizer = PLAIN[kind].with_special_tokens([END, START])
+    converted = convert_tokenizer(tokenizer, {"eos_token": END, "chat_template": TEMPLATE})
+    V = tokenizer.vocab_size
+    assert converted.tokens[V - 2 :] == [END, START]
+    assert converted.types == [NORMAL] * (V - 2) + [CONTROL] * 2
+    assert (converted.end, converted.begin, converted.pad) == (V - 2, V - 2, None)
+    assert converted.chat_template == TEMPLATE
+    assert convert_tokenizer(tokenizer).pad == V - 2
+
+
+def test_gguf_refuses_a_special_token_that_it_would_misread() -> None:
+    with pytest.raises(InputError, match="special token"):
+        convert_tokenizer(CharTokenizer("abc", [END]))
+
+
+def test_the_gguf_file_has_the_roles(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from glasslm.interop import gguf_file
+
+    tokenizer = PLAIN["bpe"].with_special_tokens([END])
+    gguf_file.write(make_export(tmp_path, small_config(), tokenizer), tmp_path / "m.gguf", "f32")
+    for role in ("bos", "eos", "padding"):
+        key = f"tokenizer.ggml.{role}_token_id"
+        assert value(tmp_path / "m.gguf", key) == tokenizer.end_id
+
+
+def test_a_card_names_the_special_tokens(story_run: Path) -> None:
+    card = render_card(load_export(str(story_run)), None)
+    assert np.char.count(card, "ends each document") == 1
