@@ -93,8 +93,12 @@ SHAPES: dict[str, tuple[Callable[[], Any], str]] = {
         r"k has the shape \(5, 2, 4\): expected S = T = 3 .*; give a mask \(T, S\)",
     ),
     "mask": (
-        lambda: ops.attention(*3 * [ones(2, 4, 3, 8)], mask=np.ones((2, 4, 4), bool)),
-        r"mask has the shape \(2, 4, 4\): expected one that broadcasts to \(2, 3, 4, 4\)",
+        lambda: ops.attention(*3 * [ones(2, 4, 3, 8)], mask=np.ones((2, 1, 5, 4), bool)),
+        r"mask has the shape \(2, 1, 5, 4\): expected one that broadcasts to \(2, 3, 4, 4\)",
+    ),
+    "mask of each text or of each head": (
+        lambda: ops.attention(*3 * [ones(3, 4, 3, 8)], mask=np.ones((3, 4, 4), bool)),
+        r"mask has the shape \(3, 4, 4\): expected \(T, S\), or all axes .*one mask per text",
     ),
     "mask with more axes": (
         lambda: ops.scaled_dot_product_attention(*3 * [ones(4, 8)], np.ones((2, 4, 4), bool)),

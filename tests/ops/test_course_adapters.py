@@ -7,6 +7,7 @@ rotary positions rotate neighbouring entries.
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def run_multihead_self_attention_with_rope(
     return run_linear(wo, mixed.reshape(*x.shape))
 
 
+CALLS_OF_GET_BATCH = itertools.count()
 NAMES = {  # ours: the course's
     "attention_norm": "ln1",
     "attention.q": "attn.q_proj",
@@ -119,6 +121,11 @@ def run_transformer_lm(weights: dict[str, Any], in_indices: Any) -> Any:
         block = block_weights(weights, f"layers.{i}.")
         arrays |= {f"blocks.{i}.{name}": w for name, w in block.items()}
     return torch.from_numpy(ops.transformer(in_indices, arrays, CONFIG)[0])
+
+
+def run_get_batch(dataset: Any, batch_size: int, context_length: int, device: str) -> Any:
+    batch = ops.sample_batch(dataset, batch_size, context_length, step=next(CALLS_OF_GET_BATCH))
+    return tuple(torch.from_numpy(ids).to(device) for ids in batch)
 
 
 def run_gradient_clipping(parameters: list[Any], max_l2_norm: float) -> None:
@@ -303,6 +310,19 @@ def test_a_block_and_a_language_model() -> None:
         x = block(layer, x)
     expected = F.rms_norm(x, (D,), weights["ln_final.weight"], 1e-5) @ weights["lm_head.weight"].T
     check_equal(run_transformer_lm(weights, tokens), expected, 1e-4)
+
+
+def test_batches_start_anywhere_alike() -> None:
+    dataset, context = np.arange(100), 7
+    counts = np.zeros(100)
+    for _ in range(500):
+        x, y = run_get_batch(dataset, 32, context, "cpu")
+        assert x.shape == y.shape == (32, context)
+        assert torch.equal(y, x + 1)
+        counts += np.bincount(x[:, 0], minlength=100)
+    expected = 500 * 32 / (100 - context)
+    assert not counts[100 - context :].any()
+    assert abs(counts[: 100 - context] - expected).max() < 6 * expected**0.5
 
 
 def test_clipping_and_the_schedule() -> None:

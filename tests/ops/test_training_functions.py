@@ -1,4 +1,4 @@
-"""glasslm.ops around training: what `glasslm train` computes, and files that are whole."""
+"""glasslm.ops around training: updates, clipping, schedules, batches and checkpoint files."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def attention(
         q: (..., T, H, Q).
         k: (..., S, K, Q); S = T without a mask.
         v: (..., S, K, Q).
-        mask: True where a query attends to a key, of a shape that broadcasts to (..., H, T, S);
-            without one, query i attends to the keys 0 to i.
+        mask: True where a query attends to a key, (T, S), or with all axes, (..., H, T, S), of
+            which any may be 1; without one, query i attends to the keys 0 to i.
         bias: A constant that is added to the scores, of a shape that broadcasts to (..., H, T, S),
             such as that of `alibi_bias`.
         new: Allocates arrays, `new(shape)`; np.empty by default.
@@ -75,6 +75,11 @@ def attention(
         return _causal_attention(q, k, v, new)
     if mask is None:
         mask = causal_mask(T)
+    elif 2 < np.ndim(mask) < q.ndim:
+        raise InputError(
+            f"mask has the shape {np.shape(mask)}: expected (T, S), or all axes (..., H, T, S); "
+            "give mask[..., None, :, :] for one mask per text, or mask[None] for one per head"
+        )
     heads_first = (np.swapaxes(q, -2, -3), _repeat_heads(k, H), _repeat_heads(v, H))
     y, inner_back = scaled_dot_product_attention(*heads_first, mask, bias, new=new)
 

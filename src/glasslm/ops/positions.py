@@ -1,4 +1,4 @@
-"""What gives attention an order: rotary positions, ALiBi's bias and sinusoids.
+"""Positions: rotary embedding and its tables, ALiBi's bias, sinusoids.
 
 Letters: T positions, H query heads, Q head size, D width.
 """
