@@ -11,7 +11,7 @@ import pytest
 from glasslm import cli
 from glasslm.errors import InputError
 from glasslm.lab.verification import comparison
-from glasslm.lab.verification.comparison import ComparedRun
+from glasslm.lab.verification.compared_run import ComparedRun, with_total_time
 from glasslm.report import figures
 from glasslm.runs.metrics import elapsed_s
 from glasslm.runs.run_folder import Run
@@ -94,7 +94,7 @@ def test_the_clock_goes_on_over_a_resume() -> None:
         line("end"),
     ]
     assert elapsed_s(lines) == 9
-    timed = [line for line in comparison.with_total_time(lines) if "timing" in line]
+    timed = [line for line in with_total_time(lines) if "timing" in line]
     assert [line["timing"]["elapsed_s"] for line in timed] == [3, 5, 6, 9]
 
 
@@ -125,6 +125,115 @@ def test_other_text_and_one_seed_are_said(folder: Path) -> None:
     assert "the same best validation loss" in " ".join(
         comparison.remarks(compared(folder, "plain", "plain"))
     )
+
+
+def doctored(folder: Path, path: Path, seed: int, loss: float | None, **more: Any) -> Path:
+    """A copy of a run with another seed and loss; None: it diverged."""
+    copy_run(folder / "plain", path)
+    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    record["config"]["train"]["seed"] = record["seed"] = seed
+    record["config"]["model"].update(more)
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        if line["kind"] == "eval":
+            line["loss"] = loss
+        if line["kind"] == "end":
+            line |= {"best_loss": loss, "status": "finished" if loss is not None else "diverged"}
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return path
+
+
+def copy_run(source: Path, path: Path) -> None:
+    path.mkdir()
+    for name in ("run.json", "tokenizer.json", "metrics.jsonl"):
+        (path / name).write_bytes((source / name).read_bytes())
+
+
+BASE = [2.00, 2.05, 1.96]
+
+
+@pytest.mark.parametrize(
+    ("others", "seeds", "words", "how"),
+    [
+        ([1.90, 1.951, 1.859], (0, 1, 2), "better by 0.1 nats", "paired by 3 seeds"),
+        ([2.01, 2.03, 1.97], (0, 1, 2), "not distinguishable", "paired by 3 seeds"),
+        ([1.50, 1.55, 1.46], (5, 6, 7), "better by 0.5 nats", "seeds differ"),
+        ([1.99, 2.03, 1.97], (0, 1, 7), "not distinguishable", "seeds differ"),
+        ([2.0, None, 1.9], (0, 1, 2), "not tested: the baseline diverged in 1 of 3", "paired"),
+    ],
+)
+def test_runs_that_differ_in_the_seed_alone_are_judged_as_groups(
+    others: list[float | None],
+    seeds: tuple[int, ...],
+    words: str,
+    how: str,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    paths = [doctored(folder, tmp_path / f"a{i}", i, loss) for i, loss in enumerate(BASE)]
+    paths += [
+        doctored(folder, tmp_path / f"b{seed}", seed, loss, dropout=0.1)
+        for seed, loss in zip(seeds, others)
+    ]
+    sides = comparison.label_runs([Run(path) for path in paths])
+    first, second = comparison.groups_of(sides)
+    assert (first.name, second.name) == ("A, B, C", "D, E, F")
+    assert first.mean == pytest.approx(sum(BASE) / 3)
+    assert first.interval is not None
+    assert first.interval[0] < sum(BASE) / 3 < first.interval[1]
+    text = " ".join(comparison.remarks(sides))
+    assert words in text
+    assert how in text
+    assert "lowest" not in text
+    page = comparison.write(sides, tmp_path / "page").with_suffix(".md").read_text("utf-8")
+    assert "| A, B, C | 3 |" in page
+
+
+def test_a_second_run_of_a_seed_is_no_further_evidence(folder: Path, tmp_path: Path) -> None:
+    paths = [doctored(folder, tmp_path / f"a{i}", i % 2, 2.0 + i) for i in range(4)]
+    (group,) = comparison.groups_of(comparison.label_runs([Run(path) for path in paths]))
+    assert group.losses == {0: 2.0, 1: 3.0}
+
+
+def test_runs_on_other_texts_are_not_ranked(folder: Path) -> None:
+    text = " ".join(comparison.remarks(compared(folder, "plain", "text")))
+    assert "No run is called better" in text
+    assert "lowest" not in text
+
+
+def test_more_runs_than_letters(folder: Path, tmp_path: Path) -> None:
+    sides = compared(folder, *(["plain", "rate"] * 15))
+    assert [side.letter for side in sides][24:] == ["Y", "Z", "AA", "AB", "AC", "AD"]
+    assert [comparison.run_label(index) for index in (701, 702)] == ["ZZ", "AAA"]
+    assert comparison.write(sides, tmp_path / "out").is_file()
+
+
+def test_a_run_that_cannot_be_read_is_named_and_left_out(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, rate = str(folder / "plain"), str(folder / "rate")
+    for name, text in (("torn", b"{"), ("list", b"[]"), ("empty", b"")):
+        copy_run(folder / "plain", tmp_path / name)
+        (tmp_path / name / "run.json").write_bytes(text)
+        assert cli.main(["compare", plain, name, rate, "--out", f"out-{name}"]) == 0
+        captured = capsys.readouterr()
+        assert f"warning: {name} is left out: " in captured.err
+        assert "optimizer.lr  0.01  0.001" in captured.out
+        assert cli.main(["compare", plain, name]) == 4
+        assert "1 of 2 runs can be read" in capsys.readouterr().err
+    copy_run(folder / "plain", tmp_path / "log")
+    (tmp_path / "log" / "metrics.jsonl").write_bytes(b'{"kind": 1}\nnonsense\n{}\n')
+    assert cli.main(["compare", plain, "log", rate, "missing", "--json", "--out", "out"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["left_out"]) == {"log", "missing"}
+    assert [run["letter"] for run in facts["runs"]] == ["A", "B"]
+    assert cli.main(["compare", plain, "missing"]) == 2
 
 
 def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:

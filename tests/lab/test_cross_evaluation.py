@@ -13,7 +13,7 @@ import pytest
 from glasslm import cli
 from glasslm.inference import trained_model
 from glasslm.lab.verification import comparison, cross_evaluation
-from glasslm.lab.verification.comparison import ComparedRun
+from glasslm.lab.verification.compared_run import ComparedRun
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
 from small_runs import ignore_message, train, write_text

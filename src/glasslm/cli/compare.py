@@ -12,13 +12,15 @@ from typing import Annotated
 import tyro
 
 from glasslm.config.config_fields import optional_flag
-from glasslm.errors import InputError
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import align_columns, escape_control_chars, notify, wrap_lines
 
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
 
 DESCRIPTION = """Compare runs side by side: their settings, their results and their loss curves.
+Runs that differ in the seed alone are one group, with a mean and an interval;
+groups are compared by t tests, paired by seed where both have the same seeds.
+A run that cannot be read is named and left out.
 
 Examples:
   glasslm compare shakespeare-tiny shakespeare-alibi
@@ -49,15 +51,12 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
     from glasslm.lab.verification import comparison, cross_evaluation
-    from glasslm.runs import run_folder
-    from glasslm.runs.run_folder import Run
+    from glasslm.lab.verification.run_groups import group_rows
 
     flags = parse(Flags, argv, "glasslm compare", DESCRIPTION)
-    if len(flags.runs) < 2:
-        raise InputError(
-            f"{len(flags.runs)} run was given: expected two or more, as in glasslm compare RUN RUN"
-        )
-    compared = comparison.label_runs([Run(run_folder.find_run(name)) for name in flags.runs])
+    compared, errors = comparison.read_runs(flags.runs)
+    for name, error in errors.items():
+        notify(f"warning: {name} is left out: {error}")
     names = [side.name for side in compared]
     n_more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
     matrix = cross_evaluation.evaluate_runs(compared, notify) if flags.cross else None
@@ -65,6 +64,7 @@ def main(argv: list[str]) -> int:
     folder = flags.out or Path("comparisons", "-".join([*names[:3], *n_more])[:120])
     page = comparison.write(compared, folder, sections)
     differences, remarks = comparison.differences(compared), comparison.remarks(compared)
+    groups = comparison.groups_of(compared)
     out = sys.stderr if flags.json else sys.stdout
     for side in compared:
         print(f"{side.letter}  {escape_control_chars(str(side.run.path))}", file=out)
@@ -74,6 +74,9 @@ def main(argv: list[str]) -> int:
         ("difference", differences),
     ):
         print(f"\n{_format_table(title, letters, rows)}", file=out)
+    if groups:
+        rows = [(row[0], list(row[1:])) for row in group_rows(groups)]
+        print(f"\n{_format_table('runs', ['seeds', 'mean', '95% interval'], rows)}", file=out)
     print("\n" + _wrap_remarks(remarks), file=out)
     if matrix:
         print(
@@ -90,6 +93,16 @@ def main(argv: list[str]) -> int:
             ],
             "differences": dict(differences),
             "remarks": remarks,
+            "groups": [
+                {
+                    "runs": group.name,
+                    "losses": group.losses,
+                    "mean": group.mean,
+                    "interval": group.interval,
+                }
+                for group in groups
+            ],
+            "left_out": {name: str(error) for name, error in errors.items()},
             "page": str(page),
             **({"cross": matrix.facts} if matrix else {}),
         }

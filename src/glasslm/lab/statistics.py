@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import Literal
 
 from glasslm.errors import InputError, require
@@ -93,6 +93,31 @@ def paired_difference(variant: Sequence[float], baseline: Sequence[float]) -> Es
     if not std > MIN_RELATIVE_STD * max(map(abs, (*variant, *baseline))):
         std = 0.0  # rounding of the losses
     return Estimate(fmean(differences), std / math.sqrt(n), n - 1)
+
+
+def independent_difference(variant: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """The difference of the means of runs with other seeds, without equal variances (Welch 1947).
+
+    Raises InputError for fewer than two runs of either.
+    """
+    n = min(len(variant), len(baseline))
+    require(n >= 2, "the number of runs", n, f"2 or more, as {ONE_RUN}")
+    value = fmean(variant) - fmean(baseline)
+    parts = [(variance(losses) / len(losses), len(losses)) for losses in (variant, baseline)]
+    total = sum(part for part, _ in parts)
+    if not math.sqrt(total) > MIN_RELATIVE_STD * max(map(abs, (*variant, *baseline))):
+        return Estimate(value, 0.0, len(variant) + len(baseline) - 2)  # rounding of the losses
+    return Estimate(
+        value, math.sqrt(total), total**2 / sum(part**2 / (size - 1) for part, size in parts)
+    )
+
+
+def interval_of_mean(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, float] | None:
+    """The t interval of the mean with confidence 1 - alpha; None for one value."""
+    if len(values) < 2:
+        return None
+    n = len(values)
+    return Estimate(fmean(values), stdev(values) / math.sqrt(n), n - 1).confidence_interval(alpha)
 
 
 def _require_pairs(variant: Losses, baseline: Losses) -> None:
@@ -178,6 +203,7 @@ class Comparison:
     p_same: float | None = None  # of the equivalence test (TOST); None without a margin
     # With power 0.8 at alpha / family, the first and strictest step of Holm's correction
     detectable: float | None = None
+    unit: str = "nats"
     reason: str = ""  # the reason when there is no test
 
 
@@ -187,29 +213,35 @@ def compare_losses(
     margin: float | None = None,
     family: int = 1,
     alpha: float = ALPHA,
+    paired: bool = True,
+    unit: str = "nats",
 ) -> Comparison:
     """The paired t test of a variant's losses against the baseline's.
 
     Both are in the order of their common seeds. `margin`, chosen before the runs, is the largest
     difference that does not matter. `family` is the number of comparisons that the study declares.
-    Raises InputError where there are no runs, or not one of each for every seed.
+    Without `paired` the seeds differ, and the test is Welch's. Raises InputError where there are no
+    runs, or, for pairs, not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
     require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")
-    _require_pairs(variant, baseline)
+    if paired:
+        _require_pairs(variant, baseline)
     n, diverged, baseline_diverged = (
-        len(variant),
+        min(len(variant), len(baseline)),
         _count_diverged(variant),
         _count_diverged(baseline),
     )
     declared = (n, diverged, baseline_diverged, alpha, family, margin)
     if diverged or baseline_diverged:
-        side, count = ("it", diverged) if diverged else ("the baseline", baseline_diverged)
-        return Comparison(*declared, reason=f"{side} diverged in {count} of {n}")
+        side, count, losses = "it", diverged, variant
+        if not diverged:
+            side, count, losses = "the baseline", baseline_diverged, baseline
+        return Comparison(*declared, reason=f"{side} diverged in {count} of {len(losses)}")
     a, b = ([value for value in losses if value is not None] for losses in (variant, baseline))
     if n == 1:
         return Comparison(*declared, delta=fmean(a) - fmean(b), reason=ONE_RUN)
-    estimate = paired_difference(a, b)
+    estimate = paired_difference(a, b) if paired else independent_difference(a, b)
     if estimate.se == 0 and estimate.value != 0:  # a difference of 0 means that the pairs are equal
         return Comparison(*declared, delta=estimate.value, reason=IDENTICAL_RUNS)
     low, high = estimate.confidence_interval(alpha)
@@ -219,6 +251,7 @@ def compare_losses(
         p=estimate.p_value(),
         p_same=None if margin is None else estimate.equivalence_p_value(margin),
         detectable=estimate.detectable_difference(POWER, alpha / family),
+        unit=unit,
     )  # fmt: skip
 
 
@@ -276,9 +309,9 @@ def _kind_and_words(
     is_different = p_holm <= c.alpha
     if p_same_holm is not None and p_same_holm <= c.alpha:
         also = f", if measurably {kind}" if is_different else ""
-        return "same", f"the same within {c.margin:.3g} nats{also}"
+        return "same", f"the same within {c.margin:.3g} {c.unit}{also}"
     if is_different:
-        return kind, f"{kind} by {abs(c.delta):.3g} nats"
+        return kind, f"{kind} by {abs(c.delta):.3g} {c.unit}"
     among = f" among {c.family} comparisons" if c.family > 1 else ""
-    power = f"{c.detectable:.3g} nats would be seen in 4 of 5 studies with n = {c.n}{among}"
+    power = f"{c.detectable:.3g} {c.unit} would be seen in 4 of 5 studies with n = {c.n}{among}"
     return "not distinguishable", f"not distinguishable ({power})"

@@ -3,197 +3,81 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from glasslm.config.conversion import to_dict
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, GlasslmError, InputError
+from glasslm.lab.verification.compared_run import RESULTS, ComparedRun
+from glasslm.lab.verification.run_groups import (
+    RunGroup,
+    group_rows,
+    group_runs,
+    judge_groups,
+    verdict_sentences,
+)
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import ENDINGS
+from glasslm.runs import run_folder
 from glasslm.runs.history import best_eval, loss_range
 from glasslm.runs.metrics import (
     COMPLETED_STATUSES,
-    EvalLine,
-    Line,
-    StepLine,
-    elapsed_s,
-    eval_lines,
-    step_lines,
-    timing_of,
 )
 from glasslm.runs.run_folder import Run
-from glasslm.text import format_duration, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from glasslm.report.figures import Array, Palette
+    from glasslm.report.figures import Palette
 
 SEED_NOISE = "In small models, the seed alone changes the final loss by 0.005 to 0.1 nats"
-MAX_RUNS = 26  # each has a letter
-HASH_LENGTH = 12  # shown characters of a sha256
 LINE_STYLES = ("-", "--", ":", "-.")
 X_AXES = {"step": "steps", "tokens": "tokens", "elapsed_s": "time"}
-RESULTS: dict[str, Callable[[Any], str]] = {  # the name of a result -> its format
-    "status": str,
-    "best validation loss": "{:.4f}".format,
-    "at step": "{:,}".format,
-    "best bits per byte": "{:.4f}".format,
-    "last validation loss": "{:.4f}".format,
-    "last bits per byte": "{:.4f}".format,
-    "last training loss": "{:.4f}".format,
-    "steps": "{:,}".format,
-    "tokens": "{:,}".format,
-    "epochs": "{:.3g}".format,
-    "FLOPs": "{:.3g}".format,
-    "time": format_duration,
-    "tokens per second": "{:,.0f}".format,
-}
-
-
-class ComparedRun:
-    """A run of a comparison, with the letter that names it in tables and figures."""
-
-    def __init__(self, letter: str, run: Run) -> None:
-        self.letter, self.run = letter, run
-        self.name = run.path.resolve().name
-        lines = list(run.metrics())
-        self.elapsed_s = elapsed_s(lines)
-        self.lines = with_total_time(lines)
-        self.steps = step_lines(self.lines)
-        evals = eval_lines(self.lines)
-        self.evals = sorted(
-            {line["step"]: line for line in evals}.values(), key=lambda line: line["step"]
-        )
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The results by the names of RESULTS; None for an unknown one."""
-        best: Mapping[str, Any] = best_eval(self.lines, self.run.history) or {}
-        last: Mapping[str, Any] = self.evals[-1] if self.evals else {}
-        step: Mapping[str, Any] = self.steps[-1] if self.steps else {}
-        speeds = [
-            speed
-            for line in self.steps
-            if (speed := (line.get("timing") or {}).get("tokens_per_s"))
-        ]
-        tokens, flops = step.get("tokens"), self.run.record.get("flops_per_token")
-        values = (
-            self.run.history.status or "not ended",
-            best.get("loss"),
-            best.get("step"),
-            best.get("bpb"),
-            last.get("loss"),
-            last.get("bpb"),
-            step.get("loss"),
-            step.get("step"),
-            tokens,
-            step.get("epoch"),
-            tokens * flops if tokens and flops else None,
-            self.elapsed_s if self.lines else None,
-            statistics.median(speeds) if speeds else None,
-        )
-        return dict(zip(RESULTS, values, strict=True))
-
-    @cached_property
-    def settings(self) -> dict[str, str]:
-        """Everything that may affect the results, by name."""
-        record = self.run.record
-        config = to_dict(self.run.config)
-        settings = {
-            f"{part}.{key}": _format_setting(value)
-            for part, fields in config.items()
-            for key, value in fields.items()
-        }
-        data, tokenizer = record.get("data") or {}, record.get("tokenizer") or {}
-        texts = [str(file.get("sha256"))[:HASH_LENGTH] for file in data.get("files", [])]
-        settings["text"] = ", ".join(texts[:2]) + (
-            f" and {len(texts) - 2} more" if len(texts) > 2 else ""
-        )
-        settings["training bytes"] = f"{data.get('train_bytes', 0):,}"
-        settings["tokenizer"] = (
-            f"{tokenizer.get('kind')}, {tokenizer.get('vocab_size')}, "
-            f"{self.tokenizer_sha256[:HASH_LENGTH]}"
-        )
-        settings |= {
-            f"parameters: {name}": f"{count:,}"
-            for name, count in (record.get("parameters") or {}).items()
-        }
-        settings["FLOPs per token"] = _format_setting(record.get("flops_per_token"))
-        return settings | recorded_environment(record)
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        return str((self.run.record.get("tokenizer") or {}).get("sha256", ""))
-
-    @property
-    def validation_text(self) -> tuple[Any, ...]:
-        """What identifies the validation text: it is split off before tokenization."""
-        data = self.run.config.data
-        texts = tuple(
-            str(file.get("sha256")) for file in (self.run.record.get("data") or {}).get("files", [])
-        )
-        return texts, data.val_fraction, data.test_fraction, data.encoding_errors, data.json_field
-
-    def curve(
-        self, lines: Sequence[StepLine] | Sequence[EvalLine], x: str, in_bits_per_byte: bool
-    ) -> tuple[Array, Array]:
-        """x (n,) and losses (n,) of step or eval lines; `x` is "step", "tokens" or "elapsed_s"."""
-        positions = figures.as_array([line["step"] for line in lines])
-        if x == "tokens":
-            tokens = [(line["step"], line.get("tokens") or 0) for line in self.steps]
-            positions = np.interp(
-                positions, [0, *(step for step, _ in tokens)], [0, *(count for _, count in tokens)]
-            )
-        elif x == "elapsed_s":
-            positions = figures.as_array([line["timing"]["elapsed_s"] for line in lines])
-        losses = figures.as_array([line["loss"] for line in lines])
-        if in_bits_per_byte and lines and "bpb" in lines[0]:
-            losses = figures.as_array([cast("float | None", line.get("bpb")) for line in lines])
-        elif in_bits_per_byte:  # from the bytes of an average token
-            data = self.run.record.get("data") or {}
-            losses = (
-                losses
-                / math.log(2)
-                * data.get("train_tokens", math.nan)
-                / max(1, data.get("train_bytes", 1))
-            )
-        return positions, losses
-
-
-def with_total_time(lines: Iterable[Line]) -> list[Line]:
-    """The lines, with `elapsed_s` of steps and evaluations counted across all resumes.
-
-    The clock of metrics.jsonl restarts with each resume. Changes the lines.
-    """
-    earlier_parts = total = 0.0
-    timed_lines: list[Line] = []
-    for line in lines:
-        if line["kind"] == "resume":
-            earlier_parts = total
-        timing = timing_of(line)
-        total = max(total, earlier_parts + (timing.get("elapsed_s") or 0.0))
-        if line["kind"] == "step" or line["kind"] == "eval":
-            line["timing"] = {**timing, "elapsed_s": total}
-        timed_lines.append(line)
-    return timed_lines
 
 
 def label_runs(runs: Sequence[Run]) -> list[ComparedRun]:
-    """The runs with the letters A, B, ... Raises InputError unless there are 2 to MAX_RUNS."""
-    if not 2 <= len(runs) <= MAX_RUNS:
+    """The runs with the labels A to Z, AA, AB, ... Raises InputError unless there are 2 or more."""
+    if len(runs) < 2:
         raise InputError(
-            f"{len(runs)} runs were given: expected 2 to {MAX_RUNS}, as in `glasslm compare RUN "
-            "RUN`"
+            f"{len(runs)} runs were given: expected 2 or more, as in `glasslm compare RUN RUN`"
         )
-    return [ComparedRun(chr(ord("A") + index), run) for index, run in enumerate(runs)]
+    return [ComparedRun(run_label(index), run) for index, run in enumerate(runs)]
+
+
+def read_runs(names: Sequence[str]) -> tuple[list[ComparedRun], dict[str, GlasslmError]]:
+    """The runs that can be read, labelled, and the errors of the others by name.
+
+    Raises InputError if fewer than two were given, and DamagedError if fewer than two can be read.
+    """
+    if len(names) < 2:
+        raise InputError(
+            f"{len(names)} run was given: expected two or more, as in glasslm compare RUN RUN"
+        )
+    runs: list[Run] = []
+    errors: dict[str, GlasslmError] = {}
+    for name in names:
+        try:
+            run = Run(run_folder.find_run(name))
+            trial = ComparedRun("", run)
+            _ = trial.settings, trial.results, trial.validation_text
+            runs.append(run)
+        except GlasslmError as error:
+            errors[name] = error
+    if len(runs) < 2:
+        name, first = next(iter(errors.items()))
+        kind = InputError if isinstance(first, InputError) else DamagedError
+        raise kind(
+            f"{len(runs)} of {len(names)} runs can be read, expected two or more ({name}: {first})"
+        )
+    return label_runs(runs), errors
+
+
+def run_label(index: int) -> str:
+    """The label of a run by its place from 0, as columns of a spreadsheet: A to Z, AA, AB, ..."""
+    more, last = divmod(index, 26)
+    return (run_label(more - 1) if more else "") + chr(ord("A") + last)
 
 
 def differences(compared: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
@@ -240,31 +124,45 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
         if status not in COMPLETED_STATUSES:
             ending = ENDINGS.get(status, "")
             sentences.append(f"{run.letter} is not finished. {ending}".strip())
-    return [*sentences, _verdict(compared)]
+    return [*sentences, *_verdicts(compared)]
 
 
-def _verdict(compared: Sequence[ComparedRun]) -> str:
-    """Which run has the lowest loss and by how much, with a warning that one seed is no proof."""
-    name = "best bits per byte" if needs_bits_per_byte(compared) else "best validation loss"
+def group_metric(compared: Sequence[ComparedRun]) -> tuple[str, str]:
+    """The result by which the runs are ranked, and its unit."""
+    if needs_bits_per_byte(compared):
+        return "best bits per byte", "bits per byte"
+    return "best validation loss", "nats"
+
+
+def groups_of(compared: Sequence[ComparedRun]) -> list[RunGroup]:
+    """The groups of runs that differ in the seed alone; empty if there are no two such runs."""
+    groups = group_runs(compared, group_metric(compared)[0])
+    return groups if any(len(group.losses) > 1 for group in groups) else []
+
+
+def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
+    """Which run or group is best, and how certain that is; no ranking of other texts."""
+    name, unit = group_metric(compared)
     finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
     if len(finite) < 2:
-        return "There is nothing to compare: fewer than two runs have a finite validation loss."
+        return ["There is nothing to compare: fewer than two runs have a finite validation loss."]
+    if len({run.validation_text for run in compared}) > 1:
+        return ["No run is called better than another one."]
     ranked = sorted(finite, key=lambda pair: pair[0])
     (low, best), (high, second) = ranked[0], ranked[1]
-    differing = {
-        key
-        for key, _ in differences(compared)
-        if key.startswith(("model.", "data.", "optimizer.", "train."))
-    }
     if low == high:
-        return f"{best.letter} and {second.letter} have the same {name}, {low:.4f}."
+        return [f"{best.letter} and {second.letter} have the same {name}, {low:.4f}."]
+    groups = groups_of(compared)
+    if len(groups) > 1:
+        sentences = verdict_sentences(judge_groups(groups, unit))
+        return [f"Groups of runs that differ in the seed alone, by {name}:", *sentences]
     lowest = f"{best.letter} has the lowest {name}, {high - low:.4f} below {second.letter}"
-    if differing == {"train.seed"}:
-        return f"{lowest}: only the seed differs, so this is the effect of the seed."
-    return (
+    if groups:
+        return [f"{lowest}: only the seed differs, so this is the effect of the seed."]
+    return [
         f"{lowest}; with one run each that is no proof. {SEED_NOISE}: repeat both with other seeds "
         "(--seed)."
-    )
+    ]
 
 
 def draw_losses(compared: Sequence[ComparedRun], colours: Palette) -> Figure:
@@ -304,6 +202,15 @@ def draw_losses(compared: Sequence[ComparedRun], colours: Palette) -> Figure:
     return figure
 
 
+def _group_sections(compared: Sequence[ComparedRun]) -> list[Section]:
+    groups = groups_of(compared)
+    if not groups:
+        return []
+    name, _ = group_metric(compared)
+    header = ("runs", "seeds", f"mean {name}", "95% interval of the mean")
+    return [Section("Groups of runs that differ in the seed alone", (), header, group_rows(groups))]
+
+
 def write(compared: Sequence[ComparedRun], folder: Path, further: Sequence[Section] = ()) -> Path:
     """Write comparison.html, comparison.md and figures/*.png; returns the path of comparison.html.
 
@@ -320,6 +227,7 @@ def write(compared: Sequence[ComparedRun], folder: Path, further: Sequence[Secti
             header,
             [(name, *values) for name, values in results(compared)],
         ),
+        *_group_sections(compared),
         Section(
             "Loss curves",
             pictures=[Picture("comparison", label, lambda colours: draw_losses(compared, colours))],
@@ -334,29 +242,3 @@ def write(compared: Sequence[ComparedRun], folder: Path, further: Sequence[Secti
     )
     lead = "; ".join(f"{run.letter}: {run.run.path}" for run in compared)
     return page.write(folder, "comparison", f"Comparison of {title}", lead, sections)
-
-
-def recorded_environment(record: Mapping[str, Any]) -> dict[str, str]:
-    """The engine, device, precision, versions and machine of a run, by name."""
-    names = (
-        "engine",
-        "device",
-        "precision",
-        "compiled",
-        "threads",
-        "processes",
-        "parallel",
-        "deterministic",
-    )
-    values = {name: record[name] for name in names if name in record}
-    for part in ("versions", "machine", "git", "blas"):
-        values |= {f"{part}: {name}": value for name, value in (record.get(part) or {}).items()}
-    return {name: _format_setting(value) for name, value in values.items()}
-
-
-def _format_setting(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(_format_setting, value)) or "-"
-    if value is None or isinstance(value, bool):
-        return "-" if value is None else "yes" if value else "no"
-    return format_number(value, ".6g") if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from glasslm.data.dataset import Dataset
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import GlasslmError, InputError
 from glasslm.inference import trained_model
-from glasslm.lab.verification.comparison import ComparedRun
+from glasslm.lab.verification.compared_run import ComparedRun
 from glasslm.report.data_checks import decode_bytes
 from glasslm.report.page import Picture, Section
 from glasslm.text import Notify, format_bytes, format_number

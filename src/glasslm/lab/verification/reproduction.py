@@ -16,7 +16,7 @@ from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.choice import compute_from_record
 from glasslm.errors import DamagedError, InputError, require
-from glasslm.lab.verification.comparison import recorded_environment
+from glasslm.lab.verification.compared_run import recorded_environment
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.blas import format_blas
