@@ -10,18 +10,37 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 Notify = Callable[[str], None]  # receives a message for the user
 
-# Bidirectional classes of the invisible characters that reorder the text around them.
-BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+# Invisible characters that reorder, hide or annotate the text around them. Joiners (U+200C, U+200D)
+# are not among them: scripts and emoji need them.
+HIDDEN_CHARACTERS = frozenset(
+    "\u061c\u200e\u200f"  # marks of direction
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # embeddings, overrides, isolates
+    "\u206a\u206b\u206c\u206d\u206e\u206f\ufff9\ufffa\ufffb"  # shaping, annotations
+) | frozenset(map(chr, range(0xE0000, 0xE0080)))  # tags, an invisible copy of ASCII
 
 
 def notify(message: str) -> None:
-    """Print a message to standard error at once; a closed stream (`2>&1 | head`) is ignored."""
+    """Print a message to standard error at once; a closed stream (`2>&1 | head`) is ignored.
+
+    Control characters are escaped: names of files and texts in messages may be foreign.
+    """
     with suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
+        print_escaped(message, sys.stderr)
+
+
+def print_escaped(text: str, stream: TextIO | None = None) -> None:
+    """Print text for people, to standard output by default, with control characters escaped."""
+    print(escape_control_chars(text), file=stream, flush=True)
+
+
+def print_result(text: str) -> None:
+    """Print a result to standard output: exact into a pipe or file, escaped on a terminal."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    print(escape_control_chars(text) if is_terminal else text, flush=True)
 
 
 def as_float(value: Any) -> float:
@@ -81,7 +100,7 @@ def _escape_character(character: str) -> str:
         return chr(0x2400 + code)  # the Unicode picture of the control character
     is_hidden = (
         unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in BIDI_CONTROLS
+        or character in HIDDEN_CHARACTERS
     )
     return "\ufffd" if is_hidden else character
 

@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return _print_completion(argv[1:])
     if argv[0] not in COMMANDS:
         hint = suggest_name(argv[0], COMMANDS)
-        print(
-            f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_format_help()}", file=sys.stderr
-        )
+        notify(f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_format_help()}")
         return 2
     for stream in (sys.stdout, sys.stderr):  # a model may write what the terminal's encoding lacks
         if hasattr(stream, "reconfigure"):

@@ -18,7 +18,7 @@ from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError, require
 from glasslm.lab.studies.ablation_axes import AXES, Match
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_result
 
 DESCRIPTION = f"""Measure the effect of each design choice. A baseline is compared with variants
 of it, each with one change, over the same seeds.
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
         }
         print(json.dumps(to_json_types(facts)))
     else:
-        print(f"{text}\n\nreport: {page}\nstudy: {study}")
+        print_result(f"{text}\n\nreport: {page}\nstudy: {study}")
     return (
         1 if any(trial.status == "failed" for result in results for trial in result.trials) else 0
     )

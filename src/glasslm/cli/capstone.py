@@ -14,7 +14,7 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError, require
-from glasslm.text import notify
+from glasslm.text import notify, print_result
 
 DESCRIPTION = """A course project in one command and one folder, on any text, within a time
 budget.
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         return outcome.exit_code
     capstone = build.run_studies(record, base, compute, command, notify)
     page = handout.write(capstone, answers.answer_questions(capstone.run.path))
-    print(f"hand in: {page}\ncapstone: {folder}")
+    print_result(f"hand in: {page}\ncapstone: {folder}")
     return 3 if capstone.run.history.status == "diverged" else int(capstone.is_incomplete)
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from glasslm.config.config_fields import optional_flag
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import align_columns, escape_control_chars, notify, wrap_lines
+from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
 
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
             f"{_wrap_remarks(matrix.remarks)}",
             file=out,
         )
-    print(f"page: {page}", file=out)
+    print_escaped(f"page: {page}", out)
     if flags.json:
         facts = {
             "runs": [

@@ -15,7 +15,7 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import Corpus, DataConfig
 from glasslm.data.sources import corpora
 from glasslm.errors import InputError
-from glasslm.text import align_columns, escape_control_chars, notify, to_one_line
+from glasslm.text import align_columns, escape_control_chars, notify, print_result, to_one_line
 
 HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
@@ -131,7 +131,7 @@ def _get(argv: list[str]) -> int:
         print(f"and {len(source.files) - MAX_LISTED_FILES:,} more files")
     if len(source.files) > 1:
         size = sum(file.bytes for file in source.files)
-        print(f"{source.name}: {size:,} bytes of text, sha256 {source.sha256}")
+        print_result(f"{source.name}: {size:,} bytes of text, sha256 {source.sha256}")
     return 0
 
 
@@ -230,6 +230,7 @@ def _duplicate_rows(duplicates: dict[str, Any]) -> Rows:
 
 def _print_table(title: str, rows: Rows, head: tuple[str, ...] = ()) -> None:
     """Print a table: with rich on a terminal, else as aligned columns."""
+    rows = [tuple(map(escape_control_chars, row)) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -18,7 +18,7 @@ from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.errors import InputError
 from glasslm.report.findings import SEVERITY, Finding, worst_verdict
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_escaped
 
 DESCRIPTION = """Report faults, their meaning and what to do: one verdict for each signal, ok,
 watch or bad. The exit code is 1 if a signal is bad.
@@ -183,7 +183,7 @@ def _run_cookbook(flags: Flags) -> int:
     out_dir = flags.out or OUT
     results = cookbook.run_cookbook(flags.data, flags.compute, out_dir, notify)
     text = f"{cookbook.format_text(results)}\npage: {out_dir / 'cookbook.html'}"
-    print(text, file=sys.stderr if flags.json else sys.stdout, flush=True)
+    print_escaped(text, sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(to_json_types(dict(cookbook.json_facts(results)))))
     return 0
@@ -192,7 +192,7 @@ def _run_cookbook(flags: Flags) -> int:
 def _print_findings(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -> int:
     """Print the findings. Returns the exit code."""
     verdict = worst_verdict(findings)
-    print(f"{text}\npage: {page}", file=sys.stderr if as_json else sys.stdout, flush=True)
+    print_escaped(f"{text}\npage: {page}", sys.stderr if as_json else sys.stdout)
     if as_json:
         facts = {
             "verdict": verdict,

@@ -22,7 +22,7 @@ from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import align_columns, escape_control_chars, notify, wrap_lines
+from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
 
 MAX_BASELINE_BYTES = 4 << 20  # gzip takes about a second
 
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         )
     if domain:
         result["domain"] = domain.facts
-    print(
+    print_escaped(
         json.dumps(to_json_types(result))
         if flags.json
         else "\n".join([_format_scores(result), *_format_domain(domain)])

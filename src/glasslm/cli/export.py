@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import GlasslmError, InputError
-from glasslm.text import notify
+from glasslm.text import notify, print_result
 
 if TYPE_CHECKING:
     from glasslm.interop.model_export import ModelExport
@@ -69,7 +69,7 @@ def _to_hf(flags: Flags) -> int:
         card = model_card.render_card(model, difference)
         files.write_atomic(folder / "README.md", card.encode())
         result = _judge("transformers", difference, hf.TOLERANCE, flags.out)
-    print(result)
+    print_result(result)
     return 0
 
 
@@ -106,7 +106,7 @@ def _to_gguf(flags: Flags) -> int:
             )
     if not lines:
         notify("note: logits not compared: install llama-cpp-python, which reads the file")
-    print("\n".join(lines or [f"{path}: written, not compared"]))
+    print_result("\n".join(lines or [f"{path}: written, not compared"]))
     return 0
 
 
@@ -132,7 +132,7 @@ def _to_peft(flags: Flags) -> int:
                 model, lambda tokens: peft_files.logits(base, folder, tokens)
             )
         result = _judge("PEFT", difference, hf.TOLERANCE, flags.out)
-    print(result)
+    print_result(result)
     return 0
 
 

@@ -12,6 +12,7 @@ from glasslm.cli.outcome import report_outcome
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
+from glasslm.text import print_result
 
 DESCRIPTION = """Continue a trained model on other text: train adapters beside its frozen
 weights (LoRA), or train all weights.
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     if flags.study:
         from glasslm.lab.studies.adapter_study import run_study
 
-        print(run_study(flags.study, config, flags.compute, flags.run_dir, command))
+        print_result(str(run_study(flags.study, config, flags.compute, flags.run_dir, command)))
         return 0
     name = "full" if flags.full else f"lora-{config.model.lora_rank}"
     outcome = launch.train(

@@ -29,7 +29,7 @@ from glasslm.inference.trained_model import (
     load_model,
     parse_checkpoint,
 )
-from glasslm.text import format_bytes
+from glasslm.text import escape_control_chars, format_bytes, notify, print_escaped
 
 SAMPLERS = {
     "greedy": Sampling(temperature=0.0),
@@ -41,11 +41,6 @@ SAMPLERS = {
     "top-p 0.9": Sampling(temperature=1.0, top_p=0.9),
     "min-p 0.05": Sampling(temperature=1.0, min_p=0.05),
     "repetition penalty 1.2": Sampling(temperature=1.0, repetition_penalty=1.2),
-}
-# On a terminal each control character is shown as its Unicode picture.
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
-    0x7F: 0x2421,
-    0x9B: 0x241B,
 }
 
 DESCRIPTION = """Generate text with a trained model.
@@ -140,7 +135,7 @@ def _ask_for_prompts(model: Model, flags: Flags) -> None:
         except KeyboardInterrupt:
             print()
         except InputError as error:
-            print(error, file=sys.stderr)
+            notify(str(error))
 
 
 def _print_cache_size(model: Model, flags: Flags, prompt: str) -> None:
@@ -177,7 +172,7 @@ def _generate_pieces(
     if spellings := count_spellings(
         [prompt], tokenizer.special_tokens, tokenizer.unused_special_tokens
     ):
-        print(explain_spellings(spellings, "the prompt"), file=sys.stderr)
+        notify(explain_spellings(spellings, "the prompt"))
     return model.pieces(
         [prompt],
         flags.max_new_tokens,
@@ -248,13 +243,12 @@ def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Samplin
         table = Table("sampler", "text", show_lines=True)
         for name, texts in results.items():
             for text in texts:
-                table.add_row(
-                    name, Text.assemble((prompt, "dim"), text.text.translate(CONTROL_PICTURES))
-                )
+                start = (escape_control_chars(prompt), "dim")
+                table.add_row(name, Text.assemble(start, escape_control_chars(text.text)))
         Console().print(table)
     else:
         for name, texts in results.items():
-            _show("".join(f"== {name} ==\n{prompt}{text.text}\n\n" for text in texts))
+            print_escaped("\n".join(f"== {name} ==\n{prompt}{text.text}\n" for text in texts))
 
 
 def _print_json(texts: list[_Text], prompt: str, seed: int, **extra: str) -> None:
@@ -270,8 +264,8 @@ def _print_json(texts: list[_Text], prompt: str, seed: int, **extra: str) -> Non
 
 
 def _show(text: str) -> None:
-    """Print to stdout at once. On a terminal control characters become symbols."""
-    sys.stdout.write(text.translate(CONTROL_PICTURES) if _is_terminal(sys.stdout) else text)
+    """Print to stdout at once; on a terminal control characters are escaped."""
+    sys.stdout.write(escape_control_chars(text) if _is_terminal(sys.stdout) else text)
     sys.stdout.flush()
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from glasslm.config.config_fields import optional_flag
+from glasslm.text import print_result
 
 DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run. One folder contains its
 config.json, safetensors and tokenizer.json.
@@ -43,5 +44,5 @@ def main(argv: list[str]) -> int:
         flags.path.resolve().name, "imported"
     )
     command = shlex.join(["glasslm", "import", *argv])
-    print(f"run: {model_import.import_model(flags.path, flags.base, run_dir, command)}")
+    print_result(f"run: {model_import.import_model(flags.path, flags.base, run_dir, command)}")
     return 0

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from glasslm.cli.flag_groups import RunArgument
 from glasslm.config.config_fields import optional_flag
+from glasslm.text import print_result
 
 DESCRIPTION = """Merge the adapters of a fine-tuned run into its weights, as a run of its own.
 
@@ -34,5 +35,5 @@ def main(argv: list[str]) -> int:
     run = run_folder.Run(run_folder.find_run(flags.run))
     adapted_dir = run.path.resolve()  # the name of "." is empty
     path = flags.run_dir or adapted_dir.with_name(f"{adapted_dir.name}-merged")
-    print(f"run: {merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
+    print_result(f"run: {merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")
     return 0

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_result
 
 if TYPE_CHECKING:
     from glasslm.training.launch import Outcome
@@ -37,5 +37,5 @@ def report_outcome(outcome: Outcome, as_json: bool) -> int:
     else:
         text = f"{text}\nrun: {outcome.run_dir}"
     with suppress(BrokenPipeError):  # a closed standard output does not change the run's exit code
-        print(text, flush=True)
+        print_result(text)
     return outcome.exit_code

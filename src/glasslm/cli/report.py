@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from glasslm.cli.flag_groups import RunArgument
 from glasslm.cli.parsing import parse
+from glasslm.text import print_result
 
 DESCRIPTION = """Write the report of a run again: report.html, report.md and figures.
 Prints the path of report.html.
@@ -26,5 +27,5 @@ def main(argv: list[str]) -> int:
     from glasslm.report import run_report
     from glasslm.runs import run_folder
 
-    print(run_report.write(run_folder.find_run(flags.run)))
+    print_result(str(run_report.write(run_folder.find_run(flags.run))))
     return 0

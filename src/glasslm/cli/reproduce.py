@@ -13,7 +13,7 @@ from glasslm.cli.flag_groups import JsonFlag, RunArgument
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import require
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_escaped
 
 if TYPE_CHECKING:
     from glasslm.lab.verification.reproduction import Reproduction
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     reproduction = reproduce(
         Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify
     )
-    print(_format_result(reproduction), file=sys.stderr if flags.json else sys.stdout)
+    print_escaped(_format_result(reproduction), sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(to_json_types(json_facts(reproduction))))
     if reproduction.interrupted_by is not None:

@@ -14,7 +14,7 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_result
 
 if TYPE_CHECKING:
     from glasslm.lab.scaling.analysis import Analysis
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
             if choice is not None
         }
         paragraphs.append(fit_report.format_plan(plan))
-    print(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
+    print_result(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
     return 0
 
 

@@ -9,6 +9,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING, TextIO
 
 from glasslm.cli.flag_groups import RunArgument
+from glasslm.text import print_escaped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         f"{n_damaged} of {len(parts)} parts damaged" if n_damaged else f"whole: {len(parts)} parts"
     )
     notes = f", {n_notes} notes" if n_notes else ""
-    print(f"\n{verdict}{notes}{_summarize_resumption(resumption)}", file=out)
+    print_escaped(f"\n{verdict}{notes}{_summarize_resumption(resumption)}", out)
     passed = not n_damaged and (resumption is None or resumption.passed)
     if flags.json:
         facts = {
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_part(part: Part, out: TextIO) -> None:
-    print(f"{part.verdict:7}  {part.name:18}  {part.message}", file=out, flush=True)
+    print_escaped(f"{part.verdict:7}  {part.name:18}  {part.message}", out)
 
 
 def _test_resume(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None:
@@ -106,7 +107,7 @@ def _test_resume(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | 
     if parts[-1].name == "resume":
         _print_part(parts[-1], out)
         return None
-    print(_format_resumption(resumption), file=out)
+    print_escaped(_format_resumption(resumption), out)
     return resumption
 
 

@@ -45,14 +45,14 @@ def main() -> int:
             return train_or_resume(path, config, compute, job["preset"], job["command"]).exit_code
         except InUseError as error:  # after a study was killed, its run may still be saving
             if time.monotonic() > deadline:
-                print(f"{path}: {error}", file=sys.stderr)
+                notify(f"{path}: {error}")
                 return error.exit_code
             time.sleep(0.5)
         except GlasslmError as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            notify(f"{path}: {error}")
             return error.exit_code
         except MemoryError:
-            print(f"{path}: out of memory", file=sys.stderr)
+            notify(f"{path}: out of memory")
             return 6
 
 
