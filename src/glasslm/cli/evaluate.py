@@ -14,6 +14,7 @@ from glasslm.config.schema import DataConfig, DeviceConfig
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.dataset import Dataset, tokenize_source
+from glasslm.data.lossy_tokenizers import explain_lossy
 from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.errors import InputError
@@ -89,7 +90,10 @@ def main(argv: list[str]) -> int:
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
     score = model.score(ids)
     result: dict[str, Any] = {**score._asdict(), "text": name, "step": model.step}
-    if score.bytes <= MAX_BASELINE_BYTES:
+    if math.isnan(score.bpb):
+        why = model.tokenizer.lossy_reason
+        result["no_bpb"] = explain_lossy(why) if why else "the predicted tokens have no text"
+    elif score.bytes <= MAX_BASELINE_BYTES:
         result |= simple_baselines(
             b"".join(model.tokenizer.token_bytes[token] for token in ids.tolist())
         )
@@ -119,8 +123,11 @@ def _format_scores(result: dict[str, Any]) -> str:
         f"scored by step {result['step']:,}",
         f"  loss           {result['loss']:8.4f} nats per token",
         f"  perplexity     {result['perplexity']:8.2f}",
-        f"  bits per byte  {result['bpb']:8.4f}",
     ]
+    if math.isfinite(result["bpb"]):
+        lines.append(f"  bits per byte  {result['bpb']:8.4f}")
+    else:
+        lines.append(f"  bits per byte  none: {result['no_bpb']}")
     if "gzip_bpb" in result:
         lines.append(
             f"  to compare     {result['gzip_bpb']:8.4f} gzip, "

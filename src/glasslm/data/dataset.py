@@ -100,8 +100,7 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
     folder = cache_dir("tokens") / data_sha256
     try:
         files.verify_folder(folder)
-        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        tokenizer = tokenizers.parse_tokenizer(text)
+        tokenizer = tokenizers.read_tokenizer(folder / "tokenizer.json")
         facts, dtype = files.read_json(folder / "facts.json"), _token_dtype(tokenizer)
         parts = {
             name: Split(_map_tokens(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"])
@@ -110,6 +109,7 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None  # It is missing or damaged. DamagedError is an OSError.
+    tokenizer.compare_bytes(parts["val"].tokens, parts["val"].bytes)
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
 
 

@@ -44,22 +44,28 @@ def read_token_bytes(vocabulary: dict[str, int], description: dict[str, Any]) ->
     The decoder of the file decides: byte-level, SentencePiece (▁, <0x0A>) or WordPiece. The bytes
     are exact for the first two. WordPiece drops spaces and case, so its bytes are an estimate.
     """
-    decoder = json.dumps(description.get("decoder") or {})
-    decoder += json.dumps(description.get("pre_tokenizer") or {})
+    decoder, byte_level = json.dumps(description.get("decoder") or {}), uses_byte_level(description)
+    word_by_word = '"WordPiece"' in decoder or not description.get("decoder")
     special = {token["content"]: token["special"] for token in description["added_tokens"]}
     result = [b""] * (max(vocabulary.values()) + 1)
     for token, i in vocabulary.items():
         if token in special:
             result[i] = b"" if special[token] else token.encode()
-        elif '"ByteLevel"' in decoder:
+        elif byte_level:
             result[i] = text_bytes(token)
         elif (byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token)) and '"ByteFallback"' in decoder:
             result[i] = bytes([int(byte[1], 16)])
-        elif '"WordPiece"' in decoder:
+        elif word_by_word:
             result[i] = (token[2:] if token.startswith("##") else " " + token).encode()
         else:
             result[i] = token.replace("▁", " ").encode()
     return result
+
+
+def uses_byte_level(description: dict[str, Any]) -> bool:
+    """Whether the tokens are bytes, so that a text is the sum of its tokens."""
+    parts = (description.get("decoder"), description.get("pre_tokenizer"))
+    return '"ByteLevel"' in json.dumps(parts)
 
 
 def detect_kind(description: dict[str, Any], is_own: bool) -> str:

@@ -6,7 +6,6 @@ equals text that is decoded at once. Shapes: V vocabulary size, N tokens.
 
 from __future__ import annotations
 
-import codecs
 import functools
 import hashlib
 import json
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import RemoteFile, download_file
 from glasslm.data.long_words import cut_long_words
+from glasslm.data.lossy_tokenizers import find_lossy_reason, find_lost_bytes
 from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.text_pieces import cut_between_words
 from glasslm.data.tokenizer_json import (
@@ -35,6 +35,7 @@ from glasslm.data.tokenizer_json import (
     read_special_tokens,
     read_token_bytes,
     text_bytes,
+    uses_byte_level,
 )
 from glasslm.data.unknown_characters import explain_unknown_characters
 from glasslm.errors import InputError
@@ -56,6 +57,8 @@ class Tokenizer(Protocol):
     # Special tokens, which `encode` never splits, and their ids; the first one ends a document.
     special_tokens: Mapping[str, int] = MappingProxyType({})
     unused_special_tokens: tuple[str, ...] = ()  # those that `encode` reads as ordinary text
+    joins_words: bool = False  # whether the text of a token depends on its neighbours
+    lossy_reason: str = ""  # why its tokens do not decode to the text; empty if they do
 
     def encode(self, text: str) -> TokenIds:
         """(N,) ids of `text`.
@@ -90,6 +93,16 @@ class Tokenizer(Protocol):
     def byte_lengths(self) -> NDArray[np.int64]:
         """(V,) number of bytes of each token."""
         return np.array([len(token) for token in self.token_bytes], np.int64)
+
+    @property
+    def scored_bytes(self) -> NDArray[np.int64]:
+        """`byte_lengths` for bits per byte; zeros, for none, if the tokens lose text."""
+        return self.byte_lengths * 0 if self.lossy_reason else self.byte_lengths
+
+    def compare_bytes(self, tokens: NDArray[Any], text_bytes: int) -> None:
+        """Set `lossy_reason` if tokens (N,) have not the bytes of the text that they encode."""
+        if self.kind == "json" and not self.lossy_reason:
+            self.lossy_reason = find_lost_bytes(int(self.byte_lengths[tokens].sum()), text_bytes)
 
     def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
         """The text of `ids` (N,); bytes that are not UTF-8 become U+FFFD."""
@@ -202,6 +215,9 @@ class SubwordTokenizer(Tokenizer):
         self.kind = detect_kind(description, bool(self.special_tokens))
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.token_bytes = read_token_bytes(vocabulary, description)
+        self.joins_words = not uses_byte_level(description)
+        if self.kind == "json":
+            self.lossy_reason = find_lossy_reason(description, self.encode, self.decode)
 
     @property
     def merges(self) -> list[tuple[bytes, bytes]]:
@@ -235,29 +251,14 @@ class SubwordTokenizer(Tokenizer):
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         return np.concatenate(ids) if ids else np.zeros(0, np.uint32)
 
+    def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
+        """The text of `ids` (N,), with words joined as the file's decoder joins them."""
+        if not self.joins_words:
+            return super().decode(ids)
+        return self._library.decode(_as_list(ids), skip_special_tokens=True)
+
     def to_json(self) -> str:
         return self._json
-
-
-class StreamDecoder:
-    """Decode ids one at a time into whole characters.
-
-    >>> stream = StreamDecoder(ByteTokenizer())
-    >>> [stream.push(byte) for byte in "é".encode()], stream.flush()
-    (['', 'é'], '')
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The characters that this token completes."""
-        return self._decoder.decode(self._token_bytes[token_id])
-
-    def flush(self) -> str:
-        """U+FFFD if the last character was never completed."""
-        return self._decoder.decode(b"", final=True)
 
 
 def parse_tokenizer(text: str) -> Tokenizer:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
-from glasslm.data.tokenizers import StreamDecoder, Tokenizer
+from glasslm.data.stream_decoder import StreamDecoder
+from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
 from glasslm.inference.sampling import Sampling, log_probabilities, sample_tokens
@@ -233,7 +234,7 @@ class _TextRow:
         self._remaining = max_new_tokens
         self.used_tokens = np.zeros(tokenizer.vocab_size, bool)
         self.used_tokens[ids] = True
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, ids)
         self._buffer = StopStringBuffer(tuple(stop))
         self._grammar = grammar(max_new_tokens) if grammar else None
         self._end_id = tokenizer.end_id

@@ -302,7 +302,7 @@ class Model:
 
     def score(self, tokens: NDArray[Any]) -> evaluation.Score:
         """The `Score` of tokens (N,), an array or memory map; InputError for fewer than two."""
-        lengths, block_size = self.tokenizer.byte_lengths, self.config.model.block_size
+        lengths, block_size = self.tokenizer.scored_bytes, self.config.model.block_size
         return evaluation.evaluate(self.engine, tokens, lengths, block_size, rows=WINDOWS_PER_CALL)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from glasslm import files
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from glasslm.data.lossy_tokenizers import explain_lossy
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_files
@@ -61,6 +62,8 @@ def import_model(
     if base is not None:
         raise InputError(f"{folder} holds a whole model, which needs no base: leave out --base")
     imported = hf.read(folder, notify)
+    if why := imported.tokenizer.lossy_reason:
+        notify(f"note: {explain_lossy(why)}")
     hf.compare_import(imported, folder, notify)
     origin = _import_record(
         folder, imported.model_type, [folder / CONFIG_FILE, *weight_files(folder)]

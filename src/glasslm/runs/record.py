@@ -28,6 +28,8 @@ class TokenizerRecord(TypedDict):
     sha256: str
     # Of an imported model: roles of special tokens, chat template (interop/hf_special_tokens.py).
     transformers: NotRequired[dict[str, Any]]
+    lossless: NotRequired[bool]  # whether its tokens decode to the text; absent in old runs
+    lossy_reason: NotRequired[str]
 
 
 class SourceRun(TypedDict):
@@ -105,15 +107,23 @@ def build_record(
         "parameters": parameter_table(config.model, tokenizer.vocab_size).counts(),
         "flops_per_token": flops_per_token(config.model, tokenizer.vocab_size),
         "data": data,
-        "tokenizer": TokenizerRecord(
-            kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=tokenizer.sha256
-        ),
+        "tokenizer": _tokenizer_record(tokenizer),
         "versions": versions,
         "machine": provenance.machine(),
         "git": provenance.git(),
         "blas": loaded_blas(),
     }
     return cast(RunRecord, record)
+
+
+def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
+    record = TokenizerRecord(
+        kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=tokenizer.sha256,
+        lossless=not tokenizer.lossy_reason,
+    )  # fmt: skip
+    if tokenizer.lossy_reason:
+        record["lossy_reason"] = tokenizer.lossy_reason
+    return record
 
 
 def build_merged_record(

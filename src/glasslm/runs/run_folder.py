@@ -214,6 +214,8 @@ class Run:
                 f"{path} is another tokenizer: its sha256 is {tokenizer.sha256}, run.json says "
                 f"{expected}"
             )
+        # The text may have shown what the file alone does not.
+        tokenizer.lossy_reason = self._part("tokenizer").get("lossy_reason", tokenizer.lossy_reason)
         return tokenizer
 
     @property

@@ -17,6 +17,7 @@ from pathlib import Path
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
+from glasslm.data.lossy_tokenizers import explain_lossy
 from glasslm.data.sources.text_files import Source
 from glasslm.engines import memory_estimate
 from glasslm.engines.choice import choose_engine, compute_from_record
@@ -113,6 +114,8 @@ def train(
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
     vocab_size = inputs.dataset.tokenizer.vocab_size
     compute, reasons = _choose_compute(config, vocab_size, compute)
+    if why := inputs.dataset.tokenizer.lossy_reason:
+        reasons.append(explain_lossy(why))
     warn_of_shortage(config, vocab_size, compute, notify)
     warn_of_slow_kernel(compute, notify)
     with explain_out_of_memory(config, compute.engine):

@@ -255,7 +255,7 @@ class Loop:
         return evaluation.evaluate(
             self.engine,
             tokens,
-            self.dataset.tokenizer.byte_lengths,
+            self.dataset.tokenizer.scored_bytes,
             self.config.model.block_size,
             rows=self.engine.micro_batch_size * EVALUATION_BATCH,
             max_windows=max_windows,
@@ -373,7 +373,7 @@ class Loop:
             "split": split,
             "loss": score.loss,
             "perplexity": score.perplexity,
-            "bpb": score.bpb,
+            "bpb": score.bpb if score.bytes else None,
             "tokens": score.tokens,
             "bytes": score.bytes,
             "whole": score.whole,

@@ -22,7 +22,7 @@ from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
-from glasslm.text import format_duration, to_one_line
+from glasslm.text import format_duration, format_number, to_one_line
 
 MAX_SAMPLE_CHARS = 600
 
@@ -52,7 +52,7 @@ def _lead(capstone: Capstone, lines: list[Line]) -> str:
     record = capstone.run.record
     best: Mapping[str, Any] = best_eval(lines, capstone.run.history) or {}
     loss = (
-        f"{best['loss']:.4f} nats per token, {best['bpb']:.3f} bits per byte"
+        f"{best['loss']:.4f} nats per token, {format_number(best['bpb'], '.3f')} bits per byte"
         if best
         else "not measured"
     )
@@ -118,7 +118,8 @@ def _checkpoint_section(capstone: Capstone, lines: list[Line]) -> Section:
             (
                 "validation loss",
                 f"{best['loss']:.4f} nats per token at step {best['step']:,}, perplexity "
-                f"{best['perplexity']:.3f}, {best['bpb']:.3f} bits per byte, over the whole split",
+                f"{best['perplexity']:.3f}, {format_number(best['bpb'], '.3f')} bits per byte, "
+                "over the whole split",
             ),
         ]
     rows += next_commands(str(run.path), run.history.status)[:3]

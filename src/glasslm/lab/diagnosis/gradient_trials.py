@@ -189,7 +189,7 @@ def run_trial(
 
 def _validation_loss(engine: Engine, dataset: Dataset) -> float:
     """Nats per token of the validation text; infinite if not finite."""
-    lengths = dataset.tokenizer.byte_lengths
+    lengths = dataset.tokenizer.scored_bytes
     score = evaluation.evaluate(
         engine, dataset.val.tokens, lengths, BLOCK, rows=ROWS, max_windows=VAL_WINDOWS
     )

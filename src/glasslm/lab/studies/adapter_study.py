@@ -24,7 +24,7 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import COMPLETED_STATUSES, eval_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, format_bytes, notify
+from glasslm.text import Notify, as_float, format_bytes, notify
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,6 @@ def read_point(name: str, run: Run) -> Point:
     best = best_eval(lines, run.history)
     assert best is not None
     assert best["loss"] is not None
-    assert best["bpb"] is not None
     model = run.config.model
     latest = checkpoint.load(run.path)
     return Point(
@@ -114,7 +113,7 @@ def read_point(name: str, run: Run) -> Point:
         targets=model.lora_targets,
         trained=parameter_table(model, run.tokenizer.vocab_size).trained,
         val_loss=best["loss"],
-        bpb=best["bpb"],
+        bpb=as_float(best["bpb"]),
         old_bpb_before=old_bpb.get(0),
         old_bpb_after=old_bpb.get(best["step"]),
         checkpoint_bytes=(latest.path / "model.safetensors").stat().st_size,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from glasslm.config.conversion import to_dict
+from glasslm.errors import GlasslmError
 from glasslm.report import figures
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import (
@@ -77,9 +78,9 @@ class ComparedRun:
             self.run.history.status or "not ended",
             best.get("loss"),
             best.get("step"),
-            best.get("bpb"),
+            None if self.lossy_reason else best.get("bpb"),
             last.get("loss"),
-            last.get("bpb"),
+            None if self.lossy_reason else last.get("bpb"),
             step.get("loss"),
             step.get("step"),
             tokens,
@@ -121,6 +122,14 @@ class ComparedRun:
     def tokenizer_sha256(self) -> str:
         return str((self.run.record.get("tokenizer") or {}).get("sha256", ""))
 
+    @cached_property
+    def lossy_reason(self) -> str:
+        """Why the run's tokenizer loses text, in old runs too; empty if it does not."""
+        try:
+            return self.run.tokenizer.lossy_reason
+        except GlasslmError:  # damaged: `glasslm verify` reports it
+            return ""
+
     @property
     def validation_text(self) -> tuple[Any, ...]:
         """What identifies the validation text: it is split off before tokenization."""
@@ -143,6 +152,8 @@ class ComparedRun:
         elif x == "elapsed_s":
             positions = figures.as_array([line["timing"]["elapsed_s"] for line in lines])
         losses = figures.as_array([line["loss"] for line in lines])
+        if in_bits_per_byte and self.lossy_reason:
+            return positions, np.full(len(lines), math.nan)
         if in_bits_per_byte and lines and "bpb" in lines[0]:
             losses = figures.as_array([cast("float | None", line.get("bpb")) for line in lines])
         elif in_bits_per_byte:  # from the bytes of an average token

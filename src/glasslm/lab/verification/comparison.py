@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasslm.data.lossy_tokenizers import explain_lossy
 from glasslm.errors import DamagedError, GlasslmError, InputError
 from glasslm.lab.verification.compared_run import RESULTS, ComparedRun
 from glasslm.lab.verification.run_groups import (
@@ -111,6 +112,9 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
             "The tokenizers differ, so losses in nats per token cannot be compared: compare bits "
             "per byte. The training curve is converted with the bytes of an average token."
         )
+    for run in compared:
+        if run.lossy_reason:
+            sentences.append(f"{run.letter}: {explain_lossy(run.lossy_reason)}.")
     if len({run.validation_text for run in compared}) > 1:
         sentences.append(
             "The validation texts differ: neither loss nor bits per byte tells which model is "
@@ -144,6 +148,8 @@ def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
     """Which run or group is best, and how certain that is; no ranking of other texts."""
     name, unit = group_metric(compared)
     finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
+    if len(finite) < 2 and name == "best bits per byte":
+        return ["No winner is named: fewer than two runs have bits per byte."]
     if len(finite) < 2:
         return ["There is nothing to compare: fewer than two runs have a finite validation loss."]
     if len({run.validation_text for run in compared}) > 1:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.dataset import Dataset
+from glasslm.data.lossy_tokenizers import explain_lossy
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import GlasslmError, InputError
 from glasslm.inference import trained_model
@@ -115,7 +116,9 @@ def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvalu
                 f"{run.letter} scores the text of {column.owners} ({format_bytes(column.bytes)})"
             )
             ids = model.tokenizer.encode(column.text)
-            if model.tokenizer.decode(ids) == column.text:
+            if why := model.tokenizer.lossy_reason:
+                remarks.append(f"{run.letter} has no bits per byte: {explain_lossy(why)}.")
+            elif model.tokenizer.decode(ids) == column.text:
                 column.bpb[run.letter] = model.score(ids).bpb
             else:
                 remarks.append(

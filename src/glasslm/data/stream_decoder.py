@@ -1,0 +1,55 @@
+"""Decode generated ids one at a time into whole characters."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from glasslm.data.tokenizers import Tokenizer
+
+CONTEXT_TOKENS = 8  # of the prompt, on which the space before the first generated word depends
+
+
+class StreamDecoder:
+    """Decode ids one at a time; the pieces join to the continuation of the text of `context`.
+
+    >>> from glasslm.data.tokenizers import ByteTokenizer
+    >>> stream = StreamDecoder(ByteTokenizer())
+    >>> [stream.push(byte) for byte in "é".encode()], stream.flush()
+    (['', 'é'], '')
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        """`context`: the ids before the first one."""
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # With joined words: the ids that were shown last, on which the next text depends, and
+        # those that are not shown yet.
+        self._shown, self._waiting = list(context[-CONTEXT_TOKENS:]), list[int]()
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes."""
+        if not self._tokenizer.joins_words:
+            return self._decoder.decode(self._tokenizer.token_bytes[token_id])
+        self._waiting.append(token_id)
+        text = self._waiting_text()
+        return "" if text.endswith("\ufffd") else self._show(text)
+
+    def flush(self) -> str:
+        """U+FFFD if the last character was never completed."""
+        if not self._tokenizer.joins_words:
+            return self._decoder.decode(b"", final=True)
+        return self._show(self._waiting_text())
+
+    def _waiting_text(self) -> str:
+        """The text that the waiting ids add to that of the shown ones."""
+        shown = self._tokenizer.decode(self._shown)
+        return self._tokenizer.decode(self._shown + self._waiting)[len(shown) :]
+
+    def _show(self, text: str) -> str:
+        if text:
+            self._shown = self._waiting
+        else:  # a special token: the next text still depends on the ids before it
+            self._shown = self._shown + self._waiting
+        self._waiting = []
+        return text
