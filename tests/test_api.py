@@ -41,6 +41,7 @@ def test_train_returns_the_run_with_its_history(run: Run) -> None:
     assert history.best_val_loss is not None
     assert history.best_val_loss < 1.5
     assert (run.path / "run.json").is_file()
+    assert "<svg" in run._repr_html_()  # in a notebook
 
 
 def test_load_gives_a_model_that_writes_and_scores(run: Run) -> None:

@@ -61,7 +61,8 @@ def train(
             lr, init_from ...
 
     Returns:
-        The finished run, with its `path`, `history`, `config` and `tokenizer`.
+        The finished run, with its `path`, `history`, `config` and `tokenizer`. A notebook shows
+        its curves and its latest sample.
 
     Raises:
         InputError: A setting or a text cannot be used (a ValueError).
@@ -122,7 +123,7 @@ def _finished_run(outcome: Outcome) -> Run:
     import signal
 
     from glasslm.errors import DivergedError
-    from glasslm.runs.run_folder import Run
+    from glasslm.report.notebook import DisplayedRun
 
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
@@ -132,7 +133,7 @@ def _finished_run(outcome: Outcome) -> Run:
         raise KeyboardInterrupt(
             f"the run is saved: continue it with `glasslm resume {outcome.run_dir}`"
         )
-    return Run(outcome.run_dir)
+    return DisplayedRun(outcome.run_dir)
 
 
 def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute: Any) -> Model:

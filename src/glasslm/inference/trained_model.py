@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -28,11 +28,13 @@ from glasslm.config.schema import (
 )
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
-from glasslm.engines.protocol import Engine
+from glasslm.engines.inspection import GRADIENT_PREFIX, forward_names
+from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import InputError
 from glasslm.inference import evaluation, generation
 from glasslm.inference.json_grammar import JsonGrammar
 from glasslm.inference.sampling import Sampling
+from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
 
@@ -119,6 +121,11 @@ class Model:
         self.tokenizer = tokenizer
         self.engine = engine
         self.step = step
+
+    @cached_property
+    def parameters(self) -> ParameterTable:
+        """The parameter table: each weight's name, shape and initial values."""
+        return parameter_table(self.config.model, self.tokenizer.vocab_size)
 
     def generate(
         self,
@@ -290,6 +297,71 @@ class Model:
             )
         ]
         return np.concatenate(parts)
+
+    def inspect(self, text: str, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Activations and gradients inside the model while it reads `text`, by name.
+
+        Args:
+            text: At least two tokens; of a longer text than the context the newest are read.
+            names: The names of `engines/inspection.py`, such as "blocks.0.attention.weights" or
+                "gradient/blocks.0.attention.q.weight"; by default every activation.
+
+        Returns:
+            Copies with the shapes that inspection.py lists, without the axis B: T is the number of
+            tokens read. Gradients are of the mean loss (nats) of each token after the first; at
+            the last position nothing is predicted.
+
+        Raises:
+            InputError: A name or a character is unknown, or the text is shorter than two tokens.
+
+        >>> model.inspect("To be, or not", ["blocks.0", "logits"])["blocks.0"].shape  # (T, D)
+        """
+        ids = np.asarray(self.tokenizer.encode(text), np.int64)[-self.config.model.block_size :]
+        if len(ids) < 2:
+            raise InputError(f"the text has {len(ids)} tokens: give at least two to look inside")
+        names = forward_names(self.config.model) if names is None else list(names)
+        targets = np.append(ids[1:], -1)  # nothing is known of the token after the last
+        batch = Batch(ids[None], targets[None], 0, np.zeros(1, np.int64))
+        arrays = self.engine.inspect(batch, names)
+
+        def has_batch_axis(name: str) -> bool:
+            is_weight = name.removeprefix(GRADIENT_PREFIX) in self.parameters
+            return not is_weight and ".experts." not in name
+
+        return {name: array[0] if has_batch_axis(name) else array for name, array in arrays.items()}
+
+    def activations(self, text: str) -> NDArray[Any]:
+        """The residual stream (layers + 1, T, D) after the embedding and after each block.
+
+        Raises InputError as `inspect` does.
+
+        >>> model.activations("To be, or not to be").std(axis=(1, 2))
+        """
+        names = ["embedding", *(f"blocks.{i}" for i in range(self.config.model.n_layers))]
+        return np.stack(list(self.inspect(text, names).values()))
+
+    def attention(self, text: str) -> NDArray[Any]:
+        """The attention weights (layers, H, T, T): row t is what token t attends to.
+
+        Raises InputError as `inspect` does.
+
+        >>> model.attention("To be, or not to be")[0, 0].round(2)
+        """
+        names = [f"blocks.{i}.attention.weights" for i in range(self.config.model.n_layers)]
+        return np.stack(list(self.inspect(text, names).values()))
+
+    def gradients(self, text: str) -> dict[str, NDArray[Any]]:
+        """The gradient of the mean loss of `text` by each trained weight, in its shape.
+
+        Raises InputError as `inspect` does.
+
+        >>> {name: float((g * g).sum() ** 0.5) for name, g in model.gradients("To be").items()}
+        """
+        names = [GRADIENT_PREFIX + name for name, spec in self.parameters.items() if spec.trained]
+        return {
+            name.removeprefix(GRADIENT_PREFIX): gradient
+            for name, gradient in self.inspect(text, names).items()
+        }
 
     def evaluate(self, text: str) -> evaluation.Score:
         """The `Score` of `text`: loss, perplexity and bits per byte.

@@ -86,6 +86,12 @@ def write(folder: Path, stem: str, title: str, lead: str, sections: Sequence[Sec
     return write_files(folder, stem, images, markdown, html, "choose another place")
 
 
+def render_sections(context: dict[str, Any]) -> str:
+    """The inside of a page, without its head: title, lead and sections, as HTML."""
+    template = environment(escape=True).get_template("sections.html.j2")
+    return template.render(context | {"marks": MARKS}, inline_svg=_inline_svg)
+
+
 def write_files(
     folder: Path, stem: str, images: Mapping[str, bytes], markdown: str, html: str, cure: str
 ) -> Path:

@@ -29,7 +29,7 @@ from glasslm.lab.diagnosis.measurements import Measurement
 from glasslm.lab.diagnosis.trials import UpdateRatio
 from glasslm.model import flops
 from glasslm.model.parameters import parameter_table
-from glasslm.report import page
+from glasslm.report import notebook, page
 from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst_verdict
 from glasslm.report.page import Picture, Section
 from glasslm.runs.metrics import Line, WarningLine, step_lines, warning_lines
@@ -86,7 +86,13 @@ class Diagnosis:
 
     def write(self, folder: Path) -> Path:
         """Write diagnosis.html, diagnosis.md and the figures; return the path of diagnosis.html."""
-        sections = [
+        return page.write(folder, "diagnosis", self.title, self.summary, self._sections())
+
+    def _repr_html_(self) -> str:
+        return notebook.format_sections(self.title, self.summary, self._sections())
+
+    def _sections(self) -> list[Section]:
+        return [
             Section(
                 "Problems",
                 () if self.problems else ("None.",),
@@ -96,7 +102,6 @@ class Diagnosis:
             Section("Every signal", (), HEADER, [finding.row for finding in self.findings]),
             Section("Figures", pictures=self.pictures),
         ]
-        return page.write(folder, "diagnosis", self.title, self.summary, sections)
 
 
 def diagnose(target: DiagnosisInput, notify: Notify) -> Diagnosis:
