@@ -19,7 +19,7 @@ from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.inference import generation
-from glasslm.training import launch
+from glasslm.training import launch, run_inputs
 from small_runs import ignore_message, small_config, train_command, without_report, write_text
 
 linux = pytest.mark.skipif(
@@ -70,6 +70,26 @@ def test_a_text_that_is_too_short_is_refused_with_both_sizes(
     (message,) = capsys.readouterr().err.splitlines()
     assert says in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_of_one_character_is_refused_and_older_runs_of_one_are_not_diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ln V is 0, and ratios to it have no value."""
+    (tmp_path / "text.txt").write_text("a" * 2000)
+    command = train_command(tmp_path / "text.txt", tmp_path / "run", max_steps=2, block_size=BLOCK)
+    assert cli.main(list(map(str, command))) == 2
+    assert "the single token 'a', so there is nothing to predict" in capsys.readouterr().err
+    with monkeypatch.context() as patch, without_report():
+        patch.setattr(run_inputs, "require_enough_tokens", lambda *sizes: None)  # as in 0.1
+        assert cli.main(list(map(str, command))) == 0
+    for words in (["evaluate"], ["verify"], ["generate", "--prompt", "a"]):
+        assert cli.main([*words[:1], str(tmp_path / "run"), *words[1:]]) == 0
+    capsys.readouterr()
+    assert cli.main(["diagnose", str(tmp_path / "run")]) == 2
+    assert "nothing to predict" in capsys.readouterr().err
+    log = tmp_path / "run" / "metrics.jsonl"
+    assert cli.main(["diagnose", "--curve", str(log), "--out", str(tmp_path / "page")]) in (0, 1)
 
 
 # -- too large -------------------------------------------------------------------------------------

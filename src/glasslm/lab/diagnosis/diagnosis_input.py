@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.batch_sampler import make_sampler
-from glasslm.data.dataset import Dataset
+from glasslm.data.dataset import Dataset, require_enough_tokens
 from glasslm.engines.choice import compute_from_record
 from glasslm.engines.protocol import Batch, State
 from glasslm.errors import DamagedError, InputError
@@ -134,6 +134,7 @@ def input_from_run(run_dir: Path, compute: ComputeConfig, notify: Notify) -> Dia
     for note in notes:
         notify(f"note: {note}")
     dataset = run.dataset(notify)
+    require_enough_tokens(dataset, run.config.model.block_size)  # 0.1 trained vocabularies of 1
     table = parameter_table(run.config.model, run.tokenizer.vocab_size)
     steps = checkpoint.list_steps(run_dir)
     from_scratch = run.config.train.init_from is None and "merged_from" not in run.record
