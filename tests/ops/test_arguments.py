@@ -233,9 +233,12 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         r"weights\['.*'\] is float32 and the input is float64",
     ),
     "type of a table": (lambda: ops.alibi_bias(2, 3, np.float16), "dtype is float16: expected"),
-    "p": (lambda: ops.dropout(ones(2), 1.0, 0), "p is 1.0: expected at least 0 and below 1"),
+    "p": (lambda: ops.dropout(ones(2), 1.0, 0), "p is 1.0: expected a number, at least 0"),
     "seed": (lambda: ops.dropout(ones(2), 0.5, -1), "seed is -1: expected an integer, 0 or more"),
-    "eps": (lambda: ops.rms_norm(ones(2), ones(2), -1.0), "eps is -1.0: expected at least 0"),
+    "eps": (
+        lambda: ops.rms_norm(ones(2), ones(2), -1.0),
+        "eps is -1.0: expected a number, at least 0",
+    ),
     "T": (lambda: ops.causal_mask(0), "T is 0: expected an integer, 1 or more"),
     "window": (lambda: ops.causal_mask(3, 1.5), "window is 1.5: expected an integer"),  # type: ignore[arg-type]
     "config": (lambda: ops.block(ones(4, 8), BLOCK, {}), "config is dict: expected a ModelConfig"),  # type: ignore[arg-type]
@@ -246,19 +249,37 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "lr": (
         lambda: ops.sgd(*matrices(3), lr=np.nan),
-        "lr is nan: expected 0 or more, and finite",
+        "lr is nan: expected a number, 0 or more",
     ),
-    "betas": (lambda: ops.adamw(*matrices(4), t=1, lr=0.1, betas=(0.9, 1.0)), "betas is"),
+    "betas": (
+        lambda: ops.adamw(*matrices(4), t=1, lr=0.1, betas=(0.9, 1.0)),
+        "each of betas is 1.0",
+    ),
     "momentum": (
         lambda: ops.sgd(*matrices(3), lr=0.1, momentum=1.0),
-        "momentum is 1.0: expected",
+        "momentum is 1.0: expected a number",
     ),
-    "max_norm": (lambda: ops.clip_by_norm([ones(2)], 0.0), "max_norm is 0.0: expected above 0"),
-    "max_value": (lambda: ops.clip_by_value([ones(2)], -1.0), "max_value is -1.0: expected above"),
+    "max_norm": (lambda: ops.clip_by_norm([ones(2)], 0.0), "max_norm is 0.0: expected a number"),
+    "max_value": (lambda: ops.clip_by_value([ones(2)], -1.0), "max_value is -1.0: expected a num"),
     "schedule": (lambda: ops.learning_rate(0, 9, lr=1.0, schedule="step"), "schedule is step"),  # type: ignore[arg-type]
     "step": (lambda: ops.step_decay(-1, lr=1.0, every=2), "step is -1: expected an integer, 0"),
+    "an array as a rate": (
+        lambda: ops.sgd(*matrices(3), lr=ones(2)),  # type: ignore[arg-type]
+        r"lr is \[1. 1.\]: expected a number, 0 or more, and finite",
+    ),
+    "a text as a bound": (
+        lambda: ops.clip_by_value([ones(2)], "1"),  # type: ignore[arg-type]
+        "max_value is 1: expected a number",
+    ),
+    "rows of two lengths": (
+        lambda: ops.softmax([[1.0], [1.0, 2.0]]),
+        "x is not an array .*: give rows of one length",
+    ),
     "every": (lambda: ops.step_decay(1, lr=1.0, every=0), "every is 0: expected an integer, 1"),
-    "factor": (lambda: ops.step_decay(1, lr=1.0, every=1, factor=2.0), "factor is 2.0: expected"),
+    "factor": (
+        lambda: ops.step_decay(1, lr=1.0, every=1, factor=2.0),
+        "factor is 2.0: expected a num",
+    ),
 }
 
 

@@ -54,9 +54,17 @@ def read_float_type(dtype: DTypeLike) -> np.dtype[Any]:
     return np.dtype(dtype)
 
 
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """`value` as an array of any type; InputError for rows of different lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} is not an array ({error}): give rows of one length") from None
+
+
 def require_floats(name: str, value: Any) -> Array:
     """`value` as an array, not copied; InputError unless it holds float32 or float64."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if isinstance(value, np.ma.MaskedArray) or array.dtype not in FLOAT_TYPES:
         kind = "masked" if isinstance(value, np.ma.MaskedArray) else array.dtype
         raise InputError(
@@ -128,7 +136,7 @@ def read_ids(
 
     `shape`, if given, is the shape that they must have.
     """
-    ids = np.asarray(value)
+    ids = as_array(name, value)
     if ids.dtype.kind not in "iu":
         raise InputError(
             f"{name} is {ids.dtype}, with the shape {ids.shape}: expected ids, integers from "
@@ -152,6 +160,12 @@ def require_count(name: str, value: Any, lowest: int = 1) -> None:
     """Raise InputError unless `value` is an integer, `lowest` or more."""
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     require(is_integer and value >= lowest, name, value, f"an integer, {lowest} or more")
+
+
+def require_number(name: str, value: Any, is_valid: Callable[[float], bool], expected: str) -> None:
+    """Raise InputError unless `value` is a number for which `is_valid` holds."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    require(is_number and is_valid(float(value)), name, value, f"a number, {expected}")
 
 
 def read_new(new: New | None, dtype: DTypeLike) -> New:

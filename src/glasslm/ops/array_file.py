@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from glasslm import files
 from glasslm.errors import DamagedError, InputError
+from glasslm.ops.arguments import as_array
 
 # The types that safetensors and NumPy have in common.
 TYPES = ["float16", "float32", "float64", "bool"] + [
@@ -50,7 +51,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> 
                 f"arrays[{name!r}] is a dictionary: expected an array; give its arrays names such "
                 f"as '{name}/{next(iter(value), 'NAME')}'"
             )
-        array = np.array(np.asarray(value), order="C")
+        array = np.array(as_array(f"arrays[{name!r}]", value), order="C")
         if array.dtype.name not in TYPES:
             raise InputError(
                 f"arrays[{name!r}] is {array.dtype}, with the shape {array.shape}: expected an "

@@ -10,8 +10,15 @@ import numpy as np
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.ops import Array, New, Unary
-from glasslm.errors import InputError, require
-from glasslm.ops.arguments import read_arrays, read_gradient, read_ids, read_new, require_count
+from glasslm.errors import InputError
+from glasslm.ops.arguments import (
+    read_arrays,
+    read_gradient,
+    read_ids,
+    read_new,
+    require_count,
+    require_number,
+)
 
 UnaryBackward = Callable[[Array], Array]
 
@@ -37,7 +44,11 @@ def softmax(x: Any, axis: int = -1, *, new: New | None = None) -> tuple[Array, U
     (0.5, 1.0)
     """
     (x,) = read_arrays(x=(x, "..."))
-    if not isinstance(axis, (int, np.integer)) or not -x.ndim <= axis < x.ndim:
+    if (
+        type(axis) is bool
+        or not isinstance(axis, (int, np.integer))
+        or not -x.ndim <= axis < x.ndim
+    ):
         raise InputError(f"axis is {axis}: x has the shape {x.shape}, with {x.ndim} axes")
     top = x.max(axis, keepdims=True)
     if (top == -np.inf).any():
@@ -199,7 +210,7 @@ def layer_norm(
 
 
 def _require_eps(eps: float) -> None:
-    require(0 <= eps < 1, "eps", eps, "at least 0 and below 1, such as 1e-5")
+    require_number("eps", eps, lambda x: 0 <= x < 1, "at least 0 and below 1, such as 1e-5")
 
 
 FeedForwardBackward = Callable[[Array], tuple[Array, Array, Array, Array]]
@@ -256,10 +267,10 @@ def dropout(x: Any, p: float, seed: int, *, new: New | None = None) -> tuple[Arr
     InputError unless 0 <= p < 1, the seed is 0 or more, and x is float32 or float64.
     """
     (x,) = read_arrays(x=(x, "..."))
-    require(0 <= p < 1, "p", p, "at least 0 and below 1")
+    require_number("p", p, lambda x: 0 <= x < 1, "at least 0 and below 1")
     require_count("seed", seed, 0)
     keys = row_keys(int(seed), 0, np.zeros(1, np.int64), 0)
-    y, op_back = ops.dropout(x.reshape(-1), p, keys, read_new(new, x.dtype))
+    y, op_back = ops.dropout(x.reshape(-1), float(p), keys, read_new(new, x.dtype))
     return y.reshape(x.shape), lambda dy: op_back(read_gradient(dy, x).reshape(-1)).reshape(x.shape)
 
 

@@ -16,6 +16,7 @@ from glasslm.engines.numpy import attention as engine_attention
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.errors import InputError
 from glasslm.ops.arguments import (
+    as_array,
     read_arrays,
     read_gradient,
     read_new,
@@ -170,7 +171,7 @@ def scaled_dot_product_attention(
 
 def _read_mask(mask: Any, scores: Array) -> NDArray[np.bool_]:
     """The mask in the shape of the scores (..., T, S)."""
-    mask = np.asarray(mask)
+    mask = as_array("mask", mask)
     if mask.dtype != np.bool_:
         raise InputError(
             f"mask is {mask.dtype}, with the shape {mask.shape}: expected bool, True where a query "

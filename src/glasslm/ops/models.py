@@ -22,6 +22,7 @@ from glasslm.errors import InputError, require
 from glasslm.model import parameters
 from glasslm.model.parameters import ParameterSpec, parameter_table
 from glasslm.ops.arguments import (
+    as_array,
     read_arrays,
     read_float_type,
     read_gradient,
@@ -272,7 +273,7 @@ def sample_batch(
     Raises:
         InputError: tokens are not integers (N,) with N > T, or a number is out of its range.
     """
-    ids = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
+    ids = tokens if isinstance(tokens, np.ndarray) else as_array("tokens", tokens)
     require_count("batch_size", batch_size)
     require_count("context", context)
     require_count("seed", seed, 0)

@@ -14,7 +14,7 @@ from glasslm.engines.numpy import optimizer
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import ADAM_EPS
 from glasslm.errors import DivergedError, InputError, require
-from glasslm.ops.arguments import read_arrays, require_count, require_floats
+from glasslm.ops.arguments import read_arrays, require_count, require_floats, require_number
 from glasslm.training.learning_rate import lr_at
 
 Gradients = TypeVar("Gradients", bound=Array | Sequence[Any] | Mapping[str, Any])
@@ -56,8 +56,8 @@ def adamw(
     _require_rates(lr, decay)
     require_count("t", t)
     for beta in betas:
-        require(0 <= beta < 1, "betas", betas, "two numbers, at least 0 and below 1")
-    require(0 < eps < math.inf, "eps", eps, "above 0 and finite")
+        require_number("each of betas", beta, lambda x: 0 <= x < 1, "at least 0 and below 1")
+    require_number("eps", eps, lambda x: 0 < x < math.inf, "above 0 and finite")
     optimizer.adamw(
         p,
         gradient,
@@ -104,9 +104,9 @@ def muon(
 
 
 def _require_rates(lr: float, decay: float, momentum: float = 0.0) -> None:
-    require(0 <= lr < math.inf, "lr", lr, "0 or more, and finite")
-    require(0 <= decay < math.inf, "decay", decay, "0 or more, and finite")
-    require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
+    require_number("lr", lr, lambda x: 0 <= x < math.inf, "0 or more, and finite")
+    require_number("decay", decay, lambda x: 0 <= x < math.inf, "0 or more, and finite")
+    require_number("momentum", momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
 def _read_update(g: Any, **overwritten: Array) -> Array:
@@ -151,7 +151,7 @@ def clip_by_norm(gradients: Gradients, max_norm: float) -> tuple[Gradients, floa
     >>> float(clipped["w"].sum()), norm
     (1.5, 5.0)
     """
-    require(0 < max_norm < math.inf, "max_norm", max_norm, "above 0 and finite")
+    require_number("max_norm", max_norm, lambda x: 0 < x < math.inf, "above 0 and finite")
     squares: list[float] = []
 
     def add_square(g: Array) -> Array:
@@ -176,7 +176,7 @@ def clip_by_value(gradients: Gradients, max_value: float) -> Gradients:
     gradients: an array, a list or a dictionary of arrays of any shape -> the same with new arrays.
     Raises InputError unless max_value is above 0, and DivergedError for nan.
     """
-    require(0 < max_value < math.inf, "max_value", max_value, "above 0 and finite")
+    require_number("max_value", max_value, lambda x: 0 < x < math.inf, "above 0 and finite")
 
     def clip(g: Array) -> Array:
         if np.isnan(g).any():
@@ -228,6 +228,9 @@ def learning_rate(
     require_count("max_steps", max_steps)
     schedules = get_args(ScheduleName)
     require(schedule in schedules, "schedule", schedule, f"one of {', '.join(schedules)}")
+    _require_rates(lr, 0.0)
+    require_number("min_lr", min_lr, lambda x: 0 <= x < math.inf, "0 or more, and finite")
+    require_count("warmup_steps", warmup_steps, 0)
     config = OptimizerConfig(lr=lr, min_lr=min_lr, warmup_steps=warmup_steps, schedule=schedule)
     return lr_at(step, config, max_steps)
 
@@ -246,7 +249,7 @@ def step_decay(
     require_count("step", step, 0)
     require_count("every", every)
     _require_rates(lr, 0.0)
-    require(0 < factor <= 1, "factor", factor, "above 0 and at most 1")
+    require_number("factor", factor, lambda x: 0 < x <= 1, "above 0 and at most 1")
     require_count("warmup_steps", warmup_steps, 0)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return lr * warmup * factor ** (step // every)

@@ -17,11 +17,13 @@ from glasslm.engines.numpy import attention as engine_attention
 from glasslm.engines.numpy.ops import Array, New
 from glasslm.errors import InputError, require
 from glasslm.ops.arguments import (
+    as_array,
     read_arrays,
     read_float_type,
     read_gradient,
     read_new,
     require_count,
+    require_number,
     require_type,
 )
 
@@ -34,7 +36,7 @@ def rope_tables(
     positions (...), integers such as np.arange(T); Q the head size, even -> cos and sin
     (..., Q / 2) each. Raises InputError for an odd Q, and positions that are not integers.
     """
-    positions = np.asarray(positions)
+    positions = as_array("positions", positions)
     if positions.dtype.kind not in "iu":
         raise InputError(
             f"positions is {positions.dtype}, with the shape {positions.shape}: expected integers, "
@@ -42,7 +44,7 @@ def rope_tables(
         )
     require_count("Q", Q, 2)
     require(Q % 2 == 0, "Q", Q, "an even head size")
-    require(1 < base < math.inf, "base", base, "above 1 and finite")
+    require_number("base", base, lambda x: 1 < x < math.inf, "above 1 and finite")
     cos, sin = tables.rope_cos_sin(
         positions.astype(np.int64), 1, Q, read_float_type(dtype), "none", 1.0, base
     )
