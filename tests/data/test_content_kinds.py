@@ -178,6 +178,16 @@ def test_a_legacy_encoding_is_guessed_and_replaced_only_by_force(
     assert any("U+FFFD" in message for message in messages)
 
 
+@pytest.mark.parametrize("start", ["BMW", "MZ", "ID3", "GIF8", "OggS", "BZh"])
+def test_a_legacy_text_is_not_taken_for_a_format_of_its_first_letters(
+    start: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(start.encode() + GERMAN.encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8: byte 0xfc at offset"):
+        prepare(path)
+
+
 def test_a_few_bad_bytes_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(ENGLISH.encode() * 9 + b"\xff")

@@ -125,6 +125,8 @@ def test_train_and_evaluate_take_the_flag(
     other = write_lines(tmp_path / "b.jsonl", *lines[:9])
     command = ["evaluate", str(run), "--engine", "numpy", "--text-file", str(other)]
     assert cli.main([*command, "--json-field", "text"]) == 0
+    assert cli.main(["evaluate", str(run), "--json-field", "text"]) == 2
+    assert "--json-field needs --text-file" in capsys.readouterr().err
     capsys.readouterr()
     assert cli.main(command) == 2  # the braces of JSON are unknown characters
     assert "does not know" in capsys.readouterr().err

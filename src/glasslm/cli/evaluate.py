@@ -59,6 +59,8 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm evaluate", DESCRIPTION)
+    if flags.json_field is not None and not flags.text_file:
+        raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
     model = load_model(
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
             json_field=flags.json_field,
             encoding_errors=errors,
             special_tokens=trained_on.used_special_tokens,
-            document_separator=trained_on.document_separator,
+            document_separator="" if flags.json_field else trained_on.document_separator,
         )
         source = corpora.find_source(data, notify)
         texts = source.text(errors)

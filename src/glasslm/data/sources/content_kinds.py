@@ -120,11 +120,16 @@ def identify_content(head: bytes, path: str) -> ContentKind | None:
     unmarked = _unmarked_encoding(head)
     if unmarked is not None:
         return _encoded_text(unmarked)
-    is_text = _is_plain_text(head)
+    has_controls = re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head) is not None
+    is_text = not has_controls and _is_utf8(head)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _identify_zip(path)
     for offset, magic, name, cure in _MAGIC:
-        if head[offset:].startswith(magic) and (not is_text or magic == b"%PDF-"):
+        if not head[offset:].startswith(magic):
+            continue
+        # A text in a legacy encoding may begin with the letters BM or MZ.
+        is_letters = re.fullmatch(rb"[ -~]+", magic) is not None
+        if magic == b"%PDF-" or has_controls or not (is_letters or is_text):
             return ContentKind(name, cure)
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:10] == b'{"' and header_bytes < MAX_SAFETENSORS_HEADER_BYTES and not is_text:
@@ -147,11 +152,6 @@ def explain_conversion(head: bytes, path: str) -> str:
 
 def _encoded_text(encoding: str) -> ContentKind:
     return ContentKind(f"{encoding} text", _ICONV.format(encoding=encoding), is_text=True)
-
-
-def _is_plain_text(head: bytes) -> bool:
-    """Whether the bytes are UTF-8 without control characters other than white space and escapes."""
-    return _is_utf8(head) and re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head) is None
 
 
 def _is_utf8(head: bytes) -> bool:
