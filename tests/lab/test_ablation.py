@@ -170,7 +170,7 @@ def test_a_study_by_the_command_and_again(
         "--text-file",
         str(text),
         "--axes",
-        "depth=2,tying",
+        "depth=2,tying,n_kv_heads=1",
         "--seeds",
         "2",
         "--out",
@@ -189,7 +189,7 @@ def test_a_study_by_the_command_and_again(
         "report.md",
     ):
         assert (out / name).stat().st_size > 100
-    assert len(list((out / "runs").iterdir())) == 6
+    assert len(list((out / "runs").iterdir())) == 8
 
     def without_clock(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
@@ -199,7 +199,7 @@ def test_a_study_by_the_command_and_again(
         ]
 
     before = without_clock(out / "ablation_table.csv")
-    assert len(before) == 6
+    assert len(before) == 8
     assert before[2]["axis"] == "depth"
     assert cli.main([*words, "--json"]) == 0
     output = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -207,6 +207,7 @@ def test_a_study_by_the_command_and_again(
         BASELINE,
         "depth 2",
         "tying untied",
+        "n_kv_heads 1",
     ]
     assert without_clock(out / "ablation_table.csv") == before
     page = (out / "ablation_report.html").read_text(encoding="utf-8")

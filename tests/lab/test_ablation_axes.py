@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 
 from glasslm.config.conversion import to_dict
-from glasslm.config.schema import RunConfig
+from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from glasslm.errors import InputError
-from glasslm.lab.studies.ablation_axes import AXES, Variant, match_budget, variants
+from glasslm.lab.studies.ablation_axes import AXES, Variant, find_axis, match_budget, variants
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from small_runs import small_config
@@ -72,7 +73,8 @@ def test_values_of_ones_own_and_what_cannot_be() -> None:
         variant.value for variant in variants(["heads"], base())
     ]  # which does not divide the width
     for wrong, message in (
-        ("deep", "choose from depth"),
+        ("deep", "did you mean .depth"),
+        ("xyz", "choose from depth"),
         ("heads=7", "heads=7"),
         ("depth=x", "depth=x"),
         ("tying=so", "tied"),
@@ -108,3 +110,81 @@ def test_what_is_said_to_be_equal_is() -> None:
 
 def test_a_variant_is_named_for_a_folder() -> None:
     assert Variant("norm", "rmsnorm/post", base()).name == "norm-rmsnorm-post"
+
+
+# -- any flag --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axis", "field", "values"),
+    [
+        ("n_kv_heads=1/2", "n_kv_heads", [1, 2]),
+        ("--n-kv-heads=1/2", "n_kv_heads", [1, 2]),
+        ("lr=1e-3/3e-4", "lr", [1e-3, 3e-4]),
+        ("weight_decay=0/0.5", "weight_decay", [0.0, 0.5]),
+        ("bias=on", "bias", [True]),
+        ("bias", "bias", [True]),
+        ("tie_embeddings=false", "tie_embeddings", [False]),
+        ("qk_norm=true", "qk_norm", [True]),
+        ("position=alibi/learned", "position", ["alibi", "learned"]),
+        ("schedule=constant/wsd", "schedule", ["constant", "wsd"]),
+        ("lora_targets=q/v", "lora_targets", ["q", "v"]),
+        ("batch_size=4/16", "batch_size", [4, 16]),
+        ("window=4", "window", [4]),
+    ],
+)
+def test_any_flag_is_an_axis(axis: str, field: str, values: list[Any]) -> None:
+    planned = variants([axis], base())
+    configs = [to_dict(variant.config) for variant in planned]
+    parts = next(part for part in ("model", "optimizer", "train") if field in configs[0][part])
+    assert [config[parts][field] for config in configs] == values
+    name = axis.partition("=")[0].removeprefix("--").replace("-", "_")
+    assert {variant.axis for variant in planned} == {name}
+    for variant in planned:
+        assert field in differing(variant.config, base()) <= {field, "d_ff", "min_lr"}
+
+
+def test_every_flag_of_the_model_and_optimizer_is_known() -> None:
+    for part in (ModelConfig, OptimizerConfig):
+        for field in dataclasses.fields(part):
+            if field.name not in AXES:
+                assert find_axis(field.name)[0] == field.name
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ("n_kv_head=1", "no axis or flag 'n_kv_head': did you mean 'n_kv_heads'"),
+        ("dept=2", "did you mean 'depth'"),
+        ("n_kv_heads=3", "--axes n_kv_heads=3: .*choose --n-kv-heads from 1, 2, 4"),
+        ("n_kv_heads=two", "--axes n_kv_heads=two: 'two' is not a number"),
+        ("d_model=63", "--axes d_model=63: .*choose --d-model"),
+        ("bias=maybe", "--axes bias=maybe: expected one of on, true"),
+        ("position=rop", "--axes position=rop: .*expected one of"),
+        ("lr=0", "--axes lr=0: lr is 0"),
+        ("lr", "--axes lr needs values: give them as lr=A/B"),
+        ("lr=", "--axes lr needs values"),
+        ("lr=1e-3/1e-3", "was given twice"),
+        ("seed=1/2", "cannot vary seed"),
+        ("max_steps=10/20", "cannot vary max_steps"),
+        ("eval_interval=1", "cannot vary eval_interval"),
+        ("tokenizer=byte", "cannot vary tokenizer"),
+        ("text_file=a/b", "cannot vary text_file"),
+    ],
+)
+def test_a_flag_that_cannot_vary_is_named(axis: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        variants([axis], base())
+
+
+def test_equal_tokens_are_equal_with_another_batch_or_context() -> None:
+    start = base(max_steps=1000)
+    for variant in variants(["batch_size=4/16", "block_size=8"], start):
+        for match in get_args(Literal["tokens", "flops"]):
+            matched = match_budget(variant.config, start, match, V, lambda config: 1.0)
+            ratio = (
+                flops_per_token(start.model, V) / flops_per_token(matched.model, V)
+                if match == "flops"
+                else 1.0
+            )
+            assert matched.total_tokens == pytest.approx(ratio * start.total_tokens, rel=0.01)

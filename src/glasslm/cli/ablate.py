@@ -25,8 +25,9 @@ of it, each with one change, over the same seeds.
 
 The baseline is a preset with the flags of `glasslm train`. Axes:
 {textwrap.fill(", ".join(AXES), 76, initial_indent="  ", subsequent_indent="  ")}
-Each axis has default values; your own: --axes depth=2/4/8,activation. A run
-uses one core. To continue an interrupted study, give the same command with
+Each axis has default values; your own: --axes depth=2/4/8,activation. Any flag
+of the model or optimizer is an axis, too: --axes n_kv_heads=1/2/4,lr=1e-3/3e-4.
+A run uses one core. To continue an interrupted study, give the same command with
 --out. Verdicts are paired t-tests over the seeds, corrected for the number of
 comparisons (Holm). A run that diverges counts as a result.
 
@@ -41,7 +42,8 @@ class Flags(RecipeFlags):
     """The axes of an ablation, and its baseline."""
 
     axes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "depth,width,heads,activation,norm"
-    """Axes to vary, with commas between. NAME=A/B/C gives the values (norm=A/pre|B/post)."""
+    """Axes to vary, with commas between. NAME=A/B/C gives the values (norm=A/pre|B/post).
+    NAME is an axis, or a flag of the model or optimizer with underscores."""
     seeds: int = 3
     """Seeds of each variant; all variants have the same ones."""
     budget: Annotated[str | None, optional_flag("TIME", "the steps of the baseline")] = None

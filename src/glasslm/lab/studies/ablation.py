@@ -48,6 +48,7 @@ from glasslm.lab.studies.study_plan import (
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.model.parameters import parameter_table
+from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import Notify, format_duration
 
@@ -131,16 +132,17 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     flags = to_json_types([to_dict(base), dataclasses.astuple(spec)])
     if saved := load_plan(study, flags):
         return _restore_plan(saved, spec)
+    if not variants(spec.axes, base):  # before the text is read
+        raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
     base, dataset = prepare_recipe(base, notify)
     V = dataset.tokenizer.vocab_size
     planned = variants(spec.axes, base)
-    if not planned:
-        raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
     for line in skipped_values(spec.axes, base):
         notify(f"note: {line}")
     configs = [base, *(variant.config for variant in planned)]
     largest = max(configs, key=lambda config: sweep.run_flops(config, V))
     compute = resolve_compute(runner.compute, largest, V)
+    warn_of_slow_kernel(compute, notify)
 
     @cache
     def step_seconds(config: RunConfig) -> float:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from glasslm.config.conversion import from_dict, with_model
-from glasslm.config.schema import RunConfig
+from glasslm.config.conversion import from_dict, with_flags, with_model
+from glasslm.config.schema import (
+    ALIASES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
+from glasslm.text import suggest_name
 
 Match = Literal["tokens", "flops", "time", "parameters"]
 MATCH_LABELS: dict[Match, str] = {
@@ -78,10 +87,10 @@ def _change_optimizer(base: RunConfig, word: str) -> RunConfig:
     return dataclasses.replace(base, optimizer=changed)
 
 
-def _parse_choice(word: str, yes: str, no: str) -> bool:
-    if word not in (yes, no):
-        raise InputError(f"'{word}': expected {yes} or {no}")
-    return word == yes
+def _parse_tying(word: str) -> bool:
+    if word not in ("tied", "untied"):
+        raise InputError(f"'{word}': expected tied or untied")
+    return word == "tied"
 
 
 AXES: dict[str, Axis] = {
@@ -107,40 +116,96 @@ AXES: dict[str, Axis] = {
     ),
     "tying": Axis(
         ("tied", "untied"),
-        _change_model(tie_embeddings=lambda word: _parse_choice(word, "tied", "untied")),
+        _change_model(tie_embeddings=_parse_tying),
     ),
     "optimizer": Axis(
         ("adamw", "muon", "sgd"),
         _change_optimizer,
         "all at the same learning rate, unless --rates are given",
     ),
-    "qk_norm": Axis(
-        ("off", "on"), _change_model(qk_norm=lambda word: _parse_choice(word, "on", "off"))
-    ),
+    "qk_norm": Axis(("off", "on"), _change_model(qk_norm=lambda word: _parse_boolean(word))),
     "dropout": Axis(("0", "0.1", "0.2"), _change_model(dropout=float)),
 }
 
 
-def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
-    """The variants of the axes, each "depth" or "depth=2/3/4", without the baseline's value.
+# Flags of TrainConfig that change the training of every run, and nothing that a study sets itself.
+TRAIN_FLAGS = ("batch_size", "micro_batch_size", "on_spike")
+BOOLEANS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
-    Raises InputError for an unknown axis, and for a given value that does not fit the baseline. One
-    of the axis's own values that does not fit is skipped.
+
+def find_axis(name: str) -> tuple[str, Axis]:
+    """The name and the axis of a row of AXES, or of a flag of `glasslm train` such as n_kv_heads.
+
+    Raises InputError for a name that is neither, and for a flag that a study cannot vary.
     """
-    result = []
+    if name in AXES:
+        return name, AXES[name]
+    flag = name.strip().removeprefix("--").replace("-", "_")
+    flag = ALIASES.get(flag, flag)
+    hints = get_type_hints(ModelConfig) | get_type_hints(OptimizerConfig)
+    train_hints = get_type_hints(TrainConfig)
+    hints |= {field: train_hints[field] for field in TRAIN_FLAGS}
+    if flag not in hints:
+        if flag in train_hints or flag in get_type_hints(DataConfig):
+            raise InputError(
+                f"--axes cannot vary {flag}: all runs of a study have the same text, tokenizer, "
+                "length and seeds"
+            )
+        suggestion = suggest_name(flag, [*AXES, *hints])
+        listed = f": choose from {', '.join(AXES)}, or a flag of the model or optimizer"
+        raise InputError(f"there is no axis or flag '{name}'{suggestion or listed}")
+    hint = hints[flag]
+    values: tuple[str, ...] = ()
+    if hint is bool:
+        values = ("off", "on")
+    elif get_origin(hint) is Literal:
+        values = tuple(map(str, get_args(hint)))
+    return flag, Axis(values, partial(_change_flag, flag, hint))
+
+
+def _change_flag(flag: str, hint: Any, base: RunConfig, word: str) -> RunConfig:
+    """`base` with another value of a flag, as `glasslm train` would read its word."""
+    value: Any = word
+    if hint is bool:
+        value = _parse_boolean(word)
+    elif hint in (int, float):
+        value = hint(word)
+    if flag in get_type_hints(ModelConfig):
+        return with_model(base, **{flag: value})
+    return with_flags(base, {flag: value})
+
+
+def _parse_boolean(word: str) -> bool:
+    if word.lower() not in BOOLEANS:
+        raise InputError(f"expected one of {', '.join(BOOLEANS)}")
+    return BOOLEANS[word.lower()]
+
+
+def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
+    """The variants of the axes, each "depth", "depth=2/3/4" or "n_kv_heads=1/2", without the
+    baseline's value.
+
+    Raises InputError for an unknown axis, for a value that is given twice, and for a given value
+    that does not fit the baseline. One of the axis's own values that does not fit is skipped.
+    """
+    result: list[Variant] = []
     for text in axes:
         name, equals_sign, words = text.partition("=")
-        if name not in AXES:
-            raise InputError(f"there is no axis '{name}': choose from {', '.join(AXES)}")
-        axis = AXES[name]
-        separator = "|" if "/" in axis.values[0] else "/"
+        name, axis = find_axis(name)
+        if not (axis.values or words):
+            raise InputError(f"--axes {name} needs values: give them as {name}=A/B")
+        separator = "|" if axis.values and "/" in axis.values[0] else "/"
         for word in words.split(separator) if equals_sign else axis.values:
             try:
                 config = axis.change(base, word).resolve()
-            except (InputError, ValueError) as error:
+            except InputError as error:
                 if equals_sign:
                     raise InputError(f"--axes {name}={word}: {error}") from None
                 continue
+            except ValueError:
+                raise InputError(f"--axes {name}={word}: '{word}' is not a number") from None
+            if any((variant.axis, variant.value) == (name, word) for variant in result):
+                raise InputError(f"--axes {name}={word} was given twice: give it once")
             if config != base.resolve():
                 result.append(Variant(name, word, config))
     return result
@@ -150,10 +215,13 @@ def skipped_values(axes: Sequence[str], base: RunConfig) -> list[str]:
     """A message with the reason for each of the axes' own values that does not fit the base."""
     messages = []
     for name in axes:
-        for word in AXES[name].values if name in AXES else ():
+        if "=" in name:
+            continue
+        name, axis = find_axis(name)
+        for word in axis.values:
             try:
-                AXES[name].change(base, word).resolve()
-            except (InputError, ValueError) as error:
+                axis.change(base, word).resolve()
+            except InputError as error:
                 messages.append(f"{name} {word} is left out: {error}")
     return messages
 
@@ -171,14 +239,16 @@ def match_budget(
     """
     if match == "flops":
         ratio = flops_per_token(base.model, vocab_size) / flops_per_token(variant.model, vocab_size)
-        return _with_max_steps(variant, round(base.train.max_steps * ratio))
+        return _with_max_steps(variant, round(base.total_tokens * ratio / variant.tokens_per_step))
     if match == "time":
         return _with_max_steps(
             variant, round(base.train.max_steps * step_seconds(base) / step_seconds(variant))
         )
     if match == "parameters":
-        return _match_parameters(variant, base, vocab_size)
-    return variant
+        variant = _match_parameters(variant, base, vocab_size)
+    if variant.tokens_per_step == base.tokens_per_step:
+        return variant
+    return _with_max_steps(variant, round(base.total_tokens / variant.tokens_per_step))
 
 
 def _with_max_steps(config: RunConfig, steps: int) -> RunConfig:

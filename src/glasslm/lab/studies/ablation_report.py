@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glasslm import files
 from glasslm.lab.studies.ablation import Plan, VariantResult, to_csv
-from glasslm.lab.studies.ablation_axes import AXES, MATCH_LABELS, skipped_values
+from glasslm.lab.studies.ablation_axes import MATCH_LABELS, find_axis, skipped_values
 from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
@@ -310,7 +310,8 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
 def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Section:
     """The table of one axis, the baseline first."""
     rows = [results[0], *(result for result in results if result.axis == axis)]
-    notes = [*skipped_values([axis], plan.base), *([AXES[axis].note] if AXES[axis].note else [])]
+    note = find_axis(axis)[1].note
+    notes = [*skipped_values([axis], plan.base), *([note] if note else [])]
     if plan.spec.match == "parameters":
         notes = [
             "the width is changed to keep the number of parameters (or the depth, on the axis of "

@@ -38,6 +38,7 @@ from glasslm.lab.studies.study_plan import (
 )
 from glasslm.lab.studies.sweep import Runner, Trial
 from glasslm.model.parameters import parameter_table
+from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import Notify, format_duration
 from glasslm.training import step_timer
@@ -140,6 +141,7 @@ def plan_ladder(
             f"--budget {budget} leaves {ladder.min_steps} steps to the shortest run, expected "
             f"{MIN_STEPS}: give --budget {smallest} or more, or a smaller --block-size"
         )
+    warn_of_slow_kernel(ladder.compute, notify)
     sizes = ladder.sizes
     notify(
         f"{len(ladder.cells)} runs of {len(sizes)} sizes, {sizes[0]:,} to {sizes[-1]:,} "
