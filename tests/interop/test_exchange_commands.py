@@ -180,3 +180,34 @@ def test_an_import_stores_no_moments_and_trains_as_with_zeros(run: Path, tmp_pat
         assert states[0].keys() == states[1].keys() >= zeros.keys()
         for key, array in states[0].items():
             np.testing.assert_array_equal(array, states[1][key])
+
+
+def test_exported_files_hold_no_path_of_this_machine(
+    run: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In text and in metadata, whatever command made the run; with a relative --out, too."""
+    pytest.importorskip("peft")
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--max-steps", "2", "--threads", "1", "--sample-interval", "0", "--run-dir", "tuned"]
+    assert cli.main(["finetune", str(run), "--text-file", str(text), *flags]) == 0
+    model = str(tmp_path / "hf")
+    assert cli.main(["export", str(run), "--to", "hf", "--out", model]) == 0
+    assert cli.main(["import", model, "--run-dir", "back"]) == 0
+    for number, (name, to, *more) in enumerate(
+        [
+            (str(run), "gguf"), ("tuned", "hf"), ("tuned", "gguf"), ("tuned", "peft"),
+            ("tuned", "peft", "--base", model), ("tuned", "peft", "--base", "hf"),
+            (str(tmp_path / "back"), "hf"), (str(tmp_path / "back"), "gguf"),
+        ]
+    ):  # fmt: skip
+        assert cli.main(["export", name, "--to", to, "--out", f"out-{number}", *more]) == 0
+    files = [path for folder in ("hf", *Path().glob("out-*")) for path in Path(folder).rglob("*")]
+    assert len([path for path in files if path.is_file()]) > 30
+    secrets = {str(path).encode() for path in (tmp_path, run.parent, text.parent, Path.home())}
+    for path in files:
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [secret for secret in secrets if secret in content], path
+            if path.name == "README.md":
+                assert b"base_model" not in content

@@ -120,9 +120,7 @@ def _to_peft(flags: Flags) -> int:
     model = _load_export(flags)
     checkpoint = checkpoints.load(model.run.path, parse_checkpoint(flags.checkpoint))
     with files.atomic_path(flags.out) as folder:
-        # The adapters may be published: the path of their base is relative, without local folders.
-        base_path = flags.base or f"{flags.out.resolve().name}/base"
-        peft_files.write(model.run, checkpoint, folder, base_path)
+        peft_files.write(model.run, checkpoint, folder, flags.base)
         base = Path(flags.base) if flags.base else folder / "base"
         if flags.base is None:
             hf.write(peft_files.base_export(model.run, checkpoint), base)

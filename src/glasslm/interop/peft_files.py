@@ -22,6 +22,7 @@ from glasslm.config.schema import ADAPTABLE_MATRICES, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
 from glasslm.interop.hf_weights import read_shapes, read_weights
+from glasslm.interop.import_source import is_hub_name
 from glasslm.interop.model_export import ModelExport
 from glasslm.interop.peft_settings import SETTINGS_FILE, LoraSettings, module_names
 from glasslm.model.adapters import without_adapters
@@ -37,12 +38,13 @@ WEIGHTS_FILE, PICKLE_FILE = "adapter_model.safetensors", "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."  # PEFT's name for the model that it wraps
 
 
-def write(run: Run, checkpoint: Checkpoint, out: Path, base: str) -> None:
+def write(run: Run, checkpoint: Checkpoint, out: Path, base: str | None) -> None:
     """Write the adapters of a run's checkpoint into the new folder `out`, as PEFT reads them.
 
-    `base` is the path or the name on the Hub of the model that the adapters belong to;
-    `base_export` is that model. Raises InputError where the run has no adapters, has adapters that
-    PEFT has no place for, or its model has no architecture in transformers.
+    `base` is the model that the adapters belong to, which `base_export` gives. The files name it
+    only if it is a name on the Hub: a folder of this machine could be somebody's name there.
+    Raises InputError where the run has no adapters, has adapters that PEFT has no place for, or its
+    model has no architecture in transformers.
     """
     c = run.config.model
     if not c.lora_rank:
@@ -53,6 +55,7 @@ def write(run: Run, checkpoint: Checkpoint, out: Path, base: str) -> None:
     matrices = _adaptable_matrices(without_adapters(c).resolve())
     _require_adaptable(run, matrices)
     hf.require_empty(out)
+    hub_name = base if base and is_hub_name(base) else None
     weights = checkpoint.weights()
     arrays: dict[str, Array] = {}
     part_counts: dict[str, int] = {}
@@ -66,8 +69,8 @@ def write(run: Run, checkpoint: Checkpoint, out: Path, base: str) -> None:
             part_counts[_target_module(path)] = len(adapted)
     files.make_folder(out)
     files.write_atomic(out / WEIGHTS_FILE, safetensors.numpy.save(arrays, {"format": "pt"}))
-    files.write_atomic(out / "README.md", _adapter_card(c, checkpoint.step, base).encode("utf-8"))
-    files.write_json(out / SETTINGS_FILE, _adapter_config(c, part_counts, base))
+    files.write_atomic(out / "README.md", _adapter_card(c, checkpoint.step, hub_name).encode())
+    files.write_json(out / SETTINGS_FILE, _adapter_config(c, part_counts, hub_name))
 
 
 def _require_adaptable(run: Run, matrices: dict[str, tuple[str, ...]]) -> None:
@@ -124,7 +127,9 @@ def _stack_adapters(
     return a, np.concatenate(blocks)
 
 
-def _adapter_config(c: ModelConfig, part_counts: dict[str, int], base: str) -> dict[str, Any]:
+def _adapter_config(
+    c: ModelConfig, part_counts: dict[str, int], base: str | None
+) -> dict[str, Any]:
     """The values of adapter_config.json.
 
     `part_counts` has the number of adapted modules in each target module.
@@ -151,14 +156,11 @@ def _adapter_config(c: ModelConfig, part_counts: dict[str, int], base: str) -> d
     }
 
 
-def _adapter_card(c: ModelConfig, step: int, base: str) -> str:
+def _adapter_card(c: ModelConfig, step: int, base: str | None) -> str:
     """README.md of a folder of adapters."""
-    quoted_base = json.dumps(
-        base, ensure_ascii=False
-    )  # a literal in YAML and in Python, on one line
+    front_matter = f"base_model: {json.dumps(base)}\n" if base else ""
     return f"""---
-base_model: {quoted_base}
-library_name: peft
+{front_matter}library_name: peft
 pipeline_tag: text-generation
 tags:
 - lora
@@ -174,7 +176,7 @@ every layer, trained with glasslm for {step:,} steps.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({quoted_base})
+base = AutoModelForCausalLM.from_pretrained({json.dumps(base or "the folder of the base model")})
 model = PeftModel.from_pretrained(base, "the folder of this file")
 ```
 """
