@@ -144,7 +144,7 @@ def test_binary_content_is_named_with_a_command(name: str, errors: str, tmp_path
     assert "\n" not in message
     (tmp_path / "other.txt").write_text(ENGLISH)
     (note,) = prepare(tmp_path)
-    assert f"left out 1 files or folders: notes.txt ({kind[0]}" in note or kind in note
+    assert f"left out 1 of its files and folders: notes.txt ({kind[0]}" in note or kind in note
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -227,7 +227,7 @@ def test_omitted_files_are_named_up_to_a_bound(tmp_path: Path) -> None:
     for i in range(14):
         (tmp_path / f"{i:02}.bin").write_bytes(b"some\0thing")
     (note,) = prepare(tmp_path)
-    assert "left out 14 files" in note
+    assert "left out 14 of its files" in note
     assert "00.bin (binary: it has NUL bytes)" in note
     assert note.endswith("09.bin (binary: it has NUL bytes) and 4 more")
 

@@ -38,7 +38,7 @@ def test_the_trainer_sees_no_long_word(name: str) -> None:
     messages: list[str] = []
     pieces = list(cut_long_words(["before ", UNBROKEN[name], " after"], messages.append))
     (message,) = messages
-    assert "1 unbroken runs of more than 256 characters" in message
+    assert "unbroken runs of more than 256 characters were cut: 1 of them" in message
     assert max(map(len, pieces)) <= MAX_WORD_CHARACTERS
     assert sorted("".join(pieces)) == sorted(f"before {UNBROKEN[name]} after")
 

@@ -44,8 +44,8 @@ def cut_long_words(texts: Iterable[str], notify: Notify) -> Iterator[str]:
     if n_words:
         share = f", and 1 of {sample.stride} pieces was used" if sample.stride > 1 else ""
         notify(
-            f"note: the text has {n_words:,} unbroken runs of more than {MAX_WORD_CHARACTERS} "
-            f"characters; they were cut for the training of BPE{share}"
+            f"note: for the training of BPE, unbroken runs of more than {MAX_WORD_CHARACTERS} "
+            f"characters were cut: {n_words:,} of them{share}"
         )
 
 
