@@ -64,7 +64,7 @@ class DataConfig:
     Of a file at most 1% (replace), or all of it, whatever it holds (replace-all)."""
     special_tokens: Annotated[tuple[str, ...], optional_flag("TEXT...", "none")] = ()
     """Texts that are one token each, such as "<|endoftext|>" (the first ends each document).
-    A document is a file, a row of a data set, or a part between separators."""
+    A document is a file, a row of a dataset, or a part between separators."""
     document_separator: Annotated[str, optional_flag("TEXT", "none")] = ""
     """Text between the documents of a file. The first special token replaces it."""
 

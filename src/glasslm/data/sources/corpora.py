@@ -63,7 +63,7 @@ def end_documents(source: Source, data: DataConfig) -> Source:
 
 
 def _find_text(data: DataConfig, notify: Notify) -> Source:
-    """The text of `data`; the end of a document stands between the rows of a data set."""
+    """The text of `data`; the end of a document stands between the rows of a dataset."""
     separator = next(iter(data.used_special_tokens), SEPARATOR)
     if data.text_file:
         return text_paths.find_source(
