@@ -120,18 +120,15 @@ def _format_call(arguments: dict[str, Any]) -> str:
 
 def _finished_run(outcome: Outcome) -> Run:
     """The run of an outcome; raises the error of one that diverged or was interrupted."""
-    import signal
-
     from glasslm.errors import DivergedError
     from glasslm.report.notebook import DisplayedRun
+    from glasslm.training.interruption import pass_on_signal
 
     if outcome.status == "diverged":
         raise DivergedError(f"the run in {outcome.run_dir} diverged: see its metrics.jsonl")
     if outcome.status == "interrupted":
-        if outcome.signal == signal.SIGTERM:
-            signal.raise_signal(signal.SIGTERM)  # it ends the program, now that the run is saved
-        raise KeyboardInterrupt(
-            f"the run is saved: continue it with `glasslm resume {outcome.run_dir}`"
+        pass_on_signal(
+            outcome.signal, f"the run is saved: continue it with `glasslm resume {outcome.run_dir}`"
         )
     return DisplayedRun(outcome.run_dir)
 

@@ -33,6 +33,7 @@ from small_runs import (
     ignore_message,
     interrupt_at,
     logged_lines,
+    read_json,
     resume,
     small_config,
     train,
@@ -353,8 +354,9 @@ LAST_NOT_BEST = SAMPLED | {"lr": 1.0, "schedule": "constant"}  # the last weight
             LAST_NOT_BEST,
             False,
         ),  # while the last weights are measured: the best ones are not
-        ("score", SAMPLED, True),  # the last are the best
-        ("sample", {}, True),
+        ("score", SAMPLED, False),  # the last are the best
+        ("sample", {}, False),
+        ("save", {}, True),  # nothing follows
     ],
 )
 def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
@@ -373,7 +375,8 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
     with pytest.MonkeyPatch.context() as patch:
 
         def call_with_signal(self: Loop, *arguments: Any, **more: Any) -> Any:
-            if self.step == 20 and (moment != "score" or arguments[-1:] == (None,)):
+            is_moment = self.step == 20 and (moment != "score" or arguments[-1:] == (None,))
+            if is_moment and not self.interrupt.is_set():
                 signal.raise_signal(signal.SIGTERM)
             return original(self, *arguments, **more)
 
@@ -382,9 +385,6 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
     assert cut.status == ("finished" if complete else "interrupted")
     assert (tmp_path / "cut" / "checkpoints" / "000020" / "manifest.json").is_file()
     assert logged_lines(tmp_path / "cut", "end")[-1]["status"] == cut.status
-    assert len(logged_lines(tmp_path / "cut", "sample")) == len(
-        logged_lines(tmp_path / "whole", "sample")
-    )
     if not complete:
         assert cut.signal == signal.SIGTERM
         last = resume(tmp_path / "cut")
@@ -393,6 +393,33 @@ def test_a_signal_after_the_last_step_leaves_a_whole_checkpoint(
         assert whole.best is not None
         assert last.best["loss"] == whole.best["loss"]
     assert comparable_results(tmp_path / "cut", 20) == comparable_results(tmp_path / "whole", 20)
+
+
+@pytest.mark.parametrize("step", [0, 7, 10, 14])
+@pytest.mark.parametrize("moment", ["score", "sample"])
+def test_a_signal_during_a_measurement_ends_it_and_a_resumed_run_makes_it(
+    moment: str, step: int, text: Path, tmp_path: Path
+) -> None:
+    """It may take minutes. Each checkpoint is planned as in an uninterrupted run."""
+    flags = SAMPLED | {"eval_interval": 7, "sample_interval": 5, "checkpoint_interval": 7}
+    whole = train(text, tmp_path / "whole", **flags)
+    original = getattr(Loop, moment)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def call_with_signal(self: Loop, *arguments: Any) -> Any:
+            if self.step >= step:
+                signal.raise_signal(signal.SIGTERM)
+            return original(self, *arguments)
+
+        patch.setattr(Loop, moment, call_with_signal)
+        cut = train(text, tmp_path / "cut", **flags)
+    assert cut.status == "interrupted"
+    kind = {"score": "eval", "sample": "sample"}[moment]
+    assert all(line["step"] < step for line in logged_lines(cut.run_dir, kind))
+    assert resume(cut.run_dir).status == "finished"
+    assert comparable_results(cut.run_dir, 20) == comparable_results(whole.run_dir, 20)
+    states = [read_json(r.run_dir / "checkpoints/000020/state.json")["loop"] for r in (cut, whole)]
+    assert states[0] == states[1]
 
 
 def cut_back(run: Path, copy: Path, step: int) -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import warnings
-from contextlib import nullcontext
-from typing import TextIO
 
-from glasslm.cli.termination import exit_on_sigterm
-from glasslm.errors import GlasslmError
-from glasslm.text import notify, suggest_name
+from glasslm.cli import streams
+from glasslm.cli.streams import discard_output, open_standard_streams
+from glasslm.errors import GlasslmError, InputError
+from glasslm.text import notify, suggest_name, to_one_line
+from glasslm.training.interruption import raise_on_signals, signal_number
 
 COMMAND_GROUPS = {
     "Train": {
@@ -49,13 +50,71 @@ COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in gr
 COMMANDS_THAT_PRINT = {
     "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale",
 }  # fmt: skip
-COMMANDS_THAT_CLEAN_UP = ("export", "import", "merge")  # of a temporary model, on SIGTERM
 COMMANDS_UNDER_TORCHRUN = ("train", "finetune", "resume")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns its exit code (errors.py): 2 for bad input, without a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one command. Returns its exit code (errors.py): 2 for bad input, without a traceback.
+
+    Without `argv` this is the program: it takes the standard streams as they are, and after an
+    interruption it ends at once, whatever its threads still do.
+    """
+    if argv is not None:
+        return _run_and_report_errors(argv)
+    open_standard_streams()
+    exit_code = _run_and_report_errors(sys.argv[1:])
+    if exit_code > 128:
+        os._exit(exit_code)  # a thread may be in a library call that does not return
+    return exit_code
+
+
+def _run_and_report_errors(argv: list[str]) -> int:
+    program = f"glasslm {to_one_line(argv[0])}" if argv and argv[0] in COMMANDS else "glasslm"
+    try:
+        with raise_on_signals():
+            exit_code = _run(argv)
+            sys.stdout.flush()
+        return exit_code
+    except GlasslmError as error:
+        notify(f"{program}: {error}")
+        return error.exit_code
+    except MemoryError:
+        notify(
+            f"{program}: out of memory: close other programs, or choose a smaller model or less "
+            "text at once"
+        )
+        return 6
+    except KeyboardInterrupt as interrupt:  # a training run catches it first and saves a checkpoint
+        number = signal_number(interrupt)
+        name = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+        notify(f"\n{program}: {name}")
+        return 128 + number
+    except OSError as error:
+        return _report_system_error(error, program, argv)
+    finally:
+        discard_output()
+
+
+def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
+    """Tell what the system refused; returns the exit code."""
+    refused = streams.output_error()
+    if isinstance(error, BrokenPipeError) or isinstance(refused, BrokenPipeError):
+        if not argv or argv[0] in COMMANDS_THAT_PRINT or argv[0] not in COMMANDS:
+            return 0
+        notify(f"{program}: its output was closed before the end")
+        return 1
+    if refused is not None:
+        notify(f"{program}: standard output cannot be written ({refused.strerror})")
+        return 6 if streams.is_full(refused) else 1
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    where = ", ".join(to_one_line(str(name)) for name in names)
+    cure = f": check {where}" if where else ""
+    notify(f"{program}: {to_one_line(error.strerror or str(error))}{cure}")
+    return 6 if streams.is_full(error) else 2
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command, or show the help, the version or the completion."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_format_help())
         return 0
@@ -67,11 +126,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glasslm {version('glasslm')}")
         return 0
     if argv[0] == "--print-completion":
-        return _print_completion(argv[1:])
+        from glasslm.cli.completion import format_completion
+
+        print(format_completion(argv[1] if len(argv) > 1 else "", COMMANDS))
+        return 0
     if argv[0] not in COMMANDS:
         hint = suggest_name(argv[0], COMMANDS)
         notify(f"glasslm: there is no command '{argv[0]}'{hint}\n\n{_format_help()}")
         return 2
+    _require_readable_names(argv)
     for stream in (sys.stdout, sys.stderr):  # a model may write what the terminal's encoding lacks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -79,52 +142,40 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The training loop reports a run that diverges; NumPy's warnings would repeat it.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"glasslm\.engines")
-    return _run_and_report_errors(argv)
-
-
-def _print_completion(shells: list[str]) -> int:
-    from glasslm.cli.completion import format_completion
-
-    try:
-        print(format_completion(shells[0] if shells else "", COMMANDS))
-    except GlasslmError as error:
-        notify(f"glasslm: {error}")
-        return error.exit_code
-    return 0
-
-
-def _run_and_report_errors(argv: list[str]) -> int:
     try:
         is_distributed = "WORLD_SIZE" in os.environ and not {"-h", "--help"} & set(argv)
         if argv[0] in COMMANDS_UNDER_TORCHRUN and is_distributed:
             return _run_in_group(argv)
         return _run_command(argv)
-    except GlasslmError as error:
-        notify(f"glasslm {argv[0]}: {error}")
-        return error.exit_code
-    except MemoryError:
-        notify(
-            f"glasslm {argv[0]}: out of memory: close other programs, or choose a smaller model or "
-            "less text at once"
+    except SystemExit:  # the help of a command
+        sys.stdout.flush()
+        raise
+
+
+def _require_readable_names(argv: list[str]) -> None:
+    """Raise InputError where an argument or the working folder cannot be the name of a file."""
+    for position, word in enumerate(argv):
+        if "\0" in word:
+            raise InputError(f"argument {position} holds a NUL character: leave it out")
+        if surrogate := next((c for c in word if "\ud800" <= c <= "\udfff"), ""):
+            raise InputError(
+                f"argument {position} is not UTF-8 (lone surrogate U+{ord(surrogate):04X} in "
+                f"'{to_one_line(word)}'): rename the file, or write it in UTF-8"
+            )
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder cannot be used ({error.strerror}): change to another one with cd"
+        ) from None
+    if any("\ud800" <= character <= "\udfff" for character in folder):
+        raise InputError(
+            f"the name of the working folder is not UTF-8: {to_one_line(folder)}. Rename it"
         )
-        return 6
-    except KeyboardInterrupt:  # a training run catches it first and saves a checkpoint
-        notify(f"\nglasslm {argv[0]}: interrupted")
-        return 130
-    except BrokenPipeError:
-        if argv[0] in COMMANDS_THAT_PRINT:
-            return 0
-        notify(f"glasslm {argv[0]}: its output was closed before the end")
-        return 1
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            _flush_or_discard(stream)
 
 
 def _run_command(argv: list[str]) -> int:
-    cleans_up = argv[0] in COMMANDS_THAT_CLEAN_UP
-    with exit_on_sigterm() if cleans_up else nullcontext():
-        exit_code: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
+    exit_code: int = importlib.import_module(f"glasslm.cli.{argv[0]}").main(argv[1:])
     return exit_code
 
 
@@ -142,16 +193,6 @@ def _run_in_group(argv: list[str]) -> int:
         return _run_command(argv)
     finally:
         distributed.release_workers()
-
-
-def _flush_or_discard(stream: TextIO | None) -> None:
-    """Flush a stream. A closed one is redirected, or Python would fail again at its exit."""
-    if stream is None:  # closed before the program started
-        return
-    try:
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _format_help() -> str:

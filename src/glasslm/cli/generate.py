@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from signal import SIGINT
 from typing import Annotated, TextIO
 
 import tyro
@@ -30,6 +31,7 @@ from glasslm.inference.trained_model import (
     parse_checkpoint,
 )
 from glasslm.text import escape_control_chars, format_bytes, notify, print_escaped
+from glasslm.training.interruption import signal_number
 
 SAMPLERS = {
     "greedy": Sampling(temperature=0.0),
@@ -93,7 +95,7 @@ def main(argv: list[str]) -> int:
         flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
     )
     if flags.grammar and model.json_grammar.note:
-        print(f"note: {model.json_grammar.note}", file=sys.stderr)
+        notify(f"note: {model.json_grammar.note}")
     is_batch = flags.prompt is not None or flags.compare or flags.json
     try:
         if not is_batch and _is_terminal(sys.stdin):
@@ -104,8 +106,8 @@ def main(argv: list[str]) -> int:
         print_results(model, flags, prompt, flags.sampling)
         _print_cache_size(model, flags, prompt)
     except KeyboardInterrupt:
-        print()
-        return 130
+        print()  # ends the line of the text
+        raise
     return 0
 
 
@@ -118,21 +120,25 @@ def _ask_for_prompts(model: Model, flags: Flags) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() arrow keys and a history
     _print_cache_size(model, flags, "")
-    print(
-        "Type the start of a text and press Enter. Ctrl-C stops a text, Ctrl-D ends.",
-        file=sys.stderr,
-    )
+    notify("Type the start of a text and press Enter. Ctrl-C stops a text, Ctrl-D ends.")
     for turn in itertools.count():
         try:
             prompt = input("> ")
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt as interrupt:
+            if signal_number(interrupt) != SIGINT:
+                raise
             print()
             return
         # Each turn has its own seed, so that a repeated prompt gives another text.
         sampling = replace(flags.sampling, seed=(flags.sampling.seed + turn) % 2**64)
         try:
             _print_texts(model, flags, prompt, sampling)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            if signal_number(interrupt) != SIGINT:
+                raise
             print()
         except InputError as error:
             notify(str(error))
@@ -146,9 +152,8 @@ def _print_cache_size(model: Model, flags: Flags, prompt: str) -> None:
     factors = " x ".join(
         f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items()
     )
-    print(
-        f"cache: {factors} x {width} bytes = {format_bytes(cache_bytes(c, rows, capacity, width))}",
-        file=sys.stderr,
+    notify(
+        f"cache: {factors} x {width} bytes = {format_bytes(cache_bytes(c, rows, capacity, width))}"
     )
 
 
@@ -209,7 +214,7 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
         texts = _collect_texts(pieces, flags.num_samples, _show)
         _show("".join(f"\n---\n{prefix}{text.text}" for text in texts[1:]) + "\n")
     seconds, tokens = time.monotonic() - start, sum(text.tokens for text in texts)
-    print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    notify(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s")
     if not flags.cache:
         start = time.monotonic()
         for _ in _generate_pieces(model, flags, prompt, sampling, use_cache=True):

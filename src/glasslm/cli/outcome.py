@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from glasslm.cli.streams import discard_output
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
 
@@ -36,6 +36,8 @@ def report_outcome(outcome: Outcome, as_json: bool) -> int:
         text = json.dumps(to_json_types(facts | {"elapsed_s": round(outcome.elapsed_s, 1)}))
     else:
         text = f"{text}\nrun: {outcome.run_dir}"
-    with suppress(BrokenPipeError):  # a closed standard output does not change the run's exit code
+    try:
         print_result(text)
+    except OSError:  # a closed or full standard output does not change the run's exit code
+        discard_output()
     return outcome.exit_code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from signal import SIGINT
 from typing import TYPE_CHECKING, TextIO
 
 from glasslm.cli.flag_groups import RunArgument
@@ -49,7 +48,6 @@ def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
     from glasslm.lab.verification import integrity
     from glasslm.runs import run_folder
-    from glasslm.text import notify
 
     flags = parse(Flags, argv, "glasslm verify", DESCRIPTION)
     run_dir = run_folder.find_run(flags.run)
@@ -58,12 +56,8 @@ def main(argv: list[str]) -> int:
     for part in integrity.examine_run(run_dir):
         parts.append(part)
         _print_part(part, out)
-    try:
-        can_resume = flags.resume and parts[0].verdict == "ok"
-        resumption = _test_resume(run_dir, parts, out) if can_resume else None
-    except KeyboardInterrupt as error:
-        notify("\nglasslm verify: interrupted")
-        return 128 + (error.args[0] if error.args else SIGINT)
+    can_resume = flags.resume and parts[0].verdict == "ok"
+    resumption = _test_resume(run_dir, parts, out) if can_resume else None
     n_damaged = sum(part.verdict == "damaged" for part in parts)
     n_notes = sum(part.verdict == "note" for part in parts)
     verdict = (

@@ -6,7 +6,7 @@ Training measures the validation loss with it (training/loop.py), `glasslm evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ def evaluate(
     *,
     rows: int = 16,
     max_windows: int | None = None,
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> Score:
     """The score of tokens (N,), an array or memory map.
 
@@ -47,7 +48,8 @@ def evaluate(
     `block_size` predictions; windows do not overlap. The engine gets `rows` windows at a time. With
     `max_windows`, that many evenly spaced windows are taken, always the same. `byte_lengths` (V,)
     holds the size of each token's text. Nats are summed in float64. Raises InputError for fewer
-    than two tokens.
+    than two tokens. `check_interrupt` is called before each batch; its exception ends the
+    evaluation.
     """
     if len(tokens) < 2:
         raise InputError(
@@ -59,6 +61,7 @@ def evaluate(
     window_indices = np.arange(n_scored) * n_windows // n_scored
     nats, n_predicted, n_bytes = 0.0, 0, 0
     for inputs, targets in windows(tokens, block_size, window_indices, rows):
+        check_interrupt()
         is_predicted = targets >= 0
         nats += float(np.sum(engine.losses(inputs, targets), dtype=np.float64))
         n_predicted += int(np.count_nonzero(is_predicted))

@@ -13,7 +13,6 @@ import time
 from glasslm.data.batch_sampler import TokenArray, make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
-from glasslm.errors import DamagedError
 from glasslm.inference import evaluation, generation
 from glasslm.inference.sampling import Sampling
 from glasslm.runs import checkpoint
@@ -25,12 +24,12 @@ from glasslm.training import guard
 from glasslm.training.display import Display
 from glasslm.training.evaluation_windows import evaluation_windows
 from glasslm.training.guard import Guard, Limits
-from glasslm.training.interruption import Interrupt, catch_signals
+from glasslm.training.interruption import Interrupt, Interruption, catch_signals
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
 from glasslm.training.spikes import write_spike
-from glasslm.training.training_batch import training_batch
+from glasslm.training.training_batch import require_known_tokens, training_batch
 
 SKIP_ALL = -1.0  # every gradient norm is above it
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
@@ -66,6 +65,7 @@ class Loop:
         self.guard = Guard(self.config, dataset.tokenizer.vocab_size, state.guard)
         self.rollback_step = self.step if state.rollback_step is None else state.rollback_step
         self.saved_at = self.step if progress else -1
+        self.interrupt = Interrupt()  # `run` connects it with the signals
         self.signal: int | None = None  # the signal that interrupted the run
         self.started = time.perf_counter()
         self.seconds_training, self.steps_timed = 0.0, 0  # since the last logged step
@@ -75,19 +75,18 @@ class Loop:
 
         The status is "finished", "stopped" (by stop_at_loss or patience) or "interrupted".
         """
-        with catch_signals() as interrupt:
-            if self.evaluated_at < 0:  # a new run
-                self.evaluate()
-                if self.config.train.sample_interval:
-                    self.sample()
-                self.save()
-            while not (self._is_over() or interrupt.is_set() or self.step == stop_at):
-                self.do_step()
-            if not self._is_over():
-                self.save(planned=False)
-            elif self._finish(interrupt):
-                return "finished" if self.step == self.max_steps else "stopped"
-            self.signal = interrupt.received
+        with catch_signals() as self.interrupt:
+            try:
+                self._measure_step()  # a new run, or one that a signal interrupted before this
+                while not (self._is_over() or self.interrupt.is_set() or self.step == stop_at):
+                    self.do_step()
+                if self._is_over():
+                    self._finish()
+                    return "finished" if self.step == self.max_steps else "stopped"
+            except Interruption:
+                pass  # A resumed run makes the measurement.
+            self.save(planned=False)
+            self.signal = self.interrupt.received
             return "interrupted"
 
     def do_step(self) -> None:
@@ -101,17 +100,21 @@ class Loop:
         if is_due(self.step, train.log_interval) or is_last or not update.applied:
             self.log(self._step_line(losses, update))
         self.judge_step(batch, losses, update, limits)
-        if is_due(self.step, train.eval_interval):
+        self._measure_step()
+        self.display.tick(self.step)
+
+    def _measure_step(self) -> None:
+        """Evaluate, sample and save where it is due at this step and not done yet."""
+        train, is_new = self.config.train, self.evaluated_at < 0
+        if (is_due(self.step, train.eval_interval) or is_new) and self.evaluated_at != self.step:
             self.evaluate()
-        if is_due(self.step, train.sample_interval):
+        if is_due(self.step, train.sample_interval) and self.sampled_at != self.step:
             self.sample()
         # The checkpoint comes last, so that a resumed run repeats no line of this step and misses
-        # none. `finish` saves the last checkpoint, after its evaluation.
-        if (
-            is_due(self.step, train.checkpoint_interval) or self._is_best()
-        ) and not self._is_over():
+        # none. `_finish` saves the last checkpoint, after its evaluation.
+        is_planned = is_due(self.step, train.checkpoint_interval) or self._is_best() or is_new
+        if is_planned and not self._is_over():
             self.save()
-        self.display.tick(self.step)
 
     def advance(self) -> tuple[Batch, Losses, Update, Limits]:
         """Send one batch through the engine.
@@ -120,7 +123,7 @@ class Loop:
         otherwise.
         """
         batch = self.batch(self.step)
-        self._require_known_tokens(int(batch.targets.max()))
+        require_known_tokens(batch, self.dataset.tokenizer.vocab_size)
         limits = self.guard.limits
         losses = self.engine.accumulate(batch, 1 / batch.targets.size)
         enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
@@ -136,15 +139,6 @@ class Loop:
         """The training batch of a step, counted from 0."""
         rows = self.config.train.batch_size
         return training_batch(self.sampler, self.dataset.train.tokens, step, rows)
-
-    def _require_known_tokens(self, largest: int) -> None:
-        """Raise DamagedError for a token outside the vocabulary: it has no embedding."""
-        vocab_size = self.dataset.tokenizer.vocab_size
-        if largest >= vocab_size:
-            raise DamagedError(
-                f"the batch of step {self.step + 1} holds token {largest}, of {vocab_size}: the "
-                "tokens in the cache were altered during the run. `glasslm resume` makes them again"
-            )
 
     def judge_step(self, batch: Batch, losses: Losses, update: Update, limits: Limits) -> None:
         """Let the guard judge the numbers of a step, and act on its verdict."""
@@ -174,14 +168,15 @@ class Loop:
 
     def evaluate(self) -> None:
         """Measure and log the validation loss."""
-        score = self.score(self.dataset.val.tokens, self.max_windows)
-        is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
-        self.log(self._eval_line(self.step, score, is_best))
+        score, old_score = self.score(self.dataset.val.tokens, self.max_windows), None
         if self.old_text is not None:
             windows = evaluation_windows(self.config, len(self.old_text))
             old_score = self.score(self.old_text, windows)
+        is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
+        self.log(self._eval_line(self.step, score, is_best))
+        if old_score is not None:
             self.log(self._eval_line(self.step, old_score, is_best=False, split="old"))
-        self.evaluated_at = self.step
+        self.evaluated_at, self.saved_at = self.step, -1
         if is_best:
             self.best, self.patience_used = Best(self.step, score.loss), 0
         else:
@@ -205,20 +200,15 @@ class Loop:
             return True
         return patience is not None and self.patience_used >= patience
 
-    def _finish(self, interrupt: Interrupt) -> bool:
-        """Evaluate and save the last weights; measure them and the best ones on the whole split.
-
-        False where a signal came before the measurements: a resumed run makes them.
-        """
+    def _finish(self) -> None:
+        """Evaluate and save the last weights; measure them and the best ones on the whole split."""
         if self.evaluated_at != self.step:
             self.evaluate()
         if self.sampled_at != self.step and self.config.train.sample_interval:
             self.sample()
         self.save()
         if self.max_windows is not None and not self.full_split_measured:
-            lines = self._full_split_evals(interrupt)
-            if lines is None:
-                return False
+            lines = self._full_split_evals()
             losses = {line["step"]: as_float(line["loss"]) for line in lines}
             if finite := [line for line in lines if math.isfinite(losses[line["step"]])]:
                 best = min(finite, key=lambda line: losses[line["step"]])
@@ -228,18 +218,13 @@ class Loop:
                 self.log(line)
             self.full_split_measured = True
             self.save(again=True)  # state.json names the best step of the whole split
-        return True
 
-    def _full_split_evals(self, interrupt: Interrupt) -> list[EvalLine] | None:
-        """The losses of the last and the best weights on the whole split; None after a signal."""
-        if interrupt.is_set():
-            return None
+    def _full_split_evals(self) -> list[EvalLine]:
+        """The losses of the last and the best weights on the whole split."""
         val_tokens = self.dataset.val.tokens
         lines = [self._eval_line(self.step, self.score(val_tokens, None), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
-            if interrupt.is_set():
-                return None
             self.engine.load(best.weights().items())
             lines.append(self._eval_line(best.step, self.score(val_tokens, None), is_best=False))
             self._load_checkpoint(self.step)
@@ -259,6 +244,7 @@ class Loop:
             self.config.model.block_size,
             rows=self.engine.micro_batch_size * EVALUATION_BATCH,
             max_windows=max_windows,
+            check_interrupt=self.interrupt.check,
         )
 
     def sample(self) -> None:
@@ -273,8 +259,11 @@ class Loop:
             max_new_tokens=SAMPLE_TOKENS,
             sampling=sampling,
         )
-        text = "".join(piece.text for piece in pieces)
-        self.sampled_at = self.step
+        text = ""
+        for piece in pieces:
+            self.interrupt.check()
+            text += piece.text
+        self.sampled_at, self.saved_at = self.step, -1
         self.log(
             {
                 "kind": "sample",

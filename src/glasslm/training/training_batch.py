@@ -6,6 +6,7 @@ import numpy as np
 
 from glasslm.data.batch_sampler import BatchSampler, TokenArray
 from glasslm.engines.protocol import Batch
+from glasslm.errors import DamagedError
 
 
 def training_batch(sampler: BatchSampler, tokens: TokenArray, step: int, rows: int) -> Batch:
@@ -13,3 +14,13 @@ def training_batch(sampler: BatchSampler, tokens: TokenArray, step: int, rows: i
     indices = np.arange(rows)
     inputs, targets = sampler.batch(tokens, step, indices)
     return Batch(inputs, targets, step, indices)
+
+
+def require_known_tokens(batch: Batch, vocab_size: int) -> None:
+    """Raise DamagedError for a token outside the vocabulary: it has no embedding."""
+    largest = int(batch.targets.max())
+    if largest >= vocab_size:
+        raise DamagedError(
+            f"the batch of step {batch.step + 1} holds token {largest}, of {vocab_size}: the "
+            "tokens in the cache were altered during the run. `glasslm resume` makes them again"
+        )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +29,7 @@ from glasslm.model import flops
 from glasslm.runs.metrics import ENDED_STATUSES, step_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration
-from glasslm.training.interruption import Interrupt, catch_signals
+from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
 
 RunnerName = Literal["local", "ray"]
 PROGRESS_INTERVAL_S = 20.0  # between two messages about the whole study
@@ -106,8 +105,7 @@ def run_all(
             }
             codes = _collect_exit_codes(jobs, progress, interrupted)
     if interrupted.received:
-        signal.signal(interrupted.received, signal.SIG_DFL)
-        signal.raise_signal(interrupted.received)
+        pass_on_signal(interrupted.received)
     return {trial.name: _read_outcome(study, trial, codes.get(trial.name)) for trial in trials}
 
 
@@ -122,8 +120,8 @@ def run_in_turn(
 
     The report of each run is written as well. Returns the outcome of each trial by its name. Each
     run uses all threads of `compute`. After a signal the current run saves a checkpoint; then
-    SIGTERM ends the program, and SIGINT raises KeyboardInterrupt. Raises InputError if a run in the
-    folder has other settings than its trial.
+    SIGINT raises KeyboardInterrupt, and another signal ends the program. Raises InputError if a run
+    in the folder has other settings than its trial.
     """
     from glasslm.lab.studies.worker import train_or_resume
     from glasslm.report import run_report
@@ -136,9 +134,7 @@ def run_in_turn(
         outcome = train_or_resume(path, trial.config, compute, trial.name, command, _ignore)
         run_report.write_after_training(outcome, _ignore)
         if outcome.status == "interrupted":
-            if outcome.signal == signal.SIGTERM:
-                signal.raise_signal(signal.SIGTERM)  # the handlers of the run are gone
-            raise KeyboardInterrupt
+            pass_on_signal(outcome.signal)
         codes[trial.name] = outcome.exit_code
     return {trial.name: _read_outcome(study, trial, codes.get(trial.name)) for trial in trials}
 
