@@ -106,6 +106,9 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
     if refused is not None:
         notify(f"{program}: standard output cannot be written ({refused.strerror})")
         return 6 if streams.is_full(refused) else 1
+    if error.filename is None and streams.is_full(error):
+        notify(f"{program}: no room to write its output ({error.strerror}): free some space")
+        return 6
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     where = ", ".join(to_one_line(str(name)) for name in names)
     cure = f": check {where}" if where else ""
