@@ -259,7 +259,7 @@ def _experts(kind: str, values: Values) -> dict[str, Any]:
             normalized == (per_token > 1),
             "norm_topk_prob",
             normalized,
-            "true, with 2 or more experts a token",
+            "true, with 2 or more experts per token",
         )
         dense = (values.integer("decoder_sparse_step", 1), values.array("mlp_only_layers"))
         require_supported(
