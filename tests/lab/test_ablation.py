@@ -5,26 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import glasslm
 from glasslm import cli
+from glasslm.cli import train
+from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
 from glasslm.lab.studies import ablation, ablation_figures, ablation_report
 from glasslm.lab.studies.ablation import (
     BASELINE,
-    COLUMNS,
     AblationSpec,
     Plan,
     VariantResult,
     judge_variants,
-    to_csv,
 )
 from glasslm.lab.studies.ablation_axes import variants
+from glasslm.lab.studies.ablation_table import COLUMNS, to_csv
+from glasslm.lab.studies.checkout import train_command
 from glasslm.lab.studies.sweep import Runner
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.report import figures
@@ -349,3 +353,79 @@ def test_unknown_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
             continue  # Ray is installed here
         assert code == 2, errors
         assert message in errors
+
+
+# -- another version of the code -------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of this source in which AdamW takes smaller steps."""
+    copy = tmp_path / "other" / "src" / "glasslm"
+    shutil.copytree(
+        Path(glasslm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    path = copy / "training" / "learning_rate.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("lr, low = config.lr, config.min_lr") == 1
+    path.write_text(text.replace("= config.lr, config", "= config.lr / 8, config"), "utf-8")
+    return tmp_path / "other"
+
+
+def test_two_versions_of_the_code_are_compared(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "study"
+    words = ["ablate", "--against", str(checkout), "--text-file", str(text), "--seeds", "2"]
+    words += ["--out", str(out), "--min-lr", "0", "--no-bias", "--tokenizer", "char", *TINY]
+    assert cli.main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out.splitlines()[-1])
+    assert [entry["variant"] for entry in facts["variants"]] == [BASELINE, "version unknown"]
+    ours, theirs = (entry["losses"] for entry in facts["variants"])
+    assert all(there > here for here, there in zip(ours, theirs))  # it has learnt less
+    assert "the baseline: commit " in captured.err
+    assert f"{checkout}: commit unknown" in captured.err
+    runs = {path.name: Run(path) for path in (out / "runs").iterdir()}
+    assert len(runs) == 4
+    for seed in (42, 43):
+        here, there = (runs[f"{stem}-s{seed}"] for stem in (BASELINE, "version-unknown"))
+        assert here.config == there.config
+        assert "glasslm train" in there.record["command"]
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "The baseline is trained by commit" in report
+    assert cli.main(words) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "broken"])
+def test_a_checkout_that_is_none_is_refused_before_anything_runs(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    if kind == "empty":
+        other.mkdir()
+    if kind == "broken":
+        source = other / "src" / "glasslm"
+        source.mkdir(parents=True)
+        (source / "__main__.py").touch()
+        (source / "__init__.py").write_text("import nothing_of_this_name", "utf-8")
+    words = ["--text-file", str(tmp_path / "missing.txt"), "--out", str(tmp_path / "study")]
+    assert cli.main(["ablate", "--against", str(other), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"--against is {other}" in error
+    assert ("nothing_of_this_name" if kind == "broken" else "src/glasslm") in error
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_flags_of_a_command_make_the_same_config(tmp_path: Path) -> None:
+    config = with_flags(
+        base(seed=3),
+        {
+            "text_file": ("a.txt", "b.txt"), "betas": (0.8, 0.9), "lr": 1 / 3, "min_lr": 0.0,
+            "bias": True, "tie_embeddings": False, "position": "alibi", "max_steps": 7,
+        },
+    ).resolve()  # fmt: skip
+    command = train_command(tmp_path / "run", config, COMPUTE)
+    assert command[2:5] == ["-m", "glasslm", "train"]
+    assert train.parse(command[5:]).config.resolve() == config

@@ -203,6 +203,20 @@ def test_runs_on_other_texts_are_not_ranked(folder: Path) -> None:
     assert "lowest" not in text
 
 
+def test_a_lossy_tokenizer_has_no_winner_in_bits_per_byte(folder: Path, tmp_path: Path) -> None:
+    for name in ("plain", "bytes"):
+        copy_run(folder / name, tmp_path / name)
+    path = tmp_path / "bytes" / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["tokenizer"]["lossless"] = False
+    path.write_text(json.dumps(record), encoding="utf-8")
+    sides = comparison.label_runs([Run(tmp_path / name) for name in ("plain", "bytes")])
+    text = " ".join(comparison.remarks(sides))
+    assert "The tokenizer of B does not decode to the text" in text
+    assert "No run is called better" in text
+    assert "lowest" not in text
+
+
 def test_more_runs_than_letters(folder: Path, tmp_path: Path) -> None:
     sides = compared(folder, *(["plain", "rate"] * 15))
     assert [side.letter for side in sides][24:] == ["Y", "Z", "AA", "AB", "AC", "AD"]

@@ -33,6 +33,7 @@ comparisons (Holm). A run that diverges counts as a result.
 
 Examples:
   glasslm ablate --axes depth,activation --seeds 3 --budget 45m
+  glasslm ablate --against ../glasslm-0.1 --seeds 5 --max-steps 300
   glasslm ablate --axes norm --match time --text-file book.txt
   glasslm ablate --axes optimizer --rates 0.3/1/3 --runner ray"""
 
@@ -53,6 +54,9 @@ class Flags(RecipeFlags):
     rates: Annotated[str, tyro.conf.arg(metavar="X/Y/Z", help_behavior_hint="(default: none)")] = ""
     """Learning rates to try for each variant, as multiples of its own, such as 0.3/1/3.
     They are tried with a seed of their own."""
+    against: Annotated[Path | None, optional_flag("CHECKOUT", "none")] = None
+    """Compare with another version of glasslm: a checkout, whose `python -m glasslm` trains the
+    baseline's runs. Without --axes, nothing else varies."""
     margin: Annotated[float | None, optional_flag("NATS", "none")] = None
     """Largest difference that counts as equal (TOST)."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
@@ -69,13 +73,17 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
     study = run_folder.study_folder(flags.out, "ablation", flags.preset)
+    axes = tuple(flags.axes.split(","))
+    if flags.against and not any(word.partition("=")[0] == "--axes" for word in argv):
+        axes = ()
     spec = ablation.AblationSpec(
-        tuple(flags.axes.split(",")),
+        axes,
         flags.seeds,
         flags.match,
         flags.margin,
         _parse_rates(flags.rates),
         flags.budget,
+        None if flags.against is None else str(flags.against),
     )
     runner = flags.runner.make_runner(flags.compute)
     plan = ablation.plan(flags.config, spec, runner, study, notify)

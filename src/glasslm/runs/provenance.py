@@ -32,24 +32,28 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
 
 
-def git() -> dict[str, Any] | None:
-    """The commit of glasslm's source, and whether it was changed; None outside of a checkout."""
+def git(source: Path | None = None) -> dict[str, Any] | None:
+    """The commit of glasslm's source, and whether it was changed; None outside of a checkout.
+
+    `source` is the folder of the package; None: of this one.
+    """
+    folder = source or Path(__file__).parents[1]
     try:
         # This fails for an installed copy inside another repository.
-        _git("ls-files", "--error-unmatch", "__init__.py")
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         return {
-            "commit": _git("rev-parse", "HEAD"),
-            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".")),
+            "commit": _git(folder, "rev-parse", "HEAD"),
+            "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")),
         }
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(*arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "--no-optional-locks", *arguments]
     process = subprocess.run(
         command,
-        cwd=Path(__file__).parents[1],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,

@@ -7,9 +7,7 @@ lab/statistics.py, the axes those of ablation_axes.py.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +33,8 @@ from glasslm.lab.studies.ablation_budget import (
     relative_costs,
     required_seconds,
 )
+from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
+from glasslm.lab.studies.checkout import check_checkout, version_name
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     load_plan,
@@ -66,6 +66,7 @@ class AblationSpec:
     margin: float | None = None  # nats; a smaller difference does not matter
     rates: tuple[float, ...] = ()  # multiples of a variant's learning rate to try; (): no tuning
     budget: str | None = None  # time for the whole study
+    against: str | None = None  # a checkout of another version of glasslm, as one more variant
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,20 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     Times are measured once: a study that is resumed reads its plan. Raises InputError if that plan
     has other flags.
     """
-    flags = to_json_types([to_dict(base), dataclasses.astuple(spec)])
+    settings = dataclasses.astuple(spec)
+    # A study without --against has the settings that 0.1.0 wrote.
+    flags = to_json_types([to_dict(base), settings if spec.against else settings[:-1]])
     if saved := load_plan(study, flags):
         return _restore_plan(saved, spec)
-    if not variants(spec.axes, base):  # before the text is read
+    if spec.against is not None:
+        check_checkout(Path(spec.against))
+        other = version_name(Path(spec.against, "src", "glasslm"))
+        notify(f"the baseline: commit {version_name()}; {spec.against}: commit {other}")
+    elif not variants(spec.axes, base):  # before the text is read
         raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
     base, dataset = prepare_recipe(base, notify)
     V = dataset.tokenizer.vocab_size
-    planned = variants(spec.axes, base)
+    planned = _list_variants(spec, base)
     for line in skipped_values(spec.axes, base):
         notify(f"note: {line}")
     configs = [base, *(variant.config for variant in planned)]
@@ -157,9 +164,12 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
                 match_budget(variant.config, base, spec.match, V, step_seconds)
             )
         )
-        for variant in variants(spec.axes, base)
+        for variant in _list_variants(spec, base)
     ]
-    listed = [[variant.axis, variant.value, to_dict(variant.config)] for variant in planned]
+    listed = [
+        [variant.axis, variant.value, to_dict(variant.config), variant.checkout]
+        for variant in planned
+    ]
     save_plan(
         study,
         flags,
@@ -173,11 +183,20 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     return Plan(base, planned, spec, V, compute)
 
 
+def _list_variants(spec: AblationSpec, base: RunConfig) -> list[Variant]:
+    """The variants of the axes, and the other version of glasslm with the baseline's config."""
+    planned = variants(spec.axes, base)
+    if spec.against is not None:
+        name = version_name(Path(spec.against, "src", "glasslm"))
+        planned.append(Variant(VERSION_AXIS, name, base, str(Path(spec.against).absolute())))
+    return planned
+
+
 def _restore_plan(saved: dict[str, Any], spec: AblationSpec) -> Plan:
     """The plan that plan.json contains."""
     planned = [
-        Variant(axis, value, from_dict(RunConfig, config))
-        for axis, value, config in saved["variants"]
+        Variant(axis, value, from_dict(RunConfig, config), *checkout)
+        for axis, value, config, *checkout in saved["variants"]
     ]
     compute = from_dict(ComputeConfig, saved["compute"])
     return Plan(from_dict(RunConfig, saved["base"]), planned, spec, saved["vocab_size"], compute)
@@ -235,7 +254,9 @@ def run(
         rates = _tune_rates(plan, train)
     trials = {
         (stem, seed): Trial(
-            f"{stem}-s{seed}", with_rate_and_seed(entry.config, rates[stem][0], seed)
+            f"{stem}-s{seed}",
+            with_rate_and_seed(entry.config, rates[stem][0], seed),
+            entry.checkout,
         )
         for entry in entries
         for stem in [_run_stem(entry)]
@@ -308,6 +329,7 @@ def _tune_rates(
         (_run_stem(entry), multiple): Trial(
             f"tune-{_run_stem(entry)}-x{multiple:g}",
             with_rate_and_seed(entry.config, entry.config.optimizer.lr * multiple, seed),
+            entry.checkout,
         )
         for entry in plan.variants_with_baseline
         for multiple in multiples
@@ -331,50 +353,3 @@ def _tune_rates(
 def _run_stem(variant: Variant) -> str:
     """The first part of the names of a variant's runs."""
     return BASELINE if variant.axis == BASELINE else variant.name
-
-
-COLUMNS = (
-    "variant", "axis", "value", "seed", "parameters", "final_val_loss", "best_val_loss", "bpb",
-    "delta", "ci_low", "ci_high", "p", "p_holm", "verdict", "wall_s", "step_ms", "peak_bytes",
-)  # fmt: skip
-
-
-def to_csv(results: Sequence[VariantResult]) -> str:
-    """The content of ablation_table.csv: a row for each run.
-
-    The columns delta to verdict describe the whole variant.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for result in results:
-        comparison, verdict = result.comparison, result.verdict
-        shared: list[object] = [None] * 4
-        if comparison:
-            shared = [comparison.delta, comparison.ci_low, comparison.ci_high, comparison.p]
-        shared += [verdict.p_holm, verdict.words] if verdict else [None, "the baseline"]
-        for trial in result.trials:
-            writer.writerow(
-                _format_cell(value)
-                for value in (
-                    result.name,
-                    result.axis,
-                    result.value,
-                    trial.seed,
-                    result.parameters,
-                    trial.final_loss,
-                    trial.best_loss,
-                    trial.bpb,
-                    *shared,
-                    trial.wall_s,
-                    trial.step_ms,
-                    trial.peak_bytes,
-                )
-            )
-    return out.getvalue()
-
-
-def _format_cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -39,6 +39,7 @@ class Variant(NamedTuple):
     axis: str
     value: str
     config: RunConfig
+    checkout: str = ""  # of another version of glasslm, which trains the runs
 
     @property
     def name(self) -> str:

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glasslm import files
-from glasslm.lab.studies.ablation import Plan, VariantResult, to_csv
+from glasslm.lab.studies.ablation import Plan, VariantResult
 from glasslm.lab.studies.ablation_axes import MATCH_LABELS, find_axis, skipped_values
 from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
+from glasslm.lab.studies.ablation_table import to_csv
+from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
+from glasslm.lab.studies.checkout import version_name
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
@@ -310,9 +313,16 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
 def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Section:
     """The table of one axis, the baseline first."""
     rows = [results[0], *(result for result in results if result.axis == axis)]
-    note = find_axis(axis)[1].note
-    notes = [*skipped_values([axis], plan.base), *([note] if note else [])]
-    if plan.spec.match == "parameters":
+    if axis == VERSION_AXIS:
+        notes = [
+            f"the baseline is trained by commit {version_name()} of glasslm, {row.name} by that "
+            f"commit, of {plan.spec.against}"
+            for row in rows[1:]
+        ]
+    else:
+        note = find_axis(axis)[1].note
+        notes = [*skipped_values([axis], plan.base), *([note] if note else [])]
+    if plan.spec.match == "parameters" and axis != VERSION_AXIS:
         notes = [
             "the width is changed to keep the number of parameters (or the depth, on the axis of "
             "the width)"

@@ -40,6 +40,7 @@ class Trial(NamedTuple):
 
     name: str  # of its folder
     config: RunConfig
+    checkout: str = ""  # of another version of glasslm, which trains the run
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ def _make_job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[s
         "preset": trial.name,
         "command": command,
         "core": None,
+        "checkout": trial.checkout,
     }
 
 
