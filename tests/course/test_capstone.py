@@ -14,8 +14,8 @@ import pytest
 
 from glasslm import cli
 from glasslm.config.conversion import from_dict
-from glasslm.config.schema import ComputeConfig, RunConfig
-from glasslm.course.capstone import build
+from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
+from glasslm.course.capstone import build, handout
 from glasslm.course.capstone.build import CapstoneRecord
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ladder, scaling_study, study_plan, sweep
@@ -85,7 +85,7 @@ def test_everything_is_in_one_folder_and_made_once(
         "3. The effect of each choice",
         "4. How loss depends",
     )
-    for title in (*titles, "5.1 ", "5.8 ", "The KV cache", "Chinchilla"):
+    for title in (*titles, "5.1 ", "5.8 ", "The KV cache", "Chinchilla", "The baseline "):
         assert title in shown.text, title
     links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
     assert len(links) > 20
@@ -247,3 +247,15 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
     axes = build._list_axes([6, 384, 6])
     assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
     assert len(ablation.variants(axes, build._baseline_config(recipe, [6, 384, 6]).resolve())) >= 15
+
+
+def test_the_page_says_why_the_ablation_is_of_another_model() -> None:
+    model = ModelConfig(d_model=128, n_layers=4, n_heads=4, dropout=0.1)
+    baseline = ModelConfig(d_model=96, n_layers=6, n_heads=6)
+    text = handout.explain_baseline(baseline, model, 17)
+    assert "n_layers 6 instead of 4" in text
+    assert "d_model 96 instead of 128" in text
+    assert "dropout 0 instead of 0.1" in text
+    assert "54 runs" in text
+    assert f"{build.MIN_STEPS} steps" in text
+    assert "the same architecture" in handout.explain_baseline(model, model, 17)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone import quiz
-from glasslm.course.capstone.build import SEEDS, Ablation, Capstone
+from glasslm.course.capstone.build import BASELINES, MIN_STEPS, SEEDS, Ablation, Capstone
 from glasslm.course.capstone.questions import Answer
 from glasslm.lab.scaling import fit_figures, fit_report
 from glasslm.lab.scaling.fit_report import format_interval
@@ -162,8 +164,35 @@ def _ablation_section(capstone: Capstone) -> Section:
         ("table", "ablation/ablation_table.csv"),
         ("training curves", "ablation/training_curves.png"),
     ]
-    paragraphs = [ablation_report.lead_paragraph(plan), *ablation_report.findings(plan, results)]
+    paragraphs = [
+        ablation_report.lead_paragraph(plan),
+        explain_baseline(plan.base.model, capstone.run.config.model, len(plan.variants)),
+        *ablation_report.findings(plan, results),
+    ]
     return Section(title, paragraphs, (), (), (picture,), links)
+
+
+def explain_baseline(baseline: ModelConfig, model: ModelConfig, n_variants: int) -> str:
+    """Whether the ablation's baseline is the model of section 1, and why not."""
+    baseline, model = baseline.resolve(), model.resolve()
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    differing = [name for name in names if getattr(baseline, name) != getattr(model, name)]
+    if not differing:
+        return "The baseline has the same architecture as the model of section 1."
+    listed = ", ".join(
+        f"{name} {_format(getattr(baseline, name))} instead of {_format(getattr(model, name))}"
+        for name in differing
+    )
+    return (
+        f"The baseline is not the model of section 1: {listed}. The study trains "
+        f"{(n_variants + 1) * SEEDS} runs in its share of the budget, so its baseline is the "
+        f"largest of {len(BASELINES)} sizes that leaves each run {MIN_STEPS} steps at the measured "
+        "speed, or the smallest. A difference may be another one at the size of section 1."
+    )
+
+
+def _format(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _scaling_section(capstone: Capstone) -> Section:
