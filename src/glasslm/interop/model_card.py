@@ -23,7 +23,7 @@ from glasslm.interop.card_paths import file_name, strip_folders
 from glasslm.interop.model_export import ModelExport
 from glasslm.model.parameters import parameter_table
 from glasslm.report import data_checks, report_tables, run_report
-from glasslm.report.page import inline_markdown
+from glasslm.report.page import escape_markdown
 from glasslm.runs.metrics import (
     EvalLine,
     Line,
@@ -63,7 +63,7 @@ def render_card(export: ModelExport, difference: float | None) -> str:
     evals = {line.get("split", "val"): line for line in step_evals if line.get("loss") is not None}
     parts = [
         front_matter(export, evals),
-        f"# {inline_markdown(export.name)}",
+        f"# {escape_markdown(export.name)}",
         _lead(export),
         "## Model",
         _table(_architecture(export)),
@@ -92,16 +92,16 @@ def _lead(export: ModelExport) -> str:
     total = parameter_table(export.config, export.vocab_size).total
     model = f"A {level} language model".replace("  ", " ") + f" with {total:,} parameters"
     if imported := record.get("imported"):
-        kind = inline_markdown(imported.get("model_type", "unknown"))
+        kind = escape_markdown(imported.get("model_type", "unknown"))
         return (
             f"{model}, imported into glasslm from a folder of the model type {kind}. "
             "It was not trained by glasslm."
         )
     training = "trained from scratch"
     if base := record.get("base"):
-        base_run = inline_markdown(file_name(str(base.get("run"))))
+        base_run = escape_markdown(file_name(str(base.get("run"))))
         training = f"fine-tuned from the run {base_run} (step {base.get('step')})"
-    text = inline_markdown(text_name(export.run.config.data))
+    text = escape_markdown(text_name(export.run.config.data))
     return f"{model}, {training} on {text} with glasslm."
 
 
@@ -162,7 +162,7 @@ def _data(export: ModelExport) -> list[str]:
         for file in files[:MAX_LISTED_FILES]
     ]
     parts = [
-        f"The text was {inline_markdown(text_name(data))}{_licence(data)}. "
+        f"The text was {escape_markdown(text_name(data))}{_licence(data)}. "
         f"It was split in order: {_split(data)}.",
         _table(report_tables.data_rows(export.run.record)),
         _table(file_rows, ("file", "bytes", "sha256")),
@@ -179,7 +179,7 @@ def _licence(data: DataConfig) -> str:
     """The licence and the origin of a named text; empty for other texts."""
     if data.corpus:
         _, licence, origin = corpora.CORPUS_FACTS[data.corpus]
-        return f" ({inline_markdown(licence)}), from {inline_markdown(re.split('[,;]', origin)[0])}"
+        return f" ({escape_markdown(licence)}), from {escape_markdown(re.split('[,;]', origin)[0])}"
     if data.hf_dataset:
         return " of Hugging Face (its licence is in its dataset card)"
     return ""
@@ -382,7 +382,7 @@ def _limits(export: ModelExport) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    lines = [header, ["---"] * len(header), *(map(inline_markdown, row) for row in rows)]
+    lines = [header, ["---"] * len(header), *(map(escape_markdown, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -33,6 +33,7 @@ MARKS = {
 
 # What a sentence quotes in backticks: a command, a flag, or a file. Nothing in it is markup.
 COMMAND = re.compile(r"`([\w./=-]+(?: [\w./=-]+)*)`")
+MARKUP = re.compile(r"([\\`*_\[\]<>|&#~$!])")  # of Markdown
 # A number with its sign, percent sign or unit of one letter, an interval, or the mark for none.
 NUMBER = re.compile(
     r"[-+\u2212]?[\d.,]+(?:e[-+]?\d+)?\s?[%a-zA-Z]?"
@@ -154,16 +155,20 @@ def cell_class(text: str) -> str:
 
 
 def inline_markdown(text: Any) -> str:
-    """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped.
+    """A sentence of glasslm for a line of Markdown, with markup escaped outside of commands.
 
     A command in backticks stays in backticks.
     """
     line = " ".join(escape_control_chars(str(text)).split())
     parts = COMMAND.split(line)  # text, command, text, command, ..., text
     return "".join(
-        f"`{part}`" if index % 2 else re.sub(r"([\\`*_\[\]<>|&#~$!])", r"\\\1", part)
-        for index, part in enumerate(parts)
+        f"`{part}`" if index % 2 else MARKUP.sub(r"\\\1", part) for index, part in enumerate(parts)
     )
+
+
+def escape_markdown(text: Any) -> str:
+    """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped."""
+    return MARKUP.sub(r"\\\1", " ".join(escape_control_chars(str(text)).split()))
 
 
 def _inline_svg(picture: Picture) -> Any:
