@@ -27,6 +27,7 @@ from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.model.parameters import initial_weights
+from glasslm.runs.blas import format_blas, loaded_blas
 
 
 class TorchPeer(torch.nn.Module):
@@ -174,7 +175,7 @@ def main() -> None:
     times = time_in_turns(steps, args.seconds, max(1, 8192 // (B * T)))
     ratio = statistics.median(b / a for a, b in zip(*times.values()))
     machine = platform.processor() or platform.machine()
-    versions = f"numpy {np.__version__}, torch {torch.__version__}"
+    versions = f"numpy {np.__version__}, torch {torch.__version__}, {format_blas(loaded_blas())}"
     print(f"{datetime.date.today()}  {machine}, {args.threads} threads, {versions}")
     pairs, micro = len(times["PyTorch eager"]), config.train.micro_batch_size
     print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {micro}, {pairs} pairs")

@@ -398,6 +398,26 @@ def test_two_versions_of_the_code_are_compared(
     assert "4 of 4 runs are finished already" in capsys.readouterr().err
 
 
+def test_a_version_that_reads_the_flags_otherwise_is_no_counterpart(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = checkout / "src" / "glasslm" / "config" / "conversion.py"
+    text = path.read_text(encoding="utf-8")
+    end = "    return dataclasses.asdict(config)\n"
+    assert text.count(end) == 1
+    other = (
+        "    values = dataclasses.asdict(config)\n"
+        "    values.get('optimizer', {})['ema'] = 0.5\n"
+        "    return values\n"
+    )
+    path.write_text(text.replace(end, other), "utf-8")
+    text_file = write_text(tmp_path / "text.txt")
+    words = ["ablate", "--against", str(checkout), "--text-file", str(text_file), "--seeds", "1"]
+    assert cli.main([*words, "--out", str(tmp_path / "study"), *TINY]) == 1
+    report = (tmp_path / "study" / "report.md").read_text(encoding="utf-8")
+    assert "trains with another ema" in report
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "broken"])
 def test_a_checkout_that_is_none_is_refused_before_anything_runs(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

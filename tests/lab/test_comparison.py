@@ -217,11 +217,20 @@ def test_a_lossy_tokenizer_has_no_winner_in_bits_per_byte(folder: Path, tmp_path
     assert "lowest" not in text
 
 
-def test_more_runs_than_letters(folder: Path, tmp_path: Path) -> None:
+def test_more_runs_than_letters(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sides = compared(folder, *(["plain", "rate"] * 15))
     assert [side.letter for side in sides][24:] == ["Y", "Z", "AA", "AB", "AC", "AD"]
     assert [comparison.run_label(index) for index in (701, 702)] == ["ZZ", "AAA"]
-    assert comparison.write(sides, tmp_path / "out").is_file()
+    names = [str(folder / name) for name in ("plain", "rate") * 15]
+    assert cli.main(["compare", *names, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert max(map(len, out[30:])) < 250  # a row for each run
+    table = out[out.index("difference  optimizer.lr") :]
+    assert [line.split() for line in table[27:31]] == [
+        ["AA", "0.01"], ["AB", "0.001"], ["AC", "0.01"], ["AD", "0.001"]
+    ]  # fmt: skip
 
 
 def test_a_run_that_cannot_be_read_is_named_and_left_out(

@@ -15,6 +15,7 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
 
+MAX_COLUMNS = 8  # of runs side by side in the terminal
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
 
 DESCRIPTION = """Compare runs side by side: their settings, their results and their loss curves.
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
         ("result", comparison.results(compared)),
         ("difference", differences),
     ):
-        print(f"\n{_format_table(title, letters, rows)}", file=out)
+        print(f"\n{_format_results(title, letters, rows)}", file=out)
     if groups:
         rows = [(row[0], list(row[1:])) for row in group_rows(groups)]
         print(f"\n{_format_table('runs', ['seeds', 'mean', '95% interval'], rows)}", file=out)
@@ -114,6 +115,18 @@ def _wrap_remarks(remarks: Sequence[str]) -> str:
     return "\n".join(
         line for remark in remarks for line in wrap_lines(escape_control_chars(remark))
     )
+
+
+def _format_results(
+    title: str, letters: Sequence[str], rows: Sequence[tuple[str, list[str]]]
+) -> str:
+    """A table with a column for each run, or with a row for each of many runs."""
+    if len(letters) <= MAX_COLUMNS or not rows:
+        return _format_table(title, letters, rows)
+    names = [name for name, _ in rows]
+    columns = [values for _, values in rows]
+    by_run = [(letter, list(values)) for letter, *values in zip(letters, *columns)]
+    return _format_table(title, names, by_run)
 
 
 def _format_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:

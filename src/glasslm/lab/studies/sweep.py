@@ -184,7 +184,9 @@ def _has_ended(study: Path, trial: Trial) -> bool:
     if train.epochs is not None or train.max_time is not None:
         # The number of steps was fixed when the run began.
         train = dataclasses.replace(train, max_steps=run.config.train.max_steps)
-    if run.config != dataclasses.replace(trial.config, train=train).resolve():
+    expected = dataclasses.replace(trial.config, train=train).resolve()
+    # A run of another version is judged when its outcome is read.
+    if not trial.checkout and run.config != expected:
         raise InputError(
             f"{path} was trained with other settings: give the same flags, or choose another "
             "folder for this study"
@@ -200,11 +202,28 @@ def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
     except DamagedError as error:
         return TrialOutcome("failed", run, str(error))
     if status in ENDED_STATUSES:
+        if trial.checkout and (reason := _different_settings(run, trial)):
+            return TrialOutcome("failed", run, reason)
         return TrialOutcome(str(status), run)
     log = study / "logs" / f"{trial.name}.log"
     output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     last_line = output.strip().rpartition("\n")[2]
     return TrialOutcome("failed", run, f"exit code {code}: {last_line or 'no output'}")
+
+
+def _different_settings(run: Run, trial: Trial) -> str:
+    """Why a run of another version is no counterpart: settings that the version reads otherwise."""
+    try:
+        recorded, expected = to_dict(run.config), to_dict(trial.config)
+    except InputError as error:
+        return f"{trial.checkout} has other settings: {error}"
+    names = [
+        name
+        for part, values in expected.items()
+        for name in values
+        if recorded[part][name] != values[name]
+    ]
+    return f"{trial.checkout} trains with another {', '.join(names)}" if names else ""
 
 
 def _run_dir(study: Path, trial: Trial) -> Path:
