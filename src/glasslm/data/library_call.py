@@ -1,4 +1,7 @@
-"""Calls of libraries that return only at their end, made so that the program obeys signals."""
+"""Calls of libraries that return only at their end, made so that the program obeys signals.
+
+The tokenizers library computes in Rust, whose panics are no subclass of Exception in Python.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+from glasslm.errors import GlasslmError, InputError
 
 Result = TypeVar("Result")
 
@@ -37,3 +42,25 @@ def run_interruptibly(work: Callable[[], Result], timeout_s: float | None = None
         if timeout_s is not None and waited_s > timeout_s and thread.is_alive():
             raise TimeoutError
     return result.result()
+
+
+def call_tokenizers(
+    work: Callable[[], Result], failure: str, timeout_s: float | None = None
+) -> Result:
+    """The result of a call of the tokenizers library, interruptibly.
+
+    Raises InputError, which begins with `failure`, where the library raises a bare Exception or
+    panics, or after `timeout_s` seconds.
+    """
+    try:
+        return run_interruptibly(work, timeout_s)
+    except TimeoutError:
+        raise InputError(f"{failure}: it takes more than {timeout_s:.0f} seconds") from None
+    except (GlasslmError, MemoryError):
+        raise
+    except Exception as error:  # The library raises bare Exceptions.
+        raise InputError(f"{failure}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{failure}: {error}") from None

@@ -122,3 +122,16 @@ def read_special_tokens(content: dict[str, Any]) -> list[str]:
     if not is_valid or not all(tokens) or len(set(tokens)) < len(tokens):
         raise InputError("this is not a tokenizer: special_tokens is not a list of different texts")
     return tokens
+
+
+def parse_tokenizer_json(text: str) -> dict[str, Any]:
+    """The object in the JSON of a tokenizer. Raises InputError for other text."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise InputError("this is not a tokenizer: its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"this is not a tokenizer: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError("this is not a tokenizer: its JSON is no object")
+    return content

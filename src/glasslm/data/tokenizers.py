@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from glasslm.data.cache import cache_dir
 from glasslm.data.download import RemoteFile, download_file
+from glasslm.data.library_call import call_tokenizers, run_interruptibly
 from glasslm.data.long_words import cut_long_words
 from glasslm.data.lossy_tokenizers import find_lossy_reason, find_lost_bytes
 from glasslm.data.special_tokens import TokenPattern, encode_pieces
@@ -31,12 +32,14 @@ from glasslm.data.tokenizer_json import (
     detect_kind,
     mark_end,
     own_tokenizer_json,
+    parse_tokenizer_json,
     read_end_mark,
     read_special_tokens,
     read_token_bytes,
     text_bytes,
     uses_byte_level,
 )
+from glasslm.data.tokenizer_probe import require_bounded
 from glasslm.data.unknown_characters import explain_unknown_characters
 from glasslm.errors import InputError
 from glasslm.text import Notify
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 TokenIds = NDArray[np.uint32]
 
 TOKENIZER_KINDS = ("char", "byte", "bpe", "gpt2")
+MIN_ENCODING_S, MIN_CHARACTERS_PER_S = 60.0, 10_000  # of a foreign tokenizer, which may not return
 
 
 class Tokenizer(Protocol):
@@ -194,18 +198,18 @@ class SubwordTokenizer(Tokenizer):
         """`text`: content of a tokenizer.json. Raises InputError if the library cannot read it."""
         from tokenizers import Tokenizer as Library
 
-        try:
-            self._library: tokenizers.Tokenizer = Library.from_str(text)
-        except Exception as error:  # The library raises bare Exceptions.
-            raise InputError(
-                f"this is not a tokenizer.json that the tokenizers library reads: {error}"
-            ) from error
+        content = parse_tokenizer_json(text)
+        require_bounded(content)
+        self._library: tokenizers.Tokenizer = call_tokenizers(
+            lambda: Library.from_str(text),
+            "this is not a tokenizer.json that the tokenizers library reads",
+        )
         self._library.no_truncation()
         self._library.no_padding()
         self._json: str = self._library.to_str(pretty=True)
         description = json.loads(self._json)
         special = {t["content"]: t["id"] for t in description["added_tokens"] if t["special"]}
-        end = read_end_mark(json.loads(text))
+        end = read_end_mark(content)
         if end in special:
             self.special_tokens = {end: special[end]} | special
             self._json = mark_end(description, end)
@@ -239,15 +243,17 @@ class SubwordTokenizer(Tokenizer):
         _refuse_surrogates(text)
         # GPT-2's pattern never looks past the end of a word, so pieces that end there give the ids
         # of the whole text.
-        if self.kind in ("bpe", "gpt2"):
+        is_own = self.kind in ("bpe", "gpt2")
+        if is_own:
             special = TokenPattern(tuple(self.special_tokens)) if self.special_tokens else None
             pieces = list(cut_between_words([text], self.PIECE_CHARACTERS, special))
         else:
             pieces = [text]
-        try:
-            encodings = self._library.encode_batch_fast(pieces, add_special_tokens=False)
-        except Exception as error:  # Bare: a model without a token for unknown text.
-            raise InputError(f"the tokenizer cannot express the text: {error}") from error
+        encodings = call_tokenizers(
+            lambda: self._library.encode_batch_fast(pieces, add_special_tokens=False),
+            "the tokenizer cannot express the text",
+            None if is_own else MIN_ENCODING_S + len(text) / MIN_CHARACTERS_PER_S,
+        )
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         return np.concatenate(ids) if ids else np.zeros(0, np.uint32)
 
@@ -255,7 +261,10 @@ class SubwordTokenizer(Tokenizer):
         """The text of `ids` (N,), with words joined as the file's decoder joins them."""
         if not self.joins_words:
             return super().decode(ids)
-        return self._library.decode(_as_list(ids), skip_special_tokens=True)
+        return call_tokenizers(
+            lambda: self._library.decode(_as_list(ids), skip_special_tokens=True),
+            "the tokenizer cannot decode the tokens",
+        )
 
     def to_json(self) -> str:
         return self._json
@@ -266,12 +275,7 @@ def parse_tokenizer(text: str) -> Tokenizer:
 
     Raises InputError for other text.
     """
-    try:
-        description = json.loads(text)
-    except RecursionError:
-        raise InputError("this is not a tokenizer: its JSON is nested too deeply") from None
-    except ValueError as error:
-        raise InputError(f"this is not a tokenizer: it is not JSON ({error})") from error
+    description = parse_tokenizer_json(text)
     match description:
         case {"kind": "char", "alphabet": str(alphabet)}:
             return CharTokenizer(alphabet, read_special_tokens(description))
@@ -313,7 +317,8 @@ def train_bpe(
         initial_alphabet=sorted(BYTE_OF_CHARACTER),
         show_progress=False,
     )
-    library.train_from_iterator(cut_long_words(texts, notify), trainer)
+    words = cut_long_words(texts, notify)
+    run_interruptibly(lambda: library.train_from_iterator(words, trainer))
     return SubwordTokenizer(library.to_str())
 
 
