@@ -13,9 +13,11 @@ import pytest
 
 from glasslm.config.model_config import Mask
 from glasslm.config.schema import ModelConfig, OptimizerConfig, Position, RunConfig, TrainConfig
+from glasslm.engines import state
 from glasslm.engines.numpy import inference, model, positions
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.positions import PositionTables
+from glasslm.engines.protocol import Batch
 from glasslm.engines.resources import is_torch_installed
 from glasslm.errors import InputError
 from glasslm.interop import families, gguf_file
@@ -171,6 +173,26 @@ def test_an_encoding_with_a_bias_need_not_say_so() -> None:
     config = make_config().model
     assert Biased(config, np.float64).has_bias
     assert not NoPositions(config, np.float64).has_bias
+
+
+@pytest.mark.parametrize("engine_name", ENGINES)
+def test_an_unknown_optimizer_fails_and_leaves_no_weight_as_it_is(
+    engine_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(state.MOMENTS, UNKNOWN, ("unheard-of.m",))
+    config = make_config()
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, optimizer=UNKNOWN)
+    )
+
+    def update() -> None:
+        engine = make_engine(engine_name, config)
+        tokens = np.zeros((B, T), np.int64)
+        engine.accumulate(Batch(tokens, tokens, step=0, rows=np.arange(B)), 1.0)
+        engine.update(1e-3)
+
+    with pytest.raises(AssertionError, match="does not know the optimizer"):
+        update()
 
 
 def test_an_unknown_schedule_fails() -> None:

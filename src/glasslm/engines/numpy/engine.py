@@ -210,6 +210,8 @@ class NumpyEngine:
     ) -> Iterator[Callable[[], None]]:
         """The independent pieces of an update, those that take longest, Muon's matrices, first."""
         c = self.config.optimizer
+        unknown = set(self._optimizers.values()) - {"adamw", "muon", "sgd"}
+        assert not unknown, f"the NumPy engine does not know the optimizer {unknown}"
         for name in sorted(self._trained_specs, key=lambda name: -self.table[name].size):
             if self._optimizers[name] == "muon":
                 p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]

@@ -31,6 +31,8 @@ class Optimizer:
             name: config.weight_decay if spec.decay else 0.0 for name, spec in table.items()
         }
         self.kinds = {name: moment_kind(table[name], config.optimizer) for name in parameters}
+        unknown = set(self.kinds.values()) - {"adamw", "muon", "sgd"}
+        assert not unknown, f"the PyTorch engine does not know the optimizer {unknown}"
         self.moments = {
             f"{moment}/{name}": torch.zeros_like(parameters[name], requires_grad=False)
             for name, kind in self.kinds.items()
