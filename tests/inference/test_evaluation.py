@@ -84,6 +84,24 @@ def test_the_loss_is_that_of_each_window_by_itself(n, block_size, rows):
     assert score.loss == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
+def test_the_error_of_a_sample_is_that_of_the_mean_over_windows():
+    """Samples of windows miss the loss of the whole by about as much as their errors say."""
+    engine = HistoryEngine(5)
+    text = np.random.default_rng(1).integers(0, 5, 4001).astype(np.uint16)
+    lengths = np.ones(5, np.int64)
+    whole = evaluate(engine, text, lengths, 4)
+    assert whole.stderr is None
+    losses = [evaluate(engine, text[i : i + 5], lengths, 4).loss for i in range(0, 4000, 4)]
+    n = 100
+    sample = evaluate(engine, text, lengths, 4, max_windows=n)
+    chosen = np.array(losses)[np.arange(n) * 1000 // n]
+    assert sample.loss == pytest.approx(chosen.mean(), rel=1e-6)
+    error = chosen.std(ddof=1) / math.sqrt(n) * math.sqrt(1 - n / 1000)
+    assert sample.stderr == pytest.approx(error, rel=1e-5)
+    assert abs(sample.loss - whole.loss) < 4 * sample.stderr
+    assert evaluate(engine, text, lengths, 4, max_windows=1).stderr is None
+
+
 def test_a_sample_is_fixed_evenly_spaced_and_says_so():
     n, block_size = 1001, 10
     text = np.arange(n)

@@ -87,6 +87,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
         "versions",
         "machine",
         "git",
+        "blas",
     }
     assert (record["format"], record["seed"], record["engine"]) == (1, 42, "numpy")
     assert (record["device"], record["precision"]) == ("cpu", "fp32")
@@ -100,7 +101,7 @@ def test_run_json_has_the_fields_that_are_promised(finished: Path, text: Path) -
         == parameter_table(config.model, record["tokenizer"]["vocab_size"]).counts()
     )
     assert set(record["parameters"]) == {"total", "non_embedding", "active", "matmul", "trained"}
-    assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256"}
+    assert set(record["tokenizer"]) == {"kind", "vocab_size", "sha256", "lossless"}
     data = record["data"]
     assert set(data) == {
         "files",
@@ -305,6 +306,24 @@ def test_max_time_fixes_the_steps_once_and_writes_them_down(text: Path, tmp_path
         resume(copy).status == "finished"
     )  # with the steps that were fixed, not with a new measurement
     assert comparable_results(copy, end["step"]) == comparable_results(run.run_dir, end["step"])
+
+
+def test_a_time_limit_ends_in_a_whole_or_a_sampled_measurement_that_is_announced(
+    tmp_path: Path,
+) -> None:
+    """The plan, run.json and the last evaluations say the same about the final measurement."""
+    messages: list[str] = []
+    config = small_config(write_text(tmp_path / "text.txt", 20_000), max_time="3s", block_size=16)
+    with without_report():
+        run = launch.train(config, COMPUTE, tmp_path / "run", notify=messages.append)
+    record = read_json(run.run_dir / "run.json")
+    is_sampled = "final_windows" in record
+    announced = [message for message in messages if "validation windows" in message]
+    assert bool(announced) == is_sampled
+    assert run.best is not None
+    assert run.best["whole"] != is_sampled
+    assert run.best.get("stderr", 0.0) is not None
+    assert messages.index(next(m for m in messages if "measuring its speed" in m)) < len(messages)
 
 
 # -- what is refused -------------------------------------------------------------------------------

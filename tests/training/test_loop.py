@@ -22,8 +22,9 @@ from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Update
 from glasslm.errors import InputError
 from glasslm.inference.evaluation import Score
+from glasslm.lab.verification import reproduction
 from glasslm.runs import checkpoint, metrics, run_folder
-from glasslm.training import guard, launch
+from glasslm.training import display, guard, launch
 from glasslm.training.evaluation_windows import evaluation_windows
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop import Loop, is_due
@@ -37,6 +38,7 @@ from small_runs import (
     resume,
     small_config,
     train,
+    without_report,
     write_text,
 )
 
@@ -161,6 +163,33 @@ def test_last_and_best_are_measured_on_the_whole_split(text: Path, tmp_path: Pat
     (end,) = logged_lines(run, "end")
     assert (end["best_step"], end["best_loss"]) == (whole[-1]["step"], whole[-1]["loss"])
     assert run_folder.Run(run).history.best_val_loss == whole[-1]["loss"]
+
+
+def test_a_sampled_final_measurement_is_said_to_be_one_and_is_made_again(
+    text: Path, tmp_path: Path
+) -> None:
+    """A repetition of the run takes the same windows."""
+    config = small_config(text, **SAMPLED | {"max_steps": 10})
+    with without_report():
+        run = launch.train(
+            config, COMPUTE, tmp_path / "run", final_windows=40, notify=ignore_message
+        )
+        repetition = reproduction.reproduce(
+            run_folder.Run(run.run_dir), tmp_path / "again", None, "", ignore_message
+        )
+    assert repetition.is_identical
+    assert read_json(run.run_dir / "run.json")["final_windows"] == 40
+    finals = [line for line in logged_lines(run.run_dir, "eval") if line["tokens"] == 40 * 4]
+    assert {line["step"] for line in finals} == {10}
+    assert not any(line["whole"] for line in finals)
+    best = min(finals, key=lambda line: line["loss"])
+    assert run.best == best == finals[-1]
+    summary = display.summary_text(run.run_dir, run.status, run.best)
+    assert f"on 160 tokens (sampled, standard error {best['stderr']:.4f})" in summary
+    few = launch.train(
+        config, COMPUTE, tmp_path / "few", final_windows=32, notify=ignore_message
+    )  # the windows of every evaluation: none is repeated
+    assert [line["tokens"] for line in logged_lines(few.run_dir, "eval")] == [32 * 4] * 3
 
 
 def patch_scores(

@@ -5,6 +5,7 @@ The time of a whole step from one turn of it, and steps that fit into a time.
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,12 +21,21 @@ from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
+from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
-from glasslm.training.evaluation_windows import evaluation_windows
+from glasslm.training.evaluation_windows import (
+    count_windows,
+    evaluation_windows,
+    final_windows,
+    second_measurement_windows,
+)
+from glasslm.training.plan import FEW_STEPS, length_notes
 from glasslm.training.step_timer import (
     MIN_COMPILED_RUN_S,
+    REPORT_S,
     StepTimer,
+    fix_length,
     run_seconds,
     should_compile,
     with_steps,
@@ -116,33 +126,112 @@ def test_a_run_takes_what_its_parts_take() -> None:
     budget=st.floats(1, 1e4),
     step=st.floats(1e-3, 10),
     window=st.floats(0, 0.1),
-    val_tokens=st.integers(100, 10**5),
+    val_tokens=st.integers(100, 10**6),
     spent=st.floats(0, 10),
 )
-def test_as_many_steps_as_fit(
+def test_as_many_steps_as_fit_or_a_refusal_that_names_a_time_that_works(
     budget: float, step: float, window: float, val_tokens: int, spent: float
 ) -> None:
-    """With evaluations as large as that number of steps makes them."""
+    """A run never takes more than 1.1 times its --max-time, and one step more would not fit."""
     data, costs = dataset(val_tokens=val_tokens), StepTimer(step, window, 0.1, 0.01)
     asked = config(max_time=f"{budget:.6f}", max_steps=1)
-    left_s = float(f"{budget:.6f}") - spent
-    fitting = with_steps(asked, data, costs, spent)
-    assert fitting.train.max_time == asked.train.max_time
-    steps = fitting.train.max_steps
-    assert steps == 1 or run_seconds(fitting, data, costs) <= left_s
-    more = dataclasses.replace(
-        fitting, train=dataclasses.replace(fitting.train, max_steps=steps + 1)
-    )
-    assert run_seconds(more, data, costs) > left_s
+    budget_s = float(f"{budget:.6f}")
+    if spent + run_seconds(asked, data, costs, 0) > 1.1 * budget_s:
+        with pytest.raises(InputError, match="too short for one step") as refused:
+            fix_length(asked, data, costs, spent)
+        named = re.search(r"Give --max-time (.*?) or more", str(refused.value))
+        assert named
+        length = fix_length(config(max_time=named[1], max_steps=1), data, costs, spent)
+        assert length.config.train.max_steps >= 1
+        return
+    length = fix_length(asked, data, costs, spent)
+    fitted, n_final = length.config, length.final_windows
+    assert fitted.train.max_time == asked.train.max_time
+    assert length.seconds == run_seconds(fitted, data, costs, n_final)
+    assert spent + length.seconds <= 1.1 * budget_s
+    measured = second_measurement_windows(fitted, val_tokens, n_final)
+    if measured and n_final is not None:
+        assert measured < count_windows(fitted, val_tokens)
+    steps = fitted.train.max_steps
+    more = with_steps(fitted, steps + 1)
+    left_s = budget_s - spent - min(REPORT_S, 0.1 * budget_s)
+    assert run_seconds(more, data, costs, n_final) > left_s
+
+
+# Seconds of a step and of a window, windows of the split, and --max-time; then the expected steps
+# and windows of the final measurement (None: the whole split).
+LENGTHS = [
+    # 60 s, 25,000 windows of 2.7 ms: twice the whole split would take 137 s.
+    (0.02, 0.0027, 25_000, 60, (1_500, 2_700), 980),
+    (0.02, 0.0027, 250, 60, (2_000, 2_700), None),  # a small split stays whole
+    (0.02, 0.0027, 25_000, 3600, (50_000, 65_000), None),  # there is time for all of it
+    (2.0, 0.2, 25_000, 60, (5, 25), 32),  # slow: the evaluations during training must do
+    (2.0, 0.2, 25_000, 20, (1, 3), 32),
+]
+
+
+@pytest.mark.parametrize(("step", "window", "windows", "budget", "steps", "measured"), LENGTHS)
+def test_the_final_measurement_takes_at_most_a_tenth_of_a_time_limit(
+    step: float,
+    window: float,
+    windows: int,
+    budget: int,
+    steps: tuple[int, int],
+    measured: int | None,
+) -> None:
+    asked = config(max_time=f"{budget}s", batch_size=4, eval_interval=1000)
+    data = dataset(val_tokens=8 * windows + 1)
+    length = fix_length(asked, data, StepTimer(step, window, 0, 0.01), spent_s=0.5)
+    assert steps[0] <= length.config.train.max_steps <= steps[1]
+    assert 0.5 + length.seconds <= 1.1 * budget
+    if measured is None:
+        assert length.final_windows is None
+        return
+    assert length.final_windows is not None
+    assert measured <= length.final_windows <= 1.2 * measured
+    notes = "\n".join(length_notes(length, 8 * windows + 1))
+    assert f"of {windows:,} validation windows" in notes
+    assert "glasslm evaluate RUN --split val" in notes
+    assert ("allows only" in notes) == (length.config.train.max_steps < FEW_STEPS)
+
+
+def test_a_time_too_short_for_one_step_is_refused() -> None:
+    costs = StepTimer(5.0, 0.1, 0, 0)
+    with pytest.raises(InputError, match=r"one step.*\n.*--max-time 16s or more"):
+        fix_length(config(max_time="6s", max_steps=1), dataset(), costs, 1.0)
+
+
+def test_without_a_limit_the_measurement_never_outlasts_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rule does not depend on the clock, and small splits are measured whole."""
+    assert final_windows(config(max_steps=1), 20_000, 256) is None  # a measurement of seconds
+    monkeypatch.setattr("glasslm.training.evaluation_windows.SHORT_FLOPS", 0.0)
+    costs = StepTimer(1.0, 0.1, 0, 0)
+    short = config(max_steps=10, batch_size=4)
+    for windows, is_whole in ((30, True), (60, True), (61, False), (10_000, False)):
+        data = dataset(val_tokens=8 * windows + 1)
+        length = fix_length(short, data, costs, 0)
+        assert (length.final_windows is None) == is_whole
+        assert length == fix_length(short, data, costs, 1000.0)
+        assert bool(length_notes(length, 8 * windows + 1)) == (not is_whole)
+    assert fix_length(short, data, costs, 0, None).final_windows is None  # as a caller wishes
+    assert fix_length(short, data, costs, 0, 77).final_windows == 77
+
+
+def test_a_long_run_comes_with_the_flag_that_makes_it_fit() -> None:
+    costs = StepTimer(20.0, 0.0, 0, 0)
+    hours = fix_length(config(max_steps=1000), dataset(), costs, 0)
+    assert "5h 33m: --max-time 1h" in "\n".join(length_notes(hours, 2000))
+    assert not length_notes(fix_length(config(max_steps=100), dataset(), costs, 0), 2000)
 
 
 def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
     costs = StepTimer(1, 1, 1, 1)
-    assert with_steps(config(max_steps=7), dataset(), costs, 0).train.max_steps == 7
+    assert fix_length(config(max_steps=7), dataset(), costs, 0).config.train.max_steps == 7
     asked = config(epochs=2, batch_size=10)
-    assert (
-        with_steps(asked, dataset(train_tokens=801), costs, 0).train.max_steps == 20
-    )  # 100 windows
+    length = fix_length(asked, dataset(train_tokens=801), costs, 0)
+    assert length.config.train.max_steps == 20  # 100 windows
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])

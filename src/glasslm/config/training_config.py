@@ -79,7 +79,8 @@ class TrainConfig:
     """Passes over the training tokens, each visiting every window once, instead of --max-steps."""
     max_time: Annotated[str | None, optional_flag("TIME", "off")] = None
     """Training time, such as 90s, 10m or 1h30m, instead of --max-steps.
-    A measurement of speed fixes the number of steps at the start."""
+    A measurement of speed fixes the number of steps at the start.
+    Preparing the text counts; a long final measurement becomes a sample."""
     stop_at_loss: Annotated[float | None, optional_flag("FLOAT", "off")] = None
     """Stop when the validation loss is at or below this value."""
     patience: Annotated[int | None, optional_flag("INT", "off")] = None

@@ -22,6 +22,7 @@ class Score(NamedTuple):
     `loss` is the mean in nats per predicted token, `perplexity` exp(loss), `bpb` the bits per byte
     of the predicted tokens' text. `tokens` and `bytes` count the predicted tokens and their text.
     `whole`: all tokens but the first were predicted, not only those of a sample of windows.
+    `stderr` is the standard error of a sample's loss, as an estimate of the loss of the whole.
     """
 
     loss: float
@@ -30,6 +31,7 @@ class Score(NamedTuple):
     tokens: int
     bytes: int
     whole: bool
+    stderr: float | None = None  # nats per token; None: the whole, or a sample of one window
 
 
 def evaluate(
@@ -60,16 +62,36 @@ def evaluate(
     n_scored = min(n_windows, max_windows or n_windows)
     window_indices = np.arange(n_scored) * n_windows // n_scored
     nats, n_predicted, n_bytes = 0.0, 0, 0
+    window_losses: list[NDArray[np.float64]] = []
     for inputs, targets in windows(tokens, block_size, window_indices, rows):
         check_interrupt()
         is_predicted = targets >= 0
-        nats += float(np.sum(engine.losses(inputs, targets), dtype=np.float64))
+        losses = engine.losses(inputs, targets)
+        nats += float(np.sum(losses, dtype=np.float64))
+        if n_scored < n_windows:
+            sums = np.sum(losses, axis=1, dtype=np.float64)
+            window_losses.append(sums / np.count_nonzero(is_predicted, axis=1))
         n_predicted += int(np.count_nonzero(is_predicted))
         n_bytes += int(byte_lengths[targets[is_predicted]].sum())
     loss = nats / n_predicted
     perplexity = math.inf if loss > 709 else math.exp(loss)  # exp(710) overflows float64
     bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
-    return Score(loss, perplexity, bpb, n_predicted, n_bytes, whole=n_scored == n_windows)
+    stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None
+    return Score(loss, perplexity, bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
+
+
+def standard_error(window_losses: NDArray[np.float64], n_windows: int) -> float | None:
+    """The standard error of the mean of a sample of windows (n,); None for fewer than two windows.
+
+    The sample is drawn without replacement from `n_windows`, so the error vanishes as n grows to
+    that number. Windows are close to equally long, so they have equal weights.
+    """
+    n = len(window_losses)
+    if n < 2:
+        return None
+    with np.errstate(invalid="ignore"):  # a non-finite loss gives a non-finite error
+        deviation = float(np.std(window_losses, ddof=1))
+    return deviation * math.sqrt((1 - n / n_windows) / n)
 
 
 def windows(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
+from glasslm.runs.history import sample_note
 from glasslm.runs.metrics import (
     ENDED_STATUSES,
     EvalLine,
@@ -90,10 +91,12 @@ def describe_best_eval(best: EvalLine | None) -> str:
     if best is None:
         return "No finite validation loss was recorded."
     extent = "all" if best.get("whole") else "an evenly spaced sample of"
+    error = best.get("stderr")
+    exactness = "" if error is None else f", with a standard error of {error:.4f} nats per token"
     return (
         f"The best loss was measured on {extent} {best.get('tokens', 0):,} tokens of the "
-        "validation text" + (f" ({best['bytes']:,} bytes)." if best.get("bytes") else ".")
-    )
+        "validation text" + (f" ({best['bytes']:,} bytes)" if best.get("bytes") else "")
+    ) + f"{exactness}."
 
 
 def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[str]]:
@@ -105,7 +108,7 @@ def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[s
             format_number(line.get("loss"), ".4f"),
             format_number(line.get("perplexity"), ".2f"),
             format_number(line.get("bpb"), ".4f"),
-            f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else " (sample)"),
+            f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else f" ({sample_note(line)})"),
             "best" if line is best else "",
         ]
         for line in eval_lines(lines, None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from glasslm.runs.metrics import EndLine, EvalLine, Line, ResumeLine, eval_lines, step_lines
 from glasslm.text import as_float
@@ -74,6 +75,17 @@ def best_eval(lines: Iterable[Line], history: History) -> EvalLine | None:
     best_point = (history.best_step, history.best_val_loss)
     matches = [line for line in evals if (line["step"], line["loss"]) == best_point]
     return matches[-1] if matches else _lowest_loss(evals)
+
+
+def sample_note(line: Mapping[str, Any]) -> str:
+    """How exact the loss of a sample of the split is, such as "sampled, standard error 0.0123".
+
+    Empty for a loss of the whole split.
+    """
+    if line.get("whole"):
+        return ""
+    error = line.get("stderr")  # older versions did not log it
+    return "sampled" if error is None else f"sampled, standard error {error:.4f}"
 
 
 def _lowest_loss(evals: Iterable[EvalLine]) -> EvalLine | None:

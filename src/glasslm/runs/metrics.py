@@ -69,6 +69,7 @@ class EvalLine(TypedDict):
     tokens: int
     bytes: int
     whole: bool  # all windows of the split, not a sample of them
+    stderr: NotRequired[float | None]  # nats per token, of a sample's loss
     best: bool
     timing: NotRequired[Timing]
 

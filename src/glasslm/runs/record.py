@@ -79,6 +79,7 @@ class RunRecord(TypedDict):
     machine: dict[str, Any]
     git: dict[str, Any] | None
     blas: NotRequired[BlasRecord | None]  # that computes NumPy's products
+    final_windows: NotRequired[int]  # of the final measurement; missing: the whole split
     base: NotRequired[SourceRun]  # the run that fine-tuning started from
     merged_from: NotRequired[SourceRun]  # the run whose adapters were merged
     imported: NotRequired[dict[str, Any]]  # where an imported model came from

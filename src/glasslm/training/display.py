@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from glasslm.runs.history import sample_note
 from glasslm.runs.metrics import EvalLine, Line, SampleLine
 from glasslm.text import (
     escape_control_chars,
@@ -176,7 +177,8 @@ def _line_parts(line: Line) -> list[str]:
             f"perplexity {format_number(line.get('perplexity'), '.2f')}",
             f"bits/byte {format_number(line.get('bpb'), '.3f')}",
         ]
-        parts += [f"on {line.get('tokens', 0):,} tokens"] if line.get("whole") is False else []
+        if line.get("whole") is False:
+            parts.append(f"on {line.get('tokens', 0):,} tokens ({sample_note(line)})")
         return parts + (["best"] if line.get("best") else [])
     if line["kind"] == "sample":
         return [to_one_line(f"{line.get('prompt', '')}{line.get('text', '')}")]
@@ -214,7 +216,9 @@ def summary_text(
     lines = [status if elapsed_s is None else f"{status} after {format_duration(elapsed_s)}"]
     if best is not None:
         loss = format_number(best.get("loss"), ".4f")
-        tokens = "the whole split" if best.get("whole") else f"{best.get('tokens', 0):,} tokens"
+        tokens = "the whole split"
+        if note := sample_note(best):
+            tokens = f"{best.get('tokens', 0):,} tokens ({note})"
         perplexity = format_number(best.get("perplexity"), ".2f")
         bpb = format_number(best.get("bpb"), ".3f")
         lines += [

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -49,8 +50,9 @@ from glasslm.training.display import Display
 from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
-from glasslm.training.plan import TrainingPlan, format_plan
+from glasslm.training.plan import TrainingPlan, describe_preparation, format_plan, length_notes
 from glasslm.training.run_inputs import RunInputs, open_run_inputs
+from glasslm.training.step_timer import RunLength, fix_length
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,16 @@ def train(
     dataset: Dataset | None = None,
     stop_at: int | None = None,
     track: str = "",
+    final_windows: int | Literal["auto"] | None = "auto",
     notify: Notify = notify,
 ) -> Outcome:
     """Train a new model.
 
     `preset` and `command` (what the user wrote) are only recorded. With `dataset`, the text that
     the config names is not opened. The run is interrupted after step `stop_at`, as by Ctrl-C.
-    `track` names trackers: wandb, tensorboard, or both with a comma. `notify` receives the messages
-    before and after the display.
+    `track` names trackers: wandb, tensorboard, or both with a comma. `final_windows` is the number
+    of validation windows of the final measurement (None: the whole split). `notify` receives the
+    messages before and after the display.
     """
     started = time.perf_counter()
     tracker_names = trackers.parse_trackers(track)
@@ -119,9 +123,13 @@ def train(
     warn_of_shortage(config, vocab_size, compute, notify)
     warn_of_slow_kernel(compute, notify)
     with explain_out_of_memory(config, compute.engine):
-        engine, config, expected_s = _prepare_engine(config, compute, inputs, started, reasons)
+        engine, length = _prepare_engine(
+            config, compute, inputs, started, reasons, notify, final_windows
+        )
+    expected_s = time.perf_counter() - started + length.seconds
     with lock_run(run_dir):
-        run = _create_run(run_dir, config, compute, inputs, engine, preset=preset, command=command)
+        run = _create_run(run_dir, length, compute, inputs, engine, preset=preset, command=command)
+        config = run.config
         plan = _make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
         notify(format_plan(plan))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
@@ -210,34 +218,36 @@ def _prepare_engine(
     inputs: RunInputs,
     started: float,
     reasons: list[str],
-) -> tuple[Engine, RunConfig, float]:
-    """The engine with its first weights, the config with its step count, the expected seconds.
+    notify: Notify,
+    final_windows: int | Literal["auto"] | None,
+) -> tuple[Engine, RunLength]:
+    """The engine with its first weights, and the length of the run.
 
-    The reason for compiling is appended to `reasons`.
+    The reasons for compiling and for the length are appended to `reasons`.
     """
     dataset = inputs.dataset
 
-    def make_and_time(compute: ComputeConfig) -> tuple[Engine, RunConfig, float]:
+    def make_and_time(compute: ComputeConfig) -> tuple[Engine, RunLength]:
+        notify(describe_preparation(compute))
         engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
         engine.load(inputs.first_weights(config))
         timer = step_timer.time_steps(config, engine, dataset)
         engine.load(inputs.first_weights(config))  # timing has changed them
         elapsed = time.perf_counter() - started
-        timed_config = step_timer.with_steps(config, dataset, timer, elapsed)
-        run_s = step_timer.run_seconds(timed_config, dataset, timer)
-        return engine, timed_config, elapsed + run_s
+        return engine, fix_length(config, dataset, timer, elapsed, final_windows)
 
-    engine, timed_config, expected_s = make_and_time(compute)
-    if step_timer.should_compile(compute, expected_s):
+    engine, length = make_and_time(compute)
+    if step_timer.should_compile(compute, length.seconds):
         reasons.append("compiled: the run is long enough to repay the compilation")
         del engine  # memory may not hold two
-        engine, timed_config, expected_s = make_and_time(dataclasses.replace(compute, compile="on"))
-    return engine, timed_config, expected_s
+        engine, length = make_and_time(dataclasses.replace(compute, compile="on"))
+    reasons += length_notes(length, len(dataset.val.tokens))
+    return engine, length
 
 
 def _create_run(
     run_dir: Path,
-    config: RunConfig,
+    length: RunLength,
     compute: ComputeConfig,
     inputs: RunInputs,
     engine: Engine,
@@ -257,9 +267,12 @@ def _create_run(
         "parallel": compute.parallel,
         "deterministic": compute.deterministic,
     }
+    config = length.config
     record = build_record(
         config, dataset.tokenizer, dataset.facts, computed_by, preset=preset, command=command
     )
+    if length.final_windows is not None:
+        record["final_windows"] = length.final_windows
     if base:
         record["base"] = base.source
         if settings := base.run.record["tokenizer"].get("transformers"):

@@ -22,7 +22,8 @@ from glasslm.runs.run_folder import Run
 from glasslm.text import as_float
 from glasslm.training import guard
 from glasslm.training.display import Display
-from glasslm.training.evaluation_windows import evaluation_windows
+from glasslm.training.eval_line import eval_line
+from glasslm.training.evaluation_windows import evaluation_windows, second_measurement_windows
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interrupt, Interruption, catch_signals
 from glasslm.training.learning_rate import lr_at
@@ -55,7 +56,10 @@ class Loop:
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
         self.max_steps = self.config.train.max_steps
         self.sampler = make_sampler(self.config, len(dataset.train.tokens))
-        self.max_windows = evaluation_windows(self.config, len(dataset.val.tokens))
+        val_tokens = len(dataset.val.tokens)
+        self.max_windows = evaluation_windows(self.config, val_tokens)
+        self.final_windows = n_final = run.record.get("final_windows")
+        self.remeasures = bool(second_measurement_windows(self.config, val_tokens, n_final))
         self.step = progress.step if progress else 0
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
@@ -201,13 +205,13 @@ class Loop:
         return patience is not None and self.patience_used >= patience
 
     def _finish(self) -> None:
-        """Evaluate and save the last weights; measure them and the best ones on the whole split."""
+        """Evaluate and save the last weights; measure them and the best ones on more windows."""
         if self.evaluated_at != self.step:
             self.evaluate()
         if self.sampled_at != self.step and self.config.train.sample_interval:
             self.sample()
         self.save()
-        if self.max_windows is not None and not self.full_split_measured:
+        if self.remeasures and not self.full_split_measured:
             lines = self._full_split_evals()
             losses = {line["step"]: as_float(line["loss"]) for line in lines}
             if finite := [line for line in lines if math.isfinite(losses[line["step"]])]:
@@ -217,16 +221,16 @@ class Loop:
             for line in sorted(lines, key=lambda line: line["best"]):
                 self.log(line)
             self.full_split_measured = True
-            self.save(again=True)  # state.json names the best step of the whole split
+            self.save(again=True)  # state.json names the best step of this measurement
 
     def _full_split_evals(self) -> list[EvalLine]:
-        """The losses of the last and the best weights on the whole split."""
-        val_tokens = self.dataset.val.tokens
-        lines = [self._eval_line(self.step, self.score(val_tokens, None), is_best=False)]
+        """The losses of the last and the best weights on equal windows."""
+        val_tokens, windows = self.dataset.val.tokens, self.final_windows
+        lines = [self._eval_line(self.step, self.score(val_tokens, windows), is_best=False)]
         best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
         if best.step != self.step:
             self.engine.load(best.weights().items())
-            lines.append(self._eval_line(best.step, self.score(val_tokens, None), is_best=False))
+            lines.append(self._eval_line(best.step, self.score(val_tokens, windows), is_best=False))
             self._load_checkpoint(self.step)
         return lines
 
@@ -356,19 +360,9 @@ class Loop:
         self, step: int, score: evaluation.Score, is_best: bool, split: Split = "val"
     ) -> EvalLine:
         """The metrics line of an evaluation."""
-        return {
-            "kind": "eval",
-            "step": step,
-            "split": split,
-            "loss": score.loss,
-            "perplexity": score.perplexity,
-            "bpb": score.bpb if score.bytes else None,
-            "tokens": score.tokens,
-            "bytes": score.bytes,
-            "whole": score.whole,
-            "best": is_best,
-            "timing": self._clock(),
-        }
+        line = eval_line(step, score, is_best, split)
+        line["timing"] = self._clock()
+        return line
 
     def log(self, line: Line) -> None:
         """Write a line to metrics.jsonl, then show it."""

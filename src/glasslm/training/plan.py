@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glasslm.config.schema import ComputeConfig
 from glasslm.text import escape_control_chars, format_bytes, format_duration
+from glasslm.training.evaluation_windows import (
+    count_windows,
+    evaluation_windows,
+    second_measurement_windows,
+)
+from glasslm.training.step_timer import RunLength
+
+FEW_STEPS = 20  # fewer steps of --max-time than this are reported
+LONG_RUN_S = 3 * 3600.0  # the plan of a longer run names flags that shorten it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +92,41 @@ def _parameter_parts(parameters: Mapping[str, int]) -> list[str]:
         if parameters[which] != total:
             parts.append(f"{parameters[which]:,} {meaning}")
     return parts
+
+
+def describe_preparation(compute: ComputeConfig) -> str:
+    """The message before the engine is made and its speed is measured."""
+    if compute.compile == "on":
+        return "compiling the model and measuring its speed (10 to 150 s)"
+    return f"starting the {compute.engine} engine and measuring its speed"
+
+
+def length_notes(length: RunLength, val_tokens: int) -> list[str]:
+    """What the plan says about a short or a long run, and about a sampled final measurement."""
+    train, notes = length.config.train, []
+    if train.max_time is not None and train.max_steps < FEW_STEPS:
+        steps = "1 step" if train.max_steps == 1 else f"{train.max_steps} steps"
+        notes.append(
+            f"--max-time {train.max_time} allows only {steps}: give a longer one, or train a "
+            "smaller model"
+        )
+    if length.seconds > LONG_RUN_S and train.max_time is None:
+        notes.append(
+            f"training takes about {format_duration(length.seconds)}: --max-time 1h makes it fit "
+            "into an hour, --preset small trains a smaller model"
+        )
+    if length.final_windows is not None:
+        n_all = count_windows(length.config, val_tokens)
+        windows = second_measurement_windows(length.config, val_tokens, length.final_windows)
+        n = windows or evaluation_windows(length.config, val_tokens) or n_all
+        reason = (
+            f"outlast the training ({train.max_steps:,} steps)"
+            if train.max_time is None
+            else "take more than a tenth of --max-time"
+        )
+        notes.append(
+            f"the final loss is measured on {n:,} of {n_all:,} validation windows and has a "
+            f"standard error: all would {reason}. "
+            "`glasslm evaluate RUN --split val` measures all"
+        )
+    return notes

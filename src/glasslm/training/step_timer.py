@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
@@ -19,15 +19,27 @@ from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Engine
+from glasslm.errors import InputError
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
-from glasslm.training.evaluation_windows import evaluation_windows, max_evaluation_windows
+from glasslm.text import format_duration
+from glasslm.training.evaluation_windows import (
+    FINAL_PASSES,
+    FINAL_SHARE,
+    count_windows,
+    evaluation_windows,
+    final_windows,
+    max_evaluation_windows,
+    second_measurement_windows,
+)
 from glasslm.training.loop import SAMPLE_TOKENS
 from glasslm.training.training_batch import training_batch
 
 TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
 DISK_BYTES_PER_S = 100e6  # a slow disk
 CHECKPOINT_S = 0.05  # fixed cost of a checkpoint
+REPORT_S = 6.0  # to write the report of a run
+TOLERANCE = 0.1  # share of --max-time by which a run may outlast it
 # Compiling takes 10 to 30 s on a CPU at any depth. It saves about an eighth of each step there and
 # a third or more on a GPU (docs/log.md). Shorter runs, in seconds, do not gain by it.
 MIN_COMPILED_RUN_S = {"cpu": 240.0, "cuda": 180.0}
@@ -100,19 +112,20 @@ def time_call(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def run_seconds(config: RunConfig, dataset: Dataset, timer: StepTimer) -> float:
+def run_seconds(
+    config: RunConfig, dataset: Dataset, timer: StepTimer, n_final: int | None = None
+) -> float:
     """The expected seconds of the loop: steps, evaluations, samples and checkpoints.
 
-    Each evaluation is counted with a checkpoint, which a new best loss writes.
+    Each evaluation is counted with a checkpoint, which a new best loss writes. `n_final`: windows
+    of the final measurement; None for the whole split.
     """
-    train = config.train
+    train, val_tokens = config.train, len(dataset.val.tokens)
     steps = train.max_steps
-    all_windows = math.ceil((len(dataset.val.tokens) - 1) / config.model.block_size)
-    sampled_windows = evaluation_windows(config, len(dataset.val.tokens))
     evaluations = 1 + math.ceil(steps / train.eval_interval)
-    windows = evaluations * (sampled_windows or all_windows)
-    if sampled_windows:  # the last and the best weights are measured on the whole split
-        windows += 2 * all_windows
+    sampled_windows = evaluation_windows(config, val_tokens)
+    windows = evaluations * (sampled_windows or count_windows(config, val_tokens))
+    windows += FINAL_PASSES * (second_measurement_windows(config, val_tokens, n_final) or 0)
     if train.init_from:  # the old text is evaluated too
         windows += evaluations * max_evaluation_windows(config)
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
@@ -125,28 +138,94 @@ def run_seconds(config: RunConfig, dataset: Dataset, timer: StepTimer) -> float:
     )
 
 
-def with_steps(config: RunConfig, dataset: Dataset, timer: StepTimer, spent_s: float) -> RunConfig:
-    """The config with max_steps set from epochs or max_time.
+class RunLength(NamedTuple):
+    """A config with its number of steps fixed, and how its final measurement is made."""
 
-    `spent_s` of max_time is used already.
+    config: RunConfig
+    final_windows: int | None  # None: the whole split
+    seconds: float  # expected, of the loop
+
+
+def fix_length(
+    config: RunConfig,
+    dataset: Dataset,
+    timer: StepTimer,
+    spent_s: float,
+    n_final: int | Literal["auto"] | None = "auto",
+) -> RunLength:
+    """The number of steps from epochs or max_time, and the windows of the final measurement.
+
+    `spent_s` of max_time is used already. Raises InputError if max_time is too short for one step.
     """
     train = config.train
-
-    def with_max_steps(steps: int) -> RunConfig:
-        return dataclasses.replace(config, train=dataclasses.replace(train, max_steps=steps))
-
     if train.epochs is not None:
-        return with_max_steps(
-            make_sampler(config, len(dataset.train.tokens)).steps_for(train.epochs)
-        )
-    if train.max_time is None:
-        return config
-    left_s = parse_duration(train.max_time) - spent_s
-    max_steps = max(1, int(left_s / timer.step))
-    # The cost of an evaluation grows with the number of steps, so the number that fits is searched.
-    n_steps = bisect.bisect_right(
-        range(1, max_steps + 1),
-        left_s,
-        key=lambda steps: run_seconds(with_max_steps(steps), dataset, timer),
+        sampler = make_sampler(config, len(dataset.train.tokens))
+        config = with_steps(config, sampler.steps_for(train.epochs))
+    elif train.max_time is not None:
+        return _fit_time(config, dataset, timer, parse_duration(train.max_time), spent_s)
+    if n_final == "auto":
+        n_final = final_windows(config, len(dataset.val.tokens), dataset.tokenizer.vocab_size)
+    return RunLength(config, n_final, run_seconds(config, dataset, timer, n_final))
+
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """The config with another number of steps."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps))
+
+
+def _fit_time(
+    config: RunConfig, dataset: Dataset, timer: StepTimer, budget_s: float, spent_s: float
+) -> RunLength:
+    """As many steps as fit, with a final measurement of at most FINAL_SHARE of the time left."""
+    left_s = max(0.0, budget_s - spent_s - min(REPORT_S, TOLERANCE * budget_s))
+    val_tokens = len(dataset.val.tokens)
+    n_final: int | None = None
+    if FINAL_PASSES * count_windows(config, val_tokens) * timer.window > FINAL_SHARE * left_s:
+        n_final = max(0, int(FINAL_SHARE * left_s / (FINAL_PASSES * timer.window)))
+    steps = _most_steps(config, dataset, timer, left_s, n_final)
+    if not steps:  # the windows of the evaluations during training must do
+        n_final, steps = 0, _most_steps(config, dataset, timer, left_s, 0)
+    fitted = with_steps(config, max(1, steps))
+    if n_final is not None:
+        whole = evaluation_windows(fitted, val_tokens) is None
+        n_final = None if whole else max(n_final, max_evaluation_windows(fitted))
+    seconds = run_seconds(fitted, dataset, timer, n_final)
+    if not steps and spent_s + seconds > (1 + TOLERANCE) * budget_s:
+        raise InputError(_too_short(config, budget_s, spent_s, seconds))
+    return RunLength(fitted, n_final, seconds)
+
+
+def _most_steps(
+    config: RunConfig, dataset: Dataset, timer: StepTimer, left_s: float, n_final: int | None
+) -> int:
+    """The largest number of steps that fits into `left_s`; 0 if not even one does.
+
+    The time grows with the steps, except where evaluations during training become whole: the split
+    is then not measured again at the end. So the steps on each side of that point are searched.
+    """
+
+    def seconds(steps: int) -> float:
+        return run_seconds(with_steps(config, steps), dataset, timer, n_final)
+
+    limit = 1 + int(left_s / timer.step) if left_s > 0 else 0
+    counts = range(1, limit + 1)
+
+    def is_whole(steps: int) -> bool:
+        return evaluation_windows(with_steps(config, steps), len(dataset.val.tokens)) is None
+
+    n_sampled = bisect.bisect_left(counts, True, key=is_whole)  # these counts have sampled ones
+    n_whole = bisect.bisect_right(counts, left_s, lo=n_sampled, key=seconds)
+    if n_whole > n_sampled:
+        return n_whole
+    return bisect.bisect_right(counts, left_s, hi=n_sampled, key=seconds)
+
+
+def _too_short(config: RunConfig, budget_s: float, spent_s: float, run_s: float) -> str:
+    """The message about a time that does not allow one step."""
+    needed_s = math.ceil(1.2 * (spent_s + run_s)) + 1  # speed varies
+    return (
+        f"--max-time {config.train.max_time} is too short for one step: preparing took "
+        f"{format_duration(spent_s)}, and one step with its evaluations takes about "
+        f"{format_duration(max(1, run_s))}.\nGive --max-time {format_duration(needed_s)} or more, "
+        "or a smaller model. A text is tokenised only once, so the next start is faster"
     )
-    return with_max_steps(max(1, n_steps))

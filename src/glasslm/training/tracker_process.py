@@ -203,10 +203,12 @@ TRACKERS: dict[str, Callable[[Run, int], Tracker]] = {"wandb": Wandb, "tensorboa
 def follow_lines(run: Run, start: int, run_ended: threading.Event) -> Iterator[Line]:
     """The lines of metrics.jsonl from byte `start` on, as they are written, until the run ends.
 
-    Where the evaluations of a run take a sample of the split, the final one on the whole split has
-    the split "whole": it is no point of their curve, and may belong to an earlier step.
+    Where the evaluations of a run take a sample of the split, the final one on the whole split, or
+    on a larger sample, has the split "whole": it is no point of their curve, and may belong to an
+    earlier step.
     """
-    is_sampled = evaluation_windows(run.config, run.record["data"]["val_tokens"]) is not None
+    sampled_windows = evaluation_windows(run.config, run.record["data"]["val_tokens"])
+    sampled_tokens = (sampled_windows or 0) * run.config.model.block_size
     with open(run.path / "metrics.jsonl", "rb") as file:
         file.seek(start)
         partial_line = b""
@@ -216,10 +218,10 @@ def follow_lines(run: Run, start: int, run_ended: threading.Event) -> Iterator[L
             *raw_lines, partial_line = (partial_line + file.read()).split(b"\n")
             for line in map(files.parse_json, raw_lines):
                 if (
-                    is_sampled
+                    sampled_windows is not None
                     and line["kind"] == "eval"
                     and line["split"] == "val"
-                    and line["whole"]
+                    and (line["whole"] or line["tokens"] > sampled_tokens)
                 ):
                     line["split"] = "whole"
                 yield cast(Line, line)

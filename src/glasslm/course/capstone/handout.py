@@ -20,7 +20,7 @@ from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.report import curves, page
 from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import next_commands
-from glasslm.runs.history import best_eval
+from glasslm.runs.history import best_eval, sample_note
 from glasslm.runs.metrics import Line, sample_lines
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
@@ -116,12 +116,14 @@ def _checkpoint_section(capstone: Capstone, lines: list[Line]) -> Section:
         ("steps", f"{run.config.train.max_steps:,}"),
     ]
     if best:
+        note = sample_note(best)
+        extent = f"on {best['tokens']:,} tokens ({note})" if note else "over the whole split"
         rows += [
             (
                 "validation loss",
                 f"{best['loss']:.4f} nats per token at step {best['step']:,}, perplexity "
                 f"{best['perplexity']:.3f}, {format_number(best['bpb'], '.3f')} bits per byte, "
-                "over the whole split",
+                f"{extent}",
             ),
         ]
     rows += next_commands(str(run.path), run.history.status)[:3]

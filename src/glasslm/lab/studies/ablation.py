@@ -37,6 +37,7 @@ from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
 from glasslm.lab.studies.checkout import check_checkout, version_name
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
+    final_tokens,
     load_plan,
     measure_speed,
     prepare_recipe,
@@ -78,6 +79,7 @@ class Plan:
     spec: AblationSpec
     vocab_size: int
     compute: ComputeConfig  # of each run
+    final_tokens: int | None = None  # of the final measurement; None: the whole split
 
     @property
     def seeds(self) -> range:
@@ -170,6 +172,8 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
         [variant.axis, variant.value, to_dict(variant.config), variant.checkout]
         for variant in planned
     ]
+    # Another version of glasslm may not know how to take a sample.
+    measured_tokens = None if spec.against is not None else final_tokens(base, dataset)
     save_plan(
         study,
         flags,
@@ -178,9 +182,10 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
             "variants": listed,
             "vocab_size": V,
             "compute": to_dict(compute),
+            "final_tokens": measured_tokens,
         },
     )
-    return Plan(base, planned, spec, V, compute)
+    return Plan(base, planned, spec, V, compute, measured_tokens)
 
 
 def _list_variants(spec: AblationSpec, base: RunConfig) -> list[Variant]:
@@ -199,7 +204,8 @@ def _restore_plan(saved: dict[str, Any], spec: AblationSpec) -> Plan:
         for axis, value, config, *checkout in saved["variants"]
     ]
     compute = from_dict(ComputeConfig, saved["compute"])
-    return Plan(from_dict(RunConfig, saved["base"]), planned, spec, saved["vocab_size"], compute)
+    base = from_dict(RunConfig, saved["base"])
+    return Plan(base, planned, spec, saved["vocab_size"], compute, saved.get("final_tokens"))
 
 
 def _fit_budget(
@@ -241,7 +247,7 @@ def run(
 
     The result of the baseline comes first.
     """
-    runner = dataclasses.replace(runner, compute=plan.compute)
+    runner = dataclasses.replace(runner, compute=plan.compute, final_tokens=plan.final_tokens)
 
     def train(trials: list[Trial]) -> dict[str, TrialOutcome]:
         return sweep.run_all(study, trials, runner, plan.vocab_size, notify, command)

@@ -15,6 +15,7 @@ from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
 from glasslm.lab.studies.ablation_table import to_csv
 from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
 from glasslm.lab.studies.checkout import version_name
+from glasslm.lab.studies.trial_results import describe_sample
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
@@ -100,6 +101,7 @@ def findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
     return [
         *_verdict_findings(plan, others),
         *_run_findings(plan, results),
+        *describe_sample(trial for result in results for trial in result.trials),
         *_size_findings(others, base),
         *_activation_findings(others, base),
         *_surprise_findings(others, base),

@@ -42,6 +42,7 @@ from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import Notify, format_duration
 from glasslm.training import step_timer
+from glasslm.training.evaluation_windows import windows_of
 from glasslm.training.step_timer import StepTimer
 
 COMPUTE_LEVELS = 4  # budgets of compute
@@ -71,6 +72,7 @@ class Ladder:
     vocab_size: int
     unique_tokens: int
     compute: ComputeConfig  # of each run
+    final_tokens: int | None = None  # of the final measurement; None: the whole split
 
     @property
     def cells(self) -> list[RunConfig]:
@@ -122,6 +124,7 @@ def plan_ladder(
             vocab_size=saved["vocab_size"],
             unique_tokens=saved["unique_tokens"],
             compute=from_dict(ComputeConfig, saved["compute"]),
+            final_tokens=saved.get("final_tokens"),
         )
     base, dataset = prepare_recipe(base, notify)
     flops = _parse_flops(budget)
@@ -156,6 +159,7 @@ def plan_ladder(
             "vocab_size": ladder.vocab_size,
             "unique_tokens": ladder.unique_tokens,
             "compute": to_dict(ladder.compute),
+            "final_tokens": ladder.final_tokens,
         },
     )
     return ladder
@@ -215,7 +219,8 @@ def build_ladder(
         for k, C in enumerate(computes)
     ]
     compute = resolve_compute(compute, models[-1], V)
-    return Ladder(base, rungs, V, len(dataset.train.tokens), compute)
+    measured = study_plan.final_tokens(rungs[COMPUTE_LEVELS // 2][SIZES_PER_LEVEL // 2], dataset)
+    return Ladder(base, rungs, V, len(dataset.train.tokens), compute, measured)
 
 
 @cache
@@ -336,10 +341,10 @@ class SpeedModel:
         """The time of the ladder with its tuning, and that of the predicted run."""
 
         def one_core_seconds(configs: Sequence[RunConfig]) -> float:
-            V = ladder.vocab_size
+            V, n = ladder.vocab_size, windows_of(ladder.final_tokens, ladder.base)
             return sum(
                 study_plan.RUN_START_S
-                + step_timer.run_seconds(config, self.dataset, self.interpolate(config, V))
+                + step_timer.run_seconds(config, self.dataset, self.interpolate(config, V), n)
                 for config in configs
             )
 

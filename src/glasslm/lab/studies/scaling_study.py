@@ -33,7 +33,7 @@ from glasslm.lab.studies.ladder import (
 )
 from glasslm.lab.studies.study_plan import with_rate_and_seed
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
-from glasslm.lab.studies.trial_results import TrialResult, read_trial
+from glasslm.lab.studies.trial_results import TrialResult, describe_sample, read_trial
 from glasslm.text import Notify
 
 PREDICTION = "prediction.json"
@@ -212,7 +212,7 @@ def run_study(
     a fit without that run would be another.
     """
     ladder = plan_ladder(base, budget, runner, folder, notify)
-    runner = dataclasses.replace(runner, compute=ladder.compute)
+    runner = dataclasses.replace(runner, compute=ladder.compute, final_tokens=ladder.final_tokens)
     all_cores_runner = runner.with_all_cores(ladder.compute)
 
     def train(trials: list[Trial]) -> dict[str, TrialOutcome]:
@@ -253,6 +253,7 @@ def analyse_ladder(ladder: Ladder, rule: LearningRateRule, runs: Sequence[Ladder
         for run in runs
         if run.observation is None
     ]
+    notes += describe_sample(run.result for run in runs)
     edges = [f"{trial.N:,}" for trial in rule.trials if trial.at_edge]
     if edges:
         notes.append(

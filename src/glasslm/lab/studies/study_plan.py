@@ -18,6 +18,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training import step_timer
+from glasslm.training.evaluation_windows import FINAL_SHARE, final_windows
 from glasslm.training.step_timer import StepTimer
 
 PLAN_FILE, PLAN_FORMAT = "plan.json", 1
@@ -111,6 +112,18 @@ def with_sparse_logging(config: RunConfig) -> RunConfig:
         keep=1,
     )
     return dataclasses.replace(config, train=train)
+
+
+def final_tokens(config: RunConfig, dataset: Dataset) -> int | None:
+    """The validation tokens of each run's final measurement; None for the whole split.
+
+    All runs of a study are measured on the same tokens, so that losses can be compared in pairs. It
+    is a sample where two passes over the split would take more than a tenth of the training of a
+    run of this config.
+    """
+    val_tokens, V = len(dataset.val.tokens), dataset.tokenizer.vocab_size
+    windows = final_windows(config, val_tokens, V, max_share=FINAL_SHARE)
+    return None if windows is None else windows * config.model.block_size
 
 
 def measure_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> StepTimer:

@@ -29,6 +29,7 @@ from glasslm.model import flops
 from glasslm.runs.metrics import ENDED_STATUSES, step_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration
+from glasslm.training.evaluation_windows import windows_of
 from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
 
 RunnerName = Literal["local", "ray"]
@@ -51,6 +52,7 @@ class Runner:
     name: RunnerName = "local"
     address: str | None = None  # of a Ray cluster
     workers: int = 0  # runs at once; 0: one for each core
+    final_tokens: int | None = None  # of each run's final measurement; None: the whole split
 
     @property
     def threads(self) -> int:
@@ -67,7 +69,11 @@ class Runner:
     def with_all_cores(self, compute: ComputeConfig) -> Runner:
         """A local runner that trains one run at a time with all cores."""
         threads = max(len(available_cores()), self.threads)
-        return Runner(dataclasses.replace(compute, threads=threads), workers=1)
+        return Runner(
+            dataclasses.replace(compute, threads=threads),
+            workers=1,
+            final_tokens=self.final_tokens,
+        )
 
 
 class TrialOutcome(NamedTuple):
@@ -241,6 +247,7 @@ def _make_job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[s
         "command": command,
         "core": None,
         "checkout": trial.checkout,
+        "final_windows": windows_of(runner.final_tokens, trial.config),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glasslm.lab.studies.sweep import TrialOutcome
@@ -24,6 +25,23 @@ class TrialResult:
     sample: str
     run: Run
     error: str = ""  # why the run failed
+    tokens: int = 0  # of the validation text, on which the final loss was measured
+    stderr: float | None = None  # nats per token, if those are a sample
+    is_sampled: bool = False
+
+
+def describe_sample(trials: Iterable[TrialResult]) -> list[str]:
+    """A sentence about losses of a sample of the validation text; none if all are of the whole."""
+    sampled = [trial for trial in trials if trial.is_sampled]
+    if not sampled:
+        return []
+    errors = [trial.stderr for trial in sampled if trial.stderr is not None]
+    size = f", standard error up to {max(errors):.4f} nats" if errors else ""
+    return [
+        f"Losses are sampled: every run was measured on the same {sampled[0].tokens:,} tokens of "
+        f"the validation text{size}. The error is nearly the same in all runs, so differences are "
+        "more exact."
+    ]
 
 
 def read_trial(seed: int, outcome: TrialOutcome) -> TrialResult:
@@ -56,4 +74,7 @@ def read_trial(seed: int, outcome: TrialOutcome) -> TrialResult:
         sample=samples[-1] if samples else "",
         run=outcome.run,
         error=outcome.error,
+        tokens=last.get("tokens", 0) if last else 0,
+        stderr=last.get("stderr") if last else None,
+        is_sampled=last is not None and not last.get("whole", True),
     )

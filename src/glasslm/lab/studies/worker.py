@@ -42,7 +42,14 @@ def main() -> int:
     deadline = time.monotonic() + MAX_LOCK_WAIT_S
     while True:
         try:
-            return train_or_resume(path, config, compute, job["preset"], job["command"]).exit_code
+            return train_or_resume(
+                path,
+                config,
+                compute,
+                job["preset"],
+                job["command"],
+                final_windows=job.get("final_windows"),
+            ).exit_code
         except InUseError as error:  # after a study was killed, its run may still be saving
             if time.monotonic() > deadline:
                 notify(f"{path}: {error}")
@@ -63,17 +70,28 @@ def train_or_resume(
     preset: str,
     command: str,
     notify: Notify = notify,
+    *,
+    final_windows: int | None = None,
 ) -> Outcome:
     """Train a new run in `path`, or resume the run there.
 
-    A run without a checkpoint starts again.
+    A run without a checkpoint starts again. `final_windows`: of the final measurement, None for the
+    whole split.
     """
     if (path / "run.json").exists() and not checkpoint.list_steps(path):
         with lock_run(path):
             run_folder.delete_run(path)
     if (path / "run.json").exists():
         return launch.resume(path, compute, notify=notify)
-    return launch.train(config, compute, path, preset=preset, command=command, notify=notify)
+    return launch.train(
+        config,
+        compute,
+        path,
+        preset=preset,
+        command=command,
+        final_windows=final_windows,
+        notify=notify,
+    )
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import ENDINGS
 from glasslm.runs import run_folder
-from glasslm.runs.history import best_eval, loss_range
+from glasslm.runs.history import best_eval, loss_range, sample_note
 from glasslm.runs.metrics import (
     COMPLETED_STATUSES,
 )
@@ -125,9 +125,16 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
             "The validation texts differ: neither loss nor bits per byte tells which model is "
             "better."
         )
-    bests = [best for run in compared if (best := best_eval(run.lines, run.run.history))]
-    if any(not best.get("whole") for best in bests):
-        sentences.append("Some best losses were measured on a sample of the validation text.")
+    notes = [
+        f"{run.letter} ({note})"
+        for run in compared
+        if (best := best_eval(run.lines, run.run.history)) and (note := sample_note(best))
+    ]
+    if notes:
+        sentences.append(
+            "Some best losses were measured on a sample of the validation text: "
+            f"{', '.join(notes)}. `glasslm evaluate RUN --split val` measures all of it."
+        )
     for run in compared:
         status = run.run.history.status
         if status not in COMPLETED_STATUSES:

@@ -181,7 +181,8 @@ def reproduce(
     is_complete = run.history.status in ENDED_STATUSES and end == length
     outcome = launch.train(
         config, compute, run_dir, preset=str(run.record.get("preset", "tiny")), command=command,
-        dataset=dataset, stop_at=None if is_complete else end, notify=notify,
+        dataset=dataset, stop_at=None if is_complete else end,
+        final_windows=run.record.get("final_windows"), notify=notify,
     )  # fmt: skip
     run_report.write_after_training(outcome, notify)
     was_interrupted = outcome.status == "interrupted"
