@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"nanogpt", "paired"}
 # These are not run here; mypy checks them.
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
-SLOW = {"cookbook_figure", "extrapolation"}  # a minute and more
+SLOW = {"ablation_memory", "cookbook_figure", "extrapolation"}  # a minute and more
 SMALLEST_FLAGS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
     "cache_speed": "--lengths 64 --seconds 0.1",
