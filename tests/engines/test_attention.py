@@ -137,7 +137,7 @@ def test_masks_of_many_lengths_do_not_pile_up() -> None:
     """A mask has T² numbers, and a run that reads prompts of all lengths would keep them all."""
     for T in range(1, 40):
         attention(np.ones((1, T, 2, 2)), np.ones((1, T, 1, 2)), None, None, np.empty)
-    assert attention_module._masks.cache_info().currsize < 20
+    assert attention_module._mask.cache_info().currsize < 20
 
 
 # -- positions -------------------------------------------------------------------------------------
@@ -293,7 +293,8 @@ def build_engine(config: ModelConfig) -> NumpyEngine:
 def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> None:
     """The loss at position t has gradients by the embeddings of tokens up to t, and no others.
 
-    With a window W, n layers reach n (W - 1) tokens back. Each position has a token of its own, so
+    With a window W, n layers reach n (W - 1) tokens back, and with documents none before its own.
+    Each position has a token of its own, so
     that a row of the gradient of the embedding belongs to one position.
     """
     clear = {"tie_embeddings": False, "dropout": 0.0, "attention_dropout": 0.0, "lora_rank": 0}
@@ -308,7 +309,10 @@ def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> Non
             "embedding.weight"
         ]
         visible = np.abs(gradient[:6]).max(1) > 0
-        np.testing.assert_array_equal(visible, (np.arange(6) <= t) & (np.arange(6) >= t - reach))
+        first = t - reach
+        if config.document_attention and t >= config.document_end_id:  # token i is at position i
+            first = max(first, config.document_end_id)
+        np.testing.assert_array_equal(visible, (np.arange(6) <= t) & (np.arange(6) >= first))
 
 
 @pytest.mark.parametrize("position", get_args(Position))

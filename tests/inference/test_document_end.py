@@ -141,3 +141,22 @@ def test_a_prompt_that_spells_special_tokens_is_reported(
     assert f"the prompt spells {END} 2 times: ordinary text here" in capsys.readouterr().err
     assert main([*command, "the cat"]) == 0
     assert "spells" not in capsys.readouterr().err
+
+
+def test_attention_inside_documents_is_trained_resumed_and_used(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt")
+    flags = {"document_separator": ".\n", "document_attention": True, "max_steps": 10}
+    train(text, tmp_path / "run", **flags)
+    model = glasslm.load(tmp_path / "run")
+    assert model.config.model.document_end_id == model.tokenizer.end_id
+    # Only the last document of a prompt matters; the token before it belongs to it.
+    short = model.logits(f"{END}the cat")
+    np.testing.assert_allclose(model.logits(f"a dog{END}the cat"), short, rtol=1e-5, atol=1e-5)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000010")
+    before = logged_lines(tmp_path / "run", "step")
+    resume(tmp_path / "run")
+    assert [line["loss"] for line in logged_lines(tmp_path / "run", "step")] == [
+        line["loss"] for line in before
+    ]
+    with pytest.raises(InputError, match="--document-attention needs documents"):
+        train(text, tmp_path / "other", document_attention=True)

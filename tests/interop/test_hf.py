@@ -111,6 +111,7 @@ def random_config(rng: np.random.Generator) -> ModelConfig:
         changes = choice | {
             "lora_rank": 0,
             "attention_dropout": 0.0,
+            "document_end_id": 1,
             "rope_factor": 1.0 + (choice["rope_scaling"] != "none"),
         }
         try:

@@ -138,7 +138,10 @@ def _load_export(flags: Flags) -> ModelExport:
     from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import model_export
 
-    return model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
+    model = model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
+    if model.config.document_attention:
+        notify(f"note: {model_export.DOCUMENT_ATTENTION_NOTE}")
+    return model
 
 
 def _compare_logits(model: ModelExport, compute_logits: Callable[[Any], Any]) -> float | None:

@@ -103,6 +103,8 @@ def list_arguments(flags_class: type) -> list[Argument]:
     arguments: list[Argument] = []
     for field in dataclasses.fields(flags_class):
         hint, markers = split_markers(hints[field.name])
+        if tyro.conf.Suppress in markers:  # not a flag
+            continue
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             arguments += list_arguments(hint)
             continue

@@ -77,6 +77,10 @@ class ModelConfig:
     Memory of flash is linear in the context T; auto chooses by T."""
     window: int = 0
     """Number of tokens that each token attends to, itself included (0: all; arXiv:2004.05150)."""
+    document_attention: bool = False
+    """Attend only within a document (needs --special-tokens or --document-separator)."""
+    document_end_id: tyro.conf.Suppress[int] = -1
+    """Token that ends a document, which training sets (-1: not set)."""
     rope_scaling: RopeScaling = "none"
     """Stretch RoPE to longer contexts: linear (arXiv:2306.15595), ntk (keeps high frequencies)."""
     rope_factor: float = 1.0

@@ -20,7 +20,7 @@ from glasslm.errors import InputError
 from glasslm.interop import families
 from glasslm.interop.card_front_matter import TOKENIZER_LEVELS, front_matter
 from glasslm.interop.card_paths import file_name, strip_folders
-from glasslm.interop.model_export import ModelExport
+from glasslm.interop.model_export import DOCUMENT_ATTENTION_NOTE, ModelExport
 from glasslm.model.parameters import parameter_table
 from glasslm.report import data_checks, report_tables, run_report
 from glasslm.report.page import escape_markdown
@@ -369,6 +369,8 @@ def _limits(export: ModelExport) -> str:
         "does not follow instructions, and its output is not filtered.",
         "It may repeat passages of its training text word for word.",
     ]
+    if c.document_attention:
+        limits[:0] = [f"{DOCUMENT_ATTENTION_NOTE[0].upper()}{DOCUMENT_ATTENTION_NOTE[1:]}."]
     if tokenizer.kind == "char":
         limits[:0] = [
             f"It knows only the {tokenizer.vocab_size - len(tokenizer.special_tokens):,} "

@@ -21,6 +21,10 @@ Array = NDArray[Any]
 
 # The tokens on which logits are compared with those of another program.
 PROBE_ROWS, MAX_PROBE_TOKENS = 2, 512
+DOCUMENT_ATTENTION_NOTE = (
+    "this model attends within one document. Other programs also attend to earlier documents of "
+    "the same context, so give them one document at a time; of one document the logits are equal"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ class ModelExport:
     def probe_tokens(self) -> NDArray[np.int64]:
         """(B, T) random tokens on which to compare logits."""
         T = min(self.config.block_size, MAX_PROBE_TOKENS)
-        return np.random.default_rng(0).integers(0, self.vocab_size, (PROBE_ROWS, T))
+        tokens = np.random.default_rng(0).integers(0, self.vocab_size, (PROBE_ROWS, T))
+        if self.config.document_attention:  # other programs attend to earlier documents
+            tokens[tokens == self.config.document_end_id] = 0
+        return tokens
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
         """tokens (B, T) -> logits (B, T, V), computed by the NumPy engine in float32."""

@@ -32,7 +32,8 @@ LORA_LR, FULL_LR = 1e-2, 3e-3  # peak learning rates; the experiments are in doc
 # are learned.
 OVERRIDABLE_FIELDS = {
     "block_size", "dropout", "attention_dropout", "attention", "window", "rope_scaling",
-    "rope_factor", "lora_rank", "lora_alpha", "lora_targets",
+    "rope_factor", "lora_rank", "lora_alpha", "lora_targets", "document_attention",
+    "document_end_id",
 }  # fmt: skip
 
 

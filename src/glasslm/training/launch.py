@@ -51,7 +51,7 @@ from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
 from glasslm.training.plan import TrainingPlan, describe_preparation, format_plan, length_notes
-from glasslm.training.run_inputs import RunInputs, open_run_inputs
+from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
 
 
@@ -112,6 +112,7 @@ def train(
     if run_dir is not None:
         run_folder.require_new(run_dir)
     inputs = open_run_inputs(config, notify, dataset)
+    config = with_document_end(config, inputs.dataset.tokenizer)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})

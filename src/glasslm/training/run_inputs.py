@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from glasslm.config.schema import RunConfig
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
+from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import State
 from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table
@@ -31,12 +33,26 @@ class RunInputs:
         return initial_weights(table, config.train.seed)
 
 
+def with_document_end(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """`config` with the token that ends documents, where attention is kept inside them."""
+    if not config.model.document_attention:
+        return config
+    assert tokenizer.end_id is not None, "open_run_inputs refuses this config"
+    model = dataclasses.replace(config.model, document_end_id=tokenizer.end_id)
+    return dataclasses.replace(config, model=model)
+
+
 def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None = None) -> RunInputs:
     """Open the base run and the text of a resolved config; with `dataset`, no text is opened.
 
     Raises InputError if training could not start: the base does not fit, adapters have no base, or
     the text is too short.
     """
+    if config.model.document_attention and not config.data.used_special_tokens:
+        raise InputError(
+            "--document-attention needs documents that end with a token: give --special-tokens "
+            "'<|endoftext|>' or --document-separator TEXT, or leave it out"
+        )
     base = BaseRun(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)

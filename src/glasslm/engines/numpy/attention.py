@@ -66,12 +66,14 @@ def attention(
     drop: tuple[float, NDArray[np.uint32]] | None,
     new: New,
     window: int = 0,
+    starts: NDArray[np.int64] | None = None,
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v. arXiv:1706.03762, equation 1.
 
     qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q).
     `drop`: the share of the attention probabilities to drop, and row keys (B,). With a `window`,
-    query i attends to the keys i - window < j <= i (arXiv:2004.05150, section 3.1). Overwrites the
+    query i attends to the keys i - window < j <= i (arXiv:2004.05150, section 3.1); with `starts`
+    (B, T), the first position of each token's document, to keys j >= starts[i]. Overwrites the
     queries by q / sqrt(Q). backward overwrites dout and returns one array of the gradients of
     queries, keys and values, (B, T, H + 2K, Q).
 
@@ -89,7 +91,8 @@ def attention(
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
-    rsum = _exponentiate(e, window, is_bounded=_score_bound(q, k) <= MAX_SAFE_EXPONENT)
+    visible = _visible(T, e.dtype, window, starts)
+    rsum = _exponentiate(e, visible, is_bounded=_score_bound(q, k) <= MAX_SAFE_EXPONENT)
     mask = None if drop is None else dropout_mask(e.shape, *drop, new)
     weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
     out = new((B, T, H, Q))
@@ -120,25 +123,26 @@ def attention(
     return out, backward
 
 
-def _exponentiate(e: Array, window: int, is_bounded: bool) -> Array:
+def _exponentiate(e: Array, visible: Array, is_bounded: bool) -> Array:
     """The reciprocals of the row sums of softmax's exponentials, (B, K, G, T, 1).
 
     Overwrites scores e (B, K, G, T, T) by their exponentials, 0 for hidden keys; unless they are
-    bounded, relative to the maximum of their row.
+    bounded, relative to the maximum of their row. visible (T, T) or (B, 1, 1, T, T): 1 or 0.
     """
     T = e.shape[-1]
-    visible, ones = _masks(T, e.dtype, window)
     if not is_bounded:
         e -= _visible_max(e, visible)
         # Hidden entries may be above the maximum of the visible ones. They are zeroed below.
         np.minimum(e, 0, out=e)
     np.exp(e, out=e)
     e *= visible
-    reciprocals: Array = 1 / (e.reshape(-1, T) @ ones).reshape(*e.shape[:-1], 1)
+    reciprocals: Array = 1 / (e.reshape(-1, T) @ _ones(T, e.dtype)).reshape(*e.shape[:-1], 1)
     return reciprocals
 
 
-def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tuple[Array, Array]:
+def scores_and_weights(
+    qk: Array, K: int, bias: Array | None, window: int, starts: NDArray[np.int64] | None
+) -> tuple[Array, Array]:
     """The scores and weights of `attention`, for inspection, (B, H, T, T) each.
 
     qk (B, T, H + K, Q), bias (H, T, T) -> q kᵀ / sqrt(Q), -inf where a key is hidden, and its
@@ -148,21 +152,36 @@ def scores_and_weights(qk: Array, K: int, bias: Array | None, window: int) -> tu
     H = heads - K
     q, k = _heads(qk[:, :, :H], K), _heads(qk[:, :, H:], K)
     scores = (np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(Q))).reshape(B, H, T, T)
-    visible, _ = _masks(T, scores.dtype, window)
-    scores[:, :, visible == 0] = -np.inf
+    visible = _visible(T, scores.dtype, window, starts)
+    hidden_mask = visible.reshape(-1, 1, T, T) == 0
+    scores[np.broadcast_to(hidden_mask, scores.shape)] = -np.inf
     weights = scores if bias is None else scores + bias
     weights = np.exp(weights - weights.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return scores, weights
 
 
+def _visible(T: int, dtype: np.dtype[Any], window: int, starts: NDArray[np.int64] | None) -> Array:
+    """1 where a query attends to a key, else 0: (T, T), or (B, 1, 1, T, T) with starts (B, T)."""
+    visible = _mask(T, dtype, window)
+    if starts is None:
+        return visible
+    return visible * (np.arange(T) >= starts[:, None, None, :, None])
+
+
 @functools.lru_cache(16)
-def _masks(T: int, dtype: np.dtype[Any], window: int) -> tuple[Array, Array]:
-    """(T, T): 1 where a query attends to a key, else 0; and (T,) ones, to sum rows by a product."""
+def _mask(T: int, dtype: np.dtype[Any], window: int) -> Array:
+    """(T, T): 1 where a query attends to a key by the causal mask or the window, else 0."""
     visible = np.tri(T, dtype=dtype)
     if window:
         visible -= np.tri(T, k=-window, dtype=dtype)
-    return visible, np.ones(T, dtype)
+    return visible
+
+
+@functools.lru_cache(16)
+def _ones(T: int, dtype: np.dtype[Any]) -> Array:
+    """(T,) ones, to sum rows by a product."""
+    return np.ones(T, dtype)
 
 
 def _heads(x: Array, K: int) -> Array:

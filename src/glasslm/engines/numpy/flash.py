@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.numpy.attention import MAX_SAFE_EXPONENT
@@ -41,13 +42,20 @@ def uses_flash(c: ModelConfig, T: int) -> bool:
 
 
 def flash_attention(
-    qk: Array, v: Array, slopes: Array | None, window: int, new: New, tile: int = 0
+    qk: Array,
+    v: Array,
+    slopes: Array | None,
+    window: int,
+    new: New,
+    tile: int = 0,
+    starts: NDArray[np.int64] | None = None,
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v, without any array of size T x T.
 
     qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q) -> (B, T, H, Q). slopes (H,): the
     bias is ALiBi's, slope x (key - query); None: no bias. window: query i attends to the keys
     i - window < j <= i; 0: to all j <= i. tile: queries and keys of a tile (0: TILE_LENGTH).
+    starts (B, T): the first position of each token's document; a query attends to no earlier key.
     Overwrites the queries by q / sqrt(Q). backward returns one array of the gradients of queries,
     keys and values, (B, T, H + 2K, Q). The backward pass keeps the inputs, the output and one
     logarithm per query and head.
@@ -57,15 +65,16 @@ def flash_attention(
     scale = 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
-    mask = TileMask(slopes, window, tile or TILE_LENGTH)
+    rows = [None] * B if starts is None else list(starts)
+    masks = [TileMask(slopes, window, tile or TILE_LENGTH, row) for row in rows]
     out, logs = new((B, T, H, Q)), new((B, K, H // K, T))
     for b in range(B):  # one after the other: the tiles of one row fill the cache
-        _forward(q[b], k[b], v[b], mask, out[b], logs[b], new)
+        _forward(q[b], k[b], v[b], masks[b], out[b], logs[b], new)
 
     def backward(dout: Array) -> Array:
         dqkv = new((B, T, H + 2 * K, Q))
         for b in range(B):
-            _backward(q[b], k[b], v[b], mask, out[b], logs[b], dout[b], dqkv[b], new)
+            _backward(q[b], k[b], v[b], masks[b], out[b], logs[b], dout[b], dqkv[b], new)
         dqkv[:, :, :H] *= scale
         return dqkv
 
@@ -148,11 +157,12 @@ def _backward(
 
 @dataclass(frozen=True)
 class TileMask:
-    """Causal or window mask and ALiBi bias of one tile."""
+    """Causal, window or document mask and ALiBi bias of one tile."""
 
     slopes: Array | None  # (H,)
     window: int
     tile: int  # the largest R and C
+    starts: NDArray[np.int64] | None = None  # (T,) of each token's document; ascending
 
     def tiles(self, T: int) -> Iterator[tuple[slice, list[slice]]]:
         """Tiles of queries, each with the tiles of keys that they attend to, the latest first.
@@ -163,6 +173,8 @@ class TileMask:
         for start in range(0, T, self.tile):
             stop = min(start + self.tile, T)
             first = max(0, start - self.window + 1) if self.window else 0
+            if self.starts is not None:
+                first = max(first, int(self.starts[start]))
             ends = range(stop, first, -self.tile)
             yield slice(start, stop), [slice(max(first, end - self.tile), end) for end in ends]
 
@@ -181,6 +193,9 @@ class TileMask:
         has_keys_before_window = self.window and queries.stop - 1 - keys.start >= self.window
         if has_later_keys or has_keys_before_window:
             heads += _additive_mask(C, R, queries.start - keys.start, self.window, s.dtype)
+        if self.starts is not None and self.starts[queries.stop - 1] > keys.start:
+            is_other = np.arange(keys.start, keys.stop)[:, None, None] < self.starts[queries]
+            heads += np.where(is_other, -math.inf, 0).astype(s.dtype)
         return s
 
 

@@ -42,6 +42,7 @@ class ForwardContext:
     bias: Array | None  # (H, T, T) of the scores
     rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
     recorder: ActivationRecorder | None
+    starts: NDArray[np.int64] | None = None  # (B, T) positions where documents start
 
     def record(self, name: str, x: Array) -> None:
         """Record x (N, any) as (B, T, any); that of an expert, over its tokens, as it is."""

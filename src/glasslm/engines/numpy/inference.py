@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig, Norm
 from glasslm.engines.cache_slots import CacheSlots
+from glasslm.engines.documents import continued_starts
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
@@ -43,6 +44,7 @@ class KVCache:
         self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)
         self._lengths = np.zeros(rows, np.int64)
+        self._last_starts = np.zeros(rows, np.int64)  # of the last document in each row
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -51,21 +53,25 @@ class KVCache:
 
     def clear(self, row: int) -> None:
         """Empty one row, to use it for another text."""
-        self._lengths[row] = 0
+        self._lengths[row] = self._last_starts[row] = 0
 
     def part(self, rows: slice) -> KVCache:
         """Some of the rows, as views of the same memory."""
         view = copy.copy(self)
         view.keys, view.values = self.keys[:, rows], self.values[:, rows]
         view._lengths = self._lengths[rows]
+        view._last_starts = self._last_starts[rows]
         return view
 
 
 class AttentionContext:
     """The positions of the new tokens, and which keys each of them attends to, for every layer."""
 
-    def __init__(self, model: Model, cache: KVCache, counts: NDArray[np.int64], T: int) -> None:
-        c = model.config
+    def __init__(
+        self, model: Model, cache: KVCache, counts: NDArray[np.int64], tokens: Array
+    ) -> None:
+        c, T = model.config, tokens.shape[1]
+        starts = continued_starts(c, tokens, cache._lengths, counts, cache._last_starts)
         self.slots = slots = CacheSlots(cache._lengths, counts, T, cache.size)
         assert cache.is_unbounded or slots.end <= cache.size, (
             "more tokens than the cache has room for"
@@ -88,11 +94,15 @@ class AttentionContext:
                 window = c.window
             case _:
                 assert_never(c.mask)
-        if T > 1 or not slots.uniform or 0 < window < S:
+        if T > 1 or not slots.uniform or 0 < window < S or starts is not None:
             offset = slots.key_positions[..., None, :] - slots.query_positions[..., None]
             hidden_mask = (offset > 0) | (slots.key_positions[..., None, :] < 0)
             if window:
                 hidden_mask |= offset <= -window
+            if starts is not None:
+                keys = slots.key_positions[..., None, :]
+                hidden_mask = hidden_mask | (keys < starts[..., None])
+                cache._last_starts[...] = starts[:, -1]
             if not slots.uniform:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
                 hidden_mask &= (counts > 0)[:, None, None]
@@ -126,7 +136,7 @@ def read_tokens(
     """
     c, w = model.config, model.weights
     B, T = tokens.shape
-    ctx = AttentionContext(model, cache, counts, T)
+    ctx = AttentionContext(model, cache, counts, tokens)
     x = w["embedding.weight"][tokens]
     if c.scale_embeddings:
         x *= math.sqrt(c.d_model)

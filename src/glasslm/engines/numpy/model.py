@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
+from glasslm.engines.documents import document_starts
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention, rope, scores_and_weights
@@ -66,7 +67,10 @@ class Model:
         c, w = self.config, self.weights
         B, T = tokens.shape
         bias, rotation = self.score_bias(T), self.rotation(slice(T))
-        ctx = ForwardContext(B, T, new, dropout_keys, penalties, [], bias, rotation, recorder)
+        starts = document_starts(c, tokens)
+        ctx = ForwardContext(
+            B, T, new, dropout_keys, penalties, [], bias, rotation, recorder, starts
+        )
         x, embed_back = self._embed(tokens.reshape(-1), ctx)
         ctx.record("embedding", x)
         block_backs = []
@@ -182,17 +186,18 @@ class Model:
         if ctx.rotation:
             qk, rope_back = rope(qk, *ctx.rotation, new)
         if ctx.recorder is not None:
-            self._record_attention(prefix, qk, ctx.recorder)
+            self._record_attention(prefix, qk, ctx.recorder, ctx.starts)
         drop = None
         if ctx.dropout_keys and c.attention_dropout:
             site = sites.site_number(layer, sites.PROBABILITIES)
             drop = (c.attention_dropout, ctx.dropout_keys(site))
+        window = self._window()
         if uses_flash(c, T):
             mixed, attention_back = flash_attention(
-                qk, v, tile_slopes(self.bias), self._window(), new
+                qk, v, tile_slopes(self.bias), window, new, starts=ctx.starts
             )
         else:
-            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, self._window())
+            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, window, ctx.starts)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_ATTENTION), ctx)
         ctx.record(prefix, y)
@@ -211,14 +216,16 @@ class Model:
 
         return y, backward
 
-    def _record_attention(self, prefix: str, qk: Array, recorder: ActivationRecorder) -> None:
+    def _record_attention(
+        self, prefix: str, qk: Array, recorder: ActivationRecorder, starts: Array | None
+    ) -> None:
         """Record scores and weights (B, H, T, T), which are computed here for every kernel."""
         names = f"{prefix}.scores", f"{prefix}.weights"
         if recorder.names.isdisjoint(names):
             return
         K, positions = self.config.n_kv_heads, np.arange(qk.shape[1])
         bias = dense_bias(self.bias, positions, positions)
-        for name, array in zip(names, scores_and_weights(qk, K, bias, self._window())):
+        for name, array in zip(names, scores_and_weights(qk, K, bias, self._window(), starts)):
             recorder.record(name, array)
 
     def qk_gain(self, prefix: str) -> Array:

@@ -45,6 +45,7 @@ class AttentionContext(NamedTuple):
     algorithm: AttentionName | None = None
     window: int = 0
     dropout: SiteDropout | None = None  # of the attention probabilities
+    starts: Tensor | None = None  # (B, T) first positions of the tokens' documents; None: no mask
 
 
 class Attention(nn.Module):
@@ -133,7 +134,8 @@ def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple
     H, T, Q = q.shape[1:]
     scores = upcast(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
     position = torch.arange(T, device=q.device)
-    scores = scores.masked_fill(_hidden_mask(position, position, context.window), -math.inf)
+    hidden_mask = _hidden_mask(position, position, context.window, context.starts)
+    scores = scores.masked_fill(hidden_mask, -math.inf)
     return scores, torch.softmax(scores if context.bias is None else scores + context.bias, -1)
 
 
@@ -155,7 +157,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContex
         scores = upcast((q[:, :, start:end] * Q**-0.5) @ k[:, :, keys].mT)
         if context.bias is not None:
             scores = scores + context.bias[..., start:end, keys]
-        hidden_mask = _hidden_mask(position[start:end], position[keys], context.window)
+        starts = None if context.starts is None else context.starts[:, start:end]
+        hidden_mask = _hidden_mask(position[start:end], position[keys], context.window, starts)
         # The mask is added: the gradient of a sum needs no mask, that of masked scores does.
         scores = scores + torch.zeros_like(hidden_mask, dtype=scores.dtype).masked_fill(
             hidden_mask, -math.inf
@@ -169,10 +172,12 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContex
     return torch.cat(outputs, 2)
 
 
-def _hidden_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+def _hidden_mask(queries: Tensor, keys: Tensor, window: int, starts: Tensor | None) -> Tensor:
     """(T, S), True where a key is after its query or before its window (0: no window).
 
-    queries (T,) and keys (S,) are positions.
+    queries (T,) and keys (S,) are positions. With starts (B, T), keys before the document of their
+    query are hidden, too: (B, 1, T, S).
     """
     offsets = keys - queries[:, None]
-    return (offsets > 0) | (offsets <= -window) if window else offsets > 0
+    hidden_mask = (offsets > 0) | (offsets <= -window) if window else offsets > 0
+    return hidden_mask if starts is None else hidden_mask | (keys < starts[:, None, :, None])

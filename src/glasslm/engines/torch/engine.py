@@ -322,7 +322,7 @@ class TorchEngine:
         require_token_ids(self.vocab_size, tokens)
         counts, model = np.asarray(counts, np.int64), cache.model
         assert isinstance(model, Transformer)
-        view = cache.advance(counts, tokens.shape[1])
+        view = cache.advance(counts, tokens)
         with self._without_compiling():
             x, _ = model.hidden_states(self._to_device(tokens), view=view)
         if not every:

@@ -5,7 +5,7 @@ Letters: B rows, T new positions, S keys, K key-value heads, Q head size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.cache_slots import CacheSlots
+from glasslm.engines.documents import continued_starts
 
 
 class KVCache:
@@ -35,10 +36,12 @@ class KVCache:
         self.size = c.cache_length(capacity)
         self.is_unbounded = c.has_rolling_cache and c.window <= capacity
         shape = (c.n_layers, rows, c.n_kv_heads, self.size, c.head_size)
+        self.config = c
         self.model = model  # computes the keys and values
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self._lengths = np.zeros(rows, np.int64)
+        self._last_starts = np.zeros(rows, np.int64)  # of the last document in each row
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -47,14 +50,17 @@ class KVCache:
 
     def clear(self, row: int) -> None:
         """Empty one row."""
-        self._lengths[row] = 0
+        self._lengths[row] = self._last_starts[row] = 0
 
-    def advance(self, counts: NDArray[np.int64], T: int) -> CacheView:
-        """Add counts[b] tokens to the length of each row b, of T in the call; returns their view.
+    def advance(self, counts: NDArray[np.int64], tokens: NDArray[Any]) -> CacheView:
+        """Add counts[b] of tokens (B, T) to the length of each row b; returns their view.
 
         counts (B,). The caller then writes keys and values through the view.
         """
-        slots = CacheSlots(self._lengths, counts, T, self.size)
+        slots = CacheSlots(self._lengths, counts, tokens.shape[1], self.size)
+        starts = continued_starts(self.config, tokens, self._lengths, counts, self._last_starts)
+        if starts is not None:
+            self._last_starts = starts[:, -1]
         assert self.is_unbounded or slots.end <= self.size, (
             "more tokens than the cache has room for"
         )
@@ -72,6 +78,7 @@ class KVCache:
             positions=torch.from_numpy(queries).to(device),
             key_positions=keys,
             prefix=slots.prefix,
+            starts=None if starts is None else torch.from_numpy(starts).to(device),
             write_index=write
             if isinstance(write, slice)
             else tuple(torch.from_numpy(part).to(device) for part in write),
@@ -87,6 +94,7 @@ class CacheView(NamedTuple):
     positions: Tensor  # (T,) or (B, T) of the new tokens
     key_positions: Tensor  # (S,) or (B, S) of the keys that the new tokens attend to
     prefix: int | None
+    starts: Tensor | None  # (B, T) first positions of the new tokens' documents
     write_index: slice | tuple[Tensor, ...]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
+from glasslm.engines.documents import end_token
 from glasslm.engines.torch.attention import Attention, AttentionContext, SiteDropout
 from glasslm.engines.torch.kv_cache import CacheView
 from glasslm.engines.torch.layers import (
@@ -69,7 +70,7 @@ class Transformer(nn.Module):
             x = x * math.sqrt(c.d_model)
         x = self.position.add_to(x, slice(T) if view is None else view.positions)
         x = _drop(x.to(self.dtype), c, keys, sites.EMBEDDING_SITE)
-        context = self._attention_context(T, view)
+        context = self._attention_context(tokens, view)
         routings = []
         for layer, block in enumerate(self.blocks):
             first = sites.site_number(layer, 0)
@@ -84,12 +85,13 @@ class Transformer(nn.Module):
         head = self.embedding if self.config.tie_embeddings else self.head
         return torch.nn.functional.linear(x, head.weight.to(x.dtype))
 
-    def _attention_context(self, T: int, view: CacheView | None) -> AttentionContext:
-        """The rotation, mask and bias of T new tokens, the same in every block."""
-        c = self.config
+    def _attention_context(self, tokens: Tensor, view: CacheView | None) -> AttentionContext:
+        """The rotation, mask and bias of new tokens (B, T), the same in every block."""
+        c, T = self.config, tokens.shape[1]
         text = torch.arange(T, device=self.embedding.weight.device)
         queries, keys = (text, text) if view is None else (view.positions, view.key_positions)
         S = keys.shape[-1]
+        starts = self._document_starts(tokens) if view is None else view.starts
         match c.mask:
             case "causal":
                 window = 0
@@ -101,13 +103,16 @@ class Transformer(nn.Module):
         # without a window, where the kernels have a causal mode.
         unmasked = (
             (T == 1 or S == T) and not 0 < window < S and (view is None or view.start is not None)
-        )
+        ) and starts is None
         hidden_mask = bias = None
         if self.position.has_bias or not unmasked:
             offsets = (keys[..., None, :] - queries[..., None])[..., None, :, :]
             hidden_mask = (offsets > 0) | (keys < 0)[..., None, None, :]
             if window:
                 hidden_mask = hidden_mask | (offsets <= -window)
+            if starts is not None:
+                is_other = keys[..., None, :] < starts[..., None]  # of another document
+                hidden_mask = hidden_mask | is_other[:, None]
             bias = self.position.bias(offsets)
             if bias is not None:
                 bias = bias.masked_fill(hidden_mask, -math.inf)
@@ -117,7 +122,17 @@ class Transformer(nn.Module):
         )
         algorithm = c.attention if view is None else None
         causal = T > 1 and unmasked
-        return AttentionContext(rotation, bias, hidden_mask, causal, algorithm, window)
+        return AttentionContext(
+            rotation, bias, hidden_mask, causal, algorithm, window, starts=starts
+        )
+
+    def _document_starts(self, tokens: Tensor) -> Tensor | None:
+        """(B, T): engines/documents.py's document_starts, of tokens (B, T), on the device."""
+        end = end_token(self.config)
+        if end is None:
+            return None
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where(tokens == end, positions, 0).cummax(1).values
 
 
 class Block(nn.Module):

@@ -201,7 +201,10 @@ def describe_switches(choice: dict[str, Any]) -> str:
 
 def small_model() -> ModelConfig:
     """The config that all cases vary: two blocks of width 8, for T tokens."""
-    return ModelConfig(d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, lora_alpha=2.0)
+    return ModelConfig(
+        d_model=8, n_layers=2, n_heads=4, d_ff=6, block_size=T + 1, lora_alpha=2.0,
+        document_end_id=1,
+    )  # fmt: skip
 
 
 def _switches() -> dict[str, tuple[Any, ...]]:
@@ -210,7 +213,7 @@ def _switches() -> dict[str, tuple[Any, ...]]:
     for field, hint in get_type_hints(ModelConfig).items():
         if get_origin(hint) is Literal:
             switches[field] = get_args(hint)
-        elif hint is bool:
+        elif hint is bool and field not in EXTRA_VALUES:
             switches[field] = (False, True)
     return switches | {
         "n_kv_heads": (1, 2, 4),
@@ -226,9 +229,13 @@ def _switches() -> dict[str, tuple[Any, ...]]:
     }
 
 
+# Values that are tested by themselves, not in random combinations
+EXTRA_VALUES: dict[str, tuple[Any, ...]] = {
+    "norm_eps": (1e-2,),
+    "rope_base": (10.0,),
+    "document_attention": (True,),
+}
 SWITCHES = _switches()
-# Numbers that are tested by themselves, not in random combinations
-EXTRA_VALUES: dict[str, tuple[Any, ...]] = {"norm_eps": (1e-2,), "rope_base": (10.0,)}
 # Settings without which a switch has no effect
 REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
     "rope_scaling": {"rope_factor": 2.0},

@@ -215,3 +215,21 @@ def test_the_gguf_file_has_the_roles(tmp_path: Path) -> None:
 def test_a_card_names_the_special_tokens(story_run: Path) -> None:
     card = render_card(load_export(str(story_run)), None)
     assert np.char.count(card, "ends each document") == 1
+
+
+def test_an_export_says_that_attention_kept_inside_documents_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"document_separator": ".\n", "document_attention": True, "max_steps": 20}
+    train(write_text(tmp_path / "text.txt"), tmp_path / "run", **flags)
+    out = tmp_path / "out"
+    assert cli.main(["export", str(tmp_path / "run"), "--to", "hf", "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "logits equal in transformers" in captured.out  # of single documents
+    assert "note: this model attends within one document" in captured.err
+    assert "This model attends within one document" in (out / "README.md").read_text("utf-8")
+    tokens = np.array([[1, 2, 3, 4, 5]])
+    model = load_export(str(tmp_path / "run"))
+    np.testing.assert_allclose(hf.logits(out, tokens), model.logits(tokens), rtol=1e-4, atol=1e-5)
+    tokens[0, 2] = model.tokenizer.end_id
+    assert not np.allclose(hf.logits(out, tokens)[0, 3:], model.logits(tokens)[0, 3:], atol=1e-4)
