@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import io
 import lzma
 import pickle
@@ -31,6 +32,12 @@ JAPANESE = (
 )
 CHINESE = "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心。\n" * 9
 RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах.\n" * 9
+GREEK = "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια.\n" * 9
+HEBREW = "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם.\n" * 9
+ARABIC = "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق.\n" * 9
+THAI = "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ\n" * 9
+CZECH = "Všichni lidé rodí se svobodní a sobě rovní co do důstojnosti a práv.\n" * 9
+TURKISH = "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar.\n" * 9
 GERMAN = "Alle Menschen sind frei und gleich an Würde und Rechten geboren.\n" * 9
 
 
@@ -65,6 +72,12 @@ def npy_bytes() -> bytes:
     return body.getvalue()
 
 
+def npz_bytes() -> bytes:
+    body = io.BytesIO()
+    np.savez(body, weights=np.arange(9))
+    return body.getvalue()
+
+
 def png_bytes() -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     return (
@@ -74,9 +87,9 @@ def png_bytes() -> bytes:
 
 # Content, and what the message says of it.
 BINARY = {
-    "gzip": (gzip.compress(ENGLISH.encode()), "a gzip file", "gunzip -k"),
-    "bzip2": (bz2.compress(ENGLISH.encode()), "a bzip2 file", "bunzip2 -k"),
-    "xz": (lzma.compress(ENGLISH.encode()), "an xz file", "unxz -k"),
+    "gzip": (gzip.compress(ENGLISH.encode()), "a gzip file", "gunzip -c <"),
+    "bzip2": (bz2.compress(ENGLISH.encode()), "a bzip2 file", "bunzip2 -c <"),
+    "xz": (lzma.compress(ENGLISH.encode()), "an xz file", "unxz -c <"),
     "lzma": (lzma.compress(ENGLISH.encode(), lzma.FORMAT_ALONE), "an lzma file", "unlzma"),
     "zstd": (b"\x28\xb5\x2f\xfd\x20\x05\x29\0\0hello", "a zstd file", "unzstd"),
     "zip": (zip_bytes("a.txt"), "a zip archive", "unzip"),
@@ -106,6 +119,14 @@ BINARY = {
     "npy": (npy_bytes(), "a NumPy array", "leave it out"),
     "safetensors": (save({"a": np.zeros(3)}), "a safetensors file", "leave it out"),
     "pickle": (pickle.dumps({"a": [1, 2.5]}), "a pickle", "never opened"),
+    "large pickle": (pickle.dumps(ENGLISH * 200, 4), "a pickle", "never opened"),
+    "npz": (npz_bytes(), "a file of NumPy arrays", "leave it out"),
+    "pyc": (importlib.util.MAGIC_NUMBER + bytes(12) + b"\xe3", "a compiled Python file", "leave"),
+    "late pdf": (b"\n junk\n%PDF-1.4\n%\xe2\xe3\n1 0 obj\n", "a PDF document", "pdftotext"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image", "tesseract"),
+    "avro": (b"Obj\x01\x04\x14avro.codec\x08null\0\xd0", "an Avro file", "parquet"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer", "git lfs"),
+    "brotli": (np.random.default_rng(0).bytes(3000), "binary data", "leave it out"),
     "old pickle": (pickle.dumps({"a": [1, 2.5]}, 2), "a pickle", "never opened"),
 }
 ENCODED = {
@@ -118,7 +139,17 @@ LEGACY = {
     "EUC-JP": JAPANESE.encode("euc_jp"),
     "GB18030": CHINESE.encode("gb18030"),
     "WINDOWS-1251": RUSSIAN.encode("cp1251"),
+    "KOI8-R": RUSSIAN.encode("koi8-r"),
+    "CP866": RUSSIAN.encode("cp866"),
+    "ISO-8859-5": RUSSIAN.encode("iso8859-5"),
+    "WINDOWS-1253": GREEK.encode("cp1253"),
+    "WINDOWS-1255": HEBREW.encode("cp1255"),
+    "WINDOWS-1256": ARABIC.encode("cp1256"),
+    "TIS-620": THAI.encode("tis-620"),
+    "WINDOWS-1250": CZECH.encode("cp1250"),
+    "WINDOWS-1254": TURKISH.encode("cp1254"),
     "WINDOWS-1252": GERMAN.encode("cp1252"),
+    "IBM037": ENGLISH.encode("cp037"),
 }
 
 
@@ -252,6 +283,17 @@ def test_the_files_of_the_validation_part_are_named(tmp_path: Path) -> None:
         ('<?xml version="1.0"?><a/>', "XML"),
         ("% a comment\n\\documentclass{article}\n", "LaTeX"),
         ('{"text": "one"}\n{"text": "two"}\n', "JSON lines"),
+        ('{ "text" : "one"}\r\n{ "text" : "two"}\r\n', "JSON lines"),
+        ('[\n {"text": "one"},\n {"text": "two"}\n]', "JSON"),
+        ('{"text": "' + ENGLISH.strip() * 99 + '"}', "JSON"),
+        ('{\n "cells": [], "nbformat": 4}', "a notebook"),
+        ('<svg width="9"><text>Hello.</text></svg>', "XML or HTML"),
+        ("%!PS-Adobe-3.0\n(Hello.) show\n", "PostScript"),
+        ("1\r\n00:00:01,000 --> 00:00:02,000\r\nHello.\r\n", "a subtitle file"),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\nHello.\n", "a subtitle file"),
+        ("From a@b.org Sat Nov 28 2026\nSubject: Hello\n\nHello.\n", "email"),
+        ("id,text\n" + '1,"Hello, world"\n' * 9, "CSV"),
+        ("id\ttext\n" + "1\tHello.\n" * 9, "CSV"),
     ],
 )
 def test_markup_is_noted_and_kept(text: str, language: str, tmp_path: Path) -> None:
@@ -259,6 +301,38 @@ def test_markup_is_noted_and_kept(text: str, language: str, tmp_path: Path) -> N
     path.write_text(text, encoding="utf-8")
     (note,) = prepare(path, tokenizer="byte")
     assert f"{path} is {language}, and the model learns the markup" in note
+
+
+@pytest.mark.parametrize("encoding", ["iso2022_jp", "iso2022_kr", "utf-7"])
+def test_text_in_seven_bits_is_recognised(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    text = "모든 인간은 자유롭다.\n" * 9 if encoding == "iso2022_kr" else JAPANESE
+    path.write_bytes(text.encode(encoding))
+    name = encoding.upper().replace("2022_", "-2022-")
+    with pytest.raises(InputError, match=f"iconv -f {name}"):
+        prepare(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1+1=2, a+b-c, C++, +49 30 123456 and x+yz+abcd\n",
+        "Tyger, Tyger, burning bright,\nIn the forests of the night,\n",
+        "<s> one sentence\n", "[1] a note\n", "{curly} words\n", "From here on, it is text.\n",
+        "\x1b[1mbold\x1b[0m costs $5\n",
+    ],
+)  # fmt: skip
+def test_plain_text_is_neither_markup_nor_another_encoding(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text * 20)
+    assert prepare(path, tokenizer="byte") == []
+
+
+def test_binary_data_after_text_is_named_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(ENGLISH.encode() * 30 + np.random.default_rng(0).bytes(9000))
+    with pytest.raises(InputError, match=r"at offset 17,?5\d\d .* binary data begins"):
+        prepare(path)
 
 
 def test_a_database_of_sqlite_is_recognised(tmp_path: Path) -> None:

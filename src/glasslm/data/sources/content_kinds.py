@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import re
 import zipfile
 from contextlib import suppress
@@ -15,6 +16,10 @@ MAX_STRAY_SHARE = 0.01  # of the characters of UTF-16 that may be control charac
 MIN_NUL_SHARE = 0.7  # of the high bytes of Western text in UTF-16
 MIN_SPACE_SHARE = 0.01  # of the characters of UTF-16 that are white space or full stops
 MIN_FOREIGN_SHARE = 0.2  # of a legacy text of another script, whose characters are not ASCII
+MIN_SEVEN_BIT_SHARE = 0.01  # of the characters of text in 7 bits, which are not ASCII
+MIN_EBCDIC_SHARE = 0.8  # of the characters of EBCDIC that are letters and blanks
+MIN_BINARY_BYTES = 8
+MIN_BINARY_SHARE = 0.01  # of bytes that are control characters, and of bytes that are not UTF-8
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 
 
@@ -34,19 +39,22 @@ class ContentKind:
 _NO_TEXT = "it holds no text; leave it out"
 _RECOGNISE = "recognise its letters first, with tesseract {path} {path}"
 _TRANSCRIBE = "transcribe its speech first, with whisper {path}"
+_UNKNOWN = "convert it with the program that made it, or leave it out"
 _PANDOC = "convert it with pandoc -t plain -o {path}.txt {path}"
 _OFFICE = "convert it with libreoffice --headless --convert-to {to} {{path}}"
 _UNPACK = "unpack it with {command} {{path}}"
+# Read through a pipe: gunzip and unxz refuse a file without their own suffix.
+_DECOMPRESS = "unpack it with {command} -c < {{path}} > {{path}}.txt"
 
 # (offset, first bytes, name, cure). Longer beginnings come before shorter ones that they include.
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\x1f\x8b", "a gzip file", _UNPACK.format(command="gunzip -k")),
-    (0, b"BZh", "a bzip2 file", _UNPACK.format(command="bunzip2 -k")),
-    (0, b"\xfd7zXZ\0", "an xz file", _UNPACK.format(command="unxz -k")),
-    (0, b"\x5d\0\0", "an lzma file", _UNPACK.format(command="unlzma -k")),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK.format(command="unzstd")),
-    (0, b"\x04\x22\x4d\x18", "an lz4 file", _UNPACK.format(command="unlz4")),
-    (0, b"\x1f\x9d", "a file of compress", _UNPACK.format(command="uncompress")),
+    (0, b"\x1f\x8b", "a gzip file", _DECOMPRESS.format(command="gunzip")),
+    (0, b"BZh", "a bzip2 file", _DECOMPRESS.format(command="bunzip2")),
+    (0, b"\xfd7zXZ\0", "an xz file", _DECOMPRESS.format(command="unxz")),
+    (0, b"\x5d\0\0", "an lzma file", _DECOMPRESS.format(command="unlzma")),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file", _DECOMPRESS.format(command="unzstd")),
+    (0, b"\x04\x22\x4d\x18", "an lz4 file", _DECOMPRESS.format(command="unlz4")),
+    (0, b"\x1f\x9d", "a file of compress", _DECOMPRESS.format(command="uncompress")),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x")),
     (0, b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x")),
     (257, b"ustar", "a tar archive", _UNPACK.format(command="tar -xf")),
@@ -66,25 +74,37 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xf3", "an MP3 recording", _TRANSCRIBE),
     (0, b"OggS", "an Ogg recording", _TRANSCRIBE),
     (0, b"fLaC", "a FLAC recording", _TRANSCRIBE),
-    (4, b"ftyp", "an MP4 recording or HEIC image", _TRANSCRIBE),
+    (0, b"\xff\xf1", "an AAC recording", _TRANSCRIBE),
+    (4, b"ftyphei", "a HEIC image", _RECOGNISE),
+    (4, b"ftypmif1", "a HEIC image", _RECOGNISE),
+    (4, b"ftypavif", "an AVIF image", _RECOGNISE),
+    (4, b"ftyp", "an MP4 recording", _TRANSCRIBE),
     (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video", _TRANSCRIBE),
     (0, b"\x7fELF", "an ELF program", _NO_TEXT),
     (0, b"MZ", "a Windows program", _NO_TEXT),
     (0, b"\xcf\xfa\xed\xfe", "a macOS program", _NO_TEXT),
+    (0, b"\xce\xfa\xed\xfe", "a macOS program", _NO_TEXT),
     (0, b"\xca\xfe\xba\xbe", "a Java class or macOS program", _NO_TEXT),
     (0, b"\0asm", "a WebAssembly program", _NO_TEXT),
-    (2, b"\r\r\n", "a compiled Python file", _NO_TEXT),
+    (2, b"\r\n\0\0\0\0", "a compiled Python file", _NO_TEXT),
     (0, b"\0\1\0\0", "a font", _NO_TEXT),
     (0, b"SQLite format 3\0", "an SQLite database", "export it: sqlite3 {path} .dump > {path}.txt"),
     (0, b"PAR1", "a parquet file", "give its own name with --text-file, not that of its folder"),
     (0, b"ARROW1", "an Arrow file", "write its column of text as a parquet file"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream", "write its column of text as a parquet file"),
+    (0, b"Obj\1", "an Avro file", "write its column of text as a parquet file"),
+    (0, b"ORC", "an ORC file", "write its column of text as a parquet file"),
+    (0, b"AT&TFORM", "a DjVu document", "convert it with djvutxt {path} {path}.txt"),
+    (60, b"BOOKMOBI", "a Kindle book", "convert it with ebook-convert {path} {path}.txt"),
+    (0, b"bplist00", "a binary property list", "convert it with plutil -convert xml1 {path}"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the text with git lfs pull"),
     (0, b"\x93NUMPY", "a NumPy array", _NO_TEXT),
     (0, b"\x89HDF\r\n", "an HDF5 file", _NO_TEXT),
     (0, b"GGUF", "a GGUF model", _NO_TEXT),
     (0, b"\x80\x02", "a pickle", "it is never opened here, as it may run code; leave it out"),
     (0, b"\x80\x03", "a pickle", "it is never opened here, as it may run code; leave it out"),
-    (0, b"\x80\x04\x95", "a pickle", "it is never opened here, as it may run code; leave it out"),
-    (0, b"\x80\x05\x95", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"\x80\x04", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"\x80\x05", "a pickle", "it is never opened here, as it may run code; leave it out"),
 )
 # (a member of a zip archive, name, cure)
 _ZIP_MEMBERS = (
@@ -93,6 +113,7 @@ _ZIP_MEMBERS = (
     ("ppt/presentation.xml", "a PowerPoint presentation", _OFFICE.format(to="pdf")),
     ("META-INF/container.xml", "an EPUB book", _PANDOC),
     ("content.xml", "an OpenDocument file", _OFFICE.format(to="txt:Text")),
+    (".npy", "a file of NumPy arrays", _NO_TEXT),
     ("data.pkl", "a PyTorch file", "it is never opened here, as it may run code; leave it out"),
 )
 _ICONV = "convert it with iconv -f {encoding} -t UTF-8 {{path}} > {{path}}.utf8"
@@ -102,14 +123,43 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+# Text in an encoding of 7 bits: (encoding, how its other letters begin)
+_SEVEN_BITS = (
+    ("ISO-2022-JP", rb"\x1b\$[@B]"),
+    ("ISO-2022-KR", rb"\x1b\$\)C"),
+    ("UTF-7", rb"\+[A-Za-z0-9+/]{3}"),
+)
+# Encodings of one byte a letter, with frequent letters of their languages beyond ASCII. The first
+# encoding with the largest share of such letters is the guess.
+_ALPHABETS = (
+    ("WINDOWS-1252", "äöüßéèêàçñáíóúãõåæøîôâïë"),
+    ("WINDOWS-1250", "ěščřžýáíéůúťďňąćęłńóśźżőűöü"),
+    ("WINDOWS-1254", "çğıöşüİâî"),
+    ("WINDOWS-1251", "оеаинтсрвлкмдпу"),
+    ("KOI8-R", "оеаинтсрвлкмдпу"),
+    ("CP866", "оеаинтсрвлкмдпу"),
+    ("ISO-8859-5", "оеаинтсрвлкмдпу"),
+    ("WINDOWS-1253", "αοιεστνηυρκπμλςάέήίόύώ"),
+    ("WINDOWS-1255", "יוהלאתרבמשנםדעח"),
+    ("WINDOWS-1256", "ايلمنوترةبعدهسف"),
+    ("TIS-620", "านรอกเง่ยลมดทวสต้ัีิคปบหุไ"),
+)
 # (pattern of the beginning, name, what removes it)
 _MARKUP = (
     (rb"\s*(<!--.{0,500}-->\s*)?<(!doctype html|html|head|body)\b", "HTML", "pandoc -t plain"),
     (rb"\s*\{\\rtf", "RTF", "pandoc -f rtf -t plain"),
     (rb"\s*<\?xml\b", "XML", "a parser of XML"),
+    (rb"\s*<([a-z][\w:.-]*)(\s[^<>]*)?>.*</", "XML or HTML", "pandoc -f html -t plain"),
     (rb"(\s*%[^\n]*\n)*\s*\\documentclass\b", "LaTeX", "pandoc -f latex -t plain"),
-    (rb"\s*\{\"[^\n]*\}\r?\n\s*\{\"", "JSON lines", "--json-field NAME"),
+    (rb"%!PS", "PostScript", "ps2ascii"),
+    (rb"\s*\{\s*\"(cells|nbformat)\"", "a notebook", "jupyter nbconvert --to markdown"),
+    (rb"\s*\{\s*\"[^\n]*\}\r?\n\s*\{\s*\"", "JSON lines", "--json-field NAME"),
+    (rb"\s*(\{\s*\"[^\"\n]*\"\s*:|\[\s*[\[{\"])", "JSON", "jq, or --json-field NAME for lines"),
+    (rb"WEBVTT\b|\s*\d+\r?\n\d\d:\d\d:\d\d,\d+ -->", "a subtitle file", "grep -v -e '-->'"),
+    (rb"(From \S+@\S+ [^\n]*|(Received|Return-Path): [^\n]*)\n", "email", "a parser of email"),
 )
+_CSV_DELIMITERS = (",", "\t", ";")
+MIN_CSV_ROWS = 3
 
 
 def identify_content(head: bytes, path: str) -> ContentKind | None:
@@ -118,6 +168,8 @@ def identify_content(head: bytes, path: str) -> ContentKind | None:
         if head.startswith(mark):
             return _encoded_text(encoding)
     unmarked = _unmarked_encoding(head)
+    if unmarked is None:
+        unmarked = _seven_bit_encoding(head)
     if unmarked is not None:
         return _encoded_text(unmarked)
     has_controls = re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head) is not None
@@ -129,12 +181,16 @@ def identify_content(head: bytes, path: str) -> ContentKind | None:
             continue
         # A text in a legacy encoding may begin with the letters BM or MZ.
         is_letters = re.fullmatch(rb"[ -~]+", magic) is not None
-        if magic == b"%PDF-" or has_controls or not (is_letters or is_text):
+        is_certain = magic.startswith((b"%PDF-", b"version https"))
+        if is_certain or has_controls or not (is_letters or is_text):
             return ContentKind(name, cure)
+    # PDF allows 1,024 other bytes before its header.
+    if re.search(rb"[\s\xbf]%PDF-\d", head[:1024]) and (b" obj" in head or not is_text):
+        return ContentKind("a PDF document", "convert it with pdftotext {path}")
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:10] == b'{"' and header_bytes < MAX_SAFETENSORS_HEADER_BYTES and not is_text:
         return ContentKind("a safetensors file", _NO_TEXT)
-    return None
+    return ContentKind("binary data", _UNKNOWN) if is_binary(head) else None
 
 
 def detect_markup(head: bytes) -> tuple[str, str] | None:
@@ -142,12 +198,15 @@ def detect_markup(head: bytes) -> tuple[str, str] | None:
     for pattern, name, program in _MARKUP:
         if re.match(pattern, head.removeprefix(codecs.BOM_UTF8), re.IGNORECASE | re.DOTALL):
             return name, program
+    if _is_csv(head.decode("utf-8", "replace")):
+        return "CSV", "write its column of text as a text or parquet file"
     return None
 
 
 def explain_conversion(head: bytes, path: str) -> str:
     """The command that converts a text in a legacy encoding, which is guessed."""
-    return _ICONV.format(encoding=_guess_encoding(head)).format(path=quote_path(path))
+    command = _ICONV.format(encoding=_guess_encoding(head)).format(path=quote_path(path))
+    return f"{command} (the encoding is a guess)"
 
 
 def _encoded_text(encoding: str) -> ContentKind:
@@ -192,20 +251,65 @@ def _identify_zip(path: str) -> ContentKind:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         for member, name, cure in _ZIP_MEMBERS:
-            if any(entry == member or entry.endswith(f"/{member}") for entry in members):
+            end = member if member.startswith(".") else f"/{member}"
+            if any(f"/{entry}".endswith(end) for entry in members):
                 return ContentKind(name, cure)
     return ContentKind("a zip archive", _UNPACK.format(command="unzip"))
 
 
+def _seven_bit_encoding(head: bytes) -> str | None:
+    """An encoding of other letters in ASCII bytes, in which all of the text can be read."""
+    for encoding, pattern in _SEVEN_BITS:
+        if head.isascii() and re.search(pattern, head):
+            with suppress(UnicodeDecodeError):
+                text = codecs.getincrementaldecoder(encoding)().decode(head)
+                foreign = [character for character in text if not character.isascii()]
+                if (
+                    len(foreign) > MIN_SEVEN_BIT_SHARE * len(text)
+                    and "".join(foreign).isprintable()
+                ):
+                    return encoding
+    return None
+
+
+def is_binary(head: bytes) -> bool:
+    """Whether bytes that are not UTF-8 have control characters as no text in any encoding has."""
+    n_controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
+    n_bad = head.decode("utf-8", "replace").count("\ufffd") - head.count("\ufffd".encode())
+    min_bytes = max(MIN_BINARY_BYTES, MIN_BINARY_SHARE * len(head))
+    return min(n_controls, n_bad) >= min_bytes and not _is_ebcdic(head)
+
+
+def _is_ebcdic(head: bytes) -> bool:
+    text = head.decode("cp037")
+    n_letters = sum(c.isascii() and (c.isalnum() or c == " ") for c in text)
+    return n_letters > MIN_EBCDIC_SHARE * len(text)
+
+
+def _is_csv(text: str) -> bool:
+    """Whether all lines have the same number of fields, at least 2, and the first names them."""
+    for delimiter in _CSV_DELIMITERS:
+        rows: list[list[str]] = []
+        with suppress(csv.Error):
+            rows = list(csv.reader(text.splitlines(), delimiter=delimiter))[:-1]
+        if len(rows) < MIN_CSV_ROWS or len(rows[0]) < 2:
+            continue
+        has_names = all(re.fullmatch(r"\w[\w-]*( \w[\w-]*)?", field.strip()) for field in rows[0])
+        if has_names and all(len(row) == len(rows[0]) for row in rows):
+            return True
+    return False
+
+
 def _guess_encoding(head: bytes) -> str:
-    """The encoding in which most letters beyond ASCII belong to its own script."""
+    """The encoding in which most letters beyond ASCII are those of its languages."""
+    if _is_ebcdic(head):
+        return "IBM037"
     for encoding, first, last in (
         ("SHIFT_JIS", "\u3040", "\u30ff"),
         ("EUC-JP", "\u3040", "\u30ff"),
         ("EUC-KR", "\uac00", "\ud7a3"),
         ("GB18030", "\u4e00", "\u9fff"),
         ("BIG5", "\u4e00", "\u9fff"),
-        ("WINDOWS-1251", "\u0430", "\u044f"),
     ):
         with suppress(UnicodeDecodeError):
             text = codecs.getincrementaldecoder(encoding)().decode(head)
@@ -213,4 +317,8 @@ def _guess_encoding(head: bytes) -> str:
             n_expected = sum(first <= character <= last for character in foreign)
             if n_expected > 0.5 * len(foreign) and len(foreign) > MIN_FOREIGN_SHARE * len(text):
                 return encoding
-    return "WINDOWS-1252"
+    shares = {}
+    for encoding, letters in _ALPHABETS:
+        foreign = [c for c in head.decode(encoding, "replace") if ord(c) > 127]
+        shares[encoding] = sum(c in letters for c in foreign) / max(len(foreign), 1)
+    return max(shares, key=lambda encoding: shares[encoding])

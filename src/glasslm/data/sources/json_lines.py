@@ -56,7 +56,7 @@ def _split_lines(texts: Iterable[str], path: str) -> Iterator[str]:
 
 def _parse_line(line: str, field: str, place: str) -> str:
     """The field of one line; "" for null."""
-    expected = "--json-field reads one JSON object per line (jq -c makes lines of other JSON)"
+    expected = "--json-field reads one JSON object per line (jq -c '.[]' makes lines of a list)"
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:

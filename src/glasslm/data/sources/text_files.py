@@ -17,7 +17,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from glasslm.data.sources.content_kinds import HEAD_BYTES, explain_conversion, identify_content
+from glasslm.data.sources.content_kinds import (
+    HEAD_BYTES,
+    explain_conversion,
+    identify_content,
+    is_binary,
+)
 from glasslm.data.sources.json_lines import read_documents
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import Documents
@@ -166,11 +171,17 @@ def _decode_file(file: SourceFile, errors: str) -> Iterator[str]:
 def _explain_bad_utf8(path: str, error: UnicodeDecodeError, offset: int) -> str:
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
-    if (kind := identify_content(head, path)) is not None:
-        return kind.explain(path)
+        if (kind := identify_content(head, path)) is not None:
+            return kind.explain(path)
+        # The encoding is guessed from the lines around the bad byte.
+        file.seek(max(0, offset - HEAD_BYTES // 2))
+        nearby = file.read(HEAD_BYTES)
+    lines = nearby[nearby.find(b"\n") + 1 :] if offset > HEAD_BYTES // 2 else nearby
+    bad_byte = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
+    if is_binary(lines):
+        return f"{path} is not UTF-8: at {bad_byte} binary data begins: cut the file there"
     return (
-        f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset} "
-        f"({error.reason}): {explain_conversion(head, path)}, "
+        f"{path} is not UTF-8: {bad_byte}: {explain_conversion(lines, path)}, "
         "or use --encoding-errors replace to read such bytes as U+FFFD"
     )
 

@@ -37,7 +37,7 @@ from glasslm.data.sources.text_files import (
 )
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError
-from glasslm.text import Notify
+from glasslm.text import Notify, to_one_line
 
 # The root element of a MediaWiki export: https://www.mediawiki.org/wiki/Help:Export
 MEDIAWIKI_ROOT = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}\?>\s*)?<mediawiki[\s>]")
@@ -169,7 +169,7 @@ def _text_files(root: str, notify: Notify) -> list[str]:
                 texts.append(os.path.join(folder, name))
     if omitted:
         listed = ", ".join(
-            f"{os.path.relpath(os.path.join(folder, name), root)} ({reason})"
+            f"{to_one_line(os.path.relpath(os.path.join(folder, name), root))} ({reason})"
             for folder, name, reason in omitted[:MAX_LISTED_FILES]
         )
         n_more = len(omitted) - MAX_LISTED_FILES
