@@ -33,11 +33,21 @@ class RunInputs:
         return initial_weights(table, config.train.seed)
 
 
+def require_documents(config: RunConfig) -> None:
+    """Raise InputError where attention is kept inside documents that have no end."""
+    if config.model.document_attention and not config.data.used_special_tokens:
+        raise InputError(
+            "--document-attention needs documents that end with a token: give --special-tokens "
+            "'<|endoftext|>' or --document-separator TEXT, or leave it out"
+        )
+
+
 def with_document_end(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """`config` with the token that ends documents, where attention is kept inside them."""
     if not config.model.document_attention:
         return config
-    assert tokenizer.end_id is not None, "open_run_inputs refuses this config"
+    require_documents(config)
+    assert tokenizer.end_id is not None, "the tokenizer is not that of the config"
     model = dataclasses.replace(config.model, document_end_id=tokenizer.end_id)
     return dataclasses.replace(config, model=model)
 
@@ -48,11 +58,7 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     Raises InputError if training could not start: the base does not fit, adapters have no base, or
     the text is too short.
     """
-    if config.model.document_attention and not config.data.used_special_tokens:
-        raise InputError(
-            "--document-attention needs documents that end with a token: give --special-tokens "
-            "'<|endoftext|>' or --document-separator TEXT, or leave it out"
-        )
+    require_documents(config)
     base = BaseRun(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)

@@ -19,6 +19,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training import step_timer
 from glasslm.training.evaluation_windows import FINAL_SHARE, final_windows
+from glasslm.training.run_inputs import with_document_end
 from glasslm.training.step_timer import StepTimer
 
 PLAN_FILE, PLAN_FORMAT = "plan.json", 1
@@ -57,7 +58,7 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
         base = with_flags(base, {"text_file": tuple(str(file.path) for file in source.files)})
     dataset = prepare_dataset(base.data, source, notify)
     require_enough_tokens(dataset, base.model.block_size, train.batch_size)
-    return base.resolve(), dataset
+    return with_document_end(base.resolve(), dataset.tokenizer), dataset
 
 
 def resolve_compute(
