@@ -99,7 +99,8 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
     """Tell what the system refused; returns the exit code."""
     refused = streams.output_error()
     if isinstance(error, BrokenPipeError) or isinstance(refused, BrokenPipeError):
-        if not argv or argv[0] in COMMANDS_THAT_PRINT or argv[0] not in COMMANDS:
+        is_help = bool({"-h", "--help", "--help-all"} & set(argv))
+        if is_help or not argv or argv[0] in COMMANDS_THAT_PRINT or argv[0] not in COMMANDS:
             return 0
         notify(f"{program}: its output was closed before the end")
         return 1

@@ -19,7 +19,7 @@ from glasslm.cli.flag_groups import RUN_HELP, JsonFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import InputError, require
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import notify
+from glasslm.text import notify, print_escaped
 
 if TYPE_CHECKING:
     from glasslm.lab.checks.attention_paths import PathResult
@@ -280,5 +280,5 @@ def _compare_losses(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str
             points, parity.TOLERANCE, text, figures.PRINT_PALETTE
         )
         files.write_atomic(flags.figure, figures.png(figure))
-        print(f"drawn: {flags.figure}", file=out)
+        print_escaped(f"drawn: {flags.figure}", out)
     return {"text": text, "steps": len(points), "largest_difference": largest}, wrong

@@ -220,10 +220,7 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
         for _ in _generate_pieces(model, flags, prompt, sampling, use_cache=True):
             pass
         cached_s = time.monotonic() - start
-        print(
-            f"with the KV cache: {cached_s:.2f} s, {seconds / cached_s:.1f} times as fast",
-            file=sys.stderr,
-        )
+        notify(f"with the KV cache: {cached_s:.2f} s, {seconds / cached_s:.1f} times as fast")
 
 
 def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.library_call import run_interruptibly
+
 MAX_ORDER = 8  # bytes of the longest n-gram, as many as a 64-bit integer holds
 DEFLATE_WINDOW_BYTES = 32 << 10  # before the current byte, that gzip can refer to
 XZ_TRAIN_BYTES = 1 << 20  # of training text, which xz compresses in about a second
@@ -57,6 +59,10 @@ def simple_baselines(text: bytes) -> dict[str, float]:
 
 def trained_baselines(train: bytes, text: bytes) -> Baselines:
     """All baselines of `text` after they have read `train`; neither may be empty."""
+    return run_interruptibly(lambda: _trained_baselines(train, text))
+
+
+def _trained_baselines(train: bytes, text: bytes) -> Baselines:
     scale, read = 8 / len(text), train[-XZ_TRAIN_BYTES:]
     # xz takes longest and releases the interpreter lock, so it runs beside the others.
     with ThreadPoolExecutor(2) as pool:

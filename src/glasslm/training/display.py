@@ -6,6 +6,7 @@ redraw the panel a few times a second, so that all cores are left to the trainin
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -50,13 +51,14 @@ class Display:
         stream: TextIO | None = None,
         live: bool | None = None,
     ) -> None:
-        self.stream = sys.stderr if stream is None else stream
+        stream = sys.stderr if stream is None else stream
+        self._is_closed = stream is None  # Python has None for a stream that was closed
+        self.stream = io.StringIO() if stream is None else stream
         self.view = View(title=escape_control_chars(title), max_steps=max_steps)
         for line in earlier_lines:
             self.view.update(line)
         is_live = can_draw(self.stream) if live is None else live
         self._live: Live | None = _make_live(self.stream) if is_live else None
-        self._is_closed = False
         self._drawn_at = self._printed_at = -math.inf
         self._started_at = time.monotonic()
 
@@ -93,10 +95,10 @@ class Display:
         """Stop the display where writing to its stream in the block fails."""
         try:
             yield
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the program itself has closed the stream
             live, self._live, self._is_closed = self._live, None, True
             if live is not None:
-                with suppress(OSError):
+                with suppress(OSError, ValueError):
                     live.stop()  # restores the standard streams
 
     def _show(self, line: Line) -> None:
