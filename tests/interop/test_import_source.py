@@ -1,8 +1,11 @@
-"""What lies at the path given to `glasslm import`: each thing people give has its cure."""
+"""The path given to `glasslm import`: the error for each kind of content names its cure."""
 
+import gzip
+import io
 import json
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +33,14 @@ def make_parent(name: str, data: bytes = b"{}") -> Callable[[Path], Path]:
     return lambda folder: make_file(name, data)(folder).parent
 
 
-ZIP, GGUF = b"PK\x03\x04....", b"GGUF...."
+def torch_archive() -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        archive.writestr("weights/data.pkl", pickle.dumps([1]))
+    return body.getvalue()
+
+
+ZIP, GGUF, TORCH_ARCHIVE = b"PK\x03\x04....", b"GGUF\3\0\0\0", torch_archive()
 GIVEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "no" / "such", "nothing at"),
     "a name on the hub": (lambda _: Path("meta-llama/Llama-3.2-1B"), "hf download meta-llama/Ll"),
@@ -39,7 +49,9 @@ GIVEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a missing ckpt.pt": (lambda _: Path("ckpt.pt"), "nothing at"),
     "a .bin": (make_file("pytorch_model.bin", ZIP), "save_pretrained"),
     "a .pth": (make_file("consolidated.00.pth", ZIP), "save_pretrained"),
-    "an archive of PyTorch without a suffix": (make_file("weights", ZIP), "runs code"),
+    "an archive of PyTorch without a suffix": (make_file("weights", TORCH_ARCHIVE), "runs code"),
+    "another archive": (make_file("model.zip", ZIP), "is a zip archive: expected a model folder"),
+    "a gzip file": (make_file("model.tar.gz", gzip.compress(b"a")), "is a gzip file: expected"),
     "a pickle without a suffix": (make_file("weights", pickle.dumps([1])), "runs code"),
     "one safetensors file": (make_file("a.safetensors"), "config.json and tokenizer.json"),
     "a GGUF file": (make_file("a.gguf", GGUF), "safetensors folder"),

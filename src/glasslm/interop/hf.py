@@ -130,8 +130,8 @@ def model_logits(model: Any, tokens: NDArray[np.int64]) -> Array:
 def read(folder: Path, notify: Notify = notify) -> ModelImport:
     """The model in a folder that glasslm or transformers wrote.
 
-    `notify` is told where names of weights are changed. Raises InputError for a model that glasslm
-    cannot compute, and DamagedError for files that are not what they claim.
+    `notify` receives a note where names of weights are changed. Raises InputError for a model that
+    glasslm cannot compute, and DamagedError for files that are not what they claim.
     """
     values = read_values(folder / CONFIG_FILE)
     family = families.find_family(values)

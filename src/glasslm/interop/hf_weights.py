@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from glasslm import files
 from glasslm.errors import DamagedError, InputError
+from glasslm.interop.import_source import PICKLE_CURE, PICKLE_SUFFIXES
 from glasslm.interop.untrusted_json import read_values
 from glasslm.text import Notify
 
@@ -26,6 +27,8 @@ MAX_WEIGHT_FILES = 1000
 MAX_HEADER_BYTES = 64 << 20  # a model of ten thousand matrices has 1 MB
 # Buffers that old versions of transformers saved among the weights. They follow from the config.
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile, and of DistributedDataParallel
+HEAD = "lm_head.weight"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -36,15 +39,9 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
-        pickled = sorted(
-            path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
-        )
-        if pickled:
-            raise InputError(
-                f"{folder} has its weights as {pickled[0]}, which runs code when it is read: "
-                "convert it to safetensors with the program it came from (in transformers: "
-                "save_pretrained)"
-            )
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise InputError(f"{folder} has its weights as {pickles[0]}: {PICKLE_CURE}")
         raise InputError(
             f"{folder} holds no {WEIGHTS_FILE}: expected a model folder as transformers writes it"
         )
@@ -138,16 +135,12 @@ def drop_tied_head(hf_weights: dict[str, Array], embedding: Array) -> None:
 
     Raises InputError where the two copies differ.
     """
-    head = hf_weights.pop("lm_head.weight", embedding)
+    head = hf_weights.pop(HEAD, embedding)
     if head.shape != embedding.shape or not np.array_equal(head, embedding):
         raise InputError(
-            "the model's lm_head.weight differs from its embedding, but its config.json ties "
+            f"the model's {HEAD} differs from its embedding, but its config.json ties "
             "them: set tie_word_embeddings to false there"
         )
-
-
-WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile, and of DistributedDataParallel
-HEAD = "lm_head.weight"
 
 
 def wrapper_prefix(names: Iterable[str]) -> str:
@@ -166,7 +159,7 @@ def canonical_names(
     """The name of each array in the files -> its name in transformers.
 
     `prefix` is left out. With `tied_to`, the name of the embedding that the head is tied to, a
-    head without that embedding is taken as the embedding. `notify` is told of both.
+    head without that embedding is taken as the embedding. `notify` receives a note of each.
     """
     canonical = {name: name.removeprefix(prefix) for name in names}
     if prefix:

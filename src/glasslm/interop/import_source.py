@@ -1,4 +1,4 @@
-"""What lies at the path given to `glasslm import`: a folder that it reads, or an error with a cure.
+"""Check the path given to `glasslm import`: it is a model folder, or the error names the cure.
 
 A file that runs code when it is read (PyTorch's .pt, .bin and .pth) is never opened as such.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from glasslm.data.sources.content_kinds import (
+    GGUF,
+    HEAD_BYTES,
+    PICKLE,
+    PYTORCH_ARCHIVE,
+    identify_content,
+)
 from glasslm.errors import InputError
 from glasslm.interop.peft_settings import SETTINGS_FILE
 from glasslm.interop.untrusted_json import CONFIG_FILE
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-# How the files begin: torch.save writes a ZIP archive, or a pickle of protocol 2 or later.
-PICKLE_STARTS, GGUF_START = (b"PK\x03\x04", b"\x80"), b"GGUF"
 HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 PICKLE_CURE = (
     "it runs code when it is read. Save the model again where it was made, with "
@@ -39,7 +44,7 @@ def require_model_folder(path: Path) -> None:
 def is_hub_name(text: str) -> bool:
     """Whether `text` may be the name of a model on the Hugging Face hub: NAME or OWNER/NAME.
 
-    A path of this machine is none, whether something is there or not.
+    A path that exists on this machine is not a name.
     """
     return HUB_NAME.fullmatch(text) is not None and ".." not in text and not Path(text).exists()
 
@@ -59,10 +64,11 @@ def _explain_missing(path: Path) -> str:
 
 def _explain_file(path: Path) -> str:
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start == GGUF_START:
+        content = identify_content(file.read(HEAD_BYTES), str(path))
+    kind = content.name if content else "a file"
+    if kind == GGUF:
         return f"{path} is a GGUF file: {GGUF_CURE}"
-    if path.suffix in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
+    if path.suffix in PICKLE_SUFFIXES or kind in (PICKLE, PYTORCH_ARCHIVE):
         return f"{path} is a checkpoint of PyTorch: {PICKLE_CURE}"
     if (path.parent / CONFIG_FILE).is_file() or (path.parent / SETTINGS_FILE).is_file():
         return f"{path} is one file of a model: give its folder, `glasslm import {path.parent}`"
@@ -71,7 +77,7 @@ def _explain_file(path: Path) -> str:
             f"{path} holds weights alone: put the model's {CONFIG_FILE} and tokenizer.json beside "
             "it, and give the folder"
         )
-    return f"{path} is a file: expected a model folder with {CONFIG_FILE}"
+    return f"{path} is {kind}: expected a model folder with {CONFIG_FILE}"
 
 
 def _explain_folder(path: Path) -> str:

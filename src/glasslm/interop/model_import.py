@@ -47,9 +47,9 @@ def import_model(
 ) -> Path:
     """Make the run `run_dir` from the model, or from the PEFT adapters, in `folder`.
 
-    Adapters need the run `base` that they belong to. `notify` is told what was changed or not
-    compared. Raises InputError if there is no such folder, glasslm cannot compute its model, or
-    its logits differ from those of transformers; DamagedError for bad files.
+    Adapters need the run `base` that they belong to. `notify` receives notes of what was changed
+    or not compared. Raises InputError if there is no such folder, glasslm cannot compute its
+    model, or its logits differ from those of transformers; DamagedError for bad files.
     """
     run_folder.require_new(run_dir)
     require_model_folder(folder)

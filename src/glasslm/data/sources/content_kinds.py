@@ -21,11 +21,13 @@ MIN_EBCDIC_SHARE = 0.8  # of the characters of EBCDIC that are letters and blank
 MIN_BINARY_BYTES = 8
 MIN_BINARY_SHARE = 0.01  # of bytes that are control characters, and of bytes that are not UTF-8
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
+# Names of kinds that `glasslm import` recognises, too.
+GGUF, PICKLE, PYTORCH_ARCHIVE = "a GGUF model", "a pickle", "a PyTorch file"
 
 
 @dataclass(frozen=True)
 class ContentKind:
-    """What a file contains. In `cure`, {path} stands for the path of the file."""
+    """A kind of content. In `cure`, {path} stands for the path of the file."""
 
     name: str
     cure: str
@@ -37,6 +39,7 @@ class ContentKind:
 
 
 _NO_TEXT = "it holds no text; leave it out"
+_RUNS_CODE = "it is never opened here, as it may run code; leave it out"
 _RECOGNISE = "recognise its letters first, with tesseract {path} {path}"
 _TRANSCRIBE = "transcribe its speech first, with whisper {path}"
 _UNKNOWN = "convert it with the program that made it, or leave it out"
@@ -100,11 +103,11 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the text with git lfs pull"),
     (0, b"\x93NUMPY", "a NumPy array", _NO_TEXT),
     (0, b"\x89HDF\r\n", "an HDF5 file", _NO_TEXT),
-    (0, b"GGUF", "a GGUF model", _NO_TEXT),
-    (0, b"\x80\x02", "a pickle", "it is never opened here, as it may run code; leave it out"),
-    (0, b"\x80\x03", "a pickle", "it is never opened here, as it may run code; leave it out"),
-    (0, b"\x80\x04", "a pickle", "it is never opened here, as it may run code; leave it out"),
-    (0, b"\x80\x05", "a pickle", "it is never opened here, as it may run code; leave it out"),
+    (0, b"GGUF", GGUF, _NO_TEXT),
+    (0, b"\x80\x02", PICKLE, _RUNS_CODE),
+    (0, b"\x80\x03", PICKLE, _RUNS_CODE),
+    (0, b"\x80\x04", PICKLE, _RUNS_CODE),
+    (0, b"\x80\x05", PICKLE, _RUNS_CODE),
 )
 # (a member of a zip archive, name, cure)
 _ZIP_MEMBERS = (
@@ -114,7 +117,7 @@ _ZIP_MEMBERS = (
     ("META-INF/container.xml", "an EPUB book", _PANDOC),
     ("content.xml", "an OpenDocument file", _OFFICE.format(to="txt:Text")),
     (".npy", "a file of NumPy arrays", _NO_TEXT),
-    ("data.pkl", "a PyTorch file", "it is never opened here, as it may run code; leave it out"),
+    ("data.pkl", PYTORCH_ARCHIVE, _RUNS_CODE),
 )
 _ICONV = "convert it with iconv -f {encoding} -t UTF-8 {{path}} > {{path}}.utf8"
 _MARKS = (
