@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glasslm import ops
+    from glasslm.config.schema import RunConfig
     from glasslm.inference.trained_model import Model
     from glasslm.runs.run_folder import Run
     from glasslm.training.launch import Outcome
@@ -76,37 +77,32 @@ def train(
     from pathlib import Path
 
     from glasslm.config.conversion import from_dict, with_flags
-    from glasslm.config.presets import PRESETS
     from glasslm.config.schema import ComputeConfig
-    from glasslm.errors import InputError
     from glasslm.report import run_report
     from glasslm.text import notify
     from glasslm.training import launch
-    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
-    if preset not in PRESETS:
-        raise InputError(f"there is no preset '{preset}': choose from {', '.join(PRESETS)}")
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
     arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track, **flags}
     command = _format_call(arguments)
-    defaults = PRESETS[preset]()
-    if flags.get("init_from"):
-        preset = "finetuned"
-        defaults = fine_tuning_config(
-            BaseRun(os.fspath(flags["init_from"])),
-            with_adapters=bool(flags.get("lora_rank")),
-        )
-    outcome = launch.train(
-        with_flags(defaults, flags),
-        compute,
-        Path(run_dir) if run_dir else None,
-        preset=preset,
-        command=command,
-        track=track,
-    )
+    preset, defaults = _default_config(preset, flags)
+    config, path = with_flags(defaults, flags), Path(run_dir) if run_dir else None
+    outcome = launch.train(config, compute, path, preset=preset, command=command, track=track)
     run_report.write_after_training(outcome, notify)
     return _finished_run(outcome)
+
+
+def _default_config(preset: str, flags: dict[str, Any]) -> tuple[str, RunConfig]:
+    """The config that flags change, and its name for run.json: a preset, or one of fine-tuning."""
+    from glasslm.config.presets import preset_config
+    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
+
+    config = preset_config(preset)
+    if not flags.get("init_from"):
+        return preset, config
+    base = BaseRun(os.fspath(flags["init_from"]))
+    return "finetuned", fine_tuning_config(base, with_adapters=bool(flags.get("lora_rank")))
 
 
 def _format_call(arguments: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from glasslm.config.conversion import with_flags
-from glasslm.config.presets import PRESETS
+from glasslm.config.presets import preset_config
 from glasslm.config.schema import RunConfig
 from glasslm.errors import GlasslmError, InputError
 
@@ -95,9 +95,7 @@ def named_preset(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig
     Raises InputError if there is no such preset.
     """
     name = flag_value("--preset", argv, default)
-    if name not in PRESETS:
-        raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
-    config = PRESETS[name]()
+    config = preset_config(name)
     with contextlib.suppress(ValueError):  # `parse` reports a value that is not a number
         config = with_flags(config, {"lr": float(flag_value("--lr", argv, default=""))})
     return name, config

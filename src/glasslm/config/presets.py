@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.errors import InputError
 
 
 def tiny() -> RunConfig:
@@ -86,3 +87,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "capstone": capstone,
     "capstone-10m": capstone_10m,
 }
+
+
+def preset_config(name: str) -> RunConfig:
+    """The config of the preset `name`. Raises InputError if there is none."""
+    if name not in PRESETS:
+        raise InputError(f"there is no preset '{name}': choose from {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from glasslm.config.presets import PRESETS
+from glasslm.config.presets import PRESETS, preset_config
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
 from glasslm.runs.history import sample_note
@@ -131,7 +131,7 @@ def configuration_parts(
     config: RunConfig, preset: str
 ) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
     """For each part its rows of field, value, and the preset's value if that differs."""
-    base = PRESETS[reference_preset(preset)]().resolve()
+    base = preset_config(reference_preset(preset)).resolve()
     parts = []
     for part in dataclasses.fields(config):
         values, preset_values = (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glasslm.config.presets import PRESETS
+from glasslm.config.presets import preset_config
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.runs import provenance
@@ -68,7 +68,7 @@ def train_command(run_dir: Path, config: RunConfig, compute: ComputeConfig) -> l
 
 def _config_flags(config: RunConfig) -> Iterator[list[str]]:
     """The flags of the settings that differ from the preset's."""
-    preset = PRESETS[PRESET]().resolve()
+    preset = preset_config(PRESET).resolve()
     for part in dataclasses.fields(config):
         values, defaults = getattr(config, part.name), getattr(preset, part.name)
         for field in dataclasses.fields(values):
