@@ -43,11 +43,12 @@ def test_help_is_instant_because_it_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help", "--help-all"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = run_command([command, "--help"], capsys)
+    code, out = run_command([command, flag], capsys)
     assert code == 0
     assert "Example" in out
     assert f"glasslm {command}" in out.partition("Example")[2]

@@ -93,7 +93,7 @@ class InspectFlags:
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in parsing.HELP_FLAGS:
         print(HELP)
         return 0
     actions = {"list": _list, "get": _get, "inspect": _inspect}

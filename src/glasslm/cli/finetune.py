@@ -81,7 +81,7 @@ def parse(argv: list[str]) -> Flags:
             optimizer=config.optimizer,
             train=config.train,
         )
-    elif not {"-h", "--help"} & set(argv):
+    elif not parsing.HELP_FLAGS & set(argv):
         raise InputError("RUN comes first, as in glasslm finetune RUN --text-file PATH")
     flags = parsing.parse(Flags, argv, "glasslm finetune", DESCRIPTION, default=default)
     if flags.full and flags.model.lora_rank:

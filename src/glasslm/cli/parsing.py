@@ -13,6 +13,7 @@ from glasslm.config.presets import preset_config
 from glasslm.config.schema import RunConfig
 from glasslm.errors import GlasslmError, InputError
 
+HELP_FLAGS = frozenset(["-h", "--help", "--help-all"])
 Flags = TypeVar("Flags")
 
 
@@ -33,7 +34,7 @@ def parse(
     from glasslm.cli.help_text import format_help
     from glasslm.cli.validation import check_words, list_arguments
 
-    if {"-h", "--help", "--help-all"} & set(argv):
+    if HELP_FLAGS & set(argv):
         print(format_help(flags_class, program, description, default, "--help-all" in argv))
         raise SystemExit(0)
     check_words(list_arguments(flags_class), argv, program, default is not None)
