@@ -45,8 +45,8 @@ class Flags:
     """Score every run on every validation text: a matrix of bits per byte.
     At most 128 kB of each text are used."""
     json: bool = False
-    """Print one JSON object: runs (letter, path, results), differences, remarks, page.
-    With --cross also cross."""
+    """Print one JSON object: runs (letter, path, results), differences, remarks, groups, left_out,
+    page. With --cross also cross."""
 
 
 def main(argv: list[str]) -> int:

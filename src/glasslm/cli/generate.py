@@ -81,7 +81,8 @@ class Flags:
     compare: bool = False
     """Show the results of several samplers side by side."""
     cache: bool = True
-    """Keep keys and values in a cache; --no-cache reads all again for each token and compares."""
+    """Keep keys and values in a cache; --no-cache reads the whole text again for each token, and
+    prints how much faster the cache is."""
     checkpoint: CheckpointFlag = "best"
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)

@@ -12,12 +12,13 @@ import tyro
 from glasslm.config.config_fields import optional_flag
 from glasslm.text import print_result
 
-DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run. One folder contains its
-config.json, safetensors and tokenizer.json.
+DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run, from a folder with its
+config.json, safetensors and tokenizer.json. If transformers is installed, the
+logits are compared with those of transformers.
 
-Example:
+Examples:
   glasslm import downloads/SmolLM-135M --run-dir runs/smollm
-  glasslm generate smollm --prompt "Once upon a time" """
+  glasslm generate smollm --prompt "Once upon a time\""""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Flags that the studies share: where their runs are computed."""
+"""Flags that the studies share: the machine or cluster that computes their runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glasslm.lab.studies.sweep import Runner, RunnerName
 
 @dataclass(frozen=True)
 class RunnerFlags:
-    """Where the runs of the study are computed."""
+    """The machine or cluster that computes the runs of the study."""
 
     runner: RunnerName = "local"
     """Use this machine, one core a run (local), or a cluster (ray: pip install 'glasslm[ray]')."""

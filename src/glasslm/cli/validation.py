@@ -150,11 +150,11 @@ def check_words(
     unknown: list[str] = []
     first_uses: dict[str, str] = {}  # name of a field: its flag as written
     free_words: list[str] = []
-    for flag, values in _split(words, flags):
+    for flag, values in _split_words(words, flags):
         if not flag:
             free_words += values
             continue
-        argument = _find(flag, flags)
+        argument = _find_argument(flag, flags)
         if argument is None:
             unknown.append(flag)
             continue
@@ -211,7 +211,7 @@ def _field_name(flag: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _find(flag: str, flags: dict[str, Argument]) -> Argument | None:
+def _find_argument(flag: str, flags: dict[str, Argument]) -> Argument | None:
     """The argument of a flag, which is --no-NAME as well for a switch."""
     if not flag.startswith("--"):
         return None
@@ -222,7 +222,7 @@ def _find(flag: str, flags: dict[str, Argument]) -> Argument | None:
     return switch if switch is not None and switch.kind is bool else None
 
 
-def _split(words: list[str], flags: dict[str, Argument]) -> Iterator[tuple[str, list[str]]]:
+def _split_words(words: list[str], flags: dict[str, Argument]) -> Iterator[tuple[str, list[str]]]:
     """Each flag as it is written with its values; "" with each word that belongs to no flag."""
     position = 0
     while position < len(words):
@@ -235,7 +235,7 @@ def _split(words: list[str], flags: dict[str, Argument]) -> Iterator[tuple[str, 
             yield "", [word]
             continue
         flag, equals, value = word.partition("=")
-        argument = _find(flag, flags)
+        argument = _find_argument(flag, flags)
         if equals:
             if argument is not None and argument.kind is bool:
                 raise InputError(f"{flag} takes no value: leave out ={value}")

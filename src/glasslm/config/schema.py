@@ -70,7 +70,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where a model is computed. These settings change speed and rounding only."""
+    """The engine, device and precision. These settings change speed and rounding only."""
 
     engine: EngineName = "auto"
     """Engine: numpy (hand-written) or torch (auto: torch on a GPU and for large models)."""
@@ -87,7 +87,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig(DeviceConfig):
-    """Where and how a run is trained. These settings change speed and rounding only."""
+    """The engine, device and precision of training. These change speed and rounding only."""
 
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the model with torch.compile (auto: if the run is long enough to repay it)."""
