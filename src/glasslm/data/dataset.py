@@ -210,7 +210,7 @@ def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
 
 
 def _document_settings(data: DataConfig) -> list[Any]:
-    """What else decides where documents end; nothing if they have no end, as in older versions."""
+    """The settings that decide where documents end; empty without ends, as in older versions."""
     if not data.used_special_tokens:
         return []
     return [list(data.used_special_tokens), data.document_separator]

@@ -17,7 +17,7 @@ NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable ti
 
 
 def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
-    """Tell of unusual characters, and of a text whose tokenization takes time."""
+    """Send notes on unusual characters, and on a text whose tokenization takes time."""
     if survey.nuls:
         notify(f"the text holds {survey.nuls} NUL characters; they are kept")
     if survey.replaced and data.encoding_errors != "strict":
@@ -30,7 +30,7 @@ def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: No
 
 
 def notify_validation_files(source: Source, facts: dict[str, Any], notify: Notify) -> None:
-    """Name the files of the validation part, if the text has several."""
+    """Send a note with the files of the validation part, if the text has several files."""
     if len(source.files) < 2 or source.json_field is not None:
         return
     gap = 0 if source.documents else len(SEPARATOR)  # special tokens are no bytes of the text
@@ -51,7 +51,7 @@ def notify_validation_files(source: Source, facts: dict[str, Any], notify: Notif
 
 
 def notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> None:
-    """Tell that BPE has found fewer tokens than --vocab-size."""
+    """Send a note where BPE has found fewer tokens than --vocab-size."""
     if vocab_size < requested:
         notify(
             f"the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
@@ -60,7 +60,7 @@ def notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> 
 
 
 def notify_special_tokens(facts: dict[str, Any], data: DataConfig, notify: Notify) -> None:
-    """Say which special tokens the text has, and which it only spells."""
+    """Name the special tokens that the text has, and those that it only spells."""
     if counts := facts.get("special_tokens"):
         end = data.used_special_tokens[0] if data.used_special_tokens else ""
         listed = [

@@ -26,8 +26,8 @@ _LONG_RUN = re.compile(rf"\w{{{MAX_WORD_CHARACTERS + 1},}}|[\W_]{{{MAX_WORD_CHAR
 def cut_long_words(texts: Iterable[str], notify: Notify) -> Iterator[str]:
     """`texts` with each longer word cut into pieces of MAX_WORD_CHARACTERS.
 
-    Of the pieces at most MAX_PIECES are taken, evenly spaced; they come last. A note tells how many
-    words were cut.
+    Of the pieces at most MAX_PIECES are taken, evenly spaced; they come last. A note gives the
+    number of cut words.
     """
     sample = _EvenSample()
     n_words = 0

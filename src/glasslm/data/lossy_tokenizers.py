@@ -1,4 +1,4 @@
-"""Which tokenizers lose text, so that their tokens do not decode to the text they came from.
+"""Recognise a tokenizer that loses text: its tokens do not decode to the text that they encode.
 
 Bits per byte of such a tokenizer cannot be compared: it predicts less than the text. A normalizer
 that folds letters, a vocabulary of words, and characters that become <unk> or vanish are lossy.
@@ -27,7 +27,7 @@ PROBES = (
 def find_lossy_reason(
     description: dict[str, Any], encode: Callable[[str], Any], decode: Callable[[Any], str]
 ) -> str:
-    """Why the tokenizer with this tokenizer.json loses text; empty if it does not.
+    """The reason why the tokenizer of this tokenizer.json loses text; empty if it does not.
 
     Rules of the file come first, then PROBES, which are encoded and decoded.
     """
@@ -48,7 +48,7 @@ def find_lossy_reason(
 
 
 def find_lost_bytes(token_bytes: int, text_bytes: int) -> str:
-    """Why tokens with so many bytes do not hold a text; empty if they do.
+    """The reason why tokens of `token_bytes` lose a text of `text_bytes`; empty if they do not.
 
     A decoder may count a space more for each of the few pieces of a text.
     """
@@ -58,7 +58,7 @@ def find_lost_bytes(token_bytes: int, text_bytes: int) -> str:
 
 
 def explain_lossy(reason: str) -> str:
-    """The consequence of a `find_lossy_reason`, in one line for the user."""
+    """A line for the user: the tokenizer loses text for this reason, and what follows from it."""
     return f"the tokenizer loses text ({reason}): there are no bits per byte"
 
 

@@ -20,7 +20,11 @@ def explain_unknown_characters(text: str, alphabet: str, start: int = 0) -> str:
         for c in unknown[:MAX_NAMED_CHARACTERS]
     )
     more = f" and {n_more} more" if n_more > 0 else ""
-    known = alphabet if len(alphabet) <= MAX_KNOWN_CHARACTERS else f"{alphabet[:200]}..."
+    known = (
+        alphabet
+        if len(alphabet) <= MAX_KNOWN_CHARACTERS
+        else f"{alphabet[:MAX_KNOWN_CHARACTERS]}..."
+    )
     first = start + min(text.index(character) for character in unknown)
     cure = "Leave these characters out, or"
     if "\r" in unknown and "\n" in alphabet:

@@ -17,7 +17,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.ops.arguments import as_array
 
 # The types that safetensors and NumPy have in common.
-TYPES = ["float16", "float32", "float64", "bool"] + [
+ARRAY_TYPES = ["float16", "float32", "float64", "bool"] + [
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 ]
 
@@ -52,7 +52,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> 
                 f"as '{name}/{next(iter(value), 'NAME')}'"
             )
         array = np.array(as_array(f"arrays[{name!r}]", value), order="C")
-        if array.dtype.name not in TYPES:
+        if array.dtype.name not in ARRAY_TYPES:
             raise InputError(
                 f"arrays[{name!r}] is {array.dtype}, with the shape {array.shape}: expected an "
                 "array of floats, integers or bools"

@@ -167,16 +167,17 @@ def transformer(
     model = Model(c, _read_weights(names, specs, specs, dtype))
     flat, _, model_back = model.forward(ids.reshape(-1, ids.shape[-1]), read_new(new, dtype))
     logits = flat.reshape(*ids.shape, V)
-    previous_calls: list[None] = []
+    is_freed = False
 
     def backward(dlogits: Array) -> dict[str, Array]:
+        nonlocal is_freed
         gradient = read_gradient(dlogits, logits, "dlogits").reshape(flat.shape)
-        if previous_calls:
+        if is_freed:
             raise InputError(
                 "backward was called before, and freed what the forward pass kept: call "
                 "transformer again"
             )
-        previous_calls.append(None)
+        is_freed = True
         return _name_gradients(model_back(gradient), specs, dtype)
 
     return logits.copy(), backward

@@ -73,7 +73,7 @@ def slow_kernel_warning(
     environment: Mapping[str, str],
     cpuinfo: Path = Path("/proc/cpuinfo"),  # of Linux
 ) -> str:
-    """Why the kernel in use is slower than the processor's own, and the cure; "" if it is not."""
+    """A warning that the kernel is slower than the processor's own, with the cure; or ""."""
     forced = environment.get(CORETYPE, "")
     if not forced or blas is None or blas["library"] != "openblas":
         return ""
@@ -81,10 +81,10 @@ def slow_kernel_warning(
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    if found is None:  # not an x86 processor
+    flags_line = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    if flags_line is None:  # not an x86 processor
         return ""
-    flags, kernel = set(found[1].split()), blas["kernel"].lower()
+    flags, kernel = set(flags_line[1].split()), blas["kernel"].lower()
     for instructions, kernels in KERNELS.items():
         if kernel in kernels:
             return ""

@@ -110,8 +110,8 @@ def peak_memory_bytes() -> int | None:
     """
     with suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
-            return int(found[1]) * 1024
+        if peak_line := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+            return int(peak_line[1]) * 1024
     try:
         import resource
     except ImportError:

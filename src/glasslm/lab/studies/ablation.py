@@ -34,7 +34,7 @@ from glasslm.lab.studies.ablation_budget import (
     required_seconds,
 )
 from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
-from glasslm.lab.studies.checkout import check_checkout, version_name
+from glasslm.lab.studies.checkout import require_checkout, version_name
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     final_tokens,
@@ -138,7 +138,7 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     if saved := load_plan(study, flags):
         return _restore_plan(saved, spec)
     if spec.against is not None:
-        check_checkout(Path(spec.against))
+        require_checkout(Path(spec.against))
         other = version_name(Path(spec.against, "src", "glasslm"))
         notify(f"the baseline: commit {version_name()}; {spec.against}: commit {other}")
     elif not variants(spec.axes, base):  # before the text is read

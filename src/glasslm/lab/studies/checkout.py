@@ -20,7 +20,7 @@ AXIS = "version"
 IMPORT_TIMEOUT_S = 60
 
 
-def check_checkout(checkout: Path) -> None:
+def require_checkout(checkout: Path) -> None:
     """Raise InputError unless Python imports glasslm from CHECKOUT/src."""
     source = checkout / "src" / "glasslm"
     if not (source / "__main__.py").is_file():
@@ -28,7 +28,7 @@ def check_checkout(checkout: Path) -> None:
             f"--against is {checkout}: expected a checkout of glasslm, with src/glasslm"
         )
     command = [sys.executable, "-P", "-c", "import glasslm; print(glasslm.__file__)"]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         env=checkout_environment(checkout),
         capture_output=True,
@@ -36,8 +36,8 @@ def check_checkout(checkout: Path) -> None:
         errors="replace",
         timeout=IMPORT_TIMEOUT_S,
     )
-    if done.returncode or Path(done.stdout.strip()).resolve().parent != source.resolve():
-        reason = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+    if result.returncode or Path(result.stdout.strip()).resolve().parent != source.resolve():
+        reason = (result.stderr or result.stdout).strip().rpartition("\n")[2]
         raise InputError(f"--against is {checkout}, whose glasslm cannot be imported: {reason}")
 
 

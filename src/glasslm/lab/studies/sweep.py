@@ -218,7 +218,7 @@ def _read_outcome(study: Path, trial: Trial, code: int | None) -> TrialOutcome:
 
 
 def _different_settings(run: Run, trial: Trial) -> str:
-    """Why a run of another version is no counterpart: settings that the version reads otherwise."""
+    """The settings that another version reads otherwise, so that runs cannot be paired; or \"\"."""
     try:
         recorded, expected = to_dict(run.config), to_dict(trial.config)
     except InputError as error:

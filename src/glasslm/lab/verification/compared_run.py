@@ -124,7 +124,7 @@ class ComparedRun:
 
     @cached_property
     def lossy_reason(self) -> str:
-        """Why the run's tokenizer loses text, in old runs too; empty if it does not."""
+        """The reason why the run's tokenizer loses text, in old runs too; empty if it does not."""
         try:
             return self.run.tokenizer.lossy_reason
         except GlasslmError:  # damaged: `glasslm verify` reports it
@@ -137,7 +137,7 @@ class ComparedRun:
 
     @property
     def validation_text(self) -> tuple[Any, ...]:
-        """What identifies the validation text: it is split off before tokenization."""
+        """The identity of the validation text, which is split off before tokenization."""
         data = self.run.config.data
         texts = tuple(
             str(file.get("sha256")) for file in (self.run.record.get("data") or {}).get("files", [])

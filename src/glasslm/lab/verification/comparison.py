@@ -157,7 +157,7 @@ def groups_of(compared: Sequence[ComparedRun]) -> list[RunGroup]:
 
 
 def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
-    """Which run or group is best, and how certain that is; no ranking of other texts."""
+    """The best run or group, and how certain that is; runs of different texts are not ranked."""
     name, unit = group_metric(compared)
     finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
     if len(finite) < 2 and name == "best bits per byte":

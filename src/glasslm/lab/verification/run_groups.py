@@ -77,7 +77,7 @@ def group_runs(compared: Sequence[ComparedRun], result: str) -> list[RunGroup]:
 
 
 def _group_key(run: ComparedRun) -> Hashable:
-    """What runs that differ in the seed alone have in common."""
+    """The settings without the seed, the text and the tokenizer: equal in all runs of a group."""
     config: RunConfig = run.run.config
     without_seed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
     return without_seed, run.validation_text, run.tokenizer_sha256
