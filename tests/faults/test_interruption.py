@@ -19,6 +19,7 @@ from glasslm.training import launch
 from small_runs import (
     comparable_results,
     ignore_message,
+    interrupt_at,
     logged_lines,
     resume,
     run_program,
@@ -90,6 +91,29 @@ def test_a_signal_saves_and_resume_ends_the_same(
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").is_file()
     assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
+def test_the_signals_of_schedulers_save_a_checkpoint(
+    name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a closed terminal and of batch systems; an ignored SIGHUP (nohup) stays ignored."""
+    number = getattr(signal, name)
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch, number)
+        outcome = train(text, tmp_path / "run", max_steps=6)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", 128 + number)
+    assert (tmp_path / "run/checkpoints/000003/manifest.json").is_file()
+    previous_handler = signal.signal(number, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            interrupt_at(3, patch, number)
+            assert train(text, tmp_path / "ignored", max_steps=6).status == "finished"
+    finally:
+        signal.signal(number, previous_handler)
+    assert resume(tmp_path / "run").status == "finished"
+    assert comparable_results(tmp_path / "run", 6) == comparable_results(tmp_path / "ignored", 6)
 
 
 @posix

@@ -67,7 +67,7 @@ def deleted_folder(ready: Ready) -> None:
     Path("../gone").resolve().rmdir()
 
 
-def commands(folder: Path, kind: str) -> dict[str, list[str]]:
+def commands(folder: Path) -> dict[str, list[str]]:
     """A short command of each kind."""
     base = str(folder / "base")
     return {
@@ -79,7 +79,6 @@ def commands(folder: Path, kind: str) -> dict[str, list[str]]:
         "evaluate": ["evaluate", base],
         "corpus": ["corpus", "list"],
         "verify": ["verify", base],
-        "export": ["export", base, "--to", "gguf", "--out", str(folder / f"{kind}.gguf")],
         "unknown flag": ["merge", "--no-such-flag"],
     }
 
@@ -97,7 +96,7 @@ def run_commands(folder: Path) -> dict[str, Any]:
     }
     results: dict[str, Any] = {}
     for kind, prepare in kinds.items():
-        for name, argv in commands(folder, kind).items():
+        for name, argv in commands(folder).items():
             results[f"{name}, {kind}"] = run_forked(argv, prepare, place=folder)._asdict()
         argv = train_command(text, folder / kind, **TINY)
         with without_report():  # it takes longer than all others together

@@ -52,8 +52,9 @@ class Display:
         live: bool | None = None,
     ) -> None:
         stream = sys.stderr if stream is None else stream
-        self._is_closed = stream is None  # Python has None for a stream that was closed
-        self.stream = io.StringIO() if stream is None else stream
+        # Python has None for a stream that was closed before the start.
+        self._is_closed = stream is None or stream.closed
+        self.stream = io.StringIO() if stream is None or stream.closed else stream
         self.view = View(title=escape_control_chars(title), max_steps=max_steps)
         for line in earlier_lines:
             self.view.update(line)
