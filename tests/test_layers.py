@@ -12,8 +12,8 @@ ROOT = Path(glasslm.__file__).parent
 
 # Imports go one way: a package imports only from packages before it.
 PACKAGES = [
-    "errors", "files", "text", "config", "data", "model", "engines", "runs", "inference",
-    "training", "ops",
+    "errors", "files", "text", "config", "data", "model", "engines", "runs",
+    "inference", "training", "ops",
     "report", "interop", "lab", "course", "cli", "__main__", "__init__", "py.typed",
 ]  # fmt: skip
 

@@ -7,12 +7,14 @@ import math
 import re
 import sys
 import textwrap
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
 Notify = Callable[[str], None]  # receives a message for the user
+NOTIFY_INTERVAL_S = 5.0  # between two progress messages
 
 # Invisible characters that reorder, hide or annotate the text around them. Joiners (U+200C, U+200D)
 # are not among them: scripts and emoji need them.
@@ -41,6 +43,10 @@ def print_result(text: str) -> None:
     """Print a result to standard output: exact into a pipe or file, escaped on a terminal."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     print(escape_control_chars(text) if is_terminal else text, flush=True)
+
+
+def ignore_message(message: str) -> None:
+    """A Notify that shows nothing."""
 
 
 def as_float(value: Any) -> float:
@@ -146,3 +152,26 @@ def suggest_name(name: str, known: Iterable[str], quote: str = "'") -> str:
 def quote_path(path: object) -> str:
     """A path as one types it in a command: in double quotes where it has a space."""
     return f'"{path}"' if " " in str(path) else str(path)
+
+
+class Progress:
+    """Sends a progress message with the time left, at most every NOTIFY_INTERVAL_S seconds."""
+
+    def __init__(self, notify: Notify) -> None:
+        self._notify, self._started_s = notify, time.monotonic()
+        self._notified_s = self._started_s
+
+    def count(self, done: int, total: int, action: str, unit: str) -> None:
+        """`done` of `total` units are done, as in "evaluating: 5 of 9 tokens, 2 per second"."""
+        speed = done / max(1e-9, time.monotonic() - self._started_s)
+        self.update(
+            done / total, f"{action}: {done:,} of {total:,} {unit}, {speed:,.0f} per second"
+        )
+
+    def update(self, share: float, message: str) -> None:
+        """`share`, between 0 and 1, of the work is done; `message` describes it."""
+        now = time.monotonic()
+        if now - self._notified_s >= NOTIFY_INTERVAL_S and share > 0:
+            self._notified_s = now
+            left_s = (now - self._started_s) * max(0.0, 1 - share) / share
+            self._notify(f"{message}, about {format_duration(left_s)} left")

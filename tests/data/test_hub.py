@@ -173,7 +173,7 @@ def test_an_interruption_leaves_nothing_and_no_process(
             raise KeyboardInterrupt
 
     reader(ABOUT, then=then)
-    monkeypatch.setattr("glasslm.data.sources.texts.NOTIFY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("glasslm.text.NOTIFY_INTERVAL_S", 0.1)
     with pytest.raises(KeyboardInterrupt):
         fetch("5GB", notify)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []

@@ -89,6 +89,7 @@ def main(argv: list[str]) -> int:
     plan = ablation.plan(flags.config, spec, runner, study, notify)
     notify(f"study: {study} ({run_folder.continuation_hint(study)})")
     results = ablation.run(plan, study, runner, shlex.join(["glasslm", "ablate", *argv]), notify)
+    notify("writing the report")
     page = ablation_report.write(study, plan, results)
     text = ablation_report.summary(plan, results)
     if flags.json:

@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
     if outcome and outcome.status == "interrupted":
         return outcome.exit_code
     capstone = build.run_studies(record, base, compute, command, notify)
+    notify("answering the questions and writing the page")
     page = handout.write(capstone, answers.answer_questions(capstone.run.path))
     print_result(f"hand in: {page}\ncapstone: {folder}")
     return 3 if capstone.run.history.status == "diverged" else int(capstone.is_incomplete)

@@ -134,11 +134,13 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
     from glasslm.lab.diagnosis import diagnose, diagnosis_input
 
+    notify("opening the text and starting the engine")
     if run_dir is not None:
         target = diagnosis_input.input_from_run(run_dir, flags.compute, notify)
     else:
         target = diagnosis_input.input_from_config(flags.config, flags.compute, notify)
     diagnosis = diagnose.diagnose(target, notify)
+    notify("drawing the figures and writing the page")
     page = diagnosis.write(flags.out or (run_dir / OUT if run_dir is not None else OUT))
     return _print_findings(diagnosis.text(), diagnosis.findings, page, flags.json)
 

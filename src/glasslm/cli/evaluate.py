@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
         raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
+    notify("reading the model and the text")
     model = load_model(
         flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
     )
@@ -90,8 +91,10 @@ def main(argv: list[str]) -> int:
         dataset = run.dataset(notify)
         ids = _split_tokens(dataset, name)
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
-    score = model.score(ids)
-    result: dict[str, Any] = {**score._asdict(), "text": name, "step": model.step}
+    notify(f"evaluating {max(0, len(ids) - 1):,} tokens with the {model.engine.name} engine")
+    score = model.score(ids, notify)
+    facts = {name: value for name, value in score._asdict().items() if name != "stderr"}
+    result: dict[str, Any] = {**facts, "text": name, "step": model.step}
     if math.isnan(score.bpb):
         why = model.tokenizer.lossy_reason
         result["no_bpb"] = explain_lossy(why) if why else "the predicted tokens have no text"

@@ -122,4 +122,5 @@ def _run_ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, P
     command = shlex.join(["glasslm", "scale", *argv])
     runner = flags.runner.make_runner(flags.compute)
     study = scaling_study.run_study(flags.config, budget, runner, folder, notify, command)
+    notify("writing the report")
     return study.analysis, scaling_report.write(folder, study), folder

@@ -33,7 +33,7 @@ from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
-from glasslm.text import Notify
+from glasslm.text import Notify, Progress
 
 RECIPE_FORMAT = 3  # part of the name of a recipe
 PIECE_CHARACTERS = 1 << 20  # tokenized at once
@@ -260,6 +260,7 @@ def _build_dataset(
     source = _with_vocabulary(source, data, tokenizer)
     if data.document_separator:
         source.require_separator(data.encoding_errors)
+    dataset_notes.notify_reading(source, notify)
     survey = survey_text(source, data.encoding_errors, unused)
     dataset_notes.notify_survey(survey, data, folder, notify)
     if tokenizer is None:
@@ -274,9 +275,12 @@ def _build_dataset(
         # write_folder reads this last, when the tokens of all parts are counted.
         yield files.json_bytes(facts)
 
+    progress = Progress(notify)
     contents: dict[str, Iterable[files.Chunk]] = {"tokenizer.json": [tokenizer.to_json().encode()]}
     for name in ("train", "val", "test")[: 3 if data.test_fraction else 2]:
-        contents[f"{name}.bin"] = _tokenize_part(name, parts, tokenizer, facts)
+        contents[f"{name}.bin"] = _tokenize_part(
+            name, parts, tokenizer, facts, survey.bytes, progress
+        )
     files.write_folder(folder / key, contents | {"facts.json": facts_json()})
     return key
 
@@ -298,11 +302,16 @@ def _with_vocabulary(source: Source, data: DataConfig, tokenizer: Tokenizer | No
 
 
 def _tokenize_part(
-    name: str, parts: Iterator[tuple[str, Any]], tokenizer: Tokenizer, facts: dict[str, Any]
+    name: str,
+    parts: Iterator[tuple[str, Any]],
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    total_bytes: int,
+    progress: Progress,
 ) -> Iterator[TokenArray]:
     """Token arrays (N,) of the next of `parts`; none if the text is too short to have that part.
 
-    Adds the numbers of tokens and bytes to `facts`.
+    Adds the numbers of tokens and bytes to `facts`. `total_bytes`: of all parts.
     """
     facts |= {f"{name}_tokens": 0, f"{name}_bytes": 0}
     next_name, pieces = next(parts, (name, ()))
@@ -313,6 +322,9 @@ def _tokenize_part(
         yield ids
         facts[f"{name}_tokens"] += len(ids)
         facts[f"{name}_bytes"] += len(text.encode()) - _special_bytes(tokenizer, ids)
+        done = sum(facts.get(f"{part}_bytes", 0) for part in ("train", "val", "test"))
+        message = f"tokenising: {done / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
+        progress.update(done / max(1, total_bytes), message)
 
 
 def _special_bytes(tokenizer: Tokenizer, ids: TokenArray) -> int:
@@ -344,6 +356,7 @@ def _make_plain_tokenizer(
         case "gpt2":
             return tokenizers.load_gpt2(notify)
         case "bpe":
+            dataset_notes.notify_bpe(survey.bytes, notify)
             sample = _sample_for_bpe(data, source, survey, notify)
             return tokenizers.train_bpe(sample, data.vocab_size, notify)
     return tokenizers.read_tokenizer(data.tokenizer)

@@ -16,6 +16,19 @@ from glasslm.text import Notify
 NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
 
 
+def notify_reading(source: Source, notify: Notify) -> None:
+    """Tell that a long text is read, before it is."""
+    total = sum(file.bytes for file in source.files)
+    if total >= NOTIFY_MIN_BYTES:
+        notify(f"reading {total / 1e6:,.0f} MB of text")
+
+
+def notify_bpe(n_bytes: int, notify: Notify) -> None:
+    """Tell that BPE is trained, where that takes seconds."""
+    if n_bytes >= NOTIFY_MIN_BYTES / 10:
+        notify(f"training BPE on up to {n_bytes / 1e6:,.0f} MB of text, about 1 MB per second")
+
+
 def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
     """Send notes on unusual characters, and on a text whose tokenization takes time."""
     if survey.nuls:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
+from glasslm.text import Notify, Progress, ignore_message
 
 
 class Score(NamedTuple):
@@ -43,6 +44,7 @@ def evaluate(
     rows: int = 16,
     max_windows: int | None = None,
     check_interrupt: Callable[[], None] = lambda: None,
+    notify: Notify = ignore_message,
 ) -> Score:
     """The score of tokens (N,), an array or memory map.
 
@@ -51,7 +53,7 @@ def evaluate(
     `max_windows`, that many evenly spaced windows are taken, always the same. `byte_lengths` (V,)
     holds the size of each token's text. Nats are summed in float64. Raises InputError for fewer
     than two tokens. `check_interrupt` is called before each batch; its exception ends the
-    evaluation.
+    evaluation. `notify` receives the progress of a long one.
     """
     if len(tokens) < 2:
         raise InputError(
@@ -63,6 +65,7 @@ def evaluate(
     window_indices = np.arange(n_scored) * n_windows // n_scored
     nats, n_predicted, n_bytes = 0.0, 0, 0
     window_losses: list[NDArray[np.float64]] = []
+    progress = Progress(notify)
     for inputs, targets in windows(tokens, block_size, window_indices, rows):
         check_interrupt()
         is_predicted = targets >= 0
@@ -73,6 +76,8 @@ def evaluate(
             window_losses.append(sums / np.count_nonzero(is_predicted, axis=1))
         n_predicted += int(np.count_nonzero(is_predicted))
         n_bytes += int(byte_lengths[targets[is_predicted]].sum())
+        n_total = min(n_scored * block_size, len(tokens) - 1)
+        progress.count(n_predicted, n_total, "evaluating", "tokens")
     loss = nats / n_predicted
     perplexity = math.inf if loss > 709 else math.exp(loss)  # exp(710) overflows float64
     bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan

@@ -37,6 +37,7 @@ from glasslm.inference.sampling import Sampling
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
+from glasslm.text import Notify, ignore_message
 
 GrammarName = Literal["json"]
 RopeScalingName = Literal["linear", "ntk"]
@@ -372,10 +373,19 @@ class Model:
         """
         return self.score(self.tokenizer.encode(text))
 
-    def score(self, tokens: NDArray[Any]) -> evaluation.Score:
-        """The `Score` of tokens (N,), an array or memory map; InputError for fewer than two."""
-        lengths, block_size = self.tokenizer.scored_bytes, self.config.model.block_size
-        return evaluation.evaluate(self.engine, tokens, lengths, block_size, rows=WINDOWS_PER_CALL)
+    def score(self, tokens: NDArray[Any], notify: Notify = ignore_message) -> evaluation.Score:
+        """The `Score` of tokens (N,), an array or memory map; InputError for fewer than two.
+
+        `notify` receives the progress of a long evaluation.
+        """
+        return evaluation.evaluate(
+            self.engine,
+            tokens,
+            self.tokenizer.scored_bytes,
+            self.config.model.block_size,
+            rows=WINDOWS_PER_CALL,
+            notify=notify,
+        )
 
 
 def parse_checkpoint(text: str) -> checkpoints.CheckpointSelector:

@@ -106,6 +106,7 @@ def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
     """
     if outcome.status == "interrupted":
         return None
+    notify("writing the report")
     try:
         return write(outcome.run_dir)
     except (OSError, GlasslmError, MemoryError) as error:

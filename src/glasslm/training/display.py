@@ -84,6 +84,18 @@ class Display:
             with self._stop_when_closed():
                 self._show(line)
 
+    def note(self, message: str) -> None:
+        """Show a message that is no line of metrics.jsonl, above the panel or as a line."""
+        if self._is_closed:
+            return
+        with self._stop_when_closed():
+            if self._live is None:
+                print(message, file=self.stream, flush=True)
+            else:
+                from rich.text import Text
+
+                self._live.console.print(Text(message))
+
     def tick(self, step: int) -> None:
         """Note that a step is done, and redraw the panel when it is due."""
         self.view.step = step

@@ -111,6 +111,7 @@ def train(
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
+    notify("opening the text and choosing the engine")
     inputs = open_run_inputs(config, notify, dataset)
     config = with_document_end(config, inputs.dataset.tokenizer)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
@@ -152,6 +153,7 @@ def resume(
     tracker_names = trackers.parse_trackers(track)
     run = Run(run_dir)
     with lock_run(run_dir):
+        notify("reading the checkpoint and the text")
         latest = checkpoint.load(run_dir, "latest", notify)
         history = run.history
         has_ended = history.status in COMPLETED_STATUSES
@@ -168,6 +170,7 @@ def resume(
         warn_of_slow_kernel(compute, notify)
         dataset = run.dataset(notify)
         checkpoint.require_identity(latest, run.identity)
+        notify(f"starting the {compute.engine} engine")
         with explain_out_of_memory(run.config, compute.engine):
             engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
             engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)

@@ -249,6 +249,7 @@ class Loop:
             rows=self.engine.micro_batch_size * EVALUATION_BATCH,
             max_windows=max_windows,
             check_interrupt=self.interrupt.check,
+            notify=self.display.note,
         )
 
     def sample(self) -> None:

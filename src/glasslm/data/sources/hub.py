@@ -20,9 +20,9 @@ from glasslm.data.cache import cache_dir
 from glasslm.data.download import DownloadError
 from glasslm.data.sources.child_process import ChildProcess
 from glasslm.data.sources.text_files import Source, source_file
-from glasslm.data.sources.texts import SEPARATOR, Progress, cached_text, join_texts
+from glasslm.data.sources.texts import SEPARATOR, cached_text, join_texts
 from glasslm.errors import InputError
-from glasslm.text import Notify, escape_control_chars, format_bytes, format_duration
+from glasslm.text import Notify, Progress, escape_control_chars, format_bytes, format_duration
 
 WAIT_S = 30.0  # for a line of the reader, before a message
 MAX_WAITS = 20  # in a row, before the reader is given up

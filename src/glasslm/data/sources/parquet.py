@@ -13,13 +13,12 @@ from glasslm import files
 from glasslm.data.cache import cache_dir
 from glasslm.data.sources.texts import (
     SEPARATOR,
-    Progress,
     cached_text,
     choose_text_column,
     join_texts,
 )
 from glasslm.errors import InputError
-from glasslm.text import Notify, format_bytes, to_one_line
+from glasslm.text import Notify, Progress, format_bytes, to_one_line
 
 MAGIC = b"PAR1"  # at both ends of a file: https://parquet.apache.org/docs/file-format/
 BATCH_ROWS = 256

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any
 from glasslm import files
 from glasslm.data.cache import explain_write_errors
 from glasslm.errors import InputError
-from glasslm.text import Notify, escape_control_chars, format_duration
+from glasslm.text import escape_control_chars
 
 SEPARATOR = "\n\n"
-NOTIFY_INTERVAL_S = 5.0  # between two progress messages
 MAX_LISTED_NAMES = 20  # in one error message
 
 
@@ -109,19 +107,3 @@ def cached_text(
         origin = find_origin()
         files.write_json(recipe, {"text": path.stem, "of": request, "origin": origin})
     return path, origin
-
-
-class Progress:
-    """Sends a progress message with the time left, at most every NOTIFY_INTERVAL_S seconds."""
-
-    def __init__(self, notify: Notify) -> None:
-        self._notify, self._started_s = notify, time.monotonic()
-        self._notified_s = self._started_s
-
-    def update(self, share: float, message: str) -> None:
-        """`share`, between 0 and 1, of the work is done; `message` describes it."""
-        now = time.monotonic()
-        if now - self._notified_s >= NOTIFY_INTERVAL_S and share > 0:
-            self._notified_s = now
-            left_s = (now - self._started_s) * max(0.0, 1 - share) / share
-            self._notify(f"{message}, about {format_duration(left_s)} left")

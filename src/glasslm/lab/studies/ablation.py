@@ -155,6 +155,8 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
 
     @cache
     def step_seconds(config: RunConfig) -> float:
+        if config == base:
+            notify("measuring the speed of the baseline")
         return measure_speed(config, compute, dataset).step
 
     if spec.budget is not None:

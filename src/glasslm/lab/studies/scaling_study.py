@@ -211,6 +211,7 @@ def run_study(
     Raises InputError if the budget is too small, if too few runs have a loss, or if any run failed:
     a fit without that run would be another.
     """
+    notify("planning the runs (a new study measures the speed of several sizes)")
     ladder = plan_ladder(base, budget, runner, folder, notify)
     runner = dataclasses.replace(runner, compute=ladder.compute, final_tokens=ladder.final_tokens)
     all_cores_runner = runner.with_all_cores(ladder.compute)
@@ -224,6 +225,7 @@ def run_study(
     rule = tune_rates(ladder, train)
     notify(f"2 of 3: the ladder, with learning rates proportional to N^{rule.slope:.2f}")
     runs = train_ladder(ladder, rule, train)
+    notify("fitting the law")
     analysis = analyse_ladder(ladder, rule, runs)
     prediction = write_prediction(ladder, analysis.bootstrap, rule, folder)
     expected = fit_report.format_interval(Interval(**prediction["loss"]), ".4f")
