@@ -53,6 +53,7 @@ def test_training_announces_each_phase_before_it_starts(
         (launch, "open_run_inputs"),
         (dataset, "survey_text"),
         (tokenizers, "train_bpe"),
+        (launch, "_choose_compute"),
         (launch, "make_engine"),
         (step_timer, "time_steps"),
         (launch, "_run_loop"),
@@ -64,13 +65,14 @@ def test_training_announces_each_phase_before_it_starts(
     command_outcome.report_outcome(ended, as_json=False)
     assert_in_order(
         events,
-        "opening the text",
         "<open_run_inputs>",
         "reading",
         "<survey_text>",
         "tokenising",
         "training BPE",
         "<train_bpe>",
+        "choosing the engine",
+        "<_choose_compute>",
         "starting the numpy engine and measuring its speed",
         "<make_engine>",
         "<time_steps>",

@@ -134,7 +134,6 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:
     from glasslm.lab.diagnosis import diagnose, diagnosis_input
 
-    notify("opening the text and starting the engine")
     if run_dir is not None:
         target = diagnosis_input.input_from_run(run_dir, flags.compute, notify)
     else:

@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
         raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
+    run_folder.find_run(flags.run)  # an unknown run is an error before the first message
     notify("reading the model and the text")
     model = load_model(
         flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from glasslm.config.presets import PRESETS, preset_config
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.model import parameters
-from glasslm.runs.history import sample_note
 from glasslm.runs.metrics import (
     ENDED_STATUSES,
     EvalLine,
@@ -108,11 +107,16 @@ def evaluation_rows(lines: Iterable[Line], best: EvalLine | None) -> list[list[s
             format_number(line.get("loss"), ".4f"),
             format_number(line.get("perplexity"), ".2f"),
             format_number(line.get("bpb"), ".4f"),
-            f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else f" ({sample_note(line)})"),
+            f"{line.get('tokens', 0):,}" + ("" if line.get("whole") else _sample_mark(line)),
             "best" if line is best else "",
         ]
         for line in eval_lines(lines, None)
     ]
+
+
+def _sample_mark(line: EvalLine) -> str:
+    error = line.get("stderr")
+    return " (sample)" if error is None else f" (sample, standard error {error:.4f})"
 
 
 def select_evenly(items: list[T], count: int = 5) -> list[T]:

@@ -111,7 +111,6 @@ def train(
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
-    notify("opening the text and choosing the engine")
     inputs = open_run_inputs(config, notify, dataset)
     config = with_document_end(config, inputs.dataset.tokenizer)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
@@ -119,6 +118,7 @@ def train(
         config = with_flags(config, {"corpus": corpus})
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
     vocab_size = inputs.dataset.tokenizer.vocab_size
+    notify("choosing the engine and the device")
     compute, reasons = _choose_compute(config, vocab_size, compute)
     if why := inputs.dataset.tokenizer.lossy_reason:
         reasons.append(explain_lossy(why))

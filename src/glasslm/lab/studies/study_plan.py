@@ -51,7 +51,6 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
             "--init-from does not work in a study, whose runs start from initial weights: leave "
             "it out"
         )
-    notify("opening the text")
     source = corpora.find_source(base.data, notify)
     if not base.data.has_source:
         base = with_flags(base, {"corpus": source.name})
