@@ -54,7 +54,7 @@ def test_a_folder_gives_its_text_files_in_order_and_lists_the_rest(folder: Path)
     source = find_files(folder, notify=messages.append)
     assert text_of(source) == "first\n\nsecond\n\nthird"
     assert messages == [
-        f"{folder}: left out 3 of its files and folders: "
+        f"note: {folder}: left out 3 of its files and folders: "
         ".git (hidden), .hidden (hidden), picture.png (a PNG image)"
     ]
 

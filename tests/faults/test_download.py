@@ -187,7 +187,7 @@ def test_the_default_falls_back_loudly_within_five_seconds(
         source = corpora.find_source(DataConfig(), messages.append)
     assert time.monotonic() - started < 5
     assert (source.name, source.fallback) == ("python", True)
-    assert any(message.startswith("WARNING") and "falling back" in message for message in messages)
+    assert any(message.startswith("warning") and "falling back" in message for message in messages)
 
 
 def test_an_explicit_shakespeare_tries_again_and_then_fails_with_a_way_out(

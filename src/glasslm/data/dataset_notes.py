@@ -32,12 +32,12 @@ def notify_bpe(n_bytes: int, notify: Notify) -> None:
 def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
     """Send notes on unusual characters, and on a text whose tokenization takes time."""
     if survey.nuls:
-        notify(f"the text holds {survey.nuls} NUL characters; they are kept")
+        notify(f"note: the text holds {survey.nuls} NUL characters; they are kept")
     if survey.replaced and data.encoding_errors != "strict":
-        notify(f"the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
+        notify(f"note: the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
     if survey.bytes >= NOTIFY_MIN_BYTES:
         notify(
-            f"tokenising {survey.bytes / 1e6:,.0f} MB of text, once; "
+            f"tokenizing {survey.bytes / 1e6:,.0f} MB of text, once; "
             f"the tokens are kept in {folder}"
         )
 
@@ -67,7 +67,7 @@ def notify_small_vocabulary(vocab_size: int, requested: int, notify: Notify) -> 
     """Send a note where BPE has found fewer tokens than --vocab-size."""
     if vocab_size < requested:
         notify(
-            f"the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
+            f"note: the vocabulary has {vocab_size:,} tokens instead of the {requested:,} of "
             "--vocab-size: no further pair occurs twice in the training text"
         )
 

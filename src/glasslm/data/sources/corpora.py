@@ -91,9 +91,9 @@ def _find_text(data: DataConfig, notify: Notify) -> Source:
     try:
         return shakespeare.find_source(notify, timeouts_s=HURRIED_TIMEOUTS_S)
     except DownloadError as error:
-        notify(f"WARNING: {error}")
+        notify(f"warning: {error}")
         notify(
-            "WARNING: falling back to the corpus 'python'; "
+            "warning: falling back to the corpus 'python'; "
             "with --corpus shakespeare this is an error instead"
         )
         return replace(python_code.find_source(notify), fallback=True)

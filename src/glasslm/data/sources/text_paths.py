@@ -174,7 +174,7 @@ def _text_files(root: str, notify: Notify) -> list[str]:
         )
         n_more = len(omitted) - MAX_LISTED_FILES
         more = f" and {n_more:,} more" if n_more > 0 else ""
-        notify(f"{root}: left out {len(omitted):,} of its files and folders: {listed}{more}")
+        notify(f"note: {root}: left out {len(omitted):,} of its files and folders: {listed}{more}")
     if not texts:
         raise InputError(f"there are no text files in the folder {root}")
     return texts
