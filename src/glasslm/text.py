@@ -121,6 +121,15 @@ def to_one_line(text: str, max_chars: int = 160) -> str:
     return line if len(line) <= max_chars else f"{line[: max_chars - 3]}..."
 
 
+def collapse_whitespace(text: object) -> str:
+    """`text` with control characters escaped and each run of white space as one space.
+
+    >>> collapse_whitespace("To be,\\n  or not")
+    'To be, or not'
+    """
+    return " ".join(escape_control_chars(str(text)).split())
+
+
 def wrap_lines(text: str, indent: str = "", width: int = 100) -> list[str]:
     """`text` in lines of at most `width` characters, each after `indent`."""
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)

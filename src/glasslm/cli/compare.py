@@ -13,7 +13,14 @@ import tyro
 
 from glasslm.config.config_fields import optional_flag
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
+from glasslm.text import (
+    align_columns,
+    collapse_whitespace,
+    escape_control_chars,
+    notify,
+    print_escaped,
+    wrap_lines,
+)
 
 MAX_COLUMNS = 8  # of runs side by side in the terminal
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
@@ -139,5 +146,5 @@ def _format_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
 
 
 def _shorten(value: str) -> str:
-    value = " ".join(escape_control_chars(value).split())
+    value = collapse_whitespace(value)
     return value if len(value) <= MAX_VALUE_WIDTH else f"...{value[3 - MAX_VALUE_WIDTH :]}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import EvalLine, Split
 from glasslm.runs.record import text_name
-from glasslm.text import escape_control_chars
+from glasslm.text import collapse_whitespace
 
 LANGUAGES = {"shakespeare": "en", "arxiv": "en", "wikipedia": "en", "python": "code"}
 HUB_DATASETS = {"wikipedia": "wikimedia/wikipedia"}
@@ -71,7 +71,7 @@ def _model_index(
 
 def quote_yaml(text: str) -> str:
     """Foreign text as a YAML scalar: a JSON string on one line, without control characters."""
-    return json.dumps(" ".join(escape_control_chars(text).split()), ensure_ascii=False)
+    return json.dumps(collapse_whitespace(text), ensure_ascii=False)
 
 
 def format_yaml_number(value: float) -> str:

@@ -17,7 +17,7 @@ from glasslm import files
 from glasslm.errors import GlasslmError, InputError
 from glasslm.report import figures
 from glasslm.report.figures import Palette
-from glasslm.text import escape_control_chars
+from glasslm.text import collapse_whitespace, escape_control_chars
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -159,7 +159,7 @@ def inline_markdown(text: Any) -> str:
 
     A command in backticks stays in backticks.
     """
-    line = " ".join(escape_control_chars(str(text)).split())
+    line = collapse_whitespace(text)
     parts = COMMAND.split(line)  # text, command, text, command, ..., text
     return "".join(
         f"`{part}`" if index % 2 else MARKUP.sub(r"\\\1", part) for index, part in enumerate(parts)
@@ -168,7 +168,7 @@ def inline_markdown(text: Any) -> str:
 
 def escape_markdown(text: Any) -> str:
     """Foreign text for the inside of a line of Markdown: on one line, with all markup escaped."""
-    return MARKUP.sub(r"\\\1", " ".join(escape_control_chars(str(text)).split()))
+    return MARKUP.sub(r"\\\1", collapse_whitespace(text))
 
 
 def _inline_svg(picture: Picture) -> Any:

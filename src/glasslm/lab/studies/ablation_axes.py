@@ -240,22 +240,14 @@ def match_budget(
     """
     if match == "flops":
         ratio = flops_per_token(base.model, vocab_size) / flops_per_token(variant.model, vocab_size)
-        return _with_max_steps(variant, round(base.total_tokens * ratio / variant.tokens_per_step))
-    if match == "time":
-        return _with_max_steps(
-            variant, round(base.train.max_steps * step_seconds(base) / step_seconds(variant))
-        )
-    if match == "parameters":
-        variant = _match_parameters(variant, base, vocab_size)
-    if variant.tokens_per_step == base.tokens_per_step:
-        return variant
-    return _with_max_steps(variant, round(base.total_tokens / variant.tokens_per_step))
-
-
-def _with_max_steps(config: RunConfig, steps: int) -> RunConfig:
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, max_steps=max(1, steps))
-    )
+        steps = base.total_tokens * ratio / variant.tokens_per_step
+    elif match == "time":
+        steps = base.train.max_steps * step_seconds(base) / step_seconds(variant)
+    else:
+        if match == "parameters":
+            variant = _match_parameters(variant, base, vocab_size)
+        steps = base.total_tokens / variant.tokens_per_step
+    return with_flags(variant, {"max_steps": max(1, round(steps))})
 
 
 def _match_parameters(variant: RunConfig, base: RunConfig, vocab_size: int) -> RunConfig:

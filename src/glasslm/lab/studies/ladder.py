@@ -237,10 +237,10 @@ def with_compute(config: RunConfig, C: float, vocab_size: int) -> RunConfig:
     """`config` with the number of steps that C = 6 N D allows its size."""
     batch_tokens = config.tokens_per_step
     step_flops = 6.0 * matmul_parameters(config, vocab_size) * batch_tokens
-    return with_steps(config, max(1, round(C / step_flops)))
+    return with_steps_and_warmup(config, max(1, round(C / step_flops)))
 
 
-def with_steps(config: RunConfig, steps: int) -> RunConfig:
+def with_steps_and_warmup(config: RunConfig, steps: int) -> RunConfig:
     """`config` with this number of steps, of which at most a tenth are warmup."""
     warmup = min(config.optimizer.warmup_steps, steps // 10)
     changed = with_flags(config, {"max_steps": steps, "warmup_steps": warmup})
@@ -377,7 +377,7 @@ def tuning_trials(ladder: Ladder) -> dict[tuple[int, float], Trial]:
     steps = with_compute(models[-1], C, V).train.max_steps
     trials = {}
     for model in models:
-        N, config = matmul_parameters(model, V), with_steps(model, steps)
+        N, config = matmul_parameters(model, V), with_steps_and_warmup(model, steps)
         for multiple in RATE_MULTIPLES:
             tuned = with_rate_and_seed(config, config.optimizer.lr * multiple, seed)
             trials[N, multiple] = Trial(f"tune-n{N}-x{multiple:.2g}", tuned)
@@ -396,5 +396,5 @@ def extrapolation_run(ladder: Ladder, optimal_N: float) -> RunConfig:
     C = EXTRAPOLATION_FACTOR * ladder.largest_C
     config = with_compute(with_model(ladder.base, d_model=d), C, V)
     while training_flops(config, V) < C:  # rounding may leave a step too few
-        config = with_steps(config, config.train.max_steps + 1)
+        config = with_steps_and_warmup(config, config.train.max_steps + 1)
     return config
