@@ -93,6 +93,21 @@ def test_a_signal_saves_and_resume_ends_the_same(
     assert comparable_results(run, 120) == comparable_results(uninterrupted, 120)
 
 
+def test_ctrl_c_before_the_first_step_leaves_no_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loop is prepared: there is no checkpoint to resume from."""
+
+    def raise_interrupt(path: Path, start_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "MetricsLog", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(text, tmp_path / "run", max_steps=2)
+    assert train(text, tmp_path / "run", max_steps=2).status == "finished"
+
+
 @posix
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_the_signals_of_schedulers_save_a_checkpoint(

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from forked_commands import load_commands, run_forked, run_script
+from glasslm import cli
+from glasslm.runs import run_folder
 from small_runs import (
     comparable_results,
     logged_lines,
@@ -181,6 +183,26 @@ def test_a_deleted_working_folder_is_named_with_a_cure(results: dict[str, Any]) 
     result = results["report, deleted folder"]
     assert (result["code"], result["err"].count("\n")) == (2, 1)
     assert "change to another one with cd" in result["err"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EACCES, 2), (errno.EIO, 2), (errno.ELOOP, 2), (errno.ENOSPC, 6), (errno.EMFILE, 2)],
+)
+def test_what_the_system_refuses_is_one_line_with_the_name(
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Unreadable files are among it; root reads them all."""
+
+    def refuse(name: str) -> None:
+        raise OSError(number, os.strerror(number), "run\x1b[2J.json")
+
+    monkeypatch.setattr(run_folder, "find_run", refuse)
+    assert cli.main(["report", "run"]) == code
+    assert capsys.readouterr().err == f"glasslm report: {os.strerror(number)}: check run␛[2J.json\n"
 
 
 def test_a_display_whose_stream_breaks_under_way_stops_alone() -> None:

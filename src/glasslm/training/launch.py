@@ -135,14 +135,19 @@ def train(
         plan = _make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
         notify(format_plan(plan))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
-        return _run_loop(
-            RunSetup(run, engine, inputs.dataset, inputs.base),
-            first_lines=[plan_line, *_fallback_warning(inputs.source)],
-            started=started,
-            notify=notify,
-            tracker_names=tracker_names,
-            stop_at=stop_at,
-        )
+        try:
+            return _run_loop(
+                RunSetup(run, engine, inputs.dataset, inputs.base),
+                first_lines=[plan_line, *_fallback_warning(inputs.source)],
+                started=started,
+                notify=notify,
+                tracker_names=tracker_names,
+                stop_at=stop_at,
+            )
+        except KeyboardInterrupt:  # before the loop, which saves and returns after a signal
+            if not checkpoint.list_steps(run_dir):
+                run_folder.delete_run(run_dir)
+            raise
 
 
 def resume(
