@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
-from glasslm.data.tokenizers import CharTokenizer
+from glasslm.data.tokenizers import CharTokenizer, Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.record import ComputeRecord, RunRecord, build_record
 
 
 class HistoryCache:
@@ -82,17 +82,16 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
     engine = make_engine(config, tokenizer.vocab_size, ComputeConfig(threads=1))
     weights = initial_weights(parameter_table(config.model, tokenizer.vocab_size), seed=1)
     engine.load((name, array * 12 if array.std() else array) for name, array in weights)
-    record = {
-        "config": to_dict(config),
-        "data": {"sha256": data_sha256},
-        "tokenizer": {
-            "kind": "char",
-            "vocab_size": tokenizer.vocab_size,
-            "sha256": tokenizer.sha256,
-        },
-    }
+    record = make_record(config, tokenizer, data_sha256)
     run_folder.create_run(folder, record, tokenizer.to_json())
-    config_sha256 = run_folder.Run(folder).config_sha256
-    identity = checkpoint.RunIdentity(config_sha256, tokenizer.sha256, data_sha256)
+    identity = run_folder.Run(folder).identity
     checkpoint.save(folder, engine.state(), checkpoint.Progress(0, 0, 0, 0), identity)
     return folder
+
+
+def make_record(config: RunConfig, tokenizer: Tokenizer, data_sha256: str = "0" * 64) -> RunRecord:
+    """run.json of a run whose text has no files."""
+    counts = ("train_tokens", "train_bytes", "val_tokens", "val_bytes")
+    data = {"files": [], "sha256": data_sha256, **dict.fromkeys(counts, 0)}
+    compute: ComputeRecord = {"engine": "numpy", "device": "cpu", "precision": "fp32"}
+    return build_record(config, tokenizer, data, compute, preset="tiny", command="")

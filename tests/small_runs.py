@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glasslm import files
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -45,6 +46,7 @@ SMALL: dict[str, Any] = {
     "keep": 100,
 }
 COMPUTE = ComputeConfig(threads=1)
+HASHES = ("record_sha256", "metrics_sha256")
 
 
 def write_text(path: Path, sentences: int = 150) -> Path:
@@ -74,6 +76,25 @@ def train(text: Path, run_dir: Path, **flags: Any) -> Outcome:
 def resume(run_dir: Path) -> Outcome:
     with without_report():
         return launch.resume(run_dir, COMPUTE, notify=ignore_message)
+
+
+def drop_hashes(run_dir: Path) -> Path:
+    """Make the run one of an older version, which has no hashes of run.json and metrics.jsonl."""
+    for folder in (run_dir / "checkpoints").iterdir():
+        state = read_json(folder / "state.json")
+        state = {key: state[key] for key in state if key not in HASHES}
+        contents = {
+            path.name: [path.read_bytes()]
+            for path in folder.iterdir()
+            if path.name != files.MANIFEST
+        }
+        files.write_folder(folder, contents | {"state.json": [files.json_bytes(state)]})
+    lines = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    end = json.loads(lines[-1])
+    end.pop("sha256", None)
+    lines[-1] = files.json_bytes(end, indent=None)
+    (run_dir / "metrics.jsonl").write_bytes(b"".join(lines))
+    return run_dir
 
 
 @contextmanager

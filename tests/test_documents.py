@@ -509,6 +509,7 @@ def test_the_numbers_of_the_faults_are_those_of_the_tests() -> None:
         "crafted model folders": len(crafted.FOLDERS),
         "kinds of damage": len(load_test_module("lab/run_damage.py").DAMAGE),
         "races": folder.RACES,
+        "edits of run.json": 2 * load_test_module("faults/test_protection.py").EDITS,
     }
     numbers_on_the_page = {what: parse_number(cell) for what, cell in read_fault_rows("In numbers")}
     assert len(numbers_on_the_page) == len(counts)

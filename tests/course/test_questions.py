@@ -157,7 +157,9 @@ def test_chinchilla_counts_what_the_run_saw(runs: TrainedRuns, tmp_path: Path) -
                         "loss": 1.0,
                         "lr": 1.0,
                         "grad_norm": 1.0,
+                        "clipped": False,
                         "tokens": tokens,
+                        "epoch": 1.0,
                     }
                 )
         again = next(

@@ -109,7 +109,7 @@ def start_and_save(run_dir: Path) -> None:
         with metrics.MetricsLog(run_dir / "metrics.jsonl") as log:
             for step in (0, 1, 2):
                 save(run_dir, step)
-                log.write({"kind": "checkpoint", "step": step})
+                log.write({"kind": "checkpoint", "step": step, "path": "", "best": False})
 
 
 def recover(run_dir: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def recover(run_dir: Path) -> dict[str, Any]:
     if steps:
         assert_whole(run_dir, steps[-1])
     if (run_dir / "run.json").exists():
-        assert run_folder.Run(run_dir).record == {"format": 1}
+        assert files.read_json(run_dir / "run.json") == {"format": 1}
         with lock_run(run_dir):
             save(run_dir, 9)
     else:
@@ -264,7 +264,8 @@ def fill_disk(run_dir: Path) -> None:
 
 def write_without_end(log: metrics.MetricsLog) -> None:
     for step in itertools.count():
-        log.write({"kind": "sample", "step": step, "text": "x" * 300})
+        line = {"step": step, "prompt": "", "text": "x" * 300, "temperature": 0.8, "seed": 1}
+        log.write({"kind": "sample", **line})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -298,7 +299,7 @@ def test_of_two_runs_in_one_directory_exactly_one_wins(tmp_path: Path) -> None:
         assert f"process {winner.pid} on" in refused
         assert f"run {number} is in use" in refused
         send_line(winner, "let go")
-        assert run_folder.Run(tmp_path / f"run {number}").record == {"format": 1}
+        assert files.read_json(tmp_path / f"run {number}" / "run.json") == {"format": 1}
     for rival in rivals:
         rival.communicate("\n", timeout=20)
         assert rival.returncode == 0

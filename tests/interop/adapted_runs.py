@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from glasslm.config.conversion import to_dict
+from doubles import make_record
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines.factory import make_engine
@@ -60,12 +60,7 @@ def make_run(
 ) -> tuple[Run, Checkpoint]:
     """A run with these weights."""
     whole = RunConfig(model=config).resolve()
-    tokenizer = {"kind": "char", "vocab_size": TOKENIZER.vocab_size, "sha256": TOKENIZER.sha256}
-    run_folder.create_run(
-        folder,
-        {"config": to_dict(whole), "tokenizer": tokenizer, "data": {"sha256": ""}},
-        TOKENIZER.to_json(),
-    )
+    run_folder.create_run(folder, make_record(whole, TOKENIZER, ""), TOKENIZER.to_json())
     run = Run(folder)
     if config.lora_rank:
         checkpoint.save_base(

@@ -15,7 +15,7 @@ from glasslm.interop import card_front_matter, card_paths, model_card, model_exp
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
-from small_runs import logged_lines, read_json, train, write_text
+from small_runs import drop_hashes, logged_lines, read_json, train, write_text
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 
@@ -34,6 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(write_text(folder / "cats.txt"), folder / "cats-run", val_fraction=0.2)
     record = read_json(folder / "cats-run" / "run.json") | {"command": command}
     (folder / "cats-run" / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    drop_hashes(folder / "cats-run")
     return folder / "cats-run"
 
 
@@ -41,7 +42,7 @@ def copy_run(
     run_dir: Path, to: Path, record: dict[str, Any], lines: list[dict[str, Any]] | None = None
 ) -> ModelExport:
     """The model of a copy of the run, with another record and further lines in its log."""
-    shutil.copytree(run_dir, to)
+    drop_hashes(shutil.copytree(run_dir, to))
     whole = read_json(to / "run.json") | record
     (to / "run.json").write_text(
         json.dumps({key: value for key, value in whole.items() if value is not None})
@@ -279,18 +280,7 @@ def test_numbers_stay_numbers_in_yaml(value: float) -> None:
 
 
 def test_old_runs_lack_fields(run_dir: Path, tmp_path: Path) -> None:
-    missing = (
-        "command",
-        "created",
-        "git",
-        "machine",
-        "versions",
-        "engine",
-        "device",
-        "precision",
-        "glasslm",
-        "seed",
-    )
+    missing = ("preset", "command", "compiled", "threads", "processes", "parallel", "blas")
     model = copy_run(run_dir, tmp_path / "old", dict.fromkeys(missing))
     assert not {*missing} & Run(tmp_path / "old").record.keys()
     (tmp_path / "old" / "metrics.jsonl").unlink()
@@ -367,6 +357,8 @@ def test_a_fine_tuned_run_names_its_base(run_dir: Path, tmp_path: Path) -> None:
         "bpb": 3.6,
         "tokens": 9,
         "bytes": 9,
+        "whole": True,
+        "best": False,
     }
     base = {"run": "/home/me/runs/first", "step": 7, "data_sha256": "0"}
     model = copy_run(run_dir, tmp_path / "tuned", {"base": base}, [old])

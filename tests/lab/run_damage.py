@@ -115,7 +115,7 @@ DAMAGE: dict[str, tuple[Damage, str, str]] = {
     "record of the future": (edit_record(format=2), "run.json", "format 1"),
     "record without a field": (drop_field("machine"), "run.json", "lacks 'machine'"),
     "record of another seed": (edit_record(seed=3), "run.json", "seed 3"),
-    "record of other data": (edit_record(data={}), "run.json", "was changed"),
+    "record of other data": (edit_record(data={}), "run.json", "lacks 'data.files'"),
     "record of another size": (edit_record(parameters={"total": 5}), "run.json", "5 parameters"),
     "unknown setting": (edit_config("modle"), "run.json", "modle"),
     "another configuration": (edit_config("optimizer", lr=0.5), LAST, "another config"),
@@ -165,7 +165,7 @@ DAMAGE: dict[str, tuple[Damage, str, str]] = {
         NO_END,
     ),
     "a log moved by a letter": (
-        insert_line(1, b'{"kind":"warning","step":0}'),
+        insert_line(1, b'{"kind":"warning","step":0,"code":"","message":""}'),
         "metrics.jsonl",
         NO_END,
     ),

@@ -9,6 +9,7 @@ import pytest
 from run_damage import DAMAGE, FIVE, LAST, flip_bit
 
 from glasslm import cli, files
+from glasslm.cli.verify import UNVERIFIED
 from glasslm.config.schema import ComputeConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
@@ -87,7 +88,7 @@ def test_a_whole_run_is_said_to_be_whole_and_is_not_touched(
         "text",
     ]
     assert [line.split()[:2] for line in parts] == [["ok", name] for name in names]
-    assert (empty, verdict) == ("", "whole: 8 parts")
+    assert (empty, verdict) == ("", f"whole: 8 parts ({UNVERIFIED})")
 
 
 @pytest.mark.parametrize("case", DAMAGE)

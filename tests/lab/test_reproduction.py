@@ -89,7 +89,7 @@ def test_where_they_part_is_told(folder: Path, tmp_path: Path) -> None:
         is None
     )
     edit_metrics(copied, 12, loss=loss, extra="of another version", timing={"elapsed_s": 9})
-    edit_metrics(copied, 15, kind="warning")
+    edit_metrics(copied, 15, kind="warning", code="", message="")
     missing = reproduction.compare_runs(
         Run(copied), Run(folder / "run"), 20, whole=True
     ).first_difference

@@ -29,6 +29,7 @@ from glasslm.model import parameters
 from glasslm.report import figures, report_tables, run_report, samples, token_losses
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.history import best_eval
+from glasslm.runs.record import build_record
 from html_pages import Page
 
 HOSTILE = (
@@ -80,12 +81,13 @@ def new_run(path: Path, config: RunConfig) -> Path:
     dataset = prepare_dataset(config.data, corpora.find_source(config.data, print), print)
     tokenizer = dataset.tokenizer
     record = {
+        **build_record(config, tokenizer, dataset.facts, {}, preset="tiny", command=""),
         "glasslm": "0.1.0", "created": "2026-01-02T03:04:05+00:00", "command": HOSTILE, "seed": 42,
         "config": to_dict(config), "engine": "numpy", "device": "cpu", "precision": "fp32",
         "data": dataset.facts,
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
                       "sha256": tokenizer.sha256},
-        "machine": {"cpu": HOSTILE}, "git": None,
+        "machine": {"platform": "Linux", "cpu": HOSTILE, "cores": 2}, "git": None,
     }  # fmt: skip
     run_folder.create_run(path, record, tokenizer.to_json())
     return path
@@ -129,6 +131,7 @@ def step(n: int, loss: float | None, **more: Any) -> dict[str, Any]:
         "loss": loss,
         "lr": 0.01 / n,
         "grad_norm": loss,
+        "clipped": False,
         "tokens": n * 256,
         "epoch": n / 10,
         "timing": {"elapsed_s": n / 2, "tokens_per_s": 512.0},
@@ -146,6 +149,7 @@ def evaluation(n: int, loss: float | None, **more: Any) -> dict[str, Any]:
         "tokens": 303,
         "bytes": 303,
         "whole": True,
+        "best": False,
     } | more
 
 

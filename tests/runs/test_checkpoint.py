@@ -21,7 +21,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress, RunIdentity
 
-IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64)
+IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64, "r" * 64)
 
 
 def make_state(step: int, dtype: type = np.float32) -> dict[str, np.ndarray[Any, Any]]:
@@ -240,7 +240,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_hashes(
         )
     assert getattr(IDENTITY, other) in str(caught.value)
     assert "0" * 64 in str(caught.value)
-    assert other.removesuffix("_sha256") in str(caught.value)
+    name = {"record_sha256": "run.json"}.get(other, other.removesuffix("_sha256"))
+    assert name in str(caught.value)
 
 
 def test_a_renamed_folder_is_not_another_step(tmp_path: Path) -> None:

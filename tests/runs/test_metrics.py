@@ -14,8 +14,30 @@ from glasslm.runs import metrics
 
 LINES = [
     {"kind": "plan", "step": 0, "max_steps": 4},
-    {"kind": "step", "step": 1, "loss": 4.25, "timing": {"elapsed_s": 0.5}},
-    {"kind": "eval", "step": 1, "split": "val", "loss": 4.5, "timing": {"elapsed_s": 0.6}},
+    {
+        "kind": "step",
+        "step": 1,
+        "loss": 4.25,
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "clipped": True,
+        "tokens": 8,
+        "epoch": 0.5,
+        "timing": {"elapsed_s": 0.5},
+    },
+    {
+        "kind": "eval",
+        "step": 1,
+        "split": "val",
+        "loss": 4.5,
+        "perplexity": 90.0,
+        "bpb": 6.5,
+        "tokens": 7,
+        "bytes": 7,
+        "whole": True,
+        "best": True,
+        "timing": {"elapsed_s": 0.6},
+    },
     {"kind": "checkpoint", "step": 1, "path": "checkpoints/000001", "best": True},
     {
         "kind": "sample",

@@ -8,20 +8,17 @@ from typing import Any
 
 import pytest
 
+from doubles import make_record
 from glasslm import files
 from glasslm.config.conversion import to_dict
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import RunConfig
+from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.errors import DamagedError, InputError, InUseError
 from glasslm.runs import metrics, provenance, run_folder
 from glasslm.runs.run_lock import lock_run
 
-RECORD: dict[str, Any] = {
-    "glasslm": "0.1.0",
-    "seed": 42,
-    "config": to_dict(RunConfig()),
-    "engine": "numpy",
-}
+RECORD: dict[str, Any] = {**make_record(RunConfig(), ByteTokenizer())}
 
 
 def make_run(run_dir: Path, **changes: Any) -> Path:
@@ -149,21 +146,39 @@ def test_a_default_name_is_a_good_name(
     assert len(set(names)) == 3
 
 
+STEP = {"clipped": False, "tokens": 8, "epoch": 0.1}
+EVAL = {"perplexity": 9.0, "tokens": 8, "bytes": 8, "whole": True, "best": False}
+
+
 def test_history_is_metrics_in_columns(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run")
     run = run_folder.Run(path)
     assert run.history == run_folder.History()
     with metrics.MetricsLog(path / "metrics.jsonl") as log:
         log.write({"kind": "plan", "step": 0, "max_steps": 3})
-        log.write({"kind": "eval", "step": 0, "split": "val", "loss": 4.2, "bpb": 6.0})
-        log.write({"kind": "step", "step": 1, "loss": 4.1, "lr": 0.1, "grad_norm": 2.0})
+        log.write({"kind": "eval", "step": 0, "split": "val", "loss": 4.2, "bpb": 6.0, **EVAL})
+        log.write({"kind": "step", "step": 1, "loss": 4.1, "lr": 0.1, "grad_norm": 2.0, **STEP})
         log.write(
-            {"kind": "step", "step": 2, "loss": float("nan"), "lr": 0.2, "grad_norm": float("inf")}
+            {
+                "kind": "step",
+                "step": 2,
+                "loss": float("nan"),
+                "lr": 0.2,
+                "grad_norm": float("inf"),
+                **STEP,
+            }
         )
-        log.write({"kind": "eval", "step": 2, "split": "val", "loss": 3.0, "bpb": 4.5})
-        log.write({"kind": "eval", "step": 2, "split": "test", "loss": 1.0, "bpb": 1.5})
+        log.write({"kind": "eval", "step": 2, "split": "val", "loss": 3.0, "bpb": 4.5, **EVAL})
+        log.write({"kind": "eval", "step": 2, "split": "test", "loss": 1.0, "bpb": 1.5, **EVAL})
         log.write(
-            {"kind": "eval", "step": 3, "split": "val", "loss": float("nan"), "bpb": float("nan")}
+            {
+                "kind": "eval",
+                "step": 3,
+                "split": "val",
+                "loss": float("nan"),
+                "bpb": float("nan"),
+                **EVAL,
+            }
         )
         assert run.history == run_folder.History(
             steps=[1, 2],
@@ -177,7 +192,7 @@ def test_history_is_metrics_in_columns(tmp_path: Path) -> None:
             best_step=2,
         )
         log.write(
-            {"kind": "eval", "step": 2, "split": "val", "loss": 3.25, "bpb": 4.75}
+            {"kind": "eval", "step": 2, "split": "val", "loss": 3.25, "bpb": 4.75, **EVAL}
         )  # on the whole split
         assert run.history.eval_steps == [0, 2, 3]
         assert run.history.val_losses == [4.2, 3.25, None]
@@ -197,7 +212,11 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run", format=2)
     with pytest.raises(DamagedError, match="newer glasslm"):
         _ = run_folder.Run(path).record
-    (path / "run.json").write_text('{"format": 1}')
+    (path / "run.json").write_text(json.dumps({**RECORD, "config": None}))
+    with pytest.raises(DamagedError, match="'config' is None, expected an object"):
+        _ = run_folder.Run(path).config
+    record = {name: value for name, value in RECORD.items() if name != "config"}
+    (path / "run.json").write_text(json.dumps(record))
     with pytest.raises(DamagedError, match="lacks 'config'"):
         _ = run_folder.Run(path).config
     (path / "run.json").write_text('{"format')
@@ -207,12 +226,12 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("glasslm.data.tokenizers")
-    path = make_run(tmp_path / "run", tokenizer={"sha256": "0" * 64})
+    path = make_run(tmp_path / "run", tokenizer=RECORD["tokenizer"] | {"sha256": "0" * 64})
     with pytest.raises(DamagedError, match="0" * 64):
         _ = run_folder.Run(path).tokenizer
     tokenizer = tokenizers.parse_tokenizer((path / "tokenizer.json").read_text())
     record = json.loads((path / "run.json").read_text()) | {
-        "tokenizer": {"sha256": tokenizer.sha256}
+        "tokenizer": RECORD["tokenizer"] | {"sha256": tokenizer.sha256}
     }
     (path / "run.json").write_text(json.dumps(record))
     assert run_folder.Run(path).tokenizer.sha256 == tokenizer.sha256
@@ -263,5 +282,4 @@ def test_a_run_without_a_checkpoint_is_not_sent_to_resume(tmp_path: Path) -> Non
     run_dir = tmp_path / "died early"
     with lock_run(run_dir):
         run_folder.create_run(run_dir, {}, "{}")
-    with pytest.raises(InputError, match="ended before its first checkpoint: delete it"):
-        run_folder.require_new(run_dir)
+    run_folder.require_new(run_dir)  # a new run may replace it

@@ -131,7 +131,7 @@ FIELDS = {
     "eval": {"split", "loss", "perplexity", "bpb", "tokens", "bytes", "whole", "best", "timing"},
     "sample": {"prompt", "text", "temperature", "seed"},
     "checkpoint": {"path", "best", "timing"},
-    "end": {"status", "best_step", "best_loss"},
+    "end": {"status", "best_step", "best_loss", "sha256"},
 }
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_has_the_files_and_fields_that_are_promised(finished: Path)
         state = read_json(folder / "state.json")
         assert set(state) == {
             "format", "step", "updates", "tokens", "metrics_bytes", "best", "loop", "loss_scale",
-            "config_sha256", "tokenizer_sha256", "data_sha256",
+            "config_sha256", "tokenizer_sha256", "data_sha256", "record_sha256", "metrics_sha256",
         }  # fmt: skip
         assert state["step"] == state["updates"] == int(folder.name)
         assert state["tokens"] == state["step"] * 256

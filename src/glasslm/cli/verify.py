@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from glasslm.lab.verification.integrity import Part
     from glasslm.lab.verification.resumption import Resumption
 
-DESCRIPTION = """Check every file of a run: its record, tokenizer, metrics and text, and each
-checkpoint against its manifest and the parameter table. Prints one line for
+UNVERIFIED = "not verified: report, figures, spikes, diagnosis and lock"
+
+DESCRIPTION = """Check a run: its record, tokenizer, metrics and text, and each checkpoint
+against its manifest and the parameter table. Prints one line for
 each part: ok, note, or damaged with the reason and what to do. The run is only
 read, and may still be training. The exit code is 0, or 1 if a part is damaged.
 
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
         f"{n_damaged} of {len(parts)} parts damaged" if n_damaged else f"whole: {len(parts)} parts"
     )
     notes = f", {n_notes} notes" if n_notes else ""
-    print_escaped(f"\n{verdict}{notes}{_summarize_resumption(resumption)}", out)
+    print_escaped(f"\n{verdict}{notes}{_summarize_resumption(resumption)} ({UNVERIFIED})", out)
     passed = not n_damaged and (resumption is None or resumption.passed)
     if flags.json:
         facts = {

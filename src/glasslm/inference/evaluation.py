@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.file_stamp import require_uncut
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
 from glasslm.text import Notify, Progress, ignore_message
@@ -105,11 +106,13 @@ def windows(
     """Inputs and targets, both (up to `rows`, T), of the windows of tokens (N,); T <= `block_size`.
 
     Window i, of `window_indices`, predicts the tokens i T + 1 to i T + T. The last window is padded
-    with the target -1, which is not predicted.
+    with the target -1, which is not predicted. Raises DamagedError where the file of the tokens was
+    cut.
     """
     width = min(block_size, len(tokens) - 1)
     last = len(tokens) - 1
     for first in range(0, len(window_indices), rows):
+        require_uncut(tokens)
         positions = window_indices[first : first + rows, None] * block_size + np.arange(width)
         inputs = tokens[np.minimum(positions, last)].astype(np.int64)
         following = tokens[np.minimum(positions + 1, last)].astype(np.int64)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from glasslm.config.schema import DataConfig
 from glasslm.data.baselines import simple_baselines
@@ -33,7 +32,7 @@ from glasslm.runs.metrics import (
     sample_lines,
     step_lines,
 )
-from glasslm.runs.record import text_name
+from glasslm.runs.record import FileRecord, text_name
 from glasslm.text import format_bytes, format_duration, format_number
 
 Rows = list[tuple[str, str]]
@@ -350,8 +349,9 @@ def _origin(export: ModelExport, difference: float | None) -> Rows:
     if merged := record.get("merged_from"):
         source = f"{file_name(str(merged.get('run')))}, step {merged.get('step')}"
         rows += [("adapters merged from", source)]
-    for name, sha256 in (record.get("imported") or {}).get("sha256", {}).items():
-        rows += [(f"sha256 of the imported {name}", str(sha256))]
+    if imported := record.get("imported"):
+        hashes = imported["sha256"].items()
+        rows += [(f"sha256 of the imported {name}", sha256) for name, sha256 in hashes]
     rows += [("sha256 of the configuration", export.run.config_sha256)]
     if difference is None:
         return [*rows, ("logits", "not compared with those of transformers")]
@@ -388,7 +388,7 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("", "")) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _describe_file(file: dict[str, Any]) -> str:
+def _describe_file(file: FileRecord) -> str:
     """The name of a file without its folders, and the address that it was downloaded from."""
     origin = file.get("origin")
     return file_name(file["path"]) + (f", from {origin}" if origin else "")

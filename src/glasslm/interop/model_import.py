@@ -144,7 +144,7 @@ def _create_run(
             checkpoint.save(
                 folder,
                 state.items(),
-                Progress(step=0, updates=0, tokens=0, metrics_bytes=log.bytes),
+                Progress(0, 0, 0, log.bytes, metrics_sha256=log.sha256),
                 run.identity,
             )
     return run_dir

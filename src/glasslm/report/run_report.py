@@ -35,6 +35,7 @@ from glasslm.report import (
 from glasslm.report.curves import Panel
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import Line, sample_lines, warning_lines
+from glasslm.runs.protection import require_unaltered
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, escape_control_chars, quote_path
@@ -57,10 +58,11 @@ CAPTIONS = {  # of the figures, by the name of their file
 def write(run_dir: Path) -> Path:
     """Write the report into the folder of a run in any state; returns the path of report.html.
 
-    Raises DamagedError when run.json or metrics.jsonl cannot be read, InputError when the folder
-    cannot be written and ExhaustedError when the disk is full.
+    Raises DamagedError when run.json or metrics.jsonl cannot be read or was altered, InputError
+    when the folder cannot be written and ExhaustedError when the disk is full.
     """
     run = Run(run_dir)
+    require_unaltered(run)
     context = _context(run)
     lines = list(run.metrics())
     panels = {

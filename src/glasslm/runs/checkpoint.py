@@ -11,15 +11,13 @@ The same state gives the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from safetensors import SafetensorError, safe_open
 
 from glasslm import files
 from glasslm.config.schema import RunConfig
@@ -27,6 +25,8 @@ from glasslm.engines.protocol import State
 from glasslm.engines.state import AVERAGE, read_state
 from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model.parameters import parameter_table
+from glasslm.runs.tensor_file import read_arrays, safetensors_chunks
+from glasslm.runs.typed_json import Count, require_type
 from glasslm.text import Notify, notify
 
 Array = NDArray[Any]
@@ -35,7 +35,6 @@ CheckpointSelector = Literal["latest", "best"] | int
 FORMAT = 1
 FOLDER, BASE = "checkpoints", "base"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_SAFETENSORS_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
 
 
 class RunIdentity(NamedTuple):
@@ -44,6 +43,39 @@ class RunIdentity(NamedTuple):
     config_sha256: str
     tokenizer_sha256: str
     data_sha256: str
+    record_sha256: str | None = None  # of the bytes of run.json; None in older runs
+
+
+class BestRecord(TypedDict):
+    """Best, as JSON."""
+
+    step: Count
+    loss: float
+
+
+class StateRecord(TypedDict):
+    """state.json, which is read by this type. Older runs may lack the NotRequired fields."""
+
+    format: Literal[1]
+    step: Count
+    updates: Count
+    tokens: Count
+    metrics_bytes: Count
+    metrics_sha256: NotRequired[str | None]
+    best: BestRecord | None
+    loss_scale: NotRequired[float]
+    loop: dict[str, Any]
+    config_sha256: str
+    tokenizer_sha256: str
+    data_sha256: str
+    record_sha256: NotRequired[str | None]
+    base_sha256: NotRequired[str]
+
+
+class ManifestRecord(TypedDict):
+    """manifest.json, as far as a position needs it."""
+
+    files: dict[str, dict[str, Any]]
 
 
 class Best(NamedTuple):
@@ -64,6 +96,12 @@ class Progress:
     best: Best | None = None
     loop: dict[str, Any] = field(default_factory=dict)  # training.loop_state.LoopState, as JSON
     loss_scale: float = 1.0  # of float16 gradients
+    metrics_sha256: str | None = None  # of the first `metrics_bytes`; None in older runs
+
+    @property
+    def metrics_position(self) -> tuple[int, str | None]:
+        """Length and hash of the lines of metrics.jsonl before the checkpoint, for MetricsLog."""
+        return self.metrics_bytes, self.metrics_sha256
 
 
 @dataclass(frozen=True)
@@ -82,7 +120,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Array]:
         """The weights for inference by name: their moving average, where the run has one."""
-        averages = _read_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
+        averages = read_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
         return self._last_weights() | {
             name.removeprefix(f"{AVERAGE}/"): array for name, array in averages.items()
         }
@@ -90,10 +128,10 @@ class Checkpoint:
     def state(self) -> Iterator[tuple[str, Array]]:
         """The weights after the last step, then moments and averages, for Engine.load."""
         yield from self._last_weights().items()
-        yield from _read_arrays(self.path / _OPTIMIZER).items()
+        yield from read_arrays(self.path / _OPTIMIZER).items()
 
     def _last_weights(self) -> dict[str, Array]:
-        weights = _read_arrays(self.path / _MODEL)
+        weights = read_arrays(self.path / _MODEL)
         if not any(".lora_" in name for name in weights):
             return weights
         base = self.path.parent.parent / BASE
@@ -103,7 +141,7 @@ class Checkpoint:
                 f"{base / _MODEL} belongs to another run: its sha256 is {base_sha256}, {self.path} "
                 f"was trained with {self.base_sha256}. Put the original back"
             )
-        return _read_arrays(base / _MODEL) | weights
+        return read_arrays(base / _MODEL) | weights
 
 
 def save(
@@ -141,8 +179,12 @@ def save(
         files.sync_file(metrics)  # its first metrics_bytes must survive a power failure
     path = _checkpoint_path(run_dir, progress.step)
     contents: dict[str, list[files.Chunk]] = {
-        _MODEL: _safetensors({name: array for name, array in arrays.items() if "/" not in name}),
-        _OPTIMIZER: _safetensors({name: array for name, array in arrays.items() if "/" in name}),
+        _MODEL: safetensors_chunks(
+            {name: array for name, array in arrays.items() if "/" not in name}
+        ),
+        _OPTIMIZER: safetensors_chunks(
+            {name: array for name, array in arrays.items() if "/" in name}
+        ),
         _STATE: [files.json_bytes(values)],
     }
     files.write_folder(path, contents)
@@ -167,7 +209,7 @@ def state_without_moments(
 
 def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
     """Write the frozen weights of a run with adapters, once, to base/model.safetensors."""
-    files.write_folder(run_dir / BASE, {_MODEL: _safetensors(frozen)})
+    files.write_folder(run_dir / BASE, {_MODEL: safetensors_chunks(frozen)})
 
 
 def list_steps(run_dir: Path) -> list[int]:
@@ -205,15 +247,32 @@ def load(
 
 
 def require_identity(checkpoint: Checkpoint, identity: RunIdentity) -> None:
-    """Raise DamagedError, with both hashes, where config, tokenizer or text is another one."""
-    for field_name, run_hash in identity._asdict().items():
-        checkpoint_hash = getattr(checkpoint.identity, field_name)
+    """Raise DamagedError, with both hashes, where config, tokenizer, text or run.json is another.
+
+    The checkpoints of older runs have no hash of run.json.
+    """
+    for field_name in ("config_sha256", "tokenizer_sha256", "data_sha256"):
+        run_hash, checkpoint_hash = (
+            getattr(each, field_name) for each in (identity, checkpoint.identity)
+        )
         if run_hash != checkpoint_hash:
             raise DamagedError(
                 f"{checkpoint.path} belongs to another {field_name.removesuffix('_sha256')}: it "
                 f"was written with sha256 {checkpoint_hash}, this run has {run_hash}. Put the "
                 "original back, or start a new run"
             )
+    require_record(checkpoint, identity.record_sha256)
+
+
+def require_record(checkpoint: Checkpoint, record_sha256: str | None) -> None:
+    """Raise DamagedError where run.json has another hash than when the checkpoint was written."""
+    expected = checkpoint.identity.record_sha256
+    if expected not in (None, record_sha256):
+        raise DamagedError(
+            f"{checkpoint.path.parent.parent / 'run.json'} was altered: its sha256 is "
+            f"{record_sha256}, {checkpoint.path.name}/{_STATE} says {expected}. Restore it from a "
+            "copy"
+        )
 
 
 def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
@@ -232,7 +291,10 @@ def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
         if steps
         else f"{run_dir} ended before its first checkpoint"
     )
-    raise DamagedError(f"{reason}: there is nothing to continue from; start a new run")
+    raise DamagedError(
+        f"{reason}: there is nothing to continue from; start a new run"
+        + ("" if steps else " in the same folder")
+    )
 
 
 def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
@@ -277,32 +339,49 @@ def _warn(message: str) -> None:
 # -- files of a checkpoint -------------------------------------------------------------------------
 
 
+def load_position(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, of which only state.json is compared with the manifest.
+
+    Raises DamagedError where that file was altered. The weights are not read, so it takes no time.
+    """
+    path = _checkpoint_path(run_dir, step)
+    manifest = files.read_json(path / files.MANIFEST)
+    require_type(manifest, ManifestRecord, path / files.MANIFEST)
+    entry = manifest["files"].get(_STATE, {})
+    if files.file_sha256(path / _STATE) != entry.get("sha256"):
+        raise DamagedError(f"{path / _STATE} was altered: {path / files.MANIFEST} has another hash")
+    return _parse_state(path)
+
+
 def _open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder; DamagedError, with the file's name, when any part is damaged."""
     files.verify_folder(path)
     for name in (_MODEL, _OPTIMIZER):
         if not (path / name).exists():
             raise DamagedError(f"{path / name} is missing")
+    return _parse_state(path)
+
+
+def _parse_state(path: Path) -> Checkpoint:
+    """The checkpoint `path` by its state.json; DamagedError where that is not of this type."""
     state = files.read_json(path / _STATE)
-    try:
-        if state["format"] != FORMAT:
-            raise DamagedError(
-                f"{path / _STATE} has format {state['format']}: this glasslm reads format {FORMAT}"
-            )
-        progress = Progress(
-            step=_parse_count(state["step"]),
-            updates=_parse_count(state["updates"]),
-            tokens=_parse_count(state["tokens"]),
-            metrics_bytes=_parse_count(state["metrics_bytes"]),
-            best=Best(_parse_count(state["best"]["step"]), float(state["best"]["loss"]))
-            if state["best"]
-            else None,
-            loss_scale=float(state.get("loss_scale", 1.0)),  # missing in the first runs
-            loop=dict(state["loop"]),
+    if isinstance(state, dict) and state.get("format", FORMAT) != FORMAT:
+        raise DamagedError(
+            f"{path / _STATE} has format {state['format']}: this glasslm reads format {FORMAT}"
         )
-        identity = RunIdentity(*(str(state[name]) for name in RunIdentity._fields))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DamagedError(f"{path / _STATE} is not as glasslm wrote it ({error!r})") from None
+    require_type(state, StateRecord, path / _STATE)
+    best = state["best"]
+    progress = Progress(
+        step=state["step"],
+        updates=state["updates"],
+        tokens=state["tokens"],
+        metrics_bytes=state["metrics_bytes"],
+        best=Best(best["step"], float(best["loss"])) if best else None,
+        loss_scale=float(state.get("loss_scale", 1.0)),
+        loop=state["loop"],
+        metrics_sha256=state.get("metrics_sha256"),
+    )
+    identity = RunIdentity(*(state.get(name) for name in RunIdentity._fields))
     if path.name != f"{progress.step:06d}":
         raise DamagedError(f"{path} holds step {progress.step}: the folder was renamed")
     return Checkpoint(path, progress, identity, state.get("base_sha256"))
@@ -310,44 +389,3 @@ def _open_checkpoint(path: Path) -> Checkpoint:
 
 def _base_sha256(base: Path) -> str:
     return str(files.read_json(base / files.MANIFEST)["files"][_MODEL]["sha256"])
-
-
-def _parse_count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a count")
-    return value
-
-
-def _safetensors(arrays: dict[str, Array]) -> list[files.Chunk]:
-    """The pieces of a safetensors file: header length, header, then the arrays, without a copy.
-
-    The layout is that of the safetensors library: names in order, header padded to 8 bytes.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name in sorted(arrays):
-        start, end = end, end + arrays[name].nbytes
-        header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[arrays[name].dtype],
-            "shape": list(arrays[name].shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *(arrays[name] for name in sorted(arrays))]
-
-
-def _read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
-    """The arrays whose names begin with `prefix`."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(
-            f"{path} is not a safetensors file that glasslm wrote ({error})"
-        ) from None
-    for name, array in arrays.items():
-        if array.dtype not in _SAFETENSORS_DTYPES:
-            raise DamagedError(f"{path} holds {name} as {array.dtype}: expected float32 or float64")
-    return arrays

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glasslm.runs.metrics import EndLine, EvalLine, Line, ResumeLine, eval_lines, step_lines
+from glasslm.runs.metrics import EndLine, EvalLine, Line, ResumeLine, Status, eval_lines, step_lines
 from glasslm.text import as_float
 
 Point = tuple[float, float]  # step, loss
@@ -31,7 +31,7 @@ class History:
     val_bpb: list[float | None] = field(default_factory=list)  # bits per byte, at `eval_steps`
     best_val_loss: float | None = None
     best_step: int | None = None
-    status: str | None = None  # how the run ended; None while it runs or after it was killed
+    status: Status | None = None  # how the run ended; None while it runs or after it was killed
 
 
 def read_history(lines: Iterable[Line]) -> History:
@@ -48,7 +48,7 @@ def read_history(lines: Iterable[Line]) -> History:
     for line in lines:
         if line["kind"] == "end" or line["kind"] == "resume":
             last_part = line
-    status = None
+    status: Status | None = None
     if last_part is not None and last_part["kind"] == "end":
         best_step, best_loss = last_part["best_step"], last_part["best_loss"]
         status = last_part["status"]

@@ -7,15 +7,18 @@ null.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from glasslm import files
+from glasslm.data.file_stamp import read_stamp
 from glasslm.errors import DamagedError
+from glasslm.runs.typed_json import Count, describe_mismatch
 
 Split = Literal["val", "old", "test"]
 Status = Literal["finished", "stopped", "interrupted", "diverged", "failed"]
@@ -29,31 +32,31 @@ class Timing(TypedDict, total=False):
     elapsed_s: float
     tokens_per_s: float
     remaining_s: float
-    memory_bytes: int | None  # peak of the process so far; None on Windows
+    memory_bytes: Count | None  # peak of the process so far; None on Windows
 
 
 class PlanLine(TypedDict):
     """The first line of a run."""
 
     kind: Literal["plan"]
-    step: int
-    max_steps: int
+    step: Count
+    max_steps: Count
 
 
 class StepLine(TypedDict):
     """One logged training step."""
 
     kind: Literal["step"]
-    step: int
+    step: Count
     loss: float | None  # nats per token, cross-entropy only
     lr: float
     grad_norm: float | None  # before clipping
     clipped: bool
-    tokens: int  # trained on so far
+    tokens: Count  # trained on so far
     epoch: float
     skipped: NotRequired[bool]  # the update was not applied
-    auxiliary: NotRequired[dict[str, float]]  # other loss terms by name, without coefficients
-    experts: NotRequired[list[list[float]]]  # (layers, E) each expert's share of the choices
+    auxiliary: NotRequired[Mapping[str, float | None]]  # other terms, without coefficients
+    experts: NotRequired[list[list[float | None]]]  # (layers, E) each expert's share of the choices
     timing: NotRequired[Timing]
 
 
@@ -61,13 +64,13 @@ class EvalLine(TypedDict):
     """One evaluation of a split: "val", or in a fine-tuned run also "old"."""
 
     kind: Literal["eval"]
-    step: int
+    step: Count
     split: NotRequired[Split]  # missing: "val"
     loss: float | None  # nats per token
     perplexity: float | None
     bpb: float | None  # bits per byte
-    tokens: int
-    bytes: int
+    tokens: Count
+    bytes: Count
     whole: bool  # all windows of the split, not a sample of them
     stderr: NotRequired[float | None]  # nats per token, of a sample's loss
     best: bool
@@ -78,18 +81,18 @@ class SampleLine(TypedDict):
     """A generated text."""
 
     kind: Literal["sample"]
-    step: int
+    step: Count
     prompt: str
     text: str
     temperature: float
-    seed: int
+    seed: Count
 
 
 class CheckpointLine(TypedDict):
     """A checkpoint that is on the disk."""
 
     kind: Literal["checkpoint"]
-    step: int
+    step: Count
     path: str  # inside the run folder
     best: bool
     timing: NotRequired[Timing]
@@ -99,22 +102,23 @@ class WarningLine(TypedDict):
     """A warning for the user."""
 
     kind: Literal["warning"]
-    step: int
+    step: Count
     code: str
     message: str
 
 
-ResumeLine = TypedDict("ResumeLine", {"kind": Literal["resume"], "step": int, "from": str})
+ResumeLine = TypedDict("ResumeLine", {"kind": Literal["resume"], "step": Count, "from": str})
 
 
 class EndLine(TypedDict):
     """The last line, unless the process was killed."""
 
     kind: Literal["end"]
-    step: int
+    step: Count
     status: Status
-    best_step: int | None
+    best_step: Count | None
     best_loss: float | None
+    sha256: NotRequired[str]  # of all bytes before this line, and of this line without `sha256`
 
 
 Line = (
@@ -127,6 +131,17 @@ Line = (
     | ResumeLine
     | EndLine
 )
+END_START = b'{"kind": "end", '  # of the bytes of an end line
+LINE_TYPES = {
+    "plan": PlanLine,
+    "step": StepLine,
+    "eval": EvalLine,
+    "sample": SampleLine,
+    "checkpoint": CheckpointLine,
+    "warning": WarningLine,
+    "resume": ResumeLine,
+    "end": EndLine,
+}
 
 
 class MetricsLog:
@@ -135,21 +150,57 @@ class MetricsLog:
     >>> with MetricsLog(path) as log:
     ...     log.write({"kind": "step", "step": 1, "loss": 4.17, "timing": {"elapsed_s": 0.1}})
 
-    Raises DamagedError when the file is shorter than `start_bytes` or no line ends there, and
-    ExhaustedError when the disk is full.
+    Raises DamagedError when the file is shorter than `start_bytes`, no line ends there, or what
+    stays has another hash than `start_sha256`; ExhaustedError when the disk is full.
     """
 
-    def __init__(self, path: Path, start_bytes: int = 0) -> None:
+    def __init__(self, path: Path, start_bytes: int = 0, start_sha256: str | None = None) -> None:
+        self._path = path
+        self._digest = hash_prefix(path, start_bytes, start_sha256)
         self._file = files.Appender(path, start_bytes)
+        self._stamp = read_stamp(path)
 
     @property
     def bytes(self) -> int:
         """The length of the file, which the next checkpoint records."""
         return self._file.bytes
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, which the next checkpoint records."""
+        return self._digest.hexdigest()
+
     def write(self, line: Line) -> None:
-        """Append a line; it is visible to all readers when this returns."""
-        self._file.append(files.json_bytes(to_json_types(line), indent=None))
+        """Append a line; it is visible to all readers when this returns.
+
+        An `end` line gets its `sha256`. Raises DamagedError, and writes nothing, where another
+        program has changed the file.
+        """
+        self.require_unchanged()
+        line = to_json_types(line)
+        if line["kind"] == "end":
+            line["sha256"] = _end_sha256(self._digest, line)
+        record = files.json_bytes(line, indent=None)
+        self._file.append(record)
+        self._digest.update(record)
+        self._stamp = read_stamp(self._path)
+
+    def require_unchanged(self) -> None:
+        """Raise DamagedError where another process has changed, replaced or removed the file."""
+        stamp = read_stamp(self._path)
+        if stamp == self._stamp:
+            return
+        if stamp is None or stamp.inode != (self._stamp and self._stamp.inode):
+            raise DamagedError(
+                f"{self._path} was removed or replaced while the run trained: put the original "
+                "back, then continue with `glasslm resume`"
+            )
+        if stamp.size != self.bytes or files.file_sha256(self._path) != self.sha256:
+            raise DamagedError(
+                f"{self._path} was changed by another program while the run trained: restore it "
+                "from a copy, then continue with `glasslm resume`"
+            )
+        self._stamp = stamp  # only its time was changed
 
     def close(self) -> None:
         """Close the file."""
@@ -162,11 +213,80 @@ class MetricsLog:
         self.close()
 
 
+def hash_prefix(path: Path, length: int, expected_sha256: str | None = None) -> hashlib._Hash:
+    """The SHA-256 object of the first `length` bytes of a metrics file.
+
+    Raises DamagedError where that is not `expected_sha256`; None, in runs of older versions, is not
+    compared.
+    """
+    digest, remaining = hashlib.sha256(), length
+    if length and path.exists():
+        with open(path, "rb") as file:
+            while remaining and (piece := file.read(min(remaining, 1 << 20))):
+                digest.update(piece)
+                remaining -= len(piece)
+    if expected_sha256 is not None and digest.hexdigest() != expected_sha256:
+        raise DamagedError(
+            f"{path} was altered: the sha256 of its first {length:,} bytes is "
+            f"{digest.hexdigest()}, the checkpoint says {expected_sha256}. Restore it from a copy"
+        )
+    return digest
+
+
+def require_intact_end(path: Path, is_protected: bool) -> None:
+    """Raise DamagedError where the `end` line, or any line before it, was altered.
+
+    `is_protected`: the checkpoints of the run have hashes, so its `end` line must have one. Without
+    an end line nothing is compared.
+    """
+    last, digest = b"", hashlib.sha256()
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if _is_torn(raw):
+                break
+            if is_protected and last.startswith(END_START):
+                raise DamagedError(f"{path} was altered: line {number} follows the end of the run")
+            digest.update(last)
+            last = raw
+    if not last.startswith(END_START):
+        return  # the run was killed, or is in training
+    try:
+        line = files.parse_json(last)
+    except ValueError:
+        return  # read_lines names it, unless a kill cut it short
+    recorded = line.pop("sha256", None)
+    if recorded is None and not is_protected:
+        return
+    actual = _end_sha256(digest, line)
+    if recorded != actual or files.json_bytes(line | {"sha256": recorded}, indent=None) != (
+        last.rstrip(b"\n") + b"\n"
+    ):
+        raise DamagedError(
+            f"{path} was altered: its sha256 is {actual}, its last line says {recorded}. Restore "
+            "it from a copy"
+        )
+
+
+def _end_sha256(digest: hashlib._Hash, line: Any) -> str:
+    """The hash of the bytes in `digest` and of the end line without `sha256`."""
+    whole = digest.copy()
+    whole.update(files.json_bytes(line, indent=None))
+    return whole.hexdigest()
+
+
+def _is_torn(raw: bytes) -> bool:
+    """Whether a line may be one that a kill cut short: no whole object stands before its end."""
+    try:
+        return not raw.endswith(b"\n") and not files.parse_json(raw[:-1])
+    except ValueError:
+        return True
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a metrics file; none where there is no file.
 
     A last line that was cut short by a kill is left out. Raises DamagedError, with the line number,
-    for any other line that is not a JSON object.
+    for any other line that is not a JSON object, or lacks a field of its kind.
     """
     if not path.exists():
         return
@@ -175,11 +295,16 @@ def read_lines(path: Path) -> Iterator[Line]:
             try:
                 line = files.parse_json(raw)
                 if not isinstance(line, dict):
-                    raise ValueError("not an object")
+                    raise ValueError("it is not an object")
             except ValueError as error:
-                if not raw.endswith(b"\n"):
+                if _is_torn(raw):
                     return
                 raise DamagedError(f"line {number} of {path} is damaged: {error}") from None
+            kind = line.get("kind")
+            if not isinstance(kind, str) or kind not in LINE_TYPES:
+                raise DamagedError(f"line {number} of {path} is damaged: its kind is {kind!r}")
+            if error_text := describe_mismatch(line, LINE_TYPES[kind]):
+                raise DamagedError(f"line {number} of {path} is damaged: {error_text}")
             yield cast(Line, line)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import DataConfig, EngineName, RunConfig
@@ -16,6 +16,7 @@ from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import provenance
 from glasslm.runs.blas import BlasRecord, loaded_blas
+from glasslm.runs.typed_json import Count
 
 FORMAT = 1
 
@@ -24,7 +25,7 @@ class TokenizerRecord(TypedDict):
     """The tokenizer of a run."""
 
     kind: str
-    vocab_size: int
+    vocab_size: Count
     sha256: str
     # Of an imported model: roles of special tokens, chat template (interop/hf_special_tokens.py).
     transformers: NotRequired[dict[str, Any]]
@@ -32,11 +33,33 @@ class TokenizerRecord(TypedDict):
     lossy_reason: NotRequired[str]
 
 
+class FileRecord(TypedDict):
+    """A file of a run's text. Older runs lack `origin`."""
+
+    path: str  # absolute
+    bytes: Count
+    sha256: str
+    origin: NotRequired[str]
+
+
+class DataRecord(TypedDict):
+    """The text of a run: data.dataset.Dataset.facts. That of an imported run has no files."""
+
+    files: list[FileRecord]
+    sha256: str
+    train_tokens: Count
+    train_bytes: Count
+    val_tokens: Count
+    val_bytes: Count
+    test_tokens: NotRequired[Count]
+    test_bytes: NotRequired[Count]
+
+
 class SourceRun(TypedDict):
     """The run that another one starts from."""
 
     run: str
-    step: int
+    step: Count
     data_sha256: NotRequired[str]
 
 
@@ -47,42 +70,61 @@ class ComputeRecord(TypedDict, total=False):
     device: str
     precision: str
     compiled: bool
-    threads: int
-    processes: int
+    threads: Count
+    processes: Count
     parallel: str
     deterministic: bool
 
 
-class RunRecord(TypedDict):
-    """run.json. Runs of older versions may lack the fields that are NotRequired."""
+class MachineRecord(TypedDict):
+    """The machine that computed the first step."""
 
-    format: int
+    platform: str
+    cpu: str
+    cores: Count | None
+
+
+class GitRecord(TypedDict):
+    """The commit of glasslm's source, and whether files were changed."""
+
+    commit: str
+    dirty: bool
+
+
+# "from" is a keyword of Python.
+ImportRecord = TypedDict("ImportRecord", {"from": str, "model_type": str, "sha256": dict[str, str]})
+
+
+class RunRecord(TypedDict):
+    """run.json, which is read by this type. Older runs may lack the fields that are NotRequired."""
+
+    format: Literal[1]
     preset: NotRequired[str]
     glasslm: str
     created: str  # UTC, ISO 8601
     command: NotRequired[str]
-    seed: int
-    config: dict[str, Any]  # RunConfig as JSON
-    engine: EngineName
+    seed: Count
+    config: dict[str, dict[str, Any]]  # RunConfig as JSON
+    engine: Literal["numpy", "torch"]
     device: str
-    precision: str
+    precision: Literal["fp32", "bf16", "fp16", "fp64"]
     compiled: NotRequired[bool]
-    threads: NotRequired[int]
-    processes: NotRequired[int]
+    threads: NotRequired[Count]
+    processes: NotRequired[Count]
     parallel: NotRequired[str]
     deterministic: NotRequired[bool]
-    parameters: dict[str, int]
+    parameters: dict[str, Count]
     flops_per_token: float
-    data: dict[str, Any]  # data.dataset.Dataset.facts
+    data: DataRecord
     tokenizer: TokenizerRecord
     versions: dict[str, str]
-    machine: dict[str, Any]
-    git: dict[str, Any] | None
+    machine: MachineRecord
+    git: GitRecord | None
     blas: NotRequired[BlasRecord | None]  # that computes NumPy's products
     final_windows: NotRequired[int]  # of the final measurement; missing: the whole split
     base: NotRequired[SourceRun]  # the run that fine-tuning started from
     merged_from: NotRequired[SourceRun]  # the run whose adapters were merged
-    imported: NotRequired[dict[str, Any]]  # where an imported model came from
+    imported: NotRequired[ImportRecord]  # where an imported model came from
 
 
 def build_record(

@@ -25,6 +25,7 @@ from glasslm.runs.checkpoint import RunIdentity
 from glasslm.runs.history import History, read_history
 from glasslm.runs.record import FORMAT, RunRecord
 from glasslm.runs.run_lock import LOCK_FILE, lock_run
+from glasslm.runs.typed_json import require_type
 from glasslm.text import Notify, quote_path
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def require_new(run_dir: Path) -> None:
     """Raise an error, before any work is done, where no run can be started in `run_dir`.
 
     Nothing is created. Raises InUseError when another process trains there; InputError when the
-    folder holds a run or anything else, or cannot be written.
+    folder holds a run with a checkpoint or anything else, or cannot be written.
     """
     if (run_dir / _RECORD).exists():
         with lock_run(run_dir):  # its InUseError names the process
@@ -110,28 +111,35 @@ def require_new(run_dir: Path) -> None:
 def create_run(run_dir: Path, record: Mapping[str, Any], tokenizer_json: str) -> None:
     """Write run.json and tokenizer.json of a new run. The caller holds its lock.
 
-    Raises InputError when the folder holds a run or anything else, ExhaustedError when the disk is
-    full.
+    A run that ended before its first checkpoint is replaced. Raises InputError when the folder
+    holds another run or anything else, ExhaustedError when the disk is full.
     """
     _refuse_existing(run_dir)
+    # What a run that ended before its first checkpoint has left is removed.
+    for name in (_RECORD, _METRICS, _TOKENIZER, checkpoint.BASE):
+        files.remove(run_dir / name)
     files.make_folder(run_dir / checkpoint.FOLDER)
     files.write_atomic(run_dir / _TOKENIZER, tokenizer_json.encode("utf-8"))
     # run.json comes last: a folder with it is a run.
     files.write_json(run_dir / _RECORD, {"format": FORMAT, **record})
 
 
-def delete_run(run_dir: Path) -> None:
-    """Delete a run that ended before its first checkpoint. The caller holds its lock."""
-    for name in (_RECORD, _METRICS, _TOKENIZER):
-        files.remove(run_dir / name)
+def is_without_progress(run_dir: Path) -> bool:
+    """Whether the run has neither a checkpoint nor lost one: a new run may replace it."""
+    if checkpoint.list_steps(run_dir):
+        return False
+    lines = metrics.read_lines(run_dir / _METRICS)
+    return not any(line["kind"] in ("step", "checkpoint") for line in lines)
 
 
 def _refuse_existing(run_dir: Path) -> None:
     if (run_dir / _RECORD).exists():
+        if is_without_progress(run_dir):
+            return
         if not checkpoint.list_steps(run_dir):
             raise InputError(
-                f"{run_dir} holds a run that ended before its first checkpoint: delete it, or "
-                "choose another --run-dir"
+                f"{run_dir} holds a run whose checkpoints are missing: restore them, or choose "
+                "another --run-dir"
             )
         raise InputError(
             f"{run_dir} already holds a run: continue it with `glasslm resume {run_dir}`, or "
@@ -184,17 +192,28 @@ class Run:
                 f"{path} is not a run.json of format {FORMAT}: use a newer glasslm, or restore the "
                 "file"
             )
+        require_type(record, RunRecord, path)
         return cast(RunRecord, record)
+
+    @cached_property
+    def record_sha256(self) -> str:
+        """The SHA-256 of the bytes of run.json."""
+        return files.file_sha256(self.path / _RECORD)
 
     @cached_property
     def config(self) -> RunConfig:
         """The configuration that the run was started with."""
-        return from_dict(RunConfig, self._part("config"))
+        try:
+            return from_dict(RunConfig, self.record["config"])
+        except InputError as error:  # a flag may have the same fault
+            raise DamagedError(
+                f"{self.path / _RECORD} is damaged: in its config, {error}. Restore it from a copy"
+            ) from None
 
     @cached_property
     def config_sha256(self) -> str:
         """The SHA-256 of the configuration."""
-        return config_sha256(self._part("config"))
+        return config_sha256(self.record["config"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -208,21 +227,27 @@ class Run:
             raise DamagedError(f"{path} is missing") from None
         except ValueError as error:  # InputError is one: users give tokenizer files, too
             raise DamagedError(f"{path} is not as glasslm wrote it: {error}") from None
-        expected = self._part("tokenizer")["sha256"]
+        expected = self.record["tokenizer"]["sha256"]
         if tokenizer.sha256 != expected:
             raise DamagedError(
                 f"{path} is another tokenizer: its sha256 is {tokenizer.sha256}, run.json says "
                 f"{expected}"
             )
         # The text may have shown what the file alone does not.
-        tokenizer.lossy_reason = self._part("tokenizer").get("lossy_reason", tokenizer.lossy_reason)
+        tokenizer.lossy_reason = self.record["tokenizer"].get(
+            "lossy_reason", tokenizer.lossy_reason
+        )
         return tokenizer
 
     @property
     def identity(self) -> RunIdentity:
-        """The hashes of config, tokenizer and data, which each checkpoint of this run repeats."""
-        data_sha256 = self._part("data")["sha256"]
-        return RunIdentity(self.config_sha256, self.tokenizer.sha256, data_sha256)
+        """The hashes of config, tokenizer, data and run.json, which each checkpoint repeats."""
+        return RunIdentity(
+            self.config_sha256,
+            self.tokenizer.sha256,
+            self.record["data"]["sha256"],
+            self.record_sha256,
+        )
 
     def dataset(self, notify: Notify) -> Dataset:
         """The tokens of the run's text, from the cache or tokenized again.
@@ -232,7 +257,8 @@ class Run:
         """
         from glasslm.data.dataset import load_run_dataset
 
-        return load_run_dataset(self.config.data, self._part("data"), self.tokenizer, notify)
+        facts = cast(dict[str, Any], self.record["data"])
+        return load_run_dataset(self.config.data, facts, self.tokenizer, notify)
 
     def metrics(self) -> Iterator[metrics.Line]:
         """The lines of metrics.jsonl as dictionaries (docs/formats.md)."""
@@ -254,10 +280,3 @@ class Run:
     def best_val_loss(self) -> float | None:
         """The lowest validation loss, in nats per token; None before the first evaluation."""
         return self.history.best_val_loss
-
-    def _part(self, name: str) -> Any:
-        if name not in self.record:
-            raise DamagedError(
-                f"{self.path / _RECORD} lacks '{name}': it is not as glasslm wrote it"
-            )
-        return self.record[name]  # type: ignore[literal-required]

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from glasslm.errors import DivergedError
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Best
 from glasslm.runs.metrics import to_json_types
+from glasslm.runs.typed_json import Count
 
 Verdict = Literal["fine", "spike", "nonfinite"]
 
@@ -49,6 +50,17 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits(math.inf, math.inf)
 
 
+class GuardRecord(TypedDict, total=False):
+    """The value of `guard` in state.json. Older runs lack some fields."""
+
+    losses: list[float]
+    norms: list[float]
+    nonfinite: Count
+    first_loss: float | None
+    loss_at_best: float | None
+    by_heart: bool
+
+
 @dataclass(frozen=True)
 class GuardState:
     """The part of the guard's state that a checkpoint stores."""
@@ -69,7 +81,8 @@ class GuardState:
     def from_json(cls, values: dict[str, Any]) -> GuardState:
         """The state in a checkpoint; fields that an older run lacks take their defaults."""
         names = {key: name for name, key in JSON_KEYS.items()}
-        fields = {names.get(key, key): value for key, value in values.items()}
+        known = GuardRecord.__annotations__
+        fields = {names.get(key, key): value for key, value in values.items() if key in known}
         lists = {name: tuple(values.get(name, ())) for name in ("losses", "norms")}
         return cls(**{**fields, **lists})
 

@@ -41,6 +41,7 @@ from glasslm.runs.metrics import (
     Status,
     sample_lines,
 )
+from glasslm.runs.protection import require_unaltered_log
 from glasslm.runs.record import ComputeRecord, build_record, text_name
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
@@ -160,8 +161,11 @@ def resume(
     with lock_run(run_dir):
         notify("reading the checkpoint and the text")
         latest = checkpoint.load(run_dir, "latest", notify)
+        checkpoint.require_identity(latest, run.identity)
         history = run.history
         has_ended = history.status in COMPLETED_STATUSES
+        if has_ended:  # otherwise the log is cut to the checkpoint, which MetricsLog compares
+            require_unaltered_log(run, [latest])
         # a lost last checkpoint is made again
         if has_ended and latest.step == max(history.eval_steps, default=0):
             raise InputError(
@@ -174,7 +178,6 @@ def resume(
         compute, _ = _choose_compute(run.config, run.tokenizer.vocab_size, compute)
         warn_of_slow_kernel(compute, notify)
         dataset = run.dataset(notify)
-        checkpoint.require_identity(latest, run.identity)
         notify(f"starting the {compute.engine} engine")
         with explain_out_of_memory(run.config, compute.engine):
             engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
@@ -304,7 +307,7 @@ def _run_loop(
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
     run, engine, progress = setup.run, setup.engine, setup.progress
     old_text = setup.base.old_text(notify) if setup.base else None
-    log = MetricsLog(run.path / "metrics.jsonl", progress.metrics_bytes if progress else 0)
+    log = MetricsLog(run.path / "metrics.jsonl", *(progress.metrics_position if progress else ()))
     earlier_lines = list(run.metrics())
     with (
         trackers.track_run(tracker_names, run, progress, notify) as interrupt,
@@ -333,11 +336,16 @@ def _run_loop(
                 }
             )
     elapsed_s = time.perf_counter() - started
+    return make_outcome(run, status, loop.signal or interrupt.received, elapsed_s)
+
+
+def make_outcome(run: Run, status: Status, signal_number: int | None, elapsed_s: float) -> Outcome:
+    """The outcome of a run that has ended, with its best evaluation and its last sample."""
     lines = list(run.metrics())
     return Outcome(
         run_dir=run.path,
         status=status,
-        signal=loop.signal or interrupt.received,
+        signal=signal_number,
         best=best_eval(lines, run.history),
         sample=next(reversed(sample_lines(lines)), None),
         elapsed_s=elapsed_s,

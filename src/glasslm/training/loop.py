@@ -29,6 +29,7 @@ from glasslm.training.interruption import Interrupt, Interruption, catch_signals
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
+from glasslm.training.run_files import RunFiles
 from glasslm.training.spikes import write_spike
 from glasslm.training.training_batch import require_known_tokens, training_batch
 
@@ -54,6 +55,7 @@ class Loop:
         self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
+        self.run_files = RunFiles(run, dataset, metrics)
         self.max_steps = self.config.train.max_steps
         self.sampler = make_sampler(self.config, len(dataset.train.tokens))
         val_tokens = len(dataset.val.tokens)
@@ -172,6 +174,7 @@ class Loop:
 
     def evaluate(self) -> None:
         """Measure and log the validation loss."""
+        self.run_files.require_unchanged()
         score, old_score = self.score(self.dataset.val.tokens, self.max_windows), None
         if self.old_text is not None:
             windows = evaluation_windows(self.config, len(self.old_text))
@@ -288,6 +291,7 @@ class Loop:
         """
         if self.saved_at == self.step and not again:
             return
+        self.run_files.require_unchanged()
         if planned:
             self.rollback_step = self.step
         state = LoopState(
@@ -304,6 +308,7 @@ class Loop:
             loss_scale=self.engine.loss_scale,
             tokens=self.tokens,
             metrics_bytes=self.metrics.bytes,
+            metrics_sha256=self.metrics.sha256,
             best=self.best,
             loop=state.to_json(),
         )

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
-from glasslm.training.guard import GuardState
+from glasslm.runs.typed_json import Count, require_type
+from glasslm.training.guard import GuardRecord, GuardState
 
 # The keys in state.json that differ from the names of the fields.
 JSON_KEYS = {"full_split_measured": "measured", "rollback_step": "safe_at"}
+
+
+class LoopRecord(TypedDict, total=False):
+    """The value of `loop` in state.json. Older runs lack some fields."""
+
+    patience_used: Count
+    evaluated_at: int
+    sampled_at: int
+    measured: bool
+    guard: GuardRecord
+    safe_at: Count | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,12 @@ class LoopState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LoopState:
-        """The state in a checkpoint; fields that an older run lacks take their defaults."""
+        """The state in a checkpoint; fields that an older run lacks take their defaults.
+
+        Raises DamagedError for a value of another type.
+        """
+        require_type(values, LoopRecord, "the state of the loop in state.json")
+        values = {key: value for key, value in values.items() if key in LoopRecord.__annotations__}
         names = {key: name for name, key in JSON_KEYS.items()}
         fields = {names.get(key, key): value for key, value in values.items()}
         return cls(**{**fields, "guard": GuardState.from_json(values.get("guard") or {})})

@@ -58,10 +58,8 @@ def merge_run(run: Run, run_dir: Path, command: str, notify: Notify = notify) ->
             for line in lines:
                 log.write(line)
             updates, tokens = best_checkpoint.progress.updates, best_checkpoint.progress.tokens
-            progress = Progress(step, updates, tokens, log.bytes, best)
-            config_sha256 = Run(folder).config_sha256
-            identity = best_checkpoint.identity._replace(config_sha256=config_sha256)
-            checkpoint.save(folder, state.items(), progress, identity)
+            progress = Progress(step, updates, tokens, log.bytes, best, metrics_sha256=log.sha256)
+            checkpoint.save(folder, state.items(), progress, Run(folder).identity)
             log.write(end_line)
     return run_dir
 

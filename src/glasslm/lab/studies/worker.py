@@ -19,8 +19,7 @@ from typing import Any
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import GlasslmError, InUseError
-from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.run_lock import lock_run
+from glasslm.runs import checkpoint
 from glasslm.text import Notify, notify
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
@@ -78,10 +77,7 @@ def train_or_resume(
     A run without a checkpoint starts again. `final_windows`: of the final measurement, None for the
     whole split.
     """
-    if (path / "run.json").exists() and not checkpoint.list_steps(path):
-        with lock_run(path):
-            run_folder.delete_run(path)
-    if (path / "run.json").exists():
+    if checkpoint.list_steps(path):
         return launch.resume(path, compute, notify=notify)
     return launch.train(
         config,

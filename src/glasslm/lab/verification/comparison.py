@@ -25,6 +25,7 @@ from glasslm.runs.history import best_eval, loss_range, sample_note
 from glasslm.runs.metrics import (
     COMPLETED_STATUSES,
 )
+from glasslm.runs.protection import require_unaltered
 from glasslm.runs.run_folder import Run
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def label_runs(runs: Sequence[Run]) -> list[ComparedRun]:
 
 
 def read_runs(names: Sequence[str]) -> tuple[list[ComparedRun], dict[str, GlasslmError]]:
-    """The runs that can be read, labelled, and the errors of the others by name.
+    """The runs that can be read and were not altered, labelled, and the errors of the others.
 
     Raises InputError if fewer than two were given, and DamagedError if fewer than two can be read.
     """
@@ -61,6 +62,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[ComparedRun], dict[str, Glassl
     for name in names:
         try:
             run = Run(run_folder.find_run(name))
+            require_unaltered(run)
             trial = ComparedRun("", run)
             _ = trial.settings, trial.results, trial.validation_text
             runs.append(run)

@@ -19,27 +19,12 @@ from glasslm.errors import DamagedError, GlasslmError
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics
 from glasslm.runs.checkpoint import Checkpoint, RunIdentity
-from glasslm.runs.run_folder import Run
+from glasslm.runs.protection import UNPROTECTED, describe_protection, newest_position
+from glasslm.runs.run_folder import Run, is_without_progress
+from glasslm.text import quote_path
 
 Verdict = Literal["ok", "note", "damaged"]
 
-REQUIRED_FIELDS = (
-    "glasslm",
-    "created",
-    "command",
-    "seed",
-    "config",
-    "engine",
-    "device",
-    "precision",
-    "parameters",
-    "flops_per_token",
-    "data",
-    "tokenizer",
-    "versions",
-    "machine",
-    "git",
-)
 CURES = {
     "run.json": "restore it from a copy; no other file describes the run",
     "tokenizer.json": "restore it from a copy",
@@ -65,22 +50,28 @@ def examine_run(run_dir: Path) -> Iterator[Part]:
     """The verdict on each part of a run. Damage is a verdict, not an exception."""
     run = Run(run_dir)
     record = _check_part("run.json", "run.json", lambda: _check_record(run))
-    yield record
-    record_ok = record.verdict == "ok"
+    record_ok = record.verdict == "ok"  # it can be read, though it may have been edited
     if record_ok:
+        yield _check_part(
+            "run.json", "run.json", lambda: f"{record.message}, {_check_record_hash(run)}"
+        )
         yield _check_part(
             "tokenizer.json",
             "tokenizer.json",
             lambda: f"{run.tokenizer.kind}, sha256 as in run.json",
         )
+    else:
+        yield record
     if (run_dir / checkpoint.BASE).is_dir():
         yield _check_part("base", "base", lambda: _check_base(run_dir))
     intact: list[Checkpoint] = []
     for step in checkpoint.list_steps(run_dir):
         yield _examine_checkpoint(run, step, record_ok, intact)
+    if not checkpoint.list_steps(run_dir):
+        yield _explain_no_checkpoint(run)
     if intact:
         yield _check_part("best checkpoint", "best", lambda: _check_best(run_dir))
-    yield _examine_metrics(run_dir, intact)
+    yield _examine_metrics(run, intact)
     if record_ok:
         yield from _examine_text(run)
     yield from _list_leftovers(run_dir)
@@ -103,20 +94,8 @@ def _check_part(name: str, kind: str, check: Callable[[], str]) -> Part:
 def _check_record(run: Run) -> str:
     """Check the format and fields of run.json, and values that follow from its config."""
     record, path = run.record, run.path / "run.json"
-    if missing := [name for name in REQUIRED_FIELDS if name not in record]:
-        raise DamagedError(f"{path} lacks '{missing[0]}'")
-    config = run.config
-    try:
-        seed, total = record["seed"], record["parameters"]["total"]
-        vocab_size = record["tokenizer"]["vocab_size"]
-        names = [record[part]["sha256"] for part in ("data", "tokenizer")]
-        names += [file[name] for file in record["data"]["files"] for name in ("path", "sha256")]
-    except (KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{path} was changed: a field is missing or invalid ({error!r})"
-        ) from None
-    if not all(isinstance(name, str) for name in names) or type(vocab_size) is not int:
-        raise DamagedError(f"{path} was changed: its data or its tokenizer has an invalid field")
+    config, seed = run.config, record["seed"]
+    total, vocab_size = record["parameters"].get("total"), record["tokenizer"]["vocab_size"]
     if seed != config.train.seed:
         raise DamagedError(
             f"{path} has seed {seed} at its top, but {config.train.seed} in its config"
@@ -125,6 +104,17 @@ def _check_record(run: Run) -> str:
         raise DamagedError(f"{path} has {total} parameters, but its config gives {expected:,}")
     sha256 = run.config_sha256[:12]
     return f"format {record['format']}, {expected:,} parameters, config sha256 {sha256}"
+
+
+def _check_record_hash(run: Run) -> str:
+    """Compare the bytes of run.json with the hash in the newest checkpoint."""
+    newest = newest_position(run)
+    if newest is None:
+        return "not protected before the first checkpoint"
+    if newest.identity.record_sha256 is None:
+        return UNPROTECTED
+    checkpoint.require_record(newest, run.record_sha256)
+    return "sha256 as in the checkpoints"
 
 
 def _check_base(run_dir: Path) -> str:
@@ -166,7 +156,10 @@ def _check_checkpoint(run: Run, step: int, record_ok: bool, intact: list[Checkpo
         return "hashes as in its manifest; not compared with run.json, which is damaged"
     record = run.record  # the tokenizer file has a verdict of its own
     identity = RunIdentity(
-        run.config_sha256, record["tokenizer"]["sha256"], record["data"]["sha256"]
+        run.config_sha256,
+        record["tokenizer"]["sha256"],
+        record["data"]["sha256"],
+        saved.identity.record_sha256,  # so has run.json
     )
     checkpoint.require_identity(saved, identity)
     table = parameter_table(run.config.model, run.record["tokenizer"]["vocab_size"])
@@ -185,6 +178,25 @@ def _check_checkpoint(run: Run, step: int, record_ok: bool, intact: list[Checkpo
     return (
         f"{len(entries)} entries, hashes as in its manifest, config, tokenizer and data as in "
         "run.json"
+    )
+
+
+def _explain_no_checkpoint(run: Run) -> Part:
+    try:
+        is_new = is_without_progress(run.path)
+    except DamagedError:
+        is_new = False
+    if not is_new:
+        return Part(
+            checkpoint.FOLDER,
+            "damaged",
+            f"all checkpoints are missing, though the run had some. Cure: {CURES['checkpoint']}",
+        )
+    return Part(
+        checkpoint.FOLDER,
+        "note",
+        "none yet: the run is new, or it ended before its first checkpoint. Cure: `glasslm train "
+        f"--run-dir {quote_path(run.path)}`, with the other flags of its command, starts it again",
     )
 
 
@@ -225,11 +237,11 @@ def _check_best(run_dir: Path) -> str:
         before = latest
 
 
-def _examine_metrics(run_dir: Path, intact: list[Checkpoint]) -> Part:
-    path = run_dir / "metrics.jsonl"
+def _examine_metrics(run: Run, intact: list[Checkpoint]) -> Part:
+    path = run.path / "metrics.jsonl"
     if not path.exists() and not intact:
         return Part(path.name, "note", "does not exist yet")
-    part = _check_part(path.name, path.name, lambda: _check_lines(path, intact))
+    part = _check_part(path.name, path.name, lambda: _check_lines(run, path, intact))
     if part.verdict == "ok" and not path.read_bytes().endswith(b"\n"):
         return Part(
             path.name, "note", f"{part.message}; its last line is cut short, a resume removes it"
@@ -237,18 +249,14 @@ def _examine_metrics(run_dir: Path, intact: list[Checkpoint]) -> Part:
     return part
 
 
-def _check_lines(path: Path, intact: list[Checkpoint]) -> str:
-    """Check that all lines are JSON, that steps ascend, and that checkpoints end at a line."""
+def _check_lines(run: Run, path: Path, intact: list[Checkpoint]) -> str:
+    """Check hashes, types and the order of all lines, and that each checkpoint ends at a line."""
     last_step = number = 0
     for number, line in enumerate(metrics.read_lines(path), 1):
-        kind, step = line.get("kind"), line.get("step")
-        if not isinstance(kind, str) or type(step) is not int or step < 0:
-            raise DamagedError(
-                f"line {number} of {path} is damaged: its kind or its step is missing"
-            )
-        if kind == "step" and step <= last_step:
+        step = line["step"]
+        if line["kind"] == "step" and step <= last_step:
             raise DamagedError(f"line {number} of {path} has step {step} after step {last_step}")
-        if kind in ("step", "resume"):
+        if line["kind"] == "step" or line["kind"] == "resume":
             last_step = step
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -260,7 +268,7 @@ def _check_lines(path: Path, intact: list[Checkpoint]) -> str:
                     f"{path} has {size:,} bytes, none of its lines ends at byte {length:,}, where "
                     f"{saved.path.name} was written"
                 )
-    return f"{number:,} lines to step {last_step:,}, intact at the end of each checkpoint"
+    return f"{number:,} lines to step {last_step:,}, {describe_protection(run, intact)}"
 
 
 def _examine_text(run: Run) -> Iterator[Part]:

@@ -204,7 +204,7 @@ def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
 def _training(run: Run, dataset: Dataset) -> Iterator[Loop]:
     """The loop from the latest checkpoint; the end of the block saves nothing."""
     start = checkpoint.load(run.path)
-    log = MetricsLog(run.path / "metrics.jsonl", start.progress.metrics_bytes)
+    log = MetricsLog(run.path / "metrics.jsonl", *start.progress.metrics_position)
     with explain_out_of_memory(run.config, run.record["engine"]), log, Display() as display:
         engine = make_engine(run.config, run.tokenizer.vocab_size, _compute(run)[0], training=True)
         engine.load(start.state(), start.progress.updates, start.progress.loss_scale)
@@ -239,7 +239,8 @@ def _compare(
     where = max(differences, key=differences.__getitem__)
     whole_lines, cut_lines = (metrics.comparable_lines(run.metrics()) for run in (whole, cut))
     whole_progress, cut_progress = (
-        dataclasses.replace(end.progress, metrics_bytes=0) for end in (whole_end, cut_end)
+        dataclasses.replace(end.progress, metrics_bytes=0, metrics_sha256=None)
+        for end in (whole_end, cut_end)
     )
     return Resumption(
         engine=whole.record["engine"],

@@ -1,0 +1,60 @@
+"""The protection of run.json and metrics.jsonl by hashes.
+
+The state.json of each checkpoint, which its manifest covers, has the hash of run.json and of the
+lines of metrics.jsonl before it. The last line of a run that ended has the hash of all of
+metrics.jsonl. Runs of older versions have no hashes, and nothing is compared.
+"""
+
+from __future__ import annotations
+
+from glasslm.errors import DamagedError
+from glasslm.runs import checkpoint, metrics
+from glasslm.runs.checkpoint import Checkpoint
+from glasslm.runs.run_folder import Run
+
+UNPROTECTED = "not protected by a hash: an older glasslm wrote it"
+
+
+def require_unaltered(run: Run) -> None:
+    """Raise DamagedError where run.json or metrics.jsonl is not as the run wrote it.
+
+    The newest checkpoint with an intact state.json says what it was; its weights are not read.
+    """
+    newest = newest_position(run)
+    if newest is not None:
+        checkpoint.require_record(newest, run.record_sha256)
+    require_unaltered_log(run, [newest] if newest else [])
+
+
+def require_unaltered_log(run: Run, checkpoints: list[Checkpoint]) -> bool:
+    """Raise DamagedError where metrics.jsonl is not as these intact checkpoints say.
+
+    Returns whether one of them has a hash of it.
+    """
+    path = run.path / "metrics.jsonl"
+    protected = [saved for saved in checkpoints if saved.progress.metrics_sha256 is not None]
+    for saved in protected:
+        metrics.hash_prefix(path, *saved.progress.metrics_position)
+    if path.exists():
+        metrics.require_intact_end(path, bool(protected))
+    return bool(protected)
+
+
+def describe_protection(run: Run, checkpoints: list[Checkpoint]) -> str:
+    """How much of metrics.jsonl has the hashes that the run wrote; raises as the check does."""
+    if not require_unaltered_log(run, checkpoints):
+        return UNPROTECTED if checkpoints else "not protected before the first checkpoint"
+    if run.history.status is not None:
+        return "sha256 as in its last line"
+    length = max(saved.progress.metrics_bytes for saved in checkpoints)
+    return f"sha256 of the first {length:,} bytes as in the checkpoints; a resume drops the rest"
+
+
+def newest_position(run: Run) -> Checkpoint | None:
+    """The newest checkpoint whose state.json is intact; None where there is none."""
+    for step in reversed(checkpoint.list_steps(run.path)):
+        try:
+            return checkpoint.load_position(run.path, step)
+        except (DamagedError, FileNotFoundError):  # a run in training may remove it meanwhile
+            continue
+    return None
