@@ -163,8 +163,9 @@ def _require_readable_names(argv: list[str]) -> None:
             raise InputError(f"argument {position} holds a NUL character: leave it out")
         if surrogate := next((c for c in word if "\ud800" <= c <= "\udfff"), ""):
             raise InputError(
-                f"argument {position} is not UTF-8 (lone surrogate U+{ord(surrogate):04X} in "
-                f"'{to_one_line(word)}'): rename the file, or write it in UTF-8"
+                f"argument {position} is not UTF-8 (lone surrogate U+{ord(surrogate):04X} at "
+                f"character {word.index(surrogate)} of '{to_one_line(word)}'): rename the file, "
+                "or write it in UTF-8"
             )
     try:
         folder = os.getcwd()
