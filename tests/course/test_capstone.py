@@ -6,6 +6,8 @@ One folder with all that is to be handed in, made within its budget, gone on wit
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from glasslm import cli
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
-from glasslm.course.capstone import build, handout
+from glasslm.course.capstone import build, hand_in, handout, time_plan
 from glasslm.course.capstone.build import CapstoneRecord
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.studies import ablation, ladder, scaling_study, study_plan, sweep
@@ -58,6 +60,8 @@ def quick() -> Iterator[None]:
         patch.setattr(ladder, "TARGET_MIN_STEPS", 5)
         patch.setattr(ladder, "MIN_STEPS", 5)
         patch.setattr(scaling_study, "run_study", run_small_study)
+        # Seconds are too few for the times that real studies need.
+        patch.setattr(build, "plan_times", lambda *arguments: None)
         yield
 
 
@@ -259,3 +263,122 @@ def test_the_page_says_why_the_ablation_is_of_another_model() -> None:
     assert "54 runs" in text
     assert f"{build.MIN_STEPS} steps" in text
     assert "the same architecture" in handout.explain_baseline(model, model, 17)
+
+
+# -- the plan of the time, a larger budget, one part again, and the zip ----------------------------
+
+
+MINUTES = [
+    # the budget and the smallest ablation and scaling study; then the parts that have time
+    (5, 4, 14, {"run", "ablation"}),
+    (5, 10, 14, {"run"}),
+    (12, 4, 5, {"run", "ablation", "scaling"}),
+    (12, 1, 10.2, {"run", "ablation", "scaling"}),
+    (12, 4, 9, {"run", "ablation"}),
+    (180, 4, 9, {"run", "ablation", "scaling"}),
+    (30, 4, math.inf, {"run", "ablation"}),
+]
+
+
+@pytest.mark.parametrize(("budget", "ablation_min", "scaling_min", "made"), MINUTES)
+def test_each_part_gets_at_least_its_smallest_time_or_none(
+    budget: float, ablation_min: float, scaling_min: float, made: set[str]
+) -> None:
+    smallest = {"run": 0.5, "ablation": ablation_min, "scaling": scaling_min}
+    if made >= {"scaling"} and scaling_min > 10:
+        smallest["run"] = 0.2
+    times = time_plan.divide_time(budget, smallest)
+    assert {part for part, time in times.items() if time} == made
+    assert sum(times.values()) <= 0.97 * budget
+    assert all(times[part] >= smallest[part] - 0.05 for part in made)
+    if len(made) < 3 and math.isfinite(scaling_min):  # with the budget that is named, all fit
+        needed = time_plan.required_budget(smallest)
+        assert all(time_plan.divide_time(1.001 * needed, smallest).values())
+
+
+def test_what_fits_is_told_before_training_and_a_larger_budget_makes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smallest = {"run": 30.0, "ablation": 200.0, "scaling": 900.0}
+    monkeypatch.setattr(build, "measure_smallest", lambda *arguments: smallest)
+    messages: list[str] = []
+    recipe, compute = RunConfig(), ComputeConfig()
+    record = build.open_record(tmp_path, recipe, "tiny", 720.0)
+    build.plan_times(record, recipe, compute, messages.append)
+    assert "the model" in messages[1]
+    assert "the ablation" in messages[1]
+    assert messages[2].startswith("warning: a budget of 12m 00s has no time for the scaling study")
+    assert "--budget 20m" in messages[2]
+    assert record.allot_seconds("scaling") == 0
+    with pytest.raises(InputError, match="no time for the scaling study"):
+        build._require_time(record, "scaling", 0)
+    run_s, ablation_s = record.allot_seconds("run"), record.allot_seconds("ablation")
+    assert run_s >= 30
+    assert ablation_s >= 200
+    for part, name in (("run", "run.json"), ("ablation", "plan.json")):  # both are made
+        (tmp_path / part).mkdir()
+        (tmp_path / part / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="raised, not lowered"):
+        build.open_record(tmp_path, recipe, "tiny", 600.0)
+    raised = build.open_record(tmp_path, recipe, "tiny", 1800.0)
+    build.plan_times(raised, recipe, compute, messages.append)
+    assert raised.allot_seconds("run") == run_s  # what is made stays
+    assert raised.allot_seconds("ablation") == ablation_s
+    assert raised.allot_seconds("scaling") > 900
+    again = build.open_record(tmp_path, recipe, "tiny", 1800.0)
+    assert again.allot_seconds("scaling") == raised.allot_seconds("scaling")
+
+
+def test_one_part_is_deleted_and_made_again_in_its_time(tmp_path: Path) -> None:
+    record = CapstoneRecord(tmp_path, ["flags"], 1000.0)
+    time_s = record.allot_seconds("ablation")
+    for part in ("run", "ablation"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "plan.json").write_text("{}", encoding="utf-8")
+    record.redo("ablation")
+    assert not (tmp_path / "ablation").exists()
+    assert (tmp_path / "run").exists()
+    assert record.allot_seconds("ablation") == time_s
+
+
+def test_the_preset_of_a_folder_stays_with_a_larger_budget(tmp_path: Path) -> None:
+    from glasslm.cli.capstone import parse
+
+    build.open_record(tmp_path, RunConfig(), "tiny", 1800.0).save()
+    assert parse(["--budget", "3h", "--out", str(tmp_path)]).preset == "tiny"
+    assert parse(["--budget", "3h", "--out", str(tmp_path / "other")]).preset == "small"
+
+
+def test_the_zip_has_the_hand_in_and_no_path_of_the_machine(tmp_path: Path) -> None:
+    folder, text = tmp_path / "my capstone", tmp_path / "texts" / "a book.txt"
+    record = {
+        "config": {"data": {"text_file": [str(text)]}},
+        "command": f"glasslm capstone --text-file '{text}' --out={tmp_path / 'other'}",
+        "data": {"files": [{"path": str(text)}, {"path": "C:\\texts\\book.txt"}]},
+    }
+    contents = {
+        "run/run.json": json.dumps(record),
+        "index.html": f"<p>{text} in {folder}/run, {Path.home()} &quot;{tmp_path / 'other'}&quot;",
+        "run/report.md": f"see {folder.resolve()}/run/report.html, C:\\texts\\book.txt",
+        "ablation/report.html": "fine",
+        "ablation/runs/one/run.json": str(text),
+        "ablation/logs/one.log": str(text),
+        "figures/training.png": "not text",
+        "run/.run.lock": "1",
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    path = hand_in.write_zip(folder)
+    assert path == tmp_path / "my capstone.zip"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [
+            "ablation/report.html", "figures/training.png", "index.html", "run/report.md",
+            "run/run.json",
+        ]  # fmt: skip
+        for name in archive.namelist():
+            body = archive.read(name).decode()
+            for machine in (str(tmp_path), str(Path.home()), "C:"):
+                assert machine not in body, (name, body)
+        assert "a book.txt" in archive.read("run/run.json").decode()
+    assert hand_in.write_zip(folder).read_bytes() == path.read_bytes()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from glasslm import files
 from glasslm.cli.flag_groups import RecipeFlags, compute_config
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
@@ -47,11 +48,15 @@ class Flags(RecipeFlags):
     """Ask the checkpoint questions before training, and store the answers."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
     """Folder of the capstone. An interrupted capstone in it continues."""
+    redo: Literal["run", "ablation", "scaling"] | None = None
+    """Delete this part of the capstone in --out and make it again."""
+    zip: bool = False
+    """Write the hand-in as one .zip beside the folder, without paths of this machine."""
     compute: DeviceConfig = field(default_factory=DeviceConfig)
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.course.capstone import answers, build, handout, quiz
+    from glasslm.course.capstone import answers, build, hand_in, handout, quiz
     from glasslm.runs import run_folder
 
     flags = parse(argv)
@@ -64,16 +69,20 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["glasslm", "capstone", *argv])
     record = build.open_record(folder, base, flags.preset, budget_s)
     notify(f"capstone: {folder} ({run_folder.continuation_hint(folder)})")
+    if flags.redo:
+        record.redo(flags.redo)
     if flags.quiz:
         quiz.ask_questions(build.list_quiz_questions(base, notify), folder)
         record.restart_clock()
+    build.plan_times(record, base, compute, notify)
     outcome = build.train_model(record, base, flags.preset, compute, command, notify)
     if outcome and outcome.status == "interrupted":
         return outcome.exit_code
     capstone = build.run_studies(record, base, compute, command, notify)
     notify("answering the questions and writing the page")
     page = handout.write(capstone, answers.answer_questions(capstone.run.path))
-    print_result(f"hand in: {page}\ncapstone: {folder}")
+    handed_in = hand_in.write_zip(folder) if flags.zip else page
+    print_result(f"hand in: {handed_in}\ncapstone: {folder}")
     return 3 if capstone.run.history.status == "diverged" else int(capstone.is_incomplete)
 
 
@@ -82,8 +91,19 @@ def parse(argv: list[str]) -> Flags:
     from glasslm.cli import parsing
 
     budget_s = _parse_budget(parsing.flag_value("--budget", argv, default=Flags.budget))
+    out = parsing.flag_value("--out", argv, default="")
+    record = Path(out, "capstone.json")
+    if out and record.exists() and not parsing.flag_value("--preset", argv, default=""):
+        settings = files.read_json(record)  # a larger budget keeps the preset of the folder
+        argv = [*argv, "--preset", str(settings["asked"][1])] if _has_preset(settings) else argv
     preset = next((name for limit_s, name in SMALL_PRESETS if budget_s < limit_s), LARGE_PRESET)
     return parsing.parse_over_preset(Flags, argv, "glasslm capstone", DESCRIPTION, preset)
+
+
+def _has_preset(record: Any) -> bool:
+    """Whether the content of capstone.json names a preset; build.py judges the rest."""
+    asked = record.get("asked") if isinstance(record, dict) else None
+    return isinstance(asked, list) and len(asked) > 2 and isinstance(asked[1], str)
 
 
 def _parse_budget(budget: str) -> float:

@@ -9,6 +9,8 @@ than planned shortens the next one. Parts that are finished are not computed aga
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,17 +21,19 @@ from typing import Any, NamedTuple, TypeVar
 from glasslm import files
 from glasslm.config.conversion import to_dict, with_flags, with_model
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.course.capstone import time_plan
 from glasslm.course.capstone.questions import Question, list_questions
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.studies import ablation, ablation_report, scaling_report, scaling_study
+from glasslm.lab.studies import ablation, ablation_report, ladder, scaling_report, scaling_study
 from glasslm.lab.studies.ablation_axes import variants
-from glasslm.lab.studies.ablation_budget import affordable_steps, relative_costs
+from glasslm.lab.studies.ablation_budget import affordable_steps, relative_costs, required_seconds
 from glasslm.lab.studies.scaling_study import ScalingStudy
-from glasslm.lab.studies.study_plan import measure_speed, prepare_recipe, resolve_compute
+from glasslm.lab.studies.study_plan import PLAN_FILE, measure_speed, prepare_recipe, resolve_compute
 from glasslm.lab.studies.sweep import Runner, run_flops
 from glasslm.report import run_report
 from glasslm.runs.metrics import ENDED_STATUSES, to_json_types
 from glasslm.runs.run_folder import Run
+from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, format_duration
 from glasslm.training import launch
 from glasslm.training.launch import Outcome
@@ -38,6 +42,7 @@ RECORD_NAME, FORMAT = "capstone.json", 1
 RUN_NAME = "run"
 # Fractions of the time that is left when a part starts. The remainder is for the pages.
 TIME_SHARES = {"run": 0.32, "ablation": 0.45, "scaling": 0.9}
+MIN_RUN_SHARE = 0.1  # of the budget
 SEEDS = 3
 # Layers, width and heads of the study that courses ask for, and of smaller ones like it. The first
 # that allows MIN_STEPS is taken. The depths of the study are 1/3, 2/3, 1, 4/3 and 2 times the
@@ -49,8 +54,11 @@ MIN_STEPS, BATCH_SIZE, MAX_CONTEXT = 400, 16, 128
 class CapstoneRecord:
     """capstone.json: the time spent, summed over interruptions, and the choices made once."""
 
-    def __init__(self, folder: Path, settings: Any, budget_s: float) -> None:
-        """Raises InputError if the folder contains a capstone of other settings."""
+    def __init__(self, folder: Path, settings: list[Any], budget_s: float) -> None:
+        """Raises InputError if the folder contains a capstone of other settings.
+
+        The budget of a capstone may be raised: studies that had no time are then planned again.
+        """
         files.make_folder(folder)
         self.folder, self.settings, self.budget_s = folder, settings, budget_s
         self.clock_start, self.spent_s = time.monotonic(), 0.0
@@ -62,11 +70,19 @@ class CapstoneRecord:
                 raise DamagedError(
                     f"{path} is no record of format {FORMAT}: restore it, or choose another --out"
                 )
-            if record["asked"] != settings:
+            *earlier_settings, earlier_budget_s = record["asked"]
+            if earlier_settings != settings:
                 raise InputError(
                     f"{path} is of other settings: give the same flags, or choose another --out"
                 )
+            if budget_s < earlier_budget_s:
+                raise InputError(
+                    f"{path} has a budget of {format_duration(earlier_budget_s)}: it can be "
+                    "raised, not lowered"
+                )
             self.spent_s, self.choices = float(record["spent_s"]), dict(record["decided"])
+            if budget_s > earlier_budget_s:
+                self.forget_plan()
 
     def choose_once(self, name: str, choose: Callable[[], Any]) -> Any:
         """The stored choice, or a new one, which depends on the speed of the moment."""
@@ -75,13 +91,54 @@ class CapstoneRecord:
         self.save()
         return self.choices[name]
 
+    def forget_plan(self) -> None:
+        """Plan the time again, of all parts that have not started."""
+        self.choices.pop("times", None)
+        for part in time_plan.PARTS:
+            if not self.has_started(part):
+                self.forget_choices(part)
+
+    def has_started(self, part: str) -> bool:
+        """Whether a part has a plan of its own, which fixes its size."""
+        name = "run.json" if part == "run" else PLAN_FILE
+        return (self.folder / part / name).exists()
+
+    def forget_choices(self, part: str) -> None:
+        """Forget the time of a part and what follows from it."""
+        self.choices.pop(f"{part}_s", None)
+        if part == "ablation":
+            self.choices.pop("baseline", None)
+
+    def redo(self, part: str) -> None:
+        """Delete a part, to make it again in the time that it had, or, if it had none, in the rest.
+
+        Raises InUseError if another process trains the run.
+        """
+        path = self.folder / part
+        if part == "run" and path.exists():
+            with lock_run(path):
+                pass
+        if path.exists():
+            files.remove_folder(path)
+        if not self.choices.get(f"{part}_s"):
+            self.forget_plan()
+
     def allot_seconds(self, part: str) -> float:
-        """The time for a part in seconds: its share of what was left when it first started."""
+        """The time for a part in seconds: its share of what was left when it first started.
+
+        0 where the budget has no time for it.
+        """
         self.save()
         left_s = self.budget_s - self.spent_s
-        return float(
-            self.choose_once(f"{part}_s", lambda: round(max(left_s * TIME_SHARES[part], 1.0), 1))
-        )
+        times: dict[str, float] = self.choices.get("times", {})
+        if part in times:
+            later = itertools.dropwhile(lambda name: name != part, time_plan.PARTS)
+            planned_s = sum(times.get(name, 0.0) for name in later)
+            share = times[part] / planned_s * sum(time_plan.SHARES.values()) if times[part] else 0
+        else:
+            share = TIME_SHARES[part]
+        seconds = round(max(left_s * share, 1.0), 1) if share else 0.0
+        return float(self.choose_once(f"{part}_s", lambda: seconds))
 
     @contextmanager
     def count_time(self) -> Iterator[None]:
@@ -101,7 +158,7 @@ class CapstoneRecord:
         self.spent_s, self.clock_start = self.spent_s + now - self.clock_start, now
         record = {
             "format": FORMAT,
-            "asked": self.settings,
+            "asked": [*self.settings, self.budget_s],
             "spent_s": round(self.spent_s, 1),
             "decided": self.choices,
         }
@@ -139,7 +196,54 @@ class Capstone:
 
 def open_record(folder: Path, base: RunConfig, preset: str, budget_s: float) -> CapstoneRecord:
     """The record of a new or interrupted capstone."""
-    return CapstoneRecord(folder, to_json_types([to_dict(base), preset, budget_s]), budget_s)
+    return CapstoneRecord(folder, to_json_types([to_dict(base), preset]), budget_s)
+
+
+def plan_times(
+    record: CapstoneRecord, base: RunConfig, compute: ComputeConfig, notify: Notify
+) -> None:
+    """Divide the time that is left among the parts that have not started, and tell it.
+
+    Each part gets at least the time that its smallest version needs at the measured speed.
+    """
+    waiting = [part for part in time_plan.PARTS if not record.has_started(part)]
+    if "times" in record.choices or not waiting:
+        return
+    notify("measuring the speed of the studies, to divide the time")
+    with record.count_time():
+        smallest = measure_smallest(base, Runner(compute), record.budget_s, notify)
+    smallest = {part: smallest[part] for part in waiting}
+    left_s = record.budget_s - record.spent_s
+    times = record.choose_once("times", lambda: time_plan.divide_time(left_s, smallest))
+    notify(time_plan.describe_times(times))
+    needed_s = time_plan.required_budget(smallest, record.spent_s)
+    for part in (part for part, seconds in times.items() if not seconds):
+        reason = time_plan.explain_missing(part, record.budget_s, needed_s)
+        record.choices[f"{part}_missing"] = reason
+        notify(f"warning: {reason}")
+    record.save()
+
+
+def measure_smallest(
+    base: RunConfig, runner: Runner, budget_s: float, notify: Notify
+) -> dict[str, float]:
+    """The smallest seconds of each part on this machine; infinite for one that cannot be made."""
+    recipe, dataset = prepare_recipe(base, notify)
+    V = dataset.tokenizer.vocab_size
+    baseline = _baseline_config(recipe, BASELINES[-1]).resolve()
+    others = [variant.config for variant in variants(_list_axes(BASELINES[-1]), baseline)]
+    costs = relative_costs(baseline, others, "tokens", V)
+    compute = resolve_compute(runner.compute, baseline, V)
+    step_s = measure_speed(baseline, compute, dataset).step
+    ablation_s = required_seconds(ablation.MIN_STEPS, costs, SEEDS, runner.slots, step_s)
+    try:
+        C = ladder.smallest_compute(recipe, dataset, runner.compute)
+        smallest_ladder = ladder.build_ladder(recipe, C, dataset, runner.compute)
+        speed = ladder.SpeedModel.measure(smallest_ladder, runner, dataset)
+        scaling_s = ladder.required_seconds(smallest_ladder, speed)
+    except InputError:  # the recipe cannot be made wide enough
+        scaling_s = math.inf
+    return {"run": MIN_RUN_SHARE * budget_s, "ablation": 1.1 * ablation_s, "scaling": scaling_s}
 
 
 def list_quiz_questions(base: RunConfig, notify: Notify) -> list[Question]:
@@ -215,6 +319,7 @@ def _run_ablation(
     record: CapstoneRecord, recipe: RunConfig, runner: Runner, command: str, notify: Notify
 ) -> Ablation:
     folder, time_s = record.folder / "ablation", record.allot_seconds("ablation")
+    _require_time(record, "ablation", time_s)
     notify(f"2 of 3: the ablation, in {format_duration(time_s)}")
     with record.count_time():
         shape = record.choose_once(
@@ -227,10 +332,17 @@ def _run_ablation(
     return Ablation(plan, results)
 
 
+def _require_time(record: CapstoneRecord, part: str, time_s: float) -> None:
+    """Raise InputError where the plan has no time for a part."""
+    if not time_s:
+        raise InputError(record.choices.get(f"{part}_missing", f"no time for the {part}"))
+
+
 def _run_scaling(
     record: CapstoneRecord, recipe: RunConfig, runner: Runner, command: str, notify: Notify
 ) -> ScalingStudy:
     folder, time_s = record.folder / "scaling", record.allot_seconds("scaling")
+    _require_time(record, "scaling", time_s)
     notify(f"3 of 3: the scaling study, in {format_duration(time_s)}")
     with record.count_time():
         study = scaling_study.run_study(recipe, f"{time_s:g}s", runner, folder, notify, command)

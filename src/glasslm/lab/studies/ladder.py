@@ -127,7 +127,7 @@ def plan_ladder(
             final_tokens=saved.get("final_tokens"),
         )
     base, dataset = prepare_recipe(base, notify)
-    flops = _parse_flops(budget)
+    flops = study_plan.parse_flops(budget)
     if flops is None:
         ladder, speed = _fit_time(base, parse_duration(budget), runner, dataset)
         ladder_time, extrapolation_time = map(format_duration, speed.predict_seconds(ladder))
@@ -163,15 +163,6 @@ def plan_ladder(
         },
     )
     return ladder
-
-
-def _parse_flops(budget: str) -> float | None:
-    """The budget in FLOPs, if it is a number of at least a million; a smaller one is a time."""
-    try:
-        number = float(budget)
-    except ValueError:
-        return None
-    return number if 1e6 <= number < math.inf else None
 
 
 def build_ladder(
@@ -278,21 +269,28 @@ def _fit_time(
 def _smallest_budget(
     base: RunConfig, dataset: Dataset, compute: ComputeConfig, speed: SpeedModel | None
 ) -> str:
-    """The smallest --budget that leaves MIN_STEPS to every run: a time, or FLOPs without `speed`.
+    """The smallest --budget that leaves MIN_STEPS to each run: a time, or FLOPs without `speed`."""
+    C = smallest_compute(base, dataset, compute)
+    if speed is not None:
+        return round_up_duration(required_seconds(build_ladder(base, C, dataset, compute), speed))
+    return f"{1.01 * C * STUDY_FLOPS:.2e}"
 
-    It is a tenth longer than the measured speed requires, because speeds vary.
-    """
-    low, high = 1e6, 1e6
+
+def smallest_compute(base: RunConfig, dataset: Dataset, compute: ComputeConfig) -> float:
+    """The smallest largest compute, in FLOPs, that leaves MIN_STEPS to every run."""
+    low = high = 1e6
     while build_ladder(base, high, dataset, compute).min_steps < MIN_STEPS:
         low, high = high, 2 * high
     for _ in range(10):
         middle = math.sqrt(low * high)
         has_steps = build_ladder(base, middle, dataset, compute).min_steps >= MIN_STEPS
         low, high = (low, middle) if has_steps else (middle, high)
-    if speed is None:
-        return f"{1.01 * high * STUDY_FLOPS:.2e}"
-    seconds = sum(speed.predict_seconds(build_ladder(base, high, dataset, compute)))
-    return round_up_duration(1.1 * seconds / PLANNED_SHARE)
+    return high
+
+
+def required_seconds(ladder: Ladder, speed: SpeedModel) -> float:
+    """The budget for a ladder, a tenth longer than the measured speed requires."""
+    return 1.1 * sum(speed.predict_seconds(ladder)) / PLANNED_SHARE
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,15 @@ def resolve_compute(
     )[0]
 
 
+def parse_flops(budget: str) -> float | None:
+    """The budget in FLOPs, if it is a number of at least a million; a smaller one is a time."""
+    try:
+        number = float(budget)
+    except ValueError:
+        return None
+    return number if 1e6 <= number < math.inf else None
+
+
 def load_plan(study: Path, flags: Any) -> dict[str, Any] | None:
     """The content of plan.json; None if the study is new.
 
