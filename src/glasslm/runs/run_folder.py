@@ -115,13 +115,17 @@ def create_run(run_dir: Path, record: Mapping[str, Any], tokenizer_json: str) ->
     holds another run or anything else, ExhaustedError when the disk is full.
     """
     _refuse_existing(run_dir)
-    # What a run that ended before its first checkpoint has left is removed.
-    for name in (_RECORD, _METRICS, _TOKENIZER, checkpoint.BASE):
-        files.remove(run_dir / name)
+    delete_run(run_dir)
     files.make_folder(run_dir / checkpoint.FOLDER)
     files.write_atomic(run_dir / _TOKENIZER, tokenizer_json.encode("utf-8"))
     # run.json comes last: a folder with it is a run.
     files.write_json(run_dir / _RECORD, {"format": FORMAT, **record})
+
+
+def delete_run(run_dir: Path) -> None:
+    """Delete what a run that ended before its first checkpoint left. The caller holds its lock."""
+    for name in (_RECORD, _METRICS, _TOKENIZER, checkpoint.BASE):
+        files.remove(run_dir / name)
 
 
 def is_without_progress(run_dir: Path) -> bool:
