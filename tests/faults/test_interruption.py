@@ -98,7 +98,7 @@ def test_ctrl_c_before_the_first_step_leaves_no_run(
 ) -> None:
     """While the loop is prepared: there is no checkpoint to resume from."""
 
-    def raise_interrupt(path: Path, start_bytes: int) -> None:
+    def raise_interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

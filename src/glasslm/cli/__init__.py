@@ -10,7 +10,13 @@ import warnings
 
 from glasslm.cli import streams
 from glasslm.cli.streams import discard_output, open_standard_streams
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import (
+    EXHAUSTED_ERRNOS,
+    ExhaustedError,
+    GlasslmError,
+    InputError,
+    explain_exhaustion,
+)
 from glasslm.text import notify, suggest_name, to_one_line
 from glasslm.training.interruption import raise_on_signals, signal_number
 
@@ -110,6 +116,11 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
     if error.filename is None and streams.is_full(error):
         notify(f"{program}: no room to write its output ({error.strerror}): free some space")
         return 6
+    if error.errno in EXHAUSTED_ERRNOS:
+        notify(
+            f"{program}: {explain_exhaustion(error, to_one_line(str(error.filename or 'a file')))}"
+        )
+        return ExhaustedError.exit_code
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     where = ", ".join(to_one_line(str(name)) for name in names)
     cure = f": check {where}" if where else ""

@@ -32,7 +32,7 @@ from glasslm.data.special_tokens import TokenPattern
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import DamagedError, InputError, raise_if_exhausted
 from glasslm.text import Notify, Progress
 
 RECIPE_FORMAT = 3  # part of the name of a recipe
@@ -107,7 +107,9 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
             for name in ("train", "val", "test")
             if f"{name}_tokens" in facts
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError):
+            raise_if_exhausted(error, folder)
         return None  # It is missing or damaged. DamagedError is an OSError.
     tokenizer.compare_bytes(parts["val"].tokens, parts["val"].bytes)
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)

@@ -15,7 +15,7 @@ import numpy as np
 
 from glasslm import files
 from glasslm.engines.state import AVERAGE, MOMENTS, moment_kind, read_state
-from glasslm.errors import DamagedError, GlasslmError
+from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, raise_if_exhausted
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics
 from glasslm.runs.checkpoint import Checkpoint, RunIdentity
@@ -81,9 +81,12 @@ def _check_part(name: str, kind: str, check: Callable[[], str]) -> Part:
     """The verdict on one part: ok with the message of `check`, or damaged if it raises."""
     try:
         return Part(name, "ok", check())
+    except ExhaustedError:
+        raise
     except GlasslmError as error:
         return Part(name, "damaged", f"{error}. Cure: {CURES[kind]}")
     except OSError as error:
+        raise_if_exhausted(error, name)
         return Part(
             name,
             "damaged",
