@@ -19,12 +19,14 @@ from glasslm.config.schema import DeviceName, EngineName, Precision
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
 
+NO_TARGET = -1  # a target that is not predicted
+
 
 class Batch(NamedTuple):
     """The rows of one step that this process computes."""
 
     tokens: NDArray[np.int64]  # (B, T)
-    targets: NDArray[np.int64]  # (B, T), the token after each position; -1 is not predicted
+    targets: NDArray[np.int64]  # (B, T), the token after each position; or NO_TARGET
     step: int  # with `rows`, the key of the dropout masks
     rows: NDArray[np.int64]  # (B,), each row's index in the step's global batch
 
@@ -107,7 +109,7 @@ class Engine(Protocol):
         ...
 
     def losses(self, tokens: Array, targets: Array) -> Array:
-        """(B, T): the nats of each target given the tokens up to its position; 0 for target -1.
+        """(B, T): the nats of each target given the tokens up to its position; 0 for NO_TARGET.
 
         tokens and targets (B, T). Uses the average of the weights if there is one.
         """

@@ -6,9 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from glasslm.engines.protocol import NO_TARGET
 from glasslm.errors import InputError
-
-NO_TARGET = -1  # a target that is not predicted
 
 
 def require_token_ids(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.data.file_stamp import require_uncut
-from glasslm.engines.protocol import Engine
+from glasslm.engines.protocol import NO_TARGET, Engine
 from glasslm.errors import InputError
 from glasslm.text import Notify, Progress, ignore_message
 
@@ -116,5 +116,5 @@ def windows(
         positions = window_indices[first : first + rows, None] * block_size + np.arange(width)
         inputs = tokens[np.minimum(positions, last)].astype(np.int64)
         following = tokens[np.minimum(positions + 1, last)].astype(np.int64)
-        targets = np.where(positions < last, following, -1)
+        targets = np.where(positions < last, following, NO_TARGET)
         yield inputs, targets

@@ -29,7 +29,7 @@ from glasslm.config.schema import (
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT_PREFIX, forward_names
-from glasslm.engines.protocol import Batch, Engine
+from glasslm.engines.protocol import NO_TARGET, Batch, Engine
 from glasslm.errors import InputError
 from glasslm.inference import evaluation, generation
 from glasslm.inference.json_grammar import JsonGrammar
@@ -321,7 +321,7 @@ class Model:
         if len(ids) < 2:
             raise InputError(f"the text has {len(ids)} tokens: give at least two to look inside")
         names = forward_names(self.config.model) if names is None else list(names)
-        targets = np.append(ids[1:], -1)  # nothing is known of the token after the last
+        targets = np.append(ids[1:], NO_TARGET)  # nothing is known of the token after the last
         batch = Batch(ids[None], targets[None], 0, np.zeros(1, np.int64))
         arrays = self.engine.inspect(batch, names)
 

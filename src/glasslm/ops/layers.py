@@ -10,6 +10,7 @@ import numpy as np
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.ops import Array, New, Unary
+from glasslm.engines.protocol import NO_TARGET
 from glasslm.errors import InputError
 from glasslm.ops.arguments import (
     read_arrays,
@@ -301,7 +302,7 @@ def cross_entropy(
     """
     (logits,) = read_arrays(logits=(logits, "... V"))
     V = logits.shape[-1]
-    targets = read_ids("targets", targets, V, logits.shape[:-1], lowest=-1)
+    targets = read_ids("targets", targets, V, logits.shape[:-1], lowest=NO_TARGET)
     nats, op_back = ops.cross_entropy(
         logits.reshape(-1, V), targets.reshape(-1), read_new(new, logits.dtype)
     )

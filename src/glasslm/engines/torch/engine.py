@@ -25,7 +25,7 @@ from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
 from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.objective import coefficients
-from glasslm.engines.protocol import Batch, Losses, State, Update
+from glasslm.engines.protocol import NO_TARGET, Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, average_decay, read_state
 from glasslm.engines.token_ids import require_token_ids
 from glasslm.engines.torch import hardware
@@ -263,8 +263,9 @@ class TorchEngine:
                 logits, _ = self.eval_model(self._to_device(tokens[input_rows]))
             if len(part):
                 flat_targets = self._to_device(targets[part]).flatten()
+                flat_logits = upcast(logits).flatten(0, 1)
                 nats = F.cross_entropy(
-                    upcast(logits).flatten(0, 1), flat_targets, ignore_index=-1, reduction="none"
+                    flat_logits, flat_targets, ignore_index=NO_TARGET, reduction="none"
                 )
                 result[self._to_device(part)] = nats.view(len(part), -1).to(self.master_dtype)
         if self.ranks:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasslm.engines.protocol import NO_TARGET
 from glasslm.engines.torch.layers import upcast
 from glasslm.engines.torch.moe import Routing
 
@@ -26,7 +27,7 @@ def loss_terms(
     T = targets.shape[1]
     logits, targets = upcast(logits).flatten(0, 1), targets.flatten()
     valid = targets >= 0
-    nats = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    nats = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="sum")
     terms: dict[str, Tensor] = {}
     if "smoothing" in names:
         target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
