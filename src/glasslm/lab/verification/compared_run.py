@@ -131,11 +131,6 @@ class ComparedRun:
             return ""
 
     @property
-    def is_lossy(self) -> bool:
-        """Whether the tokens are known not to decode to the text."""
-        return (self.run.record.get("tokenizer") or {}).get("lossless") is False
-
-    @property
     def validation_text(self) -> tuple[Any, ...]:
         """The identity of the validation text, which is split off before tokenization."""
         data = self.run.config.data

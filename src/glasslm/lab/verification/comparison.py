@@ -117,11 +117,6 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
     for run in compared:
         if run.lossy_reason:
             sentences.append(f"{run.letter}: {explain_lossy(run.lossy_reason)}.")
-    if lossy := [run.letter for run in compared if run.is_lossy]:
-        sentences.append(
-            f"The tokenizer of {', '.join(lossy)} does not decode to the text: its bits per byte "
-            "leave out what it loses."
-        )
     if len({run.validation_text for run in compared}) > 1:
         sentences.append(
             "The validation texts differ: neither loss nor bits per byte tells which model is "
@@ -168,8 +163,6 @@ def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
         return ["There is nothing to compare: fewer than two runs have a finite validation loss."]
     if len({run.validation_text for run in compared}) > 1:
         return ["No run is called better than another one."]
-    if needs_bits_per_byte(compared) and any(run.is_lossy for run in compared):
-        return ["No run is called better: bits per byte of a lossy tokenizer leave out text."]
     ranked = sorted(finite, key=lambda pair: pair[0])
     (low, best), (high, second) = ranked[0], ranked[1]
     if low == high:
