@@ -1,4 +1,4 @@
-"""Calls of libraries that return only at their end, made so that the program obeys signals.
+"""Call a library in a thread, so that the program obeys signals before the call returns.
 
 The tokenizers library computes in Rust, whose panics are no subclass of Exception in Python.
 """
@@ -20,7 +20,7 @@ _WAIT_S = 0.1  # between two looks for a signal
 def run_interruptibly(work: Callable[[], Result], timeout_s: float | None = None) -> Result:
     """The result of `work`, which runs in a thread, so that this thread can obey a signal.
 
-    For calls of libraries that return only at their end. A signal or the timeout abandons the
+    A signal or the timeout abandons the
     thread; it ends with the process. Raises TimeoutError after `timeout_s` seconds.
     """
     if threading.current_thread() is not threading.main_thread() and timeout_s is None:

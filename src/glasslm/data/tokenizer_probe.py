@@ -158,18 +158,19 @@ def _run_probe(job: bytes) -> str:
     """Encode the texts of `job` in a process with limits; returns what went wrong, or nothing."""
     environment = os.environ | {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false"}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             COMMAND, input=job, capture_output=True, timeout=MAX_PROBE_S, env=environment
         )
     except subprocess.TimeoutExpired:
         return f"encoding short texts takes more than {MAX_PROBE_S} seconds"
-    if done.returncode == 0:
+    if result.returncode == 0:
         return ""
-    if error := done.stdout.decode("utf-8", "replace").strip():
+    if error := result.stdout.decode("utf-8", "replace").strip():
         return error
     return (
         f"encoding short texts needs more than {MAX_PROBE_CPU_S} seconds or "
-        f"{MAX_PROBE_BYTES >> 30} GiB, or ends the tokenizers library (exit code {done.returncode})"
+        f"{MAX_PROBE_BYTES >> 30} GiB, or ends the tokenizers library (exit code "
+        f"{result.returncode})"
     )
 
 

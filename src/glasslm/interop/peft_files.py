@@ -148,7 +148,7 @@ def _adapter_config(
         "alpha_pattern": {target: count * alpha for target, count in stacked.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": _is_gpt2(c),  # GPT-2's matrices are (in, out)
+        "fan_in_fan_out": _has_gpt2_family(c),  # GPT-2's matrices are (in, out)
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -192,7 +192,7 @@ def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
 
     Raises InputError for a model that has no architecture in transformers.
     """
-    gpt2_names = _is_gpt2(c)
+    gpt2_names = _has_gpt2_family(c)
     words = [f"attention.{word}" for word in "qkvo"]
     if not c.n_experts:
         words += [
@@ -209,7 +209,7 @@ def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
     return matrices
 
 
-def _is_gpt2(c: ModelConfig) -> bool:
+def _has_gpt2_family(c: ModelConfig) -> bool:
     """Whether GPT-2 is the model's family. Raises InputError where transformers has none."""
     return "gpt2" in families.choose_family(c).MODEL_TYPES
 

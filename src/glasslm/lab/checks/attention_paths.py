@@ -89,7 +89,7 @@ def _compare_paths(case: str, config: ModelConfig, seed: int) -> tuple[PathResul
     rng = np.random.default_rng(seed)  # the same tokens in every case
     tokens, targets = rng.integers(0, V, (2, B, T))
     batch = Batch(tokens, targets, step=0, rows=np.arange(B))
-    (_, reference), *others = engines = list(_engines(config, seed))
+    (_, reference), *others = engines = list(_make_engines(config, seed))
     losses = reference.losses(tokens, targets)
     gradients = reference.gradients(batch, mean_weight(batch))
     scale, paths = np.abs(losses).max(), 0
@@ -115,7 +115,7 @@ def _compare_paths(case: str, config: ModelConfig, seed: int) -> tuple[PathResul
     return PathResult(case, paths, worst.error, worst.where), losses
 
 
-def _engines(config: ModelConfig, seed: int) -> Iterator[tuple[str, Any]]:
+def _make_engines(config: ModelConfig, seed: int) -> Iterator[tuple[str, Any]]:
     """The engines of each algorithm of attention, NumPy's plain one first, with equal weights."""
     table = parameter_table(config.resolve(), V)
     weights = [  # the same in every case, wherever models share a weight
