@@ -143,7 +143,7 @@ def test_explicit_attention_equals_pytorchs(biased: bool, width: int, kv_heads: 
     q, k, v = normal(3, 4, width, 6), normal(3, kv_heads, width, 6), normal(3, kv_heads, width, 6)
     later = torch.ones(width, width, dtype=torch.bool).triu(1)
     bias = normal(4, width, width).masked_fill(later, -math.inf) if biased else None
-    context = AttentionContext(rotation=None, bias=bias, hidden=None, causal=width > 1)
+    context = AttentionContext(rotation=None, bias=bias, hidden_mask=None, causal=width > 1)
     torch.testing.assert_close(
         explicit_attention(q, k, v, context), attention(q, k, v, context), rtol=1e-12, atol=1e-12
     )
@@ -156,7 +156,7 @@ def test_attention_drops_probabilities() -> None:
     q, k = torch.zeros(2, 4, width, width), torch.zeros(2, 4, width, width)  # all scores are equal
     v = torch.eye(width).expand(2, 4, width, width)
     context = AttentionContext(
-        rotation=None, bias=None, hidden=None, causal=True, dropout=SiteDropout(p, keys)
+        rotation=None, bias=None, hidden_mask=None, causal=True, dropout=SiteDropout(p, keys)
     )
     expected = torch.ones(width, width).tril() / torch.arange(1, width + 1)[:, None]
     mask = dropout_mask(
@@ -420,7 +420,7 @@ def test_full_memory_is_a_memory_error(
     method: str, full: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of()
-    monkeypatch.setattr(engine.model, "hidden", full)
+    monkeypatch.setattr(engine.model, "hidden_states", full)
     with pytest.raises(MemoryError):
         METHODS[method](engine)
 
