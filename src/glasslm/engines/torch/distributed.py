@@ -197,7 +197,15 @@ def _join_group() -> None:
     torch.set_num_threads(thread_count(0))
     timeout_s = float(os.environ.get("GLASSLM_GROUP_TIMEOUT", GROUP_TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise GroupError(
+            f"rank {os.environ.get('RANK')} of {count_ranks()} could not join its group at "
+            f"{address} in {timeout_s:g} s ({_first_line(error)}). Start all ranks, with torchrun, "
+            "on a port that no other program uses"
+        ) from None
 
 
 def _leave_group() -> None:
