@@ -90,7 +90,7 @@ def test_an_array_longer_than_a_chunk_is_updated_as_one() -> None:
     n = 2 * CHUNK_NUMBERS + 17
     g = np.random.default_rng(0).standard_normal(n)
     p, m, v = np.ones(n), np.zeros(n), np.zeros(n)
-    adamw(p, g.copy(), m, v, t=1, lr=0.1, decay=0.0, betas=(0.9, 0.95), scale=1.0)
+    adamw(p, g.copy(), m, v, t=1, lr=0.1, decay=0.0, betas=(0.9, 0.95), scale=1.0, eps=1e-8)
     # The first step has the size of the rate.
     np.testing.assert_allclose(p, 1 - 0.1 * g / (np.abs(g) + 1e-8), rtol=1e-12)
 

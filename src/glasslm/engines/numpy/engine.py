@@ -233,7 +233,9 @@ class NumpyEngine:
             for part in chunks(runs[0].size, CHUNK_NUMBERS):
                 arrays = [run[part] for run in runs]
                 if kind == "adamw":
-                    step = partial(optimizer.adamw, t=self.updates, betas=c.betas)
+                    step = partial(
+                        optimizer.adamw, t=self.updates, betas=c.betas, eps=optimizer.ADAM_EPS
+                    )
                 else:
                     step = partial(optimizer.sgd, momentum=c.momentum)
                 yield partial(step, *arrays, lr=lr, decay=decay, scale=scale)

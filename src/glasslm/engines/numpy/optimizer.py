@@ -29,7 +29,7 @@ def adamw(
     decay: float,
     betas: tuple[float, float],
     scale: float,
-    eps: float = ADAM_EPS,
+    eps: float,
 ) -> None:
     """One AdamW update of p at update number t = 1, 2, ...; the gradient is `scale` x g.
 
