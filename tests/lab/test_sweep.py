@@ -31,9 +31,21 @@ from glasslm.lab.studies.sweep import (
     run_all,
     run_flops,
 )
+from glasslm.lab.studies.trial_results import describe_sample, read_trial
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
-from small_runs import comparable_results, small_config, train, wait_for, write_text
+from glasslm.training import launch
+from small_runs import (
+    COMPUTE,
+    comparable_results,
+    ignore_message,
+    logged_lines,
+    small_config,
+    train,
+    wait_for,
+    without_report,
+    write_text,
+)
 
 STEPS = 12
 RUNNER = Runner(ComputeConfig(engine="numpy", threads=1))
@@ -320,3 +332,24 @@ def test_one_engine_serves_a_whole_study(text: Path) -> None:
         resolved = study_plan.resolve_compute(compute, small_config(text), 20)
         assert "auto" not in (resolved.engine, resolved.device, resolved.precision)
         assert resolved.threads == (compute.threads or 1)
+
+
+def test_all_runs_of_a_study_are_measured_on_the_same_tokens(text: Path, tmp_path: Path) -> None:
+    """A runner's final_tokens become windows of each run's size, and the results say sampled."""
+    runner = Runner(ComputeConfig(threads=1), final_tokens=160)
+    flags = {"val_fraction": 0.5, "sample_interval": 0, "max_steps": 2, "eval_interval": 1}
+    lines, results = [], []
+    for block_size in (4, 8):
+        trial = Trial(f"b{block_size}", small_config(text, block_size=block_size, **flags))
+        job = sweep._make_job(tmp_path, trial, runner, "")
+        assert job["final_windows"] == 160 // block_size
+        run_dir = tmp_path / "runs" / trial.name
+        with without_report():
+            launch.train(trial.config, COMPUTE, run_dir, final_windows=40, notify=ignore_message)
+        lines += [logged_lines(run_dir, "eval")[-1]]
+        results.append(read_trial(1, TrialOutcome("finished", Run(run_dir))))
+    assert [line["tokens"] for line in lines] == [160, 320]
+    (sentence,) = describe_sample(results[:1])
+    assert "on the same 160 tokens" in sentence
+    assert f"standard error up to {lines[0]['stderr']:.4f} nats" in sentence
+    assert not describe_sample([])
