@@ -68,7 +68,7 @@ def test_training_announces_each_phase_before_it_starts(
         "<open_run_inputs>",
         "reading",
         "<survey_text>",
-        "tokenising",
+        "tokenizing",
         "training BPE",
         "<train_bpe>",
         "choosing the engine",

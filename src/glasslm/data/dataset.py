@@ -325,7 +325,7 @@ def _tokenize_part(
         facts[f"{name}_tokens"] += len(ids)
         facts[f"{name}_bytes"] += len(text.encode()) - _special_bytes(tokenizer, ids)
         done = sum(facts.get(f"{part}_bytes", 0) for part in ("train", "val", "test"))
-        message = f"tokenising: {done / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
+        message = f"tokenizing: {done / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
         progress.update(done / max(1, total_bytes), message)
 
 

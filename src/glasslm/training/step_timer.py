@@ -227,5 +227,5 @@ def _too_short(config: RunConfig, budget_s: float, spent_s: float, run_s: float)
         f"--max-time {config.train.max_time} is too short for one step: preparing took "
         f"{format_duration(spent_s)}, and one step with its evaluations takes about "
         f"{format_duration(max(1, run_s))}.\nGive --max-time {format_duration(needed_s)} or more, "
-        "or a smaller model. A text is tokenised only once, so the next start is faster"
+        "or a smaller model. A text is tokenized only once, so the next start is faster"
     )
