@@ -1,4 +1,4 @@
-"""Signs, without reading a file, that another program has changed it while it was open."""
+"""Detect by size and times, without reading, that another program has changed an open file."""
 
 from __future__ import annotations
 

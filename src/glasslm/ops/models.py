@@ -153,9 +153,8 @@ def transformer(
     c, names = _require_config(config).resolve(), _read_dictionary(weights)
     if "embedding.weight" not in names:
         raise InputError("weights lack 'embedding.weight', with the shape (V, D): add it")
-    (embeddings,) = read_arrays(
-        **{"weights['embedding.weight']": (names["embedding.weight"], "V D")}
-    )
+    label = "weights['embedding.weight']"
+    (embeddings,) = read_arrays(**{label: (names["embedding.weight"], "V D")})
     V, dtype = len(embeddings), embeddings.dtype
     ids = read_ids("tokens", tokens, V)
     if not ids.ndim or ids.shape[-1] > c.block_size:

@@ -82,12 +82,10 @@ def attention(
     to be subtracted first.
     """
     B, T, K, Q = v.shape
-    H = qk.shape[2] - K
-    scale = 1 / math.sqrt(Q)
+    H, scale = qk.shape[2] - K, 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
     qh, kh, vh = _heads(q, K), _heads(k, K), _heads(v, K)  # (B, K, G, T, Q) and (B, K, 1, T, Q)
-
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)

@@ -170,23 +170,16 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
         )
         for variant in _list_variants(spec, base)
     ]
-    listed = [
-        [variant.axis, variant.value, to_dict(variant.config), variant.checkout]
-        for variant in planned
-    ]
     # Another version of glasslm may not know how to take a sample.
     measured_tokens = None if spec.against is not None else final_tokens(base, dataset)
-    save_plan(
-        study,
-        flags,
-        {
-            "base": to_dict(base),
-            "variants": listed,
-            "vocab_size": V,
-            "compute": to_dict(compute),
-            "final_tokens": measured_tokens,
-        },
-    )
+    contents = {
+        "base": to_dict(base),
+        "variants": [[v.axis, v.value, to_dict(v.config), v.checkout] for v in planned],
+        "vocab_size": V,
+        "compute": to_dict(compute),
+        "final_tokens": measured_tokens,
+    }
+    save_plan(study, flags, contents)
     return Plan(base, planned, spec, V, compute, measured_tokens)
 
 
