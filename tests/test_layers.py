@@ -149,3 +149,9 @@ def test_no_pickle_and_torch_only_in_its_engine(name: str) -> None:
     allowed = {"torch"} if name.startswith(("engines.torch.", "interop.")) else set()
     nodes = list(ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))))
     assert not library_imports(nodes) & ({"pickle", "marshal", "shelve", "torch"} - allowed)
+
+
+def test_test_files_have_different_names() -> None:
+    """pytest imports them by their name alone: of two with one name, the second is an error."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    assert sorted(set(names)) == sorted(names)
