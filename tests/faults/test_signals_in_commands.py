@@ -1,6 +1,6 @@
 """Signals in the middle of each kind of work: the exit code is 128 + n, and nothing half is left.
 
-This file is also the program that runs the commands: `python test_signals.py FOLDER`.
+This file is also the program that runs the commands: `python test_signals_in_commands.py FOLDER`.
 """
 
 import hashlib
