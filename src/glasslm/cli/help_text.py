@@ -88,7 +88,9 @@ def list_groups(
     own, nested = [], []
     for field in dataclasses.fields(flags_class):
         value = _default_value(field, default)
-        kind, _ = split_markers(hints[field.name])
+        kind, marks = split_markers(hints[field.name])
+        if tyro.conf.Suppress in marks:  # not a flag
+            continue
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             nested.append((kind, value))
         else:
