@@ -17,6 +17,8 @@ Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
 MAX_ARXIV_RESULTS = 30_000  # abstracts: the API of arXiv returns no more
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's special token for the end of a document
 MIN_BPE_VOCABULARY = 257  # 256 bytes and one merge
+MAX_BPE_VOCABULARY = 1 << 20
+MAX_SPECIAL_TOKEN = 256  # characters
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class DataConfig:
         require_fields(
             self,
             ["vocab_size"],
-            lambda x: x >= MIN_BPE_VOCABULARY,
-            f"at least {MIN_BPE_VOCABULARY} (256 bytes and one merge)",
+            lambda x: MIN_BPE_VOCABULARY <= x <= MAX_BPE_VOCABULARY,
+            f"at least {MIN_BPE_VOCABULARY} (256 bytes and one merge), "
+            f"at most {MAX_BPE_VOCABULARY:,}",
         )
         require_fields(self, ["val_fraction"], lambda x: 0 < x < 1, "above 0 and below 1")
         require_fields(self, ["test_fraction"], lambda x: 0 <= x < 1, "at least 0 and below 1")
@@ -95,9 +98,13 @@ class DataConfig:
         is_size = 1 <= self.max_byte_count < 2**63
         require(is_size, "max_bytes", self.max_bytes, "a size, such as 200kB, 50MB or 2GB")
         self._require_one_source()
-        distinct = set(self.special_tokens)
-        is_list = len(distinct) == len(self.special_tokens) and "" not in distinct
-        require(is_list, "special_tokens", self.special_tokens, "different texts, none empty")
+        is_distinct = len(set(self.special_tokens)) == len(self.special_tokens)
+        require(
+            is_distinct and all(map(_is_token, self.special_tokens)),
+            "special_tokens",
+            self.special_tokens,
+            f"different texts of 1 to {MAX_SPECIAL_TOKEN} characters, none of blanks alone",
+        )
 
     def _require_one_source(self) -> None:
         """Raise InputError for two sources, and for a setting of a dataset that is not given."""
@@ -141,3 +148,8 @@ class DataConfig:
     def has_source(self) -> bool:
         """Whether a source of text is named; if not, data.sources.corpora takes the default one."""
         return bool(self.corpus or self.text_file or self.hf_dataset)
+
+
+def _is_token(text: str) -> bool:
+    """Whether a text can be a special token, which people must be able to read in messages."""
+    return len(text) <= MAX_SPECIAL_TOKEN and bool(text.strip())

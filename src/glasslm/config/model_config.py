@@ -108,7 +108,7 @@ class ModelConfig:
         counts = ("d_model", "n_layers", "n_heads", "block_size")
         require_fields(self, counts, lambda x: x >= 1, "at least 1")
         require_fields(self, ("n_kv_heads", "d_ff"), lambda x: x >= 0, "0 (derived) or more")
-        require_fields(self, ("window", "lora_rank"), lambda x: x >= 0, "0 (off) or more")
+        require_fields(self, ("window", "lora_rank"), lambda x: 0 <= x < 2**63, "0 (off) or more")
         widths = ("d_model", "n_heads", "n_kv_heads", "d_ff", "lora_rank")
         require_fields(self, widths, lambda x: x <= MAX_WIDTH, f"at most {MAX_WIDTH:,}")
         blocks = self.n_layers * max(1, self.n_experts)
