@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers as library
+from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig
 from glasslm.data.dataset import Dataset, prepare_dataset, tokenize_source
 from glasslm.data.sources import corpora
-from glasslm.data.special_tokens import TokenPattern
+from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.text_pieces import cut_between_words
 from glasslm.data.tokenizers import (
     ByteTokenizer,
@@ -276,3 +277,14 @@ def test_special_tokens_of_a_tokenizer_file_are_reported(tmp_path: Path) -> None
 def test_special_tokens_are_different_texts(tokens: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="special_tokens"):
         DataConfig(special_tokens=tokens)
+
+
+def test_ordinary_text_is_encoded_in_whole_pieces() -> None:
+    pieces: list[tuple[str, int]] = []
+
+    def encode(text: str, start: int) -> NDArray[np.uint32]:
+        pieces.append((text, start))
+        return np.zeros(len(text), np.uint32)
+
+    encode_pieces("one two<|e|>four five", {"<|e|>": 9, "<|e|><|e|>": 8}, encode)
+    assert pieces == [("one two", 0), ("four five", 12)]

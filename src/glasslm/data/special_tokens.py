@@ -83,7 +83,10 @@ def encode_pieces(
     `encode_ordinary` encodes a piece without special tokens, which begins at a character.
     """
     ids, start = [np.zeros(0, np.uint32)], 0
-    for piece in TokenPattern(tuple(special_tokens)).split([text]):
+    whole = TokenPattern(tuple(special_tokens)).compile() if special_tokens else None
+    # Ordinary text is encoded whole: a split at its end would hide unknown characters.
+    pieces = re.split(f"({whole.pattern})", text) if whole else [text]
+    for piece in filter(None, pieces):
         if piece in special_tokens:
             ids.append(np.array([special_tokens[piece]], np.uint32))
         else:
