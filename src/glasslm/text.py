@@ -61,6 +61,15 @@ def format_number(value: float | None, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "nan"
 
 
+def plural(count: int, word: str) -> str:
+    """The count with its word.
+
+    >>> plural(1, "head"), plural(4, "head")
+    ('1 head', '4 heads')
+    """
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
 def format_duration(seconds: float) -> str:
     """A duration in its two largest units.
 

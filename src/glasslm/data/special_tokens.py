@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.text import plural
+
 MAX_LISTED = 5  # spellings in a note
 MAX_SPELLING = 48  # characters of a spelling that SPECIAL_SPELLING finds
 # The usual spelling of a special token, as in <|endoftext|> and <|im_start|>.
@@ -113,7 +115,7 @@ def count_spellings(
 def explain_spellings(counts: Mapping[str, int], text: str) -> str:
     """A note that `text` has these spellings, what happens, and the flag that changes it."""
     common = sorted(counts, key=lambda token: -counts[token])[:MAX_LISTED]
-    listed = ", ".join(f"{token} {counts[token]:,} times" for token in common)
+    listed = ", ".join(f"{token} {plural(counts[token], 'time')}" for token in common)
     more = f" and {len(counts) - len(common)} others" if len(counts) > len(common) else ""
     flag = " ".join(shlex.quote(token) for token in common)
     return (

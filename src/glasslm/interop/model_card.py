@@ -33,7 +33,7 @@ from glasslm.runs.metrics import (
     step_lines,
 )
 from glasslm.runs.record import FileRecord, text_name
-from glasslm.text import format_bytes, format_duration, format_number
+from glasslm.text import format_bytes, format_duration, format_number, plural
 
 Rows = list[tuple[str, str]]
 
@@ -206,7 +206,11 @@ def _training(export: ModelExport, lines: list[Line]) -> list[str]:
         rows += [("tokens seen", f"{steps[-1]['tokens']:,}")]
     if steps and steps[-1].get("epoch") is not None:
         rows += [("epochs", f"{steps[-1]['epoch']:.3g}")]
-    warmup = f" after {optimizer.warmup_steps} steps of warmup" if optimizer.warmup_steps else ""
+    warmup = (
+        f" after {plural(optimizer.warmup_steps, 'step')} of warmup"
+        if optimizer.warmup_steps
+        else ""
+    )
     rows += [
         ("optimizer", f"{optimizer.optimizer}, weight decay {optimizer.weight_decay:g}"),
         ("learning rate", f"at most {optimizer.lr:g}, {optimizer.schedule}{warmup}"),

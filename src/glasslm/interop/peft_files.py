@@ -29,6 +29,7 @@ from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
+from glasslm.text import plural
 
 Array = NDArray[Any]
 # By the parameter table's names: blocks.0.attention.q.lora_a (r, in) and .lora_b (out, r).
@@ -170,7 +171,7 @@ tags:
 # LoRA adapters
 
 Rank {c.lora_rank}, alpha {c.lora_alpha:g}, on the matrices {", ".join(c.adapted_matrices)} of \
-every layer, trained with glasslm for {step:,} steps.
+every layer, trained with glasslm for {plural(step, "step")}.
 
 ```python
 from peft import PeftModel

@@ -20,7 +20,7 @@ from glasslm.runs.metrics import (
     step_lines,
     timing_of,
 )
-from glasslm.text import format_bytes, format_duration, format_number, quote_path
+from glasslm.text import format_bytes, format_duration, format_number, plural, quote_path
 
 Row = tuple[str, str]
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def headline_tiles(
         ]
     steps = step_lines(lines)
     if timing:
-        last = f"{steps[-1]['step']:,} steps" if steps else "no logged step"
+        last = plural(steps[-1]["step"], "step") if steps else "no logged step"
         tiles += [("time", format_duration(elapsed_s(lines)), last)]
     if steps and steps[-1].get("tokens"):
         epoch = steps[-1].get("epoch")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from glasslm.runs.history import Point, loss_range
 from glasslm.runs.metrics import Line, SampleLine, Timing
-from glasslm.text import as_float, escape_control_chars, format_duration, format_number
+from glasslm.text import as_float, escape_control_chars, format_duration, format_number, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -252,7 +252,7 @@ def _curve_rows(view: View, width: int, height: int) -> list[Text]:
         ("●", VALIDATION, "best"),
     ):
         legend.append(sign, style=style).append(f" {word}   ")
-    legend.append(f"{last:,.0f} steps".rjust(width - legend.cell_len))
+    legend.append(plural(round(last), "step").rjust(width - legend.cell_len))
     legend.truncate(width)
     return [*rows, legend]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasslm.config.schema import ComputeConfig
-from glasslm.text import escape_control_chars, format_bytes, format_duration
+from glasslm.text import escape_control_chars, format_bytes, format_duration, plural
 from glasslm.training.evaluation_windows import (
     count_windows,
     evaluation_windows,
@@ -52,7 +52,7 @@ def format_plan(plan: TrainingPlan) -> str:
         f"{format_bytes(plan.memory_bytes)} of memory",
     ]
     training = [
-        f"{plan.max_steps:,} steps of {plan.tokens_per_step:,} tokens",
+        f"{plural(plan.max_steps, 'step')} of {plan.tokens_per_step:,} tokens",
         f"{total_tokens:,} in all",
         f"{total_tokens / plan.train_tokens:.3g} epochs",
     ]
@@ -105,7 +105,7 @@ def length_notes(length: RunLength, val_tokens: int) -> list[str]:
     """What the plan says about a short or a long run, and about a sampled final measurement."""
     train, notes = length.config.train, []
     if train.max_time is not None and train.max_steps < FEW_STEPS:
-        steps = "1 step" if train.max_steps == 1 else f"{train.max_steps} steps"
+        steps = plural(train.max_steps, "step")
         notes.append(
             f"--max-time {train.max_time} allows only {steps}: give a longer one, or train a "
             "smaller model"
@@ -120,7 +120,7 @@ def length_notes(length: RunLength, val_tokens: int) -> list[str]:
         windows = second_measurement_windows(length.config, val_tokens, length.final_windows)
         n = windows or evaluation_windows(length.config, val_tokens) or n_all
         reason = (
-            f"outlast the training ({train.max_steps:,} steps)"
+            f"outlast the training ({plural(train.max_steps, 'step')})"
             if train.max_time is None
             else "take more than a tenth of --max-time"
         )

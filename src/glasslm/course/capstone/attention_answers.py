@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig, Position
-from glasslm.course.capstone.questions import Answer, Question, format_shape, plural
+from glasslm.course.capstone.questions import Answer, Question, format_shape
 from glasslm.course.capstone.run_context import CONFIGURATION, ExcerptActivations, RunContext
 from glasslm.engines.positions import alibi_slopes
 from glasslm.lab.diagnosis.measurements import entropy
 from glasslm.model.parameters import ParameterTable
 from glasslm.report.figures import Palette
 from glasslm.report.page import Picture
+from glasslm.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

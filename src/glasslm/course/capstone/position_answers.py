@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ComputeConfig, ModelConfig
-from glasslm.course.capstone.questions import Answer, Question, plural
+from glasslm.course.capstone.questions import Answer, Question
 from glasslm.course.capstone.run_context import CONFIGURATION, ExcerptActivations, RunContext
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.inference.sampling import Sampling, probabilities
 from glasslm.runs import checkpoint
+from glasslm.text import plural
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]

@@ -15,6 +15,7 @@ from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes
 from glasslm.lab.scaling.plan import TOKENS_PER_PARAMETER
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.report.page import Picture, Section
+from glasslm.text import plural
 
 Source = tuple[str, str]  # label of a file, and its path in the run's folder
 
@@ -227,15 +228,6 @@ def _text_questions(config: RunConfig, vocab_size: int) -> list[Question]:
             "is each used for? Which of them does this model belong to?",
         ),
     ]
-
-
-def plural(count: int, word: str) -> str:
-    """The count with its word.
-
-    >>> plural(1, "head"), plural(4, "head")
-    ('1 head', '4 heads')
-    """
-    return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 def format_shape(*sizes: int) -> str:

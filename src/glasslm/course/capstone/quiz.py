@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from glasslm import files
-from glasslm.course.capstone.questions import Answer, Question, plural
+from glasslm.course.capstone.questions import Answer, Question
 from glasslm.errors import DamagedError, InputError
 from glasslm.report.page import Section
-from glasslm.text import Notify, notify
+from glasslm.text import Notify, notify, plural
 
 RECORD_NAME, FORMAT = "quiz.json", 1
 TOLERANCE = 0.01  # relative

@@ -16,7 +16,6 @@ from glasslm.course.capstone.questions import (
     Question,
     count_parameters,
     format_shape,
-    plural,
 )
 from glasslm.course.capstone.run_context import CONFIGURATION, METRICS, RunContext
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
@@ -24,7 +23,7 @@ from glasslm.lab.scaling.plan import plan_compute
 from glasslm.model import flops
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs.metrics import step_lines
-from glasslm.text import format_bytes
+from glasslm.text import format_bytes, plural
 
 COURSE_LENGTH = 1_000  # tokens; the cache size that courses ask for
 GPT2_VOCABULARY = 50_257

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.course.capstone.questions import BYTE_TOKENS, Answer, Question, plural
+from glasslm.course.capstone.questions import BYTE_TOKENS, Answer, Question
 from glasslm.course.capstone.run_context import (
     CONFIGURATION,
     METRICS,
@@ -29,6 +29,7 @@ from glasslm.lab.diagnosis.measurements import entropy
 from glasslm.report.data_checks import decode_bytes
 from glasslm.report.figures import Palette, add_legend, style_axes
 from glasslm.report.page import Picture
+from glasslm.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -43,7 +43,7 @@ from glasslm.lab.diagnosis.gradient_trials import (
 from glasslm.lab.statistics import Verdict
 from glasslm.report import page
 from glasslm.report.page import Picture, Section
-from glasslm.text import Notify, align_columns, format_duration
+from glasslm.text import Notify, align_columns, format_duration, plural
 
 RECIPE_HEADER = ("", "validation loss", "against all tricks", "")
 
@@ -76,8 +76,8 @@ def run_cookbook(
     # Blocks of models to train for all steps
     done, total = 0, sum(r.n_layers for r in recipes.values()) + len(float16) * FLOAT16_BLOCKS
     notify(
-        f"{len(recipes)} recipes on {source.name}, {seeds} seed(s) each, {steps} steps of {ROWS} x "
-        f"{BLOCK} tokens"
+        f"{plural(len(recipes), 'recipe')} on {source.name}, {plural(seeds, 'seed')} each, "
+        f"{steps} steps of {ROWS} x {BLOCK} tokens"
     )
 
     def time_left() -> str:

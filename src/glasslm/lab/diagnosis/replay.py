@@ -31,7 +31,7 @@ from glasslm.report.page import Section
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import MetricsLog, StepLine, step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, format_duration, format_number, to_one_line
+from glasslm.text import Notify, format_duration, format_number, plural, to_one_line
 from glasslm.training.display import Display
 from glasslm.training.loop import Loop
 from glasslm.training.loop_state import LoopState
@@ -160,7 +160,7 @@ def _train_until(loop: Loop, step: int, notify: Notify) -> None:
     # A rollback needs the checkpoints, which an evaluation may cause: then every action of a step
     # is repeated.
     rolls_back = loop.config.train.on_spike == "rollback"
-    notify(f"from the checkpoint of step {first}: {step - first} steps to repeat")
+    notify(f"from the checkpoint of step {first}: {plural(step - first, 'step')} to repeat")
     while loop.step < step:
         if rolls_back:
             loop.do_step()

@@ -25,6 +25,7 @@ from glasslm.lab.diagnosis.smoothed_curve import noise_std
 from glasslm.lab.short_training import train_step, train_steps
 from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import Finding, Verdict
+from glasslm.text import plural
 
 Array = NDArray[Any]
 MakeEngine = Callable[[RunConfig], Engine]
@@ -220,7 +221,8 @@ def overfit_one_batch(setup: TrialSetup, rows: int) -> list[float]:
 def judge_overfit(losses: list[float], vocab_size: int) -> Finding:
     """Judge whether the model can learn (Karpathy, A recipe for training neural networks)."""
     signal, share = "overfit one batch", min(losses) / math.log(vocab_size)
-    evidence = f"{losses[0]:.2f} to {losses[-1]:.3f} in {len(losses)} steps ({share:.0%} of ln V)"
+    length = plural(len(losses), "step")
+    evidence = f"{losses[0]:.2f} to {losses[-1]:.3f} in {length} ({share:.0%} of ln V)"
     if share < OVERFIT_SHARE:
         return Finding(signal, "ok", evidence, "the model can learn")
     verdict: Verdict = "watch" if share < 0.5 else "bad"

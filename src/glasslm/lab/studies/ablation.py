@@ -51,7 +51,7 @@ from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import Notify, format_duration
+from glasslm.text import Notify, format_duration, plural
 
 BASELINE = "baseline"
 MIN_STEPS = 30  # of the baseline, for a budget of time
@@ -221,17 +221,17 @@ def _fit_budget(
     ]
     costs = relative_costs(base, matched, spec.match, vocab_size)
     steps = affordable_steps(budget_s, costs, runs_each, workers, step_seconds(base))
-    runs = f"{len(costs) * runs_each} runs"
+    runs = plural(len(costs) * runs_each, "run")
     if steps < MIN_STEPS:
         # A tenth longer than the measured speed requires, because speeds vary.
         needed_s = required_seconds(MIN_STEPS, costs, runs_each, workers, step_seconds(base))
         smallest = round_up_duration(1.1 * needed_s)
         raise InputError(
-            f"{runs} within {format_duration(budget_s)} would have {steps} steps each, expected "
-            f"{MIN_STEPS} or more: give --budget {smallest} or more, fewer axes or seeds, or a "
-            "smaller model"
+            f"{runs} within {format_duration(budget_s)} would have {plural(steps, 'step')} each, "
+            f"expected {MIN_STEPS} or more: give --budget {smallest} or more, fewer axes or seeds, "
+            "or a smaller model"
         )
-    notify(f"{runs}, {steps:,} steps of the baseline each, {workers} at once")
+    notify(f"{runs}, {plural(steps, 'step')} of the baseline each, {workers} at once")
     return with_flags(base, {"max_steps": steps})
 
 
@@ -312,7 +312,7 @@ def _compare_with_baseline(
     """The paired comparison, without a test if a run failed: it is missing, not diverged."""
     failed = sum(trial.status == "failed" for trial in (*variant, *baseline))
     if failed:
-        n, reason = len(variant), f"{failed} runs failed: see logs/"
+        n, reason = len(variant), f"{plural(failed, 'run')} failed: see logs/"
         return Comparison(n, 0, 0, ALPHA, plan.family_size, plan.spec.margin, reason=reason)
     losses, baseline_losses = (
         [trial.final_loss for trial in trials] for trials in (variant, baseline)

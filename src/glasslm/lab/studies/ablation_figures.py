@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from glasslm.lab.studies.ablation import BASELINE, Plan, VariantResult
 from glasslm.lab.studies.ablation_axes import MATCH_LABELS
 from glasslm.report.figures import Palette, add_legend, style_axes
+from glasslm.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
     variant_results = list(reversed(results[1:]))
     figure = Figure(figsize=(9, 1.4 + 0.32 * len(variant_results)), layout="constrained")
     axes = figure.add_subplot()
-    label = f"{MATCH_LABELS[plan.spec.match]}, {plan.spec.seeds} seeds"
+    label = f"{MATCH_LABELS[plan.spec.match]}, {plural(plan.spec.seeds, 'seed')}"
     style_axes(axes, f"Final validation loss against the baseline's, {label}", "", colours)
     axes.axvline(0, color=colours.ink, linewidth=1)
     axis_colours = {axis: _line_style(i, colours)[0] for i, axis in enumerate(plan.axes)}

@@ -19,7 +19,7 @@ from glasslm.lab.studies.trial_results import describe_sample
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
-from glasslm.text import format_bytes, format_duration, format_number, to_one_line
+from glasslm.text import format_bytes, format_duration, format_number, plural, to_one_line
 
 HEADER = (
     "variant",
@@ -84,12 +84,13 @@ def lead_paragraph(plan: Plan) -> str:
     )
     return (
         f"{len(plan.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), "
-        f"{MATCH_LABELS[spec.match]}: {train.max_steps:,} steps of "
+        f"{MATCH_LABELS[spec.match]}: {plural(train.max_steps, 'step')} of "
         f"{base.tokens_per_step:,} tokens for the baseline, {rate}. Losses are "
         "those of the last weights on the validation text, in nats per token. Verdicts are "
         f"corrected for a family of {plan.family_size} comparisons{margin}. The baseline has "
-        f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, context "
-        f"{model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, "
+        f"{plural(model.n_layers, 'layer')} of width {model.d_model}, "
+        f"{plural(model.n_heads, 'head')}, "
+        f"context {model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, "
         f"{model.position} positions, trained by {base.optimizer.optimizer} on "
         f"{text_name(base.data)} ({plan.compute.engine}, {plan.compute.precision})."
     )
@@ -133,7 +134,7 @@ def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
             if result.comparison and result.comparison.detectable
         )
         sentences.append(
-            f"Not distinguishable from the baseline with {plan.spec.seeds} seeds: "
+            f"Not distinguishable from the baseline with {plural(plan.spec.seeds, 'seed')}: "
             f"{', '.join(result.name for result in unclear)}. 4 of 5 such studies would detect a "
             f"difference of {detectable:.3g} nats (the median over these variants)."
         )

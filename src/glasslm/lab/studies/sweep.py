@@ -28,7 +28,7 @@ from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
 from glasslm.runs.metrics import ENDED_STATUSES, step_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, format_duration
+from glasslm.text import Notify, format_duration, plural
 from glasslm.training.evaluation_windows import windows_of
 from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
 
@@ -310,7 +310,7 @@ class _Progress:
         ending = {0: "done", 3: "diverged"}.get(
             code, "interrupted" if code >= 128 or code < 0 else f"failed ({code})"
         )
-        self.notify(f"{name}: {ending}; {len(self.left)} runs to go")
+        self.notify(f"{name}: {ending}; {plural(len(self.left), 'run')} to go")
 
     def report(self) -> None:
         """Report the progress of the study, at most every PROGRESS_INTERVAL_S."""
@@ -322,7 +322,7 @@ class _Progress:
         if done > 0 and self.left:
             left_s = (now - self.began) * (self.total / done - 1)
             self.notify(
-                f"the study: {done / self.total:.0%}, {len(self.left)} runs to go, about "
+                f"the study: {done / self.total:.0%}, {plural(len(self.left), 'run')} to go, about "
                 f"{format_duration(left_s)} left"
             )
 
