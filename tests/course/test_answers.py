@@ -135,10 +135,10 @@ def test_the_mask_is_proven_and_a_missing_one_is_seen(
     assert "before it move by 0.0 at most" in paragraph
     assert float(re.search(r"own place by up to (\S+)\. ", paragraph)[1]) > 1e-3
 
-    def all_visible(T: int, dtype: Any, window: int) -> tuple[Any, Any]:
-        return np.ones((T, T), dtype), np.ones(T, dtype)
+    def all_visible(T: int, dtype: Any, window: int) -> Any:
+        return np.ones((T, T), dtype)
 
-    monkeypatch.setattr(attention, "_masks", all_visible)
+    monkeypatch.setattr(attention, "_mask", all_visible)
     broken = next(
         answer
         for answer in answers.answer_questions(runs.run("plain"))

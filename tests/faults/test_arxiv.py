@@ -206,7 +206,7 @@ def test_a_very_long_pause_is_an_error_and_the_pages_are_kept(clock: Clock) -> N
 
     with (
         serving(respond) as requests,
-        pytest.raises(DownloadError, match=r"asks to wait .*goes on where it stopped"),
+        pytest.raises(DownloadError, match=r"asks to wait .*pages are kept: give the same command"),
     ):
         fetch(500)
     with serving(respond_well(500)) as requests:

@@ -277,7 +277,7 @@ def test_a_spike_is_told_with_its_batch_and_answered(
 ) -> None:
     flags = SPIKING | {"on_spike": action, "eval_interval": 4, "checkpoint_interval": 25}
     with noisy_batches(BAD_STEP), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "is_best", lambda self: False)  # checkpoints at their interval alone
+        patch.setattr(Loop, "_is_best", lambda self: False)  # checkpoints at their interval alone
         states: dict[int, dict[str, bytes]] = {}
         original = Loop.do_step
 

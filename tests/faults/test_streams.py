@@ -187,7 +187,7 @@ def test_a_deleted_working_folder_is_named_with_a_cure(results: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(errno.EACCES, 2), (errno.EIO, 2), (errno.ELOOP, 2), (errno.ENOSPC, 6), (errno.EMFILE, 2)],
+    [(errno.EACCES, 2), (errno.EIO, 2), (errno.ELOOP, 2), (errno.ENOSPC, 6)],
 )
 def test_what_the_system_refuses_is_one_line_with_the_name(
     number: int,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm.config.schema import ModelConfig
+from doubles import make_record
+from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.data.tokenizers import CharTokenizer, Tokenizer
 from glasslm.interop.model_export import ModelExport
 from glasslm.model.parameters import initial_weights, parameter_table
@@ -67,9 +68,8 @@ def make_export(
     }
     run = folder / "phi3-faust"  # llama.cpp takes a model of such a name for Phi-3
     run.mkdir(exist_ok=True)
-    (run / "run.json").write_text(
-        json.dumps({"format": 1, "config": {}, "data": {"sha256": "d" * 64}}), "utf-8"
-    )
+    record = make_record(RunConfig(model=config.resolve()), tokenizer, "d" * 64)
+    (run / "run.json").write_text(json.dumps({"format": 1, **record}), "utf-8")
     return ModelExport(Run(run), 7, config.resolve(), tokenizer, weights)
 
 

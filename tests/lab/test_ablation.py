@@ -327,7 +327,7 @@ def test_a_failed_run_is_missing_and_did_not_diverge() -> None:
     rows["depth-2"][1] = row(1, None, "failed")
     results = judge_variants(plan, rows, dict.fromkeys(rows, (0.01, False)))
     assert [result.verdict.words for result in results if result.verdict] == [
-        "not tested: 1 runs failed: see logs/",
+        "not tested: 1 run failed: see logs/",
         "identical in all 3 pairs",
     ]
     text = " ".join(ablation_report.findings(plan, results))
