@@ -197,6 +197,9 @@ def _join_group() -> None:
     torch.set_num_threads(thread_count(0))
     timeout_s = float(os.environ.get("GLASSLM_GROUP_TIMEOUT", GROUP_TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # The library waits without running Python's handlers; there is nothing to save yet.
+    waiting_signals = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, signal.SIG_DFL) for number in waiting_signals]
     try:
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
@@ -206,6 +209,9 @@ def _join_group() -> None:
             f"{address} in {timeout_s:g} s ({_first_line(error)}). Start all ranks, with torchrun, "
             "on a port that no other program uses"
         ) from None
+    finally:
+        for number, handler in zip(waiting_signals, handlers):
+            signal.signal(number, handler)
 
 
 def _leave_group() -> None:
