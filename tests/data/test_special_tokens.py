@@ -248,14 +248,14 @@ def test_a_text_that_spells_special_tokens_is_reported(tmp_path: Path) -> None:
     for _ in range(2):  # the second time from the cache
         dataset, messages = prepare(tmp_path, TEXT)
         note = next(message for message in messages if "spells" in message)
-        assert f"{END} 3 times, {START} 1 times" in note
+        assert f"{END} 3 times, {START} 1 time" in note
         assert "ordinary text here, of several tokens" in note
         assert "--special-tokens '<|endoftext|>' '<|im_start|>'" in note
     assert dataset.tokenizer.decode(all_ids(dataset)) == TEXT
     _, messages = prepare(tmp_path, TEXT, special_tokens=(END, START))
     assert not any("spells" in message for message in messages)
     _, messages = prepare(tmp_path, TEXT, special_tokens=(END,))
-    assert any(f"spells {START} 1 times" in message for message in messages)
+    assert any(f"spells {START} 1 time" in message for message in messages)
 
 
 def test_special_tokens_of_a_tokenizer_file_are_reported(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_special_tokens_of_a_tokenizer_file_are_reported(tmp_path: Path) -> None
     path.write_text(content.replace('"eos_token": true', '"eos_token": false'), encoding="utf-8")
     text = f"{STORY * 4}[SEP]{STORY * 4}"
     dataset, messages = prepare(tmp_path / "text", text, str(path))
-    assert any("spells [SEP] 1 times" in message for message in messages)
+    assert any("spells [SEP] 1 time" in message for message in messages)
     assert dataset.tokenizer.decode(all_ids(dataset)) == text
     dataset, _ = prepare(tmp_path / "text", text, str(path), special_tokens=(END,))
     ids = all_ids(dataset)
