@@ -4,6 +4,7 @@ This file is also the program that runs the commands: `python test_signals_in_co
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -142,7 +143,9 @@ def commands(folder: Path) -> dict[str, tuple[list[str], Callable[[Ready], None]
     ablation = ["ablate", "--axes", "norm", "--seeds", "2", "--out", str(folder / "study")]
     ablation += ["--max-steps", "100000", "--text-file", str(text), "--d-model", "16"]
     py, callbacks = wait_in_python, wait_in_callbacks
+    exports = {"export": (gguf, patch("glasslm.files:_write_hashed", py))}
     return {
+        **(exports if importlib.util.find_spec("gguf") else {}),
         "BPE training": (train_command(text, out, **bpe), slow_library("train_from_iterator")),
         "tokenisation": (train_command(text, out, **bpe, val_fraction=0.2), encode),
         "last evaluation": (train_command(text, folder / "cut", **TINY), endless_evaluation(2)),
@@ -152,7 +155,6 @@ def commands(folder: Path) -> dict[str, tuple[list[str], Callable[[Ready], None]
                      patch("glasslm.inference.generation:sample_tokens", py)),
         "compression": (["report", base], patch("lzma:compress", wait_in_library)),
         "report": (["report", base], patch("glasslm.report.run_report:write", py)),
-        "export": (gguf, patch("glasslm.files:_write_hashed", py)),
         "import": (["import", base, "--run-dir", str(out)],
                    patch("glasslm.interop.model_import:import_model", py)),
         "merge": (["merge", base, "--run-dir", str(out)],

@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         return _run_and_report_errors(argv)
     open_standard_streams()
     exit_code = _run_and_report_errors(sys.argv[1:])
-    if exit_code > 128:
-        os._exit(exit_code)  # a thread may be in a library call that does not return
+    if exit_code > 128 or (exit_code and "WORLD_SIZE" in os.environ):
+        # A thread may be in a library call that does not return, or wait for a rank that hangs.
+        os._exit(exit_code)
     return exit_code
 
 

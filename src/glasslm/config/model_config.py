@@ -27,7 +27,7 @@ RELATIVE_POSITIONS: frozenset[Position] = frozenset({"none", "rope", "alibi"})
 ADAPTABLE_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 # Limits above any real model: the table of a run.json from elsewhere stays small enough to list.
-MAX_WIDTH, MAX_BLOCKS = 1 << 20, 10_000
+MAX_WIDTH, MAX_BLOCKS, MAX_CONTEXT_TOKENS = 1 << 20, 10_000, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class ModelConfig:
         require_fields(self, ("window", "lora_rank"), lambda x: 0 <= x < 2**63, "0 (off) or more")
         widths = ("d_model", "n_heads", "n_kv_heads", "d_ff", "lora_rank")
         require_fields(self, widths, lambda x: x <= MAX_WIDTH, f"at most {MAX_WIDTH:,}")
+        limit = f"at most {MAX_CONTEXT_TOKENS:,}"
+        require_fields(self, ("block_size",), lambda x: x <= MAX_CONTEXT_TOKENS, limit)
         blocks = self.n_layers * max(1, self.n_experts)
         require(blocks <= MAX_BLOCKS, "n_layers x n_experts", blocks, f"at most {MAX_BLOCKS:,}")
         fractions = ("dropout", "attention_dropout")
