@@ -14,6 +14,7 @@ from glasslm.errors import (
     EXHAUSTED_ERRNOS,
     ExhaustedError,
     GlasslmError,
+    GroupError,
     InputError,
     explain_exhaustion,
 )
@@ -69,9 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run_and_report_errors(argv)
     open_standard_streams()
     exit_code = _run_and_report_errors(sys.argv[1:])
-    if exit_code > 128 or (exit_code and "WORLD_SIZE" in os.environ):
-        # A thread may be in a library call that does not return, or wait for a rank that hangs.
-        os._exit(exit_code)
+    if exit_code > 128:
+        os._exit(exit_code)  # a thread may be in a library call that does not return
     return exit_code
 
 
@@ -204,12 +204,18 @@ def _run_in_group(argv: list[str]) -> int:
         return _run_command(argv)
     from glasslm.engines.torch import distributed
 
-    if int(os.environ["RANK"]) > 0:
-        return distributed.follow_leader()
     try:
-        return _run_command(argv)
-    finally:
-        distributed.release_workers()
+        if int(os.environ["RANK"]) > 0:
+            return distributed.follow_leader()
+        try:
+            return _run_command(argv)
+        finally:
+            distributed.release_workers()
+    except GroupError as error:
+        notify(f"glasslm {argv[0]}: {error}")
+        discard_output()
+        # The error keeps objects of the group alive. Their destructors wait for ranks that hang.
+        os._exit(error.exit_code)
 
 
 def _format_help() -> str:
