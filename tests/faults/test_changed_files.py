@@ -201,7 +201,8 @@ def test_a_program_whose_tokens_are_cut_ends_with_4_and_not_by_a_signal(
     _, message = process.communicate(timeout=60)
     assert process.returncode == 4, message
     assert "Traceback" not in message
-    assert "the tokens in the cache were cut" in message
+    # An evaluation or a batch finds it, whichever comes first.
+    assert "the tokens in the cache were " in message.lower()
     assert Run(run_dir).history.status == "failed"
 
 
