@@ -1,9 +1,6 @@
 """Configuration: which values are refused, the messages, and the way through JSON and flags."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import json
 import math
 import re
@@ -14,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm.cli.help_text import format_help
+from glasslm.cli.help_text import field_docstrings, format_help
 from glasslm.cli.train import parse
 from glasslm.config import schema
 from glasslm.config.conversion import from_dict, to_dict, with_flags
@@ -133,22 +130,10 @@ def test_field_names_are_unique_because_the_flags_are_flat() -> None:
     assert len(names) == len(set(names))
 
 
-def help_texts(part: type[Any]) -> dict[str, str]:
-    """The docstrings under the fields of a config, which --help shows, by field name."""
-    texts = {}
-    for base in part.__mro__[:-1]:
-        (definition,) = ast.parse(inspect.getsource(base)).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, following in itertools.pairwise(definition.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
-                texts[ast.unparse(field.target)] = ast.literal_eval(following.value)
-    return texts
-
-
 def test_every_field_has_a_help_text() -> None:
     for part in (*PARTS, ComputeConfig):
-        assert set(help_texts(part)) == {field.name for field in dataclasses.fields(part)}
-        for text in help_texts(part).values():
+        assert set(field_docstrings(part)) == {field.name for field in dataclasses.fields(part)}
+        for text in field_docstrings(part).values():
             for line in text.split("\n"):  # --help breaks the line there, too
                 assert line.strip()[0].isupper()
 

@@ -14,7 +14,7 @@ from glasslm.config.schema import DataConfig, DeviceConfig
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.dataset import Dataset, tokenize_source
-from glasslm.data.lossy_tokenizers import explain_lossy
+from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.errors import InputError
@@ -98,7 +98,9 @@ def main(argv: list[str]) -> int:
     result: dict[str, Any] = {**facts, "text": name, "step": model.step}
     if math.isnan(score.bpb):
         why = model.tokenizer.lossy_reason
-        result["no_bpb"] = explain_lossy(why) if why else "the predicted tokens have no text"
+        result["no_bpb"] = (
+            explain_lossy_tokenizer(why) if why else "the predicted tokens have no text"
+        )
     elif score.bytes <= MAX_BASELINE_BYTES:
         result |= simple_baselines(
             b"".join(model.tokenizer.token_bytes[token] for token in ids.tolist())

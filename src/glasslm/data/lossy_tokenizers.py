@@ -57,7 +57,7 @@ def find_lost_bytes(token_bytes: int, text_bytes: int) -> str:
     return f"the tokens of {text_bytes:,} bytes of text have {token_bytes:,} bytes"
 
 
-def explain_lossy(reason: str) -> str:
+def explain_lossy_tokenizer(reason: str) -> str:
     """A line for the user: the tokenizer loses text for this reason, and what follows from it."""
     return f"the tokenizer loses text ({reason}): there are no bits per byte"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glasslm import files
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from glasslm.data.lossy_tokenizers import explain_lossy
+from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_files
@@ -63,7 +63,7 @@ def import_model(
         raise InputError(f"{folder} holds a whole model, which needs no base: leave out --base")
     imported = hf.read(folder, notify)
     if why := imported.tokenizer.lossy_reason:
-        notify(f"note: {explain_lossy(why)}")
+        notify(f"note: {explain_lossy_tokenizer(why)}")
     hf.compare_import(imported, folder, notify)
     origin = _import_record(
         folder, imported.model_type, [folder / CONFIG_FILE, *weight_files(folder)]

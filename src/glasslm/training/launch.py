@@ -18,7 +18,7 @@ from typing import Literal
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
-from glasslm.data.lossy_tokenizers import explain_lossy
+from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources.text_files import Source
 from glasslm.engines import memory_estimate
 from glasslm.engines.choice import choose_engine, compute_from_record
@@ -122,7 +122,7 @@ def train(
     notify("choosing the engine and the device")
     compute, reasons = _choose_compute(config, vocab_size, compute)
     if why := inputs.dataset.tokenizer.lossy_reason:
-        reasons.append(explain_lossy(why))
+        reasons.append(explain_lossy_tokenizer(why))
     warn_of_shortage(config, vocab_size, compute, notify)
     warn_of_slow_kernel(compute, notify)
     with explain_out_of_memory(config, compute.engine):

@@ -18,18 +18,18 @@ def divide_time(left_s: float, smallest: Mapping[str, float]) -> dict[str, float
     of the parts that are to be made, infinite for one that cannot be made.
     """
     total_s = left_s * sum(SHARES.values())
-    kept = {part: seconds for part, seconds in smallest.items() if math.isfinite(seconds)}
-    while sum(kept.values()) > total_s and (studies := kept.keys() - {"run"}):
-        del kept[max(studies, key=kept.__getitem__)]
-    sharing, times = set(kept), dict.fromkeys(smallest, 0.0)
-    while sharing:
-        rest_s = total_s - sum(times.values())
-        whole = sum(SHARES[part] for part in sharing)
-        fair = {part: rest_s * SHARES[part] / whole for part in sharing}
+    needed_s = {part: seconds for part, seconds in smallest.items() if math.isfinite(seconds)}
+    while sum(needed_s.values()) > total_s and (studies := needed_s.keys() - {"run"}):
+        del needed_s[max(studies, key=needed_s.__getitem__)]
+    open_parts, times = set(needed_s), dict.fromkeys(smallest, 0.0)
+    while open_parts:
+        unshared_s = total_s - sum(times.values())
+        total_share = sum(SHARES[part] for part in open_parts)
+        shares_s = {part: unshared_s * SHARES[part] / total_share for part in open_parts}
         # A part whose share is too short gets its smallest time; the others share the rest.
-        short = {part for part in sharing if fair[part] < kept[part]}
-        times |= {part: kept[part] for part in short} or fair
-        sharing = sharing - short if short else set()
+        tight_parts = {part for part in open_parts if shares_s[part] < needed_s[part]}
+        times |= {part: needed_s[part] for part in tight_parts} or shares_s
+        open_parts = open_parts - tight_parts if tight_parts else set()
     return {part: round(seconds, 1) for part, seconds in times.items()}
 
 

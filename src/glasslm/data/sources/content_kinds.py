@@ -250,6 +250,7 @@ def _unmarked_encoding(head: bytes) -> str | None:
 
 
 def _identify_zip(path: str) -> ContentKind:
+    # A damaged archive has no list of members: it is still "a zip archive".
     with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()

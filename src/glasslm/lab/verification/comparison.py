@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasslm.data.lossy_tokenizers import explain_lossy
+from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.errors import DamagedError, GlasslmError, InputError
 from glasslm.lab.verification.compared_run import RESULTS, ComparedRun
 from glasslm.lab.verification.run_groups import (
@@ -116,7 +116,7 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
         )
     for run in compared:
         if run.lossy_reason:
-            sentences.append(f"{run.letter}: {explain_lossy(run.lossy_reason)}.")
+            sentences.append(f"{run.letter}: {explain_lossy_tokenizer(run.lossy_reason)}.")
     if len({run.validation_text for run in compared}) > 1:
         sentences.append(
             "The validation texts differ: neither loss nor bits per byte tells which model is "

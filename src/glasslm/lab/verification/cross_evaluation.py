@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasslm.data.baselines import simple_baselines
 from glasslm.data.dataset import Dataset
-from glasslm.data.lossy_tokenizers import explain_lossy
+from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import GlasslmError, InputError
 from glasslm.inference import trained_model
@@ -117,7 +117,9 @@ def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvalu
             )
             ids = model.tokenizer.encode(column.text)
             if why := model.tokenizer.lossy_reason:
-                remarks.append(f"{run.letter} has no bits per byte: {explain_lossy(why)}.")
+                remarks.append(
+                    f"{run.letter} has no bits per byte: {explain_lossy_tokenizer(why)}."
+                )
             elif model.tokenizer.decode(ids) == column.text:
                 column.bpb[run.letter] = model.score(ids).bpb
             else:
