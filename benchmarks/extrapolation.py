@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import glasslm
+from glasslm.data.token_file import read_windows
 from glasslm.runs.run_folder import Run
 from glasslm.text import notify
 from paired import heading
@@ -119,10 +120,8 @@ def losses_by_position(run: Run, settings: dict[str, Any], threads: int) -> np.n
     starts = BIN_TOKENS * np.arange(min(MAX_WINDOWS, (len(text) - EVAL_TOKENS - 1) // BIN_TOKENS))
     sums = np.zeros(width)
     for first in range(0, len(starts), 32):
-        rows = starts[first : first + 32, None] + np.arange(width)
-        sums += model.engine.losses(
-            text[rows].astype(np.int64), text[rows + 1].astype(np.int64)
-        ).sum(0)
+        rows = read_windows(text, starts[first : first + 32], width + 1)
+        sums += model.engine.losses(rows[:, :-1], rows[:, 1:]).sum(0)
     return (sums / len(starts)).reshape(-1, BIN_TOKENS).mean(1)
 
 

@@ -10,6 +10,8 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from glasslm.runs import blas
+
 # PyTorch's threads wait for each other by spinning, which slows tests on a busy machine several
 # times. Programs that tests start inherit this setting.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -99,6 +101,14 @@ def disable_fsync() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def accept_the_kernel_of_this_machine() -> Iterator[None]:
+    """Leave out the warning of a slow BLAS kernel: tests must pass with any OPENBLAS_CORETYPE."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blas, "slow_kernel_warning", lambda *_: "")
         yield
 
 

@@ -59,9 +59,9 @@ def test_shakespeare_splits_as_everyone_has_it(data_dir: Path) -> None:
         "sha256": dataset.sha256,
     }
     assert dataset.tokenizer.vocab_size == 65
-    assert dataset.train.tokens.dtype == np.uint16
-    assert dataset.tokenizer.decode(np.asarray(dataset.train.tokens)) == text[:1_003_854]
-    assert dataset.tokenizer.decode(np.asarray(dataset.val.tokens)) == text[1_003_854:]
+    assert dataset.train.tokens[:].dtype == np.uint16
+    assert dataset.tokenizer.decode(dataset.train.tokens[:]) == text[:1_003_854]
+    assert dataset.tokenizer.decode(dataset.val.tokens[:]) == text[1_003_854:]
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
@@ -79,11 +79,11 @@ def test_the_second_run_reads_what_the_first_wrote(
         assert again.test is not None
         assert first.test is not None
         assert (again.sha256, again.tokenizer.sha256) == (first.sha256, first.tokenizer.sha256)
-        assert first.train.tokens.tolist() == again.train.tokens.tolist()
-        assert first.test.tokens.tolist() == again.test.tokens.tolist()
+        assert first.train.tokens[:].tolist() == again.train.tokens[:].tolist()
+        assert first.test.tokens[:].tolist() == again.test.tokens[:].tolist()
     assert third.facts["files"][0]["path"].endswith("moved.txt")
     joined = b"".join(
-        first.tokenizer.decode(np.asarray(part.tokens)).encode()
+        first.tokenizer.decode(part.tokens[:]).encode()
         for part in (first.train, first.val, first.test)
         if part
     )
@@ -158,8 +158,8 @@ def test_a_wide_vocabulary_gets_wide_tokens(tmp_path: Path) -> None:
     )
     dataset = prepare_text(tmp_path, text, DataConfig())
     assert dataset.tokenizer.vocab_size > 1 << 16
-    assert dataset.val.tokens.dtype == np.uint32
-    both = np.concatenate([dataset.train.tokens, dataset.val.tokens])
+    assert dataset.val.tokens[:].dtype == np.uint32
+    both = np.concatenate([dataset.train.tokens[:], dataset.val.tokens[:]])
     assert dataset.tokenizer.decode(both) == text
 
 

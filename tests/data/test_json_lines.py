@@ -108,7 +108,7 @@ def test_a_run_reads_the_field_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path / "other"))
     again = load_run_dataset(data, before.facts, before.tokenizer, ignore_message)
     assert again.sha256 == before.sha256
-    assert again.train.tokens.tolist() == before.train.tokens.tolist()
+    assert again.train.tokens[:].tolist() == before.train.tokens[:].tolist()
 
 
 def test_train_and_evaluate_take_the_flag(

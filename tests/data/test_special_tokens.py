@@ -54,7 +54,7 @@ def prepare(
 
 def all_ids(dataset: Dataset) -> list[int]:
     parts = (dataset.train, dataset.val, dataset.test)
-    return [int(i) for part in parts if part for i in part.tokens]
+    return [int(i) for part in parts if part for i in part.tokens[:]]
 
 
 # -- tokenizers ------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_the_end_of_a_document_has_no_bytes(tmp_path: Path) -> None:
     dataset, _ = prepare(tmp_path, [STORY * 4, STORY * 6], special_tokens=(END,))
     facts, lengths = dataset.facts, dataset.tokenizer.byte_lengths
     for part, name in ((dataset.train, "train"), (dataset.val, "val")):
-        assert lengths[np.asarray(part.tokens)].sum() == part.bytes == facts[f"{name}_bytes"]
+        assert lengths[part.tokens[:]].sum() == part.bytes == facts[f"{name}_bytes"]
     assert facts["train_bytes"] + facts["val_bytes"] == len(STORY) * 10
 
 

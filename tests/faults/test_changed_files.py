@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from glasslm.data.cache import cache_dir
-from glasslm.data.file_stamp import require_uncut
+from glasslm.data.token_file import TokenFile
 from glasslm.errors import DamagedError
 from glasslm.runs.run_folder import Run
 from glasslm.training.loop import Loop
@@ -207,14 +208,21 @@ def test_a_program_whose_tokens_are_cut_ends_with_4_and_not_by_a_signal(
 
 
 @posix
-def test_only_a_mapped_file_can_be_cut(tmp_path: Path) -> None:
+def test_a_file_of_tokens_that_is_cut_at_any_moment_is_damage_and_never_a_signal(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "tokens.bin"
-    path.write_bytes(bytes(range(8)))
-    mapped = np.memmap(path, np.uint16, mode="r")
-    for tokens in (mapped, mapped[1:], np.arange(4)):
-        require_uncut(tokens)
-    os.truncate(path, 4)
-    for tokens in (mapped, mapped[1:]):
-        with pytest.raises(DamagedError, match="from 8 to 4 bytes"):
-            require_uncut(tokens)
-    require_uncut(np.arange(4))
+    whole = np.arange(30_000, dtype=np.uint16)
+    whole.tofile(path)
+    tokens = TokenFile(path, whole.dtype)
+    assert len(tokens) == 30_000
+    assert_array_equal(tokens[:], whole)
+    assert_array_equal(tokens[-3:], whole[-3:])
+    assert len(tokens[5:5]) == 0
+    os.truncate(path, 20_001)  # within a token
+    assert_array_equal(tokens[:10_000], whole[:10_000])
+    for part in (slice(None), slice(9_999, 10_001), slice(20_000, 20_001)):
+        with pytest.raises(DamagedError, match="from 60,000 to 20,001 bytes"):
+            tokens[part]
+    path.unlink()
+    assert_array_equal(tokens[:4], whole[:4])

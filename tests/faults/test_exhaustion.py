@@ -46,10 +46,10 @@ def test_tensors_that_cannot_be_mapped_are_not_damaged(
         list(integrity.examine_run(run_dir))
 
 
-def test_tokens_that_cannot_be_mapped_are_not_made_again(
+def test_tokens_that_cannot_be_opened_are_not_made_again(
     error: OSError, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_map_tokens", raise_error(error))
+    monkeypatch.setattr(dataset, "TokenFile", raise_error(error))
     with pytest.raises(ExhaustedError, match="not damaged"):
         Run(run_dir).dataset(ignore_message)
 

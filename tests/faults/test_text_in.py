@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glasslm.config.schema import DataConfig
@@ -154,7 +155,9 @@ def test_a_killed_tokenisation_is_redone(text: Path, cache: Path, where: str, co
     assert died.returncode == 137, died.stderr.decode()
     data = DataConfig(text_file=(str(text),))
     dataset = prepare_dataset(data, corpora.find_source(data, quiet), quiet)
-    both = dataset.tokenizer.decode([*dataset.train.tokens.tolist(), *dataset.val.tokens.tolist()])
+    both = dataset.tokenizer.decode(
+        np.concatenate([dataset.train.tokens[:], dataset.val.tokens[:]])
+    )
     assert both == text.read_text(encoding="utf-8")
     recipe = dataset_module._recipe_name(data, corpora.find_source(data, quiet))
     assert {path.name for path in cache.iterdir()} == {

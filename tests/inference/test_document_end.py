@@ -103,9 +103,9 @@ def test_training_evaluation_and_model_say_the_same_numbers(
     model = glasslm.load(story_run)
     # The bytes are those of the text without the ends.
     dataset = Run(story_run).dataset(lambda message: None)
-    assert best["bytes"] == len(model.tokenizer.decode(np.asarray(dataset.val.tokens[1:])))
+    assert best["bytes"] == len(model.tokenizer.decode(dataset.val.tokens[1:]))
     assert best["tokens"] == best["bytes"] + int(
-        (np.asarray(dataset.val.tokens[1:]) == model.tokenizer.end_id).sum()
+        (dataset.val.tokens[1:] == model.tokenizer.end_id).sum()
     )
 
 

@@ -278,7 +278,7 @@ def test_magnitudes_are_counted_by_powers_of_two() -> None:
 
 
 def test_the_guess_by_frequencies(dataset: Dataset) -> None:
-    train, val = list(dataset.train.tokens), list(dataset.val.tokens)
+    train, val = dataset.train.tokens[:].tolist(), dataset.val.tokens[:].tolist()
     V = dataset.tokenizer.vocab_size
     by_hand = -sum(math.log((train.count(token) + 1) / (len(train) + V)) for token in val) / len(
         val

@@ -12,11 +12,11 @@ from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DataConfig, DeviceConfig
 from glasslm.data.baselines import simple_baselines
-from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.dataset import Dataset, tokenize_source
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
+from glasslm.data.token_file import Tokens
 from glasslm.errors import InputError
 from glasslm.inference.trained_model import ContextConfig, load_model, parse_checkpoint
 from glasslm.report import text_kinds
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         ):
             notify(explain_spellings(spellings, "the text"))
         name = ", ".join(flags.text_file)
-        ids = tokenize_source(source, model.tokenizer, errors)
+        ids: Tokens = tokenize_source(source, model.tokenizer, errors)
     else:
         name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
         dataset = run.dataset(notify)
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
         )
     elif score.bytes <= MAX_BASELINE_BYTES:
         result |= simple_baselines(
-            b"".join(model.tokenizer.token_bytes[token] for token in ids.tolist())
+            b"".join(model.tokenizer.token_bytes[token] for token in ids[:].tolist())
         )
     if domain:
         result["domain"] = domain.facts
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _split_tokens(data: Dataset, name: str) -> TokenArray:
+def _split_tokens(data: Dataset, name: str) -> Tokens:
     """The tokens of a split of the run's own text, (N,)."""
     split = data.val if name == "val" else data.test
     if split is None:

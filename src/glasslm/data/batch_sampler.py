@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RunConfig
+from glasslm.data.token_file import Tokens, read_windows
 
-TokenArray = NDArray[np.uint16] | NDArray[np.uint32]  # (N,) the tokens of a split
 FEISTEL_ROUNDS = 6
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its high bits mix well
 SPLITMIX64_FACTOR = 0xBF58476D1CE4E5B9  # the second factor of splitmix64
@@ -36,14 +36,15 @@ class BatchSampler:
         self.windows_per_epoch = (n_tokens - 1) // block_size  # every target is predicted once
 
     def batch(
-        self, tokens: TokenArray, step: int, rows: ArrayLike
+        self, tokens: Tokens, step: int, rows: ArrayLike
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs and targets, each (len(rows), T), of some rows of the batch of `step`.
 
-        `tokens` is (N,), `rows` is (len(rows),). Steps count from 0.
+        `tokens` is (N,), `rows` is (len(rows),). Steps count from 0. Raises DamagedError where the
+        file of the tokens was cut.
         """
         starts = self.window_starts(step, np.asarray(rows, np.int64))
-        windows = tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        windows = read_windows(tokens, starts, self.block_size + 1)
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
     def window_starts(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:

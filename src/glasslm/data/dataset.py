@@ -1,4 +1,4 @@
-"""Tokenize a text once into memory-mapped files of the cache, and reopen them.
+"""Tokenize a text once into files of the cache, and reopen them.
 
 A dataset is the folder tokens/<sha256>/ of the cache, where the hash is the identity of text, split
 and tokenizer. The folder gets its name when it is complete, with a manifest of hashes (files.py),
@@ -24,13 +24,13 @@ from glasslm import files
 from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
 from glasslm.data import dataset_notes, tokenizers
-from glasslm.data.batch_sampler import TokenArray
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
 from glasslm.data.special_tokens import TokenPattern
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
+from glasslm.data.token_file import TokenArray, TokenFile, Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError, raise_if_exhausted
 from glasslm.text import Notify, Progress
@@ -44,7 +44,7 @@ MAX_BPE_SAMPLE_BYTES = 50_000_000  # of the training text that BPE is trained on
 class Split:
     """One part of the text."""
 
-    tokens: TokenArray  # (N,) memory-mapped
+    tokens: Tokens  # (N,)
     bytes: int  # of its text
 
 
@@ -103,7 +103,7 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
         tokenizer = tokenizers.read_tokenizer(folder / "tokenizer.json")
         facts, dtype = files.read_json(folder / "facts.json"), _token_dtype(tokenizer)
         parts = {
-            name: Split(_map_tokens(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"])
+            name: Split(TokenFile(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"])
             for name in ("train", "val", "test")
             if f"{name}_tokens" in facts
         }
@@ -136,7 +136,10 @@ def load_run_dataset(
 
 
 def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenArray:
-    """The whole text as tokens (N,), memory-mapped from a temporary file without a name."""
+    """The whole text as tokens (N,), mapped from a temporary file.
+
+    The file has no name, so no other program can cut it.
+    """
     folder, dtype = cache_dir(), _token_dtype(tokenizer)
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         special = TokenPattern(tuple(tokenizer.special_tokens))
@@ -384,9 +387,3 @@ def _sample_for_bpe(
 
 def _token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-
-
-def _map_tokens(path: Path, dtype: np.dtype[Any]) -> TokenArray:
-    if path.stat().st_size == 0:  # An empty file cannot be mapped.
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")

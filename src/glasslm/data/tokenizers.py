@@ -26,6 +26,7 @@ from glasslm.data.long_words import cut_long_words
 from glasslm.data.lossy_tokenizers import find_lossy_reason, find_lost_bytes
 from glasslm.data.special_tokens import TokenPattern, encode_pieces
 from glasslm.data.text_pieces import cut_between_words
+from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizer_json import (
     BYTE_OF_CHARACTER,
     GPT2_MERGES_SHA256,
@@ -103,10 +104,10 @@ class Tokenizer(Protocol):
         """`byte_lengths` for bits per byte; zeros, for none, if the tokens lose text."""
         return self.byte_lengths * 0 if self.lossy_reason else self.byte_lengths
 
-    def compare_bytes(self, tokens: NDArray[Any], text_bytes: int) -> None:
+    def compare_bytes(self, tokens: Tokens, text_bytes: int) -> None:
         """Set `lossy_reason` if tokens (N,) have not the bytes of the text that they encode."""
         if self.kind == "json" and not self.lossy_reason:
-            self.lossy_reason = find_lost_bytes(int(self.byte_lengths[tokens].sum()), text_bytes)
+            self.lossy_reason = find_lost_bytes(int(self.byte_lengths[tokens[:]].sum()), text_bytes)
 
     def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
         """The text of `ids` (N,); bytes that are not UTF-8 become U+FFFD."""

@@ -47,7 +47,7 @@ def numpy_memory_bytes(
     """Peak memory of training with the NumPy engine, in bytes.
 
     It is the memory of weights, gradients and moments, and of one pass over `rows` sequences for
-    each thread. Python and the libraries (about 100 MB) and the memory-mapped corpus come on top.
+    each thread. Python and the libraries (about 100 MB) come on top.
     """
     config = config.resolve()
     table = parameter_table(config.model, vocab_size)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.file_stamp import require_uncut
+from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import NO_TARGET, Engine
 from glasslm.errors import InputError
 from glasslm.text import Notify, Progress, ignore_message
@@ -38,7 +38,7 @@ class Score(NamedTuple):
 
 def evaluate(
     engine: Engine,
-    tokens: NDArray[Any],
+    tokens: Tokens,
     byte_lengths: NDArray[np.int64],
     block_size: int,
     *,
@@ -47,7 +47,7 @@ def evaluate(
     check_interrupt: Callable[[], None] = lambda: None,
     notify: Notify = ignore_message,
 ) -> Score:
-    """The score of tokens (N,), an array or memory map.
+    """The score of tokens (N,), an array or a file.
 
     Every token but the first is predicted once, from the tokens before it in its window of
     `block_size` predictions; windows do not overlap. The engine gets `rows` windows at a time. With
@@ -101,7 +101,10 @@ def standard_error(window_losses: NDArray[np.float64], n_windows: int) -> float 
 
 
 def windows(
-    tokens: NDArray[Any], block_size: int, window_indices: NDArray[np.int64], rows: int
+    tokens: Tokens,
+    block_size: int,
+    window_indices: NDArray[np.int64],
+    rows: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Inputs and targets, both (up to `rows`, T), of the windows of tokens (N,); T <= `block_size`.
 
@@ -110,11 +113,11 @@ def windows(
     cut.
     """
     width = min(block_size, len(tokens) - 1)
-    last = len(tokens) - 1
     for first in range(0, len(window_indices), rows):
-        require_uncut(tokens)
-        positions = window_indices[first : first + rows, None] * block_size + np.arange(width)
-        inputs = tokens[np.minimum(positions, last)].astype(np.int64)
-        following = tokens[np.minimum(positions + 1, last)].astype(np.int64)
-        targets = np.where(positions < last, following, NO_TARGET)
+        indices = window_indices[first : first + rows].tolist()
+        inputs = np.zeros((len(indices), width), np.int64)
+        targets = np.full((len(indices), width), NO_TARGET, np.int64)
+        for row, index in enumerate(indices):
+            ids = tokens[index * block_size : index * block_size + width + 1]
+            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
         yield inputs, targets

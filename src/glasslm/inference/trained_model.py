@@ -26,6 +26,7 @@ from glasslm.config.schema import (
     Precision,
     RunConfig,
 )
+from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT_PREFIX, forward_names
@@ -373,8 +374,8 @@ class Model:
         """
         return self.score(self.tokenizer.encode(text))
 
-    def score(self, tokens: NDArray[Any], notify: Notify = ignore_message) -> evaluation.Score:
-        """The `Score` of tokens (N,), an array or memory map; InputError for fewer than two.
+    def score(self, tokens: Tokens, notify: Notify = ignore_message) -> evaluation.Score:
+        """The `Score` of tokens (N,), an array or a file; InputError for fewer than two.
 
         `notify` receives the progress of a long evaluation.
         """

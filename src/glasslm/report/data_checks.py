@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glasslm.data.baselines import MAX_ORDER, Baselines, trained_baselines
 from glasslm.data.dataset import Dataset
 from glasslm.data.overlap import WINDOW_BYTES, Passage, find_longest_passage, match_windows
+from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.report.findings import Finding
 from glasslm.runs.metrics import EvalLine
@@ -85,7 +85,7 @@ def check_data(
     )
 
 
-def decode_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int) -> bytes:
+def decode_bytes(tokens: Tokens, tokenizer: Tokenizer, max_bytes: int) -> bytes:
     """The first `max_bytes` bytes of the text of `tokens` (N,), or all if there are fewer."""
     joined = np.frombuffer(b"".join(tokenizer.token_bytes), np.uint8)
     token_starts = np.cumsum(tokenizer.byte_lengths) - tokenizer.byte_lengths
@@ -102,7 +102,7 @@ def decode_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int) -> 
     return b"".join(parts)
 
 
-def decode_last_bytes(tokens: NDArray[Any], tokenizer: Tokenizer, max_bytes: int) -> bytes:
+def decode_last_bytes(tokens: Tokens, tokenizer: Tokenizer, max_bytes: int) -> bytes:
     """The last `max_bytes` bytes of the text of `tokens` (N,), or all if there are fewer."""
     parts, room, stop = [], max_bytes, len(tokens)
     while room > 0 and stop > 0:

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
-from glasslm.data.batch_sampler import TokenArray
+from glasslm.data.token_file import Tokens
 from glasslm.errors import GlasslmError, InputError
 from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
@@ -97,7 +97,7 @@ class BaseRun:
                 "--document-separator, or train a new model"
             )
 
-    def old_text(self, notify: Notify) -> TokenArray | None:
+    def old_text(self, notify: Notify) -> Tokens | None:
         """The base run's validation tokens (N,); None, with a note, where its text is missing."""
         try:
             return self.run.dataset(notify).val.tokens

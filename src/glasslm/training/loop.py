@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import time
 
-from glasslm.data.batch_sampler import TokenArray, make_sampler
+from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
+from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.inference import evaluation, generation
 from glasslm.inference.sampling import Sampling
@@ -49,7 +50,7 @@ class Loop:
         metrics: MetricsLog,
         display: Display,
         progress: Progress | None = None,
-        old_text: TokenArray | None = None,
+        old_text: Tokens | None = None,
     ) -> None:
         """`old_text`: validation tokens (N,) of the base run, to measure forgetting."""
         self.old_text = old_text
@@ -242,7 +243,7 @@ class Loop:
         saved = checkpoint.load(self.run_dir, step)
         self.engine.load(saved.state(), saved.progress.updates, saved.progress.loss_scale)
 
-    def score(self, tokens: TokenArray, max_windows: int | None) -> evaluation.Score:
+    def score(self, tokens: Tokens, max_windows: int | None) -> evaluation.Score:
         """The loss of tokens (N,) over at most `max_windows` windows; None takes all."""
         return evaluation.evaluate(
             self.engine,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from glasslm import files
 from glasslm.data.dataset import Dataset
 from glasslm.data.file_stamp import FileStamp, read_stamp
+from glasslm.data.token_file import TokenFile
 from glasslm.errors import DamagedError
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import MetricsLog
@@ -36,9 +35,7 @@ class RunFiles:
         self._stamps = _stamps([*self._hashes])
         splits = (dataset.train, dataset.val, dataset.test)
         arrays = [split.tokens for split in splits if split is not None]
-        self._tokens = _stamps(
-            [Path(str(array.filename)) for array in arrays if isinstance(array, np.memmap)]
-        )
+        self._tokens = _stamps([array.path for array in arrays if isinstance(array, TokenFile)])
 
     def require_unchanged(self) -> None:
         """Raise DamagedError, with the cure, where another program has changed or removed a file.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from glasslm.data.batch_sampler import BatchSampler, TokenArray
-from glasslm.data.file_stamp import require_uncut
+from glasslm.data.batch_sampler import BatchSampler
+from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import Batch
 from glasslm.errors import DamagedError
 
 
-def training_batch(sampler: BatchSampler, tokens: TokenArray, step: int, rows: int) -> Batch:
+def training_batch(sampler: BatchSampler, tokens: Tokens, step: int, rows: int) -> Batch:
     """The first `rows` rows of the batch of `step` from tokens (N,). Steps count from 0.
 
     Raises DamagedError where the file of the tokens was cut.
     """
-    require_uncut(tokens)
     indices = np.arange(rows)
     inputs, targets = sampler.batch(tokens, step, indices)
     return Batch(inputs, targets, step, indices)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.data.token_file import read_windows
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.objective import objective
@@ -135,9 +136,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[CheckResult]:
     width = min(RUN_TOKENS, trained.config.model.block_size)
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, len(dataset.val.tokens) - width, B)
-    text = np.stack([dataset.val.tokens[start : start + width + 1] for start in starts]).astype(
-        np.int64
-    )
+    text = read_windows(dataset.val.tokens, starts, width + 1)
     engine = NumpyEngine(
         trained.config.resolve(), trained.tokenizer.vocab_size, threads=1, dtype=np.float64
     )

@@ -23,6 +23,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from glasslm.data.token_file import read_windows
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch, Engine, State
 from glasslm.lab.checks import gradient_check
@@ -155,7 +156,7 @@ def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
     )
     width = min(gradient_check.RUN_TOKENS, config.model.block_size)
     starts = np.random.default_rng(seed).integers(0, len(dataset.val.tokens) - width, (STEPS, B))
-    texts = dataset.val.tokens[starts[..., None] + np.arange(width + 1)].astype(np.int64)
+    texts = [read_windows(dataset.val.tokens, row, width + 1) for row in starts]
     batches = [
         Batch(text[:, :-1], text[:, 1:], best.step + i, np.arange(B))
         for i, text in enumerate(texts)

@@ -198,8 +198,8 @@ def _validation_loss(engine: Engine, dataset: Dataset) -> float:
 
 def unigram_loss(dataset: Dataset) -> float:
     """Nats per token of the validation text by the token frequencies of the training text."""
-    counts = np.bincount(dataset.train.tokens, minlength=dataset.tokenizer.vocab_size) + 1.0
-    return float(-np.log(counts / counts.sum())[dataset.val.tokens].mean())
+    counts = np.bincount(dataset.train.tokens[:], minlength=dataset.tokenizer.vocab_size) + 1.0
+    return float(-np.log(counts / counts.sum())[dataset.val.tokens[:]].mean())
 
 
 def take_snapshot(
