@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glasslm import ops
     from glasslm.config.schema import RunConfig
+    from glasslm.course import learn
     from glasslm.inference.trained_model import Model
     from glasslm.runs.run_folder import Run
     from glasslm.training.launch import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["load", "ops", "train"]
+__all__ = ["learn", "load", "ops", "train"]
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """The package `glasslm.ops`, which is imported on first use."""
+        """The packages `glasslm.ops` and `glasslm.learn`, which are imported on first use."""
         if name == "ops":
             return importlib.import_module("glasslm.ops")
+        if name == "learn":
+            return importlib.import_module("glasslm.course.learn")
         raise AttributeError(f"module 'glasslm' has no attribute '{name}'")
 
 

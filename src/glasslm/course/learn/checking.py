@@ -1,0 +1,103 @@
+"""The checker as functions: of a Python function in this process, of a file in a limited one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glasslm.course.learn.exercise import Exercise
+from glasslm.course.learn.exercises import exercise_names, load_exercise
+from glasslm.course.learn.judge import judge
+from glasslm.course.learn.learner_file import read_learner_file
+from glasslm.course.learn.limited_process import check_in_process
+from glasslm.course.learn.verdict import Verdict, failed_verdict
+from glasslm.errors import InputError
+from glasslm.text import suggest_name
+
+
+def check(function: Callable[..., Any], exercise: str = "", seed: int = 0) -> Verdict:
+    """The verdict on a function; a notebook shows it.
+
+    Args:
+        function: Your function, such as `def rms_norm(x, gain, eps=1e-5): ... return y, backward`.
+        exercise: The exercise; by default the function's name.
+        seed: Seed of the inputs.
+
+    Returns:
+        What is right and what is wrong, with the smallest example.
+
+    Raises:
+        InputError: There is no such exercise (a ValueError).
+    """
+    name = exercise or getattr(function, "__name__", "")
+    if not callable(function):
+        raise InputError(f"{name or function!r} is no function: give the function itself")
+    if name not in exercise_names():
+        hint = suggest_name(name, exercise_names())
+        raise InputError(f"'{name}' is no exercise{hint}: name it, as in check(f, 'rms_norm')")
+    return check_function(load_exercise(name), function, seed)
+
+
+def check_function(exercise: Exercise, function: Callable[..., Any], seed: int = 0) -> Verdict:
+    """The verdict on a function, which is called in this process and without limits."""
+    problem = find_signature_problem(exercise, function)
+    if problem:
+        return failed_verdict(exercise, problem, "signature")
+    return judge(function, exercise, seed)
+
+
+def check_file(path: Path | str, seed: int = 0, exercise: str | None = None) -> list[Verdict]:
+    """The verdicts on the functions of a file, in processes with limits of time and memory.
+
+    Args:
+        path: The learner's file, which is never changed.
+        seed: Seed of the inputs.
+        exercise: Check this one alone. By default it is the one that the file is named for, or
+            all whose functions the file defines.
+
+    Returns:
+        One verdict for each exercise, in the order of the file.
+
+    Raises:
+        InputError: The file cannot be read, or has no function of an exercise: one line that
+            names the learner's line.
+    """
+    file = read_learner_file(Path(path), exercise)
+    verdicts: list[Verdict] = []
+    while len(verdicts) < len(file.exercises):  # a process that dies leaves the rest to the next
+        verdicts += check_in_process(file.path, file.exercises[len(verdicts) :], seed)
+    return verdicts
+
+
+def find_signature_problem(exercise: Exercise, function: Callable[..., Any]) -> str:
+    """Why the function cannot be called as the exercise does, with its line; "" if it can."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return ""
+    case = exercise.draw_cases(exercise.sizes.small[:1], 0)[0]
+    if exercise.call is not None and inspect.isclass(function):
+        return ""
+    optional = exercise.optional_names()
+    options = {
+        name: None for name in case.options if name not in optional or name in signature.parameters
+    }
+    wanted = list(case.inputs)
+    line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
+    where = f"line {line}: " if line else ""
+    given = f"{where}the signature is {function.__name__}{signature}"
+    expected = f"expected {exercise.signature}"
+    names = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ][: len(wanted)]
+    if names != wanted and sorted(names) == sorted(wanted):
+        return f"{given}; {expected}: its arguments are in another order"
+    try:
+        signature.bind(*case.inputs.values(), **options)
+    except TypeError as error:
+        return f"{given}; {expected}: {error}"
+    return ""

@@ -1,0 +1,70 @@
+"""The smallest case that fails, with what came out beside what was wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from glasslm.course.learn.comparison import reference_in_float64, wrong_results
+from glasslm.course.learn.exercise import Case, Exercise
+from glasslm.course.learn.observation import observe
+
+DECIMALS = 4
+MAX_NUMBERS = 200  # of one array in an example
+
+
+def find_example(
+    function: Callable[..., Any],
+    exercise: Exercise,
+    cases: Iterable[Case],
+    name: str,
+    slack: float = 1.0,
+) -> dict[str, Any] | None:
+    """The first of `cases` where the result `name` is visibly wrong; None if it never is."""
+    for case in cases:
+        observation = observe(function, exercise, case)
+        if not wrong_results(exercise, case, observation, (name,), slack):
+            continue
+        wanted = to_numbers(reference_in_float64(exercise, case).total(name))
+        got = to_numbers(observation.results[name])
+        if got != wanted:
+            uses_dy = name in exercise.gradients
+            return _describe_case(case, uses_dy) | {"output": name, "got": got, "wanted": wanted}
+    return None
+
+
+def find_changed_example(
+    function: Callable[..., Any], exercise: Exercise, cases: Iterable[Case]
+) -> dict[str, Any] | None:
+    """The first of `cases` where an argument is changed in place."""
+    for case in cases:
+        observation = observe(function, exercise, case)
+        if observation.changed:
+            return _describe_case(case, True) | {"changed": observation.changed}
+    return None
+
+
+def _describe_case(case: Case, uses_dy: bool) -> dict[str, Any]:
+    """Sizes, inputs and options of a case as JSON types."""
+    values = {name: to_numbers(value) for name, value in (case.inputs | case.options).items()}
+    dy = {"dy": to_numbers(case.dy)} if uses_dy and case.dy is not None else {}
+    return {"sizes": case.sizes, **values, **dy}
+
+
+def to_numbers(value: Any) -> Any:
+    """An array as nested lists of rounded numbers; strings for what is not finite or too long."""
+    if isinstance(value, np.ndarray):
+        if value.size > MAX_NUMBERS:
+            return f"array of shape {value.shape}"
+        return to_numbers(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [to_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_numbers(item) for key, item in value.items()}
+    if isinstance(value, (bool, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return round(value, DECIMALS) + 0.0 if np.isfinite(value) else str(value)  # no -0.0
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,44 @@
+"""The exercises, one a module, in the order of a course."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from glasslm.course.learn.exercise import Exercise
+from glasslm.errors import InputError
+from glasslm.text import suggest_name
+
+COURSE = (
+    "softmax",
+    "cross_entropy",
+    "embedding",
+    "linear",
+    "silu",
+    "swiglu",
+    "gelu",
+    "rms_norm",
+    "layer_norm",
+    "residual",
+    "causal_mask",
+    "attention",
+    "multi_head",
+    "gqa",
+    "rope",
+    "adamw",
+)
+
+
+def exercise_names() -> tuple[str, ...]:
+    """The names of the exercises in the order of the course."""
+    folder = Path(__file__).parent
+    return tuple(name for name in COURSE if (folder / f"{name}.py").exists())
+
+
+def load_exercise(name: str) -> Exercise:
+    """The exercise of this name. Raises InputError where there is none."""
+    if name not in exercise_names():
+        hint = suggest_name(name, exercise_names())
+        raise InputError(f"there is no exercise '{name}'{hint}: see glasslm learn list")
+    exercise: Exercise = importlib.import_module(f"{__name__}.{name}").EXERCISE
+    return exercise

@@ -1,0 +1,110 @@
+"""A learner's file, read without running it: its text, its functions, and its exercises."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from glasslm.course.learn.exercises import exercise_names
+from glasslm.errors import InputError
+from glasslm.text import suggest_name, to_one_line
+
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LearnerFile:
+    """A file that is valid Python, and the exercises that its functions are for."""
+
+    path: Path
+    exercises: list[str]
+
+
+def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
+    """The file and its exercises: `exercise`, or the one of its name, or all that it defines.
+
+    Raises InputError, in one line with the learner's line number, where the file cannot be read or
+    has no function of an exercise.
+    """
+    functions = find_functions(parse_source(path))
+    names = exercise_names()
+    if exercise and exercise not in names:
+        hint = suggest_name(exercise, names)
+        raise InputError(f"there is no exercise '{exercise}'{hint}: see glasslm learn list")
+    wanted = exercise or (path.stem if path.stem in names else "")
+    if wanted:
+        if wanted not in functions:
+            raise InputError(f"{path}: no function {wanted}{_nearest(wanted, functions)}")
+        return LearnerFile(path, [wanted])
+    found = [name for name in functions if name in names]
+    if not found:
+        raise InputError(f"{path}: {_explain_unknown(functions)}")
+    return LearnerFile(path, found)
+
+
+def parse_source(path: Path) -> ast.Module:
+    """The syntax tree of a file. Raises InputError where it is no UTF-8 or no Python."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a Python file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its name") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: expected Python source")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: byte {data[error.start]:#04x} is no UTF-8: save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise InputError(f"{path} is empty: begin with glasslm learn start NAME")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text, filename=path.name)
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {to_one_line(error.msg)}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes, too deep nesting
+        raise InputError(f"{path} is no Python: {to_one_line(str(error))}") from None
+
+
+def find_functions(tree: ast.Module) -> dict[str, int]:
+    """The functions, classes and names that a file defines at its top, with their lines."""
+    lines = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            lines[node.name] = node.lineno
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    lines[target.id] = node.lineno
+    return lines
+
+
+def _nearest(wanted: str, functions: dict[str, int]) -> str:
+    """A hint at the function that may be meant."""
+    flat = {name.replace("_", "").lower(): name for name in functions}
+    near = flat.get(wanted.replace("_", ""))
+    if near is None:
+        import difflib
+
+        near = next(iter(difflib.get_close_matches(wanted, functions, 1, 0.6)), None)
+    if near is not None:
+        return f"; line {functions[near]} has '{near}': rename it to {wanted}"
+    return f": it defines {', '.join(functions)}" if functions else ": it defines no function"
+
+
+def _explain_unknown(functions: dict[str, int]) -> str:
+    """The sentence for a file without a function of an exercise."""
+    for name in exercise_names():
+        hint = _nearest(name, functions)
+        if hint.startswith(";"):
+            return f"no function of an exercise{hint}"
+    defined = f"it defines {', '.join(functions)}" if functions else "it defines no function"
+    return f"no function of an exercise: {defined}; see glasslm learn list for the names"
