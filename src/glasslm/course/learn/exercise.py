@@ -189,7 +189,7 @@ class Exercise:
         mistakes: Usual mistakes, the most usual first.
         call: call(function, case) -> {output: value}, for functions that are not simply called
             once: those that work in place, or a class. The default calls function(*inputs,
-            **options) and takes what it returns as outputs[0].
+            **options) and takes what it returns as the output, or as a tuple of the outputs.
         keeps_dtype: Whether float32 inputs must give float32 results.
         zero_inputs: Inputs that may be all zero and must then give finite results.
         token_inputs: Inputs with an axis of tokens, for the question which tokens move an output.

@@ -54,7 +54,7 @@ def observe(function: Callable[..., Any], exercise: Exercise, case: Case) -> Obs
                 output, backward = returned if is_pair else (returned, None)
             if output is None:
                 raise NotImplementedError("nothing is returned")
-            observation.results[exercise.outputs[0]] = to_array(output)
+            _record_outputs(output, exercise, observation)
             observation.changed = find_change(copied.inputs, case.inputs)
             if exercise.has_backward:
                 stage = "backward"
@@ -65,6 +65,23 @@ def observe(function: Callable[..., Any], exercise: Exercise, case: Case) -> Obs
     except Exception as error:  # the learner's code may raise anything
         observation.trouble = _explain_error(error, function, stage)
     return observation
+
+
+def _record_outputs(returned: Any, exercise: Exercise, observation: Observation) -> None:
+    """Record what the function returns: its output, or a tuple of its outputs by name."""
+    names = exercise.outputs
+    if len(names) == 1:
+        observation.results[names[0]] = to_array(returned)
+        return
+    outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    for name, output in zip(names, outputs, strict=False):
+        if output is None:
+            raise NotImplementedError(f"{name} is None")
+        observation.results[name] = to_array(output)
+    if len(outputs) != len(names):
+        count = f"{len(outputs)} result" + "s" * (len(outputs) != 1)
+        sentence = f"the function returns {count}; expected {', '.join(names)}"
+        observation.trouble = Trouble("shape", "forward", sentence)
 
 
 def call_function(function: Callable[..., Any], exercise: Exercise, case: Case) -> Any:

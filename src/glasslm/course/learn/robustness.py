@@ -62,7 +62,8 @@ def judge_dtypes(trial: Trial) -> Verdict | None:
 def _other_dtype(trial: Trial, observation: Observation, dtype: str) -> Verdict | None:
     """The verdict on a result whose type is not that of the inputs."""
     for name, result in observation.results.items():
-        if isinstance(result, np.ndarray) and result.dtype.kind == "f" and result.dtype != dtype:
+        is_float_array = isinstance(result, np.ndarray) and result.dtype.kind == "f"
+        if is_float_array and result.ndim and result.dtype != dtype:  # a number may be a float
             sentence = f"{dtype} goes in, and {name} comes out as {result.dtype}"
             return trial.verdict("dtype", sentence, trial.stage_of(name), name)
     return None
