@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def check(function: Callable[..., Any], exercise: str = "", seed: int = 0) -> Ve
 
 def check_function(exercise: Exercise, function: Callable[..., Any], seed: int = 0) -> Verdict:
     """The verdict on a function, which is called in this process and without limits."""
-    problem = find_signature_problem(exercise, function)
+    problem = judge_signature(exercise, function)
     if problem:
-        return failed_verdict(exercise, problem, "signature")
+        return problem
     return judge(function, exercise, seed)
 
 
@@ -71,33 +72,29 @@ def check_file(path: Path | str, seed: int = 0, exercise: str | None = None) -> 
     return verdicts
 
 
-def find_signature_problem(exercise: Exercise, function: Callable[..., Any]) -> str:
-    """Why the function cannot be called as the exercise does, with its line; "" if it can."""
+def judge_signature(exercise: Exercise, function: Callable[..., Any]) -> Verdict | None:
+    """The verdict on a function that cannot be called as the exercise does; None if it can."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a built-in without a signature
-        return ""
-    case = exercise.draw_cases(exercise.sizes.small[:1], 0)[0]
+        return None
     if exercise.call is not None and inspect.isclass(function):
-        return ""
+        return None
+    case = exercise.draw_cases(exercise.sizes.small[:1], 0)[0]
     optional = exercise.optional_names()
     options = {
         name: None for name in case.options if name not in optional or name in signature.parameters
     }
-    wanted = list(case.inputs)
+    wanted, names = list(case.inputs), list(signature.parameters)[: len(case.inputs)]
     line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
     where = f"line {line}: " if line else ""
     given = f"{where}the signature is {function.__name__}{signature}"
-    expected = f"expected {exercise.signature}"
-    names = [
-        parameter.name
-        for parameter in signature.parameters.values()
-        if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ][: len(wanted)]
     if names != wanted and sorted(names) == sorted(wanted):
-        return f"{given}; {expected}: its arguments are in another order"
+        sentence = f"{given}; expected {exercise.signature}: the arguments are in another order"
+        return replace(failed_verdict(exercise, sentence, "signature"), verdict="other")
     try:
         signature.bind(*case.inputs.values(), **options)
     except TypeError as error:
-        return f"{given}; {expected}: {error}"
-    return ""
+        sentence = f"{given}; expected {exercise.signature}: {error}"
+        return failed_verdict(exercise, sentence, "signature")
+    return None

@@ -15,6 +15,8 @@ MAX_UNDEFINED_SHARE = 0.5  # of a prediction, whose NaN entries match everything
 
 def is_equal(expected: Any, actual: Any, scale: float) -> bool:
     """Whether `actual` is `expected` up to rounding relative to `scale`; NaN in it matches all."""
+    if isinstance(expected, np.generic):
+        expected = np.asarray(expected)
     if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
         return bool(np.all(expected == actual))
     if expected.shape != actual.shape or actual.dtype.kind not in "fiub":

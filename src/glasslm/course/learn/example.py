@@ -12,7 +12,7 @@ from glasslm.course.learn.exercise import Case, Exercise
 from glasslm.course.learn.observation import observe
 
 DECIMALS = 4
-MAX_NUMBERS = 200  # of one array in an example
+MAX_NUMBERS = 48  # of one array in an example
 
 
 def find_example(
@@ -27,12 +27,24 @@ def find_example(
         observation = observe(function, exercise, case)
         if not wrong_results(exercise, case, observation, (name,), slack):
             continue
-        wanted = to_numbers(reference_in_float64(exercise, case).total(name))
-        got = to_numbers(observation.results[name])
+        right = reference_in_float64(exercise, case).total(name)
+        output, got, wanted = _side_by_side(name, observation.results[name], right)
         if got != wanted:
             uses_dy = name in exercise.gradients
-            return _describe_case(case, uses_dy) | {"output": name, "got": got, "wanted": wanted}
+            return _describe_case(case, uses_dy) | {"output": output, "got": got, "wanted": wanted}
     return None
+
+
+def _side_by_side(name: str, actual: Any, right: Any) -> tuple[str, Any, Any]:
+    """A result and the right one as numbers; of long arrays the entry that differs most."""
+    is_long = isinstance(actual, np.ndarray) and actual.size > MAX_NUMBERS
+    if not is_long or np.shape(right) != actual.shape:
+        return name, to_numbers(actual), to_numbers(right)
+    with np.errstate(all="ignore"):
+        error = np.nan_to_num(abs(actual - right), nan=np.inf)
+    index = tuple(map(int, np.unravel_index(int(error.argmax()), error.shape)))
+    entry = ", ".join(map(str, index))
+    return f"{name}[{entry}]", to_numbers(actual[index].item()), to_numbers(right[index].item())
 
 
 def find_changed_example(

@@ -15,9 +15,10 @@ MIN_CHANGE = 1e-9
 
 
 class Influence(NamedTuple):
-    """An output that moves with a token and must not (`moves`), or the reverse."""
+    """A token that moves with another token of `source` and must not (`moves`), or the reverse."""
 
     token: int
+    source: str
     other: int
     moves: bool
 
@@ -27,34 +28,31 @@ def find_wrong_influence(
 ) -> Influence | None:
     """The first token whose output or gradient depends on other tokens than the reference's does.
 
-    None where the dependence is right, or where the arrays have no axis of tokens in common.
+    An output is compared for each input that has tokens, a gradient for dy. None where the
+    dependence is right, or where the arrays have no axis of tokens in common.
     """
-    source = _source_of(exercise, name)
-    if source is None or ("N" not in case.sizes and "T" not in case.sizes):
-        return None
-    moved_array = case.dy if source == "dy" else case.inputs[source]
     base = observe(function, exercise, case).results.get(name)
     right = exercise.compute(case).total(name)
-    axis = 1 if "T" in case.sizes and moved_array.ndim > 2 else 0
-    if not isinstance(base, np.ndarray) or base.shape != right.shape or base.ndim <= axis:
+    if not isinstance(base, np.ndarray) or base.shape != np.shape(right):
         return None
-    if base.shape[axis] != moved_array.shape[axis]:
-        return None
-    for other, token in itertools.product(range(base.shape[axis]), repeat=2):
-        moved = _move_token(case, source, axis, other)
-        changed = observe(function, exercise, moved).results.get(name, base)
-        moves = _differs(base, changed, axis, token)
-        if moves != _differs(right, exercise.compute(moved).total(name), axis, token):
-            return Influence(token, other, moves)
+    sources = exercise.token_inputs if name in exercise.outputs else ("dy",)
+    for source in sources:
+        moved = case.dy if source == "dy" else case.inputs[source]
+        if not isinstance(moved, np.ndarray) or (source == "dy" and moved.shape != base.shape):
+            continue
+        axis = 1 if moved.ndim > 2 else 0
+        if base.ndim <= axis or base.shape[axis] != moved.shape[axis]:
+            continue
+        for other, token in itertools.product(range(base.shape[axis]), repeat=2):
+            changed_case = _move_token(case, source, axis, other)
+            changed = observe(function, exercise, changed_case).results.get(name, base)
+            moves = _differs(base, changed, axis, token)
+            changed_right = exercise.compute(changed_case).total(name)
+            if not moves and (token == other or not exercise.mixes_tokens):
+                continue  # the function is flat there
+            if moves != _differs(right, changed_right, axis, token):
+                return Influence(token, source, other, moves)
     return None
-
-
-def _source_of(exercise: Exercise, name: str) -> str | None:
-    """What to move: for the output the last input with its shape, for a gradient of one, dy."""
-    floats = exercise.token_inputs
-    if name in exercise.outputs:
-        return floats[-1] if floats else None
-    return "dy" if name.removeprefix("d") in floats else None
 
 
 def _move_token(case: Case, source: str, axis: int, token: int) -> Case:

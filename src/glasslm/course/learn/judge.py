@@ -104,7 +104,8 @@ def _unexplained_verdict(trial: Trial, stage: Stage, name: str) -> Verdict:
     influence = find_wrong_influence(trial.function, trial.exercise, name, trial.distinct[0])
     if influence:
         verb = "moves" if influence.moves else "does not move"
-        sentence = f"{name} of token {influence.token} {verb} with token {influence.other}"
+        sentence = f"{name} of token {influence.token} {verb} with token {influence.other} of "
+        sentence += influence.source
         kind: VerdictName = "mask" if trial.exercise.mixes_tokens else "axis"
         return trial.verdict(kind, sentence, stage, name, example=example)
     if all(isinstance(result, np.ndarray) and is_numeric(result) for result in actual):

@@ -163,6 +163,7 @@ def _explain_error(error: Exception, function: Callable[..., Any], stage: Stage)
     fits_shapes = isinstance(error, (ValueError, IndexError)) and any(
         word in message for word in SHAPE_WORDS
     )
+    fits_shapes &= "out of bounds" not in message
     sentence = f"{locate_error(error, source_file(function))}{type(error).__name__}: {message}"
     return Trouble("shape" if fits_shapes else "exception", stage, sentence)
 

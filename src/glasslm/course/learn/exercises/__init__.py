@@ -14,6 +14,7 @@ COURSE = (
     "cross_entropy",
     "embedding",
     "linear",
+    "relu",
     "silu",
     "swiglu",
     "gelu",
