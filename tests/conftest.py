@@ -116,7 +116,7 @@ def accept_the_kernel_of_this_machine() -> Iterator[None]:
 def short_samples() -> Iterator[None]:
     """Samples of 50 tokens during training: 200 take longer than the steps of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glasslm.training.loop.SAMPLE_TOKENS", 50)
+        patch.setattr("glasslm.training.sample_line.SAMPLE_TOKENS", 50)
         yield
 
 

@@ -25,8 +25,8 @@ from glasslm.engines.protocol import Update
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
 from glasslm.training import launch
-from glasslm.training.launch import Outcome
 from glasslm.training.loop import Loop
+from glasslm.training.outcome import Outcome
 
 SMALL: dict[str, Any] = {
     "d_model": 32,
@@ -101,7 +101,7 @@ def drop_hashes(run_dir: Path) -> Path:
 def without_report() -> Iterator[None]:
     """Runs in here end without a report, which takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_report, "write", lambda run_dir: run_dir / "report.html")
+        patch.setattr(run_report, "write", lambda run_dir, *share: run_dir / "report.html")
         yield
 
 

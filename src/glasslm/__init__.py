@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glasslm.course import learn
     from glasslm.inference.trained_model import Model
     from glasslm.runs.run_folder import Run
-    from glasslm.training.launch import Outcome
+    from glasslm.training.outcome import Outcome
 
 __version__ = "0.1.0"
 __all__ = ["learn", "load", "ops", "train"]

@@ -37,8 +37,8 @@ from glasslm.training.guard import (
     Limits,
     spike_limit,
 )
-from glasslm.training.launch import Outcome
 from glasslm.training.loop import Loop
+from glasslm.training.outcome import Outcome
 from small_runs import (
     comparable_results,
     ignore_message,

@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_before_its_report_gets_it(
 ) -> None:
     """Before the report, and before the last line of the log."""
 
-    def write_report(run_dir: Path) -> Path:
+    def write_report(run_dir: Path, time_share: float) -> Path:
         (run_dir / "report.html").write_text("<html></html>")
         return run_dir / "report.html"
 

@@ -17,7 +17,7 @@ from glasslm.lab.studies.adapter_study import Point, pareto_front
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 from small_runs import interrupt_at, logged_lines, without_report
 from tuned_runs import QUICK, flag_arguments, make_base, write_new_text
 

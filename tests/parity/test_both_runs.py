@@ -17,7 +17,7 @@ from glasslm.engines import choice
 from glasslm.engines.protocol import Engine
 from glasslm.runs import run_folder
 from glasslm.training import launch
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 from small_runs import (
     comparable_results,
     ignore_message,

@@ -23,7 +23,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.fine_tuning import DEFAULT_RANK, FULL_LR, LORA_LR, BaseRun, fine_tuning_config
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 from small_runs import (
     COMPUTE,
     comparable_results,

@@ -522,7 +522,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(run_dir: Path) -> Path:
+    def fail(run_dir: Path, time_share: float) -> Path:
         raise problem
 
     monkeypatch.setattr(run_report, "write", fail)

@@ -45,7 +45,7 @@ def test_training_announces_each_phase_before_it_starts(
 ) -> None:
     events: list[str] = []
     monkeypatch.setattr(dataset_notes, "NOTIFY_MIN_BYTES", 1)
-    monkeypatch.setattr(run_report, "write", lambda run_dir: events.append("<write>"))
+    monkeypatch.setattr(run_report, "write", lambda run_dir, time_share: events.append("<write>"))
     monkeypatch.setattr(command_outcome, "notify", events.append)
     record_calls(
         events,

@@ -33,9 +33,9 @@ from glasslm.training.evaluation_windows import (
 from glasslm.training.plan import FEW_STEPS, length_notes
 from glasslm.training.step_timer import (
     MIN_COMPILED_RUN_S,
-    REPORT_S,
     StepTimer,
     fix_length,
+    report_seconds,
     run_seconds,
     should_compile,
     with_steps,
@@ -154,7 +154,7 @@ def test_as_many_steps_as_fit_or_a_refusal_that_names_a_time_that_works(
         assert measured < count_windows(fitted, val_tokens)
     steps = fitted.train.max_steps
     more = with_steps(fitted, steps + 1)
-    left_s = budget_s - spent - min(REPORT_S, 0.1 * budget_s)
+    left_s = budget_s - spent - report_seconds(costs, budget_s)
     assert run_seconds(more, data, costs, n_final) > left_s
 
 
@@ -252,7 +252,7 @@ def test_either_engine_is_timed(engine: Any) -> None:
     started_at = time.perf_counter()
     measured = step_timer.time_steps(small, engine, data)
     assert engine.updates == 3
-    assert all(0 < part < 100 * (time.perf_counter() - started_at) for part in measured)
+    assert all(0 < part < 200 * (time.perf_counter() - started_at) for part in measured)
     assert 0 < run_seconds(small, data, measured) < math.inf
 
 

@@ -28,7 +28,7 @@ from glasslm.lab.verification.integrity import examine_run
 from glasslm.runs import metrics
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch, tracker_process, trackers
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 from small_runs import (
     COMPUTE,
     comparable_results,

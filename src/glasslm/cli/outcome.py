@@ -11,7 +11,7 @@ from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
 
 if TYPE_CHECKING:
-    from glasslm.training.launch import Outcome
+    from glasslm.training.outcome import Outcome
 
 
 def report_outcome(outcome: Outcome, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from glasslm.config.schema import ComputeConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glasslm.training.launch import Outcome
+    from glasslm.training.outcome import Outcome
 
 DESCRIPTION = """Continue an interrupted run exactly, from its latest checkpoint. A finished run
 whose report is missing gets its report.
@@ -48,7 +48,7 @@ def _find_unreported(run_dir: Path) -> Outcome | None:
     from glasslm.runs import checkpoint, protection
     from glasslm.runs.metrics import COMPLETED_STATUSES
     from glasslm.runs.run_folder import Run
-    from glasslm.training import launch
+    from glasslm.training.outcome import make_outcome
 
     run = Run(run_dir)
     status = run.history.status
@@ -60,4 +60,4 @@ def _find_unreported(run_dir: Path) -> Outcome | None:
         return None  # its last checkpoint is made again
     checkpoint.require_identity(latest, run.identity)
     protection.require_unaltered_log(run, [latest])
-    return launch.make_outcome(run, status, None, 0.0)
+    return make_outcome(run, status, None, 0.0)

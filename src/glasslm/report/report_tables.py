@@ -29,6 +29,8 @@ SPLITS = ("train", "val", "test")
 ENDINGS = {
     "finished": "The run did all its steps.",
     "stopped": "The run stopped early: it reached the target loss, or the loss no longer improved.",
+    "time": "The run ended at its time limit, before its last step: the machine had become slower. "
+    "Its learning rate had not reached its end.",
     "interrupted": "The run was interrupted. `glasslm resume` continues it.",
     "diverged": "Training diverged: its losses are not finite, or more than a nat above the start. "
     "Try a lower learning rate first.",

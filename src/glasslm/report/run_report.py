@@ -39,13 +39,14 @@ from glasslm.runs.protection import require_unaltered
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, escape_control_chars, quote_path
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MODEL_BUDGET_S = 5.0  # for samples and surprise
 DOMAIN_BUDGET_S = 4.0  # for the measures of Python or of names
+SHORT_SHARE = 0.15  # of the time for samples; most models need less
 EXCERPT_TOKENS = 600  # of validation text, for the surprise
 CHECKPOINT_TEMPERATURE = 0.7
 CAPTIONS = {  # of the figures, by the name of their file
@@ -55,15 +56,17 @@ CAPTIONS = {  # of the figures, by the name of their file
 }
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: Path, time_share: float = 1.0) -> Path:
     """Write the report into the folder of a run in any state; returns the path of report.html.
+
+    `time_share`, from 0 to 1, shortens what the model generates for it.
 
     Raises DamagedError when run.json or metrics.jsonl cannot be read or was altered, InputError
     when the folder cannot be written and ExhaustedError when the disk is full.
     """
     run = Run(run_dir)
     require_unaltered(run)
-    context = _context(run)
+    context = _context(run, time_share)
     lines = list(run.metrics())
     panels = {
         "training.png": curves.training_panels(run.history, run.config.optimizer.grad_clip),
@@ -103,24 +106,25 @@ def _script() -> dict[str, Any]:
 def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
     """Write the report of a run that has just ended; None if there is no report.
 
-    An interrupted run gets none. A failure becomes a warning through `notify`: the run itself is
-    complete without its report.
+    An interrupted run gets none. A report for which --max-time leaves little time is shorter. A
+    failure becomes a warning through `notify`: the run itself is complete without its report.
     """
     if outcome.status == "interrupted":
         return None
-    notify("writing the report")
+    command = f"`glasslm report {quote_path(outcome.run_dir)}`"
+    model_s = MODEL_BUDGET_S + DOMAIN_BUDGET_S
+    time_share = min(1.0, max(0.0, outcome.samples_s / model_s))
+    shortened = f", with fewer samples: --max-time is almost over, and {command} makes all of it"
+    notify(f"writing the report{shortened if time_share < SHORT_SHARE else ''}")
     try:
-        return write(outcome.run_dir)
+        return write(outcome.run_dir, time_share)
     except (OSError, GlasslmError, MemoryError) as error:
         reason = error or "out of memory"
-        notify(
-            f"warning: the report was not written ({reason}); `glasslm report "
-            f"{quote_path(outcome.run_dir)}` makes it again"
-        )
+        notify(f"warning: the report was not written ({reason}); {command} makes it again")
         return None
 
 
-def _context(run: Run) -> dict[str, Any]:
+def _context(run: Run, time_share: float) -> dict[str, Any]:
     """The variables of the templates."""
     record, lines, history = run.record, list(run.metrics()), run.history
     vocab_size = record["tokenizer"]["vocab_size"]
@@ -128,7 +132,7 @@ def _context(run: Run) -> dict[str, Any]:
     preset = str(record.get("preset", "tiny"))
     dataset = cached_dataset(run)
     progress = report_tables.select_evenly(sample_lines(lines))
-    model_sections = _model_sections(run, lines, dataset)
+    model_sections = _model_sections(run, lines, dataset, time_share)
     generated = [
         sample.text
         for row in (*model_sections["by_temperature"], model_sections["by_checkpoint"])
@@ -173,9 +177,11 @@ def cached_dataset(run: Run) -> Dataset | None:
         return None
 
 
-def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dict[str, Any]:
+def _model_sections(
+    run: Run, lines: list[Line], dataset: Dataset | None, time_share: float
+) -> dict[str, Any]:
     """The sections that need the weights, or the reason why they are missing."""
-    deadline = time.monotonic() + MODEL_BUDGET_S
+    deadline = time.monotonic() + time_share * MODEL_BUDGET_S
     sections: dict[str, Any] = {
         "by_temperature": [],
         "by_checkpoint": [],
@@ -196,7 +202,9 @@ def _model_sections(run: Run, lines: list[Line], dataset: Dataset | None) -> dic
         sections["by_checkpoint"] = samples.sample_checkpoints(
             run.path, prompts[0], CHECKPOINT_TEMPERATURE, deadline
         )
-        sections["domain"] = text_kinds.measure_domain(run, dataset, model, DOMAIN_BUDGET_S)
+        sections["domain"] = text_kinds.measure_domain(
+            run, dataset, model, time_share * DOMAIN_BUDGET_S
+        )
     except GlasslmError as error:
         sections["no_model"] = str(error)
     return sections

@@ -21,8 +21,8 @@ from glasslm.errors import DamagedError
 from glasslm.runs.typed_json import Count, describe_mismatch
 
 Split = Literal["val", "old", "test"]
-Status = Literal["finished", "stopped", "interrupted", "diverged", "failed"]
-COMPLETED_STATUSES = ("finished", "stopped")  # of a run that reached its end
+Status = Literal["finished", "stopped", "time", "interrupted", "diverged", "failed"]
+COMPLETED_STATUSES = ("finished", "stopped", "time")  # of a run that reached its end
 ENDED_STATUSES = (*COMPLETED_STATUSES, "diverged")  # of a run with no steps left to train
 
 

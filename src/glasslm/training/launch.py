@@ -8,7 +8,6 @@ ended. Callers write the report.
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources.text_files import Source
@@ -31,16 +31,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.blas import format_blas, loaded_blas, warn_of_slow_kernel
 from glasslm.runs.checkpoint import Progress
-from glasslm.runs.history import best_eval
-from glasslm.runs.metrics import (
-    COMPLETED_STATUSES,
-    EvalLine,
-    Line,
-    MetricsLog,
-    SampleLine,
-    Status,
-    sample_lines,
-)
+from glasslm.runs.metrics import COMPLETED_STATUSES, Line, MetricsLog, Status
 from glasslm.runs.protection import require_unaltered_log
 from glasslm.runs.record import ComputeRecord, build_record, text_name
 from glasslm.runs.run_folder import Run
@@ -51,28 +42,11 @@ from glasslm.training.display import Display
 from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
+from glasslm.training.outcome import Outcome, make_outcome
 from glasslm.training.plan import TrainingPlan, describe_preparation, format_plan, length_notes
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run. `status` is that of the last line of metrics.jsonl."""
-
-    run_dir: Path
-    status: Status
-    signal: int | None  # the signal that interrupted the run
-    best: EvalLine | None  # the evaluation with the best validation loss
-    sample: SampleLine | None  # the last sample
-    elapsed_s: float  # seconds
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of a process that only trained."""
-        return {"diverged": 3, "interrupted": 128 + (self.signal or signal.SIGINT)}.get(
-            self.status, 0
-        )
+from glasslm.training.time_limit import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -84,6 +58,7 @@ class RunSetup:
     dataset: Dataset
     base: BaseRun | None  # for the loss on its text
     progress: Progress | None = None  # of the checkpoint that a resumed run continues from
+    limit: TimeLimit | None = None
 
 
 def train(
@@ -130,6 +105,7 @@ def train(
             config, compute, inputs, started, reasons, notify, final_windows
         )
     expected_s = time.perf_counter() - started + length.seconds
+    limit = _start_limit(length, started)
     with lock_run(run_dir):
         run = _create_run(run_dir, length, compute, inputs, engine, preset=preset, command=command)
         config = run.config
@@ -138,7 +114,7 @@ def train(
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
         try:
             return _run_loop(
-                RunSetup(run, engine, inputs.dataset, inputs.base),
+                RunSetup(run, engine, inputs.dataset, inputs.base, limit=limit),
                 first_lines=[plan_line, *_fallback_warning(inputs.source)],
                 started=started,
                 notify=notify,
@@ -168,9 +144,11 @@ def resume(
             require_unaltered_log(run, [latest])
         # a lost last checkpoint is made again
         if has_ended and latest.step == max(history.eval_steps, default=0):
+            flag = "--max-time" if history.status == "time" else "--max-steps"
             raise InputError(
-                f"{run_dir} is {history.status} at step {latest.step}: there is nothing left to "
-                "do. Train a new run with more --max-steps, or use this one with `glasslm generate`"
+                f"{run_dir} ended at step {latest.step} (status '{history.status}'): there is "
+                f"nothing left to do. Train a new run with more {flag}, or use this one with "
+                "`glasslm generate`"
             )
         compute, notes = compute_from_record(compute, run.record)
         for note in notes:
@@ -257,6 +235,14 @@ def _prepare_engine(
     return engine, length
 
 
+def _start_limit(length: RunLength, started: float) -> TimeLimit | None:
+    """The limit of a run whose length was fixed by --max-time."""
+    train = length.config.train
+    if train.max_time is None or train.epochs is not None:
+        return None
+    return TimeLimit(length.timer, started, parse_duration(train.max_time))
+
+
 def _create_run(
     run_dir: Path,
     length: RunLength,
@@ -314,7 +300,7 @@ def _run_loop(
         log,
         Display(run.config.train.max_steps, run.path.name, earlier_lines) as run_display,
     ):
-        loop = Loop(run, engine, setup.dataset, log, run_display, progress, old_text)
+        loop = Loop(run, engine, setup.dataset, log, run_display, progress, old_text, setup.limit)
         for line in first_lines:
             loop.log(line)
         status: Status = "failed"
@@ -336,20 +322,8 @@ def _run_loop(
                 }
             )
     elapsed_s = time.perf_counter() - started
-    return make_outcome(run, status, loop.signal or interrupt.received, elapsed_s)
-
-
-def make_outcome(run: Run, status: Status, signal_number: int | None, elapsed_s: float) -> Outcome:
-    """The outcome of a run that has ended, with its best evaluation and its last sample."""
-    lines = list(run.metrics())
-    return Outcome(
-        run_dir=run.path,
-        status=status,
-        signal=signal_number,
-        best=best_eval(lines, run.history),
-        sample=next(reversed(sample_lines(lines)), None),
-        elapsed_s=elapsed_s,
-    )
+    signal_number = loop.signal or interrupt.received
+    return make_outcome(run, status, signal_number, elapsed_s, loop.limit.samples_s())
 
 
 def _fallback_warning(source: Source | None) -> list[Line]:

@@ -9,33 +9,35 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 
 from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
-from glasslm.inference import evaluation, generation
-from glasslm.inference.sampling import Sampling
+from glasslm.inference import evaluation
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, Progress
 from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
-from glasslm.text import as_float
 from glasslm.training import guard
 from glasslm.training.display import Display
 from glasslm.training.eval_line import eval_line
 from glasslm.training.evaluation_windows import evaluation_windows, second_measurement_windows
+from glasslm.training.final_measurement import TOO_SLOW, load_checkpoint, score_last_and_best
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interrupt, Interruption, catch_signals
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
 from glasslm.training.run_files import RunFiles
+from glasslm.training.sample_line import sample_line
 from glasslm.training.spikes import write_spike
+from glasslm.training.time_limit import TimeLimit, no_limit
 from glasslm.training.training_batch import require_known_tokens, training_batch
 
 SKIP_ALL = -1.0  # every gradient norm is above it
-SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
 EVALUATION_BATCH = 16  # micro-batches that one call of Engine.losses gets
 
 
@@ -51,8 +53,10 @@ class Loop:
         display: Display,
         progress: Progress | None = None,
         old_text: Tokens | None = None,
+        limit: TimeLimit | None = None,
     ) -> None:
         """`old_text`: validation tokens (N,) of the base run, to measure forgetting."""
+        self.limit = limit or no_limit()
         self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
@@ -61,8 +65,8 @@ class Loop:
         self.sampler = make_sampler(self.config, len(dataset.train.tokens))
         val_tokens = len(dataset.val.tokens)
         self.max_windows = evaluation_windows(self.config, val_tokens)
-        self.final_windows = n_final = run.record.get("final_windows")
-        self.remeasures = bool(second_measurement_windows(self.config, val_tokens, n_final))
+        n_final = run.record.get("final_windows")
+        self.final_windows = second_measurement_windows(self.config, val_tokens, n_final)
         self.step = progress.step if progress else 0
         self.tokens = progress.tokens if progress else 0
         self.best = progress.best if progress else None
@@ -80,7 +84,8 @@ class Loop:
     def run(self, stop_at: int | None = None) -> Status:
         """Train to the end, to a signal, or to step `stop_at`; returns the status of the run.
 
-        The status is "finished", "stopped" (by stop_at_loss or patience) or "interrupted".
+        The status is "finished", "stopped" (by stop_at_loss or patience), "time" (the time limit
+        came before the last step) or "interrupted".
         """
         with catch_signals() as self.interrupt:
             try:
@@ -88,8 +93,7 @@ class Loop:
                 while not (self._is_over() or self.interrupt.is_set() or self.step == stop_at):
                     self.do_step()
                 if self._is_over():
-                    self._finish()
-                    return "finished" if self.step == self.max_steps else "stopped"
+                    return self._finish()
             except Interruption:
                 pass  # A resumed run makes the measurement.
             self.save(planned=False)
@@ -101,8 +105,12 @@ class Loop:
         train = self.config.train
         step_started = time.perf_counter()
         batch, losses, update, limits = self.advance()
-        self.seconds_training += time.perf_counter() - step_started
-        self.steps_timed += 1
+        step_s = time.perf_counter() - step_started
+        self.limit.record_step(step_s)
+        self.seconds_training, self.steps_timed = (
+            self.seconds_training + step_s,
+            self.steps_timed + 1,
+        )
         is_last = self.step == self.max_steps
         if is_due(self.step, train.log_interval) or is_last or not update.applied:
             self.log(self._step_line(losses, update))
@@ -114,14 +122,14 @@ class Loop:
         """Evaluate, sample and save where it is due at this step and not done yet."""
         train, is_new = self.config.train, self.evaluated_at < 0
         if (is_due(self.step, train.eval_interval) or is_new) and self.evaluated_at != self.step:
-            self.evaluate()
+            self.limit.measure("evaluation", self.evaluate)
         if is_due(self.step, train.sample_interval) and self.sampled_at != self.step:
-            self.sample()
+            self.limit.measure("sample", self.sample)
         # The checkpoint comes last, so that a resumed run repeats no line of this step and misses
         # none. `_finish` saves the last checkpoint, after its evaluation.
         is_planned = is_due(self.step, train.checkpoint_interval) or self._is_best() or is_new
         if is_planned and not self._is_over():
-            self.save()
+            self.limit.measure("checkpoint", self.save)
 
     def advance(self) -> tuple[Batch, Losses, Update, Limits]:
         """Send one batch through the engine.
@@ -171,7 +179,7 @@ class Loop:
             self.run_dir, self.step, batch, self.dataset.tokenizer, loss, norm, limits, action
         )
         if action == "rollback":
-            self._load_checkpoint(self.rollback_step)
+            load_checkpoint(self.engine, self.run_dir, self.rollback_step)
 
     def evaluate(self) -> None:
         """Measure and log the validation loss."""
@@ -200,6 +208,10 @@ class Loop:
         return self.best is not None and self.best.step == self.step
 
     def _is_over(self) -> bool:
+        """Whether all steps are done, or an evaluation or the time limit ended the run early."""
+        return self._is_complete() or not self.limit.has_time_for_step()
+
+    def _is_complete(self) -> bool:
         """Whether all steps are done or an evaluation ended the run early."""
         goal, patience = self.config.train.stop_at_loss, self.config.train.patience
         if self.step >= self.max_steps or self.full_split_measured:
@@ -208,43 +220,56 @@ class Loop:
             return True
         return patience is not None and self.patience_used >= patience
 
-    def _finish(self) -> None:
+    def _finish(self) -> Status:
         """Evaluate and save the last weights; measure them and the best ones on more windows."""
+        status: Status = "finished" if self.step == self.max_steps else "stopped"
+        if not self._is_complete():
+            status = "time"
+            self.warn("time", self.limit.describe_stop(self.step, self.max_steps))
         if self.evaluated_at != self.step:
             self.evaluate()
         if self.sampled_at != self.step and self.config.train.sample_interval:
             self.sample()
         self.save()
-        if self.remeasures and not self.full_split_measured:
-            lines = self._full_split_evals()
-            losses = {line["step"]: as_float(line["loss"]) for line in lines}
-            if finite := [line for line in lines if math.isfinite(losses[line["step"]])]:
-                best = min(finite, key=lambda line: losses[line["step"]])
-                best["best"] = True
-                self.best = Best(best["step"], losses[best["step"]])
-            for line in sorted(lines, key=lambda line: line["best"]):
-                self.log(line)
-            self.full_split_measured = True
-            self.save(again=True)  # state.json names the best step of this measurement
+        if self.final_windows is not None and not self.full_split_measured:
+            self._measure_again(self.limit.fit_windows(self.final_windows))
+        return status
 
-    def _full_split_evals(self) -> list[EvalLine]:
-        """The losses of the last and the best weights on equal windows."""
-        val_tokens, windows = self.dataset.val.tokens, self.final_windows
-        lines = [self._eval_line(self.step, self.score(val_tokens, windows), is_best=False)]
-        best = checkpoint.load(self.run_dir, "best", lambda message: self.warn("damaged", message))
-        if best.step != self.step:
-            self.engine.load(best.weights().items())
-            lines.append(self._eval_line(best.step, self.score(val_tokens, windows), is_best=False))
-            self._load_checkpoint(self.step)
-        return lines
+    def _measure_again(self, n_windows: int) -> None:
+        """Measure the last and the best weights on equal windows, and choose the best ones.
 
-    def _load_checkpoint(self, step: int) -> None:
-        """Load the weights and moments of a step into the engine."""
-        saved = checkpoint.load(self.run_dir, step)
-        self.engine.load(saved.state(), saved.progress.updates, saved.progress.loss_scale)
+        A time limit has reduced the windows; it ends a measurement that takes even longer.
+        """
+        score = partial(self.score, self.dataset.val.tokens, n_windows, self.limit.require_time)
+        scores: dict[int, evaluation.Score] = {}
+        if n_windows > (self.max_windows or 0):
+            scores = score_last_and_best(
+                self.engine, self.run_dir, self.step, score, partial(self.warn, "damaged")
+            )
+        if not scores:
+            self.warn("time", TOO_SLOW)
+            return
+        finite = {step: score.loss for step, score in scores.items() if math.isfinite(score.loss)}
+        if finite:
+            self.best = Best(*min(finite.items(), key=lambda pair: pair[1]))
+        best_step = self.best.step if finite and self.best else None
+        for step in sorted(scores, key=lambda step: step == best_step):
+            self.log(self._eval_line(step, scores[step], is_best=step == best_step))
+        self.full_split_measured = True
+        self.save(again=True)  # state.json names the best step of this measurement
 
-    def score(self, tokens: Tokens, max_windows: int | None) -> evaluation.Score:
+    def score(
+        self,
+        tokens: Tokens,
+        max_windows: int | None,
+        require_time: Callable[[], None] = lambda: None,
+    ) -> evaluation.Score:
         """The loss of tokens (N,) over at most `max_windows` windows; None takes all."""
+
+        def check_interrupt() -> None:
+            self.interrupt.check()
+            require_time()
+
         return evaluation.evaluate(
             self.engine,
             tokens,
@@ -252,37 +277,17 @@ class Loop:
             self.config.model.block_size,
             rows=self.engine.micro_batch_size * EVALUATION_BATCH,
             max_windows=max_windows,
-            check_interrupt=self.interrupt.check,
+            check_interrupt=check_interrupt,
             notify=self.display.note,
         )
 
     def sample(self) -> None:
-        """Generate and log a text, from the same random numbers each time."""
-        seed = self.config.train.seed
-        sampling = Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed)
-        pieces = generation.generate(
-            self.engine,
-            self.dataset.tokenizer,
-            [""],
-            model_config=self.config.model,
-            max_new_tokens=SAMPLE_TOKENS,
-            sampling=sampling,
+        """Generate and log a text."""
+        line = sample_line(
+            self.step, self.engine, self.dataset.tokenizer, self.config, self.interrupt.check
         )
-        text = ""
-        for piece in pieces:
-            self.interrupt.check()
-            text += piece.text
         self.sampled_at, self.saved_at = self.step, -1
-        self.log(
-            {
-                "kind": "sample",
-                "step": self.step,
-                "prompt": "",
-                "text": text,
-                "temperature": SAMPLE_TEMPERATURE,
-                "seed": seed,
-            }
-        )
+        self.log(line)
 
     def save(self, again: bool = False, planned: bool = True) -> None:
         """Write a checkpoint of this step, unless it exists already and `again` is false.

@@ -32,13 +32,17 @@ from glasslm.training.evaluation_windows import (
     max_evaluation_windows,
     second_measurement_windows,
 )
-from glasslm.training.loop import SAMPLE_TOKENS
+from glasslm.training.sample_line import SAMPLE_TOKENS
 from glasslm.training.training_batch import training_batch
 
 TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
 DISK_BYTES_PER_S = 100e6  # a slow disk
 CHECKPOINT_S = 0.05  # fixed cost of a checkpoint
-REPORT_S = 6.0  # to write the report of a run
+REPORT_S = 3.0  # to write the report of a run, on an idle machine
+# A report takes 100 times as long as this many repetitions of _sort_numbers (docs/log.md). The
+# factor has a margin: a machine that is busy is not equally busy at each moment.
+REPORT_REPETITIONS, REPORT_FACTOR = 10, 150.0
+REPORT_SHARE = 0.3  # of --max-time, at most
 TOLERANCE = 0.1  # share of --max-time by which a run may outlast it
 # Compiling takes 10 to 30 s on a CPU at any depth. It saves about an eighth of each step there and
 # a third or more on a GPU (docs/log.md). Shorter runs, in seconds, do not gain by it.
@@ -52,6 +56,7 @@ class StepTimer(NamedTuple):
     window: float  # one validation window
     sample: float
     checkpoint: float
+    report: float = REPORT_S
 
 
 def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer:
@@ -93,7 +98,14 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
         if config.train.sample_interval
         else 0.0,
         checkpoint=size / DISK_BYTES_PER_S + CHECKPOINT_S,
+        report=REPORT_FACTOR * time_call(_sort_numbers),
     )
+
+
+def _sort_numbers() -> None:
+    """Work of one thread in Python, as that of a report: it gets slower with it."""
+    for _ in range(REPORT_REPETITIONS):
+        sorted(str(number) for number in range(20_000))
 
 
 def should_compile(compute: ComputeConfig, expected_s: float) -> bool:
@@ -144,6 +156,7 @@ class RunLength(NamedTuple):
     config: RunConfig
     final_windows: int | None  # None: the whole split
     seconds: float  # expected, of the loop
+    timer: StepTimer
 
 
 def fix_length(
@@ -165,7 +178,7 @@ def fix_length(
         return _fit_time(config, dataset, timer, parse_duration(train.max_time), spent_s)
     if n_final == "auto":
         n_final = final_windows(config, len(dataset.val.tokens), dataset.tokenizer.vocab_size)
-    return RunLength(config, n_final, run_seconds(config, dataset, timer, n_final))
+    return RunLength(config, n_final, run_seconds(config, dataset, timer, n_final), timer)
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
@@ -173,11 +186,16 @@ def with_steps(config: RunConfig, steps: int) -> RunConfig:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps))
 
 
+def report_seconds(timer: StepTimer, budget_s: float) -> float:
+    """The seconds of --max-time that are kept for the report."""
+    return min(timer.report, REPORT_SHARE * budget_s)
+
+
 def _fit_time(
     config: RunConfig, dataset: Dataset, timer: StepTimer, budget_s: float, spent_s: float
 ) -> RunLength:
     """As many steps as fit, with a final measurement of at most FINAL_SHARE of the time left."""
-    left_s = max(0.0, budget_s - spent_s - min(REPORT_S, TOLERANCE * budget_s))
+    left_s = max(0.0, budget_s - spent_s - report_seconds(timer, budget_s))
     val_tokens = len(dataset.val.tokens)
     n_final: int | None = None
     if FINAL_PASSES * count_windows(config, val_tokens) * timer.window > FINAL_SHARE * left_s:
@@ -192,7 +210,7 @@ def _fit_time(
     seconds = run_seconds(fitted, dataset, timer, n_final)
     if not steps and spent_s + seconds > (1 + TOLERANCE) * budget_s:
         raise InputError(_too_short(config, budget_s, spent_s, seconds))
-    return RunLength(fitted, n_final, seconds)
+    return RunLength(fitted, n_final, seconds, timer)
 
 
 def _most_steps(

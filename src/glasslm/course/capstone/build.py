@@ -36,7 +36,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, format_duration
 from glasslm.training import launch
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 
 RECORD_NAME, FORMAT = "capstone.json", 1
 RUN_NAME = "run"

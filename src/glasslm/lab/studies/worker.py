@@ -22,7 +22,7 @@ from glasslm.errors import GlasslmError, InUseError
 from glasslm.runs import checkpoint
 from glasslm.text import Notify, notify
 from glasslm.training import launch
-from glasslm.training.launch import Outcome
+from glasslm.training.outcome import Outcome
 
 MAX_LOCK_WAIT_S = 30.0  # for another process to release the run
 

@@ -134,7 +134,9 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
         )
     for run in compared:
         status = run.run.history.status
-        if status not in COMPLETED_STATUSES:
+        if status == "time":
+            sentences.append(f"{run.letter}: {ENDINGS[status]}")
+        elif status not in COMPLETED_STATUSES:
             ending = ENDINGS.get(status, "")
             sentences.append(f"{run.letter} is not finished. {ending}".strip())
     return [*sentences, *_verdicts(compared)]

@@ -178,11 +178,13 @@ def reproduce(
     )
     for note in notes:
         notify(f"note: {note}")
-    is_complete = run.history.status in ENDED_STATUSES and end == length
+    # A run that ended at its time limit is repeated up to that step, without its last evaluation.
+    was_cut = run.history.status == "time" and length < config.train.max_steps
+    is_complete = run.history.status in ENDED_STATUSES and end == length and not was_cut
     outcome = launch.train(
         config, compute, run_dir, preset=str(run.record.get("preset", "tiny")), command=command,
         dataset=dataset, stop_at=None if is_complete else end,
-        final_windows=run.record.get("final_windows"), notify=notify,
+        final_windows=_measured_windows(run), notify=notify,
     )  # fmt: skip
     run_report.write_after_training(outcome, notify)
     was_interrupted = outcome.status == "interrupted"
@@ -191,6 +193,14 @@ def reproduce(
     if was_interrupted and reproduction.last_step < end:
         return dataclasses.replace(reproduction, interrupted_by=outcome.signal)
     return reproduction
+
+
+def _measured_windows(run: Run) -> int | None:
+    """The windows of the run's final measurement, which a time limit can reduce; None for all."""
+    evals = metrics.eval_lines(run.metrics())
+    if not evals or evals[-1]["whole"]:
+        return None
+    return math.ceil(evals[-1]["tokens"] / run.config.model.block_size)
 
 
 def _recorded_config(run: Run) -> RunConfig:

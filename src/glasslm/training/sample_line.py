@@ -1,0 +1,48 @@
+"""The metrics line of a sample: a text that the model generates during training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from glasslm.config.schema import RunConfig
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.engines.protocol import Engine
+from glasslm.inference import generation
+from glasslm.inference.sampling import Sampling
+from glasslm.runs.metrics import SampleLine
+
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
+
+
+def sample_line(
+    step: int,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    check_interrupt: Callable[[], None],
+) -> SampleLine:
+    """The line of a text of SAMPLE_TOKENS, generated from the same random numbers each time.
+
+    `check_interrupt` is called before each token; its exception ends the sample.
+    """
+    seed = config.train.seed
+    pieces = generation.generate(
+        engine,
+        tokenizer,
+        [""],
+        model_config=config.model,
+        max_new_tokens=SAMPLE_TOKENS,
+        sampling=Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed),
+    )
+    text = ""
+    for piece in pieces:
+        check_interrupt()
+        text += piece.text
+    return {
+        "kind": "sample",
+        "step": step,
+        "prompt": "",
+        "text": text,
+        "temperature": SAMPLE_TEMPERATURE,
+        "seed": seed,
+    }
