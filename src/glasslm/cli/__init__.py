@@ -46,6 +46,9 @@ COMMAND_GROUPS = {
         "scale": "fit a scaling law, and plan the size and tokens for a compute",
         "capstone": "a course project: model, ablation, scaling study, questions",
     },
+    "Learn": {
+        "learn": "write operations by hand, and be told what is wrong with them",
+    },
     "Exchange": {
         "export": "export a model to transformers, llama.cpp or PEFT",
         "import": "import a model folder of transformers as a run",
@@ -55,7 +58,7 @@ COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in gr
 
 # Commands that finish early, with exit code 0, when the reader of their output (head, less) closes.
 COMMANDS_THAT_PRINT = {
-    "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale",
+    "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale", "learn",
 }  # fmt: skip
 COMMANDS_UNDER_TORCHRUN = ("train", "finetune", "resume")
 

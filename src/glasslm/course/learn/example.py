@@ -31,7 +31,7 @@ def find_example(
         output, got, wanted = _side_by_side(name, observation.results[name], right)
         if got != wanted:
             uses_dy = name in exercise.gradients
-            return _describe_case(case, uses_dy) | {"output": output, "got": got, "wanted": wanted}
+            return describe_case(case, uses_dy) | {"output": output, "got": got, "wanted": wanted}
     return None
 
 
@@ -54,11 +54,11 @@ def find_changed_example(
     for case in cases:
         observation = observe(function, exercise, case)
         if observation.changed:
-            return _describe_case(case, True) | {"changed": observation.changed}
+            return describe_case(case, True) | {"changed": observation.changed}
     return None
 
 
-def _describe_case(case: Case, uses_dy: bool) -> dict[str, Any]:
+def describe_case(case: Case, uses_dy: bool) -> dict[str, Any]:
     """Sizes, inputs and options of a case as JSON types."""
     values = {name: to_numbers(value) for name, value in (case.inputs | case.options).items()}
     dy = {"dy": to_numbers(case.dy)} if uses_dy and case.dy is not None else {}
@@ -79,4 +79,6 @@ def to_numbers(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return round(value, DECIMALS) + 0.0 if np.isfinite(value) else str(value)  # no -0.0
+    if callable(value):
+        return getattr(value, "__name__", "a function")
     return value if isinstance(value, str) else repr(value)

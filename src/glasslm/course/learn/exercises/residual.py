@@ -51,6 +51,7 @@ def scaled_tanh(scale: Array) -> Callable[[Array], Any]:
 
         return t * scales, backward
 
+    f.__name__ = f"tanh(x) * {np.round(scale, 4).tolist()}"
     return f
 
 
