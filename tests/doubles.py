@@ -17,20 +17,39 @@ class HistoryCache:
 
     def __init__(self, rows, capacity):
         self.capacity = capacity
+        self.numbers = range(rows)  # of the rows, also in a part of the cache
         self.read = [[] for _ in range(rows)]
+        self.slots = [[] for _ in range(rows)]  # what a row has held, also before it was cleared
 
     @property
     def lengths(self):
         return np.array([len(tokens) for tokens in self.read])
 
     def clear(self, row):
-        self.read[row] = []
+        self.read[row].clear()
+
+    def append(self, row, tokens):
+        start = len(self.read[row])
+        self.read[row] += tokens
+        self.slots[row][start : start + len(tokens)] = tokens
+
+    def part(self, rows):
+        part = HistoryCache(0, self.capacity)
+        part.numbers = self.numbers[rows]
+        part.read, part.slots = self.read[rows], self.slots[rows]
+        return part
+
+    def copy_prefix(self, source, row, tokens):
+        assert self.slots[source][: len(tokens)] == tokens.tolist()
+        self.clear(row)
+        self.append(row, tokens.tolist())
 
 
 class HistoryEngine:
     """An engine whose logits depend on every token and its position: a wrong cache shows."""
 
     name = "history"
+    row_tile = 4
 
     def __init__(self, vocab_size, seed=0, spread=2.0):
         self.vocab_size = vocab_size
@@ -56,7 +75,7 @@ class HistoryEngine:
         # NaN where the count is 0.
         result = np.full((len(tokens), self.vocab_size), np.nan, np.float32)
         for row, (new, count) in enumerate(zip(tokens.tolist(), counts)):
-            cache.read[row] += new[:count]
+            cache.append(row, new[:count])
             assert len(cache.read[row]) <= cache.capacity, "the cache is full"
             if count:
                 result[row] = self.after(cache.read[row])

@@ -152,7 +152,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], Callable[[Ready], None]
         "evaluate": (["evaluate", base, "--threads", "1"], endless_evaluation(0)),
         "callbacks": (["evaluate", base], patch("glasslm.cli.evaluate:load_model", callbacks)),
         "generate": (["generate", base, "--prompt", "a"],
-                     patch("glasslm.inference.generation:sample_tokens", py)),
+                     patch("glasslm.inference.stream_batch:sample_tokens", py)),
         "compression": (["report", base], patch("lzma:compress", wait_in_library)),
         "report": (["report", base], patch("glasslm.report.run_report:write", py)),
         "import": (["import", base, "--run-dir", str(out)],

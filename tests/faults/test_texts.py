@@ -18,7 +18,7 @@ from glasslm import cli
 from glasslm.config.schema import ComputeConfig, DataConfig
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources import corpora
-from glasslm.inference import generation
+from glasslm.inference.stream import visible_length
 from glasslm.training import launch, run_inputs
 from small_runs import ignore_message, small_config, train_command, without_report, write_text
 
@@ -185,12 +185,12 @@ def test_a_prompt_that_a_model_cannot_read_is_refused_with_what_it_knows(
 def test_a_prompt_longer_than_the_context_is_read_as_documented(
     engine: Any, tmp_path: Path
 ) -> None:
-    """The model reads the newest tokens, as many as generation.visible returns, and no others."""
+    """The model reads the newest tokens, as many as visible_length returns, and no others."""
     model = glasslm.load(train_run(engine, tmp_path), engine=engine, device="cpu", precision="fp64")
     text = "the old king follows my sister. a dog likes the cat. " * 3
     for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 3 * BLOCK, len(text)):
         prompt = text[:length]
-        n_visible = generation.visible_length(length, BLOCK)
+        n_visible = visible_length(length, BLOCK)
         assert n_visible <= BLOCK
         newest = prompt[-n_visible:]
         np.testing.assert_allclose(model.logits(prompt), model.logits(newest), rtol=1e-6)

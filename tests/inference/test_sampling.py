@@ -39,7 +39,8 @@ SETTINGS = st.builds(
 
 def sample_one(logits, sampling, position, sample=0, used_tokens=None, allowed=None):
     """The token chosen for a single text."""
-    return int(sample_tokens(logits[None], sampling, [position], [sample], used_tokens, allowed)[0])
+    draws = [uniform_draw(sampling.seed, sample, position)]
+    return int(sample_tokens(logits[None], sampling, draws, used_tokens, allowed)[0])
 
 
 def reference_probabilities(logits, sampling, used_tokens, allowed):
@@ -92,8 +93,9 @@ def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
     used_tokens, allowed = data.draw(hnp.arrays(bool, (n, V))), data.draw(hnp.arrays(bool, (n, V)))
     allowed[np.arange(n), data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, V - 1)))] = True
     together = probabilities(logits, sampling, used_tokens, allowed)
-    tokens = sample_tokens(logits, sampling, range(n), range(n), used_tokens, allowed)
-    logprobs = log_probabilities(logits, tokens)
+    draws = [uniform_draw(sampling.seed, row, row) for row in range(n)]
+    tokens = sample_tokens(logits, sampling, draws, used_tokens, allowed)
+    logprobs = log_probabilities(logits)[np.arange(n), tokens]
     for row in range(n):
         alone = slice(row, row + 1)
         np.testing.assert_array_equal(
@@ -102,7 +104,7 @@ def test_what_a_row_says_does_not_depend_on_the_others(n, V, sampling, data):
         assert tokens[row] == sample_one(
             logits[row], sampling, row, row, used_tokens[row], allowed[alone]
         )
-        assert logprobs[row] == log_probabilities(logits[alone], tokens[alone])[0]
+        assert logprobs[row] == log_probabilities(logits[row])[tokens[row]]
 
 
 def test_each_filter_does_what_its_paper_says():
@@ -157,7 +159,8 @@ def test_draws_follow_the_distribution():
     sampling = Sampling(1.3, top_k=9, seed=7)
     expected = probabilities(logits, sampling)
     n = 20_000
-    counts = Counter(sample_tokens(np.tile(logits, (n, 1)), sampling, range(n), [0] * n).tolist())
+    draws = [uniform_draw(sampling.seed, 0, position) for position in range(n)]
+    counts = Counter(sample_tokens(np.tile(logits, (n, 1)), sampling, draws).tolist())
     assert set(counts) == set(np.flatnonzero(expected).tolist())
     chi2 = sum(
         (counts[token] - n * expected[token]) ** 2 / (n * expected[token]) for token in counts
@@ -184,22 +187,20 @@ def test_the_uniforms_differ_by_seed_sample_and_position():
     assert all(0 <= draw < 1 for draw in draws)
 
 
-def test_the_smallest_and_the_largest_uniform_find_a_token(monkeypatch):
-    monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 0.0)
-    assert sample_one(np.array([-1e9, -1e9, 0.0, 1.0]), Sampling(1.0), 0) == 2
-    monkeypatch.setattr("glasslm.inference.sampling.uniform_draw", lambda *key: 1 - 2**-53)
+def test_the_smallest_and_the_largest_uniform_find_a_token():
+    assert sample_tokens(np.array([[-1e9, -1e9, 0.0, 1.0]]), Sampling(1.0), [0.0]) == [2]
     for n in range(1, 200):
         logits = np.random.default_rng(n).normal(size=n)
         logits[-1] = -1e9  # no probability
-        assert sample_one(logits, Sampling(1.0), 0) < max(1, n - 1)
+        assert sample_tokens(logits[None], Sampling(1.0), [1 - 2**-53])[0] < max(1, n - 1)
 
 
 def test_log_probabilities_are_of_the_raw_logits():
     logits = np.array([3.0, 1.0, -2.0], np.float32)
-    actual = log_probabilities(np.stack([logits] * 3), np.arange(3))
+    actual = log_probabilities(logits)
     assert np.exp(actual).sum() == pytest.approx(1)
     assert actual[0] - actual[2] == pytest.approx(5)
-    assert log_probabilities(logits[None] + 1000, np.array([1])) == pytest.approx(actual[1])
+    assert log_probabilities(logits[None] + 1000)[0] == pytest.approx(actual)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from both_engines import (  # noqa: E402 - need PyTorch
 
 from glasslm.config.schema import ModelConfig, Precision  # noqa: E402
 from glasslm.data.tokenizers import CharTokenizer  # noqa: E402
-from glasslm.inference.generation import generate, visible_length  # noqa: E402
+from glasslm.inference.generation import generate  # noqa: E402
 from glasslm.inference.sampling import Sampling  # noqa: E402
+from glasslm.inference.stream import visible_length  # noqa: E402
 from glasslm.lab.checks.gradient_check import small_model  # noqa: E402
 
 BLOCK = small_model().block_size

@@ -18,6 +18,7 @@ from glasslm import cli
 from glasslm.config.schema import DataConfig, ModelConfig
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import CharTokenizer
+from glasslm.inference.cache_rows import CacheRows
 from glasslm.inference.trained_model import Model
 from glasslm.report import run_report, text_kinds
 from glasslm.report.proportions import Proportion
@@ -33,6 +34,8 @@ class ScriptedEngine:
     The next cache gets the next texts.
     """
 
+    row_tile = 1
+
     def __init__(self, tokenizer: CharTokenizer, texts: Sequence[str]) -> None:
         self.vocab_size = tokenizer.vocab_size
         self.texts = [tokenizer.encode(text).tolist() for text in texts]
@@ -41,15 +44,16 @@ class ScriptedEngine:
 
     def new_cache(self, rows: int, capacity: int) -> HistoryCache:
         cache = HistoryCache(rows, capacity)
-        cache.first, self.started, self.prompt = self.started, self.started + rows, 0
+        cache.numbers = range(self.started, self.started + rows)
+        self.started, self.prompt = self.started + rows, 0
         return cache
 
     def logits(self, tokens: Any, cache: Any, counts: Any, every: bool = False) -> Any:
         self.prompt = self.prompt or int(max(counts))
         result = np.zeros((len(counts), self.vocab_size), np.float32)
         for row, count in enumerate(counts):
-            cache.read[row] += tokens[row, :count].tolist()
-            text = self.texts[(cache.first + row) % len(self.texts)]
+            cache.append(row, tokens[row, :count].tolist())
+            text = self.texts[cache.numbers[row] % len(self.texts)]
             result[row, text[(len(cache.read[row]) - self.prompt) % len(text)]] = 200
         return result
 
@@ -80,6 +84,8 @@ def measure(
 @pytest.fixture(autouse=True)
 def _shorter_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_kinds, "PYTHON_TEXT_BYTES", 160)
+    # A scripted engine answers by row: no row may take over what another has read.
+    monkeypatch.setattr(CacheRows, "_find_prefix", lambda rows, ids: (0, 0, None))
 
 
 FUNCTIONS = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))

@@ -53,3 +53,9 @@ def continued_starts(
     starts = np.where(is_end, lengths[:, None] + columns, last_starts[:, None])
     result: NDArray[np.int64] = np.maximum.accumulate(starts, axis=1)
     return result
+
+
+def last_document_start(c: ModelConfig, tokens: NDArray[np.int64]) -> int:
+    """Where the last document of tokens (T,) starts; 0 without attention inside documents."""
+    starts = document_starts(c, tokens[None])
+    return 0 if starts is None else int(starts[0, -1])

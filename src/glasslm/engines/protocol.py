@@ -71,6 +71,17 @@ class Cache(Protocol):
         """Empty one row, to use it for another text."""
         ...
 
+    def part(self, rows: slice) -> Cache:
+        """Some of the rows, in the same memory."""
+        ...
+
+    def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
+        """Let `row` hold tokens (T,), the first that row `source` has read; source may be `row`.
+
+        The slots of these tokens must not have been overwritten, as a rolling cache does.
+        """
+        ...
+
 
 class Engine(Protocol):
     """Forward, backward and update. An engine knows nothing of files, text or time."""
@@ -81,6 +92,9 @@ class Engine(Protocol):
     compiled: bool
     micro_batch_size: int  # rows whose activations are in memory together
     rows_at_once: int  # rows computed side by side: those of all threads or ranks
+    # Rows of a cache computed as one matrix. In a cache of a multiple of so many rows, the logits
+    # after single tokens do not depend on the other rows, bit for bit, on a CPU.
+    row_tile: int
 
     @property
     def updates(self) -> int:

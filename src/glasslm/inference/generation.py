@@ -1,26 +1,26 @@
-"""Generation: prefill the prompts, then decode token by token with the engine's KV cache.
+"""Generation of the texts of some prompts: `generate` is an iterator over their tokens.
 
-`generate` is an iterator over tokens. Several prompts, and several samples of each, are one batch
-with rows of unequal length; the text of a row does not depend on the others.
+Each text is a request to a scheduler of its own, so that a text does not depend on the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
-from glasslm.data.stream_decoder import StreamDecoder
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
-from glasslm.inference.sampling import Sampling, log_probabilities, sample_tokens
+from glasslm.inference.request import Finished, FinishReason, Grammar, Request, Token
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.scheduler import Scheduler
+from glasslm.inference.stream import Stream
 
-Finish = Literal["length", "stop"]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]  # a text, or its tokens (T,)
 
 
@@ -39,38 +39,7 @@ class Piece(NamedTuple):
     token: int
     text: str
     logprob: float
-    finish: Finish | None
-
-
-class Grammar(Protocol):
-    """The state of one text in a grammar, which masks the tokens that may come next."""
-
-    finished: bool  # the text is complete
-
-    def allowed(self, remaining: int) -> NDArray[np.bool_]:
-        """(V,): marks the tokens that may come next; `remaining` counts the next one, too."""
-        ...
-
-    def advance(self, token: int) -> None:
-        """Append a token to the text."""
-        ...
-
-
-def visible_length(length: int, block_size: int) -> int:
-    """The number of newest tokens that a model reads of a text of `length` tokens.
-
-    For models without a rolling cache. A text of up to `block_size` tokens is read whole. When it
-    grows by one more, the newest half context is read again and grows to a full context. The rule
-    depends on the length only: a text continues in the same way whether its tokens were a prompt
-    or were generated.
-
-    >>> [visible_length(length, 8) for length in (7, 8, 9, 10, 13, 14)]
-    [7, 8, 4, 5, 8, 4]
-    """
-    if length <= block_size:
-        return length
-    half = max(1, block_size // 2)
-    return half + (length - block_size - 1) % (block_size - half + 1)
+    finish: FinishReason | None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
@@ -124,8 +93,8 @@ def generate(
     the prompt. The joined pieces of a text are its continuation, without the stop string or the
     special token that ended it. An empty prompt is that special token, or a newline
     (`encode_prompt`). If a text is longer than the context, only its newest tokens are read
-    (`visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are read,
-    one context at a time. `grammar(max_new_tokens)` returns the grammar of one text. Without
+    (`stream.visible_length`); with a rolling cache (ModelConfig.has_rolling_cache) all of them are
+    read, a chunk at a time. `grammar(max_new_tokens)` returns the grammar of one text. Without
     `use_cache` the text so far is read again for every token, which shows what the cache is worth:
     the logits are the same up to rounding. Raises InputError for invalid arguments before anything
     is computed.
@@ -135,21 +104,26 @@ def generate(
             f"max_new_tokens is {max_new_tokens} and the number of samples {samples}: expected 1 "
             "or more"
         )
-    if "" in stop:
-        raise InputError("a stop string is empty: give the text at which to stop")
     if stop and grammar:
         raise InputError(
             "a stop string could end a text before its grammar is complete: leave out --stop or "
             "--grammar"
         )
-    rows = [
-        _TextRow(prompt, sample, ids, tokenizer, stop, max_new_tokens, grammar)
-        for prompt, ids in enumerate([encode_prompt(tokenizer, text) for text in prompts])
+    requests = [
+        Request(ids, max_new_tokens, sampling, sample, tuple(stop), grammar)
+        for ids in [encode_prompt(tokenizer, text) for text in prompts]
         for sample in range(samples)
     ]
-    longest_prompt = max((len(row.ids) for row in rows), default=0)
+    longest_prompt = max((len(request.ids) for request in requests), default=0)
     capacity = cache_capacity(longest_prompt, max_new_tokens, model_config)
-    return _generate_steps(engine, rows, sampling, model_config, capacity, use_cache)
+    scheduler = Scheduler(
+        engine, tokenizer, model_config,
+        slots=len(requests), capacity=capacity, use_cache=use_cache,
+    )  # fmt: skip
+    streams = {
+        scheduler.submit(request): divmod(index, samples) for index, request in enumerate(requests)
+    }
+    return _generate_pieces(scheduler, streams)
 
 
 def cache_capacity(longest_prompt: int, max_new_tokens: int, config: ModelConfig) -> int:
@@ -157,156 +131,19 @@ def cache_capacity(longest_prompt: int, max_new_tokens: int, config: ModelConfig
     return longest_prompt + max_new_tokens if config.has_rolling_cache else config.block_size
 
 
-def _generate_steps(
-    engine: Engine,
-    rows: list[_TextRow],
-    sampling: Sampling,
-    model_config: ModelConfig,
-    capacity: int,
-    use_cache: bool,
+def _generate_pieces(
+    scheduler: Scheduler, streams: Mapping[Stream, tuple[int, int]]
 ) -> Iterator[Piece]:
-    block_size, rolling = model_config.block_size, model_config.has_rolling_cache
-    cache = engine.new_cache(len(rows), capacity)
-
-    def visible_ids(row: _TextRow) -> list[int]:
-        return row.ids if rolling else row.newest_ids(visible_length(len(row.ids), block_size))
-
-    unread = [visible_ids(row) for row in rows]
-    while any(unread):
-        portions = [ids[:block_size] for ids in unread]
-        unread = [ids[block_size:] for ids in unread]
-        tokens, counts = _pad_rows(portions)
-        logits = engine.logits(tokens, cache, counts)
-        # Rows whose text is read to its end get their next token.
-        ready = [index for index in range(len(rows)) if portions[index] and not unread[index]]
-        ready_rows = [rows[index] for index in ready]
-        pieces = dict(zip(ready, _sample_pieces(ready_rows, logits[ready], sampling)))
-        for index, piece in pieces.items():
-            if piece.finish:
+    """The pieces of all texts; `streams` has the prompt and the sample of each."""
+    while scheduler.has_work:
+        events = scheduler.step()
+        followers = [event for _, event in events[1:]]
+        for (stream, event), following in zip_longest(events, followers):
+            if isinstance(event, Finished) and event.error:
+                raise event.error
+            if not isinstance(event, Token):
                 continue
-            if use_cache and (rolling or cache.lengths[index] < block_size):
-                unread[index] = [piece.token]
-            else:
-                cache.clear(index)
-                unread[index] = visible_ids(rows[index])
-        yield from pieces.values()  # after the last use of `logits`, which the engine may overwrite
-
-
-def _sample_pieces(
-    rows: list[_TextRow], logits: NDArray[Any], sampling: Sampling
-) -> Iterator[Piece]:
-    """The next piece of each row, given the logits (rows, V) after the texts so far."""
-    if not rows:
-        return
-    used = np.stack([row.used_tokens for row in rows]) if sampling.repetition_penalty != 1 else None
-    masks = [mask for row in rows if (mask := row.allowed()) is not None]
-    allowed = np.stack(masks) if masks else None
-    positions, samples = [len(row.ids) for row in rows], [row.sample for row in rows]
-    tokens = sample_tokens(logits, sampling, positions, samples, used, allowed)
-    logprobs = log_probabilities(logits, tokens)
-    for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
-        yield row.append(token, logprob)
-
-
-def _pad_rows(rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The tokens (rows, longest), padded with 0, and their number in each row (rows,)."""
-    counts = np.array([len(ids) for ids in rows])
-    tokens = np.zeros((len(rows), counts.max()), np.int64)
-    for row, ids in zip(tokens, rows):
-        row[: len(ids)] = ids
-    return tokens, counts
-
-
-class _TextRow:
-    """One text: its tokens so far, its decoder, stop strings and grammar."""
-
-    def __init__(
-        self,
-        prompt: int,
-        sample: int,
-        ids: list[int],
-        tokenizer: Tokenizer,
-        stop: Sequence[str],
-        max_new_tokens: int,
-        grammar: Callable[[int], Grammar] | None,
-    ) -> None:
-        self.prompt, self.sample, self.ids = prompt, sample, list(ids)
-        self._remaining = max_new_tokens
-        self.used_tokens = np.zeros(tokenizer.vocab_size, bool)
-        self.used_tokens[ids] = True
-        self._decoder = StreamDecoder(tokenizer, ids)
-        self._buffer = StopStringBuffer(tuple(stop))
-        self._grammar = grammar(max_new_tokens) if grammar else None
-        self._end_id = tokenizer.end_id
-
-    def newest_ids(self, count: int) -> list[int]:
-        """The last `count` tokens."""
-        return self.ids[len(self.ids) - count :]
-
-    def allowed(self) -> NDArray[np.bool_] | None:
-        """(V,): marks the tokens that the grammar allows next; None without a grammar."""
-        return self._grammar.allowed(self._remaining) if self._grammar else None
-
-    def append(self, token: int, logprob: float) -> Piece:
-        """Append a token to the text; returns its piece."""
-        self.ids.append(token)
-        self.used_tokens[token] = True
-        self._remaining -= 1
-        text = self._buffer.push(self._decoder.push(token))
-        finish: Finish | None = None
-        if self._grammar:
-            self._grammar.advance(token)
-        if self._buffer.stopped or (self._grammar and self._grammar.finished):
-            finish = "stop"
-        elif not self._remaining or token == self._end_id:
-            text += self._buffer.push(self._decoder.flush())
-            is_stopped = self._buffer.stopped or token == self._end_id
-            finish = "stop" if is_stopped else "length"
-        if finish:
-            text += self._buffer.flush()
-        return Piece(self.prompt, self.sample, token, text, logprob, finish)
-
-
-@dataclass
-class StopStringBuffer:
-    """Holds text back while it may be the start of a stop string.
-
-    >>> buffer = StopStringBuffer(("END",))
-    >>> [buffer.push(text) for text in ("say E", "N", "TER E", "ND")], buffer.stopped
-    (['say ', '', 'ENTER ', ''], True)
-    """
-
-    stops: tuple[str, ...]
-    stopped: bool = False
-    _text: str = ""
-
-    def push(self, text: str) -> str:
-        """Append text; returns the text that cannot become part of a stop string any more."""
-        self._text += text
-        matches = [
-            (start + len(stop), start)
-            for stop in self.stops
-            if (start := self._text.find(stop)) >= 0
-        ]
-        if matches:
-            self.stopped = True
-            # The match that is complete first counts, so that the portions make no difference.
-            _, start = min(matches)
-            released, self._text = self._text[:start], ""
-            return released
-        n_held = max((_partial_match_length(self._text, stop) for stop in self.stops), default=0)
-        end = len(self._text) - n_held
-        released, self._text = self._text[:end], self._text[end:]
-        return released
-
-    def flush(self) -> str:
-        """The text still held back, once no more text comes."""
-        released, self._text = self._text, ""
-        return released
-
-
-def _partial_match_length(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a proper prefix of `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
-    )
+            text, finish = event.text, None
+            if isinstance(following, Finished):  # of the same stream
+                text, finish = text + following.text, following.reason
+            yield Piece(*streams[stream], event.id, text, event.logprob, finish)

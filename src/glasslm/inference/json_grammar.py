@@ -280,7 +280,7 @@ class JsonGrammar:
 
 
 class JsonText:
-    """The state of one text in the grammar; a generation.Grammar."""
+    """The state of one text in the grammar; a request.Grammar."""
 
     def __init__(self, grammar: JsonGrammar, state: State) -> None:
         self._grammar, self._state = grammar, state

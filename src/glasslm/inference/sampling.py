@@ -1,8 +1,8 @@
 """Sampling of tokens from logits: temperature, top-k, top-p, min-p, repetition penalty, greedy.
 
 `probabilities` returns the distribution that a `Sampling` describes. `sample_tokens` draws from it
-the next token of each text of a batch, with one uniform number per text, which depends only on
-(seed, sample, position). So a text does not depend on the rest of the batch, on streaming or, up to
+the next token of each text of a batch, with one uniform number per text: `uniform_draw` of (seed,
+sample, position). So a text does not depend on the rest of the batch, on streaming or, up to
 the rounding of the logits, on the engine.
 """
 
@@ -59,13 +59,15 @@ def probabilities(
     sampling: Sampling,
     used_tokens: NDArray[np.bool_] | None = None,
     allowed: NDArray[np.bool_] | None = None,
+    bias: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """logits (..., V) -> (..., V): the distributions that next tokens are drawn from, in float64.
 
-    The order is repetition penalty, `allowed`, temperature, top-k, top-p, min-p; each filter works
-    on the renormalized result of the one before. Of equal tokens the lower one stays.
+    The order is repetition penalty, `bias`, `allowed`, temperature, top-k, top-p, min-p; each
+    filter works on the renormalized result of the one before. Of equal tokens the lower one stays.
     `used_tokens` (..., V) marks the tokens of the text so far, `allowed` (..., V) those that may
-    come next, at least one. Raises DivergedError when the logits are not finite.
+    come next, at least one; `bias` (..., V) is added to the logits. Raises DivergedError when the
+    logits are not finite.
 
     >>> probabilities(np.log([0.5, 0.3, 0.2]), Sampling(temperature=1.0, top_k=2)).round(3).tolist()
     [0.625, 0.375, 0.0]
@@ -75,6 +77,8 @@ def probabilities(
         penalty = sampling.repetition_penalty
         penalized = np.where(scores > 0, scores / penalty, scores * penalty)
         scores = np.where(used_tokens, penalized, scores)
+    if bias is not None:
+        scores += bias
     if allowed is not None:
         scores[~allowed] = -np.inf
     highest = scores.max(-1, keepdims=True)
@@ -145,32 +149,27 @@ def _uniform_draws(seed: int, sample: int, block: int) -> NDArray[np.float64]:
 def sample_tokens(
     logits: NDArray[Any],
     sampling: Sampling,
-    positions: Sequence[int],
-    samples: Sequence[int],
+    draws: Sequence[float],
     used_tokens: NDArray[np.bool_] | None = None,
     allowed: NDArray[np.bool_] | None = None,
+    bias: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """logits (N, V) -> (N,): the next token of each of N texts.
+    """logits (N, V) -> (N,): the next token of each of N texts, given their `uniform_draw`s.
 
-    Text n has positions[n] tokens so far, prompt included, and is number samples[n] of its prompt.
     The draw is by inverse CDF, in float64 and in the order of the vocabulary, from the distribution
-    of `probabilities`, which documents the other arguments.
+    of `probabilities`, which documents the other arguments. The seed of `sampling` is not used.
     """
-    distributions = probabilities(logits, sampling, used_tokens, allowed)
+    distributions = probabilities(logits, sampling, used_tokens, allowed, bias)
     if sampling.temperature == 0:
         return distributions.argmax(-1)
     cdf = np.cumsum(distributions, -1)
-    draws = [
-        uniform_draw(sampling.seed, sample, position)
-        for sample, position in zip(samples, positions)
-    ]
     # u < 1, so u * total < total: the CDF rises at the sampled token, whose probability is positive
     return np.count_nonzero(cdf <= np.array(draws)[:, None] * cdf[:, -1:], -1)
 
 
-def log_probabilities(logits: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """logits (N, V), tokens (N,) -> (N,): natural log of the tokens' probabilities, unfiltered."""
+def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """logits (..., V) -> (..., V): natural logs of the model's probabilities, unfiltered."""
     scores = logits.astype(np.float64)
     scores -= scores.max(-1, keepdims=True)
-    log_totals: NDArray[np.float64] = np.log(np.exp(scores).sum(-1))
-    return scores[np.arange(len(tokens)), tokens] - log_totals
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    return scores

@@ -7,6 +7,7 @@ print(model.generate("ROMEO:", temperature=0.8))
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from glasslm.errors import InputError
 from glasslm.inference import evaluation, generation
 from glasslm.inference.json_grammar import JsonGrammar
 from glasslm.inference.sampling import Sampling
+from glasslm.inference.scheduler import Scheduler
+from glasslm.inference.stream import visible_length
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
@@ -256,6 +259,16 @@ class Model:
             use_cache=use_cache,
         )
 
+    def scheduler(self, slots: int) -> Scheduler:
+        """A scheduler that generates the texts of up to `slots` requests at once.
+
+        More than one slot is rounded up to a multiple of `engine.row_tile`, so that a text does not
+        depend, bit for bit, on the others.
+        """
+        tile = 1 if slots == 1 else self.engine.row_tile
+        slots = math.ceil(slots / tile) * tile
+        return Scheduler(self.engine, self.tokenizer, self.config.model, slots=slots)
+
     @cached_property
     def json_grammar(self) -> JsonGrammar:
         """The grammar of JSON in this vocabulary; InputError where symbols are missing."""
@@ -265,14 +278,14 @@ class Model:
         """The logits (V,), in float32, of the token after `text`.
 
         If a text is longer than the context, only its newest tokens are read
-        (`generation.visible_length`); a model with a rolling cache reads all of them. Raises
+        (`stream.visible_length`); a model with a rolling cache reads all of them. Raises
         InputError for characters that the tokenizer does not know.
 
         >>> model.logits("ROMEO").argmax()
         """
         c, ids = self.config.model, generation.encode_prompt(self.tokenizer, text)
         if not c.has_rolling_cache:
-            ids = ids[len(ids) - generation.visible_length(len(ids), c.block_size) :]
+            ids = ids[len(ids) - visible_length(len(ids), c.block_size) :]
         cache = self.engine.new_cache(1, len(ids))
         for start in range(0, len(ids), c.block_size):
             portion = np.array([ids[start : start + c.block_size]])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig, Norm
 from glasslm.engines.cache_slots import CacheSlots
-from glasslm.engines.documents import continued_starts
+from glasslm.engines.documents import continued_starts, last_document_start
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
@@ -39,6 +39,7 @@ class KVCache:
     """
 
     def __init__(self, c: ModelConfig, rows: int, capacity: int, dtype: Any) -> None:
+        self.config = c
         self.size = c.cache_length(capacity)
         self.is_unbounded = c.has_rolling_cache and c.window <= capacity
         self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
@@ -54,6 +55,14 @@ class KVCache:
     def clear(self, row: int) -> None:
         """Empty one row, to use it for another text."""
         self._lengths[row] = self._last_starts[row] = 0
+
+    def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
+        """Cache.copy_prefix: tokens (T,)."""
+        if source != row:
+            for cached in (self.keys, self.values):
+                cached[:, row, :, : len(tokens)] = cached[:, source, :, : len(tokens)]
+        self._lengths[row] = len(tokens)
+        self._last_starts[row] = last_document_start(self.config, tokens)
 
     def part(self, rows: slice) -> KVCache:
         """Some of the rows, as views of the same memory."""
@@ -107,6 +116,12 @@ class AttentionContext:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
                 hidden_mask &= (counts > 0)[:, None, None]
             self.hidden_mask = hidden_mask.reshape(-1, 1, 1, T, S)
+        # The rows that read a single token, and the number of their keys.
+        self.row_keys: list[tuple[int, int]] | None = None
+        if T == 1 and not slots.uniform:
+            n_keys = np.minimum(slots.lengths + counts, cache.size)
+            self.row_keys = [(int(b), int(n_keys[b])) for b in np.flatnonzero(counts)]
+            self.idle_rows = np.flatnonzero(counts == 0)
 
     def extend(self, cached: Array, new: Array) -> Array:
         """Write new (B, T, K, Q) into cached (B, K, size, Q); the visible keys (B, K, S, Q).
@@ -183,17 +198,41 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
     keys = ctx.extend(cache.keys[i], qk[:, :, H:])
     values = ctx.extend(cache.values[i], heads[:, :, H + K :])
     q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)
-    scores = q @ keys[:, :, None].swapaxes(-1, -2)  # (B, K, G, T, S)
-    scores *= 1 / math.sqrt(Q)
+    mixed = attend(q, keys, values, ctx)
+    return _linear(model, i, "attention.o", mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q))
+
+
+def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array:
+    """q (B, K, G, T, Q), keys and values (B, K, S, Q) -> (B, K, G, T, Q).
+
+    Where the texts of the rows have different lengths, the products and the sum of a row go over
+    its own keys: their rounding depends on the number of keys, and not on the other rows.
+    """
+    keys, values = keys[:, :, None], values[:, :, None]
+    row_keys = ctx.row_keys
+    if row_keys is None:
+        scores = q @ keys.swapaxes(-1, -2)  # (B, K, G, T, S)
+    else:
+        scores = np.full((*q.shape[:-1], keys.shape[-2]), -math.inf, q.dtype)
+        scores[ctx.idle_rows] = 0
+        for b, n in row_keys:
+            np.matmul(q[b], keys[b, :, :, :n].swapaxes(-1, -2), out=scores[b, ..., :n])
+    scores *= 1 / math.sqrt(q.shape[-1])
     if ctx.bias is not None:
         scores += ctx.bias
     if ctx.hidden_mask is not None:
         scores[np.broadcast_to(ctx.hidden_mask, scores.shape)] = -math.inf
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
-    mixed = scores @ values[:, :, None]
-    return _linear(model, i, "attention.o", mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q))
+    if row_keys is None:
+        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
+        return scores @ values
+    mixed = np.zeros(q.shape, q.dtype)
+    for b, n in row_keys:
+        weights = scores[b, ..., :n]
+        weights /= np.add.reduce(weights, axis=-1, keepdims=True)
+        np.matmul(weights, values[b, :, :, :n], out=mixed[b])
+    return mixed
 
 
 def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:

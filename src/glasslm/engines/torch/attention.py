@@ -71,7 +71,10 @@ class Attention(nn.Module):
         q, k, v = self.project_heads(x, context)
         if view is not None:
             k, v = view.extend(self.layer, k, v)
-        y = attention(q, k, v, context)
+        if view is None or view.row_keys is None:
+            y = attention(q, k, v, context)
+        else:
+            y = row_by_row_attention(q, k, v, context, view.row_keys)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
     def project_heads(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,6 +126,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Ten
         is_causal=context.causal and mask is None,
         enable_gqa=q.size(1) != k.size(1),
     )
+
+
+def row_by_row_attention(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, row_keys: list[tuple[int, int]]
+) -> Tensor:
+    """`attention` of a single query in each row b to the first n of its keys, for (b, n) in turn.
+
+    q (B, H, 1, Q), k and v (B, K, S, Q) -> (B, H, 1, Q); 0 in the other rows.
+    """
+    y = torch.zeros_like(q)
+    for b, n in row_keys:
+        row = slice(b, b + 1)
+        bias = None if context.bias is None else context.bias[row, ..., :n]
+        hidden_mask = context.hidden_mask
+        if hidden_mask is not None:
+            is_masked = 0 < context.window < n or context.starts is not None
+            hidden_mask = hidden_mask[row, ..., :n] if is_masked else None
+        row_context = context._replace(bias=bias, hidden_mask=hidden_mask)
+        y[row] = attention(q[row], k[row, :, :n], v[row, :, :n], row_context)
+    return y
 
 
 def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:

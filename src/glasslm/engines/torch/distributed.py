@@ -42,6 +42,7 @@ class LeaderEngine:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.compiled, self.micro_batch_size = engine.compiled, engine.micro_batch_size
         self.rows_at_once = engine.rows_at_once
+        self.row_tile = engine.row_tile
 
     @property
     def updates(self) -> int:

@@ -41,6 +41,8 @@ from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
 
+CPU_ROW_TILE = 16  # rows of a cache that a CPU computes together
+
 Array = NDArray[Any]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -111,6 +113,7 @@ class TorchEngine:
         )
         self.micro_batch_size = resolve_micro_batch_size(config, "torch")
         self.rows_at_once = self.micro_batch_size * (ranks.size if ranks else 1)
+        self.row_tile = CPU_ROW_TILE if device == "cpu" else 1
 
     def _new_model(self) -> Transformer:
         model = Transformer(self.config.model, self.vocab_size, TORCH_DTYPES[self.precision])
@@ -321,8 +324,22 @@ class TorchEngine:
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         """Engine.logits: tokens (B, T), counts (B,) -> (B, V), or (B, T, V) with `every`."""
         require_token_ids(self.vocab_size, tokens)
-        counts, model = np.asarray(counts, np.int64), cache.model
+        counts = np.asarray(counts, np.int64)
+        # On a CPU a product of 4 rows or more has the same bits in every place (docs/log.md).
+        rows = self.row_tile if self.device == "cpu" else len(tokens)
+        parts = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
+        logits = [
+            self._read_rows(tokens[part], cache.part(part), counts[part], every) for part in parts
+        ]
+        return logits[0] if len(parts) == 1 else np.concatenate(logits)
+
+    def _read_rows(self, tokens: Array, cache: KVCache, counts: Array, every: bool) -> Array:
+        """`logits` of rows that are computed together."""
+        model = cache.model
         assert isinstance(model, Transformer)
+        if not counts.any():
+            shape = (len(counts), *tokens.shape[1:] * every, self.vocab_size)
+            return np.zeros(shape, np.float32)
         view = cache.advance(counts, tokens)
         with self._without_compiling():
             x, _ = model.hidden_states(self._to_device(tokens), view=view)

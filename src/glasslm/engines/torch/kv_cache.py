@@ -5,6 +5,7 @@ Letters: B rows, T new positions, S keys, K key-value heads, Q head size.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.cache_slots import CacheSlots
-from glasslm.engines.documents import continued_starts
+from glasslm.engines.documents import continued_starts, last_document_start
 
 
 class KVCache:
@@ -52,6 +53,21 @@ class KVCache:
         """Empty one row."""
         self._lengths[row] = self._last_starts[row] = 0
 
+    def part(self, rows: slice) -> KVCache:
+        """Cache.part."""
+        view = copy.copy(self)
+        view.keys, view.values = self.keys[:, rows], self.values[:, rows]
+        view._lengths, view._last_starts = self._lengths[rows], self._last_starts[rows]
+        return view
+
+    def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
+        """Cache.copy_prefix: tokens (T,)."""
+        if source != row:
+            for cached in (self.keys, self.values):
+                cached[:, row, :, : len(tokens)] = cached[:, source, :, : len(tokens)]
+        self._lengths[row] = len(tokens)
+        self._last_starts[row] = last_document_start(self.config, tokens)
+
     def advance(self, counts: NDArray[np.int64], tokens: NDArray[Any]) -> CacheView:
         """Add counts[b] of tokens (B, T) to the length of each row b; returns their view.
 
@@ -60,17 +76,21 @@ class KVCache:
         slots = CacheSlots(self._lengths, counts, tokens.shape[1], self.size)
         starts = continued_starts(self.config, tokens, self._lengths, counts, self._last_starts)
         if starts is not None:
-            self._last_starts = starts[:, -1]
+            self._last_starts[...] = starts[:, -1]
         assert self.is_unbounded or slots.end <= self.size, (
             "more tokens than the cache has room for"
         )
-        self._lengths = self._lengths + counts
+        self._lengths += counts
         queries, write, device = slots.query_positions, slots.write_index, self.keys.device
         keys = (
             torch.from_numpy(slots.key_positions).to(device)
             if slots.wraps
             else torch.arange(slots.end, device=device)
         )
+        row_keys = None
+        if slots.T == 1 and not slots.uniform and device.type == "cpu":
+            n_keys = np.minimum(self._lengths, self.size)
+            row_keys = [(int(b), int(n_keys[b])) for b in np.flatnonzero(counts)]
         return CacheView(
             self,
             start=slots.start if slots.uniform else None,
@@ -82,6 +102,7 @@ class KVCache:
             write_index=write
             if isinstance(write, slice)
             else tuple(torch.from_numpy(part).to(device) for part in write),
+            row_keys=row_keys,
         )
 
 
@@ -96,6 +117,9 @@ class CacheView(NamedTuple):
     prefix: int | None
     starts: Tensor | None  # (B, T) first positions of the new tokens' documents
     write_index: slice | tuple[Tensor, ...]
+    # On a CPU, the rows that read a single token and the number of their keys, where it differs:
+    # the rounding of attention depends on this number, and must not on that of other rows.
+    row_keys: list[tuple[int, int]] | None
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values (B, K, T, Q); returns those to attend to, (B, K, S, Q) each.

@@ -102,8 +102,11 @@ class Transformer(nn.Module):
         # No mask is needed for a single token that attends to every key, nor for a whole text
         # without a window, where the kernels have a causal mode.
         unmasked = (
-            (T == 1 or S == T) and not 0 < window < S and (view is None or view.start is not None)
-        ) and starts is None
+            (T == 1 or S == T)
+            and not 0 < window < S
+            and (view is None or view.start is not None or view.row_keys is not None)
+            and starts is None
+        )
         hidden_mask = bias = None
         if self.position.has_bias or not unmasked:
             offsets = (keys[..., None, :] - queries[..., None])[..., None, :, :]
