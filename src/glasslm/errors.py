@@ -3,10 +3,15 @@
 A message says what happened, what was expected and what to do, in that order.
 """
 
-import errno
+from __future__ import annotations
 
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # The system has no memory, or this process or the system has no file left to open.
-EXHAUSTED_ERRNOS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+EXHAUSTED_ERRNOS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE} | DISK_FULL_ERRNOS
 
 
 class GlasslmError(Exception):
@@ -55,14 +60,41 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} is {value}: expected {expected}")
 
 
-def raise_if_exhausted(error: OSError, name: object) -> None:
-    """Raise ExhaustedError where `error` says that memory or open files ran out, not damage."""
-    if error.errno in EXHAUSTED_ERRNOS:
-        raise explain_exhaustion(error, name) from error
+@contextmanager
+def explain_system_errors(
+    name: object, explain: Callable[[str], GlasslmError], *kinds: type[Exception]
+) -> Iterator[None]:
+    """Raise `explain(reason)` where the system fails in the block, for the file `name`.
+
+    `kinds` are further errors that mean the same, such as those of a library. Errors of glasslm
+    and MemoryError pass. Memory, open files or a disk that ran out are an ExhaustedError, never bad
+    input or damage.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except (GlasslmError, MemoryError):
+        raise
+    except caught as error:
+        raise_if_exhausted(error, name)
+        raise explain(getattr(error, "strerror", None) or str(error)) from error
+
+
+def raise_if_exhausted(error: BaseException, name: object) -> None:
+    """Raise ExhaustedError where `error`, or a cause of it, says that a resource ran out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ExhaustedError | MemoryError):
+            raise cause
+        if isinstance(cause, OSError) and cause.errno in EXHAUSTED_ERRNOS:
+            raise explain_exhaustion(cause, name) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def explain_exhaustion(error: OSError, name: object) -> ExhaustedError:
     """The ExhaustedError of an error with one of EXHAUSTED_ERRNOS, for the file `name`."""
+    if error.errno in DISK_FULL_ERRNOS:
+        return ExhaustedError(f"no room to write {name} ({error.strerror}): free some space")
     cure = (
         "close other programs" if error.errno == errno.ENOMEM else "raise the limit (`ulimit -n`)"
     )

@@ -7,7 +7,6 @@ here that change the disk: a test counts them and dies at each one.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,12 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.errors import DamagedError, ExhaustedError, InputError
+from glasslm.errors import (
+    DISK_FULL_ERRNOS,
+    DamagedError,
+    ExhaustedError,
+    InputError,
+    explain_system_errors,
+)
 
 Chunk = bytes | NDArray[Any]
 
 MANIFEST = "manifest.json"
-DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _MAX_JSON_BYTES = 64 << 20  # glasslm writes a few kB; a crafted file must not fill the memory
 _WINDOWS = os.name == "nt"
 
@@ -146,12 +150,10 @@ def verify_folder(path: Path, hashes: bool = True) -> None:
 
 def make_folder(path: Path) -> None:
     """Create a folder, with its parents, unless it exists; InputError where that is impossible."""
-    try:
+    with explain_system_errors(
+        path, lambda why: InputError(f"{path} cannot be created ({why}): choose another place")
+    ):
         _make_folder(path, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be created ({error.strerror}): choose another place"
-        ) from error
 
 
 def remove(path: Path) -> None:

@@ -186,12 +186,18 @@ def test_a_deleted_working_folder_is_named_with_a_cure(results: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(errno.EACCES, 2), (errno.EIO, 2), (errno.ELOOP, 2), (errno.ENOSPC, 6)],
+    ("number", "code", "message"),
+    [
+        (errno.EACCES, 2, "{reason}: check run␛[2J.json"),
+        (errno.EIO, 2, "{reason}: check run␛[2J.json"),
+        (errno.ELOOP, 2, "{reason}: check run␛[2J.json"),
+        (errno.ENOSPC, 6, "no room to write run␛[2J.json ({reason}): free some space"),
+    ],
 )
 def test_what_the_system_refuses_is_one_line_with_the_name(
     number: int,
     code: int,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -202,7 +208,8 @@ def test_what_the_system_refuses_is_one_line_with_the_name(
 
     monkeypatch.setattr(run_folder, "find_run", refuse)
     assert cli.main(["report", "run"]) == code
-    assert capsys.readouterr().err == f"glasslm report: {os.strerror(number)}: check run␛[2J.json\n"
+    expected = message.format(reason=os.strerror(number))
+    assert capsys.readouterr().err == f"glasslm report: {expected}\n"
 
 
 def test_a_display_whose_stream_breaks_under_way_stops_alone() -> None:

@@ -11,12 +11,14 @@ import warnings
 from glasslm.cli import streams
 from glasslm.cli.streams import discard_output, open_standard_streams
 from glasslm.errors import (
+    DISK_FULL_ERRNOS,
     EXHAUSTED_ERRNOS,
     ExhaustedError,
     GlasslmError,
     GroupError,
     InputError,
     explain_exhaustion,
+    explain_system_errors,
 )
 from glasslm.text import notify, suggest_name, to_one_line
 from glasslm.training.interruption import raise_on_signals, signal_number
@@ -89,11 +91,11 @@ def _run_and_report_errors(argv: list[str]) -> int:
         notify(f"{program}: {error}")
         return error.exit_code
     except MemoryError:
-        notify(
-            f"{program}: out of memory: close other programs, or choose a smaller model or less "
-            "text at once"
-        )
-        return 6
+        return _report_no_memory(program)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _report_no_memory(program)
     except KeyboardInterrupt as interrupt:  # a training run catches it first and saves a checkpoint
         number = signal_number(interrupt)
         name = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
@@ -103,6 +105,14 @@ def _run_and_report_errors(argv: list[str]) -> int:
         return _report_system_error(error, program, argv)
     finally:
         discard_output()
+
+
+def _report_no_memory(program: str) -> int:
+    notify(
+        f"{program}: out of memory: close other programs, or choose a smaller model or less "
+        "text at once"
+    )
+    return ExhaustedError.exit_code
 
 
 def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
@@ -116,8 +126,8 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
         return 1
     if refused is not None:
         notify(f"{program}: standard output cannot be written ({refused.strerror})")
-        return 6 if streams.is_full(refused) else 1
-    if error.filename is None and streams.is_full(error):
+        return 6 if refused.errno in DISK_FULL_ERRNOS else 1
+    if error.filename is None and error.errno in DISK_FULL_ERRNOS:
         notify(f"{program}: no room to write its output ({error.strerror}): free some space")
         return 6
     if error.errno in EXHAUSTED_ERRNOS:
@@ -129,7 +139,7 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
     where = ", ".join(to_one_line(str(name)) for name in names)
     cure = f": check {where}" if where else ""
     notify(f"{program}: {to_one_line(error.strerror or str(error))}{cure}")
-    return 6 if streams.is_full(error) else 2
+    return InputError.exit_code
 
 
 def _run(argv: list[str]) -> int:
@@ -182,12 +192,13 @@ def _require_readable_names(argv: list[str]) -> None:
                 f"character {word.index(surrogate)} of '{to_one_line(word)}'): rename the file, "
                 "or write it in UTF-8"
             )
-    try:
+    with explain_system_errors(
+        "the working folder",
+        lambda why: InputError(
+            f"the working folder cannot be used ({why}): change to another one with cd"
+        ),
+    ):
         folder = os.getcwd()
-    except OSError as error:
-        raise InputError(
-            f"the working folder cannot be used ({error.strerror}): change to another one with cd"
-        ) from None
     if any("\ud800" <= character <= "\udfff" for character in folder):
         raise InputError(
             f"the name of the working folder is not UTF-8: {to_one_line(folder)}. Rename it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -79,8 +78,3 @@ def output_error() -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the device of a failed write is full."""
-    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

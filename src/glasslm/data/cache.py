@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glasslm import files
-from glasslm.errors import ExhaustedError, GlasslmError, InputError
+from glasslm.errors import (
+    DISK_FULL_ERRNOS,
+    ExhaustedError,
+    GlasslmError,
+    InputError,
+    raise_if_exhausted,
+)
 
 
 def cache_dir(*names: str) -> Path:
@@ -36,7 +42,8 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, ExhaustedError) or error.errno in files.DISK_FULL_ERRNOS:
+        cause = error.__cause__ if isinstance(error, ExhaustedError) else error
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRNOS:
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             raise ExhaustedError(
                 f"the disk of the cache {folder} is full "
@@ -45,6 +52,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, GlasslmError):  # DamagedError is also an OSError.
             raise
+        raise_if_exhausted(error, folder)
         raise InputError(
             f"the cache folder {folder} cannot be written ({error.strerror or error}): "
             "set GLASSLM_CACHE to another one"

@@ -108,8 +108,7 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
             if f"{name}_tokens" in facts
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError):
-            raise_if_exhausted(error, folder)
+        raise_if_exhausted(error, folder)
         return None  # It is missing or damaged. DamagedError is an OSError.
     tokenizer.compare_bytes(parts["val"].tokens, parts["val"].bytes)
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from glasslm.data.cache import write_cached
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import Notify
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def download_file(
             if status >= 400:
                 raise OSError(f"the server answers {status}")
         except OSError as error:
+            raise_if_exhausted(error, remote.address)
             reason = str(error)
             continue
         if remote.matches(body):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import GlasslmError, InputError, raise_if_exhausted
 
 Result = TypeVar("Result")
 
@@ -59,6 +59,7 @@ def call_tokenizers(
     except (GlasslmError, MemoryError):
         raise
     except Exception as error:  # The library raises bare Exceptions.
+        raise_if_exhausted(error, "a file of the tokenizers library")
         raise InputError(f"{failure}: {error}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":

@@ -42,7 +42,7 @@ from glasslm.data.tokenizer_json import (
 )
 from glasslm.data.tokenizer_probe import require_bounded
 from glasslm.data.unknown_characters import explain_unknown_characters
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import Notify
 
 if TYPE_CHECKING:
@@ -291,10 +291,14 @@ def parse_tokenizer(text: str) -> Tokenizer:
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a file. Raises InputError."""
+    with explain_system_errors(
+        path,
+        lambda why: InputError(f"the tokenizer {path} cannot be read: {why}"),
+        UnicodeDecodeError,
+    ):
+        text = Path(path).read_text(encoding="utf-8")
     try:
-        return parse_tokenizer(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the tokenizer {path} cannot be read: {error}") from error
+        return parse_tokenizer(text)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from glasslm import files
 from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import DamagedError, InputError, raise_if_exhausted
 from glasslm.interop import families, hf_tokenizer
 from glasslm.interop.hf_special_tokens import (
     GENERATION_FILE,
@@ -35,6 +34,7 @@ from glasslm.interop.hf_weights import (
 from glasslm.interop.model_export import ModelExport, compute_logits, largest_difference
 from glasslm.interop.untrusted_json import CONFIG_FILE, read_values
 from glasslm.model.parameters import parameter_table
+from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import Notify, format_bytes, notify, to_one_line
 from glasslm.training.memory import free_memory_bytes
 
@@ -82,10 +82,10 @@ def write(export: ModelExport, out: Path) -> None:
     if several := settings.get("generation_eos_ids"):
         generation["eos_token_id"] = several
     contents[GENERATION_FILE] = files.json_bytes(generation)
-    contents[WEIGHTS_FILE] = safetensors.numpy.save(weights, {"format": "pt"})
     files.make_folder(out)
     for name, content in contents.items():
         files.write_atomic(out / name, content)
+    files.write_stream(out / WEIGHTS_FILE, safetensors_chunks(weights, {"format": "pt"}))
 
 
 def require_empty(out: Path) -> None:
@@ -204,6 +204,7 @@ def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify)
         notify(f"note: logits not compared: {error}")
         return
     except Exception as error:  # The library raises any type for a bad config.
+        raise_if_exhausted(error, folder)
         raise InputError(
             f"transformers cannot load {folder} ({to_one_line(str(error))}), so the import cannot "
             "be compared with it: repair the folder"

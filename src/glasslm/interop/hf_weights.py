@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from glasslm import files
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop.import_source import PICKLE_CURE, PICKLE_SUFFIXES
 from glasslm.interop.untrusted_json import read_values
+from glasslm.runs.tensor_file import read_entries, read_tensor
 from glasslm.text import Notify
 
 Array = NDArray[Any]
@@ -24,7 +23,7 @@ Array = NDArray[Any]
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_WEIGHT_FILES = 1000
-MAX_HEADER_BYTES = 64 << 20  # a model of ten thousand matrices has 1 MB
+FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 # Buffers that old versions of transformers saved among the weights. They follow from the config.
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile, and of DistributedDataParallel
@@ -68,23 +67,12 @@ def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
 
     Raises DamagedError for a file that is not safetensors.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        with open(path, "rb") as start:
-            header_bytes = int.from_bytes(start.read(8), "little")
-        if header_bytes > MAX_HEADER_BYTES:
-            raise DamagedError(
-                f"{path} has a header of {header_bytes:,} bytes: expected at most "
-                f"{MAX_HEADER_BYTES:,}"
-            )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dictionary
-                    if not name.endswith(BUFFER_SUFFIXES):
-                        shapes[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise DamagedError(f"{path} is not a safetensors file ({error})") from None
-    return shapes
+    return {
+        name: entry.shape
+        for path in paths
+        for name, entry in read_entries(path).items()
+        if not name.endswith(BUFFER_SUFFIXES)
+    }
 
 
 def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
@@ -94,40 +82,18 @@ def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
     that is not safetensors, and for values that are not finite.
     """
     for path in paths:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dictionary
-                    if not name.endswith(BUFFER_SUFFIXES):
-                        yield name, _read_float_array(path, name, file)
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            if isinstance(error, DamagedError):
-                raise
-            raise DamagedError(f"{path} is not a safetensors file ({error})") from None
-
-
-def _read_float_array(path: Path, name: str, file: Any) -> Array:
-    part = file.get_slice(name)
-    dtype = part.get_dtype()
-    if dtype == "BF16":
-        array = _read_bfloat16(path, name, part.get_shape())
-    elif dtype in ("F16", "F32", "F64"):
-        array = file.get_tensor(name)
-    else:
-        raise DamagedError(f"{path} holds {name} as {dtype}: expected floating-point numbers")
-    array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
-    if not np.isfinite(array).all():
-        raise DamagedError(f"{path} holds {name}, which is not finite everywhere")
-    return array
-
-
-def _read_bfloat16(path: Path, name: str, shape: list[int]) -> Array:
-    """A bfloat16 array as float32, of which it is the upper half; NumPy has no bfloat16."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")  # safe_open has checked header and bounds
-        start, end = files.parse_json(file.read(length))[name]["data_offsets"]
-        file.seek(8 + length + start)
-        upper = np.frombuffer(file.read(end - start), "<u2").astype(np.uint32)
-    return (upper << 16).view(np.float32).reshape(shape)
+        for name, entry in read_entries(path).items():
+            if name.endswith(BUFFER_SUFFIXES):
+                continue
+            if entry.dtype not in FLOAT_TYPES:
+                raise DamagedError(
+                    f"{path} holds {name} as {entry.dtype}: expected floating-point numbers"
+                )
+            array = read_tensor(path, entry)
+            array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
+            if not np.isfinite(array).all():
+                raise DamagedError(f"{path} holds {name}, which is not finite everywhere")
+            yield name, array
 
 
 def drop_tied_head(hf_weights: dict[str, Array], embedding: Array) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from glasslm import files
@@ -29,6 +28,7 @@ from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
+from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import plural
 
 Array = NDArray[Any]
@@ -69,7 +69,7 @@ def write(run: Run, checkpoint: Checkpoint, out: Path, base: str | None) -> None
             }
             part_counts[_target_module(path)] = len(adapted)
     files.make_folder(out)
-    files.write_atomic(out / WEIGHTS_FILE, safetensors.numpy.save(arrays, {"format": "pt"}))
+    files.write_stream(out / WEIGHTS_FILE, safetensors_chunks(arrays, {"format": "pt"}))
     files.write_atomic(out / "README.md", _adapter_card(c, checkpoint.step, hub_name).encode())
     files.write_json(out / SETTINGS_FILE, _adapter_config(c, part_counts, hub_name))
 

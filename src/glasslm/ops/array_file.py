@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from glasslm import files
 from glasslm.errors import DamagedError, InputError
 from glasslm.ops.arguments import as_array
+from glasslm.runs.tensor_file import read_entries, read_tensor
 
 # The types that safetensors and NumPy have in common.
 ARRAY_TYPES = ["float16", "float32", "float64", "bool"] + [
@@ -69,7 +69,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
     Raises:
         InputError: There is no such file.
-        DamagedError: The file is not a whole safetensors file.
+        DamagedError: The file is not a whole safetensors file of NumPy's types.
+        ExhaustedError: The memory is full, or too many files are open.
 
     >>> step = int(load_checkpoint("checkpoint.safetensors")["step"])
     """
@@ -77,10 +78,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise InputError(f"there is no file {path}: give the path of a saved checkpoint")
     try:
-        arrays = safetensors.numpy.load_file(path)
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedError(
-            f"{path} is not a whole safetensors file of NumPy's types ({error}): restore it from a "
-            "copy"
-        ) from None
-    return {name: np.array(array) for name, array in arrays.items()}
+        return {name: read_tensor(path, entry) for name, entry in read_entries(path).items()}
+    except DamagedError as error:
+        raise DamagedError(f"{error}: restore it from a copy") from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from glasslm import files
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.report import figures
 from glasslm.report.figures import Palette
 from glasslm.text import collapse_whitespace, escape_control_chars
@@ -101,16 +101,14 @@ def write_files(
     Raises InputError, with the `cure`, when the folder cannot be written, and ExhaustedError when
     the disk is full.
     """
-    try:
+    with explain_system_errors(
+        folder, lambda why: InputError(f"{folder} cannot be written ({why}): {cure}")
+    ):
         files.make_folder(folder / "figures" if images else folder)
         for name, image in images.items():
             files.write_atomic(folder / "figures" / name, image)
         files.write_atomic(folder / f"{stem}.md", markdown.encode())
         files.write_atomic(folder / f"{stem}.html", html.encode())
-    except GlasslmError:  # a full disk; some of glasslm's errors are OSErrors as well
-        raise
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): {cure}") from error
     return folder / f"{stem}.html"
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.data.dataset import Dataset, reopen_dataset
-from glasslm.errors import GlasslmError
+from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.inference import trained_model
 from glasslm.report import (
     curves,
@@ -38,7 +38,7 @@ from glasslm.runs.metrics import Line, sample_lines, warning_lines
 from glasslm.runs.protection import require_unaltered
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
-from glasslm.text import Notify, escape_control_chars, quote_path
+from glasslm.text import Notify, escape_control_chars, quote_path, to_one_line
 from glasslm.training.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -118,10 +118,18 @@ def write_after_training(outcome: Outcome, notify: Notify) -> Path | None:
     notify(f"writing the report{shortened if time_share < SHORT_SHARE else ''}")
     try:
         return write(outcome.run_dir, time_share)
-    except (OSError, GlasslmError, MemoryError) as error:
-        reason = error or "out of memory"
+    except Exception as error:  # of any kind: a complete run never fails because of its report
+        reason = _describe_failure(error)
         notify(f"warning: the report was not written ({reason}); {command} makes it again")
         return None
+
+
+def _describe_failure(error: Exception) -> str:
+    """An error in one line, with its type where it is a bug."""
+    text = to_one_line(str(error))
+    if isinstance(error, GlasslmError | OSError):
+        return text
+    return "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {text}"
 
 
 def _context(run: Run, time_share: float) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def cached_dataset(run: Run) -> Dataset | None:
     """The tokens of the run's text if they are in the cache; a report does not prepare them."""
     try:
         return reopen_dataset(run.record.get("data", {}).get("sha256", ""))
-    except GlasslmError:  # the cache folder cannot be made
+    except (DamagedError, InputError):  # the cache folder cannot be made
         return None
 
 
@@ -205,7 +213,7 @@ def _model_sections(
         sections["domain"] = text_kinds.measure_domain(
             run, dataset, model, time_share * DOMAIN_BUDGET_S
         )
-    except GlasslmError as error:
+    except (DamagedError, DivergedError, InputError) as error:
         sections["no_model"] = str(error)
     return sections
 

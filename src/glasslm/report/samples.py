@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasslm.errors import GlasslmError
+from glasslm.errors import DamagedError, InputError
 from glasslm.inference import trained_model
 from glasslm.inference.sampling import Sampling
 from glasslm.runs import checkpoint as checkpoints
@@ -68,7 +68,7 @@ def sample_checkpoints(
         if time.monotonic() < deadline:
             try:
                 model = trained_model.load_model(run_dir, checkpoint=step)
-            except GlasslmError:  # damaged checkpoints are reported by `glasslm verify`
+            except (DamagedError, InputError):  # `glasslm verify` reports damaged checkpoints
                 continue
             samples += generate_samples(model, [prompt], temperature, deadline)
     return samples

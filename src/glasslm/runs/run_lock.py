@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from glasslm import files
-from glasslm.errors import InputError, InUseError
+from glasslm.errors import InputError, InUseError, raise_if_exhausted
 
 LOCK_FILE = "run.lock"
 # Windows locks the first byte of the file, even for other handles of the holder. So that byte is a
@@ -39,6 +39,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             "choose another --run-dir"
         ) from None
     except OSError as error:
+        raise_if_exhausted(error, run_dir)
         raise InputError(
             f"{run_dir} cannot be written ({error.strerror}): choose another --run-dir"
         ) from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
 from glasslm.data.token_file import Tokens
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import DamagedError, InputError
 from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
@@ -101,7 +101,7 @@ class BaseRun:
         """The base run's validation tokens (N,); None, with a note, where its text is missing."""
         try:
             return self.run.dataset(notify).val.tokens
-        except GlasslmError as error:
+        except (DamagedError, InputError) as error:
             notify(
                 f"note: forgetting of the text of {self.run.path} is not measured, because the "
                 f"text is missing: {error}"

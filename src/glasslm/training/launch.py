@@ -25,7 +25,7 @@ from glasslm.engines.choice import choose_engine, compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.engines.resources import count_ranks, thread_count
-from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
+from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model import flops
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
@@ -185,7 +185,7 @@ def _reopen_base(run: Run, notify: Notify) -> BaseRun | None:
         if base.run.record["data"]["sha256"] != source["data_sha256"]:
             raise DamagedError(f"{base.run.path} now holds another run")
         return base
-    except GlasslmError as error:
+    except (DamagedError, InputError) as error:
         notify(f"note: forgetting of the old text is no longer measured: {error}")
         return None
 

@@ -18,7 +18,7 @@ from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone.questions import Source
 from glasslm.data.dataset import Dataset
 from glasslm.engines.protocol import Batch
-from glasslm.errors import GlasslmError
+from glasslm.errors import DamagedError, InputError
 from glasslm.inference import trained_model
 from glasslm.inference.trained_model import Model
 from glasslm.model.parameters import ParameterTable, parameter_table
@@ -103,7 +103,7 @@ def read_run(run_dir: Path) -> RunContext:
         try:
             model = trained_model.load_model(run.path, engine="numpy")
             activations = _compute_activations(model, dataset)
-        except GlasslmError as error:
+        except (DamagedError, InputError) as error:
             missing = f"Nothing more can be measured without the model: {error}"
     if activations is not None and not np.isfinite(activations.logits).all():
         activations = None

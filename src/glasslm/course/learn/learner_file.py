@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasslm.course.learn.exercises import exercise_names
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import suggest_name, to_one_line
 
 MAX_FILE_BYTES = 1 << 20
@@ -48,11 +48,13 @@ def parse_source(path: Path) -> ast.Module:
     """The syntax tree of a file. Raises InputError where it is no UTF-8 or no Python."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a Python file")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its name") from None
+    with (
+        explain_system_errors(
+            path, lambda why: InputError(f"{path} cannot be read ({why}): check its name")
+        ),
+        path.open("rb") as file,
+    ):
+        data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: expected Python source")
     try:

@@ -27,7 +27,7 @@ from glasslm.data.cache import cache_dir, explain_write_errors, write_cached
 from glasslm.data.download import DownloadError, fetch_url, mirror_url
 from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.sources.texts import SEPARATOR
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import Notify, format_duration
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _read_page(path: Path) -> Page | None:
     try:
         total, papers = files.parse_json(path.read_bytes())
         return Page(int(total), [(str(paper), str(abstract)) for paper, abstract in papers])
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as error:
+        raise_if_exhausted(error, path)
         return None
 
 
@@ -163,6 +164,7 @@ def _request_page(session: requests.Session, category: str, start: int, notify: 
                     f"{RESUME_HINT}"
                 ) from None
         except OSError as error:
+            raise_if_exhausted(error, url)
             reason = str(error)
         if attempt + 1 < MAX_ATTEMPTS:
             notify(f"arXiv, papers from {start}: {reason}; trying again in {pause_s:.0f} s")

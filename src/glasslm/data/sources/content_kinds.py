@@ -9,6 +9,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import quote_path
 
 HEAD_BYTES = 8192  # of a file, by which its content is recognised
@@ -251,8 +252,8 @@ def _unmarked_encoding(head: bytes) -> str | None:
 
 def _identify_zip(path: str) -> ContentKind:
     # A damaged archive has no list of members: it is still "a zip archive".
-    with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        with zipfile.ZipFile(path) as archive:
+    with suppress(zipfile.BadZipFile, InputError, ValueError, NotImplementedError):
+        with explain_system_errors(path, InputError), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         for member, name, cure in _ZIP_MEMBERS:
             end = member if member.startswith(".") else f"/{member}"

@@ -21,7 +21,7 @@ from glasslm.data.download import DownloadError
 from glasslm.data.sources.child_process import ChildProcess
 from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.sources.texts import SEPARATOR, cached_text, join_texts
-from glasslm.errors import InputError
+from glasslm.errors import ExhaustedError, InputError
 from glasslm.text import Notify, Progress, escape_control_chars, format_bytes, format_duration
 
 WAIT_S = 30.0  # for a line of the reader, before a message
@@ -138,6 +138,8 @@ def _read_texts(
                 notify(_describe(dataset_info, request))
             elif "refused" in message:
                 raise InputError(escape_control_chars(message["refused"]))
+            elif "exhausted" in message:
+                raise ExhaustedError(escape_control_chars(message["exhausted"]))
             elif "failed" in message:
                 raise failure(escape_control_chars(message["failed"]))
             else:

@@ -5,7 +5,8 @@ the hub once, at import; threads of pyarrow may keep an interpreter from ending
 (https://github.com/apache/arrow/issues/45214); and a process that hangs can be killed.
 
 It writes lines of JSON: {"dataset_info": {...}} before any text is fetched, {"text": ...} for each
-row, and last {"end": true}, {"refused": MESSAGE} (the request cannot be met) or {"failed": REASON}.
+row, and last {"end": true}, {"refused": MESSAGE} (the request cannot be met),
+{"exhausted": MESSAGE} (memory or open files ran out) or {"failed": REASON}.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from glasslm.data.sources.texts import choose_text_column, list_names
-from glasslm.errors import InputError
+from glasslm.errors import ExhaustedError, InputError, raise_if_exhausted
 from glasslm.text import format_bytes, to_one_line
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def answer_request(request: Request) -> Iterator[dict[str, Any]]:
     except InputError as error:
         yield {"refused": str(error)}
     except Exception as error:  # of any kind: it is reported to the process that asked
+        if exhausted := _describe_exhaustion(error, request):
+            yield {"exhausted": exhausted}
+            return
         yield _explain_error(error, request)
 
 
@@ -189,6 +193,17 @@ def _explain_error(error: Exception, request: Request) -> dict[str, str]:
         if isinstance(cause, errors.HfHubHTTPError):
             return {"failed": f"the server answers {cause.response.status_code}"}
     return {"failed": to_one_line(f"{type(causes[-1]).__name__}: {causes[-1]}")}
+
+
+def _describe_exhaustion(error: Exception, request: Request) -> str:
+    """What ran out in the reader; empty where nothing did."""
+    try:
+        raise_if_exhausted(error, f"a file of {request['dataset']}")
+    except ExhaustedError as exhausted:
+        return str(exhausted)
+    except MemoryError:
+        return f"out of memory while {request['dataset']} was read"
+    return ""
 
 
 def _similar_datasets(name: str) -> list[str]:

@@ -17,7 +17,7 @@ from glasslm.data.sources.texts import (
     choose_text_column,
     join_texts,
 )
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import Notify, Progress, format_bytes, to_one_line
 
 MAGIC = b"PAR1"  # at both ends of a file: https://parquet.apache.org/docs/file-format/
@@ -32,12 +32,10 @@ def convert_to_text(path: Path, notify: Notify, separator: str = SEPARATOR) -> P
     `separator` stands between its rows. A parquet file is recognised by its content. Raises
     InputError where the file cannot be read, is damaged, or pyarrow is missing.
     """
-    try:
+    with explain_system_errors(path, lambda why: InputError(f"{path} cannot be read ({why})")):
         if not _is_parquet(path):
             return path
         bytes_in_file = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
     def make_text() -> Iterator[bytes]:
         notify(
@@ -94,7 +92,11 @@ def _read_texts(path: Path) -> Iterator[tuple[float, str]]:
         raise InputError(
             f"{path} is a parquet file, which needs the library pyarrow: pip install 'glasslm[hub]'"
         ) from None
-    try:
+
+    def damaged(why: str) -> InputError:
+        return InputError(f"{path} is a damaged parquet file ({to_one_line(why)}): get it again")
+
+    with explain_system_errors(path, damaged, pyarrow.ArrowException, ValueError):
         with pyarrow.parquet.ParquetFile(path) as file:
             column = choose_text_column(
                 {field.name: _is_text(field.type) for field in file.schema_arrow}, str(path)
@@ -113,12 +115,6 @@ def _read_texts(path: Path) -> Iterator[tuple[float, str]]:
                     bytes_read += len(text)
                     _limit_expansion(path, file_bytes, bytes_read)
                     yield rows_read / n_rows, text
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is a damaged parquet file ({to_one_line(str(error))}): get it again"
-        ) from None
 
 
 def _stated_bytes(metadata: Any, column: str) -> int:

@@ -26,7 +26,7 @@ from glasslm.data.sources.content_kinds import (
 from glasslm.data.sources.json_lines import read_documents
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import Documents
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import DamagedError, InputError, explain_system_errors
 
 CHUNK_BYTES = 1 << 20  # read at once
 
@@ -135,10 +135,8 @@ def reopen_source(recorded: list[dict[str, Any]], json_field: str | None = None)
 
 def open_file(path: str) -> BufferedReader:
     """A file opened for reading bytes. Raises InputError."""
-    try:
+    with explain_system_errors(path, lambda why: InputError(f"{path} cannot be read ({why})")):
         return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def _decode_file(file: SourceFile, errors: str) -> Iterator[str]:

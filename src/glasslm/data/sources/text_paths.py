@@ -36,7 +36,7 @@ from glasslm.data.sources.text_files import (
     source_file,
 )
 from glasslm.data.sources.texts import SEPARATOR
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import Notify, to_one_line
 
 # The root element of a MediaWiki export: https://www.mediawiki.org/wiki/Help:Export
@@ -156,6 +156,7 @@ def _text_files(root: str, notify: Notify) -> list[str]:
     texts, omitted = [], []
 
     def fail(error: OSError) -> None:
+        raise_if_exhausted(error, error.filename)
         raise InputError(f"{error.filename} cannot be read ({error.strerror})")
 
     for folder, folders, names in os.walk(root, onerror=fail):
@@ -213,8 +214,9 @@ def _refuse_mediawiki_dump(path: str) -> None:
         try:
             with bz2.open(path) as unpacked:
                 head = unpacked.read(1024)
-        except (OSError, EOFError):  # It is damaged, so it is refused as text that is not UTF-8.
-            return
+        except (OSError, EOFError) as error:
+            raise_if_exhausted(error, path)
+            return  # It is damaged, so it is refused as text that is not UTF-8.
     if MEDIAWIKI_ROOT.match(head):
         raise InputError(
             f"{path} is a MediaWiki dump, which is markup and not plain text: use --corpus "

@@ -15,7 +15,7 @@ from typing import Any
 
 from glasslm import files
 from glasslm.data.cache import explain_write_errors
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import escape_control_chars
 
 SEPARATOR = "\n\n"
@@ -100,8 +100,8 @@ def cached_text(
         path = folder / f"{record['text']}.txt"
         if files.file_sha256(path) == path.stem:
             return path, record.get("origin", "")
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # The record or the text is missing or damaged. DamagedError is an OSError.
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_if_exhausted(error, recipe)  # Else it is missing or damaged: it is made again.
     with explain_write_errors(folder):
         path = files.write_by_hash(folder, make_text(), ".txt")
         origin = find_origin()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -113,12 +113,13 @@ def read_curve(path: Path) -> Curve:
     them is a loss.
     """
     path = path / "metrics.jsonl" if path.is_dir() else path
-    try:
+    with explain_system_errors(
+        path,
+        lambda why: InputError(
+            f"{path} cannot be read ({why}): give a .csv or .jsonl file, or a run folder"
+        ),
+    ):
         text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): give a .csv or .jsonl file, or a run folder"
-        ) from error
     rows = _parse_rows(text, path)
     names = list(dict.fromkeys(name for row in rows for name in row))
     loss, val, norm, rate = (

@@ -24,7 +24,7 @@ from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT_PREFIX, backward_names
 from glasslm.engines.protocol import Batch, Engine
-from glasslm.errors import DamagedError, InputError
+from glasslm.errors import DamagedError, InputError, explain_system_errors
 from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import HEADER, Finding
 from glasslm.report.page import Section
@@ -142,14 +142,17 @@ def _copy_resumable_files(run: Run, saved: checkpoint.Checkpoint, folder: Path) 
         rollback_step = saved.step
     places = [Path(checkpoint.FOLDER, f"{rollback_step:06d}")]
     places += [Path(checkpoint.BASE)] if (run.path / checkpoint.BASE).is_dir() else []
-    try:
-        for place in places:
-            shutil.copytree(run.path / place, folder / place)
-    except (OSError, shutil.Error) as error:
-        raise DamagedError(
-            f"{run.path / places[0]}, to which a spike would go back, cannot be copied ({error}): "
+    with explain_system_errors(
+        run.path / places[0],
+        lambda why: DamagedError(
+            f"{run.path / places[0]}, to which a spike would go back, cannot be copied ({why}): "
             "if the run is in progress, try again"
-        ) from error
+        ),
+    ):
+        for place in places:  # of files alone: copytree would put all errors into one text
+            (folder / place).mkdir(parents=True)
+            for file in (run.path / place).iterdir():
+                shutil.copy(file, folder / place)
     return Run(folder)
 
 

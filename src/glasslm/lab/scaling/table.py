@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.lab.scaling.law import Observation
 
 COLUMN_NAMES = {
@@ -25,12 +25,10 @@ def read_runs(path: Path) -> tuple[list[Observation], list[str]]:
     Without a column D, D is C / 6N. Raises InputError for a cell that is not a number, with its
     line, and for a missing column, with the columns of the table.
     """
-    try:
+    with explain_system_errors(
+        path, lambda why: InputError(f"{path} cannot be read as text: {why}"), UnicodeDecodeError
+    ):
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None
     dialect = (
         csv.Sniffer().sniff(text[:4096], ",;\t")
         if any(separator in text for separator in ",;\t")

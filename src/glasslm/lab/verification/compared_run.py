@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from glasslm.config.conversion import to_dict
-from glasslm.errors import GlasslmError
+from glasslm.errors import DamagedError, InputError
 from glasslm.report import figures
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import (
@@ -127,7 +127,7 @@ class ComparedRun:
         """The reason why the run's tokenizer loses text, in old runs too; empty if it does not."""
         try:
             return self.run.tokenizer.lossy_reason
-        except GlasslmError:  # damaged: `glasslm verify` reports it
+        except (DamagedError, InputError):  # damaged: `glasslm verify` reports it
             return ""
 
     @property

@@ -66,7 +66,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[ComparedRun], dict[str, Glassl
             trial = ComparedRun("", run)
             _ = trial.settings, trial.results, trial.validation_text
             runs.append(run)
-        except GlasslmError as error:
+        except (DamagedError, InputError) as error:
             errors[name] = error
     if len(runs) < 2:
         name, first = next(iter(errors.items()))

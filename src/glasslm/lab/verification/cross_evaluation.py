@@ -16,7 +16,7 @@ from glasslm.data.baselines import simple_baselines
 from glasslm.data.dataset import Dataset
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.errors import GlasslmError, InputError
+from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.inference import trained_model
 from glasslm.lab.verification.compared_run import ComparedRun
 from glasslm.report.data_checks import decode_bytes
@@ -108,7 +108,7 @@ def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvalu
         readable = [column for column in columns if run.letter in column.bpb]
         try:
             model = trained_model.load_model(run.run.path)
-        except GlasslmError as error:
+        except (DamagedError, DivergedError, InputError) as error:
             remarks.append(f"{run.letter} could not be scored: {error}")
             continue
         for column in readable:
@@ -203,7 +203,7 @@ def _load_columns(
             continue
         try:
             dataset = run.run.dataset(notify)
-        except GlasslmError as error:
+        except (DamagedError, DivergedError, InputError) as error:
             remarks.append(f"The text of {run.letter} could not be loaded: {error}")
             continue
         column.text, column.total = _sample_text(dataset), dataset.val.bytes

@@ -281,7 +281,8 @@ def _examine_text(run: Run) -> Iterator[Part]:
     for path, sha256 in ((file["path"], file["sha256"]) for file in recorded):
         try:
             actual = files.file_sha256(Path(path)) if os.path.isfile(path) else None
-        except OSError:
+        except OSError as error:
+            raise_if_exhausted(error, path)
             actual = None
         if actual is None:
             problem = (
