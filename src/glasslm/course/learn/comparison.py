@@ -25,8 +25,8 @@ def is_equal(expected: Any, actual: Any, scale: float) -> bool:
     if expected.size and undefined.mean() > MAX_UNDEFINED_SHARE:
         return False
     with np.errstate(all="ignore"):
-        tolerance = TOLERANCES.get(actual.dtype.name, 1e-7)
-        is_close = abs(actual - expected) <= tolerance * np.maximum(scale, abs(expected))
+        tolerance = TOLERANCES.get(actual.dtype.name, 1e-7) * np.maximum(scale, abs(expected))
+        is_close = np.isfinite(expected) & (abs(actual - expected) <= tolerance)
         is_close |= (expected == actual) | undefined  # equal infinities have no difference
     return bool(is_close.all())
 

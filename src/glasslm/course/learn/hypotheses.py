@@ -81,7 +81,9 @@ def shape_hypotheses(results: Results) -> Iterator[Hypothesis]:
             verdict: VerdictName = "shape" if is_output(name) else "axis"
             sentence = f"{name} is the {kind} over {where} of what it should be"
             yield Hypothesis(verdict, sentence, [getattr(a, kind)(axis) for a in totals])
-            spread = [getattr(a, kind)(axis, keepdims=True) + 0 * a for a in totals]
+            spread = [
+                np.broadcast_to(getattr(a, kind)(axis, keepdims=True), a.shape) for a in totals
+            ]
             yield Hypothesis("axis", f"{sentence}, repeated along it", spread)
     same_numbers = [
         total.reshape(actual.shape) if total.size == actual.size else total

@@ -25,17 +25,18 @@ from glasslm.course.learn.verdict import Verdict
 
 def judge(function: Callable[..., Any], exercise: Exercise, seed: int) -> Verdict:
     """The verdict on a function that can be called as the exercise does."""
-    trial = Trial(function, exercise, seed)
-    for stage, names in trial.stages:
-        if names and (verdict := _judge_stage(trial, stage, names)):
-            return verdict
-    return (
-        _judge_more_axes(trial)
-        or judge_large_values(trial)
-        or judge_dtypes(trial)
-        or judge_zeros(trial)
-        or trial.right_verdict()
-    )
+    with np.errstate(all="ignore"):  # wrong results may be infinite
+        trial = Trial(function, exercise, seed)
+        for stage, names in trial.stages:
+            if names and (verdict := _judge_stage(trial, stage, names)):
+                return verdict
+        return (
+            _judge_more_axes(trial)
+            or judge_large_values(trial)
+            or judge_dtypes(trial)
+            or judge_zeros(trial)
+            or trial.right_verdict()
+        )
 
 
 def _judge_stage(trial: Trial, stage: Stage, names: Names) -> Verdict | None:

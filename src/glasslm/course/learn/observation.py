@@ -16,6 +16,7 @@ Stage = Literal["forward", "backward"]
 
 # Words in NumPy's messages about shapes that do not fit.
 SHAPE_WORDS = ("broadcast", "shape", "matmul", "dimension", "align", "axis", "axes", "length")
+OTHER_WORDS = ("out of bounds", "inhomogeneous")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _explain_error(error: Exception, function: Callable[..., Any], stage: Stage)
     fits_shapes = isinstance(error, (ValueError, IndexError)) and any(
         word in message for word in SHAPE_WORDS
     )
-    fits_shapes &= "out of bounds" not in message
+    fits_shapes &= not any(word in message for word in OTHER_WORDS)
     sentence = f"{locate_error(error, source_file(function))}{type(error).__name__}: {message}"
     return Trouble("shape" if fits_shapes else "exception", stage, sentence)
 

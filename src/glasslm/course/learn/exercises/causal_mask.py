@@ -13,12 +13,19 @@ def reference(
     diagonal: int = 0,
     fill: float = -np.inf,
     is_flipped: bool = False,
+    is_inverted: bool = False,
     is_added: bool = False,
+    window: int = 0,
+    is_transposed: bool = False,
 ) -> Array:
     """Scores (H, T, T) of queries (rows) and keys (columns), -inf where the key comes later."""
     T = scores.shape[-1]
     is_seen = np.tri(T, k=diagonal, dtype=bool)
+    if window:
+        is_seen &= ~np.tri(T, k=-window, dtype=bool)
     is_seen = is_seen.T if is_flipped else is_seen
+    is_seen = ~is_seen if is_inverted else is_seen
+    scores = scores.swapaxes(-1, -2) if is_transposed else scores
     return scores + is_seen if is_added else np.where(is_seen, scores, fill)
 
 
@@ -48,6 +55,12 @@ returns (H, T, T)   a new array; scores stays as it is""",
         Mistake("mask", "y", "off by one: a query sees the next key", {"diagonal": 1}),
         Mistake("mask", "y", "off by one: a query does not see its own key", {"diagonal": -1}),
         Mistake("mask", "y", "upside down: queries see the future only", {"is_flipped": True}),
+        Mistake("mask", "y", "inverted: the seen scores are hidden", {"is_inverted": True}),
+        *(
+            Mistake("mask", "y", f"a query sees {n} keys only: a window", {"window": n})
+            for n in (1, 2, 3)
+        ),
+        Mistake("transposed", "y", "the scores are transposed", {"is_transposed": True}),
         Mistake("mask", "y", "hidden scores are 0, not minus infinity", {"fill": 0.0}),
         Mistake("sign", "y", "hidden scores are plus infinity", {"fill": np.inf}),
         Mistake("mask", "y", "hidden scores are NaN", {"fill": np.nan}),

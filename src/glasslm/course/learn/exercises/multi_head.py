@@ -32,6 +32,8 @@ def reference(
     *,
     split: str = "heads first",
     leaves_out: str = "",
+    transposes: str = "",
+    transposes_back: str = "",
     **changes: Any,
 ) -> Reference:
     """x (B, T, D), four matrices (D, D) -> y and five gradients. arXiv:1706.03762, section 3.2.2.
@@ -55,21 +57,32 @@ def reference(
             return array.swapaxes(2, 3).reshape(B, T, D)
         return array.swapaxes(1, 2).reshape(B, T, D)
 
-    inputs = [to_heads(x @ w.T) for w in (wq, wk, wv)]
-    dheads = to_heads(dy @ wo)
+    matrices = {"q": wq, "k": wk, "v": wv, "o": wo}
+
+    def project(array: Array, letter: str) -> Array:
+        w = matrices[letter]
+        return array @ (w if letter == transposes else w.T)
+
+    def project_back(array: Array, letter: str) -> Array:
+        w = matrices[letter]
+        return array @ (w.T if letter == transposes_back else w)
+
+    inputs = [to_heads(project(x, letter)) for letter in "qkv"]
+    dheads = to_heads(project_back(dy, "o"))
     core = attention.reference(dheads, *inputs, **changes)
     heads = from_heads(core.total("y"))
     if leaves_out == "wo":
         return Reference({"y": {"y": heads}} | _zeros(x, (wq, wk, wv, wo)))
-    matrices = {"q": wq, "k": wk, "v": wv}
     terms = {
         (letter, key): from_heads(term)
-        for letter in matrices
+        for letter in "qkv"
         for key, term in core.terms[f"d{letter}"].items()
     }
-    dx = {f"d{letter} w{letter}, {key}": d @ matrices[letter] for (letter, key), d in terms.items()}
+    dx = {
+        f"d{letter} w{letter}, {key}": project_back(d, letter) for (letter, key), d in terms.items()
+    }
     parts = {"dwo": {"dyᵀ heads": np.einsum("bto,bti->btoi", dy, heads)}}
-    for letter in matrices:
+    for letter in "qkv":
         parts[f"dw{letter}"] = {
             f"d{letter}ᵀ x, {key}": np.einsum("bto,bti->btoi", term, x)
             for (owner, key), term in terms.items()
@@ -80,7 +93,7 @@ def reference(
         for name, arrays in parts.items()
     }
     sums = {name: (sum(arrays.values(), start=np.zeros(1)), 2) for name, arrays in parts.items()}
-    return Reference({"y": {"heads woᵀ": heads @ wo.T}, "dx": dx, **gradients}, {}, sums)
+    return Reference({"y": {"heads woᵀ": project(heads, "o")}, "dx": dx, **gradients}, {}, sums)
 
 
 def _zeros(x: Array, matrices: tuple[Array, ...]) -> Gradients:
@@ -112,6 +125,10 @@ def list_mistakes() -> Iterator[Mistake]:
             "transposed", output, "heads are split by reshape without a transpose",
             {"split": "no transpose"},
         )  # fmt: skip
+    for letter in "qkvo":
+        yield Mistake("transposed", "y", f"w{letter} is not transposed", {"transposes": letter})
+        sentence = f"w{letter} is transposed in the gradient"
+        yield Mistake("transposed", "gradients", sentence, {"transposes_back": letter})
     for mistake in attention.list_mistakes():
         if mistake.output in ("y", "gradients") and "groups" not in mistake.changes:
             yield mistake
