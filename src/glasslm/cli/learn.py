@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.cli import parsing
+from glasslm.cli import learn_class, parsing
 from glasslm.cli.flag_groups import JsonFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.course.learn import progress, starter
@@ -23,6 +23,7 @@ from glasslm.errors import InputError, require
 from glasslm.text import align_columns, notify, print_escaped, quote_path, suggest_name
 
 HELP = """usage: glasslm learn list | start NAME | hint NAME | solution NAME | check FILE | status
+       glasslm learn class new | grade      (for teachers)
 
   list       list the exercises in the order of a course, with your marks
   start      write a file with the signature, the shapes and one worked example
@@ -30,6 +31,7 @@ HELP = """usage: glasslm learn list | start NAME | hint NAME | solution NAME | c
   solution   show the solution and its derivation
   check      say what is wrong with the functions of a file
   status     show what you have done so far
+  class      for teachers: hand out exercises, grade submissions
 
 Examples:
   glasslm learn start rms_norm
@@ -115,6 +117,7 @@ def main(argv: list[str]) -> int:
         "solution": _solution,
         "check": _check,
         "status": _status,
+        "class": learn_class.main,
     }
     if argv[0] not in actions:
         hint = suggest_name(argv[0], actions)

@@ -56,7 +56,7 @@ EVENT_KINDS: dict[str, FlagKind] = {
     "compile": "text_as_code",
 }
 # The library uses these for itself (namedtuple, dataclasses, warnings), so only a call from the
-# learner's own line counts, or one through `inspect`.
+# learner's own line counts, or one of the learner's to `inspect`.
 DIRECT_EVENTS = frozenset(EVENT_KINDS) & {
     "sys._getframe", "sys.settrace", "sys.setprofile", "object.__getattr__", "exec", "compile",
 }  # fmt: skip
@@ -86,14 +86,13 @@ def watch(file: str, report: Report) -> None:
             line, is_importing = _find_learner(file, frame)
             if not line:
                 return
-            is_direct = frame.f_code.co_filename in (file, "<string>")
+            is_direct = _caller_file(frame) in (file, "<string>")
             if event == "import":
                 _judge_import(str(arguments[0]), line, is_direct, is_importing)
             elif event == "open":
                 _judge_opening(arguments[0], line, is_direct)
             elif kind and not is_importing:  # a library that is imported may do as it likes
-                through_inspect = frame.f_globals.get("__name__") == "inspect"
-                _judge_event(event, arguments, kind, line, is_direct or through_inspect)
+                _judge_event(event, arguments, kind, line, is_direct)
         finally:
             is_busy = False
 
@@ -146,6 +145,13 @@ def _find_learner(file: str, frame: FrameType | None) -> tuple[int, bool]:
         is_importing |= frame.f_code.co_filename.startswith("<frozen importlib")
         frame = frame.f_back
     return 0, False
+
+
+def _caller_file(frame: FrameType) -> str:
+    """The file whose code raised an event, or that called the module `inspect`, which raised it."""
+    while frame.f_globals.get("__name__") == "inspect" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename
 
 
 def _library_folders() -> list[str]:

@@ -32,12 +32,15 @@ class LearnerProcess:
     Attributes:
         flags: The evidence that the process has reported so far.
         limits_kept: Which limits the system keeps: "cpu", "memory", "network".
+        counts_instructions: Whether calls count the instructions of Python in the learner's file.
+        instructions: Their sum over the calls that were counted.
     """
 
     def __init__(self, server: ForkServer | None = None, limits: Limits | None = None) -> None:
         """Start the process, by a server where the system has one."""
         self._limits = limits or Limits()
         self.flags: list[Flag] = []
+        self.counts_instructions, self.instructions = False, 0
         self._file = "learner.py"
         self._lines: list[str] = []
         self._is_out_of_time = False

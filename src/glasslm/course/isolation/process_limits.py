@@ -21,7 +21,7 @@ class Limits:
     """
 
     cpu_s: int = 10
-    wall_s: float = 30.0
+    wall_s: float = 60.0
     memory_bytes: int = 2 << 30
     file_bytes: int = 1 << 20
     processes: int = 64

@@ -57,14 +57,7 @@ class RemoteFunction(RemoteObject):
     """A function in a learner's process. Arrays that it changes in place are changed here, too.
 
     An error that it raises is raised here with the learner's line, and has the same built-in base.
-
-    Attributes:
-        counted: Whether calls count the instructions of Python that the learner's code runs.
-        instructions: Those of the last call, if it was counted.
     """
-
-    counted = False
-    instructions = 0
 
     def describe(self, function: dict[str, Any]) -> None:
         """Take over name, line and signature, as `inspect.signature` and tracebacks show them."""
@@ -90,10 +83,10 @@ class RemoteFunction(RemoteObject):
             "target": self._handle,
             "args": [wire.encode(value, arrays, _describe) for value in args],
             "kwargs": {name: wire.encode(v, arrays, _describe) for name, v in kwargs.items()},
-            "counted": self.counted,
+            "counted": self._process.counts_instructions,
         }
         answer, replies = self._process.ask(message, arrays)
-        self.instructions = int(answer.get("instructions", 0))
+        self._process.instructions += int(answer.get("instructions", 0))
         watched = [value for value in (*args, *kwargs.values()) if is_mutable(value)]
         return self._read(answer, replies, watched + self._passed)
 

@@ -1,0 +1,216 @@
+"""What the students of a class handed in: folders, single files and zip files, read without trust.
+
+Nothing is unpacked to the disk, no link is followed, and each file is read up to a limit.
+"""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from glasslm.course.grading.roster import find_id_problem, normalize_id
+from glasslm.course.learn.exercises import exercise_names
+from glasslm.errors import InputError
+from glasslm.text import to_one_line
+
+MAX_FILE_BYTES = 1 << 20
+MAX_ZIP_ENTRIES = 1000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One student's file for one exercise.
+
+    Args:
+        origin: Where it was found, such as "ada/rms_norm.py"; "" where there is none.
+        source: Its text.
+        problem: Why it has no text; "" if it has.
+    """
+
+    origin: str
+    source: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a student, before it is known which exercise it is for."""
+
+    origin: str
+    name: str
+    data: bytes
+    problem: str = ""
+
+
+def collect_submissions(
+    folder: Path, students: Iterable[str], exercises: Iterable[str]
+) -> dict[tuple[str, str], Submission]:
+    """The submission of each student for each exercise, by (student, exercise).
+
+    Looks for STUDENT/EXERCISE.py, STUDENT_EXERCISE.py, and EXERCISE.py inside of STUDENT.zip, at
+    any depth. A student without a file gets a Submission that says so.
+    """
+    students, exercises = list(students), list(exercises)
+    entries = {normalize_id(entry.name): entry for entry in _list_folder(folder)}
+    submissions = {}
+    for student in students:
+        files, problem = _list_files(folder, entries, student, exercises)
+        for exercise in exercises:
+            submissions[student, exercise] = _choose(student, exercise, files, problem)
+    return submissions
+
+
+def find_students(folder: Path, exercises: Iterable[str]) -> list[str]:
+    """The students whose names folders, zip files and single files in a folder have, sorted."""
+    students = set()
+    for entry in _list_folder(folder):
+        name = normalize_id(entry.name)
+        student = name
+        if entry.is_file():
+            endings = [".zip", *(f"_{exercise}.py" for exercise in exercises)]
+            ending = max((e for e in endings if name.endswith(e)), key=len, default="")
+            student = name.removesuffix(ending) if ending else ""
+        if student and not find_id_problem(student):
+            students.add(student)
+    return sorted(students)
+
+
+def find_exercises(folder: Path) -> list[str]:
+    """The exercises that occur in the names of submitted files, in the order of the course."""
+    names = set()
+    for entry in _list_folder(folder):
+        if entry.is_dir():
+            names |= {path.name for path in entry.rglob("*.py")}
+        elif entry.suffix == ".zip":
+            names |= {file.name for file in read_zip(entry)[0]}
+        else:
+            names.add(entry.name)
+    return [
+        exercise
+        for exercise in exercise_names()
+        if any(name == f"{exercise}.py" or name.endswith(f"_{exercise}.py") for name in names)
+    ]
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.is_symlink())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): check its name") from None
+
+
+def _list_files(
+    folder: Path, entries: dict[str, Path], student: str, exercises: list[str]
+) -> tuple[list[Found], str]:
+    """The files of a student, and why his or her zip file was refused, or ""."""
+    files, problem = [], ""
+    if (entry := entries.get(student)) and entry.is_dir():
+        for path in sorted(entry.rglob("*")):
+            relative = path.relative_to(entry)
+            if path.is_file() and not any(part.startswith((".", "__")) for part in relative.parts):
+                files.append(_read_file(path, f"{student}/{relative.as_posix()}"))
+    for exercise in exercises:
+        if (entry := entries.get(f"{student}_{exercise}.py")) and entry.is_file():
+            found = _read_file(entry, entry.name)
+            files.append(Found(found.origin, f"{exercise}.py", found.data, found.problem))
+    if (entry := entries.get(f"{student}.zip")) and entry.is_file():
+        zipped, problem = read_zip(entry)
+        files += zipped
+    return files, problem
+
+
+def _read_file(path: Path, origin: str) -> Found:
+    """A file up to the limit; a link is refused, because it may lead out of the folder."""
+    if path.is_symlink():
+        return Found(origin, path.name, b"", "is a link: hand in the file itself")
+    if path.suffix != ".py":
+        return Found(origin, path.name, b"")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        return Found(origin, path.name, b"", f"cannot be read ({error.strerror})")
+    return Found(origin, path.name, data, _size_problem(len(data)))
+
+
+def read_zip(path: Path) -> tuple[list[Found], str]:
+    """The Python files of a zip file, read in memory, and why the file was refused, or ""."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) > MAX_ZIP_ENTRIES:
+                return [], f"{path.name} has more than {MAX_ZIP_ENTRIES} entries"
+            for entry in entries:
+                if problem := _entry_problem(entry):
+                    return [], f"{path.name}: the entry '{to_one_line(entry.filename)}' {problem}"
+            return [_read_entry(archive, entry, path.name) for entry in _python_files(entries)], ""
+    # zipfile raises many kinds for a damaged file: BadZipFile, zlib.error, NotImplementedError
+    except Exception as error:
+        return [], f"{path.name} is no zip file that can be read ({to_one_line(str(error))})"
+
+
+def _entry_problem(entry: zipfile.ZipInfo) -> str:
+    """Why an entry makes the whole zip file refused; "" if it does not."""
+    name = entry.filename.replace("\\", "/")
+    if name.startswith("/") or ":" in name or ".." in PurePosixPath(name).parts:
+        return "leads out of the folder"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a link"
+    if entry.flag_bits & 1:
+        return "is encrypted"
+    return ""
+
+
+def _python_files(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The Python files, without those that macOS and Python add."""
+    return [
+        entry
+        for entry in entries
+        if entry.filename.endswith(".py")
+        and not any(part.startswith((".", "__")) for part in PurePosixPath(entry.filename).parts)
+    ]
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_name: str) -> Found:
+    name = PurePosixPath(entry.filename).name
+    with archive.open(entry) as file:
+        data = file.read(MAX_FILE_BYTES + 1)  # whatever size the entry claims to have
+    return Found(f"{zip_name}: {entry.filename}", name, data, _size_problem(len(data)))
+
+
+def _size_problem(size: int) -> str:
+    too_large = size > MAX_FILE_BYTES
+    return f"has more than {MAX_FILE_BYTES:,} bytes: expected Python source" if too_large else ""
+
+
+def _choose(student: str, exercise: str, files: list[Found], zip_problem: str) -> Submission:
+    """The one file of an exercise, or why there is none."""
+    wanted = f"{exercise}.py"
+    matching = [file for file in files if file.name == wanted]
+    if zip_problem:
+        return Submission("", problem=f"{zip_problem}: nothing of it was read")
+    if not matching:
+        similar = [file.origin for file in files if exercise in file.name.casefold()]
+        hint = f"; is it {to_one_line(similar[0])}?" if similar else ""
+        return Submission("", problem=f"no file {wanted} was handed in{hint}")
+    file = matching[0]
+    if len({other.data for other in matching}) > 1:
+        origins = ", ".join(to_one_line(other.origin) for other in matching[:3])
+        return Submission("", problem=f"there are {len(matching)} files {wanted}: {origins}")
+    if file.problem:
+        return Submission(file.origin, problem=f"{to_one_line(file.origin)} {file.problem}")
+    return _decode(file)
+
+
+def _decode(file: Found) -> Submission:
+    try:
+        return Submission(file.origin, file.data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = file.data[: error.start].count(b"\n") + 1
+        return Submission(
+            file.origin,
+            problem=f"line {line}: byte {file.data[error.start]:#04x} is no UTF-8",
+        )

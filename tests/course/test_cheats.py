@@ -1,0 +1,183 @@
+"""Attempts to get marks without computing: each is flagged. Honest code is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glasslm.course.grading.marking import Job, Record, mark
+from glasslm.course.grading.near_copies import find_near_copies, fingerprint
+from glasslm.course.grading.source_flags import find_source_flags
+from glasslm.course.isolation.learner_process import HAS_FORK_SERVER, ForkServer
+
+HERE = Path(__file__).parent
+CHEATS = sorted((HERE / "cheats").glob("*.py"))
+# Attempts whose names and texts show nothing: only what happens while they run.
+HIDDEN_FROM_THE_TEXT = ("exec_by_builtins", "list_folder", "patch_by_dict", "always_equal")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer | None]:
+    started = ForkServer() if HAS_FORK_SERVER else None
+    yield started
+    if started:
+        started.close()
+
+
+def mark_source(server: ForkServer | None, source: str, exercise: str = "silu") -> Record:
+    job: Job = {
+        "student": "ada",
+        "exercise": exercise,
+        "origin": "ada/silu.py",
+        "source": source,
+        "problem": "",
+        "seed": 5,
+    }
+    return mark(job, server)
+
+
+def test_there_are_many_attempts() -> None:
+    assert len(CHEATS) >= 20
+
+
+@pytest.mark.parametrize("path", CHEATS, ids=lambda path: path.stem)
+def test_an_attempt_is_flagged_and_gets_nothing(server: ForkServer | None, path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    kind = source.splitlines()[0].removeprefix("# kind: ")
+    record = mark_source(server, source)
+    evidence = [flag for flag in record["flags"] if flag["kind"] == kind]
+    assert evidence, record["flags"]
+    assert all(flag["detail"] for flag in evidence)
+    assert record["verdict"] != "right"
+    for flag in evidence:
+        if flag["line"]:
+            assert flag["text"] == source.splitlines()[flag["line"] - 1].strip()
+
+
+@pytest.mark.parametrize("name", HIDDEN_FROM_THE_TEXT)
+def test_some_attempts_are_seen_only_while_they_run(name: str) -> None:
+    source = (HERE / "cheats" / f"{name}.py").read_text(encoding="utf-8")
+    kind = source.splitlines()[0].removeprefix("# kind: ")
+    assert kind not in {flag.kind for flag in find_source_flags(source)}
+
+
+INNOCENT = '''
+"""SiLU without torch: no `import torch`, no open("file"), no sys._getframe()."""
+# import torch; exec("import glasslm"); np.allclose = None
+import functools
+import math
+import warnings
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Saved = namedtuple("Saved", "x s")
+torch = "the name of a library, e.g. torch or os.environ"
+
+
+class Pair(NamedTuple):
+    x: float
+    s: float
+
+
+@dataclass
+class Cache:
+    saved: Saved
+
+
+@functools.lru_cache(None)
+def scale(n):
+    return math.sqrt(n)
+
+
+def silu(x):
+    """Return x s. (torch.nn.functional.silu)"""
+    rng = np.random.default_rng(0)
+    rng.normal(size=3)
+    warnings.warn("a warning with open('file')", stacklevel=1)
+    print("shape", x.shape, "gc.get_objects()")
+    try:
+        np.ones(2) @ np.ones(3)
+    except ValueError as error:
+        text = f"{error}: subprocess, ctypes"
+        assert text
+    cache = Cache(Saved(x, 0.5 * (1 + np.tanh(x / 2))))
+
+    def backward(dy):
+        s = cache.saved.s
+        return dy * (s + cache.saved.x * s * (1 - s))
+
+    return cache.saved.x * cache.saved.s, backward
+'''
+
+
+def test_names_in_comments_and_texts_are_no_evidence(server: ForkServer | None) -> None:
+    record = mark_source(server, INNOCENT)
+    assert record["verdict"] == "right", record["sentence"]
+    assert record["flags"] == []
+
+
+ATTENTION = """
+import numpy as np
+
+def attention(q, k, v):
+    '''Causal attention.'''
+    B, T, H, Q = q.shape
+    group = H // k.shape[2]
+    keys, values = np.repeat(k, group, 2), np.repeat(v, group, 2)
+    scores = np.einsum('bthq,bshq->bhts', q, keys) * (1 / float(Q) ** 0.5)
+    scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True)
+    y = np.einsum('bhts,bshq->bthq', p, values)
+
+    def backward(dy):
+        dvalues = np.einsum('bhts,bthq->bshq', p, dy)
+        dp = np.einsum('bthq,bshq->bhts', dy, values)
+        ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * (1 / float(Q) ** 0.5)
+        dq = np.einsum('bhts,bshq->bthq', ds, keys)
+        dkeys = np.einsum('bhts,bthq->bshq', ds, q)
+        split = (B, T, H // group, group, Q)
+        return dq, dkeys.reshape(split).sum(3), dvalues.reshape(split).sum(3)
+
+    return y, backward
+"""
+RENAMED = {"scores": "logits", "keys": "kk", "values": "vv", "group": "g", "p": "weights"}
+
+
+def rename(source: str) -> str:
+    """Other names, another order of two statements and of a product, other comments."""
+    for name, other in RENAMED.items():
+        source = re.sub(rf"\b(d?){name}\b", rf"\1{other}", source)
+    first, second = source.split("    def backward(dy):\n")[1].splitlines(True)[:2]
+    changed = source.replace(first + second, second + "\n        # my own idea\n" + first)
+    assert changed != source
+    return changed.replace("Causal attention.", "My own work.").replace(
+        "weights * dp", "dp * weights"
+    )
+
+
+def test_a_copy_with_other_names_is_near_and_an_own_solution_is_not() -> None:
+    own = (HERE / "attention_by_loops.txt").read_text(encoding="utf-8")
+    found = find_near_copies(
+        "attention",
+        {
+            "ada": fingerprint(ATTENTION),
+            "bob": fingerprint(rename(ATTENTION)),
+            "cleo": fingerprint(own),
+        },
+    )
+    assert [(pair.student, pair.other) for pair in found] == [("ada", "bob")]
+    assert found[0].similarity > 0.8
+
+
+def test_short_solutions_are_never_near_copies() -> None:
+    relu = (
+        "import numpy as np\ndef relu(x):\n    return np.maximum(x, 0), lambda dy: dy * (x > 0)\n"
+    )
+    assert find_near_copies("relu", {"ada": fingerprint(relu), "bob": fingerprint(relu)}) == []
