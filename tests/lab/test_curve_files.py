@@ -84,26 +84,228 @@ def test_logs_of_many_makers_read_alike(tmp_path: Path, name: str, text: str) ->
     assert curve.grad_norm.values.tolist() == [2, 1, 1.5]
 
 
-def test_a_value_that_is_no_number_becomes_nan(tmp_path: Path) -> None:
-    text = "\ufeffstep,loss,val_loss\n1,4,4\n2,nan,\n3,inf,\n4,,\n5,,3.9\n6,3,\n"
+def test_an_empty_cell_is_missing_and_nan_is_an_event(tmp_path: Path) -> None:
+    text = "\ufeffstep,loss,val_loss\n1,4,4\n2,nan,\n3,inf,\n4,,\n5,,3.9\n6,3,\n7,1.#IND,\n"
+    text += "8,-,\n9,NA,\n"
     curve = read_curve(write(tmp_path / "x.csv", text))
-    assert curve.train.steps.tolist() == [
-        1,
-        2,
-        3,
-        4,
-        6,
-    ]  # at 5 only the validation loss was written
-    assert np.isnan(curve.train.values).tolist() == [False, True, False, True, False]
+    assert curve.train.steps.tolist() == [1, 2, 3, 6, 7]
+    assert np.isnan(curve.train.values).tolist() == [False, True, False, False, True]
     assert curve.train.values[2] == np.inf
     assert curve.validation.steps.tolist() == [1, 5]
-    null = read_curve(
-        write(
-            tmp_path / "x.jsonl",
-            '{"step": 1, "loss": 4}\n{"step": 2, "loss": null}\n{"step": 3, "lo',
-        )
+    assert (curve.rows_read, curve.rows_dropped) == (6, 3)
+    text = '{"step": 1, "loss": 4}\n{"step": 2, "loss": null}\n{"step": 3, "lo'
+    assert read_curve(write(tmp_path / "x.jsonl", text)).train.steps.tolist() == [1]
+
+
+def test_null_in_a_log_of_glasslm_is_nan(tmp_path: Path) -> None:
+    lines = [
+        {"kind": "plan", "max_steps": 2},
+        {"kind": "step", "step": 1, "loss": None, "timing": {"elapsed_s": 1}},
+        {"kind": "eval", "step": 1, "split": "test", "loss": 3},
+        {"kind": "eval", "step": 1, "split": "val", "loss": 4},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    curve = read_curve(write(tmp_path / "metrics.jsonl", text))
+    assert np.isnan(curve.train.values).tolist() == [True]
+    assert curve.validation.values.tolist() == [4]
+
+
+# Lines as these programs write them, with made-up numbers: the training loss is 4, 3.5, 3 and the
+# validation loss 4.1, 3.2 at the first and last of the given steps.
+LOGS = {
+    "nanogpt": (
+        [0, 250, 500],
+        """number of parameters: 10.65M
+num decayed parameter tensors: 26, with 10,740,096 parameters
+num non-decayed parameter tensors: 13, with 4,992 parameters
+using fused AdamW: True
+step 0: train loss 4.2, val loss 4.1
+iter 0: loss 4.0, time 33690.00ms, mfu -100.00%
+iter 250: loss 3.5, time 33.32ms, mfu 3.10%
+step 500: train loss 3.1, val loss 3.2
+saving checkpoint to out
+iter 500: loss 3.0, time 33.30ms, mfu 3.11%
+""",
+    ),
+    "llm.c main.log": (
+        [1, 10, 20],
+        "s:1 tel:4.1000\ns:1 trl:4.0000 lr:0.000012 norm:15.30\ns:10 trl:3.5 lr:0.1 norm:9\n"
+        "s:20 eval:0.2504\ns:20 tel:3.2\ns:20 trl:3 lr:0.1 norm:1\n",
+    ),
+    "modded-nanogpt": (
+        [1, 125, 250],
+        "step:1/5100 val_loss:4.1000 train_time:0ms step_avg:nanms\n"
+        "step:1/5100 train_loss:4.0 train_time:267ms step_avg:103.2ms\n"
+        "step:125/5100 train_loss:3.5 train_time:1267ms step_avg:103.2ms\n"
+        "step:250/5100 val_loss:3.2 train_time:2000ms step_avg:103ms\n"
+        "step:250/5100 train_loss:3.0 train_time:2267ms step_avg:103.2ms\n",
+    ),
+    "transformers, printed": (
+        [0.1, 0.2, 0.3],
+        "  0%|          | 0/30 [00:00<?, ?it/s]\r  3%|3         | 1/30 [00:01<00:29]\n"
+        "{'loss': 4.0, 'grad_norm': 2.5, 'learning_rate': 5e-05, 'epoch': 0.1}\n"
+        "{'eval_loss': 4.1, 'eval_runtime': 1.2, 'epoch': 0.1}\n"
+        "{'loss': 3.5, 'grad_norm': 1.5, 'learning_rate': 4e-05, 'epoch': 0.2}\n"
+        "{'loss': 3.0, 'grad_norm': nan, 'learning_rate': 3e-05, 'epoch': 0.3}\n"
+        "{'eval_loss': 3.2, 'eval_runtime': 1.2, 'epoch': 0.3}\n"
+        "{'train_runtime': 30.1, 'train_loss': 3.5, 'epoch': 0.3}\n",
+    ),
+    "Lightning's CSV": (
+        [49, 99, 149],
+        "epoch,lr-AdamW,step,train_loss_epoch,train_loss_step,val_loss\n0,,49,,4.0,\n0,,49,,,4.1\n"
+        "0,,99,,3.5,\n1,,149,,3.0,\n1,,149,,,3.2\n1,,149,3.4,,\n",
+    ),
+    "litgpt": (
+        [25, 50, 75],
+        "Epoch 1 | iter 100 step 25 | loss train: 4.000, val: n/a | iter time: 100.20 ms (step) "
+        "remaining time: 1:02:03\nvalidating: iter 100: val loss 4.1000, val time: 10 ms\n"
+        "Epoch 1 | iter 200 step 50 | loss train: 3.500, val: 4.100 | iter time: 100.20 ms (step)\n"
+        "Epoch 2 | iter 300 step 75 | loss train: 3.000, val: 3.2 | iter time: 100.20 ms (step)\n",
+    ),
+    "torchtitan": (
+        [1, 10, 20],
+        "[rank0]:[titan] 2026-01-01 10:20:30,123 - root - INFO - Training starts at step 1.\n"
+        "[rank0]:[titan] 2026-01-01 10:20:30,123 - root - INFO - \x1b[31mstep:  1  "
+        "\x1b[32mloss:  4.0000  \x1b[38;2;180;60;0mgrad_norm:  1.2  \x1b[36mmemory: 9.20GiB(11.6%)"
+        "  \x1b[34mtps: 1,234  \x1b[0m\n"
+        "[rank0]:[titan] 2026-01-01 10:20:31,123 - root - INFO - validate step: 1  loss:  4.1\n"
+        "[rank0]:[titan] 2026-01-01 10:20:32,123 - root - INFO - step: 10  loss:  3.5  tps: 1,234\n"
+        "[rank0]:[titan] 2026-01-01 10:20:33,123 - root - INFO - step: 20  loss:  3.0  tps: 1,234\n"
+        "[rank0]:[titan] 2026-01-01 10:20:33,123 - root - INFO - validate step: 20  loss:  3.2\n",
+    ),
+    "Megatron": (
+        [100, 200, 300],
+        " [2026-01-01 00:00:00] iteration      100/  500000 | consumed samples:        25600 | "
+        "elapsed time per iteration (ms): 1234.5 | learning rate: 1.500E-05 | global batch size:   "
+        "256 | lm loss: 4.000000E+00 | loss scale: 1.0 | grad norm: 1.234 |\n"
+        " validation loss at iteration 100 | lm loss value: 4.1E+00 | lm loss PPL: 6.0E+01 | \n"
+        " [2026-01-01 00:00:01] iteration      200/  500000 | consumed samples:        51200 | "
+        "learning rate: 1.500E-05 | lm loss: 3.500000E+00 | loss scale: 1.0 | grad norm: 1.2 |\n"
+        " [2026-01-01 00:00:02] iteration      300/  500000 | consumed samples:        76800 | "
+        "learning rate: 1.500E-05 | lm loss: 3.000000E+00 | loss scale: 1.0 | grad norm: 1.2 |\n"
+        " validation loss at iteration 300 | lm loss value: 3.2E+00 | lm loss PPL: 2.5E+01 | \n",
+    ),
+    "wandb's export": (
+        [0, 50, 100],
+        '"Step","run-3 - train/loss","run-3 - train/loss__MIN","run-3 - train/loss__MAX",'
+        '"run-3 - val/loss"\n"0","4.0","4.0","4.0","4.1"\n"50","3.5","3.5","3.5",""\n'
+        '"100","3","3","3","3.2"\n',
+    ),
+    "JSON lines after a config": (
+        [1, 2, 3],
+        '{"config": {"lr": 0.001, "steps": 900}, "seed": 1}\n{"step": 1, "train": {"loss": 4}, '
+        '"val": {"loss": 4.1}}\n{"step": 2, "train": {"loss": 3.5}}\n{"step": 3, "train": {"loss": '
+        '3.0}, "val": {"loss": 3.2}}\nDone.\n',
+    ),
+    "columns in JSON": (
+        [1, 2, 3],
+        '{"name": "x", "history": {"step": [1, 2, 3], "loss": [4, 3.5, 3], "val_loss": [4.1, null, '
+        "3.2]}}",
+    ),
+    "a logging library": (
+        [10, 20, 30],
+        "2026-01-01 12:00:00,123 INFO train.py:33 step 10 loss 4.0 lr 1e-3\n"
+        "2026-01-01 12:00:01,123 INFO train.py:44 step 10 validation loss 4.1\n"
+        "2026-01-01 12:00:02,123 INFO train.py:33 step 20 loss 3.5 lr 1e-3\n"
+        "2026-01-01 12:00:03,123 INFO train.py:33 step 30 loss 3.0 lr 1e-3\n"
+        "2026-01-01 12:00:04,123 INFO train.py:44 step 30 validation loss 3.2\n",
+    ),
+    "a progress bar": (
+        [100, 1000, 1500],
+        "Epoch 0:  10%|#         | 100/1000 [00:10<01:30, 10.00it/s, loss=4.0, val_loss=4.1]\r"
+        "Epoch 0: 100%|##########| 1000/1000 [01:40<00:00, 10.00it/s, loss=3.5]\n"
+        "Epoch 1:  50%|#####     | 500/1000 [00:50<00:50, 10.00it/s, loss=3.0, val_loss=3.2]\n",
+    ),
+    "a comment and decimal commas": (
+        [1, 2, 3],
+        "# a laptop; two threads\nstep;train loss;val loss\n1;4,0;4,1\n2;3,5;\n3;3;3,2\n",
+    ),
+    "names in a comment": ([1, 2, 3], "# step loss val_loss\n1 4.0 4.1\n2 3.5 nan\n3 3.0 3.2\n"),
+}
+
+
+@pytest.mark.parametrize("program", LOGS)
+def test_the_logs_of_programs(tmp_path: Path, program: str) -> None:
+    steps, text = LOGS[program]
+    curve = read_curve(write(tmp_path / "log.txt", text))
+    assert curve.train.steps.tolist() == pytest.approx(steps)
+    assert curve.train.values.tolist() == [4, 3.5, 3]
+    validation = curve.validation.finite
+    assert validation.steps.tolist()[-1] == steps[-1]
+    assert validation.values.tolist()[0], validation.values.tolist()[-1] == (4.1, 3.2)
+
+
+def test_a_line_without_a_step_renumbers_nothing(tmp_path: Path) -> None:
+    lines = [
+        "loaded 26 tensors with loss 9",
+        *[f"step {s}: loss 4.0" for s in range(100, 2100, 100)],
+    ]
+    lines[7:7] = ["loss 7.5", "val loss 4.5"]
+    curve = read_curve(write(tmp_path / "log.txt", "\n".join(lines)))
+    assert curve.train.steps.tolist() == list(range(100, 2100, 100))
+    assert set(curve.train.values) == {4.0}
+    assert (curve.validation.steps.tolist(), curve.validation.values.tolist()) == ([600], [4.5])
+    said = " ".join(curve.messages)
+    assert "1 row with a loss and no step left out, the first in line 8" in said
+    assert "the step of the line before is taken for 1 validation loss" in said
+
+
+def test_what_was_taken_for_what_is_said_first(tmp_path: Path) -> None:
+    text = (
+        "iter,total,train_bpb,note\n1,4,1.2,a\nx,3,1.1,b\n3,2,1.0,c\n2,2,1.0,d\n4,2,1.0,e, and f\n"
     )
-    assert np.isnan(null.train.values).tolist() == [False, True]  # the last line is cut short
+    path = write(tmp_path / "x.csv", text)
+    curve = read_curve(path)
+    assert curve.messages[0].startswith(
+        "CSV: steps from `iter`, training loss from `train_bpb`; losses taken as bits per byte; "
+        "4 rows read, 1 "
+    )
+    assert "1 step cannot be read, the first in line 3 ('x')" in curve.messages[1]
+    assert "go back 1 time, first from 3 to 2 in line 5" in curve.messages[2]
+    other = read_curve(path, ["loss=total"])
+    assert other.train.values.tolist() == [4, 2, 2, 2]
+    assert read_curve(path, ["loss=train_bpb*2,step=total"]).train.values.tolist() == [2, 2.2, 2.4]
+    for words, message in (
+        (["loss=nothing"], "no column 'nothing', but iter, total, train_bpb, note"),
+        (["speed=total"], "expected step=COLUMN, loss=COLUMN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_curve(path, words)
+
+
+def test_one_of_several_runs_is_read_and_said(tmp_path: Path) -> None:
+    text = "Step,a - train/loss,b - train/loss\n1,4,9\n2,3,8\n"
+    path = write(tmp_path / "x.csv", text)
+    curve = read_curve(path)
+    assert curve.train.values.tolist() == [4, 3]
+    assert "the file has several runs: `a - train/loss` is read, not b - train/loss" in str(
+        curve.messages
+    )
+    assert read_curve(path, ["loss=b - train/loss"]).train.values.tolist() == [9, 8]
+
+
+@pytest.mark.parametrize(("tag", "is_validation"), [("train_loss", False), ("val_loss", True)])
+def test_tensorboard_exports_have_their_tag_in_their_name(
+    tmp_path: Path, tag: str, is_validation: bool
+) -> None:
+    path = write(tmp_path / f"run-1-tag-{tag}.csv", "Wall time,Step,Value\n1.7e9,5,4\n1.7e9,9,3\n")
+    curve = read_curve(path)
+    assert curve.train.steps.tolist() == [5, 9]
+    assert ("validation" in curve.messages[0]) == is_validation
+
+
+def test_tensorboard_event_files(tmp_path: Path) -> None:
+    writers = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    writer = writers.EventFileWriter(str(tmp_path))
+    for step, loss in ((10, 4.0), (20, 3.5)):
+        value = summary_pb2.Summary.Value(tag="train/loss", simple_value=loss)
+        writer.add_event(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
+    writer.close()
+    (path,) = tmp_path.glob("*tfevents*")
+    curve = read_curve(path)
+    assert (curve.train.steps.tolist(), curve.train.values.tolist()) == ([10, 20], [4, 3.5])
 
 
 def test_steps_are_read_numbered_or_sorted(tmp_path: Path) -> None:
@@ -123,10 +325,11 @@ def test_steps_are_read_numbered_or_sorted(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "empty"),
-        ("step,perplexity\n1,20\n", "found step, perplexity; expected"),
-        ("1,4.0\n2,3.9\n", "no column with a loss"),
-        ('{"step": 1, "loss": 4}\nnot json\n{"step": 3, "loss": 3}\n', "line 2"),
-        ('{"step": 1}\n', "found step"),
+        ("step,perplexity\n1,20\n", r"\(CSV\) has the columns step, perplexity: expected a loss"),
+        ("1,4.0\n2,3.9\n", "no line with named numbers"),
+        ('{"step": 1}\n', "has the columns step: expected"),
+        ("%PDF-1.4\0", "is not a text file"),
+        ('step,loss\n1,4\n2,"10,000",3\n', "line 3 .* has 3 cells, but there are 2 names"),
     ],
 )
 def test_an_unreadable_file_is_refused_with_the_reason(

@@ -10,7 +10,8 @@ import pytest
 
 from glasslm.lab.diagnosis import curves
 from glasslm.lab.diagnosis.curve_figure import draw_curve
-from glasslm.lab.diagnosis.curve_files import Array, Curve, Series, read_curve
+from glasslm.lab.diagnosis.curve_files import Curve, read_curve
+from glasslm.lab.diagnosis.curve_table import Array, Series
 from glasslm.lab.diagnosis.smoothed_curve import find_spikes, fit_non_increasing
 from glasslm.report import figures
 from glasslm.training import guard

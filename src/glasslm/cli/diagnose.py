@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +55,9 @@ class Flags(RecipeFlags):
     replay: Annotated[int | None, optional_flag("STEP", "none")] = None
     """Replay this step of RUN and show its batch, row by row."""
     curve: Annotated[Path | None, optional_flag("FILE", "none")] = None
-    """Diagnose a loss curve instead: CSV, JSON lines or a log."""
+    """Diagnose a loss curve instead: CSV, JSON, TensorBoard events or the log of any program."""
+    columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
+    """Columns of --curve: step, loss, val_loss, grad_norm or lr, as in loss=total."""
     cookbook: bool = False
     """Train small models with and without each technique that stabilizes training instead."""
     out: Annotated[
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     if flags.curve is not None:
-        return _diagnose_curve(flags.curve, flags.out or OUT, flags.json)
+        return _diagnose_curve(flags, flags.curve)
     if flags.cookbook:
         return _run_cookbook(flags)
     run_dir = run_folder.find_run(flags.run) if flags.run is not None else None
@@ -110,12 +112,14 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
     """Raise InputError for a flag that --replay, --curve or --cookbook would ignore."""
     if flags.replay is not None and flags.run is None:
         raise InputError("--replay needs a run: glasslm diagnose RUN --replay STEP")
+    if flags.columns and flags.curve is None:
+        raise InputError("--columns names the columns of --curve FILE: give both")
     if flags.curve is None and not flags.cookbook:
         return
     mode, parts = (
         ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
     )
-    read_flags = {mode, "--out", "--json"}
+    read_flags = {mode, "--out", "--json"} | ({"--columns"} if mode == "--curve" else set())
     read_flags |= {
         "--" + config_field.name.replace("_", "-")
         for part in parts
@@ -144,19 +148,24 @@ def _diagnose(run_dir: Path | None, flags: Flags) -> int:
     return _print_findings(diagnosis.text(), diagnosis.findings, page, flags.json)
 
 
-def _diagnose_curve(file: Path, out: Path, as_json: bool) -> int:
+def _diagnose_curve(flags: Flags, file: Path) -> int:
     from glasslm.lab.diagnosis import curves
     from glasslm.lab.diagnosis.curve_figure import draw_curve
     from glasslm.lab.diagnosis.curve_files import read_curve
     from glasslm.lab.diagnosis.diagnose import Diagnosis
     from glasslm.report.page import Picture
 
-    curve = read_curve(file)
+    curve = read_curve(file, flags.columns)
+    for message in curve.messages:
+        notify(message)
     diagnosis = Diagnosis(f"Diagnosis of the curve {curve.name}", curves.judge_curve(curve))
     diagnosis.pictures.append(
         Picture("curve", "The curve and its anomalies", lambda p: draw_curve(curve, p))
     )
-    return _print_findings(diagnosis.text(), diagnosis.findings, diagnosis.write(out), as_json)
+    # A folder for each file: another curve beside it keeps its page.
+    page = diagnosis.write(flags.out or Path(f"{OUT}-{curve.name.replace('.', '-')}"))
+    facts = curves.curve_facts(curve) | {"read": list(curve.messages)}
+    return _print_findings(diagnosis.text(), diagnosis.findings, page, flags.json, facts)
 
 
 def _replay_step(run_dir: Path, step: int, flags: Flags) -> int:
@@ -190,8 +199,14 @@ def _run_cookbook(flags: Flags) -> int:
     return 0
 
 
-def _print_findings(text: str, findings: Sequence[Finding], page: Path, as_json: bool) -> int:
-    """Print the findings. Returns the exit code."""
+def _print_findings(
+    text: str,
+    findings: Sequence[Finding],
+    page: Path,
+    as_json: bool,
+    further: Mapping[str, object] | None = None,
+) -> int:
+    """Print the findings, and `further` facts as JSON. Returns the exit code."""
     verdict = worst_verdict(findings)
     print_escaped(f"{text}\npage: {page}", sys.stderr if as_json else sys.stdout)
     if as_json:
@@ -199,6 +214,7 @@ def _print_findings(text: str, findings: Sequence[Finding], page: Path, as_json:
             "verdict": verdict,
             "findings": [finding.facts for finding in findings],
             "page": str(page),
+            **(further or {}),
         }
         print(json.dumps(to_json_types(facts)))
     return 1 if SEVERITY[verdict] == SEVERITY["bad"] else 0

@@ -27,9 +27,10 @@ Learning rates are tuned by size, and every run decays to its end. The loss of
 a run with four times the largest compute is predicted, and written down, before
 that run is trained. The recipe is a preset with the flags of `glasslm train`.
 
---fit reads a CSV file with the columns N (parameters), D (training tokens) or C
-(training FLOPs), and loss. It needs at least three sizes on three token
-budgets; five by four is better.
+--fit reads a table (CSV, JSON, JSON lines) of parameters, training tokens or
+training FLOPs, and final losses, under any usual names; --columns says which is
+which. It needs at least three sizes on three token budgets; five by four is
+better.
 
 Examples:
   glasslm scale --budget 40m
@@ -46,10 +47,12 @@ class Flags(RecipeFlags):
     """Train a ladder and its predicted run in this time (30m) or compute (1e14)."""
     fit: Annotated[Path | None, optional_flag("TABLE.csv", "none")] = None
     """Fit the law to the runs of a table instead."""
+    columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
+    """Columns of --fit: N, D, C, loss, seed or unique (tokens), as in N=size*1e6."""
     plan: Annotated[float | None, optional_flag("FLOPS", "none")] = None
     """Divide this compute between size and tokens: by 20 tokens per parameter, and by the fit."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
-    """Folder of the study (with --fit: scaling, beside the table).
+    """Folder of the study (with --fit: scaling-TABLE, beside it).
     An interrupted study in it continues."""
     json: JsonFlag = False
     runner: RunnerFlags = field(default_factory=RunnerFlags)
@@ -104,11 +107,12 @@ def _fit_table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
     from glasslm.lab.scaling.analysis import analyse_runs
     from glasslm.lab.scaling.table import read_runs
 
-    runs, skipped_rows = read_runs(path)
-    for message in skipped_rows:
-        notify(f"note: {message}")
-    analysis = analyse_runs(runs)
-    folder = flags.out or path.parent / "scaling"
+    table = read_runs(path, flags.columns)
+    for message in table.messages:
+        notify(message)
+    analysis = analyse_runs(table.runs)
+    # A folder for each table: another one beside it keeps its results.
+    folder = flags.out or path.parent / f"scaling-{path.name.replace('.', '-')}"
     return analysis, fit_report.write(folder, analysis, f"Scaling law of {path.name}")
 
 

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from glasslm.lab.diagnosis.curve_files import Array, Curve, Series
+from glasslm.lab.diagnosis.curve_files import Curve
+from glasslm.lab.diagnosis.curve_table import Array, Series
 from glasslm.lab.diagnosis.smoothed_curve import SmoothedCurve, noise_std
 from glasslm.report.findings import Finding, Verdict
 
@@ -16,7 +17,7 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
     signal, v = "overfitting", validation.values
     best, last = int(v.argmin()), validation.steps[-1]
     best_step, low, after = validation.steps[best], v[best], v[best + 1 :]
-    end = float(np.median(v[-min(3, max(1, len(after))) :]))
+    end = _end_value(Series(validation.steps[best:], v[best:]))
     half = len(after) // 2
     climbs = len(after) >= 2 and np.median(after[half:]) >= np.median(after[:-half])
     evidence = f"best validation loss {low:.4g} at step {best_step:,g}, {end:.4g} at step {last:,g}"
@@ -44,7 +45,7 @@ def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
     span = (validation.steps[-1] - validation.steps[0]) / 10
     last = validation.steps[-1]
     train_loss = _median_between(train, last - span, last)
-    val_loss = float(np.median(validation.values[-3:]))
+    val_loss = _end_value(validation)
     gap = val_loss - train_loss
     evidence = f"training {train_loss:.4g}, validation {val_loss:.4g} at the end"
     count = max(1, int(np.count_nonzero(train.steps >= last - span)))
@@ -69,6 +70,12 @@ def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
     return Finding(signal, "ok", evidence, "the two losses are close")
 
 
+def _end_value(series: Series) -> float:
+    """The median of the last three values, without those before the last tenth of the steps."""
+    last, span = series.steps[-1], series.steps[-1] - series.steps[0]
+    return float(np.median(series.values[-3:][series.steps[-3:] >= last - span / 10]))
+
+
 def _median_between(series: Series, first: float, last: float) -> float:
     """The median of the values between two steps, or the value nearest to the second."""
     inside = series.values[(series.steps >= first) & (series.steps <= last)]
@@ -82,8 +89,8 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
     signal, medians = "vanishing gradients", SmoothedCurve(norm).medians
     top, end = float(medians.max()), float(medians[-1])
     evidence = (
-        f"gradient norm {top:.3g} at its highest, {end:.3g} at the end; loss {loss.start:.4g} to "
-        f"{loss.end:.4g}"
+        f"gradient norm {norm.values.max():.3g} at its highest, about {end:.3g} at the end; loss "
+        f"{loss.start:.4g} to {loss.end:.4g}"
     )
     if end < max(1e-3 * top, 1e-7) and loss.end > 0.4 * loss.start:
         return Finding(
@@ -110,8 +117,8 @@ def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
     clipped = curve.clipped.finite.values
     share = float(clipped[len(clipped) // 2 :].mean()) if len(clipped) else 0.0
     evidence = (
-        f"gradient norm {float(lowest[-1]):.3g} at its lowest level, {float(medians[-1]):.3g} at "
-        "the end"
+        f"gradient norm about {float(lowest[-1]):.3g} where it is lowest, about "
+        f"{float(medians[-1]):.3g} at the end"
     )
     evidence += f"; {share:.0%} clipped in the second half" if len(clipped) else ""
     advice = "Lower --lr, lengthen --warmup-steps, clip (--grad-clip 1), try --qk-norm or pre-norm."

@@ -17,8 +17,14 @@ from glasslm.lab.diagnosis.curve_columns import (
     judge_overfitting,
     judge_vanishing,
 )
-from glasslm.lab.diagnosis.curve_files import Curve, Series
-from glasslm.lab.diagnosis.smoothed_curve import SmoothedCurve, find_spikes, fit_non_increasing
+from glasslm.lab.diagnosis.curve_files import Curve
+from glasslm.lab.diagnosis.curve_table import Series
+from glasslm.lab.diagnosis.smoothed_curve import (
+    SmoothedCurve,
+    find_norm_spikes,
+    find_spikes,
+    fit_non_increasing,
+)
 from glasslm.report.findings import SEVERITY, Finding, Verdict
 
 MIN_LOSSES = 10  # finite values; fewer are not judged
@@ -61,6 +67,7 @@ def judge_curve(curve: Curve, fine_tuned: bool = False) -> list[Finding]:
             findings += [
                 judge_vanishing(smoothed, curve.grad_norm.finite),
                 judge_exploding(smoothed, curve),
+                _judge_norm_spikes(curve.grad_norm.finite),
             ]
     return sorted(findings, key=lambda finding: -SEVERITY[finding.verdict])
 
@@ -217,17 +224,58 @@ def _judge_spikes(train: Series) -> Finding:
     signal, spikes = "spikes", find_spikes(train)
     if not spikes:
         return Finding(signal, "ok", "none", "no loss is 6 sd above the 128 losses before it")
-    where = ", ".join(f"{train.steps[i]:,g} ({train.values[i]:.4g})" for i in spikes[:5])
-    more = f" and {len(spikes) - 5} more" if len(spikes) > 5 else ""
     verdict: Verdict = "bad" if len(spikes) >= 5 and len(spikes) > len(train) / 200 else "watch"
     return Finding(
         signal,
         verdict,
-        f"{len(spikes)}, at step {where}{more}",
+        _list_spikes(train, spikes),
         "single steps had a high loss, and the run recovered",
         "Look at these batches (`glasslm diagnose RUN --replay STEP`). If the text is sound, "
         "lower --lr or the second of --betas (.95), and clip gradients.",
     )
+
+
+def _judge_norm_spikes(norm: Series) -> Finding:
+    signal, spikes = "gradient spikes", find_norm_spikes(norm)
+    if not spikes:
+        return Finding(signal, "ok", "none", "no norm is 6 sd above the 128 norms before it")
+    return Finding(
+        signal,
+        "watch",
+        _list_spikes(norm, spikes),
+        "single batches had a far larger gradient than those before them",
+        "Clip gradients (--grad-clip 1). If the loss has spikes at the same steps, look at these "
+        "batches (`glasslm diagnose RUN --replay STEP`).",
+    )
+
+
+def _list_spikes(series: Series, spikes: list[int]) -> str:
+    """The count of spikes, and step and value of the first five."""
+    where = ", ".join(f"{series.steps[i]:,g} ({series.values[i]:.4g})" for i in spikes[:5])
+    more = f" and {len(spikes) - 5} more" if len(spikes) > 5 else ""
+    return f"{len(spikes)}, at step {where}{more}"
+
+
+def curve_facts(curve: Curve) -> dict[str, object]:
+    """The events of a curve for JSON: steps of spikes and non-finite values, the best loss."""
+    best = curve.validation.finite if len(curve.validation.finite) else curve.train.finite
+    lowest = int(best.values.argmin()) if len(best) else None
+    train, norm = curve.train.finite, curve.grad_norm.finite
+    nonfinite = [
+        series.steps[~np.isfinite(series.values)] for series in (curve.train, curve.validation)
+    ]
+    return {
+        "spikes": {
+            "loss": train.steps[find_spikes(train)].tolist(),
+            "grad_norm": norm.steps[find_norm_spikes(norm)].tolist(),
+        },
+        "nonfinite": sorted({step for steps in nonfinite for step in steps.tolist()}),
+        "best": None
+        if lowest is None
+        else {"step": float(best.steps[lowest]), "loss": float(best.values[lowest])},
+        "rows_read": curve.rows_read,
+        "rows_dropped": curve.rows_dropped,
+    }
 
 
 def _judge_oscillation(curve: SmoothedCurve) -> Finding:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from glasslm.lab.diagnosis.curve_files import Array, Series
+from glasslm.lab.diagnosis.curve_table import Array, Series
 from glasslm.training import guard
 
 MAX_PARTS = 20
@@ -77,7 +77,7 @@ def noise_std(values: Array) -> float:
 def find_spikes(series: Series) -> list[int]:
     """The indices of finite values far above those before them that come down again.
 
-    Of spikes at most 5 values apart only the first is returned.
+    High values at most 5 apart are one spike, of which the index of its peak is returned.
     """
     x = series.values
     limits, window = np.full(len(x), np.inf), guard.WINDOW_STEPS
@@ -91,12 +91,25 @@ def find_spikes(series: Series) -> list[int]:
         end = min(first + SPIKE_CHUNK, len(x))
         windows = sliding_window_view(x[first - window : end - 1], window)
         limits[first:end] = guard.window_limits(windows)
-    spikes: list[int] = []
+    spikes: list[list[int]] = []  # the indices of each
     for i in np.flatnonzero(x > limits).tolist():
         comes_down = i + 1 == len(x) or np.median(x[i + 1 : i + 17]) < limits[i]
-        if comes_down and not (spikes and i - spikes[-1] <= 5):
-            spikes.append(i)
-    return spikes
+        if spikes and i - spikes[-1][-1] <= 5:
+            spikes[-1].append(i)
+        elif comes_down:
+            spikes.append([i])
+    return [max(spike, key=lambda i: x[i]) for spike in spikes]
+
+
+def find_norm_spikes(series: Series) -> list[int]:
+    """The indices of the peaks of gradient norms, found in their logarithms.
+
+    Norms vary by factors: sound batches have norms of several standard deviations above the mean.
+    """
+    positive = series.values > 0
+    indices = np.flatnonzero(positive)
+    logs = Series(series.steps[positive], np.log(series.values[positive]))
+    return [int(indices[i]) for i in find_spikes(logs)]
 
 
 def fit_non_increasing(values: Array) -> Array:

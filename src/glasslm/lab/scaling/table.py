@@ -1,83 +1,278 @@
-"""Reads a table of runs: a CSV file with the columns N, D or C, and loss."""
+"""Reads a table of finished runs: size, tokens or compute, and loss, under any usual names.
+
+What was taken for N, D, C and the loss, in which unit, and what was left out is in the messages.
+"""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from glasslm.errors import InputError, explain_system_errors
-from glasslm.lab.scaling.law import Observation
+import numpy as np
 
+from glasslm.errors import InputError
+from glasslm.lab.scaling.law import Observation, fit
+from glasslm.lab.scaling.plan import repetition_warning
+from glasslm.lab.tables import columns
+from glasslm.lab.tables.columns import Column, find_columns
+from glasslm.lab.tables.rows import Row, Table, read_table
+from glasslm.text import plural
+
+# Names in lower case with underscores; earlier names are preferred.
 COLUMN_NAMES = {
-    "N": ("n", "params", "parameters", "n_params", "model_size", "size"),
-    "D": ("d", "tokens", "n_tokens", "training_tokens"),
-    "C": ("c", "flops", "compute", "training_flops"),
-    "loss": ("loss", "val_loss", "final_loss", "final_val_loss", "l"),
-    "seed": ("seed",),
+    "N": (
+        "n",
+        "params",
+        "parameters",
+        "n_params",
+        "num_params",
+        "n_parameters",
+        "num_parameters",
+        "total_params",
+        "params_total",
+        "total_parameters",
+        "parameter_count",
+        "param_count",
+        "model_size",
+        "model_params",
+        "model_parameters",
+        "size",
+        "non_embedding_params",
+        "n_non_embedding",
+        "non_embedding_parameters",
+        "params_non_embedding",
+        "non_embed_params",
+        "active_params",
+        "model_n",
+    ),
+    "D": (
+        "d",
+        "tokens",
+        "n_tokens",
+        "num_tokens",
+        "train_tokens",
+        "training_tokens",
+        "tokens_seen",
+        "total_tokens",
+        "tokens_trained",
+        "dataset_size",
+        "data",
+        "token_count",
+    ),
+    "C": (
+        "c",
+        "flops",
+        "flop",
+        "compute",
+        "training_flops",
+        "training_flop",
+        "train_flops",
+        "train_flop",
+        "total_flops",
+        "total_flop",
+        "training_compute",
+        "train_compute",
+        "compute_flops",
+    ),
+    "loss": (
+        "loss",
+        "val_loss",
+        "final_val_loss",
+        "final_loss",
+        "eval_loss",
+        "validation_loss",
+        "valid_loss",
+        "test_loss",
+        "final_eval_loss",
+        "best_val_loss",
+        "loss_val",
+        "cross_entropy",
+        "ce_loss",
+        "nll",
+        "l",
+        "train_loss",
+        "training_loss",
+        "final_train_loss",
+        "val_bpb",
+        "final_val_bpb",
+        "eval_bpb",
+        "bpb",
+        "train_bpb",
+        "bits_per_byte",
+    ),
+    "seed": ("seed", "random_seed", "run_seed"),
+    "unique": ("unique_tokens", "unique_d", "u", "corpus_tokens"),
 }
+ROLES = ("N", "D", "C", "loss", "seed", "unique")  # that --columns can name
+EXPECTED = (
+    "N (parameters), D (training tokens) or C (training FLOPs), and a final loss, under these "
+    "or usual names such as params, train_tokens, Training FLOP, val/loss"
+)
+MIN_N, MIN_D, MIN_C, MAX_LOSS = 1e3, 1e4, 1e9, 20.0  # beyond them a unit must be wrong
+UNIT_ROLES = {"N": ("parameters", MIN_N), "D": ("tokens", MIN_D), "C": ("FLOPs", MIN_C)}
+C_TOLERANCE = 0.1  # of C / (6 N D) around 1
 
 
-def read_runs(path: Path) -> tuple[list[Observation], list[str]]:
-    """The runs of a table, and a message for each row without a finite loss, which is left out.
+@dataclass(frozen=True)
+class RunTable:
+    """The runs of a table, and what is to be said of it, the most important first."""
 
-    Without a column D, D is C / 6N. Raises InputError for a cell that is not a number, with its
-    line, and for a missing column, with the columns of the table.
+    runs: list[Observation]
+    messages: list[str]
+    columns: dict[str, str] = field(default_factory=dict)  # role: column, for fit.json
+
+
+def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
+    """The runs of a table of any program, without those that have no finite loss.
+
+    `mapping` names columns, as in "N=size*1e6". Without D, D is C / 6 N. Raises InputError for a
+    table without the columns, a cell that is a word, and units that cannot be.
     """
-    with explain_system_errors(
-        path, lambda why: InputError(f"{path} cannot be read as text: {why}"), UnicodeDecodeError
-    ):
-        text = path.read_text(encoding="utf-8-sig")
-    dialect = (
-        csv.Sniffer().sniff(text[:4096], ",;\t")
-        if any(separator in text for separator in ",;\t")
-        else csv.excel
-    )
-    reader = csv.DictReader(text.splitlines(), dialect=dialect)
-    names = reader.fieldnames or []
-    columns = {name: _find_column(name, names) for name in COLUMN_NAMES}
-    has_compute = columns["D"] is not None or columns["C"] is not None
-    if columns["N"] is None or columns["loss"] is None or not has_compute:
-        raise InputError(
-            f"{path} has the columns {', '.join(names) or 'none'}: expected N, D or C, and loss"
-        )
+    table = read_table(path)
+    named = columns.parse_mapping(mapping, ROLES, table)
+    found = {role: find_columns(table, names) for role, names in COLUMN_NAMES.items()}
+    chosen = {role: candidates[0] for role, candidates in found.items() if candidates} | named
+    if "N" not in chosen or "loss" not in chosen or not {"D", "C"} & chosen.keys():
+        raise columns.unreadable(path, table, EXPECTED)
+    _require_possible_units(table, chosen)
+    runs, messages = _read_rows(table, chosen)
+    taken = ", ".join(f"{role} from {chosen[role]}" for role in ROLES if role in chosen)
+    first = f"{table.format}: {taken}; losses taken as {columns.loss_unit(chosen)}"
+    if "D" not in chosen:
+        first += "; D = C / (6 N)"
+    if table.dropped:
+        first += f"; {plural(len(table.dropped), 'other line')} left out"
+    messages = [
+        f"{first}; {plural(len(runs), 'run')}",
+        *_explain_other_sizes(
+            table, chosen, [c for c in found["N"] if c.name != chosen["N"].name], runs
+        ),
+        *messages,
+        *_check_compute(runs),
+        *_check_repetition(table, chosen, runs),
+    ]
+    return RunTable(runs, messages, {role: str(column) for role, column in chosen.items()})
+
+
+def _read_rows(table: Table, chosen: dict[str, Column]) -> tuple[list[Observation], list[str]]:
+    """The runs, and a message for each row or kind of row that is left out."""
     runs, messages = [], []
-    for line, row in enumerate(reader, 2):
-        values = {
-            name: _parse_number(row[column], path, line)
-            for name, column in columns.items()
-            if column is not None
-        }
-        if not math.isfinite(values["loss"]):
-            messages.append(f"line {line}: the loss is not finite, so the run is left out")
+    copies: list[int] = []
+    first_lines: dict[tuple[str, ...], int] = {}
+    for row in table.rows:
+        cells = tuple(str(cell) for cell in row.cells.values())
+        if first_lines.setdefault(cells, row.line) != row.line:
+            copies.append(row.line)
             continue
-        N = values["N"]
-        D = values["D"] if "D" in values else values["C"] / (6 * N)
-        try:
-            runs.append(
-                Observation(N, D, values["loss"], values.get("C"), int(values.get("seed", 0)))
-            )
-        except InputError as error:
-            raise InputError(f"line {line} of {path}: {error}") from None
+        values = {role: column.number(row, table) for role, column in chosen.items()}
+        reason = _find_reason_to_leave_out(values)
+        if reason:
+            messages.append(f"line {row.line}: {reason}, so the run is left out")
+            continue
+        runs.append(_make_run(values, row, table.path))
+    if copies:
+        messages.append(
+            f"{plural(len(copies), 'line')} equal to an earlier one left out, the first is line "
+            f"{copies[0]}"
+        )
     return runs, messages
 
 
-def _find_column(name: str, columns: Sequence[str]) -> str | None:
-    """The column for `name`: first the name itself, then another word for it in either case."""
-    for column in columns:
-        if column.strip() == name:
-            return column
-    return next(
-        (column for column in columns if column.strip().lower() in COLUMN_NAMES[name]), None
-    )
+def _find_reason_to_leave_out(values: dict[str, float | None]) -> str:
+    loss = values["loss"]
+    if loss is None:
+        return "the loss is missing"
+    if not math.isfinite(loss):
+        return "the loss is not finite"
+    if values["N"] is None:
+        return "N is missing"
+    if values.get("D") is None and values.get("C") is None:
+        return "D is missing" if "D" in values else "C is missing"
+    return ""
 
 
-def _parse_number(cell: str | None, path: Path, line: int) -> float:
-    text = (cell or "").strip()
-    if not text or text.lower() in ("nan", "inf", "-inf", "none", "null"):
-        return math.nan
+def _make_run(values: dict[str, float | None], row: Row, path: Path) -> Observation:
+    N, D, C, loss = (values.get(role) for role in ("N", "D", "C", "loss"))
+    assert N is not None
+    assert loss is not None
+    if D is None:
+        assert C is not None
+        D = C / (6 * N) if N else math.nan
+    seed = values.get("seed")
     try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"line {line} of {path}: '{text}' is not a number") from None
+        return Observation(N, D, loss, C, int(seed) if seed is not None else 0)
+    except InputError as error:
+        raise InputError(f"line {row.line} of {path}: {error}") from None
+
+
+# -- what cannot be, and what should be known ------------------------------------------------------
+
+
+def _numbers(table: Table, column: Column) -> np.ndarray:
+    """The finite numbers of a column, (n,)."""
+    numbers = [column.number(row, table) for row in table.rows]
+    return np.array([x for x in numbers if x is not None and math.isfinite(x)])
+
+
+def _require_possible_units(table: Table, chosen: dict[str, Column]) -> None:
+    for role, (unit, lowest) in UNIT_ROLES.items():
+        if role not in chosen:
+            continue
+        numbers = _numbers(table, chosen[role])
+        positive = numbers[numbers > 0]
+        if len(positive) and positive.max() < lowest:
+            raise InputError(
+                f"{role} from {chosen[role]} of {table.path} is {positive.max():g} at most, which "
+                f"cannot be {unit}: say the unit, as in --columns '{role}={chosen[role].name}*1e6'"
+            )
+    losses = _numbers(table, chosen["loss"])
+    if len(losses) and np.median(losses) > MAX_LOSS:
+        raise InputError(
+            f"the losses from {chosen['loss']} of {table.path} are {np.median(losses):.4g} in the "
+            "median, which cannot be nats per token: give the logarithm of perplexities, or name "
+            "another column with --columns loss=COLUMN"
+        )
+
+
+def _explain_other_sizes(
+    table: Table, chosen: dict[str, Column], others: Sequence[Column], runs: Sequence[Observation]
+) -> list[str]:
+    """A message for each other column that could be N: how far the exponent a changes with it."""
+    messages = []
+    for other in others[:3]:
+        said = f"N could also be {other}"
+        try:
+            moved, _ = _read_rows(table, chosen | {"N": other})
+            a, b = fit(runs).a, fit(moved).a
+        except InputError:
+            messages.append(f"{said}: --columns 'N={other.name}' takes it")
+            continue
+        messages.append(
+            f"{said}: the exponent a of N_opt would be {b:.3f} instead of {a:.3f} "
+            f"(--columns 'N={other.name}')"
+        )
+    return messages
+
+
+def _check_compute(runs: Sequence[Observation]) -> list[str]:
+    """A message where the table's C is not 6 N D."""
+    ratios = [run.flops / (6 * run.N * run.D) for run in runs if run.flops is not None]
+    if not ratios or max(abs(ratio - 1) for ratio in ratios) <= C_TOLERANCE:
+        return []
+    return [
+        f"C is {min(ratios):.3g} to {max(ratios):.3g} times 6 N D (median "
+        f"{float(np.median(ratios)):.3g}): it counts something else, such as attention or "
+        "embeddings. Compute is taken from the table; N_opt(C) of the fitted law takes C = 6 N D"
+    ]
+
+
+def _check_repetition(
+    table: Table, chosen: dict[str, Column], runs: Sequence[Observation]
+) -> list[str]:
+    if "unique" not in chosen or not runs:
+        return []
+    unique = _numbers(table, chosen["unique"])
+    warning = repetition_warning(runs, float(unique.min())) if len(unique) else ""
+    return [warning] if warning else []

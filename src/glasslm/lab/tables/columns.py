@@ -1,0 +1,181 @@
+"""Which column of a table is which: known names, units in names, and `--columns` of the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glasslm.errors import InputError
+from glasslm.lab.tables.numbers import parse_number
+from glasslm.lab.tables.rows import Row, Table
+
+# A unit in a name, such as "params (M)" or "tokens_b", multiplies the cells.
+UNITS = {
+    "k": 1e3,
+    "thousands": 1e3,
+    "m": 1e6,
+    "mil": 1e6,
+    "mio": 1e6,
+    "million": 1e6,
+    "millions": 1e6,
+    "b": 1e9,
+    "bn": 1e9,
+    "g": 1e9,
+    "billion": 1e9,
+    "billions": 1e9,
+    "t": 1e12,
+    "trillion": 1e12,
+    "trillions": 1e12,
+    "gflop": 1e9,
+    "gflops": 1e9,
+    "tflop": 1e12,
+    "tflops": 1e12,
+    "pflop": 1e15,
+    "pflops": 1e15,
+    "eflop": 1e18,
+    "eflops": 1e18,
+    "pf_days": 8.64e19,
+    "pflop_s_days": 8.64e19,
+    "petaflop_s_days": 8.64e19,
+    "pfs_days": 8.64e19,
+}
+_MAPPING = re.compile(
+    r"(?P<role>\w+)\s*=\s*(?P<column>.+?)(?:\s*\*\s*(?P<factor>[\d.]+(?:e[+-]?\d+)?))?"
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, and what its cells are multiplied with to get the unit wanted."""
+
+    name: str
+    factor: float = 1.0
+
+    def number(self, row: Row, table: Table) -> float | None:
+        """The number in a row; None where it is missing. Raises InputError for a word."""
+        try:
+            number = parse_number(row.cells.get(self.name), table.decimal_comma)
+        except ValueError as error:
+            raise InputError(
+                f"line {row.line} of {table.path}, column {self.name}: {error}"
+            ) from None
+        return None if number is None else number * self.factor
+
+    def __str__(self) -> str:
+        times = f" times {self.factor:g}" if self.factor != 1 else ""
+        return f"`{self.name}`{times}"
+
+
+def normalize_name(name: object) -> str:
+    """A name in lower case with underscores: "Train/Loss " and "train loss" are "train_loss".
+
+    The name of a run before it, as wandb exports it ("run-3 - train/loss"), is left out.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", str(name).strip())
+    words = words.rsplit(" - ", 1)[-1]
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def find_columns(table: Table, known: Sequence[str], suffix: bool = False) -> list[Column]:
+    """The columns whose names are among `known`, which prefers its earlier names.
+
+    A name may have a unit: `params_m`, "Training FLOP (1e18)". With `suffix` it may stand behind
+    other words: "validation loss at iteration".
+    """
+    columns = [(split_unit(name), name) for name in table.names]
+    found = [
+        Column(name, factor) for word in known for (base, factor), name in columns if base == word
+    ]
+    if suffix:
+        found += [
+            Column(name)
+            for word in known
+            for (base, _), name in columns
+            if base.endswith(f"_{word}")
+        ]
+    return list(dict.fromkeys(found))
+
+
+def split_unit(name: str) -> tuple[str, float]:
+    """The normalized name without its unit, and the factor of the unit.
+
+    >>> split_unit("Model Size (M)"), split_unit("tokens_b"), split_unit("C (1e18 FLOPs)")
+    (('model_size', 1000000.0), ('tokens', 1000000000.0), ('c', 1e+18))
+    """
+    bracket = re.search(r"[(\[]\s*([^()\[\]]*?)\s*[)\]]\s*$", name)
+    if bracket:
+        factor = _unit_factor(bracket[1])
+        if factor is not None:
+            return normalize_name(name[: bracket.start()]), factor
+    base = normalize_name(name)
+    for unit, factor in UNITS.items():
+        stem = base.removesuffix(f"_{unit}")
+        if stem not in (base, ""):
+            return stem, factor
+    return base, 1.0
+
+
+def _unit_factor(text: str) -> float | None:
+    if match := re.match(r"(?:[x×]\s*)?(1e\d+|10\^\d+)", text, re.I):
+        return float(match[1].replace("10^", "1e"))
+    unit = normalize_name(text)
+    return UNITS.get(unit) or next(
+        (UNITS[word] for word in reversed(unit.split("_")) if word in UNITS), None
+    )
+
+
+def parse_mapping(words: Sequence[str], roles: Sequence[str], table: Table) -> dict[str, Column]:
+    """The columns that the user named: "N=params", "D=tokens*1e9", or several with commas.
+
+    Raises InputError for an unknown role or column, with those that exist.
+    """
+    entries = [
+        part
+        for word in words
+        for part in re.split(rf",(?=\s*(?:{'|'.join(roles)})\s*=)", word)
+        if part.strip()
+    ]
+    mapping: dict[str, Column] = {}
+    by_name = {normalize_name(name): name for name in reversed(table.names)}
+    for entry in entries:
+        match = _MAPPING.fullmatch(entry.strip())
+        if match is None or match["role"] not in roles:
+            raise InputError(
+                f"--columns {entry}: expected {', '.join(f'{role}=COLUMN' for role in roles)}, "
+                "with a factor if the unit is another one, as in N=size*1e6"
+            )
+        wanted = match["column"].strip().strip("'\"")
+        name = wanted if wanted in table.names else by_name.get(normalize_name(wanted))
+        if name is None:
+            raise InputError(
+                f"--columns {entry}: {table.path} has no column {wanted!r}, but {list_names(table)}"
+            )
+        mapping[match["role"]] = Column(name, float(match["factor"] or 1))
+    return mapping
+
+
+def list_names(table: Table) -> str:
+    """The names of the columns as text, at most 20."""
+    names = table.names
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return (", ".join(names[:20]) or "none") + more
+
+
+def loss_unit(names: Mapping[str, Column], default: str = "nats per token") -> str:
+    """The unit of the losses by the name of their column."""
+    name = normalize_name(names["loss"].name)
+    if re.search(r"bpb|bits_per_byte", name):
+        return "bits per byte"
+    if re.search(r"bits|bpc|bpt", name):
+        return "bits"
+    return default
+
+
+def unreadable(path: Path, table: Table, expected: str) -> InputError:
+    """The error for a table without a column that is needed."""
+    return InputError(
+        f"{path} ({table.format}) has the columns {list_names(table)}: expected {expected}. "
+        "--columns says which is which"
+    )

@@ -1,0 +1,94 @@
+"""Numbers as people write them: 10M, 10,000,000, 2,5 with a decimal comma, nan, or nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+# K to T as people count parameters and tokens: B is a US billion, as G.
+SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+MISSING = {"", "-", "--", "—", "n/a", "na", "none", "null", "?"}
+
+_PLAIN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+_NUMBER = re.compile(rf"(?P<number>{_PLAIN})\s*(?P<suffix>[kmbgt]?)(?P<unit>%?)", re.I)
+_POWER = re.compile(
+    rf"(?P<factor>{_PLAIN})\s*[x×*·]\s*10\s*(?:\^|\*\*)\s*(?P<power>[+-]?\d+)", re.I
+)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:\s*[kmbgt])?", re.I)
+_EUROPEAN = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d*")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,(?:\d{1,2}|\d{4,})(?:e[+-]?\d+)?", re.I)
+_DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:e[+-]?\d+)?", re.I)
+
+
+def parse_number(cell: Any, decimal_comma: bool = False) -> float | None:
+    """A cell as a number; None where it is missing. NaN and infinity are numbers.
+
+    With `decimal_comma`, 2,5 is two and a half; otherwise commas separate thousands. Raises
+    ValueError for words.
+
+    >>> parse_number("10M"), parse_number("10,000,000"), parse_number("1.5e-3"), parse_number("")
+    (10000000.0, 10000000.0, 0.0015, None)
+    >>> parse_number("2,5", decimal_comma=True)
+    2.5
+    """
+    if cell is None or isinstance(cell, (int, float)):
+        return None if cell is None else float(cell)
+    text = str(cell).strip().strip("'\"").replace("_", "").replace("\u2212", "-")
+    text = text.lstrip("~≈$").replace("\u202f", "").replace("\u00a0", "")
+    if text.lower() in MISSING:
+        return None
+    if re.fullmatch(r"[+-]?(?:nan|inf(?:inity)?)", text, re.I):
+        return float(text)
+    if _EUROPEAN.fullmatch(text):
+        text = text.replace(".", "").replace(",", ".")
+    elif decimal_comma and not re.search(r",\d{3},", text):
+        text = text.replace(",", ".")
+    elif _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    if match := _POWER.fullmatch(text):
+        return float(match["factor"]) * 10.0 ** int(match["power"])
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{cell}' is not a number")
+    number = float(match["number"]) * SUFFIXES[match["suffix"].lower()]
+    return number / 100 if match["unit"] else number
+
+
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a number or missing."""
+    try:
+        parse_number(cell)
+    except ValueError:
+        return _DECIMAL_COMMA.fullmatch(str(cell).strip()) is not None
+    return True
+
+
+def uses_decimal_commas(cells: Iterable[Any]) -> bool:
+    """Whether cells have commas that can only be decimal ones, and no decimal points.
+
+    >>> uses_decimal_commas(["1", "3,5", "3,512"]), uses_decimal_commas(["3.5", "10,000"])
+    (True, False)
+    """
+    comma = False
+    for cell in cells:
+        text = str(cell).strip()
+        if _DECIMAL_POINT.fullmatch(text):
+            return False
+        comma = comma or bool(_DECIMAL_COMMA.fullmatch(text) or _EUROPEAN.fullmatch(text))
+    return comma
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: blank, a dash, NA. NaN is a number."""
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
+
+
+def is_nonfinite(cell: Any) -> bool:
+    """Whether a cell is NaN or infinite."""
+    try:
+        number = parse_number(cell)
+    except ValueError:
+        return False
+    return number is not None and not math.isfinite(number)

@@ -1,0 +1,252 @@
+"""Read a file of any program into rows of named cells: CSV, JSON, JSON lines or a text log.
+
+Nothing is interpreted here but the format: names stay as the file has them, cells are text or the
+values of JSON. lab/tables/columns.py knows which column is which.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glasslm.errors import InputError, explain_system_errors
+from glasslm.lab.tables.log_lines import parse_log_line, strip_terminal_codes
+from glasslm.lab.tables.numbers import is_number, uses_decimal_commas
+
+DELIMITERS = "\t;,|"
+COMMENTS = ("#", "%", "//")
+MAX_HEADER_LINES = 50  # lines before a table that may be something else
+ACCEPTED = (
+    "CSV with a line of names, JSON, JSON lines, a TensorBoard event file, or the log of a "
+    "training program with lines such as `step 100: loss 2.41`"
+)
+
+
+class Row(NamedTuple):
+    """The named cells of a line."""
+
+    line: int  # from 1
+    cells: Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """The rows of a file."""
+
+    path: Path
+    format: str
+    rows: Sequence[Row]
+    dropped: Sequence[int]  # lines that hold no named values
+    decimal_comma: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns, in the order in which they appear."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.cells))
+
+
+def read_table(path: Path) -> Table:
+    """The rows of `path`. Raises InputError where it cannot be read or has no rows."""
+    if "tfevents" in path.name:
+        from glasslm.lab.tables.tensorboard_events import read_events
+
+        rows = [Row(i, cells) for i, cells in enumerate(read_events(path), 1)]
+        return Table(path, "a TensorBoard event file", rows, [])
+    text = _read_text(path)
+    if not text.strip():
+        raise InputError(f"{path} is empty: expected {ACCEPTED}")
+    table = _read_json(path, text) or _read_csv(path, text) or _read_log(path, text)
+    if not table.rows:
+        raise InputError(
+            f"{path} has no line with named numbers, such as `step 100: loss 2.41`: expected "
+            f"{ACCEPTED}"
+        )
+    return table
+
+
+def _read_text(path: Path) -> str:
+    with explain_system_errors(
+        path, lambda why: InputError(f"{path} cannot be read ({why}): expected {ACCEPTED}")
+    ):
+        content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = content.decode(encoding, errors="replace")
+    if "\0" in text:
+        raise InputError(f"{path} is not a text file: expected {ACCEPTED}")
+    return text
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path, text: str) -> Table | None:
+    """The rows of one JSON value or of JSON lines; None where the file is neither."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return _read_json_lines(path, text)
+    rows = [Row(i, _flatten(record)) for i, record in enumerate(_find_records(whole), 1)]
+    return Table(path, "JSON", rows, [])
+
+
+def _read_json_lines(path: Path, text: str) -> Table | None:
+    rows, dropped = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            rows.append(Row(number, _flatten(record)))
+        else:
+            dropped.append(number)
+    if len(rows) <= len(dropped):
+        return None
+    return Table(path, "JSON lines", rows, dropped)
+
+
+def _find_records(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON value that are rows: its longest list of objects, or its columns."""
+    if isinstance(value, list):
+        records = [item for item in value if isinstance(item, dict)]
+        return records or [r for item in value for r in _find_records(item)]
+    if not isinstance(value, dict):
+        return []
+    lists = [item for item in value.values() if isinstance(item, list) and item]
+    nested = [_find_records(item) for item in value.values() if isinstance(item, (list, dict))]
+    longest = max(nested, key=len, default=[])
+    if len(longest) > 1 or (lists and longest):
+        return longest
+    columns = {
+        name: item
+        for name, item in value.items()
+        if isinstance(item, list) and not any(isinstance(cell, (list, dict)) for cell in item)
+    }
+    if columns:
+        length = max(map(len, columns.values()))
+        full = {name: cells for name, cells in columns.items() if len(cells) == length}
+        return [dict(zip(full, cells)) for cells in zip(*full.values())]
+    return [value]
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The cells of an object; those of an object inside it get the outer name before theirs."""
+    cells: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict) and prefix.count("/") < 3:
+            cells |= _flatten(value, f"{prefix}{name}/")
+        elif not isinstance(value, (list, dict)):
+            cells[f"{prefix}{name}"] = value
+    return cells
+
+
+# -- CSV -------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, text: str) -> Table | None:
+    """The rows of a table with a line of names; None where no line of names is found."""
+    numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    comments = [(i, line) for i, line in numbered if line.lstrip().startswith(COMMENTS)]
+    lines = [pair for pair in numbered if not pair[1].lstrip().startswith(COMMENTS)]
+    if not lines:
+        return None
+    if comments and comments[-1][0] < lines[0][0]:  # names may stand in a comment: "# step loss"
+        number, line = comments[-1]
+        named = [(number, line.lstrip().lstrip("#%/").lstrip()), *lines]
+        if _is_header(lines, 0) is None and _is_header(named, 0) is not None:
+            lines = named
+    for first in range(min(MAX_HEADER_LINES, len(lines))):
+        delimiter = _is_header(lines, first)
+        if delimiter is not None:
+            table = _parse_csv(path, lines[first:], delimiter)
+            before = [number for number, _ in lines[:first]]
+            return table._replace(dropped=[*before, *table.dropped])
+    return None
+
+
+def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
+    """The delimiter with which line `first` is a line of names above rows; None if it is not."""
+    header = lines[first][1]
+    following = [line for _, line in lines[first + 1 : first + 21]]
+    if not following or re.search(r"[:=]\s*[+-]?\d", header):
+        return None
+    for delimiter in [*sorted(DELIMITERS, key=header.count, reverse=True), " "]:
+        names = _split(header, delimiter)
+        if len(names) < 2 or any(not name.strip() for name in names[1:]) or _has_numbers(names):
+            continue
+        fitting = [
+            cells
+            for line in following
+            if len(cells := _split(line, delimiter)) >= min(2, len(names))
+            and (delimiter != " " or len(cells) == len(names))
+            and any(is_number(cell) and cell.strip() for cell in cells)
+            and not any("=" in cell for cell in cells)
+        ]
+        if len(fitting) > len(following) / 2:
+            return delimiter
+    alone = re.fullmatch(r"[\s\"']*[A-Za-z][\w./ -]*[\"']?\s*", header) is not None
+    if alone and len(header.split()) <= 2 and all(is_number(line) for line in following):
+        return ","  # one column
+    return None
+
+
+def _has_numbers(cells: Sequence[str]) -> bool:
+    return any(cell.strip() and is_number(cell) for cell in cells)
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    if delimiter == " ":
+        return line.split()
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+
+
+def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> Table:
+    if delimiter == " ":
+        cells_of_lines: Iterator[list[str]] = (line.split() for _, line in lines)
+    else:
+        text = (line for _, line in lines)
+        cells_of_lines = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
+    names = [name.strip() for name in next(cells_of_lines)]
+    rows, dropped = [], []
+    for (number, _), cells in zip(lines[1:], cells_of_lines):
+        extra = cells[len(names) - 1 :]
+        if len(cells) > len(names) and not any(map(is_number, extra[:1])):
+            cells = [*cells[: len(names) - 1], delimiter.join(extra)]  # a note with commas
+        if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+            raise InputError(
+                f"line {number} of {path} has {len(cells)} cells, but there are {len(names)} "
+                'names: quote cells that contain the delimiter, such as "10,000,000"'
+            )
+        if not any(cell.strip() for cell in cells) or cells == names:  # a blank or repeated header
+            dropped.append(number)
+            continue
+        rows.append(Row(number, dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))))
+    kind = {",": "CSV", "\t": "a table with tabs", " ": "a table with blanks"}.get(
+        delimiter, f"CSV with `{delimiter}`"
+    )
+    decimal_comma = delimiter == ";" or (
+        delimiter != "," and uses_decimal_commas(c for row in rows for c in row.cells.values())
+    )
+    return Table(path, kind, rows, dropped, decimal_comma)
+
+
+# -- text logs -------------------------------------------------------------------------------------
+
+
+def _read_log(path: Path, text: str) -> Table:
+    rows, dropped = [], []
+    for number, line in enumerate(strip_terminal_codes(text).split("\n"), 1):
+        # A progress bar writes over its line: the last state of each part counts.
+        parts = [parse_log_line(part) for part in line.split("\r")]
+        found = [Row(number, cells) for cells in parts if cells]
+        if not found and line.strip():
+            dropped.append(number)
+        rows += found
+    return Table(path, "a text log", rows, dropped)
