@@ -108,7 +108,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "evaluate": ["evaluate", run],
         "evaluate a text": ["evaluate", run, "--text-file", str(text)],
         "generate": ["generate", run, "--prompt", "a", "--max-new-tokens", "2"],
-        "compare": ["compare", run, run],
+        "compare": ["compare", run, run, "--out", out],
         "resume": ["resume", out],
         "train": train_command(text, Path(out), **TINY),
         "train with a tokenizer": train_command(text, Path(out), **TINY, tokenizer=tokenizer),

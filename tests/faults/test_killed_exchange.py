@@ -106,6 +106,7 @@ def kill_exchange(folder: Path, place: Path, argv: list[str]) -> dict[str, Any]:
 
 
 @posix
+@pytest.mark.slow
 def test_killed_exchanges_leave_nothing(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     base = make_base(tmp_path, max_steps=2)

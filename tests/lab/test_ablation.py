@@ -372,6 +372,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
+@pytest.mark.slow
 def test_two_versions_of_the_code_are_compared(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,7 +121,7 @@ def assert_same_run(run: Path, other: Path) -> None:
             assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-9)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_are_one_rank_with_twice_the_micro_batches(
     parallel: str, text: Path, single_run: Path, tmp_path: Path
 ) -> None:
