@@ -35,6 +35,7 @@ def mark_source(server: ForkServer | None, source: str, exercise: str = "silu") 
         "source": source,
         "problem": "",
         "seed": 5,
+        "cpu_s": 10,
     }
     return mark(job, server)
 

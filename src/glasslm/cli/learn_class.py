@@ -75,6 +75,8 @@ class GradeFlags:
     """class.json of `class new`, or its folder."""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 2
     """Processes side by side."""
+    cpu_limit: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 10
+    """CPU time of each file. A right solution takes less than one second."""
 
 
 def main(argv: list[str]) -> int:
@@ -108,12 +110,15 @@ def _new(argv: list[str]) -> int:
 def _grade(argv: list[str]) -> int:
     flags = parsing.parse(GradeFlags, argv, "glasslm learn class grade", GRADE_HELP)
     require(flags.workers >= 1, "--workers", flags.workers, "1 or more")
+    require(flags.cpu_limit >= 1, "--cpu-limit", flags.cpu_limit, "1 or more seconds")
     from glasslm.course.grading.grading import grade_class
 
     if not flags.submissions.is_dir():
         raise InputError(f"{flags.submissions} is no folder: give the folder of the submissions")
     course = _find_class(flags)
-    records, found = grade_class(course, flags.submissions, flags.out, flags.workers, notify)
+    records, found = grade_class(
+        course, flags.submissions, flags.out, flags.workers, flags.cpu_limit, notify
+    )
     _note_limits(records)
     _print_summary(records, found)
     print_escaped(f"grades: {flags.out / 'grades.csv'}")

@@ -26,7 +26,7 @@ MARKS_FOLDER = "marks"
 
 
 def grade_class(
-    course: Class, submissions: Path, out: Path, workers: int, notify: Notify
+    course: Class, submissions: Path, out: Path, workers: int, cpu_s: int, notify: Notify
 ) -> tuple[list[Record], Flags]:
     """Grade all submissions of a class and write the results to `out` (result_files.py).
 
@@ -38,6 +38,7 @@ def grade_class(
         submissions: The folder of what was handed in.
         out: The folder of the results, outside of `submissions`.
         workers: Processes side by side.
+        cpu_s: Limit of CPU time of each file, in seconds.
         notify: Receives the progress.
 
     Returns:
@@ -46,7 +47,7 @@ def grade_class(
     if submissions.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out} lies in {submissions}: choose a folder outside of it, with --out")
     files.make_folder(out)
-    jobs = list(_list_jobs(course, submissions))
+    jobs = list(_list_jobs(course, submissions, cpu_s))
     program = _program_hash()
     keys = {_path(out, job): _key(job, program) for job in jobs}
     records = {path: record for path, key in keys.items() if (record := _read(path, key))}
@@ -83,7 +84,7 @@ def collect_flags(records: Sequence[Record]) -> Flags:
     return flags
 
 
-def _list_jobs(course: Class, submissions: Path) -> Iterator[Job]:
+def _list_jobs(course: Class, submissions: Path, cpu_s: int) -> Iterator[Job]:
     found = collect_submissions(submissions, course.students, course.exercises)
     for (student, exercise), submission in found.items():
         yield {
@@ -93,6 +94,7 @@ def _list_jobs(course: Class, submissions: Path) -> Iterator[Job]:
             "source": submission.source,
             "problem": submission.problem,
             "seed": course.student_seed(student, exercise),
+            "cpu_s": cpu_s,
         }
 
 

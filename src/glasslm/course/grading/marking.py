@@ -15,6 +15,7 @@ from glasslm.course.grading.points import Growth, give_points
 from glasslm.course.grading.source_flags import find_source_flags
 from glasslm.course.isolation.evidence import Flag
 from glasslm.course.isolation.learner_process import ForkServer, LearnerProcess
+from glasslm.course.isolation.process_limits import Limits
 from glasslm.course.isolation.remote_error import LearnerStopped
 from glasslm.course.isolation.remote_function import RemoteFunction, load_function
 from glasslm.course.learn import check_function
@@ -25,9 +26,15 @@ from glasslm.course.learn.trial import Trial
 from glasslm.course.learn.verdict import Mark, Verdict, failed_verdict
 from glasslm.text import suggest_name, to_one_line
 
+WALL_S_PER_CPU_S = 6.0  # a busy machine takes longer by the clock
+
 
 class Job(TypedDict):
-    """One file to mark. `problem` says why there is no source; the seed draws the hidden cases."""
+    """One file to mark.
+
+    `problem` says why there is no source; the seed draws the hidden cases; `cpu_s` is the limit of
+    CPU time in seconds.
+    """
 
     student: str
     exercise: str
@@ -35,6 +42,7 @@ class Job(TypedDict):
     source: str
     problem: str
     seed: int
+    cpu_s: int
 
 
 class Record(TypedDict):
@@ -77,14 +85,15 @@ def mark(job: Job, server: ForkServer | None) -> Record:
         verdict = Verdict(exercise.name, "missing", "missing", "not_implemented", job["problem"])
         return _record(job, exercise, Marks(verdict, "missing", "missing"), [], {})
     flags = find_source_flags(job["source"])
-    with LearnerProcess(server) as process:
+    limits = Limits(cpu_s=job["cpu_s"], wall_s=WALL_S_PER_CPU_S * job["cpu_s"])
+    with LearnerProcess(server, limits) as process:
         marks = _mark_in_process(process, exercise, job["source"], job["seed"], flags)
         flags += process.finish()
-        limits = process.limits_kept
+        kept = process.limits_kept
     if marks.verdict.verdict != "exception":
         example = exercise.draw_cases(exercise.sizes.small, 0)[-1]
         flags += find_example_numbers(job["source"], exercise, example)
-    return _record(job, exercise, marks, flags, limits)
+    return _record(job, exercise, marks, flags, kept)
 
 
 def _mark_in_process(

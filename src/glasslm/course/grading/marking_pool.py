@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from glasslm.course.grading.marking import Job, Record, mark
 
@@ -85,7 +86,7 @@ class _MarkingProcess:
         if line:
             record: Record = json.loads(line)
             return record
-        code = self._process.wait()
+        code = self._end()
         if not self._is_stopped:
             self._process = _start()
         problem = f"marking this file ended the marking process (exit code {code})"
@@ -95,7 +96,16 @@ class _MarkingProcess:
         """End the process."""
         self._is_stopped = True
         self._process.kill()
-        self._process.wait()
+        self._end()
+
+    def _end(self) -> int:
+        """Wait for the end of the process; returns its exit code."""
+        code = self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        return code
 
 
 def _start() -> subprocess.Popen[str]:
