@@ -52,6 +52,10 @@ if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # .ci/run sets it where only core d
         "datasets",
         "pyarrow",
         "wandb",
+        "starlette",
+        "llguidance",
+        "openai",
+        "httpx",
     )
     MAY_SKIP += tuple(f"could not import '{name}'" for name in (*extras, "tensorboard"))
     MAY_SKIP += ("needs the extra [hub]",)

@@ -33,6 +33,7 @@ COMMAND_GROUPS = {
     "Use": {
         "generate": "generate text with a trained model",
         "evaluate": "loss, perplexity and bits per byte on a text",
+        "serve": "serve trained models over HTTP, with OpenAI's API",
         "corpus": "list, download or inspect training text",
     },
     "Understand": {

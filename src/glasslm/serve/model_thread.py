@@ -1,0 +1,124 @@
+"""The one thread that computes: it steps the schedulers of all models and returns their events."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from glasslm.inference.request import Event, Finished, Token, Usage
+from glasslm.inference.scheduler import Scheduler, SchedulerCounts
+from glasslm.inference.stream import Stream
+from glasslm.serve.answer import Answer
+from glasslm.serve.served_model import LoadedModel
+
+SLOTS = 32  # texts of one model that are generated together
+
+Delivery = list[tuple[Answer, int, Event]]
+
+
+@dataclass
+class _RunningModel:
+    """The scheduler of a model, and whose text each of its streams is: an answer's choice."""
+
+    scheduler: Scheduler
+    owners: dict[Stream, tuple[Answer, int]] = field(default_factory=dict)
+
+
+class ModelThread:
+    """Generates the texts of answers. `deliver` is called in the thread, with the events of a step.
+
+    `submit`, `drop` and `stop` are called from the event loop and return at once.
+    """
+
+    def __init__(self, deliver: Callable[[Delivery], None]) -> None:
+        self._deliver = deliver
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._models: dict[LoadedModel, _RunningModel] = {}
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, answer: Answer) -> None:
+        """Generate the texts of an answer."""
+        self._commands.put(partial(self._submit, answer))
+
+    def drop(self, answer: Answer) -> None:
+        """Generate no more for an answer."""
+        self._commands.put(partial(self._drop, answer))
+
+    def stop(self) -> None:
+        """End the thread after the step under way."""
+        self._commands.put(self._stop)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the thread, at most `timeout_s`."""
+        self._thread.join(timeout_s)
+
+    @property
+    def counts(self) -> list[SchedulerCounts]:
+        """The state of each scheduler."""
+        return [running.scheduler.counts for running in list(self._models.values())]
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            has_work = any(running.scheduler.has_work for running in self._models.values())
+            while not self._is_stopped and (not has_work or not self._commands.empty()):
+                self._commands.get()()
+                has_work = True
+            for loaded, running in list(self._models.items()):
+                if running.scheduler.has_work:
+                    self._step(loaded, running)
+                elif loaded.is_retired:
+                    del self._models[loaded]
+
+    def _step(self, loaded: LoadedModel, running: _RunningModel) -> None:
+        try:
+            events = running.scheduler.step()
+        except Exception as error:  # whatever it is, the next request must work
+            del self._models[loaded]
+            failed = Finished("failed", Usage(0, 0, 0), error=error)
+            self._deliver([(*owner, failed) for owner in running.owners.values()])
+            return
+        delivery = []
+        for stream, event in events:
+            owner = running.owners.get(stream)
+            if owner is None:
+                continue
+            delivery.append((*owner, event))
+            if isinstance(event, Token) and event.id in owner[0].texts[owner[1]].end_ids:
+                event = Finished("stop", stream.usage, shown=event.shown)
+                running.scheduler.cancel(stream)
+                delivery.append((*owner, event))
+            if isinstance(event, Finished):
+                del running.owners[stream]
+        self._deliver(delivery)
+
+    def _submit(self, answer: Answer) -> None:
+        loaded = answer.loaded
+        try:
+            if loaded not in self._models:
+                self._models[loaded] = _RunningModel(loaded.model.scheduler(slots=SLOTS))
+            running = self._models[loaded]
+            for index, text in enumerate(answer.texts):
+                running.owners[running.scheduler.submit(text.request)] = answer, index
+        except Exception as error:  # of a grammar, or no memory for the cache
+            self._drop(answer)
+            self._deliver([(answer, 0, Finished("failed", Usage(0, 0, 0), error=error))])
+
+    def _drop(self, answer: Answer) -> None:
+        running = self._models.get(answer.loaded)
+        if running is None:
+            return
+        for stream, (owner, _) in list(running.owners.items()):
+            if owner is answer:
+                del running.owners[stream]
+                running.scheduler.cancel(stream)
+
+    def _stop(self) -> None:
+        self._is_stopped = True

@@ -1,0 +1,154 @@
+"""From a checked request to the requests of the scheduler: tokens, limits of the model, grammars.
+
+Everything here may take long for a long prompt, so it runs in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from glasslm.errors import GlasslmError
+from glasslm.inference.generation import encode_prompt
+from glasslm.inference.request import Grammar, Request
+from glasslm.serve.api_error import ApiError, wrong_value
+from glasslm.serve.limits import Limits
+from glasslm.serve.schema import ChatRequest, CompletionRequest, PromptField, TextSettings
+from glasslm.serve.served_model import LoadedModel
+
+DEFAULT_CHAT_TOKENS = 256  # of a model whose context has no end
+
+GrammarFactory = Callable[[int], Grammar]
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """One choice of an answer. `echo` is the text of the prompt, where it is to be returned."""
+
+    request: Request
+    echo: str | None
+    end_ids: frozenset[int] = frozenset()  # tokens that end the text, besides the model's own
+
+
+def prepare_completion(
+    loaded: LoadedModel, request: CompletionRequest, limits: Limits
+) -> list[PreparedText]:
+    """The texts of /v1/completions: n for each prompt, in the order of their index."""
+    tokenizer = loaded.model.tokenizer
+    texts, n_tokens = [], 0
+    grammar = _grammar(loaded, request.settings)
+    for prompt in request.prompts:
+        ids = encode_field(loaded, prompt)
+        n_tokens += len(ids)
+        if n_tokens > limits.prompt_tokens:
+            raise wrong_value(
+                "prompt", prompt, f"at most {limits.prompt_tokens:,} tokens in a request"
+            )
+        echo = None
+        if request.echo:
+            echo = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+        texts += _texts(loaded, request.settings, ids, echo, grammar)
+    return texts
+
+
+def prepare_chat(loaded: LoadedModel, request: ChatRequest, limits: Limits) -> list[PreparedText]:
+    """The texts of /v1/chat/completions. Raises ApiError where the model has no chat template."""
+    template = loaded.template
+    if not template.source:
+        raise ApiError(
+            400,
+            f"the model {loaded.name} has no chat template: it continues texts. Use "
+            "/v1/completions with a prompt",
+            param="messages",
+            code="no_chat_template",
+        )
+    text = template.render(request.messages)
+    try:
+        ids = [int(token) for token in template.tokenizer.encode(text)]
+    except GlasslmError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+    if not ids or len(ids) > limits.prompt_tokens:
+        raise ApiError(
+            400, f"the messages have {len(ids):,} tokens: expected 1 to {limits.prompt_tokens:,}",
+            param="messages", code="invalid_value",
+        )  # fmt: skip
+    grammar = _grammar(loaded, request.settings)
+    return _texts(loaded, request.settings, ids, None, grammar, template.end_ids)
+
+
+def encode_field(loaded: LoadedModel, prompt: PromptField) -> list[int]:
+    """The tokens of a prompt. Raises ApiError for text or tokens that the model does not know."""
+    try:
+        return encode_prompt(loaded.model.tokenizer, prompt)
+    except GlasslmError as error:
+        raise ApiError(400, str(error), param="prompt", code="invalid_value") from None
+
+
+def _texts(
+    loaded: LoadedModel,
+    settings: TextSettings,
+    ids: list[int],
+    echo: str | None,
+    grammar: GrammarFactory | None,
+    end_ids: frozenset[int] = frozenset(),
+) -> list[PreparedText]:
+    max_tokens = _max_tokens(loaded, settings, len(ids))
+    vocab_size = loaded.model.tokenizer.vocab_size
+    for token in settings.logit_bias:
+        if token >= vocab_size:
+            raise wrong_value("logit_bias", token, f"token ids below {vocab_size:,}")
+    if grammar and max_tokens:
+        _check_grammar(grammar, max_tokens)
+    return [
+        PreparedText(
+            Request(
+                ids,
+                max_new_tokens=max_tokens,
+                sampling=settings.sampling,
+                sample=sample,
+                stop=settings.stop,
+                grammar=grammar if max_tokens else None,
+                logit_bias=settings.logit_bias,
+                top_logprobs=settings.top_logprobs or 0,
+                prompt_logprobs=echo is not None and settings.top_logprobs is not None,
+            ),
+            echo,
+            end_ids,
+        )
+        for sample in range(settings.n)
+    ]
+
+
+def _max_tokens(loaded: LoadedModel, settings: TextSettings, n_prompt: int) -> int:
+    """max_tokens; raises ApiError for a prompt that the model cannot read as a whole."""
+    config = loaded.model.config.model
+    if config.has_rolling_cache:
+        return DEFAULT_CHAT_TOKENS if settings.max_tokens is None else settings.max_tokens
+    if n_prompt > config.block_size:
+        raise ApiError(
+            400,
+            f"the prompt has {n_prompt:,} tokens: {loaded.name} reads at most "
+            f"{config.block_size:,}. Shorten the prompt",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if settings.max_tokens is None:
+        return max(1, config.block_size - n_prompt)
+    return settings.max_tokens
+
+
+def _grammar(loaded: LoadedModel, settings: TextSettings) -> GrammarFactory | None:
+    response_format = settings.response_format
+    if response_format is None:
+        return None
+    if response_format.kind == "json_object":
+        return loaded.json_text
+    schema, grammars = response_format.schema, loaded.schema_grammar
+    return lambda max_new_tokens: grammars.start_text(schema)
+
+
+def _check_grammar(grammar: GrammarFactory, max_tokens: int) -> None:
+    try:
+        grammar(max_tokens)
+    except GlasslmError as error:
+        raise ApiError(400, str(error), param="response_format", code="invalid_value") from None
