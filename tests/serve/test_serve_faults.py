@@ -201,7 +201,7 @@ def test_fifty_slow_clients_of_each_kind_delay_nobody_and_are_closed(
 def test_fifty_slow_readers_are_closed_and_a_fast_one_gets_its_answer(
     server: ServerProcess,
 ) -> None:
-    body = {"max_tokens": 300, "logprobs": 5}  # 200 kB in a stream
+    body = {"max_tokens": 300, "logprobs": 5}  # 60 kB and more
     readers = [connect(server, receive_bytes=2048) for _ in range(50)]
     for reader in readers:
         reader.sendall(request_bytes(stream=True, **body))

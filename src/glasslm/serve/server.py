@@ -24,7 +24,7 @@ from glasslm.serve.service import Service
 from glasslm.text import notify
 from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
 
-SEND_BUFFER_BYTES = 64 << 10  # of each connection, in the system
+SEND_BUFFER_BYTES = 16 << 10  # of each connection, in the system
 BACKLOG = 2048  # connections that the system holds before they are accepted
 
 
