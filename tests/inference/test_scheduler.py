@@ -30,6 +30,9 @@ MODELS = {
     ),
     "alibi": ModelConfig(d_model=32, n_layers=1, n_heads=4, block_size=80, position="alibi"),
     "rolling": ModelConfig(d_model=32, n_layers=2, n_heads=2, block_size=80, window=24),
+    "experts": ModelConfig(
+        d_model=32, n_layers=2, n_heads=2, block_size=80, n_experts=4, experts_per_token=2
+    ),
 }  # fmt: skip
 
 

@@ -237,12 +237,12 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
 
 def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:
     """x (N, D) -> (N, D)."""
-    c = model.config
+    c, N = model.config, len(x)
     if not c.n_experts:
         return _mlp(model, i, "feedforward", x)
 
     def expert(e: int) -> Callable[[Array], tuple[Array, Any]]:
-        return lambda x: (_mlp(model, i, f"feedforward.experts.{e}", x) if len(x) else x, None)
+        return lambda x: (_expert(model, i, e, x, len(x) if B < N else B), None)
 
     logits = _linear(model, i, "feedforward.router", x)
     experts = [expert(e) for e in range(c.n_experts)]
@@ -250,6 +250,19 @@ def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:
     if c.shared_expert:
         y += _mlp(model, i, "feedforward.shared", x)
     return y
+
+
+def _expert(model: Model, i: int, e: int, x: Array, rows: int) -> Array:
+    """x (n, D) -> (n, D), computed as a product of `rows` rows, at least n.
+
+    With single tokens, n depends on the texts of the other rows of the cache: their number must not
+    change the rounding.
+    """
+    if not len(x):
+        return x
+    padded = np.zeros((rows, x.shape[1]), x.dtype)
+    padded[: len(x)] = x
+    return _mlp(model, i, f"feedforward.experts.{e}", padded)[: len(x)]
 
 
 def _mlp(model: Model, i: int, prefix: str, x: Array) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
@@ -41,9 +42,14 @@ class MixtureOfExperts(nn.Module):
         The output is the sum of k experts' outputs times their gates, and of the shared expert's.
         """
         gates, experts, routing = self._route(self.router(upcast(x)))
+        # With single tokens on a CPU, how many an expert gets depends on other rows of the cache. It
+        # computes as many rows in any case, so that this number does not change the rounding.
+        B, T, _ = x.shape
+        rows = B if T == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() else 0
         y = self._dispatch(
-            x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), experts.flatten(0, 1), routing.use
-        )
+            x.flatten(0, 1), gates.flatten(0, 1).to(x.dtype), experts.flatten(0, 1), routing.use,
+            rows,
+        )  # fmt: skip
         y = y.view(x.shape)
         return y if self.shared is None else y + self.shared(x), routing
 
@@ -69,8 +75,10 @@ class MixtureOfExperts(nn.Module):
         return gates, experts, Routing(balance, z, counts.sum(0))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _dispatch(self, x: Tensor, gates: Tensor, experts: Tensor, use: Tensor) -> Tensor:
-        """x (N, D), gates and experts (N, k), use (E,) -> (N, D).
+    def _dispatch(
+        self, x: Tensor, gates: Tensor, experts: Tensor, use: Tensor, rows: int
+    ) -> Tensor:
+        """x (N, D), gates and experts (N, k), use (E,) -> (N, D). An expert gets `rows` or more.
 
         It is not compiled, because sizes depend on the data. In training every expert runs, with no
         tokens if need be: DDP waits for the gradient of each weight.
@@ -84,7 +92,11 @@ class MixtureOfExperts(nn.Module):
         groups = torch.split(inputs, use.tolist())
         run_all = torch.is_grad_enabled()
         outputs = torch.cat(
-            [expert(group) for expert, group in zip(self.experts, groups) if run_all or len(group)]
+            [
+                expert(F.pad(group, (0, 0, 0, max(0, rows - len(group)))))[: len(group)]
+                for expert, group in zip(self.experts, groups)
+                if run_all or len(group)
+            ]
         )
         by_token = permute_rows(outputs, inverse, order).view(*gates.shape, -1)  # (N, k, D)
         return (gates[:, None] @ by_token).squeeze(1)
