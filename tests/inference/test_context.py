@@ -19,7 +19,8 @@ from glasslm.config.schema import EngineName, ModelConfig, Position
 from glasslm.engines.memory_estimate import cache_bytes, cache_numbers
 from glasslm.errors import InputError
 from glasslm.inference import trained_model
-from glasslm.inference.trained_model import ContextConfig, Model
+from glasslm.inference.context_config import ContextConfig
+from glasslm.inference.trained_model import Model
 
 BLOCK, LONG = 16, 40
 TEXT = "a cab had a bag\nbad ace fed a hag\ncafe face deaf cage head bead\n"

@@ -18,7 +18,8 @@ from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.errors import InputError
-from glasslm.inference.trained_model import ContextConfig, load_model, parse_checkpoint
+from glasslm.inference.context_config import ContextConfig
+from glasslm.inference.trained_model import load_model, parse_checkpoint
 from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder

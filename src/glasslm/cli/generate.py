@@ -21,10 +21,10 @@ from glasslm.config.schema import DeviceConfig
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes, cache_numbers
 from glasslm.errors import InputError
+from glasslm.inference.context_config import ContextConfig
 from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import (
-    ContextConfig,
     GrammarName,
     Model,
     load_model,

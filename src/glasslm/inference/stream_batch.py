@@ -72,16 +72,22 @@ class StreamBatch:
         return events
 
     def _read_chunk(self) -> StreamEvents:
-        """Read a chunk of the first text that waits for it. A text that is shared takes no time."""
+        """Read a chunk of the first text that waits, and begin texts that others have read."""
         events: StreamEvents = []
+        has_read = False
         while self._reading:
             stream = self._reading[0]
             try:
                 logits = self._begin(stream) if stream.is_new else None
                 if logits is None:
-                    return events + self._read_unread(stream)
+                    if has_read:
+                        break
+                    events += self._read_unread(stream)
+                    has_read = True
+                    continue
             except Exception as error:  # ends this stream only
-                return [*events, self._fail(stream, error)]
+                events.append(self._fail(stream, error))
+                continue
             self._reading.popleft()
             events += self._sample([stream], logits[None])
         return events

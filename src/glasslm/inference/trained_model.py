@@ -10,20 +10,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.config_fields import optional_flag
-from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import (
     ComputeConfig,
     DeviceName,
     EngineName,
-    ModelConfig,
     Precision,
     RunConfig,
 )
@@ -34,6 +30,7 @@ from glasslm.engines.inspection import GRADIENT_PREFIX, forward_names
 from glasslm.engines.protocol import NO_TARGET, Batch, Engine
 from glasslm.errors import InputError
 from glasslm.inference import evaluation, generation
+from glasslm.inference.context_config import ContextConfig, RopeScalingName
 from glasslm.inference.json_grammar import JsonGrammar
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.scheduler import Scheduler
@@ -44,40 +41,7 @@ from glasslm.runs import run_folder
 from glasslm.text import Notify, ignore_message
 
 GrammarName = Literal["json"]
-RopeScalingName = Literal["linear", "ntk"]
 WINDOWS_PER_CALL = 32  # of a scored text, in one call of Engine.losses
-
-
-@dataclass(frozen=True)
-class ContextConfig:
-    """The context of a trained model, where it differs from that of training."""
-
-    context: Annotated[int | None, optional_flag("INT", "the context of training")] = None
-    """Context in tokens. Learned positions allow no other than that of training."""
-    rope_scaling: Annotated[RopeScalingName | None, optional_flag("linear|ntk", "none")] = None
-    """Stretch rope to a longer --context: linear (arXiv:2306.15595), or ntk, less at high
-    frequencies."""
-
-    def apply_to(self, model: ModelConfig) -> ModelConfig:
-        """`model` with this context; InputError where its positions do not allow it."""
-        if self.rope_scaling is not None and (self.context or 0) <= model.block_size:
-            raise InputError(
-                "--rope-scaling stretches rope to longer texts: give a --context above "
-                f"{model.block_size}"
-            )
-        if self.context is None:
-            return model
-        if model.position == "learned" and self.context != model.block_size:
-            raise InputError(
-                f"context is {self.context}, but this model learned a vector for each of "
-                f"{model.block_size} positions: leave out --context, or train with --position "
-                "rope, alibi, sinusoidal or none"
-            )
-        changes: dict[str, Any] = {"block_size": self.context}
-        if self.rope_scaling is not None:
-            factor = model.rope_factor * self.context / model.block_size
-            changes |= {"rope_scaling": self.rope_scaling, "rope_factor": factor}
-        return from_dict(ModelConfig, to_dict(model) | changes)
 
 
 def load_model(

@@ -208,15 +208,15 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
     Where the texts of the rows have different lengths, the products and the sum of a row go over
     its own keys: their rounding depends on the number of keys, and not on the other rows.
     """
-    keys, values = keys[:, :, None], values[:, :, None]
+    keys, values = keys[:, :, None].swapaxes(-1, -2), values[:, :, None]
     row_keys = ctx.row_keys
     if row_keys is None:
-        scores = q @ keys.swapaxes(-1, -2)  # (B, K, G, T, S)
+        scores = q @ keys  # (B, K, G, T, S)
     else:
-        scores = np.full((*q.shape[:-1], keys.shape[-2]), -math.inf, q.dtype)
+        scores = np.full((*q.shape[:-1], keys.shape[-1]), -math.inf, q.dtype)
         scores[ctx.idle_rows] = 0
         for b, n in row_keys:
-            np.matmul(q[b], keys[b, :, :, :n].swapaxes(-1, -2), out=scores[b, ..., :n])
+            np.matmul(q[b], keys[b, ..., :n], scores[b, ..., :n])
     scores *= 1 / math.sqrt(q.shape[-1])
     if ctx.bias is not None:
         scores += ctx.bias
@@ -225,13 +225,16 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     if row_keys is None:
-        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
-        return scores @ values
+        mixed = scores @ values
+        mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
+        return mixed
     mixed = np.zeros(q.shape, q.dtype)
+    sums = np.ones((*q.shape[:-1], 1), q.dtype)
     for b, n in row_keys:
         weights = scores[b, ..., :n]
-        weights /= np.add.reduce(weights, axis=-1, keepdims=True)
-        np.matmul(weights, values[b, :, :, :n], out=mixed[b])
+        np.matmul(weights, values[b, ..., :n, :], mixed[b])
+        np.add.reduce(weights, axis=-1, out=sums[b], keepdims=True)
+    mixed /= sums
     return mixed
 
 

@@ -30,6 +30,7 @@ from glasslm.engines.state import AVERAGE, average_decay, read_state
 from glasslm.engines.token_ids import require_token_ids
 from glasslm.engines.torch import hardware
 from glasslm.engines.torch.errors import compiler_errors, memory_errors
+from glasslm.engines.torch.inference import CPU_ROW_TILE, read_tokens
 from glasslm.engines.torch.inspection import ActivationRecorder
 from glasslm.engines.torch.kv_cache import KVCache
 from glasslm.engines.torch.layers import upcast
@@ -40,8 +41,6 @@ from glasslm.engines.torch.optimizer import Optimizer, gather_shards, shard_like
 from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
-
-CPU_ROW_TILE = 16  # rows of a cache that a CPU computes together
 
 Array = NDArray[Any]
 
@@ -324,29 +323,8 @@ class TorchEngine:
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         """Engine.logits: tokens (B, T), counts (B,) -> (B, V), or (B, T, V) with `every`."""
         require_token_ids(self.vocab_size, tokens)
-        counts = np.asarray(counts, np.int64)
-        # On a CPU a product of 4 rows or more has the same bits in every place (docs/log.md).
-        rows = self.row_tile if self.device == "cpu" else len(tokens)
-        parts = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
-        logits = [
-            self._read_rows(tokens[part], cache.part(part), counts[part], every) for part in parts
-        ]
-        return logits[0] if len(parts) == 1 else np.concatenate(logits)
-
-    def _read_rows(self, tokens: Array, cache: KVCache, counts: Array, every: bool) -> Array:
-        """`logits` of rows that are computed together."""
-        model = cache.model
-        assert isinstance(model, Transformer)
-        if not counts.any():
-            shape = (len(counts), *tokens.shape[1:] * every, self.vocab_size)
-            return np.zeros(shape, np.float32)
-        view = cache.advance(counts, tokens)
         with self._without_compiling():
-            x, _ = model.hidden_states(self._to_device(tokens), view=view)
-        if not every:
-            last = self._to_device(np.maximum(counts - 1, 0))
-            x = x[torch.arange(len(x), device=self.torch_device), last]
-        return to_numpy(upcast(model.logits(x)))
+            return read_tokens(tokens, cache, np.asarray(counts, np.int64), every)
 
     def state(self) -> Iterator[tuple[str, Array]]:
         """Engine.state: arrays in the shapes of the table."""

@@ -42,8 +42,8 @@ class MixtureOfExperts(nn.Module):
         The output is the sum of k experts' outputs times their gates, and of the shared expert's.
         """
         gates, experts, routing = self._route(self.router(upcast(x)))
-        # With single tokens on a CPU, how many an expert gets depends on other rows of the cache. It
-        # computes as many rows in any case, so that this number does not change the rounding.
+        # With single tokens on a CPU, how many an expert gets depends on other rows of the cache.
+        # It computes B rows in any case, so that this number does not change the rounding.
         B, T, _ = x.shape
         rows = B if T == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() else 0
         y = self._dispatch(

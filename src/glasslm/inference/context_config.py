@@ -1,0 +1,45 @@
+"""The context of a trained model, where it differs from that of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from glasslm.config.config_fields import optional_flag
+from glasslm.config.conversion import from_dict, to_dict
+from glasslm.config.schema import ModelConfig
+from glasslm.errors import InputError
+
+RopeScalingName = Literal["linear", "ntk"]
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """The context of a trained model, where it differs from that of training."""
+
+    context: Annotated[int | None, optional_flag("INT", "the context of training")] = None
+    """Context in tokens. Learned positions allow no other than that of training."""
+    rope_scaling: Annotated[RopeScalingName | None, optional_flag("linear|ntk", "none")] = None
+    """Stretch rope to a longer --context: linear (arXiv:2306.15595), or ntk, less at high
+    frequencies."""
+
+    def apply_to(self, model: ModelConfig) -> ModelConfig:
+        """`model` with this context; InputError where its positions do not allow it."""
+        if self.rope_scaling is not None and (self.context or 0) <= model.block_size:
+            raise InputError(
+                "--rope-scaling stretches rope to longer texts: give a --context above "
+                f"{model.block_size}"
+            )
+        if self.context is None:
+            return model
+        if model.position == "learned" and self.context != model.block_size:
+            raise InputError(
+                f"context is {self.context}, but this model learned a vector for each of "
+                f"{model.block_size} positions: leave out --context, or train with --position "
+                "rope, alibi, sinusoidal or none"
+            )
+        changes: dict[str, Any] = {"block_size": self.context}
+        if self.rope_scaling is not None:
+            factor = model.rope_factor * self.context / model.block_size
+            changes |= {"rope_scaling": self.rope_scaling, "rope_factor": factor}
+        return from_dict(ModelConfig, to_dict(model) | changes)
