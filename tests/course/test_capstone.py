@@ -17,10 +17,20 @@ import pytest
 from glasslm import cli
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
-from glasslm.course.capstone import build, hand_in, handout, time_plan
+from glasslm.course.capstone import build, hand_in, handout, study_sizes, time_plan
 from glasslm.course.capstone.build import CapstoneRecord
+from glasslm.course.capstone.study_sizes import StudySize
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.studies import ablation, ladder, scaling_study, study_plan, sweep
+from glasslm.lab.studies import (
+    ablation,
+    ablation_budget,
+    ladder,
+    ladder_budget,
+    scaling_study,
+    study_plan,
+    sweep,
+)
+from glasslm.lab.studies.ladder import LadderShape
 from glasslm.lab.studies.sweep import Runner
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
@@ -51,14 +61,15 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, without_report():
         patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
         patch.setattr(sweep, "run_in_subprocess", train_in_this_process)
-        patch.setattr(study_plan, "RUN_START_S", 0.05)
-        patch.setattr(build, "SEEDS", 2)
-        patch.setattr(build, "BASELINES", ((2, 24, 2),))
-        patch.setattr(build, "_list_axes", lambda shape: ["depth=1", "activation=gelu"])
-        patch.setattr(ladder, "COMPUTE_LEVELS", 3)
-        patch.setattr(ladder, "SIZES_PER_LEVEL", 4)
+        patch.setattr(ablation_budget, "run_start_seconds", lambda: 0.05)
+        patch.setattr(study_plan, "run_start_seconds", lambda: 0.05)
+        patch.setattr(study_sizes, "SEEDS", 2)
+        patch.setattr(study_sizes, "BASELINES", ((3, 24, 2),))
+        patch.setattr(study_sizes, "LEVELS", (("depth=1", "activation=gelu"),))
+        patch.setattr(build, "LADDER_SHAPES", (LadderShape(3, 4),))
+        patch.setattr(study_sizes, "LADDER_SHAPES", (LadderShape(3, 4),))
         patch.setattr(ladder, "TARGET_MIN_STEPS", 5)
-        patch.setattr(ladder, "MIN_STEPS", 5)
+        patch.setattr(ladder_budget, "MIN_STEPS", 5)
         patch.setattr(scaling_study, "run_study", run_small_study)
         # Seconds are too few for the times that real studies need.
         patch.setattr(build, "plan_times", lambda *arguments: None)
@@ -240,17 +251,27 @@ def test_the_study_of_courses_is_taken_where_there_is_time_and_smaller_ones_wher
             0.0,
         )
 
-    monkeypatch.setattr(build, "measure_speed", pace)
+    monkeypatch.setattr(study_sizes, "measure_speed", pace)
+    monkeypatch.setattr(ablation_budget, "run_start_seconds", lambda: 1.0)
     recipe = small_config(write_text(tmp_path / "text.txt"), block_size=256)
     runner = Runner(ComputeConfig(engine="numpy"), workers=2)
-    shapes = [
-        build._largest_affordable_baseline(recipe, hours * 3600, runner, ignore_message)
-        for hours in (0.15, 1, 100)
+    designs = [
+        study_sizes.choose_design(recipe, hours * 3600, runner, ignore_message)
+        for hours in (0.001, 0.02, 0.15, 1, 100)
     ]
-    assert shapes[0] != shapes[1] != shapes[2] == [6, 384, 6]
-    axes = build._list_axes([6, 384, 6])
+    assert [design.level for design in designs] == [2, 1, 0, 0, 0]
+    shapes = [design.shape for design in designs]
+    assert shapes[0] == shapes[1] == study_sizes.BASELINES[-1]
+    assert shapes[2] != shapes[3] != shapes[4] == (6, 384, 6)
+    axes = designs[-1].axes
     assert axes[:2] == ["depth=2/4/6/8/12", "width=64/128/256/384/512"]  # as the course has them
-    assert len(ablation.variants(axes, build._baseline_config(recipe, [6, 384, 6]).resolve())) >= 15
+    assert len(ablation.variants(axes, designs[-1].baseline(recipe).resolve())) >= 15
+    runs = [
+        len(study_sizes.AblationDesign((3, 48, 6), level).configs(recipe)) for level in range(3)
+    ]
+    assert runs == sorted(runs, reverse=True)
+    assert runs[-1] >= 3
+    assert build.ablation_spec([3, 48, 6], 60.0)[0].level == 0  # as capstones of 0.1 stored it
 
 
 def test_the_page_says_why_the_ablation_is_of_another_model() -> None:
@@ -261,7 +282,7 @@ def test_the_page_says_why_the_ablation_is_of_another_model() -> None:
     assert "d_model 96 instead of 128" in text
     assert "dropout 0 instead of 0.1" in text
     assert "54 runs" in text
-    assert f"{build.MIN_STEPS} steps" in text
+    assert f"{study_sizes.MIN_STEPS} steps" in text
     assert "the same architecture" in handout.explain_baseline(model, model, 17)
 
 
@@ -287,20 +308,48 @@ def test_each_part_gets_at_least_its_smallest_time_or_none(
     smallest = {"run": 0.5, "ablation": ablation_min, "scaling": scaling_min}
     if made >= {"scaling"} and scaling_min > 10:
         smallest["run"] = 0.2
-    times = time_plan.divide_time(budget, smallest)
+    sizes = {part: [StudySize(seconds)] for part, seconds in smallest.items()}
+    times, _ = time_plan.divide_time(budget, sizes)
     assert {part for part, time in times.items() if time} == made
     assert sum(times.values()) <= 0.97 * budget
     assert all(times[part] >= smallest[part] - 0.05 for part in made)
     if len(made) < 3 and math.isfinite(scaling_min):  # with the budget that is named, all fit
         needed = time_plan.required_budget(smallest)
-        assert all(time_plan.divide_time(1.001 * needed, smallest).values())
+        assert all(time_plan.divide_time(1.001 * needed, sizes)[0].values())
+
+
+def test_parts_shrink_before_one_is_left_out() -> None:
+    """The part that needs most shrinks first; each part gets the time of the size that it has."""
+    sizes = {
+        "run": [StudySize(30.0)],
+        "ablation": [StudySize(170.0, "all"), StudySize(100.0, "fewer"), StudySize(20.0, "least")],
+        "scaling": [StudySize(math.inf), StudySize(240.0, "4 x 5"), StudySize(60.0, "3 x 4")],
+    }
+    expected = [
+        (1000, {"ablation": "all", "scaling": "4 x 5"}),
+        (400, {"ablation": "all", "scaling": "3 x 4"}),
+        (300, {"ablation": "all", "scaling": "3 x 4"}),
+        (200, {"ablation": "fewer", "scaling": "3 x 4"}),
+        (120, {"ablation": "least", "scaling": "3 x 4"}),
+        (90, {"ablation": "least"}),
+        (40, {}),
+    ]
+    for left_s, names in expected:
+        times, chosen = time_plan.divide_time(left_s, sizes)
+        assert {part: size.description for part, size in chosen.items() if part != "run"} == names
+        assert {part for part, seconds in times.items() if seconds} == {"run", *names}
+        assert sum(times.values()) <= left_s
+        assert all(times[part] >= chosen[part].seconds - 0.05 for part in names)
+        described = time_plan.describe_times(times, chosen)
+        assert all(f"({name} or more)" in described for name in names.values())
 
 
 def test_what_fits_is_told_before_training_and_a_larger_budget_makes_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smallest = {"run": 30.0, "ablation": 200.0, "scaling": 900.0}
-    monkeypatch.setattr(build, "measure_smallest", lambda *arguments: smallest)
+    sizes = {part: [StudySize(seconds)] for part, seconds in smallest.items()}
+    monkeypatch.setattr(build, "list_sizes", lambda *arguments: sizes)
     messages: list[str] = []
     recipe, compute = RunConfig(), ComputeConfig()
     record = build.open_record(tmp_path, recipe, "tiny", 720.0)

@@ -331,3 +331,20 @@ def test_without_a_whole_checkpoint_nothing_is_tried(
         flip_bit(path / "model.safetensors")
     assert cli.main(["verify", str(run), "--resume"]) == 1
     assert "damaged  resume" in capsys.readouterr().out
+
+
+def test_a_best_loss_of_a_sample_has_its_standard_error(text: Path, tmp_path: Path) -> None:
+    """Of the final measurement; a loss of the whole split has no note."""
+    config = small_config(text, **FLAGS | {"block_size": 4, "val_fraction": 0.5})
+    compute = ComputeConfig(threads=1)
+    for n_windows, is_sample in ((40, True), (None, False)):
+        with without_report():
+            run = launch.train(
+                config, compute, tmp_path / str(n_windows), final_windows=n_windows,
+                notify=ignore_message,
+            )  # fmt: skip
+        message = verdicts(run.run_dir)["best checkpoint"].message
+        assert run.best is not None
+        assert f"validation loss {run.best['loss']:.4f}" in message
+        noted = is_sample and f"(sampled, standard error {run.best['stderr']:.4f})"
+        assert message.endswith(noted if noted else f"{run.best['loss']:.4f}")

@@ -17,12 +17,12 @@ from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.law import Observation
-from glasslm.lab.studies import ladder
+from glasslm.lab.studies import ladder, ladder_budget
 from glasslm.lab.studies.ladder import (
     COMPUTE_GROWTH,
-    COMPUTE_LEVELS,
-    SIZES_PER_LEVEL,
+    LADDER_SHAPES,
     Ladder,
+    LadderShape,
     matmul_parameters,
     training_flops,
 )
@@ -52,26 +52,29 @@ def base(text: Path, **flags: Any) -> RunConfig:
     ).resolve()
 
 
+@pytest.mark.parametrize("shape", LADDER_SHAPES)
 @pytest.mark.parametrize("largest_C", [3e11, 2e13, 1e16])
 def test_sizes_share_each_compute_and_move_on_with_it(
-    largest_C: float, text: Path, dataset: Dataset
+    largest_C: float, shape: LadderShape, text: Path, dataset: Dataset
 ) -> None:
-    design = ladder.build_ladder(base(text), largest_C, dataset, COMPUTE)
+    design = ladder.build_ladder(base(text), largest_C, dataset, COMPUTE, shape)
     V = design.vocab_size
-    assert [len(rung) for rung in design.rungs] == [SIZES_PER_LEVEL] * COMPUTE_LEVELS
+    n_levels, n_sizes = design.shape
+    assert design.shape == shape
+    assert [len(rung) for rung in design.rungs] == [n_sizes] * n_levels
     for k, rung in enumerate(design.rungs):
         spent = [training_flops(config, V) for config in rung]
         assert spent == pytest.approx(
-            [largest_C / COMPUTE_GROWTH ** (COMPUTE_LEVELS - 1 - k)] * SIZES_PER_LEVEL, rel=0.02
+            [largest_C / COMPUTE_GROWTH ** (n_levels - 1 - k)] * n_sizes, rel=0.02
         )
-    assert len(design.sizes) == COMPUTE_LEVELS + SIZES_PER_LEVEL - 1
+    assert len(design.sizes) == n_levels + n_sizes - 1
     for pair in pairwise(design.rungs):  # each size but the ends is met by several computes
         sizes = [[matmul_parameters(config, V) for config in rung] for rung in pair]
         assert sizes[0][1:] == sizes[1][:-1]
     growth = [math.log(b / a) / math.log(COMPUTE_GROWTH) for a, b in pairwise(design.sizes)]
     assert np.mean(growth) == pytest.approx(0.5, abs=0.1)
     assert min(growth) > 0.2
-    middle = design.rungs[-1][SIZES_PER_LEVEL // 2]
+    middle = design.rungs[-1][n_sizes // 2]
     if largest_C >= 2e13:
         assert middle.total_tokens / matmul_parameters(middle, V) == pytest.approx(
             ladder.MIDDLE_TOKENS_PER_PARAMETER, rel=0.5
@@ -80,7 +83,7 @@ def test_sizes_share_each_compute_and_move_on_with_it(
         Observation(matmul_parameters(config, V), config.total_tokens, 1.0)
         for config in design.cells
     ]
-    assert len(isoflop.parabolas(observations)) == COMPUTE_LEVELS
+    assert len(isoflop.parabolas(observations)) == n_levels
 
 
 def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(
@@ -123,7 +126,7 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
 
     def seconds(design: Ladder) -> float:
         """Two at once, and the last one alone."""
-        every = [*design.cells, *(rung[SIZES_PER_LEVEL // 2] for rung in design.rungs)]
+        every = [*design.cells, *(rung[len(rung) // 2] for rung in design.rungs)]
         every += [trial.config for trial in ladder.tuning_trials(design).values()]
         one_core, two_cores = (ComputeConfig(threads=threads) for threads in (1, 2))
         last = ladder.extrapolation_run(design, design.sizes[-1])
@@ -134,13 +137,15 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
 
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladder, "measure_speed", pace)
+        patch.setattr(ladder_budget, "measure_speed", pace)
         data = small_config(text).data
         dataset = prepare_dataset(
             data, find_source(data, lambda message: None), lambda message: None
         )
         hour, day = (
-            ladder.plan_ladder(base(text), budget, RUNNER, tmp_path / budget, messages.append)
+            ladder_budget.plan_ladder(
+                base(text), budget, RUNNER, tmp_path / budget, messages.append
+            )
             for budget in ("1h", "24h")
         )
         assert 0.5 * 3600 < seconds(hour) < 3600
@@ -148,12 +153,16 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
         assert day.largest_C > 15 * hour.largest_C
         assert "2 runs at once" in messages[-1]
         patch.setattr(
-            ladder, "measure_speed", lambda *arguments: StepTimer(1.0, 1.0, 1.0, 1.0)
+            ladder_budget, "measure_speed", lambda *arguments: StepTimer(1.0, 1.0, 1.0, 1.0)
         )  # by now another machine
-        again = ladder.plan_ladder(base(text), "1h", RUNNER, tmp_path / "1h", messages.append)
+        again = ladder_budget.plan_ladder(
+            base(text), "1h", RUNNER, tmp_path / "1h", messages.append
+        )
         assert again == hour
         with pytest.raises(InputError, match="other settings"):
-            ladder.plan_ladder(base(text, lr=0.5), "1h", RUNNER, tmp_path / "1h", messages.append)
+            ladder_budget.plan_ladder(
+                base(text, lr=0.5), "1h", RUNNER, tmp_path / "1h", messages.append
+            )
 
 
 @pytest.mark.parametrize(("budget", "gflops"), [("1s", 20), ("8s", 1), ("1.5e6", 20), ("3e9", 20)])
@@ -166,15 +175,15 @@ def test_a_budget_that_is_too_small_names_the_smallest_that_works(
         return StepTimer(flops / (gflops * 1e9) + 1e-3, 1e-3, 0.0, 0.0)
 
     def plan(budget: str) -> Ladder:
-        return ladder.plan_ladder(
+        return ladder_budget.plan_ladder(
             base(text), budget, RUNNER, tmp_path / budget, lambda message: None
         )
 
-    monkeypatch.setattr(ladder, "measure_speed", fake_speed)
+    monkeypatch.setattr(ladder_budget, "measure_speed", fake_speed)
     with pytest.raises(InputError, match=r"expected 30: give --budget (\S+) or more") as refused:
         plan(budget)
     named = str(refused.value).partition("give --budget ")[2].partition(" ")[0]
-    assert plan(named).min_steps >= ladder.MIN_STEPS
+    assert plan(named).min_steps >= ladder_budget.MIN_STEPS
     unit = "s" if named.endswith(("s", "m")) else ""
     number = parse_duration(named) if unit else float(named)
     with pytest.raises(InputError, match="give --budget"):
@@ -182,10 +191,10 @@ def test_a_budget_that_is_too_small_names_the_smallest_that_works(
 
 
 def test_a_budget_in_flops_is_what_is_spent(text: Path, tmp_path: Path) -> None:
-    design = ladder.plan_ladder(base(text), "1e13", RUNNER, tmp_path, lambda message: None)
+    design = ladder_budget.plan_ladder(base(text), "1e13", RUNNER, tmp_path, lambda message: None)
     V = design.vocab_size
     spent = sum(training_flops(config, V) for config in design.cells)
-    spent += sum(training_flops(rung[SIZES_PER_LEVEL // 2], V) for rung in design.rungs)
+    spent += sum(training_flops(rung[len(rung) // 2], V) for rung in design.rungs)
     assert spent + training_flops(
         ladder.extrapolation_run(design, design.sizes[4]), V
     ) == pytest.approx(1e13, rel=0.02)

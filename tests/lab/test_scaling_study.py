@@ -26,8 +26,7 @@ from glasslm.lab.scaling.law import Law
 from glasslm.lab.scaling.table import read_runs
 from glasslm.lab.studies import scaling_report, scaling_study
 from glasslm.lab.studies.ladder import (
-    COMPUTE_LEVELS,
-    SIZES_PER_LEVEL,
+    LADDER_SHAPES,
     matmul_parameters,
 )
 from glasslm.lab.studies.scaling_study import ScalingStudy
@@ -165,7 +164,7 @@ def test_an_exact_law_is_found_and_what_lies_beyond_predicted(
     assert "inside its 95% interval" in page
     assert "a power -0.25 of N" in page
     runs = read_runs(folder / "runs.csv").runs
-    assert len(runs) == COMPUTE_LEVELS * (SIZES_PER_LEVEL + 1)
+    assert len(runs) == LADDER_SHAPES[0].n_levels * (LADDER_SHAPES[0].n_sizes + 1)
     assert json.loads((folder / "fit.json").read_text(encoding="utf-8"))["beyond"]["inside"] is True
     written = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
     assert written["loss"]["value"] == pytest.approx(
@@ -206,11 +205,13 @@ def test_diverged_runs_are_told_and_left_out_and_so_is_repeated_text(
     with pytest.MonkeyPatch.context() as patch:
         SimulatedTraining(V, 0.001, patch, diverged="c0-")
         study = scaling_study.run_study(base(text), "1e14", RUNNER, tmp_path, lambda message: None)
-    assert len(study.analysis.runs) == (COMPUTE_LEVELS - 1) * (SIZES_PER_LEVEL + 1)
-    assert sum("diverged" in line for line in study.analysis.notes) == SIZES_PER_LEVEL + 1
+    assert len(study.analysis.runs) == (LADDER_SHAPES[0].n_levels - 1) * (
+        LADDER_SHAPES[0].n_sizes + 1
+    )
+    assert sum("diverged" in line for line in study.analysis.notes) == LADDER_SHAPES[0].n_sizes + 1
     scaling_report.write(tmp_path, study)
     rows = list(csv.DictReader((tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines()))
-    assert sum(row["loss"] == "" for row in rows) == SIZES_PER_LEVEL + 1
+    assert sum(row["loss"] == "" for row in rows) == LADDER_SHAPES[0].n_sizes + 1
     assert sum("times over the" in line for line in study.analysis.notes) == 1  # a text of a few kB
 
 

@@ -1,5 +1,6 @@
 """Every phase that can take seconds is announced before it starts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 
 from doubles import HistoryEngine
 from glasslm import text as messages_module
+from glasslm.cli import check as check_command
 from glasslm.cli import outcome as command_outcome
 from glasslm.data import dataset, dataset_notes, tokenizers
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.inference import evaluation
+from glasslm.lab.checks import attention_paths, gradient_check, loss_parity, parity
 from glasslm.report import run_report
 from glasslm.training import launch, run_inputs, step_timer
 from small_runs import COMPUTE, ignore_message, small_config, write_text
@@ -130,3 +133,43 @@ def test_a_long_evaluation_shows_its_progress_and_the_time_left(
         "evaluating: 240 of 400 tokens, 20 per second, about 8s left",
         "evaluating: 360 of 400 tokens, 20 per second, about 2s left",
     ]
+
+
+def test_check_announces_each_phase_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    events: list[str] = []
+    monkeypatch.setattr(check_command, "notify", events.append)
+    phases = [
+        (gradient_check, "check_ops"),
+        (gradient_check, "check_models"),
+        (attention_paths, "check_attention_paths"),
+        (parity, "check_models"),
+        (loss_parity, "train_both"),
+    ]
+
+    def phase(name: str) -> Any:
+        def compute(*arguments: Any, **named: Any) -> Iterator[Any]:
+            events.append(f"<{name}>")
+            yield from ()
+
+        return compute
+
+    for module, name in phases:  # nothing is computed
+        monkeypatch.setattr(module, name, phase(name))
+    monkeypatch.setattr(loss_parity, "load_text", lambda notify: (None, "a text"))
+    monkeypatch.setattr(check_command.np, "max", lambda values: 0.0)
+    check_command.main([])
+    assert_in_order(
+        events,
+        "checking hand-written gradients",
+        "checking operations",
+        "<check_ops>",
+        "checking the whole model",
+        "<check_models>",
+        "checking attention",
+        "<check_attention_paths>",
+        "starting PyTorch",
+        "<check_models>",
+        "training both engines",
+        "<train_both>",
+    )

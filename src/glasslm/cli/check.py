@@ -126,12 +126,14 @@ def _check_gradients(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]]:
             yield "the whole model", gradient_check.check_models(flags.combinations, flags.seed)
 
     findings = []
+    notify("checking hand-written gradients: the first lines take some seconds")
     print(
         "hand-written gradients against central differences "
         f"(h {finite_differences.STEP_SIZE:g}, float64)",
         file=out,
     )
     for title, results in sections():
+        notify(f"checking {title}")
         print(f"\nelements   error  where{'':31}  {title}", file=out)
         for finding in results:
             findings.append(finding)
@@ -164,6 +166,7 @@ def _check_attention(seed: int, out: TextIO) -> tuple[str, dict[str, Any], list[
         f"(float64, at most {parity.TOLERANCE['fp64']:g})\npaths   error  where{'':44}  model",
         file=out,
     )
+    notify("checking attention: every position and mask, in every path")
     results: list[PathResult] = []
     for result in attention_paths.check_attention_paths(seed):
         results.append(result)
@@ -186,6 +189,7 @@ def _compare_engines(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], li
     """Print one line for each model, and the losses. Returns summary, JSON facts and faults."""
     from glasslm.lab.checks import parity
 
+    notify("starting PyTorch, to compare the engines")
     if flags.run is not None:
         rows = _print_parity(parity.check_run(flags.run, flags.seed), out)
     else:
@@ -248,6 +252,7 @@ def _compare_losses(flags: Flags, out: TextIO) -> tuple[dict[str, Any], list[str
     batches = f"{train.max_steps} steps of {train.batch_size} x {block_size} tokens"
     print(f"\nboth engines learn the text {text}, {batches}", file=out)
     print("step    NumPy  PyTorch  apart in float32  in float64, as a share of the loss", file=out)
+    notify(f"training both engines in float32 and in float64, {batches}")
     points: list[StepLosses] = []
     wrong: list[str] = []
     for point in loss_parity.train_both(dataset, recipe):

@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from glasslm import files
-from glasslm.config.conversion import to_dict, with_flags, with_model
+from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.course.capstone import time_plan
 from glasslm.course.capstone.questions import Question, list_questions
+from glasslm.course.capstone.study_sizes import ablation_spec, choose_design, list_sizes
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.studies import ablation, ablation_report, ladder, scaling_report, scaling_study
-from glasslm.lab.studies.ablation_axes import variants
-from glasslm.lab.studies.ablation_budget import affordable_steps, relative_costs, required_seconds
+from glasslm.lab.studies import ablation, ablation_report, scaling_report, scaling_study
+from glasslm.lab.studies.ladder import LADDER_SHAPES
 from glasslm.lab.studies.scaling_study import ScalingStudy
-from glasslm.lab.studies.study_plan import PLAN_FILE, measure_speed, prepare_recipe, resolve_compute
-from glasslm.lab.studies.sweep import Runner, run_flops
+from glasslm.lab.studies.study_plan import PLAN_FILE, prepare_recipe
+from glasslm.lab.studies.sweep import Runner
 from glasslm.report import run_report
 from glasslm.runs.metrics import ENDED_STATUSES, to_json_types
 from glasslm.runs.run_folder import Run
@@ -41,15 +40,7 @@ from glasslm.training.outcome import Outcome
 RECORD_NAME, FORMAT = "capstone.json", 1
 RUN_NAME = "run"
 # Fractions of the time that is left when a part starts. The remainder is for the pages.
-TIME_SHARES = {"run": 0.32, "ablation": 0.45, "scaling": 0.9}
-MIN_RUN_SHARE = 0.1  # of the budget
-SPEED_MARGIN = 1.3  # of the smallest times: studies measure the speed again, at another moment
-SEEDS = 3
-# Layers, width and heads of the study that courses ask for, and of smaller ones like it. The first
-# that allows MIN_STEPS is taken. The depths of the study are 1/3, 2/3, 1, 4/3 and 2 times the
-# baseline's, its widths 1/6, 1/3, 2/3, 1 and 4/3 times.
-BASELINES = ((6, 384, 6), (6, 192, 6), (6, 96, 6), (3, 96, 6), (3, 48, 6))
-MIN_STEPS, BATCH_SIZE, MAX_CONTEXT = 400, 16, 128
+TIME_SHARES = {"run": 0.32, "scaling": 0.48, "ablation": 0.9}
 
 
 class CapstoneRecord:
@@ -205,47 +196,26 @@ def plan_times(
 ) -> None:
     """Divide the time that is left among the parts that have not started, and tell it.
 
-    Each part gets at least the time that its smallest version needs at the measured speed.
+    Each part gets at least the time that its smallest size needs at the measured speed.
     """
     waiting = [part for part in time_plan.PARTS if not record.has_started(part)]
     if "times" in record.choices or not waiting:
         return
     notify("measuring the speed of the studies, to divide the time")
     with record.count_time():
-        smallest = measure_smallest(base, Runner(compute), record.budget_s, notify)
-    smallest = {part: smallest[part] for part in waiting}
+        sizes = list_sizes(base, Runner(compute), record.budget_s, notify)
+    sizes = {part: sizes[part] for part in waiting}
     left_s = record.budget_s - record.spent_s
-    times = record.choose_once("times", lambda: time_plan.divide_time(left_s, smallest))
-    notify(time_plan.describe_times(times))
+    times, chosen = time_plan.divide_time(left_s, sizes)
+    record.choose_once("times", lambda: times)
+    notify(time_plan.describe_times(times, chosen))
+    smallest = {part: part_sizes[-1].seconds for part, part_sizes in sizes.items()}
     needed_s = time_plan.required_budget(smallest, record.spent_s)
     for part in (part for part, seconds in times.items() if not seconds):
         reason = time_plan.explain_missing(part, record.budget_s, needed_s)
         record.choices[f"{part}_missing"] = reason
         notify(f"warning: {reason}")
     record.save()
-
-
-def measure_smallest(
-    base: RunConfig, runner: Runner, budget_s: float, notify: Notify
-) -> dict[str, float]:
-    """The smallest seconds of each part on this machine; infinite for one that cannot be made."""
-    recipe, dataset = prepare_recipe(base, notify)
-    V = dataset.tokenizer.vocab_size
-    baseline = _baseline_config(recipe, BASELINES[-1]).resolve()
-    others = [variant.config for variant in variants(_list_axes(BASELINES[-1]), baseline)]
-    costs = relative_costs(baseline, others, "tokens", V)
-    compute = resolve_compute(runner.compute, baseline, V)
-    step_s = measure_speed(baseline, compute, dataset).step
-    ablation_s = required_seconds(ablation.MIN_STEPS, costs, SEEDS, runner.slots, step_s)
-    try:
-        C = ladder.smallest_compute(recipe, dataset, runner.compute)
-        smallest_ladder = ladder.build_ladder(recipe, C, dataset, runner.compute)
-        speed = ladder.SpeedModel.measure(smallest_ladder, runner, dataset)
-        scaling_s = ladder.required_seconds(smallest_ladder, speed)
-    except InputError:  # the recipe cannot be made wide enough
-        scaling_s = math.inf
-    smallest = {"run": MIN_RUN_SHARE * budget_s, "ablation": ablation_s, "scaling": scaling_s}
-    return {part: SPEED_MARGIN * seconds for part, seconds in smallest.items()}
 
 
 def list_quiz_questions(base: RunConfig, notify: Notify) -> list[Question]:
@@ -293,11 +263,11 @@ def run_studies(
     recipe = with_flags(
         dataclasses.replace(base, data=run.config.data), {"dropout": 0.0, "attention_dropout": 0.0}
     )
-    ablation_part = _run_or_explain(
-        lambda: _run_ablation(record, recipe, runner, command, notify), notify
-    )
     scaling_part = _run_or_explain(
         lambda: _run_scaling(record, recipe, runner, command, notify), notify
+    )
+    ablation_part = _run_or_explain(
+        lambda: _run_ablation(record, recipe, runner, command, notify), notify
     )
     record.save()
     return Capstone(
@@ -322,13 +292,15 @@ def _run_ablation(
 ) -> Ablation:
     folder, time_s = record.folder / "ablation", record.allot_seconds("ablation")
     _require_time(record, "ablation", time_s)
-    notify(f"2 of 3: the ablation, in {format_duration(time_s)}")
+    notify(f"3 of 3: the ablation, in {format_duration(time_s)}")
     with record.count_time():
-        shape = record.choose_once(
-            "baseline", lambda: _largest_affordable_baseline(recipe, time_s, runner, notify)
-        )
-        spec = ablation.AblationSpec(tuple(_list_axes(shape)), SEEDS, budget=f"{time_s:g}s")
-        plan = ablation.plan(_baseline_config(recipe, shape), spec, runner, folder, notify)
+
+        def choose() -> list[int]:
+            design = choose_design(recipe, time_s, runner, notify)
+            return [*design.shape, design.level]
+
+        design, spec = ablation_spec(record.choose_once("baseline", choose), time_s)
+        plan = ablation.plan(design.baseline(recipe), spec, runner, folder, notify)
         results = ablation.run(plan, folder, runner, command, notify)
         ablation_report.write(folder, plan, results)
     return Ablation(plan, results)
@@ -345,43 +317,10 @@ def _run_scaling(
 ) -> ScalingStudy:
     folder, time_s = record.folder / "scaling", record.allot_seconds("scaling")
     _require_time(record, "scaling", time_s)
-    notify(f"3 of 3: the scaling study, in {format_duration(time_s)}")
+    notify(f"2 of 3: the scaling study, in {format_duration(time_s)}")
     with record.count_time():
-        study = scaling_study.run_study(recipe, f"{time_s:g}s", runner, folder, notify, command)
+        study = scaling_study.run_study(
+            recipe, f"{time_s:g}s", runner, folder, notify, command, LADDER_SHAPES
+        )
         scaling_report.write(folder, study)
     return study
-
-
-def _largest_affordable_baseline(
-    recipe: RunConfig, budget_s: float, runner: Runner, notify: Notify
-) -> list[int]:
-    """The largest of BASELINES that allows MIN_STEPS in the budget, or the smallest."""
-    recipe, dataset = prepare_recipe(recipe, notify)
-    V = dataset.tokenizer.vocab_size
-    for shape in BASELINES:
-        base = _baseline_config(recipe, shape).resolve()
-        others = [variant.config for variant in variants(_list_axes(shape), base)]
-        most_expensive = max((base, *others), key=lambda config: run_flops(config, V))
-        compute = resolve_compute(runner.compute, most_expensive, V)
-        costs = relative_costs(base, others, "tokens", V)
-        step_s = measure_speed(base, compute, dataset).step
-        if affordable_steps(budget_s, costs, SEEDS, runner.slots, step_s) >= MIN_STEPS:
-            break
-    return list(shape)
-
-
-def _baseline_config(recipe: RunConfig, shape: Sequence[int]) -> RunConfig:
-    """The recipe with `shape` = (layers, width, heads)."""
-    block_size = min(MAX_CONTEXT, recipe.model.block_size)
-    recipe = with_flags(recipe, {"batch_size": BATCH_SIZE, "block_size": block_size})
-    return with_model(
-        recipe, n_layers=shape[0], d_model=shape[1], n_heads=shape[2], n_kv_heads=0, d_ff=0
-    )
-
-
-def _list_axes(shape: Sequence[int]) -> list[str]:
-    """The axes of the ablation around `shape`, with their values."""
-    L, d, _ = shape
-    depths = "/".join(str(L * times // 3) for times in (1, 2, 3, 4, 6))
-    widths = "/".join(str(d * times // 6) for times in (1, 2, 4, 6, 8))
-    return [f"depth={depths}", f"width={widths}", "heads", "activation", "norm"]

@@ -9,13 +9,15 @@ from typing import Any
 
 from glasslm.config.schema import ModelConfig
 from glasslm.course.capstone import quiz
-from glasslm.course.capstone.build import BASELINES, MIN_STEPS, SEEDS, Ablation, Capstone
+from glasslm.course.capstone.build import Ablation, Capstone
 from glasslm.course.capstone.questions import Answer
+from glasslm.course.capstone.study_sizes import BASELINES, MIN_STEPS, SEEDS, AblationDesign
 from glasslm.lab.scaling import fit_figures, fit_report
 from glasslm.lab.scaling.fit_report import format_interval
 from glasslm.lab.scaling.plan import plan_compute
 from glasslm.lab.studies import ablation_figures, ablation_report
-from glasslm.lab.studies.ladder import training_flops
+from glasslm.lab.studies.ablation import Plan
+from glasslm.lab.studies.ladder import LADDER_SHAPES, Ladder, training_flops
 from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.report import curves, page
 from glasslm.report.page import Picture, Section
@@ -24,7 +26,7 @@ from glasslm.runs.history import best_eval, sample_note
 from glasslm.runs.metrics import Line, sample_lines
 from glasslm.runs.record import text_name
 from glasslm.runs.run_folder import Run
-from glasslm.text import format_duration, format_number, to_one_line
+from glasslm.text import format_duration, format_number, plural, to_one_line
 
 MAX_SAMPLE_CHARS = 600
 
@@ -169,9 +171,33 @@ def _ablation_section(capstone: Capstone) -> Section:
     paragraphs = [
         ablation_report.lead_paragraph(plan),
         explain_baseline(plan.base.model, capstone.run.config.model, len(plan.variants)),
+        *_explain_fewer_variants(plan),
         *ablation_report.findings(plan, results),
     ]
     return Section(title, paragraphs, (), (), (picture,), links)
+
+
+def _explain_fewer_variants(plan: Plan) -> list[str]:
+    """A sentence about an ablation that had no time for all variants, or none."""
+    model = plan.base.model
+    axes = AblationDesign((model.n_layers, model.d_model, model.n_heads)).axes
+    if len(plan.spec.axes) == len(axes):
+        return []
+    return [
+        f"The budget left time for {plural(len(plan.variants), 'variant')} only. With more time, "
+        f"the study has more values of {', '.join(axis.partition('=')[0] for axis in axes)}."
+    ]
+
+
+def _explain_smaller_ladder(ladder: Ladder) -> list[str]:
+    """A sentence about a scaling study that had no time for the full ladder, or none."""
+    full, shape = LADDER_SHAPES[0], ladder.shape
+    if shape == full:
+        return []
+    return [
+        f"The budget left time for {shape.n_sizes} sizes at each of {shape.n_levels} budgets of "
+        f"compute only, instead of {full.n_sizes} at {full.n_levels}: the intervals are wider."
+    ]
 
 
 def explain_baseline(baseline: ModelConfig, model: ModelConfig, n_variants: int) -> str:
@@ -214,7 +240,11 @@ def _scaling_section(capstone: Capstone) -> Section:
         ("fit", "scaling/fit.json"),
         ("the prediction, written before the run", "scaling/prediction.json"),
     ]
-    return Section(title, fit_report.sentences(analysis), (), (), (picture,), links)
+    paragraphs = [
+        *_explain_smaller_ladder(capstone.scaling.ladder),
+        *fit_report.sentences(analysis),
+    ]
+    return Section(title, paragraphs, (), (), (picture,), links)
 
 
 def _answer_section(capstone: Capstone, number: int, answer: Answer) -> Section:

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from glasslm.course.capstone.study_sizes import StudySize
 from glasslm.text import format_duration
 
-PARTS = {"run": "the model", "ablation": "the ablation", "scaling": "the scaling study"}
-SHARES = {"run": 0.32, "ablation": 0.31, "scaling": 0.33}  # the remainder is for the pages
+# In the order of their making. An ablation can shrink most, so it gets what the others leave.
+PARTS = {"run": "the model", "scaling": "the scaling study", "ablation": "the ablation"}
+SHARES = {"run": 0.32, "scaling": 0.33, "ablation": 0.31}  # the remainder is for the pages
 
 
-def divide_time(left_s: float, smallest: Mapping[str, float]) -> dict[str, float]:
-    """Seconds for each part, at least its smallest time; 0 where there is no time for a part.
+def divide_time(
+    left_s: float, sizes: Mapping[str, Sequence[StudySize]]
+) -> tuple[dict[str, float], dict[str, StudySize]]:
+    """Seconds for each part, and the size that fits them; 0 s where there is no time for a part.
 
-    Where not all parts fit, the study that needs most is left out first. `smallest` has the seconds
-    of the parts that are to be made, infinite for one that cannot be made.
+    `sizes` has the sizes of the parts that are to be made, the largest first. Where they do not
+    fit, the part that needs most shrinks; where the smallest do not fit either, the study that
+    needs most is left out.
     """
     total_s = left_s * sum(SHARES.values())
-    needed_s = {part: seconds for part, seconds in smallest.items() if math.isfinite(seconds)}
-    while sum(needed_s.values()) > total_s and (studies := needed_s.keys() - {"run"}):
-        del needed_s[max(studies, key=needed_s.__getitem__)]
-    open_parts, times = set(needed_s), dict.fromkeys(smallest, 0.0)
+    left = {part: list(part_sizes) for part, part_sizes in sizes.items()}
+    while sum(part_sizes[0].seconds for part_sizes in left.values()) > total_s:
+        shrinkable = [part for part, part_sizes in left.items() if len(part_sizes) > 1]
+        if candidates := shrinkable or [part for part in left if part != "run"]:
+            part = max(candidates, key=lambda part: left[part][0].seconds)
+            del left[part][0]
+            if not left[part]:
+                del left[part]
+        else:
+            break
+    chosen = {part: part_sizes[0] for part, part_sizes in left.items()}
+    needed_s = {part: size.seconds for part, size in chosen.items()}
+    open_parts, times = set(needed_s), dict.fromkeys(sizes, 0.0)
     while open_parts:
         unshared_s = total_s - sum(times.values())
         total_share = sum(SHARES[part] for part in open_parts)
@@ -30,7 +44,7 @@ def divide_time(left_s: float, smallest: Mapping[str, float]) -> dict[str, float
         tight_parts = {part for part in open_parts if shares_s[part] < needed_s[part]}
         times |= {part: needed_s[part] for part in tight_parts} or shares_s
         open_parts = open_parts - tight_parts if tight_parts else set()
-    return {part: round(seconds, 1) for part, seconds in times.items()}
+    return {part: round(seconds, 1) for part, seconds in times.items()}, chosen
 
 
 def required_budget(smallest: Mapping[str, float], spent_s: float = 0.0) -> float:
@@ -38,9 +52,13 @@ def required_budget(smallest: Mapping[str, float], spent_s: float = 0.0) -> floa
     return spent_s + sum(smallest.values()) / sum(SHARES.values())
 
 
-def describe_times(times: Mapping[str, float]) -> str:
-    """The parts that fit and their times, for the user."""
-    fitting = [f"{PARTS[part]} {format_duration(s)}" for part, s in times.items() if s]
+def describe_times(times: Mapping[str, float], chosen: Mapping[str, StudySize]) -> str:
+    """The parts that fit, with their times and sizes, for the user."""
+    fitting = [
+        f"{PARTS[part]} {format_duration(times[part])}"
+        + (f" ({size.description} or more)" if size.description else "")
+        for part, size in chosen.items()
+    ]
     return f"the time is divided: {', '.join(fitting)}"
 
 

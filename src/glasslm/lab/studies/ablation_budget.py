@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from glasslm.config.schema import RunConfig
 from glasslm.lab.studies import sweep
 from glasslm.lab.studies.ablation_axes import Match
-from glasslm.lab.studies.study_plan import RUN_START_S
+from glasslm.lab.studies.study_plan import run_start_seconds
 
 PLANNED_SHARE = 0.8  # of a budget: larger models are slower per FLOP, and evaluations take time too
 
@@ -28,7 +28,7 @@ def affordable_steps(
 ) -> int:
     """The number of baseline steps with which all runs, `workers` at once, fit the budget."""
     per_step = step_s * sum(costs) * runs_each
-    starts_s = RUN_START_S * len(costs) * runs_each
+    starts_s = run_start_seconds() * len(costs) * runs_each
     return max(0, int((PLANNED_SHARE * budget_s * workers - starts_s) / per_step))
 
 
@@ -36,5 +36,5 @@ def required_seconds(
     steps: int, costs: Sequence[float], runs_each: int, workers: int, step_s: float
 ) -> float:
     """The budget that allows this number of baseline steps: the inverse of affordable_steps."""
-    starts_s = RUN_START_S * len(costs) * runs_each
+    starts_s = run_start_seconds() * len(costs) * runs_each
     return (steps * step_s * sum(costs) * runs_each + starts_s) / (PLANNED_SHARE * workers)

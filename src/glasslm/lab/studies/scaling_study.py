@@ -23,14 +23,15 @@ from glasslm.lab.scaling.uncertainty import Bootstrap, Forecast
 from glasslm.lab.studies import sweep
 from glasslm.lab.studies.ladder import (
     EXTRAPOLATION_FACTOR,
+    FULL_LADDER,
     RATE_MULTIPLES,
-    SIZES_PER_LEVEL,
     Ladder,
+    LadderShape,
     extrapolation_run,
     matmul_parameters,
-    plan_ladder,
     tuning_trials,
 )
+from glasslm.lab.studies.ladder_budget import plan_ladder
 from glasslm.lab.studies.study_plan import with_rate_and_seed
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, describe_sample, read_trial
@@ -127,7 +128,7 @@ def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> 
     for k, rung in enumerate(ladder.rungs):
         for i, config in enumerate(rung):
             N = matmul_parameters(config, V)
-            for seed in (first, first + 1) if i == SIZES_PER_LEVEL // 2 else (first,):
+            for seed in (first, first + 1) if i == len(rung) // 2 else (first,):
                 seeded = with_rate_and_seed(config, rule.rate(N), seed)
                 trials.append((N, Trial(f"c{k}-n{N}-s{seed}", seeded)))
     outcomes = train([trial for _, trial in trials])
@@ -203,7 +204,13 @@ class ScalingStudy:
 
 
 def run_study(
-    base: RunConfig, budget: str, runner: Runner, folder: Path, notify: Notify, command: str = ""
+    base: RunConfig,
+    budget: str,
+    runner: Runner,
+    folder: Path,
+    notify: Notify,
+    command: str = "",
+    shapes: Sequence[LadderShape] = FULL_LADDER,
 ) -> ScalingStudy:
     """Plan, tune, train, fit, predict and check; finished parts are not done again.
 
@@ -212,7 +219,7 @@ def run_study(
     a fit without that run would be another.
     """
     notify("planning the runs (a new study measures the speed of several sizes)")
-    ladder = plan_ladder(base, budget, runner, folder, notify)
+    ladder = plan_ladder(base, budget, runner, folder, notify, shapes)
     runner = dataclasses.replace(runner, compute=ladder.compute, final_tokens=ladder.final_tokens)
     all_cores_runner = runner.with_all_cores(ladder.compute)
 

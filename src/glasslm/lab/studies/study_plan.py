@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from glasslm.training.run_inputs import with_document_end
 from glasslm.training.step_timer import StepTimer
 
 PLAN_FILE, PLAN_FORMAT = "plan.json", 1
-RUN_START_S = 1.0  # to start a run: a process, its imports, its text
+MIN_RUN_START_S = 0.5  # to open the text and to write the first and the last checkpoint
 TUNING_SEED_OFFSET = (
     1_000_003  # added to the first seed: rates are chosen on runs that are not compared
 )
@@ -134,6 +137,13 @@ def final_tokens(config: RunConfig, dataset: Dataset) -> int | None:
     val_tokens, V = len(dataset.val.tokens), dataset.tokenizer.vocab_size
     windows = final_windows(config, val_tokens, V, max_share=FINAL_SHARE)
     return None if windows is None else windows * config.model.block_size
+
+
+@cache
+def run_start_seconds() -> float:
+    """The seconds that a run needs to start on this machine now: a process and its imports."""
+    command = [sys.executable, "-P", "-c", "import glasslm.lab.studies.worker"]
+    return MIN_RUN_START_S + step_timer.time_call(lambda: subprocess.run(command, check=False))
 
 
 def measure_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -> StepTimer:

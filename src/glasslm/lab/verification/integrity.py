@@ -18,7 +18,8 @@ from glasslm.engines.state import AVERAGE, MOMENTS, moment_kind, read_state
 from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, raise_if_exhausted
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint, metrics
-from glasslm.runs.checkpoint import Checkpoint, RunIdentity
+from glasslm.runs.checkpoint import Best, Checkpoint, RunIdentity
+from glasslm.runs.history import sample_note
 from glasslm.runs.protection import UNPROTECTED, describe_protection, newest_position
 from glasslm.runs.run_folder import Run, is_without_progress
 from glasslm.text import quote_path
@@ -70,7 +71,7 @@ def examine_run(run_dir: Path) -> Iterator[Part]:
     if not checkpoint.list_steps(run_dir):
         yield _explain_no_checkpoint(run)
     if intact:
-        yield _check_part("best checkpoint", "best", lambda: _check_best(run_dir))
+        yield _check_part("best checkpoint", "best", lambda: _check_best(run))
     yield _examine_metrics(run, intact)
     if record_ok:
         yield from _examine_text(run)
@@ -217,9 +218,9 @@ def _required_moments(table: ParameterTable, run: Run) -> set[str]:
     }
 
 
-def _check_best(run_dir: Path) -> str:
+def _check_best(run: Run) -> str:
     """Check that the best checkpoint exists. A running run may replace it meanwhile."""
-    before: Checkpoint | None = None
+    run_dir, before = run.path, None
     while True:
         steps = checkpoint.list_steps(run_dir)
         try:
@@ -232,12 +233,22 @@ def _check_best(run_dir: Path) -> str:
         if best is None:
             return "none yet: no evaluation had a finite loss"
         if best.step in checkpoint.list_steps(run_dir):
-            return f"step {best.step}, validation loss {best.loss:.4f}"
+            return f"step {best.step}, validation loss {best.loss:.4f}{_describe_sample(run, best)}"
         if before is not None and before.step == latest.step:
             raise DamagedError(
                 f"the checkpoint of step {best.step}, the best, is missing from {run_dir}"
             )
         before = latest
+
+
+def _describe_sample(run: Run, best: Best) -> str:
+    """In brackets, that the best loss is of a sample of the split, and its standard error."""
+    try:
+        evals = metrics.eval_lines(run.metrics())
+    except GlasslmError:  # metrics.jsonl has a verdict of its own
+        return ""
+    notes = [sample_note(line) for line in evals if line["step"] == best.step]
+    return f" ({notes[-1]})" if notes and notes[-1] else ""
 
 
 def _examine_metrics(run: Run, intact: list[Checkpoint]) -> Part:
