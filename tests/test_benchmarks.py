@@ -22,6 +22,7 @@ SMALLEST_FLAGS = {
     "expert_collapse": "--text-file text.txt --max-steps 4 --seeds 0 --experts-per-token 1",
     "generate_against": "--preset tiny --tokens 16 --seconds 0.1 --rounds 1",
     "generation_speed": "--seconds 0.1",
+    "grading_speed": "--students 4",
     "matmul": "--preset tiny --seconds 0.1",
     "moe_speed": "--d-model 64 --batch-size 2 --seconds 0.1",
     "overhead": "--preset tiny --steps 8 --text-file text.txt",

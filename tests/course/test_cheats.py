@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from planted_faults import Solution, list_exercises, read_solutions
 
 from glasslm.course.grading.marking import Job, Record, mark
 from glasslm.course.grading.near_copies import find_near_copies, fingerprint
@@ -121,6 +122,35 @@ def test_names_in_comments_and_texts_are_no_evidence(server: ForkServer | None) 
     record = mark_source(server, INNOCENT)
     assert record["verdict"] == "right", record["sentence"]
     assert record["flags"] == []
+
+
+RIGHT = [
+    solution
+    for exercise in list_exercises()
+    for solution in read_solutions(exercise)
+    if solution.verdict == "right"
+]
+
+
+def test_the_texts_of_right_solutions_show_nothing() -> None:
+    assert len(RIGHT) >= 40
+    for solution in RIGHT:
+        assert find_source_flags(solution.source) == [], solution.label
+
+
+def check_no_flags(server: ForkServer | None, solutions: list[Solution]) -> None:
+    for solution in solutions:
+        record = mark_source(server, solution.source, solution.exercise)
+        assert (record["verdict"], record["flags"]) == ("right", []), solution.label
+
+
+def test_a_right_solution_of_each_exercise_gets_no_flag(server: ForkServer | None) -> None:
+    check_no_flags(server, list({solution.exercise: solution for solution in RIGHT}.values()))
+
+
+@pytest.mark.slow
+def test_all_right_solutions_get_no_flag(server: ForkServer | None) -> None:
+    check_no_flags(server, RIGHT)
 
 
 ATTENTION = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +157,7 @@ def test_a_forged_value_is_refused(code: dict[str, object]) -> None:
         wire.decode(code, [b"12345678"], refuse)
 
 
-LIMITS = Limits(cpu_s=1, wall_s=4.0, memory_bytes=1 << 30)
+LIMITS = Limits(cpu_s=1, wall_s=60.0, memory_bytes=1 << 30)
 
 
 def test_an_endless_loop_is_stopped_with_its_line(server: ForkServer | None) -> None:
@@ -251,3 +251,21 @@ def f(x):
 """
     with LearnerProcess(server) as process:
         assert load(process, source)(1) == (None, [])
+
+
+def test_a_function_that_is_an_argument_is_called_here(server: ForkServer | None) -> None:
+    source = """
+def f(x, g):
+    y, backward = g(x)
+    return y + x, lambda dy: dy + backward(dy)
+"""
+
+    def double(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        return 2 * x, lambda dy: 2 * dy
+
+    with LearnerProcess(server) as process:
+        function = load(process, source)
+        y, backward = function(np.ones(2), double)
+        assert (y.tolist(), backward(np.ones(2)).tolist()) == ([3, 3], [3, 3])
+        with pytest.raises(ValueError, match="TypeError"):
+            function("text", lambda x: x + 1)

@@ -15,7 +15,7 @@ from glasslm import files
 from glasslm.course.grading.class_folder import Class
 from glasslm.course.grading.marking import Job, Record
 from glasslm.course.grading.marking_pool import mark_all
-from glasslm.course.grading.near_copies import find_near_copies
+from glasslm.course.grading.near_copies import NearCopy, find_near_copies
 from glasslm.course.grading.result_files import Flags, write_results
 from glasslm.course.grading.submissions import collect_submissions
 from glasslm.course.isolation.evidence import Flag
@@ -77,11 +77,21 @@ def collect_flags(records: Sequence[Record]) -> Flags:
     for record in records:
         fingerprints[record["exercise"]][record["student"]] = record["fingerprint"]
     for exercise, by_student in fingerprints.items():
-        for pair in find_near_copies(exercise, by_student):
-            for student, other in ((pair.student, pair.other), (pair.other, pair.student)):
-                detail = f"{pair.similarity:.0%} of the syntax tree is that of {other}"
-                flags[student, exercise].append(Flag("near_copy", 0, detail))
+        for student, others in _group_copies(find_near_copies(exercise, by_student)).items():
+            similarity, other = others[0]
+            more = f" (and of {len(others) - 1:,} more)" if len(others) > 1 else ""
+            detail = f"{similarity:.0%} of the syntax tree is that of {other}{more}"
+            flags[student, exercise].append(Flag("near_copy", 0, detail))
     return flags
+
+
+def _group_copies(pairs: Sequence[NearCopy]) -> dict[str, list[tuple[float, str]]]:
+    """Similarity and student of the near copies of each student, the most similar first."""
+    groups: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.student].append((pair.similarity, pair.other))
+        groups[pair.other].append((pair.similarity, pair.student))
+    return groups
 
 
 def _list_jobs(course: Class, submissions: Path, cpu_s: int) -> Iterator[Job]:

@@ -6,6 +6,7 @@ The references and the right results never are in this process.
 from __future__ import annotations
 
 import atexit
+import functools
 import inspect
 import linecache
 import sys
@@ -31,7 +32,9 @@ class LearnerLoop:
     """Answers the messages of one connection until it is closed.
 
     Messages have "do": load (file, source), get (target, name), call (target, args, kwargs,
-    counted), finish. Each answer has "value", or "error" with the learner's line.
+    counted), finish. Each answer has "value", or "error" with the learner's line. Before it come
+    any "report" of evidence, and any "callback": a call of a function of the other side that the
+    learner's function got as an argument, which the other side answers.
     """
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
@@ -135,8 +138,20 @@ class LearnerLoop:
         }
 
     def _take(self, code: dict[str, Any]) -> Any:
-        """The object of a handle that comes back."""
+        """The object of a handle that comes back, or a function of the other side."""
+        if "callback" in code:
+            return functools.partial(self._call_back, code["callback"])
         return self._objects[code["handle"]]
+
+    def _call_back(self, number: int, *arguments: Any) -> Any:
+        """Call a function of the other side, and wait for its result."""
+        arrays: list[bytes] = []
+        codes = [wire.encode(value, arrays, self._put) for value in arguments]
+        write_message(self._writer, {"callback": number, "args": codes}, arrays)
+        answer, replies = read_message(self._reader)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return wire.decode(answer["value"], replies, self._take)
 
     def _report(self, kind: FlagKind, line: int, detail: str) -> None:
         """Send evidence to the other side, each once."""

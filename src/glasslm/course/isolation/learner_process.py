@@ -40,6 +40,7 @@ class LearnerProcess:
         """Start the process, by a server where the system has one."""
         self._limits = limits or Limits()
         self.flags: list[Flag] = []
+        self._offered: list[Any] = []  # functions of this process that the learner's may call
         self.counts_instructions, self.instructions = False, 0
         self._file = "learner.py"
         self._lines: list[str] = []
@@ -77,12 +78,24 @@ class LearnerProcess:
             answer, replies = self._receive()
             if "report" in answer:
                 self._note(answer["report"])
+            elif "callback" in answer:
+                self._answer_callback(answer, replies)
             elif "error" in answer:
                 raise_remote_error(answer["error"], self._file)
             elif "value" in answer:
                 return answer, replies
             else:
                 raise self._explain_end()
+
+    def offer(self, function: Any) -> dict[str, Any]:
+        """Let the learner's code call a function of this process; returns its description.
+
+        It gets arrays and numbers, and returns them, or further functions such as a backward pass.
+        """
+        if not callable(function):
+            raise WireError(f"a {type(function).__name__} cannot be sent to a learner's process")
+        self._offered.append(function)
+        return {"callback": len(self._offered) - 1}
 
     def finish(self) -> list[Flag]:
         """All evidence about the file, after a last look at what it leaves behind."""
@@ -111,6 +124,21 @@ class LearnerProcess:
         try:
             return read_message(self._start.reader)
         except (WireError, OSError, ValueError):
+            raise self._explain_end() from None
+
+    def _answer_callback(self, message: dict[str, Any], arrays: list[bytes]) -> None:
+        """Call a function of this process for the learner's code, and send its result."""
+        replies: list[bytes] = []
+        try:
+            arguments = [wire.decode(code, arrays, lambda code: None) for code in message["args"]]
+            result = self._offered[message["callback"]](*arguments)
+            answer: dict[str, Any] = {"value": wire.encode(result, replies, self.offer)}
+        except Exception as error:  # the arguments are the learner's
+            replies.clear()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        try:
+            write_message(self._start.writer, answer, replies)
+        except (OSError, ValueError):
             raise self._explain_end() from None
 
     def _note(self, report: Any) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from glasslm.course.isolation import wire
 from glasslm.course.isolation.learner_process import LearnerProcess
 from glasslm.course.isolation.remote_error import MAX_LINE
-from glasslm.course.isolation.wire import WireError
 
 
 class RemoteObject:
@@ -81,14 +80,20 @@ class RemoteFunction(RemoteObject):
         message = {
             "do": "call",
             "target": self._handle,
-            "args": [wire.encode(value, arrays, _describe) for value in args],
-            "kwargs": {name: wire.encode(v, arrays, _describe) for name, v in kwargs.items()},
+            "args": [wire.encode(value, arrays, self._describe) for value in args],
+            "kwargs": {name: wire.encode(v, arrays, self._describe) for name, v in kwargs.items()},
             "counted": self._process.counts_instructions,
         }
         answer, replies = self._process.ask(message, arrays)
         self._process.instructions += int(answer.get("instructions", 0))
         watched = [value for value in (*args, *kwargs.values()) if is_mutable(value)]
         return self._read(answer, replies, watched + self._passed)
+
+    def _describe(self, value: Any) -> dict[str, Any]:
+        """An object of the learner's process, or a function that it may call here."""
+        if isinstance(value, RemoteObject):
+            return {"handle": value._handle}
+        return self._process.offer(value)
 
 
 _PARAMETER_KINDS = (
@@ -121,9 +126,3 @@ def replace_content(here: Any, new: Any) -> None:
 def is_mutable(value: Any) -> bool:
     """Whether a function can change this argument for its caller."""
     return isinstance(value, (np.ndarray, list, dict, set))
-
-
-def _describe(value: Any) -> dict[str, Any]:
-    if isinstance(value, RemoteObject):
-        return {"handle": value._handle}
-    raise WireError(f"a {type(value).__name__} cannot be sent to a learner's process")
