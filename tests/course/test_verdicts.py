@@ -22,12 +22,17 @@ def judge(solution: Solution, seed: int) -> str:
     return check_function(load_exercise(solution.exercise), solution.load(), seed).verdict
 
 
-def measure(seeds: range) -> tuple[Counter[str], list[str]]:
-    """Counts of faults, named ones, passed ones, right solutions and alarms; and the misses."""
+def measure(seeds: range, every: int = 1) -> tuple[Counter[str], list[str]]:
+    """Counts of faults, named ones, passed ones, right solutions and alarms; and the misses.
+
+    With `every` = 3 only each third fault is judged, but all right solutions.
+    """
     counts: Counter[str] = Counter()
     misses = []
     for exercise in list_exercises():
-        for solution in read_solutions(exercise):
+        for number, solution in enumerate(read_solutions(exercise)):
+            if number % every and solution.verdict != "right":
+                continue
             for seed in seeds:
                 verdict = judge(solution, seed)
                 is_right = solution.verdict == "right"
@@ -41,7 +46,7 @@ def measure(seeds: range) -> tuple[Counter[str], list[str]]:
 
 
 def test_planted_faults_are_named_and_none_passes() -> None:
-    counts, misses = measure(range(1))
+    counts, misses = measure(range(1), every=3)
     assert counts["passed"] == 0, misses
     assert counts["alarms"] == 0, misses
     assert counts["named"] >= MIN_NAMED * counts["faults"], misses
@@ -49,8 +54,8 @@ def test_planted_faults_are_named_and_none_passes() -> None:
 
 
 @pytest.mark.slow
-def test_planted_faults_are_named_at_other_seeds() -> None:
-    counts, misses = measure(range(1, 6))
+def test_planted_faults_are_named_at_five_seeds() -> None:
+    counts, misses = measure(range(5))
     assert counts["passed"] == 0, misses
     assert counts["alarms"] == 0, misses
     assert counts["named"] >= MIN_NAMED * counts["faults"], misses

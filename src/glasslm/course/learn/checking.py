@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from glasslm.course.learn.exercises import exercise_names, load_exercise
 from glasslm.course.learn.judge import judge
 from glasslm.course.learn.learner_file import read_learner_file
 from glasslm.course.learn.limited_process import check_in_process
+from glasslm.course.learn.observation import locate_error, source_file
+from glasslm.course.learn.signature import judge_signature
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 from glasslm.errors import InputError
 from glasslm.text import suggest_name
@@ -46,7 +46,11 @@ def check_function(exercise: Exercise, function: Callable[..., Any], seed: int =
     problem = judge_signature(exercise, function)
     if problem:
         return problem
-    return judge(function, exercise, seed)
+    try:
+        return judge(function, exercise, seed)
+    except MemoryError as error:
+        where = locate_error(error, source_file(function))
+        return failed_verdict(exercise, f"{where}MemoryError: more memory than there is")
 
 
 def check_file(path: Path | str, seed: int = 0, exercise: str | None = None) -> list[Verdict]:
@@ -70,31 +74,3 @@ def check_file(path: Path | str, seed: int = 0, exercise: str | None = None) -> 
     while len(verdicts) < len(file.exercises):  # a process that dies leaves the rest to the next
         verdicts += check_in_process(file.path, file.exercises[len(verdicts) :], seed)
     return verdicts
-
-
-def judge_signature(exercise: Exercise, function: Callable[..., Any]) -> Verdict | None:
-    """The verdict on a function that cannot be called as the exercise does; None if it can."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return None
-    if exercise.call is not None and inspect.isclass(function):
-        return None
-    case = exercise.draw_cases(exercise.sizes.small[:1], 0)[0]
-    optional = exercise.optional_names()
-    options = {
-        name: None for name in case.options if name not in optional or name in signature.parameters
-    }
-    wanted, names = list(case.inputs), list(signature.parameters)[: len(case.inputs)]
-    line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
-    where = f"line {line}: " if line else ""
-    given = f"{where}the signature is {function.__name__}{signature}"
-    if names != wanted and sorted(names) == sorted(wanted):
-        sentence = f"{given}; expected {exercise.signature}: the arguments are in another order"
-        return replace(failed_verdict(exercise, sentence, "signature"), verdict="other")
-    try:
-        signature.bind(*case.inputs.values(), **options)
-    except TypeError as error:
-        sentence = f"{given}; expected {exercise.signature}: {error}"
-        return failed_verdict(exercise, sentence, "signature")
-    return None

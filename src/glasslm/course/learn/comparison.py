@@ -9,7 +9,7 @@ import numpy as np
 from glasslm.course.learn.exercise import Array, Case, Exercise, Reference
 from glasslm.course.learn.observation import Observation
 
-TOLERANCES = {"float64": 1e-7, "float32": 2e-4, "float16": 1e-2}
+TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2}
 MAX_UNDEFINED_SHARE = 0.5  # of a prediction, whose NaN entries match everything
 
 
@@ -25,7 +25,7 @@ def is_equal(expected: Any, actual: Any, scale: float) -> bool:
     if expected.size and undefined.mean() > MAX_UNDEFINED_SHARE:
         return False
     with np.errstate(all="ignore"):
-        tolerance = TOLERANCES.get(actual.dtype.name, 1e-7) * np.maximum(scale, abs(expected))
+        tolerance = TOLERANCES.get(actual.dtype.name, 1e-9) * np.maximum(scale, abs(expected))
         is_close = np.isfinite(expected) & (abs(actual - expected) <= tolerance)
         is_close |= (expected == actual) | undefined  # equal infinities have no difference
     return bool(is_close.all())

@@ -9,13 +9,15 @@ from contextlib import suppress
 import numpy as np
 
 from glasslm.course.learn.comparison import is_numeric
-from glasslm.course.learn.exercise import Case, Exercise
+from glasslm.course.learn.exercise import Case, Exercise, Mistake
 from glasslm.course.learn.hypotheses import (
     Finding,
     Results,
     factor_hypotheses,
+    factor_pair_hypotheses,
     part_hypotheses,
     row_findings,
+    scaled_terms,
     shape_hypotheses,
     zero_findings,
 )
@@ -56,14 +58,19 @@ def explain(
     return sorted(findings, key=lambda finding: -len(outputs[finding.verdict]))
 
 
+def _list_mistakes(exercise: Exercise, name: str) -> Iterator[Mistake]:
+    """The exercise's mistakes that change an output or gradient."""
+    for mistake in exercise.mistakes:
+        is_gradient = mistake.output == "gradients" and name in exercise.gradients
+        if mistake.output == name or is_gradient:
+            yield mistake
+
+
 def _known_mistakes(
     exercise: Exercise, results: Results, cases: Sequence[Case]
 ) -> Iterator[Finding]:
     """The exercise's own mistakes that predict the results."""
-    for mistake in exercise.mistakes:
-        is_gradient = mistake.output == "gradients" and results.name in exercise.gradients
-        if mistake.output != results.name and not is_gradient:
-            continue
+    for mistake in _list_mistakes(exercise, results.name):
         with suppress(ValueError, IndexError):  # a mistake may need other sizes
             predictions = [
                 exercise.compute(case, **mistake.changes).total(results.name) for case in cases
@@ -90,12 +97,38 @@ def _general_mistakes(
         ]
     findings += _missing_dy(exercise, results, cases)
     if not findings and not is_explained:
-        findings += zero_findings(results)
-    if not findings and not is_explained and name in exercise.gradients:
-        findings += row_findings(results)
-    if not findings and not is_explained:
         findings += _rounded_or_undefined(results)
+    if not findings and not is_explained:
+        findings += zero_findings(results)
     return findings
+
+
+def explain_combined(
+    exercise: Exercise, results: Results, cases: Sequence[Case]
+) -> Iterator[Finding]:
+    """Two mistakes at once: a known one with other weights, two factors, one factor a row.
+
+    They are less certain than those of `explain`: take them where it finds nothing.
+    """
+    name = results.name
+    if not all(isinstance(a, np.ndarray) and is_numeric(a) for a in results.actual):
+        return
+    if any(a.shape != total.shape for a, total in zip(results.actual, results.totals)):
+        return
+    for mistake in _list_mistakes(exercise, name):
+        with suppress(ValueError, IndexError):
+            changed = [exercise.compute(case, **mistake.changes) for case in cases]
+            for finding in weigh_terms(Results(name, changed, results.actual), cases):
+                yield Finding(mistake.verdict, f"{mistake.sentence}; {finding.sentence}", name)
+                yield finding
+    for hypothesis in factor_pair_hypotheses(results):
+        if results.fits(hypothesis.predictions):
+            yield Finding(hypothesis.verdict, hypothesis.sentence, name)
+    for sentence, changed in scaled_terms(results):
+        for finding in weigh_terms(Results(name, changed, results.actual), cases):
+            yield Finding("factor", f"{sentence}; {finding.sentence}", name)
+    if name in exercise.gradients:
+        yield from row_findings(results)
 
 
 def _missing_dy(exercise: Exercise, results: Results, cases: Sequence[Case]) -> Iterator[Finding]:
@@ -106,15 +139,15 @@ def _missing_dy(exercise: Exercise, results: Results, cases: Sequence[Case]) -> 
     ones = [exercise.compute(Case(c.sizes, c.inputs, c.options, np.ones_like(c.dy))) for c in cases]
     if results.fits([reference.total(name) for reference in ones]):
         yield Finding("factor", f"dy is left out of {name}", name)
+    if results.fits([case.dy for case in cases]):
+        yield Finding("missing_term", f"{name} is dy itself: the derivative is left out", name)
 
 
 def _rounded_or_undefined(results: Results) -> Iterator[Finding]:
     """Results that are only as exact as float32, or not finite."""
     name, pairs = results.name, list(zip(results.actual, results.totals))
     is_rounded = all(
-        actual.shape == total.shape
-        and np.array_equal(actual, actual.astype(np.float32))
-        and np.allclose(actual, total, 1e-4, 1e-5)
+        actual.shape == total.shape and np.allclose(actual, total, 1e-5, 1e-6)
         for actual, total in pairs
     )
     if is_rounded:

@@ -175,21 +175,63 @@ def factor_hypotheses(results: Results) -> Iterator[Hypothesis]:
         for group in itertools.combinations(terms, length)
     ]
     words = {-1: "left out", 1: "a factor too many", -2: "divided by where it multiplies"}
-    for factor, power, group in itertools.product(references[0].factors, words, groups):
-        if any(r.factors[factor].shape != r.total(name).shape for r in references):
-            continue
+    for factor, power, group in itertools.product(_factors_of_shape(results), words, groups):
         with np.errstate(all="ignore"):
-            predictions = [
-                np.asarray(
-                    sum(
-                        term * (reference.factors[factor] ** power if key in group else 1)
-                        for key, term in reference.terms[name].items()
-                    )
-                )
-                for reference in references
-            ]
+            predictions = [_scale(r, name, group, r.factors[factor] ** power) for r in references]
         where = "" if len(group) == len(terms) else f", in the term {', '.join(group)}"
         yield Hypothesis("factor", f"{factor} is {words[power]} in {name}{where}", predictions)
+
+
+def factor_pair_hypotheses(results: Results) -> Iterator[Hypothesis]:
+    """Two named arrays left out of a term, or applied once too often."""
+    name, references = results.name, results.references
+    factors = _factors_of_shape(results)
+    words = {-1: "left out", 1: "a factor too many"}
+    for (f, g), p, q in itertools.product(itertools.combinations(factors, 2), words, words):
+        for group in (
+            ([key] for key in results.terms) if len(results.terms) > 1 else [results.terms]
+        ):
+            with np.errstate(all="ignore"):
+                predictions = [
+                    _scale(r, name, group, r.factors[f] ** p * r.factors[g] ** q)
+                    for r in references
+                ]
+            where = f" in {name}, in the term {', '.join(group)}"
+            sentence = f"{f} is {words[p]} and {g} is {words[q]}{where}"
+            yield Hypothesis("factor", sentence, predictions)
+
+
+def scaled_terms(results: Results) -> Iterator[tuple[str, list[Reference]]]:
+    """The references with a named array left out of one term, or applied once too often."""
+    name = results.name
+    for factor, power, key in itertools.product(_factors_of_shape(results), (-1, 1), results.terms):
+        with np.errstate(all="ignore"):
+            changed = [
+                Reference(
+                    {name: r.terms[name] | {key: r.terms[name][key] * r.factors[factor] ** power}}
+                )
+                for r in results.references
+            ]
+        word = "left out" if power < 0 else "a factor too many"
+        yield f"{factor} is {word} in the term {key} of {name}", changed
+
+
+def _factors_of_shape(results: Results) -> list[str]:
+    """The named arrays that have the shape of the result in every case."""
+    return [
+        factor
+        for factor in results.references[0].factors
+        if all(
+            r.factors[factor].shape == np.shape(r.total(results.name)) for r in results.references
+        )
+    ]
+
+
+def _scale(reference: Reference, name: str, group: Sequence[str], factor: Array) -> Array:
+    """A result in which some terms are multiplied by an array."""
+    terms = reference.terms[name].items()
+    scaled = [term * factor if key in group else term for key, term in terms]
+    return np.asarray(sum(scaled[1:], start=scaled[0]))
 
 
 def row_findings(results: Results) -> Iterator[Finding]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from glasslm.course.learn.comparison import is_numeric
 from glasslm.course.learn.exercise import Exercise, VerdictName
-from glasslm.course.learn.explanation import explain
-from glasslm.course.learn.hypotheses import Results, row_findings
+from glasslm.course.learn.explanation import explain, explain_combined
+from glasslm.course.learn.hypotheses import Results
 from glasslm.course.learn.influence import find_wrong_influence
-from glasslm.course.learn.observation import Stage
+from glasslm.course.learn.observation import Stage, are_same
 from glasslm.course.learn.robustness import judge_dtypes, judge_large_values, judge_zeros
 from glasslm.course.learn.trial import Names, Trial
 from glasslm.course.learn.verdict import Verdict
@@ -27,16 +27,29 @@ def judge(function: Callable[..., Any], exercise: Exercise, seed: int) -> Verdic
     """The verdict on a function that can be called as the exercise does."""
     with np.errstate(all="ignore"):  # wrong results may be infinite
         trial = Trial(function, exercise, seed)
+        if verdict := _judge_repetition(trial):
+            return verdict
         for stage, names in trial.stages:
             if names and (verdict := _judge_stage(trial, stage, names)):
                 return verdict
         return (
-            _judge_more_axes(trial)
+            _judge_repetition(trial)
+            or _judge_more_axes(trial)
             or judge_large_values(trial)
             or judge_dtypes(trial)
             or judge_zeros(trial)
             or trial.right_verdict()
         )
+
+
+def _judge_repetition(trial: Trial) -> Verdict | None:
+    """The verdict on a function that returns other results when it is called again."""
+    first, again = trial.observations[0], trial.observe(trial.distinct[0])
+    for name, result in first.results.items():
+        if name in again.results and not are_same(result, again.results[name]):
+            sentence = f"{name} differs when the function is called again with the same inputs"
+            return trial.verdict("other", sentence, trial.stage_of(name), name)
+    return None
 
 
 def _judge_stage(trial: Trial, stage: Stage, names: Names) -> Verdict | None:
@@ -109,16 +122,19 @@ def _unexplained_verdict(trial: Trial, stage: Stage, name: str) -> Verdict:
         sentence += influence.source
         kind: VerdictName = "mask" if trial.exercise.mixes_tokens else "axis"
         return trial.verdict(kind, sentence, stage, name, example=example)
-    if all(isinstance(result, np.ndarray) and is_numeric(result) for result in actual):
-        for finding in row_findings(Results(name, references, actual)):
-            return trial.verdict(*finding[:2], stage, name, ["factor"], example)
+    results = Results(name, references, actual)
+    findings = list(explain_combined(trial.exercise, results, trial.distinct))
+    if findings:
+        return trial.found_verdict(findings, trial.small + trial.distinct)
     sentence = f"{name} is wrong, and no known mistake predicts its numbers"
     return trial.verdict("other", sentence, stage, name, example=example)
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:
-    """The shape of an array; for anything else what it is."""
-    return value.shape if isinstance(value, np.ndarray) else f"of {type(value).__name__}"
+    """The shape of an array of numbers; for anything else what it is."""
+    if isinstance(value, np.ndarray):
+        return value.shape if is_numeric(value) else f"of an array of {value.dtype}"
+    return f"of {type(value).__name__}"
 
 
 def _judge_more_axes(trial: Trial) -> Verdict | None:

@@ -71,7 +71,8 @@ def parse_source(path: Path) -> ast.Module:
             warnings.simplefilter("ignore")
             return ast.parse(text, filename=path.name)
     except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {to_one_line(error.msg)}") from None
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise InputError(f"{path}{where}: {to_one_line(error.msg)}") from None
     except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes, too deep nesting
         raise InputError(f"{path} is no Python: {to_one_line(str(error))}") from None
 

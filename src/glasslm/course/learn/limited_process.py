@@ -14,8 +14,9 @@ from typing import Any
 from glasslm.course.learn.exercises import load_exercise
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 
-WALL_SECONDS = 8.0  # the worker stops itself earlier, unless a library call holds the interpreter
+WALL_SECONDS = 12.0  # the worker stops itself earlier, unless a library call holds the interpreter
 MAX_ANSWER_BYTES = 4 << 20
+TIME_SIGNALS = (9, 24)  # SIGKILL of this module, SIGXCPU of the worker's limit
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -83,10 +84,10 @@ def _read_answers(output: bytes) -> tuple[list[Verdict], str]:
 def _died(name: str, stage: str, exit_code: int | None) -> Verdict:
     """The verdict on code that ended its process or did not let it stop."""
     during = f" while {stage}" if stage else ""
-    if exit_code is not None and exit_code < 0 and exit_code != -signal.SIGKILL:
-        sentence = f"the code crashed Python (signal {-exit_code}){during}"
-    elif exit_code is not None and exit_code < 0:
-        sentence = f"the code did not end within {WALL_SECONDS:g} s, or took all memory,{during}"
-    else:
+    if exit_code is None or exit_code >= 0:
         sentence = f"the code ended its process (exit code {exit_code}){during}: remove os._exit"
-    return failed_verdict(load_exercise(name), sentence, stage)
+    elif -exit_code in TIME_SIGNALS:
+        sentence = f"the code did not end in time{during}, or its process was killed"
+    else:
+        sentence = f"the code crashed Python (signal {-exit_code}){during}"
+    return failed_verdict(load_exercise(name), sentence)

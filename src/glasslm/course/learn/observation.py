@@ -63,6 +63,8 @@ def observe(function: Callable[..., Any], exercise: Exercise, case: Case) -> Obs
     except NotImplementedError as error:
         sentence = str(error) or "not written yet: it raises NotImplementedError"
         observation.trouble = Trouble("not_implemented", stage, sentence)
+    except MemoryError:
+        raise  # the next case would fill the memory again
     except Exception as error:  # the learner's code may raise anything
         observation.trouble = _explain_error(error, function, stage)
     return observation

@@ -7,6 +7,7 @@ every exception. Whatever the code prints is discarded.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -23,7 +24,10 @@ from glasslm.course.learn.observation import locate_error
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 
 CPU_SECONDS = 1.5  # of one exercise
-WALL_SECONDS = 4.0  # of one exercise: code that sleeps uses no CPU
+IDLE_SECONDS = 3.0  # of one exercise that uses hardly any CPU: code that sleeps or waits
+IDLE_CPU_SECONDS = 0.3
+WALL_SECONDS = 10.0  # of one exercise, on a machine that is busy with other work
+HARD_CPU_SECONDS = 1  # beyond the others: for a library call that never lets the watch thread run
 MEMORY_BYTES = 1 << 30
 WATCH_INTERVAL = 0.02  # seconds
 
@@ -56,14 +60,17 @@ class Watch:
         """Begin the time of an exercise."""
         self.exercise = exercise
         self.cpu, self.wall = time.process_time(), time.monotonic()
+        _limit_cpu(self.cpu + CPU_SECONDS + HARD_CPU_SECONDS)
 
     def _run(self) -> None:
         while True:
             time.sleep(WATCH_INTERVAL)
             exercise, where = self.exercise, self._line()
-            used = time.process_time() - self.cpu
-            if used > CPU_SECONDS or time.monotonic() - self.wall > WALL_SECONDS:
-                sentence = f"{where}no end within {min(used, WALL_SECONDS):.1f} s: an endless loop?"
+            cpu, wall = time.process_time() - self.cpu, time.monotonic() - self.wall
+            is_idle = wall > IDLE_SECONDS and cpu < IDLE_CPU_SECONDS
+            if cpu > CPU_SECONDS or is_idle or wall > WALL_SECONDS:
+                cause = "it waits" if is_idle else "an endless loop"
+                sentence = f"{where}no end after {wall:.1f} s: {cause}?"
             elif _peak_memory() > 2 * MEMORY_BYTES:
                 sentence = f"{where}more than {MEMORY_BYTES >> 20} MiB of memory"
             else:
@@ -119,6 +126,15 @@ def _limit_memory() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(seconds: float) -> None:
+    """End this process when it has used so much CPU in all."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), hard))
 
 
 def _peak_memory() -> int:

@@ -49,6 +49,15 @@ def reference(
     m_terms = {"b1 m": b1 * m * (overwrites != "m"), "(1 - b1) g": (1 - b1) * g}
     square = {"g²": g * g, "g": g, "|g|": abs(g)}[v_takes]
     v_terms = {"b2 v": b2 * v * (overwrites != "v"), "(1 - b2) g²": (1 - b2) * square}
+    if overwrites == "exchanged weights":
+        m_terms, v_terms = (
+            {"b1 g": b1 * g, "m": (1 - b1) * m},
+            {"b2 g²": b2 * square, "v": (1 - b2) * v},
+        )
+    if overwrites == "corrected":
+        m_terms = {key: term / (1 - b1**t) for key, term in m_terms.items()}
+        v_terms = {key: term / (1 - b2**t) for key, term in v_terms.items()}
+        corrects_m = corrects_v = False
     m, v = sum(m_terms.values(), start=0 * m), sum(v_terms.values(), start=0 * v)
     if step_takes == "old moments":
         m, v = old_m, old_v
@@ -121,6 +130,8 @@ def list_mistakes() -> Iterator[Mistake]:
         ("overwritten", "m is overwritten by the gradient", {"overwrites": "m"}),
         ("overwritten", "p is overwritten by the step", {"overwrites": "p"}),
         ("overwritten", "v is overwritten by the gradient's square", {"overwrites": "v"}),
+        ("other", "b1 and 1 - b1 are exchanged", {"overwrites": "exchanged weights"}),
+        ("factor", "the corrected averages are stored in m and v", {"overwrites": "corrected"}),
         ("other", "the betas are exchanged", {"are_betas_exchanged": True}),
         ("other", "v takes the gradient, not its square", {"v_takes": "g"}),
         ("other", "v takes |g|, not g²", {"v_takes": "|g|"}),

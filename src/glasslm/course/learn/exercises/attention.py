@@ -57,6 +57,7 @@ def reference(
     outer: str = "p",
     inner: str = "p",
     keeps_last_key: bool = False,
+    sums: str = "repeat",
 ) -> Reference:
     """q (B, T, H, Q), k and v (B, T, K, Q) -> y, dq, dk, dv. arXiv:1706.03762, equation 1."""
     (B, T, H, Q), K = q.shape, k.shape[2]
@@ -72,13 +73,14 @@ def reference(
         y = y.swapaxes(1, 2).reshape(B, T, H, Q)
     p = np.nan_to_num(p)
     dscores = score_gradients(dy, values, weights, p, outer, inner, sum_axis)
-    shape = (B, T, K, H // K, Q) if groups == "repeat" else (B, T, H // K, K, Q)
+    gradient_groups = "tile" if "tile" in (groups, sums) else "repeat"
+    shape = (B, T, K, H // K, Q) if gradient_groups == "repeat" else (B, T, H // K, K, Q)
 
     def to_keys(left: Array, right: Array, is_transposed: bool) -> Array:
         """Before the sums over a group's heads and over the queries: (G, T, B, S, K, Q)."""
         letters = "bhst,bthq->tbshq" if is_transposed else "bhts,bthq->tbshq"
         parts = np.einsum(letters, left, right).reshape(T, *shape)
-        return np.moveaxis(parts, 4 if groups == "repeat" else 3, 0)
+        return np.moveaxis(parts, 4 if gradient_groups == "repeat" else 3, 0)
 
     dk = {key: to_keys(ds, q, has_dk_transposed) * factor for key, ds in dscores.items()}
     dv = to_keys(p, dy, has_dv_transposed)
@@ -134,14 +136,17 @@ def score_gradients(
     sum_axis: int | tuple[()],
 ) -> dict[str, Array]:
     """The gradient of the scores as two terms (B, H, T, T), before the scale."""
-    dp = np.einsum("bthq,bshq->bhts", dy, values)
+    dp = np.einsum("bthq,bshq->bhts", dy, values) * (p if inner == "p twice" else 1)
+    if outer.startswith("softmax skipped"):
+        ds = dp * weights.is_seen if outer.endswith("masked") else dp
+        return {"p dp": ds, "-p sum(p dp)": 0 * ds}
     unmasked = np.exp(weights.scores - weights.scores.max(-1, keepdims=True))
     around = {
         "p": p,
         "1": np.ones_like(p),
         "unmasked": unmasked / unmasked.sum(-1, keepdims=True),
     }[outer]
-    inside = (p if inner == "p" else weights.is_seen) * dp
+    inside = (p if inner.startswith("p") else weights.is_seen) * dp
     return {"p dp": around * dp, "-p sum(p dp)": -around * inside.sum(sum_axis, keepdims=True)}
 
 
@@ -194,6 +199,12 @@ def list_mistakes() -> Iterator[Mistake]:
     for output in ("y", "dq"):
         sentence = f"{output} keeps only the last key's part: = in place of +="
         yield Mistake("overwritten", output, sentence, {"keeps_last_key": True})
+    sentence = "the softmax is left out: its gradient is p (dp - sum(p dp))"
+    for outer in ("softmax skipped", "softmax skipped, masked"):
+        yield Mistake("missing_term", "gradients", sentence, {"outer": outer})
+    yield Mistake("factor", "gradients", "dp is multiplied by the weights", {"inner": "p twice"})
+    sentence = "the groups' heads are summed in another order: h % K, not h // G"
+    yield Mistake("axis", "gradients", sentence, {"sums": "tile"})
     yield Mistake("factor", "gradients", "the weights are left out inside the sum", {"inner": "1"})
     yield Mistake("factor", "gradients", "ds is not multiplied by the weights", {"outer": "1"})
     yield Mistake(

@@ -21,12 +21,14 @@ def reference(
     targets: Array,
     *,
     axis: int = -1,
+    max_axis: int | None = None,
     softmax_axis: int = -1,
     has_all_rows: bool = False,
     has_logarithm: bool = True,
 ) -> Reference:
     """logits (N, V), targets (N,) -> nats (N,), dlogits. The terms of y add to log p[target]."""
-    rows, top = np.arange(targets.size), logits.max(axis, keepdims=True)
+    rows = np.arange(targets.size)
+    top = logits.max(axis if max_axis is None else max_axis, keepdims=True)
     exponentials = np.exp(logits - logits.max(softmax_axis, keepdims=True))
     total = exponentials.sum(softmax_axis, keepdims=True)
     p = exponentials / total
@@ -34,9 +36,10 @@ def reference(
     one_hot[(slice(None) if has_all_rows else rows, targets)] = 1
     log_sum = np.log(np.exp(logits - top).sum(axis, keepdims=True)) + 0 * logits
     top = top + 0 * logits
+    is_flat = axis == 0 and max_axis == -1  # sums of the columns, subtracted as if of the rows
     y = {
         "max": top[rows, targets],
-        "log sum exp": log_sum[rows, targets],
+        "log sum exp": log_sum[rows, rows if is_flat else targets],
         "-logit": -logits[rows, targets],
     }
     if not has_logarithm:
@@ -86,6 +89,12 @@ backward(weight) -> dlogits (N, V), the gradient of weight * y.sum()""",
     gradients=("dlogits",),
     mistakes=(
         Mistake("axis", "y", "the softmax runs over the tokens, not the vocabulary", {"axis": 0}),
+        Mistake(
+            "axis",
+            "y",
+            "the sum of the exponentials runs over the tokens",
+            {"axis": 0, "max_axis": -1},
+        ),
         Mistake(
             "other", "y", "minus the probability, without the logarithm", {"has_logarithm": False}
         ),

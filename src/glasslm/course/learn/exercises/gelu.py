@@ -28,6 +28,7 @@ def reference(
     k: float = ROOT,
     power: int = 3,
     tanh_sign: int = -1,
+    has_inner_slope: bool = True,
 ) -> Reference:
     """x of any shape -> y, dx. arXiv:1606.08415."""
     if form == "sigmoid":
@@ -35,17 +36,25 @@ def reference(
     if form == "erf":
         return _erf_form(dy, x)
     t = np.tanh(k * (x + c * x**power))
-    slope = 0.5 * dy * x * (1 + tanh_sign * t * t) * k
+    slope = 0.5 * dy * x * (1 + tanh_sign * t * t)
+    slope = slope * k if has_inner_slope else slope
     return Reference(
         {
             "y": {"x / 2": x / 2, "x t / 2": x * t / 2},
             "dx": {
                 "dy (1 + t) / 2": dy * (1 + t) / 2,
                 "dy x (1 - t²) k / 2": slope,
-                "dy x (1 - t²) k 3 c x² / 2": slope * 3 * c * x * x,
+                "dy x (1 - t²) k 3 c x² / 2": slope * 3 * c * x * x * has_inner_slope,
             },
         },
-        {"x": x, "1 - t²": 1 - t * t, "dy": dy, "x²": x * x, "k": np.full_like(x, k), "t": t},
+        {
+            "x": x,
+            "1 - t²": 1 - t * t,
+            "dy": dy,
+            "x²": x * x,
+            "k": np.full_like(x, k),
+            "1 + t": 1 + t,
+        },
     )
 
 
@@ -96,6 +105,12 @@ backward(dy) -> dx, the shape of x""",
         Mistake("other", "y", "x² where x³ belongs", {"power": 2}),
         Mistake(
             "factor", "y", "sqrt(pi / 2) in place of sqrt(2 / pi)", {"k": math.sqrt(math.pi / 2)}
+        ),
+        Mistake(
+            "factor",
+            "dx",
+            "the derivative of the inner part is left out",
+            {"has_inner_slope": False},
         ),
         Mistake("sign", "dx", "1 + t² where 1 - t² belongs", {"tanh_sign": 1}),
         Mistake("other", "dx", "the gradient of the exact GELU with erf", {"form": "erf"}),

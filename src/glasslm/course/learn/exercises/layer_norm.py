@@ -11,7 +11,7 @@ from glasslm.course.learn.exercise import (
     Reference,
     Sizes,
 )
-from glasslm.course.learn.exercises.rms_norm import NORM_MISTAKES, reciprocal_root
+from glasslm.course.learn.exercises.rms_norm import NORM_MISTAKES, gradient_of_unit, reciprocal_root
 
 
 def reference(
@@ -26,14 +26,14 @@ def reference(
     ddof: int = 0,
     eps_place: str = "inside",
     has_root: bool = True,
-    mean_axis: int | None = -1,
+    mean_axis: int | tuple[()] | None = -1,
     dunit_is: str = "dy gain",
 ) -> Reference:
     """x (N, D), gain and bias (D,) -> y, dx, dgain, dbias. arXiv:1607.06450."""
     mean = x.mean(center_axis, keepdims=True)
     variance = x.var(axis, keepdims=True, ddof=min(ddof, x.shape[-1] - 1))
     rstd = reciprocal_root(variance, eps, eps_place, has_root)
-    unit, dunit = (x - mean) * rstd, dy if dunit_is == "dy everywhere" else dy * gain
+    unit, dunit = (x - mean) * rstd, gradient_of_unit(dy, gain, dunit_is)
     inside = dy if dunit_is == "dy in the mean" else dunit
     along = (inside * unit).mean(mean_axis, keepdims=True)
     return Reference(

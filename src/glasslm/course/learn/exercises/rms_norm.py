@@ -26,7 +26,7 @@ def reference(
     eps_place: str = "inside",
     is_centered: bool = False,
     has_root: bool = True,
-    mean_axis: int | None = -1,
+    mean_axis: int | tuple[()] | None = -1,
     dunit_is: str = "dy gain",
     along: str = "unit",
 ) -> Reference:
@@ -39,7 +39,7 @@ def reference(
         "mean of |x|": lambda: abs(x).mean(-1, keepdims=True) ** 2,
     }[size]()
     rstd = reciprocal_root(mean_square, eps, eps_place, has_root)
-    unit, dunit = z * rstd, dy if dunit_is == "dy everywhere" else dy * gain
+    unit, dunit = z * rstd, gradient_of_unit(dy, gain, dunit_is)
     inside = (dy if dunit_is == "dy in the mean" else dunit) * (unit if along == "unit" else 1)
     return Reference(
         {
@@ -50,9 +50,16 @@ def reference(
             },
             "dgain": {"sum(dy unit)": (dy * unit).sum(0)},
         },
-        {"gain": gain + 0 * x, "rstd": rstd + 0 * x, "unit": unit, "dy": dy},
+        {"gain": gain + 0 * x, "rstd": rstd + 0 * x, "unit": unit, "x": x, "dy": dy},
         {"dgain": (dy * unit, 1)},
     )
+
+
+def gradient_of_unit(dy: Array, gain: Array, dunit_is: str) -> Array:
+    """dy gain, or what a usual mistake makes of it."""
+    if dunit_is == "dy everywhere":
+        return dy
+    return dy * gain * gain if dunit_is == "dy gain²" else dy * gain
 
 
 def reciprocal_root(square: Array, eps: float, eps_place: str, has_root: bool = True) -> Any:
@@ -86,6 +93,8 @@ NORM_MISTAKES = (
     ),
     Mistake("factor", "y", "the square root is left out", {"has_root": False}),
     Mistake("factor", "dx", "the gain is left out", {"dunit_is": "dy everywhere"}),
+    Mistake("factor", "dx", "the gain is applied twice", {"dunit_is": "dy gain²"}),
+    Mistake("missing_sum", "dx", "the mean in the gradient is left out", {"mean_axis": ()}),
     Mistake("factor", "dx", "the gain is left out inside the mean", {"dunit_is": "dy in the mean"}),
     Mistake("axis", "dx", "the mean in the gradient runs over the tokens", {"mean_axis": 0}),
     Mistake(
@@ -125,6 +134,12 @@ backward(dy) -> (dx, dgain) of shapes (N, D) and (D,)""",
             "y",
             "the sum of squares in place of their mean: 1/D is missing",
             {"size": "sum of squares"},
+        ),
+        Mistake(
+            "factor",
+            "y",
+            "the length of x in place of its root mean square: sqrt(D) is missing",
+            {"size": "sum of squares", "eps_place": "outside"},
         ),
         *(
             Mistake("other", "y", f"the {size} in place of the mean square", changes)

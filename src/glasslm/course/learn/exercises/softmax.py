@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from glasslm.course.learn.exercise import (
@@ -24,10 +26,12 @@ def reference(
     axis: Axis = -1,
     max_axis: Axis = -1,
     sum_axis: Axis = -1,
+    exponent: float = 1,
     has_y_inside: bool = True,
     has_diagonal: bool = True,
 ) -> Reference:
     """x (..., V) -> y and dx of the same shape."""
+    x = exponent * x
     exponentials = np.exp(x - x.max(max_axis, keepdims=True))
     y = exponentials / exponentials.sum(axis, keepdims=True)
     along = (dy * y if has_y_inside else dy).sum(sum_axis, keepdims=True)
@@ -94,6 +98,12 @@ backward(dy) -> dx, the shape of x""",
             "y",
             "the sum runs over axis 1, which is the last only in a matrix",
             {"axis": 1, "max_axis": 1},
+        ),
+        Mistake("axis", "y", "the sum runs over the whole array", {"axis": None}),
+        Mistake("sign", "y", "the sign in the exponent", {"exponent": -1}),
+        *(
+            Mistake("factor", "y", f"the scores are multiplied by {e:g}", {"exponent": e})
+            for e in (2, 0.5, math.log(2))
         ),
         Mistake(
             "missing_term",
