@@ -13,8 +13,12 @@ TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2}
 MAX_UNDEFINED_SHARE = 0.5  # of a prediction, whose NaN entries match everything
 
 
-def is_equal(expected: Any, actual: Any, scale: float) -> bool:
-    """Whether `actual` is `expected` up to rounding relative to `scale`; NaN in it matches all."""
+def is_equal(expected: Any, actual: Any, scale: float, tolerance: float = 0.0) -> bool:
+    """Whether `actual` is `expected` up to rounding; NaN in `expected` matches everything.
+
+    The error may be `tolerance` times the larger of `scale` and the entry; 0 stands for the
+    tolerance of actual's type.
+    """
     if isinstance(expected, np.generic):
         expected = np.asarray(expected)
     if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
@@ -25,8 +29,9 @@ def is_equal(expected: Any, actual: Any, scale: float) -> bool:
     if expected.size and undefined.mean() > MAX_UNDEFINED_SHARE:
         return False
     with np.errstate(all="ignore"):
-        tolerance = TOLERANCES.get(actual.dtype.name, 1e-9) * np.maximum(scale, abs(expected))
-        is_close = np.isfinite(expected) & (abs(actual - expected) <= tolerance)
+        relative = tolerance or TOLERANCES.get(actual.dtype.name, TOLERANCES["float64"])
+        limit = relative * np.maximum(scale, abs(expected))
+        is_close = np.isfinite(expected) & (abs(actual - expected) <= limit)
         is_close |= (expected == actual) | undefined  # equal infinities have no difference
     return bool(is_close.all())
 
@@ -59,7 +64,7 @@ def wrong_results(
     case: Case,
     observation: Observation,
     names: tuple[str, ...],
-    slack: float = 1.0,
+    tolerance: float = 0.0,
 ) -> list[str]:
     """Those of `names` that were returned and differ from the reference by more than rounding."""
     reference = reference_in_float64(exercise, case)
@@ -70,6 +75,7 @@ def wrong_results(
         and not is_equal(
             reference.total(name),
             observation.results[name],
-            scale_of(reference, name) * slack,
+            scale_of(reference, name),
+            tolerance,
         )
     ]

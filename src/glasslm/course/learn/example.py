@@ -20,12 +20,12 @@ def find_example(
     exercise: Exercise,
     cases: Iterable[Case],
     name: str,
-    slack: float = 1.0,
+    tolerance: float = 0.0,
 ) -> dict[str, Any] | None:
     """The first of `cases` where the result `name` is visibly wrong; None if it never is."""
     for case in cases:
         observation = observe(function, exercise, case)
-        if not wrong_results(exercise, case, observation, (name,), slack):
+        if not wrong_results(exercise, case, observation, (name,), tolerance):
             continue
         right = reference_in_float64(exercise, case).total(name)
         output, got, wanted = _side_by_side(name, observation.results[name], right)

@@ -24,6 +24,8 @@ from glasslm.course.learn.hypotheses import (
 from glasslm.course.learn.observation import Observation
 from glasslm.course.learn.term_weights import weigh_terms
 
+ROUNDED = "is only as exact as float32"
+
 
 def explain(
     exercise: Exercise,
@@ -151,6 +153,6 @@ def _rounded_or_undefined(results: Results) -> Iterator[Finding]:
         for actual, total in pairs
     )
     if is_rounded:
-        yield Finding("dtype", f"{name} is only as exact as float32", name)
+        yield Finding("dtype", f"{name} {ROUNDED}", name)
     if any(np.isfinite(total).all() and not np.isfinite(actual).all() for actual, total in pairs):
         yield Finding("unstable", f"{name} is not finite for ordinary values", name)

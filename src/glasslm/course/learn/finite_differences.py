@@ -29,9 +29,8 @@ def is_gradient_of_forward(function: Callable[..., Any], exercise: Exercise, cas
         output = observe(function, exercise, moved).results[exercise.outputs[0]]
         return float(np.sum(output * case.dy))
 
-    for name in exercise.gradients:
-        values = case.inputs[name.removeprefix("d")]
-        gradient = observation.results[name]
+    for name in (gradient.removeprefix("d") for gradient in exercise.gradients):
+        values, gradient = case.inputs[name], observation.results[f"d{name}"]
         if gradient.shape != values.shape:
             return False
         for entry in np.linspace(0, gradient.size - 1, min(MAX_ENTRIES, gradient.size)).astype(int):

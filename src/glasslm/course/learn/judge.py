@@ -14,7 +14,7 @@ import numpy as np
 
 from glasslm.course.learn.comparison import is_numeric
 from glasslm.course.learn.exercise import Exercise, VerdictName
-from glasslm.course.learn.explanation import explain, explain_combined
+from glasslm.course.learn.explanation import ROUNDED, explain, explain_combined
 from glasslm.course.learn.hypotheses import Results
 from glasslm.course.learn.influence import find_wrong_influence
 from glasslm.course.learn.observation import Stage, are_same
@@ -31,7 +31,9 @@ def judge(function: Callable[..., Any], exercise: Exercise, seed: int) -> Verdic
             return verdict
         for stage, names in trial.stages:
             if names and (verdict := _judge_stage(trial, stage, names)):
-                return verdict
+                # A small error of ordinary values may be a large one of large values.
+                is_rounding = verdict.sentence.endswith(ROUNDED)
+                return (is_rounding and judge_large_values(trial)) or verdict
         return (
             _judge_repetition(trial)
             or _judge_more_axes(trial)

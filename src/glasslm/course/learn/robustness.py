@@ -21,16 +21,15 @@ def judge_large_values(trial: Trial) -> Verdict | None:
         return None
     names = exercise.outputs + exercise.gradients
     for dtype in ("float32", "float64"):
-        slack = MAX_LARGE_ERROR / TOLERANCES[dtype]
         *small, case = (
             exercise.draw(CaseRandom((trial.seed, 4)), dict(size), 0, True).cast(dtype)
             for size in (*sizes.small, sizes.distinct[0])
         )
         observation = trial.observe(case)
-        wrong = wrong_results(exercise, case, observation, names, slack)
+        wrong = wrong_results(exercise, case, observation, names, MAX_LARGE_ERROR)
         if wrong:
             sentence = f"{wrong[0]} is wrong or not finite for large values in {dtype}"
-            example = trial.example(wrong[0], [*small, case], slack)
+            example = trial.example(wrong[0], [*small, case], MAX_LARGE_ERROR)
             stage = trial.stage_of(wrong[0])
             return trial.verdict("unstable", sentence, stage, wrong[0], example=example)
         if trouble := observation.trouble:
@@ -50,7 +49,9 @@ def judge_dtypes(trial: Trial) -> Verdict | None:
             if exercise.call is None and (verdict := _other_dtype(trial, observation, dtype)):
                 return verdict
             names = exercise.outputs + exercise.gradients
-            wrong = wrong_results(exercise, case, observation, names, DTYPE_SLACK)
+            wrong = wrong_results(
+                exercise, case, observation, names, DTYPE_SLACK * TOLERANCES[dtype]
+            )
             if wrong:
                 sentence = f"{wrong[0]} is wrong in {dtype}"
                 return trial.verdict("dtype", sentence, trial.stage_of(wrong[0]), wrong[0])

@@ -100,10 +100,10 @@ class Trial:
         return self.verdict("mutates_input", sentence, stage, example=example)
 
     def example(
-        self, name: str, cases: Sequence[Case], slack: float = 1.0
+        self, name: str, cases: Sequence[Case], tolerance: float = 0.0
     ) -> dict[str, Any] | None:
         """The smallest of `cases` in which a result is wrong."""
-        return find_example(self.function, self.exercise, cases, name, slack)
+        return find_example(self.function, self.exercise, cases, name, tolerance)
 
     def _mark_backward(self) -> Mark:
         """The mark of a backward pass whose forward pass is wrong: is it the gradient of that?"""

@@ -130,7 +130,8 @@ def list_mistakes() -> Iterator[Mistake]:
         sentence = f"w{letter} is transposed in the gradient"
         yield Mistake("transposed", "gradients", sentence, {"transposes_back": letter})
     for mistake in attention.list_mistakes():
-        if mistake.output in ("y", "gradients") and "groups" not in mistake.changes:
+        has_groups = {"groups", "sums"} & mistake.changes.keys()
+        if mistake.output in ("y", "gradients") and not has_groups:
             yield mistake
 
 
