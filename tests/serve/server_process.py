@@ -48,11 +48,21 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-def make_run(folder: Path, tokenizer: Tokenizer | None = None, **model: Any) -> Path:
-    """A run with a checkpoint of step 0, whose weights are so large that logits differ widely."""
+def make_run(
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+    transformers: dict[str, Any] | None = None,
+    **model: Any,
+) -> Path:
+    """A run with a checkpoint of step 0, whose weights are so large that logits differ widely.
+
+    `transformers`: the chat template and special tokens of an imported model.
+    """
     tokenizer = tokenizer or CharTokenizer(ALPHABET)
     config = RunConfig(model=ModelConfig(**SIZES | model)).resolve()
     record = make_record(config, tokenizer)
+    if transformers:
+        record["tokenizer"]["transformers"] = transformers
     run_folder.create_run(folder, record, tokenizer.to_json())
     save_step(folder, 0)
     return folder
@@ -128,10 +138,12 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*arguments: str | Path, **options: Any) -> Iterator[ServerProcess]:
-    """`glasslm serve ARGUMENTS --port 0`."""
-    command = [sys.executable, "-m", "glasslm", "serve", *map(str, arguments), "--port", "0"]
-    with _running([*command, "--engine", "numpy", "--threads", "1"], **options) as server:
+def serving(*arguments: str | int | Path, engine: str = "numpy") -> Iterator[ServerProcess]:
+    """`glasslm serve ARGUMENTS`, at any free port unless they name one."""
+    command = [sys.executable, "-m", "glasslm", "serve", *map(str, arguments)]
+    if "--port" not in arguments:
+        command += ["--port", "0"]
+    with _running([*command, "--engine", engine, "--threads", "1"]) as server:
         yield server
 
 
@@ -145,7 +157,7 @@ def serving_with_limits(*runs: Path, prelude: str = "", **limits: float) -> Iter
 
 
 @contextmanager
-def _running(command: list[str], **options: Any) -> Iterator[ServerProcess]:
+def _running(command: list[str]) -> Iterator[ServerProcess]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
@@ -155,7 +167,6 @@ def _running(command: list[str], **options: Any) -> Iterator[ServerProcess]:
             text=True,
             encoding="utf-8",
             env=os.environ | {"PYTHONIOENCODING": "utf-8", "OPENBLAS_NUM_THREADS": "1"},
-            **options,
         )
     finally:
         signal.signal(signal.SIGINT, before)

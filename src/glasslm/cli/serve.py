@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -69,8 +70,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--port is {flags.port}: expected 0 (any free one) to 65535")
     if flags.api_key is not None and flags.no_api_key:
         raise InputError("both --api-key and --no-api-key were given: choose one of them")
-    if flags.api_key == "":
-        raise InputError("--api-key is empty: give a key, or leave it out")
+    if flags.api_key is not None and not re.fullmatch("[!-~]+", flags.api_key):
+        raise InputError("--api-key cannot be sent: expected printable ASCII without spaces")
     if not is_loopback(flags.host) and flags.api_key is None and not flags.no_api_key:
         raise InputError(
             f"--host {flags.host} is open to other machines: give --api-key KEY, or --no-api-key "

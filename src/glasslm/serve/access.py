@@ -72,7 +72,7 @@ class AccessControl:
         if self._key is None:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        is_equal = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
+        is_equal = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not is_equal:
             raise ApiError(
                 401,

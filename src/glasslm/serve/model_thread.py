@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from glasslm.inference.request import Event, Finished, Token, Usage
+from glasslm.inference.request import Event, Finished, Request, Token, Usage
 from glasslm.inference.scheduler import Scheduler, SchedulerCounts
 from glasslm.inference.stream import Stream
 from glasslm.serve.answer import Answer
@@ -16,6 +16,7 @@ from glasslm.serve.served_model import LoadedModel
 
 SLOTS = 32  # texts of one model that are generated together
 
+Owner = tuple[Answer, int]  # an answer, and the index of one of its choices
 Delivery = list[tuple[Answer, int, Event]]
 
 
@@ -24,13 +25,44 @@ class _RunningModel:
     """The scheduler of a model, and whose text each of its streams is: an answer's choice."""
 
     scheduler: Scheduler
-    owners: dict[Stream, tuple[Answer, int]] = field(default_factory=dict)
+    owners: dict[Stream, Owner] = field(default_factory=dict)
+
+    def submit(self, owner: Owner, request: Request) -> None:
+        """Add a text of an answer to the queue."""
+        self.owners[self.scheduler.submit(request)] = owner
+
+    def drop(self, answer: Answer) -> None:
+        """End the texts of an answer."""
+        for stream, (owner, _) in list(self.owners.items()):
+            if owner is answer:
+                del self.owners[stream]
+                self.scheduler.cancel(stream)
+
+    def step(self) -> Delivery:
+        """The events of one step of the scheduler, with their owners."""
+        delivery = []
+        for stream, event in self.scheduler.step():
+            owner = self.owners.get(stream)
+            if owner is None:
+                continue
+            text = owner[0].texts[owner[1]]
+            if isinstance(event, Finished):
+                del self.owners[stream]
+                if stream.request is text.scoring and event.reason != "failed":
+                    self.submit(owner, text.request)
+                    continue
+            delivery.append((*owner, event))
+            if isinstance(event, Token) and event.id in text.end_ids and stream in self.owners:
+                del self.owners[stream]
+                self.scheduler.cancel(stream)
+                delivery.append((*owner, Finished("stop", stream.usage, shown=event.shown)))
+        return delivery
 
 
 class ModelThread:
     """Generates the texts of answers. `deliver` is called in the thread, with the events of a step.
 
-    `submit`, `drop` and `stop` are called from the event loop and return at once.
+    The methods are called from the event loop, and all but `join` return at once.
     """
 
     def __init__(self, deliver: Callable[[Delivery], None]) -> None:
@@ -51,6 +83,10 @@ class ModelThread:
     def drop(self, answer: Answer) -> None:
         """Generate no more for an answer."""
         self._commands.put(partial(self._drop, answer))
+
+    def retire(self, loaded: LoadedModel) -> None:
+        """Free the cache of a model as soon as its texts are finished: newer weights are served."""
+        self._commands.put(partial(self._retire, loaded))
 
     def stop(self) -> None:
         """End the thread after the step under way."""
@@ -79,24 +115,11 @@ class ModelThread:
 
     def _step(self, loaded: LoadedModel, running: _RunningModel) -> None:
         try:
-            events = running.scheduler.step()
+            delivery = running.step()
         except Exception as error:  # whatever it is, the next request must work
             del self._models[loaded]
             failed = Finished("failed", Usage(0, 0, 0), error=error)
-            self._deliver([(*owner, failed) for owner in running.owners.values()])
-            return
-        delivery = []
-        for stream, event in events:
-            owner = running.owners.get(stream)
-            if owner is None:
-                continue
-            delivery.append((*owner, event))
-            if isinstance(event, Token) and event.id in owner[0].texts[owner[1]].end_ids:
-                event = Finished("stop", stream.usage, shown=event.shown)
-                running.scheduler.cancel(stream)
-                delivery.append((*owner, event))
-            if isinstance(event, Finished):
-                del running.owners[stream]
+            delivery = [(*owner, failed) for owner in running.owners.values()]
         self._deliver(delivery)
 
     def _submit(self, answer: Answer) -> None:
@@ -104,21 +127,18 @@ class ModelThread:
         try:
             if loaded not in self._models:
                 self._models[loaded] = _RunningModel(loaded.model.scheduler(slots=SLOTS))
-            running = self._models[loaded]
             for index, text in enumerate(answer.texts):
-                running.owners[running.scheduler.submit(text.request)] = answer, index
+                self._models[loaded].submit((answer, index), text.scoring or text.request)
         except Exception as error:  # of a grammar, or no memory for the cache
             self._drop(answer)
             self._deliver([(answer, 0, Finished("failed", Usage(0, 0, 0), error=error))])
 
+    def _retire(self, loaded: LoadedModel) -> None:
+        loaded.is_retired = True
+
     def _drop(self, answer: Answer) -> None:
-        running = self._models.get(answer.loaded)
-        if running is None:
-            return
-        for stream, (owner, _) in list(running.owners.items()):
-            if owner is answer:
-                del running.owners[stream]
-                running.scheduler.cancel(stream)
+        if answer.loaded in self._models:
+            self._models[answer.loaded].drop(answer)
 
     def _stop(self) -> None:
         self._is_stopped = True

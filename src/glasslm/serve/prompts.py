@@ -23,11 +23,17 @@ GrammarFactory = Callable[[int], Grammar]
 
 @dataclass(frozen=True)
 class PreparedText:
-    """One choice of an answer. `echo` is the text of the prompt, where it is to be returned."""
+    """One choice of an answer. `echo` is the text of the prompt, where it is to be returned.
+
+    `scoring` is a request of its own for the log-probabilities of a prompt of one token more than
+    the context, as evaluations send it: each of its tokens is predicted from a whole context, but
+    the text after it continues from the newest half (stream.visible_length).
+    """
 
     request: Request
     echo: str | None
     end_ids: frozenset[int] = frozenset()  # tokens that end the text, besides the model's own
+    scoring: Request | None = None
 
 
 def prepare_completion(
@@ -92,13 +98,19 @@ def _texts(
     grammar: GrammarFactory | None,
     end_ids: frozenset[int] = frozenset(),
 ) -> list[PreparedText]:
-    max_tokens = _max_tokens(loaded, settings, len(ids))
+    is_scored = echo is not None and settings.top_logprobs is not None
+    max_tokens = _max_tokens(loaded, settings, len(ids), is_scored)
     vocab_size = loaded.model.tokenizer.vocab_size
     for token in settings.logit_bias:
         if token >= vocab_size:
             raise wrong_value("logit_bias", token, f"token ids below {vocab_size:,}")
     if grammar and max_tokens:
         _check_grammar(grammar, max_tokens)
+    n_top = settings.top_logprobs or 0
+    config = loaded.model.config.model
+    scoring = None
+    if is_scored and max_tokens and len(ids) > config.block_size and not config.has_rolling_cache:
+        scoring = Request(ids, max_new_tokens=0, top_logprobs=n_top, prompt_logprobs=True)
     return [
         PreparedText(
             Request(
@@ -109,22 +121,26 @@ def _texts(
                 stop=settings.stop,
                 grammar=grammar if max_tokens else None,
                 logit_bias=settings.logit_bias,
-                top_logprobs=settings.top_logprobs or 0,
-                prompt_logprobs=echo is not None and settings.top_logprobs is not None,
+                top_logprobs=n_top,
+                prompt_logprobs=is_scored and scoring is None,
             ),
             echo,
             end_ids,
+            scoring,
         )
         for sample in range(settings.n)
     ]
 
 
-def _max_tokens(loaded: LoadedModel, settings: TextSettings, n_prompt: int) -> int:
-    """max_tokens; raises ApiError for a prompt that the model cannot read as a whole."""
+def _max_tokens(loaded: LoadedModel, settings: TextSettings, n_prompt: int, is_scored: bool) -> int:
+    """max_tokens; raises ApiError for a prompt that the model cannot read as a whole.
+
+    The last token of a prompt is not read where nothing follows it.
+    """
     config = loaded.model.config.model
     if config.has_rolling_cache:
         return DEFAULT_CHAT_TOKENS if settings.max_tokens is None else settings.max_tokens
-    if n_prompt > config.block_size:
+    if n_prompt > config.block_size + (is_scored or settings.max_tokens == 0):
         raise ApiError(
             400,
             f"the prompt has {n_prompt:,} tokens: {loaded.name} reads at most "

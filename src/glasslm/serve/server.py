@@ -48,9 +48,12 @@ def serve(sources: Sequence[ModelSource], settings: ServerSettings) -> None:
     """
     raise_file_limit(settings.limits.connections)
     listener = bind(settings.host, settings.port)
-    with catch_signals() as interrupt, contextlib.closing(listener):
-        loop = asyncio.new_event_loop()
-        # No asyncio.run: at its end it would wait for a tokenizer that does not return.
+    # No asyncio.run: at its end it would wait for a tokenizer that does not return.
+    with (
+        catch_signals() as interrupt,
+        contextlib.closing(listener),
+        contextlib.closing(asyncio.new_event_loop()) as loop,
+    ):
         loop.run_until_complete(_serve(sources, settings, listener, interrupt))
     pass_on_signal(interrupt.received)
 

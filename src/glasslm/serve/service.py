@@ -70,7 +70,7 @@ class Service:
                 return old
             new = await asyncio.to_thread(source.load_newest)
             self.models[name] = new
-            old.is_retired = True
+            self._thread.retire(old)
             self.log.add(f"{name}: step {new.model.step:,} is served")
             return new
 
