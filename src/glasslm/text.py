@@ -7,14 +7,16 @@ import math
 import re
 import sys
 import textwrap
+import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 Notify = Callable[[str], None]  # receives a message for the user
 NOTIFY_INTERVAL_S = 5.0  # between two progress messages
+SHOW_INTERVAL_S = 1.0  # between two states of a line on a terminal
 
 # Invisible characters that reorder, hide or annotate the text around them. Joiners (U+200C, U+200D)
 # are not among them: scripts and emoji need them.
@@ -170,6 +172,39 @@ def suggest_name(name: str, known: Iterable[str], quote: str = "'") -> str:
 def quote_path(path: object) -> str:
     """A path as one types it in a command: in double quotes where it has a space."""
     return f'"{path}"' if " " in str(path) else str(path)
+
+
+@contextmanager
+def show_elapsed(action: str, notify: Notify, expected_s: float = 0.0) -> Iterator[None]:
+    """Tell that `action` begins and, if it was long, how long it took.
+
+    On a terminal, a line shows each second how long the block takes, of about `expected_s` if
+    known: for calls of libraries that report no progress.
+    """
+    notify(action)
+    started, ended = time.monotonic(), threading.Event()
+    expected = f" of about {format_duration(expected_s)}" if expected_s else ""
+
+    def show() -> None:
+        while not ended.wait(SHOW_INTERVAL_S):
+            elapsed = format_duration(time.monotonic() - started)
+            with suppress(OSError, ValueError):  # a closed terminal
+                print(f"\r  {elapsed}{expected}   ", end="", file=sys.stderr, flush=True)
+
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    thread = threading.Thread(target=show, daemon=True, name="elapsed time")
+    if is_terminal:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if is_terminal:
+            thread.join()
+            with suppress(OSError, ValueError):
+                print("\r" + " " * 30, end="\r", file=sys.stderr, flush=True)
+    if (seconds := time.monotonic() - started) >= NOTIFY_INTERVAL_S:
+        notify(f"{action}: done in {format_duration(seconds)}")
 
 
 class Progress:

@@ -27,6 +27,7 @@ from glasslm.lab.studies.ablation import (
     judge_variants,
 )
 from glasslm.lab.studies.ablation_axes import variants
+from glasslm.lab.studies.ablation_budget import describe_length
 from glasslm.lab.studies.ablation_table import COLUMNS, to_csv
 from glasslm.lab.studies.checkout import train_command
 from glasslm.lab.studies.sweep import Runner
@@ -34,7 +35,7 @@ from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
 from glasslm.training.step_timer import StepTimer
-from small_runs import small_config, write_text
+from small_runs import read_json, small_config, write_text
 
 V = 20
 
@@ -450,3 +451,36 @@ def test_the_flags_of_a_command_make_the_same_config(tmp_path: Path) -> None:
     command = train_command(tmp_path / "run", config, COMPUTE)
     assert command[2:5] == ["-m", "glasslm", "train"]
     assert train.parse(command[5:]).config.resolve() == config
+
+
+def test_a_larger_budget_or_more_seeds_keep_all_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps stay, so that runs count; the report says that results were known."""
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "study"
+    words = ["ablate", "--text-file", str(text), "--axes", "depth=2", "--out", str(out), *TINY]
+    assert cli.main([*words, "--seeds", "1", "--budget", "8s"]) == 0
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    assert len(trained) == 2
+    assert cli.main([*words, "--seeds", "1", "--budget", "4s"]) == 2  # a smaller one
+    assert cli.main([*words, "--seeds", "2", "--budget", "8s", "--match", "flops"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert cli.main([*words, "--seeds", "1", "--budget", "17s"]) == 0
+    shown = capsys.readouterr()
+    assert "the study is extended: 1 seed and their runs are kept" in shown.err
+    assert "Seeds were added when the results of 1 seed were known" in shown.out
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    runs = [read_json(path) for path in out.glob("runs/*/run.json")]
+    assert sorted(run["seed"] for run in runs) == [42, 42, 43, 43]
+    assert len({run["config"]["train"]["max_steps"] for run in runs}) == 1
+    assert cli.main([*words, "--seeds", "1", "--budget", "17s"]) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().err
+    assert cli.main([*words, "--seeds", "3", "--budget", "17s"]) == 0
+    assert len(list(out.glob("runs/*"))) == 6
+
+
+def test_a_long_study_comes_with_the_flag_that_makes_it_fit() -> None:
+    described = [describe_length(1000, [1.0, 2.0], 3, 2, step_s) for step_s in (0.1, 10.0)]
+    assert described[0].startswith("6 runs, 1,000 steps of the baseline each, 2 at once, about 7m")
+    assert "--budget" not in described[0]
+    assert described[1].endswith("--budget 1h makes it fit into an hour")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import GlasslmError, InputError
-from glasslm.text import notify, print_result
+from glasslm.text import notify, print_result, show_elapsed
 
 if TYPE_CHECKING:
     from glasslm.interop.model_export import ModelExport
@@ -64,8 +64,10 @@ def _to_hf(flags: Flags) -> int:
     hf.require_empty(flags.out)
     model = _load_export(flags)
     with files.atomic_path(flags.out) as folder:
-        hf.write(model, folder)
-        difference = _compare_logits(model, lambda tokens: hf.logits(folder, tokens))
+        with show_elapsed("writing the model", notify):
+            hf.write(model, folder)
+        with show_elapsed("comparing its logits in transformers", notify):
+            difference = _compare_logits(model, lambda tokens: hf.logits(folder, tokens))
         card = model_card.render_card(model, difference)
         files.write_atomic(folder / "README.md", card.encode())
         result = _judge("transformers", difference, hf.TOLERANCE, flags.out)
@@ -85,11 +87,13 @@ def _to_gguf(flags: Flags) -> int:
         raise InputError(f"{path} exists: choose another --out")
     lines = []
     with files.atomic_path(path) as file:
-        gguf_file.write(model, file, kind)
+        with show_elapsed("writing the model", notify):
+            gguf_file.write(model, file, kind)
         if misreading := gguf_comparison.transformers_misreading(model.config):
             notify(
                 f"note: transformers reads this file as {misreading}: use --to hf for transformers"
             )
+        notify("comparing its logits in the installed programs that read the file")
         for comparison in gguf_comparison.compare_readers(model, file, kind):
             difference = (
                 f"relative difference {comparison.largest_difference:.1e}, "
@@ -126,9 +130,10 @@ def _to_peft(flags: Flags) -> int:
             hf.write(peft_files.base_export(model.run, checkpoint), base)
         difference = None
         if base.is_dir():
-            difference = _compare_logits(
-                model, lambda tokens: peft_files.logits(base, folder, tokens)
-            )
+            with show_elapsed("comparing its logits in PEFT", notify):
+                difference = _compare_logits(
+                    model, lambda tokens: peft_files.logits(base, folder, tokens)
+                )
         result = _judge("PEFT", difference, hf.TOLERANCE, flags.out)
     print_result(result)
     return 0
@@ -138,7 +143,8 @@ def _load_export(flags: Flags) -> ModelExport:
     from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import model_export
 
-    model = model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
+    with show_elapsed("reading the checkpoint", notify):
+        model = model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
     if model.config.document_attention:
         notify(f"note: {model_export.DOCUMENT_ATTENTION_NOTE}")
     return model

@@ -360,9 +360,9 @@ def _make_plain_tokenizer(
         case "gpt2":
             return tokenizers.load_gpt2(notify)
         case "bpe":
-            dataset_notes.notify_bpe(survey.bytes, notify)
-            sample = _sample_for_bpe(data, source, survey, notify)
-            return tokenizers.train_bpe(sample, data.vocab_size, notify)
+            with dataset_notes.show_bpe_training(survey.bytes, notify):
+                sample = _sample_for_bpe(data, source, survey, notify)
+                return tokenizers.train_bpe(sample, data.vocab_size, notify)
     return tokenizers.read_tokenizer(data.tokenizer)
 
 

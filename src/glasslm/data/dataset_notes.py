@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from glasslm.data.sources.text_files import Source
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import explain_spellings
 from glasslm.data.text_split import TextSurvey
-from glasslm.text import Notify
+from glasslm.text import Notify, show_elapsed
 
 NOTIFY_MIN_BYTES = 20_000_000  # of a text whose preparation takes noticeable time
+BPE_BYTES_PER_S = 1e6  # of training, on two cores
 
 
 def notify_reading(source: Source, notify: Notify) -> None:
@@ -23,10 +25,13 @@ def notify_reading(source: Source, notify: Notify) -> None:
         notify(f"reading {total / 1e6:,.0f} MB of text")
 
 
-def notify_bpe(n_bytes: int, notify: Notify) -> None:
-    """Tell that BPE is trained, where that takes seconds."""
-    if n_bytes >= NOTIFY_MIN_BYTES / 10:
-        notify(f"training BPE on up to {n_bytes / 1e6:,.0f} MB of text, about 1 MB per second")
+def show_bpe_training(n_bytes: int, notify: Notify) -> AbstractContextManager[None]:
+    """A block that trains BPE, and tells so where that takes seconds."""
+    if n_bytes < NOTIFY_MIN_BYTES / 10:
+        return nullcontext()
+    return show_elapsed(
+        f"training BPE on up to {n_bytes / 1e6:,.0f} MB of text", notify, n_bytes / BPE_BYTES_PER_S
+    )
 
 
 def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:

@@ -241,7 +241,7 @@ def train_model(
             outcome = launch.resume(path, compute, notify)
             run_report.write_after_training(outcome, notify)
             return outcome
-        notify(f"1 of 3: the model, in {format_duration(time_s)}")
+        notify(f"part 1 of 3: the model, in {format_duration(time_s)}")
         config, _ = prepare_recipe(base, notify)
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, max_time=f"{time_s:g}s")
@@ -292,7 +292,7 @@ def _run_ablation(
 ) -> Ablation:
     folder, time_s = record.folder / "ablation", record.allot_seconds("ablation")
     _require_time(record, "ablation", time_s)
-    notify(f"3 of 3: the ablation, in {format_duration(time_s)}")
+    notify(f"part 3 of 3: the ablation, in {format_duration(time_s)}")
     with record.count_time():
 
         def choose() -> list[int]:
@@ -317,7 +317,7 @@ def _run_scaling(
 ) -> ScalingStudy:
     folder, time_s = record.folder / "scaling", record.allot_seconds("scaling")
     _require_time(record, "scaling", time_s)
-    notify(f"2 of 3: the scaling study, in {format_duration(time_s)}")
+    notify(f"part 2 of 3: the scaling study, in {format_duration(time_s)}")
     with record.count_time():
         study = scaling_study.run_study(
             recipe, f"{time_s:g}s", runner, folder, notify, command, LADDER_SHAPES

@@ -30,15 +30,16 @@ from glasslm.lab.studies.ablation_axes import (
 )
 from glasslm.lab.studies.ablation_budget import (
     affordable_steps,
+    describe_length,
     relative_costs,
     required_seconds,
 )
 from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
 from glasslm.lab.studies.checkout import require_checkout, version_name
+from glasslm.lab.studies.study_extension import load_or_extend
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     final_tokens,
-    load_plan,
     measure_speed,
     prepare_recipe,
     resolve_compute,
@@ -80,6 +81,7 @@ class Plan:
     vocab_size: int
     compute: ComputeConfig  # of each run
     final_tokens: int | None = None  # of the final measurement; None: the whole split
+    seen_seeds: int | None = None  # of the results that were known when seeds were added
 
     @property
     def seeds(self) -> range:
@@ -135,7 +137,7 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     settings = dataclasses.astuple(spec)
     # A study without --against has the settings that 0.1.0 wrote.
     flags = to_json_types([to_dict(base), settings if spec.against else settings[:-1]])
-    if saved := load_plan(study, flags):
+    if saved := load_or_extend(study, flags, notify):
         return _restore_plan(saved, spec)
     if spec.against is not None:
         require_checkout(Path(spec.against))
@@ -159,7 +161,12 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
             notify("measuring the speed of the baseline")
         return measure_speed(config, compute, dataset).step
 
-    if spec.budget is not None:
+    if spec.budget is None:
+        matched = [match_budget(c, base, spec.match, V, step_seconds) for c in configs[1:]]
+        costs, runs_each = relative_costs(base, matched, spec.match, V), _runs_each(spec)
+        steps, step_s = base.train.max_steps, step_seconds(base)
+        notify(describe_length(steps, costs, runs_each, runner.slots, step_s))
+    else:
         base = _fit_budget(base, planned, spec, runner.slots, V, step_seconds, notify)
     base = with_sparse_logging(base)
     planned = [
@@ -200,7 +207,21 @@ def _restore_plan(saved: dict[str, Any], spec: AblationSpec) -> Plan:
     ]
     compute = from_dict(ComputeConfig, saved["compute"])
     base = from_dict(RunConfig, saved["base"])
-    return Plan(base, planned, spec, saved["vocab_size"], compute, saved.get("final_tokens"))
+    spec = dataclasses.replace(spec, seeds=saved.get("seeds", spec.seeds))
+    return Plan(
+        base,
+        planned,
+        spec,
+        saved["vocab_size"],
+        compute,
+        saved.get("final_tokens"),
+        saved.get("seen_seeds"),
+    )
+
+
+def _runs_each(spec: AblationSpec) -> int:
+    """The runs of each variant: its seeds, and one for each learning rate that is tried."""
+    return spec.seeds + len(spec.rates)
 
 
 def _fit_budget(
@@ -214,7 +235,7 @@ def _fit_budget(
 ) -> RunConfig:
     """The baseline with as many steps as the budget of the whole study allows."""
     assert spec.budget is not None
-    budget_s, runs_each = parse_duration(spec.budget), spec.seeds + len(spec.rates)
+    budget_s, runs_each = parse_duration(spec.budget), _runs_each(spec)
     matched = [
         match_budget(variant.config, base, spec.match, vocab_size, step_seconds)
         for variant in planned

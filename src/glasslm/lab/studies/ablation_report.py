@@ -144,6 +144,12 @@ def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
 def _run_findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
     """Diverged and failed runs, and what limits the study."""
     sentences, n = [], plan.spec.seeds
+    if plan.seen_seeds is not None:
+        sentences.append(
+            f"Seeds were added when the results of {plural(plan.seen_seeds, 'seed')} were known. "
+            "If those results led to this, p-values and intervals are too small: a new study with "
+            "the number of seeds fixed before decides."
+        )
     diverged = {
         result.name: sum(trial.status == "diverged" for trial in result.trials)
         for result in results

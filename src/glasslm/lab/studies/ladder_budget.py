@@ -40,9 +40,15 @@ from glasslm.runs.metrics import to_json_types
 from glasslm.text import Notify, format_duration
 from glasslm.training import step_timer
 from glasslm.training.evaluation_windows import windows_of
+from glasslm.training.plan import LONG_RUN_S
 from glasslm.training.step_timer import StepTimer
 
 MIN_STEPS = 30  # of the shortest run: the budget must allow it
+CANNOT_GROW = (
+    ". A ladder is not extended: its sizes, its learning rates and its prediction follow from its "
+    "largest compute"
+)
+MANY_FLOPS = 1e14  # half an hour on two cores: the time is estimated
 PLANNED_SHARE = 0.85  # of a budget of time
 
 
@@ -61,7 +67,7 @@ def plan_ladder(
     small for each of them.
     """
     flags = to_json_types([to_dict(base), budget])
-    if saved := load_plan(study, flags):
+    if saved := load_plan(study, flags, CANNOT_GROW):
         rungs = [[from_dict(RunConfig, config) for config in rung] for rung in saved["rungs"]]
         return Ladder(
             base=from_dict(RunConfig, saved["base"]),
@@ -110,7 +116,8 @@ def _fit_budget(
     flops = study_plan.parse_flops(budget)
     if flops is not None:
         ladder = build_ladder(base, flops / shape.study_flops, dataset, runner.compute, shape)
-        return ladder, None, f"{flops:.3g} FLOPs, without the tuning of learning rates"
+        expected = f"{flops:.3g} FLOPs, without the tuning of learning rates"
+        return ladder, None, expected + _long_run_note(ladder, flops, runner, dataset)
     ladder, speed = _fit_time(base, parse_duration(budget), runner, dataset, shape)
     ladder_time, extrapolation_time = map(format_duration, speed.predict_seconds(ladder))
     expected = (
@@ -118,6 +125,15 @@ def _fit_budget(
         "predicted run"
     )
     return ladder, speed, expected
+
+
+def _long_run_note(ladder: Ladder, flops: float, runner: Runner, dataset: Dataset) -> str:
+    """The expected time of many FLOPs, with the flag that makes it fit; empty for few."""
+    if flops < MANY_FLOPS:
+        return ""
+    seconds = sum(SpeedModel.measure(ladder, runner, dataset).predict_seconds(ladder))
+    cure = "; --budget 1h makes it fit into an hour" if seconds > LONG_RUN_S else ""
+    return f", about {format_duration(seconds)}{cure}"
 
 
 def _fit_time(

@@ -86,11 +86,8 @@ def parse_flops(budget: str) -> float | None:
     return number if 1e6 <= number < math.inf else None
 
 
-def load_plan(study: Path, flags: Any) -> dict[str, Any] | None:
-    """The content of plan.json; None if the study is new.
-
-    Raises InputError if it was made with other flags.
-    """
+def read_plan(study: Path) -> dict[str, Any] | None:
+    """The content of plan.json; None if the study is new."""
     path = study / PLAN_FILE
     if not path.exists():
         return None
@@ -99,10 +96,19 @@ def load_plan(study: Path, flags: Any) -> dict[str, Any] | None:
         raise DamagedError(
             f"{path} is not a plan of format {PLAN_FORMAT}: restore it, or choose another folder"
         )
-    if plan["asked"] != flags:
+    return plan
+
+
+def load_plan(study: Path, flags: Any, why: str = "") -> dict[str, Any] | None:
+    """The content of plan.json; None if the study is new.
+
+    Raises InputError, which ends with `why`, if it was made with other flags.
+    """
+    plan = read_plan(study)
+    if plan is not None and plan["asked"] != flags:
         raise InputError(
-            f"{path} belongs to a study with other settings: give the same flags, or choose "
-            "another --out"
+            f"{study / PLAN_FILE} belongs to a study with other settings: give the same flags, or "
+            f"choose another --out{why}"
         )
     return plan
 
