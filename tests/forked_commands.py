@@ -82,11 +82,11 @@ def run_forked(
     return Result(os.waitstatus_to_exitcode(waited[1]), *texts)
 
 
-def run_script(file: str, folder: Path) -> dict[str, Any]:
-    """The JSON that a test file prints last when it runs as a program with `folder`."""
+def run_script(file: str, folder: Path, *more: str) -> dict[str, Any]:
+    """The JSON that a test file prints last when it runs as a program with `folder` and `more`."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", file, str(folder)]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", file, str(folder), *more]
     previous_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -85,8 +85,39 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
+def every_command(folder: Path, kind: str) -> dict[str, list[str]]:
+    """Each command of `glasslm --help` with little work; --help where a command takes long."""
+    base, out = str(folder / "base"), str(folder / f"out {kind}")
+    text = ["--text-file", str(folder / "text.txt")]
+    log = folder / "log.csv"
+    log.write_text("step,loss\n" + "".join(f"{i},{3 - i / 99}\n" for i in range(99)))
+    return {
+        "train": ["train", *text, "--run-dir", base],  # it exists: refused in words
+        "finetune": ["finetune", base, *text, "--run-dir", f"{out}, tuned", "--max-steps", "1",
+                     "--sample-interval", "0"],
+        "merge": ["merge", base, "--run-dir", f"{out}, merged"],
+        "resume": ["resume", base],
+        "generate": ["generate", base, "--prompt", "the", "--max-new-tokens", "3"],
+        "evaluate": ["evaluate", base],
+        "corpus": ["corpus", "inspect", *text],
+        "report": ["report", base],
+        "diagnose": ["diagnose", "--curve", str(log), "--out", f"{out}, diagnosis"],
+        "compare": ["compare", base, base],
+        "check": ["check", "--help-all"],
+        "verify": ["verify", base],
+        "reproduce": ["reproduce", "--help"],
+        "ablate": ["ablate", "--help"],
+        "scale": ["scale", "--plan", "1e18"],
+        "capstone": ["capstone", "--help"],
+        "learn": ["learn", "list"],
+        "export": ["export", base, "--to", "hf", "--out", f"{out}, hf"],
+        "import": ["import", base, "--run-dir", f"{out}, imported"],
+    }  # fmt: skip
+
+
 def run_commands(folder: Path) -> dict[str, Any]:
     load_commands()
+    sys.modules["transformers"] = None  # type: ignore[assignment]  # an export compares with it
     os.environ["GLASSLM_CACHE"] = str(folder / "cache")
     os.chdir(folder)
     text = write_text(folder / "text.txt")
@@ -103,6 +134,11 @@ def run_commands(folder: Path) -> dict[str, Any]:
         argv = train_command(text, folder / kind, **TINY)
         with without_report():  # it takes longer than all others together
             results[f"train, {kind}"] = run_forked(argv, prepare, place=folder)._asdict()
+    with without_report():
+        for kind in kinds if "slow" in sys.argv else ["full"]:
+            for name, argv in every_command(folder, kind).items():
+                result = run_forked(argv, kinds[kind], place=folder)
+                results[f"every {name}, {kind}"] = result._asdict()
     for number in (1, 2):
         only = redirected(open_full, number)
         argv = ["evaluate", str(folder / "base")]
@@ -162,6 +198,26 @@ def test_a_full_standard_output_is_an_error_and_a_closed_one_is_none(
     assert "No space left on device" in results["evaluate, 1 full"]["err"]
     assert results["evaluate, 2 full"]["code"] == 0
     assert "bits per byte" in results["evaluate, 2 full"]["out"]
+
+
+def check_every_command(results: dict[str, Any], kind: str) -> None:
+    for name in cli.COMMANDS:
+        result = results[f"every {name}, {kind}"]
+        assert "Traceback" not in result["err"] + result["out"], (name, kind, result)
+        assert result["code"] in ((0, 1, 2, 6) if kind == "full" else (0, 1, 2)), (name, result)
+
+
+def test_every_command_ends_in_words_on_a_full_device(results: dict[str, Any]) -> None:
+    check_every_command(results, "full")
+    for name in ("generate", "evaluate", "corpus", "report", "compare", "scale", "learn", "export"):
+        assert results[f"every {name}, full"]["code"] == 6, name
+
+
+@pytest.mark.slow
+def test_every_command_ends_in_words_without_its_streams(tmp_path: Path) -> None:
+    results = run_script(__file__, tmp_path, "slow")
+    for kind in ("closed", "no reader"):
+        check_every_command(results, kind)
 
 
 def test_training_goes_on_without_its_streams(folder: Path, results: dict[str, Any]) -> None:

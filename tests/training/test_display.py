@@ -290,7 +290,8 @@ def test_live_redraws_a_few_times_a_second_and_prints_warnings_above(
 def test_the_past_of_a_resumed_run_is_drawn_and_not_printed() -> None:
     out = io.StringIO()
     past = [line for line in metrics_lines() if line["step"] <= 100]
-    display = Display(STEPS, earlier_lines=past, stream=out)
+    display = Display(STEPS, stream=out)
+    display.show_earlier(past)
     assert not out.getvalue()
     assert [step for step, _ in display.view.validation] == [0, 50, 100]
     display.show({"kind": "end", "step": 100, "status": "interrupted"})

@@ -54,7 +54,7 @@ def config(**flags: Any) -> RunConfig:
 class SlowEngine:
     """Takes a second of a fake clock for the micro-batches that its threads compute at once."""
 
-    name = "slow"
+    name, device = "slow", "cpu"
     updates = 0
 
     def __init__(self, micro: int, threads: int) -> None:

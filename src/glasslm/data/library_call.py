@@ -17,11 +17,15 @@ Result = TypeVar("Result")
 _WAIT_S = 0.1  # between two looks for a signal
 
 
-def run_interruptibly(work: Callable[[], Result], timeout_s: float | None = None) -> Result:
+def run_interruptibly(
+    work: Callable[[], Result],
+    timeout_s: float | None = None,
+    check_interrupt: Callable[[], None] = lambda: None,
+) -> Result:
     """The result of `work`, which runs in a thread, so that this thread can obey a signal.
 
-    A signal or the timeout abandons the
-    thread; it ends with the process. Raises TimeoutError after `timeout_s` seconds.
+    A signal, the timeout, or an exception of `check_interrupt`, which is called meanwhile, abandons
+    the thread; it ends with the process. Raises TimeoutError after `timeout_s` seconds.
     """
     if threading.current_thread() is not threading.main_thread() and timeout_s is None:
         return work()  # signals reach the main thread only
@@ -39,6 +43,7 @@ def run_interruptibly(work: Callable[[], Result], timeout_s: float | None = None
     while thread.is_alive():
         thread.join(_WAIT_S)
         waited_s += _WAIT_S
+        check_interrupt()
         if timeout_s is not None and waited_s > timeout_s and thread.is_alive():
             raise TimeoutError
     return result.result()

@@ -38,16 +38,14 @@ MIN_PRINT_S, PRINT_SHARE = 1.0, 0.01  # seconds between printed steps; share of 
 class Display:
     """A context manager that shows a run on `stream` (default: standard error).
 
-    It is live (default: where the stream is a terminal) or prints lines. `earlier_lines` are those
-    of earlier parts of the run, for the curves. Where the stream is closed (a closed terminal,
-    `| head`), the display stops and the run continues.
+    It is live (default: where the stream is a terminal) or prints lines. Where the stream is closed
+    (a closed terminal, `| head`), the display stops and the run continues.
     """
 
     def __init__(
         self,
         max_steps: int | None = None,
         title: str = "",
-        earlier_lines: Iterable[Line] = (),
         stream: TextIO | None = None,
         live: bool | None = None,
     ) -> None:
@@ -56,8 +54,6 @@ class Display:
         self._is_closed = stream is None or stream.closed
         self.stream = io.StringIO() if stream is None or stream.closed else stream
         self.view = View(title=escape_control_chars(title), max_steps=max_steps)
-        for line in earlier_lines:
-            self.view.update(line)
         is_live = can_draw(self.stream) if live is None else live
         self._live: Live | None = _make_live(self.stream) if is_live else None
         self._drawn_at = self._printed_at = -math.inf
@@ -76,6 +72,11 @@ class Display:
         if self._live is not None:
             with self._stop_when_closed():
                 self._live.stop()
+
+    def show_earlier(self, lines: Iterable[Line]) -> None:
+        """Let the curves begin with the lines of earlier parts of the run."""
+        for line in lines:
+            self.view.update(line)
 
     def show(self, line: Line) -> None:
         """Show a line of metrics.jsonl."""

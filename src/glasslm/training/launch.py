@@ -56,6 +56,7 @@ class RunSetup:
     run: Run
     engine: Engine  # with the weights of `progress`, or the first ones
     dataset: Dataset
+    display: Display
     base: BaseRun | None  # for the loss on its text
     progress: Progress | None = None  # of the checkpoint that a resumed run continues from
     limit: TimeLimit | None = None
@@ -106,6 +107,7 @@ def train(
         )
     expected_s = time.perf_counter() - started + length.seconds
     limit = _start_limit(length, started)
+    display = Display(length.config.train.max_steps, run_dir.name)  # no run without its display
     with lock_run(run_dir):
         run = _create_run(run_dir, length, compute, inputs, engine, preset=preset, command=command)
         config = run.config
@@ -114,7 +116,7 @@ def train(
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
         try:
             return _run_loop(
-                RunSetup(run, engine, inputs.dataset, inputs.base, limit=limit),
+                RunSetup(run, engine, inputs.dataset, display, inputs.base, limit=limit),
                 first_lines=[plan_line, *_fallback_warning(inputs.source)],
                 started=started,
                 notify=notify,
@@ -166,8 +168,9 @@ def resume(
             "step": latest.step,
             "from": f"checkpoints/{latest.step:06d}",
         }
+        display = Display(run.config.train.max_steps, run_dir.name)
         return _run_loop(
-            RunSetup(run, engine, dataset, _reopen_base(run, notify), latest.progress),
+            RunSetup(run, engine, dataset, display, _reopen_base(run, notify), latest.progress),
             first_lines=[resume_line],
             started=started,
             notify=notify,
@@ -294,13 +297,13 @@ def _run_loop(
     run, engine, progress = setup.run, setup.engine, setup.progress
     old_text = setup.base.old_text(notify) if setup.base else None
     log = MetricsLog(run.path / "metrics.jsonl", *(progress.metrics_position if progress else ()))
-    earlier_lines = list(run.metrics())
+    setup.display.show_earlier(run.metrics())
     with (
         trackers.track_run(tracker_names, run, progress, notify) as interrupt,
         log,
-        Display(run.config.train.max_steps, run.path.name, earlier_lines) as run_display,
+        setup.display,
     ):
-        loop = Loop(run, engine, setup.dataset, log, run_display, progress, old_text, setup.limit)
+        loop = Loop(run, engine, setup.dataset, log, setup.display, progress, old_text, setup.limit)
         for line in first_lines:
             loop.log(line)
         status: Status = "failed"

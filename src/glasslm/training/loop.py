@@ -29,6 +29,7 @@ from glasslm.training.final_measurement import TOO_SLOW, load_checkpoint, score_
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interrupt, Interruption, catch_signals
 from glasslm.training.learning_rate import lr_at
+from glasslm.training.long_call import EngineCalls
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
 from glasslm.training.run_files import RunFiles
@@ -61,6 +62,7 @@ class Loop:
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
         self.run_files = RunFiles(run, dataset, metrics)
+        self.engine_calls = EngineCalls(engine, self.config, dataset.tokenizer.vocab_size)
         self.max_steps = self.config.train.max_steps
         self.sampler = make_sampler(self.config, len(dataset.train.tokens))
         val_tokens = len(dataset.val.tokens)
@@ -105,12 +107,9 @@ class Loop:
         train = self.config.train
         step_started = time.perf_counter()
         batch, losses, update, limits = self.advance()
-        step_s = time.perf_counter() - step_started
-        self.limit.record_step(step_s)
-        self.seconds_training, self.steps_timed = (
-            self.seconds_training + step_s,
-            self.steps_timed + 1,
-        )
+        self.limit.record_step(step_s := time.perf_counter() - step_started)
+        self.seconds_training += step_s
+        self.steps_timed += 1
         is_last = self.step == self.max_steps
         if is_due(self.step, train.log_interval) or is_last or not update.applied:
             self.log(self._step_line(losses, update))
@@ -140,14 +139,16 @@ class Loop:
         batch = self.batch(self.step)
         require_known_tokens(batch, self.dataset.tokenizer.vocab_size)
         limits = self.guard.limits
-        losses = self.engine.accumulate(batch, 1 / batch.targets.size)
+        n_tokens = batch.targets.size
+        accumulate = partial(self.engine.accumulate, batch, 1 / n_tokens)
+        losses = self.engine_calls.run(accumulate, n_tokens, self.interrupt.check)
         enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
         loss = losses.cross_entropy
         skip = not math.isfinite(loss) or loss > enforced_limits.loss
         rate = lr_at(self.step, self.config.optimizer, self.max_steps)
         update = self.engine.update(rate, SKIP_ALL if skip else enforced_limits.norm)
         self.step += 1
-        self.tokens += batch.targets.size
+        self.tokens += n_tokens
         return batch, losses, update, limits
 
     def batch(self, step: int) -> Batch:
@@ -270,16 +271,20 @@ class Loop:
             self.interrupt.check()
             require_time()
 
-        return evaluation.evaluate(
+        T, rows = self.config.model.block_size, self.engine.micro_batch_size * EVALUATION_BATCH
+        evaluate = partial(
+            evaluation.evaluate,
             self.engine,
             tokens,
             self.dataset.tokenizer.scored_bytes,
-            self.config.model.block_size,
-            rows=self.engine.micro_batch_size * EVALUATION_BATCH,
+            T,
+            rows=rows,
             max_windows=max_windows,
             check_interrupt=check_interrupt,
             notify=self.display.note,
         )
+        # One of its batches takes a third of a training step, which has a backward pass.
+        return self.engine_calls.run(evaluate, rows * T / 3, self.interrupt.check)
 
     def sample(self) -> None:
         """Generate and log a text."""

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -32,6 +33,7 @@ from glasslm.training.evaluation_windows import (
     max_evaluation_windows,
     second_measurement_windows,
 )
+from glasslm.training.long_call import EngineCalls
 from glasslm.training.sample_line import SAMPLE_TOKENS
 from glasslm.training.training_batch import training_batch
 
@@ -69,6 +71,8 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
     rows = min(config.train.batch_size, engine.rows_at_once)
     sampler = make_sampler(config, len(dataset.train.tokens))
     batch = training_batch(sampler, dataset.train.tokens, step=0, rows=rows)
+    accumulate = partial(engine.accumulate, batch, 1 / batch.targets.size)
+    engine_calls = EngineCalls(engine, config, dataset.tokenizer.vocab_size)
 
     def sample() -> None:
         pieces = generation.generate(
@@ -83,7 +87,7 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
             pass
 
     def step() -> float:
-        turn = time_call(lambda: engine.accumulate(batch, 1 / batch.targets.size))
+        turn = time_call(lambda: engine_calls.run(accumulate, config.tokens_per_step))
         return turns * turn + time_call(lambda: engine.update(config.optimizer.lr))
 
     steps = [step() for _ in range(3)]  # the first one also allocates memory

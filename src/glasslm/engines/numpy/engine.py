@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.numpy import ops, optimizer
+from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool
 from glasslm.engines.numpy.forward_context import ActivationRecorder
 from glasslm.engines.numpy.inference import KVCache, read_tokens
@@ -163,7 +163,7 @@ class NumpyEngine:
         require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         recorder = ActivationRecorder(names)
         targets = max(1, int((batch.targets >= 0).sum()))
-        with self._one_blas_thread():
+        with one_blas_thread(self._blas):
             _, backward = self.forward(batch, 1 / targets, recorder=recorder)
             if any(name.startswith(GRADIENT_PREFIX) for name in names):
                 gradients = Weights(self._trained_specs, self.dtype)
@@ -276,7 +276,7 @@ class NumpyEngine:
         require_token_ids(self.vocab_size, tokens)
         counts = np.asarray(counts, np.int64)
         if len(tokens) <= CACHE_ROWS_PER_THREAD:  # usually a single row, where each call counts
-            with self._one_blas_thread():
+            with one_blas_thread(self._blas):
                 return read_tokens(self.eval_model, tokens, cache, counts, every)
 
         def compute_part(part: slice) -> Array:
@@ -317,22 +317,8 @@ class NumpyEngine:
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
         """function(item) of each item, computed on all threads, in the order of the items."""
-        with self._one_blas_thread():
+        with one_blas_thread(self._blas):
             yield from self._threads.map(function, items) if self._threads else map(function, items)
-
-    @contextmanager
-    def _one_blas_thread(self) -> Iterator[None]:
-        """Limit BLAS to the calling thread, at a tenth of the time of threadpool_limits."""
-        previous_thread_counts = [
-            (library, threads) for library in self._blas if (threads := library.num_threads) != 1
-        ]
-        for library, _ in previous_thread_counts:
-            library.set_num_threads(1)
-        try:
-            yield
-        finally:
-            for library, threads in previous_thread_counts:
-                library.set_num_threads(threads)
 
 
 def chunks(size: int, chunk: int) -> list[slice]:
