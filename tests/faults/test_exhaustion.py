@@ -193,7 +193,9 @@ def converts_unasked(handler: ast.ExceptHandler) -> bool:
     names = {node.id for node in ast.walk(handler.type or handler) if isinstance(node, ast.Name)}
     inside = [node for statement in handler.body for node in ast.walk(statement)]
     raised = [node.exc for node in inside if isinstance(node, ast.Raise)]
-    converts = any(isinstance(exc, ast.Call) and isinstance(exc.func, ast.Name) for exc in raised)
+    kinds = {exc.func.id for exc in raised
+             if isinstance(exc, ast.Call) and isinstance(exc.func, ast.Name)}  # fmt: skip
+    converts = bool(kinds - {"ApiError"})  # a server answers with the reason, and goes on
     asks = None in raised or any(
         isinstance(node, ast.Name) and node.id == "raise_if_exhausted" for node in inside
     )

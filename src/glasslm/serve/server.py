@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.serve.addresses import format_host, is_loopback
 from glasslm.serve.app import api_routes, build_app
 from glasslm.serve.connection import Connection
@@ -141,6 +141,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
+        raise_if_exhausted(error, f"a socket at {host}")
         raise InputError(f"--host {host} is no address of this machine ({error})") from None
     try:
         if sys.platform != "win32":  # there it would let two servers share a port
@@ -151,6 +152,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        raise_if_exhausted(error, f"a socket at {host}")
         if error.errno == errno.EADDRINUSE:
             raise InputError(
                 f"port {port} is in use: choose another --port, or 0 for any free one"

@@ -7,7 +7,7 @@ import io
 import unicodedata
 from pathlib import Path
 
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import suggest_name, to_one_line
 
 MAX_ROSTER_BYTES = 10 << 20
@@ -111,11 +111,13 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_ROSTER_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its name") from None
+    with (
+        explain_system_errors(
+            path, lambda why: InputError(f"{path} cannot be read ({why}): check its name")
+        ),
+        path.open("rb") as file,
+    ):
+        data = file.read(MAX_ROSTER_BYTES + 1)
     if len(data) > MAX_ROSTER_BYTES:
         raise InputError(f"{path} has more than {MAX_ROSTER_BYTES:,} bytes: expected a CSV file")
     try:

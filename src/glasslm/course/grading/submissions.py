@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from glasslm.course.grading.roster import find_id_problem, normalize_id
 from glasslm.course.learn.exercises import exercise_names
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import to_one_line
 
 MAX_FILE_BYTES = 1 << 20
@@ -96,10 +96,10 @@ def find_exercises(folder: Path) -> list[str]:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    try:
+    with explain_system_errors(
+        folder, lambda why: InputError(f"{folder} cannot be read ({why}): check its name")
+    ):
         return sorted(entry for entry in folder.iterdir() if not entry.is_symlink())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}): check its name") from None
 
 
 def _list_files(
