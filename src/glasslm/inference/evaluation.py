@@ -80,10 +80,19 @@ def evaluate(
         n_total = min(n_scored * block_size, len(tokens) - 1)
         progress.count(n_predicted, n_total, "evaluating", "tokens")
     loss = nats / n_predicted
-    perplexity = math.inf if loss > 709 else math.exp(loss)  # exp(710) overflows float64
-    bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
     stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None
-    return Score(loss, perplexity, bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
+    bpb = bits_per_byte(nats, n_bytes)
+    return Score(loss, perplexity(loss), bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean loss in nats per token."""
+    return math.inf if loss > 709 else math.exp(loss)  # exp(710) overflows float64
+
+
+def bits_per_byte(nats: float, n_bytes: int) -> float:
+    """The nats of a text of so many bytes, in bits per byte; NaN without bytes."""
+    return nats / math.log(2) / n_bytes if n_bytes else math.nan
 
 
 def standard_error(window_losses: NDArray[np.float64], n_windows: int) -> float | None:

@@ -22,7 +22,7 @@ def is_equal(expected: Any, actual: Any, scale: float, tolerance: float = 0.0) -
     if isinstance(expected, np.generic):
         expected = np.asarray(expected)
     if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
-        return bool(np.all(expected == actual))
+        return type(expected) is type(actual) and bool(expected == actual)
     if expected.shape != actual.shape or actual.dtype.kind not in "fiub":
         return False
     undefined = np.isnan(expected)

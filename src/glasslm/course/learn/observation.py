@@ -158,6 +158,8 @@ def are_same(a: Any, b: Any) -> bool:
     """Whether two values are equal, NaN included."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return np.array_equal(a, b, equal_nan=a.dtype.kind == "f" and b.dtype.kind == "f")
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(are_same, a, b))
     return type(a) is type(b) and bool(np.all(a == b))
 
 

@@ -77,7 +77,12 @@ def judge_zeros(trial: Trial) -> Verdict | None:
     case = trial.distinct[0]
     zeros = {name: case.inputs[name] * 0 for name in trial.exercise.zero_inputs}
     zero_case = Case(case.sizes, case.inputs | zeros, case.options, case.dy)
-    for name, result in trial.observe(zero_case).results.items():
+    observation = trial.observe(zero_case)
+    trouble = observation.trouble
+    if trouble and trouble.verdict != "not_implemented":  # zeros may leave a weight as it is
+        sentence = f"{trouble.sentence}, where {', '.join(zeros)} is zero"
+        return trial.verdict("unstable", sentence, trouble.stage)
+    for name, result in observation.results.items():
         if isinstance(result, np.ndarray) and not np.isfinite(result).all():
             sentence = f"{name} is not finite where {', '.join(zeros)} is zero"
             return trial.verdict("unstable", sentence, trial.stage_of(name), name)

@@ -35,8 +35,11 @@ def weigh_terms(results: Results, cases: Sequence[Case]) -> Iterator[Finding]:
     if weights is None:
         return
     labels = [name_factor(column, cases) for column in weights.T]
-    if np.allclose(weights, weights[:, :1]):  # the whole output has one factor
-        labels = [labels[0] or "a number that differs from case to case"] * len(terms)
+    if np.allclose(np.nanmin(weights, axis=1), np.nanmax(weights, axis=1)):
+        common = name_factor(np.nanmax(weights, axis=1), cases)  # of the whole output
+        if common is None and all(actual.size == 1 for actual in results.actual):
+            return  # any number is another number times a factor
+        labels = [common or "a number that differs from case to case"] * len(terms)
     changed = [(term, label) for term, label in zip(terms, labels) if label != "1"]
     if not changed or (None in labels and len(terms) > 1):
         return
@@ -44,7 +47,10 @@ def weigh_terms(results: Results, cases: Sequence[Case]) -> Iterator[Finding]:
 
 
 def _fit_weights(results: Results) -> Array | None:
-    """One row of weights for each case; None where no weights predict the results."""
+    """One row of weights for each case; None where no weights predict the results.
+
+    The weight of a term that is zero in a case is NaN there: it cannot be known.
+    """
     rows = []
     for reference, actual in zip(results.references, results.actual):
         total = reference.total(results.name)
@@ -53,10 +59,14 @@ def _fit_weights(results: Results) -> Array | None:
         )
         if total.shape != actual.shape or not np.isfinite(actual).all():
             return None
-        if not np.isfinite(columns).all() or np.linalg.matrix_rank(columns) < columns.shape[1]:
+        if not np.isfinite(columns).all() or not columns.any():
             return None
-        weights = np.linalg.lstsq(columns, actual.ravel().astype(float), rcond=None)[0]
-        predicted = (columns @ weights).reshape(actual.shape)
+        known = np.any(columns != 0, axis=0)
+        if np.linalg.matrix_rank(columns[:, known]) < known.sum():
+            return None
+        weights = np.full(columns.shape[1], np.nan)
+        weights[known] = np.linalg.lstsq(columns[:, known], actual.ravel().astype(float))[0]
+        predicted = (columns[:, known] @ weights[known]).reshape(actual.shape)
         if not is_equal(predicted, actual, scale_of(reference, results.name)):
             return None
         rows.append(weights)
@@ -84,8 +94,13 @@ def _explain_weights(
 def name_factor(values: Array, cases: Sequence[Case]) -> str | None:
     """Numbers, one a case, as a constant or a power of a size; None if nothing fits.
 
-    With D = 7 in the first case and 4 in the second, [7, 4] is "D" and [1/7, 1/4] is "1/D".
+    With D = 7 in the first case and 4 in the second, [7, 4] is "D" and [1/7, 1/4] is "1/D". NaN is
+    an unknown number.
     """
+    known = ~np.isnan(values)
+    values, cases = values[known], [case for case, is_known in zip(cases, known) if is_known]
+    if not len(values):
+        return "1"
 
     def fits(expected: Array | float) -> bool:
         return np.allclose(values, expected, rtol=1e-5, atol=1e-9)
@@ -103,7 +118,7 @@ def name_factor(values: Array, cases: Sequence[Case]) -> str | None:
 
 def _list_bases(cases: Sequence[Case]) -> Iterator[tuple[str, Array]]:
     """Sizes, products of two and quotients of two: their name, and their value in each case."""
-    names = list(cases[0].sizes)
+    names = [name for name in cases[0].sizes if all(case.sizes[name] for case in cases)]
     for name in names:
         yield name, np.array([case.sizes[name] for case in cases], float)
     for a, b in itertools.combinations(names, 2):
