@@ -1,5 +1,7 @@
 """The planted faults and the right solutions of the exercises, from the texts in `faults/`.
 
+`unread_faults/` has faults in the same format that were written without reading the checker.
+
 A text `faults/EXERCISE.txt` has sections `== VERDICT: NAME`, and a section is a solution with that
 verdict. It is either source without `import numpy as np`, or a patch of the last complete right
 solution above it: lines with "-" are replaced by the lines with "+" that follow them.
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "faults"
+UNREAD_FOLDER = Path(__file__).parent / "unread_faults"
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,16 @@ class Solution:
         return function
 
 
-def list_exercises() -> list[str]:
+def list_exercises(folder: Path = FOLDER) -> list[str]:
     """The exercises that have planted faults."""
-    return sorted(path.stem for path in FOLDER.glob("*.txt"))
+    return sorted(path.stem for path in folder.glob("*.txt"))
 
 
-def read_solutions(exercise: str) -> list[Solution]:
+def read_solutions(exercise: str, folder: Path = FOLDER) -> list[Solution]:
     """The solutions of one exercise, right and wrong, in the order of the file."""
     solutions: list[Solution] = []
     base: list[str] = []
-    text = (FOLDER / f"{exercise}.txt").read_text(encoding="utf-8")
+    text = (folder / f"{exercise}.txt").read_text(encoding="utf-8")
     for section in f"\n{text}".split("\n== ")[1:]:
         head, *lines = section.rstrip("\n").split("\n")
         verdict, _, name = head.partition(": ")

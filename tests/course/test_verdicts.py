@@ -1,11 +1,12 @@
 """The checker names planted faults, passes none, and raises no false alarm: faults/*.txt."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from planted_faults import Solution, list_exercises, read_solutions
+from planted_faults import FOLDER, UNREAD_FOLDER, Solution, list_exercises, read_solutions
 
 from glasslm import ops
 from glasslm.course.learn import check, check_function
@@ -14,6 +15,7 @@ from glasslm.course.learn.exercises import exercise_names, load_exercise
 
 EXERCISES = [load_exercise(name) for name in exercise_names()]
 MIN_NAMED = 0.97
+MIN_NAMED_UNREAD = 0.9
 MIN_FAULTS = 5  # of each exercise
 MIN_RIGHT_SOLUTIONS = 80
 
@@ -22,15 +24,15 @@ def judge(solution: Solution, seed: int) -> str:
     return check_function(load_exercise(solution.exercise), solution.load(), seed).verdict
 
 
-def measure(seeds: range, every: int = 1) -> tuple[Counter[str], list[str]]:
+def measure(seeds: range, every: int = 1, folder: Path = FOLDER) -> tuple[Counter[str], list[str]]:
     """Counts of faults, named ones, passed ones, right solutions and alarms; and the misses.
 
     With `every` = 3 only each third fault is judged, but all right solutions.
     """
     counts: Counter[str] = Counter()
     misses = []
-    for exercise in list_exercises():
-        for number, solution in enumerate(read_solutions(exercise)):
+    for exercise in list_exercises(folder):
+        for number, solution in enumerate(read_solutions(exercise, folder)):
             if number % every and solution.verdict != "right":
                 continue
             for seed in seeds:
@@ -59,6 +61,14 @@ def test_planted_faults_are_named_at_five_seeds() -> None:
     assert counts["passed"] == 0, misses
     assert counts["alarms"] == 0, misses
     assert counts["named"] >= MIN_NAMED * counts["faults"], misses
+
+
+def test_faults_written_without_reading_the_checker_are_named() -> None:
+    """Ordinary mistakes, by somebody who knew the signatures and the names of the verdicts."""
+    counts, misses = measure(range(1), folder=UNREAD_FOLDER)
+    assert counts["faults"] >= 40
+    assert counts["passed"] == 0, misses
+    assert counts["named"] >= MIN_NAMED_UNREAD * counts["faults"], misses
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
