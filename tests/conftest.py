@@ -37,6 +37,7 @@ MAY_SKIP: tuple[str, ...] = (
     "torchrun and signals as on Linux",
     "no /dev/full here",
     "root may read everything",
+    "needs curl",
     "Ray is an extra",
     "llama.cpp is an extra",
     "lm-evaluation-harness is installed by hand",

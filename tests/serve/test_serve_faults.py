@@ -30,16 +30,19 @@ LIMITS = {
 }  # fmt: skip
 LONG = 60_000  # tokens: far more than a test waits for
 
-# Generating 13 tokens fails in a text, generating 14 in a step of the scheduler.
+# Generating 12 or 13 tokens fails in a text, generating 14 in a step of the scheduler.
 PRELUDE = """
 from glasslm.inference import stream, scheduler
-drawing, submitting, stepping = (
-    stream.Stream.draw, scheduler.Scheduler.submit, scheduler.Scheduler.step
-)
+drawing, appending = stream.Stream.draw, stream.Stream.append
+submitting, stepping = scheduler.Scheduler.submit, scheduler.Scheduler.step
 def draw(self):
+    if self.request.max_new_tokens == 12:
+        raise ArithmeticError("planted in a draw")
+    return drawing(self)
+def append(self, token, logprob, top):
     if self.request.max_new_tokens == 13:
         raise ArithmeticError("planted in a text")
-    return drawing(self)
+    return appending(self, token, logprob, top)
 def submit(self, request):
     self.fails = request.max_new_tokens == 14
     return submitting(self, request)
@@ -47,7 +50,8 @@ def step(self):
     if self.fails:
         raise MemoryError("planted in a step")
     return stepping(self)
-stream.Stream.draw, scheduler.Scheduler.submit, scheduler.Scheduler.step = draw, submit, step
+stream.Stream.draw, stream.Stream.append = draw, append
+scheduler.Scheduler.submit, scheduler.Scheduler.step = submit, step
 """
 
 
@@ -351,7 +355,7 @@ def test_connections_beyond_the_limit_are_refused(server: ServerProcess) -> None
 # -- failing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_tokens", [13, 14])
+@pytest.mark.parametrize("max_tokens", [12, 13, 14])
 def test_an_exception_fails_its_request_alone(server: ServerProcess, max_tokens: int) -> None:
     for stream in (False, True):
         response = server.post(
@@ -370,7 +374,9 @@ def test_a_failing_text_leaves_its_neighbours_alone(server: ServerProcess) -> No
     with concurrent.futures.ThreadPoolExecutor() as pool:
         others = [pool.submit(server.complete, **body) for _ in range(3)]
         time.sleep(0.02)
-        assert server.post("/v1/completions", prompt="a", max_tokens=13).status_code == 500
+        for max_tokens in (12, 13):
+            response = server.post("/v1/completions", prompt="a", max_tokens=max_tokens)
+            assert response.status_code == 500
         assert all(other.result()["choices"] == expected for other in others)
 
 

@@ -162,7 +162,11 @@ class StreamBatch:
         events: StreamEvents = []
         for stream, token, row in zip(streams, tokens.tolist(), logprobs):
             top = top_alternatives(row, stream.request.top_logprobs)
-            new_events = stream.append(token, float(row[token]), top)
+            try:
+                new_events = stream.append(token, float(row[token]), top)
+            except Exception as error:  # of its grammar: the other texts go on
+                events.append(self._fail(stream, error))
+                continue
             events += [(stream, event) for event in new_events]
             if stream.is_finished:
                 self.remove(stream)

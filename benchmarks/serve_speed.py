@@ -1,0 +1,270 @@
+"""Time to first token and tokens/s of `glasslm serve` at several numbers of streams.
+
+    python benchmarks/serve_speed.py [--presets tiny nanogpt --streams 1 8 32 --tokens 200]
+        [--seconds 20 --threads 2 --llama-server PATH/TO/llama-server]
+
+All variants compute the same untrained weights in float32 and take turns:
+- scheduler: the engine alone, inference/scheduler.py in this process;
+- generate: `glasslm generate`'s own batch, N samples of one prompt;
+- serve: the server in a process of its own, N streaming requests of a client in this process;
+- transformers: `generate` of transformers on the exported model, a batch of N, where installed;
+- llama.cpp: its server on the exported weights (GGUF, f32), asked as ours, with --llama-server.
+The overhead of HTTP per token is the difference of serve and scheduler, divided by the tokens.
+Each stream has another prompt, so that no prefix is shared. Start to first token is the time from
+the start of the program to the first token of the first request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
+import numpy as np
+
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig
+from glasslm.data.tokenizers import CharTokenizer
+from glasslm.inference.request import Request
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import Model, load_model
+from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.runs import checkpoint, run_folder
+from glasslm.runs.record import build_record
+from paired import Times, heading, print_speeds, take_turns
+
+TOKENIZER = CharTokenizer("\n" + "".join(map(chr, range(32, 96))))  # 65 characters
+PROMPT_TOKENS = 32
+SAMPLING = Sampling(temperature=0.8, seed=1)
+
+
+def make_run(folder: Path, preset: str) -> Path:
+    """An untrained run of a preset."""
+    config = PRESETS[preset]().resolve()
+    data: dict[str, Any] = {"files": [], "sha256": "0" * 64}
+    data |= dict.fromkeys(("train_tokens", "train_bytes", "val_tokens", "val_bytes"), 0)
+    compute: Any = {"engine": "numpy", "device": "cpu", "precision": "fp32"}
+    record = build_record(config, TOKENIZER, data, compute, preset=preset, command="")
+    run_folder.create_run(folder, record, TOKENIZER.to_json())
+    table = parameter_table(config.model, TOKENIZER.vocab_size)
+    progress = checkpoint.Progress(0, 0, 0, 0)
+    checkpoint.save(folder, initial_weights(table, 1), progress, run_folder.Run(folder).identity)
+    return folder
+
+
+def prompts(count: int) -> list[str]:
+    """Prompts of PROMPT_TOKENS characters that have no common prefix."""
+    draw = np.random.default_rng(0)
+    alphabet = list(TOKENIZER.alphabet[1:])
+    return ["".join(draw.choice(alphabet, PROMPT_TOKENS)) for _ in range(count)]
+
+
+def run_scheduler(model: Model, texts: list[str], tokens: int) -> None:
+    """Generate all texts with a scheduler of this process."""
+    scheduler = model.scheduler(slots=32)
+    for text in texts:
+        ids = model.tokenizer.encode(text).tolist()
+        scheduler.submit(Request(ids, max_new_tokens=tokens, sampling=SAMPLING))
+    while scheduler.has_work:
+        scheduler.step()
+
+
+def run_generate(model: Model, texts: list[str], tokens: int) -> None:
+    """Generate as many samples of one prompt as `glasslm generate --num-samples` does."""
+    for _ in model.pieces(texts[:1], tokens, sampling=SAMPLING, samples=len(texts)):
+        pass
+
+
+class Client:
+    """Streams texts from a server with OpenAI's API, and notes the time to each first token."""
+
+    def __init__(self, port: int, model: str) -> None:
+        self.port, self.model = port, model
+        self.first_token_s: list[float] = []
+
+    def run(self, texts: list[str], tokens: int) -> None:
+        """Stream all texts at once."""
+        asyncio.run(self._stream_all(texts, tokens))
+
+    async def _stream_all(self, texts: list[str], tokens: int) -> None:
+        await asyncio.gather(*(self._stream(text, tokens) for text in texts))
+
+    async def _stream(self, text: str, tokens: int) -> None:
+        content = json.dumps(
+            {
+                "model": self.model, "prompt": text, "max_tokens": tokens, "stream": True,
+                "temperature": SAMPLING.temperature, "seed": SAMPLING.seed, "ignore_eos": True,
+            }
+        )  # fmt: skip
+        start = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        writer.write((head + content).encode())
+        is_first, answer = True, b""
+        while part := await reader.read(1 << 16):
+            if is_first and b"data: " in part:
+                self.first_token_s.append(time.perf_counter() - start)
+                is_first = False
+            answer = answer[-100:] + part
+        assert b"[DONE]" in answer, answer
+        writer.close()
+
+
+@contextlib.contextmanager
+def process(command: list[str], first_line: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A server under way; `first_line` is how its first line of output begins."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True) as server:
+        try:
+            assert server.stdout is not None
+            if first_line:
+                line = server.stdout.readline()
+                assert line.startswith(first_line), line
+            yield server
+        finally:
+            server.terminate()
+
+
+def serve_command(run: Path, port: int, threads: int) -> list[str]:
+    command = [sys.executable, "-m", "glasslm", "serve", str(run), "--engine", "numpy"]
+    return [*command, "--port", str(port), "--threads", str(threads), "--checkpoint", "0"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def time_start(run: Path, threads: int) -> float:
+    """Seconds from the start of the program to the first token."""
+    port, start = free_port(), time.perf_counter()
+    with process(serve_command(run, port, threads), "serving: "):
+        client = Client(port, run.name)
+        client.run(prompts(1), 1)
+        return time.perf_counter() - start
+
+
+def transformers_runner(folder: Path, threads: int) -> Callable[[list[str], int], None]:
+    """`generate` of transformers, a batch of all texts."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def generate(texts: list[str], tokens: int) -> None:
+        ids = torch.tensor(np.array([TOKENIZER.encode(text) for text in texts]).astype(np.int64))
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=True, temperature=SAMPLING.temperature, top_k=0,
+        )  # fmt: skip
+
+    return generate
+
+
+def export(run: Path, folder: Path, kind: str) -> Path:
+    """The run in another program's format."""
+    command = [sys.executable, "-m", "glasslm", "export", str(run), "--to", kind]
+    subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def measure(preset: str, flags: argparse.Namespace, folder: Path) -> None:
+    """Print the tables of one preset."""
+    run = make_run(folder / preset, preset)
+    starts = [time_start(run, flags.threads) for _ in range(3)]
+    print(f"\n{preset}: start to first token {statistics.median(starts):.2f} s (median of 3)")
+    model = load_model(run, 0, engine="numpy", threads=flags.threads)
+    context = model.config.model.block_size
+    tokens = min(flags.tokens, context - PROMPT_TOKENS)
+    runners: dict[str, Callable[[list[str], int], None]] = {
+        "scheduler": lambda texts, tokens: run_scheduler(model, texts, tokens),
+        "generate": lambda texts, tokens: run_generate(model, texts, tokens),
+    }
+    port = free_port()
+    with contextlib.ExitStack() as servers:
+        servers.enter_context(process(serve_command(run, port, flags.threads), "serving: "))
+        client = Client(port, run.name)
+        runners["serve"] = client.run
+        if flags.peers and importlib.util.find_spec("transformers"):
+            hf = export(run, folder / f"{preset}-hf", "hf")
+            runners["transformers"] = transformers_runner(hf, flags.threads)
+        if flags.llama_server:
+            gguf = export(run, folder / f"{preset}.gguf", "gguf")
+            other = free_port()
+            command = [flags.llama_server, "-m", str(gguf), "--port", str(other), "-np", "32"]
+            command += ["-c", str(32 * context), "-t", str(flags.threads)]
+            servers.enter_context(process(command))
+            time.sleep(5)
+            runners["llama.cpp"] = Client(other, preset).run
+        single = 0.0
+        for count in flags.streams:
+            client.first_token_s.clear()
+            times = take_all(runners, prompts(count), tokens, flags.seconds)
+            amount = count * tokens
+            print(f"\n{count} stream(s) of {tokens} tokens after {PROMPT_TOKENS}")
+            print_speeds(times, amount, ("scheduler", "generate"))
+            seconds = {name: statistics.median(values) for name, values in times.items()}
+            overhead_ms = (seconds["serve"] - seconds["scheduler"]) / amount * 1e3
+            first_ms = statistics.median(client.first_token_s) * 1e3
+            speed = amount / seconds["serve"]
+            single = single or speed
+            print(
+                f"serve: first token after {first_ms:.1f} ms (median), HTTP {overhead_ms:.3f} ms a "
+                f"token, {speed / single:.1f} times the tokens/s of {flags.streams[0]} stream(s)"
+            )
+
+
+def take_all(
+    runners: dict[str, Callable[[list[str], int], None]],
+    texts: list[str],
+    tokens: int,
+    seconds: float,
+) -> Times:
+    """Time all variants in turns, after one call each."""
+    variants = {
+        name: (lambda runner=runner: runner(texts, tokens)) for name, runner in runners.items()
+    }
+    for variant in variants.values():
+        variant()
+    return take_turns(variants, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", nargs="+", default=["tiny", "nanogpt"], choices=PRESETS)
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--threads", type=int, default=ComputeConfig().threads or os.cpu_count())
+    parser.add_argument("--llama-server", default="")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    flags = parser.parse_args()
+    libraries = ["numpy", "starlette", "uvicorn"]
+    print(heading(*libraries, threads=flags.threads))
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in flags.presets:
+            measure(preset, flags, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
