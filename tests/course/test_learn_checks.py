@@ -269,3 +269,13 @@ def test_every_exercise_has_a_start_a_solution_and_hints(name: str, tmp_path: Pa
     exec(text, namespace)
     assert check(namespace[name], name).verdict == "not_implemented"
     assert set(exercise.needs) <= set(glasslm.learn.exercises.exercise_names())
+
+
+def test_a_helper_with_the_name_of_an_exercise_is_not_checked(tmp_path: Path) -> None:
+    helper = (
+        "\n\ndef relu(x):\n    return np.maximum(x, 0)\n\n\ndef helped(x):\n    return relu(x)\n"
+    )
+    verdicts = check_file(write(tmp_path, RIGHT + helper, "homework.py"))
+    assert [verdict.exercise for verdict in verdicts] == ["silu"]
+    (verdict,) = check_file(tmp_path / "homework.py", exercise="relu")
+    assert verdict.verdict == "not_implemented"

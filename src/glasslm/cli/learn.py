@@ -42,6 +42,16 @@ NameArgument = Annotated[
     tyro.conf.arg(metavar="NAME", help="Name of an exercise: see glasslm learn list."),
 ]
 
+LIST_HELP = """List the exercises in the order of a course, with what each needs and your marks.
+
+Example:
+  glasslm learn list"""
+
+STATUS_HELP = """Show what you have done so far, and which exercise comes next.
+
+Example:
+  glasslm learn status"""
+
 START_HELP = """Write NAME.py with the signature, the shapes and one worked example.
 A file that exists is not overwritten.
 
@@ -70,6 +80,11 @@ Exit code: 0 all right, 1 something wrong, 2 the file cannot be read.
 Examples:
   glasslm learn check rms_norm.py
   glasslm learn check homework.py --exercise attention --picture difference.png"""
+
+
+@dataclass(frozen=True)
+class NoFlags:
+    """A command without arguments."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,7 @@ def main(argv: list[str]) -> int:
 
 
 def _list(argv: list[str]) -> int:
-    _require_no_arguments("list", argv)
+    parsing.parse(NoFlags, argv, "glasslm learn list", LIST_HELP)
     known = progress.load_progress(notify)
     rows = [("", "exercise", "what", "needs", "forward", "backward", "state")]
     for number, name in enumerate(exercise_names(), 1):
@@ -242,7 +257,7 @@ def _suggest_next(verdicts: list[Verdict]) -> None:
 
 
 def _status(argv: list[str]) -> int:
-    _require_no_arguments("status", argv)
+    parsing.parse(NoFlags, argv, "glasslm learn status", STATUS_HELP)
     known = progress.load_progress(notify)
     names = exercise_names()
     solved = [name for name in names if known.state(name).verdict == "right"]
@@ -263,8 +278,3 @@ def _status(argv: list[str]) -> int:
     if ready:
         print(f"\nnext: glasslm learn start {ready[0]}   ({load_exercise(ready[0]).title})")
     return 0
-
-
-def _require_no_arguments(action: str, argv: list[str]) -> None:
-    if argv:
-        raise InputError(f"'learn {action}' takes no arguments: leave out {' '.join(argv)}")

@@ -22,17 +22,32 @@ def find_example(
     name: str,
     tolerance: float = 0.0,
 ) -> dict[str, Any] | None:
-    """The first of `cases` where the result `name` is visibly wrong; None if it never is."""
+    """The first of `cases` where the result `name` is visibly wrong; None if it never is.
+
+    A case in which only the shape is wrong is taken where no case has wrong numbers.
+    """
+    example: dict[str, Any] | None = None
     for case in cases:
         observation = observe(function, exercise, case)
         if not wrong_results(exercise, case, observation, (name,), tolerance):
             continue
         right = reference_in_float64(exercise, case).total(name)
         output, got, wanted = _side_by_side(name, observation.results[name], right)
-        if got != wanted:
-            uses_dy = name in exercise.gradients
-            return describe_case(case, uses_dy) | {"output": output, "got": got, "wanted": wanted}
-    return None
+        if got == wanted:
+            continue
+        results = {"output": output, "got": got, "wanted": wanted}
+        if example is None:
+            example = describe_case(case, name in exercise.gradients) | results
+        if _flatten(got) != _flatten(wanted):
+            return describe_case(case, name in exercise.gradients) | results
+    return example
+
+
+def _flatten(value: Any) -> list[Any]:
+    """The numbers of nested lists in one list."""
+    if not isinstance(value, list):
+        return [value]
+    return [number for item in value for number in _flatten(item)]
 
 
 def _side_by_side(name: str, actual: Any, right: Any) -> tuple[str, Any, Any]:

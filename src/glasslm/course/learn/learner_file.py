@@ -28,7 +28,8 @@ def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
     Raises InputError, in one line with the learner's line number, where the file cannot be read or
     has no function of an exercise.
     """
-    functions = find_functions(parse_source(path))
+    tree = parse_source(path)
+    functions = find_functions(tree)
     names = exercise_names()
     if exercise and exercise not in names:
         hint = suggest_name(exercise, names)
@@ -41,7 +42,26 @@ def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
     found = [name for name in functions if name in names]
     if not found:
         raise InputError(f"{path}: {_explain_unknown(functions)}")
-    return LearnerFile(path, found)
+    return LearnerFile(path, [name for name in found if not _is_helper(name, tree)] or found)
+
+
+def _is_helper(name: str, tree: ast.Module) -> bool:
+    """Whether a function of the file calls `name`, which returns no pair of output and backward."""
+    is_called = any(
+        isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == name
+        for node in tree.body
+        if getattr(node, "name", name) != name
+        for call in ast.walk(node)
+    )
+    returns = [
+        statement
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+        for statement in node.body
+        if isinstance(statement, ast.Return)
+    ]
+    returns_pair = any(isinstance(r.value, ast.Tuple) for r in returns)
+    return is_called and bool(returns) and not returns_pair
 
 
 def parse_source(path: Path) -> ast.Module:
