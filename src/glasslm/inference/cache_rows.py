@@ -48,12 +48,14 @@ class CacheRows:
         """Whether a row is free."""
         return not all(row.used for row in self._rows)
 
-    def acquire(self, ids: list[int]) -> int:
-        """A free row for a text; there must be one."""
-        source, length, _ = self._find_prefix(ids)
-        index = self._choose_row(source if length else -1)
-        self._uses += 1
-        self._rows[index].used, self._rows[index].last_use = True, self._uses
+    def acquire(self) -> int:
+        """A free row: of a tile that is computed anyway, and of these the longest unused one."""
+        tiles = {i // self._tile for i, row in enumerate(self._rows) if row.used}
+        index = min(
+            (i for i, row in enumerate(self._rows) if not row.used),
+            key=lambda i: (i // self._tile not in tiles, self._rows[i].last_use),
+        )
+        self._rows[index].used = True
         return index
 
     def begin(self, index: int, ids: list[int], share: bool) -> tuple[int, NDArray[Any] | None]:
@@ -65,6 +67,8 @@ class CacheRows:
         source, length, logits = self._find_prefix(ids) if share else (index, 0, None)
         if length:
             self.cache.copy_prefix(source, index, np.array(ids[:length]))
+        self._uses += 1
+        self._rows[source].last_use = self._rows[index].last_use = self._uses
         row = self._rows[index]
         row.chunk_ids = ids[: length - length % self.chunk]
         row.ids, row.logits = ([], None) if logits is None else (ids, logits)
@@ -72,8 +76,10 @@ class CacheRows:
 
     def _find_prefix(self, ids: list[int]) -> tuple[int, int, NDArray[Any] | None]:
         """The row that holds most tokens of a text, their number, and the logits if it is whole."""
-        best = 0, 0
+        best, lengths = (0, 0), self.cache.lengths
         for index, row in enumerate(self._rows):
+            if lengths[index] > self._size:
+                continue  # newer tokens have overwritten the first ones
             if row.logits is not None and row.ids == ids:
                 return index, len(ids), row.logits
             best = max(best, (self._common_length(row.chunk_ids, ids), -index))
@@ -86,14 +92,6 @@ class CacheRows:
             length = end
         return length
 
-    def _choose_row(self, source: int) -> int:
-        """A free row: in a tile that is computed anyway, or the source, or the longest unused."""
-        tiles = {i // self._tile for i, row in enumerate(self._rows) if row.used}
-        return min(
-            (i for i, row in enumerate(self._rows) if not row.used),
-            key=lambda i: (i // self._tile not in tiles, i != source, self._rows[i].last_use),
-        )
-
     def record_chunk(self, index: int, ids: list[int], logits: NDArray[Any] | None) -> None:
         """Note the tokens `ids` that row `index` holds after a chunk of its text.
 
@@ -103,12 +101,6 @@ class CacheRows:
         row.chunk_ids = ids[: len(ids) - len(ids) % self.chunk]
         if logits is not None:
             row.ids, row.logits = ids, logits.copy()
-        self.forget_overwritten(index)
-
-    def forget_overwritten(self, index: int) -> None:
-        """Share no more from a row whose first tokens newer ones have overwritten."""
-        if self.cache.lengths[index] > self._size:
-            self._forget(index)
 
     def restart(self, index: int) -> None:
         """Empty the row of a text that goes on: it reads its newest tokens again."""
@@ -117,7 +109,8 @@ class CacheRows:
 
     def release(self, index: int) -> None:
         """Free a row. It keeps what it holds for other texts."""
-        self.forget_overwritten(index)
+        if self.cache.lengths[index] > self._size:
+            self._forget(index)
         self.cache.clear(index)
         self._rows[index].used = False
 

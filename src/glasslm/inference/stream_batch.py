@@ -47,8 +47,7 @@ class StreamBatch:
 
     def add(self, stream: Stream) -> None:
         """Take a stream into a free row."""
-        ids = stream.visible_ids(self.config)
-        stream.row, stream.unread = self.rows.acquire(ids), ids
+        stream.row, stream.unread = self.rows.acquire(), stream.visible_ids(self.config)
         self._reading.append(stream)
 
     def remove(self, stream: Stream) -> None:
