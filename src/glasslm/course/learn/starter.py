@@ -20,7 +20,7 @@ DERIVATIONS = (Path(__file__).parent / "backward.md", PACKAGE.parents[1] / "docs
 
 def starter_text(exercise: Exercise) -> str:
     """The Python file in which a learner writes the function."""
-    body = f"""{exercise.title}.
+    body = f"""{exercise.title[0].upper()}{exercise.title[1:]}.
 
 {textwrap.fill(exercise.task, WIDTH)}
 

@@ -9,6 +9,13 @@ from glasslm.course.learn.exercise import Array, Case, CaseRandom, Exercise, Mis
 from glasslm.engines.positions import alibi_slopes
 
 
+def alibi_bias(H: int, T: int) -> Array:
+    """(H, T, T): minus slope x distance, 0 for keys after the query. arXiv:2108.12409."""
+    slopes = 2.0 ** (-8 * np.arange(1, H + 1) / H)
+    distance = np.maximum(np.arange(T)[:, None] - np.arange(T), 0)
+    return -slopes[:, None, None] * distance
+
+
 def reference(
     H: int,
     T: int,
@@ -19,7 +26,7 @@ def reference(
     power: int = 1,
     is_transposed: bool = False,
 ) -> Array:
-    """(H, T, T): minus slope x distance, 0 for keys after the query. arXiv:2108.12409."""
+    """The bias (H, T, T) of `glasslm.ops`, with the usual mistakes."""
     distance = -ops.alibi_bias(H, T + 1, np.float64) / alibi_slopes(H, np.float64)[:, None, None]
     first_query = {-1: 0, 0: 0, 1: 1}[shift]
     distance = distance[:, first_query : T + first_query, :T]
@@ -83,7 +90,7 @@ bias  (H, T, T): head, query i, key j""",
         "less.",
     ),
     derivation="alibi_bias",
-    solution="engines/numpy/attention.py:alibi_bias",
+    solution="course/learn/exercises/alibi_bias.py:alibi_bias",
     needs=("attention",),
     outputs=("bias",),
     mistakes=(

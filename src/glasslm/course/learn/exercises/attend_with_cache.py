@@ -50,7 +50,7 @@ def reference(
 ) -> dict[str, Any]:
     """The output (H, Q), and the keys and values (S + 1, K, Q)."""
     (H, Q), (S, K, _) = q.shape, keys.shape
-    old = {"y": np.repeat(v, H // K, 0), "keys": keys, "values": values}
+    old = {"new keys": keys, "new values": values}
     keys, values = insert(keys, k, place), insert(values, v, value_place)
     heads_of_q = {
         "repeated": np.arange(H) // (H // K),
@@ -95,10 +95,8 @@ def reference(
     y = np.einsum("hs,shq->hq", ways[softmax_over](), mixed_values)
     if output == "heads mixed":
         y = y.reshape(K, H // K, Q).swapaxes(0, 1).reshape(H, Q)
-    results = {"y": y, "keys": keys, "values": values}
-    if returned == "old cache":
-        results |= {"keys": old["keys"], "values": old["values"]}
-    return results
+    results = {"y": y, "new keys": keys, "new values": values}
+    return results | old if returned == "old cache" else results
 
 
 def softmax_of(x: Array, axis: int) -> Array:
@@ -248,34 +246,34 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     ),
     (
         "other",
-        "keys",
+        "new keys",
         "the new key stands before the old ones: append it at the end",
         {"place": "front", "value_place": "front"},
     ),
     (
         "other",
-        "values",
+        "new values",
         "the new value stands before the old ones: append it at the end",
         {"place": "front", "value_place": "front"},
     ),
     *(
         (
             "missing_term",
-            output,
+            f"new {name}",
             "the cache is returned as it came: the new key and value belong to it, for the "
             "next step",
             {"returned": "old cache"},
         )
-        for output in ("keys", "values")
+        for name in ("keys", "values")
     ),
     *(
         (
             "overwritten",
-            output,
-            f"the last of the {output} is overwritten by the new one: append it",
+            f"new {name}",
+            f"the last of the {name} is overwritten by the new one: append it",
             {"place": "over the last", "value_place": "over the last"},
         )
-        for output in ("keys", "values")
+        for name in ("keys", "values")
     ),
     (
         "overwritten",
@@ -313,7 +311,7 @@ returns       y (H, Q), keys (S + 1, K, Q), values (S + 1, K, Q): the output and
     derivation="Cache of keys and values",
     solution="course/learn/exercises/attend_with_cache.py:attend_with_cache",
     needs=("attention",),
-    outputs=("y", "keys", "values"),
+    outputs=("y", "new keys", "new values"),
     mistakes=tuple(
         Mistake(verdict, output, sentence, changes)
         for verdict, output, sentence, changes in MISTAKES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from glasslm.course.learn.exercise import (
@@ -15,6 +17,12 @@ from glasslm.course.learn.exercise import (
 )
 
 
+def dropout(x: Array, uniform: Array, p: float) -> tuple[Array, Callable[[Array], Array]]:
+    """x with zeros where uniform < p, the rest divided by 1 - p. arXiv:1207.0580."""
+    mask = ((uniform >= p) / (1 - p)).astype(x.dtype)
+    return mask * x, lambda dy: mask * dy
+
+
 def reference(
     dy: Array,
     x: Array,
@@ -25,7 +33,7 @@ def reference(
     scale: str = "1/(1-p)",
     backward: str = "mask dy",
 ) -> Reference:
-    """x of any shape -> y, dx. arXiv:1207.0580."""
+    """x of any shape -> y, dx."""
     keep = {
         "below p": uniform >= p,
         "above p": uniform < p,
@@ -86,7 +94,7 @@ backward(dy) -> dx, the shape of x""",
         "dx = mask dy. (uniform >= p) / (1 - p) is float64: convert it to the type of x.",
     ),
     derivation="dropout",
-    solution="engines/numpy/ops.py:dropout",
+    solution="course/learn/exercises/dropout.py:dropout",
     gradients=("dx",),
     mistakes=(
         Mistake(

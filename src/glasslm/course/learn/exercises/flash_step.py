@@ -76,7 +76,11 @@ def reference(
         mixed_terms["mixed rescale"] *= 0
     maxima = {"row_max": new_max, "log": new_max + np.log(e.sum(1) + total * rescale)}
     return Reference(
-        {"row_max": {"row_max": maxima[returned]}, "total": total_terms, "mixed": mixed_terms}
+        {
+            "new row_max": {"row_max": maxima[returned]},
+            "new total": total_terms,
+            "new mixed": mixed_terms,
+        }
     )
 
 
@@ -105,38 +109,38 @@ def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool)
 MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     (
         "missing_term",
-        "row_max",
+        "new row_max",
         "the maximum is that of the tile alone: it is the larger one of it and row_max",
         {"maximum": "tile"},
     ),
     (
         "axis",
-        "row_max",
+        "new row_max",
         "the maximum is that of the whole tile: each row has its own",
         {"maximum": "whole tile"},
     ),
     (
         "missing_term",
-        "row_max",
+        "new row_max",
         "row_max stays as it was: a larger score of the tile raises it",
         {"maximum": "old"},
     ),
     (
         "unstable",
-        "row_max",
+        "new row_max",
         "no maximum is subtracted: exp overflows for large scores",
         {"maximum": "zero"},
     ),
     (
         "other",
-        "row_max",
+        "new row_max",
         "this is the logarithm of the whole sum, which is computed after the last tile: "
         "return the maximum",
         {"returned": "log"},
     ),
     (
         "factor",
-        "mixed",
+        "new mixed",
         "mixed is divided by total: that is done once, after the last tile",
         {"is_divided": True},
     ),
@@ -222,14 +226,14 @@ returns  row_max, total, mixed, as new arrays""",
     derivation="flash_attention",
     solution="course/learn/exercises/flash_step.py:flash_step",
     needs=("attention",),
-    outputs=("row_max", "total", "mixed"),
+    outputs=("new row_max", "new total", "new mixed"),
     mistakes=(
         *(
             Mistake(verdict, output, sentence, changes)
             for verdict, output, sentence, changes in MISTAKES
         ),
         *(
-            Mistake(verdict, output, sentence.format(output=output), changes)
+            Mistake(verdict, f"new {output}", sentence.format(output=output), changes)
             for output in ("total", "mixed")
             for verdict, sentence, changes in SUM_MISTAKES
         ),

@@ -21,6 +21,18 @@ Deviation = Callable[[int, int, int], float]  # outputs, inputs, layers -> the d
 SCHEMES = ("plain", "residual", "xavier", "he")
 
 
+def initial_matrix(normal: Array, scheme: str, n_layers: int) -> Array:
+    """normal (O, I), standard normal numbers -> the initial values (O, I)."""
+    outs, ins = normal.shape
+    std = {
+        "plain": 0.02,
+        "residual": 0.02 / math.sqrt(2 * n_layers),
+        "xavier": math.sqrt(2 / (ins + outs)),
+        "he": math.sqrt(2 / ins),
+    }[scheme]
+    return normal * std
+
+
 def reference(
     normal: Array,
     scheme: str,
@@ -32,7 +44,7 @@ def reference(
     he: Deviation = lambda outs, ins, layers: init_std("he", outs, ins),
     is_added: bool = False,
 ) -> Array:
-    """normal (O, I), standard normal numbers -> the initial values (O, I)."""
+    """The initial values by the deviations of glasslm, or by wrong ones."""
     deviations = {"plain": plain, "residual": residual, "xavier": xavier, "he": he}
     std = deviations[scheme](normal.shape[0], normal.shape[1], n_layers)
     return normal + std if is_added else normal * std
@@ -165,7 +177,7 @@ w         (O, I)  the type of normal""",
         "The deviation is the square root of the variance. normal.shape is (O, I): outputs first.",
     ),
     derivation="Initial values",
-    solution="lab/diagnosis/gradient_trials.py:init_std",
+    solution="course/learn/exercises/initial_matrix.py:initial_matrix",
     needs=("linear", "residual"),
     outputs=("w",),
     mistakes=(

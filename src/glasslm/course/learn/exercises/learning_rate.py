@@ -18,6 +18,14 @@ from glasslm.course.learn.exercise import (
 Formula = Callable[[int, int, float, float, int], float]  # step, steps, lr, min_lr, warmup
 
 
+def learning_rate(step: int, max_steps: int, lr: float, min_lr: float, warmup_steps: int) -> float:
+    """A linear warmup, then half a cosine that ends at min_lr."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (max_steps - 1 - warmup_steps)
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def reference(
     step: int,
     max_steps: int,
@@ -234,7 +242,7 @@ returns       the rate of this update, a float""",
         "min_lr + (lr - min_lr) * (1 + cos(pi * (step - W) / (max_steps - 1 - W))) / 2.",
     ),
     derivation="Learning rate",
-    solution="training/learning_rate.py:lr_at",
+    solution="course/learn/exercises/learning_rate.py:learning_rate",
     outputs=("rate",),
     mistakes=(
         *(

@@ -42,7 +42,7 @@ def reference(
     decay_rate: Callable[[float, float], float] = lambda lr, decay: lr * decay,
     keeps_p: bool = True,
 ) -> Reference:
-    """m after the update, and the change dp of p. arXiv:2502.16982, equation 4."""
+    """m after the update, and the change of p. arXiv:2502.16982, equation 4."""
     if decay_of == "g":
         g = g + decay * p
     m_terms = {"momentum m": kept(momentum) * m, "g": added(g, momentum)}
@@ -52,7 +52,7 @@ def reference(
     changes = {"step": step, "decay": -decay_rate(lr, decay) * decayed}
     if not keeps_p:
         changes["-p"] = -p
-    return Reference({"m": m_terms, "dp": changes})
+    return Reference({"new m": m_terms, "change of p": changes})
 
 
 def call(function: Callable[..., Any], case: Case) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def call(function: Callable[..., Any], case: Case) -> dict[str, Any]:
         raise NotImplementedError(
             "p and m are not changed: update them in place, as in p -= ... or p[...] = ..."
         )
-    return {"m": m, "dp": p - before}
+    return {"new m": m, "change of p": p - before}
 
 
 def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
@@ -77,68 +77,68 @@ def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool)
 MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     (
         "overwritten",
-        "m",
+        "new m",
         "m is replaced by g: the momentum is kept, m = momentum m + g",
         {"kept": lambda momentum: 0.0},
     ),
     (
         "factor",
-        "m",
+        "new m",
         "g is multiplied by 1 - momentum: Muon adds all of it, m = momentum m + g",
         {"added": lambda g, momentum: (1 - momentum) * g},
     ),
     (
         "factor",
-        "m",
+        "new m",
         "m is not multiplied by momentum: m = momentum m + g",
         {"kept": lambda momentum: 1.0},
     ),
     (
         "other",
-        "m",
+        "new m",
         "the decay is added to the gradient: it acts on p alone",
         {"decay_of": "g"},
     ),
     (
         "other",
-        "m",
+        "new m",
         "the gradient is orthogonalised before the momentum: orthogonalise momentum m + g",
         {"added": lambda g, momentum: orthogonalize(g)},
     ),
     (
         "missing_term",
-        "dp",
+        "change of p",
         "the step is that of m, without Nesterov: orthogonalise momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(m)},
     ),
     (
         "factor",
-        "dp",
+        "change of p",
         "the new m is not multiplied by momentum: orthogonalise momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(m + g)},
     ),
     (
         "missing_term",
-        "dp",
+        "change of p",
         "the step is not orthogonalised",
         {"direction": lambda m, g, momentum: momentum * m + g},
     ),
     (
         "missing_term",
-        "dp",
+        "change of p",
         "the step is m, not orthogonalised",
         {"direction": lambda m, g, momentum: m},
     ),
     (
         "other",
-        "dp",
+        "change of p",
         "the step is that of the gradient, without the momentum: orthogonalise momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(g)},
     ),
     *(
         (
             "other",
-            "dp",
+            "change of p",
             f"{steps} steps of the iteration: five are needed",
             {"direction": lambda m, g, momentum, steps=steps: iterate(m * momentum + g, steps)},
         )
@@ -146,38 +146,38 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     ),
     (
         "factor",
-        "dp",
+        "change of p",
         "the step is multiplied by sqrt(max(1, O / I)), another convention of Muon: this "
         "one is 0.2 sqrt(max(O, I))",
         {"scale": lambda outs, ins: math.sqrt(max(1, outs / ins))},
     ),
     (
         "factor",
-        "dp",
+        "change of p",
         "the step has the factor 0.2 sqrt(min(O, I)): it is the longer side",
         {"scale": lambda outs, ins: 0.2 * math.sqrt(min(outs, ins))},
     ),
     (
         "factor",
-        "dp",
+        "change of p",
         "the step has the factor 0.2 max(O, I): its root is missing",
         {"scale": lambda outs, ins: 0.2 * max(outs, ins)},
     ),
     (
         "other",
-        "dp",
+        "change of p",
         "the decay comes after the step, and shrinks it, too: decay p first",
         {"decay_of": "p after the step"},
     ),
     (
         "factor",
-        "dp",
+        "change of p",
         "the decay is not multiplied by lr",
         {"decay_rate": lambda lr, decay: decay},
     ),
     (
         "overwritten",
-        "dp",
+        "change of p",
         "p is replaced by the step: it is added to p",
         {"keeps_p": False, "decay_rate": lambda lr, decay: 0.0},
     ),
@@ -208,7 +208,7 @@ returns nothing""",
     derivation="muon",
     solution="engines/numpy/optimizer.py:muon",
     needs=("orthogonalize", "adamw"),
-    outputs=("m", "dp"),
+    outputs=("new m", "change of p"),
     mistakes=tuple(
         Mistake(verdict, output, sentence, changes)
         for verdict, output, sentence, changes in MISTAKES

@@ -21,6 +21,11 @@ from glasslm.inference.evaluation import bits_per_byte, perplexity
 Measure = Callable[[Array, Array], float]
 
 
+def perplexity_and_bpb(nats: Array, byte_lengths: Array) -> tuple[float, float]:
+    """nats (N,), byte_lengths (N,) -> perplexity, bits per byte."""
+    return math.exp(nats.mean()), nats.sum() / math.log(2) / byte_lengths.sum()
+
+
 def reference(
     nats: Array,
     byte_lengths: Array,
@@ -28,7 +33,7 @@ def reference(
     perplexity_of: Measure = lambda nats, lengths: perplexity(float(nats.mean())),
     bits_of: Measure = lambda nats, lengths: bits_per_byte(float(nats.sum()), int(lengths.sum())),
 ) -> dict[str, float]:
-    """nats (N,), byte_lengths (N,) -> both measures."""
+    """The measures of `glasslm.inference`, or wrong ones."""
     return {
         "perplexity": perplexity_of(nats, byte_lengths),
         "bpb": bits_of(nats, byte_lengths),
@@ -162,7 +167,7 @@ returns       perplexity, bpb: two floats""",
         "math.exp(nats.mean()), nats.sum() / math.log(2) / byte_lengths.sum().",
     ),
     derivation="Perplexity and bits per byte",
-    solution="course/learn/exercises/perplexity_and_bpb.py:reference",
+    solution="course/learn/exercises/perplexity_and_bpb.py:perplexity_and_bpb",
     needs=("cross_entropy",),
     outputs=("perplexity", "bpb"),
     mistakes=(

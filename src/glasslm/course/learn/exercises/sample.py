@@ -36,6 +36,23 @@ SETTINGS = (
 )
 
 
+def sample(
+    logits: Array, uniform: float, temperature: float, top_k: int, top_p: float
+) -> tuple[Array, int]:
+    """The distribution p (V,) of the next token, and the token that `uniform` draws from it."""
+    z = (logits - logits.max()) / temperature
+    order = np.argsort(-z, kind="stable")  # the likeliest first; of equal ones the lower index
+    if 0 < top_k < len(z):
+        z[order[top_k:]] = -np.inf
+    p = np.exp(z)
+    p /= p.sum()
+    if top_p < 1:
+        before = np.cumsum(p[order]) - p[order]
+        p[order[before >= top_p]] = 0
+        p /= p.sum()
+    return p, int((np.cumsum(p) <= uniform).sum())
+
+
 def reference(
     logits: Array,
     uniform: float,
@@ -46,7 +63,7 @@ def reference(
     distribution: Distribution = lambda z, t, k, p: probabilities(z, Sampling(t, k, p)),
     draw: Draw = lambda p, u: (np.cumsum(p) <= u).sum(),
 ) -> dict[str, Any]:
-    """logits (V,) -> the distribution p (V,), and the token that `uniform` draws from it."""
+    """The probabilities of `glasslm.inference`, or wrong ones, and the token."""
     p = distribution(logits, temperature, top_k, top_p)
     return {"p": p, "token": draw(p, uniform)}
 
@@ -365,7 +382,7 @@ returns      p (V,), the probabilities with zeros for the tokens left out; and t
         "vocabulary: (np.cumsum(p) <= uniform).sum().",
     ),
     derivation="Sampling",
-    solution="inference/sampling.py:probabilities",
+    solution="course/learn/exercises/sample.py:sample",
     needs=("softmax",),
     outputs=("p", "token"),
     mistakes=(

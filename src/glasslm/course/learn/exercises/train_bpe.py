@@ -14,29 +14,16 @@ Pair = tuple[int, int]
 FIRST_ID = 256  # of the merged tokens: the bytes come before
 
 
-def train_bpe(
-    ids: Sequence[int],
-    n_merges: int,
-    *,
-    pairs: Callable[[Sequence[int]], Iterable[Pair]] = pairwise,
-    rank: Callable[[Pair, int], Any] = lambda pair, count: (-count, pair),
-    merge: Callable[[Sequence[int], Pair, int], Sequence[int]] | None = None,
-    first_id: int = FIRST_ID,
-    min_count: int = 2,
-    more: int = 0,
-    is_reversed: bool = False,
-) -> list[Pair]:
-    """The pairs that are merged, in order: each time the one of lowest rank. arXiv:1508.07909."""
-    merge = merge or merge_pair
+def train_bpe(ids: Sequence[int], n_merges: int) -> list[Pair]:
+    """The pairs that are merged, in order. arXiv:1508.07909."""
     merges: list[Pair] = []
-    for new in range(first_id, first_id + n_merges + more):
-        counts = Counter(pairs(ids))
-        frequent = [pair for pair in counts if counts[pair] >= min_count]
-        if not frequent:
+    for new in range(FIRST_ID, FIRST_ID + n_merges):
+        counts = Counter(pairwise(ids))
+        best = min(counts, key=lambda pair: (-counts[pair], pair), default=(0, 0))
+        if counts[best] < 2:
             break
-        pair = min(frequent, key=lambda pair: rank(pair, counts[pair]))
-        merges.append((pair[1], pair[0]) if is_reversed else pair)
-        ids = merge(ids, pair, new)
+        merges.append(best)
+        ids = merge_pair(ids, best, new)
     return merges
 
 
@@ -49,6 +36,31 @@ def merge_pair(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
         merged.append(new if is_pair else ids[i])
         i += 2 if is_pair else 1
     return merged
+
+
+def train_with(
+    ids: Sequence[int],
+    n_merges: int,
+    *,
+    pairs: Callable[[Sequence[int]], Iterable[Pair]] = pairwise,
+    rank: Callable[[Pair, int], Any] = lambda pair, count: (-count, pair),
+    merge: Callable[[Sequence[int], Pair, int], Sequence[int]] = merge_pair,
+    first_id: int = FIRST_ID,
+    min_count: int = 2,
+    more: int = 0,
+    is_reversed: bool = False,
+) -> list[Pair]:
+    """`train_bpe` with a usual mistake; the pair of lowest rank is merged."""
+    merges: list[Pair] = []
+    for new in range(first_id, first_id + n_merges + more):
+        counts = Counter(pairs(ids))
+        frequent = [pair for pair in counts if counts[pair] >= min_count]
+        if not frequent:
+            break
+        pair = min(frequent, key=lambda pair: rank(pair, counts[pair]))
+        merges.append((pair[1], pair[0]) if is_reversed else pair)
+        ids = merge(ids, pair, new)
+    return merges
 
 
 def merge_first(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
@@ -132,7 +144,7 @@ returns   a list of pairs (left id, right id), in the order of the merges""",
             "other",
             "merges",
             sentence,
-            {"train": partial(train_bpe, **wrong) if isinstance(wrong, dict) else wrong},
+            {"train": partial(train_with, **wrong) if isinstance(wrong, dict) else wrong},
         )
         for sentence, wrong in (
             (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,16 +9,15 @@ from glasslm.course.learn.exercise import Case, CaseRandom, Exercise, Mistake, S
 from glasslm.course.learn.exercises.count_parameters import (
     IN_LAYERS,
     NO_CHANGE,
-    configuration,
     count_by_part,
 )
-from glasslm.model.flops import flops_per_token
 
 
 def training_flops(V: int, L: int, D: int, H: int, K: int, F: int, T: int) -> float:
     """FLOPs of one token, forward and backward, in a context of T. arXiv:2204.02311, appendix B."""
-    config = dataclasses.replace(configuration(L, D, H, K, F, tied=True), block_size=T)
-    return flops_per_token(config, V)
+    weights = L * (2 * D * D + 2 * D * (D // H * K) + 3 * D * F) + V * D  # the head, tied or not
+    scores = 2 * L * D * T  # products of attention: scores, and their mix of values
+    return 6 * (weights + scores)
 
 
 def reference(
@@ -87,7 +85,7 @@ returns           FLOPs per token, a number""",
         "layer, and 3 times that with the backward pass.",
     ),
     derivation="Parameters and FLOPs",
-    solution="model/flops.py:flops_per_token",
+    solution="course/learn/exercises/training_flops.py:training_flops",
     needs=("count_parameters",),
     outputs=("flops",),
     mistakes=(
