@@ -6,10 +6,13 @@ import bz2
 import gzip
 import importlib.util
 import io
+import json
 import lzma
 import pickle
+import random
 import sqlite3
 import struct
+import subprocess
 import sys
 import tarfile
 import wave
@@ -24,6 +27,7 @@ from safetensors.numpy import save
 from glasslm.config.schema import DataConfig
 from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
+from glasslm.data.sources.content_kinds import HEAD_BYTES, detect_markup, identify_content
 from glasslm.errors import InputError
 
 ENGLISH = "All human beings are born free and equal in dignity and rights.\r\n" * 9
@@ -31,6 +35,8 @@ JAPANESE = (
     "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。\n" * 9
 )
 CHINESE = "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心。\n" * 9
+TAIWANESE = "人人生而自由,在尊嚴和權利上一律平等。他們賦有理性和良心。\n" * 9
+KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.\n" * 9
 RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах.\n" * 9
 GREEK = "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια.\n" * 9
 HEBREW = "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם.\n" * 9
@@ -190,6 +196,117 @@ def test_wide_encodings_are_recognised_with_and_without_a_mark(
         prepare(path, encoding_errors=errors)
     with pytest.raises(InputError, match="iconv"):  # it is text: a folder may not leave it out
         prepare(tmp_path, encoding_errors=errors)
+
+
+def letters(first: int, last: int, n: int, seed: int = 0) -> str:
+    """`n` random letters of a range, without blanks and full stops."""
+    draw = random.Random(seed)
+    known = [chr(i) for i in range(first, last + 1) if chr(i).isalpha()]
+    return "".join(draw.choices(known, k=n))
+
+
+SCRIPTS = {
+    "Latin": (0x61, 0x7A), "Greek": (0x3B1, 0x3C9), "Cyrillic": (0x410, 0x44F),
+    "Hebrew": (0x5D0, 0x5EA), "Arabic": (0x621, 0x64A), "Devanagari": (0x905, 0x939),
+    "Thai": (0xE01, 0xE2E), "Georgian": (0x10D0, 0x10F0), "kana": (0x3041, 0x3096),
+    "Han": (0x4E00, 0x9FA5), "Hangul": (0xAC00, 0xD7A3),
+}  # fmt: skip
+ENCODINGS = {
+    "Latin": ["latin-1", "cp500", "mac_roman"], "Greek": ["cp1253"], "Hebrew": ["cp1255"],
+    "Cyrillic": ["koi8-r", "cp1251", "cp866", "mac_cyrillic", "iso8859-5"],
+    "Thai": ["tis-620"], "kana": ["shift_jis", "euc_jp"], "Hangul": ["cp949", "johab"],
+    "Han": ["gb18030"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wide_text_without_blanks_is_recognised(script: str, encoding: str) -> None:
+    for n in (40, 300, 6000):
+        for seed in range(5):
+            head = letters(*SCRIPTS[script], n, seed).encode(encoding)[:HEAD_BYTES]
+            kind = identify_content(head, "a.txt")
+            assert kind is not None, (n, seed)
+            assert encoding[:6].upper() in kind.name, (n, seed, kind)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_other_encodings_are_no_wide_text(script: str) -> None:
+    """UTF-8 and legacy encodings of each script, with and without blanks, from either byte."""
+    for n in (33, 400, 5000):
+        text = letters(*SCRIPTS[script], n, n)
+        words = " ".join(text[i : i + 5] for i in range(0, n, 5))
+        for sample in (text, words, " ".join(text)):
+            for encoding in ["utf-8", *ENCODINGS.get(script, [])]:
+                for start in (0, 1):
+                    head = sample.encode(encoding, "ignore")[start:HEAD_BYTES]
+                    kind = identify_content(head, "a.txt")
+                    assert kind is None or "UTF" not in kind.name, (encoding, n, start, kind)
+
+
+def test_random_bytes_are_no_wide_text() -> None:
+    for seed in range(1000):
+        draw = np.random.default_rng(seed)
+        kind = identify_content(draw.bytes(int(draw.integers(1, 3000))), "a.txt")
+        assert kind is None or "UTF" not in kind.name, seed
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guess"),
+    [
+        (KOREAN, "euc_kr", "EUC-KR"),
+        (KOREAN, "cp949", "EUC-KR"),
+        (TAIWANESE, "big5", "BIG5"),
+        (CHINESE, "gb2312", "GB18030"),
+        (GERMAN, "mac_roman", "MACINTOSH"),
+        (GERMAN, "cp850", "CP850"),
+        (ENGLISH, "cp500", "IBM037"),
+    ],
+)
+def test_siblings_of_legacy_encodings_are_guessed(
+    text: str, encoding: str, guess: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match=f"iconv -f {guess} -t UTF-8"):
+        prepare(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["a", "b", 1.5], {"a": [1, 2]}, (1, 2), "a text\nof lines", {"x": {"y": (1, "z")}}, ["é"]],
+    ids=repr,
+)
+def test_a_pickle_of_protocol_0_is_recognised(value: object) -> None:
+    kind = identify_content(pickle.dumps(value, 0), "a.txt")
+    assert kind is not None
+    assert kind.name == "a pickle"
+
+
+def test_calls_in_pickles_are_recognised_and_lists_of_words_are_no_pickles() -> None:
+    kind = identify_content(b"cos\nsystem\n(S'true'\ntR.", "a.txt")
+    assert kind is not None
+    assert kind.name == "a pickle"
+    for text in (b"cats\ndogs\n(and others)\n", b"(lp) is a name\n", b"Vienna\np0 is a zone\n"):
+        assert identify_content(text * 9, "a.txt") is None
+
+
+def test_chinese_in_hz_is_recognised_with_a_command_that_works(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(CHINESE.encode("hz"))
+    with pytest.raises(InputError, match="is HZ text") as caught:
+        prepare(path)
+    command = str(caught.value).partition("convert it with python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
+    assert (tmp_path / "notes.txt.utf8").read_text(encoding="utf-8") == CHINESE
+    prepare(tmp_path / "notes.txt.utf8", tokenizer="byte")
+
+
+def test_strings_of_json_are_noted_and_dialogue_is_not() -> None:
+    strings = "".join(json.dumps(f"line {i}\nand more") + "\n" for i in range(9))
+    assert detect_markup(strings.encode()) == ("JSON strings, one a line", "jq -r .")
+    dialogue = '"Who is there?"\n"It is I."\n"Come in," she said, and sat down.\n' * 9
+    assert detect_markup(dialogue.encode()) is None
 
 
 @pytest.mark.parametrize("encoding", LEGACY)

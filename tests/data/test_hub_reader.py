@@ -292,3 +292,27 @@ def test_from_the_hub_to_text_and_from_the_cache_the_second_time(
     assert sha256(text.encode()).hexdigest() in {
         path.stem for path in (tmp_path / "cache").rglob("*.txt")
     }
+
+
+@needs_hub
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits that bind, as on Linux")
+def test_a_file_that_unpacks_to_gigabytes_ends_in_words(tmp_path: Path) -> None:
+    """The reader has a limit, which is lower here."""
+    import pyarrow
+
+    indices = pyarrow.array([0] * 1000, pyarrow.int32())
+    bomb = parquet({"text": pyarrow.DictionaryArray.from_arrays(indices, ["a" * (8 << 20)])})
+    assert len(bomb) < 1 << 20
+    program = (
+        "from glasslm.data.sources import hub_reader as reader; "
+        "reader.MAX_READER_BYTES = 3 << 30; reader.main()"
+    )
+    fields = {"config": None, "split": "train", "column": None, "title": None, "revision": None}
+    request = json.dumps(fields | {"dataset": "small/bomb", "max_bytes": 1 << 30})
+    with serving(Hub({"small/bomb": repository({"train.parquet": bomb})})) as server:
+        environment = hub._environment(str(tmp_path)) | {"HF_ENDPOINT": server.address}
+        command = [sys.executable, "-c", program, request, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert "out of memory while small/bomb was read" in last["exhausted"], done.stderr[-2000:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import collections
 import csv
+import json
 import re
 import zipfile
 from contextlib import suppress
@@ -16,6 +18,11 @@ HEAD_BYTES = 8192  # of a file, by which its content is recognised
 MAX_STRAY_SHARE = 0.01  # of the characters of UTF-16 that may be control characters
 MIN_NUL_SHARE = 0.7  # of the high bytes of Western text in UTF-16
 MIN_SPACE_SHARE = 0.01  # of the characters of UTF-16 that are white space or full stops
+MIN_UNITS, MIN_DIFFERENT_UNITS = 32, 8  # of 16 bits, to recognise a script without blanks
+MIN_ROW_SHARE = 0.9  # of the letters of an alphabet, which are in one row of 256 characters
+# Rows of Unicode: alphabets up to Khmer, without the bytes of line ends, and kana.
+ALPHABET_ROWS = {*range(1, 0x1E), 0x30} - {0x0A, 0x0D}
+IDEOGRAPH_ROWS = {0x00, 0x30, *range(0x4E, 0xA0), *range(0xAC, 0xD8), 0xFF}
 MIN_FOREIGN_SHARE = 0.2  # of a legacy text of another script, whose characters are not ASCII
 MIN_SEVEN_BIT_SHARE = 0.01  # of the characters of text in 7 bits, which are not ASCII
 MIN_EBCDIC_SHARE = 0.8  # of the characters of EBCDIC that are letters and blanks
@@ -121,6 +128,10 @@ _ZIP_MEMBERS = (
     ("data.pkl", PYTORCH_ARCHIVE, _RUNS_CODE),
 )
 _ICONV = "convert it with iconv -f {encoding} -t UTF-8 {{path}} > {{path}}.utf8"
+_DECODE_HZ = (  # GNU iconv of Linux does not know it
+    'convert it with python -X utf8 -c "import sys; '
+    "print(sys.stdin.buffer.read().decode('hz'), end='')\" < {path} > {path}.utf8"
+)
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -132,11 +143,20 @@ _SEVEN_BITS = (
     ("ISO-2022-JP", rb"\x1b\$[@B]"),
     ("ISO-2022-KR", rb"\x1b\$\)C"),
     ("UTF-7", rb"\+[A-Za-z0-9+/]{3}"),
+    ("HZ", rb"~\{"),
+)
+# A pickle of protocol 0 is ASCII: a list, a dictionary, a tuple or a call.
+_ASCII_PICKLE = re.compile(
+    rb"\([ld]p\d+\n|\((?:[IVFLS][^\n]*\n(?:p\d+\n)?)+tp\d+\n"
+    rb"|c[\w.]+\n[\w.]+\n(?:p\d+\n|\(\(?[SVI])|[SV][^\n]*\np\d+\n\."
 )
 # Encodings of one byte a letter, with frequent letters of their languages beyond ASCII. The first
 # encoding with the largest share of such letters is the guess.
+_WESTERN = "äöüßéèêàçñáíóúãõåæøîôâïëùûœ“”„‘’–…"
 _ALPHABETS = (
-    ("WINDOWS-1252", "äöüßéèêàçñáíóúãõåæøîôâïë"),
+    ("WINDOWS-1252", _WESTERN),
+    ("MACINTOSH", _WESTERN),
+    ("CP850", _WESTERN),
     ("WINDOWS-1250", "ěščřžýáíéůúťďňąćęłńóśźżőűöü"),
     ("WINDOWS-1254", "çğıöşüİâî"),
     ("WINDOWS-1251", "оеаинтсрвлкмдпу"),
@@ -177,6 +197,8 @@ def identify_content(head: bytes, path: str) -> ContentKind | None:
     if unmarked is not None:
         return _encoded_text(unmarked)
     has_controls = re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head) is not None
+    if _ASCII_PICKLE.match(head):
+        return ContentKind(PICKLE, _RUNS_CODE)
     is_text = not has_controls and _is_utf8(head)
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _identify_zip(path)
@@ -202,6 +224,8 @@ def detect_markup(head: bytes) -> tuple[str, str] | None:
     for pattern, name, program in _MARKUP:
         if re.match(pattern, head.removeprefix(codecs.BOM_UTF8), re.IGNORECASE | re.DOTALL):
             return name, program
+    if _is_json_strings(head):
+        return "JSON strings, one a line", "jq -r ."
     if _is_csv(head.decode("utf-8", "replace")):
         return "CSV", "write its column of text as a text or parquet file"
     return None
@@ -214,7 +238,8 @@ def explain_conversion(head: bytes, path: str) -> str:
 
 
 def _encoded_text(encoding: str) -> ContentKind:
-    return ContentKind(f"{encoding} text", _ICONV.format(encoding=encoding), is_text=True)
+    command = _DECODE_HZ if encoding == "HZ" else _ICONV.format(encoding=encoding)
+    return ContentKind(f"{encoding} text", command, is_text=True)
 
 
 def _is_utf8(head: bytes) -> bool:
@@ -230,10 +255,8 @@ def _unmarked_encoding(head: bytes) -> str | None:
     """UTF-16 or UTF-32 without a byte-order mark.
 
     Letters of Western scripts have NULs as their high bytes. Text in other scripts is recognised by
-    its white space and full stops.
+    its white space and full stops, or by the rows of Unicode that its letters are from.
     """
-    if 0 not in head:
-        return None
     may_be_utf8 = _is_utf8(head) and re.search(rb"[\x01-\x08\x0e-\x1a]", head) is None
     for unmarked in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
         unit = 4 if "32" in unmarked else 2
@@ -244,10 +267,30 @@ def _unmarked_encoding(head: bytes) -> str | None:
         n_stray = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
         n_spaces = sum(c in " \n\u3000\u3001\u3002" for c in text)
         has_nuls = high.count(0) > max(MIN_NUL_SHARE * len(high), 4 * low.count(0))
-        has_spaces = n_spaces > MIN_SPACE_SHARE * len(text) and not may_be_utf8
-        if n_stray <= MAX_STRAY_SHARE * len(text) and (has_nuls or has_spaces):
+        has_spaces = n_spaces > MIN_SPACE_SHARE * len(text)
+        has_rows = unit == 2 and _has_rows_of_a_script(high, low)
+        is_foreign = (has_spaces or has_rows) and not may_be_utf8
+        if n_stray <= MAX_STRAY_SHARE * len(text) and (has_nuls or is_foreign):
             return unmarked
     return None
+
+
+def _has_rows_of_a_script(high: bytes, low: bytes) -> bool:
+    """Whether the high bytes of 16-bit units are those of one script, and the low bytes vary.
+
+    An alphabet has one high byte, which no text in 8 bits has in every second place. Chinese and
+    Korean have two ranges, in which half of all bytes are; multibyte encodings such as Shift-JIS
+    have no second bytes below 0x40, where a quarter of these low bytes are.
+    """
+    n = len(high)
+    if n < MIN_UNITS or len(set(low)) < MIN_DIFFERENT_UNITS:
+        return False
+    row, n_row = collections.Counter(high).most_common(1)[0]
+    if row in ALPHABET_ROWS and n_row > MIN_ROW_SHARE * n:
+        return True
+    n_ideographs = sum(byte in IDEOGRAPH_ROWS for byte in high)
+    is_spread = min(sum(byte < 0x40 for byte in low), sum(byte >= 0x80 for byte in low)) > n / 10
+    return is_spread and n_ideographs > (1 - MAX_STRAY_SHARE) * n
 
 
 def _identify_zip(path: str) -> ContentKind:
@@ -289,6 +332,16 @@ def _is_ebcdic(head: bytes) -> bool:
     text = head.decode("cp037")
     n_letters = sum(c.isascii() and (c.isalnum() or c == " ") for c in text)
     return n_letters > MIN_EBCDIC_SHARE * len(text)
+
+
+def _is_json_strings(head: bytes) -> bool:
+    """Whether each line, of 3 or more, is a string of JSON; the last one may be cut."""
+    lines = [line for line in head.splitlines()[:-1] if line.strip()]
+    with suppress(ValueError):
+        return len(lines) >= MIN_CSV_ROWS and all(
+            isinstance(json.loads(line), str) for line in lines
+        )
+    return False
 
 
 def _is_csv(text: str) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from huggingface_hub.hf_api import DatasetInfo
 
+MAX_READER_BYTES = 8 << 30  # of address space; the libraries alone map 1.5 GB
 HUB_TIMEOUT_S = 20.0  # for the first answer of the hub
 DATASETS_URL = "https://huggingface.co/datasets"
 TEXT_DTYPES = ("string", "large_string", "string_view")
@@ -36,6 +37,7 @@ Request = dict[str, Any]  # the fields of hub.HubRequest
 def main() -> None:
     """Write the lines to standard output; output of the libraries goes to standard error."""
     request, folder = sys.argv[1:]
+    _limit_memory()
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         # `datasets` would read a local folder that has the name of the dataset.
@@ -46,6 +48,14 @@ def main() -> None:
                 if "text" not in line:
                     out.flush()
     os._exit(0)  # It does not wait for threads.
+
+
+def _limit_memory() -> None:
+    """Keep a file that unpacks to far more than its size from filling the memory (Linux)."""
+    if sys.platform == "linux":  # macOS refuses it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_READER_BYTES, MAX_READER_BYTES))
 
 
 def answer_request(request: Request) -> Iterator[dict[str, Any]]:
@@ -202,7 +212,11 @@ def _describe_exhaustion(error: Exception, request: Request) -> str:
     except ExhaustedError as exhausted:
         return str(exhausted)
     except MemoryError:
-        return f"out of memory while {request['dataset']} was read"
+        return (
+            f"out of memory while {request['dataset']} was read: a part of it may unpack to far "
+            f"more than its size (at most {format_bytes(MAX_READER_BYTES)} of memory are used): "
+            "get its parquet files, and give them with --text-file, which reads in small parts"
+        )
     return ""
 
 
