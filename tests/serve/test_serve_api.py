@@ -1,5 +1,6 @@
 """The API as clients use it: the real openai client, and the shapes of its reference."""
 
+import concurrent.futures
 import json
 import math
 import time
@@ -301,6 +302,17 @@ def test_bytes_that_are_no_character(
     assert text == "é" + byte_model.generate("é", 50, temperature=1.0, seed=3)
 
 
+def test_the_bits_of_an_answer_do_not_depend_on_the_neighbours(server: ServerProcess) -> None:
+    body = {"model": "char", "prompt": PROMPT, "max_tokens": 25, "seed": 8, "logprobs": 5}
+    alone = server.complete(**body, echo=True)["choices"]
+    for n in (7, 40):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            others = {"prompt": ["a dog sees", "z"], "n": n // 2, "max_tokens": 60, "model": "char"}
+            noise = pool.submit(server.complete, **others)
+            assert server.complete(**body, echo=True)["choices"] == alone
+            noise.result()
+
+
 # -- JSON ----------------------------------------------------------------------------------------
 
 
@@ -364,7 +376,7 @@ def test_errors_are_those_of_openai(client: openai.OpenAI) -> None:
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "integer"),
         ({"prompt": "Ü"}, "prompt", "does not know"),
         ({"prompt": [1, 999]}, "prompt", "vocabulary"),
-        ({"prompt": "a" * 65}, "prompt", "reads at most 64"),
+        ({"prompt": "a" * 65, "max_tokens": 1}, "prompt", "reads at most 64"),
         ({"prompt": "a", "logit_bias": {"30": 1}}, "logit_bias", "below 30"),
     ],
 )

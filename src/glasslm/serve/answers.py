@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from starlette.responses import JSONResponse
+
 from glasslm.serve.choice_text import Delta, ScoredToken
 from glasslm.serve.logprobs import TokenNames, chat_logprobs, completion_logprobs
 
@@ -137,6 +139,13 @@ class ChatShape:
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
         return chat_logprobs(tokens, self._names) if self._with_logprobs else None
+
+
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII, so that no text or name steers the terminal of who reads it with curl."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def server_sent_event(content: dict[str, Any]) -> bytes:

@@ -128,7 +128,8 @@ class RequestBoundary:
             status = CLIENT_LEFT
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            scope["facts"]["bug"] = f"{type(error).__name__}: {error} ({place.name}:{place.lineno})"
+            # The message of the exception may hold the text of the request.
+            scope["facts"]["bug"] = f"{type(error).__name__} in {place.filename}:{place.lineno}"
         self._note(scope, status or CLIENT_LEFT, time.monotonic() - started_s)
 
     @staticmethod

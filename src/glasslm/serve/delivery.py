@@ -9,11 +9,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glasslm.serve.answer import Answer
-from glasslm.serve.answers import DONE, PING, Head, Shape, server_sent_event
+from glasslm.serve.answers import (
+    DONE,
+    PING,
+    AsciiJSONResponse,
+    Head,
+    Shape,
+    server_sent_event,
+)
 from glasslm.serve.api_error import ApiError
 from glasslm.serve.choice_text import Delta
 from glasslm.serve.request_body import wait_for_disconnect
@@ -70,7 +77,7 @@ async def send_whole(
         "choices": choices,
         "usage": answer.usage.content,
     }
-    return JSONResponse(content, headers=request.scope["warning"])
+    return AsciiJSONResponse(content, headers=request.scope["warning"])
 
 
 class EventStream(Response):
@@ -103,7 +110,7 @@ class EventStream(Response):
             except ApiError as error:
                 if not self._is_started:
                     raise
-                scope["facts"]["failed"] = str(error)
+                scope["facts"]["failed"] = error.code or error.status
                 await self._send(send, server_sent_event(error.content) + DONE, more=False)
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:

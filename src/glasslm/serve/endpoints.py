@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from glasslm.errors import GlasslmError
 from glasslm.serve import metrics, schema
-from glasslm.serve.answers import ChatShape, CompletionShape, Head, Shape
+from glasslm.serve.answers import AsciiJSONResponse, ChatShape, CompletionShape, Head, Shape
 from glasslm.serve.api_error import ApiError, wrong_value
 from glasslm.serve.delivery import EventStream, send_whole
 from glasslm.serve.prompts import PreparedText, prepare_chat, prepare_completion
@@ -84,7 +84,9 @@ class Endpoints:
             raise ApiError(400, str(error), param="text", code="invalid_value") from None
         ids, names = array.tolist(), loaded.names
         pieces = [{"text": names.name(i), "bytes": list(names.bytes[i])} for i in ids]
-        return JSONResponse({"ids": ids, "pieces": pieces}, headers=warning_header(parsed.unknown))
+        return AsciiJSONResponse(
+            {"ids": ids, "pieces": pieces}, headers=warning_header(parsed.unknown)
+        )
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: the text of ids."""
@@ -95,16 +97,18 @@ class Endpoints:
         if outside is not None:
             raise wrong_value("ids", outside, f"token ids below {tokenizer.vocab_size:,}")
         text = await asyncio.to_thread(tokenizer.decode, parsed.ids)
-        return JSONResponse({"text": text}, headers=warning_header(parsed.unknown))
+        return AsciiJSONResponse({"text": text}, headers=warning_header(parsed.unknown))
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         loaded = list(self._service.models.values())
-        return JSONResponse({"object": "list", "data": [model.description for model in loaded]})
+        return AsciiJSONResponse(
+            {"object": "list", "data": [model.description for model in loaded]}
+        )
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        return JSONResponse(self._service.find_model(request.path_params["name"]).description)
+        return AsciiJSONResponse(self._service.find_model(request.path_params["name"]).description)
 
     async def reload(self, request: Request) -> Response:
         """POST /v1/models/NAME/reload: take up the newest checkpoint."""
@@ -113,16 +117,16 @@ class Endpoints:
             loaded = await self._service.reload(name)
         except (GlasslmError, OSError) as error:
             raise ApiError(503, f"the newest checkpoint is not served: {error}") from None
-        return JSONResponse(loaded.description)
+        return AsciiJSONResponse(loaded.description)
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 once requests are answered, 503 before and while the server stops."""
         if self._service.is_stopping:
-            return JSONResponse({"status": "stopping"}, 503)
+            return AsciiJSONResponse({"status": "stopping"}, 503)
         if not self._service.is_ready:
             retry = {"Retry-After": str(LOADING_RETRY_S)}
-            return JSONResponse({"status": "loading"}, 503, headers=retry)
-        return JSONResponse({"status": "ok"})
+            return AsciiJSONResponse({"status": "loading"}, 503, headers=retry)
+        return AsciiJSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""

@@ -79,7 +79,7 @@ def prepare_chat(loaded: LoadedModel, request: ChatRequest, limits: Limits) -> l
             param="messages", code="invalid_value",
         )  # fmt: skip
     grammar = _grammar(loaded, request.settings)
-    return _texts(loaded, request.settings, ids, None, grammar, template.end_ids)
+    return _texts(loaded, request.settings, ids, None, grammar, template.end_ids, "messages")
 
 
 def encode_field(loaded: LoadedModel, prompt: PromptField) -> list[int]:
@@ -97,9 +97,10 @@ def _texts(
     echo: str | None,
     grammar: GrammarFactory | None,
     end_ids: frozenset[int] = frozenset(),
+    param: str = "prompt",
 ) -> list[PreparedText]:
     is_scored = echo is not None and settings.top_logprobs is not None
-    max_tokens = _max_tokens(loaded, settings, len(ids), is_scored)
+    max_tokens = _max_tokens(loaded, settings, len(ids), is_scored, param)
     vocab_size = loaded.model.tokenizer.vocab_size
     for token in settings.logit_bias:
         if token >= vocab_size:
@@ -132,7 +133,9 @@ def _texts(
     ]
 
 
-def _max_tokens(loaded: LoadedModel, settings: TextSettings, n_prompt: int, is_scored: bool) -> int:
+def _max_tokens(
+    loaded: LoadedModel, settings: TextSettings, n_prompt: int, is_scored: bool, param: str
+) -> int:
     """max_tokens; raises ApiError for a prompt that the model cannot read as a whole.
 
     The last token of a prompt is not read where nothing follows it.
@@ -143,9 +146,9 @@ def _max_tokens(loaded: LoadedModel, settings: TextSettings, n_prompt: int, is_s
     if n_prompt > config.block_size + (is_scored or settings.max_tokens == 0):
         raise ApiError(
             400,
-            f"the prompt has {n_prompt:,} tokens: {loaded.name} reads at most "
-            f"{config.block_size:,}. Shorten the prompt",
-            param="prompt",
+            f"{param} has {n_prompt:,} tokens: {loaded.name} reads at most "
+            f"{config.block_size:,}. Shorten it",
+            param=param,
             code="context_length_exceeded",
         )
     if settings.max_tokens is None:

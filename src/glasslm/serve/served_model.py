@@ -33,8 +33,7 @@ class ModelSource:
 
     def load(self) -> LoadedModel:
         """The model. Raises InputError or DamagedError where it cannot be loaded."""
-        model = load_model(self.path, self.selector, **vars(self.device))
-        return LoadedModel(self, model)
+        return LoadedModel(self, load_model(self.path, self.selector, **vars(self.device)))
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, which is not verified."""
@@ -62,6 +61,12 @@ class LoadedModel:
     is_retired: bool = False  # newer weights of the same run are served
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        record = run_folder.Run(self.source.path).record
+        settings: dict[str, Any] = record["tokenizer"].get("transformers", {})
+        # Its source is empty where the model has none.
+        self.template = ChatTemplate(settings, self.model.tokenizer)
+
     @property
     def name(self) -> str:
         return self.source.name
@@ -76,13 +81,6 @@ class LoadedModel:
     def names(self) -> TokenNames:
         """How the tokens of the vocabulary are written."""
         return TokenNames(self.model.tokenizer)
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """The chat template; its source is empty where the model has none."""
-        record = run_folder.Run(self.source.path).record
-        settings: dict[str, Any] = record["tokenizer"].get("transformers", {})
-        return ChatTemplate(settings, self.model.tokenizer)
 
     def json_text(self, max_new_tokens: int) -> Grammar:
         """The grammar of one JSON text. Raises InputError where the vocabulary lacks symbols."""

@@ -70,20 +70,21 @@ async def _serve(
     running = asyncio.create_task(server.serve([listener]))
     notify(f"loading {', '.join(service.sources)} ({address}/health answers 503 until then)")
     loading = asyncio.create_task(service.load())
-    await asyncio.wait([running, loading], return_when=asyncio.FIRST_COMPLETED)
     following = None
-    if loading.done() and not loading.exception() and not running.done():
-        print(f"serving: {address}", flush=True)
-        following = asyncio.create_task(service.follow()) if settings.follow else None
-    elif loading.done():
+    try:
+        await asyncio.wait([running, loading], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            print(f"serving: {address}", flush=True)
+            following = asyncio.create_task(service.follow()) if settings.follow else None
+            await running
+    finally:
         server.should_exit = True
-    await running
-    for task in (following, loading):
-        if task is not None:
-            task.cancel()
-    await service.close_thread()
-    if loading.done() and not loading.cancelled() and (error := loading.exception()):
-        raise error
+        await running
+        for task in (following, loading):
+            if task is not None:
+                task.cancel()
+        await service.close_thread()
 
 
 def make_config(service: Service, settings: ServerSettings) -> uvicorn.Config:
