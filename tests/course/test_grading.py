@@ -156,6 +156,19 @@ def test_gradescope_and_otter_get_their_formats(graded: Path) -> None:
     assert all(case.keys() == fields for case in otter["silu"]["test_cases"])
 
 
+def test_each_part_says_why_it_lost_points(graded: Path) -> None:
+    for student, part, message in (
+        ("loop", "speed", "grows like the number of elements to the power"),
+        ("wrong_backward", "speed", "counts only where all numbers are right"),
+        ("wrong_backward", "backward", "dx"),
+        ("overflow", "stability", "large values"),
+    ):
+        results = json.loads((graded / "grades" / student / "results.json").read_text("utf-8"))
+        outputs = {test["name"]: test["output"] for test in results["tests"]}
+        assert message in outputs[f"silu: {part}"]
+        assert outputs["silu: forward"] == ""
+
+
 def test_students_see_no_flags_and_no_names_of_others(graded: Path) -> None:
     text = (graded / "grades" / "forks" / "results.json").read_text("utf-8")
     assert "flag" not in text

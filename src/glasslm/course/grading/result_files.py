@@ -10,6 +10,7 @@ from typing import Any
 
 from glasslm import files
 from glasslm.course.grading.marking import Record
+from glasslm.course.grading.points import Growth
 from glasslm.course.isolation.evidence import SENTENCES, Flag
 
 GRADES_COLUMNS = ("student", "exercise", "forward", "backward", "points", "verdict", "flags")
@@ -62,7 +63,7 @@ def gradescope_results(records: Sequence[Record]) -> dict[str, Any]:
                 "score": part["points"],
                 "max_score": part["possible"],
                 "status": "passed" if part["points"] == part["possible"] else "failed",
-                "output": _explain(record),
+                "output": explain_part(record, part["name"]),
                 "output_format": "text",
                 "visibility": "visible",
             }
@@ -97,7 +98,7 @@ def otter_results(records: Sequence[Record]) -> dict[str, Any]:
             "test_case_results": [
                 {
                     "test_case": case,
-                    "message": None if is_passed else _explain(record),
+                    "message": None if is_passed else explain_part(record, part["name"]),
                     "passed": is_passed,
                 }
                 for case, part in zip(cases, record["parts"])
@@ -105,6 +106,27 @@ def otter_results(records: Sequence[Record]) -> dict[str, Any]:
             ],
         }
     return results
+
+
+def explain_part(record: Record, name: str) -> str:
+    """Why one part of an exercise has its points; "" where it has all."""
+    points = {part["name"]: (part["points"], part["possible"]) for part in record["parts"]}
+    reached, possible = points[name]
+    numbers = [points[part] for part in ("forward", "backward") if part in points]
+    if reached == possible:
+        return ""
+    if name in ("stability", "speed") and any(own != most for own, most in numbers):
+        return "counts only where all numbers are right"
+    if name == "speed":
+        if record["growth"] is None:
+            return "a larger input took too long"
+        exponent = Growth(**record["growth"]).exponent
+        return (
+            "Python loops over elements: the number of instructions grows like the number of "
+            f"elements to the power {exponent:.2f}"
+        )
+    where = f" (look at: {record['where']})" if record["where"] else ""
+    return f"{record['verdict'].replace('_', ' ')}: {record['sentence']}{where}"
 
 
 def format_csv(rows: Sequence[Sequence[object]]) -> bytes:
@@ -173,8 +195,3 @@ def _list_flags(flags: Flags) -> list[dict[str, Any]]:
         for (student, exercise), own in flags.items()
         for flag in own
     ]
-
-
-def _explain(record: Record) -> str:
-    where = f" (look at: {record['where']})" if record["where"] else ""
-    return f"{record['verdict'].replace('_', ' ')}: {record['sentence']}{where}"
