@@ -69,8 +69,12 @@ def test_some_attempts_are_seen_only_while_they_run(name: str) -> None:
 INNOCENT = '''
 """SiLU without torch: no `import torch`, no open("file"), no sys._getframe()."""
 # import torch; exec("import glasslm"); np.allclose = None
+import doctest
 import functools
+import logging
 import math
+import time
+import traceback
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass
@@ -106,8 +110,9 @@ def silu(x):
     try:
         np.ones(2) @ np.ones(3)
     except ValueError as error:
-        text = f"{error}: subprocess, ctypes"
-        assert text
+        traceback.print_exc()
+        logging.getLogger(__name__).warning("%s: subprocess, ctypes", error)
+    assert time.perf_counter() > 0
     cache = Cache(Saved(x, 0.5 * (1 + np.tanh(x / 2))))
 
     def backward(dy):

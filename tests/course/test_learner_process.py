@@ -127,6 +127,7 @@ def test_values_survive_the_way_there_and_back() -> None:
         np.zeros((0, 3)), np.arange(6).reshape(2, 3).T, np.array(1j), np.array([True]),
     ]  # fmt: skip
     arrays: list[bytes] = []
+    values.append(np.array([1.5, "x", None], dtype=object))
     code = wire.encode(values, arrays, pytest.fail)
     back = wire.decode(code, arrays, pytest.fail)
     assert not arrays
@@ -189,6 +190,25 @@ def test_sleep_is_stopped(server: ForkServer | None) -> None:
 
 def test_an_exit_or_a_crash_is_named(server: ForkServer | None) -> None:
     assert "exit" in stop_sentence(server, "import os\ndef f(x):\n    os._exit(0)\n", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["[object() for _ in range(30000)]", "10**5000", "nested(1000)", "np.ones(1 << 26)"],
+)
+def test_results_that_cannot_be_sent_are_errors(server: ForkServer | None, result: str) -> None:
+    source = f"""
+import numpy as np
+def nested(depth):
+    return [nested(depth - 1)] if depth > 970 else []
+def f(x):
+    return {result}
+"""
+    with LearnerProcess(server) as process:
+        function = load(process, source)
+        with pytest.raises((ValueError, MemoryError)):
+            function(1)
+        assert process.flags == []
 
 
 def test_memory_is_limited(server: ForkServer | None) -> None:

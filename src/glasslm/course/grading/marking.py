@@ -116,7 +116,7 @@ def _mark_in_process(
         flags += find_remembered(function, exercise, seed)
         if exercise.has_backward and marks.forward == marks.backward == "right":
             marks.growth = measure_growth(process, function, exercise, seed)
-    except LearnerStopped:  # the larger case takes too long: no points for speed
+    except (LearnerStopped, Exception):  # of the learner's function, which the verdict names
         pass
     return marks
 

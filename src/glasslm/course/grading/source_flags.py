@@ -26,6 +26,10 @@ DOTTED_KINDS: dict[str, FlagKind] = {
     "os.remove": "file",
     "os.listdir": "file",
     "os._exit": "program",
+    **dict.fromkeys(
+        ("os.write", "os.read", "os.close", "os.dup2", "os.fdopen", "os.sendfile"), "checker"
+    ),
+    **dict.fromkeys(("traceback.walk_stack", "traceback.extract_stack"), "checker"),
     "numpy.random.seed": "random",
     "numpy.random.set_state": "random",
     "random.seed": "random",

@@ -86,11 +86,11 @@ def watch(file: str, report: Report) -> None:
             line, is_importing = _find_learner(file, frame)
             if not line:
                 return
-            is_direct = _caller_file(frame) in (file, "<string>")
+            is_direct = _caller_file(frame, event) in (file, "<string>")
             if event == "import":
                 _judge_import(str(arguments[0]), line, is_direct, is_importing)
             elif event == "open":
-                _judge_opening(arguments[0], line, is_direct)
+                _judge_opening(arguments[0], line, is_direct, is_importing)
             elif kind and not is_importing:  # a library that is imported may do as it likes
                 _judge_event(event, arguments, kind, line, is_direct)
         finally:
@@ -103,12 +103,12 @@ def watch(file: str, report: Report) -> None:
         if kind == "library":
             raise ImportError(f"{module} is not available here: use NumPy")
 
-    def _judge_opening(path: Any, line: int, is_direct: bool) -> None:
+    def _judge_opening(path: Any, line: int, is_direct: bool, is_importing: bool) -> None:
         if path == os.devnull:
             return
         package = _package_of(path, folders) if isinstance(path, (str, bytes)) else None
         is_answer = package is not None and module_kind(package) == "library"
-        if package is not None and not is_answer and not is_direct:
+        if not is_answer and not is_direct and (is_importing or package is not None):
             return  # an import, or a traceback that shows a line
         if is_answer:
             report("library", line, f"opens files of {package}")
@@ -147,9 +147,10 @@ def _find_learner(file: str, frame: FrameType | None) -> tuple[int, bool]:
     return 0, False
 
 
-def _caller_file(frame: FrameType) -> str:
-    """The file whose code raised an event, or that called the module `inspect`, which raised it."""
-    while frame.f_globals.get("__name__") == "inspect" and frame.f_back is not None:
+def _caller_file(frame: FrameType, event: str) -> str:
+    """The file whose code raised an event, or that called a module which hands out frames."""
+    helpers = ("inspect", "traceback") if event == "sys._getframe" else ("inspect",)
+    while frame.f_globals.get("__name__") in helpers and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_filename
 

@@ -47,7 +47,9 @@ ANSWER_LIBRARIES = frozenset(
 # Modules that lead to the interpreter's frames, objects and memory, or out of the process.
 MODULE_KINDS: dict[str, FlagKind] = {
     **dict.fromkeys(ANSWER_LIBRARIES, "library"),
-    **dict.fromkeys(("inspect", "gc", "traceback", "tracemalloc", "bdb", "pdb"), "checker"),
+    **dict.fromkeys(
+        ("inspect", "gc", "bdb", "pdb", "signal", "resource", "faulthandler"), "checker"
+    ),
     **dict.fromkeys(("ctypes", "_ctypes", "cffi", "mmap"), "memory"),
     **dict.fromkeys(("subprocess", "multiprocessing", "pty", "_posixsubprocess"), "program"),
     **dict.fromkeys(("concurrent", "threading", "_thread", "atexit", "asyncio"), "survives"),

@@ -22,9 +22,16 @@ import numpy as np
 from glasslm.course.isolation import audit_hook, wire
 from glasslm.course.isolation.evidence import FlagKind
 from glasslm.course.isolation.library_snapshot import find_replaced, take_snapshot
-from glasslm.course.isolation.wire import WireError, read_message, write_message
+from glasslm.course.isolation.wire import (
+    WireError,
+    pack_message,
+    read_message,
+    write_bytes,
+    write_message,
+)
 
 MAX_REPORTS = 100
+MAX_OBJECTS = 20_000  # a check makes some hundred calls, each with one backward function
 MAX_MESSAGE_CHARS = 300
 
 
@@ -46,7 +53,6 @@ class LearnerLoop:
         self._passed: dict[int, list[Any]] = {}
         self._reports: set[tuple[str, int, str]] = set()
         self._snapshot = take_snapshot()
-        self._atexit_count = atexit._ncallbacks()
 
     def run(self) -> None:
         """Answer until the other side closes the connection."""
@@ -61,10 +67,11 @@ class LearnerLoop:
             replies: list[bytes] = []
             try:
                 answer = actions[message["do"]](message, arrays, replies)
+                data = pack_message(answer | {"id": message["id"]}, replies)
             except BaseException as error:  # SystemExit and KeyboardInterrupt of the learner's code
-                replies.clear()
-                answer = {"error": describe_error(error, self._file)}
-            write_message(self._writer, answer, replies)
+                description = describe_error(error, self._file)
+                data = pack_message({"error": description, "id": message["id"]}, [])
+            write_bytes(self._writer, data)
 
     def _load(
         self, message: dict[str, Any], arrays: list[bytes], replies: list[bytes]
@@ -74,7 +81,10 @@ class LearnerLoop:
         code = compile(source, self._file, "exec", dont_inherit=True)
         module = types.ModuleType("learner")
         linecache.cache[self._file] = (len(source), None, source.splitlines(True), self._file)
-        self._watch_random_seed()
+        self._watch_function(np.random, "seed", "random")
+        self._watch_function(np.random, "set_state", "random")
+        self._watch_function(atexit, "register", "survives")
+        self._snapshot = take_snapshot()
         audit_hook.watch(self._file, self._report)
         try:
             exec(code, module.__dict__)
@@ -124,12 +134,12 @@ class LearnerLoop:
         self._report_replaced()
         if threading.active_count() > 1:
             self._report("survives", 0, f"{threading.active_count() - 1} threads still run")
-        if atexit._ncallbacks() > self._atexit_count:
-            self._report("survives", 0, "a function is registered with atexit")
         return {"value": {"plain": None}}
 
     def _put(self, value: Any) -> dict[str, Any]:
         """Keep an object here, and describe it to the other side."""
+        if len(self._objects) > MAX_OBJECTS:
+            raise WireError(f"more than {MAX_OBJECTS:,} objects and functions were returned")
         self._objects.append(value)
         return {
             "handle": len(self._objects) - 1,
@@ -164,24 +174,17 @@ class LearnerLoop:
         for name in find_replaced(self._snapshot):
             self._report("patch", 0, f"{name} is replaced")
 
-    def _watch_random_seed(self) -> None:
-        """Report calls that set the state of NumPy's shared generator."""
+    def _watch_function(self, module: types.ModuleType, name: str, kind: FlagKind) -> None:
+        """Report calls of a function of the library from the learner's file."""
+        function = getattr(module, name)
 
-        def reporting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                self._report("random", self._learner_line(), f"np.random.{name}()")
-                return function(*arguments, **options)
+        def call(*arguments: Any, **options: Any) -> Any:
+            frame = sys._getframe(1)
+            if frame.f_code.co_filename == self._file:
+                self._report(kind, frame.f_lineno, f"{module.__name__}.{name}()")
+            return function(*arguments, **options)
 
-            return call
-
-        for name in ("seed", "set_state"):
-            setattr(np.random, name, reporting(name, getattr(np.random, name)))
-        self._snapshot = take_snapshot()
-
-    def _learner_line(self) -> int:
-        frames = traceback.extract_stack()
-        lines = [frame.lineno for frame in frames if frame.filename == self._file]
-        return (lines[-1] or 0) if lines else 0
+        setattr(module, name, call)
 
 
 def serve(reader: BinaryIO, writer: BinaryIO) -> None:
@@ -194,6 +197,8 @@ def serve(reader: BinaryIO, writer: BinaryIO) -> None:
 
 def describe_error(error: BaseException, file: str) -> dict[str, Any]:
     """The type of an error with its built-in base, its message, and the learner's line."""
+    if isinstance(error, WireError):
+        error = ValueError(f"the result cannot be read: {error}")
     bases = [base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins"]
     lines = [
         frame.lineno

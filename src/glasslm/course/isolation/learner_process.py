@@ -20,7 +20,7 @@ from glasslm.course.isolation import wire
 from glasslm.course.isolation.evidence import Flag
 from glasslm.course.isolation.process_limits import Limits
 from glasslm.course.isolation.remote_error import LearnerStopped, raise_remote_error
-from glasslm.course.isolation.wire import WireError, read_message, write_message
+from glasslm.course.isolation.wire import ClosedError, WireError, read_message, write_message
 
 HAS_FORK_SERVER = sys.platform == "linux"
 MAX_FLAGS = 200  # of one file
@@ -40,6 +40,7 @@ class LearnerProcess:
         """Start the process, by a server where the system has one."""
         self._limits = limits or Limits()
         self.flags: list[Flag] = []
+        self._n_messages = 0
         self._offered: list[Any] = []  # functions of this process that the learner's may call
         self.counts_instructions, self.instructions = False, 0
         self._file = "learner.py"
@@ -70,22 +71,22 @@ class LearnerProcess:
         Raises the learner's error, and LearnerStopped where the process has ended or answers with
         nonsense.
         """
-        try:
-            write_message(self._start.writer, message, arrays)
-        except (OSError, ValueError):
-            raise self._explain_end() from None
+        self._n_messages += 1
+        self._send(message | {"id": self._n_messages}, arrays)
         while True:
             answer, replies = self._receive()
             if "report" in answer:
                 self._note(answer["report"])
             elif "callback" in answer:
                 self._answer_callback(answer, replies)
+            elif answer.get("id") != self._n_messages:
+                raise self.reject("an answer that was not asked for")
             elif "error" in answer:
                 raise_remote_error(answer["error"], self._file)
             elif "value" in answer:
                 return answer, replies
             else:
-                raise self._explain_end()
+                raise self.reject("a message without a value")
 
     def offer(self, function: Any) -> dict[str, Any]:
         """Let the learner's code call a function of this process; returns its description.
@@ -99,7 +100,7 @@ class LearnerProcess:
 
     def finish(self) -> list[Flag]:
         """All evidence about the file, after a last look at what it leaves behind."""
-        with suppress(LearnerStopped):
+        with suppress(LearnerStopped, Exception):  # it may be gone, or send what it likes
             self.ask({"do": "finish"}, [])
         return sorted(set(self.flags))
 
@@ -120,11 +121,26 @@ class LearnerProcess:
         with self._lock:
             self._start.end()
 
+    def reject(self, what: str) -> LearnerStopped:
+        """The error for a message that only a forger sends; it is evidence, too."""
+        self.flags.append(Flag("checker", 0, f"its process has sent {what}"))
+        with self._lock:
+            self._start.end()
+        return LearnerStopped(f"the process has sent {what}: does it write to open files?")
+
+    def _send(self, message: dict[str, Any], arrays: list[bytes]) -> None:
+        try:
+            write_message(self._start.writer, message, arrays)
+        except (OSError, ValueError):
+            raise self._explain_end() from None
+
     def _receive(self) -> tuple[dict[str, Any], list[bytes]]:
         try:
             return read_message(self._start.reader)
-        except (WireError, OSError, ValueError):
+        except (ClosedError, OSError, ValueError):
             raise self._explain_end() from None
+        except WireError as error:
+            raise self.reject(f"what is no answer ({error})") from None
 
     def _answer_callback(self, message: dict[str, Any], arrays: list[bytes]) -> None:
         """Call a function of this process for the learner's code, and send its result."""
@@ -136,10 +152,7 @@ class LearnerProcess:
         except Exception as error:  # the arguments are the learner's
             replies.clear()
             answer = {"error": f"{type(error).__name__}: {error}"}
-        try:
-            write_message(self._start.writer, answer, replies)
-        except (OSError, ValueError):
-            raise self._explain_end() from None
+        self._send(answer, replies)
 
     def _note(self, report: Any) -> None:
         """Keep a report, if it is one."""

@@ -31,25 +31,40 @@ class RemoteObject:
     def __repr__(self) -> str:
         return f"<{self._type_name} of {self._file}>"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteObject) and self._type_name == other._type_name
+
+    __hash__ = object.__hash__
+
     def _read(self, answer: dict[str, Any], arrays: list[bytes], watched: list[Any]) -> Any:
         """The value of an answer, after the arrays that the call has changed are changed here."""
         made: list[RemoteObject] = []
 
         def get(code: dict[str, Any]) -> RemoteObject:
-            kind = RemoteFunction if code["function"] else RemoteObject
-            made.append(kind(self._process, self._file, int(code["handle"]), str(code["type"])))
-            if isinstance(made[-1], RemoteFunction):
-                made[-1].describe(code["function"])
+            made.append(self._make(code))
             return made[-1]
 
-        value = wire.decode(answer["value"], arrays, get)
-        for here, code in zip(watched, answer.get("watched", [])):
-            replace_content(here, wire.decode(code, arrays, get))
+        try:
+            value = wire.decode(answer["value"], arrays, get)
+            for here, code in zip(watched, answer.get("watched", [])):
+                replace_content(here, wire.decode(code, arrays, get))
+        except wire.WireError as error:
+            raise self._process.reject(str(error)) from None
         results = value if isinstance(value, tuple) else (value,)
         passed = [*watched, *(item for item in results if is_mutable(item))]
         for item in made:
             item._passed = passed
         return value
+
+    def _make(self, code: dict[str, Any]) -> RemoteObject:
+        """The stand-in for an object that the learner's process has described."""
+        handle, type_name = int(code["handle"]), str(code["type"])
+        if code["function"]:
+            function = RemoteFunction(self._process, self._file, handle, type_name)
+            function.describe(code["function"])
+            return function
+        kind = type(type_name, (RemoteObject,), {})  # messages name the type
+        return kind(self._process, self._file, handle, type_name)
 
 
 class RemoteFunction(RemoteObject):

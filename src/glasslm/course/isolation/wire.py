@@ -24,21 +24,35 @@ GetHandle = Callable[[dict[str, Any]], Any]  # a description -> the object, or a
 
 
 class WireError(Exception):
-    """The other side sent something that is no message, or it has closed the connection."""
+    """What should be sent is too much, or what was received is no message."""
+
+
+class ClosedError(WireError):
+    """The other side has closed the connection."""
 
 
 def write_message(stream: BinaryIO, message: dict[str, Any], arrays: list[bytes]) -> None:
     """Send a message and the bytes of its arrays."""
+    write_bytes(stream, pack_message(message, arrays))
+
+
+def write_bytes(stream: BinaryIO, data: bytes) -> None:
+    """Send a message that is packed already."""
+    stream.write(data)
+    stream.flush()
+
+
+def pack_message(message: dict[str, Any], arrays: list[bytes]) -> bytes:
+    """A message and its arrays as bytes. Raises WireError where they are too many."""
     text = json.dumps(message | {"sizes": [len(data) for data in arrays]}).encode()
     body = b"".join(arrays)
     if len(text) + len(body) > MAX_FRAME_BYTES:
         raise WireError(f"the values have more than {MAX_FRAME_BYTES >> 20} MiB")
-    stream.write(_HEADER.pack(len(text), len(body)) + text + body)
-    stream.flush()
+    return _HEADER.pack(len(text), len(body)) + text + body
 
 
 def read_message(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]]:
-    """Receive a message and the bytes of its arrays. Raises WireError at the end of the stream."""
+    """Receive a message and the bytes of its arrays. Raises ClosedError at the stream's end."""
     n_text, n_body = _HEADER.unpack(_read_exactly(stream, _HEADER.size))
     if n_text + n_body > MAX_FRAME_BYTES:
         raise WireError(f"the values have more than {MAX_FRAME_BYTES >> 20} MiB")
@@ -71,6 +85,9 @@ def encode(value: Any, arrays: list[bytes], put: PutHandle, depth: int = 0) -> d
         data = np.ndarray.view(value, np.ndarray)
         arrays.append(np.ascontiguousarray(data).tobytes())
         return {"array": data.dtype.str, "shape": list(data.shape)}
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        items = [encode(item, arrays, put, depth + 1) for item in value.ravel().tolist()]
+        return {"objects": items, "shape": list(value.shape)}
     if type(value) is bytes:
         arrays.append(value)
         return {"bytes": len(value)}
@@ -103,6 +120,11 @@ def _decode(code: dict[str, Any], arrays: list[bytes], get: GetHandle, depth: in
         return _numbers(content, [], arrays)[()]
     if kind == "array":
         return _numbers(content, others[0][1], arrays)
+    if kind == "objects":
+        cells = np.empty(len(content), dtype=object)
+        for index, item in enumerate(content):
+            cells[index] = _decode(item, arrays, get, depth + 1)
+        return cells.reshape(others[0][1])
     if kind == "bytes":
         return arrays.pop(0)
     if kind in ("list", "tuple", "set", "frozenset", "dict"):
@@ -127,7 +149,7 @@ def _read_exactly(stream: BinaryIO, count: int) -> bytes:
     while count:
         piece = stream.read(min(count, 1 << 20))
         if not piece:
-            raise WireError("the connection was closed")
+            raise ClosedError("the connection was closed")
         pieces.append(piece)
         count -= len(piece)
     return b"".join(pieces)
