@@ -199,7 +199,7 @@ def test_at_most_one_chunk_is_read_between_two_tokens():
     running = scheduler.submit(Request([1, 2, 3], 100))
     scheduler.step()
     calls = []
-    engine = scheduler._batches[-1].engine
+    engine = scheduler._batch.engine
     original = engine.logits
     engine.logits = lambda tokens, *args: calls.append(tokens.shape) or original(tokens, *args)
     late = scheduler.submit(Request([5] * 150, 10))
@@ -285,7 +285,7 @@ def test_a_request_that_fails_does_not_end_the_others(error):
 
 def test_an_exception_of_the_engine_fails_the_requests_of_its_call_only():
     scheduler = build_scheduler()
-    engine = scheduler._batches[-1].engine
+    engine = scheduler._batch.engine
     original = engine.logits
 
     def fail(*arguments):
@@ -303,30 +303,6 @@ def test_an_exception_of_the_engine_fails_the_requests_of_its_call_only():
     assert len(answer_alone(scheduler, Request([1], 10))) == 11
 
 
-def test_requests_under_way_finish_on_the_old_weights():
-    rng = np.random.default_rng(9)
-    config = MODELS["rope"].resolve()
-    old, new = build_engine(config), build_engine(config, seed=1)
-    requests = [random_request(rng, max_new_tokens=20) for _ in range(3)]
-    requests = [requests[0], requests[1], requests[0]]
-    scheduler = Scheduler(old, LETTERS, config, slots=16)
-    first = [scheduler.submit(request) for request in requests[:2]]
-    events = {}
-    for step in range(100):
-        if step == 6:
-            scheduler.replace_engine(new)
-            first.append(scheduler.submit(requests[2]))
-        for stream, event in scheduler.step():
-            events.setdefault(stream, []).append(event)
-    expected = [
-        answer_alone(Scheduler(engine, LETTERS, config, slots=16), request)
-        for engine, request in zip([old, old, new], requests)
-    ]
-    assert [without_shown(events[stream]) for stream in first] == list(map(without_shown, expected))
-    assert text(expected[0]) != text(expected[2])
-    assert len(scheduler._batches) == 1
-
-
 @pytest.mark.parametrize("max_new_tokens", [0, 5])
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probabilities_of_a_prompt_are_those_of_the_evaluation(name, max_new_tokens):
@@ -335,7 +311,7 @@ def test_log_probabilities_of_a_prompt_are_those_of_the_evaluation(name, max_new
     scheduler = build_scheduler(name, precision="fp64")
     request = Request(ids.tolist(), max_new_tokens, prompt_logprobs=True, top_logprobs=2)
     prompt, *rest = answer_alone(scheduler, request)
-    engine = scheduler._batches[-1].engine
+    engine = scheduler._batch.engine
     expected = -engine.losses(ids[None, :-1], ids[None, 1:])[0]
     assert prompt.logprobs[0] is prompt.top[0] is None
     np.testing.assert_allclose(prompt.logprobs[1:], expected, rtol=0, atol=1e-9)
@@ -349,8 +325,9 @@ def test_log_probabilities_of_a_prompt_are_those_of_the_evaluation(name, max_new
 
 def test_a_prompt_of_which_nothing_is_asked_is_not_read():
     scheduler = build_scheduler()
-    scheduler._batches[-1].engine.logits = None
-    assert answer_alone(scheduler, Request([1, 2, 3], 0))[-1].reason == "length"
+    scheduler._batch.engine.logits = None
+    (finished,) = answer_alone(scheduler, Request([1, 2, 3], 0))
+    assert finished == Finished("length", (3, 0, 0))
     events = answer_alone(scheduler, Request([1], 0, prompt_logprobs=True))
     assert events[0] == PromptLogprobs([None], [None])
 

@@ -1,7 +1,7 @@
 """Continuous batching: requests join and leave a running batch at any token.
 
-The scheduler knows nothing of threads, clocks of clients or HTTP: whoever owns it calls `step`
-again and again and sends the events on.
+The scheduler has no threads and knows nothing of HTTP. Its owner calls `step` repeatedly and
+delivers the events.
 """
 
 from __future__ import annotations
@@ -57,28 +57,23 @@ class Scheduler:
         for bit, on the others. Without `use_cache` the text so far is read again for every token.
         """
         self._tokenizer, self._config = tokenizer, config
-        self._slots, self._use_cache = slots, use_cache
-        self._capacity = capacity or config.block_size
-        self._batches = [self._new_batch(engine)]  # the last one takes new requests
+        self._batch = StreamBatch(engine, config, slots, capacity or config.block_size, use_cache)
         self._queue: deque[Stream] = deque()
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
-
-    def _new_batch(self, engine: Engine) -> StreamBatch:
-        return StreamBatch(engine, self._config, self._slots, self._capacity, self._use_cache)
 
     @property
     def has_work(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self._queue) or any(map(len, self._batches))
+        return bool(self._queue) or bool(self._batch.streams)
 
     @property
     def counts(self) -> SchedulerCounts:
-        """The state and the totals so far."""
-        wait = time.monotonic() - self._queue[0].submitted if self._queue else 0.0
+        """The state and the totals so far; any thread may read them."""
+        queue = list(self._queue)
         return SchedulerCounts(
-            sum(map(len, self._batches)),
-            len(self._queue),
-            wait,
+            len(self._batch.streams),
+            len(queue),
+            time.monotonic() - queue[0].submitted if queue else 0.0,
             self._prompt_tokens,
             self._cached_tokens,
             self._completion_tokens,
@@ -101,18 +96,9 @@ class Scheduler:
         """
         if stream in self._queue:
             self._queue.remove(stream)
-        for batch in self._batches:
-            if stream in batch.streams:
-                batch.remove(stream)
+        elif stream in self._batch.streams:
+            self._batch.remove(stream)
         return stream.finish("cancelled")
-
-    def replace_engine(self, engine: Engine) -> None:
-        """Compute new requests with `engine`, other weights of the same model.
-
-        Requests under way are finished with the engine that began them. Until then both engines and
-        their caches are in memory.
-        """
-        self._batches = [batch for batch in self._batches if len(batch)] + [self._new_batch(engine)]
 
     def step(self) -> StreamEvents:
         """Admit waiting requests, and compute a token of every running text.
@@ -121,22 +107,20 @@ class Scheduler:
         fails gets the event `Finished` with the reason "failed" and its error; the others go on.
         """
         events: StreamEvents = []
-        running = sum(map(len, self._batches))
-        while self._queue and running < self._slots and self._batches[-1].rows.has_free:
+        while self._queue and self._batch.rows.has_free:
             stream = self._queue.popleft()
             self._prompt_tokens += len(stream.request.ids)
             if stream.visible_ids(self._config):
-                self._batches[-1].add(stream)
-                running += 1
+                self._batch.add(stream)
             else:  # nothing is to be predicted
-                events += [(stream, stream.prompt_logprobs), (stream, stream.finish("length"))]
-        for batch in self._batches:
-            events += batch.step()
+                if stream.request.prompt_logprobs:
+                    events.append((stream, stream.prompt_logprobs))
+                events.append((stream, stream.finish("length")))
+        events += self._batch.step()
         for stream, event in events:
             self._completion_tokens += isinstance(event, Token)
             if isinstance(event, Finished):
                 self._cached_tokens += stream.cached_tokens
-        self._batches = [b for b in self._batches[:-1] if len(b)] + self._batches[-1:]
         return events
 
 

@@ -37,9 +37,6 @@ class StreamBatch:
         self._reading: deque[Stream] = deque()
         self._decoding: list[Stream] = []
 
-    def __len__(self) -> int:
-        return len(self._reading) + len(self._decoding)
-
     @property
     def streams(self) -> list[Stream]:
         """The running streams."""
