@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.isoflop import Frontier, TrainingCurve
 from glasslm.lab.scaling.law import Interval, Law, Observation
+from glasslm.lab.scaling.parabolas import fit_parabolas
 from glasslm.lab.scaling.uncertainty import bootstrap
 
 LAW = Law(alpha=0.34, beta=0.28, A=60, B=40, E=1.2)
@@ -119,7 +121,7 @@ def test_finished_runs_make_curves() -> None:
 
 def test_centred_sizes_give_the_exponent_without_bias() -> None:
     """At constant ratios to the optimum, L - E has the same shape at each compute."""
-    parabolas = isoflop.parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
+    parabolas = fit_parabolas(at_equal_compute([1e12, 1e13, 1e14, 1e15]))
     assert [p.verdict for p in parabolas] == ["centred"] * 4
     frontier = isoflop.isoflop_frontier(parabolas)
     assert frontier.a.value == pytest.approx(LAW.a, abs=1e-4)
@@ -138,7 +140,7 @@ def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() 
     """
     law = Law(alpha=0.6, beta=0.2, A=3000, B=20, E=1.2)
     runs = at_equal_compute([1e12, 1e13, 1e14, 1e15], drift=0.2, law=law)
-    frontier = isoflop.isoflop_frontier(isoflop.parabolas(runs))
+    frontier = isoflop.isoflop_frontier(fit_parabolas(runs))
     assert abs(frontier.a.value - law.a) > 0.01
     assert "off the centre" in frontier.warnings[0]
 
@@ -146,25 +148,65 @@ def test_sizes_that_drift_off_the_optimum_bias_the_exponent_and_are_warned_of() 
 def test_a_parabola_is_itself() -> None:
     """With three points, seeds, and a minimum off the centre."""
     runs = [
-        Observation(N, 1e14 / 6 / N, 2 + 0.03 * math.log(N / 3e6) ** 2 + shift)
+        Observation(N, 1e14 / 6 / N, 2 * math.exp(0.03 * math.log(N / 3e6) ** 2 + shift))
         for N in (1e6, 2e6, 4e6) for shift in (-0.01, 0.01)
     ]  # fmt: skip
-    (parabola,) = isoflop.parabolas(runs)
+    (parabola,) = fit_parabolas(runs)
     assert pytest.approx(3e6) == parabola.N_opt
     assert pytest.approx(1e14) == parabola.C
     assert (parabola.lowest, parabola.curvature) == pytest.approx((2, 0.06))
     assert parabola.verdict == "off-centre"
 
 
+def test_a_parabola_is_local() -> None:
+    """Sizes over three decades; one parabola through all of them is far from the optimum."""
+    law, C = Law(alpha=0.6, beta=0.2, A=3000, B=20, E=1.2), 1e14
+    sizes = law.N_opt(C) * 1.1 * np.geomspace(1 / 30, 30, 15)
+    runs = [Observation(N, C / 6 / N, law.loss(N, C / 6 / N)) for N in sizes]
+    (parabola,) = fit_parabolas(runs)
+    assert len(parabola.sizes) == 5
+    assert pytest.approx(law.N_opt(C), rel=0.08) == parabola.N_opt
+    x = np.log(sizes)
+    c2, c1, _ = np.polyfit(x, np.log([run.loss for run in runs]), 2)
+    assert abs(-c1 / (2 * c2) - math.log(law.N_opt(C))) > 0.2  # one parabola is 20% off
+
+
+def test_a_parabola_takes_more_sizes_only_with_a_reason() -> None:
+    sizes = np.geomspace(1e6, 1e8, 9)
+    logs = 0.02 * np.log(sizes / 1e7) ** 2
+    logs[3:6] = -0.01  # a flat bottom with a bump: the five lowest sizes have no minimum
+    logs[4] = 0.0
+    logs[2] = logs[6] = -0.011
+    runs = [Observation(N, 1e14 / 6 / N, 2 * math.exp(y)) for N, y in zip(sizes, logs)]
+    (parabola,) = fit_parabolas(runs)
+    if len(parabola.sizes) > 5:
+        assert "around the lowest loss" in parabola.widened
+
+
+def test_optima_with_errors_weigh_the_line() -> None:
+    """One compute with a scatter of its own moves the line less than it does without weights."""
+    rng = np.random.default_rng(0)
+    runs = [
+        replace(run, loss=run.loss * math.exp(0.0005 * float(rng.standard_normal())))
+        for run in at_equal_compute([1e12, 1e13, 1e14, 1e15])
+    ]
+    parabolas = fit_parabolas(runs)
+    assert all(0 < parabola.error < 0.5 for parabola in parabolas)
+    moved = [*parabolas[:3], replace(parabolas[3], N_opt=2 * parabolas[3].N_opt, error=5.0)]
+    weighted = isoflop.isoflop_frontier(moved).a.value
+    plain = isoflop.isoflop_frontier([replace(p, error=math.nan) for p in moved]).a.value
+    assert abs(weighted - LAW.a) < abs(plain - LAW.a) / 3
+
+
 def test_minima_outside_the_sizes_are_left_out() -> None:
     computes = [1e12, 1e13, 1e14]
-    outside = isoflop.parabolas(at_equal_compute([1e15], centre=9))
+    outside = fit_parabolas(at_equal_compute([1e15], centre=9))
     assert [p.verdict for p in outside] == ["outside the grid"]
-    upside_down = isoflop.parabolas(
+    upside_down = fit_parabolas(
         [Observation(N, 1e16 / 6 / N, 3 - math.log(N / 2e6) ** 2) for N in (1e6, 2e6, 4e6)]
     )
     assert [p.verdict for p in upside_down] == ["no minimum"]
-    good = isoflop.parabolas(at_equal_compute(computes))
+    good = fit_parabolas(at_equal_compute(computes))
     frontier = isoflop.isoflop_frontier([*good, *outside, *upside_down])
     assert frontier.points == isoflop.isoflop_frontier(good).points
     assert len(frontier.warnings) == 2
@@ -174,16 +216,14 @@ def test_minima_outside_the_sizes_are_left_out() -> None:
 
 
 def test_two_sizes_are_no_parabola() -> None:
-    assert isoflop.parabolas([Observation(N, 1e14 / 6 / N, 2.0) for N in (1e6, 2e6)]) == []
+    assert fit_parabolas([Observation(N, 1e14 / 6 / N, 2.0) for N in (1e6, 2e6)]) == []
 
 
 def test_a_grid_of_runs_gives_isoflop_data() -> None:
     cut = isoflop.slices(isoflop.training_curves(grid(9, 6)))
     for o in cut:
         assert o.loss == pytest.approx(LAW.loss(o.N, o.D), rel=0.005)
-    assert isoflop.isoflop_frontier(isoflop.parabolas(cut)).a.value == pytest.approx(
-        LAW.a, abs=0.01
-    )
+    assert isoflop.isoflop_frontier(fit_parabolas(cut)).a.value == pytest.approx(LAW.a, abs=0.01)
     with pytest.raises(InputError, match="no compute is reached"):
         isoflop.slices(curves(3))
 
@@ -195,7 +235,7 @@ def test_the_three_approaches_agree_on_a_law() -> None:
     runs = grid(9, 6, noise=0.001)
     three = [
         isoflop.envelope_frontier(isoflop.training_curves(runs)),
-        isoflop.isoflop_frontier(isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))),
+        isoflop.isoflop_frontier(fit_parabolas(isoflop.slices(isoflop.training_curves(runs)))),
         isoflop.parametric_frontier(bootstrap(runs)),
     ]
     assert [frontier.a.value for frontier in three] == pytest.approx([LAW.a] * 3, abs=0.03)

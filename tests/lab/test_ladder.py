@@ -15,8 +15,8 @@ from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
-from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.law import Observation
+from glasslm.lab.scaling.parabolas import fit_parabolas
 from glasslm.lab.studies import ladder, ladder_budget
 from glasslm.lab.studies.ladder import (
     COMPUTE_GROWTH,
@@ -83,7 +83,7 @@ def test_sizes_share_each_compute_and_move_on_with_it(
         Observation(matmul_parameters(config, V), config.total_tokens, 1.0)
         for config in design.cells
     ]
-    assert len(isoflop.parabolas(observations)) == n_levels
+    assert len(fit_parabolas(observations)) == n_levels
 
 
 def test_only_the_width_grows_and_every_run_is_decayed_in_its_own_time(

@@ -10,8 +10,8 @@ import pytest
 from law_runs import SMALL, runs
 
 from glasslm.errors import InputError
-from glasslm.lab.scaling.law import fit
-from glasslm.lab.scaling.uncertainty import backtest, bootstrap, sensitivity
+from glasslm.lab.scaling.law import Law, Observation, fit
+from glasslm.lab.scaling.uncertainty import Backtest, backtests, bootstrap, sensitivity
 
 # -- intervals -------------------------------------------------------------------------------------
 
@@ -96,11 +96,17 @@ def test_sensitivity_is_the_fit_without_each_part() -> None:
         "least squares",
     ]
     assert len(table) == 4 + 5 + 4
-    assert table[1].law == fit(observations)
+    assert_same_law(table[1].law, fit(observations))
     assert table[4].change == "without N = 1e+05"
-    assert table[4].law == fit([o for o in observations if o.N > 1.1e5])
+    assert_same_law(table[4].law, fit([o for o in observations if o.N > 1.1e5]))
     assert table[-1].change == "without D = 2e+07"
-    assert table[-1].law == fit([o for o in observations if o.D < 1.9e7])
+    assert_same_law(table[-1].law, fit([o for o in observations if o.D < 1.9e7]))
+
+
+def assert_same_law(law: Law | None, expected: Law) -> None:
+    """The search from the whole fit and the one from a grid end in the same minimum."""
+    assert law is not None
+    assert astuple(law)[:5] == pytest.approx(astuple(expected)[:5], rel=1e-4)
 
 
 def test_sensitivity_says_where_too_little_is_left() -> None:
@@ -109,16 +115,21 @@ def test_sensitivity_says_where_too_little_is_left() -> None:
     assert "2 sizes" in table[4].reason
 
 
+def held_out(observations: list[Observation]) -> Backtest:
+    """The backtest of the largest compute."""
+    return backtests(observations, fit(observations))[0]
+
+
 def test_backtest_predicts_the_largest_from_the_others_alone() -> None:
     observations = runs(SMALL, noise=0.003)
     largest = max(observations, key=lambda o: o.C)
-    tested = backtest(observations)
+    tested = held_out(observations)
     assert [forecast.run for forecast in tested.forecasts] == [largest]
     assert tested.fit.n == 19
     assert tested.factor == pytest.approx(math.sqrt(10))
     assert tested.error < 0.02
     other = [replace(o, loss=o.loss * 1.2) if o is largest else o for o in observations]
-    missed = backtest(other)
+    missed = held_out(other)
     assert missed.forecasts[0].predicted == tested.forecasts[0].predicted
     assert (tested.inside_count, missed.inside_count) == (1, 0)
     assert missed.forecasts[0].relative_error == pytest.approx(
@@ -128,6 +139,21 @@ def test_backtest_predicts_the_largest_from_the_others_alone() -> None:
 
 
 def test_backtest_of_an_exact_law_is_exact_and_of_a_small_design_refused() -> None:
-    assert backtest(runs(SMALL)).error < 1e-9
+    assert held_out(runs(SMALL)).error < 1e-9
+    small = runs(SMALL, [(N, D) for N in (1e5, 1e6, 1e7) for D in (1e6, 4e6, 2e7)])
+    whole = fit(small)
     with pytest.raises(InputError, match=r"without its largest compute, 1.2e\+15 FLOPs: 6 cells"):
-        backtest(runs(SMALL, [(N, D) for N in (1e5, 1e6, 1e7) for D in (1e6, 4e6, 2e7)][2:]))
+        backtests(small[2:], whole)
+
+
+def test_backtests_reach_as_far_as_the_table_allows() -> None:
+    cells = [(N, D) for N in np.geomspace(1e5, 1e7, 7) for D in np.geomspace(1e6, 1e8, 7)]
+    observations = runs(SMALL, cells, noise=0.003)
+    tests = backtests(observations, fit(observations))
+    assert len(tests) >= 4
+    assert tests[-1].factor > 15
+    assert [test.factor for test in tests] == sorted(test.factor for test in tests)
+    for test in tests:
+        assert test.fit.largest_C < min(forecast.run.C for forecast in test.forecasts)
+        assert test.error < 0.02
+        assert 0 < test.width < 0.2

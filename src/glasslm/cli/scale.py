@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
+from glasslm.lab.tables.numbers import parse_number
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
 
@@ -30,11 +32,13 @@ that run is trained. The recipe is a preset with the flags of `glasslm train`.
 --fit reads a table (CSV, JSON, JSON lines) of parameters, training tokens or
 training FLOPs, and final losses, under any usual names; --columns says which is
 which. It needs at least three sizes on three token budgets; five by four is
-better.
+better. The fit gets a verdict: good, usable, doubtful or worthless, with its
+reasons; the exit code is 1 for the last two.
 
 Examples:
   glasslm scale --budget 40m
   glasslm scale --fit runs.csv
+  glasslm scale --fit runs.csv --predict 1e9,2e10
   glasslm scale --plan 1e15
   glasslm scale --fit runs.csv --plan 1e15"""
 
@@ -49,6 +53,14 @@ class Flags(RecipeFlags):
     """Fit the law to the runs of a table instead."""
     columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
     """Columns of --fit: N, D, C, loss, seed or unique (tokens), as in N=size*1e6."""
+    delta: float = 1e-3
+    """Delta of the Huber loss of --fit; inf is least squares."""
+    tie: Literal["alpha=beta"] | None = None
+    """Fit one exponent for size and tokens."""
+    law: Annotated[str | None, optional_flag("A,B,E,alpha,beta", "none")] = None
+    """Test whether the runs of --fit accept this law."""
+    predict: Annotated[tuple[str, ...], optional_flag("N,D...", "none")] = ()
+    """Predict the loss of N parameters after D tokens, with its interval: 1e9,2e10."""
     plan: Annotated[float | None, optional_flag("FLOPS", "none")] = None
     """Divide this compute between size and tokens: by 20 tokens per parameter, and by the fit."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
@@ -67,6 +79,12 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     if flags.budget is not None and flags.fit is not None:
         raise InputError("both --budget and --fit were given: choose one of them")
+    if flags.fit is None:
+        for name in ("columns", "law", "tie"):
+            if getattr(flags, name):
+                raise InputError(f"--{name} is for --fit TABLE: give both")
+        if flags.predict and flags.budget is None:
+            raise InputError("--predict needs a fit: give --fit TABLE or --budget as well")
     if flags.budget is None and flags.fit is None and flags.plan is None:
         raise InputError(
             "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
@@ -81,7 +99,10 @@ def main(argv: list[str]) -> int:
         analysis, page = _fit_table(flags, flags.fit)
     if analysis:
         facts |= to_json(analysis) | {"report": str(page)}
-        paragraphs += [fit_report.summary(analysis), f"report: {page}"]
+        paragraphs += [fit_report.summary(analysis)]
+        further_facts, further = _further_questions(flags, analysis)
+        facts |= further_facts
+        paragraphs += [*further, f"report: {page}"]
     if flags.plan is not None:
         plan = plan_compute(flags.plan, analysis.bootstrap if analysis else None)
         facts["plan"] = {
@@ -91,7 +112,40 @@ def main(argv: list[str]) -> int:
         }
         paragraphs.append(fit_report.format_plan(plan))
     print_result(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
-    return 0
+    return 1 if analysis and analysis.quality.verdict in ("doubtful", "worthless") else 0
+
+
+def _further_questions(flags: Flags, analysis: Analysis) -> tuple[dict[str, Any], list[str]]:
+    """The answers to --law and --predict: for JSON, and as paragraphs."""
+    from glasslm.lab.scaling import fit_report, fixed_law
+    from glasslm.lab.scaling.plan import extrapolation_warning
+
+    facts: dict[str, Any] = {}
+    paragraphs = []
+    if flags.law is not None:
+        test = fixed_law.compare_law(fixed_law.parse_law(flags.law), analysis.runs)
+        facts["law"] = {"accepted": test.accepted, "p": test.p, "mean_error": test.mean_error}
+        paragraphs.append(test.sentence)
+    for N, D in map(_parse_prediction, flags.predict):
+        predicted = analysis.bootstrap.prediction(N, D)
+        facts.setdefault("predict", []).append({"N": N, "D": D, "loss": vars(predicted)})
+        warning = extrapolation_warning(6 * N * D, analysis.bootstrap.fit.largest_C)
+        paragraphs.append(
+            f"N = {N:.4g}, D = {D:.4g}: a loss of {fit_report.format_interval(predicted, '.4f')} "
+            f"(95%, one run).{' ' + warning if warning else ''}"
+        )
+    return facts, paragraphs
+
+
+def _parse_prediction(text: str) -> tuple[float, float]:
+    """N and D of a --predict. Raises InputError unless they are two numbers above 0."""
+    try:
+        N, D = (parse_number(part) for part in text.split(","))
+    except ValueError:
+        N = D = None
+    if N is None or D is None or not (0 < N < math.inf and 0 < D < math.inf):
+        raise InputError(f"--predict {text}: expected N,D above 0, as in 1e9,2e10 or 1B,20B")
+    return N, D
 
 
 def parse(argv: list[str]) -> Flags:
@@ -110,7 +164,7 @@ def _fit_table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
     table = read_runs(path, flags.columns)
     for message in table.messages:
         notify(message)
-    analysis = analyse_runs(table.runs)
+    analysis = analyse_runs(table.runs, flags.delta, flags.tie is not None, notify)
     # A folder for each table: another one beside it keeps its results.
     folder = flags.out or path.parent / f"scaling-{path.name.replace('.', '-')}"
     return analysis, fit_report.write(folder, analysis, f"Scaling law of {path.name}")

@@ -9,17 +9,26 @@ from typing import Any
 from glasslm.errors import InputError
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.isoflop import Frontier, SizeLaw
-from glasslm.lab.scaling.law import Interval, Observation
+from glasslm.lab.scaling.law import (
+    HUBER_DELTA,
+    Interval,
+    Observation,
+    fit,
+    merge_sizes,
+)
+from glasslm.lab.scaling.parabolas import fit_parabolas
+from glasslm.lab.scaling.quality import Quality, judge_fit
 from glasslm.lab.scaling.uncertainty import (
     Backtest,
     Bootstrap,
     Forecast,
     Variation,
-    backtest,
+    backtests,
     bootstrap,
     sensitivity,
 )
 from glasslm.runs.metrics import to_json_types
+from glasslm.text import Notify, ignore_message, plural
 
 MIN_SIZES_WITH_FLOOR = 5  # for a law of size alone with a floor
 
@@ -30,7 +39,8 @@ class Analysis:
 
     runs: list[Observation]
     bootstrap: Bootstrap
-    backtest: Backtest | None
+    quality: Quality
+    backtests: list[Backtest]  # by ascending horizon
     variations: list[Variation]
     frontiers: list[Frontier]  # of approaches 1, 2 and 3, without those that could not be used
     equal_tokens: list[Observation]  # the sizes at one number of tokens
@@ -38,22 +48,39 @@ class Analysis:
     notes: list[str]
     extrapolation: Forecast | None = None  # of a larger run, predicted before it was trained
 
+    @property
+    def backtest(self) -> Backtest | None:
+        """The backtest with the longest horizon."""
+        return self.backtests[-1] if self.backtests else None
 
-def analyse_runs(runs: Sequence[Observation]) -> Analysis:
-    """All results for a table of runs. Raises InputError if there are too few runs for a law."""
-    refitted = bootstrap(runs)
-    notes: list[str] = list(refitted.fit.warnings)
+
+def analyse_runs(
+    runs: Sequence[Observation],
+    delta: float = HUBER_DELTA,
+    equal_exponents: bool = False,
+    notify: Notify = ignore_message,
+) -> Analysis:
+    """All results for a table of runs. Raises InputError if there are too few runs for a law.
+
+    `delta` is that of the Huber loss. `notify` receives what is being done.
+    """
+    runs, merged = merge_sizes(runs)
+    notes: list[str] = [merged] if merged else []
+    notify(f"fitting the law to {plural(len(runs), 'run')}")
+    refitted = bootstrap(runs, fit(runs, delta, equal_exponents))
+    notes += refitted.fit.warnings
     frontiers: list[Frontier] = []
     for approach in (_envelope_frontier, _isoflop_frontier):
         try:
             frontiers.append(approach(runs))
         except InputError as error:
             notes.append(str(error))
-    tested: Backtest | None = None
+    tests: list[Backtest] = []
     equal_tokens = isoflop.interpolate_equal_tokens(runs)
     size_laws: list[SizeLaw] = []
     try:
-        tested = backtest(runs)
+        notify("predicting the largest runs from the smaller ones")
+        tests = backtests(runs, refitted.fit)
     except InputError as error:
         notes.append(f"No backtest: {error}")
     try:
@@ -67,11 +94,13 @@ def analyse_runs(runs: Sequence[Observation]) -> Analysis:
     ]
     notes += [f"size alone: {warning}" for warning in (size_laws[0].warnings if size_laws else ())]
     frontiers.append(isoflop.parametric_frontier(refitted))
+    notify("fitting without each size and each budget")
     return Analysis(
         runs=list(runs),
         bootstrap=refitted,
-        backtest=tested,
-        variations=sensitivity(runs),
+        quality=judge_fit(refitted, runs, tests),
+        backtests=tests,
+        variations=sensitivity(runs, delta),
         frontiers=frontiers,
         equal_tokens=equal_tokens,
         size_laws=size_laws,
@@ -85,12 +114,10 @@ def _envelope_frontier(runs: Sequence[Observation]) -> Frontier:
 
 def _isoflop_frontier(runs: Sequence[Observation]) -> Frontier:
     """The frontier of an IsoFLOP design; for a grid, from slices of its curves."""
-    fitted = isoflop.parabolas(runs)
+    fitted = fit_parabolas(runs)
     if len(fitted) >= 3:
         return isoflop.isoflop_frontier(fitted)
-    return isoflop.isoflop_frontier(
-        isoflop.parabolas(isoflop.slices(isoflop.training_curves(runs)))
-    )
+    return isoflop.isoflop_frontier(fit_parabolas(isoflop.slices(isoflop.training_curves(runs))))
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
@@ -98,10 +125,21 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     fit, tested, forecast = analysis.bootstrap.fit, analysis.backtest, analysis.extrapolation
     intervals = analysis.bootstrap.parameters()
     inside = f"{tested.inside_count} of {len(tested.forecasts)}" if tested else None
+    quality = analysis.quality
     return to_json_types(
         {
+            "verdict": quality.verdict,
+            "reasons": quality.reasons,
+            "r2": quality.r2,
+            "residual_percent": quality.residual_percent,
+            "lack_of_fit_p": quality.lack_of_fit_p,
+            "outliers": [
+                {"N": o.run.N, "D": o.run.D, "loss": o.run.loss, "residual": o.residual}
+                for o in quality.outliers
+            ],
             **{name: _interval_json(interval) for name, interval in intervals.items()},
             "objective": fit.objective,
+            "method": fit.method,
             "delta": fit.delta,
             "n": fit.n,
             "cells": fit.cells,
@@ -109,6 +147,20 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             "largest_C": fit.largest_C,
             "backtest_error": tested.error if tested else None,
             "backtest_inside": inside,
+            "backtests": [
+                {
+                    "factor": test.factor,
+                    "runs": len(test.forecasts),
+                    "error": test.error,
+                    "inside": test.inside_count,
+                }
+                for test in analysis.backtests
+            ],
+            "tokens_per_parameter": _interval_json(
+                analysis.bootstrap.interval(
+                    lambda law: law.tokens_per_parameter(fit.largest_C), log=True
+                )
+            ),
             "beyond": _forecast_json(forecast) if forecast else None,
             "size_alone": [
                 {"alpha": _interval_json(law.alpha), "k": law.k, "E": law.E, "r2": law.r2}

@@ -13,6 +13,7 @@ from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.analysis import Analysis
 from glasslm.lab.scaling.isoflop import KAPLAN_EXPONENT
 from glasslm.lab.scaling.law import Observation
+from glasslm.lab.scaling.parabolas import fit_parabolas
 from glasslm.report.figures import Palette, add_legend, style_axes
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     axes = figure.add_subplot()
     style_axes(axes, "Loss against compute", "validation loss, nats per token", colours)
     palette = (colours.train, colours.validation, colours.third)
-    scale = _add_size_bar(figure, axes, sizes, colours) if len(sizes) > MAX_LEGEND_SIZES else None
+    scale = None
+    if len(sizes) > MAX_LEGEND_SIZES:
+        scale = _add_colour_bar(figure, axes, sizes, "parameters N", colours)
     for i, N in enumerate(sizes):
         runs = sorted((o for o in analysis.runs if o.N == N), key=lambda o: o.C)
         colour = scale(N) if scale else palette[i % 3]
@@ -82,19 +85,19 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     return figure
 
 
-def _add_size_bar(
-    figure: Figure, axes: Axes, sizes: Sequence[float], colours: Palette
+def _add_colour_bar(
+    figure: Figure, axes: Axes, values: Sequence[float], label: str, colours: Palette
 ) -> Callable[[float], str]:
-    """Add a colour bar of sizes, in place of a legend; returns the colour of a size."""
+    """Add a colour bar of ascending values, in place of a legend; returns the colour of a value."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, to_hex
 
-    norm, colormap = LogNorm(sizes[0], sizes[-1]), colormaps["viridis"].reversed()
+    norm, colormap = LogNorm(values[0], values[-1]), colormaps["viridis"].reversed()
     mappable = ScalarMappable(norm, colormap)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02)
-    bar.set_label("parameters N", color=colours.ink)
-    ticks = np.geomspace(sizes[0], sizes[-1], 5).tolist()
+    bar.set_label(label, color=colours.ink)
+    ticks = np.geomspace(values[0], values[-1], 5).tolist()
     bar.set_ticks(ticks, labels=[_abbreviate(tick) for tick in ticks])
     bar.minorticks_off()
     assert bar.solids is not None
@@ -114,29 +117,32 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
         axes, "Loss against size at equal compute", "validation loss, nats per token", colours
     )
     runs: Sequence[Observation] = analysis.runs
-    parabolas = isoflop.parabolas(runs)
+    parabolas = fit_parabolas(runs)
     if len(parabolas) < 3:
         try:
             runs = isoflop.slices(isoflop.training_curves(runs))
-            parabolas = isoflop.parabolas(runs)
+            parabolas = fit_parabolas(runs)
         except InputError:
             runs, parabolas = [], []
     palette = (colours.train, colours.validation, colours.third)
+    scale = None
+    if len(parabolas) > MAX_LEGEND_SIZES:
+        computes = [parabola.C for parabola in parabolas]
+        scale = _add_colour_bar(figure, axes, computes, "training compute, FLOPs", colours)
     for i, parabola in enumerate(parabolas):
-        colour, style = palette[i % 3], ("-", "--", ":")[i // 3 % 3]
+        colour = scale(parabola.C) if scale else palette[i % 3]
+        style = "-" if scale else ("-", "--", ":")[i // 3 % 3]
         same_compute = [o for o in runs if math.isclose(o.C, parabola.C, rel_tol=0.1)]
         axes.plot(
             [o.N for o in same_compute],
             [o.loss for o in same_compute],
-            "osD"[i // 3 % 3],
+            "o" if scale else "osD"[i // 3 % 3],
             color=colour,
-            label=f"C = {parabola.C:.2g} FLOPs",
+            label=None if scale else f"C = {parabola.C:.2g} FLOPs",
         )
         if parabola.is_inside:
             N = np.geomspace(parabola.sizes[0], parabola.sizes[-1], 60)
-            distance = np.log(N / parabola.N_opt)
-            losses = parabola.lowest + parabola.curvature / 2 * distance**2
-            axes.plot(N, losses, color=colour, linestyle=style)
+            axes.plot(N, [parabola.loss(n) for n in N], color=colour, linestyle=style)
             axes.plot(
                 [parabola.N_opt],
                 [parabola.lowest],
@@ -148,7 +154,36 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
     axes.set(xscale="log", xlabel="parameters N; a star is the best size")
     _format_sizes(axes)
     axes.xaxis.label.set_color(colours.ink)
-    add_legend(axes, colours)
+    if parabolas and not scale:
+        add_legend(axes, colours)
+    return figure
+
+
+def draw_residuals(analysis: Analysis, colours: Palette) -> Figure:
+    """A figure of each run's loss relative to the law, over compute."""
+    from matplotlib.figure import Figure
+
+    fit, sizes = analysis.bootstrap.fit, sorted({o.N for o in analysis.runs})
+    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    style_axes(axes, "Residuals", "loss above the law, %", colours)
+    scale = _add_colour_bar(figure, axes, sizes, "parameters N", colours)
+    residuals = [100 * (run.loss / fit.loss(run.N, run.D) - 1) for run in analysis.runs]
+    axes.scatter(
+        [run.C for run in analysis.runs], residuals, 25, [scale(run.N) for run in analysis.runs]
+    )
+    for outlier in analysis.quality.outliers:
+        axes.plot(
+            [outlier.run.C],
+            [100 * outlier.residual],
+            "o",
+            markerfacecolor="none",
+            markeredgecolor=colours.ink,
+            markersize=10,
+        )
+    axes.axhline(0, color=colours.ink, linewidth=0.8)
+    axes.set(xscale="log", xlabel="training compute, FLOPs; a ring is a run far from the law")
+    axes.xaxis.label.set_color(colours.ink)
     return figure
 
 
@@ -198,7 +233,9 @@ def _format_losses(axes: Axes) -> None:
 
 
 def _abbreviate(parameters: float) -> str:
-    """A number of parameters in a legend: 20k, 1.5M."""
+    """A number of parameters or FLOPs in a legend: 20k, 1.5M, 1e+18."""
+    if parameters >= 1e12:
+        return f"{parameters:.0e}"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if parameters >= size:
             return f"{parameters / size:.3g}{unit}"

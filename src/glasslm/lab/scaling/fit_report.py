@@ -8,7 +8,12 @@ from pathlib import Path
 from glasslm import files
 from glasslm.lab.scaling import isoflop
 from glasslm.lab.scaling.analysis import Analysis, to_json
-from glasslm.lab.scaling.fit_figures import draw_isoflop, draw_scaling_curve, draw_size_law
+from glasslm.lab.scaling.fit_figures import (
+    draw_isoflop,
+    draw_residuals,
+    draw_scaling_curve,
+    draw_size_law,
+)
 from glasslm.lab.scaling.isoflop import KAPLAN_EXPONENT, SizeLaw
 from glasslm.lab.scaling.law import Interval
 from glasslm.lab.scaling.plan import ComputePlan
@@ -19,6 +24,7 @@ FIGURES = {
     "scaling_curve": draw_scaling_curve,
     "isoflop": draw_isoflop,
     "size_law": draw_size_law,
+    "residuals": draw_residuals,
 }
 
 
@@ -46,7 +52,7 @@ def format_interval(interval: Interval, form: str = ".3g") -> str:
 def sentences(analysis: Analysis) -> list[str]:
     """The results in sentences, the most important first, and the notes."""
     fit = analysis.bootstrap.fit
-    result = []
+    result = [analysis.quality.sentence]
     if forecast := analysis.extrapolation:
         run, predicted = forecast.run, forecast.predicted
         deviation = run.loss / predicted.value - 1
@@ -62,13 +68,21 @@ def sentences(analysis: Analysis) -> list[str]:
             f"Backtest: from the runs up to {tested.fit.largest_C:.3g} FLOPs, the runs with "
             f"{tested.factor:.3g} times this compute are predicted with a mean error of "
             f"{tested.error:.2%}; {tested.inside_count} of {len(tested.forecasts)} are inside "
-            "their 95% interval."
+            f"their 95% interval.{_shorter_backtests(analysis)}"
         )
     p = analysis.bootstrap.parameters()
     result.append(
         f"L(N, D) = {p['E'].value:.4g} + {p['A'].value:.4g} / N^{p['alpha'].value:.3f} + "
         f"{p['B'].value:.4g} / D^{p['beta'].value:.3f}: alpha {format_interval(p['alpha'])}, "
-        f"beta {format_interval(p['beta'])}, E {format_interval(p['E'])} (95%)."
+        f"beta {format_interval(p['beta'])}, E {format_interval(p['E'])} (95%). Fitted by "
+        f"{fit.method}."
+    )
+    ratio = analysis.bootstrap.interval(
+        lambda law: law.tokens_per_parameter(fit.largest_C), log=True
+    )
+    result.append(
+        f"At {fit.largest_C:.3g} FLOPs, the largest compute, {format_interval(ratio)} tokens per "
+        "parameter are optimal."
     )
     exponents = ", ".join(
         f"{frontier.approach} {format_interval(frontier.a)}" for frontier in analysis.frontiers
@@ -88,6 +102,12 @@ def sentences(analysis: Analysis) -> list[str]:
     return result + analysis.notes
 
 
+def _shorter_backtests(analysis: Analysis) -> str:
+    """The errors at shorter horizons as a sentence, or ""."""
+    shorter = [f"{test.error:.2%} at {test.factor:.3g} times" for test in analysis.backtests[:-1]]
+    return f" Shorter horizons: {', '.join(shorter)}." if shorter else ""
+
+
 def _format_size_law(law: SizeLaw) -> str:
     floor = f"{law.E:.3f} + " if law.E >= 5e-4 else ""
     exponent = format_interval(law.alpha)
@@ -100,8 +120,9 @@ def summary(analysis: Analysis) -> str:
         f"  {name:<6} {format_interval(interval, '.4g')}"
         for name, interval in analysis.bootstrap.parameters().items()
     ]
-    first = f"{len(analysis.runs)} runs, {analysis.bootstrap.fit.cells} cells"
-    return "\n".join([first, *parameters, "", *sentences(analysis)])
+    verdict, *others = sentences(analysis)
+    count = f"{len(analysis.runs)} runs, {analysis.bootstrap.fit.cells} cells"
+    return "\n".join([verdict, "", count, *parameters, "", *others])
 
 
 def format_plan(plan: ComputePlan) -> str:
@@ -155,6 +176,7 @@ def sections(analysis: Analysis) -> list[Section]:
             pictures=size_law_pictures if analysis.size_laws else (),
         ),
         _backtest_section(analysis),
+        _residuals_section(analysis),
         _sensitivity_section(analysis),
         Section(
             "IsoFLOP",
@@ -220,7 +242,34 @@ def _backtest_section(analysis: Analysis) -> Section:
         for forecast in (analysis.backtest.forecasts if analysis.backtest else ())
     ]
     header = ("N", "D", "loss", "predicted", "error", "")
-    return Section("The largest runs, predicted from the others", (), header, rows)
+    text = [
+        f"{len(test.forecasts)} runs with up to {test.factor:.3g} times the compute of the fit: a "
+        f"mean error of {test.error:.2%}, {test.inside_count} inside."
+        for test in analysis.backtests
+    ]
+    return Section("The largest runs, predicted from the others", text, header, rows)
+
+
+def _residuals_section(analysis: Analysis) -> Section:
+    quality = analysis.quality
+    rows = [
+        (f"{o.run.N:.4g}", f"{o.run.D:.4g}", f"{o.run.loss:.4f}", f"{o.residual:+.2%}")
+        for o in quality.outliers
+    ]
+    text = [f"Their standard deviation is {quality.residual_percent:.2g}% of the loss."]
+    if quality.lack_of_fit_p is not None:
+        text.append(
+            "Lack of fit, against the scatter of runs with equal N and D: p = "
+            f"{quality.lack_of_fit_p:.3g}."
+        )
+    text.append("Runs far from the law are listed." if rows else "No run is far from the law.")
+    picture = Picture(
+        "residuals",
+        "Each run's loss relative to the law, over compute",
+        lambda colours: draw_residuals(analysis, colours),
+    )
+    header = ("N", "D", "loss", "from the law") if rows else ()
+    return Section("Residuals", text, header, rows, (picture,))
 
 
 def _sensitivity_section(analysis: Analysis) -> Section:

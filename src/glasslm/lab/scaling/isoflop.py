@@ -10,20 +10,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Literal
 
 import numpy as np
 
 from glasslm.errors import InputError, require
 from glasslm.lab.scaling import power_terms
-from glasslm.lab.scaling.law import SAME_LEVEL_RATIO, Interval, Observation, levels
+from glasslm.lab.scaling.law import SAME_LEVEL_RATIO, Interval, Observation
+from glasslm.lab.scaling.parabolas import Parabola
 from glasslm.lab.scaling.power_terms import Array
 from glasslm.lab.scaling.uncertainty import Bootstrap
 
 # The exponent of L(N) in Kaplan et al. 2020 (arXiv:2001.08361), N without embeddings.
 KAPLAN_EXPONENT = 0.076
 ENVELOPE_POINTS = 1500  # of compute, as in the paper
-MAX_OFF_CENTRE = 0.5  # of a parabola's minimum, in half widths of the grid of sizes
 
 
 @dataclass(frozen=True)
@@ -41,31 +40,48 @@ class Frontier:
 
 
 def _fit_frontier(
-    approach: str, points: Sequence[tuple[float, float]], warnings: Sequence[str]
+    approach: str,
+    points: Sequence[tuple[float, float]],
+    warnings: Sequence[str],
+    errors: Sequence[float] = (),
 ) -> Frontier:
-    """The frontier through (C, N_opt) points. Raises InputError if there are fewer than 3."""
+    """The frontier through (C, N_opt) points. Raises InputError if there are fewer than 3.
+
+    Points with standard errors of ln N_opt, all finite and above 0, are weighted by their inverse
+    squares.
+    """
     if len(points) < 3:
         listed = "; ".join(warnings) or "no warnings"
         raise InputError(
             f"{approach} found {len(points)} optima ({listed}): expected at least 3 for an "
             "exponent with an interval; train more sizes, or more budgets"
         )
-    a, intercept, _ = _fit_line([math.log(C) for C, _ in points], [math.log(N) for _, N in points])
+    is_weighted = len(errors) > 0 and all(0 < error < math.inf for error in errors)
+    a, intercept, _ = _fit_line(
+        [math.log(C) for C, _ in points],
+        [math.log(N) for _, N in points],
+        [1 / max(error, max(errors) / 10) for error in errors] if is_weighted else None,
+    )
     return Frontier(approach, a, math.exp(intercept), tuple(points), tuple(warnings))
 
 
-def _fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float, Array]:
-    """Slope with its 95% t interval, intercept and residuals (n,) of a line by least squares."""
-    from scipy.stats import linregress, t
+def _fit_line(
+    x: Sequence[float], y: Sequence[float], weights: Sequence[float] | None = None
+) -> tuple[Interval, float, Array]:
+    """Slope with its 95% t interval, intercept and residuals (n,) of a line by least squares.
 
-    regression = linregress(x, y)
-    half = float(t.ppf(0.975, len(x) - 2)) * float(regression.stderr)
-    slope, intercept = float(regression.slope), float(regression.intercept)
-    return (
-        Interval(slope, slope - half, slope + half),
-        intercept,
-        np.asarray(y) - intercept - slope * np.asarray(x),
-    )
+    `weights` multiply the residuals before they are squared.
+    """
+    from scipy.stats import t
+
+    w = np.ones(len(x)) if weights is None else np.asarray(weights)
+    X = np.stack([np.asarray(x), np.ones(len(x))], 1)
+    inverse = np.linalg.inv((X * w[:, None] ** 2).T @ X)
+    slope, intercept = (float(c) for c in inverse @ ((X * w[:, None] ** 2).T @ np.asarray(y)))
+    residuals = np.asarray(y) - intercept - slope * np.asarray(x)
+    variance = float((w * residuals) @ (w * residuals)) / (len(x) - 2) * inverse[0, 0]
+    half = float(t.ppf(0.975, len(x) - 2)) * math.sqrt(variance)
+    return Interval(slope, slope - half, slope + half), intercept, residuals
 
 
 # -- approach 1: the envelope of training curves ---------------------------------------------------
@@ -187,57 +203,6 @@ def slices(curves: Sequence[TrainingCurve], count: int = 4) -> list[Observation]
 # -- approach 2: IsoFLOP parabolas -----------------------------------------------------------------
 
 
-Verdict = Literal["centred", "off-centre", "outside the grid", "no minimum"]
-
-
-@dataclass(frozen=True)
-class Parabola:
-    """loss = lowest + curvature / 2 (ln N - ln N_opt)^2 at one compute."""
-
-    C: float
-    N_opt: float
-    lowest: float
-    curvature: float
-    sizes: tuple[float, ...]
-    verdict: Verdict
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the minimum is among the sizes that were trained."""
-        return self.verdict in ("centred", "off-centre")
-
-
-def parabolas(observations: Sequence[Observation]) -> list[Parabola]:
-    """Approach 2: a parabola in ln N, by least squares, for each compute with at least 3 sizes.
-
-    A loss is not exactly a parabola: a minimum off the centre of its sizes is biased even without
-    noise. The verdict tells where the minimum is.
-    """
-    result = []
-    groups = levels([o.C for o in observations])
-    for group in range(max(groups, default=-1) + 1):
-        runs = [o for o, g in zip(observations, groups, strict=True) if g == group]
-        sizes = sorted({o.N for o in runs})
-        if len(sizes) < 3:
-            continue
-        x = np.log([o.N for o in runs])
-        middle, half = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
-        c2, c1, c0 = (float(c) for c in np.polyfit((x - middle) / half, [o.loss for o in runs], 2))
-        minimum = -c1 / (2 * c2) if c2 > 0 else math.nan  # -1 and 1 are the ends of the grid
-        verdict: Verdict
-        if c2 <= 0:
-            verdict = "no minimum"
-        elif abs(minimum) > 1:
-            verdict = "outside the grid"
-        else:
-            verdict = "off-centre" if abs(minimum) > MAX_OFF_CENTRE else "centred"
-        C = math.exp(float(np.mean(np.log([o.C for o in runs]))))
-        N = math.exp(float(np.clip(middle + minimum * half, -700, 700))) if c2 > 0 else math.nan
-        lowest = c0 - c1 * c1 / (4 * c2) if c2 > 0 else math.nan
-        result.append(Parabola(C, N, lowest, 2 * c2 / float(half) ** 2, tuple(sizes), verdict))
-    return result
-
-
 def isoflop_frontier(fitted: Sequence[Parabola]) -> Frontier:
     """The frontier through the minima among the trained sizes. InputError if fewer than 3."""
     inside = [parabola for parabola in fitted if parabola.is_inside]
@@ -249,6 +214,8 @@ def isoflop_frontier(fitted: Sequence[Parabola]) -> Frontier:
                 f"{prefix}the minimum {parabola.N_opt:.3g} is off the centre of its sizes, so it "
                 "is biased"
             )
+        elif parabola.widened and parabola.is_inside:
+            warnings.append(f"{prefix}{parabola.widened}, so more sizes were taken")
         elif not parabola.is_inside:
             problem = (
                 "there is no minimum"
@@ -258,7 +225,7 @@ def isoflop_frontier(fitted: Sequence[Parabola]) -> Frontier:
             low, high = parabola.sizes[0], parabola.sizes[-1]
             warnings.append(f"{prefix}{problem} ({low:.3g} to {high:.3g}); left out")
     points = [(parabola.C, parabola.N_opt) for parabola in inside]
-    return _fit_frontier("IsoFLOP", points, warnings)
+    return _fit_frontier("IsoFLOP", points, warnings, [parabola.error for parabola in inside])
 
 
 # -- approach 3, and the comparison of all three ---------------------------------------------------

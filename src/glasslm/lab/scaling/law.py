@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from glasslm.lab.scaling import power_terms
 from glasslm.lab.scaling.power_terms import Array
 
 MIN_SIZES, MIN_BUDGETS, MIN_CELLS = 3, 3, 7  # for a fit; 5 sizes x 4 budgets are recommended
+SAME_SIZE_RATIO = 1.005  # sizes within this factor are one size, read inexactly
 SAME_LEVEL_RATIO = 1.1  # values within this factor are one size or one budget: steps are rounded
 HUBER_DELTA = 1e-3  # as in Hoffmann et al.
 
@@ -128,6 +129,14 @@ class Fit(Law):
     residual_sd: float  # of the log loss, five parameters subtracted: noise of seeds and misfit
     largest_C: float
     warnings: tuple[str, ...]  # parameters that the runs do not determine
+    equal_exponents: bool = False  # alpha and beta were fitted as one
+
+    @property
+    def method(self) -> str:
+        """The objective in words."""
+        kind = "least squares" if self.delta == math.inf else f"Huber loss, delta {self.delta:g},"
+        tied = "; alpha and beta are equal" if self.equal_exponents else ""
+        return f"{kind} on the log loss, summed over {self.n} runs: {self.objective:.4g}{tied}"
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -138,19 +147,33 @@ class Fit(Law):
         return self.cells - 5
 
 
-def fit(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> Fit:
+def fit(
+    observations: Sequence[Observation],
+    delta: float = HUBER_DELTA,
+    equal_exponents: bool = False,
+    start: Law | None = None,
+) -> Fit:
     """Fit the law to runs by approach 3 of the paper.
 
-    The result does not depend on the order of the runs.
+    The result does not depend on the order of the runs. With `start`, the law of nearly the same
+    runs, the search begins there alone, which is much faster.
 
     Raises InputError if the design cannot tell the two exponents apart.
     """
     require(delta > 0, "delta", delta, "a number above 0 (inf is least squares)")
     require_design(observations)
     problem = Problem.from_observations(observations)
-    starts = power_terms.starting_points(problem.x, problem.y, delta)
+    if start is None:
+        starts = power_terms.starting_points(problem.x, problem.y, delta)
+    else:
+        starts = np.clip(problem.theta(start), *power_terms.bounds(problem.y, 2))[None]
     theta, objective = power_terms.minimise(
-        starts, problem.x, problem.y, np.ones((len(starts), problem.n)), delta
+        starts,
+        problem.x,
+        problem.y,
+        np.ones((len(starts), problem.n)),
+        delta,
+        equal_exponents,
     )
     best = int(objective.argmin())
     law, cells = problem.law(theta[best]), len({o.cell for o in observations})
@@ -168,6 +191,7 @@ def fit(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> Fit:
         residual_sd=math.sqrt(squares / (len(observations) - 5)),
         largest_C=float(max(o.C for o in observations)),
         warnings=_undetermined_warnings(theta[best], problem.y),
+        equal_exponents=equal_exponents,
     )
 
 
@@ -231,6 +255,32 @@ def _undetermined_warnings(theta: Array, y: Array) -> tuple[str, ...]:
             variable = "size" if name == "alpha" else "number of tokens"
             warnings.append(f"the loss does not depend on the {variable}, so {name} has no meaning")
     return tuple(warnings)
+
+
+def merge_sizes(observations: Sequence[Observation]) -> tuple[list[Observation], str]:
+    """The runs with sizes that differ by less than SAME_SIZE_RATIO made equal, and a sentence.
+
+    Sizes that were read off a plot are inexact: 2.78e8 and 2.781e8 are one size. Such a group gets
+    its median. The sentence is "" where no size changes.
+    """
+    sizes = sorted({o.N for o in observations})
+    groups: list[list[float]] = []
+    for size in sizes:
+        if groups and size < SAME_SIZE_RATIO * groups[-1][0]:
+            groups[-1].append(size)
+        else:
+            groups.append([size])
+    merged = {size: group[len(group) // 2] for group in groups for size in group}
+    n_moved = sum(merged[o.N] != o.N for o in observations)
+    if not n_moved:
+        return list(observations), ""
+    moved = [
+        o if merged[o.N] == o.N else replace(o, N=merged[o.N], flops=o.C) for o in observations
+    ]
+    return moved, (
+        f"{len(sizes)} sizes are taken as {len(groups)}, because some differ by less than "
+        f"{SAME_SIZE_RATIO - 1:.1%}: N of {n_moved} runs was moved by that at most."
+    )
 
 
 # -- the design ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 EXPONENT_BOUNDS = (0.01, 3.0)  # at the lower bound a power law cannot be told from a constant
 MIN_LOG_TERM = 12.0  # a term is at least e^-12 of the smallest loss: a smaller one is negligible
 GRID_POINTS, MAX_STARTS, MAX_ITERATIONS = 24, 24, 300
+REFIT_ITERATIONS = 60  # from the minimum of nearly the same losses
 
 
 def predict_log_losses(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -90,10 +91,20 @@ def starting_points(x: Array, y: Array, delta: float) -> Array:
     return theta[np.argsort(objective, kind="stable")[:MAX_STARTS]]
 
 
-def minimise(theta: Array, x: Array, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
+def minimise(
+    theta: Array,
+    x: Array,
+    y: Array,
+    weights: Array,
+    delta: float,
+    equal_exponents: bool = False,
+    max_iterations: int = MAX_ITERATIONS,
+) -> tuple[Array, Array]:
     """(S, P) parameters and (S,) objectives at the minima that the starts theta (S, P) lead to.
 
-    The objective is the sum of Huber losses, weighted by `weights` (S, n); x is (K, n), y is (n,).
+    The objective is the sum of Huber losses, weighted by `weights` (S, n); x is (K, n), y is (n,),
+    or (S, n) with losses of its own for each fit. With `equal_exponents` all power laws have the
+    exponent of the first.
     Gauss-Newton steps: outside of delta the Huber loss has no curvature, and a step without
     curvature may go anywhere. The quadratic that touches the loss there from above (iteratively
     reweighted least squares) always descends, but slowly. So its curvature is added in a share mu,
@@ -102,13 +113,17 @@ def minimise(theta: Array, x: Array, y: Array, weights: Array, delta: float) -> 
     tolerances of general minimisers.
     """
     theta, (low, high) = theta.copy(), bounds(y, len(x))
+    y = np.broadcast_to(y, weights.shape)
+    if equal_exponents:
+        theta[:, 4::2] = theta[:, 2:3]
     objective = (weights * huber(predict_log_losses(theta, x)[0] - y, delta)).sum(1)
     mu = np.full(len(theta), 1e-2)
     active = np.arange(len(theta))
-    for _ in range(MAX_ITERATIONS):
-        old, w = theta[active], weights[active]
-        new = np.clip(old + _step(old, x, y, w, delta, mu[active], low, high), low, high)
-        new_objective = (w * huber(predict_log_losses(new, x)[0] - y, delta)).sum(1)
+    for _ in range(max_iterations):
+        old, w, losses = theta[active], weights[active], y[active]
+        step = _step(old, x, losses, w, delta, mu[active], low, high, equal_exponents)
+        new = np.clip(old + step, low, high)
+        new_objective = (w * huber(predict_log_losses(new, x)[0] - losses, delta)).sum(1)
         gain = objective[active] - new_objective
         better = gain > 0
         theta[active[better]], objective[active[better]] = new[better], new_objective[better]
@@ -130,18 +145,27 @@ def _step(
     mu: Array,
     low: Array,
     high: Array,
+    equal_exponents: bool,
 ) -> Array:
     """(S, P): the next step of each fit. A parameter at a bound does not move across it."""
     log_loss, shares = predict_log_losses(theta, x)
     r, J = log_loss - y, jacobian(shares, x)
+    if equal_exponents:
+        J[:, :, 2] = J[:, :, 2::2].sum(2)
+        J[:, :, 4::2] = 0
     size = np.abs(r)
     reweighted = weights * np.minimum(size, delta) / np.maximum(size, 1e-300)
     reweighted[size <= delta] = weights[size <= delta]
     gradient = np.einsum("snp,sn->sp", J, reweighted * r)
     at_bound = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    if equal_exponents:
+        at_bound[:, 4::2] = True  # they move with the first
     J = np.where(at_bound[:, None, :], 0, J)
     curvature = weights * (size <= delta) + mu[:, None] * reweighted
     H = (J * curvature[:, :, None]).transpose(0, 2, 1) @ J
     i = np.arange(H.shape[1])
     H[:, i, i] += 1e-12 * H[:, i, i].max(1, keepdims=True) + np.where(at_bound, 1.0, 1e-300)
-    return -np.linalg.solve(H, np.where(at_bound, 0, gradient)[:, :, None])[:, :, 0]
+    step = -np.linalg.solve(H, np.where(at_bound, 0, gradient)[:, :, None])[:, :, 0]
+    if equal_exponents:
+        step[:, 4::2] = step[:, 2:3]
+    return step
