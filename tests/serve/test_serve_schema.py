@@ -106,8 +106,8 @@ def test_any_json_is_read_or_refused_in_words(content: Any) -> None:
     parsers = (
         lambda: schema.parse_completion(content, LIMITS),
         lambda: schema.parse_chat(content, LIMITS),
-        lambda: schema.parse_tokenize(content),
-        lambda: schema.parse_detokenize(content),
+        lambda: schema.parse_tokenize(content, LIMITS),
+        lambda: schema.parse_detokenize(content, LIMITS),
     )
     for parse in parsers:
         try:

@@ -37,6 +37,7 @@ class Answer:
         self.error: ApiError | None = None
         self.has_left = False
         self.n_generated = 0
+        self.total_prompt_tokens = sum(len(text.request.ids) for text in texts)
         self._tokenizer = loaded.model.tokenizer
         self._with_logprobs, self._max_waiting = with_logprobs, max_waiting
         self._choices = [

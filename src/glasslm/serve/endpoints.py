@@ -17,7 +17,7 @@ from glasslm.serve.answers import AsciiJSONResponse, ChatShape, CompletionShape,
 from glasslm.serve.api_error import ApiError, wrong_value
 from glasslm.serve.delivery import EventStream, send_whole
 from glasslm.serve.prompts import PreparedText, prepare_chat, prepare_completion
-from glasslm.serve.request_body import read_json
+from glasslm.serve.request_body import read_request
 from glasslm.serve.served_model import LoadedModel
 from glasslm.serve.service import LOADING_RETRY_S, Service
 
@@ -33,7 +33,7 @@ class Endpoints:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         service = self._service
-        parsed = schema.parse_completion(await read_json(request, service.limits), service.limits)
+        parsed = await read_request(request, service.limits, schema.parse_completion)
         loaded = service.find_model(parsed.settings.model)
         texts = await asyncio.to_thread(prepare_completion, loaded, parsed, service.limits)
         shape = CompletionShape(loaded.names, parsed.settings.top_logprobs is not None)
@@ -42,7 +42,7 @@ class Endpoints:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         service = self._service
-        parsed = schema.parse_chat(await read_json(request, service.limits), service.limits)
+        parsed = await read_request(request, service.limits, schema.parse_chat)
         loaded = service.find_model(parsed.settings.model)
         texts = await asyncio.to_thread(prepare_chat, loaded, parsed, service.limits)
         shape = ChatShape(loaded.names, parsed.settings.top_logprobs is not None)
@@ -76,7 +76,7 @@ class Endpoints:
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: the ids of a text, and the text and bytes of each."""
-        parsed = schema.parse_tokenize(await read_json(request, self._service.limits))
+        parsed = await read_request(request, self._service.limits, schema.parse_tokenize)
         loaded = self._service.find_model(parsed.model)
         try:
             array = await asyncio.to_thread(loaded.model.tokenizer.encode, parsed.text)
@@ -90,7 +90,7 @@ class Endpoints:
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: the text of ids."""
-        parsed = schema.parse_detokenize(await read_json(request, self._service.limits))
+        parsed = await read_request(request, self._service.limits, schema.parse_detokenize)
         loaded = self._service.find_model(parsed.model)
         tokenizer = loaded.model.tokenizer
         outside = next((i for i in parsed.ids if i >= tokenizer.vocab_size), None)

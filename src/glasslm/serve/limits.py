@@ -19,12 +19,13 @@ class Limits:
     prompts: int = 256  # in one request
     choices: int = 128  # n
     texts: int = 512  # prompts x n of one request
-    prompt_tokens: int = 1 << 17  # of all prompts of a request
+    prompt_tokens: int = 1 << 17  # of all prompts of a request, each n times
     max_tokens: int = 1 << 16
     stops: int = 16
     stop_chars: int = 1000
     biases: int = 1024  # entries of logit_bias
     queued_texts: int = 2048  # waiting or running, of all requests; more are refused with 429
+    queued_tokens: int = 1 << 22  # of their prompts
     waiting_tokens: int = 8192  # generated for a client that does not read them; more: an error
     connections: int = 4096
 

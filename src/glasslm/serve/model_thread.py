@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes
 from glasslm.inference.request import Event, Finished, Request, Token, Usage
 from glasslm.inference.scheduler import Scheduler, SchedulerCounts
 from glasslm.inference.stream import Stream
+from glasslm.inference.trained_model import Model
 from glasslm.serve.answer import Answer
 from glasslm.serve.served_model import LoadedModel
 
-SLOTS = 32  # texts of one model that are generated together
+SLOTS = 32  # texts of one model that are generated together,
+MAX_CACHE_BYTES = 2 << 30  # unless their KV cache would take more than this
 
 Owner = tuple[Answer, int]  # an answer, and the index of one of its choices
 Delivery = list[tuple[Answer, int, Event]]
@@ -57,6 +60,13 @@ class _RunningModel:
                 self.scheduler.cancel(stream)
                 delivery.append((*owner, Finished("stop", stream.usage, shown=event.shown)))
         return delivery
+
+
+def count_slots(model: Model) -> int:
+    """The number of texts that are generated together, at least one."""
+    config, width = model.config.model, PRECISION_BYTES[model.engine.precision]
+    row_bytes = cache_bytes(config, 1, config.block_size, width)
+    return max(1, min(SLOTS, MAX_CACHE_BYTES // row_bytes))
 
 
 class ModelThread:
@@ -126,7 +136,9 @@ class ModelThread:
         loaded = answer.loaded
         try:
             if loaded not in self._models:
-                self._models[loaded] = _RunningModel(loaded.model.scheduler(slots=SLOTS))
+                self._models[loaded] = _RunningModel(
+                    loaded.model.scheduler(slots=count_slots(loaded.model))
+                )
             for index, text in enumerate(answer.texts):
                 self._models[loaded].submit((answer, index), text.scoring or text.request)
         except Exception as error:  # of a grammar, or no memory for the cache

@@ -45,10 +45,10 @@ def prepare_completion(
     grammar = _grammar(loaded, request.settings)
     for prompt in request.prompts:
         ids = encode_field(loaded, prompt)
-        n_tokens += len(ids)
+        n_tokens += len(ids) * request.settings.n
         if n_tokens > limits.prompt_tokens:
             raise wrong_value(
-                "prompt", prompt, f"at most {limits.prompt_tokens:,} tokens in a request"
+                "prompt", prompt, f"at most {limits.prompt_tokens:,} tokens x n in a request"
             )
         echo = None
         if request.echo:

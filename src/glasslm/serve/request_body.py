@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -14,13 +15,23 @@ from glasslm.serve.limits import Limits
 _DRAIN_S = 1.0  # for the rest of a body that is too large, so that its client reads the answer
 INLINE_BYTES = 64 << 10  # parsed in the event loop; larger bodies in a thread
 
+Parsed = TypeVar("Parsed")
 
-async def read_json(request: Request, limits: Limits) -> Any:
-    """The JSON of the body. Raises ApiError for any other body, ClientDisconnect without one."""
+
+async def read_request(
+    request: Request, limits: Limits, parse: Callable[[object, Limits], Parsed]
+) -> Parsed:
+    """The body, as `parse` reads its JSON.
+
+    Raises ApiError for a body that is wrong, ClientDisconnect where the client leaves before its
+    end.
+    """
     body = await _read_body(request, limits)
-    if len(body) <= INLINE_BYTES:
-        return parse_json(body, limits.json_depth)
-    return await asyncio.to_thread(parse_json, body, limits.json_depth)
+
+    def read() -> Parsed:
+        return parse(parse_json(body, limits.json_depth), limits)
+
+    return read() if len(body) <= INLINE_BYTES else await asyncio.to_thread(read)
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:

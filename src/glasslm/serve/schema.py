@@ -145,7 +145,7 @@ def parse_chat(content: object, limits: Limits) -> ChatRequest:
     return ChatRequest(_read_settings(fields, limits, max_tokens, top_logprobs), messages)
 
 
-def parse_tokenize(content: object) -> TokenizeRequest:
+def parse_tokenize(content: object, limits: Limits) -> TokenizeRequest:
     """The request of /tokenize."""
     fields = Fields(content)
     model, text = fields.text("model"), fields.text("text")
@@ -154,7 +154,7 @@ def parse_tokenize(content: object) -> TokenizeRequest:
     return TokenizeRequest(model, text, tuple(fields.unknown))
 
 
-def parse_detokenize(content: object) -> DetokenizeRequest:
+def parse_detokenize(content: object, limits: Limits) -> DetokenizeRequest:
     """The request of /detokenize."""
     fields = Fields(content)
     model, ids = fields.text("model"), fields.get("ids")

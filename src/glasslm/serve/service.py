@@ -111,7 +111,12 @@ class Service:
         if self.is_stopping:
             raise stopping_error()
         n_texts = sum(len(answer.texts) for answer in self.answers)
-        if n_texts + len(texts) > self.limits.queued_texts:
+        n_tokens = sum(answer.total_prompt_tokens for answer in self.answers)
+        n_new_tokens = sum(len(text.request.ids) for text in texts)
+        if (
+            n_texts + len(texts) > self.limits.queued_texts
+            or n_tokens + n_new_tokens > self.limits.queued_tokens
+        ):
             raise ApiError(
                 429,
                 f"{n_texts:,} texts wait already: try again later",
