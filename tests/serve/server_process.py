@@ -41,7 +41,7 @@ runs, limits = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 sources = name_sources(runs, "latest", DeviceConfig(threads=1))
 try:
     with raise_on_signals():
-        serve(sources, ServerSettings(port=0, limits=Limits(**limits)))
+        serve(sources, ServerSettings(port=int(sys.argv[3]), limits=Limits(**limits)))
 except KeyboardInterrupt as interrupt:
     import os
     os._exit(128 + interrupt.args[0])
@@ -138,21 +138,21 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*arguments: str | int | Path, engine: str = "numpy") -> Iterator[ServerProcess]:
-    """`glasslm serve ARGUMENTS`, at any free port unless they name one."""
-    command = [sys.executable, "-m", "glasslm", "serve", *map(str, arguments)]
-    if "--port" not in arguments:
-        command += ["--port", "0"]
+def serving(*arguments: str | Path, engine: str = "numpy") -> Iterator[ServerProcess]:
+    """`glasslm serve ARGUMENTS --port 0`."""
+    command = [sys.executable, "-m", "glasslm", "serve", *map(str, arguments), "--port", "0"]
     with _running([*command, "--engine", engine, "--threads", "1"]) as server:
         yield server
 
 
 @contextmanager
-def serving_with_limits(*runs: Path, prelude: str = "", **limits: float) -> Iterator[ServerProcess]:
+def serving_with_limits(
+    *runs: Path, prelude: str = "", port: int = 0, **limits: float
+) -> Iterator[ServerProcess]:
     """A server with other limits; `prelude` is Python that it runs first."""
     script = SCRIPT.format(prelude=prelude)
     names = json.dumps([str(run) for run in runs])
-    with _running([sys.executable, "-c", script, names, json.dumps(limits)]) as server:
+    with _running([sys.executable, "-c", script, names, json.dumps(limits), str(port)]) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
 import httpx
-from server_process import ServerProcess, make_run, save_step, serving
+from server_process import ServerProcess, make_run, save_step, serving, serving_with_limits
 
 from glasslm.cli import main
 from glasslm.serve import addresses
@@ -150,6 +150,14 @@ def test_a_newer_checkpoint_is_taken_up_and_requests_under_way_keep_the_old(
 # -- the start -----------------------------------------------------------------------------------
 
 
+SLOW_LOAD = """
+import time
+from glasslm.serve import served_model
+load = served_model.ModelSource.load
+served_model.ModelSource.load = lambda source: time.sleep(0.5) or load(source)
+"""
+
+
 def test_while_it_loads_the_server_answers_503(runs: list[Path]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -160,13 +168,14 @@ def test_while_it_loads_the_server_answers_503(runs: list[Path]) -> None:
         end = time.monotonic() + 20
         while time.monotonic() < end and 200 not in answers:
             try:
-                answers.append(httpx.get(f"http://127.0.0.1:{port}/health").status_code)
+                response = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+                answers.append(response.status_code)
             except httpx.TransportError:
-                time.sleep(0.002)
+                time.sleep(0.01)
 
     thread = threading.Thread(target=ask)
     thread.start()
-    with serving(*runs, "--port", port):
+    with serving_with_limits(*runs, prelude=SLOW_LOAD, port=port):
         thread.join()
     assert set(answers) == {503, 200}
     assert answers == sorted(answers, reverse=True)
