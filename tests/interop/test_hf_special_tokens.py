@@ -18,6 +18,7 @@ import glasslm
 from glasslm import cli
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
 from glasslm.errors import DamagedError, InputError
+from glasslm.inference.sampling import Sampling
 from glasslm.interop import hf
 from glasslm.interop.gguf_tokenizer import CONTROL, NORMAL, convert_tokenizer
 from glasslm.interop.model_card import render_card
@@ -150,6 +151,35 @@ def test_an_import_and_its_export_keep_roles_and_template(foreign: Path, tmp_pat
     assert (
         generation["eos_token_id"] == read_json(foreign / "generation_config.json")["eos_token_id"]
     )
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_generation_stops_at_any_of_several_ends_as_transformers_does(
+    file: str, engine: str, foreign: Path, tmp_path: Path
+) -> None:
+    run, prompt = tmp_path / "run", "the cat"
+    assert cli.main(["import", str(foreign), "--run-dir", str(run)]) == 0
+    greedy = Sampling(temperature=0.0)
+    free = [piece.token for piece in glasslm.load(run).pieces([prompt], 12, sampling=greedy)]
+    end = free[4]  # where the two ids of the folder end no text
+    first = free.index(end)
+    (foreign / "generation_config.json").unlink()
+    ends = {"eos_token_id": [PLAIN["bpe"].vocab_size + 2, end]}
+    content = read_json(foreign / file) if file == "config.json" else {}
+    (foreign / file).write_text(json.dumps(content | ends), encoding="utf-8")
+    again, out = tmp_path / "again", tmp_path / "out"
+    assert cli.main(["import", str(foreign), "--run-dir", str(again)]) == 0
+    model = glasslm.load(again, engine=engine)
+    pieces = list(model.pieces([prompt], 12, sampling=greedy))
+    assert [piece.token for piece in pieces] == free[: first + 1]
+    assert (pieces[-1].finish, pieces[-1].text) == ("stop", "")
+    hf.write(load_export(str(again)), out)
+    assert read_json(out / "config.json")["eos_token_id"] == ends["eos_token_id"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.tensor([model.tokenizer.encode(prompt).tolist()])
+    generated = theirs.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert generated.tolist() == free[: first + 1]
 
 
 def test_a_fine_tuned_import_keeps_them_too(foreign: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Tokenizer(Protocol):
     token_bytes: list[bytes]  # (V,) the UTF-8 of each token; empty for special tokens
     # Special tokens, which `encode` never splits, and their ids; the first one ends a document.
     special_tokens: Mapping[str, int] = MappingProxyType({})
+    other_end_ids: frozenset[int] = frozenset()  # that end a generated text, as end_id does
     unused_special_tokens: tuple[str, ...] = ()  # those that `encode` reads as ordinary text
     joins_words: bool = False  # whether the text of a token depends on its neighbours
     lossy_reason: str = ""  # why its tokens do not decode to the text; empty if they do

@@ -71,7 +71,7 @@ class Stream:
         self.used_tokens[self.ids] = True
         self._grammar = request.grammar(request.max_new_tokens) if request.grammar else None
         self._text = _ShownText(tokenizer, self.ids, request.stop)
-        self._end_id = tokenizer.end_id
+        self._end_ids = tokenizer.other_end_ids | {tokenizer.end_id}
 
     def visible_ids(self, config: ModelConfig) -> list[int]:
         """The tokens that the model reads for the next one: all, or the newest of a long text."""
@@ -113,7 +113,7 @@ class Stream:
         """Append a token to the text; returns its events."""
         self.ids.append(token)
         self.used_tokens[token] = True
-        is_end = token == self._end_id
+        is_end = token in self._end_ids
         shown_text = "" if is_end else self._text.push(token)
         if self._grammar:
             self._grammar.advance(token)

@@ -68,7 +68,9 @@ def write(export: ModelExport, out: Path) -> None:
     require_empty(out)
     settings = export.token_settings
     contents = hf_tokenizer.tokenizer_files(export.tokenizer, export.config.block_size, settings)
-    ids = role_ids(settings, hf_tokenizer.token_ids(export.tokenizer))
+    ids: dict[str, Any] = {**role_ids(settings, hf_tokenizer.token_ids(export.tokenizer))}
+    if ends := settings.get("generation_eos_ids"):
+        ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     # The ids are written even where they are null: the defaults of transformers, 1 and 2, are
     # characters here.
     values = family.to_hf_config(export.config, export.vocab_size) | {
@@ -79,8 +81,6 @@ def write(export: ModelExport, out: Path) -> None:
                family.to_hf_weights(export.config, export.weights).items()}  # fmt: skip
     contents[CONFIG_FILE] = files.json_bytes(values)
     generation = {"do_sample": True, "temperature": 0.8, **ids}
-    if several := settings.get("generation_eos_ids"):
-        generation["eos_token_id"] = several
     contents[GENERATION_FILE] = files.json_bytes(generation)
     files.make_folder(out)
     for name, content in contents.items():

@@ -87,10 +87,18 @@ def read_settings(folder: Path, config: dict[str, Any], ids: dict[str, int]) -> 
         settings["split_special_tokens"] = True
     if template := _chat_template(folder, tokenizer_config):
         settings["chat_template"] = template
-    several = generation.get("eos_token_id")
-    if isinstance(several, list) and all(type(i) is int and i in tokens for i in several):
-        settings["generation_eos_ids"] = several
+    ends = _ids(generation, "eos_token_id") or _ids(config, "eos_token_id")
+    ends = [i for i in ends if i in tokens]
+    if ends and [tokens[i] for i in ends] != [settings.get("eos_token")]:
+        settings["generation_eos_ids"] = ends
     return settings
+
+
+def _ids(source: dict[str, Any], name: str) -> list[int]:
+    """One id or several, as a list; empty for anything else."""
+    value = source.get(name)
+    ids: list[Any] = value if isinstance(value, list) else [value]
+    return ids if all(type(i) is int for i in ids) else []
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from glasslm.runs.checkpoint import RunIdentity
 from glasslm.runs.history import History, read_history
 from glasslm.runs.record import FORMAT, RunRecord
 from glasslm.runs.run_lock import LOCK_FILE, lock_run
-from glasslm.runs.typed_json import require_type
+from glasslm.runs.typed_json import Count, require_type
 from glasslm.text import Notify, quote_path
 
 if TYPE_CHECKING:
@@ -241,6 +241,9 @@ class Run:
         tokenizer.lossy_reason = self.record["tokenizer"].get(
             "lossy_reason", tokenizer.lossy_reason
         )
+        ends = self.record["tokenizer"].get("transformers", {}).get("generation_eos_ids", [])
+        require_type(ends, list[Count], self.path / _RECORD)
+        tokenizer.other_end_ids = frozenset(ends)
         return tokenizer
 
     @property
