@@ -35,6 +35,7 @@ Examples:
   glasslm diagnose --preset nanogpt --lr 3e-3 --text-file book.txt
   glasslm diagnose RUN --replay 1200    the batch of a spike, row by row
   glasslm diagnose --curve log.csv      a loss curve of any program
+  glasslm diagnose --curve A1 A2 --against B1 B2    two kinds of runs, by their seeds
   glasslm diagnose --cookbook           training with and without each technique"""
 
 OUT = Path("diagnosis")
@@ -54,8 +55,11 @@ class Flags(RecipeFlags):
     ] = None
     replay: Annotated[int | None, optional_flag("STEP", "none")] = None
     """Replay this step of RUN and show its batch, row by row."""
-    curve: Annotated[Path | None, optional_flag("FILE", "none")] = None
-    """Diagnose a loss curve instead: CSV, JSON, TensorBoard events or the log of any program."""
+    curve: Annotated[tuple[Path, ...], optional_flag("FILE...", "none")] = ()
+    """Diagnose a loss curve instead: CSV, JSON, TensorBoard events or the log of any program.
+    Two files are compared."""
+    against: Annotated[tuple[Path, ...], optional_flag("FILE...", "none")] = ()
+    """Compare the curves of --curve, of several seeds, with these."""
     columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
     """Columns of --curve: step, loss, val_loss, grad_norm or lr, as in loss=total."""
     cookbook: bool = False
@@ -72,8 +76,10 @@ def main(argv: list[str]) -> int:
     from glasslm.runs import run_folder
 
     flags = parse(argv)
-    if flags.curve is not None:
-        return _diagnose_curve(flags, flags.curve)
+    if len(flags.curve) == 1 and not flags.against:
+        return _diagnose_curve(flags, flags.curve[0])
+    if flags.curve:
+        return _compare_curves(flags)
     if flags.cookbook:
         return _run_cookbook(flags)
     run_dir = run_folder.find_run(flags.run) if flags.run is not None else None
@@ -112,14 +118,15 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
     """Raise InputError for a flag that --replay, --curve or --cookbook would ignore."""
     if flags.replay is not None and flags.run is None:
         raise InputError("--replay needs a run: glasslm diagnose RUN --replay STEP")
-    if flags.columns and flags.curve is None:
-        raise InputError("--columns names the columns of --curve FILE: give both")
-    if flags.curve is None and not flags.cookbook:
+    for name in ("columns", "against"):
+        if getattr(flags, name) and not flags.curve:
+            raise InputError(f"--{name} is for --curve FILE: give both")
+    if not flags.curve and not flags.cookbook:
         return
-    mode, parts = (
-        ("--curve", ()) if flags.curve is not None else ("--cookbook", (DataConfig, ComputeConfig))
+    mode, parts = ("--curve", ()) if flags.curve else ("--cookbook", (DataConfig, ComputeConfig))
+    read_flags = {mode, "--out", "--json"} | (
+        {"--columns", "--against"} if mode == "--curve" else set()
     )
-    read_flags = {mode, "--out", "--json"} | ({"--columns"} if mode == "--curve" else set())
     read_flags |= {
         "--" + config_field.name.replace("_", "-")
         for part in parts
@@ -166,6 +173,42 @@ def _diagnose_curve(flags: Flags, file: Path) -> int:
     page = diagnosis.write(flags.out or Path(f"{OUT}-{curve.name.replace('.', '-')}"))
     facts = curves.curve_facts(curve) | {"read": list(curve.messages)}
     return _print_findings(diagnosis.text(), diagnosis.findings, page, flags.json, facts)
+
+
+def _compare_curves(flags: Flags) -> int:
+    from glasslm.lab.diagnosis.curve_comparison import compare_curves, draw_comparison
+    from glasslm.lab.diagnosis.curve_files import read_curve
+    from glasslm.report import page
+    from glasslm.report.page import Picture, Section
+
+    first, second = flags.curve, flags.against
+    if not second:
+        if len(first) > 2:
+            raise InputError(
+                f"{len(first)} curves were given: two are compared, or several seeds of two kinds, "
+                "as --curve A1 A2 --against B1 B2"
+            )
+        first, second = first[:1], first[1:]
+    sides = [[read_curve(file, flags.columns) for file in side] for side in (first, second)]
+    for curve in (*sides[0], *sides[1]):
+        for message in curve.messages:
+            notify(f"{curve.name}: {message}")
+    comparison = compare_curves(*sides)
+    sentences = comparison.sentences()
+    picture = Picture("curves", "The curves", lambda colours: draw_comparison(comparison, colours))
+    names = "-".join(curve.name.replace(".", "-") for curve in (sides[0][0], sides[1][0]))
+    path = page.write(
+        flags.out or Path(f"{OUT}-{names}"[:120]),
+        "comparison",
+        "Comparison of curves",
+        sentences[0],
+        [Section("Result", sentences[1:], pictures=(picture,))],
+    )
+    text = "\n".join([*sentences, f"page: {path}"])
+    print_escaped(text, sys.stderr if flags.json else sys.stdout)
+    if flags.json:
+        print(json.dumps(to_json_types({**comparison.facts, "page": str(path)})))
+    return 0
 
 
 def _replay_step(run_dir: Path, step: int, flags: Flags) -> int:

@@ -1,0 +1,142 @@
+"""Compare curves of two kinds at equal steps, and tell a difference from seed noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glasslm.errors import InputError
+from glasslm.lab.diagnosis.curve_files import Curve
+from glasslm.lab.diagnosis.curve_table import Series
+from glasslm.lab.statistics import ALPHA, Estimate, independent_difference
+from glasslm.report import figures
+from glasslm.report.figures import Palette
+from glasslm.text import plural
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+END_SHARE = 0.1  # of the common steps: the end, over which losses are averaged
+
+
+@dataclass(frozen=True)
+class CurveComparison:
+    """Two groups of curves at the last step that all of them have."""
+
+    first: Sequence[Curve]
+    second: Sequence[Curve]
+    column: str  # "validation loss" or "training loss"
+    step: float  # the last common one
+    ends: tuple[list[float], list[float]]  # the mean loss of each curve near that step
+    estimate: Estimate | None  # second - first; None with one curve on a side
+
+    @property
+    def delta(self) -> float:
+        """The mean of the second group minus that of the first."""
+        return float(np.mean(self.ends[1]) - np.mean(self.ends[0]))
+
+    @property
+    def is_distinguishable(self) -> bool | None:
+        """Whether the difference is more than seed noise; None where one curve cannot tell."""
+        if self.estimate is None:
+            return None
+        return self.estimate.p_value() < ALPHA
+
+    def sentences(self) -> list[str]:
+        """What was compared, the difference, and what it is worth."""
+        names = [", ".join(curve.name for curve in side) for side in (self.first, self.second)]
+        means = [float(np.mean(ends)) for ends in self.ends]
+        result = [
+            f"{self.column.capitalize()} up to step {self.step:,g}, the last that all curves have, "
+            f"as the mean of the last {END_SHARE:.0%}: {means[0]:.4f} ({names[0]}) and "
+            f"{means[1]:.4f} ({names[1]}), a difference of {self.delta:+.4f}."
+        ]
+        if self.estimate is None:
+            result.append(
+                "Whether that is more than seed noise cannot be told: a side has one run. Give "
+                "several: --curve A1 A2 A3 --against B1 B2 B3."
+            )
+            return result
+        low, high = self.estimate.confidence_interval()
+        n = [len(ends) for ends in self.ends]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {self.estimate.p_value():.3g}"
+        result.append(
+            f"That is more than the noise between runs ({interval}; {n[0]} and {n[1]} runs, Welch)."
+            if self.is_distinguishable
+            else f"That cannot be told from the noise between runs ({interval}; {n[0]} and "
+            f"{plural(n[1], 'run')}, Welch). A difference of "
+            f"{self.estimate.detectable_difference():.4f} would be seen in 4 of 5 such comparisons."
+        )
+        return result
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The comparison for JSON."""
+        interval = self.estimate.confidence_interval() if self.estimate else (None, None)
+        return {
+            "column": self.column,
+            "step": self.step,
+            "ends": self.ends,
+            "delta": self.delta,
+            "ci_low": interval[0],
+            "ci_high": interval[1],
+            "p": self.estimate.p_value() if self.estimate else None,
+            "distinguishable": self.is_distinguishable,
+        }
+
+
+def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComparison:
+    """Compare two groups of curves; the validation losses where all curves have them.
+
+    Raises InputError where the curves have no steps in common.
+    """
+    both = [*first, *second]
+    has_validation = all(len(curve.validation.finite) for curve in both)
+    series = [(curve.validation if has_validation else curve.train).finite for curve in both]
+    for curve, values in zip(both, series):
+        if not len(values):
+            raise InputError(f"{curve.name} has no finite loss: leave it out of the comparison")
+    begin = max(float(values.steps[0]) for values in series)
+    end = min(float(values.steps[-1]) for values in series)
+    if begin > end:
+        raise InputError(
+            f"the curves have no steps in common: one begins at {begin:,g}, another ends at "
+            f"{end:,g}. --columns step=tokens compares them at equal tokens"
+        )
+    ends = [_mean_before(values, end, (end - begin) * END_SHARE) for values in series]
+    sides = ends[: len(first)], ends[len(first) :]
+    estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
+    column = "validation loss" if has_validation else "training loss"
+    return CurveComparison(first, second, column, end, sides, estimate)
+
+
+def _mean_before(series: Series, step: float, span: float) -> float:
+    """The mean of the values from `span` before a step to it, or the last one before it."""
+    inside = series.values[(series.steps >= step - span) & (series.steps <= step)]
+    if len(inside):
+        return math.fsum(inside) / len(inside)
+    return float(np.interp(step, series.steps, series.values))
+
+
+def draw_comparison(comparison: CurveComparison, colours: Palette) -> Figure:
+    """A figure of the curves of both groups."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    figures.style_axes(axes, comparison.column.capitalize(), "", colours)
+    sides = ((comparison.first, colours.train, "-"), (comparison.second, colours.validation, "--"))
+    for letter, (side, colour, style) in zip("AB", sides):
+        for i, curve in enumerate(side):
+            is_validation = comparison.column == "validation loss"
+            values = (curve.validation if is_validation else curve.train).finite
+            label = letter if i == 0 else None
+            axes.plot(values.steps, values.values, style, color=colour, linewidth=1.2, label=label)
+    axes.axvline(comparison.step, color=colours.ink, linewidth=0.6, linestyle=":")
+    axes.set_xlabel("step; the dotted line is the last that all curves have", color=colours.ink)
+    figures.add_legend(axes, colours)
+    return figure

@@ -1,0 +1,92 @@
+"""Curves of two kinds are compared at equal steps; only several runs of each tell a difference."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from glasslm import cli
+from glasslm.errors import InputError
+from glasslm.lab.diagnosis.curve_comparison import compare_curves
+from glasslm.lab.diagnosis.curve_files import read_curve
+
+
+def write(
+    path: Path, end: float, steps: int = 300, column: str = "val_loss", every: int = 10
+) -> Path:
+    lines = [f"step,tokens,{column}"]
+    for step in range(every, steps + 1, every):
+        lines.append(f"{step},{64 * step},{end + 4 / step:.6f}")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_a_difference_is_judged_by_the_spread_of_the_seeds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ends = [2 + 0.01 * rng.standard_normal(4), 2.05 + 0.01 * rng.standard_normal(4)]
+    sides = [
+        [read_curve(write(tmp_path / f"{side}{i}.csv", end)) for i, end in enumerate(values)]
+        for side, values in zip("ab", ends)
+    ]
+    comparison = compare_curves(*sides)
+    assert comparison.step == 300
+    assert comparison.is_distinguishable
+    expected = stats.ttest_ind(comparison.ends[1], comparison.ends[0], equal_var=False)
+    assert comparison.facts["p"] == pytest.approx(expected.pvalue)
+    assert comparison.delta == pytest.approx(ends[1].mean() - ends[0].mean(), abs=1e-6)
+    same = compare_curves(sides[0][:2], sides[0][2:])
+    assert same.is_distinguishable is False
+    assert "would be seen in 4 of 5 such comparisons" in same.sentences()[1]
+
+
+def test_one_run_on_a_side_decides_nothing(tmp_path: Path) -> None:
+    a, b = (read_curve(write(tmp_path / f"{end}.csv", end)) for end in (2.0, 3.0))
+    comparison = compare_curves([a], [b])
+    assert comparison.is_distinguishable is None
+    assert "cannot be told: a side has one run" in comparison.sentences()[1]
+
+
+def test_curves_are_compared_where_both_have_steps(tmp_path: Path) -> None:
+    long = read_curve(write(tmp_path / "long.csv", 2.0, steps=900))
+    short = read_curve(write(tmp_path / "short.csv", 2.0, steps=300, every=30))
+    comparison = compare_curves([long], [short])
+    assert comparison.step == 300
+    assert abs(comparison.delta) < 0.001
+    text = "step,val_loss\n1000,2\n2000,2\n"
+    (tmp_path / "late.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="no steps in common: one begins at 1,000"):
+        compare_curves([short], [read_curve(tmp_path / "late.csv")])
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a, b, c = (str(write(tmp_path / f"{name}.csv", 2.0)) for name in "abc")
+    assert cli.main(["diagnose", "--curve", a, b, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["delta"], facts["distinguishable"]) == (0, None)
+    assert Path(facts["page"]) == Path("diagnosis-a-csv-b-csv/comparison.html")
+    argv = [
+        "diagnose",
+        "--curve",
+        a,
+        b,
+        "--against",
+        c,
+        a,
+        "--columns",
+        "step=tokens",
+        "--out",
+        "x",
+    ]
+    assert cli.main(argv) == 0
+    assert re.search(r"up to step 19,200, the last", capsys.readouterr().out)
+    assert cli.main(["diagnose", "--curve", a, b, c]) == 2
+    assert "as --curve A1 A2 --against B1 B2" in capsys.readouterr().err
+    assert cli.main(["diagnose", "--against", a]) == 2
