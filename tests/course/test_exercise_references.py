@@ -13,7 +13,7 @@ from glasslm import ops
 from glasslm.config.schema import ModelConfig
 from glasslm.course.learn import check
 from glasslm.course.learn.exercise import Case, Exercise
-from glasslm.course.learn.exercises import exercise_names, load_exercise
+from glasslm.course.learn.exercises import COURSE, load_exercise
 from glasslm.course.learn.exercises.encode_bpe import encode_bpe
 from glasslm.course.learn.exercises.flash_backward import flash_backward
 from glasslm.course.learn.exercises.flash_step import flash_step
@@ -196,9 +196,7 @@ def test_counts_are_those_of_the_table() -> None:
 
 
 SOLVED_HERE = [
-    name
-    for name in exercise_names()
-    if load_exercise(name).solution.startswith("course/learn/exercises/")
+    name for name in COURSE if load_exercise(name).solution.startswith("course/learn/exercises/")
 ]
 
 

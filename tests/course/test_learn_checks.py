@@ -253,7 +253,7 @@ def test_check_from_python_renders_in_a_notebook() -> None:
         check(namespace["silu"], "sofmax")
 
 
-@pytest.mark.parametrize("name", glasslm.learn.exercises.exercise_names())
+@pytest.mark.parametrize("name", glasslm.learn.exercises.COURSE)
 def test_every_exercise_has_a_start_a_solution_and_hints(name: str, tmp_path: Path) -> None:
     exercise = load_exercise(name)
     assert len(exercise.hints) >= 2
@@ -268,7 +268,7 @@ def test_every_exercise_has_a_start_a_solution_and_hints(name: str, tmp_path: Pa
     namespace: dict[str, object] = {}
     exec(text, namespace)
     assert check(namespace[name], name).verdict == "not_implemented"
-    assert set(exercise.needs) <= set(glasslm.learn.exercises.exercise_names())
+    assert set(exercise.needs) <= set(glasslm.learn.exercises.COURSE)
 
 
 def test_a_helper_with_the_name_of_an_exercise_is_not_checked(tmp_path: Path) -> None:

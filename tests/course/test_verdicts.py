@@ -11,9 +11,9 @@ from planted_faults import FOLDER, UNREAD_FOLDER, Solution, list_exercises, read
 from glasslm import ops
 from glasslm.course.learn import check, check_function
 from glasslm.course.learn.exercise import Case, Exercise, Reference
-from glasslm.course.learn.exercises import exercise_names, load_exercise
+from glasslm.course.learn.exercises import COURSE, load_exercise
 
-EXERCISES = [load_exercise(name) for name in exercise_names()]
+EXERCISES = [load_exercise(name) for name in COURSE]
 MIN_NAMED = 0.97
 MIN_NAMED_UNREAD = 0.9
 MIN_FAULTS = 5  # of each exercise

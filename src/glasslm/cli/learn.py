@@ -17,7 +17,7 @@ from glasslm.cli.flag_groups import JsonFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.course.learn import progress, starter
 from glasslm.course.learn.checking import check_file
-from glasslm.course.learn.exercises import exercise_names, load_exercise
+from glasslm.course.learn.exercises import COURSE, load_exercise
 from glasslm.course.learn.verdict import Verdict
 from glasslm.errors import InputError, require
 from glasslm.text import align_columns, notify, print_escaped, quote_path, suggest_name
@@ -144,7 +144,7 @@ def _list(argv: list[str]) -> int:
     parsing.parse(NoFlags, argv, "glasslm learn list", LIST_HELP)
     known = progress.load_progress(notify)
     rows = [("", "exercise", "what", "needs", "forward", "backward", "state")]
-    for number, name in enumerate(exercise_names(), 1):
+    for number, name in enumerate(COURSE, 1):
         exercise, state = load_exercise(name), known.state(name)
         backward = (state.backward or "-") if exercise.has_backward else ""
         needs = ", ".join(exercise.needs)
@@ -259,7 +259,7 @@ def _suggest_next(verdicts: list[Verdict]) -> None:
 def _status(argv: list[str]) -> int:
     parsing.parse(NoFlags, argv, "glasslm learn status", STATUS_HELP)
     known = progress.load_progress(notify)
-    names = exercise_names()
+    names = COURSE
     solved = [name for name in names if known.state(name).verdict == "right"]
     print(f"{len(solved)} of {len(names)} exercises solved")
     rows = [("exercise", "forward", "backward", "last verdict", "checks", "hints", "")]

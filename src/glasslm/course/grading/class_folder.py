@@ -10,7 +10,7 @@ from pathlib import Path
 from glasslm import files
 from glasslm.course.grading.handout import handout_files
 from glasslm.course.grading.roster import find_id_problem
-from glasslm.course.learn.exercises import exercise_names
+from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import DamagedError, InputError
 from glasslm.text import suggest_name
 
@@ -103,7 +103,7 @@ def find_class(submissions: Path) -> Path | None:
 
 def order_exercises(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names in the order of the course. Raises InputError for unknown and repeated ones."""
-    known = exercise_names()
+    known = COURSE
     for name in names:
         if name not in known:
             hint = suggest_name(name, known)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from glasslm.course.grading.roster import find_id_problem, normalize_id
-from glasslm.course.learn.exercises import exercise_names
+from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import to_one_line
 
@@ -90,7 +90,7 @@ def find_exercises(folder: Path) -> list[str]:
             names.add(entry.name)
     return [
         exercise
-        for exercise in exercise_names()
+        for exercise in COURSE
         if any(name == f"{exercise}.py" or name.endswith(f"_{exercise}.py") for name in names)
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.course.learn.exercise import Exercise
-from glasslm.course.learn.exercises import exercise_names, load_exercise
+from glasslm.course.learn.exercises import COURSE, load_exercise
 from glasslm.course.learn.judge import judge
 from glasslm.course.learn.learner_file import read_learner_file
 from glasslm.course.learn.limited_process import check_in_process
@@ -35,8 +35,8 @@ def check(function: Callable[..., Any], exercise: str = "", seed: int = 0) -> Ve
     name = exercise or getattr(function, "__name__", "")
     if not callable(function):
         raise InputError(f"{name or function!r} is no function: give the function itself")
-    if name not in exercise_names():
-        hint = suggest_name(name, exercise_names())
+    if name not in COURSE:
+        hint = suggest_name(name, COURSE)
         raise InputError(f"'{name}' is no exercise{hint}: name it, as in check(f, 'rms_norm')")
     return check_function(load_exercise(name), function, seed)
 

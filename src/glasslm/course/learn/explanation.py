@@ -40,7 +40,9 @@ def explain(
     """
     references = [exercise.compute(case) for case in cases]
     results = {
-        name: Results(name, references, [o.results[name] for o in observations])
+        name: Results(
+            name, references, [o.results[name] for o in observations], name in exercise.outputs
+        )
         for name in wrong
         if all(name in o.results for o in observations)
     }
@@ -120,14 +122,14 @@ def explain_combined(
     for mistake in _list_mistakes(exercise, name):
         with suppress(ValueError, IndexError):
             changed = [exercise.compute(case, **mistake.changes) for case in cases]
-            for finding in weigh_terms(Results(name, changed, results.actual), cases):
+            for finding in weigh_terms(results._replace(references=changed), cases):
                 yield Finding(mistake.verdict, f"{mistake.sentence}; {finding.sentence}", name)
                 yield finding
     for hypothesis in factor_pair_hypotheses(results):
         if results.fits(hypothesis.predictions):
             yield Finding(hypothesis.verdict, hypothesis.sentence, name)
     for sentence, changed in scaled_terms(results):
-        for finding in weigh_terms(Results(name, changed, results.actual), cases):
+        for finding in weigh_terms(results._replace(references=changed), cases):
             yield Finding("factor", f"{sentence}; {finding.sentence}", name)
     if name in exercise.gradients:
         yield from row_findings(results)

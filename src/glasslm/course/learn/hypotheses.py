@@ -40,6 +40,7 @@ class Results(NamedTuple):
     name: str
     references: Sequence[Reference]
     actual: Sequence[Array]
+    is_output: bool  # of the function; otherwise a gradient, from backward
 
     @property
     def totals(self) -> list[Array]:
@@ -61,11 +62,6 @@ class Results(NamedTuple):
         )
 
 
-def is_output(name: str) -> bool:
-    """Whether a name is that of an output, and not of a gradient."""
-    return not name.startswith("d")
-
-
 def shape_hypotheses(results: Results) -> Iterator[Hypothesis]:
     """Axes exchanged, summed away, kept or spread again."""
     name, totals = results.name, results.totals
@@ -78,7 +74,7 @@ def shape_hypotheses(results: Results) -> Iterator[Hypothesis]:
     for axis in (None, *range(dimensions)):
         where = "everything" if axis is None else f"axis {axis}"
         for kind in ("sum", "mean"):
-            verdict: VerdictName = "shape" if is_output(name) else "axis"
+            verdict: VerdictName = "shape" if results.is_output else "axis"
             sentence = f"{name} is the {kind} over {where} of what it should be"
             yield Hypothesis(verdict, sentence, [getattr(a, kind)(axis) for a in totals])
             spread = [
@@ -243,7 +239,7 @@ def row_findings(results: Results) -> Iterator[Finding]:
         if _is_right_by_row(results, term, axis):
             subject = name if term is None else f"the term {term} of {name}"
             unit = "row" if axis else "column"
-            verdict: VerdictName = "other" if is_output(name) else "factor"
+            verdict: VerdictName = "other" if results.is_output else "factor"
             yield Finding(verdict, f"{subject} is right up to one factor a {unit}", name)
 
 

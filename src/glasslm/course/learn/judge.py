@@ -124,7 +124,7 @@ def _unexplained_verdict(trial: Trial, stage: Stage, name: str) -> Verdict:
         sentence += influence.source
         kind: VerdictName = "mask" if trial.exercise.mixes_tokens else "axis"
         return trial.verdict(kind, sentence, stage, name, example=example)
-    results = Results(name, references, actual)
+    results = Results(name, references, actual, name in trial.exercise.outputs)
     findings = list(explain_combined(trial.exercise, results, trial.distinct))
     if findings:
         return trial.found_verdict(findings, trial.small + trial.distinct)

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasslm.course.learn.exercises import exercise_names
+from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import suggest_name, to_one_line
 
@@ -30,7 +30,7 @@ def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
     """
     tree = parse_source(path)
     functions = find_functions(tree)
-    names = exercise_names()
+    names = COURSE
     if exercise and exercise not in names:
         hint = suggest_name(exercise, names)
         raise InputError(f"there is no exercise '{exercise}'{hint}: see glasslm learn list")
@@ -125,7 +125,7 @@ def _nearest(wanted: str, functions: dict[str, int]) -> str:
 
 def _explain_unknown(functions: dict[str, int]) -> str:
     """The sentence for a file without a function of an exercise."""
-    for name in exercise_names():
+    for name in COURSE:
         hint = _nearest(name, functions)
         if hint.startswith(";"):
             return f"no function of an exercise{hint}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 from glasslm.course.learn.exercise import Exercise
 from glasslm.errors import InputError
@@ -50,16 +49,10 @@ COURSE = (
 )
 
 
-def exercise_names() -> tuple[str, ...]:
-    """The names of the exercises in the order of the course."""
-    folder = Path(__file__).parent
-    return tuple(name for name in COURSE if (folder / f"{name}.py").exists())
-
-
 def load_exercise(name: str) -> Exercise:
     """The exercise of this name. Raises InputError where there is none."""
-    if name not in exercise_names():
-        hint = suggest_name(name, exercise_names())
+    if name not in COURSE:
+        hint = suggest_name(name, COURSE)
         raise InputError(f"there is no exercise '{name}'{hint}: see glasslm learn list")
     exercise: Exercise = importlib.import_module(f"{__name__}.{name}").EXERCISE
     return exercise
