@@ -104,7 +104,7 @@ MISBEHAVIOUR = {
 }
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits of memory and time need POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 @pytest.mark.parametrize("name", MISBEHAVIOUR)
 def test_misbehaving_code_is_one_line_in_bounded_time(name: str, tmp_path: Path) -> None:
     body, expected = MISBEHAVIOUR[name]
@@ -115,6 +115,15 @@ def test_misbehaving_code_is_one_line_in_bounded_time(name: str, tmp_path: Path)
     assert verdict.verdict == "exception"
     assert expected in verdict.sentence
     assert "\n" not in verdict.sentence
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_copies_of_the_process_end_at_once(tmp_path: Path) -> None:
+    text = RIGHT.replace("    s = (", "    import os\n\n    os.fork()\n    s = (")
+    begin = time.monotonic()
+    (verdict,) = check_file(write(tmp_path, text))
+    assert verdict.verdict == "right"
+    assert time.monotonic() - begin < BUSY_SECONDS
 
 
 def test_code_that_dies_does_not_take_the_other_exercises_with_it(tmp_path: Path) -> None:
