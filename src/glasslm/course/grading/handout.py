@@ -29,6 +29,7 @@ def instructions(exercises: tuple[str, ...]) -> str:
 {chr(10).join(rows)}
 
 1. Write the function of each file. Its text says what goes in, what comes out, and an example.
+   Each file stands alone and cannot import another one.
 2. Check it: `glasslm learn check {first}.py` says what is wrong.
 3. Hand in the files under their names, in a folder or a zip file that is named by your student id.
 

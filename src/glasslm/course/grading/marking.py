@@ -22,6 +22,7 @@ from glasslm.course.learn import check_function
 from glasslm.course.learn.exercise import Exercise
 from glasslm.course.learn.exercises import load_exercise
 from glasslm.course.learn.observation import locate_error
+from glasslm.course.learn.starter import starter_text
 from glasslm.course.learn.trial import Trial
 from glasslm.course.learn.verdict import Mark, Verdict, failed_verdict
 from glasslm.text import suggest_name, to_one_line
@@ -179,6 +180,6 @@ def _record(
         "parts": [part.to_json() for part in parts],
         "flags": [flag.to_json() for flag in sorted(set(flags))],
         "growth": marks.growth.to_json() if marks.growth else None,
-        "fingerprint": fingerprint(job["source"]),
+        "fingerprint": fingerprint(job["source"], starter_text(exercise)),
         "limits": limits,
     }

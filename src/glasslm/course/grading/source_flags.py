@@ -54,9 +54,13 @@ MIN_TABLE_DIGITS = 4
 def find_source_flags(source: str) -> list[Flag]:
     """Evidence in a submission's text. Empty where it is no Python."""
     try:
-        tree = ast.parse(source)
+        return _read_source(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
+
+
+def _read_source(source: str) -> list[Flag]:
+    tree = ast.parse(source)
     reader = _Reader(source.splitlines())
     reader.docstrings = {
         id(node.value)

@@ -85,7 +85,7 @@ def find_exercises(folder: Path) -> list[str]:
         if entry.is_dir():
             names |= {path.name for path in entry.rglob("*.py")}
         elif entry.suffix == ".zip":
-            names |= {file.name for file in read_zip(entry)[0]}
+            names |= {file.name for file in read_zip(entry, set())[0]}
         else:
             names.add(entry.name)
     return [
@@ -107,26 +107,30 @@ def _list_files(
 ) -> tuple[list[Found], str]:
     """The files of a student, and why his or her zip file was refused, or ""."""
     files, problem = [], ""
+    wanted = {f"{exercise}.py" for exercise in exercises}
     if (entry := entries.get(student)) and entry.is_dir():
         for path in sorted(entry.rglob("*")):
             relative = path.relative_to(entry)
             if path.is_file() and not any(part.startswith((".", "__")) for part in relative.parts):
-                files.append(_read_file(path, f"{student}/{relative.as_posix()}"))
+                files.append(_read_file(path, f"{student}/{relative.as_posix()}", wanted))
     for exercise in exercises:
         if (entry := entries.get(f"{student}_{exercise}.py")) and entry.is_file():
-            found = _read_file(entry, entry.name)
+            found = _read_file(entry, entry.name, {entry.name})
             files.append(Found(found.origin, f"{exercise}.py", found.data, found.problem))
     if (entry := entries.get(f"{student}.zip")) and entry.is_file():
-        zipped, problem = read_zip(entry)
+        zipped, problem = read_zip(entry, wanted)
         files += zipped
     return files, problem
 
 
-def _read_file(path: Path, origin: str) -> Found:
-    """A file up to the limit; a link is refused, because it may lead out of the folder."""
+def _read_file(path: Path, origin: str, wanted: set[str]) -> Found:
+    """A file up to the limit, or its name alone where that is not wanted.
+
+    A link is refused, because it may lead out of the folder.
+    """
     if path.is_symlink():
         return Found(origin, path.name, b"", "is a link: hand in the file itself")
-    if path.suffix != ".py":
+    if path.name not in wanted:
         return Found(origin, path.name, b"")
     try:
         with path.open("rb") as file:
@@ -136,8 +140,11 @@ def _read_file(path: Path, origin: str) -> Found:
     return Found(origin, path.name, data, _size_problem(len(data)))
 
 
-def read_zip(path: Path) -> tuple[list[Found], str]:
-    """The Python files of a zip file, read in memory, and why the file was refused, or ""."""
+def read_zip(path: Path, wanted: set[str]) -> tuple[list[Found], str]:
+    """The Python files of a zip file, and why the file was refused, or "".
+
+    Those with a wanted name are read, in memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -146,7 +153,8 @@ def read_zip(path: Path) -> tuple[list[Found], str]:
             for entry in entries:
                 if problem := _entry_problem(entry):
                     return [], f"{path.name}: the entry '{to_one_line(entry.filename)}' {problem}"
-            return [_read_entry(archive, entry, path.name) for entry in _python_files(entries)], ""
+            found = [_read_entry(archive, e, path.name, wanted) for e in _python_files(entries)]
+            return found, ""
     # zipfile raises many kinds for a damaged file: BadZipFile, zlib.error, NotImplementedError
     except Exception as error:
         return [], f"{path.name} is no zip file that can be read ({to_one_line(str(error))})"
@@ -174,8 +182,12 @@ def _python_files(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     ]
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_name: str) -> Found:
+def _read_entry(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_name: str, wanted: set[str]
+) -> Found:
     name = PurePosixPath(entry.filename).name
+    if name not in wanted:
+        return Found(f"{zip_name}: {entry.filename}", name, b"")
     with archive.open(entry) as file:
         data = file.read(MAX_FILE_BYTES + 1)  # whatever size the entry claims to have
     return Found(f"{zip_name}: {entry.filename}", name, data, _size_problem(len(data)))
