@@ -130,6 +130,6 @@ def changes_result(exercise: Exercise, case: Case, changes: dict[str, Any]) -> b
     right = exercise.compute(case)
     return any(
         np.shape(changed.total(name)) != np.shape(right.total(name))
-        or not np.allclose(changed.total(name), right.total(name), equal_nan=True)
+        or not np.allclose(changed.total(name), right.total(name), 1e-7, 1e-12, equal_nan=True)
         for name in changed.terms
     )

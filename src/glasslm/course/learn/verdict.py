@@ -49,7 +49,10 @@ class Verdict:
         return asdict(self) | {"also": list(self.also)}
 
     def __str__(self) -> str:
-        lines = [f"{self.exercise}: forward {self.forward}, backward {self.backward}"]
+        marks = f"forward {self.forward}"
+        if self.backward != "missing" or self.verdict == "not_implemented":
+            marks += f", backward {self.backward}"
+        lines = [f"{self.exercise}: {marks}"]
         if self.is_right:
             return f"{lines[0]}: {self.sentence}"
         lines.append(f"{self.verdict.replace('_', ' ')}: {self.sentence}")

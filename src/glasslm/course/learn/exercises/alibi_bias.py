@@ -41,6 +41,7 @@ def reference(
             "positive": ahead,
             "negative": -ahead,
             "minus infinity": np.where(ahead > 0, -np.inf, 0),
+            "-1e9": np.where(ahead > 0, -1e9, 0),
         }[keys_after]
     )
     return bias.swapaxes(1, 2) if is_transposed else bias
@@ -55,6 +56,8 @@ def power_of_two_slopes(H: int) -> Array:
 SLOPES = {
     "2^(-8h/H)": lambda H: alibi_slopes(H, np.float64),
     "h from 0": lambda H: 2.0 ** (-8 * np.arange(H) / H),
+    "2^(-4h/H)": lambda H: 2.0 ** (-4 * np.arange(1, H + 1) / H),
+    "e^(-8h/H)": lambda H: np.exp(-8 * np.arange(1, H + 1) / H),
     "2^(-h/H)": lambda H: 2.0 ** (-np.arange(1, H + 1) / H),
     "2^(-h)": lambda H: 2.0 ** (-np.arange(1, H + 1)),
     "reversed": lambda H: alibi_slopes(H, np.float64)[::-1],
@@ -119,6 +122,12 @@ bias  (H, T, T): head, query i, key j""",
             {"keys_after": "minus infinity"},
         ),
         Mistake(
+            "mask",
+            "bias",
+            "keys after the query get -1e9: the bias leaves the hiding to the mask",
+            {"keys_after": "-1e9"},
+        ),
+        Mistake(
             "other",
             "bias",
             "the slopes start at h = 0, with slope 1: h runs from 1 to H",
@@ -136,6 +145,18 @@ bias  (H, T, T): head, query i, key j""",
             "bias",
             "the 8 in the exponent is left out: the slopes are 2^(-8 h / H)",
             {"slopes": "2^(-h/H)"},
+        ),
+        Mistake(
+            "factor",
+            "bias",
+            "the exponent has a 4: the slopes are 2^(-8 h / H), so that the last is 2^-8",
+            {"slopes": "2^(-4h/H)"},
+        ),
+        Mistake(
+            "other",
+            "bias",
+            "the slopes are powers of e: they are powers of 2, 2^(-8 h / H)",
+            {"slopes": "e^(-8h/H)"},
         ),
         Mistake(
             "factor",

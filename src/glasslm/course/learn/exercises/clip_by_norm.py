@@ -184,6 +184,26 @@ returns   dw, db, norm: the gradients, clipped, as new arrays; and the norm befo
             "the norm is that of dw alone: the squares of all arrays add up",
             norm_of=lambda dw, db: float(np.linalg.norm(dw)),
         ),
+        *(
+            mistake
+            for eps in (1e-6, 1e-5, 1e-4)
+            for mistake in _mistakes(
+                "other",
+                f"{eps:g} is added to the norm, as PyTorch does: this exercise does not, and a "
+                "norm of 0 has the factor 1",
+                factor=lambda norm, limit, eps=eps: min(1.0, limit / (norm + eps)),
+            )
+        ),
+        *_mistakes(
+            "factor",
+            "the factor is the root of max_norm / norm: it is max_norm / norm",
+            factor=lambda norm, limit: min(1.0, (limit / norm) ** 0.5),
+        ),
+        *_mistakes(
+            "factor",
+            "the factor is the square of max_norm / norm: it is max_norm / norm",
+            factor=lambda norm, limit: min(1.0, (limit / norm) ** 2),
+        ),
         *_mistakes(
             "other",
             "the norm after clipping is returned: it is the one before, which a log needs",

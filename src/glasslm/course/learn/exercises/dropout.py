@@ -38,6 +38,8 @@ def reference(
         "below p": uniform >= p,
         "above p": uniform < p,
         "above 1 - p": uniform < 1 - p,
+        "below 1 - p": uniform > 1 - p,
+        "nothing": np.ones(x.shape, bool),
         "whole rows": np.broadcast_to(uniform[:, :1] >= p, x.shape),
         "whole columns": np.broadcast_to(uniform[:1] >= p, x.shape),
     }[drops]
@@ -108,6 +110,24 @@ backward(dy) -> dx, the shape of x""",
             "y",
             "an entry is kept where uniform < 1 - p: this exercise drops where uniform < p",
             {"drops": "above 1 - p"},
+        ),
+        Mistake(
+            "mask",
+            "y",
+            "an entry is kept where uniform > 1 - p, a share of p: it is dropped where uniform < p",
+            {"drops": "below 1 - p"},
+        ),
+        Mistake(
+            "missing_term",
+            "y",
+            "nothing is dropped: y is x",
+            {"drops": "nothing", "scale": "1"},
+        ),
+        Mistake(
+            "mask",
+            "y",
+            "nothing is dropped: all entries are divided by 1 - p",
+            {"drops": "nothing"},
         ),
         *(
             Mistake(

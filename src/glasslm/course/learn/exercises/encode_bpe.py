@@ -238,9 +238,9 @@ returns a list of token ids""",
     reference=reference,
     sizes=Sizes.of(
         "N letters n_merges",
-        small="3 2 1, 4 2 2, 6 2 3",
+        small="4 2 1, 6 2 2, 6 1 2, 7 2 2, 8 2 3, 10 2 4, 12 2 4, 14 2 5, 16 2 6, 20 3 6, 8 2 3",
         distinct="40 2 8, 30 2 6, 60 3 14, 50 2 12, 45 3 20",
-        equal="24 2 4, 30 3 5",
+        equal="24 2 4, 30 3 5, 40 3 8, 50 2 6, 36 4 9",
     ),
     draw=draw,
     hints=(

@@ -157,6 +157,21 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
         "the step has the factor 0.2 sqrt(min(O, I)): it is the longer side",
         {"scale": lambda outs, ins: 0.2 * math.sqrt(min(outs, ins))},
     ),
+    *(
+        (
+            "factor",
+            "change of p",
+            f"the step has the factor {text}: it is 0.2 sqrt(max(O, I))",
+            {"scale": scale},
+        )
+        for text, scale in (
+            ("0.2 sqrt(I)", lambda outs, ins: 0.2 * math.sqrt(ins)),
+            ("0.2 sqrt(O)", lambda outs, ins: 0.2 * math.sqrt(outs)),
+            ("0.2 sqrt(O I)", lambda outs, ins: 0.2 * math.sqrt(outs * ins)),
+            ("0.2 sqrt(O / I)", lambda outs, ins: 0.2 * math.sqrt(outs / ins)),
+            ("sqrt(max(O, I))", lambda outs, ins: math.sqrt(max(outs, ins))),
+        )
+    ),
     (
         "factor",
         "change of p",

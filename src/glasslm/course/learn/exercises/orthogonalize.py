@@ -53,6 +53,15 @@ def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool)
     return Case({**sizes, "a": A, "b": B, "c": C}, {"g": g, "steps": steps})
 
 
+def repeat_first_gram(g: Array, steps: int) -> Array:
+    """`iterate` with the gram matrix of the first step in all."""
+    x = g / (np.linalg.norm(g) + 1e-7)
+    gram = x @ x.T
+    for _ in range(steps):
+        x = A * x + (B * gram + C * gram @ gram) @ x
+    return x
+
+
 def _unit_rows(g: Array) -> Any:
     return np.linalg.norm(g, axis=1, keepdims=True) + 1e-7
 
@@ -109,6 +118,39 @@ WRONG_ITERATIONS: tuple[tuple[VerdictName, str, Iteration], ...] = (
         "axis",
         "each column is divided by its own norm: the Frobenius norm is one number for g",
         lambda g, n: iterate(g, n, divisor=_unit_columns),
+    ),
+    (
+        "missing_term",
+        "1e-7 is not added to the norm: without it a matrix of zeros becomes NaN",
+        lambda g, n: iterate(g, n, divisor=np.linalg.norm),
+    ),
+    *(
+        (
+            "other",
+            f"{eps:g} is added to the norm: it is 1e-7",
+            lambda g, n, eps=eps: iterate(g, n, divisor=lambda g: np.linalg.norm(g) + eps),
+        )
+        for eps in (1e-8, 1e-6, 1e-5, 1e-12)
+    ),
+    (
+        "other",
+        "1e-7 is added below the square root: it is added to the norm",
+        lambda g, n: iterate(g, n, divisor=lambda g: np.sqrt((g * g).sum() + 1e-7)),
+    ),
+    *(
+        (
+            "factor",
+            f"the coefficient {name} is left out",
+            lambda g, n, a=a, b=b, c=c: iterate(
+                g, n, polynomial=lambda x, gram: a * x + (b * gram + c * gram @ gram) @ x
+            ),
+        )
+        for name, a, b, c in (("a", 1.0, B, C), ("b", A, 1.0, C), ("c", A, B, 1.0))
+    ),
+    (
+        "other",
+        "gram is computed once: it is that of the new x in each step",
+        lambda g, n: repeat_first_gram(g, n),
     ),
     *(
         (

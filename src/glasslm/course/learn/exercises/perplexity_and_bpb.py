@@ -156,7 +156,7 @@ EXERCISE = Exercise(
 byte_lengths  (N,)  the number of bytes of each token, integers
 returns       perplexity, bpb: two floats""",
     reference=reference,
-    sizes=Sizes.of("N", small="1, 2, 3", distinct="5, 8, 13", equal="6, 6"),
+    sizes=Sizes.of("N", small="1, 2, 3", distinct="5, 8, 13", equal="6, 9, 14"),
     draw=draw,
     hints=(
         "The perplexity undoes the logarithm of the mean loss: of a uniform guess among V tokens "

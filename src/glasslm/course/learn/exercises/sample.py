@@ -173,6 +173,16 @@ DISTRIBUTIONS: tuple[tuple[VerdictName, str, Distribution], ...] = (
         lambda z, t, k, p: top_p(top_k(softmax(z), k), p),
     ),
     (
+        "factor",
+        "the logits are divided by the square of the temperature",
+        lambda z, t, k, p: top_p(top_k(softmax(z / t**2), k), p),
+    ),
+    (
+        "factor",
+        "the logits are divided by the root of the temperature",
+        lambda z, t, k, p: top_p(top_k(softmax(z / t**0.5), k), p),
+    ),
+    (
         "other",
         "the temperature comes after the filters: top-p must see the probabilities with it",
         lambda z, t, k, p: softmax(np.log(np.maximum(top_p(top_k(softmax(z), k), p), 1e-300)) / t),
@@ -204,6 +214,11 @@ DISTRIBUTIONS: tuple[tuple[VerdictName, str, Distribution], ...] = (
         "mask",
         "top-k keeps the lowest logits: sort them in descending order",
         wrong_top_k(lambda z, k: in_top_k(-z, k)),
+    ),
+    (
+        "mask",
+        "top-k removes the k largest: it keeps them",
+        wrong_top_k(lambda z, k: ~in_top_k(z, k)),
     ),
     (
         "mask",
@@ -371,7 +386,9 @@ top_k        the number of tokens to keep; 0 keeps all; of equal logits the lowe
 top_p        a share above 0; 1 keeps all
 returns      p (V,), the probabilities with zeros for the tokens left out; and the token, an int""",
     reference=reference,
-    sizes=Sizes.of("V", small="2, 3, 4", distinct="6, 7, 8, 9, 8, 9, 7, 6", equal="6, 6, 6, 6"),
+    sizes=Sizes.of(
+        "V", small="2, 3, 4", distinct="6, 7, 8, 9, 8, 9, 7, 6", equal="8, 8, 8, 8, 8, 8, 8, 8"
+    ),
     draw=draw,
     hints=(
         "The order matters: temperature, top-k, softmax, top-p. Each filter is followed by a "

@@ -158,7 +158,13 @@ table  (T, D), which is added to the embeddings""",
         _table("other", "the positions start at 1: the first is 0", first=1),
         *(
             _table("factor", f"the angles have a factor of {text} too much", turn=turn)
-            for turn, text in ((2 * math.pi, "2 pi"), (math.pi, "pi"), (math.pi / 180, "pi / 180"))
+            for turn, text in (
+                (2 * math.pi, "2 pi"),
+                (math.pi, "pi"),
+                (math.pi / 180, "pi / 180"),
+                (0.5, "1/2"),
+                (2.0, "2"),
+            )
         ),
     ),
     keeps_dtype=False,

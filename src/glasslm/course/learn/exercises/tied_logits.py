@@ -104,6 +104,12 @@ backward(dlogits) -> dtable (V, D)""",
         Mistake(
             "overwritten",
             "dtable",
+            "a token that occurs twice keeps only its first dx in the lookup's part: its rows add",
+            {"write": "+= first"},
+        ),
+        Mistake(
+            "overwritten",
+            "dtable",
             "the lookup's part replaces the head's: both uses of the table add",
             {"write": "= last"},
         ),
