@@ -103,7 +103,14 @@ class AttentionContext:
                 window = c.window
             case _:
                 assert_never(c.mask)
-        if T > 1 or not slots.uniform or 0 < window < S or starts is not None:
+        # The rows that read a single token, and the number of their keys, none of which is hidden by
+        # the causal mask.
+        self.row_keys: list[tuple[int, int]] | None = None
+        if T == 1 and not slots.uniform:
+            n_keys = np.minimum(slots.lengths + counts, cache.size)
+            self.row_keys = [(int(b), int(n_keys[b])) for b in np.flatnonzero(counts)]
+            self.idle_rows = np.flatnonzero(counts == 0)
+        if T > 1 or 0 < window < S or starts is not None:
             offset = slots.key_positions[..., None, :] - slots.query_positions[..., None]
             hidden_mask = (offset > 0) | (slots.key_positions[..., None, :] < 0)
             if window:
@@ -116,12 +123,6 @@ class AttentionContext:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
                 hidden_mask &= (counts > 0)[:, None, None]
             self.hidden_mask = hidden_mask.reshape(-1, 1, 1, T, S)
-        # The rows that read a single token, and the number of their keys.
-        self.row_keys: list[tuple[int, int]] | None = None
-        if T == 1 and not slots.uniform:
-            n_keys = np.minimum(slots.lengths + counts, cache.size)
-            self.row_keys = [(int(b), int(n_keys[b])) for b in np.flatnonzero(counts)]
-            self.idle_rows = np.flatnonzero(counts == 0)
 
     def extend(self, cached: Array, new: Array) -> Array:
         """Write new (B, T, K, Q) into cached (B, K, size, Q); the visible keys (B, K, S, Q).
