@@ -234,6 +234,7 @@ def test_unknown_names_are_refused_with_a_suggestion(capsys: pytest.CaptureFixtu
     assert "check" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
 def test_a_check_is_fast_and_its_first_line_faster(tmp_path: Path) -> None:
     """CPU seconds, which other work on the machine does not change much."""
     import resource
