@@ -35,6 +35,7 @@ Examples:
   glasslm ablate --axes depth,activation --seeds 3 --budget 45m
   glasslm ablate --against ../glasslm-0.1 --seeds 5 --max-steps 300
   glasslm ablate --axes norm --match time --text-file book.txt
+  glasslm ablate --fit losses.csv    the losses of another program, by seed
   glasslm ablate --axes optimizer --rates 0.3/1/3 --runner ray"""
 
 
@@ -57,6 +58,12 @@ class Flags(RecipeFlags):
     against: Annotated[Path | None, optional_flag("CHECKOUT", "none")] = None
     """Compare with another version of glasslm: a checkout, whose `python -m glasslm` trains the
     baseline's runs. Without --axes, nothing else varies."""
+    fit: Annotated[Path | None, optional_flag("TABLE", "none")] = None
+    """Judge the final losses in a table of another program instead: variant, seed, loss."""
+    columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
+    """Columns of --fit: variant, seed or loss, as in loss=final."""
+    baseline: Annotated[str | None, optional_flag("NAME", "baseline, or the first")] = None
+    """Variant of --fit with which the others are compared."""
     margin: Annotated[float | None, optional_flag("NATS", "none")] = None
     """Largest difference that counts as equal (TOST)."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
@@ -71,6 +78,11 @@ def main(argv: list[str]) -> int:
     from glasslm.runs import run_folder
 
     flags = parse(argv)
+    if flags.fit is not None:
+        return _judge_table(flags, flags.fit)
+    for name in ("columns", "baseline"):
+        if getattr(flags, name):
+            raise InputError(f"--{name} is for --fit TABLE: give both")
     require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
     study = run_folder.study_folder(flags.out, "ablation", flags.preset)
     axes = tuple(flags.axes.split(","))
@@ -119,6 +131,35 @@ def main(argv: list[str]) -> int:
     return (
         1 if any(trial.status == "failed" for result in results for trial in result.trials) else 0
     )
+
+
+def _judge_table(flags: Flags, path: Path) -> int:
+    """Judge the losses of another program."""
+    from glasslm.lab.studies.losses_table import judge_table
+
+    study = judge_table(path, flags.columns, flags.baseline, flags.margin)
+    for message in study.messages:
+        notify(message)
+    if flags.json:
+        variants = [
+            {
+                "variant": variant.name,
+                "losses": variant.losses,
+                "paired": variant.paired,
+                "delta": variant.comparison.delta if variant.comparison else None,
+                "ci_low": variant.comparison.ci_low if variant.comparison else None,
+                "ci_high": variant.comparison.ci_high if variant.comparison else None,
+                "p": variant.comparison.p if variant.comparison else None,
+                "p_holm": variant.verdict.p_holm if variant.verdict else None,
+                "kind": variant.verdict.kind if variant.verdict else "baseline",
+                "verdict": variant.verdict.words if variant.verdict else "the baseline",
+            }
+            for variant in study.variants
+        ]
+        print(json.dumps(to_json_types({"variants": variants, "read": study.messages})))
+    else:
+        print_result(study.text())
+    return 0
 
 
 def parse(argv: list[str]) -> Flags:

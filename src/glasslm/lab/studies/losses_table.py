@@ -1,0 +1,183 @@
+"""The statistics of an ablation for a table of losses that another program trained.
+
+A row is a run, with its variant, seed and final loss; or a row is a seed, with a column for each
+variant. Seeds that two variants share are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glasslm.errors import InputError
+from glasslm.lab.statistics import Comparison, Verdict, compare_losses, judge_family
+from glasslm.lab.tables import columns
+from glasslm.lab.tables.columns import Column, find_columns
+from glasslm.lab.tables.numbers import is_missing, is_number
+from glasslm.lab.tables.rows import Table, read_table
+from glasslm.text import align_columns, plural
+
+VARIANT_NAMES = (
+    "variant", "name", "model", "config", "configuration", "method", "group", "experiment",
+    "condition", "setting", "run", "run_name", "recipe", "optimizer", "architecture",
+)  # fmt: skip
+SEED_NAMES = ("seed", "random_seed", "run_seed", "repeat", "replicate", "trial")
+LOSS_NAMES = (
+    "final_val_loss", "val_loss", "loss", "eval_loss", "validation_loss", "final_loss", "test_loss",
+    "best_val_loss", "val_bpb", "bpb", "train_loss",
+)  # fmt: skip
+BASELINE_NAMES = ("baseline", "base", "control", "default", "reference")
+ROLES = ("variant", "seed", "loss")  # that --columns can name
+EXPECTED = (
+    "variant, seed and loss, a row for each run; or seed and a column of losses for each variant"
+)
+
+Losses = dict[str, dict[str, float | None]]  # by variant, then by seed; None: not finite
+
+
+@dataclass(frozen=True)
+class JudgedVariant:
+    """A variant beside the baseline."""
+
+    name: str
+    losses: list[float | None]
+    comparison: Comparison | None  # None for the baseline
+    verdict: Verdict | None
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class LossStudy:
+    """The verdicts on a table of losses; the baseline is the first variant."""
+
+    variants: list[JudgedVariant]
+    messages: list[str]  # what was read, and what was left out
+
+    def text(self) -> str:
+        """A table of variants with their verdicts."""
+        rows = [("variant", "runs", "mean loss", "difference, 95% interval", "verdict")]
+        for variant in self.variants:
+            finite = [loss for loss in variant.losses if loss is not None]
+            mean = f"{math.fsum(finite) / len(finite):.4f}" if finite else "none finite"
+            c, interval = variant.comparison, ""
+            if c and c.delta is not None:
+                interval = f"{c.delta:+.4f}"
+                if c.ci_low is not None and c.ci_high is not None:
+                    interval += f" ({c.ci_low:+.4f} to {c.ci_high:+.4f})"
+            words = variant.verdict.words if variant.verdict else "the baseline"
+            rows.append((variant.name, str(len(variant.losses)), mean, interval, words))
+        return "\n".join(align_columns(rows))
+
+
+def judge_table(
+    path: Path,
+    mapping: Sequence[str] = (),
+    baseline: str | None = None,
+    margin: float | None = None,
+) -> LossStudy:
+    """The verdicts on the losses of a table.
+
+    `baseline` is a variant; by default one with such a name, or the first. `margin` is the largest
+    difference that counts as equal. Raises InputError for a table that cannot be read so.
+    """
+    table = read_table(path)
+    losses, first = _read_losses(table, mapping)
+    names = list(losses)
+    if baseline is None:
+        baseline = next((n for n in names if n.strip().lower() in BASELINE_NAMES), names[0])
+    if baseline not in losses:
+        raise InputError(f"--baseline {baseline}: {path} has the variants {', '.join(names[:20])}")
+    if len(names) < 2:
+        raise InputError(f"{path} has one variant, {names[0]}: expected a baseline and others")
+    others = [name for name in names if name != baseline]
+    messages = [f"{first}; baseline: {baseline}"]
+    comparisons, paired = [], []
+    for name in others:
+        a, b, is_paired = _pair(losses[name], losses[baseline])
+        if is_paired and len(a) < max(len(losses[name]), len(losses[baseline])):
+            messages.append(
+                f"{name}: {plural(len(a), 'seed')} in common with the baseline are compared, of "
+                f"{len(losses[name])} and {len(losses[baseline])}"
+            )
+        if not is_paired:
+            messages.append(f"{name} shares no seeds with the baseline: Welch's test, not pairs")
+        comparisons.append(compare_losses(a, b, margin, family=len(others), paired=is_paired))
+        paired.append(is_paired)
+    base = JudgedVariant(baseline, list(losses[baseline].values()), None, None)
+    judged = [
+        JudgedVariant(name, list(losses[name].values()), comparison, verdict, is_paired)
+        for name, comparison, verdict, is_paired in zip(
+            others, comparisons, judge_family(comparisons), paired
+        )
+    ]
+    return LossStudy([base, *judged], messages)
+
+
+def _pair(
+    variant: dict[str, float | None], baseline: dict[str, float | None]
+) -> tuple[list[float | None], list[float | None], bool]:
+    """The losses of common seeds in one order, or all losses where none or one is common."""
+    common = [seed for seed in variant if seed in baseline]
+    if len(common) >= 2 or (len(common) == 1 == len(variant) == len(baseline)):
+        return [variant[seed] for seed in common], [baseline[seed] for seed in common], True
+    return list(variant.values()), list(baseline.values()), False
+
+
+def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
+    """The losses by variant and seed, and a sentence on what was read."""
+    named = columns.parse_mapping(mapping, ROLES, table)
+    found = {
+        role: named.get(role) or next(iter(find_columns(table, names)), None)
+        for role, names in (("variant", VARIANT_NAMES), ("seed", SEED_NAMES), ("loss", LOSS_NAMES))
+    }
+    variant, seed, loss = found["variant"], found["seed"], found["loss"]
+    if variant and loss:
+        losses = _read_rows(table, variant, seed, loss)
+        first = f"{table.format}: variants from {variant}, losses from {loss}"
+    else:
+        losses = _read_wide(table, seed)
+        first = f"{table.format}: a column for each variant"
+    first += f", seeds from {seed}" if seed else ", seeds by the order of the rows"
+    count = sum(map(len, losses.values()))
+    return losses, f"{first}; {count:,} losses of {plural(len(losses), 'variant')}"
+
+
+def _read_rows(table: Table, variant: Column, seed: Column | None, loss: Column) -> Losses:
+    losses: Losses = {}
+    for row in table.rows:
+        name, value = str(row.cells.get(variant.name, "")).strip(), loss.number(row, table)
+        if not name or value is None:
+            continue
+        group = losses.setdefault(name, {})
+        key = str(row.cells.get(seed.name, "")).strip() if seed else str(len(group))
+        if key in group:
+            raise InputError(
+                f"line {row.line} of {table.path}: variant {name} has seed {key} twice: expected "
+                "one final loss for each run"
+            )
+        group[key] = value if math.isfinite(value) else None
+    if not losses:
+        raise columns.unreadable(table.path, table, EXPECTED)
+    return losses
+
+
+def _read_wide(table: Table, seed: Column | None) -> Losses:
+    names = [name for name in table.names if seed is None or name != seed.name]
+    numeric = [
+        name
+        for name in names
+        if all(is_number(row.cells.get(name, "")) for row in table.rows)
+        and not all(is_missing(row.cells.get(name)) for row in table.rows)
+    ]
+    if len(numeric) < 2 or len(numeric) < len(names):
+        raise columns.unreadable(table.path, table, EXPECTED)
+    losses: Losses = {name: {} for name in numeric}
+    for i, row in enumerate(table.rows):
+        key = str(row.cells.get(seed.name, "")).strip() if seed else str(i)
+        for name in numeric:
+            value = Column(name).number(row, table)
+            if value is not None:
+                losses[name][key] = value if math.isfinite(value) else None
+    return losses

@@ -1,0 +1,93 @@
+"""Losses by seed of any program get the statistics of an ablation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from glasslm import cli
+from glasslm.errors import InputError
+from glasslm.lab.studies.losses_table import judge_table
+
+GELU = [2.001, 2.003, 1.998, 2.0]
+SWIGLU = [1.95, 1.953, 1.947, 1.951]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def long_table(seeds: tuple[int, int, int, int] = (0, 1, 2, 3)) -> str:
+    rows = ["config,seed,final loss"]
+    rows += [f"gelu,{seed},{loss}" for seed, loss in enumerate(GELU)]
+    rows += [f"swiglu,{seed},{loss}" for seed, loss in zip(seeds, SWIGLU)]
+    return "\n".join(rows)
+
+
+def wide_table() -> str:
+    rows = [f"{i};{a};{b}".replace(".", ",") for i, (a, b) in enumerate(zip(GELU, SWIGLU))]
+    return "\n".join(["seed;gelu;swiglu", *rows])
+
+
+@pytest.mark.parametrize(
+    ("text", "swiglu"),
+    [(long_table(), SWIGLU), (long_table((3, 2, 1, 0)), SWIGLU[::-1]), (wide_table(), SWIGLU)],
+)
+def test_pairs_are_judged_as_scipy_does(tmp_path: Path, text: str, swiglu: list[float]) -> None:
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    base, other = study.variants
+    assert base.name == "gelu"
+    expected = stats.ttest_rel(swiglu, GELU)
+    assert other.comparison is not None
+    assert other.comparison.p == pytest.approx(expected.pvalue)
+    assert other.verdict is not None
+    assert other.verdict.words == "better by 0.0502 nats"
+    assert "8 losses of 2 variants; baseline: gelu" in study.messages[0]
+
+
+def test_without_common_seeds_the_test_is_welchs(tmp_path: Path) -> None:
+    study = judge_table(write(tmp_path / "losses.csv", long_table((4, 5, 6, 7))))
+    expected = stats.ttest_ind(SWIGLU, GELU, equal_var=False)
+    comparison = study.variants[1].comparison
+    assert comparison is not None
+    assert comparison.p == pytest.approx(expected.pvalue)
+    assert "Welch's test, not pairs" in study.messages[1]
+
+
+def test_a_run_that_diverged_counts_and_one_that_is_missing_does_not(tmp_path: Path) -> None:
+    text = "seed,baseline,a,b\n1,2,nan,\n2,2.1,2,2.05\n3,2.2,2,2.15\n"
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    a, b = study.variants[1:]
+    assert a.verdict is not None
+    assert a.verdict.kind == "diverged"
+    assert b.comparison is not None
+    assert b.comparison.n == 2
+    assert "b: 2 seeds in common with the baseline are compared, of 2 and 3" in study.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variant,seed,loss\na,1,2\na,1,3\n", "variant a has seed 1 twice"),
+        ("variant,seed,loss\na,1,2\na,2,3\n", "one variant, a: expected a baseline"),
+        ("who,what\na,b\nc,d\n", "expected|no line with named"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        judge_table(write(tmp_path / "losses.csv", text))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write(tmp_path / "losses.csv", long_table()))
+    assert cli.main(["ablate", "--fit", path, "--baseline", "swiglu", "--json"]) == 0
+    variants = json.loads(capsys.readouterr().out)["variants"]
+    assert [variant["kind"] for variant in variants] == ["baseline", "worse"]
+    assert cli.main(["ablate", "--fit", path]) == 0
+    assert "better by 0.0502 nats" in capsys.readouterr().out
+    assert cli.main(["ablate", "--fit", path, "--baseline", "x"]) == 2
+    assert cli.main(["ablate", "--baseline", "x"]) == 2
