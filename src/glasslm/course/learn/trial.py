@@ -88,7 +88,7 @@ class Trial:
         """The verdict of the first finding; the others stand in `also`."""
         verdict, sentence, name = findings[0]
         example = self.example(name, cases)
-        also = [finding.verdict for finding in findings]
+        also = [finding.verdict for finding in findings if finding.output == name]
         return self.verdict(verdict, sentence, self.stage_of(name), name, also, example)
 
     def changed_verdict(self, changed: str) -> Verdict:
