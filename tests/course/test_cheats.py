@@ -217,3 +217,17 @@ def test_short_solutions_are_never_near_copies() -> None:
         "import numpy as np\ndef relu(x):\n    return np.maximum(x, 0), lambda dy: dy * (x > 0)\n"
     )
     assert find_near_copies("relu", {"ada": fingerprint(relu), "bob": fingerprint(relu)}) == []
+
+
+def test_a_module_from_another_folder_is_flagged(server: ForkServer | None, tmp_path: Path) -> None:
+    (tmp_path / "my_answers.py").write_text("def silu(x):\n    return x, None\n")
+    source = f"import sys\nsys.path.append({str(tmp_path)!r})\nfrom my_answers import silu\n"
+    record = mark_source(server, source)
+    assert {(flag["kind"], flag["line"]) for flag in record["flags"]} == {("file", 3)}
+    assert "my_answers" in record["flags"][0]["detail"]
+
+
+def test_common_imports_are_no_evidence(server: ForkServer | None) -> None:
+    lines = ["from __future__ import annotations", "import matplotlib.pyplot as plt", INNOCENT]
+    record = mark_source(server, "\n".join(lines))
+    assert (record["verdict"], record["flags"]) == ("right", []), record["sentence"]

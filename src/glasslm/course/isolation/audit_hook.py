@@ -86,11 +86,13 @@ def watch(file: str, report: Report) -> None:
             line, is_importing = _find_learner(file, frame)
             if not line:
                 return
-            is_direct = _caller_file(frame, event) in (file, "<string>")
+            caller = _caller_file(frame, event)
+            is_direct = caller in (file, "<string>")
             if event == "import":
                 _judge_import(str(arguments[0]), line, is_direct, is_importing)
             elif event == "open":
-                _judge_opening(arguments[0], line, is_direct, is_importing)
+                is_of_library = is_importing and not is_direct and not _is_importer(caller)
+                _judge_opening(arguments[0], line, is_direct, is_of_library)
             elif kind and not is_importing:  # a library that is imported may do as it likes
                 _judge_event(event, arguments, kind, line, is_direct)
         finally:
@@ -103,12 +105,12 @@ def watch(file: str, report: Report) -> None:
         if kind == "library":
             raise ImportError(f"{module} is not available here: use NumPy")
 
-    def _judge_opening(path: Any, line: int, is_direct: bool, is_importing: bool) -> None:
+    def _judge_opening(path: Any, line: int, is_direct: bool, is_of_library: bool) -> None:
         if path == os.devnull:
             return
         package = _package_of(path, folders) if isinstance(path, (str, bytes)) else None
         is_answer = package is not None and module_kind(package) == "library"
-        if not is_answer and not is_direct and (is_importing or package is not None):
+        if not is_answer and (is_of_library or (package is not None and not is_direct)):
             return  # an import, or a traceback that shows a line
         if is_answer:
             report("library", line, f"opens files of {package}")
@@ -142,9 +144,16 @@ def _find_learner(file: str, frame: FrameType | None) -> tuple[int, bool]:
     while frame is not None:
         if frame.f_code.co_filename == file:
             return frame.f_lineno, is_importing
-        is_importing |= frame.f_code.co_filename.startswith("<frozen importlib")
+        is_importing |= (
+            _is_importer(frame.f_code.co_filename) and frame.f_code.co_name == "_find_and_load"
+        )
         frame = frame.f_back
     return 0, False
+
+
+def _is_importer(file: str) -> bool:
+    """Whether a file of a code object is that of Python's import system."""
+    return file.startswith("<frozen importlib")
 
 
 def _caller_file(frame: FrameType, event: str) -> str:

@@ -57,6 +57,7 @@ MODULE_KINDS: dict[str, FlagKind] = {
         ("socket", "_socket", "urllib", "http", "requests", "ftplib", "smtplib", "ssl"), "network"
     ),
     **dict.fromkeys(("code", "codeop", "runpy"), "text_as_code"),
+    **dict.fromkeys(("hashlib", "_md5", "_sha1", "_sha256", "zlib", "pickle"), "remembered"),
     **dict.fromkeys(("shutil", "tempfile", "glob", "sqlite3", "dbm", "shelve"), "file"),
 }
 

@@ -30,6 +30,7 @@ from glasslm.course.isolation.wire import (
     write_message,
 )
 
+MODULE_NAME = "learner"  # no "__main__": what stands under that condition does not run
 MAX_REPORTS = 100
 MAX_OBJECTS = 20_000  # a check makes some hundred calls, each with one backward function
 MAX_MESSAGE_CHARS = 300
@@ -79,7 +80,8 @@ class LearnerLoop:
         """Run the file as a module of its own."""
         self._file, source = message["file"], message["source"]
         code = compile(source, self._file, "exec", dont_inherit=True)
-        module = types.ModuleType("learner")
+        module = types.ModuleType(MODULE_NAME)
+        sys.modules[MODULE_NAME] = module  # dataclasses look their module up
         linecache.cache[self._file] = (len(source), None, source.splitlines(True), self._file)
         self._watch_function(np.random, "seed", "random")
         self._watch_function(np.random, "set_state", "random")

@@ -174,14 +174,15 @@ class LearnerProcess:
             status = self._start.end()
         if self._is_out_of_time:
             return LearnerStopped(f"no end within {self._limits.wall_s:g} s")
-        if status == -getattr(signal, "SIGXCPU", 0) or status == -getattr(signal, "SIGKILL", 9):
+        if status >= 0:
+            return LearnerStopped("the process ended before its answer: is there an exit in it?")
+        name = signal.Signals(-status).name
+        if name in ("SIGXCPU", "SIGKILL"):
             return LearnerStopped(
                 f"no end within {self._limits.cpu_s} s of CPU time, or no memory left: the process "
                 "was killed"
             )
-        if status < 0:
-            return LearnerStopped(f"the process crashed ({signal.Signals(-status).name})")
-        return LearnerStopped("the process ended before its answer: is there an exit in the file?")
+        return LearnerStopped(f"the process crashed ({name})")
 
 
 class ForkServer:
