@@ -154,15 +154,19 @@ def test_a_wrong_signature_is_named(signature: str, expected: str, tmp_path: Pat
 # -- the commands ----------------------------------------------------------------------------------
 
 
-def test_the_check_leaves_the_file_and_its_folder_alone(tmp_path: Path) -> None:
+def test_the_check_leaves_the_file_and_its_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "homework"
     folder.mkdir()
     path = write(folder, "import helper\n" + RIGHT)
     write(folder, "x = 1\n", "helper.py")
+    write(folder, "raise ValueError\n", "random.py")
+    monkeypatch.chdir(folder)
     before = path.read_bytes()
     assert learn("check", str(path)) == 0
     assert path.read_bytes() == before
-    assert sorted(p.name for p in folder.iterdir()) == ["helper.py", "silu.py"]
+    assert sorted(p.name for p in folder.iterdir()) == ["helper.py", "random.py", "silu.py"]
 
 
 def test_json_has_the_fields_of_the_contract(

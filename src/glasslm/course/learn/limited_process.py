@@ -21,10 +21,7 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def check_in_process(path: Path, exercises: list[str], seed: int) -> list[Verdict]:
-    """The verdicts of a worker on these exercises; of those that it did not finish, the first.
-
-    So the list has at least one verdict, and is shorter than `exercises` where the worker died.
-    """
+    """The verdicts of one worker, at least one; fewer than exercises where the worker died."""
     request = json.dumps({"path": os.fspath(path.absolute()), "exercises": exercises, "seed": seed})
     process = _start_worker()
     try:
@@ -36,18 +33,16 @@ def check_in_process(path: Path, exercises: list[str], seed: int) -> list[Verdic
         _kill(process)
     verdicts, stage = _read_answers(output[:MAX_ANSWER_BYTES])
     if len(verdicts) < len(exercises):
-        name = exercises[len(verdicts)]
-        if not (verdicts and verdicts[-1].exercise == name):
-            verdicts.append(_died(name, stage, process.returncode))
+        verdicts.append(_died(exercises[len(verdicts)], stage, process.returncode))
     return verdicts
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
-    """The worker: it writes no bytecode, and uses one thread."""
+    """The worker: it writes no bytecode, imports nothing from here, and uses one thread."""
     root = Path(__file__).parents[3]  # the folder of the package glasslm
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-B", "-m", "glasslm.course.learn.worker"],
+        [sys.executable, "-B", "-P", "-m", "glasslm.course.learn.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -151,7 +151,7 @@ def _peak_memory() -> int:
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     """Run the file; returns its names, and why it failed or ""."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    sys.path.insert(0, str(path.parent))
+    sys.path.append(str(path.parent))  # last: a learner's random.py must not replace Python's
     try:
         code = compile(path.read_text(encoding="utf-8-sig"), path.name, "exec")
         exec(code, namespace)
