@@ -9,7 +9,8 @@ All variants compute the same untrained weights in float32 and take turns:
 - serve: the server in a process of its own, N streaming requests of a client in this process;
 - transformers: `generate` of transformers on the exported model, a batch of N, where installed;
 - llama.cpp: its server on the exported weights (GGUF, f32), asked as ours, with --llama-server.
-The overhead of HTTP per token is the difference of serve and scheduler, divided by the tokens.
+HTTP apart from the engine is the CPU time per token of a server whose scheduler computes nothing:
+it gives each stream the same token every 5 ms, so each token is a write of its own (Linux).
 Each stream has another prompt, so that no prefix is shared. Start to first token is the time from
 the start of the program to the first token of the first request.
 """
@@ -45,6 +46,40 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.record import build_record
 from paired import Times, heading, print_speeds, take_turns
+
+# A server whose scheduler computes nothing.
+IDLE_SERVER = """
+import sys, time
+from glasslm.cli import main
+from glasslm.inference.request import Finished, Token
+from glasslm.inference.scheduler import SchedulerCounts
+from glasslm.inference.stream import Stream
+from glasslm.inference.trained_model import Model
+
+class IdleScheduler:
+    def __init__(self, tokenizer):
+        self.tokenizer, self.streams = tokenizer, []
+    has_work = property(lambda self: bool(self.streams))
+    counts = SchedulerCounts(0, 0, 0.0, 0, 0, 0)
+    def submit(self, request):
+        self.streams.append(Stream(request, self.tokenizer))
+        return self.streams[-1]
+    def cancel(self, stream):
+        self.streams.remove(stream)
+    def step(self):
+        time.sleep(0.005)
+        events = []
+        for stream in list(self.streams):
+            stream.ids.append(5)
+            events.append((stream, Token(5, "a", -1.0, [], stream.new_tokens)))
+            if stream.new_tokens == stream.request.max_new_tokens:
+                self.streams.remove(stream)
+                events.append((stream, Finished("length", stream.usage, "", stream.new_tokens)))
+        return events
+
+Model.scheduler = lambda model, slots: IdleScheduler(model.tokenizer)
+sys.exit(main(sys.argv[1:]))
+"""
 
 TOKENIZER = CharTokenizer("\n" + "".join(map(chr, range(32, 96))))  # 65 characters
 PROMPT_TOKENS = 32
@@ -141,9 +176,28 @@ def process(command: list[str], first_line: str = "") -> Iterator[subprocess.Pop
             server.terminate()
 
 
-def serve_command(run: Path, port: int, threads: int) -> list[str]:
-    command = [sys.executable, "-m", "glasslm", "serve", str(run), "--engine", "numpy"]
+def serve_command(
+    run: Path, port: int, threads: int, program: tuple[str, str] = ("-m", "glasslm")
+) -> list[str]:
+    command = [sys.executable, *program, "serve", str(run), "--engine", "numpy"]
     return [*command, "--port", str(port), "--threads", str(threads), "--checkpoint", "0"]
+
+
+def http_ms(run: Path, streams: int) -> float:
+    """CPU milliseconds of the server for each streamed token, without an engine."""
+    port = free_port()
+    with process(serve_command(run, port, 1, ("-c", IDLE_SERVER)), "serving: ") as server:
+        client, tokens = Client(port, run.name), 1000
+        client.run(prompts(streams), 10)
+        before = cpu_seconds(server.pid)
+        client.run(prompts(streams), tokens)
+        return (cpu_seconds(server.pid) - before) / (streams * tokens) * 1e3
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
@@ -221,14 +275,12 @@ def measure(preset: str, flags: argparse.Namespace, folder: Path) -> None:
             amount = count * tokens
             print(f"\n{count} stream(s) of {tokens} tokens after {PROMPT_TOKENS}")
             print_speeds(times, amount, ("scheduler", "generate"))
-            seconds = {name: statistics.median(values) for name, values in times.items()}
-            overhead_ms = (seconds["serve"] - seconds["scheduler"]) / amount * 1e3
             first_ms = statistics.median(client.first_token_s) * 1e3
-            speed = amount / seconds["serve"]
+            speed = amount / statistics.median(times["serve"])
             single = single or speed
             print(
-                f"serve: first token after {first_ms:.1f} ms (median), HTTP {overhead_ms:.3f} ms a "
-                f"token, {speed / single:.1f} times the tokens/s of {flags.streams[0]} stream(s)"
+                f"serve: first token after {first_ms:.1f} ms (median), {speed / single:.1f} times "
+                f"the tokens/s of {flags.streams[0]} stream(s)"
             )
 
 
@@ -264,6 +316,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for preset in flags.presets:
             measure(preset, flags, Path(folder))
+        if sys.platform == "linux":
+            run = make_run(Path(folder) / "idle", "tiny")
+            numbers = ", ".join(f"{http_ms(run, n):.3f} at {n}" for n in flags.streams)
+            print(f"\nHTTP apart from the engine, CPU ms a token by streams: {numbers}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_a_stream_joins_to_the_same_text(client: openai.OpenAI) -> None:
     chunks = list(
         client.completions.create(**settings, stream=True, stream_options={"include_usage": True})
     )
-    assert len(chunks) > 3
+    assert len(chunks) >= 3
     assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
     finishes = [c.choices[0].finish_reason for c in chunks if c.choices]
     assert finishes[-1] == "length"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ class Answer:
         self.error: ApiError | None = None
         self.has_left = False
         self.n_generated = 0
+        self.first_token_s: float | None = None  # from the request to its first token
+        self._started_s = time.monotonic()
         self.total_prompt_tokens = sum(len(text.request.ids) for text in texts)
         self._tokenizer = loaded.model.tokenizer
         self._with_logprobs, self._max_waiting = with_logprobs, max_waiting
@@ -89,17 +92,19 @@ class Answer:
             self._events.clear()
         self._wake.set()
 
-    async def next_deltas(self, timeout_s: float | None) -> dict[int, Delta]:
-        """What the choices gain, by index; empty after `timeout_s`, or when the answer is closed.
+    async def wake_every(self, seconds: float) -> None:
+        """Let `next_deltas` return every `seconds` also when there is nothing, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            self._wake.set()
+
+    async def next_deltas(self) -> dict[int, Delta]:
+        """What the choices gain, by index; empty when it was woken, or the answer is closed.
 
         Events that arrived together are joined. Raises the ApiError with which the answer failed.
         """
         if not self._events and not self.is_closed:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                return {}
+            await self._wake.wait()
         self._wake.clear()
         deltas: dict[int, Delta] = {}
         for _ in range(min(len(self._events), MAX_JOINED_EVENTS)):
@@ -124,6 +129,8 @@ class Answer:
                     delta.tokens = scored_prompt(self._tokenizer, prepared.request.ids, event)
             case Token():
                 self.n_generated += 1
+                if self.first_token_s is None:
+                    self.first_token_s = time.monotonic() - self._started_s
                 delta.extend(choice.push(event))
             case Finished(reason="failed", error=error):
                 self.fail(explain_failure(error))

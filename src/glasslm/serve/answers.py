@@ -12,6 +12,9 @@ from starlette.responses import JSONResponse
 from glasslm.serve.choice_text import Delta, ScoredToken
 from glasslm.serve.logprobs import TokenNames, chat_logprobs, completion_logprobs
 
+# JSON in ASCII, so that no text or name steers the terminal of who reads it with curl.
+compact_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
@@ -142,12 +145,12 @@ class ChatShape:
 
 
 class AsciiJSONResponse(JSONResponse):
-    """JSON in ASCII, so that no text or name steers the terminal of who reads it with curl."""
+    """A response in `compact_json`."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return compact_json(content).encode()
 
 
 def server_sent_event(content: dict[str, Any]) -> bytes:
-    """A data line of a stream, in ASCII."""
-    return f"data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
+    """A data line of a stream."""
+    return f"data: {compact_json(content)}\n\n".encode()

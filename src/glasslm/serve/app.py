@@ -82,7 +82,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"this path does not take {request.method}",
     }
     message = messages.get(error.status_code, error.detail)
-    response = error_response(ApiError(error.status_code, message, code="not_found"))
+    code = "not_found" if error.status_code == 404 else None
+    response = error_response(ApiError(error.status_code, message, code=code))
     response.headers.update(error.headers or {})
     return response
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from glasslm.serve.answers import (
     AsciiJSONResponse,
     Head,
     Shape,
+    compact_json,
     server_sent_event,
 )
 from glasslm.serve.api_error import ApiError
@@ -50,6 +50,8 @@ async def watch_client(request: Request, service: Service, answer: Answer) -> As
             "prompt": answer.prompt_tokens,
             "generated": answer.n_generated,
         }
+        if answer.has_left:
+            request.scope["facts"]["client"] = "left"
 
 
 async def send_whole(
@@ -57,15 +59,11 @@ async def send_whole(
 ) -> Response:
     """The answer in one piece. Raises ClientDisconnect where the client leaves before its end."""
     totals = [Delta() for _ in answer.texts]
-    started_s = time.monotonic()
     async with watch_client(request, service, answer):
         while not answer.is_complete:
-            deltas = await answer.next_deltas(None)
+            deltas = await answer.next_deltas()
             if answer.has_left:
                 raise ClientDisconnect
-            if started_s and answer.n_generated:
-                service.metrics.first_token_seconds.observe(time.monotonic() - started_s)
-                started_s = 0.0
             for index, delta in deltas.items():
                 totals[index].extend(delta)
     choices = [
@@ -94,15 +92,17 @@ class EventStream(Response):
     ) -> None:
         self._request, self._service, self._answer = request, service, answer
         self._shape, self._include_usage = shape, include_usage
-        self._content = head.content(shape.chunk_name)
+        # All chunks begin with the same fields.
+        self._start = compact_json(head.content(shape.chunk_name))[:-1]
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._answer
+        pinger = asyncio.create_task(answer.wake_every(self._service.limits.ping_s))
         async with watch_client(self._request, self._service, answer):
             try:
                 while not (answer.is_complete or answer.has_left):
-                    deltas = await answer.next_deltas(self._service.limits.ping_s)
+                    deltas = await answer.next_deltas()
                     if not answer.has_left:
                         await self._send(send, self._events(deltas) or PING)
                 if answer.is_complete:
@@ -112,6 +112,8 @@ class EventStream(Response):
                     raise
                 scope["facts"]["failed"] = error.code or error.status
                 await self._send(send, server_sent_event(error.content) + DONE, more=False)
+            finally:
+                pinger.cancel()
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         if not self._is_started:
@@ -137,10 +139,9 @@ class EventStream(Response):
             for choice in self._shape.chunks(index, delta)
         )
 
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        if self._include_usage:
-            more = {"usage": None, **more}
-        return server_sent_event({**self._content, "choices": choices, **more})
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        rest = {"choices": choices, "usage": usage} if self._include_usage else {"choices": choices}
+        return f"data: {self._start},{compact_json(rest)[1:]}\n\n".encode()
 
     def _last_events(self) -> bytes:
         usage = self._answer.usage.content

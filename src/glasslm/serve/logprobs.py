@@ -22,6 +22,7 @@ class TokenNames:
         self.bytes = tokenizer.token_bytes
         self._special = {i: name for name, i in tokenizer.special_tokens.items()}
         self.name: Callable[[int], str] = lru_cache(maxsize=None)(self._name)
+        self.marked_name: Callable[[int], str] = lru_cache(maxsize=None)(self._marked_name)
 
     def _name(self, token: int) -> str:
         if token in self._special:
@@ -31,24 +32,17 @@ class TokenNames:
         except UnicodeDecodeError:
             return "".join(f"\\x{byte:02x}" for byte in self.bytes[token])
 
-    def is_partial(self, token: int) -> bool:
-        """Whether the bytes of the token are no whole characters."""
-        try:
-            self.bytes[token].decode("utf-8")
-        except UnicodeDecodeError:
-            return True
-        return False
-
-    def completion_name(self, token: int) -> str:
+    def _marked_name(self, token: int) -> str:
         """The name in /v1/completions, where bytes are marked."""
         name = self.name(token)
-        return f"bytes:{name}" if self.is_partial(token) else name
+        is_text = token in self._special or name.encode() == self.bytes[token]
+        return name if is_text else f"bytes:{name}"
 
 
 def completion_logprobs(tokens: Sequence[ScoredToken], names: TokenNames) -> dict[str, Any]:
     """The shape of /v1/completions: parallel lists."""
     return {
-        "tokens": [names.completion_name(token.id) for token in tokens],
+        "tokens": [names.marked_name(token.id) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [_top_by_name(token, names) for token in tokens],
         "text_offset": [token.offset for token in tokens],
@@ -61,7 +55,7 @@ def _top_by_name(token: ScoredToken, names: TokenNames) -> dict[str, float] | No
         return None
     top: dict[str, float] = {}
     for other, logprob in (*token.top, (token.id, token.logprob)):
-        top.setdefault(names.completion_name(other), max(logprob, LOWEST))
+        top.setdefault(names.marked_name(other), max(logprob, LOWEST))
     return top
 
 

@@ -80,6 +80,7 @@ class ModelThread:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._models: dict[LoadedModel, _RunningModel] = {}
         self._is_stopped = False
+        self.counts: list[SchedulerCounts] = []  # of each scheduler, after its last step
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -106,13 +107,9 @@ class ModelThread:
         """Wait for the end of the thread, at most `timeout_s`."""
         self._thread.join(timeout_s)
 
-    @property
-    def counts(self) -> list[SchedulerCounts]:
-        """The state of each scheduler."""
-        return [running.scheduler.counts for running in list(self._models.values())]
-
     def _run(self) -> None:
         while not self._is_stopped:
+            self.counts = [running.scheduler.counts for running in self._models.values()]
             has_work = any(running.scheduler.has_work for running in self._models.values())
             while not self._is_stopped and (not has_work or not self._commands.empty()):
                 self._commands.get()()

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from glasslm.errors import GlasslmError
 from glasslm.inference.scheduler import SchedulerCounts
 from glasslm.serve.answer import Answer
 from glasslm.serve.api_error import ApiError
@@ -69,6 +68,8 @@ class Service:
             if await asyncio.to_thread(source.newest_step) <= old.model.step:
                 return old
             new = await asyncio.to_thread(source.load_newest)
+            if new.model.step <= old.model.step:  # the newest is damaged
+                return old
             self.models[name] = new
             self._thread.retire(old)
             self.log.add(f"{name}: step {new.model.step:,} is served")
@@ -76,12 +77,16 @@ class Service:
 
     async def follow(self) -> None:
         """Take up each new checkpoint of every model, for ever."""
+        tried = {name: loaded.model.step for name, loaded in self.models.items()}
         while True:
             await asyncio.sleep(FOLLOW_S)
-            for name in self.sources:
+            for name, source in self.sources.items():
                 try:
-                    await self.reload(name)
-                except (GlasslmError, OSError) as error:
+                    step = await asyncio.to_thread(source.newest_step)
+                    if step > tried[name]:
+                        tried[name] = step
+                        await self.reload(name)
+                except Exception as error:  # the next checkpoint may be better
                     self.log.add(f"{name}: the newest checkpoint is not served: {error}")
 
     def find_model(self, name: str | None) -> LoadedModel:
@@ -138,6 +143,8 @@ class Service:
             self._thread.drop(answer)
         if answer.has_left:
             self.metrics.cancelled.inc()
+        if answer.first_token_s is not None:
+            self.metrics.first_token_seconds.observe(answer.first_token_s)
         name = answer.loaded.name
         self.metrics.tokens.labels(name, "prompt").inc(answer.prompt_tokens)
         self.metrics.tokens.labels(name, "completion").inc(answer.n_generated)
