@@ -151,6 +151,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "batch_size": 8, "norm_position": "post", "qk_norm": True, "position": "alibi",
         "optimizer": "sgd",
     },
+    "documents": {
+        "d_model": 64, "n_layers": 2, "n_heads": 2, "block_size": 256, "batch_size": 8,
+        "document_attention": True, "document_end_id": 0,
+    },
     "large vocabulary": {
         "d_model": 64, "n_layers": 1, "block_size": 64, "batch_size": 32, "vocab": 2000,
     },
@@ -187,6 +191,7 @@ def peak_of_three_steps(config: RunConfig, vocab: int, threads: int) -> int:
 
 # -- memory of the PyTorch engine ------------------------------------------------------------------
 
+DOCUMENTS = {"document_attention": True, "document_end_id": 0}
 ACTIVATION_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {}),
     ("tiny", "bf16", V, {}),
@@ -208,6 +213,11 @@ ACTIVATION_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "geglu"}),
     ("tiny", "bf16", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "gelu"}),
     ("tiny", "bf16", 5000, {"position": "none"}),
+    ("tiny", "fp32", V, {"window": 16}),
+    ("tiny", "fp32", V, {"block_size": 256, "n_layers": 1} | DOCUMENTS),
+    ("tiny", "bf16", V, {"block_size": 256} | DOCUMENTS),
+    ("tiny", "fp32", V, {"position": "alibi", "window": 16} | DOCUMENTS),
+    ("tiny", "fp32", V, {"attention_dropout": 0.1} | DOCUMENTS),
     ("nanogpt", "fp32", V, {"n_layers": 2}),
     ("nanogpt", "bf16", V, {"n_layers": 2}),
 ]
@@ -227,7 +237,7 @@ def test_autograd_keeps_as_much_as_estimated(
     model = Transformer(c, vocab, TORCH_DTYPES[precision]).to(
         torch.float64 if precision == "fp64" else torch.float32
     )
-    tokens = torch.zeros((rows, c.block_size), dtype=torch.int64)
+    tokens = torch.arange(rows * c.block_size).reshape(rows, -1) % V
     keys = torch.zeros((100, rows), dtype=torch.int32) if c.dropout or c.attention_dropout else None
     parameter_storages = {
         tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]
@@ -266,6 +276,7 @@ MEMORY_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ),
     ("tiny", "fp32", 10_000, {"n_layers": 1, "batch_size": 2}),
     ("tiny", "bf16", 10_000, {"n_layers": 1, "batch_size": 2, "tie_embeddings": False}),
+    ("tiny", "fp32", V, {"batch_size": 2, "block_size": 256} | DOCUMENTS),
     ("nanogpt", "bf16", V, {"n_layers": 2, "batch_size": 2}),
     ("nanogpt", "fp32", V, {"n_layers": 3, "batch_size": 2, "d_model": 96}),
 ]

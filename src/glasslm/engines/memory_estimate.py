@@ -205,8 +205,10 @@ def _block_bytes(
     else:
         saved_bytes += (HQ + 2 * KQ) * activation_bytes  # q, k, v
         saved_bytes += H * master_bytes  # the logarithm of softmax's sum
-        if POSITIONS[c.position].bias is not None and device == "cpu":
-            # The fused kernel takes no bias, so PyTorch keeps the softmax.
+        if c.document_attention:
+            saved_bytes += T * activation_bytes  # each layer keeps the mask as numbers
+        elif (POSITIONS[c.position].bias is not None or 0 < c.window < T) and device == "cpu":
+            # The fused kernel takes no mask that all rows share, so PyTorch keeps the softmax.
             saved_bytes += H * T * master_bytes
     saved_bytes += HQ * activation_bytes  # the mixture
     arrays = GATED_ARRAYS  # gate, activation, up, product
