@@ -160,3 +160,16 @@ def test_attention_inside_documents_is_trained_resumed_and_used(tmp_path: Path) 
     ]
     with pytest.raises(InputError, match="--document-attention needs documents"):
         train(text, tmp_path / "other", document_attention=True)
+
+
+def test_the_api_warns_of_a_spelling_that_is_ordinary_text(tmp_path: Path) -> None:
+    """As the commands do; a text without one, or a token of the model, gives no warning."""
+    text = write_text(tmp_path / "text.txt")
+    few = {"max_steps": 2, "sample_interval": 0, "tokenizer": "byte"}
+    plain = glasslm.load(train(text, tmp_path / "plain", **few).run_dir)
+    for call in (plain.losses, lambda prompt: plain.generate(prompt, 1)):
+        with pytest.warns(UserWarning, match=r"spells <\|endoftext\|> 1 time: ordinary text"):
+            call(f"the cat{END}")
+        call("the cat")
+    marked = train(text, tmp_path / "marked", special_tokens=(END,), **few)
+    glasslm.load(marked.run_dir).losses(f"the cat{END}")

@@ -224,3 +224,17 @@ def test_the_command_shows_the_matrix(
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "Each run on each text" in page
     assert (tmp_path / "out" / "figures" / "cross.png").is_file()
+
+
+def test_a_text_with_special_tokens_is_said_to_be_read_without_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "documents.txt"
+    text.write_text((folder / "plain.txt").read_text(encoding="utf-8").replace(".\n", ".<e>"))
+    train(text, tmp_path / "documents", special_tokens=("<e>",), **FEW)
+    compared = comparison.label_runs([Run(folder / "plain"), Run(tmp_path / "documents")])
+    evaluation = cross_evaluation.evaluate_runs(compared, ignore_message)
+    said = [remark for remark in evaluation.remarks if "without its special tokens (<e>)" in remark]
+    assert len(said) == 1
+    assert said[0].startswith("The text of B ")
+    assert "<e>" not in evaluation.columns[1].text

@@ -106,6 +106,8 @@ def main(argv: list[str]) -> int:
         result |= simple_baselines(
             b"".join(model.tokenizer.token_bytes[token] for token in ids[:].tolist())
         )
+        if model.tokenizer.special_tokens:  # which have no bytes; the model predicts them, too
+            result["baseline_text"] = "without special tokens"
     if domain:
         result["domain"] = domain.facts
     print_escaped(
@@ -138,9 +140,10 @@ def _format_scores(result: dict[str, Any]) -> str:
     else:
         lines.append(f"  bits per byte  none: {result['no_bpb']}")
     if "gzip_bpb" in result:
+        part = f" (of the text {result['baseline_text']})" if "baseline_text" in result else ""
         lines.append(
             f"  to compare     {result['gzip_bpb']:8.4f} gzip, "
-            f"{result['unigram_bpb']:.4f} single bytes"
+            f"{result['unigram_bpb']:.4f} single bytes{part}"
         )
     return "\n".join(lines)
 

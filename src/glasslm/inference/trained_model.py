@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from glasslm.config.schema import (
     Precision,
     RunConfig,
 )
+from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
@@ -132,6 +134,7 @@ class Model:
         >>> model.generate("ROMEO:", 40, temperature=0.8, stop="\\n\\n")
         >>> model.generate('{"name": ', 60, grammar="json")
         """
+        self._warn_of_spellings(prompt)
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return "".join(
             self.stream(prompt, max_new_tokens, sampling=sampling, stop=stop, grammar=grammar)
@@ -170,6 +173,14 @@ class Model:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         pieces = self.pieces([ids], max_new_tokens, sampling=sampling)
         return np.array([piece.token for piece in pieces], np.int64)
+
+    def _warn_of_spellings(self, text: str) -> None:
+        """Warn where `text` spells special tokens that this model reads as ordinary text."""
+        tokenizer = self.tokenizer
+        unused = tokenizer.unused_special_tokens
+        if spellings := count_spellings([text], tokenizer.special_tokens, unused):
+            note = explain_spellings(spellings, "the text")
+            warnings.warn(note.removeprefix("note: "), stacklevel=3)
 
     def stream(
         self,
@@ -264,6 +275,7 @@ class Model:
 
         >>> model.losses("To be, or not to be").mean()
         """
+        self._warn_of_spellings(text)
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
             return np.zeros(0)

@@ -257,6 +257,11 @@ def _extent(dataset: Dataset, train: bytes, val: bytes) -> str:
         )
     if dataset.val.bytes > len(val):
         sentences.append(f"The first {format_bytes(len(val))} of the validation text were used.")
+    if dataset.tokenizer.special_tokens:
+        sentences.append(
+            "The baselines read the text without special tokens; the model predicts them, too, and "
+            "its bits per byte contain that."
+        )
     return " ".join(sentences)
 
 

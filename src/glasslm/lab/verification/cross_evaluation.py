@@ -207,6 +207,14 @@ def _load_columns(
             remarks.append(f"The text of {run.letter} could not be loaded: {error}")
             continue
         column.text, column.total = _sample_text(dataset), dataset.val.bytes
+        if dataset.tokenizer.special_tokens:
+            names = ", ".join(dataset.tokenizer.special_tokens)
+            remarks.append(
+                f"The text of {column.owners} is read without its special tokens ({names}), which "
+                "other tokenizers lack. All "
+                f"runs read its documents as one, so the number of {run.letter} may differ from "
+                "that on its own validation text."
+            )
     return list(by_text.values()), remarks
 
 
