@@ -14,12 +14,14 @@ from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfi
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.errors import InputError
-from glasslm.interop import hf, peft_files
+from glasslm.interop import hf, peft_comparison, peft_files
 from glasslm.interop.hf_special_tokens import TokenSettings
 from glasslm.interop.hf_weights import weight_files
 from glasslm.interop.import_source import require_model_folder
+from glasslm.interop.model_export import ModelExport
 from glasslm.interop.peft_settings import SETTINGS_FILE
 from glasslm.interop.untrusted_json import CONFIG_FILE
+from glasslm.model.adapters import without_adapters
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import MetricsLog
@@ -58,7 +60,7 @@ def import_model(
             raise InputError(
                 f"{folder} holds adapters without their model: give the model's run with --base RUN"
             )
-        return _import_adapters(folder, BaseRun(base), run_dir, command)
+        return _import_adapters(folder, BaseRun(base), run_dir, command, notify)
     if base is not None:
         raise InputError(f"{folder} holds a whole model, which needs no base: leave out --base")
     imported = hf.read(folder, notify)
@@ -85,9 +87,17 @@ def import_model(
     )
 
 
-def _import_adapters(folder: Path, base: BaseRun, run_dir: Path, command: str) -> Path:
+def _import_adapters(
+    folder: Path, base: BaseRun, run_dir: Path, command: str, notify: Notify
+) -> Path:
     tokenizer, frozen = base.run.tokenizer, base.weights()
     model, adapters = peft_files.read(folder, base.run.config.model)
+    settings = base.run.record["tokenizer"].get("transformers")
+    base_config = without_adapters(base.run.config.model).resolve()
+    base_model = ModelExport(
+        base.run, base.checkpoint.step, base_config, tokenizer, dict(frozen), settings
+    )
+    peft_comparison.compare_import(folder, base_model, model, adapters, notify)
     origin = _import_record(
         folder, "peft", [folder / SETTINGS_FILE, folder / peft_files.WEIGHTS_FILE]
     )
@@ -96,7 +106,7 @@ def _import_adapters(folder: Path, base: BaseRun, run_dir: Path, command: str) -
     origin |= {"base": base.source}
     return _create_run(
         run_dir, model, data, tokenizer, frozen | adapters, origin, command, frozen,
-        base.run.record["tokenizer"].get("transformers"),
+        settings,
     )  # fmt: skip
 
 
