@@ -14,7 +14,8 @@ from typing import Any
 from glasslm.course.learn.exercises import load_exercise
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 
-WALL_SECONDS = 12.0  # the worker stops itself earlier, unless a library call holds the interpreter
+# Of one exercise. The worker stops itself earlier, unless a library call holds the interpreter.
+WALL_SECONDS = 12.0
 MAX_ANSWER_BYTES = 4 << 20
 TIME_SIGNALS = (9, 24)  # SIGKILL of this module, SIGXCPU of the worker's limit
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -25,7 +26,7 @@ def check_in_process(path: Path, exercises: list[str], seed: int) -> list[Verdic
     request = json.dumps({"path": os.fspath(path.absolute()), "exercises": exercises, "seed": seed})
     process = _start_worker()
     try:
-        output, _ = process.communicate(request.encode(), timeout=WALL_SECONDS)
+        output, _ = process.communicate(request.encode(), timeout=WALL_SECONDS * len(exercises))
     except subprocess.TimeoutExpired:
         _kill(process)
         output, _ = process.communicate()
