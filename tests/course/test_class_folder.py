@@ -54,6 +54,7 @@ def test_a_roster_is_read_as_spreadsheets_write_it(tmp_path: Path, text: str) ->
         ("student\n=1+1\n", "begins with ="),
         ("student\na\\b\n", "which no folder's name may have"),
         ("student\nCON\n", "reserved name"),
+        ("student\nGrades.csv\n", "is the name of a file"),
         ("student\na\x1bb\n", "control character"),
         (f"student\n{'a' * 101}\n", "more than 100 characters"),
         ("student\nada,bob\n", "line 2: 2 cells under 1 columns"),
@@ -212,6 +213,21 @@ def test_other_encodings_and_links_are_refused(tmp_path: Path) -> None:
         secret.write_text(SILU)
         path.symlink_to(secret)
         assert "is a link" in collect(tmp_path).problem
+
+
+def test_what_is_not_graded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "submissions"
+    (folder / "ada").mkdir(parents=True)
+    for name in ("silu.py", "eve_silu.py", "mallory.zip", "notes.txt", ".hidden", "__MACOSX"):
+        (folder / name).write_text(SILU)
+    assert new_class(tmp_path) == 0
+    capsys.readouterr()
+    words = ["learn", "class", "grade", str(folder), "--out", str(tmp_path / "grades")]
+    assert main([*words, "--class-file", str(tmp_path / "class")]) == 0
+    message = capsys.readouterr().err
+    assert "not graded, because it is not in the roster: eve, mallory, silu.py: rename" in message
+    assert main([*words[:-1], str(tmp_path / "again")]) == 0
+    assert "it is not a student's id: silu.py: rename" in capsys.readouterr().err
 
 
 def test_ids_of_people_are_allowed() -> None:

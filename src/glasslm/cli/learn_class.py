@@ -12,12 +12,14 @@ import tyro
 from glasslm.cli import parsing
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import InputError, require
-from glasslm.text import align_columns, notify, plural, print_escaped, suggest_name
+from glasslm.text import align_columns, notify, plural, print_escaped, suggest_name, to_one_line
 
 if TYPE_CHECKING:
     from glasslm.course.grading.class_folder import Class
     from glasslm.course.grading.marking import Record
     from glasslm.course.grading.result_files import Flags
+
+MAX_NAMES = 10  # in one warning
 
 HELP = """usage: glasslm learn class new | grade SUBMISSIONS [FLAGS]
 
@@ -128,21 +130,19 @@ def _grade(argv: list[str]) -> int:
 def _find_class(flags: GradeFlags) -> Class:
     """The class of class.json; without one, whoever handed in whatever exercise, and seed 0."""
     from glasslm.course.grading import class_folder
+    from glasslm.course.grading.roster import find_id_problem
     from glasslm.course.grading.submissions import find_exercises, find_students
 
     path = flags.class_file or class_folder.find_class(flags.submissions)
     if path is not None:
         course = class_folder.load_class(path)
         notify(f"class: {path} ({plural(len(course.students), 'student')})")
-        strangers = set(find_students(flags.submissions, course.exercises)) - {*course.students}
-        if strangers:
-            notify(
-                f"warning: not in the roster and not graded: {', '.join(sorted(strangers)[:10])}: "
-                "rename the folder or file to the student's id"
-            )
+        names = find_students(flags.submissions, course.exercises)
+        _warn_of_names([name for name in names if name not in course.students], "in the roster")
         return course
     exercises = find_exercises(flags.submissions)
-    students = find_students(flags.submissions, exercises)
+    names = find_students(flags.submissions, exercises)
+    students = [name for name in names if not find_id_problem(name)]
     if not exercises or not students:
         raise InputError(
             f"{flags.submissions} has no STUDENT/EXERCISE.py, STUDENT_EXERCISE.py or STUDENT.zip "
@@ -152,7 +152,19 @@ def _find_class(flags: GradeFlags) -> Class:
         "note: no class.json was found: the hidden cases are those of seed 0, which students can "
         "know, and who handed in nothing is not listed; name it with --class-file"
     )
+    _warn_of_names([name for name in names if name not in students], "a student's id")
     return class_folder.Class(tuple(exercises), tuple(students), 0)
+
+
+def _warn_of_names(names: list[str], what: str) -> None:
+    """Say which folders and files are not graded, because their name is not `what`."""
+    if names:
+        shown = ", ".join(to_one_line(name, 40) for name in names[:MAX_NAMES])
+        more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+        notify(
+            f"warning: not graded, because it is not {what}: {shown}{more}: rename the folder or "
+            "file to the student's id"
+        )
 
 
 def _note_limits(records: Sequence[Record]) -> None:

@@ -14,6 +14,7 @@ from glasslm.course.grading.points import Growth
 from glasslm.course.isolation.evidence import SENTENCES, Flag
 
 GRADES_COLUMNS = ("student", "exercise", "forward", "backward", "points", "verdict", "flags")
+MAX_FLAGS = 5  # in a cell; flags.json has all
 Flags = Mapping[tuple[str, str], Sequence[Flag]]  # by student and exercise
 
 
@@ -144,8 +145,12 @@ def _grade_row(record: Record, flags: Sequence[Flag]) -> list[object]:
         record["backward"],
         f"{sum_points([record]):g}",
         record["verdict"],
-        "; ".join(map(str, flags)),
+        "; ".join([*map(str, flags[:MAX_FLAGS]), *_count_more(flags)]),
     ]
+
+
+def _count_more(flags: Sequence[Flag]) -> list[str]:
+    return [f"{len(flags) - MAX_FLAGS} more in flags.json"] if len(flags) > MAX_FLAGS else []
 
 
 def _point_rows(records: Sequence[Record]) -> list[list[object]]:

@@ -18,6 +18,8 @@ FORBIDDEN_STARTS = ("=", "+", "-", "@", ".", "~")
 RESERVED_NAMES = frozenset(
     ("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)))
 )
+# Files of results stand beside the folders of students.
+RESULT_FILES = frozenset(("grades.csv", "points.csv", "final_grades.csv", "flags.json"))
 CURE = "give each student a short id of letters and digits"
 
 
@@ -85,6 +87,8 @@ def find_id_problem(student: str) -> str:
     if student.startswith(FORBIDDEN_STARTS) or student.endswith("."):
         place = "begins" if student.startswith(FORBIDDEN_STARTS) else "ends"
         return f"{shown} {place} with {student[0 if place == 'begins' else -1]}"
+    if student.casefold() in RESULT_FILES or student.casefold().endswith(".py"):
+        return f"{shown} is the name of a file"
     if student.casefold().partition(".")[0] in RESERVED_NAMES:
         return f"{shown} is a reserved name on Windows"
     return ""

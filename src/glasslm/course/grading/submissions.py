@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from glasslm.course.grading.roster import find_id_problem, normalize_id
+from glasslm.course.grading.roster import normalize_id
 from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import to_one_line
@@ -64,17 +64,24 @@ def collect_submissions(
 
 
 def find_students(folder: Path, exercises: Iterable[str]) -> list[str]:
-    """The students whose names folders, zip files and single files in a folder have, sorted."""
+    """The names that folders, zip files and single files of a folder are for, sorted.
+
+    A Python file that is for nobody has its own name in the list. Not every name is a student's id
+    (`find_id_problem`).
+    """
     students = set()
+    endings = [f"_{exercise}.py" for exercise in exercises]
     for entry in _list_folder(folder):
         name = normalize_id(entry.name)
-        student = name
-        if entry.is_file():
-            endings = [".zip", *(f"_{exercise}.py" for exercise in exercises)]
+        if name.startswith((".", "__")):  # of the system, such as __MACOSX
+            continue
+        if entry.is_dir():
+            students.add(name)
+        elif entry.suffix == ".zip":
+            students.add(name.removesuffix(".zip"))
+        elif entry.suffix == ".py":
             ending = max((e for e in endings if name.endswith(e)), key=len, default="")
-            student = name.removesuffix(ending) if ending else ""
-        if student and not find_id_problem(student):
-            students.add(student)
+            students.add(name.removesuffix(ending))
     return sorted(students)
 
 
