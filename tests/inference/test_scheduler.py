@@ -278,9 +278,45 @@ def test_a_request_that_fails_does_not_end_the_others(error):
     *tokens, last = answers.pop(3)
     assert len(tokens) == 4
     assert last.reason == "failed"
-    assert type(last.error) is (type(error) if error else DivergedError)
+    assert type(last.error) is (type(error) if error else InputError)
     assert [without_shown(a) for a in answers] == [without_shown(e) for e in expected]
     assert len(answer_alone(scheduler, requests[0])) == 21  # the scheduler goes on
+
+
+def test_logits_that_are_not_finite_fail_their_request_only():
+    """Of one text among others, and of a prompt that is only scored."""
+    scheduler = build_scheduler()
+    engine = scheduler._batch.engine
+    original = engine.logits
+
+    def poisoned(tokens, cache, counts, every=False):
+        logits = original(tokens, cache, counts, every)
+        logits[tokens[:, -1] == 7] = np.nan
+        return logits
+
+    engine.logits = poisoned
+    bias = {7: -1000.0}
+    requests = [
+        Request([1], 8, GREEDY, logit_bias=bias),
+        Request([2], 8, GREEDY, logit_bias={7: 1000.0}),
+        Request([3, 7], 0, prompt_logprobs=True),
+        Request([3, 7, 7], 0, prompt_logprobs=True),
+    ]
+    answers = answer(scheduler, [(0, request) for request in requests])
+    assert [events[-1].reason for events in answers] == ["length", "failed", "length", "failed"]
+    assert all(isinstance(answers[index][-1].error, DivergedError) for index in (1, 3))
+
+
+def test_a_text_that_outgrows_the_context_is_read_before_the_prompts_that_wait():
+    scheduler = build_scheduler("alibi")  # 80 tokens
+    running = scheduler.submit(Request([1] * 79, 30))
+    steps = []
+    for step in range(60):
+        if step == 2:
+            for token in range(2, 12):
+                scheduler.submit(Request([token] * 78, 1))
+        steps += [step] * sum(stream is running for stream, _ in scheduler.step())
+    assert max(np.diff(steps[:30])) == 1  # 40 tokens are one chunk
 
 
 def test_an_exception_of_the_engine_fails_the_requests_of_its_call_only():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.errors import DivergedError, require
+from glasslm.errors import DivergedError, InputError, require
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def probabilities(
     The order is repetition penalty, `bias`, `allowed`, temperature, top-k, top-p, min-p; each
     filter works on the renormalized result of the one before. Of equal tokens the lower one stays.
     `used_tokens` (..., V) marks the tokens of the text so far, `allowed` (..., V) those that may
-    come next, at least one; `bias` (..., V) is added to the logits. Raises DivergedError when the
-    logits are not finite.
+    come next; `bias` (..., V) is added to the logits. Raises DivergedError when the logits are not
+    finite, InputError when no token is allowed.
 
     >>> probabilities(np.log([0.5, 0.3, 0.2]), Sampling(temperature=1.0, top_k=2)).round(3).tolist()
     [0.625, 0.375, 0.0]
@@ -81,12 +81,9 @@ def probabilities(
         scores += bias
     if allowed is not None:
         scores[~allowed] = -np.inf
-    highest = scores.max(-1, keepdims=True)
-    if not np.isfinite(highest).all():
-        raise DivergedError(
-            "the model's logits are not finite: train again with a lower --lr, or use another "
-            "checkpoint"
-        )
+        if not allowed.any(-1).all():
+            raise InputError("no token of the vocabulary continues the text in its grammar")
+    highest = _finite_maximum(scores)
     if sampling.temperature == 0:
         greedy = np.zeros_like(scores)
         # argmax takes the lowest of equal tokens
@@ -105,6 +102,17 @@ def probabilities(
         weights[weights < sampling.min_p * weights.max(-1, keepdims=True)] = 0.0
     weights /= weights.sum(-1, keepdims=True)
     return weights
+
+
+def _finite_maximum(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """scores (..., V) -> (..., 1): the highest ones; DivergedError where they are not finite."""
+    highest: NDArray[np.float64] = scores.max(-1, keepdims=True)
+    if not np.isfinite(highest).all():
+        raise DivergedError(
+            "the model's logits are not finite: train again with a lower --lr, or use another "
+            "checkpoint"
+        )
+    return highest
 
 
 def mask_outside_top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
@@ -168,8 +176,11 @@ def sample_tokens(
 
 
 def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """logits (..., V) -> (..., V): natural logs of the model's probabilities, unfiltered."""
+    """logits (..., V) -> (..., V): natural logs of the model's probabilities, unfiltered.
+
+    Raises DivergedError when the logits are not finite.
+    """
     scores = logits.astype(np.float64)
-    scores -= scores.max(-1, keepdims=True)
+    scores -= _finite_maximum(scores)
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     return scores

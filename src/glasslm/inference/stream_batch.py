@@ -25,7 +25,8 @@ class StreamBatch:
     """The running streams of one engine, each in its own row of the cache.
 
     A stream first waits in `_reading` until its prompt is read, a chunk at a time and after those
-    before it. Then it is in `_decoding`, with one token to read.
+    before it. Then it is in `_decoding`, with one token to read. A text that has outgrown the
+    context is read again before the prompts that wait.
     """
 
     def __init__(
@@ -146,14 +147,13 @@ class StreamBatch:
         All streams have the same settings of sampling, except the seed.
         """
         try:
-            tokens = self._next_tokens(streams, logits)
+            tokens, logprobs = self._next_tokens(streams, logits), log_probabilities(logits)
         except Exception as error:
             if len(streams) == 1:
                 return [self._fail(streams[0], error)]
             # One of the streams has failed, and the others have not.
             pairs = zip(streams, logits[:, None])
             return [event for stream, row in pairs for event in self._sample([stream], row)]
-        logprobs = log_probabilities(logits)
         lengths = self.rows.cache.lengths
         events: StreamEvents = []
         for stream, token, row in zip(streams, tokens.tolist(), logprobs):
@@ -197,7 +197,7 @@ class StreamBatch:
         stream.unread = stream.visible_ids(self.config)
         if stream in self._decoding:
             self._decoding.remove(stream)
-        self._reading.append(stream)
+        self._reading.appendleft(stream)
 
     def _fail(self, stream: Stream, error: Exception) -> tuple[Stream, Event]:
         self.remove(stream)
