@@ -298,7 +298,7 @@ returns       y (H, Q), keys (S + 1, K, Q), values (S + 1, K, Q): the output and
     sizes=Sizes.of(
         "S K G Q",
         small="1 1 1 1, 1 1 1 2, 2 1 2 2",
-        distinct="5 2 3 4, 4 3 2 5, 6 2 4 3",
+        distinct="5 2 3 4, 4 3 2 5, 6 2 4 3, 0 3 2 4",
         equal="3 2 2 4, 2 3 1 3",
     ),
     draw=draw,

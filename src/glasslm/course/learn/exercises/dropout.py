@@ -66,10 +66,11 @@ def reference(
 
 def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
     N, D = sizes.values()
-    p = (0.3, 0.6, 0.2)[number % 3]
-    uniform = np.round(random.generator.uniform(0, 1, (N, D)), 2)
+    # Odd hundredths beside even ones, so that no number equals p or 1 - p: < and <= are both right.
+    p = (0.35, 0.65, 0.25)[number % 3]
+    uniform = np.round(random.generator.uniform(0, 1, (N, D)) * 50) / 50
     # Of each case some entries are kept and some dropped, and some on each side of p and 1 - p.
-    ends = np.array([0.9 * p, p, 0.95, 0.05])[: uniform.size]
+    ends = np.array([p - 0.05, p + 0.05, 0.96, 0.04])[: uniform.size]
     uniform.flat[random.generator.permutation(uniform.size)[: len(ends)]] = ends
     inputs = {"x": random.array(N, D) * (1e3 if is_large else 1), "uniform": uniform, "p": p}
     return Case({**sizes, "p": p, "1 - p": 1 - p}, inputs, {}, random.array(N, D))
