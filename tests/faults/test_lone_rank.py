@@ -1,8 +1,18 @@
 """A group of ranks that never forms ends with its cause in one line."""
 
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from glasslm.errors import GroupError
+from small_runs import train_command, write_text
 
 CAUSES = ["Timed out after 4 seconds waiting for clients", "EADDRINUSE: address already in use"]
 
@@ -27,3 +37,66 @@ def test_a_group_that_never_forms_is_named_with_its_address(
         distributed.follow_leader()
     assert cause in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port of another program, which accepts connections and says nothing."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen(16)
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                connections.append(server.accept()[0])
+            except OSError:  # closed
+                return
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for each in (server, *connections):
+        each.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torchrun and signals as on Linux")
+@pytest.mark.parametrize(
+    ("start", "cause"),
+    [
+        ("rank 0", "address already in use"),
+        ("rank 1", "the program there does not answer"),
+        ("torchrun", "address already in use"),  # torchrun itself cannot start the ranks
+    ],
+)
+def test_ranks_on_the_port_of_another_program_end_within_the_time_out(
+    start: str, cause: str, taken_port: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    text, run = write_text(tmp_path / "text.txt"), tmp_path / "run"
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port)}
+    environment = os.environ | address | {"GLASSLM_GROUP_TIMEOUT": "8", "OMP_NUM_THREADS": "1"}
+    command = ["-m", "glasslm", *train_command(text, run, engine="torch", max_steps=2)]
+    if start == "torchrun":
+        flags = [f"--master-port={taken_port}", "--master-addr=127.0.0.1", "--nproc-per-node=2"]
+        command = ["-m", "torch.distributed.run", *flags, *command]
+    else:
+        rank = start[-1]
+        environment |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        environment |= {"LOCAL_WORLD_SIZE": "2"}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert time.monotonic() - began < 60
+    assert done.returncode == 1, done.stderr
+    assert cause in done.stderr
+    assert not run.exists()
+    if start != "torchrun":
+        last = done.stderr.splitlines()[-1]
+        assert f"127.0.0.1:{taken_port}" in last
+        assert "Traceback" not in done.stderr

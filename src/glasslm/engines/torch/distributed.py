@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.library_call import run_interruptibly
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.resources import count_ranks, require_divisible, thread_count
 from glasslm.engines.torch.engine import TorchEngine, make_torch_engine
@@ -32,6 +33,7 @@ from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import GroupError, InputError
 
 GROUP_TIMEOUT_S = 1800.0  # of a rank that waits for the others, unless GLASSLM_GROUP_TIMEOUT is set
+EXTRA_WAIT_S = 2.0  # in which the library says itself why no group forms
 
 
 class LeaderEngine:
@@ -198,21 +200,21 @@ def _join_group() -> None:
     torch.set_num_threads(thread_count(0))
     timeout_s = float(os.environ.get("GLASSLM_GROUP_TIMEOUT", GROUP_TIMEOUT_S))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # The library waits without running Python's handlers; there is nothing to save yet.
-    waiting_signals = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, signal.SIG_DFL) for number in waiting_signals]
+    timeout = datetime.timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
-    except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+        # In a thread: the library obeys no signal, and waits for ever for a program that accepts
+        # the connection and says nothing.
+        run_interruptibly(
+            lambda: dist.init_process_group(backend, timeout=timeout), timeout_s + EXTRA_WAIT_S
+        )
+    except (RuntimeError, ValueError, TimeoutError) as error:  # DistError is a RuntimeError
+        cause = _first_line(error) or "the program there does not answer"
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise GroupError(
             f"rank {os.environ.get('RANK')} of {count_ranks()} could not join its group at "
-            f"{address} in {timeout_s:g} s ({_first_line(error)}). Start all ranks, with torchrun, "
+            f"{address} in {timeout_s:g} s ({cause}). Start all ranks, with torchrun, "
             "on a port that no other program uses"
         ) from None
-    finally:
-        for number, handler in zip(waiting_signals, handlers):
-            signal.signal(number, handler)
 
 
 def _leave_group() -> None:
@@ -237,4 +239,4 @@ def explain_group_failure() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
+    return str(error).partition("\n")[0][:200]
