@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import signal
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,7 +276,7 @@ def leave_with_another_request(server: ServerProcess) -> None:
 
 def leave_by_reset(server: ServerProcess) -> None:
     with connect(server) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.sendall(request_bytes(stream=True, max_tokens=LONG))
         client.recv(1)
 
@@ -397,6 +399,7 @@ def test_a_stream_that_waits_gets_pings(server: ServerProcess) -> None:
 # -- the end -------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_streams_and_the_server(run: Path, number: int) -> None:
     with serving(run) as server:
@@ -426,6 +429,10 @@ def test_a_signal_ends_streams_and_the_server(run: Path, number: int) -> None:
 # -- minutes -------------------------------------------------------------------------------------
 
 
+has_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits")
+
+
+@has_proc
 @pytest.mark.slow
 def test_a_thousand_requests_at_once_are_answered_or_refused(run: Path) -> None:
     with serving(run) as server:
@@ -460,6 +467,7 @@ def test_a_thousand_clients_leave_and_no_request_is_lost(run: Path) -> None:
         server.wait_until_idle(2.0)
 
 
+@has_proc
 @pytest.mark.slow
 def test_memory_is_steady(run: Path) -> None:
     soak(run, seconds=30)
