@@ -1,15 +1,16 @@
-"""glasslm report: write a run's report.html, report.md and figures again."""
+"""glasslm report: write a run's or a study's report.html, report.md and figures again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from glasslm.cli.flag_groups import RunArgument
 from glasslm.cli.parsing import parse
 from glasslm.text import print_result
 
-DESCRIPTION = """Write the report of a run again: report.html, report.md and figures.
-Prints the path of report.html.
+DESCRIPTION = """Write the report of a run, or of a study (ablate, scale), again: report.html,
+report.md and figures. Nothing is trained. Prints the path of the page.
 
 Example:
   glasslm report runs/shakespeare-tiny-20260314-153000"""
@@ -17,15 +18,19 @@ Example:
 
 @dataclass(frozen=True)
 class Flags:
-    """The run to report."""
+    """The run or study to report."""
 
     run: RunArgument
 
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
+    from glasslm.lab.studies.stored_study import is_study, open_study
     from glasslm.report import run_report
     from glasslm.runs import run_folder
 
+    if is_study(Path(flags.run)):
+        print_result(str(open_study(flags.run).write()))
+        return 0
     print_result(str(run_report.write(run_folder.find_run(flags.run))))
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from glasslm.lab.studies.study_plan import (
     final_tokens,
     measure_speed,
     prepare_recipe,
+    read_plan,
     resolve_compute,
     save_plan,
     with_rate_and_seed,
@@ -268,6 +269,27 @@ def run(
     def train(trials: list[Trial]) -> dict[str, TrialOutcome]:
         return sweep.run_all(study, trials, runner, plan.vocab_size, notify, command)
 
+    return _judge_runs(plan, train)
+
+
+def read(study: Path) -> tuple[Plan, list[VariantResult]]:
+    """The plan and the results of a study that has ended; nothing is trained.
+
+    A run that has not ended counts as failed.
+    """
+    saved = read_plan(study)
+    if saved is None or "variants" not in saved:
+        raise InputError(f"{study} has no plan of an ablation")
+    axes, seeds, match, margin, rates, budget, *against = saved["asked"][1]
+    spec = AblationSpec(tuple(axes), seeds, match, margin, tuple(rates), budget, *against)
+    plan = _restore_plan(saved, spec)
+    return plan, _judge_runs(plan, partial(sweep.read_outcomes, study))
+
+
+def _judge_runs(
+    plan: Plan, train: Callable[[list[Trial]], dict[str, TrialOutcome]]
+) -> list[VariantResult]:
+    """The results of all variants, whose runs `train` trains or reads."""
     entries = plan.variants_with_baseline
     rates: dict[str, tuple[float, bool]] = {
         _run_stem(entry): (entry.config.optimizer.lr, False) for entry in entries

@@ -47,13 +47,17 @@ def write(study: Path, plan: Plan, results: Sequence[VariantResult]) -> Path:
     for name, draw in (("ablation_bars", draw_bars), ("training_curves", draw_curves)):
         figure = draw(plan, results, figures.PRINT_PALETTE)
         files.write_atomic(study / f"{name}.png", figures.png(figure))
-    title = f"Ablation of {', '.join(plan.axes)}"
     path = page.write(
-        study, "ablation_report", title, lead_paragraph(plan), sections(plan, results)
+        study, "ablation_report", title(plan), lead_paragraph(plan), sections(plan, results)
     )
     for suffix in (".html", ".md"):  # every study has a report of this name
         files.write_atomic(study / f"report{suffix}", path.with_suffix(suffix).read_bytes())
     return path
+
+
+def title(plan: Plan) -> str:
+    """The title of the report."""
+    return f"Ablation of {', '.join(plan.axes)}"
 
 
 def summary(plan: Plan, results: Sequence[VariantResult]) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,15 +69,7 @@ def plan_ladder(
     """
     flags = to_json_types([to_dict(base), budget])
     if saved := load_plan(study, flags, CANNOT_GROW):
-        rungs = [[from_dict(RunConfig, config) for config in rung] for rung in saved["rungs"]]
-        return Ladder(
-            base=from_dict(RunConfig, saved["base"]),
-            rungs=rungs,
-            vocab_size=saved["vocab_size"],
-            unique_tokens=saved["unique_tokens"],
-            compute=from_dict(ComputeConfig, saved["compute"]),
-            final_tokens=saved.get("final_tokens"),
-        )
+        return restore_ladder(saved)
     base, dataset = prepare_recipe(base, notify)
     for shape in shapes:
         ladder, speed, expected = _fit_budget(base, budget, runner, dataset, shape)
@@ -107,6 +100,18 @@ def plan_ladder(
         },
     )
     return ladder
+
+
+def restore_ladder(saved: dict[str, Any]) -> Ladder:
+    """The ladder that plan.json contains."""
+    return Ladder(
+        base=from_dict(RunConfig, saved["base"]),
+        rungs=[[from_dict(RunConfig, config) for config in rung] for rung in saved["rungs"]],
+        vocab_size=saved["vocab_size"],
+        unique_tokens=saved["unique_tokens"],
+        compute=from_dict(ComputeConfig, saved["compute"]),
+        final_tokens=saved.get("final_tokens"),
+    )
 
 
 def _fit_budget(

@@ -30,14 +30,22 @@ CONVENTIONS = ("matmul", "total", "non_embedding")  # ways to count N
 def write(folder: Path, study: ScalingStudy) -> Path:
     """Write runs.csv, fit.json, the figures and the report; returns the path of report.html."""
     files.write_atomic(folder / TABLE, to_csv(study.runs).encode())
-    further = [
+    return fit_report.write(folder, study.analysis, title(study), further_sections(study))
+
+
+def title(study: ScalingStudy) -> str:
+    """The title of the report."""
+    return f"Scaling of {text_name(study.ladder.base.data)}"
+
+
+def further_sections(study: ScalingStudy) -> list[Section]:
+    """The sections that the report has besides those of its law."""
+    return [
         _prediction_section(study),
         _design_section(study.ladder, study.runs),
         _rates_section(study.rule),
         _conventions_section(study.ladder, study.runs),
     ]
-    title = f"Scaling of {text_name(study.ladder.base.data)}"
-    return fit_report.write(folder, study.analysis, title, further)
 
 
 def to_csv(runs: Sequence[LadderRun]) -> str:

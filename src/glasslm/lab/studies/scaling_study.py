@@ -15,6 +15,7 @@ import numpy as np
 from glasslm import files
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import RunConfig
+from glasslm.errors import InputError
 from glasslm.lab.scaling import fit_report
 from glasslm.lab.scaling.analysis import Analysis, analyse_runs
 from glasslm.lab.scaling.law import Interval, Observation
@@ -31,8 +32,8 @@ from glasslm.lab.studies.ladder import (
     matmul_parameters,
     tuning_trials,
 )
-from glasslm.lab.studies.ladder_budget import plan_ladder
-from glasslm.lab.studies.study_plan import with_rate_and_seed
+from glasslm.lab.studies.ladder_budget import plan_ladder, restore_ladder
+from glasslm.lab.studies.study_plan import read_plan, with_rate_and_seed
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, describe_sample, read_trial
 from glasslm.text import Notify
@@ -247,6 +248,32 @@ def run_study(
             folder, trials, all_cores_runner, ladder.vocab_size, notify, command
         ),
     )
+    analysis = dataclasses.replace(analysis, extrapolation=forecast)
+    return ScalingStudy(ladder, rule, runs, analysis, prediction)
+
+
+def read_study(folder: Path) -> ScalingStudy:
+    """A study that has ended, from its folder; nothing is trained.
+
+    Raises InputError where it has not ended.
+    """
+    saved = read_plan(folder)
+    if saved is None or "rungs" not in saved or not (folder / PREDICTION).exists():
+        raise InputError(
+            f"{folder} holds no finished study of scaling: give the command that began it again"
+        )
+    ladder = restore_ladder(saved)
+
+    def read(trials: list[Trial]) -> dict[str, TrialOutcome]:
+        outcomes = sweep.read_outcomes(folder, trials)
+        sweep.require_results(outcomes)
+        return outcomes
+
+    rule = tune_rates(ladder, read)
+    runs = train_ladder(ladder, rule, read)
+    prediction = dict(files.read_json(folder / PREDICTION))
+    analysis = analyse_ladder(ladder, rule, runs)
+    forecast = check_prediction(prediction, read)
     analysis = dataclasses.replace(analysis, extrapolation=forecast)
     return ScalingStudy(ladder, rule, runs, analysis, prediction)
 

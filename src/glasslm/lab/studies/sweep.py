@@ -150,6 +150,11 @@ def _ignore(message: str) -> None:
     """A Notify that shows nothing: a study of many runs shows only its own messages."""
 
 
+def read_outcomes(study: Path, trials: Sequence[Trial]) -> dict[str, TrialOutcome]:
+    """The outcomes of trials by name, without training; one that has not ended has failed."""
+    return {trial.name: _read_outcome(study, trial, None) for trial in trials}
+
+
 def require_results(outcomes: dict[str, TrialOutcome]) -> None:
     """Raise InputError if any trial failed: what follows depends on the result of each."""
     errors = {name: end.error for name, end in outcomes.items() if end.status == "failed"}
