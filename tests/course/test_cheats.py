@@ -212,7 +212,33 @@ def test_a_copy_with_other_names_is_near_and_an_own_solution_is_not() -> None:
     assert found[0].similarity > 0.8
 
 
-def test_short_solutions_are_never_near_copies() -> None:
+RMS_NORM = """
+import numpy as np
+
+def rms_norm(x, gain, eps=1e-5):
+    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+    unit = x * rstd
+
+    def backward(dy):
+        du = dy * gain
+        dx = rstd * (du - unit * (du * unit).mean(-1, keepdims=True))
+        return dx, (dy * unit).sum(0)
+
+    return gain * unit, backward
+"""
+
+
+def test_a_short_solution_is_a_near_copy_only_if_few_students_have_it() -> None:
+    copy = RMS_NORM.replace("rstd", "r").replace("unit", "u").replace("dy * gain", "gain * dy")
+    few = {"ada": fingerprint(RMS_NORM), "bob": fingerprint(copy)}
+    assert len(find_near_copies("rms_norm", few)) == 1
+    many = few | {name: fingerprint(RMS_NORM) for name in ("cleo", "dan", "eve")}
+    assert find_near_copies("rms_norm", many) == []
+    changed = RMS_NORM.replace("(du * unit).mean(-1, keepdims=True)", "np.mean(du * unit, -1)")
+    assert find_near_copies("rms_norm", few | {"bob": fingerprint(changed)}) == []
+
+
+def test_very_short_solutions_are_never_near_copies() -> None:
     relu = (
         "import numpy as np\ndef relu(x):\n    return np.maximum(x, 0), lambda dy: dy * (x > 0)\n"
     )

@@ -15,8 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 RUN_WORDS = 4
-MIN_RUNS = 100  # there are few ways to write a shorter solution
-MIN_SIMILARITY = 0.8  # 45 honest solutions reach 0.28: docs/log.md, 2026-11-29
+MIN_RUNS = 40  # there are few ways to write a shorter solution
+LONG_RUNS = 100
+MIN_SIMILARITY = 0.8  # of long solutions; 45 honest ones reach 0.28: docs/log.md, 2026-11-29
+MIN_SHORT_SIMILARITY = 0.95
+MAX_SHORT_PARTNERS = 2  # what more students write in the same way is the usual way
 
 _SKIPPED = (ast.Load, ast.Store, ast.Del, ast.Import, ast.ImportFrom)
 
@@ -48,20 +51,29 @@ def find_near_copies(
 ) -> list[NearCopy]:
     """The pairs of students with nearly the same submission, the most similar first.
 
-    Short submissions are left out: there are few ways to write a ReLU.
+    Submissions below MIN_RUNS are left out: there are few ways to write a ReLU. Those below
+    LONG_RUNS must be the same but for a run or two, and must be so for few students.
     """
     sizes = {student: sum(counts.values()) for student, counts in fingerprints.items()}
     students = sorted(student for student, size in sizes.items() if size >= MIN_RUNS)
-    found = []
+    pairs = []
     for index, student in enumerate(students):
         for other in students[index + 1 :]:
-            smaller, larger = sorted((sizes[student], sizes[other]))
-            if smaller < MIN_SIMILARITY * larger:
+            runs = min(sizes[student], sizes[other])
+            least = MIN_SIMILARITY if runs >= LONG_RUNS else MIN_SHORT_SIMILARITY
+            if runs < least * max(sizes[student], sizes[other]):
                 continue
             similarity = measure_similarity(fingerprints[student], fingerprints[other])
-            if similarity >= MIN_SIMILARITY:
-                found.append(NearCopy(exercise, student, other, similarity, smaller))
-    return sorted(found, key=lambda pair: (-pair.similarity, pair.student, pair.other))
+            if similarity >= least:
+                pairs.append(NearCopy(exercise, student, other, similarity, runs))
+    partners = Counter(name for pair in pairs for name in (pair.student, pair.other))
+    kept = [
+        pair
+        for pair in pairs
+        if pair.runs >= LONG_RUNS
+        or max(partners[pair.student], partners[pair.other]) <= MAX_SHORT_PARTNERS
+    ]
+    return sorted(kept, key=lambda pair: (-pair.similarity, pair.student, pair.other))
 
 
 def measure_similarity(a: Mapping[str, int], b: Mapping[str, int]) -> float:
