@@ -207,7 +207,8 @@ def test_fifty_slow_clients_of_each_kind_delay_nobody_and_are_closed(
 def test_fifty_slow_readers_are_closed_and_a_fast_one_gets_its_answer(
     server: ServerProcess,
 ) -> None:
-    body = {"max_tokens": 300, "logprobs": 5}  # 60 kB and more
+    # 10 times 64 tokens with their log-probabilities: 100 kB, and little to compute
+    body = {"prompt": "a" * 64, "max_tokens": 0, "echo": True, "logprobs": 5, "n": 10}
     readers = [connect(server, receive_bytes=2048) for _ in range(50)]
     for reader in readers:
         reader.sendall(request_bytes(stream=True, **body))
