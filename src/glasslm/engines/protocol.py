@@ -93,7 +93,8 @@ class Engine(Protocol):
     micro_batch_size: int  # rows whose activations are in memory together
     rows_at_once: int  # rows computed side by side: those of all threads or ranks
     # Rows of a cache computed as one matrix. In a cache of a multiple of so many rows, the logits
-    # after single tokens do not depend on the other rows, bit for bit, on a CPU.
+    # after single tokens do not depend on the other rows, bit for bit, on a CPU. (In PyTorch, if
+    # all widths are even: elements that fill no whole vector are rounded in another way.)
     row_tile: int
 
     @property
