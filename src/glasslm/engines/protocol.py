@@ -94,7 +94,7 @@ class Engine(Protocol):
     rows_at_once: int  # rows computed side by side: those of all threads or ranks
     # Rows of a cache computed as one matrix. In a cache of a multiple of so many rows, the logits
     # after single tokens do not depend on the other rows, bit for bit, on a CPU. (In PyTorch, if
-    # all widths are even: elements that fill no whole vector are rounded in another way.)
+    # all widths are multiples of 8: the rounding of shorter vectors depends on their place.)
     row_tile: int
 
     @property

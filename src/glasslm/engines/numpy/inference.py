@@ -103,8 +103,7 @@ class AttentionContext:
                 window = c.window
             case _:
                 assert_never(c.mask)
-        # The rows that read a single token, and the number of their keys, none of which is hidden by
-        # the causal mask.
+        # The rows that read a single token, and the number of their keys, all up to that token.
         self.row_keys: list[tuple[int, int]] | None = None
         if T == 1 and not slots.uniform:
             n_keys = np.minimum(slots.lengths + counts, cache.size)
