@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from glasslm import ops
 from glasslm.course.learn.exercise import Array, Case, CaseRandom, Exercise, Mistake, Sizes
 from glasslm.engines.positions import alibi_slopes
 
@@ -26,16 +25,13 @@ def reference(
     power: int = 1,
     is_transposed: bool = False,
 ) -> Array:
-    """The bias (H, T, T) of `glasslm.ops`, with the usual mistakes."""
-    distance = -ops.alibi_bias(H, T + 1, np.float64) / alibi_slopes(H, np.float64)[:, None, None]
-    first_query = {-1: 0, 0: 0, 1: 1}[shift]
-    distance = distance[:, first_query : T + first_query, :T]
-    if shift == -1:
-        distance = np.concatenate([np.zeros((H, 1, T)), distance[:, :-1]], axis=1)
+    """`alibi_bias` with the usual mistakes."""
     slope = SLOPES[slopes](H)[:, None, None]
-    ahead = slope * np.triu(np.arange(T) - np.arange(T)[:, None])
+    offset = np.arange(T)[:, None] - np.arange(T)  # of query i and key j
+    bias = -slope * np.maximum(offset + shift, 0) ** power
+    ahead = slope * np.maximum(-offset, 0)
     bias = (
-        -slope * distance**power
+        bias
         + {
             "0": 0,
             "positive": ahead,

@@ -228,12 +228,6 @@ DISTRIBUTIONS: tuple[tuple[VerdictName, str, Distribution], ...] = (
     ),
     (
         "mask",
-        "top-k keeps less than k tokens where logits are equal: of equal ones, those with the "
-        "lower index stay",
-        wrong_top_k(lambda z, k: z > np.sort(z)[-k - 1]),
-    ),
-    (
-        "mask",
         "of equal logits top-k keeps the one with the higher index: the lower one stays",
         wrong_top_k(lambda z, k: in_top_k(z[::-1], k)[::-1]),
     ),
@@ -322,11 +316,6 @@ DISTRIBUTIONS: tuple[tuple[VerdictName, str, Distribution], ...] = (
     (
         "other",
         "these are logarithms of the probabilities: return the probabilities",
-        lambda z, t, k, p: np.log(np.maximum(top_p(top_k(softmax(z / t), k), p), 1e-30)),
-    ),
-    (
-        "other",
-        "these are logarithms of the probabilities: return the probabilities",
         lambda z, t, k, p: np.log(top_p(top_k(softmax(z / t), k), p)),
     ),
 )
@@ -357,10 +346,6 @@ DRAWS: tuple[tuple[str, Draw], ...] = (
     (
         "the token is off by one: it is the first whose cumulative sum is above uniform",
         lambda p, u: (np.cumsum(p) <= u).sum() - 1,
-    ),
-    (
-        "the token is off by one: it is the first whose cumulative sum is above uniform",
-        lambda p, u: (np.cumsum(p) <= u).sum() + 1,
     ),
     (
         "the token is floor(uniform V), as if all were equally probable",
