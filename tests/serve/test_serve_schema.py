@@ -19,6 +19,7 @@ LIMITS = Limits()
 COMPLETION = {"prompt": "a"}
 CHAT = {"messages": [{"role": "user", "content": "a"}]}
 HUGE = 10**400
+LARGE_SCHEMA = {"enum": ["a" * 70_000]}
 
 WRONG: dict[str, list[Any]] = {
     "prompt": [None, 1, True, [], {}, [None], [1, "a"], ["a", 1], [[1], "a"], [1.5], [True], [-1],
@@ -39,7 +40,8 @@ WRONG: dict[str, list[Any]] = {
     "logit_bias": [1, [], {"a": 1}, {"-1": 1}, {"1": 101}, {"1": "a"}, {"1": None}, {"1": True},
                    {"1": HUGE}, {"²": 1}, {str(i): 0 for i in range(1025)}],
     "response_format": [1, "json", {}, {"type": "xml"}, {"type": "json_schema"},
-                        {"type": "json_schema", "json_schema": {"schema": 1}}],
+                        {"type": "json_schema", "json_schema": {"schema": 1}},
+                        {"type": "json_schema", "json_schema": {"schema": LARGE_SCHEMA}}],
     "model": [1, True, [], {}],
     "best_of": [2, 0, True],
     "suffix": ["a", 1],

@@ -53,7 +53,7 @@ class SchemaGrammar:
                 param=PARAM,
                 code="invalid_value",
             )
-        return SchemaText(self, llguidance.LLMatcher(self.library, grammar))
+        return SchemaText(self, llguidance.LLMatcher(self.library, grammar, log_level=0))
 
 
 class SchemaText:

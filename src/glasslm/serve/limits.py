@@ -24,6 +24,7 @@ class Limits:
     stops: int = 16
     stop_chars: int = 1000
     biases: int = 1024  # entries of logit_bias
+    schema_bytes: int = 64 << 10  # of a JSON schema
     queued_texts: int = 2048  # waiting or running, of all requests; more are refused with 429
     queued_tokens: int = 1 << 22  # of their prompts
     waiting_tokens: int = 8192  # generated for a client that does not read them; more: an error

@@ -167,7 +167,8 @@ def _grammar(loaded: LoadedModel, settings: TextSettings) -> GrammarFactory | No
 
 
 def _check_grammar(grammar: GrammarFactory, max_tokens: int) -> None:
+    """Raise the errors of a grammar here, where a schema that takes long delays nobody else."""
     try:
-        grammar(max_tokens)
+        grammar(max_tokens).allowed(max_tokens)
     except GlasslmError as error:
         raise ApiError(400, str(error), param="response_format", code="invalid_value") from None

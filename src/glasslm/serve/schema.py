@@ -6,6 +6,7 @@ those of glasslm. What depends on the model (vocabulary, context) is checked in 
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def _read_settings(
     sampling = _read_sampling(fields)
     stop = _read_stop(fields.get("stop"), limits)
     bias = _read_logit_bias(fields.get("logit_bias"), limits)
-    response_format = _read_response_format(fields.get("response_format"))
+    response_format = _read_response_format(fields.get("response_format"), limits)
     if stop and response_format:
         raise ApiError(
             400,
@@ -264,7 +265,7 @@ def _read_logit_bias(value: object, limits: Limits) -> dict[int, float]:
     return biases
 
 
-def _read_response_format(value: object) -> ResponseFormat | None:
+def _read_response_format(value: object, limits: Limits) -> ResponseFormat | None:
     if value is None:
         return None
     kind = value.get("type") if isinstance(value, dict) else None
@@ -283,6 +284,9 @@ def _read_response_format(value: object) -> ResponseFormat | None:
         raise wrong_value(
             "response_format.json_schema", description, '{"name": NAME, "schema": a JSON schema}'
         )
+    if len(json.dumps(schema)) > limits.schema_bytes:
+        expected = f"at most {limits.schema_bytes:,} bytes"
+        raise wrong_value("response_format.json_schema", schema, expected)
     return ResponseFormat(kind, schema)
 
 
