@@ -23,7 +23,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["-h"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--help-all"], []])
 def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     out = capsys.readouterr().out

@@ -11,10 +11,8 @@ from glasslm.lab.studies.stored_study import open_study
 from html_pages import Page
 from small_runs import write_text
 
-WORDS = (
-    "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4 --max-steps 4 --seeds 1 "
-    "--axes depth=2"
-).split()  # noqa: SIM905 - as typed
+SIZES = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4"
+WORDS = f"{SIZES} --max-steps 4 --seeds 1 --axes depth=2".split()
 
 
 @pytest.fixture(scope="module")
