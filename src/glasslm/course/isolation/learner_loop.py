@@ -112,7 +112,7 @@ class LearnerLoop:
         options = {
             name: wire.decode(code, arrays, self._take) for name, code in message["kwargs"].items()
         }
-        watched = [value for value in (*arguments, *options.values()) if is_mutable(value)]
+        watched = [value for value in (*arguments, *options.values()) if wire.is_mutable(value)]
         watched += self._passed.get(target, [])
         count = 0
         with np.errstate(all="ignore"):
@@ -124,7 +124,7 @@ class LearnerLoop:
         first_handle = len(self._objects)
         value = wire.encode(result, replies, self._put)
         results = list(result) if isinstance(result, tuple) else [result]
-        passed = [*watched, *(item for item in results if is_mutable(item))]
+        passed = [*watched, *(item for item in results if wire.is_mutable(item))]
         self._passed |= dict.fromkeys(range(first_handle, len(self._objects)), passed)
         now = [wire.encode(item, replies, self._put) for item in watched]
         return {"value": value, "watched": now, "instructions": count}
@@ -275,8 +275,3 @@ def count_instructions(
         return function(*arguments, **options), count
     finally:
         sys.settrace(None)
-
-
-def is_mutable(value: Any) -> bool:
-    """Whether a function can change this argument for its caller."""
-    return isinstance(value, (np.ndarray, list, dict, set))

@@ -51,7 +51,7 @@ class RemoteObject:
         except wire.WireError as error:
             raise self._process.reject(str(error)) from None
         results = value if isinstance(value, tuple) else (value,)
-        passed = [*watched, *(item for item in results if is_mutable(item))]
+        passed = [*watched, *(item for item in results if wire.is_mutable(item))]
         for item in made:
             item._passed = passed
         return value
@@ -101,7 +101,7 @@ class RemoteFunction(RemoteObject):
         }
         answer, replies = self._process.ask(message, arrays)
         self._process.instructions += int(answer.get("instructions", 0))
-        watched = [value for value in (*args, *kwargs.values()) if is_mutable(value)]
+        watched = [value for value in (*args, *kwargs.values()) if wire.is_mutable(value)]
         return self._read(answer, replies, watched + self._passed)
 
     def _describe(self, value: Any) -> dict[str, Any]:
@@ -136,8 +136,3 @@ def replace_content(here: Any, new: Any) -> None:
     else:
         here.clear()
         here.update(new)
-
-
-def is_mutable(value: Any) -> bool:
-    """Whether a function can change this argument for its caller."""
-    return isinstance(value, (np.ndarray, list, dict, set))

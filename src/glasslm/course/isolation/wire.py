@@ -144,6 +144,11 @@ def _numbers(name: str, shape: list[int], arrays: list[bytes]) -> Any:
     return np.frombuffer(arrays.pop(0), dtype).reshape(shape).copy()
 
 
+def is_mutable(value: Any) -> bool:
+    """Whether a function can change this argument for its caller."""
+    return isinstance(value, (np.ndarray, list, dict, set))
+
+
 def _read_exactly(stream: BinaryIO, count: int) -> bytes:
     pieces = []
     while count:
