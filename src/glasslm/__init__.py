@@ -46,6 +46,7 @@ def train(
     precision: str = "auto",
     threads: int = 0,
     track: str = "",
+    ops: str | os.PathLike[str] = "",
     **flags: Any,
 ) -> Run:
     """Train a model and write its report; returns the run.
@@ -61,6 +62,7 @@ def train(
         precision: "fp32", "bf16", "fp16", "fp64" or "auto".
         threads: CPU threads; 0 takes GLASSLM_THREADS, or one per core.
         track: "wandb", "tensorboard" or "wandb,tensorboard": shows the run there, too.
+        ops: A Python file whose functions replace the engine's operations of the same names.
         **flags: The other flags of `glasslm train` with underscores: text_file, max_steps, d_model,
             lr, init_from ...
 
@@ -87,10 +89,12 @@ def train(
 
     settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     compute = from_dict(ComputeConfig, settings)
-    arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track, **flags}
+    arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track}
+    arguments |= {**({"ops": os.fspath(ops)} if ops else {}), **flags}
     command = _format_call(arguments)
     preset, defaults = _default_config(preset, flags)
-    config, path = with_flags(defaults, flags), Path(run_dir) if run_dir else None
+    config = with_flags(defaults, {**flags, **({"ops": os.fspath(ops)} if ops else {})})
+    path = Path(run_dir) if run_dir else None
     outcome = launch.train(config, compute, path, preset=preset, command=command, track=track)
     run_report.write_after_training(outcome, notify)
     return _finished_run(outcome)
@@ -138,8 +142,9 @@ def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute:
     Args:
         run: The path of a run, or its name under ./runs.
         checkpoint: "best", "latest" or the step of a checkpoint.
-        **compute: engine, device, precision and threads as in `train`. For texts longer than in
-            training also context (tokens) and rope_scaling ("linear" or "ntk").
+        **compute: engine, device, precision, threads and ops as in `train`; ops="recorded" runs the
+            operations in run.json. For texts longer than in training also context (tokens) and
+            rope_scaling ("linear" or "ntk").
 
     Returns:
         The model, which generates text, scores it and returns logits.

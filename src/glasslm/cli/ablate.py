@@ -34,6 +34,7 @@ comparisons (Holm). A run that diverges counts as a result.
 Examples:
   glasslm ablate --axes depth,activation --seeds 3 --budget 45m
   glasslm ablate --against ../glasslm-0.1 --seeds 5 --max-steps 300
+  glasslm ablate --axes 'ops=mine.py' --seeds 5 --max-steps 300
   glasslm ablate --axes norm --match time --text-file book.txt
   glasslm ablate --fit losses.csv    the losses of another program, by seed
   glasslm ablate --axes optimizer --rates 0.3/1/3 --runner ray"""
@@ -45,7 +46,8 @@ class Flags(RecipeFlags):
 
     axes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "depth,width,heads,activation,norm"
     """Axes to vary, with commas between. NAME=A/B/C gives the values (norm=A/pre|B/post).
-    NAME is an axis, or a flag of the model or optimizer with underscores."""
+    NAME is an axis, or a flag of the model or optimizer with underscores; ops=A.py|B.py compares
+    files of --ops with the baseline."""
     seeds: int = 3
     """Seeds of each variant; all variants have the same ones."""
     budget: Annotated[str | None, optional_flag("TIME", "the steps of the baseline")] = None

@@ -64,6 +64,11 @@ def main(argv: list[str]) -> int:
     require(budget_s >= MIN_BUDGET_S, "budget", flags.budget, "at least 5m, and better 30m")
     if flags.train.epochs is not None or flags.train.max_time is not None:
         raise InputError("--budget is the time of a capstone: leave out --epochs and --max-time")
+    if flags.operations.ops:
+        raise InputError(
+            "--ops does not go with a capstone, whose questions are about the engine's own "
+            "operations: leave it out"
+        )
     folder = run_folder.study_folder(flags.out, "capstone", flags.preset)
     compute, base = compute_config(flags.compute), flags.config
     command = shlex.join(["glasslm", "capstone", *argv])

@@ -15,13 +15,14 @@ import numpy as np
 import tyro
 
 from glasslm import files
-from glasslm.cli.flag_groups import RUN_HELP, JsonFlag
+from glasslm.cli.flag_groups import RUN_HELP, JsonFlag, RunOpsFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import InputError, require
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_escaped
 
 if TYPE_CHECKING:
+    from glasslm.engines.operations import OperationsFile
     from glasslm.lab.checks.attention_paths import PathResult
     from glasslm.lab.checks.finite_differences import CheckResult
     from glasslm.lab.checks.loss_parity import StepLosses
@@ -37,6 +38,9 @@ engines in float64 and in float32: gradients, optimizer steps, logits with and
 without a cache, and the losses while both learn a text. About four minutes on
 two cores.
 
+With --ops: the operations of a Python file, models that use them, and the two
+engines; seconds.
+
 With RUN: a trained model on its validation text, a few elements of each weight,
 and the two engines; seconds for the preset tiny, up to two minutes for the
 largest.
@@ -44,6 +48,7 @@ largest.
 Examples:
   glasslm check
   glasslm check --figure parity.png
+  glasslm check --ops own.py    operations of your own, in seconds
   glasslm check runs/shakespeare-tiny-20260314-153000"""
 
 PRECISION_NAMES: dict[ParityPrecision, str] = {"fp64": "float64", "fp32": "float32"}
@@ -64,6 +69,7 @@ class Flags:
     """Random combinations of options."""
     seed: int = 0
     """Seed of weights, inputs and combinations."""
+    ops: RunOpsFlag = ""
     figure: Annotated[Path | None, optional_flag("FILE.png", "none")] = None
     """Draw the losses of both engines into a PNG file."""
     json: JsonFlag = False
@@ -71,21 +77,26 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
+    from glasslm.engines.operations import describe_operations, read_operations
     from glasslm.engines.resources import is_torch_installed
 
     flags = parse(Flags, argv, "glasslm check", DESCRIPTION)
     require(flags.seed >= 0, "seed", flags.seed, "0 or more")
     if flags.figure is not None:
-        _require_figure(flags.figure, flags.run)
+        _require_figure(flags.figure, flags.run, flags.ops)
     out = sys.stderr if flags.json else sys.stdout
     begin = time.perf_counter()
-    summary, facts = _check_gradients(flags, out)
-    if flags.run is None:
+    operations = None
+    if flags.ops and flags.run is None:
+        operations = read_operations(flags.ops)
+        print(f"operations: {describe_operations(operations)}", file=out)
+    summary, facts = _check_gradients(flags, operations, out)
+    if flags.run is None and operations is None:
         path_summary, facts["attention"], wrong = _check_attention(flags.seed, out)
         summary, facts["wrong"] = f"{summary}; {path_summary}", facts["wrong"] + wrong
     facts["parity"] = None
     if is_torch_installed():
-        parity_summary, facts["parity"], wrong = _compare_engines(flags, out)
+        parity_summary, facts["parity"], wrong = _compare_engines(flags, operations, out)
         summary, facts["wrong"] = f"{summary}; {parity_summary}", facts["wrong"] + wrong
     else:
         print(
@@ -100,12 +111,12 @@ def main(argv: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _require_figure(figure: Path, run: str | None) -> None:
+def _require_figure(figure: Path, run: str | None, ops: str) -> None:
     """Raise InputError for a --figure that cannot be drawn, before minutes of checks."""
     from glasslm.engines.resources import is_torch_installed
 
-    if run is not None:
-        raise InputError("--figure draws the losses of two new models: leave out RUN")
+    if run is not None or ops:
+        raise InputError("--figure draws the losses of two new models: leave out RUN and --ops")
     if not is_torch_installed():
         raise InputError("--figure needs PyTorch, which is not installed: pip install torch")
     if figure.suffix.lower() != ".png" or not os.access(figure.parent, os.W_OK):
@@ -114,13 +125,18 @@ def _require_figure(figure: Path, run: str | None) -> None:
         )
 
 
-def _check_gradients(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any]]:
+def _check_gradients(
+    flags: Flags, operations: OperationsFile | None, out: TextIO
+) -> tuple[str, dict[str, Any]]:
     """Print one line for each case. Returns the summary and the facts for JSON."""
     from glasslm.lab.checks import finite_differences, gradient_check
 
     def sections() -> Iterator[tuple[str, Iterator[CheckResult]]]:
         if flags.run is not None:
-            yield "the trained model", gradient_check.check_run(flags.run, flags.seed)
+            yield "the trained model", gradient_check.check_run(flags.run, flags.seed, flags.ops)
+        elif operations is not None:
+            yield "operations", gradient_check.check_file_operations(operations, flags.seed)
+            yield "the whole model", gradient_check.check_file_models(operations, flags.seed)
         else:
             yield "operations", gradient_check.check_ops(flags.seed)
             yield "the whole model", gradient_check.check_models(flags.combinations, flags.seed)
@@ -185,13 +201,18 @@ def _check_attention(seed: int, out: TextIO) -> tuple[str, dict[str, Any], list[
     return f"{len(results)} models path against path", facts, wrong
 
 
-def _compare_engines(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:
+def _compare_engines(
+    flags: Flags, operations: OperationsFile | None, out: TextIO
+) -> tuple[str, dict[str, Any], list[str]]:
     """Print one line for each model, and the losses. Returns summary, JSON facts and faults."""
     from glasslm.lab.checks import parity
 
     notify("starting PyTorch, to compare the engines")
     if flags.run is not None:
-        rows = _print_parity(parity.check_run(flags.run, flags.seed), out)
+        rows = _print_parity(parity.check_run(flags.run, flags.seed, flags.ops), out)
+    elif operations is not None:
+        rows = _print_parity(parity.check_file_models(operations, "fp64", flags.seed), out)
+        rows += _print_parity(parity.check_file_models(operations, "fp32", flags.seed), out)
     else:
         rows = _print_parity(parity.check_models("fp64", flags.combinations, flags.seed), out)
         rows += _print_parity(parity.check_models("fp32", seed=flags.seed), out)
@@ -210,7 +231,7 @@ def _compare_engines(flags: Flags, out: TextIO) -> tuple[str, dict[str, Any], li
         facts["largest_error"][precision] = errors
         maxima = ", ".join(f"{column} {error:.1e}" for column, error in errors.items())
         print(f"largest in {PRECISION_NAMES[precision]}: {maxima}", file=out)
-    if flags.run is None:
+    if flags.run is None and operations is None:
         facts["curves"], wrong_steps = _compare_losses(flags, out)
         wrong += wrong_steps
     return f"{len(rows)} models engine against engine", facts, wrong

@@ -14,7 +14,7 @@ import tyro
 
 from glasslm.cli.flag_groups import RUN_HELP, JsonFlag, RecipeFlags
 from glasslm.config.config_fields import optional_flag
-from glasslm.config.schema import ComputeConfig, DataConfig
+from glasslm.config.schema import ComputeConfig, DataConfig, OperationsConfig
 from glasslm.errors import InputError
 from glasslm.report.findings import SEVERITY, Finding, worst_verdict
 from glasslm.runs.metrics import to_json_types
@@ -73,7 +73,7 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.runs import run_folder
+    from glasslm.runs import recorded_operations, run_folder
 
     flags = parse(argv)
     if len(flags.curve) == 1 and not flags.against:
@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
     if flags.cookbook:
         return _run_cookbook(flags)
     run_dir = run_folder.find_run(flags.run) if flags.run is not None else None
+    if run_dir is not None:
+        recorded_operations.admit_run_operations(run_folder.Run(run_dir), flags.operations.ops)
     if flags.replay is not None and run_dir is not None:
         return _replay_step(run_dir, flags.replay, flags)
     return _diagnose(run_dir, flags)
@@ -101,13 +103,16 @@ def parse(argv: list[str]) -> Flags:
     else:
         name, config = parsing.named_preset(argv)
     parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
+    parts["operations"] = OperationsConfig()
     flags = parsing.parse(
         Flags, argv, "glasslm diagnose", DESCRIPTION, default=Flags(run=run, preset=name, **parts)
     )
     if flags.run != run:
         raise InputError("RUN comes first, as in glasslm diagnose RUN")
     _refuse_unread(flags, argv)
-    if run is not None and (flags.config != config or flags.preset != name):
+    own_settings = dataclasses.replace(flags.config, operations=config.operations)
+    has_new_operations = bool(flags.operations.ops) and not config.operations.ops
+    if run is not None and (own_settings != config or flags.preset != name or has_new_operations):
         raise InputError(
             "RUN has its own settings: leave out the flags of model, data, optimizer and training"
         )

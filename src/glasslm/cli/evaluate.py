@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
+from glasslm.cli.flag_groups import CheckpointFlag, RunArgument, RunOpsFlag
 from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DataConfig, DeviceConfig
@@ -51,6 +51,7 @@ class Flags:
     split: Annotated[Literal["val", "test"] | None, optional_flag("val|test", "val")] = None
     """Part of the run's own text."""
     checkpoint: CheckpointFlag = "best"
+    ops: RunOpsFlag = ""
     reading: ContextConfig = field(default_factory=ContextConfig)
     compute: DeviceConfig = field(default_factory=DeviceConfig)
     json: bool = False
@@ -67,7 +68,11 @@ def main(argv: list[str]) -> int:
     run_folder.find_run(flags.run)  # an unknown run is an error before the first message
     notify("reading the model and the text")
     model = load_model(
-        flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
+        flags.run,
+        parse_checkpoint(flags.checkpoint),
+        **vars(flags.reading),
+        **vars(flags.compute),
+        ops=flags.ops,
     )
     domain = None
     if flags.text_file:

@@ -12,6 +12,7 @@ from glasslm.config.schema import (
     DataConfig,
     DeviceConfig,
     ModelConfig,
+    OperationsConfig,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
@@ -25,6 +26,14 @@ CheckpointFlag = Annotated[
     tyro.conf.arg(metavar="best|latest|STEP", help="Checkpoint of the run."),
 ]
 JsonFlag = Annotated[bool, tyro.conf.arg(help="Print one JSON object at the end.")]
+RunOpsFlag = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="FILE.py|recorded",
+        help="Compute with operations of a Python file; recorded: run the code in run.json.",
+        help_behavior_hint="(default: none)",
+    ),
+]
 TrackFlag = Annotated[
     str,
     tyro.conf.arg(
@@ -43,11 +52,12 @@ class ConfigFlags:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    operations: OperationsConfig = field(default_factory=OperationsConfig)
 
     @property
     def config(self) -> RunConfig:
         """The run that the flags describe."""
-        return RunConfig(self.model, self.data, self.optimizer, self.train)
+        return RunConfig(self.model, self.data, self.optimizer, self.train, self.operations)
 
 
 @dataclass(frozen=True, kw_only=True)

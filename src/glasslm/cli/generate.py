@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import tyro
 
-from glasslm.cli.flag_groups import CheckpointFlag, RunArgument
+from glasslm.cli.flag_groups import CheckpointFlag, RunArgument, RunOpsFlag
 from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
@@ -84,6 +84,7 @@ class Flags:
     """Keep keys and values in a cache; --no-cache reads the whole text again for each token, and
     prints how much faster the cache is."""
     checkpoint: CheckpointFlag = "best"
+    ops: RunOpsFlag = ""
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
     json: bool = False
@@ -93,7 +94,11 @@ class Flags:
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION)
     model = load_model(
-        flags.run, parse_checkpoint(flags.checkpoint), **vars(flags.reading), **vars(flags.compute)
+        flags.run,
+        parse_checkpoint(flags.checkpoint),
+        **vars(flags.reading),
+        **vars(flags.compute),
+        ops=flags.ops,
     )
     if flags.grammar and model.json_grammar.note:
         notify(f"note: {model.json_grammar.note}")

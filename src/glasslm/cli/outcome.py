@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 def report_outcome(outcome: Outcome, as_json: bool) -> int:
     """Write the report and print the summary of a run. Returns the exit code."""
     from glasslm.report import run_report
+    from glasslm.runs.run_folder import Run
     from glasslm.training import display
 
     path = run_report.write_after_training(outcome, notify)
     text = display.summary_text(
-        outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s
-    )
+        outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s,
+        Run(outcome.run_dir).config.operations.ops,
+    )  # fmt: skip
     if as_json:
         notify(text)
         best: Mapping[str, Any] = outcome.best or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasslm.cli.flag_groups import RunArgument
+from glasslm.cli.flag_groups import RunArgument, RunOpsFlag
 from glasslm.cli.parsing import parse
 from glasslm.text import print_result
 
@@ -21,16 +21,21 @@ class Flags:
     """The run or study to report."""
 
     run: RunArgument
+    ops: RunOpsFlag = ""
 
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
     from glasslm.lab.studies.stored_study import is_study, open_study
     from glasslm.report import run_report
-    from glasslm.runs import run_folder
+    from glasslm.runs import recorded_operations, run_folder
+    from glasslm.runs.run_folder import Run
 
     if is_study(Path(flags.run)):
         print_result(str(open_study(flags.run).write()))
         return 0
-    print_result(str(run_report.write(run_folder.find_run(flags.run))))
+    path = run_folder.find_run(flags.run)
+    if flags.ops:
+        recorded_operations.admit_run_operations(Run(path), flags.ops)
+    print_result(str(run_report.write(path)))
     return 0

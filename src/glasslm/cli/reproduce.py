@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from glasslm.cli.flag_groups import JsonFlag, RunArgument
+from glasslm.cli.flag_groups import JsonFlag, RunArgument, RunOpsFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.errors import require
 from glasslm.runs.metrics import to_json_types
@@ -38,6 +38,7 @@ class Flags:
     """Folder of the new run, which must not contain one yet."""
     steps: Annotated[int | None, optional_flag("INT", "all steps of the run")] = None
     """Number of steps to train, from the first one."""
+    ops: RunOpsFlag = ""
     json: JsonFlag = False
 
 
@@ -52,8 +53,9 @@ def main(argv: list[str]) -> int:
     path = run_folder.find_run(flags.run)
     run_dir = flags.run_dir or path.with_name(f"{path.resolve().name}-reproduced")
     reproduction = reproduce(
-        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify
-    )
+        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify,
+        flags.ops,
+    )  # fmt: skip
     print_escaped(_format_result(reproduction), sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(to_json_types(json_facts(reproduction))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glasslm.cli.flag_groups import JsonFlag, RunArgument, TrackFlag
+from glasslm.cli.flag_groups import JsonFlag, RunArgument, RunOpsFlag, TrackFlag
 from glasslm.cli.outcome import report_outcome
 from glasslm.config.schema import ComputeConfig
 
@@ -28,6 +28,7 @@ class Flags:
     run: RunArgument
     json: JsonFlag = False
     track: TrackFlag = ""
+    ops: RunOpsFlag = ""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -39,7 +40,9 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
     trackers.parse_trackers(flags.track)
     run_dir = run_folder.find_run(flags.run)
-    outcome = _find_unreported(run_dir) or launch.resume(run_dir, flags.compute, track=flags.track)
+    outcome = _find_unreported(run_dir) or launch.resume(
+        run_dir, flags.compute, track=flags.track, ops=flags.ops
+    )
     return report_outcome(outcome, flags.json)
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from glasslm.cli.flag_groups import RunArgument
+from glasslm.cli.flag_groups import RunArgument, RunOpsFlag
 from glasslm.text import print_escaped
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Flags:
     """The run to check, and how."""
 
     run: RunArgument
+    ops: RunOpsFlag = ""
     resume: bool = False
     """Also train a short copy twice, once interrupted, and compare every bit."""
     json: bool = False
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         parts.append(part)
         _print_part(part, out)
     can_resume = flags.resume and parts[0].verdict == "ok"
-    resumption = _test_resume(run_dir, parts, out) if can_resume else None
+    resumption = _test_resume(run_dir, parts, out, flags.ops) if can_resume else None
     n_damaged = sum(part.verdict == "damaged" for part in parts)
     n_notes = sum(part.verdict == "note" for part in parts)
     verdict = (
@@ -82,7 +83,7 @@ def _print_part(part: Part, out: TextIO) -> None:
     print_escaped(f"{part.verdict:7}  {part.name:18}  {part.message}", out)
 
 
-def _test_resume(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | None:
+def _test_resume(run_dir: Path, parts: list[Part], out: TextIO, ops: str) -> Resumption | None:
     """Interrupt and resume a copy of the run, and print the comparison.
 
     If there is no result, appends a part to `parts` and returns None. The part is damaged, or a
@@ -94,7 +95,7 @@ def _test_resume(run_dir: Path, parts: list[Part], out: TextIO) -> Resumption | 
     from glasslm.text import notify
 
     try:
-        resumption = try_resume(run_dir, notify)
+        resumption = try_resume(run_dir, notify, ops)
     except DamagedError as error:
         parts.append(Part("resume", "damaged", str(error)))
     except DivergedError as error:

@@ -68,8 +68,14 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
 
 def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
-    """The nested dictionaries of a config, as run.json has them."""
-    return dataclasses.asdict(config)
+    """The nested dictionaries of a config, as run.json has them.
+
+    The part `operations` is there only if a file replaces operations.
+    """
+    values = dataclasses.asdict(config)
+    if isinstance(config, RunConfig) and not config.operations.ops:
+        del values["operations"]
+    return values
 
 
 def with_model(base: RunConfig, **changes: Any) -> RunConfig:

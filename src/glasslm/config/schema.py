@@ -1,4 +1,4 @@
-"""The configuration of a run, as frozen dataclasses: RunConfig has four parts, one for each module.
+"""The configuration of a run, as frozen dataclasses: RunConfig has a part for each module.
 
 A RunConfig and a seed determine a run; ComputeConfig says only where and how it is computed. The
 docstring under a field is its help text on the command line: one line, or one sentence a line.
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from glasslm.config.config_fields import require_fields
+import tyro
+
+from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.data_config import Corpus, DataConfig
 from glasslm.config.model_config import (
     ADAPTABLE_MATRICES,
@@ -32,9 +34,9 @@ from glasslm.config.training_config import OptimizerConfig, OptimizerName, Sched
 __all__ = [
     "ADAPTABLE_MATRICES", "ALIASES", "GATED", "MAX_BLOCKS", "MAX_WIDTH", "RELATIVE_POSITIONS",
     "AttentionName", "ComputeConfig", "Corpus", "DataConfig", "DeviceConfig", "DeviceName",
-    "EngineName", "FeedForward", "ModelConfig", "Norm", "NormPosition", "OptimizerConfig",
-    "OptimizerName", "Position", "Precision", "RopeScaling", "RunConfig", "ScheduleName",
-    "TrainConfig",
+    "EngineName", "FeedForward", "ModelConfig", "Norm", "NormPosition", "OperationsConfig",
+    "OptimizerConfig", "OptimizerName", "Position", "Precision", "RopeScaling", "RunConfig",
+    "ScheduleName", "TrainConfig",
 ]  # fmt: skip
 
 EngineName = Literal["auto", "numpy", "torch"]
@@ -45,6 +47,21 @@ ALIASES = {"seq_len": "block_size"}  # second names of fields: those of the cour
 
 
 @dataclass(frozen=True)
+class OperationsConfig:
+    """The Python file whose functions replace operations of the engine; "" for none."""
+
+    ops: Annotated[str, optional_flag("FILE.py", "none")] = ""
+    """Python file whose functions replace the engine's operations of the same names.
+    Such a function (silu, rms_norm, attention, adamw, ...) returns `output, backward`."""
+    ops_sha256: tyro.conf.Suppress[str] = ""
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the file has been read: its hash is known, or there is no file."""
+        return bool(self.ops_sha256) or not self.ops
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that determines the result of a run."""
 
@@ -52,6 +69,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    operations: OperationsConfig = field(default_factory=OperationsConfig)
 
     @property
     def tokens_per_step(self) -> int:

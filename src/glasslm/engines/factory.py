@@ -10,6 +10,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.choice import choose_engine
 from glasslm.engines.protocol import Engine
 from glasslm.engines.resources import count_ranks, thread_count
+from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
 
 
@@ -25,6 +26,11 @@ def make_engine(
     config = config.resolve()
     parameters = parameter_table(config.model, vocab_size).total
     compute, _ = choose_engine(compute, parameters, training)
+    if config.operations.ops and compute.compile == "on":
+        raise InputError(
+            "--compile on does not go with --ops, whose functions torch.compile does not see "
+            "through: leave one of them out"
+        )
     threads = thread_count(compute.threads)
     if compute.engine == "numpy":
         from glasslm.engines.numpy.engine import NumpyEngine
@@ -36,6 +42,6 @@ def make_engine(
 
         compute = dataclasses.replace(compute, threads=threads)
         return distributed.lead_group(config, vocab_size, compute)
-    from glasslm.engines.torch.engine import make_torch_engine
+    from glasslm.engines.torch.creation import make_torch_engine
 
     return make_torch_engine(config, vocab_size, dataclasses.replace(compute, threads=threads))

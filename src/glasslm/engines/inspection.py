@@ -27,6 +27,10 @@ from glasslm.model.parameters import ParameterSpec
 from glasslm.text import suggest_name
 
 GRADIENT_PREFIX = "gradient/"
+REPLACED_ATTENTION = (
+    "attention is replaced by --ops, and its scores and weights stay inside that function: inspect "
+    "other names"
+)
 
 
 def forward_names(c: ModelConfig) -> list[str]:

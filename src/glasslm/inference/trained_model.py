@@ -40,6 +40,7 @@ from glasslm.inference.stream import visible_length
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
+from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.text import Notify, ignore_message
 
 GrammarName = Literal["json"]
@@ -56,20 +57,24 @@ def load_model(
     device: DeviceName = "auto",
     precision: Precision = "auto",
     threads: int = 0,
+    ops: str | os.PathLike[str] = "",
 ) -> Model:
     """Load the model of a run (a path, or a name under ./runs) from one of its checkpoints.
 
     `checkpoint` is "best", "latest" or a step. `context` is the number of tokens that the model
     reads at once, instead of that of training; `rope_scaling` ("linear" or "ntk") stretches rope to
-    it. Raises InputError where the run or the step does not exist, or the positions do not allow
-    the context; DamagedError where files were altered or do not belong together.
+    it. `ops` is a file whose functions replace operations of the engine, or "recorded": the code in
+    run.json, which is not run without this word. Raises InputError where the run or the step does
+    not exist, or the positions do not allow the context; DamagedError where files were altered or
+    do not belong together.
     """
     source = run_folder.Run(run_folder.find_run(run))
     loaded = checkpoints.load(source.path, checkpoint)
     checkpoints.require_identity(loaded, source.identity)
     compute = ComputeConfig(engine=engine, device=device, precision=precision, threads=threads)
-    model_config = ContextConfig(context, rope_scaling).apply_to(source.config.model)
-    config = dataclasses.replace(source.config, model=model_config)
+    recorded = source.config if not ops else admit_run_operations(source, os.fspath(ops))
+    model_config = ContextConfig(context, rope_scaling).apply_to(recorded.model)
+    config = dataclasses.replace(recorded, model=model_config)
     model_engine = make_engine(config, source.tokenizer.vocab_size, compute)
     model_engine.load(loaded.weights().items())
     return Model(config, source.tokenizer, model_engine, loaded.step)

@@ -15,6 +15,7 @@ from glasslm.interop.hf_special_tokens import TokenSettings, default_settings
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
+from glasslm.runs.recorded_operations import require_without_operations
 from glasslm.runs.run_folder import Run
 
 Array = NDArray[Any]
@@ -78,6 +79,7 @@ def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> Mo
     run = Run(run_folder.find_run(name))
     checkpoint = checkpoints.load(run.path, which)
     checkpoints.require_identity(checkpoint, run.identity)
+    require_without_operations(run, "exported: other programs do not have this code")
     merged_weights = merge_adapters(checkpoint.weights(), run.config.model)
     weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
     config = without_adapters(run.config.model).resolve()

@@ -140,6 +140,8 @@ def configuration_parts(
     base = preset_config(reference_preset(preset)).resolve()
     parts = []
     for part in dataclasses.fields(config):
+        if part.name == "operations" and not config.operations.ops:
+            continue
         values, preset_values = (
             dataclasses.asdict(getattr(owner, part.name)) for owner in (config, base)
         )

@@ -12,6 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import DataConfig, EngineName, RunConfig
 from glasslm.data.tokenizers import Tokenizer
+from glasslm.engines.operations import find_operations
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import provenance
@@ -91,6 +92,15 @@ class GitRecord(TypedDict):
     dirty: bool
 
 
+class OperationsRecord(TypedDict):
+    """The file of --ops, whose functions replace operations of the engine."""
+
+    file: str  # its path as it was given
+    sha256: str  # of its bytes
+    names: list[str]  # of the replaced operations
+    text: str
+
+
 # "from" is a keyword of Python.
 ImportRecord = TypedDict("ImportRecord", {"from": str, "model_type": str, "sha256": dict[str, str]})
 
@@ -125,6 +135,7 @@ class RunRecord(TypedDict):
     base: NotRequired[SourceRun]  # the run that fine-tuning started from
     merged_from: NotRequired[SourceRun]  # the run whose adapters were merged
     imported: NotRequired[ImportRecord]  # where an imported model came from
+    operations: NotRequired[OperationsRecord]  # code, which is only run with the user's consent
 
 
 def build_record(
@@ -156,6 +167,13 @@ def build_record(
         "git": provenance.git(),
         "blas": loaded_blas(),
     }
+    if operations := find_operations(config):
+        record["operations"] = OperationsRecord(
+            file=operations.file.name,
+            sha256=operations.file.sha256,
+            names=list(operations.functions),
+            text=operations.file.text,
+        )
     return cast(RunRecord, record)
 
 

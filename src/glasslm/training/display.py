@@ -223,12 +223,14 @@ def summary_text(
     sample: SampleLine | None = None,
     report: Path | str | None = None,
     elapsed_s: float | None = None,
+    ops: str = "",
 ) -> str:
     """The result of a run and the commands to try next, printed after it ended.
 
-    `best` is the eval line with the lowest validation loss, `sample` the last sample line.
+    `best` is the eval line with the lowest validation loss, `sample` the last sample line, `ops`
+    the file of operations that these commands need.
     """
-    run = quote_path(run_dir)
+    run, ops = quote_path(run_dir), f" --ops {quote_path(ops)}" if ops else ""
     lines = [status if elapsed_s is None else f"{status} after {format_duration(elapsed_s)}"]
     if best is not None:
         loss = format_number(best.get("loss"), ".4f")
@@ -250,6 +252,6 @@ def summary_text(
     if status == "diverged":
         lines += ["Train again with a lower --lr or a longer --warmup-steps."]
     lines += ["try next:"]
-    lines += [f"  glasslm resume {run}"] if status in ("interrupted", "failed") else []
-    lines += [f"  glasslm generate {run}", f"  glasslm evaluate {run} --text-file FILE"]
+    lines += [f"  glasslm resume {run}{ops}"] if status in ("interrupted", "failed") else []
+    lines += [f"  glasslm generate {run}{ops}", f"  glasslm evaluate {run}{ops} --text-file FILE"]
     return escape_control_chars("\n".join(lines))

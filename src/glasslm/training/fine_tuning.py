@@ -82,6 +82,12 @@ class BaseRun:
                     f"{name} is {value}, but {self.run.path} was trained with {base_value}: leave "
                     f"out --{name.replace('_', '-')}, or train a new model without --init-from"
                 )
+        sha256 = config.operations.ops_sha256
+        if sha256 != (base_sha256 := self.run.config.operations.ops_sha256):
+            raise InputError(
+                f"--ops has the sha256 {sha256[:12] or 'of no file'}, but {self.run.path} was "
+                f"trained with {base_sha256[:12] or 'no --ops'}: give the same file"
+            )
         tokenizer, base_tokenizer = config.data.tokenizer, self.run.config.data.tokenizer
         if tokenizer != base_tokenizer:
             raise InputError(

@@ -214,8 +214,9 @@ class Guard:
         The batch is computed again in micro-batches.
         """
         c = self.config.model
-        # scores hold -inf where a key is hidden
-        forward = [name for name in forward_names(c) if not name.endswith(".scores")]
+        # Scores hold -inf where a key is hidden. Attention of a file shows neither of them.
+        hidden = (".scores", ".weights") if self.config.operations.ops else (".scores",)
+        forward = [name for name in forward_names(c) if not name.endswith(hidden)]
         for names in (forward, backward_names(c, parameter_table(c, self.vocab_size))):
             for part in batch.split(engine.micro_batch_size):
                 tensors = engine.inspect(part, names)

@@ -20,20 +20,24 @@ from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources.text_files import Source
-from glasslm.engines import memory_estimate
-from glasslm.engines.choice import choose_engine, compute_from_record
+from glasslm.engines.choice import can_compile, choose_engine, compute_from_record
 from glasslm.engines.factory import make_engine
+from glasslm.engines.operations import (
+    admit_operations,
+    find_operations,
+    unused_operations,
+)
 from glasslm.engines.protocol import Engine
 from glasslm.engines.resources import count_ranks, thread_count
 from glasslm.errors import DamagedError, DivergedError, InputError
-from glasslm.model import flops
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.blas import format_blas, loaded_blas, warn_of_slow_kernel
+from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.checkpoint import Progress
 from glasslm.runs.metrics import COMPLETED_STATUSES, Line, MetricsLog, Status
 from glasslm.runs.protection import require_unaltered_log
 from glasslm.runs.record import ComputeRecord, build_record, text_name
+from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
@@ -43,7 +47,7 @@ from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
 from glasslm.training.outcome import Outcome, make_outcome
-from glasslm.training.plan import TrainingPlan, describe_preparation, format_plan, length_notes
+from glasslm.training.plan import describe_preparation, format_plan, length_notes, make_plan
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
 from glasslm.training.time_limit import TimeLimit
@@ -88,6 +92,7 @@ def train(
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
+    config = admit_operations(config)
     inputs = open_run_inputs(config, notify, dataset)
     config = with_document_end(config, inputs.dataset.tokenizer)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
@@ -111,7 +116,7 @@ def train(
     with lock_run(run_dir):
         run = _create_run(run_dir, length, compute, inputs, engine, preset=preset, command=command)
         config = run.config
-        plan = _make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
+        plan = make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
         notify(format_plan(plan))
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
         try:
@@ -130,12 +135,23 @@ def train(
 
 
 def resume(
-    run_dir: Path, compute: ComputeConfig, notify: Notify = notify, *, track: str = ""
+    run_dir: Path,
+    compute: ComputeConfig,
+    notify: Notify = notify,
+    *,
+    track: str = "",
+    ops: str = "",
 ) -> Outcome:
-    """Continue a run from its latest valid checkpoint. Raises InputError for a finished run."""
+    """Continue a run from its latest valid checkpoint. Raises InputError for a finished run.
+
+    `ops` is the file of operations that the run was trained with, or "recorded".
+    """
     started = time.perf_counter()
     tracker_names = trackers.parse_trackers(track)
     run = Run(run_dir)
+    if ops and not run.config.operations.ops:
+        raise InputError(f"{run_dir} was trained without --ops: leave it out")
+    admit_run_operations(run, ops, notify)
     with lock_run(run_dir):
         notify("reading the checkpoint and the text")
         latest = checkpoint.load(run_dir, "latest", notify)
@@ -202,6 +218,12 @@ def _choose_compute(
     compute, reason = choose_engine(compute, parameters, training=True)
     compute = dataclasses.replace(compute, threads=thread_count(compute.threads))
     reasons = [f"engine: {compute.engine} ({reason})"] if is_automatic and reason else []
+    if operations := find_operations(config):
+        reasons += unused_operations(operations, config)
+        if compute.compile == "auto":
+            compute = dataclasses.replace(compute, compile="off")
+            if can_compile(compute):
+                reasons.append("not compiled: torch.compile does not see through --ops")
     return compute, reasons
 
 
@@ -335,38 +357,3 @@ def _fallback_warning(source: Source | None) -> list[Line]:
         return []
     message = f"Shakespeare could not be downloaded: training on the corpus '{source.name}' instead"
     return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}]
-
-
-def _make_plan(
-    run: Run,
-    dataset: Dataset,
-    engine: Engine,
-    compute: ComputeConfig,
-    expected_s: float,
-    corpus: str,
-    reasons: list[str],
-) -> TrainingPlan:
-    config, vocab_size = run.config, dataset.tokenizer.vocab_size
-    return TrainingPlan(
-        preset=run.record["preset"],
-        corpus=corpus,
-        run_dir=run.path,
-        parameters=parameter_table(config.model, vocab_size).counts(),
-        vocab_size=vocab_size,
-        train_tokens=len(dataset.train.tokens),
-        val_tokens=len(dataset.val.tokens),
-        max_steps=config.train.max_steps,
-        tokens_per_step=config.tokens_per_step,
-        flops=config.total_tokens * flops.flops_per_token(config.model, vocab_size),
-        memory_bytes=memory_estimate.training_bytes(
-            config, vocab_size, compute, engine.micro_batch_size
-        ),
-        seconds=expected_s,
-        engine=engine.name,
-        device=engine.device,
-        precision=engine.precision,
-        threads=compute.threads if engine.device == "cpu" else None,
-        processes=count_ranks(),
-        blas=format_blas(loaded_blas()) if engine.name == "numpy" else "",
-        reasons=reasons,
-    )

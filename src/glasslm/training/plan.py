@@ -7,6 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glasslm.config.schema import ComputeConfig
+from glasslm.data.dataset import Dataset
+from glasslm.engines import memory_estimate
+from glasslm.engines.operations import describe_operations, find_operations
+from glasslm.engines.protocol import Engine
+from glasslm.engines.resources import count_ranks
+from glasslm.model import flops
+from glasslm.model.parameters import parameter_table
+from glasslm.runs.blas import format_blas, loaded_blas
+from glasslm.runs.run_folder import Run
 from glasslm.text import escape_control_chars, format_bytes, format_duration, plural
 from glasslm.training.evaluation_windows import (
     count_windows,
@@ -40,8 +49,47 @@ class TrainingPlan:
     precision: str
     threads: int | None  # None: the device is not a CPU
     processes: int
+    operations: str = ""  # those that --ops replaces, and their file
     blas: str = ""  # library, version and kernel, if NumPy computes
     reasons: Sequence[str] = ()  # for choices that were made automatically
+
+
+def make_plan(
+    run: Run,
+    dataset: Dataset,
+    engine: Engine,
+    compute: ComputeConfig,
+    expected_s: float,
+    corpus: str,
+    reasons: list[str],
+) -> TrainingPlan:
+    """The plan of a run that was created; `reasons` are its notes, `expected_s` its seconds."""
+    config, vocab_size = run.config, dataset.tokenizer.vocab_size
+    operations = find_operations(config)
+    return TrainingPlan(
+        preset=run.record["preset"],
+        corpus=corpus,
+        run_dir=run.path,
+        parameters=parameter_table(config.model, vocab_size).counts(),
+        vocab_size=vocab_size,
+        train_tokens=len(dataset.train.tokens),
+        val_tokens=len(dataset.val.tokens),
+        max_steps=config.train.max_steps,
+        tokens_per_step=config.tokens_per_step,
+        flops=config.total_tokens * flops.flops_per_token(config.model, vocab_size),
+        memory_bytes=memory_estimate.training_bytes(
+            config, vocab_size, compute, engine.micro_batch_size
+        ),
+        seconds=expected_s,
+        engine=engine.name,
+        device=engine.device,
+        precision=engine.precision,
+        threads=compute.threads if engine.device == "cpu" else None,
+        processes=count_ranks(),
+        operations=describe_operations(operations) if operations else "",
+        blas=format_blas(loaded_blas()) if engine.name == "numpy" else "",
+        reasons=reasons,
+    )
 
 
 def format_plan(plan: TrainingPlan) -> str:
@@ -77,6 +125,7 @@ def format_plan(plan: TrainingPlan) -> str:
         ("training", training),
         ("expected", expected),
         ("compute", compute),
+        *([("ops", [plan.operations])] if plan.operations else []),
         ("run", [str(plan.run_dir)]),
         *(("note", [reason]) for reason in plan.reasons),
     ]

@@ -85,16 +85,17 @@ def attention(
     H, scale = qk.shape[2] - K, 1 / math.sqrt(Q)
     q, k = qk[:, :, :H], qk[:, :, H:]
     q *= scale
-    qh, kh, vh = _heads(q, K), _heads(k, K), _heads(v, K)  # (B, K, G, T, Q) and (B, K, 1, T, Q)
+    # (B, K, G, T, Q), and (B, K, 1, T, Q) for keys and values
+    qh, kh, vh = split_heads(q, K), split_heads(k, K), split_heads(v, K)
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
-    visible = _visible(T, e.dtype, window, starts)
+    visible = visible_keys(T, e.dtype, window, starts)
     rsum = _exponentiate(e, visible, is_bounded=_score_bound(q, k) <= MAX_SAFE_EXPONENT)
     mask = None if drop is None else dropout_mask(e.shape, *drop, new)
     weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
     out = new((B, T, H, Q))
-    outh = np.matmul(weights, vh, out=_heads(out, K))
+    outh = np.matmul(weights, vh, out=split_heads(out, K))
     outh *= rsum
 
     def backward(dout: Array) -> Array:
@@ -105,16 +106,16 @@ def attention(
         dq, dk, dv = dqkv[:, :, :H], dqkv[:, :, H : H + K], dqkv[:, :, H + K :]
         delta = np.vecdot(dout, out).reshape(B, T, K, H // K)
         delta = delta.transpose(0, 2, 3, 1)[..., None] * rsum
-        douth = _heads(dout, K)
+        douth = split_heads(dout, K)
         douth *= rsum
-        _sum_groups(weights.swapaxes(-1, -2), douth, _heads(dv, K))
+        _sum_groups(weights.swapaxes(-1, -2), douth, split_heads(dv, K))
         ds = np.matmul(douth, vh.swapaxes(-1, -2), out=new(e.shape))
         if mask is not None:
             ds *= mask
         ds -= delta
         ds *= e
-        _sum_groups(ds.swapaxes(-1, -2), qh, _heads(dk, K))
-        np.matmul(ds, kh, out=_heads(dq, K))
+        _sum_groups(ds.swapaxes(-1, -2), qh, split_heads(dk, K))
+        np.matmul(ds, kh, out=split_heads(dq, K))
         dq *= scale
         return dqkv
 
@@ -139,27 +140,36 @@ def _exponentiate(e: Array, visible: Array, is_bounded: bool) -> Array:
 
 
 def scores_and_weights(
-    qk: Array, K: int, bias: Array | None, window: int, starts: NDArray[np.int64] | None
+    qk: Array,
+    K: int,
+    bias: Array | None,
+    window: int,
+    starts: NDArray[np.int64] | None,
+    softmax: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array]:
     """The scores and weights of `attention`, for inspection, (B, H, T, T) each.
 
     qk (B, T, H + K, Q), bias (H, T, T) -> q kᵀ / sqrt(Q), -inf where a key is hidden, and its
-    softmax with the bias.
+    softmax with the bias. `softmax` replaces that of NumPy.
     """
     B, T, heads, Q = qk.shape
     H = heads - K
-    q, k = _heads(qk[:, :, :H], K), _heads(qk[:, :, H:], K)
+    q, k = split_heads(qk[:, :, :H], K), split_heads(qk[:, :, H:], K)
     scores = (np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(Q))).reshape(B, H, T, T)
-    visible = _visible(T, scores.dtype, window, starts)
+    visible = visible_keys(T, scores.dtype, window, starts)
     hidden_mask = visible.reshape(-1, 1, T, T) == 0
     scores[np.broadcast_to(hidden_mask, scores.shape)] = -np.inf
     weights = scores if bias is None else scores + bias
+    if softmax is not None:
+        return scores, softmax(weights)
     weights = np.exp(weights - weights.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return scores, weights
 
 
-def _visible(T: int, dtype: np.dtype[Any], window: int, starts: NDArray[np.int64] | None) -> Array:
+def visible_keys(
+    T: int, dtype: np.dtype[Any], window: int, starts: NDArray[np.int64] | None
+) -> Array:
     """1 where a query attends to a key, else 0: (T, T), or (B, 1, 1, T, T) with starts (B, T)."""
     visible = _mask(T, dtype, window)
     if starts is None:
@@ -182,7 +192,7 @@ def _ones(T: int, dtype: np.dtype[Any]) -> Array:
     return np.ones(T, dtype)
 
 
-def _heads(x: Array, K: int) -> Array:
+def split_heads(x: Array, K: int) -> Array:
     """A view of x (B, T, heads, Q) as (B, K, heads / K, T, Q)."""
     B, T, heads, Q = x.shape
     return x.reshape(B, T, K, heads // K, Q).transpose(0, 2, 3, 1, 4)

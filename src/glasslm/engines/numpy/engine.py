@@ -27,12 +27,15 @@ from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool
 from glasslm.engines.numpy.forward_context import ActivationRecorder
-from glasslm.engines.numpy.inference import KVCache, read_tokens
+from glasslm.engines.numpy.inference import read_tokens
+from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
+from glasslm.engines.numpy.operations import make_operations
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK_NUMBERS
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
+from glasslm.engines.operation_call import call_site
 from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, MOMENTS, average_decay, moment_kind, read_state
 from glasslm.engines.token_ids import require_token_ids
@@ -62,10 +65,13 @@ class NumpyEngine:
         self.table = parameter_table(config.model, vocab_size)
         self.dtype = np.dtype(dtype)
         self.weights = Weights(self.table, dtype)
-        self.model = Model(config.model, self.weights)
+        self.operations = make_operations(config)
+        self.model = Model(config.model, self.weights, self.operations)
         self.average = Weights(self.table, dtype) if config.optimizer.ema else None
         # Evaluation and generation use the average of the weights if there is one.
-        self.eval_model = Model(config.model, self.average) if self.average else self.model
+        self.eval_model = (
+            Model(config.model, self.average, self.operations) if self.average else self.model
+        )
         self.micro_batch_size = resolve_micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
         self.row_tile = CACHE_ROWS_PER_THREAD
@@ -89,16 +95,17 @@ class NumpyEngine:
             self._gradients = Weights(self._trained_specs, self.dtype)
         parts = chunks(len(batch.tokens), self.micro_batch_size)
         losses = []
-        for part_losses, part_gradients in self._map_on_threads(
-            lambda part: self._differentiate(batch, part, weight), parts
-        ):
-            losses.append(part_losses)
-            for name, gradient in part_gradients.items():
-                if self._has_gradients:
-                    self._gradients[name][...] += gradient
-                else:
-                    self._gradients[name][...] = gradient
-            self._has_gradients = True
+        with call_site(f"step {batch.step + 1}"):
+            for part_losses, part_gradients in self._map_on_threads(
+                lambda part: self._differentiate(batch, part, weight), parts
+            ):
+                losses.append(part_losses)
+                for name, gradient in part_gradients.items():
+                    if self._has_gradients:
+                        self._gradients[name][...] += gradient
+                    else:
+                        self._gradients[name][...] = gradient
+                self._has_gradients = True
         return functools.reduce(Losses.__add__, losses)
 
     def _differentiate(
@@ -133,7 +140,7 @@ class NumpyEngine:
         logits, routings, model_back = self.model.forward(
             batch.tokens[part], new, keys if has_dropout else None, penalties, recorder
         )
-        nats, nats_back = ops.cross_entropy(logits, targets, new)
+        nats, nats_back = self.operations(ops.cross_entropy)(logits, targets, new)
         softmax_terms = {
             name: op(logits, targets, new)
             for name, op in ops.SOFTMAX_TERMS.items()
@@ -199,8 +206,9 @@ class NumpyEngine:
         scale = min(1.0, clip / norm) if clip and norm else 1.0
         self.updates += 1
         pieces = self._update_pieces(self._gradients, lr, scale)
-        for _ in self._map_on_threads(lambda piece: piece(), pieces):
-            pass
+        with call_site(f"update {self.updates}"):
+            for _ in self._map_on_threads(lambda piece: piece(), pieces):
+                pass
         if self.average:
             average, current = self.average.flat, self.weights.flat
             share = 1 - average_decay(self.config.optimizer.ema, self.updates)
@@ -215,33 +223,37 @@ class NumpyEngine:
         c = self.config.optimizer
         unknown = set(self._optimizers.values()) - {"adamw", "muon", "sgd"}
         assert not unknown, f"the NumPy engine does not know the optimizer {unknown}"
+        steps: dict[str, Callable[..., None]] = {
+            "adamw": partial(
+                self.operations(optimizer.adamw),
+                t=self.updates,
+                betas=c.betas,
+                eps=optimizer.ADAM_EPS,
+            ),
+            "muon": partial(self.operations(optimizer.muon), momentum=c.momentum),
+            "sgd": partial(self.operations(optimizer.sgd), momentum=c.momentum),
+        }
         for name in sorted(self._trained_specs, key=lambda name: -self.table[name].size):
-            if self._optimizers[name] == "muon":
-                p, g, m = self.weights[name], gradients[name], self._moment("muon.m")[name]
+            kind = self._optimizers[name]
+            if kind == "muon" or kind in self.operations:  # a file's gets a weight in its shape
+                moments = [self._moment(which) for which in MOMENTS[kind]]
+                arrays = [array[name] for array in (self.weights, gradients, *moments)]
                 decay = c.weight_decay if self.table[name].decay else 0.0
-                yield partial(
-                    optimizer.muon, p, g, m, lr=lr, decay=decay, momentum=c.momentum, scale=scale
-                )
+                yield partial(steps[kind], *arrays, lr=lr, decay=decay, scale=scale)
         for kind, decays in itertools.product(("adamw", "sgd"), (False, True)):
             names = [
                 name
                 for name, spec in self._trained_specs.items()
                 if self._optimizers[name] == kind and spec.decay == decays
             ]
-            if not names:
+            if not names or kind in self.operations:
                 continue
             decay = c.weight_decay if decays else 0.0
             moments = [self._moment(which) for which in MOMENTS[kind]]
             runs = [array.contiguous(names) for array in (self.weights, gradients, *moments)]
             for part in chunks(runs[0].size, CHUNK_NUMBERS):
                 arrays = [run[part] for run in runs]
-                if kind == "adamw":
-                    step = partial(
-                        optimizer.adamw, t=self.updates, betas=c.betas, eps=optimizer.ADAM_EPS
-                    )
-                else:
-                    step = partial(optimizer.sgd, momentum=c.momentum)
-                yield partial(step, *arrays, lr=lr, decay=decay, scale=scale)
+                yield partial(steps[kind], *arrays, lr=lr, decay=decay, scale=scale)
 
     def _moment(self, which: str) -> Weights:
         """The moments "adamw.m", "muon.m", ... of the weights of that optimizer, zero at first."""
@@ -261,7 +273,8 @@ class NumpyEngine:
 
         def compute_part(part: slice) -> Array:
             logits, _, _ = self.eval_model.forward(tokens[part], self._buffers)
-            nats, _ = ops.cross_entropy(logits, targets[part].reshape(-1), self._buffers)
+            cross_entropy = self.operations(ops.cross_entropy)
+            nats, _ = cross_entropy(logits, targets[part].reshape(-1), self._buffers)
             return nats.reshape(targets[part].shape)
 
         parts = chunks(len(tokens), self.micro_batch_size)
@@ -269,7 +282,8 @@ class NumpyEngine:
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Engine.new_cache."""
-        return KVCache(self.config.model, rows, capacity, self.dtype)
+        keeps_queries = "attention" in self.operations and self.operations.softmax is None
+        return KVCache(self.config.model, rows, capacity, self.dtype, keeps_queries)
 
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         """Engine.logits: tokens (B, T), counts (B,) -> logits (B, V), or with `every` (B, T, V)."""

@@ -11,7 +11,6 @@ columns: hence a product of a few rows is computed transposed.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, assert_never
@@ -19,58 +18,18 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import ModelConfig, Norm
+from glasslm.config.schema import Norm
 from glasslm.engines.cache_slots import CacheSlots
-from glasslm.engines.documents import continued_starts, last_document_start
+from glasslm.engines.documents import continued_starts
 from glasslm.engines.numpy import ops
+from glasslm.engines.numpy.attention import attention, rope
+from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.positions import dense_bias
 
 MAX_TRANSPOSED_ROWS = 128  # up to so many rows, a product is faster transposed
-
-
-class KVCache:
-    """Keys and values of every layer, (layers, rows, K, size, Q) each, for `capacity` tokens a row.
-
-    A model with a rolling cache keeps the newest tokens of its window only. If the whole window
-    fits, a text has no end.
-    """
-
-    def __init__(self, c: ModelConfig, rows: int, capacity: int, dtype: Any) -> None:
-        self.config = c
-        self.size = c.cache_length(capacity)
-        self.is_unbounded = c.has_rolling_cache and c.window <= capacity
-        self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
-        self.values = np.zeros_like(self.keys)
-        self._lengths = np.zeros(rows, np.int64)
-        self._last_starts = np.zeros(rows, np.int64)  # of the last document in each row
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(rows,) the number of tokens in each row."""
-        return self._lengths.copy()
-
-    def clear(self, row: int) -> None:
-        """Empty one row, to use it for another text."""
-        self._lengths[row] = self._last_starts[row] = 0
-
-    def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
-        """Cache.copy_prefix: tokens (T,)."""
-        if source != row:
-            for cached in (self.keys, self.values):
-                cached[:, row, :, : len(tokens)] = cached[:, source, :, : len(tokens)]
-        self._lengths[row] = len(tokens)
-        self._last_starts[row] = last_document_start(self.config, tokens)
-
-    def part(self, rows: slice) -> KVCache:
-        """Some of the rows, as views of the same memory."""
-        view = copy.copy(self)
-        view.keys, view.values = self.keys[:, rows], self.values[:, rows]
-        view._lengths = self._lengths[rows]
-        view._last_starts = self._last_starts[rows]
-        return view
 
 
 class AttentionContext:
@@ -86,10 +45,11 @@ class AttentionContext:
             "more tokens than the cache has room for"
         )
         self.positions = slice(slots.start, slots.end) if slots.uniform else slots.query_positions
-        self.rotation = model.rotation(self.positions)
+        self.rotation = self.table_rotation = model.rotation(self.positions)
         if self.rotation:
             cos, sin = self.rotation
             self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
+        self.softmax = model.operations.softmax
         self.bias = self.hidden_mask = None
         S = slots.key_count
         bias = dense_bias(model.bias, slots.query_positions, slots.key_positions)
@@ -152,7 +112,11 @@ def read_tokens(
     c, w = model.config, model.weights
     B, T = tokens.shape
     ctx = AttentionContext(model, cache, counts, tokens)
-    x = w["embedding.weight"][tokens]
+    embed = model.operations(ops.embedding)
+    if embed is ops.embedding:
+        x = w["embedding.weight"][tokens]
+    else:
+        x = embed(tokens.reshape(-1), w["embedding.weight"], model.empty)[0].reshape(B, T, -1)
     if c.scale_embeddings:
         x *= math.sqrt(c.d_model)
     if model.position_vectors is not None:
@@ -165,7 +129,7 @@ def read_tokens(
         x = x[np.arange(B) * T + np.maximum(counts - 1, 0)]
     if c.has_final_norm:
         x = _norm(model, w.arrays, "norm", x)
-    logits = _product(x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
+    logits = _product(model, x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
     return logits.reshape(B, T, -1) if every else logits
 
 
@@ -189,12 +153,12 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
     heads = qkv.reshape(B, T, H + 2 * K, Q)
     qk = heads[:, :, : H + K]
     if c.qk_norm:
-        qk = _rms(qk, c.norm_eps) * model.qk_gain(f"blocks.{i}.attention")
+        qk = _qk_norm(model, i, qk)
     if ctx.rotation:
-        cos, sin = ctx.rotation
-        halves = qk.reshape(B, T, H + K, 2, Q // 2)
-        qk = qk * cos
-        qk += (halves[..., ::-1, :] * sin).reshape(qk.shape)
+        qk = _rotate(model, qk, ctx)
+    if "attention" in model.operations and model.operations.softmax is None:
+        mixed = _whole_attention(model, i, qk, heads[:, :, H + K :], cache, ctx)
+        return _linear(model, i, "attention.o", mixed.reshape(B * T, H * Q))
     keys = ctx.extend(cache.keys[i], qk[:, :, H:])
     values = ctx.extend(cache.values[i], heads[:, :, H + K :])
     q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)
@@ -222,6 +186,8 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
         scores += ctx.bias
     if ctx.hidden_mask is not None:
         scores[np.broadcast_to(ctx.hidden_mask, scores.shape)] = -math.inf
+    if ctx.softmax is not None:
+        return ctx.softmax(scores) @ values
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     if row_keys is None:
@@ -236,6 +202,58 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
         np.add.reduce(weights, axis=-1, out=sums[b], keepdims=True)
     mixed /= sums
     return mixed
+
+
+def _qk_norm(model: Model, i: int, qk: Array) -> Array:
+    """Queries and keys (B, T, H + K, Q), each head normalized."""
+    gain, eps = model.qk_gain(f"blocks.{i}.attention"), model.config.norm_eps
+    norm = model.operations(ops.rms_norm)
+    if norm is ops.rms_norm:
+        return _rms(qk, eps) * gain
+    return norm(qk, gain, model.empty, eps)[0]
+
+
+def _rotate(model: Model, qk: Array, ctx: AttentionContext) -> Array:
+    """Queries and keys (B, T, H + K, Q), rotated by RoPE."""
+    assert ctx.rotation is not None
+    assert ctx.table_rotation is not None
+    apply_rope = model.operations(rope)
+    if apply_rope is not rope:
+        cos, sin = ctx.table_rotation
+        if cos.ndim == 3:
+            return apply_rope(qk, cos, sin, model.empty)[0]
+        rows = [apply_rope(qk[b : b + 1], cos[b], sin[b], model.empty)[0] for b in range(len(qk))]
+        return np.concatenate(rows)
+    B, T, heads, Q = qk.shape
+    cos, sin = ctx.rotation
+    halves = qk.reshape(B, T, heads, 2, Q // 2)
+    qk = qk * cos
+    qk += (halves[..., ::-1, :] * sin).reshape(qk.shape)
+    return qk
+
+
+def _whole_attention(
+    model: Model, i: int, qk: Array, v: Array, cache: KVCache, ctx: AttentionContext
+) -> Array:
+    """Attention of a file, over the whole texts so far; returns the new tokens' (B, T, H, Q).
+
+    qk (B, T, H + K, Q), v (B, T, K, Q). A row's slots after its last token hold numbers that no
+    causal attention lets its tokens see.
+    """
+    H = model.config.n_heads
+    q, k, v = (
+        ctx.extend(cached[i], new).swapaxes(1, 2)
+        for cached, new in (
+            (cache.queries, qk[:, :, :H]),
+            (cache.keys, qk[:, :, H:]),
+            (cache.values, v),
+        )
+    )
+    heads = np.concatenate([q, k], axis=2)
+    out, _ = model.operations(attention)(heads, v, None, None, model.empty)
+    if ctx.slots.uniform:
+        return out[:, ctx.slots.start : ctx.slots.end]
+    return np.take_along_axis(out, ctx.slots.query_positions[:, :, None, None], 1)
 
 
 def _feedforward(model: Model, i: int, x: Array, B: int) -> Array:
@@ -271,7 +289,7 @@ def _expert(model: Model, i: int, e: int, x: Array, rows: int) -> Array:
 def _mlp(model: Model, i: int, prefix: str, x: Array) -> Array:
     """x (N, D) -> (N, D), with the same activations as in training."""
     c = model.config
-    activation = ops.ACTIVATIONS[c.feedforward]
+    activation = model.operations(ops.ACTIVATIONS[c.feedforward])
     if c.is_gated:
         h = _linear(model, i, f"{prefix}.gate_up", x)
         gates, values = h[:, : c.d_ff], h[:, c.d_ff :]
@@ -285,20 +303,23 @@ def _mlp(model: Model, i: int, prefix: str, x: Array) -> Array:
 def _linear(model: Model, i: int, name: str, x: Array) -> Array:
     """x (N, I) -> (N, O): a matrix or a stack of block i, with biases and adapters of its parts."""
     c, w = model.config, model.weights
-    y = _product(x, model.blocks[i][f"{name}.weight"])
+    y = _product(model, x, model.blocks[i][f"{name}.weight"])
     if c.bias or c.lora_rank:
         for part, columns in w.parts(f"blocks.{i}.{name}.weight"):
             if f"{part}.bias" in w.arrays:
                 y[:, columns] += w[f"{part}.bias"]
             if f"{part}.lora_a" in w.arrays:
-                inner = _product(x, w[f"{part}.lora_a"])
+                inner = _product(model, x, w[f"{part}.lora_a"])
                 inner *= c.lora_alpha / c.lora_rank
-                y[:, columns] += _product(inner, w[f"{part}.lora_b"])
+                y[:, columns] += _product(model, inner, w[f"{part}.lora_b"])
     return y
 
 
-def _product(x: Array, w: Array) -> Array:
+def _product(model: Model, x: Array, w: Array) -> Array:
     """x (N, I), w (O, I) -> x wᵀ (N, O)."""
+    linear = model.operations(ops.linear)
+    if linear is not ops.linear:
+        return linear(x, w, model.empty)[0]
     if 1 < len(x) <= MAX_TRANSPOSED_ROWS:
         return np.ascontiguousarray(w.dot(x.T).T)
     y: Array = x.dot(w.T)
@@ -311,10 +332,13 @@ def _norm(model: Model, weights: dict[str, Array], name: str, x: Array) -> Array
     A norm without a faster form in FAST_NORMS is the op of training.
     """
     c = model.config
-    if c.norm in FAST_NORMS:
-        return FAST_NORMS[c.norm](x, weights, name, c.norm_eps)
     op, words = ops.NORMS[c.norm]
-    y, _ = op(x, *(weights.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps)
+    apply_norm = model.operations(op)
+    if c.norm in FAST_NORMS and apply_norm is op:
+        return FAST_NORMS[c.norm](x, weights, name, c.norm_eps)
+    y, _ = apply_norm(
+        x, *(weights.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps
+    )
     return y
 
 

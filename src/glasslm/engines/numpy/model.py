@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.documents import document_starts
-from glasslm.engines.inspection import GRADIENT_PREFIX
+from glasslm.engines.inspection import GRADIENT_PREFIX, REPLACED_ATTENTION
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention, rope, scores_and_weights
 from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
 from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
+from glasslm.engines.numpy.operations import BUILT_IN, Operations
 from glasslm.engines.numpy.ops import Array, New
-from glasslm.engines.numpy.positions import POSITIONS, dense_bias, tile_slopes
+from glasslm.engines.numpy.positions import POSITIONS, Rotation, dense_bias, tile_slopes
 from glasslm.engines.numpy.weights import Weights
+from glasslm.engines.operation_call import call_site
+from glasslm.errors import InputError
 
 Gradients = dict[str, Array]
 # Takes the gradient of the output, adds the gradients of weights by name, and returns the gradient
@@ -38,18 +41,20 @@ Sublayer = Callable[[Array], tuple[Array, Backward]]
 class Model:
     """Forward and backward of the model. It computes with `weights` and never changes them."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, operations: Operations = BUILT_IN
+    ) -> None:
         self.config = c = config
-        self.weights = weights
+        self.weights, self.operations = weights, operations
         self.blocks = [weights.select(f"blocks.{i}.") for i in range(c.n_layers)]
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
-        self.tables = tables = POSITIONS[c.position]
+        tables = POSITIONS[c.position]
         self.bias = tables.bias(c, dtype) if tables.bias else None
         self.position_vectors = tables.vectors(c, dtype) if tables.vectors else None
         if "position.weight" in weights.arrays:  # learned positions
             self.position_vectors = weights["position.weight"]
-        self.rotation_table = self._rotation_at(np.arange(c.block_size))
+        self.rotation = Rotation(c, dtype)
 
     def forward(
         self,
@@ -75,13 +80,15 @@ class Model:
         ctx.record("embedding", x)
         block_backs = []
         for i in range(c.n_layers):
-            for sublayer in self.sublayers(i, ctx):
-                x, back = sublayer(x)
-                block_backs.append(back)
+            with call_site(f"blocks.{i}"):
+                for sublayer in self.sublayers(i, ctx):
+                    x, back = sublayer(x)
+                    block_backs.append(back)
             ctx.record(f"blocks.{i}", x)
         final_back = None
         if c.has_final_norm:
-            x, final_back = self._norm("norm", x, new)
+            with call_site("norm"):
+                x, final_back = self._norm("norm", x, new)
             ctx.record("norm", x)
         logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
         ctx.record("logits", logits)
@@ -90,18 +97,17 @@ class Model:
             gradients: Gradients = {}
             dx = head_back(dlogits, gradients)
             if final_back is not None:
-                dx = final_back(dx, gradients)
+                with call_site("norm"):
+                    dx = final_back(dx, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
+                i = (len(block_backs) - 1) // 2
                 if len(block_backs) % 2 == 0:
-                    ctx.record(f"{GRADIENT_PREFIX}blocks.{len(block_backs) // 2 - 1}", dx)
-                dx = block_backs.pop()(dx, gradients)
+                    ctx.record(f"{GRADIENT_PREFIX}blocks.{i}", dx)
+                with call_site(f"blocks.{i}"):
+                    dx = block_backs.pop()(dx, gradients)
             ctx.record(f"{GRADIENT_PREFIX}embedding", dx)
             if c.lora_rank:  # gradients of frozen norms and biases were computed as well
-                return {
-                    name: gradient
-                    for name, gradient in gradients.items()
-                    if name in w.trained_names
-                }
+                return {name: g for name, g in gradients.items() if name in w.trained_names}
             embed_back(dx, gradients)
             return gradients
 
@@ -111,7 +117,8 @@ class Model:
         self, tokens: Array, ctx: ForwardContext
     ) -> tuple[Array, Callable[[Array, Gradients], None]]:
         c, w, (B, T) = self.config, self.weights, (ctx.B, ctx.T)
-        x, embedding_back = ops.embedding(tokens, w["embedding.weight"], ctx.new)
+        embed = self.operations(ops.embedding)
+        x, embedding_back = embed(tokens, w["embedding.weight"], ctx.new)
         if c.scale_embeddings:
             x *= math.sqrt(c.d_model)
         if self.position_vectors is not None:
@@ -182,9 +189,10 @@ class Model:
         heads = qkv.reshape(B, T, H + 2 * K, Q)
         qk, v = heads[:, :, : H + K], heads[:, :, H + K :]
         if c.qk_norm:
-            qk, qk_norm_back = ops.rms_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
+            qk_norm = self.operations(ops.rms_norm)
+            qk, qk_norm_back = qk_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
         if ctx.rotation:
-            qk, rope_back = rope(qk, *ctx.rotation, new)
+            qk, rope_back = self.operations(rope)(qk, *ctx.rotation, new)
         if ctx.recorder is not None:
             self._record_attention(prefix, qk, ctx.recorder, ctx.starts)
         drop = None
@@ -192,12 +200,13 @@ class Model:
             site = sites.site_number(layer, sites.PROBABILITIES)
             drop = (c.attention_dropout, ctx.dropout_keys(site))
         window = self._window()
-        if uses_flash(c, T):
+        if self.uses_flash(T):
             mixed, attention_back = flash_attention(
                 qk, v, tile_slopes(self.bias), window, new, starts=ctx.starts
             )
         else:
-            mixed, attention_back = attention(qk, v, ctx.bias, drop, new, window, ctx.starts)
+            attend = self.operations(attention)
+            mixed, attention_back = attend(qk, v, ctx.bias, drop, new, window, ctx.starts)
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_ATTENTION), ctx)
         ctx.record(prefix, y)
@@ -223,9 +232,13 @@ class Model:
         names = f"{prefix}.scores", f"{prefix}.weights"
         if recorder.names.isdisjoint(names):
             return
+        softmax = self.operations.softmax
+        if "attention" in self.operations and softmax is None:
+            raise InputError(REPLACED_ATTENTION)
         K, positions = self.config.n_kv_heads, np.arange(qk.shape[1])
         bias = dense_bias(self.bias, positions, positions)
-        for name, array in zip(names, scores_and_weights(qk, K, bias, self._window(), starts)):
+        arrays = scores_and_weights(qk, K, bias, self._window(), starts, softmax)
+        for name, array in zip(names, arrays):
             recorder.record(name, array)
 
     def qk_gain(self, prefix: str) -> Array:
@@ -236,33 +249,15 @@ class Model:
         ] * c.n_kv_heads
         return np.stack(gains)
 
-    def rotation(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
-        """cos and sin (..., H + K, Q) of positions (...); None unless they rotate q and k.
-
-        They come from a table up to the context length, and are computed beyond it.
-        """
-        if self.rotation_table is None:
-            return None
-        end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
-        cos, sin = self.rotation_table
-        if end <= len(cos):
-            return cos[positions], sin[positions]
-        if isinstance(positions, slice):
-            positions = np.arange(positions.start or 0, end)
-        return self._rotation_at(positions)
-
-    def _rotation_at(self, positions: NDArray[np.int64]) -> tuple[Array, Array] | None:
-        c = self.config
-        if self.tables.rotation is None:
-            return None
-        heads = c.n_heads + c.n_kv_heads
-        return self.tables.rotation(c, positions, heads, self.weights.flat.dtype)
-
     def score_bias(self, T: int) -> Array | None:
         """ALiBi's bias (H, T, T); None for other positions and with flash attention."""
-        if uses_flash(self.config, T):
+        if self.uses_flash(T):
             return None
         return dense_bias(self.bias, np.arange(T), np.arange(T))
+
+    def uses_flash(self, T: int) -> bool:
+        """Whether attention over T positions is computed by tiles, which nothing can replace."""
+        return "attention" not in self.operations and uses_flash(self.config, T)
 
     def _window(self) -> int:
         """The window of the mask, for attention over a whole text; 0: the causal mask."""
@@ -287,7 +282,7 @@ class Model:
     def _mlp(self, prefix: str, x: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         """A feed-forward or one expert: down(a(up(x))), or gated, down(a(gate(x)) up(x))."""
         c, new = self.config, ctx.new
-        activation = ops.ACTIVATIONS[c.feedforward]
+        activation = self.operations(ops.ACTIVATIONS[c.feedforward])
         activation_back: Callable[[Array], Array]
         if c.is_gated:
             inner, up_back = self._linear(f"{prefix}.gate_up", x, new)
@@ -331,7 +326,8 @@ class Model:
         """x (N, I) -> (N, O): a matrix, or a stack of several, with the biases of its parts."""
         if self.config.lora_rank:
             return self._linear_with_adapters(name, x, new)
-        y, linear_back = ops.linear(x, self.weights[f"{name}.weight"], new)
+        linear = self.operations(ops.linear)
+        y, linear_back = linear(x, self.weights[f"{name}.weight"], new)
         biases = self._add_biases(name, y)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
@@ -381,7 +377,8 @@ class Model:
         norm = ops.NORMS[self.config.norm]
         keys = [f"{name}.{word}" for word in norm.parameters]
         parameters = [self.weights.arrays.get(key) for key in keys]
-        y, norm_back = norm.op(x, *parameters, new, self.config.norm_eps)
+        apply_norm = self.operations(norm.op)
+        y, norm_back = apply_norm(x, *parameters, new, self.config.norm_eps)
 
         def backward(dy: Array, gradients: Gradients) -> Array:
             dx, *dparameters = norm_back(dy)

@@ -93,3 +93,27 @@ POSITIONS: dict[Position, PositionTables] = {
     "rope": PositionTables(rotation=_rotation),
     "alibi": PositionTables(bias=_alibi),
 }
+
+
+class Rotation:
+    """The cos and sin of a model's RoPE: a table up to the context length, computed beyond it."""
+
+    def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
+        self.config, self.dtype = c, dtype
+        self.table = self._compute(np.arange(c.block_size))
+
+    def __call__(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
+        """cos and sin (..., H + K, Q) of positions (...); None unless they rotate q and k."""
+        if self.table is None:
+            return None
+        end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
+        cos, sin = self.table
+        if end <= len(cos):
+            return cos[positions], sin[positions]
+        if isinstance(positions, slice):
+            positions = np.arange(positions.start or 0, end)
+        return self._compute(positions)
+
+    def _compute(self, positions: NDArray[np.int64]) -> tuple[Array, Array] | None:
+        c, rotation = self.config, POSITIONS[self.config.position].rotation
+        return rotation(c, positions, c.n_heads + c.n_kv_heads, self.dtype) if rotation else None

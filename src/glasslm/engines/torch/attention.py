@@ -10,17 +10,19 @@ from typing import NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from glasslm.config.schema import AttentionName, ModelConfig
 from glasslm.engines.torch.kv_cache import CacheView
 from glasslm.engines.torch.layers import (
+    Replaceable,
     RMSNorm,
     dropout_mask,
     is_compiling_for_cpu,
     make_linear,
     upcast,
 )
+from glasslm.engines.torch.operations import TensorOperation
 
 QUERY_TILES = 4  # in explicit attention: keys that no query of a tile attends to are skipped
 
@@ -48,7 +50,7 @@ class AttentionContext(NamedTuple):
     starts: Tensor | None = None  # (B, T) first positions of the tokens' documents; None: no mask
 
 
-class Attention(nn.Module):
+class Attention(Replaceable):
     """The attention sublayer of block `layer`."""
 
     def __init__(self, c: ModelConfig, layer: int) -> None:
@@ -69,13 +71,39 @@ class Attention(nn.Module):
         """x (B, T, D) -> (B, T, D). With a view, the keys and values are added to its cache."""
         B, T, _ = x.shape
         q, k, v = self.project_heads(x, context)
+        if (replaced := self.operations.get("attention")) is not None:
+            y = self._attend_to_whole_texts(replaced, q, k, v, view)
+            return self.o(y.reshape(B, T, -1))
         if view is not None:
             k, v = view.extend(self.layer, k, v)
+        softmax = self.operations.get("softmax")
         if view is None or view.row_keys is None:
-            y = attention(q, k, v, context)
+            y = attention(q, k, v, context, softmax)
         else:
-            y = row_by_row_attention(q, k, v, context, view.row_keys)
+            y = row_by_row_attention(q, k, v, context, view.row_keys, softmax)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+    def _attend_to_whole_texts(
+        self,
+        replaced: TensorOperation,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        view: CacheView | None,
+    ) -> Tensor:
+        """Attention of a file: q (B, H, T, Q), k and v (B, K, T, Q) -> (B, T, H, Q).
+
+        With a view it gets the whole texts so far, and the output of the new tokens is returned.
+        """
+        if view is not None:
+            q = view.extend_queries(self.layer, q)
+            k, v = view.extend(self.layer, k, v)
+        y = replaced(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        if view is None:
+            return y
+        if view.positions.dim() == 1:
+            return y[:, view.positions]
+        return y.take_along_dim(view.positions[:, :, None, None], 1)
 
     def project_heads(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries (B, H, T, Q), keys and values (B, K, T, Q)."""
@@ -86,22 +114,40 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:
-            q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
+            replaced = self.operations.get("rope")
+            q, k = (rotate(heads, *context.rotation, replaced) for heads in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, replaced: TensorOperation | None = None) -> Tensor:
     """The pairs (j, j + Q / 2) of x (B, T, heads, Q), rotated by RoPE: (B, T, heads, Q).
 
     cos and sin (T, 1, Q) or (B, T, 1, Q); sin is negative in the first half. arXiv:2104.09864, with
-    halves as in Hugging Face's Llama.
+    halves as in Hugging Face's Llama. `replaced` computes it with cos and sin (T, Q / 2).
     """
+    if replaced is not None:
+        half = x.shape[-1] // 2
+        cos, sin = (table[..., 0, half:].to(x.dtype) for table in (cos, sin))
+        if cos.dim() == 2:
+            return replaced(x, cos, sin)
+        return torch.cat([replaced(x[b : b + 1], cos[b], sin[b]) for b in range(len(x))])
     first, second = x.chunk(2, -1)
     return (x * cos + torch.cat([second, first], -1) * sin).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-    """softmax(q kᵀ / sqrt(Q) + bias) v: q (B, H, T, Q), k and v (B, K, S, Q) -> (B, H, T, Q)."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: AttentionContext,
+    softmax: TensorOperation | None = None,
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(Q) + bias) v: q (B, H, T, Q), k and v (B, K, S, Q) -> (B, H, T, Q).
+
+    `softmax`, of a file, takes the place of PyTorch's.
+    """
+    if softmax is not None:
+        return attention_with_softmax(q, k, v, context, softmax)
     match context.algorithm:
         case "plain":
             explicit = True
@@ -129,7 +175,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Ten
 
 
 def row_by_row_attention(
-    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, row_keys: list[tuple[int, int]]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: AttentionContext,
+    row_keys: list[tuple[int, int]],
+    softmax: TensorOperation | None = None,
 ) -> Tensor:
     """`attention` of a single query in each row b to the first n of its keys, for (b, n) in turn.
 
@@ -144,11 +195,35 @@ def row_by_row_attention(
             is_masked = 0 < context.window < n or context.starts is not None
             hidden_mask = hidden_mask[row, ..., :n] if is_masked else None
         row_context = context._replace(bias=bias, hidden_mask=hidden_mask)
-        y[row] = attention(q[row], k[row, :, :n], v[row, :, :n], row_context)
+        y[row] = attention(q[row], k[row, :, :n], v[row, :, :n], row_context, softmax)
     return y
 
 
-def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+def attention_with_softmax(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, softmax: TensorOperation
+) -> Tensor:
+    """`attention` from its definition; the softmax gets -inf for hidden keys."""
+    H, T, Q = q.shape[1:]
+    S = k.size(2)
+    k, v = (x.repeat_interleave(H // x.size(1), 1) for x in (k, v))
+    scores = upcast((q * Q**-0.5) @ k.mT)
+    if context.bias is not None:
+        scores = scores + context.bias
+    if context.hidden_mask is not None:
+        scores = scores.masked_fill(context.hidden_mask, -math.inf)
+    elif context.causal:
+        position = torch.arange(T, device=q.device)
+        scores = scores.masked_fill(_hidden_mask(position, position, 0, None), -math.inf)
+    p = softmax(scores)
+    if context.dropout is not None:
+        element = torch.arange(H * T * S, device=q.device).view(H, T, S)
+        p = p * dropout_mask(element, context.dropout.p, context.dropout.keys, p.dtype)
+    return p.to(v.dtype) @ v
+
+
+def scores_and_weights(
+    q: Tensor, k: Tensor, context: AttentionContext, softmax: TensorOperation | None = None
+) -> tuple[Tensor, Tensor]:
     """The scores q kᵀ / sqrt(Q) and their softmax, of a whole text, for inspection.
 
     q (B, H, T, Q), k (B, K, T, Q) -> scores without bias, -inf where a key is masked, and weights
@@ -159,7 +234,8 @@ def scores_and_weights(q: Tensor, k: Tensor, context: AttentionContext) -> tuple
     position = torch.arange(T, device=q.device)
     hidden_mask = _hidden_mask(position, position, context.window, context.starts)
     scores = scores.masked_fill(hidden_mask, -math.inf)
-    return scores, torch.softmax(scores if context.bias is None else scores + context.bias, -1)
+    biased = scores if context.bias is None else scores + context.bias
+    return scores, softmax(biased) if softmax is not None else torch.softmax(biased, -1)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:

@@ -25,9 +25,12 @@ import torch.distributed as dist
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.library_call import run_interruptibly
+from glasslm.engines.operations import admit, find_operations, operations_from_text
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.resources import count_ranks, require_divisible, thread_count
-from glasslm.engines.torch.engine import TorchEngine, make_torch_engine
+from glasslm.engines.state import MOMENTS
+from glasslm.engines.torch.creation import make_torch_engine
+from glasslm.engines.torch.engine import TorchEngine
 from glasslm.engines.torch.kv_cache import KVCache
 from glasslm.engines.torch.ranks import RankGroup
 from glasslm.errors import GroupError, InputError
@@ -111,12 +114,26 @@ def lead_group(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Le
             "--ema needs a second copy of the weights, which fsdp does not shard: "
             "use --parallel ddp"
         )
+    _require_whole_weights(config, compute)
     with explain_group_failure():
         _join_group()
-        arguments = {"config": to_dict(config), "vocab_size": vocab_size}
+        arguments = {"config": to_dict(config), "vocab_size": vocab_size, "operations": None}
+        if operations := find_operations(config):
+            file = operations.file
+            arguments["operations"] = [file.text, file.name, file.sha256]
         broadcast_call({"method": "engine", **arguments, "compute": to_dict(compute)})
         ranks = RankGroup(compute.parallel)
         return LeaderEngine(make_torch_engine(config, vocab_size, compute, ranks))
+
+
+def _require_whole_weights(config: RunConfig, compute: ComputeConfig) -> None:
+    """Raise InputError where an optimizer of a file would get shards of weights."""
+    operations = find_operations(config)
+    names = [name for name in MOMENTS if operations and name in operations.functions]
+    if names and compute.parallel == "fsdp":
+        raise InputError(
+            f"{names[0]} of --ops updates whole weights, which fsdp shards: use --parallel ddp"
+        )
 
 
 def follow_leader() -> int:
@@ -137,6 +154,8 @@ def follow_leader() -> int:
                 case "engine":
                     engine = None  # frees its memory before the next engine needs it
                     compute = from_dict(ComputeConfig, call["compute"])
+                    if call["operations"] is not None:  # the leader has let them in
+                        admit(operations_from_text(*call["operations"]))
                     engine = make_torch_engine(
                         from_dict(RunConfig, call["config"]),
                         call["vocab_size"],

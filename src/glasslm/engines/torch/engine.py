@@ -8,38 +8,37 @@ Letters: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
+from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
 from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
 from glasslm.engines.objective import coefficients
-from glasslm.engines.protocol import NO_TARGET, Batch, Losses, State, Update
+from glasslm.engines.operation_call import call_site
+from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, average_decay, read_state
 from glasslm.engines.token_ids import require_token_ids
-from glasslm.engines.torch import hardware
 from glasslm.engines.torch.errors import compiler_errors, memory_errors
+from glasslm.engines.torch.hardware import flush_denormals
 from glasslm.engines.torch.inference import CPU_ROW_TILE, read_tokens
 from glasslm.engines.torch.inspection import ActivationRecorder
 from glasslm.engines.torch.kv_cache import KVCache
 from glasslm.engines.torch.layers import upcast
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
-from glasslm.engines.torch.objective import loss_terms
+from glasslm.engines.torch.objective import cross_entropy, loss_terms
+from glasslm.engines.torch.operations import make_operations, require_gradients
 from glasslm.engines.torch.optimizer import Optimizer, gather_shards, shard_like
 from glasslm.engines.torch.ranks import RankGroup
-from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
 
 Array = NDArray[Any]
@@ -49,20 +48,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 SCALE_GROWTH_UPDATES = 2000  # updates between attempts at a larger loss scale of float16
 MAX_LOSS_SCALE, MIN_LOSS_SCALE = 2.0**16, 2.0  # of float16; other precisions have 1
-
-
-@contextmanager
-def flush_denormals() -> Iterator[None]:
-    """A context in which denormals become zero: gradients near zero slow a CPU step 30 times.
-
-    It affects the calling thread, and threads that start in it: PyTorch's start with its first
-    large sum.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)  # the setting belongs to the thread, which others use too
 
 
 class TorchEngine:
@@ -94,6 +79,7 @@ class TorchEngine:
         self.table = parameter_table(config.model, vocab_size)
         # The type of weights, gradients and moments.
         self.master_dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.operations = make_operations(config)
         self.model = self._new_model()
         self._zero_weights()
         for name, parameter in self.model.named_parameters():
@@ -115,7 +101,8 @@ class TorchEngine:
         self.row_tile = CPU_ROW_TILE if device == "cpu" else 1
 
     def _new_model(self) -> Transformer:
-        model = Transformer(self.config.model, self.vocab_size, TORCH_DTYPES[self.precision])
+        dtype = TORCH_DTYPES[self.precision]
+        model = Transformer(self.config.model, self.vocab_size, dtype, self.operations)
         return model.to(self.torch_device, self.master_dtype)
 
     @cached_property
@@ -138,7 +125,9 @@ class TorchEngine:
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
-        return Optimizer(self.trained_parameters, self.table, self.config.optimizer)
+        return Optimizer(
+            self.trained_parameters, self.table, self.config.optimizer, self.operations
+        )
 
     @torch.no_grad()
     def _zero_weights(self) -> None:
@@ -164,7 +153,8 @@ class TorchEngine:
         for start in range(0, len(indices), self.micro_batch_size):
             part = indices[start : start + self.micro_batch_size]
             last = start + self.micro_batch_size >= len(indices)
-            with self.ranks.gradient_sync(self.forward, last) if self.ranks else nullcontext():
+            sync = self.ranks.gradient_sync(self.forward, last) if self.ranks else nullcontext()
+            with sync, call_site(f"step {batch.step + 1}"):
                 tokens, targets, keys = self._inputs(batch, part)
                 terms, routings = self._loss_terms(tokens, targets, keys, self.forward)
                 (self._objective(terms) * scale).backward()  # type: ignore[no-untyped-call]
@@ -175,6 +165,8 @@ class TorchEngine:
         if self.ranks:
             for total in (*sums, expert_use):
                 self.ranks.sum_(total)
+        if self.operations:
+            require_gradients(self.trained_parameters, self.config.operations.ops)
         means = [weight * float(total) for total in sums]
         auxiliary = dict(zip(self.coefficients, means[1:]))
         return Losses(means[0], auxiliary, to_numpy(expert_use) if c.n_experts else None)
@@ -189,7 +181,8 @@ class TorchEngine:
     ) -> tuple[list[Tensor], list[Routing]]:
         """The terms of the objective, summed over rows (B, T), and the routings."""
         logits, routings = forward(tokens, keys)
-        return loss_terms(logits, targets, routings, self.coefficients), routings
+        terms = loss_terms(logits, targets, routings, self.coefficients, self.operations)
+        return terms, routings
 
     def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and targets (B, T) of rows `part` (B,) of a batch, and dropout keys (sites, B)."""
@@ -218,7 +211,8 @@ class TorchEngine:
             factor = (min(1.0, clip / norm) if clip and norm else 1.0) / self.loss_scale
             if factor != 1:
                 torch._foreach_mul_(gradients, factor)
-            self.optimizer.step(lr)
+            with call_site(f"update {self.updates + 1}"):
+                self.optimizer.step(lr, self.updates + 1)
             self.updates += 1
             if self.average is not None:
                 share = 1 - average_decay(self.config.optimizer.ema, self.updates)
@@ -266,9 +260,7 @@ class TorchEngine:
             if len(part):
                 flat_targets = self._to_device(targets[part]).flatten()
                 flat_logits = upcast(logits).flatten(0, 1)
-                nats = F.cross_entropy(
-                    flat_logits, flat_targets, ignore_index=NO_TARGET, reduction="none"
-                )
+                nats = cross_entropy(flat_logits, flat_targets, self.operations)
                 result[self._to_device(part)] = nats.view(len(part), -1).to(self.master_dtype)
         if self.ranks:
             self.ranks.sum_(result)
@@ -301,7 +293,8 @@ class TorchEngine:
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         model = self.gather_weights(self.eval_model)
         device = model.embedding.weight.device
-        return KVCache(model, model.config, rows, capacity, device, model.dtype)
+        keeps_queries = "attention" in self.operations
+        return KVCache(model, model.config, rows, capacity, device, model.dtype, keeps_queries)
 
     @torch.no_grad()
     def gather_weights(self, model: Transformer) -> Transformer:
@@ -373,21 +366,6 @@ class TorchEngine:
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(self.torch_device, non_blocking=True)
-
-
-def make_torch_engine(
-    config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: RankGroup | None = None
-) -> TorchEngine:
-    """The engine for a `compute` without "auto". Raises InputError if a compiler is missing."""
-    if compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
-    if compute.compile == "on" and (missing := hardware.missing_compiler(compute.device)):
-        raise InputError(f"--compile on: {missing}: install it, or use --compile off")
-    return TorchEngine(
-        config, vocab_size, device=compute.device, precision=compute.precision,
-        threads=compute.threads, compiled=compute.compile == "on", ranks=ranks,
-    )  # fmt: skip
 
 
 def to_numpy(tensor: Tensor) -> Array:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glasslm.engines.inspection import feedforward_names
+from glasslm.engines.inspection import REPLACED_ATTENTION, feedforward_names
 from glasslm.engines.torch.attention import Attention, AttentionContext, scores_and_weights
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
+from glasslm.errors import InputError
 
 
 class ActivationRecorder:
@@ -90,8 +91,11 @@ class ActivationRecorder:
             assert isinstance(module, Attention)
             x, context = inputs[0], inputs[1]
             assert isinstance(context, AttentionContext)
+            if "attention" in module.operations:
+                raise InputError(REPLACED_ATTENTION)
             q, k, _ = module.project_heads(x, context)
-            for part, tensor in zip(("scores", "weights"), scores_and_weights(q, k, context)):
+            tensors = scores_and_weights(q, k, context, module.operations.get("softmax"))
+            for part, tensor in zip(("scores", "weights"), tensors):
                 self._record(f"{name}.{part}", tensor)
 
         return hook

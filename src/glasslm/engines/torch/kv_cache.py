@@ -33,6 +33,7 @@ class KVCache:
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        keep_queries: bool = False,
     ) -> None:
         self.size = c.cache_length(capacity)
         self.is_unbounded = c.has_rolling_cache and c.window <= capacity
@@ -41,6 +42,12 @@ class KVCache:
         self.model = model  # computes the keys and values
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
+        # Attention of a file gets whole texts, so the queries of earlier tokens are kept for it.
+        self.queries = (
+            self.keys.new_zeros((c.n_layers, rows, c.n_heads, self.size, c.head_size))
+            if keep_queries
+            else None
+        )
         self._lengths = np.zeros(rows, np.int64)
         self._last_starts = np.zeros(rows, np.int64)  # of the last document in each row
 
@@ -57,13 +64,16 @@ class KVCache:
         """Cache.part."""
         view = copy.copy(self)
         view.keys, view.values = self.keys[:, rows], self.values[:, rows]
+        if self.queries is not None:
+            view.queries = self.queries[:, rows]
         view._lengths, view._last_starts = self._lengths[rows], self._last_starts[rows]
         return view
 
     def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
         """Cache.copy_prefix: tokens (T,)."""
         if source != row:
-            for cached in (self.keys, self.values):
+            kept = (self.keys, self.values, *([] if self.queries is None else [self.queries]))
+            for cached in kept:
                 cached[:, row, :, : len(tokens)] = cached[:, source, :, : len(tokens)]
         self._lengths[row] = len(tokens)
         self._last_starts[row] = last_document_start(self.config, tokens)
@@ -127,6 +137,11 @@ class CacheView(NamedTuple):
         Overwrites slots of the cache. The returned tensors may be views of it.
         """
         return self._extend(self.cache.keys[layer], k), self._extend(self.cache.values[layer], v)
+
+    def extend_queries(self, layer: int, q: Tensor) -> Tensor:
+        """Write new queries (B, H, T, Q); returns those of the whole texts, (B, H, S, Q)."""
+        assert self.cache.queries is not None, "the cache keeps no queries"
+        return self._extend(self.cache.queries[layer], q)
 
     def _extend(self, cached: Tensor, new: Tensor) -> Tensor:
         visible = cached[:, :, : self.key_positions.shape[-1]]  # a view, written below

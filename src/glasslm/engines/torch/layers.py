@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.dropout import drop_threshold
+from glasslm.engines.torch.operations import BUILT_IN, Operations, TensorOperation
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -27,7 +29,13 @@ def is_compiling_for_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.compiler.is_compiling()
 
 
-class Linear(nn.Linear):
+class Replaceable(nn.Module):
+    """A module that computes with the operations of a file where these replace its own."""
+
+    operations: Operations = BUILT_IN
+
+
+class Linear(nn.Linear, Replaceable):
     """x (..., I) -> x wᵀ + bias, (..., O), in the type of x.
 
     With an adapter of some `rank` the output is x wᵀ + bias + scale (x aᵀ) bᵀ: LoRA,
@@ -47,11 +55,23 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        y = F.linear(input, self.weight.to(input.dtype), bias)
+        weight = self.weight.to(input.dtype)
+        if (replaced := self.operations.get("linear")) is not None:
+            y = apply_to_rows(replaced, input, weight)
+            return y if bias is None else y + bias
+        y = F.linear(input, weight, bias)
         if self.lora_a is None or self.lora_b is None:
             return y
         inner = F.linear(input, self.lora_a.to(input.dtype)) * self.scale
         return y + F.linear(inner, self.lora_b.to(input.dtype))
+
+
+def apply_to_rows(
+    operation: TensorOperation, x: Tensor, *parameters: Tensor, **settings: Any
+) -> Tensor:
+    """An operation for rows (N, I), applied to x (..., I): (N, O) as (..., O)."""
+    y = operation(x.flatten(0, -2), *parameters, **settings)
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def make_linear(c: ModelConfig, name: str, width: int, height: int, bias: bool = False) -> Linear:
@@ -61,30 +81,44 @@ def make_linear(c: ModelConfig, name: str, width: int, height: int, bias: bool =
     return Linear(width, height, bias)
 
 
-class Embedding(nn.Embedding):
+class Embedding(nn.Embedding, Replaceable):
     """tokens (...) -> rows of the weight (V, D), (..., D)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (replaced := self.operations.get("embedding")) is not None:
+            return replaced(input.flatten(), self.weight).view(*input.shape, -1)
+        return super().forward(input)
 
     def reset_parameters(self) -> None:
         """Do nothing: the engine loads the table's initial values."""
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm, Replaceable):
     """x (..., D) -> (..., D): arXiv:1910.07467, over the last axis."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (replaced := self.operations.get("rms_norm")) is not None:
+            rows = upcast(x)
+            gain = self.weight.to(rows.dtype)
+            return apply_to_rows(replaced, rows, gain, eps=self.eps).to(x.dtype)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, Replaceable):
     """x (..., D) -> (..., D): arXiv:1607.06450, over the last axis."""
 
     def __init__(self, width: int, eps: float, bias: bool) -> None:
         super().__init__(width, eps, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        if (replaced := self.operations.get("layer_norm")) is not None:
+            rows = upcast(input)
+            gain = self.weight.to(rows.dtype)
+            offset = torch.zeros_like(gain) if self.bias is None else self.bias.to(rows.dtype)
+            return apply_to_rows(replaced, rows, gain, offset, eps=self.eps).to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.layer_norm(
             input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps

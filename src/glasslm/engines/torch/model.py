@@ -23,11 +23,14 @@ from glasslm.engines.torch.layers import (
     ACTIVATIONS,
     Embedding,
     Linear,
+    Replaceable,
+    apply_to_rows,
     dropout,
     make_linear,
     make_norm,
 )
 from glasslm.engines.torch.moe import MixtureOfExperts, Routing
+from glasslm.engines.torch.operations import BUILT_IN, Operations
 from glasslm.engines.torch.positions import POSITIONS
 
 # Rows of dropout keys that a block receives: those of its own sites start at place 0.
@@ -37,7 +40,13 @@ BLOCK_SITES = sites.AFTER_FEEDFORWARD + 1
 class Transformer(nn.Module):
     """The model. `dtype` is the type of the activations; the weights may be wider."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        dtype: torch.dtype,
+        operations: Operations = BUILT_IN,
+    ) -> None:
         super().__init__()
         self.config, self.dtype = (c := config), dtype
         table_dtype = np.float64 if dtype == torch.float64 else np.float32
@@ -48,6 +57,10 @@ class Transformer(nn.Module):
             self.norm = make_norm(c)
         if not c.tie_embeddings:
             self.head = Linear(c.d_model, vocab_size, bias=False)
+        self.operations = operations
+        for name, module in self.named_modules():
+            if operations and isinstance(module, Replaceable):
+                module.operations = operations.at(name)
 
     def forward(self, tokens: Tensor, keys: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         """tokens (B, T) -> logits (B, T, V), and the routing of each layer with experts.
@@ -83,6 +96,8 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """The output of `hidden_states`, (..., D) -> logits (..., V)."""
         head = self.embedding if self.config.tie_embeddings else self.head
+        if (replaced := self.operations.at("head").get("linear")) is not None:
+            return apply_to_rows(replaced, x, head.weight.to(x.dtype))
         return torch.nn.functional.linear(x, head.weight.to(x.dtype))
 
     def _attention_context(self, tokens: Tensor, view: CacheView | None) -> AttentionContext:
@@ -182,7 +197,7 @@ class Block(nn.Module):
         return self.feedforward_norm(x + y), routing
 
 
-class FeedForward(nn.Module):
+class FeedForward(Replaceable):
     """The feed-forward sublayer, or one expert of a mixture."""
 
     def __init__(self, c: ModelConfig) -> None:
@@ -195,8 +210,13 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""
         if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+            return self.down(self._activate(self.up(x)))
+        return self.down(self._activate(self.gate(x)) * self.up(x))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if (replaced := self.operations.get(self.activation.__name__)) is not None:
+            return apply_to_rows(replaced, x)
+        return self.activation(x)
 
 
 def _drop(x: Tensor, c: ModelConfig, keys: Tensor | None, site: int) -> Tensor:

@@ -14,10 +14,27 @@ from torch import Tensor
 from glasslm.engines.protocol import NO_TARGET
 from glasslm.engines.torch.layers import upcast
 from glasslm.engines.torch.moe import Routing
+from glasslm.engines.torch.operations import BUILT_IN, Operations
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, operations: Operations) -> Tensor:
+    """logits (N, V), targets (N,) -> (N,) nats; 0 for target -1."""
+    replaced = operations.get("cross_entropy")
+    if replaced is None:
+        return F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
+    valid = targets >= 0
+    if bool(valid.all()):
+        return replaced(logits, targets)
+    nats = torch.zeros(len(targets), dtype=logits.dtype, device=logits.device)
+    return nats.masked_scatter(valid, replaced(logits[valid], targets[valid]))
 
 
 def loss_terms(
-    logits: Tensor, targets: Tensor, routings: list[Routing], names: Collection[str]
+    logits: Tensor,
+    targets: Tensor,
+    routings: list[Routing],
+    names: Collection[str],
+    operations: Operations = BUILT_IN,
 ) -> list[Tensor]:
     """The cross-entropy in nats and then the terms `names`, each summed over the rows, () each.
 
@@ -27,7 +44,10 @@ def loss_terms(
     T = targets.shape[1]
     logits, targets = upcast(logits).flatten(0, 1), targets.flatten()
     valid = targets >= 0
-    nats = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="sum")
+    if "cross_entropy" in operations:
+        nats = cross_entropy(logits, targets, operations).sum()
+    else:
+        nats = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="sum")
     terms: dict[str, Tensor] = {}
     if "smoothing" in names:
         target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]

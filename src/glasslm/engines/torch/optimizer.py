@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glasslm.config.schema import OptimizerConfig
 from glasslm.engines.state import MOMENTS, moment_kind
+from glasslm.engines.torch.operations import BUILT_IN, Operations
 from glasslm.model.parameters import ParameterTable
 
 ADAM_EPS = 1e-8
@@ -24,9 +26,13 @@ class Optimizer:
     """Updates parameters by name, with the optimizer of each in the table; owns the moments."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], table: ParameterTable, config: OptimizerConfig
+        self,
+        parameters: dict[str, nn.Parameter],
+        table: ParameterTable,
+        config: OptimizerConfig,
+        operations: Operations = BUILT_IN,
     ) -> None:
-        self.config, self.parameters = config, parameters
+        self.config, self.parameters, self.operations = config, parameters, operations
         self.decay = {
             name: config.weight_decay if spec.decay else 0.0 for name, spec in table.items()
         }
@@ -38,7 +44,7 @@ class Optimizer:
             for name, kind in self.kinds.items()
             for moment in MOMENTS[kind]
         }
-        adamw_names = self._names("adamw")
+        adamw_names = [] if "adamw" in operations else self._names("adamw")
         groups = [
             {"params": [parameters[name] for name in names], "weight_decay": decay}
             for decay in sorted(set(self.decay.values()))
@@ -64,20 +70,41 @@ class Optimizer:
             }
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update the parameters once from their gradients. Overwrites parameters and moments."""
-        for name in [*self._names("muon"), *self._names("sgd")]:
+    def step(self, lr: float, t: int) -> None:
+        """Make update number t = 1, 2, ... of the parameters from their gradients.
+
+        Overwrites parameters and moments.
+        """
+        replaced = [kind for kind in MOMENTS if kind in self.operations]
+        for kind in replaced:
+            self._step_of_file(kind, lr, t)
+        built_in = [kind for kind in ("muon", "sgd") if kind not in replaced]
+        for name in (name for kind in built_in for name in self._names(kind)):
             if self.decay[name]:
                 self.parameters[name].mul_(1 - lr * self.decay[name])
         if self.adamw is not None:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             self.adamw.step()
-        for name in self._names("sgd"):
+        for name in self._names("sgd") if "sgd" in built_in else ():
             m = self.moments[f"sgd.m/{name}"].mul_(self.config.momentum).add_(self._gradient(name))
             self.parameters[name].sub_(m, alpha=lr)
-        for names in self._names_by_shape("muon"):
+        for names in self._names_by_shape("muon") if "muon" in built_in else ():
             self._muon(names, lr)
+
+    def _step_of_file(self, kind: str, lr: float, t: int) -> None:
+        """Update the parameters of one optimizer by the function of a file, one by one."""
+        update, c = self.operations.update(kind), self.config
+        assert update is not None
+        settings: dict[str, Any] = (
+            {"t": t, "betas": c.betas, "eps": ADAM_EPS}
+            if kind == "adamw"
+            else {"momentum": c.momentum}
+        )
+        for name in self._names(kind):
+            moments = [self.moments[f"{moment}/{name}"] for moment in MOMENTS[kind]]
+            arrays = (self.parameters[name].data, self._gradient(name), *moments)
+            update(*arrays, lr=lr, decay=self.decay[name], **settings)
 
     def _muon(self, names: list[str], lr: float) -> None:
         """One Muon update, of root mean square 0.2 lr, of matrices of one shape (O, I).

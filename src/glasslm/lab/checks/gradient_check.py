@@ -14,13 +14,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glasslm.config.schema import (
+    ModelConfig,
+    OperationsConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from glasslm.data.token_file import read_windows
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.numpy.operations import array_operations
 from glasslm.engines.objective import objective
+from glasslm.engines.operation_call import ArrayOperation, gradient_inputs, output_shape
+from glasslm.engines.operations import SIGNATURES, OperationsFile, admit
 from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
+from glasslm.lab.checks import file_cases
 from glasslm.lab.checks.finite_differences import CheckResult, check_gradients
 from glasslm.lab.checks.op_cases import OPS, B, T, V
 from glasslm.model.parameters import initial_weights
@@ -62,6 +72,51 @@ def check_ops(seed: int = 0) -> Iterator[CheckResult]:
         yield check_gradients(name, inputs, value, gradients, rng, kinks)
 
 
+def check_file_operations(operations: OperationsFile, seed: int = 0) -> Iterator[CheckResult]:
+    """Check every element of every input of each operation of a file, as check_ops does."""
+    for name, op in array_operations(operations).items():
+        signature = SIGNATURES[name]
+        if not signature.gradients:  # an optimizer
+            continue
+        rng = _generator(seed, name)
+        arrays = file_cases.make_inputs(name, rng)
+        places = gradient_inputs(name)
+        settings = {"eps": file_cases.NORM_EPS} if "eps" in signature.settings else {}
+        upstream = rng.standard_normal(output_shape(name, arrays))
+        if name == "cross_entropy":  # whose backward gets one weight of all rows
+            upstream[...] = upstream[0]
+
+        def value(
+            op: ArrayOperation = op,
+            arrays: tuple[Array, ...] = arrays,
+            settings: dict[str, float] = settings,
+            upstream: Array = upstream,
+        ) -> float:
+            return float(np.sum(op(*arrays, **settings)[0] * upstream))
+
+        def gradients(
+            op: ArrayOperation = op,
+            arrays: tuple[Array, ...] = arrays,
+            settings: dict[str, float] = settings,
+            upstream: Array = upstream,
+            names: tuple[str, ...] = signature.gradients,
+            is_loss: bool = name == "cross_entropy",
+        ) -> dict[str, Array]:
+            backward = op(*arrays, **settings)[1]
+            return dict(zip(names, backward(float(upstream[0]) if is_loss else upstream)))
+
+        inputs = {gradient: arrays[place] for gradient, place in zip(signature.gradients, places)}
+        yield check_gradients(name, inputs, value, gradients, rng, name not in SMOOTH)
+
+
+def check_file_models(operations: OperationsFile, seed: int = 0) -> Iterator[CheckResult]:
+    """Check the loss of whole models that use the operations of a file."""
+    named = admit(operations)
+    for case, config, _ in file_cases.models_of(operations, small_model()):
+        if case not in file_cases.OPTIMIZERS:
+            yield check_model(case, config, seed, operations=named)
+
+
 def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[CheckResult]:
     """Check the loss of whole models, for each switch and for random combinations."""
     for name, config in [*single_switches(), *combinations(random_combinations, seed)]:
@@ -70,16 +125,26 @@ def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[Check
         yield check_model(f"{term} {coefficient}", small_model(), seed, **{term: coefficient})
 
 
-def check_model(name: str, config: ModelConfig, seed: int = 0, **terms: Any) -> CheckResult:
+def check_model(
+    name: str,
+    config: ModelConfig,
+    seed: int = 0,
+    operations: OperationsConfig | None = None,
+    **terms: Any,
+) -> CheckResult:
     """Check every element of every trained weight of a model with random weights.
 
     The batch has two sequences in two micro-batches, one masked target, and dropout if the config
-    has it. `terms` are coefficients of auxiliary losses, by their names in OptimizerConfig.
+    has it. `operations` are those of a file. `terms` are coefficients of auxiliary losses, by their
+    names in OptimizerConfig.
     """
     rng = _generator(seed, name)
     train = TrainConfig(batch_size=B, micro_batch_size=1, seed=seed)
     run = RunConfig(
-        config, optimizer=OptimizerConfig(**(ROUTER_TERMS | terms)), train=train
+        config,
+        optimizer=OptimizerConfig(**(ROUTER_TERMS | terms)),
+        train=train,
+        operations=operations or OperationsConfig(),
     ).resolve()
     engine = NumpyEngine(run, V, threads=1, dtype=np.float64)
     # Larger weights than initial ones, so that attention and gates are far from their linear range.
@@ -124,21 +189,23 @@ def check_engine(
     )
 
 
-def check_run(run: str, seed: int = 0) -> Iterator[CheckResult]:
+def check_run(run: str, seed: int = 0, ops: str = "") -> Iterator[CheckResult]:
     """Check some elements of each weight of a trained model on two passages of its validation text.
 
-    `run` is a folder or a name under ./runs.
+    `run` is a folder or a name under ./runs, `ops` the file of its operations, or "recorded".
     """
     from glasslm.runs import checkpoint, run_folder
+    from glasslm.runs.recorded_operations import admit_run_operations
 
     trained = run_folder.Run(run_folder.find_run(run))
+    config = admit_run_operations(trained, ops)
     dataset = trained.dataset(notify)
     width = min(RUN_TOKENS, trained.config.model.block_size)
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, len(dataset.val.tokens) - width, B)
     text = read_windows(dataset.val.tokens, starts, width + 1)
     engine = NumpyEngine(
-        trained.config.resolve(), trained.tokenizer.vocab_size, threads=1, dtype=np.float64
+        config.resolve(), trained.tokenizer.vocab_size, threads=1, dtype=np.float64
     )
     best = checkpoint.load(trained.path, "best")
     engine.load(best.weights().items())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import (
     ModelConfig,
+    OperationsConfig,
     OptimizerConfig,
     OptimizerName,
     RunConfig,
@@ -25,12 +26,13 @@ from glasslm.config.schema import (
 )
 from glasslm.data.token_file import read_windows
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.operations import OperationsFile, admit
 from glasslm.engines.protocol import Batch, Engine, State
-from glasslm.lab.checks import gradient_check
+from glasslm.lab.checks import file_cases, gradient_check
 from glasslm.lab.checks.finite_differences import SCALE_FLOOR
 from glasslm.lab.short_training import mean_weight, train_steps
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.text import notify
+from glasslm.text import ignore_message, notify
 
 if TYPE_CHECKING:
     from glasslm.engines.torch.engine import TorchEngine
@@ -93,10 +95,25 @@ def check_models(
         yield check_model(case, sized, precision, seed)
 
 
+def check_file_models(
+    operations: OperationsFile, precision: ParityPrecision, seed: int = 0
+) -> Iterator[Parity]:
+    """Compare the engines for models that use the operations of a file."""
+    named = admit(operations)
+    for case, config, optimizer in file_cases.models_of(operations, gradient_check.small_model()):
+        sized = dataclasses.replace(config, d_model=D, d_ff=F, block_size=T + 1)
+        yield check_model(case, sized, precision, seed, (optimizer,), named)
+
+
 def check_model(
-    case: str, config: ModelConfig, precision: ParityPrecision, seed: int = 0
+    case: str,
+    config: ModelConfig,
+    precision: ParityPrecision,
+    seed: int = 0,
+    optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName),
+    operations: OperationsConfig | None = None,
 ) -> Parity:
-    """Compare the engines for one model with random weights and every optimizer.
+    """Compare the engines for one model with random weights and every one of the optimizers.
 
     The batches have two micro-batches, one masked target, and dropout if the config has it.
     """
@@ -113,12 +130,17 @@ def check_model(
     train = TrainConfig(batch_size=B, micro_batch_size=B // 2, seed=seed)
     pairs = {
         name: make_pair(
-            RunConfig(config, optimizer=optimizer_with_terms(name), train=train),
+            RunConfig(
+                config,
+                optimizer=optimizer_with_terms(name),
+                train=train,
+                operations=operations or OperationsConfig(),
+            ),
             V,
             precision,
             weights,
         )
-        for name in get_args(OptimizerName)
+        for name in optimizers
     }
     first = next(iter(pairs.values()))
     gradients, logits = (
@@ -139,19 +161,21 @@ def optimizer_with_terms(name: OptimizerName) -> OptimizerConfig:
     return OptimizerConfig(name, **(gradient_check.ROUTER_TERMS | terms))
 
 
-def check_run(run: str, seed: int = 0) -> Iterator[Parity]:
+def check_run(run: str, seed: int = 0, ops: str = "") -> Iterator[Parity]:
     """Compare the engines for a trained model, in both precisions.
 
     The batches are passages of its validation text. The optimizer steps start from the run's
     moments and use its optimizer, with the rates of LR. `run` is a folder or a name under ./runs.
     """
     from glasslm.runs import checkpoint, run_folder
+    from glasslm.runs.recorded_operations import admit_run_operations
 
     trained = run_folder.Run(run_folder.find_run(run))
+    config = admit_run_operations(trained, ops, ignore_message)
     dataset = trained.dataset(notify)
     best = checkpoint.load(trained.path, "best")
     config = dataclasses.replace(
-        trained.config,
+        config,
         train=dataclasses.replace(trained.config.train, batch_size=B, micro_batch_size=B // 2),
     )
     width = min(gradient_check.RUN_TOKENS, config.model.block_size)

@@ -15,6 +15,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset, require_enough_tokens
 from glasslm.engines.choice import compute_from_record
+from glasslm.engines.operations import admit_operations
 from glasslm.engines.protocol import Batch, State
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis import trials
@@ -113,7 +114,7 @@ def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify)
     Raises InputError if training could not start: a base that does not fit, adapters without a
     base, too little text.
     """
-    config = config.resolve()
+    config = admit_operations(config.resolve())
     inputs = open_run_inputs(config, notify)
     config = with_document_end(config, inputs.dataset.tokenizer)
 

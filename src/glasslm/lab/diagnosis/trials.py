@@ -66,6 +66,7 @@ def trial_config(
         config.data,
         dataclasses.replace(config.optimizer, **optimizer),
         dataclasses.replace(config.train, batch_size=rows, micro_batch_size=0),
+        config.operations,
     ).resolve()
 
 

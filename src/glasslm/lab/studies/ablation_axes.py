@@ -12,10 +12,12 @@ from glasslm.config.schema import (
     ALIASES,
     DataConfig,
     ModelConfig,
+    OperationsConfig,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
 )
+from glasslm.engines.operations import admit_operations
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
@@ -88,6 +90,10 @@ def _change_optimizer(base: RunConfig, word: str) -> RunConfig:
     return dataclasses.replace(base, optimizer=changed)
 
 
+def _change_operations(base: RunConfig, word: str) -> RunConfig:
+    return admit_operations(dataclasses.replace(base, operations=OperationsConfig(word)))
+
+
 def _parse_tying(word: str) -> bool:
     if word not in ("tied", "untied"):
         raise InputError(f"'{word}': expected tied or untied")
@@ -141,6 +147,8 @@ def find_axis(name: str) -> tuple[str, Axis]:
     """
     if name in AXES:
         return name, AXES[name]
+    if name == "ops":
+        return name, Axis((), _change_operations)
     flag = name.strip().removeprefix("--").replace("-", "_")
     flag = ALIASES.get(flag, flag)
     hints = get_type_hints(ModelConfig) | get_type_hints(OptimizerConfig)
@@ -194,8 +202,10 @@ def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
         name, equals_sign, words = text.partition("=")
         name, axis = find_axis(name)
         if not (axis.values or words):
-            raise InputError(f"--axes {name} needs values: give them as {name}=A/B")
-        separator = "|" if axis.values and "/" in axis.values[0] else "/"
+            form = "'ops=A.py|B.py'" if name == "ops" else f"{name}=A/B"
+            raise InputError(f"--axes {name} needs values: give them as {form}")
+        has_slashes = name == "ops" or (axis.values and "/" in axis.values[0])
+        separator = "|" if has_slashes else "/"
         for word in words.split(separator) if equals_sign else axis.values:
             try:
                 config = axis.change(base, word).resolve()

@@ -73,7 +73,7 @@ def _config_flags(config: RunConfig) -> Iterator[list[str]]:
         values, defaults = getattr(config, part.name), getattr(preset, part.name)
         for field in dataclasses.fields(values):
             value: Any = getattr(values, field.name)
-            if value == getattr(defaults, field.name) or value is None:
+            if value == getattr(defaults, field.name) or value is None or "sha256" in field.name:
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):

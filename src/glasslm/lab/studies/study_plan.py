@@ -17,6 +17,7 @@ from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.engines.choice import choose_engine
 from glasslm.engines.factory import make_engine
+from glasslm.engines.operations import admit_operations
 from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
@@ -39,7 +40,7 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
     cache, because a pipe can be read only once. Raises InputError for a recipe that does not fix
     the number of steps, that starts from another run, or whose text is too short.
     """
-    train = base.train
+    base, train = admit_operations(base), base.train
     if train.epochs is not None or train.max_time is not None:
         raise InputError(
             "--epochs and --max-time do not work in a study: set the length of its runs by "

@@ -18,6 +18,7 @@ from typing import Any
 
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines.operations import reopen_operations
 from glasslm.errors import GlasslmError, InUseError
 from glasslm.runs import checkpoint
 from glasslm.text import Notify, notify
@@ -77,8 +78,9 @@ def train_or_resume(
     A run without a checkpoint starts again. `final_windows`: of the final measurement, None for the
     whole split.
     """
+    reopen_operations(config)
     if checkpoint.list_steps(path):
-        return launch.resume(path, compute, notify=notify)
+        return launch.resume(path, compute, notify=notify, ops=config.operations.ops)
     return launch.train(
         config,
         compute,

@@ -21,6 +21,7 @@ from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.blas import format_blas
 from glasslm.runs.metrics import ENDED_STATUSES
+from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
 from glasslm.training import launch
@@ -159,7 +160,7 @@ def json_facts(reproduction: Reproduction) -> dict[str, Any]:
 
 
 def reproduce(
-    run: Run, run_dir: Path, steps: int | None, command: str, notify: Notify
+    run: Run, run_dir: Path, steps: int | None, command: str, notify: Notify, ops: str = ""
 ) -> Reproduction:
     """Train a run again in a new folder, at most `steps` steps of the same schedule, and compare.
 
@@ -167,6 +168,7 @@ def reproduce(
     there is nothing to train or to compare, or if the folder cannot be used.
     """
     run_folder.require_new(run_dir)
+    admit_run_operations(run, ops, notify)
     config = _recorded_config(run)
     length = run.length
     end = length if steps is None else min(steps, length)

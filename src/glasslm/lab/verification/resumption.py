@@ -32,6 +32,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.metrics import MetricsLog
+from glasslm.runs.recorded_operations import RECORDED, admit_run_operations
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify
@@ -79,7 +80,7 @@ class Resumption:
         return facts
 
 
-def try_resume(run_dir: Path, notify: Notify) -> Resumption:
+def try_resume(run_dir: Path, notify: Notify, ops: str = "") -> Resumption:
     """Train twice from the latest checkpoint in a temporary folder, once with a kill, and compare.
 
     The copies have the run's weights, moments, text, dropout, engine, precision and threads. They
@@ -91,6 +92,7 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
     and KeyboardInterrupt, with the number of the signal, for a signal.
     """
     run = Run(run_dir)
+    admit_run_operations(run, ops, notify)
     dataset = run.dataset(notify)
     latest, arrays = _read_latest(run_dir, notify)
     checkpoint.require_identity(latest, run.identity)
@@ -111,7 +113,8 @@ def try_resume(run_dir: Path, notify: Notify) -> Resumption:
                         raise KeyboardInterrupt(interrupt.received)
             killed_at_step, resumed_from_step = loop.step, max(checkpoint.list_steps(cut.path))
             _simulate_kill(cut.path)
-            outcome = launch.resume(cut.path, _compute(cut)[0], lambda message: None)
+            recorded = RECORDED if run.config.operations.ops else ""
+            outcome = launch.resume(cut.path, _compute(cut)[0], lambda message: None, ops=recorded)
         if outcome.status == "diverged":
             raise DamagedError(
                 f"of two copies of {run_dir}, the resumed one diverged and the other did not"
