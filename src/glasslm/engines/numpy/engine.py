@@ -282,7 +282,7 @@ class NumpyEngine:
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Engine.new_cache."""
-        keeps_queries = "attention" in self.operations and self.operations.softmax is None
+        keeps_queries = self.operations.replaces_attention
         return KVCache(self.config.model, rows, capacity, self.dtype, keeps_queries)
 
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:

@@ -22,7 +22,7 @@ from glasslm.config.schema import Norm
 from glasslm.engines.cache_slots import CacheSlots
 from glasslm.engines.documents import continued_starts
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import attention, rope
+from glasslm.engines.numpy.attention import attention
 from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
@@ -112,11 +112,10 @@ def read_tokens(
     c, w = model.config, model.weights
     B, T = tokens.shape
     ctx = AttentionContext(model, cache, counts, tokens)
-    embed = model.operations(ops.embedding)
-    if embed is ops.embedding:
-        x = w["embedding.weight"][tokens]
-    else:
+    if embed := model.operations.replaced.get("embedding"):
         x = embed(tokens.reshape(-1), w["embedding.weight"], model.empty)[0].reshape(B, T, -1)
+    else:
+        x = w["embedding.weight"][tokens]
     if c.scale_embeddings:
         x *= math.sqrt(c.d_model)
     if model.position_vectors is not None:
@@ -156,7 +155,7 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
         qk = _qk_norm(model, i, qk)
     if ctx.rotation:
         qk = _rotate(model, qk, ctx)
-    if "attention" in model.operations and model.operations.softmax is None:
+    if model.operations.replaced and model.operations.replaces_attention:
         mixed = _whole_attention(model, i, qk, heads[:, :, H + K :], cache, ctx)
         return _linear(model, i, "attention.o", mixed.reshape(B * T, H * Q))
     keys = ctx.extend(cache.keys[i], qk[:, :, H:])
@@ -207,18 +206,16 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
 def _qk_norm(model: Model, i: int, qk: Array) -> Array:
     """Queries and keys (B, T, H + K, Q), each head normalized."""
     gain, eps = model.qk_gain(f"blocks.{i}.attention"), model.config.norm_eps
-    norm = model.operations(ops.rms_norm)
-    if norm is ops.rms_norm:
-        return _rms(qk, eps) * gain
-    return norm(qk, gain, model.empty, eps)[0]
+    if norm := model.operations.replaced.get("rms_norm"):
+        return norm(qk, gain, model.empty, eps)[0]
+    return _rms(qk, eps) * gain
 
 
 def _rotate(model: Model, qk: Array, ctx: AttentionContext) -> Array:
     """Queries and keys (B, T, H + K, Q), rotated by RoPE."""
     assert ctx.rotation is not None
     assert ctx.table_rotation is not None
-    apply_rope = model.operations(rope)
-    if apply_rope is not rope:
+    if apply_rope := model.operations.replaced.get("rope"):
         cos, sin = ctx.table_rotation
         if cos.ndim == 3:
             return apply_rope(qk, cos, sin, model.empty)[0]
@@ -317,9 +314,9 @@ def _linear(model: Model, i: int, name: str, x: Array) -> Array:
 
 def _product(model: Model, x: Array, w: Array) -> Array:
     """x (N, I), w (O, I) -> x wᵀ (N, O)."""
-    linear = model.operations(ops.linear)
-    if linear is not ops.linear:
-        return linear(x, w, model.empty)[0]
+    replaced = model.operations.replaced  # usually empty, and this is called for each product
+    if replaced and "linear" in replaced:
+        return replaced["linear"](x, w, model.empty)[0]
     if 1 < len(x) <= MAX_TRANSPOSED_ROWS:
         return np.ascontiguousarray(w.dot(x.T).T)
     y: Array = x.dot(w.T)
@@ -329,16 +326,15 @@ def _product(model: Model, x: Array, w: Array) -> Array:
 def _norm(model: Model, weights: dict[str, Array], name: str, x: Array) -> Array:
     """x (N, D) -> (N, D): the norm of the config, with the weights `name` of `weights`.
 
-    A norm without a faster form in FAST_NORMS is the op of training.
+    A norm without a faster form in FAST_NORMS is the op of training, and so is each norm of a model
+    with operations of a file.
     """
     c = model.config
-    op, words = ops.NORMS[c.norm]
-    apply_norm = model.operations(op)
-    if c.norm in FAST_NORMS and apply_norm is op:
+    if c.norm in FAST_NORMS and not model.operations.replaced:
         return FAST_NORMS[c.norm](x, weights, name, c.norm_eps)
-    y, _ = apply_norm(
-        x, *(weights.get(f"{name}.{word}") for word in words), model.empty, c.norm_eps
-    )
+    op, words = ops.NORMS[c.norm]
+    parameters = (weights.get(f"{name}.{word}") for word in words)
+    y, _ = model.operations(op)(x, *parameters, model.empty, c.norm_eps)
     return y
 
 

@@ -233,7 +233,7 @@ class Model:
         if recorder.names.isdisjoint(names):
             return
         softmax = self.operations.softmax
-        if "attention" in self.operations and softmax is None:
+        if self.operations.replaces_attention:
             raise InputError(REPLACED_ATTENTION)
         K, positions = self.config.n_kv_heads, np.arange(qk.shape[1])
         bias = dense_bias(self.bias, positions, positions)

@@ -35,16 +35,21 @@ class Operations:
 
         `softmax`: that of attention over the last axis, where it is replaced.
         """
-        self._replaced = dict(replaced or {})
+        self.replaced = dict(replaced or {})
         self.softmax = softmax
 
     def __call__(self, op: Op) -> Op:
         """The operation in the place of `op`, with the same signature."""
-        return self._replaced.get(op.__name__, op)  # type: ignore[return-value]
+        return self.replaced.get(op.__name__, op)  # type: ignore[return-value]
+
+    @property
+    def replaces_attention(self) -> bool:
+        """Whether attention is replaced as a whole, and not its softmax alone."""
+        return "attention" in self.replaced and self.softmax is None
 
     def __contains__(self, name: str) -> bool:
         """Whether the operation of this name is replaced."""
-        return name in self._replaced
+        return name in self.replaced
 
 
 BUILT_IN = Operations()
