@@ -103,8 +103,9 @@ class EventStream(Response):
             try:
                 while not (answer.is_complete or answer.has_left):
                     deltas = await answer.next_deltas()
-                    if not answer.has_left:
-                        await self._send(send, self._events(deltas) or PING)
+                    events = self._events(deltas) if deltas else PING
+                    if events and not answer.has_left:
+                        await self._send(send, events)
                 if answer.is_complete:
                     await self._send(send, self._last_events(), more=False)
             except ApiError as error:
