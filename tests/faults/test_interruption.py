@@ -170,8 +170,17 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path
         "micro_batch_size": 1,
         "max_steps": 2,
     }
-    process = start_program(
-        *train_command(write_text(tmp_path / "long.txt", 400), run, sample_interval=0, **heavy)
+    program = (  # whose steps are never abandoned, as with several ranks
+        "import sys; from glasslm import cli; from glasslm.training import long_call; "
+        "long_call.MIN_LONG_FLOPS = 1e99; sys.exit(cli.main())"
+    )
+    long_text = write_text(tmp_path / "long.txt", 400)
+    command = train_command(long_text, run, sample_interval=0, **heavy)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(
         lambda: (run / "metrics.jsonl").exists() and bool(logged_lines(run, "checkpoint")), process

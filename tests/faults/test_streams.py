@@ -91,7 +91,7 @@ def every_command(folder: Path, kind: str) -> dict[str, list[str]]:
     text = ["--text-file", str(folder / "text.txt")]
     log = folder / "log.csv"
     log.write_text("step,loss\n" + "".join(f"{i},{3 - i / 99}\n" for i in range(99)))
-    return {
+    return {name: [name, "--help"] for name in cli.COMMANDS} | {
         "train": ["train", *text, "--run-dir", base],  # it exists: refused in words
         "finetune": ["finetune", base, *text, "--run-dir", f"{out}, tuned", "--max-steps", "1",
                      "--sample-interval", "0"],
@@ -103,12 +103,8 @@ def every_command(folder: Path, kind: str) -> dict[str, list[str]]:
         "report": ["report", base],
         "diagnose": ["diagnose", "--curve", str(log), "--out", f"{out}, diagnosis"],
         "compare": ["compare", base, base],
-        "check": ["check", "--help-all"],
         "verify": ["verify", base],
-        "reproduce": ["reproduce", "--help"],
-        "ablate": ["ablate", "--help"],
         "scale": ["scale", "--plan", "1e18"],
-        "capstone": ["capstone", "--help"],
         "learn": ["learn", "list"],
         "export": ["export", base, "--to", "hf", "--out", f"{out}, hf"],
         "import": ["import", base, "--run-dir", f"{out}, imported"],
