@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from glasslm.cli import learn_class, parsing
+from glasslm.cli import learn_class, learn_train, parsing
 from glasslm.cli.flag_groups import JsonFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.course.learn import progress, starter
@@ -22,7 +22,8 @@ from glasslm.course.learn.verdict import Verdict
 from glasslm.errors import InputError, require
 from glasslm.text import align_columns, notify, print_escaped, quote_path, suggest_name
 
-HELP = """usage: glasslm learn list | start NAME | hint NAME | solution NAME | check FILE | status
+HELP = """usage: glasslm learn list | start NAME | hint NAME | solution NAME | check FILE
+       glasslm learn train FILE | status
        glasslm learn class new | grade      (for teachers)
 
   list       list the exercises in the order of a course, with your marks
@@ -30,12 +31,14 @@ HELP = """usage: glasslm learn list | start NAME | hint NAME | solution NAME | c
   hint       show one more hint
   solution   show the solution and its derivation
   check      say what is wrong with the functions of a file
+  train      train a small model with your operation, beside the engine's own
   status     show what you have done so far
   class      for teachers: hand out exercises, grade submissions
 
 Examples:
   glasslm learn start rms_norm
-  glasslm learn check rms_norm.py"""
+  glasslm learn check rms_norm.py
+  glasslm learn train rms_norm.py --budget 60s"""
 
 NameArgument = Annotated[
     tyro.conf.Positional[str],
@@ -131,6 +134,7 @@ def main(argv: list[str]) -> int:
         "hint": _hint,
         "solution": _solution,
         "check": _check,
+        "train": learn_train.main,
         "status": _status,
         "class": learn_class.main,
     }
