@@ -64,7 +64,8 @@ class HistoryEngine:
         return (weights[:, None] * self.table[np.array(tokens, int)]).sum(0).astype(np.float32)
 
     def new_cache(self, rows, capacity):
-        return HistoryCache(rows, capacity)
+        self.cache = HistoryCache(rows, capacity)
+        return self.cache
 
     def logits(self, tokens, cache, counts, every=False):
         assert not every

@@ -5,7 +5,10 @@ import importlib.util
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from doubles import HistoryEngine
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines.factory import make_engine
@@ -14,8 +17,9 @@ from glasslm.inference import cache_rows
 from glasslm.inference.generation import generate
 from glasslm.inference.json_grammar import JsonGrammar
 from glasslm.inference.request import Finished, PromptLogprobs, Request, Token
-from glasslm.inference.sampling import Sampling
+from glasslm.inference.sampling import Sampling, sample_tokens, uniform_draw
 from glasslm.inference.scheduler import Scheduler
+from glasslm.inference.stream import visible_length
 from glasslm.model.parameters import initial_weights
 
 LETTERS = CharTokenizer('\nabcdefghijklmnopqrstuvwxyz{}[]":,0123456789')
@@ -211,37 +215,89 @@ def test_at_most_one_chunk_is_read_between_two_tokens():
         assert calls == [(1, 64 if step < 2 else 22), (16, 1)]
 
 
-@pytest.mark.parametrize("state", ["waiting", "reading", "first chunk read", "decoding"])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),  # the step of its arrival
+            st.lists(st.integers(0, 1), min_size=1, max_size=25),
+            st.integers(1, 15),  # new tokens
+            st.integers(-40, 20),  # the tokens after which it is cancelled; none if negative
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.booleans(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=80)
+def test_any_order_of_arrivals_and_cancels_gives_the_texts_of_the_definition(
+    arrivals, slots, chunk, block_size, use_cache
+):
+    """With an engine whose logits depend on all tokens; prompts of two symbols share prefixes."""
+    config = ModelConfig(block_size=block_size)
+    engine = HistoryEngine(V)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_rows, "CHUNK_TOKENS", chunk)
+        scheduler = Scheduler(engine, LETTERS, config, slots=slots, use_cache=use_cache)
+    arrivals, step, streams, ended = sorted(arrivals), 0, {}, {}
+    while arrivals or scheduler.has_work:
+        while arrivals and arrivals[0][0] <= step:
+            _, ids, n, cancel_after = arrivals.pop(0)
+            stream = scheduler.submit(Request(ids, n, Sampling(1.0, seed=step)))
+            streams[stream] = cancel_after
+        for stream, event in scheduler.step():
+            assert stream not in ended
+            if isinstance(event, Finished):
+                ended[stream] = event.reason
+        for stream, cancel_after in streams.items():
+            if stream not in ended and stream.new_tokens == cancel_after:
+                ended[stream] = scheduler.cancel(stream).reason
+        step += 1
+    assert ended.keys() == streams.keys()
+    assert engine.widest <= chunk
+    assert engine.cache.lengths.tolist() == [0] * slots
+    for stream in streams:
+        ids = list(stream.request.ids)
+        for _ in range(stream.new_tokens):
+            logits = engine.after(ids[len(ids) - visible_length(len(ids), block_size) :])
+            draw = uniform_draw(stream.request.sampling.seed, 0, len(ids))
+            ids.append(int(sample_tokens(logits[None], stream.distribution, [draw])[0]))
+        assert stream.ids == ids
+
+
+STATES = {
+    "waiting": lambda stream: stream.row < 0,
+    "in a row": lambda stream: stream.row >= 0 and stream.is_new,
+    "in its prompt": lambda stream: not stream.is_new and not stream.new_tokens,
+    "decoding": lambda stream: stream.new_tokens == 5,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
 def test_a_cancelled_request_frees_its_row_at_once_and_changes_no_other(state):
     rng = np.random.default_rng(7)
-    others = [random_request(rng, max_new_tokens=30) for _ in range(15)]
-    expected = [
-        without_shown(events) for events in answer(build_scheduler(), [(0, r) for r in others])
-    ]
-    scheduler = build_scheduler()
-    streams = {scheduler.submit(request): index for index, request in enumerate(others)}
-    cancelled = None
-    if state != "waiting":
-        cancelled = scheduler.submit(Request([3] * 150, 100))
-    events = [[] for _ in others]
-    for step in range(1000):
-        cancel_at = {"waiting": 2, "reading": 1, "first chunk read": 40, "decoding": 60}[state]
-        if step == cancel_at:
-            cancelled = cancelled or scheduler.submit(Request([4], 5))
+    others = [random_request(rng, max_new_tokens=30) for _ in range(20)]
+    expected = answer(build_scheduler(), [(0, request) for request in others])
+    scheduler, events = build_scheduler(), {}
+    streams = [scheduler.submit(request) for request in others[:8]]
+    cancelled = scheduler.submit(Request([3] * 150, 100))
+    streams += [scheduler.submit(request) for request in others[8:]]
+    is_cancelled = False
+    while scheduler.has_work:
+        if not is_cancelled and STATES[state](cancelled):
             before = scheduler.counts
             last = scheduler.cancel(cancelled)
-            assert last.reason == "cancelled"
-            waited = state == "waiting"
-            assert scheduler.counts.queued == before.queued - waited
-            assert scheduler.counts.running == before.running - (not waited)
-        if not scheduler.has_work:
-            break
+            assert (last.reason, last.usage[2]) == ("cancelled", 5 if state == "decoding" else 0)
+            n_waiting = int(state == "waiting")
+            assert scheduler.counts.queued == before.queued - n_waiting
+            assert scheduler.counts.running == before.running - (1 - n_waiting)
+            is_cancelled = True
         for stream, event in scheduler.step():
-            if stream is cancelled:
-                assert step < cancel_at
-            else:
-                events[streams[stream]].append(event)
-    assert [without_shown(of_one) for of_one in events] == expected
+            assert not (is_cancelled and stream is cancelled)
+            events.setdefault(stream, []).append(event)
+    assert is_cancelled
+    assert [without_shown(events[stream]) for stream in streams] == [
+        without_shown(of_one) for of_one in expected
+    ]
     assert scheduler.counts[:3] == (0, 0, 0.0)
 
 
