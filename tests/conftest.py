@@ -91,6 +91,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLASSLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))  # learners' progress
         patch.setenv("GLASSLM_MIRROR", "http://127.0.0.1:9")  # a port without a server
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("TIKTOKEN_CACHE_DIR", raising=False)

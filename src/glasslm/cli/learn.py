@@ -269,9 +269,10 @@ def _status(argv: list[str]) -> int:
     rows = [("exercise", "forward", "backward", "last verdict", "checks", "hints", "")]
     for name in names:
         state = known.state(name)
-        if state.checks or state.started or state.hints or state.solution_seen:
+        if state != progress.ExerciseState():
             backward = (state.backward or "-") if load_exercise(name).has_backward else ""
-            seen = "solution seen" if state.solution_seen else ""
+            notes = {"trained": state.trained, "solution seen": state.solution_seen}
+            seen = ", ".join(note for note, applies in notes.items() if applies)
             counts = (str(state.checks), str(state.hints))
             verdict = state.verdict.replace("_", " ") or "-"
             rows.append((name, state.forward or "-", backward, verdict, *counts, seen))

@@ -13,6 +13,8 @@ from glasslm.cli import parsing
 from glasslm.cli.flag_groups import compute_config
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
+from glasslm.course.learn import progress
+from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import InputError
 from glasslm.text import notify, print_escaped
 
@@ -65,4 +67,8 @@ def main(argv: list[str]) -> int:
     if flags.picture is not None:
         comparison.draw(flags.picture)
         notify(f"picture: {flags.picture}")
+    known = progress.load_progress(notify)
+    for name in set(comparison.operations.functions) & set(COURSE):
+        known = known.with_changes(name, trained=True)
+    progress.save_progress(known, notify)
     return comparison.exit_code

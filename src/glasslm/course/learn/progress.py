@@ -32,6 +32,7 @@ class ExerciseState:
     """Hints that were shown."""
     solution_seen: bool = False
     started: bool = False
+    trained: bool = False
 
     def describe(self) -> str:
         """The state in a word."""
