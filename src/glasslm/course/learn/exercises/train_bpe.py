@@ -125,7 +125,7 @@ returns   a list of pairs (left id, right id), in the order of the merges""",
     sizes=Sizes.of(
         "N letters n_merges",
         small="6 1 1, 6 2 2, 7 3 2, 7 4 2, 8 3 2, 8 4 2, 9 4 2, 10 4 3, 12 4 3, 10 2 3",
-        distinct="40 3 6, 30 2 9, 60 4 8, 18 3 20, 50 3 10",
+        distinct="40 3 6, 30 2 9, 60 4 8, 18 3 20, 50 3 10, 64 2 3",
         equal="24 2 4, 30 3 5, 40 3 8, 50 2 6, 36 4 9",
     ),
     draw=draw,
