@@ -192,6 +192,16 @@ returns   a list of pairs (left id, right id), in the order of the merges""",
                 "n_merges is taken as the size of the vocabulary: 256 is subtracted from it",
                 {"more": -256},
             ),
+            *(
+                (
+                    "the pair is never replaced in the text, so it is found again and again",
+                    {"merge": lambda ids, pair, new: ids, "rank": rank},
+                )
+                for rank in (
+                    lambda pair, count: (-count, pair),
+                    lambda pair, count: -count,
+                )
+            ),
             (
                 "only the first occurrence of a pair is replaced: replace all of them",
                 {"merge": merge_first},
