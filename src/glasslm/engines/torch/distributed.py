@@ -28,7 +28,6 @@ from glasslm.data.library_call import run_interruptibly
 from glasslm.engines.operations import admit, find_operations, operations_from_text
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.resources import count_ranks, require_divisible, thread_count
-from glasslm.engines.state import MOMENTS
 from glasslm.engines.torch.creation import make_torch_engine
 from glasslm.engines.torch.engine import TorchEngine
 from glasslm.engines.torch.kv_cache import KVCache
@@ -127,12 +126,11 @@ def lead_group(config: RunConfig, vocab_size: int, compute: ComputeConfig) -> Le
 
 
 def _require_whole_weights(config: RunConfig, compute: ComputeConfig) -> None:
-    """Raise InputError where an optimizer of a file would get shards of weights."""
-    operations = find_operations(config)
-    names = [name for name in MOMENTS if operations and name in operations.functions]
-    if names and compute.parallel == "fsdp":
+    """Raise InputError where operations of a file would get shards of weights."""
+    if config.operations.ops and compute.parallel == "fsdp":
         raise InputError(
-            f"{names[0]} of --ops updates whole weights, which fsdp shards: use --parallel ddp"
+            "--ops does not go with --parallel fsdp, which shards the weights that its functions "
+            "get: use --parallel ddp"
         )
 
 
