@@ -46,6 +46,7 @@ COMMAND_GROUPS = {
     },
     "Experiment": {
         "ablate": "measure the effect of each design choice over several seeds",
+        "try": "accept or reject a change, by paired seeds and one ledger",
         "scale": "fit a scaling law, and plan the size and tokens for a compute",
         "capstone": "a course project: model, ablation, scaling study, questions",
     },

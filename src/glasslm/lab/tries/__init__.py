@@ -1,0 +1,1 @@
+"""glasslm try: is a change better? Paired seeds, a sequential test, and one ledger of all tries."""
