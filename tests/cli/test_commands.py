@@ -292,7 +292,7 @@ def test_help_of_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs POSIX signals")
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("tr", "train"), ("train --max-st", "--max-steps"), ("corpus --js", "--json --json-field")],
+    [("tra", "train"), ("train --max-st", "--max-steps"), ("corpus --js", "--json --json-field")],
 )
 def test_bash_completes_commands_and_flags(
     words: str, expected: str, capsys: pytest.CaptureFixture[str]

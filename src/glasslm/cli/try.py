@@ -235,11 +235,9 @@ def _open_source(source: str | None) -> Iterator[str]:
 
 def _extract_commit(ref: str, folder: Path) -> None:
     """Write the files of a commit of the repository around glasslm's source into `folder`."""
-    import glasslm
-
     archive = folder / "source.tar"
     command = ["git", "archive", "--format=tar", f"--output={archive}", "--end-of-options", ref]
-    package = Path(glasslm.__file__).parent
+    package = Path(__file__).parent
     try:
         top = _git(["git", "rev-parse", "--show-toplevel"], package)
         _git(command, Path(top))
