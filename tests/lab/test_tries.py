@@ -144,6 +144,29 @@ def test_the_command_from_the_first_try_to_the_hidden_text(
     assert kinds == ["begin", "end"] * 3 + ["final"]
 
 
+@pytest.mark.slow
+def test_an_operation_of_a_file_and_a_copy_of_the_source_are_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, ledger = write_text(tmp_path / "text.txt"), tmp_path / "tries.jsonl"
+    argv = ["try", "--text-file", str(text), "--ledger", str(ledger), "--json", "--engine", "numpy"]
+    argv += [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
+    ops = tmp_path / "mine.py"
+    ops.write_text("def silu(x):\n    return 0 * x, lambda dy: 0 * dy\n", encoding="utf-8")
+    assert cli.main([*argv, "--ops", str(ops)]) in (0, 1)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["change"] == f"--ops {ops}"
+    assert facts["change_config"]["operations"]["ops"] == str(ops)
+    assert "operations" not in facts["config"]
+    assert facts["base_losses"] != facts["change_losses"]
+    source = Path(__file__).parents[2]
+    assert cli.main([*argv, "--source", str(source)]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["delta"] == 0  # the same code
+    assert cli.main([*argv, "--source", "no-such-commit"]) == 2
+    assert "neither a folder nor a commit" in capsys.readouterr().err
+
+
 def test_changes_that_cannot_be_compared_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, compute_config
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import with_flags
-from glasslm.config.schema import DeviceConfig
+from glasslm.config.schema import DeviceConfig, OperationsConfig
 from glasslm.errors import GlasslmError, InputError, require
 from glasslm.lab.studies.ablation_axes import Match
 from glasslm.runs.metrics import to_json_types
@@ -49,6 +49,7 @@ distinguishable, 3 if the change diverged.
 Examples:
   glasslm try --change "--qk-norm" --budget 10m
   glasslm try --d-model 64 --change "--lr 3e-3" --change "--norm layernorm" --detect 0.02
+  glasslm try --ops my_norm.py --budget 10m
   glasslm try --source ../my-glasslm --budget 20m
   glasslm try --final"""
 
@@ -61,7 +62,7 @@ class Flags(RecipeFlags):
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")
     ] = ()
     """Flags of `glasslm train` that change the base, as one word. Several --change are several
-    tries."""
+    tries. --ops and --source belong to the change, too."""
     source: Annotated[str | None, optional_flag("DIR|REF", "none")] = None
     """A changed copy of glasslm that trains the change: a folder, or a commit of this one."""
     budget: Annotated[str | None, optional_flag("TIME", "none: until --seeds")] = None
@@ -89,8 +90,8 @@ def main(argv: list[str]) -> int:
     require(flags.detect > 0, "detect", flags.detect, "nats above 0")
     if flags.final:
         return _measure_final(flags)
-    if not flags.change and flags.source is None:
-        raise InputError('nothing to try: give --change "FLAGS", or --source DIR')
+    if not flags.change and flags.source is None and not flags.operations.ops:
+        raise InputError('nothing to try: give --change "FLAGS", --ops FILE or --source DIR')
     with open_ledger(flags.ledger) as ledger, _open_source(flags.source) as checkout:
         changes = list(_parse_changes(flags, checkout))
         command = shlex.join(["glasslm", "try", *argv])
@@ -148,7 +149,9 @@ def _parse_changes(flags: Flags, checkout: str) -> Iterator[Change]:
             raise InputError(
                 f"--change '{words}' changes the seed: both sides have the same seeds, many of them"
             )
-        name = " ".join(filter(None, [words, f"--source {flags.source}" if flags.source else ""]))
+        ops = f"--ops {flags.operations.ops}" if flags.operations.ops else ""
+        source = f"--source {flags.source}" if flags.source else ""
+        name = " ".join(filter(None, [words, ops, source]))
         yield Change(name, changed.config, checkout)
 
 
@@ -164,7 +167,8 @@ def _try_change(flags: Flags, change: Change, ledger: Ledger, command: str) -> T
         alpha_of_try(number, TOTAL_ALPHA), flags.detect, flags.seeds, budget_s, flags.match
     )
     runner = flags.runner.make_runner(flags.compute)
-    plan = plan_try(flags.config, change, spec, runner, notify)
+    base = dataclasses.replace(flags.config, operations=OperationsConfig())
+    plan = plan_try(base, change, spec, runner, notify)
     study = _new_folder(flags.ledger, number)
     facts = {"number": number, "time": _now(), "study": str(study), "command": command}
     ledger.append("begin", facts | {"change": change.words, "alpha": spec.alpha})

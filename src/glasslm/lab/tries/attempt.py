@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.engines.operations import admit_operations
 from glasslm.errors import InputError
 from glasslm.lab.studies import sweep
 from glasslm.lab.studies.ablation_axes import Match, match_budget
@@ -164,7 +165,7 @@ def plan_try(
     if not base.data.test_fraction:
         base = with_flags(base, {"test_fraction": HIDDEN_FRACTION})
     base, dataset = prepare_recipe(base, notify)
-    changed = dataclasses.replace(change.config, data=base.data).resolve()
+    changed = admit_operations(dataclasses.replace(change.config, data=base.data)).resolve()
     if with_sparse_logging(changed) == with_sparse_logging(base) and not change.checkout:
         raise InputError(f"--change '{change.words}' changes nothing: the base has these settings")
     V = dataset.tokenizer.vocab_size
