@@ -314,6 +314,18 @@ def test_compression_is_that_of_the_log_and_of_gzip(runs: TrainedRuns) -> None:
     assert f"takes {len(val) / tokens:.3f} bytes" in answer.text[1]
 
 
+def test_compression_names_the_special_tokens_that_only_the_model_predicts(
+    runs: TrainedRuns, tmp_path: Path
+) -> None:
+    marked = train(runs.text, tmp_path / "marked", **QUICK, special_tokens=("<e>",)).run_dir
+    context = run_context.read_run(marked)
+    questions = list_questions(Run(marked).config, context.vocab_size)
+    (question,) = (question for question in questions if question.name == "compression")
+    answer = text_answers.explain_compression(question, context)
+    assert any("without special tokens" in paragraph for paragraph in answer.text)
+    assert not any("special" in part for part in runs.answers("bpe")["compression"].text)
+
+
 # -- on the page -----------------------------------------------------------------------------------
 
 

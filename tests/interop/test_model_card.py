@@ -109,6 +109,15 @@ def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
     assert "not compared" in model_card.render_card(model, None)
 
 
+def test_the_card_names_baselines_that_read_no_special_tokens(tmp_path: Path) -> None:
+    few = {"special_tokens": ("<e>",), "val_fraction": 0.2, "max_steps": 1, "sample_interval": 0}
+    train(write_text(tmp_path / "text.txt"), tmp_path / "run", **few)
+    text = model_card.render_card(model_export.load_export(str(tmp_path / "run")), None)
+    rows = [line for line in text.splitlines() if line.startswith(("| gzip", "| single bytes"))]
+    assert len(rows) == 2
+    assert all("without special tokens" in row for row in rows)
+
+
 def test_the_card_is_about_the_exported_checkpoint(run_dir: Path) -> None:
     model = model_export.load_export(str(run_dir), 5)
     data = read(model_card.render_card(model, None)).data

@@ -116,6 +116,20 @@ def test_a_model_worse_than_the_baselines_gets_the_verdict_bad() -> None:
     )  # its loss was not finite
 
 
+def test_a_comparison_of_texts_with_and_without_special_tokens_is_named() -> None:
+    """The model predicts the ends of documents, and the baselines read no such end."""
+    train, val = prose(9_000, 1), prose(1_000, 2)
+    plain = data_checks.check_data(dataset_of(train, val), [], eval_line(0.5))
+    tokenizer = CharTokenizer(train + val, ["<e>"])
+    dataset = dataset_of(train.replace(".\n", ".<e>"), val.replace(".\n", ".<e>"), tokenizer)
+    marked = data_checks.check_data(dataset, [], eval_line(0.5))
+    finding = {f.signal: f for f in marked.findings}[data_checks.BASELINES]
+    assert "without special tokens; the model predicts them" in finding.evidence
+    assert "special tokens included" in marked.baselines[0][2]
+    said = [str(part) for part in (plain.findings, plain.baselines, plain.extent)]
+    assert not any("special tokens" in part for part in said)
+
+
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_the_bytes_of_tokens(kind: str) -> None:
     text = prose(300, 1) + "\u00fcber \u65e5\u672c\u8a9e " + prose(300, 2)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.data.library_call import run_interruptibly
+from glasslm.data.tokenizers import Tokenizer
 
 MAX_ORDER = 8  # bytes of the longest n-gram, as many as a 64-bit integer holds
 DEFLATE_WINDOW_BYTES = 32 << 10  # before the current byte, that gzip can refer to
@@ -41,6 +42,16 @@ class Baselines(NamedTuple):
     def best_order(self) -> int:
         """The order of the best n-grams. It is chosen on the text itself, in their favour."""
         return 1 + self.ngrams.index(min(self.ngrams))
+
+
+def explain_baseline_text(tokenizer: Tokenizer) -> str:
+    """A sentence on what the baselines leave out of a text of this tokenizer; empty for nothing."""
+    if not tokenizer.special_tokens:
+        return ""
+    return (
+        "The baselines read the text without special tokens; the model predicts them, too, and its "
+        "bits per byte contain that."
+    )
 
 
 def simple_baselines(text: bytes) -> dict[str, float]:

@@ -281,6 +281,7 @@ def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
         return []
     bpb = simple_baselines(text)
     extent = f"{format_bytes(len(text))} of the validation text"
+    extent += ", without special tokens" if dataset.tokenizer.special_tokens else ""
     return [
         ("single bytes", f"{bpb['unigram_bpb']:.4f}", extent),
         ("gzip -9", f"{bpb['gzip_bpb']:.4f}", extent),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glasslm.data.baselines import MAX_ORDER, Baselines, trained_baselines
+from glasslm.data.baselines import MAX_ORDER, Baselines, explain_baseline_text, trained_baselines
 from glasslm.data.dataset import Dataset
 from glasslm.data.overlap import WINDOW_BYTES, Passage, find_longest_passage, match_windows
 from glasslm.data.token_file import Tokens
@@ -76,11 +76,12 @@ def check_data(
     baselines = trained_baselines(train_end, val)
     pieces = [sample.encode("utf-8", "replace") for sample in samples if sample]
     copying, copied = _check_copying(pieces, train, val, leakage) if pieces else (None, None)
-    findings = (copying, leakage, _compare_baselines(baselines, best))
+    difference = explain_baseline_text(dataset.tokenizer)
+    findings = (copying, leakage, _compare_baselines(baselines, best, difference))
     return DataChecks(
         findings=tuple(finding for finding in findings if finding),
         copied=copied,
-        baselines=tuple(_baseline_rows(baselines, best)),
+        baselines=tuple(_baseline_rows(baselines, best, bool(difference))),
         extent=_extent(dataset, train, val),
     )
 
@@ -189,8 +190,11 @@ def _check_leakage(train: bytes, val: bytes) -> Finding:
     return Finding(LEAKAGE, "bad", evidence, meaning)
 
 
-def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
-    """The model's bits per byte compared with the best baseline."""
+def _compare_baselines(baselines: Baselines, best: EvalLine | None, difference: str) -> Finding:
+    """The model's bits per byte compared with the best baseline.
+
+    `difference` is a sentence about the texts that they read.
+    """
     others = {
         f"the best byte n-gram (order {baselines.best_order})": min(baselines.ngrams),
         "xz": min(baselines.xz, baselines.xz_after),
@@ -202,7 +206,8 @@ def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
         evidence = f"Bits per byte of the validation text: {listed}."
         meaning = "Unknown: no finite validation loss was recorded."
         return Finding(BASELINES, "watch", evidence, meaning)
-    evidence = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}."
+    evidence = f"Bits per byte of the validation text: the model {bpb:.2f}, {listed}. {difference}"
+    evidence = evidence.rstrip()
     name, least = min(others.items(), key=lambda item: item[1])
     if bpb < least:
         meaning = f"Yes: the model needs {1 - bpb / least:.0%} fewer bits than {name}."
@@ -213,11 +218,14 @@ def _compare_baselines(baselines: Baselines, best: EvalLine | None) -> Finding:
     return Finding(BASELINES, "bad", evidence, meaning)
 
 
-def _baseline_rows(baselines: Baselines, best: EvalLine | None) -> list[tuple[str, str, str]]:
+def _baseline_rows(
+    baselines: Baselines, best: EvalLine | None, has_special_tokens: bool
+) -> list[tuple[str, str, str]]:
     """Name, bits per byte and a remark: the model first, then the baselines."""
     rows: list[tuple[str, float, str]] = []
     if best is not None and (bpb := best.get("bpb")) is not None:
         extent = "all of the validation text" if best.get("whole") else "an evenly spaced sample"
+        extent += ", special tokens included" if has_special_tokens else ""
         rows += [("the model", bpb, f"its best, at step {best['step']:,}, on {extent}")]
     orders = ", ".join(f"{bpb:.2f}" for bpb in baselines.ngrams)
     rows += [
@@ -257,11 +265,6 @@ def _extent(dataset: Dataset, train: bytes, val: bytes) -> str:
         )
     if dataset.val.bytes > len(val):
         sentences.append(f"The first {format_bytes(len(val))} of the validation text were used.")
-    if dataset.tokenizer.special_tokens:
-        sentences.append(
-            "The baselines read the text without special tokens; the model predicts them, too, and "
-            "its bits per byte contain that."
-        )
     return " ".join(sentences)
 
 

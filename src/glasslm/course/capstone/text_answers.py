@@ -22,7 +22,7 @@ from glasslm.course.capstone.run_context import (
     bytes_label,
 )
 from glasslm.data import tokenizers
-from glasslm.data.baselines import simple_baselines
+from glasslm.data.baselines import explain_baseline_text, simple_baselines
 from glasslm.data.tokenizers import SubwordTokenizer
 from glasslm.inference.sampling import Sampling, probabilities
 from glasslm.lab.diagnosis.measurements import entropy
@@ -183,6 +183,7 @@ def explain_compression(question: Question, context: RunContext) -> Answer:
             ("by single bytes and their frequencies", baselines["unigram_bpb"]),
             ("gzip", baselines["gzip_bpb"]),
         ]
+        paragraphs += filter(None, [explain_baseline_text(context.dataset.tokenizer)])
     sources = [CONFIGURATION]
     loss, bpb = (best["loss"], best.get("bpb")) if best is not None else (None, None)
     if best is not None and loss is not None and bpb is not None:
