@@ -15,6 +15,7 @@ from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
 from glasslm.inference.generation import encode_prompt, generate
 from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import Model
 from glasslm.runs.run_folder import Run
 from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 from small_runs import logged_lines, read_json, resume, small_config, train, write_text
@@ -163,13 +164,29 @@ def test_attention_inside_documents_is_trained_resumed_and_used(tmp_path: Path) 
 
 
 def test_the_api_warns_of_a_spelling_that_is_ordinary_text(tmp_path: Path) -> None:
-    """As the commands do; a text without one, or a token of the model, gives no warning."""
+    """As the commands do, once; a text without one, or a token of the model, gives no warning."""
     text = write_text(tmp_path / "text.txt")
     few = {"max_steps": 2, "sample_interval": 0, "tokenizer": "byte"}
     plain = glasslm.load(train(text, tmp_path / "plain", **few).run_dir)
-    for call in (plain.losses, lambda prompt: plain.generate(prompt, 1)):
-        with pytest.warns(UserWarning, match=r"spells <\|endoftext\|> 1 time: ordinary text"):
-            call(f"the cat{END}")
-        call("the cat")
-    marked = train(text, tmp_path / "marked", special_tokens=(END,), **few)
-    glasslm.load(marked.run_dir).losses(f"the cat{END}")
+    marked = glasslm.load(train(text, tmp_path / "marked", special_tokens=(END,), **few).run_dir)
+    calls = (
+        lambda model, text: model.generate(text, 1),
+        lambda model, text: list(model.stream(text, 1)),
+        lambda model, text: model.generate_ids(model.tokenizer.encode(text), 1),
+        Model.logits,
+        Model.losses,
+        Model.evaluate,
+        Model.inspect,
+        Model.activations,
+        Model.attention,
+        Model.gradients,
+    )
+    for call in calls:
+        with pytest.warns(UserWarning, match="ordinary text") as warned:
+            call(plain, f"the cat{END}")
+        assert [str(warning.message).split(":")[0] for warning in warned] == [
+            f"the text spells {END} 1 time"
+        ]
+        assert warned[0].filename == __file__  # the line of the caller
+        call(plain, "the cat")
+        call(marked, f"the cat{END}")

@@ -141,9 +141,10 @@ class Model:
         """
         self._warn_of_spellings(prompt)
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return "".join(
-            self.stream(prompt, max_new_tokens, sampling=sampling, stop=stop, grammar=grammar)
+        pieces = self.pieces(
+            [prompt], max_new_tokens, sampling=sampling, stop=stop, grammar=grammar
         )
+        return "".join(piece.text for piece in pieces)
 
     def generate_ids(
         self,
@@ -177,15 +178,8 @@ class Model:
             raise InputError("ids is a text: give it to generate, or give tokenizer.encode(text)")
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         pieces = self.pieces([ids], max_new_tokens, sampling=sampling)
+        self._warn_of_spellings(self.tokenizer.decode(ids))
         return np.array([piece.token for piece in pieces], np.int64)
-
-    def _warn_of_spellings(self, text: str) -> None:
-        """Warn where `text` spells special tokens that this model reads as ordinary text."""
-        tokenizer = self.tokenizer
-        unused = tokenizer.unused_special_tokens
-        if spellings := count_spellings([text], tokenizer.special_tokens, unused):
-            note = explain_spellings(spellings, "the text")
-            warnings.warn(note.removeprefix("note: "), stacklevel=3)
 
     def stream(
         self,
@@ -204,6 +198,7 @@ class Model:
         >>> for text in model.stream("ROMEO:", 100):
         ...     print(text, end="", flush=True)
         """
+        self._warn_of_spellings(prompt)
         pieces = self.pieces(
             [prompt], max_new_tokens, sampling=sampling, stop=stop, grammar=grammar
         )
@@ -263,6 +258,7 @@ class Model:
 
         >>> model.logits("ROMEO").argmax()
         """
+        self._warn_of_spellings(text)
         c, ids = self.config.model, generation.encode_prompt(self.tokenizer, text)
         if not c.has_rolling_cache:
             ids = ids[len(ids) - visible_length(len(ids), c.block_size) :]
@@ -312,13 +308,17 @@ class Model:
 
         >>> model.inspect("To be, or not", ["blocks.0", "logits"])["blocks.0"].shape  # (T, D)
         """
+        self._warn_of_spellings(text)
+        return self._inspect(text, forward_names(self.config.model) if names is None else names)
+
+    def _inspect(self, text: str, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """`inspect` without its warning."""
         ids = np.asarray(self.tokenizer.encode(text), np.int64)[-self.config.model.block_size :]
         if len(ids) < 2:
             raise InputError(f"the text has {len(ids)} tokens: give at least two to look inside")
-        names = forward_names(self.config.model) if names is None else list(names)
         targets = np.append(ids[1:], NO_TARGET)  # nothing is known of the token after the last
         batch = Batch(ids[None], targets[None], 0, np.zeros(1, np.int64))
-        arrays = self.engine.inspect(batch, names)
+        arrays = self.engine.inspect(batch, list(names))
 
         def has_batch_axis(name: str) -> bool:
             is_weight = name.removeprefix(GRADIENT_PREFIX) in self.parameters
@@ -333,8 +333,9 @@ class Model:
 
         >>> model.activations("To be, or not to be").std(axis=(1, 2))
         """
+        self._warn_of_spellings(text)
         names = ["embedding", *(f"blocks.{i}" for i in range(self.config.model.n_layers))]
-        return np.stack(list(self.inspect(text, names).values()))
+        return np.stack(list(self._inspect(text, names).values()))
 
     def attention(self, text: str) -> NDArray[Any]:
         """The attention weights (layers, H, T, T): row t is what token t attends to.
@@ -343,8 +344,9 @@ class Model:
 
         >>> model.attention("To be, or not to be")[0, 0].round(2)
         """
+        self._warn_of_spellings(text)
         names = [f"blocks.{i}.attention.weights" for i in range(self.config.model.n_layers)]
-        return np.stack(list(self.inspect(text, names).values()))
+        return np.stack(list(self._inspect(text, names).values()))
 
     def gradients(self, text: str) -> dict[str, NDArray[Any]]:
         """The gradient of the mean loss of `text` by each trained weight, in its shape.
@@ -353,10 +355,11 @@ class Model:
 
         >>> {name: float((g * g).sum() ** 0.5) for name, g in model.gradients("To be").items()}
         """
+        self._warn_of_spellings(text)
         names = [GRADIENT_PREFIX + name for name, spec in self.parameters.items() if spec.trained]
         return {
             name.removeprefix(GRADIENT_PREFIX): gradient
-            for name, gradient in self.inspect(text, names).items()
+            for name, gradient in self._inspect(text, names).items()
         }
 
     def evaluate(self, text: str) -> evaluation.Score:
@@ -366,6 +369,7 @@ class Model:
 
         >>> model.evaluate("To be, or not to be").bpb
         """
+        self._warn_of_spellings(text)
         return self.score(self.tokenizer.encode(text))
 
     def score(self, tokens: Tokens, notify: Notify = ignore_message) -> evaluation.Score:
@@ -381,6 +385,14 @@ class Model:
             rows=WINDOWS_PER_CALL,
             notify=notify,
         )
+
+    def _warn_of_spellings(self, text: str) -> None:
+        """Warn the caller of a method where `text` spells special tokens as ordinary text."""
+        tokenizer = self.tokenizer
+        unused = tokenizer.unused_special_tokens
+        if spellings := count_spellings([text], tokenizer.special_tokens, unused):
+            note = explain_spellings(spellings, "the text")
+            warnings.warn(note.removeprefix("note: "), stacklevel=3)
 
 
 def parse_checkpoint(text: str) -> checkpoints.CheckpointSelector:
