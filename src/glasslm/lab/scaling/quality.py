@@ -32,7 +32,8 @@ MAX_INTERVAL_WIDTH = 0.3  # of a predicted loss; in wider intervals any loss is 
 WORTHLESS_R2, WORTHLESS_P = 0.5, 0.05
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations
 LACK_OF_FIT_P = 0.01
-MIN_ONE_SIDED_RUNS = 4
+MIN_ONE_SIDED_RUNS = 3
+NEAR_LARGEST = 5.0  # runs with at least a fifth of the largest compute
 MIN_BIAS_ERRORS = 3.0  # standard errors of the mean residual at the largest compute
 
 
@@ -169,7 +170,7 @@ def _judge_largest_compute(
     fit: Fit, runs: Sequence[Observation], residuals: np.ndarray
 ) -> Iterator[Reason]:
     """A reason where the runs of the largest compute all lie on one side of the law."""
-    top = np.array([fit.largest_C / 2 < run.C for run in runs])
+    top = np.array([fit.largest_C / NEAR_LARGEST < run.C for run in runs])
     largest = residuals[top]
     if len(largest) < MIN_ONE_SIDED_RUNS or len(largest) == len(runs):
         return
