@@ -31,6 +31,7 @@ from glasslm.training.evaluation_windows import (
     second_measurement_windows,
 )
 from glasslm.training.plan import FEW_STEPS, length_notes
+from glasslm.training.preparation import Preparation
 from glasslm.training.step_timer import (
     MIN_COMPILED_RUN_S,
     StepTimer,
@@ -49,6 +50,11 @@ def dataset(train_tokens: int = 10_000, val_tokens: int = 2000) -> Dataset:
 
 def config(**flags: Any) -> RunConfig:
     return with_flags(RunConfig(), {"block_size": 8, "sample_interval": 0} | flags).resolve()
+
+
+def prepared(**flags: Any) -> Preparation:
+    """The preparation of a run, which begins now."""
+    return Preparation(time.perf_counter(), config(**flags).train)
 
 
 class SlowEngine:
@@ -89,7 +95,7 @@ def test_a_step_takes_as_many_turns_as_its_micro_batches_need(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: engine.now)
         measured = step_timer.time_steps(
-            config(batch_size=batch, micro_batch_size=micro), engine, dataset()
+            config(batch_size=batch, micro_batch_size=micro), engine, dataset(), prepared()
         )
     assert measured.step == engine.turns(batch) + 0.25
     assert measured.window == 0.25
@@ -250,7 +256,7 @@ def test_either_engine_is_timed(engine: Any) -> None:
     engine.load(initial_weights(parameter_table(small.model, 256), 0))
     data = dataset()
     started_at = time.perf_counter()
-    measured = step_timer.time_steps(small, engine, data)
+    measured = step_timer.time_steps(small, engine, data, prepared())
     assert engine.updates == 3
     assert all(0 < part < 200 * (time.perf_counter() - started_at) for part in measured)
     assert 0 < run_seconds(small, data, measured) < math.inf

@@ -135,6 +135,49 @@ def test_a_run_on_a_machine_that_gets_slower_ends_in_time(
         assert any("leaves no time to measure" in message for message in warnings)
 
 
+@pytest.mark.parametrize(
+    ("text_s", "engine_s", "first_s", "step_s", "refused_at", "longest"),
+    [
+        (70, 0, 0, 1, 70, "reading the text 1m 10s"),
+        (10, 60, 0, 1, 70, "starting the numpy engine 1m 00s"),
+        (0, 40, 30, 1, 71, "starting the numpy engine 40s"),  # and 31 s for the first step
+        (0, 45, 0, 16, 61, "starting the numpy engine 45s"),  # a second step, timed in halves
+        (0, 40, 0, 12, 58, "starting the numpy engine 40s"),  # the third step
+    ],
+)
+def test_a_limit_that_is_too_short_is_refused_as_soon_as_it_shows(
+    text_s: float, engine_s: float, first_s: float, step_s: float, refused_at: float, longest: str,
+    text: Path, tmp_path: Path, clock: SlowingClock, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No stage follows the one that leaves no time; the message says what took it."""
+    make_engine, open_run_inputs = launch.make_engine, launch.open_run_inputs
+    accumulate = NumpyEngine.accumulate
+
+    def slow_inputs(*args: Any) -> Any:
+        clock.now += text_s
+        return open_run_inputs(*args)
+
+    def slow_start(*args: Any, **kwargs: Any) -> Any:
+        clock.now += engine_s
+        return make_engine(*args, **kwargs)
+
+    def slow_first(self: NumpyEngine, batch: Batch, weight: float) -> Any:
+        nonlocal first_s
+        clock.now, first_s = clock.now + first_s, 0.0
+        return accumulate(self, batch, weight)
+
+    monkeypatch.setattr(launch, "open_run_inputs", slow_inputs)
+    monkeypatch.setattr(launch, "make_engine", slow_start)
+    monkeypatch.setattr(NumpyEngine, "accumulate", slow_first)
+    clock.factor = step_s
+    clock.slow_after = -1
+    with pytest.raises(InputError, match="--max-time 60s is too short") as refusal:
+        train_limited(text, tmp_path / "run")
+    assert clock.now == pytest.approx(refused_at, abs=0.5)
+    assert f"({longest}" in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.2, 2.0])
 def test_it_is_repeated_exactly_and_never_goes_on(
     factor: float, text: Path, tmp_path: Path, clock: SlowingClock

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,9 +49,12 @@ from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
 from glasslm.training.outcome import Outcome, make_outcome
 from glasslm.training.plan import describe_preparation, format_plan, length_notes, make_plan
+from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
 from glasslm.training.time_limit import TimeLimit
+
+ENGINE_STAGE = "starting the {} engine"
 
 
 @dataclass(frozen=True)
@@ -87,51 +91,53 @@ def train(
     of validation windows of the final measurement (None: the whole split). `notify` receives the
     messages before and after the display.
     """
-    started = time.perf_counter()
+    preparation = Preparation(time.perf_counter(), config.train)
     tracker_names = trackers.parse_trackers(track)
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
     config = admit_operations(config)
     inputs = open_run_inputs(config, notify, dataset)
+    preparation.end_stage("reading the text")
     config = with_document_end(config, inputs.dataset.tokenizer)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
-    vocab_size = inputs.dataset.tokenizer.vocab_size
-    notify("choosing the engine and the device")
-    compute, reasons = _choose_compute(config, vocab_size, compute)
-    if why := inputs.dataset.tokenizer.lossy_reason:
-        reasons.append(explain_lossy_tokenizer(why))
-    warn_of_shortage(config, vocab_size, compute, notify)
-    warn_of_slow_kernel(compute, notify)
+    compute, reasons = _choose_training_compute(config, inputs, compute, notify)
+    preparation.end_stage(ENGINE_STAGE.format(compute.engine))
     with explain_out_of_memory(config, compute.engine):
         engine, length = _prepare_engine(
-            config, compute, inputs, started, reasons, notify, final_windows
+            config, compute, inputs, preparation, reasons, notify, final_windows
         )
-    expected_s = time.perf_counter() - started + length.seconds
-    limit = _start_limit(length, started)
+    expected_s = preparation.spent_s + length.seconds
+    limit = _start_limit(length, preparation.started)
     display = Display(length.config.train.max_steps, run_dir.name)  # no run without its display
     with lock_run(run_dir):
         run = _create_run(run_dir, length, compute, inputs, engine, preset=preset, command=command)
-        config = run.config
         plan = make_plan(run, inputs.dataset, engine, compute, expected_s, corpus, reasons)
         notify(format_plan(plan))
-        plan_line: Line = {"kind": "plan", "step": 0, "max_steps": config.train.max_steps}
-        try:
+        plan_line: Line = {"kind": "plan", "step": 0, "max_steps": plan.max_steps}
+        with _delete_if_interrupted(run_dir):
             return _run_loop(
                 RunSetup(run, engine, inputs.dataset, display, inputs.base, limit=limit),
                 first_lines=[plan_line, *_fallback_warning(inputs.source)],
-                started=started,
+                started=preparation.started,
                 notify=notify,
                 tracker_names=tracker_names,
                 stop_at=stop_at,
             )
-        except KeyboardInterrupt:  # before the loop, which saves and returns after a signal
-            if not checkpoint.list_steps(run_dir):
-                run_folder.delete_run(run_dir)
-            raise
+
+
+@contextmanager
+def _delete_if_interrupted(run_dir: Path) -> Iterator[None]:
+    """Delete a new run that is interrupted before its loop, which saves and returns instead."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not checkpoint.list_steps(run_dir):
+            run_folder.delete_run(run_dir)
+        raise
 
 
 def resume(
@@ -227,11 +233,25 @@ def _choose_compute(
     return compute, reasons
 
 
+def _choose_training_compute(
+    config: RunConfig, inputs: RunInputs, compute: ComputeConfig, notify: Notify
+) -> tuple[ComputeConfig, list[str]]:
+    """The computing of a new run with the notes of its plan; warns of little memory and speed."""
+    tokenizer = inputs.dataset.tokenizer
+    notify("choosing the engine and the device")
+    compute, reasons = _choose_compute(config, tokenizer.vocab_size, compute)
+    if why := tokenizer.lossy_reason:
+        reasons.append(explain_lossy_tokenizer(why))
+    warn_of_shortage(config, tokenizer.vocab_size, compute, notify)
+    warn_of_slow_kernel(compute, notify)
+    return compute, reasons
+
+
 def _prepare_engine(
     config: RunConfig,
     compute: ComputeConfig,
     inputs: RunInputs,
-    started: float,
+    preparation: Preparation,
     reasons: list[str],
     notify: Notify,
     final_windows: int | Literal["auto"] | None,
@@ -246,10 +266,12 @@ def _prepare_engine(
         notify(describe_preparation(compute))
         engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
         engine.load(inputs.first_weights(config))
-        timer = step_timer.time_steps(config, engine, dataset)
+        preparation.end_stage(ENGINE_STAGE.format(compute.engine))
+        timer = step_timer.time_steps(config, engine, dataset, preparation)
         engine.load(inputs.first_weights(config))  # timing has changed them
-        elapsed = time.perf_counter() - started
-        return engine, fix_length(config, dataset, timer, elapsed, final_windows)
+        spent_s, stages = preparation.spent_s, preparation.stages
+        length = fix_length(config, dataset, timer, spent_s, final_windows, stages)
+        return engine, length
 
     engine, length = make_and_time(compute)
     if step_timer.should_compile(compute, length.seconds):

@@ -23,7 +23,6 @@ from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
-from glasslm.text import format_duration
 from glasslm.training.evaluation_windows import (
     FINAL_PASSES,
     FINAL_SHARE,
@@ -34,6 +33,7 @@ from glasslm.training.evaluation_windows import (
     second_measurement_windows,
 )
 from glasslm.training.long_call import EngineCalls
+from glasslm.training.preparation import TOLERANCE, Preparation, explain_refusal
 from glasslm.training.sample_line import SAMPLE_TOKENS
 from glasslm.training.training_batch import training_batch
 
@@ -45,7 +45,6 @@ REPORT_S = 3.0  # to write the report of a run, on an idle machine
 # factor has a margin: a machine that is busy is not equally busy at each moment.
 REPORT_REPETITIONS, REPORT_FACTOR = 10, 150.0
 REPORT_SHARE = 0.3  # of --max-time, at most
-TOLERANCE = 0.1  # share of --max-time by which a run may outlast it
 # Compiling takes 10 to 30 s on a CPU at any depth. It saves about an eighth of each step there and
 # a third or more on a GPU (docs/log.md). Shorter runs, in seconds, do not gain by it.
 MIN_COMPILED_RUN_S = {"cpu": 240.0, "cuda": 180.0}
@@ -61,11 +60,14 @@ class StepTimer(NamedTuple):
     report: float = REPORT_S
 
 
-def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer:
+def time_steps(
+    config: RunConfig, engine: Engine, dataset: Dataset, preparation: Preparation
+) -> StepTimer:
     """Time a step, an evaluation and a sample. Changes the weights.
 
     An engine computes `rows_at_once` rows side by side; a larger batch takes several such turns, of
-    which one is timed.
+    which one is timed. Raises InputError as soon as the times so far show that --max-time is too
+    short for one step.
     """
     turns = math.ceil(config.train.batch_size / engine.rows_at_once)
     rows = min(config.train.batch_size, engine.rows_at_once)
@@ -90,20 +92,23 @@ def time_steps(config: RunConfig, engine: Engine, dataset: Dataset) -> StepTimer
         turn = time_call(lambda: engine_calls.run(accumulate, config.tokens_per_step))
         return turns * turn + time_call(lambda: engine.update(config.optimizer.lr))
 
-    steps = [step() for _ in range(3)]  # the first one also allocates memory
-    window = (
-        min(time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)) / rows
-    )
+    def require_time(known: StepTimer) -> None:
+        shortest_s = run_seconds(with_steps(config, 1), dataset, known, n_final=0)
+        preparation.end_stage("measuring the speed", shortest_s)
+
+    first = step()  # also allocates memory and loads libraries: the next ones may be much shorter
     size = sum(array.nbytes for _, array in engine.state())
-    return StepTimer(
-        step=statistics.median(steps),
-        window=window,
-        sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS
-        if config.train.sample_interval
-        else 0.0,
-        checkpoint=size / DISK_BYTES_PER_S + CHECKPOINT_S,
-        report=REPORT_FACTOR * time_call(_sort_numbers),
-    )
+    timer = StepTimer(0.0, 0.0, 0.0, checkpoint=size / DISK_BYTES_PER_S + CHECKPOINT_S)
+    require_time(timer)
+    second = step()
+    require_time(timer._replace(step=min(first, second)))
+    timer = timer._replace(step=statistics.median([first, second, step()]))
+    require_time(timer)
+    windows = [time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)]
+    require_time(timer := timer._replace(window=min(windows) / rows))
+    if config.train.sample_interval:
+        timer = timer._replace(sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS)
+    return timer._replace(report=REPORT_FACTOR * time_call(_sort_numbers))
 
 
 def _sort_numbers() -> None:
@@ -169,17 +174,19 @@ def fix_length(
     timer: StepTimer,
     spent_s: float,
     n_final: int | Literal["auto"] | None = "auto",
+    stages: str = "",
 ) -> RunLength:
     """The number of steps from epochs or max_time, and the windows of the final measurement.
 
-    `spent_s` of max_time is used already. Raises InputError if max_time is too short for one step.
+    `spent_s` of max_time is used already, by `stages`. Raises InputError if max_time is too short
+    for one step.
     """
     train = config.train
     if train.epochs is not None:
         sampler = make_sampler(config, len(dataset.train.tokens))
         config = with_steps(config, sampler.steps_for(train.epochs))
     elif train.max_time is not None:
-        return _fit_time(config, dataset, timer, parse_duration(train.max_time), spent_s)
+        return _fit_time(config, dataset, timer, train.max_time, spent_s, stages)
     if n_final == "auto":
         n_final = final_windows(config, len(dataset.val.tokens), dataset.tokenizer.vocab_size)
     return RunLength(config, n_final, run_seconds(config, dataset, timer, n_final), timer)
@@ -196,9 +203,15 @@ def report_seconds(timer: StepTimer, budget_s: float) -> float:
 
 
 def _fit_time(
-    config: RunConfig, dataset: Dataset, timer: StepTimer, budget_s: float, spent_s: float
+    config: RunConfig,
+    dataset: Dataset,
+    timer: StepTimer,
+    max_time: str,
+    spent_s: float,
+    stages: str,
 ) -> RunLength:
     """As many steps as fit, with a final measurement of at most FINAL_SHARE of the time left."""
+    budget_s = parse_duration(max_time)
     left_s = max(0.0, budget_s - spent_s - report_seconds(timer, budget_s))
     val_tokens = len(dataset.val.tokens)
     n_final: int | None = None
@@ -213,7 +226,7 @@ def _fit_time(
         n_final = None if whole else max(n_final, max_evaluation_windows(fitted))
     seconds = run_seconds(fitted, dataset, timer, n_final)
     if not steps and spent_s + seconds > (1 + TOLERANCE) * budget_s:
-        raise InputError(_too_short(config, budget_s, spent_s, seconds))
+        raise InputError(explain_refusal(max_time, spent_s, seconds, stages))
     return RunLength(fitted, n_final, seconds, timer)
 
 
@@ -240,14 +253,3 @@ def _most_steps(
     if n_whole > n_sampled:
         return n_whole
     return bisect.bisect_right(counts, left_s, hi=n_sampled, key=seconds)
-
-
-def _too_short(config: RunConfig, budget_s: float, spent_s: float, run_s: float) -> str:
-    """The message about a time that does not allow one step."""
-    needed_s = math.ceil(1.2 * (spent_s + run_s)) + 1  # speed varies
-    return (
-        f"--max-time {config.train.max_time} is too short for one step: preparing took "
-        f"{format_duration(spent_s)}, and one step with its evaluations takes about "
-        f"{format_duration(max(1, run_s))}.\nGive --max-time {format_duration(needed_s)} or more, "
-        "or a smaller model. A text is tokenized only once, so the next start is faster"
-    )

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from glasslm.training.evaluation_windows import FINAL_PASSES
-from glasslm.training.step_timer import TOLERANCE, StepTimer, report_seconds
+from glasslm.training.preparation import TOLERANCE
+from glasslm.training.step_timer import StepTimer, report_seconds
 
 PAGE_SHARE = 0.5  # of the time for the report: its figures and pages
 RECENT_STEPS = 9  # whose median is the present speed

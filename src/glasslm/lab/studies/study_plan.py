@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training import step_timer
 from glasslm.training.evaluation_windows import FINAL_SHARE, final_windows
+from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import with_document_end
 from glasslm.training.step_timer import StepTimer
 
@@ -158,8 +160,10 @@ def measure_speed(config: RunConfig, compute: ComputeConfig, dataset: Dataset) -
     V = dataset.tokenizer.vocab_size
     engine = make_engine(config, V, compute, training=True)
     engine.load(initial_weights(parameter_table(config.model, V), config.train.seed))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_interval=0))
-    return step_timer.time_steps(config, engine, dataset)
+    train = dataclasses.replace(config.train, sample_interval=0, max_time=None)
+    config = dataclasses.replace(config, train=train)
+    preparation = Preparation(time.perf_counter(), train)
+    return step_timer.time_steps(config, engine, dataset, preparation)
 
 
 def with_rate_and_seed(config: RunConfig, rate: float, seed: int) -> RunConfig:
