@@ -339,3 +339,73 @@ def test_an_unreadable_file_is_refused_with_the_reason(
         read_curve(write(tmp_path / "x.csv", text))
     with pytest.raises(InputError, match="cannot be read"):
         read_curve(tmp_path / "nowhere.csv")
+
+
+STEP_LOGS = {
+    "fairseq counts epochs in update": (
+        '23 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "4", "num_updates": "100"}\n'
+        '23 | INFO | train_inner | {"epoch": 1, "update": 0.1, "loss": "3", "num_updates": "200"}\n'
+        '23 | INFO | valid | {"epoch": 1, "valid_loss": "3.5", "valid_num_updates": "200"}\n',
+        [100, 200],
+    ),
+    "_step counts the calls": (
+        "_step,train/loss,train/global_step\n0,4,10\n1,3,20\n",
+        [10, 20],
+    ),
+    "thousands with k": ("[step 0.5k] loss 4.0\n[step 1k] loss 3.0\n", [500, 1000]),
+    "thousands points of a spreadsheet": (
+        "\ufeffStep;Loss\r\n1.000;3,912\r\n20.000;3,105\r\n",
+        [1000, 20_000],
+    ),
+    "decimal points beside semicolons": ("step;loss\n1;3.912\n20;3.105\n", [1, 20]),
+    "epochs from 0 in brackets": (
+        "Epoch: [0][ 10/500]\tLoss 4.0 (4.1)\nEpoch: [1][ 10/500]\tLoss 3.0 (3.1)\n",
+        [10, 510],
+    ),
+    "epochs from 1 in brackets": (
+        "Epoch [1/2], Step [100/200], Loss: 4\nEpoch [2/2], Step [100/200], Loss: 3\n",
+        [100, 300],
+    ),
+    "it": ("it 1,000: loss 4.0, 350ms, 1.2k tok/s\nit 2,000: loss 3.0, 9ms\n", [1000, 2000]),
+    "speeds are no steps": (
+        "loss: 4 tokens/s: 9 ms/step: 12 train_loss_step: 4 max_steps: 50\n"
+        "loss: 3 tokens/s: 8 ms/step: 13 train_loss_step: 3 max_steps: 50\n",
+        [1, 2],
+    ),
+    "a Markdown table": ("| Step | Loss |\n|---:|:---:|\n| 10 | 4 |\n| 20 | 3 |\n", [10, 20]),
+    "a table in a frame": (
+        "+----+----+\n|step|loss|\n+----+----+\n| 10 | 4  |\n| 20 | 3  |\n+----+----+\n",
+        [10, 20],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STEP_LOGS)
+def test_steps_are_those_that_the_program_wrote(tmp_path: Path, case: str) -> None:
+    text, steps = STEP_LOGS[case]
+    curve = read_curve(write(tmp_path / "log", text))
+    assert curve.train.steps.tolist() == steps
+    assert (curve.train.values > 3).any()
+    assert (curve.train.values < 5).all()
+
+
+def test_several_losses_of_a_step_and_impossible_losses_are_said(tmp_path: Path) -> None:
+    ranks = "".join(
+        f"rank{rank}: step {step} loss {4 - step / 10 + rank}\n"
+        for step in (1, 2)
+        for rank in (0, 1)
+    )
+    said = " ".join(read_curve(write(tmp_path / "ranks.log", ranks)).messages)
+    assert "2 rows with another loss at the step of the row before, the first in line 2" in said
+    sums = read_curve(write(tmp_path / "sums.csv", "step,loss\n1,3912\n2,3105\n"))
+    assert "3,508 in the median, which cannot be nats per token" in " ".join(sums.messages)
+
+
+def test_a_training_loss_of_unknown_name_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "step,my_loss_a,loss_scale,val_loss\n1,4,16,4.1\n2,3,16,3.1\n")
+    assert "no training loss was found. It could be my_loss_a (--columns" in " ".join(
+        read_curve(path).messages
+    )
+    path = write(tmp_path / "b.csv", "step,ppl\n1,60\n2,50\n")
+    with pytest.raises(InputError, match="A loss is the logarithm of the perplexity in `ppl`"):
+        read_curve(path)

@@ -37,6 +37,14 @@ TABLES = {
     "markdown": rows("| N | D | loss |", "| {N:g} | {D:g} | {loss} |"),
     "comments": "# runs of May\n" + rows("N,D,loss,note", "{N:g},{D:g},{loss},good, but slow"),
     "decimal commas": rows("N;D;loss", "{N:.0f};{D:.0f};{loss}").replace(".", ","),
+    "thousands points": rows("N;D;loss", "{N:,.0f};{D:,.0f};{loss}")
+    .replace(".", "p")
+    .replace(",", ".")
+    .replace("p", ","),
+    "units in names and cells": rows("params (M),tokens_b,loss", "{m:.0f}M,{b:.0f}B,{loss}"),
+    "units in words": rows("params in millions,tokens in billions,loss", "{m:.0f},{b:.0f},{loss}"),
+    "unit of the loss": rows("Parameters,Tokens,Loss (nats)", "{N:.0f},{D:.0f},{loss}"),
+    "Markdown with a rule": rows("| N | D | loss |\n|---:|:--:|---|", "| {N:g} | {D:g} | {loss} |"),
     "powers": rows("N,D,loss", "{m:.0f}x10^6,{b:.0f}×10^9,{loss}"),
     "BOM and CRLF": "\ufeff" + rows("N,D,loss", "{N:g},{D:g},{loss}").replace("\n", "\r\n"),
     "JSON": json.dumps({"runs": [{"n_params": N, "tokens": D, "val_loss": x} for N, D, x in RUNS]}),

@@ -12,88 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.lab.diagnosis.curve_names import (
+    EPOCH_NAMES,
+    GRAD_NORM_NAMES,
+    LOSS_NAMES,
+    RATE_NAMES,
+    STEP_NAMES,
+    VALIDATION_NAMES,
+    ends_with_step,
+)
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.columns import Column, find_columns, normalize_name
-from glasslm.lab.tables.numbers import parse_number
 from glasslm.lab.tables.rows import Row, Table
 from glasslm.text import plural
 
 Array = NDArray[np.float64]
 
-# The names of a column in lower case, with underscores for all other characters. Earlier names are
-# preferred.
-STEP_NAMES = (
-    "step",
-    "steps",
-    "global_step",
-    "trainer_global_step",
-    "train_global_step",
-    "_step",
-    "iter",
-    "iters",
-    "iteration",
-    "iterations",
-    "iter_num",
-    "update",
-    "updates",
-    "num_updates",
-    "batch",
-    "s",
-)
-EPOCH_NAMES = ("epoch", "train_epoch", "epochs")
-LOSS_NAMES = (
-    "loss",
-    "train_loss",
-    "training_loss",
-    "loss_train",
-    "train_loss_step",
-    "loss_step",
-    "train_cross_entropy",
-    "cross_entropy",
-    "lm_loss",
-    "ce_loss",
-    "nll_loss",
-    "nll",
-    "trl",
-    "loss_metrics_global_avg_loss",
-    "train_loss_epoch",
-    "train_bpb",
-    "bpb",
-)
-VALIDATION_NAMES = (
-    "val_loss",
-    "eval_loss",
-    "valid_loss",
-    "validation_loss",
-    "loss_val",
-    "loss_valid",
-    "loss_eval",
-    "dev_loss",
-    "test_loss",
-    "val_loss_epoch",
-    "val_cross_entropy",
-    "validate_loss",
-    "lm_loss_value",
-    "tel",
-    "val",
-    "valid",
-    "val_bpb",
-    "eval_bpb",
-    "validation_bpb",
-)
-GRAD_NORM_NAMES = (
-    "grad_norm",
-    "train_grad_norm",
-    "gradient_norm",
-    "gradnorm",
-    "gnorm",
-    "grad_norm_total",
-    "total_grad_norm",
-    "total_norm",
-    "global_grad_norm",
-    "norm",
-)
-RATE_NAMES = ("lr", "learning_rate", "train_lr", "train_learning_rate")
+MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
 ROLES = ("step", "loss", "val_loss", "grad_norm", "lr")  # that --columns can name
 NONFINITE_WORD = re.compile(r"-?1\.#\w+|#(?:NUM|DIV/0)!|[+-]?nan\(.*\)", re.I)
 
@@ -132,9 +67,7 @@ class CurveTable:
             if column := mapping.get(role) or self._choose(find_columns(table, known)):
                 self.columns[role] = column
         self._read_single_value()
-        self._step_columns = (
-            [mapping["step"]] if "step" in mapping else find_columns(table, STEP_NAMES, suffix=True)
-        )
+        self._step_columns = [mapping["step"]] if "step" in mapping else self._choose_step_columns()
         self.source = ""  # of the steps, in words
         self.steps: list[float | None] = []  # of each row
         self._used: set[int] = set()  # indices of the rows that gave a value
@@ -171,6 +104,23 @@ class CurveTable:
 
     # -- steps -------------------------------------------------------------------------------------
 
+    def _choose_step_columns(self) -> list[Column]:
+        """The columns of steps, the preferred one first; others give the steps of other rows.
+
+        A column that counts something else, so that it differs in a row from a preferred one, is
+        left out: fairseq's `update` counts epochs, beside `num_updates`.
+        """
+        chosen: list[Column] = []
+        longer = [Column(name) for name in self.table.names if ends_with_step(name)]
+        candidates = dict.fromkeys([*find_columns(self.table, STEP_NAMES), *longer])
+        # `_step` of Weights & Biases counts the calls that logged something.
+        for column in sorted(candidates, key=lambda column: column.name.startswith("_")):
+            mine = self._read_steps([column])[0]
+            preferred = self._read_steps(chosen)[0]
+            if all(a == b for a, b in zip(mine, preferred) if a is not None and b is not None):
+                chosen.append(column)
+        return chosen
+
     def find_steps(self) -> None:
         """Find the step of each row: from a column of steps, from epochs, or by counting."""
         self.steps, broken = self._read_steps(self._step_columns)
@@ -198,14 +148,14 @@ class CurveTable:
             for column in candidates:
                 cell = row.cells.get(column.name)
                 try:
-                    number = parse_number(cell, self.table.decimal_comma)
+                    number = column.parse(cell, self.table.decimal_comma)
                 except ValueError:
                     number = math.nan
                 if number is not None and not math.isfinite(number):
                     broken.append((row.line, cell))
                     break
                 if number is not None:
-                    found = number * column.factor
+                    found = number
                     break
             steps.append(found)
         return steps, broken
@@ -272,6 +222,8 @@ class CurveTable:
         """One column by step, without its missing cells; of a repeated step the last one counts."""
         values: dict[float, float] = {}
         lost: list[int] = []
+        replaced: list[int] = []
+        latest: float | None = None
         for i, row in enumerate(self.table.rows):
             value, step = self._value(role, row), self.steps[i]
             if value is None:
@@ -279,17 +231,34 @@ class CurveTable:
             if step is None:
                 lost.append(row.line)
                 continue
-            values[step] = value
+            if step == latest and values[step] != value:
+                replaced.append(row.line)
+            values[step], latest = value, step
             self._used.add(i)
         if lost and role in ("loss", "val_loss"):
             self._notes.append(
                 f"{plural(len(lost), 'row')} with a loss and no step left out, the first in line "
                 f"{lost[0]}"
             )
+        if replaced and role in ("loss", "val_loss"):
+            self._notes.append(
+                f"{plural(len(replaced), 'row')} with another loss at the step of the row before, "
+                f"the first in line {replaced[0]}: the last loss of a step counts"
+            )
+        self._note_impossible_losses(role, list(values.values()))
         ordered = sorted(values.items())
         return Series(
             np.array([step for step, _ in ordered], float), np.array([v for _, v in ordered], float)
         )
+
+    def _note_impossible_losses(self, role: str, values: Sequence[float]) -> None:
+        finite = [value for value in values if math.isfinite(value)]
+        if role in ("loss", "val_loss") and finite and np.median(finite) > MAX_LOSS:
+            self._notes.append(
+                f"the losses from {self.columns[role]} are {np.median(finite):,.4g} in the median, "
+                "which cannot be nats per token: they may be sums, perplexities, or numbers with "
+                "another decimal mark"
+            )
 
     def _has_loss(self, row: Row) -> bool:
         return self._value("loss", row) is not None or self._value("val_loss", row) is not None
@@ -305,10 +274,9 @@ class CurveTable:
         if isinstance(cell, str) and NONFINITE_WORD.fullmatch(cell.strip()):
             return math.nan
         try:
-            number = parse_number(cell, self.table.decimal_comma)
+            return column.parse(cell, self.table.decimal_comma)
         except ValueError:
             return None
-        return None if number is None else number * column.factor
 
     # -- what is said ------------------------------------------------------------------------------
 
@@ -338,4 +306,21 @@ class CurveTable:
             f"{columns.loss_unit(losses)}; {plural(self.rows_read, 'row')} read, "
             f"{self.rows_dropped:,} without a step or a value left out"
         )
-        return [first, *dict.fromkeys(self._notes)]
+        return [first, *self._name_other_losses(), *dict.fromkeys(self._notes)]
+
+    def _name_other_losses(self) -> list[str]:
+        """A message where no training loss was found, but other columns may be it."""
+        taken = {column.name for column in self.columns.values()}
+        others = [
+            name
+            for name in self.table.names
+            if name not in taken
+            and re.search(r"(?:^|_)(?:loss|nll|cross_entropy)(?:_|$)", normalize_name(name))
+            and "scale" not in normalize_name(name)
+        ]
+        if "loss" in self.columns or not others:
+            return []
+        return [
+            f"no training loss was found. It could be {', '.join(others[:5])} "
+            f"(--columns 'loss={others[0]}')"
+        ]

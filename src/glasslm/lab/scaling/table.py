@@ -26,6 +26,7 @@ COLUMN_NAMES = {
         "n",
         "params",
         "parameters",
+        "parameter",
         "n_params",
         "num_params",
         "n_parameters",

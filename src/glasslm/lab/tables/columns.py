@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glasslm.errors import InputError
-from glasslm.lab.tables.numbers import parse_number
+from glasslm.lab.tables.numbers import has_suffix, parse_number
 from glasslm.lab.tables.rows import Row, Table
 
 # A unit in a name, such as "params (M)" or "tokens_b", multiplies the cells.
@@ -41,6 +42,8 @@ UNITS = {
     "petaflop_s_days": 8.64e19,
     "pfs_days": 8.64e19,
 }
+_PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
+LOSS_UNITS = {"nats", "nats_per_token", "nats_token", "bits", "bits_per_token", "bits_token"}
 _MAPPING = re.compile(
     r"(?P<role>\w+)\s*=\s*(?P<column>.+?)(?:\s*\*\s*(?P<factor>[\d.]+(?:e[+-]?\d+)?))?"
 )
@@ -56,12 +59,20 @@ class Column:
     def number(self, row: Row, table: Table) -> float | None:
         """The number in a row; None where it is missing. Raises InputError for a word."""
         try:
-            number = parse_number(row.cells.get(self.name), table.decimal_comma)
+            return self.parse(row.cells.get(self.name), table.decimal_comma)
         except ValueError as error:
             raise InputError(
                 f"line {row.line} of {table.path}, column {self.name}: {error}"
             ) from None
-        return None if number is None else number * self.factor
+
+    def parse(self, cell: Any, decimal_comma: bool = False) -> float | None:
+        """A cell as a number in the unit wanted; None where it is missing.
+
+        The unit of a cell such as 10M counts instead of that of its column. Raises ValueError for a
+        word.
+        """
+        number = parse_number(cell, decimal_comma)
+        return number if number is None or has_suffix(cell) else number * self.factor
 
     def __str__(self) -> str:
         times = f" times {self.factor:g}" if self.factor != 1 else ""
@@ -78,23 +89,15 @@ def normalize_name(name: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
-def find_columns(table: Table, known: Sequence[str], suffix: bool = False) -> list[Column]:
+def find_columns(table: Table, known: Sequence[str]) -> list[Column]:
     """The columns whose names are among `known`, which prefers its earlier names.
 
-    A name may have a unit: `params_m`, "Training FLOP (1e18)". With `suffix` it may stand behind
-    other words: "validation loss at iteration".
+    A name may have a unit: `params_m`, "Training FLOP (1e18)".
     """
     columns = [(split_unit(name), name) for name in table.names]
     found = [
         Column(name, factor) for word in known for (base, factor), name in columns if base == word
     ]
-    if suffix:
-        found += [
-            Column(name)
-            for word in known
-            for (base, _), name in columns
-            if base.endswith(f"_{word}")
-        ]
     return list(dict.fromkeys(found))
 
 
@@ -106,14 +109,14 @@ def split_unit(name: str) -> tuple[str, float]:
     """
     bracket = re.search(r"[(\[]\s*([^()\[\]]*?)\s*[)\]]\s*$", name)
     if bracket:
-        factor = _unit_factor(bracket[1])
+        factor = 1.0 if normalize_name(bracket[1]) in LOSS_UNITS else _unit_factor(bracket[1])
         if factor is not None:
             return normalize_name(name[: bracket.start()]), factor
     base = normalize_name(name)
     for unit, factor in UNITS.items():
         stem = base.removesuffix(f"_{unit}")
         if stem not in (base, ""):
-            return stem, factor
+            return stem.removesuffix("_in"), factor  # "params in millions"
     return base, 1.0
 
 
@@ -175,7 +178,9 @@ def loss_unit(names: Mapping[str, Column], default: str = "nats per token") -> s
 
 def unreadable(path: Path, table: Table, expected: str) -> InputError:
     """The error for a table without a column that is needed."""
+    perplexity = next((n for n in table.names if re.search(_PERPLEXITY, normalize_name(n))), None)
+    hint = f". A loss is the logarithm of the perplexity in `{perplexity}`" if perplexity else ""
     return InputError(
         f"{path} ({table.format}) has the columns {list_names(table)}: expected {expected}. "
-        "--columns says which is which"
+        f"--columns says which is which{hint}"
     )

@@ -10,6 +10,8 @@ import ast
 import re
 from typing import Any
 
+from glasslm.lab.tables.numbers import parse_number
+
 STEP = "step"
 EPOCH = "epoch"
 
@@ -17,7 +19,7 @@ _TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()][A-Z0
 _NUMBER = (
     r"[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?(?![\w.]*[a-df-z_]\w*\d)"
 )
-_VALUE = rf"(?:{_NUMBER}|[+-]?(?:nan|inf(?:inity)?)\b)"
+_VALUE = rf"(?:{_NUMBER}(?:[kmb]\b)?|[+-]?(?:nan|inf(?:inity)?)\b)"
 _PAIR = re.compile(
     rf"(?<![\w.])(?P<name>[a-z][\w./-]*(?:[ \t]+[a-z(][\w./)-]*){{0,4}}?)[ \t]*(?:\([^()]*\))?"
     rf"[ \t]*(?:[:=][ \t]*|(?<=[\w)])[ \t]+)['\"]?(?P<value>{_VALUE})"
@@ -31,6 +33,7 @@ _PREFIX = re.compile(
 )
 _VALIDATION = re.compile(r"\b(?:val|valid\w*|eval\w*|dev|test\w*)\b", re.I)
 _FRACTION = re.compile(r"\[\s*(?P<done>\d+)\s*/\s*(?P<total>\d+)\s*\]")
+_EPOCH = re.compile(r"\bepoch:?\s*\[\s*(?P<epoch>\d+)\s*(?P<total>/\s*\d+\s*)?\]", re.I)
 _DICTIONARY = re.compile(r"\{[^{}]{1,20000}\}")
 
 
@@ -49,6 +52,7 @@ def parse_log_line(line: str) -> dict[str, Any]:
         return dictionary
     line = _PREFIX.sub("", line)
     cells: dict[str, Any] = {}
+    line = _EPOCH.sub(_write_epoch, line)
     bar = _BAR.search(line) or _FRACTION.search(line)
     if bar:
         line = line[: bar.start()] + " " + line[bar.end() :]
@@ -66,13 +70,18 @@ def parse_log_line(line: str) -> dict[str, Any]:
     return cells
 
 
+def _write_epoch(match: re.Match[str]) -> str:
+    """`Epoch: [0]` counts from 0, and `Epoch [1/5]` from 1."""
+    return f"epoch: {int(match['epoch']) - bool(match['total'])} "
+
+
 def _with_bar_step(cells: dict[str, Any], done: int, total: int) -> dict[str, Any]:
     """The cells with the step that a progress bar shows; it begins again in each epoch."""
     names = {name.lower(): name for name in cells}
     if not any("loss" in name for name in names) or STEP in names:
         return cells
     epoch = names.get(EPOCH)
-    first = int(float(cells[epoch])) * total if epoch else 0
+    first = int(parse_number(cells[epoch]) or 0) * total if epoch else 0
     return {STEP: first + done, **cells}
 
 

@@ -18,6 +18,7 @@ _POWER = re.compile(
 )
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:\s*[kmbgt])?", re.I)
 _EUROPEAN = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d*")
+_POINT_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(?:\d{1,2}|\d{4,})(?:e[+-]?\d+)?", re.I)
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:e[+-]?\d+)?", re.I)
 
@@ -25,13 +26,13 @@ _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:e[+-]?\d+)?", re.I)
 def parse_number(cell: Any, decimal_comma: bool = False) -> float | None:
     """A cell as a number; None where it is missing. NaN and infinity are numbers.
 
-    With `decimal_comma`, 2,5 is two and a half; otherwise commas separate thousands. Raises
-    ValueError for words.
+    With `decimal_comma`, 2,5 is two and a half and 1.000 is a thousand; otherwise commas separate
+    thousands. Raises ValueError for words.
 
     >>> parse_number("10M"), parse_number("10,000,000"), parse_number("1.5e-3"), parse_number("")
     (10000000.0, 10000000.0, 0.0015, None)
-    >>> parse_number("2,5", decimal_comma=True)
-    2.5
+    >>> parse_number("2,5", decimal_comma=True), parse_number("1.000", decimal_comma=True)
+    (2.5, 1000.0)
     """
     if cell is None or isinstance(cell, (int, float)):
         return None if cell is None else float(cell)
@@ -43,6 +44,8 @@ def parse_number(cell: Any, decimal_comma: bool = False) -> float | None:
         return float(text)
     if _EUROPEAN.fullmatch(text):
         text = text.replace(".", "").replace(",", ".")
+    elif _POINT_THOUSANDS.fullmatch(text) and (decimal_comma or text.count(".") > 1):
+        text = text.replace(".", "")
     elif decimal_comma and not re.search(r",\d{3},", text):
         text = text.replace(",", ".")
     elif _THOUSANDS.fullmatch(text):
@@ -65,19 +68,32 @@ def is_number(cell: Any) -> bool:
     return True
 
 
-def uses_decimal_commas(cells: Iterable[Any]) -> bool:
-    """Whether cells have commas that can only be decimal ones, and no decimal points.
+def uses_decimal_commas(cells: Iterable[Any], is_usual: bool = False) -> bool:
+    """Whether cells have commas that are decimal ones, and no decimal points.
+
+    A comma before three digits is ambiguous: it is a decimal one if `is_usual`, as it is in tables
+    with semicolons, or if another cell says so.
 
     >>> uses_decimal_commas(["1", "3,5", "3,512"]), uses_decimal_commas(["3.5", "10,000"])
     (True, False)
+    >>> uses_decimal_commas(["1.000", "3,512"]), uses_decimal_commas(["1.000", "3,512"], True)
+    (False, True)
     """
     comma = False
     for cell in cells:
         text = str(cell).strip()
-        if _DECIMAL_POINT.fullmatch(text):
+        if _DECIMAL_POINT.fullmatch(text) and not _POINT_THOUSANDS.fullmatch(text):
+            return False
+        if re.fullmatch(r"[+-]?\d{1,3}(?:,\d{3}){2,}", text):  # 1,000,000
             return False
         comma = comma or bool(_DECIMAL_COMMA.fullmatch(text) or _EUROPEAN.fullmatch(text))
+        comma = comma or (is_usual and bool(_THOUSANDS.fullmatch(text)))
     return comma
+
+
+def has_suffix(cell: Any) -> bool:
+    """Whether a number has a unit of its own, as 10M has."""
+    return isinstance(cell, str) and cell.strip()[-1:].lower() in set("kmbgt")
 
 
 def is_missing(cell: Any) -> bool:

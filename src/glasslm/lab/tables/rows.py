@@ -19,6 +19,7 @@ from glasslm.lab.tables.numbers import is_number, uses_decimal_commas
 
 DELIMITERS = "\t;,|"
 COMMENTS = ("#", "%", "//")
+_RULE = re.compile(r"\s*[+|:-]+(?:\s*[+|:=-]+)*\s*")  # under the names, as in |---|:--:|
 MAX_HEADER_LINES = 50  # lines before a table that may be something else
 ACCEPTED = (
     "CSV with a line of names, JSON, JSON lines, a TensorBoard event file, or the log of a "
@@ -152,7 +153,10 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_csv(path: Path, text: str) -> Table | None:
     """The rows of a table with a line of names; None where no line of names is found."""
-    numbered = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    numbered = [
+        (i, _strip_borders(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()
+    ]
+    numbered = [pair for pair in numbered if not _RULE.fullmatch(pair[1])]
     comments = [(i, line) for i, line in numbered if line.lstrip().startswith(COMMENTS)]
     lines = [pair for pair in numbered if not pair[1].lstrip().startswith(COMMENTS)]
     if not lines:
@@ -169,6 +173,12 @@ def _read_csv(path: Path, text: str) -> Table | None:
             before = [number for number, _ in lines[:first]]
             return table._replace(dropped=[*before, *table.dropped])
     return None
+
+
+def _strip_borders(line: str) -> str:
+    """The line without the bars at both ends of a row of a Markdown table."""
+    bordered = re.fullmatch(r"\s*\|(.*)\|\s*", line)
+    return bordered[1] if bordered else line
 
 
 def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
@@ -228,12 +238,16 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
             dropped.append(number)
             continue
         rows.append(Row(number, dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))))
-    kind = {",": "CSV", "\t": "a table with tabs", " ": "a table with blanks"}.get(
-        delimiter, f"CSV with `{delimiter}`"
+    kind = {
+        ",": "CSV",
+        "\t": "a table with tabs",
+        " ": "a table with blanks",
+        "|": "a table with bars",
+    }.get(delimiter, f"CSV with `{delimiter}`")
+    decimal_comma = uses_decimal_commas(
+        (cell for row in rows for cell in row.cells.values()), is_usual=delimiter == ";"
     )
-    decimal_comma = delimiter == ";" or (
-        delimiter != "," and uses_decimal_commas(c for row in rows for c in row.cells.values())
-    )
+    kind += " and decimal commas" * decimal_comma
     return Table(path, kind, rows, dropped, decimal_comma)
 
 
