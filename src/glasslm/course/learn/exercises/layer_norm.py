@@ -39,19 +39,19 @@ def reference(
     return Reference(
         {
             "y": {
-                "gain x rstd": gain * x * rstd,
-                "-gain mean rstd": -gain * mean * rstd,
+                "gain x r": gain * x * rstd,
+                "-gain mean r": -gain * mean * rstd,
                 "bias": bias + 0 * x,
             },
             "dx": {
-                "rstd du": rstd * dunit,
-                "-rstd mean(du)": -rstd * inside.mean(mean_axis, keepdims=True) + 0 * x,
-                "-rstd unit mean(du unit)": -rstd * unit * along,
+                "r du": rstd * dunit,
+                "-r mean(du)": -rstd * inside.mean(mean_axis, keepdims=True) + 0 * x,
+                "-r u mean(du u)": -rstd * unit * along,
             },
-            "dgain": {"sum(dy unit)": (dy * unit).sum(0)},
+            "dgain": {"sum(dy u)": (dy * unit).sum(0)},
             "dbias": {"sum(dy)": dy.sum(0)},
         },
-        {"gain": gain + 0 * x, "rstd": rstd + 0 * x, "unit": unit, "dy": dy},
+        {"gain": gain + 0 * x, "r": rstd + 0 * x, "u": unit, "dy": dy},
         {"dgain": (dy * unit, 1), "dbias": (dy, 1)},
     )
 
@@ -69,7 +69,7 @@ EXERCISE = Exercise(
     name="layer_norm",
     title="LayerNorm",
     task="Subtract the mean of each row, divide by its standard deviation, multiply by a gain and "
-    "add a bias: y = gain (x - mean) / sqrt(var + eps) + bias.",
+    "add a bias: y = gain u + bias with u = r (x - mean) and r = 1 / sqrt(var + eps).",
     signature="layer_norm(x, gain, bias, eps=1e-5)",
     shapes="""x     (N, D)   N tokens of width D
 gain  (D,)
@@ -80,7 +80,7 @@ backward(dy) -> (dx, dgain, dbias) of shapes (N, D), (D,) and (D,)""",
     sizes=Sizes.of("N D", small="1 2, 1 3, 2 2, 2 3", distinct="5 7, 4 5", equal="4 4, 5 5"),
     draw=draw,
     hints=(
-        "Name the pieces: c = x - mean, r = 1 / sqrt(mean(c²) + eps), u = r c, y = gain u + bias.",
+        "Name one more piece, c = x - mean: then u = r c and r = 1 / sqrt(mean(c²) + eps).",
         "gain and bias are used by every token: dgain and dbias are sums over the tokens.",
         "With du = dy gain, dx has three terms: through c itself, through the mean, through r.",
         "dx = r (du - mean(du) - u mean(du u))",

@@ -43,14 +43,14 @@ def reference(
     inside = (dy if dunit_is == "dy in the mean" else dunit) * (unit if along == "unit" else 1)
     return Reference(
         {
-            "y": {"gain x rstd": gain * unit},
+            "y": {"gain u": gain * unit},
             "dx": {
-                "rstd du": rstd * dunit,
-                "-rstd unit mean(du unit)": -rstd * unit * inside.mean(mean_axis, keepdims=True),
+                "r du": rstd * dunit,
+                "-r u mean(du u)": -rstd * unit * inside.mean(mean_axis, keepdims=True),
             },
-            "dgain": {"sum(dy unit)": (dy * unit).sum(0)},
+            "dgain": {"sum(dy u)": (dy * unit).sum(0)},
         },
-        {"gain": gain + 0 * x, "rstd": rstd + 0 * x, "unit": unit, "x": x, "dy": dy},
+        {"gain": gain + 0 * x, "r": rstd + 0 * x, "u": unit, "x": x, "dy": dy},
         {"dgain": (dy * unit, 1)},
     )
 
@@ -106,7 +106,7 @@ EXERCISE = Exercise(
     name="rms_norm",
     title="RMSNorm",
     task="Divide each row by its root mean square and multiply it by a gain: "
-    "y = gain x / sqrt(mean(x²) + eps).",
+    "y = gain u with u = r x and r = 1 / sqrt(mean(x²) + eps).",
     signature="rms_norm(x, gain, eps=1e-5)",
     shapes="""x     (N, D)   N tokens of width D
 gain  (D,)
@@ -116,8 +116,7 @@ backward(dy) -> (dx, dgain) of shapes (N, D) and (D,)""",
     sizes=Sizes.of("N D", small="1 1, 1 2, 1 3, 2 2", distinct="5 7, 4 5", equal="4 4, 5 5"),
     draw=draw,
     hints=(
-        "Name the pieces: r = 1 / sqrt(mean(x²) + eps), u = r x, y = gain u. "
-        "Go back through y = gain u first.",
+        "Go back through y = gain u first: du = dy gain, in the place of dy from there on.",
         "gain is used by every token, so dgain is a sum over the tokens.",
         "r depends on every entry of its row, so the gradient of u = r x has two terms: through x "
         "and through r.",
@@ -150,7 +149,7 @@ backward(dy) -> (dx, dgain) of shapes (N, D) and (D,)""",
             )
         ),
         Mistake("other", "y", "the mean is subtracted: that is LayerNorm", {"is_centered": True}),
-        Mistake("factor", "dx", "the unit vector is left out inside the mean", {"along": "1"}),
+        Mistake("factor", "dx", "u is left out inside the mean", {"along": "1"}),
     ),
     zero_inputs=("x",),
     token_inputs=("x",),
