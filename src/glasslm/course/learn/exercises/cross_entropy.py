@@ -66,8 +66,8 @@ def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool)
 EXERCISE = Exercise(
     name="cross_entropy",
     title="cross-entropy",
-    task="The nats of each target: minus the logarithm of the probability that the softmax of its "
-    "row gives it. backward gets one number, the weight of the sum of all nats in the loss "
+    task="The nats of each target: minus the logarithm of its probability in p, the softmax of "
+    "its row. backward gets one number, the weight of the sum of all nats in the loss "
     "(1/N for the mean).",
     signature="cross_entropy(logits, targets)",
     shapes="""logits   (N, V)   N tokens, a vocabulary of V

@@ -128,8 +128,8 @@ MISTAKES: tuple[tuple[VerdictName, str, dict[str, Any]], ...] = (
 EXERCISE = Exercise(
     name="flash_backward",
     title="flash attention, backward",
-    task="What one tile of queries and keys adds to the gradients. The probabilities were not "
-    "kept: compute them again from the scores and log, the logarithm of the whole row's sum of "
+    task="What one tile of queries and keys adds to the gradients. The probabilities p were "
+    "not kept: compute them again from the scores and log, the logarithm of the whole row's sum of "
     "exponentials. delta = dout · out is one number per row, too.",
     signature="flash_backward(q, k, v, dout, log, delta)",
     shapes="""q      (R, Q)  R queries, not scaled

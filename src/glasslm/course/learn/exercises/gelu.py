@@ -75,8 +75,8 @@ def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool)
 EXERCISE = Exercise(
     name="gelu",
     title="GELU",
-    task="The activation of GPT-2, in its tanh form: y = x (1 + tanh(k (x + c x³))) / 2 with "
-    "k = sqrt(2 / pi) and c = 0.044715.",
+    task="The activation of GPT-2, in its tanh form: y = x (1 + t) / 2 with "
+    "t = tanh(k (x + c x³)), k = sqrt(2 / pi) and c = 0.044715.",
     signature="gelu(x)",
     shapes="""x  (N, D), or any other shape
 y  the shape of x

@@ -253,8 +253,8 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
 EXERCISE = Exercise(
     name="mixture",
     title="MoE routing",
-    task="Each token uses the k experts with the largest logits. Their gates are the softmax "
-    "probabilities divided by the sum over the k chosen, and y = sum over the chosen of gate "
+    task="Each token uses the k experts with the largest logits. Their gates g are the "
+    "softmax probabilities divided by the sum over the k chosen, and y = sum over the chosen of g "
     "times output. The choice itself has no gradient.",
     signature="mixture(logits, outputs, k)",
     shapes="""logits   (N, E)     of the router; N tokens, E experts

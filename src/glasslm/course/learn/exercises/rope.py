@@ -46,13 +46,13 @@ def reference(
         """The four products of a rotation, each in its half of the output."""
         a, b = (array[..., part] for part in slices[take])
         products = {
-            f"{name}1 cos": (0, a * cosines),
-            f"{name}2 sin": (0, -b * sines),
-            f"{name}1 sin": (1, a * sines),
-            f"{name}2 cos": (1, b * cosines),
+            f"{name}[:Q/2] cos": (0, a * cosines),
+            f"{name}[Q/2:] sin": (0, -b * sines),
+            f"{name}[:Q/2] sin": (1, a * sines),
+            f"{name}[Q/2:] cos": (1, b * cosines),
         }
         if not rotates_second:
-            products |= {f"{name}1 sin": (1, 0 * a), f"{name}2 cos": (1, b)}
+            products |= {f"{name}[:Q/2] sin": (1, 0 * a), f"{name}[Q/2:] cos": (1, b)}
         terms = {}
         for key, (place, values) in products.items():
             terms[key] = np.zeros_like(array)
