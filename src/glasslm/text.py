@@ -132,6 +132,19 @@ def to_one_line(text: str, max_chars: int = 160) -> str:
     return line if len(line) <= max_chars else f"{line[: max_chars - 3]}..."
 
 
+def describe_error(error: BaseException) -> str:
+    """The type of an error and its message, in one line.
+
+    >>> describe_error(ValueError("a\\nb")), describe_error(NotImplementedError())
+    ('ValueError: a / b', 'NotImplementedError')
+    """
+    try:
+        message = to_one_line(str(error))
+    except Exception:  # a class of errors of the user's own code may fail to print itself
+        message = ""
+    return f"{type(error).__name__}{': ' if message else ''}{message}"
+
+
 def collapse_whitespace(text: object) -> str:
     """`text` with control characters escaped and each run of white space as one space.
 

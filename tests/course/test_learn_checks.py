@@ -136,10 +136,23 @@ def test_code_that_dies_does_not_take_the_other_exercises_with_it(tmp_path: Path
     ]
 
 
+def test_a_function_with_the_allocator_of_an_ops_file_is_checked(tmp_path: Path) -> None:
+    text = RIGHT.replace("silu(x)", "silu(x, new)").replace("x * s, lambda", "y, lambda")
+    allocated = text.replace(
+        "    return", "    y = np.multiply(x, s, out=new(x.shape))\n    return"
+    )
+    (verdict,) = check_file(write(tmp_path, allocated))
+    assert verdict.is_right
+    added = text.replace("    return", "    y = new(x.shape)\n    y += x * s\n    return")
+    (verdict,) = check_file(write(tmp_path, added))
+    assert verdict.forward == "wrong"
+
+
 @pytest.mark.parametrize(
     ("signature", "expected"),
     [
         ("x", "gain is missing"),
+        ("", "x, gain are missing"),
         ("x, *, gain", "gain must not be keyword-only"),
         ("x, gain, bias", "bias has no default"),
     ],

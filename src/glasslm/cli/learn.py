@@ -139,8 +139,8 @@ def main(argv: list[str]) -> int:
         "class": learn_class.main,
     }
     if argv[0] not in actions:
-        hint = suggest_name(argv[0], actions)
-        raise InputError(f"there is no 'learn {argv[0]}'{hint}: choose from {', '.join(actions)}")
+        hint = suggest_name(argv[0], actions) or f": choose from {', '.join(actions)}"
+        raise InputError(f"there is no 'learn {argv[0]}'{hint}")
     return actions[argv[0]](argv[1:])
 
 
@@ -266,7 +266,7 @@ def _status(argv: list[str]) -> int:
     names = COURSE
     solved = [name for name in names if known.state(name).verdict == "right"]
     print(f"{len(solved)} of {len(names)} exercises solved")
-    rows = [("exercise", "forward", "backward", "last verdict", "checks", "hints", "")]
+    rows = [("exercise", "forward", "backward", "last verdict", "checks", "hints", "notes")]
     for name in names:
         state = known.state(name)
         if state != progress.ExerciseState():

@@ -88,8 +88,8 @@ def main(argv: list[str]) -> int:
         return 0
     actions = {"new": _new, "grade": _grade}
     if argv[0] not in actions:
-        hint = suggest_name(argv[0], actions)
-        raise InputError(f"there is no 'learn class {argv[0]}'{hint}: choose new or grade")
+        hint = suggest_name(argv[0], actions) or ": choose new or grade"
+        raise InputError(f"there is no 'learn class {argv[0]}'{hint}")
     return actions[argv[0]](argv[1:])
 
 

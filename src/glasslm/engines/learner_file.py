@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.errors import InputError
-from glasslm.text import to_one_line
+from glasslm.text import describe_error
 
 MAX_FILE_BYTES = 1_000_000  # its text is stored in run.json
 
@@ -169,9 +169,3 @@ def _explain_error(file: LearnerFile, error: BaseException) -> str:
             return f"{place}: the file ends the program: leave out exit()"
         case _:
             return f"{place}: {describe_error(error)}"
-
-
-def describe_error(error: BaseException) -> str:
-    """The type of an error and its message, in one line."""
-    message = to_one_line(str(error))
-    return f"{type(error).__name__}{': ' if message else ''}{message}"

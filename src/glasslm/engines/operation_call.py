@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.engines.learner_file import Function, LearnerFile, describe_error
+from glasslm.engines.learner_file import Function, LearnerFile
 from glasslm.engines.operations import SIGNATURES, OperationsFile, takes_new
 from glasslm.errors import InputError
+from glasslm.text import describe_error
 
 Array = NDArray[Any]
 Gradients = tuple[Array, ...]

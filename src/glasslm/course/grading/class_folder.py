@@ -10,9 +10,8 @@ from pathlib import Path
 from glasslm import files
 from glasslm.course.grading.handout import handout_files
 from glasslm.course.grading.roster import find_id_problem
-from glasslm.course.learn.exercises import COURSE
+from glasslm.course.learn.exercises import COURSE, require_exercise
 from glasslm.errors import DamagedError, InputError
-from glasslm.text import suggest_name
 
 CLASS_FILE = "class.json"
 HANDOUT_FOLDER = "handout"
@@ -103,13 +102,10 @@ def find_class(submissions: Path) -> Path | None:
 
 def order_exercises(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names in the order of the course. Raises InputError for unknown and repeated ones."""
-    known = COURSE
     for name in names:
-        if name not in known:
-            hint = suggest_name(name, known)
-            raise InputError(f"there is no exercise '{name}'{hint}: see glasslm learn list")
+        require_exercise(name)
         if names.count(name) > 1:
             raise InputError(f"the exercise '{name}' is named twice: leave one of them out")
     if not names:
         raise InputError("no exercise is named: choose some from glasslm learn list")
-    return tuple(name for name in known if name in names)
+    return tuple(name for name in COURSE if name in names)

@@ -25,7 +25,7 @@ from glasslm.course.learn.observation import locate_error
 from glasslm.course.learn.starter import starter_text
 from glasslm.course.learn.trial import Trial
 from glasslm.course.learn.verdict import Mark, Verdict, failed_verdict
-from glasslm.text import suggest_name, to_one_line
+from glasslm.text import describe_error, suggest_name
 
 WALL_S_PER_CPU_S = 6.0  # a busy machine takes longer by the clock
 
@@ -110,9 +110,7 @@ def _mark_in_process(
     except LearnerStopped as stopped:
         return _failed(exercise, str(stopped))
     except Exception as error:  # of the learner's file, when it is loaded
-        where = locate_error(error, file)
-        message = to_one_line(str(error))
-        return _failed(exercise, f"{where}{type(error).__name__}: {message}")
+        return _failed(exercise, locate_error(error, file) + describe_error(error))
     try:
         flags += find_remembered(function, exercise, seed)
         if exercise.has_backward and marks.forward == marks.backward == "right":

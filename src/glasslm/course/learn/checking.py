@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.course.learn.exercise import Exercise
+from glasslm.course.learn.exercise_file import read_exercise_file
 from glasslm.course.learn.exercises import COURSE, load_exercise
 from glasslm.course.learn.judge import judge
-from glasslm.course.learn.learner_file import read_learner_file
 from glasslm.course.learn.limited_process import check_in_process
 from glasslm.course.learn.observation import locate_error, source_file
 from glasslm.course.learn.signature import judge_signature
@@ -36,8 +36,8 @@ def check(function: Callable[..., Any], exercise: str = "", seed: int = 0) -> Ve
     if not callable(function):
         raise InputError(f"{name or function!r} is no function: give the function itself")
     if name not in COURSE:
-        hint = suggest_name(name, COURSE)
-        raise InputError(f"'{name}' is no exercise{hint}: name it, as in check(f, 'rms_norm')")
+        hint = suggest_name(name, COURSE) or ": name it, as in check(f, 'rms_norm')"
+        raise InputError(f"there is no exercise '{name}'{hint}")
     return check_function(load_exercise(name), function, seed)
 
 
@@ -69,7 +69,7 @@ def check_file(path: Path | str, seed: int = 0, exercise: str | None = None) -> 
         InputError: The file cannot be read, or has no function of an exercise: one line that
             names the learner's line.
     """
-    file = read_learner_file(Path(path), exercise)
+    file = read_exercise_file(Path(path), exercise)
     verdicts: list[Verdict] = []
     while len(verdicts) < len(file.exercises):  # a process that dies leaves the rest to the next
         verdicts += check_in_process(file.path, file.exercises[len(verdicts) :], seed)

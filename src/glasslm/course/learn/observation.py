@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from glasslm.course.learn.exercise import Case, Exercise, VerdictName, to_array
+from glasslm.text import describe_error
 
 Stage = Literal["forward", "backward"]
 
 # Words in NumPy's messages about shapes that do not fit.
 SHAPE_WORDS = ("broadcast", "shape", "matmul", "dimension", "align", "axis", "axes", "length")
+ALLOCATOR = "new"  # an optional parameter, as in a file for --ops: new(shape) returns an array
 OTHER_WORDS = ("out of bounds", "inhomogeneous")
 
 
@@ -66,7 +68,7 @@ def observe(function: Callable[..., Any], exercise: Exercise, case: Case) -> Obs
     except MemoryError:
         raise  # the next case would fill the memory again
     except Exception as error:  # the learner's code may raise anything
-        observation.trouble = _explain_error(error, function, stage)
+        observation.trouble = _explain_error(error, function, case, stage)
     return observation
 
 
@@ -88,7 +90,10 @@ def _record_outputs(returned: Any, exercise: Exercise, observation: Observation)
 
 
 def call_function(function: Callable[..., Any], exercise: Exercise, case: Case) -> Any:
-    """What function(*inputs, **options) returns; optional options that it lacks are left out."""
+    """What function(*inputs, **options) returns; optional options that it lacks are left out.
+
+    A function with a parameter `new` gets an allocator of arrays in the type of the inputs.
+    """
     known = inspect.signature(function).parameters
     takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in known.values())
     optional = exercise.optional_names()
@@ -97,6 +102,11 @@ def call_function(function: Callable[..., Any], exercise: Exercise, case: Case) 
         for name, value in case.options.items()
         if takes_any or name in known or name not in optional
     }
+    if ALLOCATOR in known:
+        arrays = (value for value in case.inputs.values() if isinstance(value, np.ndarray))
+        dtype = next((array.dtype for array in arrays if array.dtype.kind == "f"), np.dtype(float))
+        # The engine's arrays hold old values, so a function that expects zeros is wrong.
+        options[ALLOCATOR] = lambda shape: np.full(shape, np.nan, dtype)
     return function(*case.inputs.values(), **options)
 
 
@@ -163,14 +173,20 @@ def are_same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(np.all(a == b))
 
 
-def _explain_error(error: Exception, function: Callable[..., Any], stage: Stage) -> Trouble:
-    message = str(error).splitlines()[0] if str(error) else ""
+def _explain_error(
+    error: Exception, function: Callable[..., Any], case: Case, stage: Stage
+) -> Trouble:
+    """The error as what went wrong; one about shapes with the sizes of the case."""
+    description = describe_error(error)
     fits_shapes = isinstance(error, (ValueError, IndexError)) and any(
-        word in message for word in SHAPE_WORDS
+        word in description for word in SHAPE_WORDS
     )
-    fits_shapes &= not any(word in message for word in OTHER_WORDS)
-    sentence = f"{locate_error(error, source_file(function))}{type(error).__name__}: {message}"
-    return Trouble("shape" if fits_shapes else "exception", stage, sentence)
+    fits_shapes &= not any(word in description for word in OTHER_WORDS)
+    sentence = locate_error(error, source_file(function)) + description
+    if not fits_shapes:
+        return Trouble("exception", stage, sentence)
+    sizes = ", ".join(f"{name} = {size:g}" for name, size in case.sizes.items())
+    return Trouble("shape", stage, f"{sentence} (with {sizes})")
 
 
 def source_file(function: Callable[..., Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from glasslm.course.learn.exercise import Exercise
+from glasslm.course.learn.observation import ALLOCATOR
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 
 Parameter = inspect.Parameter
@@ -34,7 +35,8 @@ def judge_signature(exercise: Exercise, function: Callable[..., Any]) -> Verdict
     if names != wanted and sorted(names) == sorted(wanted):
         sentence = f"{given}: the arguments are in another order"
         return replace(failed_verdict(exercise, sentence), verdict="other")
-    options = {n: None for n in case.options if n in required or n in signature.parameters}
+    names = [*case.options, ALLOCATOR]
+    options = {n: None for n in names if n in required or n in signature.parameters}
     try:
         signature.bind(*wanted, **options)
     except TypeError as error:
@@ -56,11 +58,12 @@ def _explain_mismatch(
         for parameter in parameters.values()
         if parameter.default is Parameter.empty
         and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        and parameter.name not in wanted + required
+        and parameter.name not in [*wanted, *required, ALLOCATOR]
     ]
     if keyword_only:
         return f"{', '.join(keyword_only)} must not be keyword-only: move the *"
-    reasons = [f"{', '.join(missing)} is missing"] if missing else []
+    verb = "is" if len(missing) == 1 else "are"
+    reasons = [f"{', '.join(missing)} {verb} missing"] if missing else []
     reasons += [f"{', '.join(extra)} has no default and is not given"] if extra else []
     return " and ".join(reasons)
 

@@ -83,7 +83,7 @@ class TrainingComparison:
 
     def __str__(self) -> str:
         steps, (reference, own) = self.curves
-        rows = [("step", "reference", "yours", "apart")]
+        rows = [("step", "reference", "yours", "difference")]
         shown = np.unique(np.linspace(0, len(steps) - 1, SHOWN_STEPS).round().astype(int))
         rows += [
             (

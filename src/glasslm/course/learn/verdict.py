@@ -57,7 +57,7 @@ class Verdict:
             return f"{lines[0]}: {self.sentence}"
         lines.append(f"{self.verdict.replace('_', ' ')}: {self.sentence}")
         if self.also:
-            lines.append(f"the same numbers could also be: {', '.join(self.also)}")
+            lines.append(f"could also be: {', '.join(self.also).replace('_', ' ')}")
         if self.where:
             lines.append(f"look at: {self.where}")
         if self.example:

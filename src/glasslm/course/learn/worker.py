@@ -22,6 +22,7 @@ from glasslm.course.learn.exercise import Exercise
 from glasslm.course.learn.exercises import load_exercise
 from glasslm.course.learn.observation import locate_error
 from glasslm.course.learn.verdict import Verdict, failed_verdict
+from glasslm.text import describe_error
 
 CPU_SECONDS = 1.5  # of one exercise
 IDLE_SECONDS = 3.0  # of one exercise that uses hardly any CPU: code that sleeps or waits
@@ -175,13 +176,13 @@ def _check(exercise: Exercise, namespace: dict[str, Any], file: str, seed: int) 
 def _explain(error: BaseException, file: str) -> str:
     """An error in one line, with the learner's line."""
     where = locate_error(error, file)
-    message = str(error).splitlines()[0] if str(error) else ""
+    description = describe_error(error)
     if isinstance(error, MemoryError):
-        message = f"more than {MEMORY_BYTES >> 20} MiB of memory"
+        description = f"MemoryError: more than {MEMORY_BYTES >> 20} MiB of memory"
     if not where and not isinstance(error, (MemoryError, RecursionError)):
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"inside {Path(last.filename).name}, line {last.lineno}: "
-    return f"{where}{type(error).__name__}: {message}"
+    return where + description
 
 
 if __name__ == "__main__":

@@ -49,10 +49,15 @@ COURSE = (
 )
 
 
+def require_exercise(name: str) -> None:
+    """Raise InputError unless there is an exercise of this name."""
+    if name not in COURSE:
+        hint = suggest_name(name, COURSE) or ": see glasslm learn list"
+        raise InputError(f"there is no exercise '{name}'{hint}")
+
+
 def load_exercise(name: str) -> Exercise:
     """The exercise of this name. Raises InputError where there is none."""
-    if name not in COURSE:
-        hint = suggest_name(name, COURSE)
-        raise InputError(f"there is no exercise '{name}'{hint}: see glasslm learn list")
+    require_exercise(name)
     exercise: Exercise = importlib.import_module(f"{__name__}.{name}").EXERCISE
     return exercise

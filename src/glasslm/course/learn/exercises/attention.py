@@ -218,7 +218,8 @@ EXERCISE = Exercise(
     name="attention",
     title="causal attention",
     task="Each query takes the mean of the values of the keys up to its position, with the weights "
-    "p = softmax(q k / sqrt(Q)). H query heads share K key heads: head h uses key head h // (H / K).",
+    "p = softmax(q k / sqrt(Q)). H query heads share K key heads: head h uses key head "
+    "h // (H / K).",
     signature="attention(q, k, v)",
     shapes="""q  (B, T, H, Q)   batch, positions, query heads, size of a head
 k  (B, T, K, Q)   K key heads; H is a multiple of K

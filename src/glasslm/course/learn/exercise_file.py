@@ -7,22 +7,22 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasslm.course.learn.exercises import COURSE
+from glasslm.course.learn.exercises import COURSE, require_exercise
 from glasslm.errors import InputError, explain_system_errors
-from glasslm.text import suggest_name, to_one_line
+from glasslm.text import to_one_line
 
 MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class LearnerFile:
+class ExerciseFile:
     """A file that is valid Python, and the exercises that its functions are for."""
 
     path: Path
     exercises: list[str]
 
 
-def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
+def read_exercise_file(path: Path, exercise: str | None = None) -> ExerciseFile:
     """The file and its exercises: `exercise`, or the one of its name, or all that it defines.
 
     Raises InputError, in one line with the learner's line number, where the file cannot be read or
@@ -30,19 +30,17 @@ def read_learner_file(path: Path, exercise: str | None = None) -> LearnerFile:
     """
     tree = parse_source(path)
     functions = find_functions(tree)
-    names = COURSE
-    if exercise and exercise not in names:
-        hint = suggest_name(exercise, names)
-        raise InputError(f"there is no exercise '{exercise}'{hint}: see glasslm learn list")
-    wanted = exercise or (path.stem if path.stem in names else "")
+    if exercise:
+        require_exercise(exercise)
+    wanted = exercise or (path.stem if path.stem in COURSE else "")
     if wanted:
         if wanted not in functions:
             raise InputError(f"{path}: no function {wanted}{_nearest(wanted, functions)}")
-        return LearnerFile(path, [wanted])
-    found = [name for name in functions if name in names]
+        return ExerciseFile(path, [wanted])
+    found = [name for name in functions if name in COURSE]
     if not found:
         raise InputError(f"{path}: {_explain_unknown(functions)}")
-    return LearnerFile(path, [name for name in found if not _is_helper(name, tree)] or found)
+    return ExerciseFile(path, [name for name in found if not _is_helper(name, tree)] or found)
 
 
 def _is_helper(name: str, tree: ast.Module) -> bool:
