@@ -114,11 +114,15 @@ class ModelThread:
             while not self._is_stopped and (not has_work or not self._commands.empty()):
                 self._commands.get()()
                 has_work = True
-            for loaded, running in list(self._models.items()):
-                if running.scheduler.has_work:
-                    self._step(loaded, running)
-                elif loaded.is_retired:
-                    del self._models[loaded]
+            self._step_all()
+
+    def _step_all(self) -> None:
+        """Compute a step of each model that has work, and free retired models without work."""
+        for loaded, running in list(self._models.items()):
+            if running.scheduler.has_work:
+                self._step(loaded, running)
+            if loaded.is_retired and not running.scheduler.has_work:
+                self._models.pop(loaded, None)
 
     def _step(self, loaded: LoadedModel, running: _RunningModel) -> None:
         try:

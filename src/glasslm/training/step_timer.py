@@ -6,6 +6,7 @@ The plan shows it before the first step, and --max-time becomes a number of step
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -20,7 +21,7 @@ from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Engine
-from glasslm.errors import InputError
+from glasslm.errors import DivergedError, InputError
 from glasslm.inference import generation
 from glasslm.inference.sampling import Sampling
 from glasslm.training.evaluation_windows import (
@@ -85,8 +86,9 @@ def time_steps(
             max_new_tokens=TIMED_SAMPLE_TOKENS,
             sampling=Sampling(),
         )
-        for _ in pieces:
-            pass
+        with contextlib.suppress(DivergedError):  # the loop reports the divergence of the run
+            for _ in pieces:
+                pass
 
     def step() -> float:
         turn = time_call(lambda: engine_calls.run(accumulate, config.tokens_per_step))
