@@ -215,7 +215,10 @@ def test_a_course_from_start_to_right(
     write(tmp_path, WRONG)
     assert learn("check", "silu.py", "--picture", "difference.png") == 1
     assert (tmp_path / "difference.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
+    for command in ("check", "train"):  # said at once, not after a minute of training
+        capsys.readouterr()
+        assert learn(command, "silu.py", "--picture", "nowhere/curves.png") == 2
+        assert "a folder that exists" in capsys.readouterr().err
     for _ in load_exercise("silu").hints:
         assert learn("hint", "silu") == 0
     assert "4/4" in capsys.readouterr().out

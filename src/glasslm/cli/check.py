@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -113,16 +112,14 @@ def main(argv: list[str]) -> int:
 
 def _require_figure(figure: Path, run: str | None, ops: str) -> None:
     """Raise InputError for a --figure that cannot be drawn, before minutes of checks."""
+    from glasslm.cli.parsing import require_png
     from glasslm.engines.resources import is_torch_installed
 
     if run is not None or ops:
         raise InputError("--figure draws the losses of two new models: leave out RUN and --ops")
     if not is_torch_installed():
         raise InputError("--figure needs PyTorch, which is not installed: pip install torch")
-    if figure.suffix.lower() != ".png" or not os.access(figure.parent, os.W_OK):
-        raise InputError(
-            f"--figure is {figure}: expected a .png file in a folder that exists and can be written"
-        )
+    require_png("--figure", figure)
 
 
 def _check_gradients(

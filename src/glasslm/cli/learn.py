@@ -146,10 +146,10 @@ def main(argv: list[str]) -> int:
 
 def _list(argv: list[str]) -> int:
     parsing.parse(NoFlags, argv, "glasslm learn list", LIST_HELP)
-    known = progress.load_progress(notify)
+    learner = progress.load_progress(notify)
     rows = [("", "exercise", "what", "needs", "forward", "backward", "state")]
     for number, name in enumerate(COURSE, 1):
-        exercise, state = load_exercise(name), known.state(name)
+        exercise, state = load_exercise(name), learner.state(name)
         backward = (state.backward or "-") if exercise.has_backward else ""
         needs = ", ".join(exercise.needs)
         row = (f"{number}", name, exercise.title, needs, state.forward or "-", backward)
@@ -174,10 +174,10 @@ def _start(argv: list[str]) -> int:
             f"{path} exists already and is not overwritten: "
             f"go on with glasslm learn check {quote_path(path)}"
         ) from None
-    known = progress.load_progress(notify)
-    progress.save_progress(known.with_changes(exercise.name, started=True), notify)
+    learner = progress.load_progress(notify)
+    progress.save_progress(learner.with_changes(exercise.name, started=True), notify)
     print_escaped(str(path))
-    missing = [name for name in exercise.needs if known.state(name).verdict != "right"]
+    missing = [name for name in exercise.needs if learner.state(name).verdict != "right"]
     if missing:
         notify(f"note: it builds on {', '.join(missing)}, which you have not solved yet")
     notify(f"then: glasslm learn check {quote_path(path)}")
@@ -187,8 +187,8 @@ def _start(argv: list[str]) -> int:
 def _hint(argv: list[str]) -> int:
     flags = parsing.parse(NameFlags, argv, "glasslm learn hint", HINT_HELP)
     exercise = load_exercise(flags.name)
-    known = progress.load_progress(notify)
-    count, total = known.state(exercise.name).hints, len(exercise.hints)
+    learner = progress.load_progress(notify)
+    count, total = learner.state(exercise.name).hints, len(exercise.hints)
     for number in range(min(count + 1, total)):
         print(f"{number + 1}/{total}  {exercise.hints[number]}")
     if count >= total:
@@ -196,7 +196,7 @@ def _hint(argv: list[str]) -> int:
             f"there are no more hints; glasslm learn solution {exercise.name} shows the solution"
         )
         return 0
-    progress.save_progress(known.with_changes(exercise.name, hints=count + 1), notify)
+    progress.save_progress(learner.with_changes(exercise.name, hints=count + 1), notify)
     return 0
 
 
@@ -206,8 +206,8 @@ def _solution(argv: list[str]) -> int:
     print(starter.solution_source(exercise))
     if derivation := starter.derivation_text(exercise):
         print(derivation)
-    known = progress.load_progress(notify)
-    progress.save_progress(known.with_changes(exercise.name, solution_seen=True), notify)
+    learner = progress.load_progress(notify)
+    progress.save_progress(learner.with_changes(exercise.name, solution_seen=True), notify)
     return 0
 
 
@@ -215,8 +215,7 @@ def _check(argv: list[str]) -> int:
     begin = time.perf_counter()
     flags = parsing.parse(CheckFlags, argv, "glasslm learn check", CHECK_HELP)
     require(flags.seed >= 0, "seed", flags.seed, "0 or more")
-    if flags.picture is not None and flags.picture.suffix.lower() != ".png":
-        raise InputError(f"--picture is {flags.picture}: expected a name that ends in .png")
+    parsing.require_png("--picture", flags.picture)
     notify(f"checking {flags.file} ...")
     try:
         verdicts = check_file(flags.file, flags.seed, flags.exercise)
@@ -225,10 +224,10 @@ def _check(argv: list[str]) -> int:
             unread = Verdict("", "unknown", "unknown", "exception", str(error))
             print(json.dumps(unread.to_json()))
         raise
-    known = progress.load_progress(notify)
+    learner = progress.load_progress(notify)
     for verdict in verdicts:
-        known = known.with_verdict(verdict)
-    progress.save_progress(known, notify)
+        learner = learner.with_verdict(verdict)
+    progress.save_progress(learner, notify)
     for verdict in verdicts:
         if flags.json:
             print(json.dumps(verdict.to_json()))
@@ -262,13 +261,13 @@ def _suggest_next(verdicts: list[Verdict]) -> None:
 
 def _status(argv: list[str]) -> int:
     parsing.parse(NoFlags, argv, "glasslm learn status", STATUS_HELP)
-    known = progress.load_progress(notify)
+    learner = progress.load_progress(notify)
     names = COURSE
-    solved = [name for name in names if known.state(name).verdict == "right"]
+    solved = [name for name in names if learner.state(name).verdict == "right"]
     print(f"{len(solved)} of {len(names)} exercises solved")
     rows = [("exercise", "forward", "backward", "last verdict", "checks", "hints", "notes")]
     for name in names:
-        state = known.state(name)
+        state = learner.state(name)
         if state != progress.ExerciseState():
             backward = (state.backward or "-") if load_exercise(name).has_backward else ""
             notes = {"trained": state.trained, "solution seen": state.solution_seen}

@@ -118,11 +118,11 @@ def _grade(argv: list[str]) -> int:
     if not flags.submissions.is_dir():
         raise InputError(f"{flags.submissions} is no folder: give the folder of the submissions")
     course = _find_class(flags)
-    records, found = grade_class(
+    records, evidence = grade_class(
         course, flags.submissions, flags.out, flags.workers, flags.cpu_limit, notify
     )
     _note_limits(records)
-    _print_summary(records, found)
+    _print_summary(records, evidence)
     print_escaped(f"grades: {flags.out / 'grades.csv'}")
     return 0
 

@@ -15,7 +15,6 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.course.learn import progress
 from glasslm.course.learn.exercises import COURSE
-from glasslm.errors import InputError
 from glasslm.text import notify, print_escaped
 
 DESCRIPTION = """Train the tiny model twice, with the same seed and batches: with the engine's own
@@ -49,8 +48,7 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parsing.parse(Flags, argv, "glasslm learn train", DESCRIPTION)
-    if flags.picture is not None and flags.picture.suffix.lower() != ".png":
-        raise InputError(f"--picture is {flags.picture}: expected a name that ends in .png")
+    parsing.require_png("--picture", flags.picture)
     from glasslm.course.learn.training import train_with_file
 
     comparison = train_with_file(
@@ -67,8 +65,8 @@ def main(argv: list[str]) -> int:
     if flags.picture is not None:
         comparison.draw(flags.picture)
         notify(f"picture: {flags.picture}")
-    known = progress.load_progress(notify)
+    learner = progress.load_progress(notify)
     for name in set(comparison.operations.functions) & set(COURSE):
-        known = known.with_changes(name, trained=True)
-    progress.save_progress(known, notify)
+        learner = learner.with_changes(name, trained=True)
+    progress.save_progress(learner, notify)
     return comparison.exit_code

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from glasslm.config.conversion import with_flags
@@ -75,6 +77,16 @@ def flag_value(flag: str, argv: list[str], default: str) -> str:
         if index + 1 < len(argv):
             return argv[index + 1]
     return default
+
+
+def require_png(flag: str, path: Path | None) -> None:
+    """Raise InputError for a picture that could not be written after minutes of work."""
+    if path is not None and (
+        path.suffix.lower() != ".png" or not os.access(path.parent, os.W_OK) or path.is_dir()
+    ):
+        raise InputError(
+            f"{flag} is {path}: expected a .png file in a folder that exists and can be written"
+        )
 
 
 def parse_over_preset(

@@ -150,7 +150,7 @@ def find_operations(config: RunConfig) -> OperationsFile | None:
         raise InputError(
             f"this model computes with operations of {named.ops} (sha256 {named.ops_sha256[:12]}), "
             "and code of a run is not executed unasked: give --ops FILE with this file, or --ops "
-            "recorded to run its text from run.json, where a command has this flag"
+            "recorded to run its text from run.json. A command without --ops cannot use this model"
         )
     require_support(operations, config)
     return operations

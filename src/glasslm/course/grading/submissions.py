@@ -36,7 +36,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Found:
+class SubmittedFile:
     """A file of a student, before it is known which exercise it is for."""
 
     origin: str
@@ -111,7 +111,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 def _list_files(
     folder: Path, entries: dict[str, Path], student: str, exercises: list[str]
-) -> tuple[list[Found], str]:
+) -> tuple[list[SubmittedFile], str]:
     """The files of a student, and why his or her zip file was refused, or ""."""
     files, problem = [], ""
     wanted = {f"{exercise}.py" for exercise in exercises}
@@ -123,31 +123,31 @@ def _list_files(
     for exercise in exercises:
         if (entry := entries.get(f"{student}_{exercise}.py")) and entry.is_file():
             found = _read_file(entry, entry.name, {entry.name})
-            files.append(Found(found.origin, f"{exercise}.py", found.data, found.problem))
+            files.append(SubmittedFile(found.origin, f"{exercise}.py", found.data, found.problem))
     if (entry := entries.get(f"{student}.zip")) and entry.is_file():
         zipped, problem = read_zip(entry, wanted)
         files += zipped
     return files, problem
 
 
-def _read_file(path: Path, origin: str, wanted: set[str]) -> Found:
+def _read_file(path: Path, origin: str, wanted: set[str]) -> SubmittedFile:
     """A file up to the limit, or its name alone where that is not wanted.
 
     A link is refused, because it may lead out of the folder.
     """
     if path.is_symlink():
-        return Found(origin, path.name, b"", "is a link: hand in the file itself")
+        return SubmittedFile(origin, path.name, b"", "is a link: hand in the file itself")
     if path.name not in wanted:
-        return Found(origin, path.name, b"")
+        return SubmittedFile(origin, path.name, b"")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        return Found(origin, path.name, b"", f"cannot be read ({error.strerror})")
-    return Found(origin, path.name, data, _size_problem(len(data)))
+        return SubmittedFile(origin, path.name, b"", f"cannot be read ({error.strerror})")
+    return SubmittedFile(origin, path.name, data, _size_problem(len(data)))
 
 
-def read_zip(path: Path, wanted: set[str]) -> tuple[list[Found], str]:
+def read_zip(path: Path, wanted: set[str]) -> tuple[list[SubmittedFile], str]:
     """The Python files of a zip file, and why the file was refused, or "".
 
     Those with a wanted name are read, in memory.
@@ -191,13 +191,13 @@ def _python_files(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
 
 def _read_entry(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_name: str, wanted: set[str]
-) -> Found:
+) -> SubmittedFile:
     name = PurePosixPath(entry.filename).name
     if name not in wanted:
-        return Found(f"{zip_name}: {entry.filename}", name, b"")
+        return SubmittedFile(f"{zip_name}: {entry.filename}", name, b"")
     with archive.open(entry) as file:
         data = file.read(MAX_FILE_BYTES + 1)  # whatever size the entry claims to have
-    return Found(f"{zip_name}: {entry.filename}", name, data, _size_problem(len(data)))
+    return SubmittedFile(f"{zip_name}: {entry.filename}", name, data, _size_problem(len(data)))
 
 
 def _size_problem(size: int) -> str:
@@ -205,7 +205,9 @@ def _size_problem(size: int) -> str:
     return f"has more than {MAX_FILE_BYTES:,} bytes: expected Python source" if too_large else ""
 
 
-def _choose(student: str, exercise: str, files: list[Found], zip_problem: str) -> Submission:
+def _choose(
+    student: str, exercise: str, files: list[SubmittedFile], zip_problem: str
+) -> Submission:
     """The one file of an exercise, or why there is none."""
     wanted = f"{exercise}.py"
     matching = [file for file in files if file.name == wanted]
@@ -224,7 +226,7 @@ def _choose(student: str, exercise: str, files: list[Found], zip_problem: str) -
     return _decode(file)
 
 
-def _decode(file: Found) -> Submission:
+def _decode(file: SubmittedFile) -> Submission:
     try:
         return Submission(file.origin, file.data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -44,7 +44,7 @@ class ExerciseState:
 
 
 @dataclass(frozen=True)
-class Progress:
+class CourseProgress:
     """The states of all exercises by name; an exercise that is not in it is new."""
 
     exercises: dict[str, ExerciseState] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Progress:
         """The state of an exercise."""
         return self.exercises.get(name, ExerciseState())
 
-    def with_changes(self, name: str, **changes: Any) -> Progress:
+    def with_changes(self, name: str, **changes: Any) -> CourseProgress:
         """Progress in which the state of one exercise has other fields."""
-        return Progress(self.exercises | {name: replace(self.state(name), **changes)})
+        return CourseProgress(self.exercises | {name: replace(self.state(name), **changes)})
 
-    def with_verdict(self, verdict: Verdict) -> Progress:
+    def with_verdict(self, verdict: Verdict) -> CourseProgress:
         """Progress after a check."""
         return self.with_changes(
             verdict.exercise,
@@ -75,7 +75,7 @@ def progress_path() -> Path:
     return Path(platformdirs.user_data_dir("glasslm")) / "learn.json"
 
 
-def load_progress(notify: Notify) -> Progress:
+def load_progress(notify: Notify) -> CourseProgress:
     """The learner's progress; a new one, with a note, where the file cannot be used."""
     path = progress_path()
     try:
@@ -83,12 +83,12 @@ def load_progress(notify: Notify) -> Progress:
             value = json.loads(file.read(MAX_STATE_BYTES))
         if value["format"] != FORMAT:
             raise ValueError(f"its format is {value['format']}, not {FORMAT}")
-        return Progress({str(k): _read_state(v) for k, v in value["exercises"].items()})
+        return CourseProgress({str(k): _read_state(v) for k, v in value["exercises"].items()})
     except FileNotFoundError:
-        return Progress()
+        return CourseProgress()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         notify(f"note: {path} cannot be used ({type(error).__name__}): progress starts anew")
-        return Progress()
+        return CourseProgress()
 
 
 def _read_state(value: dict[str, Any]) -> ExerciseState:
@@ -100,7 +100,7 @@ def _read_state(value: dict[str, Any]) -> ExerciseState:
     return state
 
 
-def save_progress(progress: Progress, notify: Notify) -> None:
+def save_progress(progress: CourseProgress, notify: Notify) -> None:
     """Write the progress; says so where it cannot be written, since it is no reason to fail."""
     path = progress_path()
     states = {name: asdict(state) for name, state in progress.exercises.items()}
