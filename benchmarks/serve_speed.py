@@ -95,8 +95,8 @@ def make_run(folder: Path, preset: str) -> Path:
     record = build_record(config, TOKENIZER, data, compute, preset=preset, command="")
     run_folder.create_run(folder, record, TOKENIZER.to_json())
     table = parameter_table(config.model, TOKENIZER.vocab_size)
-    progress = checkpoint.Progress(0, 0, 0, 0)
-    checkpoint.save(folder, initial_weights(table, 1), progress, run_folder.Run(folder).identity)
+    position = checkpoint.TrainingPosition(0, 0, 0, 0)
+    checkpoint.save(folder, initial_weights(table, 1), position, run_folder.Run(folder).identity)
     return folder
 
 

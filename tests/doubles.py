@@ -105,7 +105,7 @@ def make_run(folder: Path, alphabet: str, data_sha256: str = "0" * 64, **model) 
     record = make_record(config, tokenizer, data_sha256)
     run_folder.create_run(folder, record, tokenizer.to_json())
     identity = run_folder.Run(folder).identity
-    checkpoint.save(folder, engine.state(), checkpoint.Progress(0, 0, 0, 0), identity)
+    checkpoint.save(folder, engine.state(), checkpoint.TrainingPosition(0, 0, 0, 0), identity)
     return folder
 
 

@@ -172,13 +172,26 @@ def align_columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     ]
 
 
+def similar_names(
+    name: str, known: Iterable[str], count: int = 1, min_similarity: float = 0.6
+) -> list[str]:
+    """At most `count` of the known names, those most like `name` first.
+
+    `min_similarity` is between 0 and 1 (difflib).
+
+    >>> similar_names("trian", ["train", "resume"])
+    ['train']
+    """
+    return difflib.get_close_matches(name, sorted(known), count, min_similarity)
+
+
 def suggest_name(name: str, known: Iterable[str], quote: str = "'") -> str:
     """The end of a message about an unknown name: the known one most like it, or nothing.
 
     >>> suggest_name("trian", ["train", "resume"])
     ": did you mean 'train'?"
     """
-    similar = difflib.get_close_matches(name, sorted(known), n=1)
+    similar = similar_names(name, known)
     return f": did you mean {quote}{similar[0]}{quote}?" if similar else ""
 
 

@@ -34,14 +34,14 @@ from glasslm.lab.studies.ladder import LadderShape
 from glasslm.lab.studies.sweep import Runner
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
-from glasslm.training.interruption import Interrupt
+from glasslm.training.interruption import SignalEvent
 from html_pages import Page
 from small_runs import ignore_message, without_report, write_text
 
 WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
 
 
-def train_in_this_process(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+def train_in_this_process(study: Path, job: dict[str, Any], interrupted: SignalEvent) -> int:
     """What a process of its own would do, without the half second that it takes to start."""
     config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
     return launch.train(config, compute, Path(job["run_dir"]), notify=ignore_message).exit_code

@@ -261,7 +261,7 @@ def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: 
     )
     engine = make_engine(run.config, run.tokenizer.vocab_size, COMPUTE)
     saved = checkpoint.load(run.path, 1)
-    engine.load(saved.state(), saved.progress.updates)
+    engine.load(saved.state(), saved.position.updates)
     losses = engine.accumulate(Batch(inputs, targets, 1, rows), 1 / targets.size)
     line = logged_lines(run.path, "step")[1]
     assert line["auxiliary"] == losses.auxiliary

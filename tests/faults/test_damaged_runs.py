@@ -20,7 +20,7 @@ import pytest
 from glasslm import files
 from glasslm.errors import DamagedError, ExhaustedError, GlasslmError, InUseError
 from glasslm.runs import checkpoint, metrics, run_folder
-from glasslm.runs.checkpoint import Best, Progress, RunIdentity
+from glasslm.runs.checkpoint import Best, RunIdentity, TrainingPosition
 from glasslm.runs.run_lock import lock_run
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
@@ -44,7 +44,7 @@ def save(run_dir: Path, step: int, size: int = 50) -> None:
     array = np.full((2, size), step, np.float32)
     state = {"weight": array, "adamw.m/weight": array}.items()
     checkpoint.save(
-        run_dir, state, Progress(step, step, step, 0, Best(step, 1.0)), IDENTITY, keep=1
+        run_dir, state, TrainingPosition(step, step, step, 0, Best(step, 1.0)), IDENTITY, keep=1
     )
 
 

@@ -145,7 +145,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(
     before, after, later = (dict(checkpoint.load(run, step).state()) for step in (6, 7, 8))
     assert all(array.tobytes() == after[name].tobytes() for name, array in before.items())
     assert any(array.tobytes() != after[name].tobytes() for name, array in later.items())
-    assert [checkpoint.load(run, step).progress.updates for step in (6, 7, 8, 12)] == [6, 6, 7, 11]
+    assert [checkpoint.load(run, step).position.updates for step in (6, 7, 8, 12)] == [6, 6, 7, 11]
     (warning,) = logged_lines(run, "warning")
     assert (warning["code"], warning["step"]) == ("nonfinite", 7)
     assert next(line for line in logged_lines(run, "step") if line["step"] == 7)["skipped"]

@@ -79,7 +79,7 @@ def found_by_resume(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
 
     def refuse(*arguments: Any, **options: Any) -> None:
         metrics.MetricsLog(
-            run_dir / "metrics.jsonl", *checkpoint.load(run_dir).progress.metrics_position
+            run_dir / "metrics.jsonl", *checkpoint.load(run_dir).position.metrics_position
         ).close()
         raise Trains
 
@@ -120,7 +120,7 @@ def test_any_edit_is_found_by_resume_or_has_no_effect(
 ) -> None:
     run_dir = shutil.copytree(interrupted, tmp_path / "run")
     content = (run_dir / name).read_bytes()
-    end = len(content) if name == "run.json" else checkpoint.load(run_dir).progress.metrics_bytes
+    end = len(content) if name == "run.json" else checkpoint.load(run_dir).position.metrics_bytes
     draw = random.Random(2)
     for _ in range(EDITS // 4):
         changed = edit(content, draw)

@@ -146,12 +146,12 @@ def at_operation(k: int, step: int, act: Callable[[], Any]) -> Iterator[list[str
         save = checkpoint.save
 
         def tracked_save(
-            run_dir: Path, engine: Any, progress: Any, identity: Any, **options: Any
+            run_dir: Path, engine: Any, position: Any, identity: Any, **options: Any
         ) -> Path:
             nonlocal saving
-            saving = progress.step == step
+            saving = position.step == step
             try:
-                return save(run_dir, engine, progress, identity, **options)
+                return save(run_dir, engine, position, identity, **options)
             finally:
                 saving = False
 

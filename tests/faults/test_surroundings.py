@@ -308,7 +308,7 @@ def test_a_disk_without_room_for_a_line_of_the_log_keeps_whole_lines(
     with mount_tmpfs(tmp_path / "disk", "4m") as disk:
         run = shutil.copytree(uninterrupted, disk / "run")
         shutil.rmtree(run / "checkpoints" / "000040")
-        os.truncate(run / "metrics.jsonl", checkpoint.load(run).progress.metrics_bytes)
+        os.truncate(run / "metrics.jsonl", checkpoint.load(run).position.metrics_bytes)
         fill_disk(disk / "ballast")
         assert cli.main(["resume", str(run), "--threads", "1"]) == ExhaustedError.exit_code
         assert f"no room to write {run / 'metrics.jsonl'}" in capsys.readouterr().err

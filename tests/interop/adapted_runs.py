@@ -15,7 +15,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.interop import peft_settings
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.checkpoint import Checkpoint, Progress
+from glasslm.runs.checkpoint import Checkpoint, TrainingPosition
 from glasslm.runs.run_folder import Run
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +70,7 @@ def make_run(
         whole, TOKENIZER.vocab_size, ComputeConfig(engine="numpy", threads=1), training=True
     )
     engine.load(weights.items())
-    checkpoint.save(folder, engine.state(), Progress(5, 5, 0, 0), run.identity)
+    checkpoint.save(folder, engine.state(), TrainingPosition(5, 5, 0, 0), run.identity)
     return run, checkpoint.load(folder, "best")
 
 

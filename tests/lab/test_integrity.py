@@ -109,7 +109,7 @@ def test_damage_is_named_with_its_cure(
 
 
 def test_a_lost_best_checkpoint_is_damage(run: Path) -> None:
-    best = checkpoint.load(run).progress.best
+    best = checkpoint.load(run).position.best
     assert best is not None
     if best.step == 10:  # which would only make step 5 the latest
         state = read_json(run / LAST / "state.json")

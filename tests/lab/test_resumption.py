@@ -48,7 +48,7 @@ def test_a_merged_run_resumes_to_the_bit(text: Path, original: Path, tmp_path: P
     flags = FLAGS | {"optimizer": "adamw", "sample_interval": 10}
     tuned = train(text, tmp_path / "tuned", init_from=str(original), lora_rank=2, **flags)
     merged = merge_run(Run(tuned.run_dir), tmp_path / "merged", "glasslm merge", ignore_message)
-    assert checkpoint.load(merged).progress.loop == {}
+    assert checkpoint.load(merged).position.loop == {}
     assert try_resume(merged).passed
 
 
@@ -110,8 +110,8 @@ def test_divergence_after_a_resume_only_is_damage(
 ) -> None:
     resume = launch.resume
 
-    def diverged(*arguments: Any) -> Any:
-        return dataclasses.replace(resume(*arguments), status="diverged")
+    def diverged(*arguments: Any, **options: Any) -> Any:
+        return dataclasses.replace(resume(*arguments, **options), status="diverged")
 
     monkeypatch.setattr(launch, "resume", diverged)
     with without_report():

@@ -22,7 +22,7 @@ from glasslm.engines.protocol import Batch
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
-from glasslm.runs.checkpoint import Progress, RunIdentity
+from glasslm.runs.checkpoint import RunIdentity, TrainingPosition
 
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
@@ -288,7 +288,7 @@ def test_counts_and_checkpoint_bytes_follow_from_the_rank(
     engine = engine_of("numpy", model, "fp32", optimizer="adamw")
     engine.load(with_new_adapters(model).items())
     folder = checkpoint.save(
-        tmp_path, engine.state(), Progress(0, 0, 0, 0), RunIdentity("", "", "")
+        tmp_path, engine.state(), TrainingPosition(0, 0, 0, 0), RunIdentity("", "", "")
     )
     for file, arrays in (("model.safetensors", 1), ("optimizer.safetensors", 2)):
         data = (folder / file).read_bytes()

@@ -114,11 +114,11 @@ def with_checkpoints(run_dir: Path, config: RunConfig, *steps: int) -> None:
         record["data"]["sha256"],
     )
     for step in steps:
-        progress = checkpoint.Progress(step, step, step, 0, checkpoint.Best(steps[-1], 1.0))
+        position = checkpoint.TrainingPosition(step, step, step, 0, checkpoint.Best(steps[-1], 1.0))
         checkpoint.save(
             run_dir,
             engine.state(),
-            progress,
+            position,
             identity,
             keep=9,
         )

@@ -19,7 +19,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
-from glasslm.runs.checkpoint import Best, Progress, RunIdentity
+from glasslm.runs.checkpoint import Best, RunIdentity, TrainingPosition
 
 IDENTITY = RunIdentity("c" * 64, "t" * 64, "d" * 64, "r" * 64)
 
@@ -37,11 +37,11 @@ def make_state(step: int, dtype: type = np.float32) -> dict[str, np.ndarray[Any,
 
 
 def save(run_dir: Path, step: int, best: Best | None = None, keep: int = 2, **changes: Any) -> Path:
-    progress = Progress(step, step, 64 * step, 0, best)
+    position = TrainingPosition(step, step, 64 * step, 0, best)
     return checkpoint.save(
         run_dir,
         make_state(step).items(),
-        dataclasses.replace(progress, **changes),
+        dataclasses.replace(position, **changes),
         IDENTITY,
         keep=keep,
     )
@@ -54,7 +54,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     )
     assert path == tmp_path / "checkpoints" / "000500"
     loaded = checkpoint.load(tmp_path)
-    assert loaded.progress == Progress(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
+    assert loaded.position == TrainingPosition(500, 498, 32000, 12345, Best(400, 0.1 + 0.2), loop)
     assert loaded.step == 500
     expected = make_state(500)
     state = dict(loaded.state())
@@ -67,7 +67,9 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_float64_engine_keeps_its_precision(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, make_state(1, np.float64).items(), Progress(1, 1, 1, 0), IDENTITY)
+    checkpoint.save(
+        tmp_path, make_state(1, np.float64).items(), TrainingPosition(1, 1, 1, 0), IDENTITY
+    )
     array = checkpoint.load(tmp_path).weights()["embedding.weight"]
     assert array.dtype == np.float64
     np.testing.assert_array_equal(array, make_state(1, np.float64)["embedding.weight"])
@@ -85,7 +87,7 @@ def test_the_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
 def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) -> None:
     save(tmp_path / "a", 3)
     backwards = reversed(make_state(3).items())
-    checkpoint.save(tmp_path / "b", backwards, Progress(3, 3, 192, 0), IDENTITY)
+    checkpoint.save(tmp_path / "b", backwards, TrainingPosition(3, 3, 192, 0), IDENTITY)
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         a, b = (tmp_path / run / "checkpoints" / "000003" / name for run in "ab")
         assert files.file_sha256(a) == files.file_sha256(b)
@@ -93,7 +95,7 @@ def test_the_same_state_gives_the_same_bytes_whatever_its_order(tmp_path: Path) 
 
 def test_a_state_without_moments_is_fine(tmp_path: Path) -> None:
     state = [("norm.weight", make_state(1)["norm.weight"])]
-    checkpoint.save(tmp_path, state, Progress(1, 1, 1, 0), IDENTITY)
+    checkpoint.save(tmp_path, state, TrainingPosition(1, 1, 1, 0), IDENTITY)
     assert list(dict(checkpoint.load(tmp_path).state())) == ["norm.weight"]
 
 
@@ -104,7 +106,7 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, name: str, value: f
     state = make_state(2)
     state[name][1] = value
     with pytest.raises(DivergedError, match=name):
-        checkpoint.save(tmp_path, state.items(), Progress(2, 2, 2, 0), IDENTITY)
+        checkpoint.save(tmp_path, state.items(), TrainingPosition(2, 2, 2, 0), IDENTITY)
     assert checkpoint.list_steps(tmp_path) == [1]
 
 
@@ -183,7 +185,7 @@ def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
     save(tmp_path, 150)
     assert checkpoint.list_steps(tmp_path) == [0, 100, 150]
     save(tmp_path, 150, tokens=7)  # the same step again replaces it
-    assert checkpoint.load(tmp_path).progress.tokens == 7
+    assert checkpoint.load(tmp_path).position.tokens == 7
 
 
 def test_steps_are_ordered_as_numbers_and_other_names_are_no_checkpoints(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def test_any_wrong_field_of_a_state_is_named(run_dir: Path) -> None:
 
     def read() -> None:
         latest = checkpoint.load(run_dir, 4)
-        LoopState.from_json(latest.progress.loop)
-        _ = latest.progress.best and f"{latest.progress.best.loss:.4f}"
+        LoopState.from_json(latest.position.loop)
+        _ = latest.position.best and f"{latest.position.best.loss:.4f}"
 
     for name, changed in changes(state):
         files.write_folder(folder, contents | {"state.json": [to_bytes(changed)]})

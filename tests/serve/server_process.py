@@ -80,8 +80,8 @@ def save_step(folder: Path, step: int) -> None:
     engine = make_engine(run.config, vocab_size, ComputeConfig(threads=1))
     weights = initial_weights(parameter_table(run.config.model, vocab_size), seed=step + 1)
     engine.load((name, array * 12 if array.std() else array) for name, array in weights)
-    progress = checkpoint.Progress(step, step, 0, 0)
-    checkpoint.save(folder, engine.state(), progress, run.identity)
+    position = checkpoint.TrainingPosition(step, step, 0, 0)
+    checkpoint.save(folder, engine.state(), position, run.identity)
 
 
 class ServerProcess:

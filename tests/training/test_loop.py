@@ -226,9 +226,9 @@ def test_the_best_is_the_better_one_on_the_whole_split(
         best[0]
     ]
     last = checkpoint.load(run.run_dir, "latest")
-    assert last.progress.best == best
+    assert last.position.best == best
     assert checkpoint.load(run.run_dir, "best").step == best[0]
-    assert (last.step, last.progress.updates) == (10, 10)
+    assert (last.step, last.position.updates) == (10, 10)
     assert (
         comparable_results(run.run_dir, 10)[0] == comparable_results(plain, 10)[0]
     )  # whatever was measured, weights and moments stay
@@ -260,7 +260,7 @@ def test_the_last_checkpoint_knows_the_last_evaluation(text: Path, tmp_path: Pat
     ).run_dir
     (end,) = logged_lines(run, "end")
     assert end["best_step"] == 12
-    assert checkpoint.load(run, "best").progress.best == (12, end["best_loss"])
+    assert checkpoint.load(run, "best").position.best == (12, end["best_loss"])
 
 
 def test_an_evaluation_that_was_whole_is_not_repeated(text: Path, tmp_path: Path) -> None:

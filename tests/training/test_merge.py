@@ -119,8 +119,8 @@ def test_it_takes_over_what_was_measured(tuned: Path, whole: Path) -> None:
     ]
     assert logged_lines(whole, "step") == []
     merged_checkpoint = checkpoint.load(whole)
-    assert merged_checkpoint.progress.best == (earlier.best_step, earlier.best_val_loss)
-    assert merged_checkpoint.progress.metrics_bytes < (whole / "metrics.jsonl").stat().st_size
+    assert merged_checkpoint.position.best == (earlier.best_step, earlier.best_val_loss)
+    assert merged_checkpoint.position.metrics_bytes < (whole / "metrics.jsonl").stat().st_size
 
 
 def test_of_a_text_that_is_sampled_the_loss_is_that_of_all_of_it(

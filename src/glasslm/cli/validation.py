@@ -7,7 +7,6 @@ InputError instead, with the flag, its value and what was expected.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ import tyro
 
 from glasslm.config.schema import ALIASES
 from glasslm.errors import InputError
+from glasslm.text import similar_names
 
 # Words of transformers, nanoGPT and other programs for fields that have another name here.
 SYNONYMS = {
@@ -280,7 +280,7 @@ def _describe_unknown(unknown: Iterable[str], flags: dict[str, Argument], progra
     similar = [
         [flags[SYNONYMS[_field_name(flag)]].label]
         if SYNONYMS.get(_field_name(flag)) in flags
-        else difflib.get_close_matches(flag, sorted(names), n=1, cutoff=MIN_SIMILARITY)
+        else similar_names(flag, names, min_similarity=MIN_SIMILARITY)
         for flag in unknown
     ]
     suggestions = " and ".join(dict.fromkeys(names[0] for names in similar if names))

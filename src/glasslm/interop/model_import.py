@@ -23,7 +23,7 @@ from glasslm.interop.peft_settings import SETTINGS_FILE
 from glasslm.interop.untrusted_json import CONFIG_FILE
 from glasslm.model.adapters import without_adapters
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.checkpoint import Progress
+from glasslm.runs.checkpoint import TrainingPosition
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.record import ComputeRecord, build_record
 from glasslm.runs.run_folder import Run
@@ -154,7 +154,7 @@ def _create_run(
             checkpoint.save(
                 folder,
                 state.items(),
-                Progress(0, 0, 0, log.bytes, metrics_sha256=log.sha256),
+                TrainingPosition(0, 0, 0, log.bytes, metrics_sha256=log.sha256),
                 run.identity,
             )
     return run_dir

@@ -2,9 +2,10 @@
 
 A checkpoint is the folder checkpoints/000500: model.safetensors (names of the parameter table;
 float32, or float64 when the engine computes in float64), optimizer.safetensors (moments as
-`adamw.m/NAME`), state.json (Progress and RunIdentity) and manifest.json. A run that trains adapters
-has only those in its checkpoints; its frozen weights are in base/model.safetensors. No file points
-to another: the latest checkpoint is the highest step that verifies, and its state names the best.
+`adamw.m/NAME`), state.json (TrainingPosition and RunIdentity) and manifest.json. A run that trains
+adapters has only those in its checkpoints; its frozen weights are in base/model.safetensors. No
+file points to another: the latest checkpoint is the highest step that verifies, and its state names
+the best.
 The same state gives the same bytes.
 """
 
@@ -86,7 +87,7 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingPosition:
     """The counters and states that an exact resume needs besides weights and moments."""
 
     step: int  # batches consumed
@@ -109,14 +110,14 @@ class Checkpoint:
     """A checkpoint whose files agree with their manifest. Its arrays are read when needed."""
 
     path: Path
-    progress: Progress
+    position: TrainingPosition
     identity: RunIdentity
     base_sha256: str | None = None  # of base/model.safetensors, in runs with adapters
 
     @property
     def step(self) -> int:
         """The number of batches trained on."""
-        return self.progress.step
+        return self.position.step
 
     def weights(self) -> dict[str, Array]:
         """The weights for inference by name: their moving average, where the run has one."""
@@ -147,13 +148,13 @@ class Checkpoint:
 def save(
     run_dir: Path,
     state: State,
-    progress: Progress,
+    position: TrainingPosition,
     identity: RunIdentity,
     *,
     keep: int = 2,
     protect_step: int = 0,
 ) -> Path:
-    """Write the checkpoint of `progress.step` and remove old ones; returns its folder.
+    """Write the checkpoint of `position.step` and remove old ones; returns its folder.
 
     `state` is that of Engine.state: trained weights, and moments unless all of them are zero.
     The `keep` newest stay, and also the best, step 0 and `protect_step`. Raises DivergedError for a
@@ -164,12 +165,12 @@ def save(
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise DivergedError(
-                f"{name} is not finite at step {progress.step}: no checkpoint is written"
+                f"{name} is not finite at step {position.step}: no checkpoint is written"
             )
     values = {
         "format": FORMAT,
-        **dataclasses.asdict(progress),
-        "best": progress.best._asdict() if progress.best else None,
+        **dataclasses.asdict(position),
+        "best": position.best._asdict() if position.best else None,
         **identity._asdict(),
     }
     if (run_dir / BASE).is_dir():
@@ -177,7 +178,7 @@ def save(
     metrics = run_dir / "metrics.jsonl"
     if metrics.exists():
         files.sync_file(metrics)  # its first metrics_bytes must survive a power failure
-    path = _checkpoint_path(run_dir, progress.step)
+    path = _checkpoint_path(run_dir, position.step)
     contents: dict[str, list[files.Chunk]] = {
         _MODEL: safetensors_chunks(
             {name: array for name, array in arrays.items() if "/" not in name}
@@ -189,7 +190,7 @@ def save(
     }
     files.write_folder(path, contents)
     _verified_folders.add(path.absolute())
-    _rotate(run_dir, progress, keep, protect_step)
+    _rotate(run_dir, position, keep, protect_step)
     return path
 
 
@@ -236,7 +237,7 @@ def load(
             raise InputError(f"{run_dir} has no checkpoint of step {which}: there are {existing}")
         return _open_checkpoint(_checkpoint_path(run_dir, which))
     latest = _latest(run_dir, steps, warn)
-    best = latest.progress.best
+    best = latest.position.best
     if which == "latest" or best is None or best.step == latest.step:
         return latest
     try:
@@ -297,19 +298,19 @@ def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
     )
 
 
-def _rotate(run_dir: Path, progress: Progress, keep: int, protect_step: int) -> None:
+def _rotate(run_dir: Path, position: TrainingPosition, keep: int, protect_step: int) -> None:
     """Remove checkpoints except this one, `keep - 1` complete ones before it and the protected.
 
     The protected are the best, step 0 and `protect_step`. Later checkpoints are left from before a
     damaged one made the run go back.
     """
-    protected_steps = {0, protect_step, progress.best.step if progress.best else 0}
+    protected_steps = {0, protect_step, position.best.step if position.best else 0}
     n_complete = 1
     for step in reversed(list_steps(run_dir)):
         path = _checkpoint_path(run_dir, step)
-        if step < progress.step and n_complete < keep and _is_complete(path):
+        if step < position.step and n_complete < keep and _is_complete(path):
             n_complete += 1
-        elif step != progress.step and step not in protected_steps:
+        elif step != position.step and step not in protected_steps:
             files.remove_folder(path)
 
 
@@ -371,7 +372,7 @@ def _parse_state(path: Path) -> Checkpoint:
         )
     require_type(state, StateRecord, path / _STATE)
     best = state["best"]
-    progress = Progress(
+    position = TrainingPosition(
         step=state["step"],
         updates=state["updates"],
         tokens=state["tokens"],
@@ -382,9 +383,9 @@ def _parse_state(path: Path) -> Checkpoint:
         metrics_sha256=state.get("metrics_sha256"),
     )
     identity = RunIdentity(*(state.get(name) for name in RunIdentity._fields))
-    if path.name != f"{progress.step:06d}":
-        raise DamagedError(f"{path} holds step {progress.step}: the folder was renamed")
-    return Checkpoint(path, progress, identity, state.get("base_sha256"))
+    if path.name != f"{position.step:06d}":
+        raise DamagedError(f"{path} holds step {position.step}: the folder was renamed")
+    return Checkpoint(path, position, identity, state.get("base_sha256"))
 
 
 def _base_sha256(base: Path) -> str:

@@ -32,9 +32,9 @@ def require_unaltered_log(run: Run, checkpoints: list[Checkpoint]) -> bool:
     Returns whether one of them has a hash of it.
     """
     path = run.path / "metrics.jsonl"
-    protected = [saved for saved in checkpoints if saved.progress.metrics_sha256 is not None]
+    protected = [saved for saved in checkpoints if saved.position.metrics_sha256 is not None]
     for saved in protected:
-        metrics.hash_prefix(path, *saved.progress.metrics_position)
+        metrics.hash_prefix(path, *saved.position.metrics_position)
     if path.exists():
         metrics.require_intact_end(path, bool(protected))
     return bool(protected)
@@ -46,7 +46,7 @@ def describe_protection(run: Run, checkpoints: list[Checkpoint]) -> str:
         return UNPROTECTED if checkpoints else "not protected before the first checkpoint"
     if run.history.status is not None:
         return "sha256 as in its last line"
-    length = max(saved.progress.metrics_bytes for saved in checkpoints)
+    length = max(saved.position.metrics_bytes for saved in checkpoints)
     return f"sha256 of the first {length:,} bytes as in the checkpoints; a resume drops the rest"
 
 

@@ -6,7 +6,6 @@ are written and rotated (checkpoint.py). All files can be read without glasslm (
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -26,7 +25,7 @@ from glasslm.runs.history import History, read_history
 from glasslm.runs.record import FORMAT, RunRecord
 from glasslm.runs.run_lock import LOCK_FILE, lock_run
 from glasslm.runs.typed_json import Count, require_type
-from glasslm.text import Notify, quote_path
+from glasslm.text import Notify, quote_path, similar_names
 
 if TYPE_CHECKING:
     from glasslm.data.dataset import Dataset
@@ -48,11 +47,8 @@ def find_run(name_or_path: str | os.PathLike[str]) -> Path:
     if requested.exists():
         raise InputError(f"{requested} is not a run: it holds no {_RECORD}")
     names = sorted(path.parent.name for path in RUNS.glob(f"*/{_RECORD}"))
-    similar_names = difflib.get_close_matches(requested.name, names, n=3, cutoff=0.4)
-    if similar_names:
-        raise InputError(
-            f"there is no run '{requested}': did you mean {' or '.join(similar_names)}?"
-        )
+    if similar := similar_names(requested.name, names, count=3, min_similarity=0.4):
+        raise InputError(f"there is no run '{requested}': did you mean {' or '.join(similar)}?")
     raise InputError(
         f"there is no run '{requested}', as a path or under {RUNS.resolve()}: `glasslm train` "
         "makes one"

@@ -22,7 +22,7 @@ from glasslm.serve.limits import Limits
 from glasslm.serve.served_model import ModelSource
 from glasslm.serve.service import Service
 from glasslm.text import notify
-from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
+from glasslm.training.interruption import SignalEvent, catch_signals, pass_on_signal
 
 SEND_BUFFER_BYTES = 16 << 10  # of each connection, in the system
 BACKLOG = 2048  # connections that the system holds before they are accepted
@@ -62,7 +62,7 @@ async def _serve(
     sources: Sequence[ModelSource],
     settings: ServerSettings,
     listener: socket.socket,
-    interrupt: Interrupt,
+    interrupt: SignalEvent,
 ) -> None:
     service = Service(sources, settings.limits)
     server = _Server(make_config(service, settings), service, interrupt)
@@ -119,7 +119,7 @@ def make_config(service: Service, settings: ServerSettings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends when `interrupt` is set and first ends all answers."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, interrupt: Interrupt) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, interrupt: SignalEvent) -> None:
         super().__init__(config)
         self._service, self._interrupt = service, interrupt
 

@@ -44,4 +44,4 @@ def score_last_and_best(
 def load_checkpoint(engine: Engine, run_dir: Path, step: int) -> None:
     """Load the weights and moments of a step into the engine."""
     saved = checkpoint.load(run_dir, step)
-    engine.load(saved.state(), saved.progress.updates, saved.progress.loss_scale)
+    engine.load(saved.state(), saved.position.updates, saved.position.loss_scale)

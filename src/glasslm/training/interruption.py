@@ -24,7 +24,7 @@ class Interruption(Exception):
     """A signal came before the end of an evaluation or of a sample."""
 
 
-class Interrupt(threading.Event):
+class SignalEvent(threading.Event):
     """An event that a signal sets; `received` is its number."""
 
     received: int | None = None
@@ -46,9 +46,9 @@ class Interrupt(threading.Event):
 
 
 @contextmanager
-def catch_signals() -> Iterator[Interrupt]:
+def catch_signals() -> Iterator[SignalEvent]:
     """An event that a signal sets; a second signal ends the process at once."""
-    event = Interrupt()
+    event = SignalEvent()
     with _install_handler(event.receive):
         yield event
 

@@ -34,7 +34,7 @@ from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.blas import warn_of_slow_kernel
-from glasslm.runs.checkpoint import Progress
+from glasslm.runs.checkpoint import TrainingPosition
 from glasslm.runs.metrics import COMPLETED_STATUSES, Line, MetricsLog, Status
 from glasslm.runs.protection import require_unaltered_log
 from glasslm.runs.record import ComputeRecord, build_record, text_name
@@ -62,11 +62,11 @@ class RunSetup:
     """A run, and what its loop trains with."""
 
     run: Run
-    engine: Engine  # with the weights of `progress`, or the first ones
+    engine: Engine  # with the weights of `position`, or the first ones
     dataset: Dataset
     display: Display
     base: BaseRun | None  # for the loss on its text
-    progress: Progress | None = None  # of the checkpoint that a resumed run continues from
+    position: TrainingPosition | None = None  # of the checkpoint that a resumed run continues from
     limit: TimeLimit | None = None
 
 
@@ -183,7 +183,7 @@ def resume(
         notify(f"starting the {compute.engine} engine")
         with explain_out_of_memory(run.config, compute.engine):
             engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
-            engine.load(latest.state(), latest.progress.updates, latest.progress.loss_scale)
+            engine.load(latest.state(), latest.position.updates, latest.position.loss_scale)
         notify(f"resuming {run_dir} at step {latest.step:,} of {run.config.train.max_steps:,}")
         resume_line: Line = {
             "kind": "resume",
@@ -192,7 +192,7 @@ def resume(
         }
         display = Display(run.config.train.max_steps, run_dir.name)
         return _run_loop(
-            RunSetup(run, engine, dataset, display, _reopen_base(run, notify), latest.progress),
+            RunSetup(run, engine, dataset, display, _reopen_base(run, notify), latest.position),
             first_lines=[resume_line],
             started=started,
             notify=notify,
@@ -338,16 +338,16 @@ def _run_loop(
     stop_at: int | None = None,
 ) -> Outcome:
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
-    run, engine, progress = setup.run, setup.engine, setup.progress
+    run, engine, position = setup.run, setup.engine, setup.position
     old_text = setup.base.old_text(notify) if setup.base else None
-    log = MetricsLog(run.path / "metrics.jsonl", *(progress.metrics_position if progress else ()))
+    log = MetricsLog(run.path / "metrics.jsonl", *(position.metrics_position if position else ()))
     setup.display.show_earlier(run.metrics())
     with (
-        trackers.track_run(tracker_names, run, progress, notify) as interrupt,
+        trackers.track_run(tracker_names, run, position, notify) as interrupt,
         log,
         setup.display,
     ):
-        loop = Loop(run, engine, setup.dataset, log, setup.display, progress, old_text, setup.limit)
+        loop = Loop(run, engine, setup.dataset, log, setup.display, position, old_text, setup.limit)
         for line in first_lines:
             loop.log(line)
         status: Status = "failed"

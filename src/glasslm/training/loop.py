@@ -18,7 +18,7 @@ from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.inference import evaluation
 from glasslm.runs import checkpoint
-from glasslm.runs.checkpoint import Best, Progress
+from glasslm.runs.checkpoint import Best, TrainingPosition
 from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
 from glasslm.training import guard
@@ -27,7 +27,7 @@ from glasslm.training.eval_line import eval_line
 from glasslm.training.evaluation_windows import evaluation_windows, second_measurement_windows
 from glasslm.training.final_measurement import TOO_SLOW, load_checkpoint, score_last_and_best
 from glasslm.training.guard import Guard, Limits
-from glasslm.training.interruption import Interrupt, Interruption, catch_signals
+from glasslm.training.interruption import Interruption, SignalEvent, catch_signals
 from glasslm.training.learning_rate import lr_at
 from glasslm.training.long_call import EngineCalls
 from glasslm.training.loop_state import LoopState
@@ -52,7 +52,7 @@ class Loop:
         dataset: Dataset,
         metrics: MetricsLog,
         display: Display,
-        progress: Progress | None = None,
+        position: TrainingPosition | None = None,
         old_text: Tokens | None = None,
         limit: TimeLimit | None = None,
     ) -> None:
@@ -69,16 +69,16 @@ class Loop:
         self.max_windows = evaluation_windows(self.config, val_tokens)
         n_final = run.record.get("final_windows")
         self.final_windows = second_measurement_windows(self.config, val_tokens, n_final)
-        self.step = progress.step if progress else 0
-        self.tokens = progress.tokens if progress else 0
-        self.best = progress.best if progress else None
-        state = LoopState.from_json(progress.loop if progress else {})
+        self.step = position.step if position else 0
+        self.tokens = position.tokens if position else 0
+        self.best = position.best if position else None
+        state = LoopState.from_json(position.loop if position else {})
         self.patience_used, self.evaluated_at = state.patience_used, state.evaluated_at
         self.sampled_at, self.full_split_measured = state.sampled_at, state.full_split_measured
         self.guard = Guard(self.config, dataset.tokenizer.vocab_size, state.guard)
         self.rollback_step = self.step if state.rollback_step is None else state.rollback_step
-        self.saved_at = self.step if progress else -1
-        self.interrupt = Interrupt()  # `run` connects it with the signals
+        self.saved_at = self.step if position else -1
+        self.interrupt = SignalEvent()  # `run` connects it with the signals
         self.signal: int | None = None  # the signal that interrupted the run
         self.started = time.perf_counter()
         self.seconds_training, self.steps_timed = 0.0, 0  # since the last logged step
@@ -313,7 +313,7 @@ class Loop:
             guard=self.guard.state,
             rollback_step=self.rollback_step,
         )
-        progress = Progress(
+        position = TrainingPosition(
             step=self.step,
             updates=self.engine.updates,
             loss_scale=self.engine.loss_scale,
@@ -326,7 +326,7 @@ class Loop:
         path = checkpoint.save(
             self.run_dir,
             self.engine.state(),
-            progress,
+            position,
             self.identity,
             keep=self.config.train.keep,
             protect_step=self.rollback_step,

@@ -12,7 +12,7 @@ from glasslm import files
 from glasslm.errors import InputError
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.checkpoint import Best, Progress
+from glasslm.runs.checkpoint import Best, TrainingPosition
 from glasslm.runs.metrics import EndLine, Line, MetricsLog, eval_lines
 from glasslm.runs.record import SourceRun, build_merged_record
 from glasslm.runs.run_folder import Run
@@ -57,9 +57,11 @@ def merge_run(run: Run, run_dir: Path, command: str, notify: Notify = notify) ->
         with MetricsLog(folder / "metrics.jsonl", 0) as log:
             for line in lines:
                 log.write(line)
-            updates, tokens = best_checkpoint.progress.updates, best_checkpoint.progress.tokens
-            progress = Progress(step, updates, tokens, log.bytes, best, metrics_sha256=log.sha256)
-            checkpoint.save(folder, state.items(), progress, Run(folder).identity)
+            updates, tokens = best_checkpoint.position.updates, best_checkpoint.position.tokens
+            position = TrainingPosition(
+                step, updates, tokens, log.bytes, best, metrics_sha256=log.sha256
+            )
+            checkpoint.save(folder, state.items(), position, Run(folder).identity)
             log.write(end_line)
     return run_dir
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.errors import InputError
-from glasslm.runs.checkpoint import Progress
+from glasslm.runs.checkpoint import TrainingPosition
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, to_one_line
-from glasslm.training.interruption import Interrupt, catch_signals
+from glasslm.training.interruption import SignalEvent, catch_signals
 from glasslm.training.tracker_process import MAX_CLOSE_S, POLL_S, TRACKERS
 
 MAX_START_S = 30.0  # wait for the trackers before the first step
@@ -56,8 +56,8 @@ def parse_trackers(track: str) -> tuple[str, ...]:
 
 @contextmanager
 def track_run(
-    names: tuple[str, ...], run: Run, progress: Progress | None, notify: Notify
-) -> Iterator[Interrupt]:
+    names: tuple[str, ...], run: Run, position: TrainingPosition | None, notify: Notify
+) -> Iterator[SignalEvent]:
     """Run the trackers during the block; the log of the run is open in it.
 
     `notify` receives the address of each tracker, and its failure. The yielded event is set where a
@@ -67,7 +67,7 @@ def track_run(
     try:
         for name in names:
             try:
-                processes.append(_TrackerProcess(name, run.path, progress))
+                processes.append(_TrackerProcess(name, run.path, position))
             except OSError as error:  # no memory, or too many processes
                 notify(_failure_warning(name, str(error)))
         end = time.monotonic() + MAX_START_S
@@ -91,7 +91,7 @@ def _failure_warning(name: str, reason: str) -> str:
 class _TrackerProcess:
     """A tracker's process, as the run sees it."""
 
-    def __init__(self, name: str, run_dir: Path, progress: Progress | None) -> None:
+    def __init__(self, name: str, run_dir: Path, position: TrainingPosition | None) -> None:
         """Start the tracker `name`.
 
         It reads metrics.jsonl from the checkpoint of a resumed run on, or from the beginning where
@@ -99,8 +99,8 @@ class _TrackerProcess:
         """
         self.name, self.has_failed = name, False
         start, step = 0, 0
-        if progress and (run_dir / name).is_dir():
-            start, step = progress.metrics_bytes, progress.step
+        if position and (run_dir / name).is_dir():
+            start, step = position.metrics_bytes, position.step
         module = "glasslm.training.tracker_process"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, name, str(run_dir), str(start), str(step)],
@@ -123,7 +123,7 @@ class _TrackerProcess:
                     self._messages.put(json.loads(line))
         self._messages.put({"failed": "its process ended without a message"})
 
-    def wait_for_start(self, end: float, notify: Notify, interrupt: Interrupt) -> None:
+    def wait_for_start(self, end: float, notify: Notify, interrupt: SignalEvent) -> None:
         """Wait until the tracker is ready, `end` (time.monotonic) or a signal."""
         is_ready = self._wait_for_message(("where", "failed"), end, notify, interrupt)
         if not is_ready and not interrupt.is_set():
@@ -160,7 +160,7 @@ class _TrackerProcess:
         kinds: tuple[str, ...],
         end: float,
         notify: Notify,
-        interrupt: Interrupt | None = None,
+        interrupt: SignalEvent | None = None,
     ) -> bool:
         """Whether a message of one of these kinds came before `end` or a signal.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glasslm.course.learn.exercises import COURSE, require_exercise
 from glasslm.errors import InputError, explain_system_errors
-from glasslm.text import to_one_line
+from glasslm.text import similar_names, to_one_line
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -113,9 +113,7 @@ def _nearest(wanted: str, functions: dict[str, int]) -> str:
     flat = {name.replace("_", "").lower(): name for name in functions}
     near = flat.get(wanted.replace("_", ""))
     if near is None:
-        import difflib
-
-        near = next(iter(difflib.get_close_matches(wanted, functions, 1, 0.6)), None)
+        near = next(iter(similar_names(wanted, functions)), None)
     if near is not None:
         return f"; line {functions[near]} has '{near}': rename it to {wanted}"
     return f": it defines {', '.join(functions)}" if functions else ": it defines no function"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import collections
-import difflib
 import glob
 import os
 import re
@@ -37,7 +36,7 @@ from glasslm.data.sources.text_files import (
 )
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError, raise_if_exhausted
-from glasslm.text import Notify, to_one_line
+from glasslm.text import Notify, similar_names, to_one_line
 
 # The root element of a MediaWiki export: https://www.mediawiki.org/wiki/Help:Export
 MEDIAWIKI_ROOT = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}\?>\s*)?<mediawiki[\s>]")
@@ -146,7 +145,7 @@ def _expand_name(name: str, notify: Notify) -> list[tuple[str, bool]]:
         raise InputError(f"no file matches {name}")
     folder = Path(name).parent
     siblings = os.listdir(folder) if folder.is_dir() else []
-    similar = difflib.get_close_matches(Path(name).name, siblings, n=1)
+    similar = similar_names(Path(name).name, siblings)
     hint = f": did you mean {folder / similar[0]}?" if similar else ""
     raise InputError(f"there is no file or folder {name}{hint}")
 

@@ -6,7 +6,6 @@ hash of the request, records which text belongs to the request.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
@@ -16,7 +15,7 @@ from typing import Any
 from glasslm import files
 from glasslm.data.cache import explain_write_errors
 from glasslm.errors import InputError, raise_if_exhausted
-from glasslm.text import escape_control_chars
+from glasslm.text import escape_control_chars, similar_names
 
 SEPARATOR = "\n\n"
 MAX_LISTED_NAMES = 20  # in one error message
@@ -77,7 +76,7 @@ def choose_text_column(
 
 def list_names(names: list[str], requested: str | None = None) -> str:
     """Names for a message, at most MAX_LISTED_NAMES; those similar to `requested` come first."""
-    similar = difflib.get_close_matches(requested or "", names, n=3)
+    similar = similar_names(requested or "", names, count=3)
     names = similar + [name for name in names if name not in similar]
     more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
     return escape_control_chars(", ".join(names[:MAX_LISTED_NAMES])) + more if names else "none"

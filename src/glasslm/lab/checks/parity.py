@@ -187,7 +187,7 @@ def check_run(run: str, seed: int = 0, ops: str = "") -> Iterator[Parity]:
     ]
     for precision in get_args(ParityPrecision):
         pair = make_pair(
-            config, trained.tokenizer.vocab_size, precision, best.state(), best.progress.updates
+            config, trained.tokenizer.vocab_size, precision, best.state(), best.position.updates
         )
         gradients, logits = (
             compare_gradients(pair, batches[0]),

@@ -133,7 +133,7 @@ def inspect_checkpoints(target: DiagnosisInput, diagnosis: Diagnosis, notify: No
         step = saved.step if saved else 0
         notify(f"inspecting the weights of step {step:,}")
         engine.load(
-            state if state else target.first_weights(), saved.progress.updates if saved else 0
+            state if state else target.first_weights(), saved.position.updates if saved else 0
         )
         measurement, ratios, judged = _inspect_weights(target, engine, step)
         measured.append(measurement)

@@ -94,7 +94,7 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
     ) as folder:
         copy = _copy_resumable_files(run, saved, Path(folder))
         engine = make_engine(run.config, run.tokenizer.vocab_size, compute, training=True)
-        engine.load(state, saved.progress.updates, saved.progress.loss_scale)
+        engine.load(state, saved.position.updates, saved.position.loss_scale)
         with MetricsLog(copy.path / "metrics.jsonl") as log:
             loop = Loop(
                 copy,
@@ -102,7 +102,7 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
                 dataset,
                 log,
                 Display(stream=io.StringIO(), live=False),
-                saved.progress,
+                saved.position,
             )
             _train_until(loop, step - 1, notify)
             return _inspect_step(run, loop, saved.step)
@@ -137,7 +137,7 @@ def _copy_resumable_files(run: Run, saved: checkpoint.Checkpoint, folder: Path) 
         shutil.copy(run.path / name, folder / name)
     if run.config.train.on_spike != "rollback":
         return Run(folder)
-    rollback_step = LoopState.from_json(saved.progress.loop).rollback_step
+    rollback_step = LoopState.from_json(saved.position.loop).rollback_step
     if rollback_step is None:
         rollback_step = saved.step
     places = [Path(checkpoint.FOLDER, f"{rollback_step:06d}")]

@@ -14,14 +14,14 @@ from typing import Any
 
 from glasslm.errors import InputError
 from glasslm.lab.studies.trial_process import run_in_subprocess
-from glasslm.training.interruption import Interrupt
+from glasslm.training.interruption import SignalEvent
 
 INTERRUPTED_CODE = 143  # 128 + SIGTERM
 
 
 @contextmanager
 def connect_to_ray(
-    address: str | None, threads: int, gpus: int, interrupted: Interrupt
+    address: str | None, threads: int, gpus: int, interrupted: SignalEvent
 ) -> Iterator[tuple[Callable[[Path, dict[str, Any]], int], int]]:
     """A function that runs a job on the cluster, and how many jobs fit at once.
 
@@ -76,4 +76,4 @@ def _execute(study: str, job: str) -> int:
 
     Cancelling it closes the input of the run, which saves and ends.
     """
-    return run_in_subprocess(Path(study), json.loads(job), Interrupt())
+    return run_in_subprocess(Path(study), json.loads(job), SignalEvent())

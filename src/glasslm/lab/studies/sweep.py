@@ -30,7 +30,7 @@ from glasslm.runs.metrics import ENDED_STATUSES, step_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_duration, plural
 from glasslm.training.evaluation_windows import windows_of
-from glasslm.training.interruption import Interrupt, catch_signals, pass_on_signal
+from glasslm.training.interruption import SignalEvent, catch_signals, pass_on_signal
 
 RunnerName = Literal["local", "ray"]
 PROGRESS_INTERVAL_S = 20.0  # between two messages about the whole study
@@ -257,7 +257,7 @@ def _make_job(study: Path, trial: Trial, runner: Runner, command: str) -> dict[s
 
 
 def _collect_exit_codes(
-    jobs: dict[Future[int], Trial], progress: _Progress, interrupted: Interrupt
+    jobs: dict[Future[int], Trial], progress: _Progress, interrupted: SignalEvent
 ) -> dict[str, int]:
     """Wait for all jobs and return their exit codes by name.
 
@@ -336,7 +336,7 @@ Execute = Callable[[Path, dict[str, Any]], int]
 
 
 @contextmanager
-def _open_executor(runner: Runner, interrupted: Interrupt) -> Iterator[tuple[Execute, int]]:
+def _open_executor(runner: Runner, interrupted: SignalEvent) -> Iterator[tuple[Execute, int]]:
     """A function that executes a job and returns its exit code, and how many jobs fit at once."""
     if runner.name == "ray":
         from glasslm.lab.studies import ray_runner

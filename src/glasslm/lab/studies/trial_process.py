@@ -15,10 +15,10 @@ from glasslm import files
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.lab.studies.checkout import checkout_environment, train_command
-from glasslm.training.interruption import Interrupt
+from glasslm.training.interruption import SignalEvent
 
 
-def run_in_subprocess(study: Path, job: dict[str, Any], interrupted: Interrupt) -> int:
+def run_in_subprocess(study: Path, job: dict[str, Any], interrupted: SignalEvent) -> int:
     """Train the run of `job` in a new process and return its exit code; log under logs/.
 
     When `interrupted` is set, the input of the process is closed: it saves a checkpoint and ends.
@@ -49,7 +49,7 @@ def run_in_subprocess(study: Path, job: dict[str, Any], interrupted: Interrupt) 
 
 
 def _run_other_version(
-    log: Path, job: dict[str, Any], interrupted: Interrupt, environment: dict[str, str]
+    log: Path, job: dict[str, Any], interrupted: SignalEvent, environment: dict[str, str]
 ) -> int:
     """Train the run of `job` by `python -m glasslm` of another checkout; return its exit code."""
     config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])

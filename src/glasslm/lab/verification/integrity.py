@@ -229,7 +229,7 @@ def _check_best(run: Run) -> str:
             if checkpoint.list_steps(run_dir) == steps:
                 raise
             continue
-        best = latest.progress.best
+        best = latest.position.best
         if best is None:
             return "none yet: no evaluation had a finite loss"
         if best.step in checkpoint.list_steps(run_dir):
@@ -275,7 +275,7 @@ def _check_lines(run: Run, path: Path, intact: list[Checkpoint]) -> str:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         for saved in intact:
-            length = saved.progress.metrics_bytes
+            length = saved.position.metrics_bytes
             file.seek(max(0, length - 1))
             if length and file.read(1) != b"\n":
                 raise DamagedError(

@@ -170,21 +170,21 @@ def _create_short_run(run: Run, latest: Checkpoint, arrays: dict[str, Array], fo
         if (run.path / checkpoint.BASE).is_dir():
             shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
         with open(run.path / "metrics.jsonl", "rb") as file:
-            files.write_atomic(folder / "metrics.jsonl", file.read(latest.progress.metrics_bytes))
+            files.write_atomic(folder / "metrics.jsonl", file.read(latest.position.metrics_bytes))
         copy = Run(folder)
         loop = _copy_loop_state(latest)
-        progress = dataclasses.replace(latest.progress, best=None, loop=loop.to_json())
+        position = dataclasses.replace(latest.position, best=None, loop=loop.to_json())
         table = parameter_table(config.model, run.tokenizer.vocab_size)
         state = [
             (name, array) for name, array in arrays.items() if "/" in name or table[name].trained
         ]
-        checkpoint.save(folder, state, progress, copy.identity, keep=train.keep)
+        checkpoint.save(folder, state, position, copy.identity, keep=train.keep)
     return copy
 
 
 def _copy_loop_state(latest: Checkpoint) -> LoopState:
     """The state of the loop from which the copies start."""
-    state = LoopState.from_json(latest.progress.loop)
+    state = LoopState.from_json(latest.position.loop)
     return dataclasses.replace(
         state,
         # A merged run has no state of a loop.
@@ -207,11 +207,11 @@ def _compute(run: Run) -> tuple[ComputeConfig, list[str]]:
 def _training(run: Run, dataset: Dataset) -> Iterator[Loop]:
     """The loop from the latest checkpoint; the end of the block saves nothing."""
     start = checkpoint.load(run.path)
-    log = MetricsLog(run.path / "metrics.jsonl", *start.progress.metrics_position)
+    log = MetricsLog(run.path / "metrics.jsonl", *start.position.metrics_position)
     with explain_out_of_memory(run.config, run.record["engine"]), log, Display() as display:
         engine = make_engine(run.config, run.tokenizer.vocab_size, _compute(run)[0], training=True)
-        engine.load(start.state(), start.progress.updates, start.progress.loss_scale)
-        yield Loop(run, engine, dataset, log, display, start.progress)
+        engine.load(start.state(), start.position.updates, start.position.loss_scale)
+        yield Loop(run, engine, dataset, log, display, start.position)
 
 
 def _require_end(status: str, signal: int | None) -> None:
@@ -242,7 +242,7 @@ def _compare(
     where = max(differences, key=differences.__getitem__)
     whole_lines, cut_lines = (metrics.comparable_lines(run.metrics()) for run in (whole, cut))
     whole_progress, cut_progress = (
-        dataclasses.replace(end.progress, metrics_bytes=0, metrics_sha256=None)
+        dataclasses.replace(end.position, metrics_bytes=0, metrics_sha256=None)
         for end in (whole_end, cut_end)
     )
     return Resumption(
