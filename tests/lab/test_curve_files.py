@@ -348,6 +348,12 @@ STEP_LOGS = {
         '23 | INFO | valid | {"epoch": 1, "valid_loss": "3.5", "valid_num_updates": "200"}\n',
         [100, 200],
     ),
+    "blocks": (
+        "[step=10/90]\n    train/CrossEntropyLoss=4.0\n    tokens_seen=80\n"
+        "[step=20/90]\n    train/CrossEntropyLoss=3.0\n",
+        [10, 20],
+    ),
+    "a step only in the header": ("warmup step: 100\nloss: 4\nloss: 3\n", [1, 2]),
     "_step counts the calls": (
         "_step,train/loss,train/global_step\n0,4,10\n1,3,20\n",
         [10, 20],

@@ -82,6 +82,13 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path, text: str, message: st
         judge_table(write(tmp_path / "losses.csv", text))
 
 
+def test_columns_that_are_no_losses_are_left_out_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "seed,a,b,steps\n1,3.2,3.1,1000\n2,3.3,3.15,1000\n")
+    study = judge_table(path)
+    assert [variant.name for variant in study.variants] == ["a", "b"]
+    assert "without steps, whose numbers cannot be losses" in study.messages[0]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write(tmp_path / "losses.csv", long_table()))
     assert cli.main(["ablate", "--fit", path, "--baseline", "swiglu", "--json"]) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glasslm import cli
 from glasslm.errors import InputError
 from glasslm.lab.scaling.table import read_runs
 
@@ -139,3 +140,14 @@ def test_numbers_with_a_unit_of_their_own(tmp_path: Path) -> None:
     assert [run.N for run in runs] == [4e8, 1.2e9]
     assert pytest.approx(1e9) == runs[0].D
     assert math.isclose(runs[1].C, 7.2e18)
+
+
+@pytest.mark.parametrize("flags", [["--predict", "1e9"], ["--law", "1,2,3"]])
+def test_wrong_questions_are_refused_before_the_fit(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "runs.csv", TABLES["params"])
+    assert cli.main(["scale", "--fit", str(path), *flags]) == 2
+    error = capsys.readouterr().err
+    assert flags[0] in error
+    assert "fitting" not in error

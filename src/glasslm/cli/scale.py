@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,7 @@ from glasslm.text import notify, print_result
 
 if TYPE_CHECKING:
     from glasslm.lab.scaling.analysis import Analysis
+    from glasslm.lab.scaling.law import Law
 
 DESCRIPTION = """Fit the loss as a function of model size and tokens: a law with confidence
 intervals, a backtest, and a prediction that is checked.
@@ -74,6 +76,7 @@ class Flags(RecipeFlags):
 def main(argv: list[str]) -> int:
     from glasslm.lab.scaling import fit_report
     from glasslm.lab.scaling.analysis import to_json
+    from glasslm.lab.scaling.fixed_law import parse_law
     from glasslm.lab.scaling.plan import plan_compute
 
     flags = parse(argv)
@@ -89,6 +92,9 @@ def main(argv: list[str]) -> int:
         raise InputError(
             "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
         )
+    # Errors in them are told before the work, which may take hours.
+    predictions = [_parse_prediction(text) for text in flags.predict]
+    law = parse_law(flags.law) if flags.law is not None else None
     facts: dict[str, Any] = {}
     paragraphs: list[str] = []
     analysis: Analysis | None = None
@@ -100,7 +106,7 @@ def main(argv: list[str]) -> int:
     if analysis:
         facts |= to_json(analysis) | {"report": str(page)}
         paragraphs += [fit_report.summary(analysis)]
-        further_facts, further = _further_questions(flags, analysis)
+        further_facts, further = _further_questions(analysis, law, predictions)
         facts |= further_facts
         paragraphs += [*further, f"report: {page}"]
     if flags.plan is not None:
@@ -115,18 +121,20 @@ def main(argv: list[str]) -> int:
     return 1 if analysis and analysis.quality.verdict in ("doubtful", "worthless") else 0
 
 
-def _further_questions(flags: Flags, analysis: Analysis) -> tuple[dict[str, Any], list[str]]:
+def _further_questions(
+    analysis: Analysis, law: Law | None, predictions: Sequence[tuple[float, float]]
+) -> tuple[dict[str, Any], list[str]]:
     """The answers to --law and --predict: for JSON, and as paragraphs."""
     from glasslm.lab.scaling import fit_report, fixed_law
     from glasslm.lab.scaling.plan import extrapolation_warning
 
     facts: dict[str, Any] = {}
     paragraphs = []
-    if flags.law is not None:
-        test = fixed_law.compare_law(fixed_law.parse_law(flags.law), analysis.runs)
+    if law is not None:
+        test = fixed_law.compare_law(law, analysis.runs)
         facts["law"] = {"accepted": test.accepted, "p": test.p, "mean_error": test.mean_error}
         paragraphs.append(test.sentence)
-    for N, D in map(_parse_prediction, flags.predict):
+    for N, D in predictions:
         predicted = analysis.bootstrap.prediction(N, D)
         facts.setdefault("predict", []).append({"N": N, "D": D, "loss": vars(predicted)})
         warning = extrapolation_warning(6 * N * D, analysis.bootstrap.fit.largest_C)

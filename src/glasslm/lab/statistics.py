@@ -20,7 +20,7 @@ ALPHA = 0.05
 POWER = 0.8
 MIN_RELATIVE_STD = 1e-12  # of the largest loss: a smaller standard deviation is rounding
 ONE_RUN = "one run does not show how much another seed would change the loss"
-IDENTICAL_RUNS = "the seeds made no difference, so these are copies of one run"
+IDENTICAL_RUNS = "all pairs differ by the same, as copies of one run do"
 
 
 # -- differences -----------------------------------------------------------------------------------

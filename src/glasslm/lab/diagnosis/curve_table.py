@@ -28,7 +28,6 @@ from glasslm.text import plural
 
 Array = NDArray[np.float64]
 
-MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
 ROLES = ("step", "loss", "val_loss", "grad_norm", "lr")  # that --columns can name
 NONFINITE_WORD = re.compile(r"-?1\.#\w+|#(?:NUM|DIV/0)!|[+-]?nan\(.*\)", re.I)
 
@@ -131,7 +130,7 @@ class CurveTable:
                 f"{plural(len(broken), 'step')} cannot be read, the first in line {line} "
                 f"({cell!r}): these rows are left out"
             )
-        if all(step is None for step in self.steps):
+        if not self._has_losses_with_steps() and not self._place_losses():
             self._count_steps()
         else:
             self._place_validation()
@@ -159,6 +158,36 @@ class CurveTable:
                     break
             steps.append(found)
         return steps, broken
+
+    def _has_losses_with_steps(self) -> bool:
+        return any(
+            step is not None and self._has_loss(row)
+            for row, step in zip(self.table.rows, self.steps)
+        )
+
+    def _place_losses(self) -> bool:
+        """Give each loss the last step before it, if no two losses have the same one.
+
+        Some programs write a line `[step=10]`, and below it a line for each value. Returns whether
+        steps were given.
+        """
+        placed: dict[int, float] = {}
+        latest: float | None = None
+        for i, row in enumerate(self.table.rows):
+            if self.steps[i] is not None:
+                latest = self.steps[i]
+            elif self._value("loss", row) is not None:
+                if latest is None:
+                    return False
+                placed[i], latest = latest, None
+        for i, step in placed.items():
+            self.steps[i] = step
+        if placed:
+            self._notes.append(
+                "no line has both a loss and a step: the step of the line before is taken for "
+                f"{plural(len(placed), 'row')}"
+            )
+        return bool(placed)
 
     def _count_steps(self) -> None:
         """Use epochs that rise as steps, or number the rows that have a loss."""
@@ -253,7 +282,7 @@ class CurveTable:
 
     def _note_impossible_losses(self, role: str, values: Sequence[float]) -> None:
         finite = [value for value in values if math.isfinite(value)]
-        if role in ("loss", "val_loss") and finite and np.median(finite) > MAX_LOSS:
+        if role in ("loss", "val_loss") and finite and np.median(finite) > columns.MAX_LOSS:
             self._notes.append(
                 f"the losses from {self.columns[role]} are {np.median(finite):,.4g} in the median, "
                 "which cannot be nats per token: they may be sums, perplexities, or numbers with "

@@ -111,8 +111,12 @@ EXPECTED = (
     "N (parameters), D (training tokens) or C (training FLOPs), and a final loss, under these "
     "or usual names such as params, train_tokens, Training FLOP, val/loss"
 )
-MIN_N, MIN_D, MIN_C, MAX_LOSS = 1e3, 1e4, 1e9, 20.0  # beyond them a unit must be wrong
-UNIT_ROLES = {"N": ("parameters", MIN_N), "D": ("tokens", MIN_D), "C": ("FLOPs", MIN_C)}
+MIN_N, MIN_D, MIN_C = 1e3, 1e4, 1e9  # below them a unit must be wrong
+UNIT_ROLES = {  # the lowest number that can be, and a usual unit
+    "N": ("parameters", MIN_N, "1e6"),
+    "D": ("tokens", MIN_D, "1e9"),
+    "C": ("FLOPs", MIN_C, "1e18"),
+}
 C_TOLERANCE = 0.1  # of C / (6 N D) around 1
 
 
@@ -218,7 +222,7 @@ def _numbers(table: Table, column: Column) -> np.ndarray:
 
 
 def _require_possible_units(table: Table, chosen: dict[str, Column]) -> None:
-    for role, (unit, lowest) in UNIT_ROLES.items():
+    for role, (unit, lowest, factor) in UNIT_ROLES.items():
         if role not in chosen:
             continue
         numbers = _numbers(table, chosen[role])
@@ -226,10 +230,11 @@ def _require_possible_units(table: Table, chosen: dict[str, Column]) -> None:
         if len(positive) and positive.max() < lowest:
             raise InputError(
                 f"{role} from {chosen[role]} of {table.path} is {positive.max():g} at most, which "
-                f"cannot be {unit}: say the unit, as in --columns '{role}={chosen[role].name}*1e6'"
+                f"cannot be {unit}: say the unit, as in --columns "
+                f"'{role}={chosen[role].name}*{factor}'"
             )
     losses = _numbers(table, chosen["loss"])
-    if len(losses) and np.median(losses) > MAX_LOSS:
+    if len(losses) and np.median(losses) > columns.MAX_LOSS:
         raise InputError(
             f"the losses from {chosen['loss']} of {table.path} are {np.median(losses):.4g} in the "
             "median, which cannot be nats per token: give the logarithm of perplexities, or name "

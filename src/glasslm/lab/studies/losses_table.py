@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from glasslm.errors import InputError
 from glasslm.lab.statistics import Comparison, Verdict, compare_losses, judge_family
@@ -137,8 +138,10 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
         losses = _read_rows(table, variant, seed, loss)
         first = f"{table.format}: variants from {variant}, losses from {loss}"
     else:
-        losses = _read_wide(table, seed)
+        losses, others = _read_wide(table, seed)
         first = f"{table.format}: a column for each variant"
+        if others:
+            first += f", without {', '.join(others)}, whose numbers cannot be losses"
     first += f", seeds from {seed}" if seed else ", seeds by the order of the rows"
     count = sum(map(len, losses.values()))
     return losses, f"{first}; {count:,} losses of {plural(len(losses), 'variant')}"
@@ -163,7 +166,8 @@ def _read_rows(table: Table, variant: Column, seed: Column | None, loss: Column)
     return losses
 
 
-def _read_wide(table: Table, seed: Column | None) -> Losses:
+def _read_wide(table: Table, seed: Column | None) -> tuple[Losses, list[str]]:
+    """The losses of the columns, and the names of columns such as steps or sizes."""
     names = [name for name in table.names if seed is None or name != seed.name]
     numeric = [
         name
@@ -171,7 +175,9 @@ def _read_wide(table: Table, seed: Column | None) -> Losses:
         if all(is_number(row.cells.get(name, "")) for row in table.rows)
         and not all(is_missing(row.cells.get(name)) for row in table.rows)
     ]
-    if len(numeric) < 2 or len(numeric) < len(names):
+    others = [name for name in numeric if _median(table, name) > columns.MAX_LOSS]
+    numeric = [name for name in numeric if name not in others]
+    if len(numeric) < 2 or len(numeric) + len(others) < len(names):
         raise columns.unreadable(table.path, table, EXPECTED)
     losses: Losses = {name: {} for name in numeric}
     for i, row in enumerate(table.rows):
@@ -180,4 +186,11 @@ def _read_wide(table: Table, seed: Column | None) -> Losses:
             value = Column(name).number(row, table)
             if value is not None:
                 losses[name][key] = value if math.isfinite(value) else None
-    return losses
+    return losses, others
+
+
+def _median(table: Table, name: str) -> float:
+    """The median of the finite numbers of a column; NaN if it has none."""
+    numbers = [Column(name).number(row, table) for row in table.rows]
+    finite = [number for number in numbers if number is not None and math.isfinite(number)]
+    return median(finite) if finite else math.nan

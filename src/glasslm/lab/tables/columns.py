@@ -43,6 +43,7 @@ UNITS = {
     "pfs_days": 8.64e19,
 }
 _PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
+MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
 LOSS_UNITS = {"nats", "nats_per_token", "nats_token", "bits", "bits_per_token", "bits_token"}
 _MAPPING = re.compile(
     r"(?P<role>\w+)\s*=\s*(?P<column>.+?)(?:\s*\*\s*(?P<factor>[\d.]+(?:e[+-]?\d+)?))?"
