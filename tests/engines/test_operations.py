@@ -228,6 +228,9 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
         "def adamw(p, g, m, v, *, t, lr, decay, betas, eps):\n    p = p - lr * g\n",
         ["line 1", "changed neither p nor a moment"],
     ),
+    "tensors": (
+        "import torch\ndef silu(x):\n    return x.sum(-1)\n", ["line 2", "with the shape"],
+    ),
 }  # fmt: skip
 
 
@@ -237,6 +240,8 @@ def test_a_fault_is_one_line_with_the_operation_the_call_and_the_line(
     fault: str, engine: str, tmp_path: Path
 ) -> None:
     text, words = FAULTS[fault]
+    if "torch" in text:
+        pytest.importorskip("torch")
     path = tmp_path / "own.py"
     made = make_engine(engine, with_file(make_config(), path, text))
 

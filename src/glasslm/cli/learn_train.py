@@ -19,6 +19,8 @@ from glasslm.text import notify, print_escaped
 
 DESCRIPTION = """Train the tiny model twice, with the same seed and batches: with the engine's own
 operations, and with those of your file. Prints both curves and how far they part.
+The operations of a model can be trained (linear, softmax, rms_norm, attention, adamw,
+...); exercises such as train_bpe or multi_head are none.
 
 The exit code is that of glasslm train: 0, 2 for a file that cannot be used, 3 if
 your operation makes training diverge, 130 after Ctrl-C.

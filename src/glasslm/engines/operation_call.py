@@ -40,11 +40,12 @@ class OperationError(InputError):
 
 @contextmanager
 def call_site(site: str) -> Iterator[None]:
-    """A context that adds a site, such as "step 3", to an OperationError."""
+    """A context that adds a site, such as "step 3", to an OperationError; "" adds none."""
     try:
         yield
     except OperationError as error:
-        error.sites.append(site)
+        if site:
+            error.sites.append(site)
         raise
 
 
@@ -120,7 +121,7 @@ class FileOperation:
         if len(parts) != len(names) or any(part is None for part in parts):
             raise self.fault_of_backward(
                 backward,
-                f"returned {describe_value(result)}: expected {plural_gradients(names)}",
+                f"returned {describe_value(result)}: expected {format_gradients(names)}",
             )
         return parts
 
@@ -234,7 +235,7 @@ def file_operations(operations: OperationsFile) -> dict[str, FileOperation]:
     }
 
 
-def plural_gradients(names: tuple[str, ...]) -> str:
+def format_gradients(names: tuple[str, ...]) -> str:
     """The gradients that a backward pass has to return, as text."""
     return f"({', '.join(names)})" if len(names) > 1 else names[0]
 
