@@ -32,7 +32,8 @@ Example:
 """
     if exercise.derivation:
         body += (
-            f"\nThe derivation, for afterwards: docs/backward.md, section {exercise.derivation}.\n"
+            f"\nThe derivation, for afterwards: docs/backward.md, section {exercise.derivation},\n"
+            f"or glasslm learn solution {exercise.name}.\n"
         )
     lines = [f'"""{body}"""', "", "import numpy as np", "", "", *_stub(exercise)]
     return "\n".join(lines) + "\n"
