@@ -13,7 +13,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"nanogpt", "paired"}
 # These are not run here; mypy checks them.
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
-SLOW = {"ablation_memory", "cookbook_figure", "extrapolation"}  # a minute and more
+# A minute and more, or only a picture
+SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "terminal_figure"}
 SMALLEST_FLAGS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
     "cache_speed": "--lengths 64 --seconds 0.1",

@@ -18,7 +18,7 @@ from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.errors import InputError
-from glasslm.lab.studies import ablation, ablation_figures, ablation_report
+from glasslm.lab.studies import ablation, ablation_budget, ablation_figures, ablation_report
 from glasslm.lab.studies.ablation import (
     BASELINE,
     AblationSpec,
@@ -254,6 +254,7 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
     monkeypatch.setattr(
         ablation, "measure_speed", lambda *arguments: StepTimer(0.01, 0.0, 0.0, 0.0)
     )
+    monkeypatch.setattr(ablation_budget, "run_start_seconds", lambda: 1.0)
     config = small_config(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1)
     runner = Runner(COMPUTE, workers=2)
 
@@ -405,13 +406,9 @@ def test_a_version_that_reads_the_flags_otherwise_is_no_counterpart(
 ) -> None:
     path = checkout / "src" / "glasslm" / "config" / "conversion.py"
     text = path.read_text(encoding="utf-8")
-    end = "    return dataclasses.asdict(config)\n"
+    end = "    values = dataclasses.asdict(config)\n"
     assert text.count(end) == 1
-    other = (
-        "    values = dataclasses.asdict(config)\n"
-        "    values.get('optimizer', {})['ema'] = 0.5\n"
-        "    return values\n"
-    )
+    other = f"{end}    values.get('optimizer', {{}})['ema'] = 0.5\n"
     path.write_text(text.replace(end, other), "utf-8")
     text_file = write_text(tmp_path / "text.txt")
     words = ["ablate", "--against", str(checkout), "--text-file", str(text_file), "--seeds", "1"]

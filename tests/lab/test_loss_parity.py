@@ -225,7 +225,7 @@ def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
     monkeypatch.setattr(
         gradient_check,
         "check_run",
-        lambda run, seed: iter([finite_differences.CheckResult("w", 0.0, "w[0]", 1, 0)]),
+        lambda run, seed, ops: iter([finite_differences.CheckResult("w", 0.0, "w[0]", 1, 0)]),
     )
     assert command.main([str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["parity"]

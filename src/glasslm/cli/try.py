@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import shlex
 import subprocess
@@ -23,7 +24,7 @@ from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import DeviceConfig, OperationsConfig
-from glasslm.errors import GlasslmError, InputError, require
+from glasslm.errors import GlasslmError, InputError, explain_system_errors, require
 from glasslm.lab.studies.ablation_axes import Match
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
@@ -239,27 +240,25 @@ def _open_source(source: str | None) -> Iterator[str]:
 
 def _extract_commit(ref: str, folder: Path) -> None:
     """Write the files of a commit of the repository around glasslm's source into `folder`."""
-    archive = folder / "source.tar"
-    command = ["git", "archive", "--format=tar", f"--output={archive}", "--end-of-options", ref]
     package = Path(__file__).parent
-    try:
-        top = _git(["git", "rev-parse", "--show-toplevel"], package)
-        _git(command, Path(top))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
-        raise InputError(
-            f"--source {ref} is neither a folder nor a commit of {package}: {reason}"
-        ) from None
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
-    archive.unlink()
+
+    def not_found(reason: str) -> InputError:
+        return InputError(f"--source {ref} is neither a folder nor a commit of {package}: {reason}")
+
+    with explain_system_errors("git", not_found):
+        try:
+            top = _git(["rev-parse", "--show-toplevel"], package).decode().strip()
+            archive = _git(["archive", "--format=tar", "--end-of-options", ref], Path(top))
+        except subprocess.CalledProcessError as error:
+            reason = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise not_found(reason) from None
+        with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+            members.extractall(folder, filter="data")
 
 
-def _git(command: Sequence[str], folder: Path) -> str:
-    result = subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, encoding="utf-8", errors="replace"
-    )
-    return result.stdout.strip()
+def _git(arguments: Sequence[str], folder: Path) -> bytes:
+    """The output of a git command in `folder`."""
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True).stdout
 
 
 def _now() -> str:
