@@ -18,8 +18,9 @@ from glasslm.config.schema import (
     TrainConfig,
 )
 from glasslm.engines.numpy.engine import NumpyEngine
+from glasslm.engines.numpy.operations import array_operations
 from glasslm.engines.operation_call import OperationError
-from glasslm.engines.operations import SIGNATURES, admit_operations
+from glasslm.engines.operations import SIGNATURES, admit_operations, read_operations
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table
@@ -258,6 +259,20 @@ def test_a_fault_is_one_line_with_the_operation_the_call_and_the_line(
         assert word in message
     if fault != "optimizer":
         assert re.search(r"\((blocks\.\d|norm)", message)
+
+
+@pytest.mark.parametrize("imports", ["", "import torch\n"])
+def test_nan_of_numbers_that_overflow_is_not_a_fault_of_the_file(
+    imports: str, tmp_path: Path
+) -> None:
+    if imports:
+        pytest.importorskip("torch")
+    path = tmp_path / "own.py"
+    path.write_text(imports + "def silu(x):\n    return x * x - x * x, lambda dy: 0 * dy\n")
+    silu = array_operations(read_operations(path))["silu"]
+    with np.errstate(all="ignore"):
+        y, _ = silu(np.full((2, 3), 1e30, np.float32))
+    assert np.isnan(y).all()
 
 
 UNSUPPORTED = {

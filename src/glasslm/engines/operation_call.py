@@ -263,7 +263,11 @@ def _has_nan(array: Array) -> bool:
 
 
 def _has_nan_source(value: Any) -> bool:
-    """Whether an input has nan or inf, of which nan may come; the -inf of a mask do not count."""
+    """Whether an input has what nan may come of: nan, inf, or a number whose cube overflows.
+
+    So training that diverges is not blamed on the file. The -inf of a mask do not count.
+    """
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         return isinstance(value, float) and not math.isfinite(value)
-    return bool((np.isnan(value) | (value == np.inf)).any())
+    is_huge = (abs(value) > float(np.finfo(value.dtype).max) ** (1 / 3)) & (value != -np.inf)
+    return bool((np.isnan(value) | is_huge).any())

@@ -199,12 +199,18 @@ def _tensor_fault(
     if (
         bool(value.sum().isnan())
         and bool(value.isnan().any())
-        and not any(
-            isinstance(x, Tensor) and bool((x.isnan() | (x == torch.inf)).any()) for x in inputs
-        )
+        and not any(map(_has_nan_source, inputs))
     ):
         return "returned nan in {}, and the inputs have none"
     return ""
+
+
+def _has_nan_source(value: Any) -> bool:
+    """As `operation_call._has_nan_source`, of a tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    is_huge = (value.abs() > torch.finfo(value.dtype).max ** (1 / 3)) & (value != -torch.inf)
+    return bool((value.isnan() | is_huge).any())
 
 
 class _OwnBackward(torch.autograd.Function):
