@@ -450,6 +450,7 @@ def test_the_flags_of_a_command_make_the_same_config(tmp_path: Path) -> None:
     assert train.parse(command[5:]).config.resolve() == config
 
 
+@pytest.mark.slow
 def test_a_larger_budget_or_more_seeds_keep_all_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The code of a run is recorded, and run only if the user says so."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import glasslm
 from glasslm.cli import main
 from glasslm.engines import operations
 from glasslm.errors import DamagedError, InputError
+from small_runs import without_report
 
 SILU = """
 import numpy as np
@@ -32,15 +34,16 @@ SMALL = [
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run with an operation of a file, as a process sees it that has not read the file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
     (tmp_path / "own.py").write_text(SILU)
     flags = ["--text-file", "text.txt", "--ops", "own.py", "--run-dir", "run"]
-    assert main(["train", *SMALL, *flags]) == 0
-    monkeypatch.setattr(operations, "_admitted", {})
-    return tmp_path / "run"
+    with without_report():
+        assert main(["train", *SMALL, *flags]) == 0
+        monkeypatch.setattr(operations, "_admitted", {})
+        yield tmp_path / "run"
 
 
 def test_the_record_has_the_code_and_a_plain_run_has_none(run: Path) -> None:
