@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from glasslm.errors import InputError
+from glasslm.lab.diagnosis.curve_comparison import compare_curves
 from glasslm.lab.diagnosis.curve_files import read_curve
+from glasslm.lab.diagnosis.curves import judge_curve
 
 
 def write(path: Path, text: str) -> Path:
@@ -415,3 +417,20 @@ def test_a_training_loss_of_unknown_name_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "b.csv", "step,ppl\n1,60\n2,50\n")
     with pytest.raises(InputError, match="A loss is the logarithm of the perplexity in `ppl`"):
         read_curve(path)
+
+
+def test_losses_of_two_units_are_not_compared(tmp_path: Path) -> None:
+    lines = [f"step {i:05}/01000 | loss: {5 - i / 20}\nStep {i} | Validation bpb: {2 - i / 30}\n"
+             for i in range(20)]  # fmt: skip
+    curve = read_curve(write(tmp_path / "a.log", "".join(lines)))
+    assert (
+        "training loss taken as nats per token, validation loss taken as bits per byte"
+        in (curve.messages[0])
+    )
+    signals = {finding.signal for finding in judge_curve(curve)}
+    assert "overfitting" in signals
+    assert "generalisation gap" not in signals
+    nats = read_curve(write(tmp_path / "b.csv", "step,val_loss\n1,4\n2,3\n"))
+    bpb = read_curve(write(tmp_path / "c.csv", "step,val_bpb\n1,1.4\n2,1.3\n"))
+    with pytest.raises(InputError, match=r"different units, nats per token \(b.csv\), bits"):
+        compare_curves([nats], [bpb])

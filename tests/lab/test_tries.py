@@ -142,6 +142,10 @@ def test_the_command_from_the_first_try_to_the_hidden_text(
     assert "3 tries, 1 accepted" in page
     kinds = [event["kind"] for event in Ledger(ledger).events]
     assert kinds == ["begin", "end"] * 3 + ["final"]
+    assert cli.main([*argv, "--change", "--lr 3e-2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["try", "--final", "--ledger", str(ledger)]) == 0
+    assert "was measured for try 1 before" in capsys.readouterr().err
 
 
 @pytest.mark.slow

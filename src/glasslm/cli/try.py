@@ -180,10 +180,11 @@ def _try_change(flags: Flags, change: Change, ledger: Ledger, command: str) -> T
     try:
         result = run_try(plan, study, runner, command, notify)
     except GlasslmError as error:
-        ledger.append("failed", facts | {"change": change.words, "reason": str(error)})
+        reason = {"time": _now(), "change": change.words, "reason": str(error)}
+        ledger.append("failed", facts | reason)
         raise
     seeds = [trial.seed for trial in result.base]
-    ledger.append("end", {**facts, **result.facts, "seed_values": seeds})
+    ledger.append("end", {**facts, **result.facts, "time": _now(), "seed_values": seeds})
     return result
 
 

@@ -110,8 +110,21 @@ def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComp
     ends = [_mean_before(values, end, (end - begin) * END_SHARE) for values in series]
     sides = ends[: len(first)], ends[len(first) :]
     estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
+    _require_one_unit(both, has_validation)
     column = "validation loss" if has_validation else "training loss"
     return CurveComparison(first, second, column, end, sides, estimate)
+
+
+def _require_one_unit(curves: Sequence[Curve], of_validation: bool) -> None:
+    units = {
+        curve.validation_unit if of_validation else curve.train_unit: curve.name for curve in curves
+    }
+    if len(units) > 1:
+        listed = ", ".join(f"{unit} ({name})" for unit, name in units.items())
+        raise InputError(
+            f"the losses have different units, {listed}: name columns of the same unit with "
+            "--columns"
+        )
 
 
 def _mean_before(series: Series, step: float, span: float) -> float:

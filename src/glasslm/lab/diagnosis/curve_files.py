@@ -33,6 +33,8 @@ class Curve:
     grad_norm: Series = field(default_factory=Series)
     clipped: Series = field(default_factory=Series)  # 1 where the gradient was clipped
     rate: Series = field(default_factory=Series)
+    train_unit: str = "nats per token"
+    validation_unit: str = "nats per token"
     vocab_size: int | None = None
     rows_read: int = 0
     rows_dropped: int = 0  # lines and rows that gave no value
@@ -60,6 +62,8 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
         grad_norm=reader.series("grad_norm"),
         clipped=reader.series("clipped"),
         rate=reader.series("lr"),
+        train_unit=reader.unit("loss" if has_loss else "val_loss"),
+        validation_unit=reader.unit("val_loss" if "val_loss" in reader.columns else "loss"),
         vocab_size=_read_vocab_size(path),
     )
     return dataclasses.replace(

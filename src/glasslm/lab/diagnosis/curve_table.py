@@ -28,6 +28,7 @@ from glasslm.text import plural
 
 Array = NDArray[np.float64]
 
+LOSS_ROLES = ("loss", "val_loss")
 ROLES = ("step", "loss", "val_loss", "grad_norm", "lr")  # that --columns can name
 NONFINITE_WORD = re.compile(r"-?1\.#\w+|#(?:NUM|DIV/0)!|[+-]?nan\(.*\)", re.I)
 
@@ -264,12 +265,12 @@ class CurveTable:
                 replaced.append(row.line)
             values[step], latest = value, step
             self._used.add(i)
-        if lost and role in ("loss", "val_loss"):
+        if lost and role in LOSS_ROLES:
             self._notes.append(
                 f"{plural(len(lost), 'row')} with a loss and no step left out, the first in line "
                 f"{lost[0]}"
             )
-        if replaced and role in ("loss", "val_loss"):
+        if replaced and role in LOSS_ROLES:
             self._notes.append(
                 f"{plural(len(replaced), 'row')} with another loss at the step of the row before, "
                 f"the first in line {replaced[0]}: the last loss of a step counts"
@@ -282,11 +283,14 @@ class CurveTable:
 
     def _note_impossible_losses(self, role: str, values: Sequence[float]) -> None:
         finite = [value for value in values if math.isfinite(value)]
-        if role in ("loss", "val_loss") and finite and np.median(finite) > columns.MAX_LOSS:
+        if role not in LOSS_ROLES or not finite:
+            return
+        median = float(np.median(finite))
+        if not 0 <= median <= columns.MAX_LOSS:
             self._notes.append(
-                f"the losses from {self.columns[role]} are {np.median(finite):,.4g} in the median, "
-                "which cannot be nats per token: they may be sums, perplexities, or numbers with "
-                "another decimal mark"
+                f"the losses from {self.columns[role]} are {median:,.4g} in the median, which "
+                "cannot be nats per token: they may be sums, perplexities, another objective, or "
+                "numbers with another decimal mark"
             )
 
     def _has_loss(self, row: Row) -> bool:
@@ -306,6 +310,10 @@ class CurveTable:
             return column.parse(cell, self.table.decimal_comma)
         except ValueError:
             return None
+
+    def unit(self, role: str) -> str:
+        """The unit of the losses of a role, "loss" or "val_loss", which must have a column."""
+        return columns.loss_unit(self.columns[role])
 
     # -- what is said ------------------------------------------------------------------------------
 
@@ -329,10 +337,15 @@ class CurveTable:
         taken = ", ".join(
             f"{words[role]} from {self.columns[role]}" for role in words if role in self.columns
         )
-        losses = {"loss": self.columns.get("loss") or self.columns["val_loss"]}
+        units = {words[role]: self.unit(role) for role in LOSS_ROLES if role in self.columns}
+        if len(set(units.values())) == 1:
+            unit = "losses taken as " + next(iter(units.values()))
+        else:
+            unit = ", ".join(f"{name} taken as {unit}" for name, unit in units.items())
+            unit += ", so that the two are not compared"
         first = (
-            f"{self.table.format}: steps from {self.source}, {taken}; losses taken as "
-            f"{columns.loss_unit(losses)}; {plural(self.rows_read, 'row')} read, "
+            f"{self.table.format}: steps from {self.source}, {taken}; {unit}; "
+            f"{plural(self.rows_read, 'row')} read, "
             f"{self.rows_dropped:,} without a step or a value left out"
         )
         return [first, *self._name_other_losses(), *dict.fromkeys(self._notes)]

@@ -59,10 +59,9 @@ def judge_curve(curve: Curve, fine_tuned: bool = False) -> list[Finding]:
         if curve.vocab_size:
             findings.append(_judge_initial_loss(train, curve.vocab_size))
         if len(curve.validation.finite) >= 3:
-            findings += [
-                judge_overfitting(train, curve.validation.finite),
-                judge_generalisation_gap(train, curve.validation.finite),
-            ]
+            findings.append(judge_overfitting(train, curve.validation.finite))
+            if curve.train_unit == curve.validation_unit:
+                findings.append(judge_generalisation_gap(train, curve.validation.finite))
         if len(curve.grad_norm.finite) >= MIN_LOSSES:
             findings += [
                 judge_vanishing(smoothed, curve.grad_norm.finite),

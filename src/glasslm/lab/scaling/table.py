@@ -144,7 +144,7 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
     _require_possible_units(table, chosen)
     runs, messages = _read_rows(table, chosen)
     taken = ", ".join(f"{role} from {chosen[role]}" for role in ROLES if role in chosen)
-    first = f"{table.format}: {taken}; losses taken as {columns.loss_unit(chosen)}"
+    first = f"{table.format}: {taken}; losses taken as {columns.loss_unit(chosen['loss'])}"
     if "D" not in chosen:
         first += "; D = C / (6 N)"
     if table.dropped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,20 +167,23 @@ def list_names(table: Table) -> str:
     return (", ".join(names[:20]) or "none") + more
 
 
-def loss_unit(names: Mapping[str, Column], default: str = "nats per token") -> str:
-    """The unit of the losses by the name of their column."""
-    name = normalize_name(names["loss"].name)
+def loss_unit(column: Column) -> str:
+    """The unit of losses by the name of their column; nats per token where it tells none."""
+    name = normalize_name(column.name)
     if re.search(r"bpb|bits_per_byte", name):
         return "bits per byte"
     if re.search(r"bits|bpc|bpt", name):
         return "bits"
-    return default
+    return "nats per token"
 
 
 def unreadable(path: Path, table: Table, expected: str) -> InputError:
     """The error for a table without a column that is needed."""
     perplexity = next((n for n in table.names if re.search(_PERPLEXITY, normalize_name(n))), None)
-    hint = f". A loss is the logarithm of the perplexity in `{perplexity}`" if perplexity else ""
+    has_loss = any("loss" in normalize_name(name) for name in table.names)
+    hint = ""
+    if perplexity and not has_loss:
+        hint = f". A loss is the logarithm of the perplexity in `{perplexity}`"
     return InputError(
         f"{path} ({table.format}) has the columns {list_names(table)}: expected {expected}. "
         f"--columns says which is which{hint}"

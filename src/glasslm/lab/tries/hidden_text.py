@@ -34,6 +34,12 @@ def measure_final(ledger: Ledger, compute: ComputeConfig, notify: Notify) -> dic
             f"the hidden text of try {last['number']} was measured already, on "
             f"{earlier[-1]['time']}: a second look would no longer be hidden"
         )
+    looks = [str(event["number"]) for event in ledger.events if event["kind"] == "final"]
+    if looks:
+        notify(
+            f"the hidden text was measured for try {', '.join(looks)} before: a choice between "
+            "tries that rests on it makes the new number too good"
+        )
     runs = [
         (study / "runs" / f"base-s{seed}", study / "runs" / f"change-s{seed}")
         for seed in last["seed_values"]
