@@ -42,6 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     flags = ["--text-file", "text.txt", "--ops", "own.py", "--run-dir", "run"]
     with without_report():
         assert main(["train", *SMALL, *flags]) == 0
+        (tmp_path / "run" / "report.html").touch()  # without one, a resume writes it
         monkeypatch.setattr(operations, "_admitted", {})
         yield tmp_path / "run"
 
@@ -106,6 +107,7 @@ def test_what_cannot_use_the_code_refuses(run: Path, capsys: pytest.CaptureFixtu
     assert "cannot be exported" in capsys.readouterr().err
     flags = ["--text-file", "text.txt", "--run-dir", "plain"]
     assert main(["train", *SMALL, *flags]) == 0
+    Path("plain", "report.html").touch()
     assert main(["resume", "plain", "--ops", "own.py"]) == 2
     assert "was trained without --ops" in capsys.readouterr().err
     assert main(["evaluate", "plain", "--ops", "recorded"]) == 2
