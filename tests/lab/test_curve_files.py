@@ -380,6 +380,7 @@ STEP_LOGS = {
         "loss: 3 tokens/s: 8 ms/step: 13 train_loss_step: 3 max_steps: 50\n",
         [1, 2],
     ),
+    "columns named train and val": ("iteration,train,val\n10,4.0,4.1\n20,3.0,3.1\n", [10, 20]),
     "a Markdown table": ("| Step | Loss |\n|---:|:---:|\n| 10 | 4 |\n| 20 | 3 |\n", [10, 20]),
     "a table in a frame": (
         "+----+----+\n|step|loss|\n+----+----+\n| 10 | 4  |\n| 20 | 3  |\n+----+----+\n",

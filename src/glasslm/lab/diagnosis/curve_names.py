@@ -52,6 +52,7 @@ LOSS_NAMES = (
     "trl",
     "loss_metrics_global_avg_loss",
     "train_loss_epoch",
+    "train",
     "train_bpb",
     "bpb",
 )
