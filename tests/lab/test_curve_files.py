@@ -381,6 +381,7 @@ STEP_LOGS = {
         [1, 2],
     ),
     "columns named train and val": ("iteration,train,val\n10,4.0,4.1\n20,3.0,3.1\n", [10, 20]),
+    "a note with a comma": ('step,loss,note\n10,3.912,"1,2"\n20,3.105,\n', [10, 20]),
     "a Markdown table": ("| Step | Loss |\n|---:|:---:|\n| 10 | 4 |\n| 20 | 3 |\n", [10, 20]),
     "a table in a frame": (
         "+----+----+\n|step|loss|\n+----+----+\n| 10 | 4  |\n| 20 | 3  |\n+----+----+\n",

@@ -244,10 +244,12 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
         " ": "a table with blanks",
         "|": "a table with bars",
     }.get(delimiter, f"CSV with `{delimiter}`")
-    decimal_comma = uses_decimal_commas(
-        (cell for row in rows for cell in row.cells.values()), is_usual=delimiter == ";"
-    )
-    kind += " and decimal commas" * decimal_comma
+    cells = [cell for row in rows for cell in row.cells.values()]
+    decimal_comma = uses_decimal_commas(cells, is_usual=delimiter == ";")
+    if delimiter == ",":  # commas are quoted here: a note such as "1,2" must not turn 2.345 to 2345
+        decimal_comma = decimal_comma and not any("." in cell for cell in cells)
+    if decimal_comma:
+        kind += " and decimal commas" if " with " in kind else " with decimal commas"
     return Table(path, kind, rows, dropped, decimal_comma)
 
 
