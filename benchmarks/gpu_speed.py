@@ -1,4 +1,4 @@
-"""GPU training against nanoGPT: tokens/s, FLOPs utilisation, time to a validation loss.
+"""GPU training against nanoGPT: tokens/s, FLOPs utilization, time to a validation loss.
 
     python benchmarks/gpu_speed.py --nanogpt PATH/TO/nanoGPT [--model nanogpt gpt2-124M]
         [--seconds 30 --peak TFLOPS]
@@ -9,7 +9,7 @@ The first command trains both on random tokens, in turns in this process. nanoGP
 train.py does (compiled, bfloat16 autocast, TF32, fused AdamW), glasslm through its engine's methods
 with --compile on --precision bf16. Steps clip gradients and return the loss as a Python number.
 Before timing, both must give the same loss in float32, and in bfloat16 a loss close to it.
-Utilisation counts 6 FLOPs for each weight in a matrix product and 12 L H Q T for attention
+Utilization counts 6 FLOPs for each weight in a matrix product and 12 L H Q T for attention
 (arXiv:2204.02311, appendix B). It is given relative to the card's published dense bfloat16 peak,
 and to the measured speed of the matrix products of the model alone.
 
@@ -85,7 +85,7 @@ RECIPE = (
 
 
 def compare(name: str, args: argparse.Namespace, peak: float) -> None:
-    """Print speed and utilisation of one of MODELS; `peak` is the card's FLOP/s, 0 if unknown."""
+    """Print speed and utilization of one of MODELS; `peak` is the card's FLOP/s, 0 if unknown."""
     checkout, device = args.nanogpt, args.device
     model, V, rows = MODELS[name]
     train = dataclasses.replace(NANOGPT.train, batch_size=args.batch_size or rows)
@@ -128,10 +128,10 @@ def compare(name: str, args: argparse.Namespace, peak: float) -> None:
     print_speeds({trainer: times[trainer] for trainer in steps}, B * T, ("nanoGPT",))
     for trainer in steps:
         speed = flops / statistics.median(times[trainer])
-        utilisation = f"{speed / peak:.1%} of the card's peak, " if peak else ""
+        utilization = f"{speed / peak:.1%} of the card's peak, " if peak else ""
         share = ratio(times, trainer, "products") * flops / product_flops
         print(
-            f"{trainer}: {speed / 1e12:,.1f} TFLOP/s, {utilisation}"
+            f"{trainer}: {speed / 1e12:,.1f} TFLOP/s, {utilization}"
             f"{share:.1%} of the speed of its matrix products alone",
             flush=True,
         )

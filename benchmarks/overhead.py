@@ -90,7 +90,7 @@ def time_parts() -> None:
     original_init = Guard.__init__
 
     def init_with_full_windows(guard: Guard, *arguments: Any) -> None:
-        """Initialise a guard with full windows, as after 128 steps, wide enough for every step."""
+        """Initialize a guard with full windows, as after 128 steps, wide enough for every step."""
         original_init(guard, *arguments)
         guard.losses.extend([0.0, 4.0] * WINDOW_STEPS)
         guard.norms.extend([0.0, 100.0] * WINDOW_STEPS)

@@ -6,7 +6,7 @@
 nanoGPT runs the command that its README gives for a CPU (published loss 1.88) to its end. glasslm
 runs `glasslm train --stop-at-loss 1.88` with the flags below, once with each requested engine, and
 must reach the loss on the whole validation split. Each command is timed from the start of its
-process to the end, including imports, tokenising, compiling, checkpoints and the report. The
+process to the end, including imports, tokenizing, compiling, checkpoints and the report. The
 commands take turns. The checkout is copied, not changed. nanoGPT runs with this interpreter, which
 must have torch.
 """
@@ -134,7 +134,7 @@ def main() -> None:
             theirs, loss = time_nanogpt(checkout, folder / "out", NANOGPT_FLAGS)
             print(f"nanoGPT {loss:.4f} after {theirs:.1f} s", end="")
             for engine in args.engine:
-                shutil.rmtree(folder / "cache", ignore_errors=True)  # each run tokenises again
+                shutil.rmtree(folder / "cache", ignore_errors=True)  # each run tokenizes again
                 flags = [*GLASSLM_FLAGS, "--engine", engine]
                 ours, loss, step = time_glasslm(args.text, folder / "run", flags, GOAL_LOSS)
                 ratios[engine].append(theirs / ours)

@@ -161,5 +161,5 @@ def test_a_fine_tuned_run_is_not_asked_for_a_first_loss(
     main(["diagnose", str(tmp_path / "tuned"), "--engine", "numpy", "--json"])
     facts = json.loads(capsys.readouterr().out)
     verdicts = {row["signal"]: row["verdict"] for row in facts["findings"]}
-    assert not {"initial loss", "initialisation", "widths"} & set(verdicts)
+    assert not {"initial loss", "initialization", "widths"} & set(verdicts)
     assert verdicts["update to weight"] == verdicts["gradients by layer"] == "ok"

@@ -1,4 +1,4 @@
-"""What is no UTF-8 text is recognised by its content, whatever its name, and named with a cure."""
+"""What is no UTF-8 text is recognized by its content, whatever its name, and named with a cure."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_binary_content_is_named_with_a_command(name: str, errors: str, tmp_path
 
 @pytest.mark.parametrize("name", ENCODED)
 @pytest.mark.parametrize("errors", ["strict", "replace"])
-def test_wide_encodings_are_recognised_with_and_without_a_mark(
+def test_wide_encodings_are_recognized_with_and_without_a_mark(
     name: str, errors: str, tmp_path: Path
 ) -> None:
     body, encoding = ENCODED[name]
@@ -221,7 +221,7 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_wide_text_without_blanks_is_recognised(script: str, encoding: str) -> None:
+def test_wide_text_without_blanks_is_recognized(script: str, encoding: str) -> None:
     for n in (40, 300, 6000):
         for seed in range(5):
             head = letters(*SCRIPTS[script], n, seed).encode(encoding)[:HEAD_BYTES]
@@ -277,13 +277,13 @@ def test_siblings_of_legacy_encodings_are_guessed(
     [["a", "b", 1.5], {"a": [1, 2]}, (1, 2), "a text\nof lines", {"x": {"y": (1, "z")}}, ["é"]],
     ids=repr,
 )
-def test_a_pickle_of_protocol_0_is_recognised(value: object) -> None:
+def test_a_pickle_of_protocol_0_is_recognized(value: object) -> None:
     kind = identify_content(pickle.dumps(value, 0), "a.txt")
     assert kind is not None
     assert kind.name == "a pickle"
 
 
-def test_calls_in_pickles_are_recognised_and_lists_of_words_are_no_pickles() -> None:
+def test_calls_in_pickles_are_recognized_and_lists_of_words_are_no_pickles() -> None:
     kind = identify_content(b"cos\nsystem\n(S'true'\ntR.", "a.txt")
     assert kind is not None
     assert kind.name == "a pickle"
@@ -291,7 +291,7 @@ def test_calls_in_pickles_are_recognised_and_lists_of_words_are_no_pickles() -> 
         assert identify_content(text * 9, "a.txt") is None
 
 
-def test_chinese_in_hz_is_recognised_with_a_command_that_works(tmp_path: Path) -> None:
+def test_chinese_in_hz_is_recognized_with_a_command_that_works(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(CHINESE.encode("hz"))
     with pytest.raises(InputError, match="is HZ text") as caught:
@@ -421,7 +421,7 @@ def test_markup_is_noted_and_kept(text: str, language: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("encoding", ["iso2022_jp", "iso2022_kr", "utf-7"])
-def test_text_in_seven_bits_is_recognised(encoding: str, tmp_path: Path) -> None:
+def test_text_in_seven_bits_is_recognized(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     text = "모든 인간은 자유롭다.\n" * 9 if encoding == "iso2022_kr" else JAPANESE
     path.write_bytes(text.encode(encoding))
@@ -452,7 +452,7 @@ def test_binary_data_after_text_is_named_where_it_begins(tmp_path: Path) -> None
         prepare(path)
 
 
-def test_a_database_of_sqlite_is_recognised(tmp_path: Path) -> None:
+def test_a_database_of_sqlite_is_recognized(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "data.txt") as connection:
         connection.execute("create table t (a text)")
     connection.close()

@@ -1,4 +1,4 @@
-"""Tokenizers that lose text are recognised; texts and streams are those of transformers."""
+"""Tokenizers that lose text are recognized; texts and streams are those of transformers."""
 
 import json
 from collections.abc import Callable
@@ -123,7 +123,7 @@ ALL = {name: make for name, (make, _) in LOSSY.items()} | LOSSLESS
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_lossy_tokenizer_is_recognised_with_its_reason(name: str) -> None:
+def test_a_lossy_tokenizer_is_recognized_with_its_reason(name: str) -> None:
     make, reason = LOSSY[name]
     tokenizer = SubwordTokenizer(make().to_str())
     assert reason in tokenizer.lossy_reason

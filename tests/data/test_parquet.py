@@ -1,4 +1,4 @@
-"""Parquet files given by --text-file: converted once, recognised by content, damaged or not."""
+"""Parquet files given by --text-file: converted once, recognized by content, damaged or not."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def torch_objective(
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
-def test_what_is_minimised_is_what_pytorch_says(engine_name: str, terms: dict[str, float]) -> None:
+def test_what_is_minimized_is_what_pytorch_says(engine_name: str, terms: dict[str, float]) -> None:
     """The value and every gradient. The logits are the engine's, the rest is PyTorch's."""
     torch = pytest.importorskip("torch")
     data, model = make_batch(), build_engine("torch").model

@@ -107,7 +107,7 @@ def test_sgd_with_momentum_over_five_updates() -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 24), (24, 64), (1, 8), (352, 128)])
-def test_orthogonalising_keeps_the_directions_and_evens_out_the_lengths(
+def test_orthogonalizing_keeps_the_directions_and_evens_out_the_lengths(
     shape: tuple[int, int],
 ) -> None:
     """The singular vectors are those of the matrix; the singular values are about 1."""

@@ -147,7 +147,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], Callable[[Ready], None]
     return {
         **(exports if importlib.util.find_spec("gguf") else {}),
         "BPE training": (train_command(text, out, **bpe), slow_library("train_from_iterator")),
-        "tokenisation": (train_command(text, out, **bpe, val_fraction=0.2), encode),
+        "tokenization": (train_command(text, out, **bpe, val_fraction=0.2), encode),
         "last evaluation": (train_command(text, folder / "cut", **TINY), endless_evaluation(2)),
         "evaluate": (["evaluate", base, "--threads", "1"], endless_evaluation(0)),
         "callbacks": (["evaluate", base], patch("glasslm.cli.evaluate:load_model", callbacks)),

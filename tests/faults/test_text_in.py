@@ -62,7 +62,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         find_files(path)
 
 
-def test_utf16_is_recognised(tmp_path: Path) -> None:
+def test_utf16_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_bytes("text".encode("utf-16"))
     with pytest.raises(InputError, match="UTF-16"):
         prepare_dataset(DataConfig(), find_files(tmp_path / "w.txt"), quiet)
@@ -148,7 +148,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
     ("where", "count"),
     [("encode", 1), ("encode", 20), ("write", 1), ("rename", 1), ("write", 30), ("rename", 2)],
 )
-def test_a_killed_tokenisation_is_redone(text: Path, cache: Path, where: str, count: int) -> None:
+def test_a_killed_tokenization_is_redone(text: Path, cache: Path, where: str, count: int) -> None:
     died = subprocess.run(
         [sys.executable, "-c", KILLED, str(text), where, str(count)], capture_output=True
     )

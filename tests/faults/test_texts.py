@@ -123,7 +123,7 @@ def tokenize_with_little_memory(path: Path) -> None:
 
 @linux
 @pytest.mark.parametrize("megabytes", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_text_larger_than_the_memory_is_tokenised(megabytes: int, tmp_path: Path) -> None:
+def test_a_text_larger_than_the_memory_is_tokenized(megabytes: int, tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     block = LINE * (10**6 // len(LINE))
     with open(path, "wb") as file:

@@ -39,7 +39,7 @@ def test_there_is_a_table_for_every_model_type() -> None:
 def test_the_defaults_of_transformers_have_only_known_keys(kind: str) -> None:
     known = known_values(defaults(kind))
     assert known.values.keys() <= KEY_TABLES[kind].used
-    if kind != "qwen3_moe":  # whose gates are not normalised by default
+    if kind != "qwen3_moe":  # whose gates are not normalized by default
         families.find_family(known).from_hf_config(defaults(kind))
 
 

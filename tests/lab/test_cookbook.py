@@ -113,7 +113,7 @@ def test_differences_in_words() -> None:
 def test_tricks_are_ranked_by_what_they_cost() -> None:
     bad, worse, gone = (
         TRICKS["no clipping"],
-        TRICKS["no normalisation"],
+        TRICKS["no normalization"],
         TRICKS["start with deviation 1"],
     )
     losses = {
@@ -129,16 +129,16 @@ def test_tricks_are_ranked_by_what_they_cost() -> None:
     assert "With all tricks: 2.100" in first
     assert "With none: diverged in 3 of 3" in first
     order = [
-        hurts.index(name) for name in ("start with deviation 1", "no normalisation", "no clipping")
+        hurts.index(name) for name in ("start with deviation 1", "no normalization", "no clipping")
     ]
     assert order == sorted(order)
     assert "warmup" not in hurts
     assert "start with deviation 1 (diverged in 3 of 3)" in hurts
-    assert "no normalisation (worse by 0.9 nats)" in hurts
+    assert "no normalization (worse by 0.9 nats)" in hurts
     assert harmless.startswith("Not shown to hurt: constant rate (not distinguishable (")
     assert "among 6 comparisons" in harmless
     assert "no warmup (identical in all 3 pairs)" in harmless
-    assert results.worst_recipe == ("no normalisation", worse)
+    assert results.worst_recipe == ("no normalization", worse)
     assert results.mostly_fails(gone)
     assert not results.mostly_fails(bad)
     everything = {
@@ -173,8 +173,8 @@ def test_starts_that_fail_are_named() -> None:
         experiments.describe_inits(results_with({good: [2.9, 2.9, 2.9], bare: [3.25, 3.25, 2.0]}))
     )
     assert "between 2.100 (scaled) and 2.900 (he)" in sentences
-    assert "0 of 5 initialisations fail with all other tricks." in sentences
-    assert "1 of 5 initialisations fail with no other trick: he." in sentences
+    assert "0 of 5 initializations fail with all other tricks." in sentences
+    assert "1 of 5 initializations fail with no other trick: he." in sentences
 
 
 def test_rates_are_judged_by_the_best_one() -> None:
@@ -249,7 +249,7 @@ def test_float16_is_told_with_and_without_torch() -> None:
 def test_the_checklist_tells_what_each_was_worth_here() -> None:
     rows = build_checklist(
         results_with(
-            {TRICKS["no normalisation"]: [2.9, 3.0, 3.101], NO_WARMUP[10.0]: [1.0, 1.1, 1.201]}
+            {TRICKS["no normalization"]: [2.9, 3.0, 3.101], NO_WARMUP[10.0]: [1.0, 1.1, 1.201]}
         )
     )
     here = {look: cell for _, look, _, cell in rows}

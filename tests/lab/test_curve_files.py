@@ -431,7 +431,7 @@ def test_losses_of_two_units_are_not_compared(tmp_path: Path) -> None:
     )
     signals = {finding.signal for finding in judge_curve(curve)}
     assert "overfitting" in signals
-    assert "generalisation gap" not in signals
+    assert "generalization gap" not in signals
     nats = read_curve(write(tmp_path / "b.csv", "step,val_loss\n1,4\n2,3\n"))
     bpb = read_curve(write(tmp_path / "c.csv", "step,val_bpb\n1,1.4\n2,1.3\n"))
     with pytest.raises(InputError, match=r"different units, nats per token \(b.csv\), bits"):

@@ -141,7 +141,7 @@ ILLNESSES: dict[Illness, tuple[str, str]] = {
     flips: ("oscillation", "watch"),
     stops_early: ("final slope", "watch"),
     overfits: ("overfitting", "bad"),
-    has_an_easy_validation: ("generalisation gap", "watch"),
+    has_an_easy_validation: ("generalization gap", "watch"),
     vanishes: ("vanishing gradients", "bad"),
     has_growing_gradients: ("exploding gradients", "bad"),
 }
@@ -170,7 +170,7 @@ def test_each_illness_raises_its_own_signal(illness: Illness, N: int) -> None:
         explodes,
         explodes_at_the_start,
     ):
-        companions = {signal} | ({"generalisation gap"} if illness is overfits else set())
+        companions = {signal} | ({"generalization gap"} if illness is overfits else set())
         assert set().union(*raised) <= companions
 
 

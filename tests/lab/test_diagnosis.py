@@ -224,7 +224,7 @@ def test_the_two_engines_see_the_same(folder: Path) -> None:
     ]
     for signal in (
         "initial loss",
-        "initialisation",
+        "initialization",
         "signal through depth",
     ):  # rounded to three digits and more
         assert [finding.evidence for finding in ours.findings if finding.signal == signal] == [

@@ -1,4 +1,4 @@
-"""Scaling laws: recovered where they are known, against SciPy's minimisers and printed numbers."""
+"""Scaling laws: recovered where they are known, against SciPy's minimizers and printed numbers."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_law_is_recovered_from_an_isoflop_design() -> None:
 
 @pytest.mark.parametrize("noise", [0.001, 0.01, 0.03])
 @pytest.mark.parametrize("delta", [1e-3, 1e-2, math.inf])
-def test_no_other_minimiser_finds_a_lower_objective(noise: float, delta: float) -> None:
+def test_no_other_minimizer_finds_a_lower_objective(noise: float, delta: float) -> None:
     """SciPy's trust region on the same objective, from nine starts, in other parameters."""
     from scipy.optimize import least_squares
 

@@ -223,7 +223,7 @@ def test_verdicts_change_where_they_say(measurement: Measurement) -> None:
             == verdict
         )
     for std, verdict in ((0.3, "ok"), (1.5, "watch"), (3.0, "bad"), (0.01, "watch"), (0.0, "bad")):
-        assert signals.judge_initialisation(changed(logit_std=std)).verdict == verdict
+        assert signals.judge_initialization(changed(logit_std=std)).verdict == verdict
     for factor, verdict in ((1, "ok"), (1e-2, "watch"), (1e-4, "bad")):
         norms = {
             name: norm * (factor if ".0." in name else 1)

@@ -156,7 +156,7 @@ KNOWN = [a + b for a in SYLLABLES[:40] for b in SYLLABLES[:20]]
 UNSEEN = [a + b for a in SYLLABLES[:40] for b in SYLLABLES[20:25]]
 
 
-def test_a_model_that_memorised_half_of_its_names() -> None:
+def test_a_model_that_memorized_half_of_its_names() -> None:
     """Of eight names, four are known, one is unseen, two are invented and one has no end."""
     draw = random.Random(0)
     draw.shuffle(KNOWN)

@@ -153,7 +153,7 @@ def test_train_takes_a_run_to_start_from(
 
 
 def test_what_is_not_said_is_as_the_base_has_it(base: Path) -> None:
-    """Sizes, batches, seed, regularisation.
+    """Sizes, batches, seed, regularization.
 
     Only what belongs to a training of its own is the recipe's.
     """

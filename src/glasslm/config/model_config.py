@@ -55,7 +55,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Epsilon added to the mean square inside a norm (imported models often use 1e-6)."""
     norm_position: NormPosition = "pre"
-    """Normalise the input of each sublayer (pre), or the sum after it (post, arXiv:1706.03762)."""
+    """Normalize the input of each sublayer (pre), or the sum after it (post, arXiv:1706.03762)."""
     feedforward: FeedForward = "swiglu"
     """Feed-forward activation: gated SiLU or GELU (arXiv:2002.05202), or GELU, ReLU without a gate.
     The square of ReLU is relu2 (arXiv:2109.08668)."""

@@ -1,4 +1,4 @@
-"""Recognise a tokenizer that loses text: its tokens do not decode to the text that they encode.
+"""Recognize a tokenizer that loses text: its tokens do not decode to the text that they encode.
 
 Bits per byte of such a tokenizer cannot be compared: it predicts less than the text. A normalizer
 that folds letters, a vocabulary of words, and characters that become <unk> or vanish are lossy.

@@ -1,7 +1,7 @@
 """The hash that chooses which elements dropout removes: the same in both engines and on any rank.
 
 An element is kept when hash(seed, step, row, site, element) is at or above p x 2^32. The hash
-chains murmur3's finaliser (A. Appleby, 2011). Each engine evaluates the last link of the chain over
+chains murmur3's finalizer (A. Appleby, 2011). Each engine evaluates the last link of the chain over
 the elements, in wrapping 32-bit arithmetic; this module computes the key that starts it, one for
 each row of a step.
 """
@@ -33,7 +33,7 @@ def row_keys(seed: int, step: int, rows: NDArray[np.int64], site: int) -> NDArra
 
 
 def mix_bits(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """murmur3's 32-bit finaliser of each element of h (any shape)."""
+    """murmur3's 32-bit finalizer of each element of h (any shape)."""
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return h ^ (h >> np.uint32(16))

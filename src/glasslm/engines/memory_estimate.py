@@ -234,7 +234,7 @@ def _norm_bytes(
     if norm == "layernorm" or device != "cpu":
         return width * activation_bytes  # one fused kernel, which keeps its input
     # Several operations in the type of the weights, as RMSNorm is on a CPU, keep the input and the
-    # normalised input. A norm that has no case here is estimated like that, too.
+    # normalized input. A norm that has no case here is estimated like that, too.
     return 2 * width * master_bytes
 
 

@@ -28,7 +28,7 @@ def coefficients(config: RunConfig) -> dict[str, float]:
 
 
 def objective(losses: Losses, config: RunConfig) -> float:
-    """The number that training minimises: the cross-entropy plus the weighted auxiliary terms."""
+    """The number that training minimizes: the cross-entropy plus the weighted auxiliary terms."""
     terms = coefficients(config)
     return losses.cross_entropy + sum(
         terms[name] * value for name, value in losses.auxiliary.items()

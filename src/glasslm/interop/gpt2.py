@@ -54,7 +54,7 @@ def refusals(c: ModelConfig) -> list[str]:
             f"{c.n_heads // c.n_kv_heads} heads share their keys (--n-kv-heads {c.n_heads})"
         )
     if c.qk_norm:
-        reasons.append("it normalises queries and keys (--no-qk-norm)")
+        reasons.append("it normalizes queries and keys (--no-qk-norm)")
     if 0 < c.window < c.block_size:
         reasons.append(f"its attention has a window of {c.window} tokens (--window 0)")
     if c.n_experts:

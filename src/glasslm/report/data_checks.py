@@ -1,6 +1,6 @@
 """Data checks of a run: copied passages, leaked validation text, and simple baselines.
 
-A small text is soon memorised, and long verbatim copies can be mistaken for skill. Everything is
+A small text is soon memorized, and long verbatim copies can be mistaken for skill. Everything is
 computed on bytes, from the tokens in the cache and the samples of the report. Large texts are
 searched in part, up to the limits below.
 """

@@ -1,4 +1,4 @@
-"""Recognise what a file contains by its first bytes, and the command that makes text of it."""
+"""Recognize what a file contains by its first bytes, and the command that makes text of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import quote_path
 
-HEAD_BYTES = 8192  # of a file, by which its content is recognised
+HEAD_BYTES = 8192  # of a file, by which its content is recognized
 MAX_STRAY_SHARE = 0.01  # of the characters of UTF-16 that may be control characters
 MIN_NUL_SHARE = 0.7  # of the high bytes of Western text in UTF-16
 MIN_SPACE_SHARE = 0.01  # of the characters of UTF-16 that are white space or full stops
-MIN_UNITS, MIN_DIFFERENT_UNITS = 32, 8  # of 16 bits, to recognise a script without blanks
+MIN_UNITS, MIN_DIFFERENT_UNITS = 32, 8  # of 16 bits, to recognize a script without blanks
 MIN_ROW_SHARE = 0.9  # of the letters of an alphabet, which are in one row of 256 characters
 # Rows of Unicode: alphabets up to Khmer, without the bytes of line ends, and kana.
 ALPHABET_ROWS = {*range(1, 0x1E), 0x30} - {0x0A, 0x0D}
@@ -29,7 +29,7 @@ MIN_EBCDIC_SHARE = 0.8  # of the characters of EBCDIC that are letters and blank
 MIN_BINARY_BYTES = 8
 MIN_BINARY_SHARE = 0.01  # of bytes that are control characters, and of bytes that are not UTF-8
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
-# Names of kinds that `glasslm import` recognises, too.
+# Names of kinds that `glasslm import` recognizes, too.
 GGUF, PICKLE, PYTORCH_ARCHIVE = "a GGUF model", "a pickle", "a PyTorch file"
 
 
@@ -48,7 +48,7 @@ class ContentKind:
 
 _NO_TEXT = "it holds no text; leave it out"
 _RUNS_CODE = "it is never opened here, as it may run code; leave it out"
-_RECOGNISE = "recognise its letters first, with tesseract {path} {path}"
+_RECOGNIZE = "recognize its letters first, with tesseract {path} {path}"
 _TRANSCRIBE = "transcribe its speech first, with whisper {path}"
 _UNKNOWN = "convert it with the program that made it, or leave it out"
 _PANDOC = "convert it with pandoc -t plain -o {path}.txt {path}"
@@ -71,13 +71,13 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (257, b"ustar", "a tar archive", _UNPACK.format(command="tar -xf")),
     (0, b"%PDF-", "a PDF document", "convert it with pdftotext {path}"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document", _OFFICE.format(to="txt:Text")),
-    (0, b"\x89PNG", "a PNG image", _RECOGNISE),
-    (0, b"\xff\xd8\xff", "a JPEG image", _RECOGNISE),
-    (0, b"GIF8", "a GIF image", _RECOGNISE),
-    (0, b"II*\0", "a TIFF image", _RECOGNISE),
-    (0, b"MM\0*", "a TIFF image", _RECOGNISE),
-    (0, b"BM", "a BMP image", _RECOGNISE),
-    (8, b"WEBP", "a WebP image", _RECOGNISE),
+    (0, b"\x89PNG", "a PNG image", _RECOGNIZE),
+    (0, b"\xff\xd8\xff", "a JPEG image", _RECOGNIZE),
+    (0, b"GIF8", "a GIF image", _RECOGNIZE),
+    (0, b"II*\0", "a TIFF image", _RECOGNIZE),
+    (0, b"MM\0*", "a TIFF image", _RECOGNIZE),
+    (0, b"BM", "a BMP image", _RECOGNIZE),
+    (8, b"WEBP", "a WebP image", _RECOGNIZE),
     (8, b"WAVE", "a WAV recording", _TRANSCRIBE),
     (8, b"AVI ", "an AVI video", _TRANSCRIBE),
     (0, b"ID3", "an MP3 recording", _TRANSCRIBE),
@@ -86,9 +86,9 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"OggS", "an Ogg recording", _TRANSCRIBE),
     (0, b"fLaC", "a FLAC recording", _TRANSCRIBE),
     (0, b"\xff\xf1", "an AAC recording", _TRANSCRIBE),
-    (4, b"ftyphei", "a HEIC image", _RECOGNISE),
-    (4, b"ftypmif1", "a HEIC image", _RECOGNISE),
-    (4, b"ftypavif", "an AVIF image", _RECOGNISE),
+    (4, b"ftyphei", "a HEIC image", _RECOGNIZE),
+    (4, b"ftypmif1", "a HEIC image", _RECOGNIZE),
+    (4, b"ftypavif", "an AVIF image", _RECOGNIZE),
     (4, b"ftyp", "an MP4 recording", _TRANSCRIBE),
     (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video", _TRANSCRIBE),
     (0, b"\x7fELF", "an ELF program", _NO_TEXT),
@@ -254,7 +254,7 @@ def _is_utf8(head: bytes) -> bool:
 def _unmarked_encoding(head: bytes) -> str | None:
     """UTF-16 or UTF-32 without a byte-order mark.
 
-    Letters of Western scripts have NULs as their high bytes. Text in other scripts is recognised by
+    Letters of Western scripts have NULs as their high bytes. Text in other scripts is recognized by
     its white space and full stops, or by the rows of Unicode that its letters are from.
     """
     may_be_utf8 = _is_utf8(head) and re.search(rb"[\x01-\x08\x0e-\x1a]", head) is None

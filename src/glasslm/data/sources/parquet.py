@@ -29,7 +29,7 @@ CONVERSION_FORMAT = 1  # part of the cache key: another number converts every fi
 def convert_to_text(path: Path, notify: Notify, separator: str = SEPARATOR) -> Path:
     """Path of the text: `path` itself, or the cached text of a parquet file.
 
-    `separator` stands between its rows. A parquet file is recognised by its content. Raises
+    `separator` stands between its rows. A parquet file is recognized by its content. Raises
     InputError where the file cannot be read, is damaged, or pyarrow is missing.
     """
     with explain_system_errors(path, lambda why: InputError(f"{path} cannot be read ({why})")):

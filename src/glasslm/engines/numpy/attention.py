@@ -77,7 +77,7 @@ def attention(
     queries by q / sqrt(Q). backward overwrites dout and returns one array of the gradients of
     queries, keys and values, (B, T, H + 2K, Q).
 
-    The exponentials e are kept unnormalised, with their row sums: so the division is done on (T, Q)
+    The exponentials e are kept unnormalized, with their row sums: so the division is done on (T, Q)
     numbers instead of (T, T). A bound on the scores, |q| |k|, usually shows that no row maximum has
     to be subtracted first.
     """

@@ -173,7 +173,7 @@ def dropout_mask(element: Tensor, p: float, keys: Tensor, dtype: torch.dtype) ->
 
 
 def mix_bits(h: Tensor) -> Tensor:
-    """murmur3's finaliser of int32 bits, any shape: mix_bits of engines/dropout.py.
+    """murmur3's finalizer of int32 bits, any shape: mix_bits of engines/dropout.py.
 
     Products wrap around; the masks make the shifts unsigned.
     """

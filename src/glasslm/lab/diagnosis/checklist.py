@@ -47,7 +47,7 @@ def build_checklist(results: CookbookResults) -> list[tuple[str, str, str, str]]
             f"{first_loss}, and ln V is {math.log(results.vocab_size):.3f}; from deviation 1 it "
             f"is {unit_first_loss}",
         ),
-        ("A norm in each sublayer", "--norm rmsnorm", f"without: {without['no normalisation']}"),
+        ("A norm in each sublayer", "--norm rmsnorm", f"without: {without['no normalization']}"),
         (
             "Before the sublayer, not after it",
             "--norm-position pre",

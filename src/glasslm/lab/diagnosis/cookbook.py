@@ -162,7 +162,7 @@ def _tricks_section(results: CookbookResults) -> Section:
 
 def _inits_section(results: CookbookResults) -> Section:
     return Section(
-        "Initialisation",
+        "Initialization",
         experiments.describe_inits(results),
         ("start", "all other tricks", "no other trick"),
         [_pair_row(results, init, pair) for init, pair in INIT_SCHEMES.items()],

@@ -101,7 +101,7 @@ def draw_tricks(axes: Axes, results: CookbookResults, colours: Palette) -> None:
 
 
 def draw_inits(axes: Axes, results: CookbookResults, colours: Palette) -> None:
-    """Draw the loss of every seed of every initialisation, with the other tricks and without."""
+    """Draw the loss of every seed of every initialization, with the other tricks and without."""
     figures.style_axes(
         axes, "Deviation of the first weights", "validation loss, nats per token", colours
     )
@@ -307,7 +307,7 @@ def _bottom_of_axis(results: CookbookResults) -> float:
 # By the name of the figure's file: a label and the function that draws the panel
 PANELS: dict[str, tuple[str, DrawPanel]] = {
     "tricks": ("Training loss with each trick left out, mean over seeds", draw_tricks),
-    "starts": ("Loss by initialisation, with and without the other tricks", draw_inits),
+    "starts": ("Loss by initialization, with and without the other tricks", draw_inits),
     "rates": ("Loss by learning rate, with and without warmup", draw_rates),
     "depth": ("Loss by depth, pre-norm and post-norm", draw_depth),
     "gradients": (

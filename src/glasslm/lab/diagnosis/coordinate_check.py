@@ -76,7 +76,7 @@ def scale_width(c: ModelConfig) -> list[ModelConfig]:
 
 
 def judge_coordinates(check: CoordinateCheck) -> Finding:
-    """Report the slopes. The verdict is always ok: the standard parametrisation is not muP."""
+    """Report the slopes. The verdict is always ok: the standard parametrization is not muP."""
     slopes = {place: check.slope(place) for place in check.places}
     slope_text = ", ".join(f"{place} {slope:+.2f}" for place, slope in slopes.items())
     evidence = f"change after {COORDINATE_STEPS} steps grows with width to the power: {slope_text}"

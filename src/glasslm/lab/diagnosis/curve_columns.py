@@ -32,16 +32,16 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
             signal,
             verdict,
             evidence,
-            "since then the model memorises its training text",
+            "since then the model memorizes its training text",
             f"Use the checkpoint of step {best_step:,g}. Next time use --patience, more text, "
             "--dropout or a smaller model.",
         )
     return Finding(signal, "ok", evidence, "the validation loss does not climb from its minimum")
 
 
-def judge_generalisation_gap(train: Series, validation: Series) -> Finding:
+def judge_generalization_gap(train: Series, validation: Series) -> Finding:
     """Judge the difference of the validation and the training loss at the end."""
-    signal = "generalisation gap"
+    signal = "generalization gap"
     span = (validation.steps[-1] - validation.steps[0]) / 10
     last = validation.steps[-1]
     train_loss = _median_between(train, last - span, last)
@@ -107,7 +107,7 @@ def judge_vanishing(loss: SmoothedCurve, norm: Series) -> Finding:
 def judge_exploding(loss: SmoothedCurve, curve: Curve) -> Finding:
     """Judge the growth of the gradient norm.
 
-    While the loss still falls to its lowest level, a growing norm is a sign of memorised text, not
+    While the loss still falls to its lowest level, a growing norm is a sign of memorized text, not
     of instability.
     """
     signal = "exploding gradients"

@@ -1,6 +1,6 @@
 """Reads the log of any training program into a curve.
 
-lab/tables reads the file into rows; here its columns are recognised by their names. A missing value
+lab/tables reads the file into rows; here its columns are recognized by their names. A missing value
 is left out. NaN and infinity stay in the curve, because they may be the sign of a fault. What was
 taken for what, and what was left out, is in the curve's messages.
 """

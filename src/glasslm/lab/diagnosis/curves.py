@@ -13,7 +13,7 @@ import numpy as np
 
 from glasslm.lab.diagnosis.curve_columns import (
     judge_exploding,
-    judge_generalisation_gap,
+    judge_generalization_gap,
     judge_overfitting,
     judge_vanishing,
 )
@@ -61,7 +61,7 @@ def judge_curve(curve: Curve, fine_tuned: bool = False) -> list[Finding]:
         if len(curve.validation.finite) >= 3:
             findings.append(judge_overfitting(train, curve.validation.finite))
             if curve.train_unit == curve.validation_unit:
-                findings.append(judge_generalisation_gap(train, curve.validation.finite))
+                findings.append(judge_generalization_gap(train, curve.validation.finite))
         if len(curve.grad_norm.finite) >= MIN_LOSSES:
             findings += [
                 judge_vanishing(smoothed, curve.grad_norm.finite),
@@ -351,5 +351,5 @@ def _judge_initial_loss(train: Series, vocab_size: int) -> Finding:
         verdict,
         evidence,
         "worse than a uniform guess: the first logits are too large",
-        "Start with smaller weights; normalise before the head.",
+        "Start with smaller weights; normalize before the head.",
     )

@@ -145,7 +145,7 @@ def inspect_checkpoints(target: DiagnosisInput, diagnosis: Diagnosis, notify: No
         assert head_std is not None
         findings[:0] = [
             signals.judge_initial_loss(measured[0], V, c, head_std),
-            signals.judge_initialisation(measured[0]),
+            signals.judge_initialization(measured[0]),
         ]
     findings += [
         signals.judge_norm_position(c, measured[0]),

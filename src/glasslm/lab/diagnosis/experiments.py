@@ -31,7 +31,7 @@ ALL_TRICKS, UNIT_INIT = Recipe(), Recipe(init="unit")
 NO_TRICKS = Recipe(norm="none", init="unit", warmup=False, cosine=False, clip=False)
 TRICKS = {
     "all tricks": ALL_TRICKS,
-    "no normalisation": Recipe(norm="none"),
+    "no normalization": Recipe(norm="none"),
     "start with deviation 1": UNIT_INIT,
     "no warmup": Recipe(warmup=False),
     "constant rate": Recipe(cosine=False),
@@ -247,21 +247,21 @@ def describe_tricks(results: CookbookResults) -> list[str]:
 
 
 def describe_inits(results: CookbookResults) -> list[str]:
-    """The best and the worst initialisation, and those that fail."""
+    """The best and the worst initialization, and those that fail."""
     losses = {
         init: mean_loss(results.trials[with_tricks])
         for init, (with_tricks, _) in INIT_SCHEMES.items()
     }
     best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
     sentences = [
-        f"With all other tricks the initialisations end between {format_nats(losses[best])} "
+        f"With all other tricks the initializations end between {format_nats(losses[best])} "
         f"({best}) and {format_nats(losses[worst])} ({worst})."
     ]
     for which, condition in ((0, "with all other tricks"), (1, "with no other trick")):
         failing = [init for init, pair in INIT_SCHEMES.items() if results.mostly_fails(pair[which])]
         names = f": {join_names(failing)}" if failing else ""
         sentences.append(
-            f"{len(failing)} of {len(INIT_SCHEMES)} initialisations fail {condition}{names}."
+            f"{len(failing)} of {len(INIT_SCHEMES)} initializations fail {condition}{names}."
         )
     return sentences
 

@@ -104,11 +104,11 @@ def judge_initial_loss(
         evidence,
         "the first logits are too large: the model is sure of a random guess",
         "Start with smaller weights (a deviation of .02, less for matrices that write into the "
-        "residual stream), and normalise before the head.",
+        "residual stream), and normalize before the head.",
     )
 
 
-def judge_initialisation(first: Measurement) -> Finding:
+def judge_initialization(first: Measurement) -> Finding:
     """Judge the sizes of the first signals by the standard deviation of the logits."""
     std = first.logit_std
     added = first.added_rms.mean(0)
@@ -120,7 +120,7 @@ def judge_initialisation(first: Measurement) -> Finding:
         grade(std, *LOGIT_STD_LIMITS) if std > MIN_LOGIT_STD else "watch" if std > 0 else "bad"
     )
     if verdict == "ok":
-        return Finding("initialisation", verdict, evidence, "the first signals have ordinary sizes")
+        return Finding("initialization", verdict, evidence, "the first signals have ordinary sizes")
     meaning = (
         "the first weights are too large"
         if not std <= MIN_LOGIT_STD
@@ -130,7 +130,7 @@ def judge_initialisation(first: Measurement) -> Finding:
         "Start from the standard deviations of glasslm's own first weights, and check the gains "
         "of the norms."
     )
-    return Finding("initialisation", verdict, evidence, meaning, advice)
+    return Finding("initialization", verdict, evidence, meaning, advice)
 
 
 def judge_causality(engine: Engine, batch: Batch, vocab_size: int) -> Finding:
@@ -190,7 +190,7 @@ def judge_targets(batch: Batch) -> Finding:
 def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
     """Judge the growth of the residual stream with depth, and whether every block adds to it."""
     signal, when = "signal through depth", f"at step {measurement.step:,}"
-    # With post-norm every block's output is normalised, but the embedding is not.
+    # With post-norm every block's output is normalized, but the embedding is not.
     stream = measurement.stream_rms[0 if c.norm_position == "pre" else 1 :]
     growth = float(stream[-1] / max(stream[0], 1e-30))
     block_inputs = np.maximum(measurement.stream_rms[:-1], 1e-30)
@@ -220,7 +220,7 @@ def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
         verdict,
         evidence,
         meaning,
-        "Normalise the input of each sublayer (--norm-position pre), and start the matrices that "
+        "Normalize the input of each sublayer (--norm-position pre), and start the matrices that "
         "write into the stream at .02 / sqrt(2 layers).",
     )
 

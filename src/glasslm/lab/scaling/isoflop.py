@@ -343,7 +343,7 @@ def _fit_with_floor(x: Array, y: Array) -> tuple[float, Interval, float, Array]:
 
     centred = (x - x.mean())[None]
     starts = power_terms.starting_points(centred, y, math.inf)
-    theta, objective = power_terms.minimise(
+    theta, objective = power_terms.minimize(
         starts, centred, y, np.ones((len(starts), len(y))), math.inf
     )
     best = theta[objective.argmin()][None]

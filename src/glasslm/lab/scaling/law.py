@@ -167,7 +167,7 @@ def fit(
         starts = power_terms.starting_points(problem.x, problem.y, delta)
     else:
         starts = np.clip(problem.theta(start), *power_terms.bounds(problem.y, 2))[None]
-    theta, objective = power_terms.minimise(
+    theta, objective = power_terms.minimize(
         starts,
         problem.x,
         problem.y,

@@ -91,7 +91,7 @@ def starting_points(x: Array, y: Array, delta: float) -> Array:
     return theta[np.argsort(objective, kind="stable")[:MAX_STARTS]]
 
 
-def minimise(
+def minimize(
     theta: Array,
     x: Array,
     y: Array,
@@ -110,7 +110,7 @@ def minimise(
     reweighted least squares) always descends, but slowly. So its curvature is added in a share mu,
     as Levenberg and Marquardt add theirs: more after a failed step, less after a successful one.
     Each fit stops when it gains nothing, relative to its objective, which is far smaller than the
-    tolerances of general minimisers.
+    tolerances of general minimizers.
     """
     theta, (low, high) = theta.copy(), bounds(y, len(x))
     y = np.broadcast_to(y, weights.shape)

@@ -129,7 +129,7 @@ def bootstrap(
     laws = [
         tuple(
             problem.law(theta)
-            for theta in power_terms.minimise(
+            for theta in power_terms.minimize(
                 starts,
                 problem.x,
                 y,

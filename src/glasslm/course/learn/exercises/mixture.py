@@ -41,7 +41,7 @@ def reference(
     k: int,
     *,
     choice: Callable[[Array, int], Array] = lambda logits, k: mark_top(logits, k),
-    gate: str = "renormalised",
+    gate: str = "renormalized",
     inside: str = "g dg",
     outer: str = "g",
     sums: str = "the chosen",
@@ -53,8 +53,8 @@ def reference(
     p = softmax(logits)
     mass = (p * chosen).sum(-1, keepdims=True)
     gates = {
-        "renormalised": p * chosen / mass,
-        "not renormalised": p * chosen,
+        "renormalized": p * chosen / mass,
+        "not renormalized": p * chosen,
         "equal": chosen / chosen.sum(-1, keepdims=True),
         "logits": logits * chosen,
         "masked to 0": softmax(np.where(chosen, logits, 0)),
@@ -123,8 +123,8 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     (
         "factor",
         "y",
-        "the gates are not renormalised: divide them by the sum over the k chosen experts",
-        {"gate": "not renormalised"},
+        "the gates are not renormalized: divide them by the sum over the k chosen experts",
+        {"gate": "not renormalized"},
     ),
     (
         "mask",
@@ -227,7 +227,7 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     (
         "factor",
         "dlogits",
-        "the probabilities p stand where the renormalised gates belong",
+        "the probabilities p stand where the renormalized gates belong",
         {"outer": "p chosen"},
     ),
     (
@@ -271,7 +271,7 @@ backward(dy) -> (dlogits, doutputs) of shapes (N, E) and (N, E, D)""",
     ),
     draw=draw,
     hints=(
-        "Renormalised, the gates are the softmax of the chosen logits alone: the sum over all "
+        "Renormalized, the gates are the softmax of the chosen logits alone: the sum over all "
         "cancels.",
         "So set the logits of the others to minus infinity and take the softmax: their gates are "
         "0.",

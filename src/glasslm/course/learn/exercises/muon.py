@@ -102,37 +102,37 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
     (
         "other",
         "new m",
-        "the gradient is orthogonalised before the momentum: orthogonalise momentum m + g",
+        "the gradient is orthogonalized before the momentum: orthogonalize momentum m + g",
         {"added": lambda g, momentum: orthogonalize(g)},
     ),
     (
         "missing_term",
         "change of p",
-        "the step is that of m, without Nesterov: orthogonalise momentum m + g",
+        "the step is that of m, without Nesterov: orthogonalize momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(m)},
     ),
     (
         "factor",
         "change of p",
-        "the new m is not multiplied by momentum: orthogonalise momentum m + g",
+        "the new m is not multiplied by momentum: orthogonalize momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(m + g)},
     ),
     (
         "missing_term",
         "change of p",
-        "the step is not orthogonalised",
+        "the step is not orthogonalized",
         {"direction": lambda m, g, momentum: momentum * m + g},
     ),
     (
         "missing_term",
         "change of p",
-        "the step is m, not orthogonalised",
+        "the step is m, not orthogonalized",
         {"direction": lambda m, g, momentum: m},
     ),
     (
         "other",
         "change of p",
-        "the step is that of the gradient, without the momentum: orthogonalise momentum m + g",
+        "the step is that of the gradient, without the momentum: orthogonalize momentum m + g",
         {"direction": lambda m, g, momentum: orthogonalize(g)},
     ),
     *(
@@ -201,7 +201,7 @@ MISTAKES: tuple[tuple[VerdictName, str, str, dict[str, Any]], ...] = (
 EXERCISE = Exercise(
     name="muon",
     title="Muon",
-    task="One update in place: m = momentum m + g; the step is the orthogonalised Nesterov "
+    task="One update in place: m = momentum m + g; the step is the orthogonalized Nesterov "
     "momentum, orthogonalize(momentum m + g) with 5 steps, times 0.2 sqrt(max(O, I)); and "
     "p = (1 - lr decay) p - lr step. Bring your orthogonalize along in the same file.",
     signature="muon(p, g, m, *, lr, decay, momentum)",
@@ -215,7 +215,7 @@ returns nothing""",
     draw=draw,
     hints=(
         "In place: m *= momentum, then m += g. The names p and m must not be bound to new arrays.",
-        "Nesterov looks one step ahead: the matrix that is orthogonalised is momentum m + g with "
+        "Nesterov looks one step ahead: the matrix that is orthogonalized is momentum m + g with "
         "the new m.",
         "U Vᵀ has entries of root mean square 1 / sqrt(max(O, I)). The factor makes it 0.2.",
         "p *= 1 - lr * decay; p -= lr * 0.2 * math.sqrt(max(p.shape)) * orthogonalize(...).",

@@ -1,4 +1,4 @@
-"""Newton-Schulz orthogonalisation, the core of Muon."""
+"""Newton-Schulz orthogonalization, the core of Muon."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reference(g: Array, steps: int, *, wrong: Iteration | None = None) -> Array:
 
 
 def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
-    # Small entries, and few steps at first: a wrong iteration stays finite, and can be recognised.
+    # Small entries, and few steps at first: a wrong iteration stays finite, and can be recognized.
     g = random.array(*sizes.values()) * (1e3 if is_large else 0.1)
     steps = 5 if is_large else (1, 2, 3, 2)[number % 4]
     return Case({**sizes, "a": A, "b": B, "c": C}, {"g": g, "steps": steps})
