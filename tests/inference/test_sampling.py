@@ -141,6 +141,11 @@ def test_among_equals_the_lower_token_stays():
 
 
 @given(LOGITS, st.floats(-5, 5))
+def test_top_p_of_zero_keeps_the_likeliest_token_alone() -> None:
+    scores = np.array([0.1, 2.0, 2.0, -1.0])
+    assert probabilities(scores, Sampling(1.0, top_p=0.0)).tolist() == [0, 1, 0, 0]
+
+
 def test_a_shift_of_all_logits_changes_nothing(logits, shift):
     sampling = Sampling(0.7, top_k=5, top_p=0.9, min_p=0.01)
     exact = logits.astype(np.float64).round(3)  # ties stay ties after the shift
@@ -207,7 +212,7 @@ def test_log_probabilities_are_of_the_raw_logits():
     "settings",
     [
         {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.inf}, {"seed": -1}, {"seed": 2**64},

@@ -26,7 +26,7 @@ WRONG: dict[str, list[Any]] = {
                [[1, -2]], [HUGE], ["a"] * 300],
     "max_tokens": [-1, 1.5, "1", True, HUGE, [], 65537, 1e300],
     "temperature": [-0.1, 101, "1", False, HUGE, -HUGE, [], {}],
-    "top_p": [0, -1, 1.1, "1", True],
+    "top_p": [-1, 1.1, "1", True],
     "top_k": [-1, 1.5, "1", True, 2**40],
     "min_p": [-0.1, 1.1, "0"],
     "repetition_penalty": [0, -1, "1", HUGE],

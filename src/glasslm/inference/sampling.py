@@ -45,7 +45,7 @@ class Sampling:
             "0 (greedy) or more, and finite",
         )
         require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
+        require(0 <= self.top_p <= 1, "top_p", self.top_p, "0 (the likeliest token) to 1 (off)")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
         penalty = self.repetition_penalty
         require(

@@ -71,6 +71,7 @@ def build_app(
             Exception: _internal_error,
         },
     )
+    app.router.redirect_slashes = False  # a path that is not one of these is a 404 with its reason
     return RequestBoundary(app, service)
 
 

@@ -198,7 +198,7 @@ def _read_sampling(fields: Fields) -> Sampling:
         return Sampling(
             temperature=fields.number("temperature", 1.0, 0, 100),
             top_k=fields.integer("top_k", 0, 0, 2**31),
-            top_p=fields.number("top_p", 1.0, 0, 1, above=True),
+            top_p=fields.number("top_p", 1.0, 0, 1),
             min_p=fields.number("min_p", 0.0, 0, 1),
             repetition_penalty=fields.number("repetition_penalty", 1.0, 0, math.inf, above=True),
             seed=secrets.randbits(63) if seed is None else fields.integer("seed", 0, 0, MAX_SEED),
