@@ -141,11 +141,6 @@ def test_among_equals_the_lower_token_stays():
 
 
 @given(LOGITS, st.floats(-5, 5))
-def test_top_p_of_zero_keeps_the_likeliest_token_alone() -> None:
-    scores = np.array([0.1, 2.0, 2.0, -1.0])
-    assert probabilities(scores, Sampling(1.0, top_p=0.0)).tolist() == [0, 1, 0, 0]
-
-
 def test_a_shift_of_all_logits_changes_nothing(logits, shift):
     sampling = Sampling(0.7, top_k=5, top_p=0.9, min_p=0.01)
     exact = logits.astype(np.float64).round(3)  # ties stay ties after the shift
@@ -198,6 +193,11 @@ def test_the_smallest_and_the_largest_uniform_find_a_token():
         logits = np.random.default_rng(n).normal(size=n)
         logits[-1] = -1e9  # no probability
         assert sample_tokens(logits[None], Sampling(1.0), [1 - 2**-53])[0] < max(1, n - 1)
+
+
+def test_top_p_of_zero_keeps_the_likeliest_token_alone() -> None:
+    scores = np.array([0.1, 2.0, 2.0, -1.0])
+    assert probabilities(scores, Sampling(1.0, top_p=0.0)).tolist() == [0, 1, 0, 0]
 
 
 def test_log_probabilities_are_of_the_raw_logits():

@@ -29,7 +29,7 @@ ENGINES = [
     "numpy",
     pytest.param(
         "torch",
-        marks=pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch"),
+        marks=pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="could not import 'torch'"),
     ),
 ]
 MODELS = {

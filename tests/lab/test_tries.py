@@ -148,6 +148,21 @@ def test_the_command_from_the_first_try_to_the_hidden_text(
     assert "was measured for try 1 before" in capsys.readouterr().err
 
 
+def test_a_try_that_is_interrupted_stays_in_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attempt, "run_try", interrupt)
+    text, ledger = write_text(tmp_path / "text.txt"), tmp_path / "tries.jsonl"
+    argv = ["try", "--text-file", str(text), "--ledger", str(ledger), "--change", "--bias"]
+    assert cli.main(argv) == 130
+    events = Ledger(ledger).events
+    assert [event["kind"] for event in events] == ["begin", "interrupted"]
+    assert Ledger(ledger).tries == 1
+
+
 @pytest.mark.slow
 def test_an_operation_of_a_file_and_a_copy_of_the_source_are_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

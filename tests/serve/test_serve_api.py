@@ -402,7 +402,12 @@ def test_unknown_fields_are_named_in_a_header(server: ServerProcess) -> None:
 
 
 def test_paths_and_methods(server: ServerProcess) -> None:
-    for path in ("/nothing", "/v1/../../etc/passwd", "/v1/models/%2e%2e%2fetc%2fpasswd"):
+    for path in (
+        "/nothing",
+        "/v1/completions/",
+        "/v1/../../etc/passwd",
+        "/v1/models/%2e%2e%2fetc%2fpasswd",
+    ):
         response = server.client.get(path)
         assert response.status_code == 404
         assert "error" in response.json()

@@ -183,6 +183,9 @@ def _try_change(flags: Flags, change: Change, ledger: Ledger, command: str) -> T
         reason = {"time": _now(), "change": change.words, "reason": str(error)}
         ledger.append("failed", facts | reason)
         raise
+    except KeyboardInterrupt:
+        ledger.append("interrupted", facts | {"time": _now(), "change": change.words})
+        raise
     seeds = [trial.seed for trial in result.base]
     ledger.append("end", {**facts, **result.facts, "time": _now(), "seed_values": seeds})
     return result
