@@ -29,7 +29,9 @@ ENGINES = [
     "numpy",
     pytest.param(
         "torch",
-        marks=pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="could not import 'torch'"),
+        marks=pytest.mark.skipif(
+            not importlib.util.find_spec("torch"), reason="could not import 'torch'"
+        ),
     ),
 ]
 MODELS = {

@@ -297,8 +297,9 @@ def test_tensorboard_exports_have_their_tag_in_their_name(
 
 
 def test_tensorboard_event_files(tmp_path: Path) -> None:
-    writers = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    pytest.importorskip("tensorboard")
     from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer import event_file_writer as writers
 
     writer = writers.EventFileWriter(str(tmp_path))
     for step, loss in ((10, 4.0), (20, 3.5)):
