@@ -83,6 +83,8 @@ def run_scheduler(engine: Engine, config: RunConfig, streams: int, prompt: int, 
             full_start, cpu_start = time.perf_counter(), time.process_time()
         if n_tokens and scheduler.counts.running < streams:
             break
+    if not n_tokens:
+        raise SystemExit(f"all {streams} streams never ran at once: give more --tokens than {new}")
     elapsed, cpu = time.perf_counter() - full_start, time.process_time() - cpu_start
     return Speed(n_tokens / elapsed, 1000 * cpu / n_tokens, 1000 * first)
 

@@ -28,7 +28,7 @@ SMALLEST_FLAGS = {
     "moe_speed": "--d-model 64 --batch-size 2 --seconds 0.1",
     "overhead": "--preset tiny --steps 8 --text-file text.txt",
     "same_bits": "--only sgd-numpy",
-    "serve_engine_speed": "--presets tiny --rounds 1 --tokens 4",
+    "serve_engine_speed": "--presets tiny --rounds 1 --tokens 64",
     "serve_speed": "--presets tiny --streams 2 --tokens 4 --seconds 0.1 --no-peers",
     "train_speed": "--batch-size 4 --seconds 0.1",
     "verdict_accuracy": "--seeds 1 --exercises silu relu",

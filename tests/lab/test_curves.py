@@ -303,3 +303,16 @@ def test_a_real_run_is_healthy(tmp_path: Path) -> None:
         assert len(curve.clipped) == 150
         assert curve.vocab_size is not None
         assert raised_signals(curve) == {}
+
+
+def test_spikes_of_the_gradient_norm_are_peaks_above_its_usual_size() -> None:
+    rng = np.random.default_rng(0)
+    norms = np.exp(0.2 * rng.standard_normal(400))
+    steps = np.arange(1.0, 401)
+    assert curves.find_norm_spikes(Series(steps, norms)) == []
+    norms[[200, 201, 202]] = [8.0, 20.0, 9.0]  # one spike of three steps
+    norms[300] = 2.5  # unusual, but no spike
+    assert curves.find_norm_spikes(Series(steps, norms)) == [201]
+    train = Series(steps, 2 + np.exp(-steps / 50))
+    facts = curves.curve_facts(Curve("x", train, grad_norm=Series(steps, norms)))
+    assert facts["spikes"] == {"loss": [], "grad_norm": [202.0]}

@@ -35,7 +35,7 @@ that run is trained. The recipe is a preset with the flags of `glasslm train`.
 training FLOPs, and final losses, under any usual names; --columns says which is
 which. It needs at least three sizes on three token budgets; five by four is
 better. The fit gets a verdict: good, usable, doubtful or worthless, with its
-reasons; the exit code is 1 for the last two.
+reasons; the exit code of --fit is 1 for the last two.
 
 Examples:
   glasslm scale --budget 40m
@@ -118,7 +118,8 @@ def main(argv: list[str]) -> int:
         }
         paragraphs.append(fit_report.format_plan(plan))
     print_result(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
-    return 1 if analysis and analysis.quality.verdict in ("doubtful", "worthless") else 0
+    is_bad = analysis is not None and analysis.quality.verdict in ("doubtful", "worthless")
+    return 1 if is_bad and flags.fit is not None else 0  # a ladder that was trained is done
 
 
 def _further_questions(

@@ -14,6 +14,7 @@ MAX_PARTS = 20
 # Before the guard's window is full, fewer values are the history of a spike, with more standard
 # deviations.
 SHORT_HISTORIES = ((32, 7.0), (16, 8.0), (8, 12.0))
+MIN_NORM_FACTOR = 3.0  # of the peak of a gradient norm to the median before it
 SPIKE_CHUNK = 4096  # values whose windows are in memory together
 
 
@@ -105,11 +106,16 @@ def find_norm_spikes(series: Series) -> list[int]:
     """The indices of the peaks of gradient norms, found in their logarithms.
 
     Norms vary by factors: sound batches have norms of several standard deviations above the mean.
+    So a peak is also MIN_NORM_FACTOR times the median of the values before it.
     """
     positive = series.values > 0
-    indices = np.flatnonzero(positive)
-    logs = Series(series.steps[positive], np.log(series.values[positive]))
-    return [int(indices[i]) for i in find_spikes(logs)]
+    indices, values = np.flatnonzero(positive), series.values[positive]
+    peaks = find_spikes(Series(series.steps[positive], np.log(values)))
+    return [
+        int(indices[i])
+        for i in peaks
+        if values[i] >= MIN_NORM_FACTOR * np.median(values[max(0, i - guard.WINDOW_STEPS) : i])
+    ]
 
 
 def fit_non_increasing(values: Array) -> Array:
