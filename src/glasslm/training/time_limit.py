@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from glasslm.training.evaluation_windows import FINAL_PASSES
-from glasslm.training.preparation import TOLERANCE
 from glasslm.training.step_timer import StepTimer, report_seconds
 
 PAGE_SHARE = 0.5  # of the time for the report: its figures and pages
@@ -35,7 +34,7 @@ class TimeLimit:
 
     def __init__(self, timer: StepTimer, started: float, budget_s: float = math.inf) -> None:
         """Without `budget_s` there is no limit."""
-        self.ends_at = started + (1 + TOLERANCE / 2) * budget_s
+        self.ends_at = started + budget_s
         self.timer = timer
         self.parts_s: dict[Part, float] = {
             "sample": timer.sample,
