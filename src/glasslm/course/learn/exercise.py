@@ -115,6 +115,13 @@ class CaseRandom:
         return round(float(self.generator.uniform(low, high)), 2)
 
 
+def draw_activation(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
+    """A case of an activation: x (N, D), 300 times as large for large values, and dy (N, D)."""
+    N, D = sizes.values()
+    x = random.array(N, D) * (300 if is_large else 1)
+    return Case(dict(sizes), {"x": x}, {}, random.array(N, D))
+
+
 @dataclass(frozen=True)
 class Reference:
     """The right results of a case, as named terms.

@@ -29,7 +29,8 @@ _PAIR = re.compile(
 _BAR = re.compile(r"\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)")
 # What a logging library writes before its message, with the level as its last word.
 _PREFIX = re.compile(
-    r"^.*?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|CRITICAL)\b[\s:|\])-]*(?:[\w./]+[.:]\w*:?\d+[\s:|\])-]*)?"
+    r"^.*?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|CRITICAL)\b[\s:|\])-]*"
+    r"(?:[\w./]+[.:]\w*:?\d+[\s:|\])-]*)?"
 )
 _VALIDATION = re.compile(r"\b(?:val|valid\w*|eval\w*|dev|test\w*)\b", re.I)
 _FRACTION = re.compile(r"\[\s*(?P<done>\d+)\s*/\s*(?P<total>\d+)\s*\]")

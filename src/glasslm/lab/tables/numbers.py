@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -99,12 +98,3 @@ def has_suffix(cell: Any) -> bool:
 def is_missing(cell: Any) -> bool:
     """Whether a cell holds nothing: blank, a dash, NA. NaN is a number."""
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING)
-
-
-def is_nonfinite(cell: Any) -> bool:
-    """Whether a cell is NaN or infinite."""
-    try:
-        number = parse_number(cell)
-    except ValueError:
-        return False
-    return number is not None and not math.isfinite(number)

@@ -8,12 +8,11 @@ import numpy as np
 
 from glasslm.course.learn.exercise import (
     Array,
-    Case,
-    CaseRandom,
     Exercise,
     Mistake,
     Reference,
     Sizes,
+    draw_activation,
 )
 
 ROOT = math.sqrt(2 / math.pi)
@@ -66,12 +65,6 @@ def _erf_form(dy: Array, x: Array) -> Reference:
     return Reference({"y": {"y": x * phi}, "dx": {"dx": dy * (phi + x * density)}})
 
 
-def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
-    N, D = sizes.values()
-    x = random.array(N, D) * (300 if is_large else 1)
-    return Case(dict(sizes), {"x": x}, {}, random.array(N, D))
-
-
 EXERCISE = Exercise(
     name="gelu",
     title="GELU",
@@ -83,7 +76,7 @@ y  the shape of x
 backward(dy) -> dx, the shape of x""",
     reference=reference,
     sizes=Sizes.of("N D", small="1 1, 1 2, 2 2", distinct="5 7, 9 4", equal="4 4, 5 5"),
-    draw=draw,
+    draw=draw_activation,
     hints=(
         "Name the inner part: u = k (x + c x³), t = tanh(u). Then y = x (1 + t) / 2, a product.",
         "The derivative of tanh(u) by u is 1 - t².",

@@ -6,12 +6,11 @@ import numpy as np
 
 from glasslm.course.learn.exercise import (
     Array,
-    Case,
-    CaseRandom,
     Exercise,
     Mistake,
     Reference,
     Sizes,
+    draw_activation,
 )
 
 
@@ -30,12 +29,6 @@ def reference(dy: Array, x: Array, *, form: str = "max(x, 0)", passes: str = "x 
     )
 
 
-def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
-    N, D = sizes.values()
-    x = random.array(N, D) * (300 if is_large else 1)
-    return Case(dict(sizes), {"x": x}, {}, random.array(N, D))
-
-
 EXERCISE = Exercise(
     name="relu",
     title="ReLU",
@@ -46,7 +39,7 @@ y  the shape of x
 backward(dy) -> dx, the shape of x""",
     reference=reference,
     sizes=Sizes.of("N D", small="1 1, 1 2, 2 2", distinct="5 7, 9 4", equal="4 4, 5 5"),
-    draw=draw,
+    draw=draw_activation,
     hints=(
         "The slope is 1 where x is positive and 0 where it is negative.",
         "dx = dy * (x > 0)",

@@ -6,12 +6,11 @@ import numpy as np
 
 from glasslm.course.learn.exercise import (
     Array,
-    Case,
-    CaseRandom,
     Exercise,
     Mistake,
     Reference,
     Sizes,
+    draw_activation,
 )
 
 
@@ -35,12 +34,6 @@ def reference(
     )
 
 
-def draw(random: CaseRandom, sizes: dict[str, int], number: int, is_large: bool) -> Case:
-    N, D = sizes.values()
-    x = random.array(N, D) * (300 if is_large else 1)
-    return Case(dict(sizes), {"x": x}, {}, random.array(N, D))
-
-
 EXERCISE = Exercise(
     name="silu",
     title="SiLU",
@@ -51,7 +44,7 @@ y  the shape of x
 backward(dy) -> dx, the shape of x""",
     reference=reference,
     sizes=Sizes.of("N D", small="1 1, 1 2, 2 2", distinct="5 7, 9 4", equal="4 4, 5 5"),
-    draw=draw,
+    draw=draw_activation,
     hints=(
         "y is a product of x and s(x): use the product rule.",
         "The derivative of the sigmoid is s (1 - s).",
