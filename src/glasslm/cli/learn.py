@@ -271,10 +271,10 @@ def _status(argv: list[str]) -> int:
         if state != progress.ExerciseState():
             backward = (state.backward or "-") if load_exercise(name).has_backward else ""
             notes = {"trained": state.trained, "solution seen": state.solution_seen}
-            seen = ", ".join(note for note, applies in notes.items() if applies)
+            remarks = ", ".join(note for note, applies in notes.items() if applies)
             counts = (str(state.checks), str(state.hints))
             verdict = state.verdict.replace("_", " ") or "-"
-            rows.append((name, state.forward or "-", backward, verdict, *counts, seen))
+            rows.append((name, state.forward or "-", backward, verdict, *counts, remarks))
     if len(rows) > 1:
         print("", *align_columns(rows), sep="\n")
     ahead = [name for name in names if name not in solved]

@@ -40,13 +40,13 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm resume", DESCRIPTION)
     trackers.parse_trackers(flags.track)
     run_dir = run_folder.find_run(flags.run)
-    outcome = _find_unreported(run_dir) or launch.resume(
+    outcome = _outcome_without_report(run_dir) or launch.resume(
         run_dir, flags.compute, track=flags.track, ops=flags.ops
     )
     return report_outcome(outcome, flags.json)
 
 
-def _find_unreported(run_dir: Path) -> Outcome | None:
+def _outcome_without_report(run_dir: Path) -> Outcome | None:
     """The outcome of a completed run that was killed before its report; None for any other run."""
     from glasslm.runs import checkpoint, protection
     from glasslm.runs.metrics import COMPLETED_STATUSES
