@@ -36,10 +36,10 @@ def test_the_command_prints_every_case_and_one_json_object_last(
     out, err = capsys.readouterr()
     facts = json.loads(out)
     assert facts["passed"] is True
-    assert facts["cases"] == len(OPS) + 1 + len(gradient_check.SOFTMAX_TERMS)
+    assert facts["cases"] == len(OPS) + 2 + len(gradient_check.SOFTMAX_TERMS)
     assert facts["largest_error"] <= facts["tolerance"] == 1e-6
     assert facts["wrong"] == []
-    for case in [*OPS, "the smallest"]:
+    for case in [*OPS, "the smallest", "weighted targets"]:
         assert f"  {case}" in err
     assert facts["parity"] is None
     assert len([line for line in err.splitlines() if "pip install torch" in line]) == 1

@@ -58,10 +58,11 @@ def test_the_engines_agree(config: ModelConfig, precision: parity.ParityPrecisio
 
 def test_every_switch_and_the_random_combinations_have_a_row(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
-        parity, "check_model", lambda case, config, precision, seed: (case, config, precision)
+        parity, "check_model", lambda case, config, precision, seed, **_: (case, config, precision)
     )
-    rows: list[Any] = list(parity.check_models("fp64", 7))
+    *rows, last = list[Any](parity.check_models("fp64", 7))
     cases = [*gradient_check.single_switches(), *gradient_check.combinations(7, 0)]
+    assert last[0] == "weighted targets"
     assert [row[0] for row in rows] == [case for case, _ in cases]
     for (_, config, _), (_, small) in zip(rows, cases):
         assert {field: getattr(config, field) for field in gradient_check.SWITCHES} == {

@@ -29,12 +29,15 @@ class Batch(NamedTuple):
     targets: NDArray[np.int64]  # (B, T), the token after each position; or NO_TARGET
     step: int  # with `rows`, the key of the dropout masks
     rows: NDArray[np.int64]  # (B,), each row's index in the step's global batch
+    # (B, T): factors of the gradient of each target's nats, of any sign; None: all are 1.
+    weights: NDArray[np.floating[Any]] | None = None
 
     def split(self, rows: int) -> Iterator[Batch]:
         """The batch in portions of `rows` rows; the last one may have fewer."""
         for start in range(0, len(self.tokens), rows):
             part = slice(start, start + rows)
-            yield Batch(self.tokens[part], self.targets[part], self.step, self.rows[part])
+            weights = None if self.weights is None else self.weights[part]
+            yield Batch(self.tokens[part], self.targets[part], self.step, self.rows[part], weights)
 
 
 class Losses(NamedTuple):
@@ -110,9 +113,10 @@ class Engine(Protocol):
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Forward and backward: add weight x the gradient of the summed nats of the targets.
 
-        `weight` is 1 / (valid targets of the whole step), so that the returned losses are the parts
-        of this batch in the means of the step. Terms that belong to a sequence, such as the balance
-        of experts, count weight x T each.
+        `batch.weights` multiply the gradient of the nats, and neither the returned losses nor the
+        auxiliary terms. `weight` is 1 / (valid targets of the whole step), so that the returned
+        losses are the parts of this batch in the means of the step. Terms that belong to a
+        sequence, such as the balance of experts, count weight x T each.
         """
         ...
 

@@ -157,6 +157,8 @@ class NumpyEngine:
 
         def backward() -> dict[str, Array]:
             dlogits = nats_back(weight)
+            if batch.weights is not None:
+                dlogits *= batch.weights[part].reshape(-1, 1).astype(self.dtype)
             for name, (_, term_back) in softmax_terms.items():
                 dlogits += term_back(weight * terms[name])
             return model_back(dlogits)

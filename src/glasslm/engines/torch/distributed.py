@@ -58,7 +58,8 @@ class LeaderEngine:
 
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         with explain_group_failure():
-            arrays = [batch.tokens, batch.targets, batch.rows]
+            arrays: list[Array] = [batch.tokens, batch.targets, batch.rows]
+            arrays += [] if batch.weights is None else [batch.weights]
             broadcast_call({"method": "accumulate", "step": batch.step, "weight": weight}, arrays)
             return self._engine.accumulate(batch, weight)
 
@@ -161,8 +162,9 @@ def follow_leader() -> int:
                         RankGroup(compute.parallel),
                     )
                 case "accumulate":
-                    tokens, targets, rows = arrays
-                    engine.accumulate(Batch(tokens, targets, call["step"], rows), call["weight"])
+                    tokens, targets, rows, *weights = arrays
+                    batch = Batch(tokens, targets, call["step"], rows, *weights)
+                    engine.accumulate(batch, call["weight"])
                 case "update":
                     engine.update(call["lr"], call["skip_above"])
                 case "losses":

@@ -156,7 +156,8 @@ class TorchEngine:
             sync = self.ranks.gradient_sync(self.forward, last) if self.ranks else nullcontext()
             with sync, call_site(f"step {batch.step + 1}"):
                 tokens, targets, keys = self._inputs(batch, part)
-                terms, routings = self._loss_terms(tokens, targets, keys, self.forward)
+                weights = self._target_weights(batch, part)
+                terms, routings = self._loss_terms(tokens, targets, weights, keys, self.forward)
                 (self._objective(terms) * scale).backward()  # type: ignore[no-untyped-call]
             for total, term in zip(sums, terms):
                 total += term.detach()
@@ -177,12 +178,23 @@ class TorchEngine:
         )
 
     def _loss_terms(
-        self, tokens: Tensor, targets: Tensor, keys: Tensor | None, forward: Callable[..., Any]
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        keys: Tensor | None,
+        forward: Callable[..., Any],
     ) -> tuple[list[Tensor], list[Routing]]:
         """The terms of the objective, summed over rows (B, T), and the routings."""
         logits, routings = forward(tokens, keys)
-        terms = loss_terms(logits, targets, routings, self.coefficients, self.operations)
+        terms = loss_terms(logits, targets, routings, self.coefficients, self.operations, weights)
         return terms, routings
+
+    def _target_weights(self, batch: Batch, part: Array) -> Tensor | None:
+        """The weights (B, T) of the targets in rows `part` (B,) of a batch that has some."""
+        if batch.weights is None:
+            return None
+        return self._to_device(batch.weights[part]).to(self.master_dtype)
 
     def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and targets (B, T) of rows `part` (B,) of a batch, and dropout keys (sites, B)."""
@@ -278,7 +290,8 @@ class TorchEngine:
         scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
         tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
         with self._without_compiling(), ActivationRecorder(model, names) as recorder:
-            terms, _ = self._loss_terms(tokens, targets, None, recorder.forward)
+            weights = self._target_weights(batch, np.arange(len(batch.tokens)))
+            terms, _ = self._loss_terms(tokens, targets, weights, None, recorder.forward)
             arrays = recorder.activations
             gradient_names = [name for name in names if name.startswith(GRADIENT_PREFIX)]
             if gradient_names:

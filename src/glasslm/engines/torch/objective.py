@@ -6,6 +6,7 @@ Letters: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +30,44 @@ def cross_entropy(logits: Tensor, targets: Tensor, operations: Operations) -> Te
     return nats.masked_scatter(valid, replaced(logits[valid], targets[valid]))
 
 
+class _ScaledGradient(torch.autograd.Function):
+    """logits (N, V) themselves, whose gradient is multiplied by factors (N, 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(factors)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (factors,) = ctx.saved_tensors
+        return gradient * factors, None
+
+
 def loss_terms(
     logits: Tensor,
     targets: Tensor,
     routings: list[Routing],
     names: Collection[str],
     operations: Operations = BUILT_IN,
+    weights: Tensor | None = None,
 ) -> list[Tensor]:
     """The cross-entropy in nats and then the terms `names`, each summed over the rows, () each.
 
     logits (B, T, V), targets (B, T) with -1 where nothing is predicted, routings of all layers with
-    experts. The names are those of objective.coefficients.
+    experts. The names are those of objective.coefficients. `weights` (B, T) multiply the gradients
+    of the nats, as Batch.weights do.
     """
     T = targets.shape[1]
     logits, targets = upcast(logits).flatten(0, 1), targets.flatten()
     valid = targets >= 0
+    scored = logits
+    if weights is not None:  # cross_entropy of a file gets one weight, that of all rows
+        scored = _ScaledGradient.apply(logits, weights.flatten()[:, None])  # type: ignore[no-untyped-call]
     if "cross_entropy" in operations:
-        nats = cross_entropy(logits, targets, operations).sum()
+        nats = cross_entropy(scored, targets, operations).sum()
     else:
-        nats = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="sum")
+        nats = F.cross_entropy(scored, targets, ignore_index=NO_TARGET, reduction="sum")
     terms: dict[str, Tensor] = {}
     if "smoothing" in names:
         target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]

@@ -123,6 +123,7 @@ def check_models(random_combinations: int = 50, seed: int = 0) -> Iterator[Check
         yield check_model(name, config, seed)
     for term, coefficient in SOFTMAX_TERMS.items():
         yield check_model(f"{term} {coefficient}", small_model(), seed, **{term: coefficient})
+    yield check_weighted_targets(seed)
 
 
 def check_model(
@@ -139,6 +140,35 @@ def check_model(
     names in OptimizerConfig.
     """
     rng = _generator(seed, name)
+    engine, batch = _random_engine(config, rng, seed, operations, **terms)
+    return check_engine(name, engine, batch, rng, kinks=has_kinks(config))
+
+
+def check_weighted_targets(seed: int = 0) -> CheckResult:
+    """Check a batch with weights of both signs: those of preference tuning."""
+    name = "weighted targets"
+    rng = _generator(seed, name)
+    engine, batch = _random_engine(small_model(), rng, seed)
+    weights = rng.standard_normal(batch.targets.shape)
+    weighted, weight = batch._replace(weights=weights), 1 / batch.targets.size
+    return check_gradients(
+        name,
+        engine.weights.arrays,
+        lambda: weight * float(np.sum(weights * engine.losses(batch.tokens, batch.targets))),
+        lambda: engine.gradients(weighted, weight),
+        rng,
+        kinks=False,
+    )
+
+
+def _random_engine(
+    config: ModelConfig,
+    rng: np.random.Generator,
+    seed: int,
+    operations: OperationsConfig | None = None,
+    **terms: Any,
+) -> tuple[NumpyEngine, Batch]:
+    """A float64 engine with random weights, and the batch that check_model describes."""
     train = TrainConfig(batch_size=B, micro_batch_size=1, seed=seed)
     run = RunConfig(
         config,
@@ -154,8 +184,7 @@ def check_model(
     )
     tokens, targets = rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
     targets[0, 2] = -1
-    batch = Batch(tokens, targets, step=3, rows=np.arange(B))
-    return check_engine(name, engine, batch, rng, kinks=has_kinks(config))
+    return engine, Batch(tokens, targets, step=3, rows=np.arange(B))
 
 
 def has_kinks(config: ModelConfig) -> bool:

@@ -93,6 +93,8 @@ def check_models(
     ]:
         sized = dataclasses.replace(config, d_model=D, d_ff=F, block_size=T + 1)
         yield check_model(case, sized, precision, seed)
+    base = dataclasses.replace(gradient_check.small_model(), d_model=D, d_ff=F)
+    yield check_model("weighted targets", base, precision, seed, has_weights=True)
 
 
 def check_file_models(
@@ -112,10 +114,12 @@ def check_model(
     seed: int = 0,
     optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName),
     operations: OperationsConfig | None = None,
+    has_weights: bool = False,
 ) -> Parity:
     """Compare the engines for one model with random weights and every one of the optimizers.
 
-    The batches have two micro-batches, one masked target, and dropout if the config has it.
+    The batches have two micro-batches, one masked target, and dropout if the config has it. With
+    `has_weights`, each target has a weight of either sign, as in preference tuning.
     """
     rng = np.random.default_rng([seed, *case.encode()])
     table = parameter_table(config.resolve(), V)
@@ -126,7 +130,9 @@ def check_model(
     for step in range(STEPS):
         tokens, targets = rng.integers(0, V, (2, B, T))
         targets[0, 2] = -1
-        batches.append(Batch(tokens, targets, step, rows=np.arange(B) + 1))  # row 0 is elsewhere
+        factors = rng.standard_normal((B, T)) if has_weights else None
+        # Row 0 is elsewhere.
+        batches.append(Batch(tokens, targets, step, np.arange(B) + 1, factors))
     train = TrainConfig(batch_size=B, micro_batch_size=B // 2, seed=seed)
     pairs = {
         name: make_pair(
