@@ -65,3 +65,16 @@ def test_of_a_long_text_the_newest_tokens_are_read(model: Model, tmp_path: Path)
     long = TEXT * 10
     block_size = model.config.model.block_size
     np.testing.assert_array_equal(model.activations(long), model.activations(long[-block_size:]))
+
+
+def test_heads_are_switched_off_by_edits(
+    model: Model,
+) -> None:
+    """Switching off all heads of a layer removes what its attention adds."""
+    heads = model.inspect(TEXT, ["blocks.0.attention.heads"])["blocks.0.attention.heads"]
+    c = model.config.model
+    assert heads.shape == (len(TEXT), c.n_heads, c.d_model // c.n_heads)
+    same = model.inspect(TEXT, ["logits"], [("blocks.0.attention.heads", np.s_[:], heads)])
+    np.testing.assert_array_equal(same["logits"], model.inspect(TEXT, ["logits"])["logits"])
+    edits = [("blocks.0.attention.heads", np.s_[:, :, h], 0.0) for h in range(c.n_heads)]
+    assert not model.inspect(TEXT, ["blocks.0.attention"], edits)["blocks.0.attention"].any()

@@ -1,16 +1,19 @@
 """The names under which `Engine.inspect` gives activations and gradients: the same in both engines.
 
-B rows, T positions, D width, H heads, F inner width of the feed-forward, V vocabulary, n tokens of
-an expert.
+B rows, T positions, D width, H heads, Q head size, F inner width of the feed-forward, V vocabulary,
+n tokens of an expert. An Edit overwrites those with a star.
 
-    embedding                                    (B, T, D)     the residual stream before block 0
+  * embedding                                    (B, T, D)     the residual stream before block 0
     blocks.0.attention.scores                    (B, H, T, T)  q . k / sqrt(head size); hidden: -inf
     blocks.0.attention.weights                   (B, H, T, T)  softmax of scores and ALiBi's bias
-    blocks.0.attention                           (B, T, D)     what attention adds to the stream
+  * blocks.0.attention.heads                     (B, T, H, Q)  each head's mean of values, before o
+  * blocks.0.attention                           (B, T, D)     what attention adds to the stream
     blocks.0.feedforward.preactivation           (B, T, F)     the input of the activation function
+  * blocks.0.feedforward.activation              (B, T, F)     the neurons: the input of down
     blocks.0.feedforward.experts.0.preactivation (n, F)        of an expert (shared: (B, T, F))
-    blocks.0.feedforward                         (B, T, D)     what the feed-forward adds
-    blocks.0                                     (B, T, D)     the residual stream after the block
+    blocks.0.feedforward.experts.0.activation    (n, F)        of an expert (shared*: (B, T, F))
+  * blocks.0.feedforward                         (B, T, D)     what the feed-forward adds
+  * blocks.0                                     (B, T, D)     the residual stream after the block
     norm                                         (B, T, D)     after the last norm, with pre-norm
     logits                                       (B, T, V)
     gradient/embedding, gradient/blocks.0        (B, T, D)     of the objective by the stream there
@@ -19,7 +22,10 @@ an expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
@@ -33,13 +39,29 @@ REPLACED_ATTENTION = (
 )
 
 
+class Edit(NamedTuple):
+    """An activation overwritten where it is computed: `activation[index] = value`, as in NumPy.
+
+    What is computed from it changes. `index` begins with the axis B, so each row of a batch may
+    have its own edits; `value` has the shape that `index` selects, or is broadcast to it.
+
+    Edit("blocks.0.attention.heads", np.s_[:, :, 2], 0.0) switches head 2 off, in every row.
+    """
+
+    name: str
+    index: Any
+    value: NDArray[Any] | float
+
+
 def forward_names(c: ModelConfig) -> list[str]:
     """The names of activations, in the order in which they are computed."""
     names = ["embedding"]
     for i in range(c.n_layers):
         block = f"blocks.{i}"
-        names += [f"{block}.attention.scores", f"{block}.attention.weights", f"{block}.attention"]
-        names += [f"{mlp}.preactivation" for mlp in feedforward_names(c, i)]
+        parts = ("scores", "weights", "heads")
+        names += [*(f"{block}.attention.{part}" for part in parts), f"{block}.attention"]
+        for mlp in feedforward_names(c, i):
+            names += [f"{mlp}.preactivation", f"{mlp}.activation"]
         names += [f"{block}.feedforward", block]
     return [*names, *(["norm"] if c.has_final_norm else []), "logits"]
 
@@ -79,3 +101,19 @@ def require_known_names(
         if name not in known_names:
             suggestion = suggest_name(name, known_names, quote="")
             raise InputError(f"there is nothing called '{name}' in this model{suggestion}")
+
+
+def require_edits(edits: Sequence[Edit], names: Iterable[str], c: ModelConfig) -> None:
+    """Raise InputError for an edit of what cannot be edited, or beside names of gradients."""
+    if edits and any(name.startswith(GRADIENT_PREFIX) for name in names):
+        raise InputError("a pass with edits has no gradients: ask for activations alone")
+    fixed = (".scores", ".weights", ".preactivation")
+    editable_names = [
+        name
+        for name in forward_names(c)
+        if not name.endswith(fixed) and ".experts." not in name and name not in ("norm", "logits")
+    ]
+    for edit in edits:
+        if edit.name not in editable_names:
+            suggestion = suggest_name(edit.name, editable_names, quote="")
+            raise InputError(f"'{edit.name}' cannot be edited in this model{suggestion}")

@@ -8,13 +8,14 @@ Letters: B rows, T positions, V vocabulary, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DeviceName, EngineName, Precision
+from glasslm.engines.inspection import Edit
 
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
@@ -147,13 +148,23 @@ class Engine(Protocol):
         """
         ...
 
-    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+    def inspect(
+        self, batch: Batch, names: Iterable[str], edits: Sequence[Edit] = ()
+    ) -> dict[str, Array]:
         """Copies of activations and gradients by name; inspection.py lists names and shapes.
 
         Uses the weights in training, without dropout, and computes attention explicitly, whatever
         --attention says. Gradients are of the mean over the batch. The arrays have the compute
-        precision, at least float32. The run does not change. Raises InputError for a name that the
-        model does not have.
+        precision, at least float32. The run does not change. `edits` overwrite activations in this
+        pass, in their order. Raises InputError for a name that the model does not have, and for
+        gradients beside edits.
+        """
+        ...
+
+    def readout(self, stream: Array) -> Array:
+        """Residual streams (N, D) -> logits (N, V): the last norm, if any, and the output matrix.
+
+        Of the weights that `inspect` uses: the stream after the last block gives its logits.
         """
         ...
 

@@ -28,7 +28,7 @@ from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
-from glasslm.engines.inspection import GRADIENT_PREFIX, forward_names
+from glasslm.engines.inspection import GRADIENT_PREFIX, Edit, forward_names
 from glasslm.engines.protocol import NO_TARGET, Batch, Engine
 from glasslm.errors import InputError
 from glasslm.inference import evaluation, generation
@@ -44,6 +44,7 @@ from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.text import Notify, ignore_message
 
 GrammarName = Literal["json"]
+EditTuple = tuple[str, Any, Any]  # name, index and value of an engines.inspection.Edit
 WINDOWS_PER_CALL = 32  # of a scored text, in one call of Engine.losses
 
 
@@ -290,13 +291,17 @@ class Model:
         ]
         return np.concatenate(parts)
 
-    def inspect(self, text: str, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    def inspect(
+        self, text: str, names: Iterable[str] | None = None, edits: Iterable[EditTuple] = ()
+    ) -> dict[str, NDArray[Any]]:
         """Activations and gradients inside the model while it reads `text`, by name.
 
         Args:
             text: At least two tokens; of a longer text than the context the newest are read.
             names: The names of `engines/inspection.py`, such as "blocks.0.attention.weights" or
                 "gradient/blocks.0.attention.q.weight"; by default every activation.
+            edits: (name, index, value) of activations that are overwritten; see
+                `engines.inspection.Edit`. An index begins with the axis B, which has length 1.
 
         Returns:
             Copies with the shapes that inspection.py lists, without the axis B: T is the number of
@@ -309,16 +314,19 @@ class Model:
         >>> model.inspect("To be, or not", ["blocks.0", "logits"])["blocks.0"].shape  # (T, D)
         """
         self._warn_of_spellings(text)
-        return self._inspect(text, forward_names(self.config.model) if names is None else names)
+        names = forward_names(self.config.model) if names is None else names
+        return self._inspect(text, names, edits)
 
-    def _inspect(self, text: str, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    def _inspect(
+        self, text: str, names: Iterable[str], edits: Iterable[EditTuple] = ()
+    ) -> dict[str, NDArray[Any]]:
         """`inspect` without its warning."""
         ids = np.asarray(self.tokenizer.encode(text), np.int64)[-self.config.model.block_size :]
         if len(ids) < 2:
             raise InputError(f"the text has {len(ids)} tokens: give at least two to look inside")
         targets = np.append(ids[1:], NO_TARGET)  # nothing is known of the token after the last
         batch = Batch(ids[None], targets[None], 0, np.zeros(1, np.int64))
-        arrays = self.engine.inspect(batch, list(names))
+        arrays = self.engine.inspect(batch, list(names), [Edit(*edit) for edit in edits])
 
         def has_batch_axis(name: str) -> bool:
             is_weight = name.removeprefix(GRADIENT_PREFIX) in self.parameters

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -22,7 +22,12 @@ from threadpoolctl import ThreadpoolController
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
+from glasslm.engines.inspection import (
+    GRADIENT_PREFIX,
+    Edit,
+    require_edits,
+    require_known_names,
+)
 from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool
@@ -44,6 +49,7 @@ from glasslm.model.parameters import parameter_table
 # Rows that one thread reads into a cache at once. Each row of a product of 4, 8 or 16 rows has the
 # same bits in every place and beside any other rows, with all kernels of OpenBLAS (docs/log.md).
 CACHE_ROWS_PER_THREAD = 16
+READOUT_ROWS = 256  # whose logits a thread computes at once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -165,12 +171,15 @@ class NumpyEngine:
 
         return Losses(weight * math.fsum(nats), auxiliary, experts), backward
 
-    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+    def inspect(
+        self, batch: Batch, names: Iterable[str], edits: Sequence[Edit] = ()
+    ) -> dict[str, Array]:
         """Engine.inspect."""
         names = list(names)
         require_known_names(names, self.config.model, self.table)
+        require_edits(edits, names, self.config.model)
         require_token_ids(self.vocab_size, batch.tokens, batch.targets)
-        recorder = ActivationRecorder(names)
+        recorder = ActivationRecorder(names, edits)
         targets = max(1, int((batch.targets >= 0).sum()))
         with one_blas_thread(self._blas):
             _, backward = self.forward(batch, 1 / targets, recorder=recorder)
@@ -182,6 +191,14 @@ class NumpyEngine:
                     GRADIENT_PREFIX + name: gradient for name, gradient in gradients.arrays.items()
                 }
         return {name: recorder.arrays[name] for name in names}
+
+    def readout(self, stream: Array) -> Array:
+        """Engine.readout: (N, D) -> (N, V)."""
+        stream = np.asarray(stream, self.dtype)
+        parts = chunks(len(stream), READOUT_ROWS)
+        return np.concatenate(
+            list(self._map_on_threads(lambda part: self.model.readout(stream[part].copy()), parts))
+        )
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
         """The gradients that `accumulate` computes of a batch, by name; then it resets them."""

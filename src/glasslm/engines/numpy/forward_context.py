@@ -5,27 +5,41 @@ Letters: B rows, T positions, N = B T, H query heads, K key-value heads, Q head 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.engines.inspection import REPLACED_ATTENTION, Edit
+from glasslm.engines.numpy.attention import scores_and_weights
 from glasslm.engines.numpy.moe import Routing
+from glasslm.engines.numpy.operations import Operations
 from glasslm.engines.numpy.ops import Array, New
+from glasslm.engines.numpy.positions import ScoreBias, dense_bias
+from glasslm.errors import InputError
 
 
 class ActivationRecorder:
-    """Copies of the activations and gradients with the given names, those of inspection.py."""
+    """Copies of the activations and gradients with the given names, those of inspection.py.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = frozenset(names)
+    `edits` overwrite activations before they are copied and used.
+    """
+
+    def __init__(self, names: Iterable[str], edits: Sequence[Edit] = ()) -> None:
+        self.names, self.edits = frozenset(names), edits
         self.arrays: dict[str, Array] = {}
 
-    def record(self, name: str, array: Array, shape: tuple[int, ...] | None = None) -> None:
-        """Copy an array (any shape) if its name is asked for, reshaped to `shape`."""
+    def record(self, name: str, array: Array) -> None:
+        """Copy an array (any shape) if its name is asked for."""
         if name in self.names:
-            self.arrays[name] = array.reshape(shape or array.shape).copy()
+            self.arrays[name] = array.copy()
+
+    def edit(self, name: str, array: Array) -> None:
+        """Overwrite parts of an array (any shape), in place, where an edit says so."""
+        for edit in self.edits:
+            if edit.name == name:
+                array[edit.index] = edit.value
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,38 @@ class ForwardContext:
     starts: NDArray[np.int64] | None = None  # (B, T) positions where documents start
 
     def record(self, name: str, x: Array) -> None:
-        """Record x (N, any) as (B, T, any); that of an expert, over its tokens, as it is."""
+        """Edit and record x (N, any) as (B, T, any); that of an expert, over its tokens, as it is.
+
+        Edits change x itself, so nothing may be computed from it before.
+        """
         if self.recorder is not None:
-            shape = x.shape if ".experts." in name else (self.B, self.T, -1)
-            self.recorder.record(name, x, shape)
+            shape = x.shape if ".experts." in name else (self.B, self.T, *x.shape[1:])
+            view = x.reshape(shape)
+            assert not x.size or np.may_share_memory(view, x), "an edit would change a copy"
+            self.recorder.edit(name, view)
+            self.recorder.record(name, view)
+
+    def record_attention(
+        self,
+        prefix: str,
+        qk: Array,
+        K: int,
+        bias: ScoreBias,
+        window: int,
+        operations: Operations,
+    ) -> None:
+        """Record scores and weights (B, H, T, T), which are computed here for every kernel.
+
+        qk (B, T, H + K, Q). Raises InputError where a file replaces attention.
+        """
+        names = f"{prefix}.scores", f"{prefix}.weights"
+        if self.recorder is None or self.recorder.names.isdisjoint(names):
+            return
+        softmax = operations.softmax
+        if operations.replaces_attention:
+            raise InputError(REPLACED_ATTENTION)
+        positions = np.arange(self.T)
+        dense = dense_bias(bias, positions, positions)
+        arrays = scores_and_weights(qk, K, dense, window, self.starts, softmax)
+        for name, array in zip(names, arrays):
+            self.recorder.record(name, array)

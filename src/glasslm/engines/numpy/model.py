@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.documents import document_starts
-from glasslm.engines.inspection import GRADIENT_PREFIX, REPLACED_ATTENTION
+from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
-from glasslm.engines.numpy.attention import attention, rope, scores_and_weights
+from glasslm.engines.numpy.attention import attention, rope
 from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
 from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
@@ -29,7 +29,6 @@ from glasslm.engines.numpy.ops import Array, New
 from glasslm.engines.numpy.positions import POSITIONS, Rotation, dense_bias, tile_slopes
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.operation_call import call_site
-from glasslm.errors import InputError
 
 Gradients = dict[str, Array]
 # Takes the gradient of the output, adds the gradients of weights by name, and returns the gradient
@@ -85,20 +84,11 @@ class Model:
                     x, back = sublayer(x)
                     block_backs.append(back)
             ctx.record(f"blocks.{i}", x)
-        final_back = None
-        if c.has_final_norm:
-            with call_site("norm"):
-                x, final_back = self._norm("norm", x, new)
-            ctx.record("norm", x)
-        logits, head_back = self._linear("embedding" if c.tie_embeddings else "head", x, new)
-        ctx.record("logits", logits)
+        logits, readout_back = self._readout(x, new, ctx.record)
 
         def backward(dlogits: Array) -> Gradients:
             gradients: Gradients = {}
-            dx = head_back(dlogits, gradients)
-            if final_back is not None:
-                with call_site("norm"):
-                    dx = final_back(dx, gradients)
+            dx = readout_back(dlogits, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
                 i = (len(block_backs) - 1) // 2
                 if len(block_backs) % 2 == 0:
@@ -112,6 +102,31 @@ class Model:
             return gradients
 
         return logits, ctx.routings, backward
+
+    def readout(self, stream: Array) -> Array:
+        """Residual streams (N, D) -> logits (N, V), as the output of the last block is read."""
+        return self._readout(stream, self.empty, lambda name, x: None)[0]
+
+    def _readout(
+        self, x: Array, new: New, record: Callable[[str, Array], None]
+    ) -> tuple[Array, Backward]:
+        norm_back: Backward | None = None
+        if self.config.has_final_norm:
+            with call_site("norm"):
+                x, norm_back = self._norm("norm", x, new)
+            record("norm", x)
+        head = "embedding" if self.config.tie_embeddings else "head"
+        logits, head_back = self._linear(head, x, new)
+        record("logits", logits)
+
+        def backward(dlogits: Array, gradients: Gradients) -> Array:
+            dx = head_back(dlogits, gradients)
+            if norm_back is None:
+                return dx
+            with call_site("norm"):
+                return norm_back(dx, gradients)
+
+        return logits, backward
 
     def _embed(
         self, tokens: Array, ctx: ForwardContext
@@ -193,8 +208,7 @@ class Model:
             qk, qk_norm_back = qk_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
         if ctx.rotation:
             qk, rope_back = self.operations(rope)(qk, *ctx.rotation, new)
-        if ctx.recorder is not None:
-            self._record_attention(prefix, qk, ctx.recorder, ctx.starts)
+        ctx.record_attention(prefix, qk, K, self.bias, self._window(), self.operations)
         drop = None
         if ctx.dropout_keys and c.attention_dropout:
             site = sites.site_number(layer, sites.PROBABILITIES)
@@ -207,6 +221,7 @@ class Model:
         else:
             attend = self.operations(attention)
             mixed, attention_back = attend(qk, v, ctx.bias, drop, new, window, ctx.starts)
+        ctx.record(f"{prefix}.heads", mixed.reshape(B * T, H, Q))
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
         y, dropout_back = self._dropout(y, sites.site_number(layer, sites.AFTER_ATTENTION), ctx)
         ctx.record(prefix, y)
@@ -224,22 +239,6 @@ class Model:
             return qkv_back(dheads.reshape(qkv.shape), gradients)
 
         return y, backward
-
-    def _record_attention(
-        self, prefix: str, qk: Array, recorder: ActivationRecorder, starts: Array | None
-    ) -> None:
-        """Record scores and weights (B, H, T, T), which are computed here for every kernel."""
-        names = f"{prefix}.scores", f"{prefix}.weights"
-        if recorder.names.isdisjoint(names):
-            return
-        softmax = self.operations.softmax
-        if self.operations.replaces_attention:
-            raise InputError(REPLACED_ATTENTION)
-        K, positions = self.config.n_kv_heads, np.arange(qk.shape[1])
-        bias = dense_bias(self.bias, positions, positions)
-        arrays = scores_and_weights(qk, K, bias, self._window(), starts, softmax)
-        for name, array in zip(names, arrays):
-            recorder.record(name, array)
 
     def qk_gain(self, prefix: str) -> Array:
         """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
@@ -292,6 +291,7 @@ class Model:
             inner, up_back = self._linear(f"{prefix}.up", x, new)
             ctx.record(f"{prefix}.preactivation", inner)
             h, activation_back = activation(inner, new)
+        ctx.record(f"{prefix}.activation", h)
         y, down_back = self._linear(f"{prefix}.down", h, new)
 
         def backward(dy: Array, gradients: Gradients) -> Array:

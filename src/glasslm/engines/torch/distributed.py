@@ -25,6 +25,7 @@ import torch.distributed as dist
 from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.library_call import run_interruptibly
+from glasslm.engines.inspection import Edit
 from glasslm.engines.operations import admit, find_operations, operations_from_text
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.resources import count_ranks, require_divisible, thread_count
@@ -79,11 +80,19 @@ class LeaderEngine:
             broadcast_call({"method": "weights"})
             return self._engine.new_cache(rows, capacity)
 
-    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+    def inspect(
+        self, batch: Batch, names: Iterable[str], edits: Sequence[Edit] = ()
+    ) -> dict[str, Array]:
         """Engine.inspect: this rank gathers all weights and computes alone."""
         with explain_group_failure():
             broadcast_call({"method": "weights"})
-            return self._engine.inspect(batch, names)
+            return self._engine.inspect(batch, names, edits)
+
+    def readout(self, stream: Array) -> Array:
+        """Engine.readout: this rank gathers all weights and computes alone."""
+        with explain_group_failure():
+            broadcast_call({"method": "weights"})
+            return self._engine.readout(stream)
 
     def logits(self, tokens: Array, cache: KVCache, counts: Array, every: bool = False) -> Array:
         return self._engine.logits(tokens, cache, counts, every)

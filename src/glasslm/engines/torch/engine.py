@@ -8,7 +8,7 @@ Letters: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,12 @@ from torch import Tensor
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
-from glasslm.engines.inspection import GRADIENT_PREFIX, require_known_names
+from glasslm.engines.inspection import (
+    GRADIENT_PREFIX,
+    Edit,
+    require_edits,
+    require_known_names,
+)
 from glasslm.engines.objective import coefficients
 from glasslm.engines.operation_call import call_site
 from glasslm.engines.protocol import Batch, Losses, State, Update
@@ -281,15 +286,18 @@ class TorchEngine:
 
     @memory_errors()
     @flush_denormals()
-    def inspect(self, batch: Batch, names: Iterable[str]) -> dict[str, Array]:
+    def inspect(
+        self, batch: Batch, names: Iterable[str], edits: Sequence[Edit] = ()
+    ) -> dict[str, Array]:
         """Engine.inspect; engines/inspection.py lists names and shapes."""
         names = list(names)
         require_known_names(names, self.config.model, self.table)
+        require_edits(edits, names, self.config.model)
         require_token_ids(self.vocab_size, batch.tokens, batch.targets)
         model = self.gather_weights(self.model)
         scale = self.loss_scale / max(1, int((batch.targets >= 0).sum()))
         tokens, targets = self._to_device(batch.tokens), self._to_device(batch.targets)
-        with self._without_compiling(), ActivationRecorder(model, names) as recorder:
+        with self._without_compiling(), ActivationRecorder(model, names, edits) as recorder:
             weights = self._target_weights(batch, np.arange(len(batch.tokens)))
             terms, _ = self._loss_terms(tokens, targets, weights, None, recorder.forward)
             arrays = recorder.activations
@@ -301,6 +309,14 @@ class TorchEngine:
                 for name, gradient in zip(gradient_names, gradients):
                     arrays[name] = upcast(gradient) / self.loss_scale
         return {name: to_numpy(upcast(arrays[name])) for name in names}
+
+    @memory_errors()
+    @torch.no_grad()
+    def readout(self, stream: Array) -> Array:
+        """Engine.readout: (N, D) -> (N, V)."""
+        model = self.gather_weights(self.model)
+        logits = model.readout(self._to_device(stream).to(model.dtype))
+        return to_numpy(upcast(logits))
 
     @memory_errors()
     def new_cache(self, rows: int, capacity: int) -> KVCache:

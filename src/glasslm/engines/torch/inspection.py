@@ -1,15 +1,19 @@
-"""Recording activations of a PyTorch model, by the names of engines/inspection.py, with hooks."""
+"""Recording and editing activations of a PyTorch model with hooks.
+
+The names are those of engines/inspection.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glasslm.engines.inspection import REPLACED_ATTENTION, feedforward_names
+from glasslm.engines.inspection import REPLACED_ATTENTION, Edit, feedforward_names
 from glasslm.engines.torch.attention import Attention, AttentionContext, scores_and_weights
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
@@ -19,12 +23,15 @@ from glasslm.errors import InputError
 class ActivationRecorder:
     """Records what the model computes under `names` while the context is active.
 
-    `activations` are detached copies by name. `streams` are the residual stream after the embedding
-    and after each block, (B, T, D) each, with their graph, so that autograd can differentiate them.
+    `edits` overwrite activations before they are recorded and used. `activations` are detached
+    copies by name. `streams` are the residual stream after the embedding and after each block,
+    (B, T, D) each, with their graph, so that autograd can differentiate them.
     """
 
-    def __init__(self, model: Transformer, names: Iterable[str]) -> None:
-        self.model, self.names = model, frozenset(names)
+    def __init__(
+        self, model: Transformer, names: Iterable[str], edits: Sequence[Edit] = ()
+    ) -> None:
+        self.model, self.names, self.edits = model, frozenset(names), edits
         self.activations: dict[str, Tensor] = {}
         self.streams: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
@@ -44,9 +51,14 @@ class ActivationRecorder:
             attention = modules[f"blocks.{i}.attention"]
             hook = self._attention_hook(f"blocks.{i}.attention")
             self._hooks.append(attention.register_forward_pre_hook(hook))
+            heads = (c.n_heads, c.head_size)
+            self._record_input(
+                modules[f"blocks.{i}.attention.o"], f"blocks.{i}.attention.heads", heads
+            )
             for mlp in feedforward_names(c, i):
                 projection = modules[f"{mlp}.{'gate' if c.is_gated else 'up'}"]
                 self._record_output(projection, f"{mlp}.preactivation")
+                self._record_input(modules[f"{mlp}.down"], f"{mlp}.activation")
         if c.has_final_norm:
             self._record_output(modules["norm"], "norm")
         self._hooks.append(modules["blocks.0"].register_forward_pre_hook(self._embedding_hook))
@@ -61,24 +73,41 @@ class ActivationRecorder:
         for hook in self._hooks:
             hook.remove()
 
-    def _record(self, name: str, x: Tensor) -> None:
+    def _record(self, name: str, x: Tensor) -> Tensor:
+        """Record x (any shape), edited; returns the edited tensor."""
+        for edit in self.edits:
+            if edit.name == name:
+                x = x.clone()
+                x[edit.index] = torch.as_tensor(edit.value, dtype=x.dtype, device=x.device)
         if name in self.names:
             self.activations[name] = x.detach().clone()
+        return x
 
     def _record_output(self, module: nn.Module, name: str, stream: bool = False) -> None:
         """Record the output of a module whenever it is called."""
 
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             x = output[0] if isinstance(output, tuple) else output  # without a Routing
-            self._record(name, x)
+            x = self._record(name, x)
             if stream:
                 self.streams[name] = x
+            return (x, *output[1:]) if isinstance(output, tuple) else x
 
         self._hooks.append(module.register_forward_hook(hook))
 
+    def _record_input(self, module: nn.Module, name: str, last_axes: tuple[int, ...] = ()) -> None:
+        """Record the input of a module whenever it is called; its last axis as `last_axes`."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = inputs[0]
+            shape = (*x.shape[:-1], *(last_axes or x.shape[-1:]))
+            x = self._record(name, x.view(shape)).view(x.shape)
+            return (x, *inputs[1:])
+
+        self._hooks.append(module.register_forward_pre_hook(hook))
+
     def _embedding_hook(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = inputs[0]
-        self._record("embedding", x)
+        x = self._record("embedding", inputs[0])
         if not x.requires_grad:  # embeddings are frozen when adapters are trained
             x = x.detach().requires_grad_()
         self.streams["embedding"] = x

@@ -93,6 +93,10 @@ class Transformer(nn.Module):
                 routings.append(routing)
         return self.norm(x) if c.has_final_norm else x, routings
 
+    def readout(self, stream: Tensor) -> Tensor:
+        """Residual streams (..., D) -> logits (..., V), as the output of the last block is read."""
+        return self.logits(self.norm(stream) if self.config.has_final_norm else stream)
+
     def logits(self, x: Tensor) -> Tensor:
         """The output of `hidden_states`, (..., D) -> logits (..., V)."""
         head = self.embedding if self.config.tie_embeddings else self.head
