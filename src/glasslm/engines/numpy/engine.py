@@ -22,12 +22,7 @@ from threadpoolctl import ThreadpoolController
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.inspection import (
-    GRADIENT_PREFIX,
-    Edit,
-    require_edits,
-    require_known_names,
-)
+from glasslm.engines.inspection import GRADIENT_PREFIX, Edit, require_edits, require_known_names
 from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool

@@ -21,12 +21,7 @@ from torch import Tensor
 from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
-from glasslm.engines.inspection import (
-    GRADIENT_PREFIX,
-    Edit,
-    require_edits,
-    require_known_names,
-)
+from glasslm.engines.inspection import GRADIENT_PREFIX, Edit, require_edits, require_known_names
 from glasslm.engines.objective import coefficients
 from glasslm.engines.operation_call import call_site
 from glasslm.engines.protocol import Batch, Losses, State, Update
