@@ -256,9 +256,7 @@ def test_the_terms_are_reported_in_the_lines_of_the_steps(text: Path, tmp_path: 
     run = run_folder.Run(tmp_path / "terms")
     dataset = run.dataset(ignore_message)
     rows = np.arange(run.config.train.batch_size)
-    inputs, targets = make_sampler(run.config, len(dataset.train.tokens)).batch(
-        dataset.train.tokens, 1, rows
-    )
+    inputs, targets = make_sampler(run.config, dataset).batch(dataset.train.tokens, 1, rows)
     engine = make_engine(run.config, run.tokenizer.vocab_size, COMPUTE)
     saved = checkpoint.load(run.path, 1)
     engine.load(saved.state(), saved.position.updates)

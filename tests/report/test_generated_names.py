@@ -8,8 +8,8 @@ import json
 import textwrap
 from pathlib import Path
 
+from glasslm.inference.proportions import Proportion
 from glasslm.report import generated_names
-from glasslm.report.proportions import Proportion
 
 CODE = [inspect.getsource(module) for module in (textwrap, ast, json, inspect)]
 

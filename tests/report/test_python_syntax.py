@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glasslm.inference.proportions import Proportion
 from glasslm.report import python_syntax
-from glasslm.report.proportions import Proportion
 
 NATURAL = [inspect.getsource(module) for module in (textwrap, ast, json, inspect)]
 VALID = '''import os

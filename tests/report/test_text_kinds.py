@@ -19,9 +19,9 @@ from glasslm.config.schema import DataConfig, ModelConfig
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.inference.cache_rows import CacheRows
+from glasslm.inference.proportions import Proportion
 from glasslm.inference.trained_model import Model
 from glasslm.report import run_report, text_kinds
-from glasslm.report.proportions import Proportion
 from html_pages import Page
 from small_runs import train
 

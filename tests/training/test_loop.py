@@ -134,9 +134,7 @@ def test_the_loss_on_the_line_is_that_of_the_batch(text: Path, tmp_path: Path) -
     assert dataset is not None
     engine = NumpyEngine(config, dataset.tokenizer.vocab_size, threads=1)
     engine.load(checkpoint.load(run, 0).weights().items())
-    batch = make_sampler(config, len(dataset.train.tokens)).batch(
-        dataset.train.tokens, 0, np.arange(8)
-    )
+    batch = make_sampler(config, dataset).batch(dataset.train.tokens, 0, np.arange(8))
     (line,) = logged_lines(run, "step")
     assert line["loss"] == pytest.approx(float(engine.losses(*batch).mean()), rel=1e-5)
     assert line["clipped"] == (line["grad_norm"] > config.optimizer.grad_clip)

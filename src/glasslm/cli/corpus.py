@@ -12,20 +12,23 @@ import tyro
 from glasslm.cli import parsing
 from glasslm.cli.flag_groups import JsonFlag
 from glasslm.config.config_fields import optional_flag
-from glasslm.config.schema import Corpus, DataConfig
+from glasslm.config.data_config import TASK_PREFIX
+from glasslm.config.schema import Corpus, DataConfig, TextCorpus
 from glasslm.data.sources import corpora
+from glasslm.data.tasks.catalogue import TASKS
 from glasslm.errors import InputError
 from glasslm.text import align_columns, escape_control_chars, notify, print_result, to_one_line
 
 HELP = """usage: glasslm corpus list | get [NAME] [FLAGS] | inspect [NAME] [FLAGS]
 
-  list       list the named corpora: size, licence and origin
+  list       list the named corpora (size, licence, origin) and the synthetic tasks
   get        download a corpus, or find it in the cache, and check it
   inspect    show sizes, vocabulary, compression, an excerpt, and duplicates
              between training and validation text
 
 Examples:
   glasslm corpus get shakespeare
+  glasslm corpus get task:addition --task-size 4
   glasslm corpus get wikipedia --max-bytes 10MB
   glasslm corpus get --hf-dataset roneneldan/TinyStories --max-bytes 20MB
   glasslm corpus inspect --text-file notes/ --tokenizer bpe --vocab-size 512"""
@@ -45,7 +48,7 @@ NameArgument = Annotated[
     tyro.conf.Positional[Corpus | None],
     tyro.conf.arg(
         metavar="[NAME]",
-        help=f"Named corpus: {', '.join(get_args(Corpus))}.",
+        help=f"Named corpus: {', '.join(get_args(TextCorpus))}, or task:NAME.",
         help_behavior_hint="(default: none)",
     ),
 ]
@@ -81,6 +84,10 @@ class GetFlags:
     """Column of --hf-dataset that holds the text."""
     max_bytes: Annotated[str, tyro.conf.arg(metavar="SIZE")] = DataConfig.max_bytes
     """Size of the text taken from the start of wikipedia or --hf-dataset, such as 2GB."""
+    task_size: int = DataConfig.task_size
+    """Largest size of the examples of a task: letters, digits, the modulus (0: the task's own)."""
+    task_examples: int = DataConfig.task_examples
+    """Number of examples of a task."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,12 @@ def _list(argv: list[str]) -> int:
         raise InputError(f"'corpus list' takes no arguments: leave out {' '.join(argv)}")
     rows: Rows = [(name, *facts) for name, facts in corpora.CORPUS_FACTS.items()]
     _print_table("", rows, ("name", "size", "licence", "origin"))
+    print()
+    tasks: Rows = [
+        (f"{TASK_PREFIX}{name}", f"{task.size} {task.size_unit}", task.rule)
+        for name, task in TASKS.items()
+    ]
+    _print_table("synthetic tasks", tasks, ("name", "size", "the answer is"))
     notify(
         "also: any Hugging Face dataset (--hf-dataset OWNER/NAME), and your own files "
         "(--text-file PATH)"

@@ -18,6 +18,7 @@ from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.errors import InputError
+from glasslm.inference.answers import score_own_text
 from glasslm.inference.context_config import ContextConfig
 from glasslm.inference.trained_model import load_model, parse_checkpoint
 from glasslm.report import text_kinds
@@ -99,8 +100,9 @@ def main(argv: list[str]) -> int:
         ids = _split_tokens(dataset, name)
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
     notify(f"evaluating {max(0, len(ids) - 1):,} tokens with the {model.engine.name} engine")
-    score = model.score(ids, notify)
-    facts = {name: value for name, value in score._asdict().items() if name != "stderr"}
+    score = model.score(ids, notify) if flags.text_file else score_own_text(model, ids, notify)
+    hidden = ("stderr", "accuracy", "train_accuracy")
+    facts = {name: value for name, value in score._asdict().items() if name not in hidden}
     result: dict[str, Any] = {**facts, "text": name, "step": model.step}
     if math.isnan(score.bpb):
         why = model.tokenizer.lossy_reason
@@ -113,6 +115,8 @@ def main(argv: list[str]) -> int:
         )
         if model.tokenizer.special_tokens:  # which have no bytes; the model predicts them, too
             result["baseline_text"] = "without special tokens"
+    if score.accuracy is not None:
+        result["accuracy"] = score.accuracy.facts
     if domain:
         result["domain"] = domain.facts
     print_escaped(

@@ -12,7 +12,15 @@ from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.units import parse_size
 from glasslm.errors import InputError, require
 
-Corpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
+TextCorpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
+TaskCorpus = Literal[
+    "task:copy", "task:reverse", "task:sort", "task:addition", "task:addition-reversed",
+    "task:modular-addition", "task:associative-recall", "task:induction", "task:dyck",
+    "task:parity", "task:counting", "task:grammar", "task:regression",
+]  # fmt: skip
+Corpus = Literal[TextCorpus, TaskCorpus]
+TASK_PREFIX = "task:"
+TASK_TOKENIZERS = ("char", "byte")  # an example has one token for each character
 
 MAX_ARXIV_RESULTS = 30_000  # abstracts: the API of arXiv returns no more
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's special token for the end of a document
@@ -27,9 +35,19 @@ class DataConfig:
 
     corpus: Annotated[
         Corpus | None,
-        optional_flag("|".join(get_args(Corpus)), "shakespeare, or python when offline"),
+        optional_flag(
+            "|".join([*get_args(TextCorpus), "task:NAME"]), "shakespeare, or python when offline"
+        ),
     ] = None
-    """Train on a named corpus, which is downloaded once and cached."""
+    """Train on a named corpus, which is downloaded once and cached, or on a synthetic task.
+    Answers alone are learned of a task such as task:copy (`glasslm corpus list` shows all)."""
+    task_size: int = 0
+    """Largest size of the examples of a task: letters, digits, the modulus (0: the task's own)."""
+    task_examples: int = 20_000
+    """Number of examples of a task, of which --val-fraction are held out."""
+    task_line: int = 0
+    """Tokens of an example of a task, filled with line ends (0: the next power of two).
+    The context holds a whole number of them."""
     category: str = "cs.RO"
     """Category of the abstracts of --corpus arxiv (https://arxiv.org/category_taxonomy)."""
     max_results: int = 5000
@@ -98,6 +116,7 @@ class DataConfig:
         is_size = 1 <= self.max_byte_count < 2**63
         require(is_size, "max_bytes", self.max_bytes, "a size, such as 200kB, 50MB or 2GB")
         self._require_one_source()
+        self._require_task_settings()
         is_distinct = len(set(self.special_tokens)) == len(self.special_tokens)
         require(
             is_distinct and all(map(_is_token, self.special_tokens)),
@@ -132,6 +151,32 @@ class DataConfig:
             if self.hf_dataset is None and getattr(self, name) != getattr(DataConfig, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag} needs --hf-dataset: give both, or leave out {flag}")
+
+    def _require_task_settings(self) -> None:
+        """Raise InputError where a setting and the synthetic task do not go together."""
+        require_fields(self, ["task_size", "task_line"], lambda x: x >= 0, "0 (automatic) or more")
+        require_fields(self, ["task_examples"], lambda x: x >= 10, "10 or more")
+        if self.task is None:
+            for name in ("task_size", "task_examples", "task_line"):
+                if getattr(self, name) != getattr(DataConfig, name):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise InputError(f"{flag} needs a task: give --corpus task:NAME as well")
+            return
+        if self.tokenizer not in TASK_TOKENIZERS:
+            raise InputError(
+                f"--tokenizer {self.tokenizer} may join the symbols of {self.corpus}: leave it out"
+            )
+        if self.used_special_tokens:
+            raise InputError(
+                f"the examples of {self.corpus} end with their line: leave out --special-tokens "
+                "and --document-separator"
+            )
+
+    @property
+    def task(self) -> str | None:
+        """The name of the synthetic task; None for other texts."""
+        is_task = self.corpus is not None and self.corpus.startswith(TASK_PREFIX)
+        return str(self.corpus).removeprefix(TASK_PREFIX) if is_task else None
 
     @property
     def max_byte_count(self) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from glasslm.config.config_fields import optional_flag, require_fields
-from glasslm.config.data_config import Corpus, DataConfig
+from glasslm.config.data_config import Corpus, DataConfig, TextCorpus
 from glasslm.config.model_config import (
     ADAPTABLE_MATRICES,
     GATED,
@@ -36,7 +36,7 @@ __all__ = [
     "AttentionName", "ComputeConfig", "Corpus", "DataConfig", "DeviceConfig", "DeviceName",
     "EngineName", "FeedForward", "ModelConfig", "Norm", "NormPosition", "OperationsConfig",
     "OptimizerConfig", "OptimizerName", "Position", "Precision", "RopeScaling", "RunConfig",
-    "ScheduleName", "TrainConfig",
+    "ScheduleName", "TextCorpus", "TrainConfig",
 ]  # fmt: skip
 
 EngineName = Literal["auto", "numpy", "torch"]

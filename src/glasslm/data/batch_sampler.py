@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RunConfig
+from glasslm.data.answer_targets import AnswerFormat, answer_format
+from glasslm.data.dataset import Dataset
 from glasslm.data.token_file import Tokens, read_windows
 
 FEISTEL_ROUNDS = 6
@@ -25,12 +27,22 @@ class BatchSampler:
     By default each row is a window drawn at random, with replacement. With `epochs`, windows do not
     overlap, and each pass visits every window once, in an order of its own. Each pass shifts the
     windows by a phase of its own, so that their edges differ.
+
+    With `answers`, the format of a synthetic task, each window starts with an example, and answers
+    alone are targets.
     """
 
     def __init__(
-        self, n_tokens: int, block_size: int, batch_size: int, seed: int, epochs: bool
+        self,
+        n_tokens: int,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        epochs: bool,
+        answers: AnswerFormat | None = None,
     ) -> None:
         assert n_tokens > block_size, "call require_enough_tokens first"
+        self.answers = answers
         self.n_tokens, self.block_size, self.batch_size = n_tokens, block_size, batch_size
         self.seed, self.epochs = seed, epochs
         self.windows_per_epoch = (n_tokens - 1) // block_size  # every target is predicted once
@@ -45,10 +57,16 @@ class BatchSampler:
         """
         starts = self.window_starts(step, np.asarray(rows, np.int64))
         windows = read_windows(tokens, starts, self.block_size + 1)
-        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        inputs, targets = (np.ascontiguousarray(part) for part in (windows[:, :-1], windows[:, 1:]))
+        return inputs, self.answers.mask(inputs, targets) if self.answers else targets
 
     def window_starts(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(len(rows),) position of the first token of each row."""
+        starts = self._draw_starts(step, rows)
+        return starts - starts % self.answers.line_length if self.answers else starts
+
+    def _draw_starts(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(len(rows),) positions in the whole text, anywhere inside a line."""
         if not self.epochs:
             draws = np.random.Generator(self._philox(step)).random(self.batch_size)
             random_starts = (draws * (self.n_tokens - self.block_size)).astype(np.int64)
@@ -101,8 +119,14 @@ def permute_indices(
     return result.astype(np.int64)
 
 
-def make_sampler(config: RunConfig, n_tokens: int) -> BatchSampler:
-    """The batch sampler of a run over `n_tokens` training tokens."""
+def make_sampler(config: RunConfig, dataset: Dataset) -> BatchSampler:
+    """The batch sampler of a run over the training tokens of `dataset`."""
     train = config.train
-    by_epochs = train.epochs is not None
-    return BatchSampler(n_tokens, config.model.block_size, train.batch_size, train.seed, by_epochs)
+    return BatchSampler(
+        len(dataset.train.tokens),
+        config.model.block_size,
+        train.batch_size,
+        train.seed,
+        epochs=train.epochs is not None,
+        answers=answer_format(config.data, dataset.tokenizer),
+    )

@@ -28,6 +28,7 @@ from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
 from glasslm.data.special_tokens import TokenPattern
+from glasslm.data.tasks.catalogue import line_length
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
 from glasslm.data.token_file import TokenArray, TokenFile, Tokens
@@ -198,6 +199,7 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
         data.test_fraction,
         *tokenizer,
         *_document_settings(data),
+        *_task_settings(data),
     )
 
 
@@ -210,6 +212,7 @@ def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
         data.test_fraction,
         tokenizer.sha256,
         *_document_settings(data),
+        *_task_settings(data),
     )
 
 
@@ -218,6 +221,11 @@ def _document_settings(data: DataConfig) -> list[Any]:
     if not data.used_special_tokens:
         return []
     return [list(data.used_special_tokens), data.document_separator]
+
+
+def _task_settings(data: DataConfig) -> list[Any]:
+    """The settings of a task that decide where the text is split; empty for other texts."""
+    return [data.task, line_length(data)] if data.task else []
 
 
 def _unused_special_tokens(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, ...]:

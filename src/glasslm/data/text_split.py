@@ -13,6 +13,7 @@ import numpy as np
 from glasslm.config.schema import DataConfig
 from glasslm.data.sources.text_files import Source
 from glasslm.data.special_tokens import SPECIAL_SPELLING, TokenPattern
+from glasslm.data.tasks.catalogue import line_length
 from glasslm.errors import InputError
 
 CODE_POINTS = 0x110000  # of Unicode
@@ -71,6 +72,8 @@ def split_text(source: Source, data: DataConfig, total_bytes: int) -> Iterator[t
         "train": math.floor((1 - val - test) * total_bytes),
         "val": math.floor((1 - test) * total_bytes),
     }
+    if data.task:  # no example is divided
+        ends = {part: end - end % line_length(data) for part, end in ends.items()}
     if test:
         ends["test"] = total_bytes
     parts = iter(ends.items())

@@ -73,6 +73,7 @@ class TokenFile:
 
 
 Tokens = NDArray[Any] | TokenFile  # (N,) token ids
+NO_TARGET = -1  # a target that is not predicted
 
 
 def read_windows(tokens: Tokens, starts: NDArray[np.int64], width: int) -> NDArray[np.int64]:

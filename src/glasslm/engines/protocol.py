@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DeviceName, EngineName, Precision
+from glasslm.data.token_file import NO_TARGET as NO_TARGET
 from glasslm.engines.inspection import Edit
 
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
-
-NO_TARGET = -1  # a target that is not predicted
 
 
 class Batch(NamedTuple):

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.answer_targets import AnswerFormat
 from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import NO_TARGET, Engine
 from glasslm.errors import InputError
+from glasslm.inference.proportions import Proportion
 from glasslm.text import Notify, Progress, ignore_message
 
 
@@ -25,6 +27,8 @@ class Score(NamedTuple):
     of the predicted tokens' text. `tokens` and `bytes` count the predicted tokens and their text.
     `whole`: all tokens but the first were predicted, not only those of a sample of windows.
     `stderr` is the standard error of a sample's loss, as an estimate of the loss of the whole.
+    Of a synthetic task, training also measures the examples that are answered exactly: `accuracy`
+    on held-out examples and `train_accuracy` on examples of the training text.
     """
 
     loss: float
@@ -34,6 +38,8 @@ class Score(NamedTuple):
     bytes: int
     whole: bool
     stderr: float | None = None  # nats per token; None: the whole, or a sample of one window
+    accuracy: Proportion | None = None
+    train_accuracy: Proportion | None = None
 
 
 def evaluate(
@@ -44,6 +50,7 @@ def evaluate(
     *,
     rows: int = 16,
     max_windows: int | None = None,
+    answers: AnswerFormat | None = None,
     check_interrupt: Callable[[], None] = lambda: None,
     notify: Notify = ignore_message,
 ) -> Score:
@@ -51,8 +58,9 @@ def evaluate(
 
     Every token but the first is predicted once, from the tokens before it in its window of
     `block_size` predictions; windows do not overlap. The engine gets `rows` windows at a time. With
-    `max_windows`, that many evenly spaced windows are taken, always the same. `byte_lengths` (V,)
-    holds the size of each token's text. Nats are summed in float64. Raises InputError for fewer
+    `max_windows`, that many evenly spaced windows are taken, always the same. With `answers`, the
+    format of a synthetic task, answers alone are predicted. `byte_lengths` (V,) holds the size of
+    each token's text. Nats are summed in float64. Raises InputError for fewer
     than two tokens. `check_interrupt` is called before each batch; its exception ends the
     evaluation. `notify` receives the progress of a long one.
     """
@@ -62,12 +70,12 @@ def evaluate(
             "predict"
         )
     n_windows = math.ceil((len(tokens) - 1) / block_size)
-    n_scored = min(n_windows, max_windows or n_windows)
-    window_indices = np.arange(n_scored) * n_windows // n_scored
+    window_indices = choose_windows(len(tokens), block_size, max_windows)
+    n_scored = len(window_indices)
     nats, n_predicted, n_bytes = 0.0, 0, 0
     window_losses: list[NDArray[np.float64]] = []
     progress = Progress(notify)
-    for inputs, targets in windows(tokens, block_size, window_indices, rows):
+    for inputs, targets in windows(tokens, block_size, window_indices, rows, answers):
         check_interrupt()
         is_predicted = targets >= 0
         losses = engine.losses(inputs, targets)
@@ -83,6 +91,13 @@ def evaluate(
     stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None
     bpb = bits_per_byte(nats, n_bytes)
     return Score(loss, perplexity(loss), bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
+
+
+def choose_windows(n_tokens: int, block_size: int, max_windows: int | None) -> NDArray[np.int64]:
+    """The indices of all windows of a text, or of `max_windows` evenly spaced ones."""
+    n_windows = math.ceil((n_tokens - 1) / block_size)
+    n_scored = min(n_windows, max_windows or n_windows)
+    return np.arange(n_scored) * n_windows // n_scored
 
 
 def perplexity(loss: float) -> float:
@@ -114,12 +129,13 @@ def windows(
     block_size: int,
     window_indices: NDArray[np.int64],
     rows: int,
+    answers: AnswerFormat | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Inputs and targets, both (up to `rows`, T), of the windows of tokens (N,); T <= `block_size`.
 
     Window i, of `window_indices`, predicts the tokens i T + 1 to i T + T. The last window is padded
-    with the target -1, which is not predicted. Raises DamagedError where the file of the tokens was
-    cut.
+    with the target -1, which is not predicted; with `answers`, all targets but answers are -1.
+    Raises DamagedError where the file of the tokens was cut.
     """
     width = min(block_size, len(tokens) - 1)
     for first in range(0, len(window_indices), rows):
@@ -129,4 +145,4 @@ def windows(
         for row, index in enumerate(indices):
             ids = tokens[index * block_size : index * block_size + width + 1]
             inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        yield inputs, targets
+        yield inputs, answers.mask(inputs, targets) if answers else targets

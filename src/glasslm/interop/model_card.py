@@ -176,7 +176,9 @@ def _data(export: ModelExport) -> list[str]:
 
 def _licence(data: DataConfig) -> str:
     """The licence and the origin of a named text; empty for other texts."""
-    if data.corpus:
+    if data.task:
+        return " (synthetic examples, which glasslm draws)"
+    if data.corpus in corpora.CORPUS_FACTS:
         _, licence, origin = corpora.CORPUS_FACTS[data.corpus]
         return f" ({escape_markdown(licence)}), from {escape_markdown(re.split('[,;]', origin)[0])}"
     if data.hf_dataset:

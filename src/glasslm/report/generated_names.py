@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glasslm.report.proportions import Proportion
+from glasslm.inference.proportions import Proportion
 
 MIN_LINES = 100
 MAX_MEDIAN_CHARACTERS = 20  # of a line

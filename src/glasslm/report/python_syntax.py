@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
-from glasslm.report.proportions import Proportion
+from glasslm.inference.proportions import Proportion
 
 MAX_CHARACTERS = 4000  # of a text: nesting that fits into them cannot crash the parser
 NATURAL_PIECES = 100

@@ -60,6 +60,16 @@ class StepLine(TypedDict):
     timing: NotRequired[Timing]
 
 
+class ProportionFacts(TypedDict):
+    """A share with its 95% interval (Wilson's)."""
+
+    count: Count
+    of: Count
+    share: float
+    ci_low: float
+    ci_high: float
+
+
 class EvalLine(TypedDict):
     """One evaluation of a split: "val", or in a fine-tuned run also "old"."""
 
@@ -73,6 +83,8 @@ class EvalLine(TypedDict):
     bytes: Count
     whole: bool  # all windows of the split, not a sample of them
     stderr: NotRequired[float | None]  # nats per token, of a sample's loss
+    accuracy: NotRequired[ProportionFacts]  # of a synthetic task: held-out answers that are exact
+    train_accuracy: NotRequired[ProportionFacts]  # the same of examples of the training text
     best: bool
     timing: NotRequired[Timing]
 

@@ -193,6 +193,8 @@ def _line_parts(line: Line) -> list[str]:
             f"perplexity {format_number(line.get('perplexity'), '.2f')}",
             f"bits/byte {format_number(line.get('bpb'), '.3f')}",
         ]
+        if (accuracy := line.get("accuracy")) is not None:
+            parts.append(f"right {accuracy['share']:.1%}")
         if line.get("whole") is False:
             parts.append(f"on {line.get('tokens', 0):,} tokens ({sample_note(line)})")
         return parts + (["best"] if line.get("best") else [])
@@ -243,6 +245,11 @@ def summary_text(
             f"best validation loss {loss} on {tokens}, at step {best.get('step', 0):,}",
             f"perplexity {perplexity}, {bpb} bits per byte",
         ]
+        if (accuracy := best.get("accuracy")) is not None:
+            lines += [
+                f"answers that are exactly right: {accuracy['share']:.1%} of {accuracy['of']:,} "
+                f"held-out examples (95%: {accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%})"
+            ]
     if sample:
         text = escape_control_chars(f"{sample.get('prompt', '')}{sample.get('text', '')}")
         lines += [f"sample at step {sample.get('step', 0):,}:", ""]

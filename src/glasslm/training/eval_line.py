@@ -22,4 +22,8 @@ def eval_line(step: int, score: Score, is_best: bool, split: Split) -> EvalLine:
     }
     if not score.whole:
         line["stderr"] = score.stderr
+    if score.accuracy is not None:
+        line["accuracy"] = score.accuracy.facts
+    if score.train_accuracy is not None:
+        line["train_accuracy"] = score.train_accuracy.facts
     return line

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+
+from glasslm.data.answer_targets import first_question
 from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset
 from glasslm.data.token_file import Tokens
-from glasslm.engines.protocol import Batch, Engine, Losses, Update
+from glasslm.engines.protocol import NO_TARGET, Batch, Engine, Losses, Update
 from glasslm.inference import evaluation
+from glasslm.inference.answers import score_split
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, TrainingPosition
 from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
@@ -64,7 +68,7 @@ class Loop:
         self.run_files = RunFiles(run, dataset, metrics)
         self.engine_calls = EngineCalls(engine, self.config, dataset.tokenizer.vocab_size)
         self.max_steps = self.config.train.max_steps
-        self.sampler = make_sampler(self.config, len(dataset.train.tokens))
+        self.sampler = make_sampler(self.config, dataset)
         val_tokens = len(dataset.val.tokens)
         self.max_windows = evaluation_windows(self.config, val_tokens)
         n_final = run.record.get("final_windows")
@@ -140,7 +144,8 @@ class Loop:
         require_known_tokens(batch, self.dataset.tokenizer.vocab_size)
         limits = self.guard.limits
         n_tokens = batch.targets.size
-        accumulate = partial(self.engine.accumulate, batch, 1 / n_tokens)
+        n_targets = np.count_nonzero(batch.targets != NO_TARGET)
+        accumulate = partial(self.engine.accumulate, batch, 1 / max(1, int(n_targets)))
         losses = self.engine_calls.run(accumulate, n_tokens, self.interrupt.check)
         enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
         loss = losses.cross_entropy
@@ -272,25 +277,20 @@ class Loop:
             require_time()
 
         T, rows = self.config.model.block_size, self.engine.micro_batch_size * EVALUATION_BATCH
-        evaluate = partial(
-            evaluation.evaluate,
-            self.engine,
-            tokens,
-            self.dataset.tokenizer.scored_bytes,
-            T,
-            rows=rows,
-            max_windows=max_windows,
-            check_interrupt=check_interrupt,
-            notify=self.display.note,
-        )
+        score = partial(
+            score_split, self.engine, tokens, self.dataset.tokenizer.scored_bytes, T,
+            answers=None if tokens is self.old_text else self.sampler.answers,
+            train_tokens=self.dataset.train.tokens, rows=rows, max_windows=max_windows,
+            check_interrupt=check_interrupt, notify=self.display.note,
+        )  # fmt: skip
         # One of its batches takes a third of a training step, which has a backward pass.
-        return self.engine_calls.run(evaluate, rows * T / 3, self.interrupt.check)
+        return self.engine_calls.run(score, rows * T / 3, self.interrupt.check)
 
     def sample(self) -> None:
         """Generate and log a text."""
-        line = sample_line(
-            self.step, self.engine, self.dataset.tokenizer, self.config, self.interrupt.check
-        )
+        prompt = first_question(self.dataset, self.sampler.answers)
+        tokenizer, check_interrupt = self.dataset.tokenizer, self.interrupt.check
+        line = sample_line(self.step, self.engine, tokenizer, self.config, check_interrupt, prompt)
         self.sampled_at, self.saved_at = self.step, -1
         self.log(line)
 

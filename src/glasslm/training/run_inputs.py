@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from glasslm.config.schema import RunConfig
+from glasslm.data.answer_targets import require_whole_examples
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
@@ -59,6 +60,7 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     the text is too short.
     """
     require_documents(config)
+    require_whole_examples(config.data, config.model.block_size)
     base = BaseRun(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)

@@ -20,19 +20,22 @@ def sample_line(
     tokenizer: Tokenizer,
     config: RunConfig,
     check_interrupt: Callable[[], None],
+    prompt: str = "",
 ) -> SampleLine:
     """The line of a text of SAMPLE_TOKENS, generated from the same random numbers each time.
 
+    It continues `prompt`; of a synthetic task that is a question, and the answer ends the text.
     `check_interrupt` is called before each token; its exception ends the sample.
     """
     seed = config.train.seed
     pieces = generation.generate(
         engine,
         tokenizer,
-        [""],
+        [prompt],
         model_config=config.model,
         max_new_tokens=SAMPLE_TOKENS,
         sampling=Sampling(temperature=SAMPLE_TEMPERATURE, seed=seed),
+        stop=("\n",) if config.data.task else (),
     )
     text = ""
     for piece in pieces:
@@ -41,7 +44,7 @@ def sample_line(
     return {
         "kind": "sample",
         "step": step,
-        "prompt": "",
+        "prompt": prompt,
         "text": text,
         "temperature": SAMPLE_TEMPERATURE,
         "seed": seed,

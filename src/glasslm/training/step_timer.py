@@ -72,7 +72,7 @@ def time_steps(
     """
     turns = math.ceil(config.train.batch_size / engine.rows_at_once)
     rows = min(config.train.batch_size, engine.rows_at_once)
-    sampler = make_sampler(config, len(dataset.train.tokens))
+    sampler = make_sampler(config, dataset)
     batch = training_batch(sampler, dataset.train.tokens, step=0, rows=rows)
     accumulate = partial(engine.accumulate, batch, 1 / batch.targets.size)
     engine_calls = EngineCalls(engine, config, dataset.tokenizer.vocab_size)
@@ -185,7 +185,7 @@ def fix_length(
     """
     train = config.train
     if train.epochs is not None:
-        sampler = make_sampler(config, len(dataset.train.tokens))
+        sampler = make_sampler(config, dataset)
         config = with_steps(config, sampler.steps_for(train.epochs))
     elif train.max_time is not None:
         return _fit_time(config, dataset, timer, train.max_time, spent_s, stages)

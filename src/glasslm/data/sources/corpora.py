@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glasslm.config.schema import Corpus, DataConfig
+from glasslm.config.schema import DataConfig, TextCorpus
 from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
 from glasslm.data.sources import (
     arxiv,
@@ -23,11 +23,12 @@ from glasslm.data.sources import (
 from glasslm.data.sources.text_files import Source
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import Documents
+from glasslm.data.tasks import catalogue
 from glasslm.errors import InputError
 from glasslm.text import Notify
 
-# For each named corpus: its size, its licence, and its origin.
-CORPUS_FACTS: dict[Corpus, tuple[str, str, str]] = {
+# For each named corpus but the tasks (data/tasks/): its size, its licence, and its origin.
+CORPUS_FACTS: dict[TextCorpus, tuple[str, str, str]] = {
     "shakespeare": shakespeare.FACTS,
     "python": python_code.FACTS,
     "arxiv": arxiv.FACTS,
@@ -80,6 +81,8 @@ def _find_text(data: DataConfig, notify: Notify) -> Source:
             separator=separator,
         )
         return hub.find_source(data.hf_dataset, request, notify)
+    if data.task:
+        return catalogue.find_source(data, notify)
     if data.corpus == "wikipedia":
         return wikipedia.find_source(data.max_byte_count, notify, separator)
     if data.corpus == "python":

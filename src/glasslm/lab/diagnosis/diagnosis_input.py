@@ -64,9 +64,7 @@ class DiagnosisInput:
     def batch(self, step: int, rows: int) -> Batch:
         """`rows` rows of training text for a step, cut to MAX_POSITIONS."""
         train = dataclasses.replace(self.config.train, batch_size=rows)
-        sampler = make_sampler(
-            dataclasses.replace(self.config, train=train), len(self.dataset.train.tokens)
-        )
+        sampler = make_sampler(dataclasses.replace(self.config, train=train), self.dataset)
         batch = training_batch(sampler, self.dataset.train.tokens, step, rows)
         return batch._replace(
             tokens=batch.tokens[:, :MAX_POSITIONS], targets=batch.targets[:, :MAX_POSITIONS]

@@ -14,6 +14,7 @@ from typing import Any
 from glasslm import files
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.answer_targets import require_whole_examples
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.engines.choice import choose_engine
@@ -57,6 +58,7 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
             "--init-from does not work in a study, whose runs start from initial weights: leave "
             "it out"
         )
+    require_whole_examples(base.data, base.model.block_size)
     source = corpora.find_source(base.data, notify)
     if not base.data.has_source:
         base = with_flags(base, {"corpus": source.name})

@@ -7,6 +7,7 @@ from typing import Any
 
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
+from glasslm.inference.answers import score_own_text
 from glasslm.inference.trained_model import load_model
 from glasslm.lab.statistics import compare_losses, judge_family
 from glasslm.lab.tries.ledger import Ledger
@@ -78,4 +79,4 @@ def _loss_on_test(path: Path, compute: ComputeConfig, notify: Notify) -> float:
         precision=compute.precision,
         threads=compute.threads,
     )
-    return model.score(dataset.test.tokens).loss
+    return score_own_text(model, dataset.test.tokens).loss

@@ -14,6 +14,7 @@ import numpy as np
 
 from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.tasks.catalogue import line_length
 from glasslm.engines.choice import compute_from_record
 from glasslm.errors import DamagedError, InputError, require
 from glasslm.lab.verification.compared_run import recorded_environment
@@ -202,7 +203,10 @@ def _measured_windows(run: Run) -> int | None:
     evals = metrics.eval_lines(run.metrics())
     if not evals or evals[-1]["whole"]:
         return None
-    return math.ceil(evals[-1]["tokens"] / run.config.model.block_size)
+    tokens = evals[-1]["tokens"]
+    if (accuracy := evals[-1].get("accuracy")) is not None:  # the tokens are those of answers alone
+        tokens = accuracy["of"] * line_length(run.config.data)
+    return math.ceil(tokens / run.config.model.block_size)
 
 
 def _recorded_config(run: Run) -> RunConfig:

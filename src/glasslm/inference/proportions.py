@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+
+from glasslm.runs.metrics import ProportionFacts
 
 NORMAL_QUANTILE_975 = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
@@ -51,7 +52,7 @@ class Proportion:
         return "{:.0%} ({:.0%} to {:.0%})".format(self.value, *self.interval)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ProportionFacts:
         """The same for JSON."""
         low, high = self.interval
         return {

@@ -1,0 +1,1 @@
+"""Synthetic tasks: texts whose lines are a question, "=", and the one right answer."""
