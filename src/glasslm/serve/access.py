@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from glasslm.serve.addresses import host_name, is_loopback
 from glasslm.serve.api_error import ApiError, error_response
 
-OPEN_PATHS = ("/health",)  # for balancers
+OPEN_PATHS = ("/", "/health")  # the page, which asks for the key, and the path for balancers
+OPEN_PREFIX = "/page/"  # the static files of the page
 
 
 class AccessControl:
@@ -37,7 +38,7 @@ class AccessControl:
         try:
             self._check_host(headers)
             self._check_origin(headers)
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_PREFIX):
                 self._check_key(headers)
         except ApiError as error:
             await error_response(error)(scope, receive, send)

@@ -19,6 +19,7 @@ from glasslm.serve.access import AccessControl
 from glasslm.serve.api_error import ApiError, error_response
 from glasslm.serve.endpoints import Endpoints
 from glasslm.serve.limits import large_head_error
+from glasslm.serve.page_files import page_routes
 from glasslm.serve.service import Service
 from glasslm.text import to_one_line
 
@@ -26,7 +27,7 @@ CLIENT_LEFT = 499  # nginx's status of a request whose client left; only in the 
 
 
 def api_routes(service: Service) -> list[BaseRoute]:
-    """The routes of the API."""
+    """The routes of the API, and of the page."""
     api = Endpoints(service)
     return [
         Route("/v1/models", api.models, methods=["GET"]),
@@ -38,6 +39,7 @@ def api_routes(service: Service) -> list[BaseRoute]:
         Route("/detokenize", api.detokenize, methods=["POST"]),
         Route("/health", api.health, methods=["GET"]),
         Route("/metrics", api.metrics, methods=["GET"]),
+        *page_routes(),
     ]
 
 

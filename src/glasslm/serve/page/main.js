@@ -1,0 +1,322 @@
+// The page: it chooses the run and the text, asks for what the views need, and draws what has come.
+
+import { Answers, asRequestError, post, recorded, request } from "./api.js";
+import { readPalette } from "./colour.js";
+import { layColumns } from "./columns.js";
+import { byId, el, morph } from "./dom.js";
+import { askForKey, chooseSaving, editText, showKeys } from "./dialogs.js";
+import { SCORES } from "./head_names.js";
+import { listenToKeys } from "./keys.js";
+import { drawRail, headAsk, originOf, sourceAsk } from "./rail.js";
+import { drawLane, drawRuler, towardsAsk } from "./ruler.js";
+import { saveAs } from "./save.js";
+import { Scene } from "./scene.js";
+import { readAddress, store } from "./state.js";
+import { drawStory, forgetDrawn } from "./story.js";
+import { drawTitle, drawWhen, moveStep } from "./top.js";
+import { attention } from "./views/attention.js";
+import { read } from "./views/read.js";
+import { glyphs } from "./words.js";
+
+/** @typedef {import("./scene.js").Run} Run */
+/** @typedef {import("./scene.js").Text} Text */
+
+const VIEWS = [read, attention];
+const POLL_MS = 3000; // while a run trains, or the server is away
+const REST_MS = 20000; // between two looks for new checkpoints otherwise
+const STARTING_SHARE = 0.84; // of the text is read at first
+const FAST_MS = 80; // what answers faster is asked for ahead, one token left and right
+
+/** @type {Record<string, import("./scene.js").View>} */
+const viewsById = Object.fromEntries(VIEWS.map((view) => [view.id, view]));
+
+/** @type {Run[]} */
+let runs = [];
+/** @type {Map<string, Text>} by run and text */
+const texts = new Map();
+/** @type {Map<string, string>} what the server said of texts that it refused */
+const refusedTexts = new Map();
+/** @type {Map<string, Map<number, string>>} the texts of tokens, by run */
+const tokenNames = new Map();
+/** @type {Scene | null} */
+let scene = null;
+let firstColumn = 0;
+let frame = 0;
+let etag = "";
+
+const answers = new Answers({
+  arrived: requestDraw,
+  async unknownText(path) {
+    const id = path.split("/")[4]?.split("?")[0];
+    for (const [key, text] of texts) {
+      if (text.id === id) await postText(key.split("\0")[0], text.text);
+    }
+  },
+});
+
+/** @type {import("./ruler.js").Tools} */
+const tools = {
+  editText: () => {
+    const now = scene;
+    if (!now || recorded) return;
+    editText({
+      text: now.text.text,
+      blockSize: now.run.config.block_size,
+      unit: now.unit,
+      sample: now.run.sample_text,
+      tokenize: (text) => postText(now.run.name, text),
+      use: (text) => store.set({ text: text === now.run.sample_text ? null : text }),
+    });
+  },
+  save: () => openSaving(""),
+  help: showKeys,
+  moveStep: (by) => {
+    if (scene) moveStep(scene, by);
+  },
+};
+
+/** @param {string} chosen */
+function openSaving(chosen) {
+  const open = VIEWS.filter((view) => store.state.open.includes(view.id));
+  chooseSaving({
+    views: open.map((view) => [view.id, view.title]),
+    chosen: open.some((view) => view.id === chosen) ? chosen : "",
+    isSaved: recorded !== null,
+    save: async (format, id, tell) => {
+      const views = open.filter((view) => !id || view.id === id);
+      if (scene) await saveAs(format, { scene, views, runs, tell, extraAsks });
+    },
+  });
+}
+
+/** @param {string} runName @param {string} text @returns {Promise<Text>} */
+async function postText(runName, text) {
+  const key = `${runName}\0${text}`;
+  const answer = recorded
+    ? await (await request(`texts:${key}`)).json()
+    : await post("/inside/texts", { run: runName, text });
+  const tokens = answer.ids.map((/** @type {number} */ id, /** @type {number} */ i) => ({
+    id,
+    text: answer.pieces[i].text,
+    special: Boolean(answer.pieces[i].special),
+  }));
+  /** @type {Text} */
+  const made = { id: answer.text, text, tokens, cut: answer.cut || null };
+  texts.set(key, made);
+  const names = namesOf(runName);
+  for (const token of tokens) names.set(token.id, token.text);
+  return made;
+}
+
+/** @param {string} runName */
+function namesOf(runName) {
+  const names = tokenNames.get(runName) ?? new Map();
+  tokenNames.set(runName, names);
+  return names;
+}
+
+/** The text, if the server has cut it; else it is posted, and drawn when it comes. @param {Run} run @param {string} text */
+function textOf(run, text) {
+  const key = `${run.name}\0${text}`;
+  const known = texts.get(key);
+  if (known || refusedTexts.has(key)) return known ?? null;
+  refusedTexts.set(key, ""); // on its way
+  postText(run.name, text).then(
+    () => {
+      refusedTexts.delete(key);
+      requestDraw();
+    },
+    (error) => {
+      refusedTexts.set(key, asRequestError(error).message);
+      requestDraw();
+    },
+  );
+  return null;
+}
+
+/** Draws at the next frame. */
+export function requestDraw() {
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(draw);
+}
+
+/** @returns {[Scene, Scene] | null} with the locked and with the previewed selection */
+function makeScenes() {
+  const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
+  if (!run || !run.checkpoints.length) return null;
+  const checkpoint =
+    run.checkpoints.find(({ step }) => step === store.state.step) ??
+    run.checkpoints[run.checkpoints.length - 1];
+  const text = textOf(run, store.state.text ?? run.sample_text) ?? scene?.text;
+  if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
+  const second = store.state.other === null ? null : textOf(run, store.state.other);
+  const length = text.tokens.length;
+  const startingT = Math.max(0, Math.min(length - 2, Math.round(STARTING_SHARE * length)));
+  const t = Math.max(0, Math.min(length - 1, store.state.t ?? startingT));
+  const layer = Math.min(store.state.layer, run.config.layers - 1);
+  const head = Math.min(store.state.head, run.config.heads - 1);
+  const columns = layColumns({
+    room: byId("story").clientWidth,
+    gutter: parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--gutter")),
+    total: length,
+    glyphs: Math.max(1, ...text.tokens.map((token) => [...glyphs(token.text)].length)),
+    caret: t,
+    first: firstColumn,
+  });
+  firstColumn = columns.first;
+  const given = { run, runs, checkpoint, text, second, columns, answers };
+  const names = namesOf(run.name);
+  const locked = new Scene({ ...given, names, shown: { ...store.state, t, layer, head } });
+  const shown = { ...locked.state, ...store.preview };
+  return [locked, new Scene({ ...given, names, shown })];
+}
+
+/** What the ruler and the rail ask for, beside the views. @param {Scene} of */
+function extraAsks(of) {
+  return ["read", `attention?t=${of.t}`, SCORES, headAsk(of)];
+}
+
+/** The addresses of all that is wanted, the most urgent first. @param {Scene} locked @param {Scene} shown */
+function wantedPaths(locked, shown) {
+  const open = VIEWS.filter((view) => locked.state.open.includes(view.id));
+  const first = ["read", `attention?t=${locked.t}`];
+  const asks = [
+    ...first,
+    ...(shown.state.towards ? [towardsAsk(shown)] : []),
+    ...open.flatMap((view) => [...view.sentenceAsks(locked), ...view.asks(locked)]),
+    SCORES,
+    headAsk(shown),
+    ...VIEWS.flatMap((view) => view.sentenceAsks(locked)),
+  ];
+  const paths = asks.map((ask) => locked.path(ask));
+  const origin = originOf(locked, viewsById);
+  if (origin) paths.push(sourceAsk(locked, origin.name));
+  for (const by of [1, -1]) {
+    const t = locked.t + by;
+    if (t < 0 || t >= locked.length) continue;
+    const beside = new Scene({ ...locked, shown: { ...locked.state, t } });
+    const ahead = open.flatMap((view) => view.asks(beside)).map((ask) => beside.path(ask));
+    paths.push(...ahead.filter((path) => answers.milliseconds(path) < FAST_MS));
+  }
+  return [...new Set(paths)];
+}
+
+function draw() {
+  const { theme } = store.state;
+  if ((document.documentElement.dataset.theme ?? null) !== theme) {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    forgetDrawn();
+  }
+  readPalette();
+  const scenes = makeScenes();
+  drawNotice();
+  if (!scenes) return;
+  const [locked, shown] = scenes;
+  scene = locked;
+  answers.want(wantedPaths(locked, shown));
+  learnNames(locked);
+  document.documentElement.style.setProperty("--column", `${locked.columns.width}px`);
+  drawTitle(locked.run, runs);
+  drawWhen(locked);
+  drawRuler(locked, tools);
+  drawLane(shown);
+  const { offsetHeight } = byId("ruler");
+  document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);
+  drawStory(locked, VIEWS, { toggle, save: openSaving });
+  drawRail(shown, viewsById);
+}
+
+/** Keeps the texts of tokens that answers bring. @param {Scene} of */
+function learnNames(of) {
+  for (const answer of answers.kept.values()) {
+    const { tokens } = answer.header;
+    if (!tokens || answer.header.learnt) continue;
+    answer.header.learnt = true;
+    for (const [id, text] of Object.entries(tokens)) of.names.set(Number(id), String(text));
+  }
+}
+
+/** Draws only what follows the pointer. */
+function drawPreview() {
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(() => {
+    const scenes = makeScenes();
+    if (!scenes) return;
+    answers.want(wantedPaths(...scenes));
+    drawLane(scenes[1]);
+    drawRail(scenes[1], viewsById);
+  });
+}
+
+/** Opens a view and goes to it, or closes it. @param {string} id */
+function toggle(id) {
+  const { open } = store.state;
+  const isOpen = open.includes(id);
+  store.set({ open: isOpen ? open.filter((other) => other !== id) : [...open, id] });
+  const button = /** @type {HTMLElement | null} */ (document.querySelector(`#${id} h2 button`));
+  button?.focus({ preventScroll: isOpen });
+}
+
+function drawNotice() {
+  const notice = byId("notice");
+  const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
+  const words = [];
+  if (isAway)
+    words.push("The server does not answer. What is here stays; start it again to go on.");
+  if (run && !run.checkpoints.length) {
+    words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
+  }
+  const refused = run && refusedTexts.get(`${run.name}\0${store.state.text ?? run.sample_text}`);
+  if (refused) words.push(`${refused} The text before it is shown.`);
+  else if (scene?.text.cut) words.push(scene.text.cut);
+  notice.hidden = !words.length;
+  morph(
+    notice,
+    words.map((text) => el("p", {}, text)),
+  );
+}
+
+let isAway = false;
+
+/** Looks for runs and checkpoints; what is new is drawn. */
+async function loadRuns() {
+  try {
+    const response = await request(
+      "/inside/runs",
+      etag ? { headers: { "If-None-Match": etag } } : {},
+    );
+    const wasAway = isAway;
+    isAway = false;
+    if (response.status !== 304) {
+      etag = response.headers.get("ETag") ?? "";
+      runs = await response.json();
+      requestDraw();
+    }
+    if (wasAway) answers.forgetRefusals();
+  } catch (error) {
+    const { status } = asRequestError(error);
+    if (status === 401) {
+      askForKey(loadRuns);
+      return;
+    }
+    isAway = status === 0;
+    requestDraw();
+  }
+  const isLive = isAway || !runs.length || runs.some((run) => run.is_training);
+  if (!recorded) setTimeout(loadRuns, isLive ? POLL_MS : REST_MS);
+}
+
+store.state = readAddress(location.hash || (recorded?.["#"] ?? ""));
+store.changed = (isPreview) => (isPreview ? drawPreview() : requestDraw());
+addEventListener("hashchange", () => {
+  store.state = readAddress(location.hash);
+  requestDraw();
+});
+addEventListener("resize", requestDraw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  forgetDrawn();
+  requestDraw();
+});
+listenToKeys({ scene: () => scene, toggle, views: VIEWS.map((view) => view.id), tools });
+void loadRuns();

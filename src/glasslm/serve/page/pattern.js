@@ -1,0 +1,131 @@
+// One head's attention pattern as a square: who looks (rows) at what (columns).
+
+import { palette, tint } from "./colour.js";
+import { el } from "./dom.js";
+import { makeCanvas, monospace } from "./figure_parts.js";
+import { store } from "./state.js";
+import { hideTip, showTip } from "./tip.js";
+import { fixed, glyphs, headName, quoted } from "./words.js";
+
+/** @typedef {import("./scene.js").Scene} Scene */
+/** @typedef {(row: number, column: number) => number} Values */
+
+const POWER = 0.75; // of a weight, which gives its alpha
+const VISIBLE_WEIGHT = 0.01;
+const LABEL_PX = 14; // the smallest column that has room for a token's first character
+
+/**
+ * @param {Values} values
+ * @param {number} size rows and columns
+ * @param {number} side in pixels
+ * @returns {HTMLCanvasElement}
+ */
+export function drawPattern(values, size, side) {
+  const [canvas, context] = makeCanvas(side, side);
+  const z = side / size;
+  context.fillStyle = palette.card;
+  context.fillRect(0, 0, side, side);
+  context.fillStyle = palette.sink;
+  context.beginPath();
+  context.moveTo(0, 0);
+  context.lineTo(side, 0);
+  context.lineTo(side, side);
+  context.fill();
+  const space = z > 5 ? 0.5 : 0;
+  for (let row = 0; row < size; row++) {
+    for (let column = 0; column <= row; column++) {
+      const weight = values(row, column);
+      if (!(weight > VISIBLE_WEIGHT)) continue;
+      context.fillStyle = tint("look", weight ** POWER);
+      context.fillRect(column * z, row * z, z - space, z - space);
+    }
+  }
+  return canvas;
+}
+
+/**
+ * A head's pattern for pointer and keyboard. The row of the caret is framed; a click on a cell stands
+ * at its row and shows where its weight comes from.
+ * @param {Scene} scene
+ * @param {{weight: import("./arrays.js").Tensor | undefined, layer: number, head: number,
+ *   side: number, withTokens?: boolean, id: string}} given `weight` (T, T)
+ */
+export function headPattern(scene, { weight, layer, head, side, withTokens = false, id }) {
+  const T = scene.length;
+  const whole = Math.max(1, Math.floor((side / T) * 2) / 2); // half pixels keep cells equal
+  const z = whole * T <= side ? whole : side / T;
+  const values = (/** @type {number} */ i, /** @type {number} */ j) => weight?.at(i, j) ?? 0;
+  const canvas = drawPattern(values, T, z * T);
+  const frame = el("span", {
+    class: "row-frame",
+    style: {
+      top: `${scene.t * z}px`,
+      width: `${(scene.t + 1) * z}px`,
+      height: `${Math.max(2, z)}px`,
+    },
+  });
+  const tell = (/** @type {any} */ at, /** @type {number} */ i, /** @type {number} */ j) => {
+    const from = `${i} ${quoted(scene.text.tokens[i].text)}`;
+    const to = `${j} ${quoted(scene.text.tokens[j].text)}`;
+    showTip(at, `${fixed(values(i, j), 3)}: from ${from} to ${to}`, "click: stand here");
+  };
+  const find = (/** @type {any} */ event) => {
+    const box = event.currentTarget.getBoundingClientRect();
+    const i = Math.floor((event.clientY - box.top) / z);
+    const j = Math.floor((event.clientX - box.left) / z);
+    return i >= 0 && i < T && j >= 0 && j <= i ? [i, j] : null;
+  };
+  const square = el(
+    "div",
+    {
+      class: "pattern",
+      "data-key": id,
+      role: "img",
+      "aria-label":
+        `Attention pattern of head ${headName(layer, head)}; its numbers are in the table of ` +
+        "Attention",
+      style: { width: `${z * T}px`, height: `${z * T}px` },
+      on: {
+        pointermove: (/** @type {any} */ event) => {
+          const cell = find(event);
+          if (cell) tell(event, cell[0], cell[1]);
+          else hideTip();
+        },
+        pointerleave: hideTip,
+        click: (/** @type {any} */ event) => {
+          const cell = find(event);
+          if (!cell) return;
+          store.set({ t: cell[0], layer, head, n: `attention.${layer}.${head}.${cell[1]}` });
+        },
+      },
+    },
+    canvas,
+    frame,
+  );
+  if (!withTokens || z < LABEL_PX / 2) return square;
+  return withTokenNames(scene, square, z);
+}
+
+/** @param {Scene} scene @param {HTMLElement} square @param {number} z */
+function withTokenNames(scene, square, z) {
+  const side = 22;
+  const size = Math.min(13, Math.max(7, z));
+  const names = (/** @type {boolean} */ isAcross) => {
+    const [canvas, context] = makeCanvas(
+      isAcross ? z * scene.length : side,
+      isAcross ? side : z * scene.length,
+    );
+    context.font = monospace(size);
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    scene.text.tokens.forEach(({ text }, t) => {
+      context.fillStyle = t === scene.t ? palette.ink : palette.soft;
+      const glyph = [...glyphs(text)][0] ?? "";
+      const middle = (t + 0.5) * z;
+      if (isAcross) context.fillText(glyph, middle, side / 2);
+      else context.fillText(glyph, side / 2, middle);
+    });
+    return canvas;
+  };
+  return el("div", { class: "with-names" }, el("span"), names(true), names(false), square);
+}

@@ -1,0 +1,150 @@
+// What the views draw: the selection, the run, the text, its columns, and the answers that are here.
+
+/**
+ * @typedef {object} Checkpoint
+ * @property {number} step
+ * @property {string} hash
+ * @property {boolean} best
+ * @property {number | null} val_loss
+ */
+
+/**
+ * @typedef {object} Run one of /inside/runs
+ * @property {string} name
+ * @property {string} corpus
+ * @property {string | null} preset
+ * @property {{layers: number, heads: number, width: number, block_size: number, position: string}
+ *   & Record<string, any>} config
+ * @property {number} parameters
+ * @property {string} engine
+ * @property {number} vocab_size
+ * @property {string} tokenizer char, byte or bpe
+ * @property {Checkpoint[]} checkpoints by their step
+ * @property {number | string} keep
+ * @property {[number, number][]} curve step and loss
+ * @property {boolean} is_training
+ * @property {string} sample_text
+ * @property {string[]} notes
+ */
+
+/** @typedef {{id: number, text: string, special: boolean}} Token */
+/** @typedef {{id: string, text: string, tokens: Token[], cut: string | null}} Text */
+/** @typedef {import("./columns.js").Columns} Columns */
+/** @typedef {import("./state.js").State & import("./state.js").Preview} Shown */
+/** @typedef {import("./arrays.js").Answer} Answer */
+/** @typedef {import("./api.js").RequestError} RequestError */
+/** @typedef {import("./dom.js").Child} Child */
+/** @typedef {(string | number)[][]} Rows the first row names the columns */
+
+/**
+ * @typedef {object} Origin of a number: what the rail says of it
+ * @property {string} value
+ * @property {Child[]} words what the number is
+ * @property {string} name in engines/inspection
+ * @property {string} [index] of the number in that array, as in Python: "[0, 2, 37, 24]"
+ * @property {string} [shape]
+ */
+
+/**
+ * @typedef {object} View
+ * @property {string} id
+ * @property {string} title
+ * @property {string} purpose shown while its sentence has no numbers yet
+ * @property {(scene: Scene) => string[]} sentenceAsks the answers that its sentence needs
+ * @property {(scene: Scene) => string[]} asks the answers that its figure needs, when open
+ * @property {(scene: Scene) => Child[]} sentence
+ * @property {(scene: Scene) => Child[]} draw
+ * @property {(scene: Scene) => Rows} rows all its numbers, for the table and for CSV
+ * @property {(scene: Scene, key: string[]) => Origin | null} origin of its number with this key
+ * @property {(scene: Scene) => unknown} [extra] what it draws from beside the scene's state
+ */
+
+/** A moment of the page. */
+export class Scene {
+  /**
+   * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: Text, second: Text | null,
+   *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
+   *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
+   */
+  constructor({ shown, run, checkpoint, text, second, columns, answers, names, runs }) {
+    this.state = shown;
+    this.run = run;
+    this.runs = runs;
+    this.checkpoint = checkpoint;
+    this.text = text;
+    this.second = second;
+    this.columns = columns;
+    this.answers = answers;
+    this.names = names;
+    this.length = text.tokens.length;
+    this.layers = run.config.layers;
+    this.heads = run.config.heads;
+    /** The last position that is read. */
+    this.t = shown.t ?? 0;
+  }
+
+  /** The address of an answer about this checkpoint and text: `attention?t=3`. @param {string} ask */
+  path(ask) {
+    return this.pathAt(this.checkpoint, ask);
+  }
+
+  /** The same of another checkpoint. @param {Checkpoint} checkpoint @param {string} ask */
+  pathAt(checkpoint, ask) {
+    if (ask.startsWith("/")) return ask;
+    const [view, query] = ask.split("?");
+    const base = `/inside/${view}/${checkpoint.hash}/${this.text.id}`;
+    return query ? `${base}?${query}` : base;
+  }
+
+  /** The answer, if it is here. @param {string} ask @returns {Answer | undefined} */
+  answer(ask) {
+    return this.answers.get(this.path(ask));
+  }
+
+  /** The first refusal or reason for having no numbers among these. @param {string[]} asks */
+  problem(asks) {
+    for (const ask of asks) {
+      const refusal = this.answers.refused.get(this.path(ask));
+      if (refusal) return refusal.message;
+      const reason = this.answer(ask)?.header.reason;
+      if (reason) return String(reason);
+    }
+    return null;
+  }
+
+  /** Whether all these answers are here. @param {string[]} asks */
+  has(asks) {
+    return asks.every((ask) => this.answers.kept.has(this.path(ask)));
+  }
+
+  /** The text of a token. @param {number} id */
+  token(id) {
+    return this.names.get(id) ?? `#${id}`;
+  }
+
+  /** The token that the text has after the caret; null at its end. */
+  get target() {
+    return this.t + 1 < this.length ? this.text.tokens[this.t + 1].id : null;
+  }
+
+  /** What a token is called here. */
+  get unit() {
+    return { char: "character", byte: "byte" }[this.run.tokenizer] ?? "token";
+  }
+
+  /** The places where the residual stream can be read, from the embedding on. */
+  get stages() {
+    const stages = [{ name: "embedding", short: "emb", long: "at the embedding" }];
+    for (let l = 0; l < this.layers; l++) {
+      stages.push(
+        { name: `${l} attention`, short: `${l} a`, long: `after the attention of layer ${l}` },
+        {
+          name: `${l} feed-forward`,
+          short: `${l} f`,
+          long: `after the feed-forward of layer ${l}`,
+        },
+      );
+    }
+    return stages;
+  }
+}

@@ -1,0 +1,144 @@
+// What is selected. The locked selection is the address; a preview lasts as long as the pointer.
+
+/**
+ * @typedef {object} State
+ * @property {string | null} run name of the run; null: the first one
+ * @property {string | null} text null: the text that the run brings
+ * @property {number | null} t caret: the last position that is read; null: a place near the end
+ * @property {number} layer
+ * @property {number} head
+ * @property {number | null} step of the checkpoint; null: the latest one
+ * @property {number | null} candidate token that Why explains; null: the one that comes
+ * @property {number | null} rival token that it is compared with; null: the model's other choice;
+ *   -1: none
+ * @property {string | null} off parts that are switched off, as in `3.2,3.feedforward`
+ * @property {string | null} n the number whose origin is shown, as in `attention.3.2.24`
+ * @property {string[]} open views
+ * @property {string} look how Attention is shown: heads, layers, head or patterns
+ * @property {number} temperature
+ * @property {number} topK 0: all
+ * @property {number} topP
+ * @property {number} minP
+ * @property {number} lr of the step in Backward
+ * @property {string | null} other second text of Patch; null: none yet
+ * @property {string | null} against what Learning compares with: `run@step`; null: nothing
+ * @property {string | null} theme light or dark; null: the system's
+ */
+
+/** @type {Readonly<State>} */
+export const DEFAULTS = Object.freeze({
+  run: null,
+  text: null,
+  t: null,
+  layer: 0,
+  head: 0,
+  step: null,
+  candidate: null,
+  rival: null,
+  off: null,
+  n: null,
+  open: ["write", "attention", "lens", "why"],
+  look: "heads",
+  temperature: 0.8,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  lr: 0.01,
+  other: null,
+  against: null,
+  theme: null,
+});
+
+const NUMBERS = new Set(
+  "t layer head step candidate rival temperature topK topP minP lr".split(" "),
+);
+const LONGEST_TEXT_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
+const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
+
+/**
+ * The state that an address names. What cannot be read is left at its default.
+ * @param {string} hash "#t=37&head=3.2"
+ * @returns {State}
+ */
+export function readAddress(hash) {
+  const state = { ...DEFAULTS, open: [...DEFAULTS.open] };
+  for (const [name, value] of new URLSearchParams(hash.replace(/^#/, ""))) {
+    if (name === "head" && /^\d+\.\d+$/.test(value)) {
+      [state.layer, state.head] = value.split(".").map(Number);
+    } else if (name === "open") state.open = value ? value.split(",") : [];
+    else if (NUMBERS.has(name)) {
+      if (value !== "" && Number.isFinite(Number(value))) setField(state, name, Number(value));
+    } else if (name in DEFAULTS) setField(state, name, value);
+  }
+  return state;
+}
+
+/** @param {any} state @param {string} name @param {unknown} value */
+function setField(state, name, value) {
+  state[name] = value;
+}
+
+/**
+ * The address of a state: what differs from the defaults, and where one stands.
+ * @param {State} state
+ */
+export function writeAddress(state) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(state)) {
+    if (name === "layer" || value === null) continue;
+    if (name === "head") query.set("head", `${state.layer}.${state.head}`);
+    else if (name === "open") query.set("open", state.open.join(","));
+    else if (name === "text" && state.text && state.text.length > LONGEST_TEXT_IN_ADDRESS) continue;
+    else if (value !== DEFAULTS[/** @type {keyof State} */ (name)]) query.set(name, String(value));
+  }
+  return `#${query}`;
+}
+
+/** @typedef {Partial<State> & {towards?: boolean}} Preview */
+
+/** The one state, and who is told of its changes. */
+export const store = {
+  /** @type {State} */
+  state: { ...DEFAULTS },
+  /** @type {Preview} */
+  preview: {},
+  /** @type {(isPreview: boolean) => void} */
+  changed: () => {},
+
+  /** The state with what the pointer previews. @returns {State & Preview} */
+  get shown() {
+    return { ...this.state, ...this.preview };
+  },
+
+  /**
+   * Locks a change. A new place forgets the candidates of the old one; a new text or run also the
+   * place.
+   * @param {Partial<State>} change
+   */
+  set(change) {
+    const next = { ...this.state, ...change };
+    if ("t" in change && !("candidate" in change)) next.candidate = next.rival = null;
+    if ("text" in change || "run" in change) {
+      if (!("t" in change)) next.t = null;
+      next.n = next.candidate = next.rival = null;
+    }
+    if ("run" in change && change.run !== this.state.run) next.step = next.off = null;
+    this.state = next;
+    this.preview = {};
+    clearTimeout(addressTimer);
+    addressTimer = setTimeout(() => {
+      history.replaceState(null, "", writeAddress(this.state));
+    }, ADDRESS_DELAY_MS);
+    this.changed(false);
+  },
+
+  /** Shows a change while the pointer rests. @param {Preview} change */
+  look(change) {
+    if (JSON.stringify(change) === JSON.stringify(this.preview)) return;
+    this.preview = change;
+    this.changed(true);
+  },
+};
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let addressTimer;
