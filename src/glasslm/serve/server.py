@@ -18,6 +18,7 @@ from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.serve.addresses import format_host, is_loopback
 from glasslm.serve.app import api_routes, build_app
 from glasslm.serve.connection import Connection
+from glasslm.serve.inside.routes import Inside, inside_routes
 from glasslm.serve.limits import Limits
 from glasslm.serve.served_model import ModelSource
 from glasslm.serve.service import Service
@@ -91,7 +92,7 @@ def make_config(service: Service, settings: ServerSettings) -> uvicorn.Config:
     """uvicorn's settings: its parser in Python, no logs, no WebSockets, our connections."""
     app = build_app(
         service,
-        api_routes(service),
+        [*api_routes(service), *inside_routes(Inside(service))],
         api_key=settings.api_key,
         loopback=is_loopback(settings.host),
         allow_origins=settings.allow_origins,

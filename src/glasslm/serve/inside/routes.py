@@ -1,0 +1,152 @@
+"""The addresses under /inside: runs, texts, and the views of a checkpoint on a text."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from glasslm.errors import GlasslmError
+from glasslm.serve.answers import AsciiJSONResponse, compact_json
+from glasslm.serve.api_error import ApiError, wrong_value
+from glasslm.serve.fields import Fields, as_integer
+from glasslm.serve.inside.binary import encode_arrays, finite_json
+from glasslm.serve.inside.checkpoints import CheckpointStore
+from glasslm.serve.inside.query import Query
+from glasslm.serve.inside.runs import InsideRun
+from glasslm.serve.inside.texts import InsideText, TextStore, make_text
+from glasslm.serve.inside.views import VIEWS, Subject
+from glasslm.serve.inside.worker import Worker
+from glasslm.serve.limits import Limits
+from glasslm.serve.request_body import read_request
+from glasslm.serve.service import Service
+
+# A view is a pure function of checkpoint, text and query, but not of the version of glasslm.
+VIEW_CACHE = "private, max-age=600"
+
+
+class Inside:
+    """The data of the microscope page over the runs of a service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._store = CheckpointStore(list(service.sources.values()))
+        self._runs = {name: InsideRun(source) for name, source in service.sources.items()}
+        self._texts, self._worker = TextStore(), Worker()
+
+    async def runs(self, request: Request) -> Response:
+        """GET /inside/runs: the served runs; 304 where nothing has changed."""
+        content = await asyncio.to_thread(self._describe_runs)
+        body = compact_json(finite_json(content)).encode()
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers = {"ETag": etag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type="application/json", headers=headers)
+
+    def _describe_runs(self) -> dict[str, Any]:
+        runs: list[dict[str, Any]] = []
+        for name, run in self._runs.items():
+            try:
+                runs.append(run.content(self._store))
+            except (GlasslmError, OSError) as error:
+                runs.append({"name": name, "error": str(error)})
+        return {"runs": runs}
+
+    async def texts(self, request: Request) -> Response:
+        """POST /inside/texts: the tokens of a text, under a name for the views."""
+        parsed = await read_request(request, self._service.limits, parse_text_request)
+        loaded = self._service.find_model(parsed.run)
+        ids = parsed.ids
+        if ids is None:
+            try:
+                array = await asyncio.to_thread(loaded.model.tokenizer.encode, parsed.text)
+            except GlasslmError as error:
+                raise ApiError(400, str(error), param="text", code="invalid_value") from None
+            ids = array.tolist()
+        text = make_text(loaded.model, ids)
+        self._texts.add(text)
+        special = frozenset(loaded.model.tokenizer.special_tokens.values())
+        return AsciiJSONResponse(text.content(loaded.names, special))
+
+    async def view(self, request: Request) -> Response:
+        """GET /inside/VIEW/CHECKPOINT/TEXT: the arrays of a view."""
+        name = request.path_params["view"]
+        if name not in VIEWS:
+            raise ApiError(
+                404, f"there is no view '{name[:60]}': expected one of {', '.join(VIEWS)}",
+                code="not_found",
+            )  # fmt: skip
+        text = self._texts.find(request.path_params["text"])
+        query = Query(request.query_params)
+        checkpoint = request.path_params["checkpoint"]
+        body = await self._worker.compute(
+            request, lambda: self._compute(name, checkpoint, text, query)
+        )
+        headers = {"Cache-Control": VIEW_CACHE}
+        return Response(body, media_type="application/octet-stream", headers=headers)
+
+    def _compute(self, name: str, checkpoint: str, text: InsideText, query: Query) -> bytes:
+        """The body of a view; what a model does not have is answered by its reason."""
+        loaded = self._store.load(checkpoint)
+        _require_vocabulary(loaded.model.tokenizer.vocab_size, text)
+        subject = Subject(loaded, self._store.record(loaded, text), query)
+        try:
+            arrays, facts = VIEWS[name](subject)
+        except GlasslmError as error:
+            return encode_arrays({}, {"reason": str(error)})
+        return encode_arrays(arrays, facts)
+
+    def stop(self) -> None:
+        """End the thread that computes."""
+        self._worker.stop()
+
+
+class TextRequest:
+    """The fields of POST /inside/texts: a text, or the tokens of one."""
+
+    def __init__(self, content: object, limits: Limits) -> None:
+        fields = Fields(content)
+        self.run = fields.text("run")
+        self.text = fields.text("text") or ""
+        self.ids = _read_ids(fields.get("ids"), limits)
+
+
+def parse_text_request(content: object, limits: Limits) -> TextRequest:
+    """The request in a JSON body. Raises ApiError for a wrong field."""
+    return TextRequest(content, limits)
+
+
+def _read_ids(value: object, limits: Limits) -> list[int] | None:
+    if value is None:
+        return None
+    expected = f"a list of at most {limits.prompt_tokens:,} token ids"
+    if not isinstance(value, list) or len(value) > limits.prompt_tokens:
+        raise wrong_value("ids", value, expected)
+    ids = [number for item in value if (number := as_integer(item)) is not None]
+    if len(ids) < len(value):
+        raise wrong_value("ids", value, expected)
+    return ids
+
+
+def _require_vocabulary(vocab_size: int, text: InsideText) -> None:
+    if max(text.ids) >= vocab_size:
+        raise ApiError(
+            400,
+            "this text belongs to a run with another tokenizer: post it again for this run",
+            code="unknown_text",
+        )
+
+
+def inside_routes(inside: Inside) -> Sequence[BaseRoute]:
+    """The routes of the microscope page's data."""
+    return [
+        Route("/inside/runs", inside.runs, methods=["GET"]),
+        Route("/inside/texts", inside.texts, methods=["POST"]),
+        Route("/inside/{view}/{checkpoint}/{text}", inside.view, methods=["GET"]),
+    ]

@@ -1,0 +1,149 @@
+"""What the page knows of the served runs: their models, checkpoints and curves, also in training.
+
+Only run.json, metrics.jsonl and the folders of checkpoints are read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasslm.data.file_stamp import FileStamp, read_stamp
+from glasslm.data.tokenizers import Tokenizer
+from glasslm.errors import GlasslmError
+from glasslm.model.parameters import parameter_table
+from glasslm.runs import metrics
+from glasslm.runs.history import History, read_history
+from glasslm.runs.run_folder import Run
+from glasslm.serve.inside.checkpoints import CheckpointStore, checkpoint_content
+from glasslm.serve.served_model import ModelSource
+from glasslm.text import ignore_message
+
+MAX_CURVE_POINTS, MAX_FILES = 300, 8
+SAMPLE_TOKENS = 52
+MAX_CHARACTERS = 400  # of which the sample text is made where there is no validation text
+SAMPLE_WAIT_S = 0.3  # for the sample text, before runs are listed without it
+LIVE_S = 120.0  # a run without an end whose metrics have changed in this time is in training
+FALLBACK_TEXT = "To be, or not to be"
+
+
+class InsideRun:
+    """What the page knows of one run. Its methods may be called from any thread."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.run = Run(source.path)
+        self._sample = ""
+        self._history: tuple[FileStamp | None, History, int] | None = None
+        self._lock = threading.Lock()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self.run.tokenizer
+
+    def content(self, store: CheckpointStore) -> dict[str, Any]:
+        """The JSON of the run in /inside/runs."""
+        run, config = self.run, self.run.config
+        history, max_steps = self._read_history()
+        losses = {step: loss for step, loss in zip(history.eval_steps, history.val_losses) if loss}
+        names = store.list(self.source)
+        model = config.model.resolve()
+        data = run.record["data"]
+        return {
+            "name": self.source.name,
+            "corpus": config.data.corpus or "",
+            "files": [Path(file["path"]).name for file in data["files"]][:MAX_FILES],
+            "preset": run.record.get("preset", ""),
+            "config": {
+                "layers": model.n_layers,
+                "heads": model.n_heads,
+                "kv_heads": model.n_kv_heads,
+                "width": model.d_model,
+                "feedforward_width": model.d_ff,
+                "feedforward": model.feedforward,
+                "block_size": model.block_size,
+                "position": model.position,
+                "norm": model.norm,
+                "norm_position": model.norm_position,
+                "experts": model.n_experts,
+                "tied": model.tie_embeddings,
+                "window": model.window,
+            },
+            "parameters": parameter_table(model, self.tokenizer.vocab_size).total,
+            "engine": run.record["engine"],
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.kind,
+            "checkpoints": [checkpoint_content(name, history.best_step, losses) for name in names],
+            "keep": config.train.keep,
+            "checkpoint_interval": config.train.checkpoint_interval,
+            "max_steps": max_steps,
+            "curve": thin([*zip(history.steps, history.train_losses)]),
+            "val_curve": thin([*zip(history.eval_steps, history.val_losses)]),
+            "status": history.status,
+            "is_training": self._is_training(history),
+            "sample_text": self.sample_text(),
+        }
+
+    def _read_history(self) -> tuple[History, int]:
+        """The history and the planned number of steps, read again where metrics.jsonl changed."""
+        stamp = read_stamp(self.run.path / "metrics.jsonl")
+        if self._history is None or self._history[0] != stamp:
+            lines = list(self.run.metrics())
+            plans = [line["max_steps"] for line in lines if line["kind"] == "plan"]
+            max_steps = plans[-1] if plans else self.run.config.train.max_steps
+            self._history = stamp, read_history(lines), max_steps
+        return self._history[1:]
+
+    def _is_training(self, history: History) -> bool:
+        stamp = read_stamp(self.run.path / "metrics.jsonl")
+        if history.status is not None or stamp is None:
+            return False
+        return time.time() - stamp.modified_ns / 1e9 < LIVE_S
+
+    def sample_text(self) -> str:
+        """Some validation text; empty while it is read for the first time, which may take long."""
+        if not self._sample and self._lock.acquire(blocking=False):
+            thread = threading.Thread(target=self._read_sample, name="sample text", daemon=True)
+            thread.start()
+            thread.join(SAMPLE_WAIT_S)
+        return self._sample
+
+    def _read_sample(self) -> None:
+        self._sample = _validation_text(self.run, self.tokenizer)
+
+
+def _validation_text(run: Run, tokenizer: Tokenizer) -> str:
+    """The beginning of the validation text, or a sample of the run, or a text that it can read."""
+    try:
+        tokens = np.asarray(run.dataset(ignore_message).val.tokens[:SAMPLE_TOKENS])
+        if text := tokenizer.decode(tokens).rstrip("\ufffd"):  # half a character at the end
+            return text
+    except (GlasslmError, OSError):
+        pass  # the text of the run is not here, or is none of this machine
+    samples = metrics.sample_lines(run.metrics())
+    for text in [line["prompt"] + line["text"] for line in samples[-1:]] + [FALLBACK_TEXT]:
+        ids = [i for character in text[:MAX_CHARACTERS] for i in _encode(tokenizer, character)]
+        if ids:
+            return tokenizer.decode(ids[:SAMPLE_TOKENS]).rstrip("\ufffd")
+    return tokenizer.decode(range(min(SAMPLE_TOKENS, tokenizer.vocab_size)))
+
+
+def _encode(tokenizer: Tokenizer, character: str) -> list[int]:
+    """The tokens of a character; none where the vocabulary lacks it."""
+    try:
+        return tokenizer.encode(character).tolist()
+    except GlasslmError:
+        return []
+
+
+def thin(points: Sequence[tuple[int, float | None]]) -> list[list[float | None]]:
+    """At most MAX_CURVE_POINTS of the points of a curve, evenly, the last one included."""
+    count = min(len(points), MAX_CURVE_POINTS)
+    places = np.linspace(0, len(points) - 1, count).round().astype(int)
+    return [list(points[i]) for i in np.unique(places)]

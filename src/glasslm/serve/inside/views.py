@@ -1,0 +1,197 @@
+"""The views of the page: what each one computes of a checkpoint and a text.
+
+A view returns arrays for `binary.encode_arrays` and facts for its header. docs/howto/look.md lists
+them. Letters: T positions, L layers, H heads, P places or parts, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.inference.head_scores import SCORE_NAMES
+from glasslm.inference.microscope import attention, contributions, lens, reading
+from glasslm.inference.microscope.recorded_pass import RecordedPass, choose_candidates
+from glasslm.inference.sampling import Sampling
+from glasslm.serve.inside.binary import to_pixels
+from glasslm.serve.inside.checkpoints import InsideModel
+from glasslm.serve.inside.query import Query
+
+Arrays = dict[str, NDArray[Any]]
+Facts = dict[str, Any]
+
+MAX_CANDIDATES = 8  # of contributions, beside the token of the text
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a view looks at."""
+
+    loaded: InsideModel
+    recorded: RecordedPass
+    query: Query
+
+    def position(self) -> int:
+        """The parameter t: the caret stands after this token."""
+        return self.query.integer("t", 0, self.recorded.length - 1)
+
+    def layer(self) -> int:
+        return self.query.integer("layer", 0, self.recorded.config.n_layers - 1)
+
+    def head(self) -> int:
+        return self.query.integer("head", 0, self.recorded.config.n_heads - 1)
+
+    def token(self, name: str) -> int:
+        return self.query.integer(name, 0, self.loaded.model.tokenizer.vocab_size - 1)
+
+    def candidates(self, t: int) -> NDArray[np.int64]:
+        """(C,): the likeliest tokens after t and the one of the text, for comparisons."""
+        recorded = self.recorded
+        target = int(recorded.targets[t])
+        return choose_candidates(recorded.log_probabilities[t], MAX_CANDIDATES, target)
+
+
+View = Callable[[Subject], tuple[Arrays, Facts]]
+
+
+def read(subject: Subject) -> tuple[Arrays, Facts]:
+    """Surprise, rank, entropy and the likeliest tokens of every position."""
+    result = reading.read_text(subject.recorded)
+    arrays = {
+        "nats": f4(result.nats),
+        "rank": i4(result.rank),
+        "entropy": f4(result.entropy),
+        "top_ids": i4(result.top_ids),
+        "top_logprobs": f4(result.top_logprobs),
+    }
+    return arrays, {"bits_per_byte": result.bits_per_byte}
+
+
+def distribution(subject: Subject) -> tuple[Arrays, Facts]:
+    """The candidates after t, before and after the filters of sampling."""
+    query = subject.query
+    sampling = Sampling(
+        temperature=query.number("temperature", 0, 100, 1.0),
+        top_k=query.integer("top_k", 0, 1 << 30, 0),
+        top_p=query.number("top_p", 0, 1, 1.0),
+        min_p=query.number("min_p", 0, 1, 0.0),
+    )
+    result = reading.next_token_distribution(subject.recorded, subject.position(), sampling)
+    arrays = {"ids": i4(result.ids), "before": f4(result.before), "after": f4(result.after)}
+    return arrays, {"others": result.others}
+
+
+def attention_row(subject: Subject) -> tuple[Arrays, Facts]:
+    """Where every head looks from t."""
+    return {"weights": f4(attention.attention_from(subject.recorded, subject.position()))}, {}
+
+
+def thumbnails(subject: Subject) -> tuple[Arrays, Facts]:
+    """A small picture of every head."""
+    pixels, scale = to_pixels(attention.attention_thumbnails(subject.recorded), axes=(2, 3))
+    return {"weights": pixels, "scale": scale}, {}
+
+
+def head(subject: Subject) -> tuple[Arrays, Facts]:
+    """All weights of one head."""
+    weights = subject.recorded.weights(subject.layer())[subject.head()]
+    return {"weights": weights.astype(np.float16)}, {}
+
+
+def averages(subject: Subject) -> tuple[Arrays, Facts]:
+    """The mean of the heads of each layer, then of all heads."""
+    pixels, scale = to_pixels(attention.attention_averages(subject.recorded), axes=(1, 2))
+    return {"weights": pixels, "scale": scale}, {}
+
+
+def scores(subject: Subject) -> tuple[Arrays, Facts]:
+    """What each head does, measured on this text and on a random text that is repeated."""
+    model = subject.loaded.model
+    probe = RecordedPass(model, attention.repeated_tokens(model))
+    arrays = {
+        "text": f4(attention.score_heads(subject.recorded)),
+        "repeated": f4(attention.score_heads(probe)),
+    }
+    return arrays, {"kinds": list(SCORE_NAMES), "repeated_tokens": probe.length}
+
+
+def lens_all(subject: Subject) -> tuple[Arrays, Facts]:
+    """The first choice at every place and position, and the probability of the text's token."""
+    result = lens.read_lens(subject.recorded)
+    arrays = {
+        "top_ids": i4(result.top_ids),
+        "top_logprobs": f4(result.top_logprobs),
+        "target_logprobs": f4(result.target_logprobs),
+    }
+    return arrays, {"places": result.places}
+
+
+def lens_at(subject: Subject) -> tuple[Arrays, Facts]:
+    """The likeliest tokens at every place after t, and the probabilities of `ids`."""
+    asked = subject.query.integers("ids", 0, subject.loaded.model.tokenizer.vocab_size - 1)
+    result = lens.read_lens_at(subject.recorded, subject.position(), asked)
+    arrays = {
+        "ids": i4(result.ids),
+        "logprobs": f4(result.logprobs),
+        "asked_logprobs": f4(result.asked_logprobs),
+    }
+    return arrays, {"places": result.places, "asked": asked}
+
+
+def why(subject: Subject) -> tuple[Arrays, Facts]:
+    """The contribution of every part to the logits of the candidates after t."""
+    t = subject.position()
+    candidates = subject.candidates(t)
+    result = contributions.contributions(subject.recorded, subject.loaded.weights, t, candidates)
+    sums = result.shares.sum(0)
+    arrays = {
+        "ids": i4(candidates),
+        "shares": f4(result.shares),
+        "logits": f4(result.logits),
+        "sums": f4(sums),
+        "logprobs": f4(reading.logprobs_of(subject.recorded, t, candidates)),
+    }
+    return arrays, {"parts": result.parts, "gap": float(np.abs(sums - result.logits).max())}
+
+
+def why_source(subject: Subject) -> tuple[Arrays, Facts]:
+    """What a head read at each position to push `candidate` above `rival`, after t."""
+    pair = np.array([subject.token("candidate"), subject.token("rival")])
+    shares = contributions.contributions_by_source(
+        subject.recorded,
+        subject.loaded.weights,
+        subject.position(),
+        subject.layer(),
+        subject.head(),
+        pair,
+    )
+    return {"shares": f4(shares[0] - shares[1])}, {}
+
+
+def f4(array: Any) -> NDArray[np.float32]:
+    """An array (any shape) in float32."""
+    return np.asarray(array, np.float32)
+
+
+def i4(array: Any) -> NDArray[np.int32]:
+    """An array (any shape) of integers in 32 bits."""
+    return np.asarray(array, np.int32)
+
+
+VIEWS: dict[str, View] = {
+    "read": read,
+    "distribution": distribution,
+    "attention": attention_row,
+    "thumbnails": thumbnails,
+    "head": head,
+    "averages": averages,
+    "scores": scores,
+    "lens": lens_all,
+    "lens-at": lens_at,
+    "why": why,
+    "why-source": why_source,
+}
