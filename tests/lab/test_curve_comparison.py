@@ -86,7 +86,7 @@ def test_the_command(
         "x",
     ]
     assert cli.main(argv) == 0
-    assert re.search(r"up to step 19,200, the last", capsys.readouterr().out)
+    assert re.search(r"up to token 19,200, the last", capsys.readouterr().out)
     assert cli.main(["diagnose", "--curve", a, b, c]) == 2
     assert "as --curve A1 A2 --against B1 B2" in capsys.readouterr().err
     assert cli.main(["diagnose", "--against", a]) == 2

@@ -20,7 +20,9 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
     end = _end_value(Series(validation.steps[best:], v[best:]))
     half = len(after) // 2
     climbs = len(after) >= 2 and np.median(after[half:]) >= np.median(after[:-half])
-    evidence = f"best validation loss {low:.4g} at step {best_step:,g}, {end:.4g} at step {last:,g}"
+    evidence = (
+        f"best validation loss {low:.4g} at {validation.at(best)}, {end:.4g} at {validation.at(-1)}"
+    )
     span = (last - best_step) / 3
     fell = _median_between(train, best_step - span, best_step + span) - _median_between(
         train, last - span, last
@@ -33,7 +35,7 @@ def judge_overfitting(train: Series, validation: Series) -> Finding:
             verdict,
             evidence,
             "since then the model memorizes its training text",
-            f"Use the checkpoint of step {best_step:,g}. Next time use --patience, more text, "
+            f"Use the checkpoint of {validation.at(best)}. Next time use --patience, more text, "
             "--dropout or a smaller model.",
         )
     return Finding(signal, "ok", evidence, "the validation loss does not climb from its minimum")

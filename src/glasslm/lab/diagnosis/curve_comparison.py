@@ -33,6 +33,7 @@ class CurveComparison:
     step: float  # the last common one
     ends: tuple[list[float], list[float]]  # the mean loss of each curve near that step
     estimate: Estimate | None  # second - first; None with one curve on a side
+    step_unit: str = "step"
 
     @property
     def delta(self) -> float:
@@ -50,10 +51,11 @@ class CurveComparison:
         """What was compared, the difference, and what it is worth."""
         names = [", ".join(curve.name for curve in side) for side in (self.first, self.second)]
         means = [float(np.mean(ends)) for ends in self.ends]
+        where = f"up to {self.step_unit} {self.step:,g}, the last that all curves have"
         result = [
-            f"{self.column.capitalize()} up to step {self.step:,g}, the last that all curves have, "
-            f"as the mean of the last {END_SHARE:.0%}: {means[0]:.4f} ({names[0]}) and "
-            f"{means[1]:.4f} ({names[1]}), a difference of {self.delta:+.4f}."
+            f"{self.column.capitalize()} {where}, as the mean of the last {END_SHARE:.0%}: "
+            f"{means[0]:.4f} ({names[0]}) and {means[1]:.4f} ({names[1]}), a difference of "
+            f"{self.delta:+.4f}."
         ]
         if self.estimate is None:
             result.append(
@@ -80,6 +82,7 @@ class CurveComparison:
         return {
             "column": self.column,
             "step": self.step,
+            "step_unit": self.step_unit,
             "ends": self.ends,
             "delta": self.delta,
             "ci_low": interval[0],
@@ -95,6 +98,13 @@ def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComp
     Raises InputError where the curves have no steps in common.
     """
     both = [*first, *second]
+    step_units = {curve.step_unit: curve.name for curve in both}
+    if len(step_units) > 1:
+        listed = ", ".join(f"{unit}s ({name})" for unit, name in step_units.items())
+        raise InputError(
+            f"the curves have different steps, {listed}: name columns of the same kind with "
+            "--columns step=COLUMN"
+        )
     has_validation = all(len(curve.validation.finite) for curve in both)
     series = [(curve.validation if has_validation else curve.train).finite for curve in both]
     for curve, values in zip(both, series):
@@ -112,7 +122,7 @@ def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComp
     estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
     _require_one_unit(both, has_validation)
     column = "validation loss" if has_validation else "training loss"
-    return CurveComparison(first, second, column, end, sides, estimate)
+    return CurveComparison(first, second, column, end, sides, estimate, both[0].step_unit)
 
 
 def _require_one_unit(curves: Sequence[Curve], of_validation: bool) -> None:
@@ -150,6 +160,7 @@ def draw_comparison(comparison: CurveComparison, colours: Palette) -> Figure:
             label = letter if i == 0 else None
             axes.plot(values.steps, values.values, style, color=colour, linewidth=1.2, label=label)
     axes.axvline(comparison.step, color=colours.ink, linewidth=0.6, linestyle=":")
-    axes.set_xlabel("step; the dotted line is the last that all curves have", color=colours.ink)
+    label = f"{comparison.step_unit}; the dotted line is the last that all curves have"
+    axes.set_xlabel(label, color=colours.ink)
     figures.add_legend(axes, colours)
     return figure

@@ -27,7 +27,7 @@ def draw_curve(curve: Curve, colours: Palette) -> Figure:
     _draw_losses(panels[0], curve, colours)
     if has_norms:
         _draw_norms(panels[1], curve, colours)
-    panels[-1].set_xlabel("step", color=colours.ink)
+    panels[-1].set_xlabel(curve.step_unit, color=colours.ink)
     for axes in panels:
         figures.add_legend(axes, colours)
     return figure

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glasslm.errors import InputError
 from glasslm.lab.diagnosis.curve_table import ROLES, CurveTable, Series
 from glasslm.lab.tables import columns
+from glasslm.lab.tables.long_tables import widen
 from glasslm.lab.tables.rows import Row, Table, read_table
 
 EXPECTED = (
@@ -36,6 +38,7 @@ class Curve:
     train_unit: str = "nats per token"
     validation_unit: str = "nats per token"
     vocab_size: int | None = None
+    step_unit: str = "step"  # of all series: step, epoch, token, sample or row
     rows_read: int = 0
     rows_dropped: int = 0  # lines and rows that gave no value
     messages: tuple[str, ...] = ()  # the first: which column was taken for what
@@ -48,7 +51,7 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
     and, with the names of its columns, when none of them is a loss.
     """
     path = path / "metrics.jsonl" if path.is_dir() else path
-    table = _without_other_kinds(read_table(path))
+    table = _without_other_kinds(widen(read_table(path)))
     reader = CurveTable(table, columns.parse_mapping(mapping, ROLES, table))
     if "loss" not in reader.columns and "val_loss" not in reader.columns:
         raise columns.unreadable(path, table, EXPECTED)
@@ -65,7 +68,11 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
         train_unit=reader.unit("loss" if has_loss else "val_loss"),
         validation_unit=reader.unit("val_loss" if "val_loss" in reader.columns else "loss"),
         vocab_size=_read_vocab_size(path),
+        step_unit=reader.steps.unit,
     )
+    if not len(curve.train) and not len(curve.validation):
+        chosen = " and ".join(str(reader.columns[role]) for role in reader.units)
+        raise InputError(f"{path} ({table.format}) has no number in {chosen}: expected {EXPECTED}")
     return dataclasses.replace(
         curve,
         rows_read=reader.rows_read,

@@ -23,6 +23,7 @@ STEP_NAMES = (
     "batch",
     "it",
     "s",
+    "trainer_batch",
 )
 # A longer name is one of steps as "validation loss at iteration" or "completed step" is, but not
 # as "time per step" or "train_loss_step".
@@ -88,8 +89,32 @@ GRAD_NORM_NAMES = (
     "total_norm",
     "global_grad_norm",
     "norm",
+    "grad",
 )
 RATE_NAMES = ("lr", "learning_rate", "train_lr", "train_learning_rate")
+TOKEN_NAMES = (
+    "tokens", "tokens_seen", "num_tokens", "n_tokens", "total_tokens", "train_tokens",
+    "trained_tokens", "training_tokens", "consumed_tokens", "throughput_total_tokens", "samples",
+    "consumed_samples", "num_samples", "examples",
+)  # fmt: skip
+
+# Other names are recognized by their words: one of the role, and beside it only words that change
+# nothing, as in "metrics/train/LanguageCrossEntropy" or "optim/total grad norm".
+LOSS_WORDS = {"loss", "nll", "entropy", "crossentropy", "ce", "xent", "bpb", "bpc"}
+VALIDATION_WORDS = {
+    "val", "valid", "validation", "validate", "validating", "eval", "evaluation", "dev", "test",
+    "heldout",
+}  # fmt: skip
+PLAIN_WORDS = {
+    "train", "training", "trainer", "metrics", "metric", "total", "average", "avg", "mean",
+    "global", "reduced", "running", "smoothed", "out", "lm", "language", "cross", "model", "main",
+    "optim", "optimizer", "results", "value", "step", "bits", "nats", "per", "token", "byte",
+    "of", "set", "raw",
+}  # fmt: skip
+NORM_WORDS = {"norm", "gnorm", "gradnorm"}
+NORM_PLAIN_WORDS = PLAIN_WORDS | {"grad", "gradient", "gradients", "l2", "unclipped"}
+RATE_WORDS = {"lr", "learning"}
+RATE_PLAIN_WORDS = PLAIN_WORDS | {"rate", "group0", "adamw", "adam", "decoupledadamw", "pg1"}
 
 
 def ends_with_step(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The columns of a training log: which is which, the step of each row, and what was left out."""
+"""The columns of a training log: which is which, their values by step, and what was left out."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.errors import InputError
 from glasslm.lab.diagnosis.curve_names import (
-    EPOCH_NAMES,
     GRAD_NORM_NAMES,
     LOSS_NAMES,
+    LOSS_WORDS,
+    NORM_PLAIN_WORDS,
+    NORM_WORDS,
+    PLAIN_WORDS,
     RATE_NAMES,
-    STEP_NAMES,
+    RATE_PLAIN_WORDS,
+    RATE_WORDS,
     VALIDATION_NAMES,
-    ends_with_step,
+    VALIDATION_WORDS,
 )
+from glasslm.lab.diagnosis.curve_steps import StepFinder, Steps
 from glasslm.lab.tables import columns
-from glasslm.lab.tables.columns import Column, find_columns, normalize_name
+from glasslm.lab.tables.columns import Column, find_by_words, find_columns, normalize_name
 from glasslm.lab.tables.rows import Row, Table
 from glasslm.text import plural
 
@@ -30,6 +34,11 @@ Array = NDArray[np.float64]
 
 LOSS_ROLES = ("loss", "val_loss")
 ROLES = ("step", "loss", "val_loss", "grad_norm", "lr")  # that --columns can name
+SINGLE_VALUE_NAMES = {"step", "value", "wall_time", "timestamp", "time", "relative_time"}
+OTHER_METRICS = {
+    "lr", "rate", "accuracy", "acc", "time", "throughput", "mfu", "memory", "epoch", "speed",
+    "reward", "kl", "score", "f1", "bleu", "ppl", "perplexity",
+}  # fmt: skip
 NONFINITE_WORD = re.compile(r"-?1\.#\w+|#(?:NUM|DIV/0)!|[+-]?nan\(.*\)", re.I)
 
 
@@ -39,6 +48,7 @@ class Series:
 
     steps: Array = field(default_factory=lambda: np.zeros(0))  # (N,)
     values: Array = field(default_factory=lambda: np.zeros(0))  # (N,)
+    unit: str = "step"  # of the steps: step, epoch, token, sample or row
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -47,7 +57,11 @@ class Series:
     def finite(self) -> Series:
         """The finite values with their steps."""
         keep = np.isfinite(self.values)
-        return Series(self.steps[keep], self.values[keep])
+        return Series(self.steps[keep], self.values[keep], self.unit)
+
+    def at(self, i: int) -> str:
+        """Where value i is, such as "step 2,500" or "epoch 3"."""
+        return f"{self.unit} {self.steps[i]:,g}"
 
 
 class CurveTable:
@@ -56,21 +70,35 @@ class CurveTable:
     def __init__(self, table: Table, mapping: dict[str, Column]) -> None:
         self.table = table
         self.columns: dict[str, Column] = {}
+        self.units: dict[str, str] = {}  # of the losses, by role
         self._notes: list[str] = []
-        for role, known in (
-            ("loss", LOSS_NAMES),
-            ("val_loss", VALIDATION_NAMES),
-            ("grad_norm", GRAD_NORM_NAMES),
-            ("lr", RATE_NAMES),
-            ("clipped", ("clipped",)),
-        ):
-            if column := mapping.get(role) or self._choose(find_columns(table, known)):
+        for role, candidates in self._find_candidates().items():
+            if column := mapping.get(role) or self._choose(candidates):
                 self.columns[role] = column
         self._read_single_value()
-        self._step_columns = [mapping["step"]] if "step" in mapping else self._choose_step_columns()
-        self.source = ""  # of the steps, in words
-        self.steps: list[float | None] = []  # of each row
+        self._take_perplexities()
+        for role in LOSS_ROLES:
+            if role in self.columns:
+                self.columns[role], self.units[role] = columns.to_loss(self.columns[role])
+        self._compare_with_perplexity()
+        self._mapped_step = mapping.get("step")
+        self.steps = Steps([], "")
         self._used: set[int] = set()  # indices of the rows that gave a value
+
+    def _find_candidates(self) -> dict[str, list[Column]]:
+        """The columns that may have each role, by their names, else by the words in these."""
+        by_words = find_by_words(self.table, LOSS_WORDS, PLAIN_WORDS | VALIDATION_WORDS)
+        validation = [column for column in by_words if _has_validation_word(column.name)]
+        train = [column for column in by_words if column not in validation]
+        norms = find_by_words(self.table, NORM_WORDS, NORM_PLAIN_WORDS)
+        rates = find_by_words(self.table, RATE_WORDS, RATE_PLAIN_WORDS)
+        return {
+            "loss": find_columns(self.table, LOSS_NAMES) or train,
+            "val_loss": find_columns(self.table, VALIDATION_NAMES) or validation,
+            "grad_norm": find_columns(self.table, GRAD_NORM_NAMES) or norms,
+            "lr": find_columns(self.table, RATE_NAMES) or rates,
+            "clipped": find_columns(self.table, ("clipped",)),
+        }
 
     def _choose(self, candidates: Sequence[Column]) -> Column | None:
         """The candidate with the most values: a summary at the end may use another name."""
@@ -94,157 +122,76 @@ class CurveTable:
         return chosen
 
     def _read_single_value(self) -> None:
-        """Take the values of a TensorBoard export, whose file name says what they are."""
-        names = {normalize_name(name): name for name in self.table.names}
-        if self.columns or set(names) != {"wall_time", "step", "value"}:
-            return
-        tag = normalize_name(self.table.path.stem)
-        is_validation = re.search(r"(?:^|_)(?:val|valid|validation|eval|test)(?:_|$)", tag)
-        self.columns["val_loss" if is_validation else "loss"] = Column(names["value"])
+        """Take the values of a file with one metric, whose file name says which it is.
 
-    # -- steps -------------------------------------------------------------------------------------
-
-    def _choose_step_columns(self) -> list[Column]:
-        """The columns of steps, the preferred one first; others give the steps of other rows.
-
-        A column that counts something else, so that it differs in a row from a preferred one, is
-        left out: fairseq's `update` counts epochs, beside `num_updates`.
+        TensorBoard and other trackers export such files. Raises InputError for a metric that is
+        neither a loss nor a gradient norm.
         """
-        chosen: list[Column] = []
-        longer = [Column(name) for name in self.table.names if ends_with_step(name)]
-        candidates = dict.fromkeys([*find_columns(self.table, STEP_NAMES), *longer])
-        # `_step` of Weights & Biases counts the calls that logged something.
-        for column in sorted(candidates, key=lambda column: column.name.startswith("_")):
-            mine = self._read_steps([column])[0]
-            preferred = self._read_steps(chosen)[0]
-            if all(a == b for a, b in zip(mine, preferred) if a is not None and b is not None):
-                chosen.append(column)
-        return chosen
+        names = {normalize_name(name): name for name in self.table.names}
+        if self.columns or not {"step", "value"} <= set(names) <= SINGLE_VALUE_NAMES:
+            return
+        words = normalize_name(self.table.path.stem).split("_")
+        column = Column(names["value"])
+        if NORM_WORDS.intersection(words):
+            self.columns["grad_norm"] = column
+        elif OTHER_METRICS.intersection(words):
+            raise InputError(
+                f"the values of {self.table.path} are no losses by the name of the file: expected "
+                f"the file of a loss. --columns loss={column.name} takes them as one"
+            )
+        else:
+            role = "val_loss" if VALIDATION_WORDS.intersection(words) else "loss"
+            self.columns[role] = column
+            if not LOSS_WORDS.intersection(words):
+                self._notes.append(
+                    "neither the column nor the name of the file says what the values are: they "
+                    "are taken as losses"
+                )
+
+    def _take_perplexities(self) -> None:
+        """Take the logarithms of perplexities where there are no losses."""
+        if "loss" in self.columns or "val_loss" in self.columns:
+            return
+        for column in columns.find_perplexity(self.table):
+            role = "val_loss" if _has_validation_word(column.name) else "loss"
+            self.columns.setdefault(role, column)
+
+    def _compare_with_perplexity(self) -> None:
+        """Take losses as bits where a perplexity beside them is 2 to their power."""
+        for role in list(self.units):
+            column = self.columns[role]
+            if column.factor != 1 or column.perplexity or self.units[role] != columns.NATS:
+                continue
+            for perplexity in columns.find_perplexity(self.table):
+                if self._is_power_of_two(column, perplexity):
+                    self.columns[role] = Column(column.name, math.log(2))
+                    self.units[role] = f"bits per token, converted to {columns.NATS}"
+                    self._notes.append(
+                        f"`{perplexity.name}` is 2 to the power of `{column.name}`, so the losses "
+                        "are in bits"
+                    )
+                    break
+
+    def _is_power_of_two(self, loss: Column, perplexity: Column) -> bool:
+        """Whether log2 of the perplexity is the loss, in most rows that have both."""
+        ratios = []
+        for row in self.table.rows:
+            x, y = self._number(loss, row), self._number(perplexity, row)
+            if x is not None and y is not None and x > 0.1 and 1 < y < math.inf:
+                ratios.append(math.log(y) / x)
+        close = sum(abs(ratio / math.log(2) - 1) < 0.02 for ratio in ratios)
+        return close > 0.8 * len(ratios) > 0
 
     def find_steps(self) -> None:
-        """Find the step of each row: from a column of steps, from epochs, or by counting."""
-        self.steps, broken = self._read_steps(self._step_columns)
-        self.source = " or ".join(str(column) for column in self._step_columns[:2])
-        if broken:
-            line, cell = broken[0]
-            self._notes.append(
-                f"{plural(len(broken), 'step')} cannot be read, the first in line {line} "
-                f"({cell!r}): these rows are left out"
-            )
-        if not self._has_losses_with_steps() and not self._place_losses():
-            self._count_steps()
-        else:
-            self._place_validation()
-            self._note_order()
-
-    def _read_steps(
-        self, candidates: Sequence[Column]
-    ) -> tuple[list[float | None], list[tuple[int, Any]]]:
-        """The step of each row, and line and cell of those that are no finite number."""
-        steps: list[float | None] = []
-        broken = []
-        for row in self.table.rows:
-            found: float | None = None
-            for column in candidates:
-                cell = row.cells.get(column.name)
-                try:
-                    number = column.parse(cell, self.table.decimal_comma)
-                except ValueError:
-                    number = math.nan
-                if number is not None and not math.isfinite(number):
-                    broken.append((row.line, cell))
-                    break
-                if number is not None:
-                    found = number
-                    break
-            steps.append(found)
-        return steps, broken
-
-    def _has_losses_with_steps(self) -> bool:
-        return any(
-            step is not None and self._has_loss(row)
-            for row, step in zip(self.table.rows, self.steps)
+        """Find the step of each row."""
+        finder = StepFinder(
+            self.table,
+            lambda row: self._value("loss", row) is not None,
+            lambda row: self._value("val_loss", row) is not None,
+            self._mapped_step,
         )
-
-    def _place_losses(self) -> bool:
-        """Give each loss the last step before it, if no two losses have the same one.
-
-        Some programs write a line `[step=10]`, and below it a line for each value. Returns whether
-        steps were given.
-        """
-        placed: dict[int, float] = {}
-        latest: float | None = None
-        for i, row in enumerate(self.table.rows):
-            if self.steps[i] is not None:
-                latest = self.steps[i]
-            elif self._value("loss", row) is not None:
-                if latest is None:
-                    return False
-                placed[i], latest = latest, None
-        for i, step in placed.items():
-            self.steps[i] = step
-        if placed:
-            self._notes.append(
-                "no line has both a loss and a step: the step of the line before is taken for "
-                f"{plural(len(placed), 'row')}"
-            )
-        return bool(placed)
-
-    def _count_steps(self) -> None:
-        """Use epochs that rise as steps, or number the rows that have a loss."""
-        epochs, _ = self._read_steps(find_columns(self.table, EPOCH_NAMES))
-        losses = [self._has_loss(row) for row in self.table.rows]
-        main = "loss" if "loss" in self.columns else "val_loss"
-        given = [
-            epoch
-            for epoch, row in zip(epochs, self.table.rows)
-            if self._value(main, row) is not None
-        ]
-        rises = all(epoch is not None for epoch in given) and all(
-            a < b for a, b in pairwise(given) if a is not None and b is not None
-        )
-        if given and rises:
-            self.steps = epochs
-            self.source = "epochs"
-            self._notes.append("there is no column of steps: steps are epochs")
-            return
-        number = 0.0
-        self.steps = []
-        for has in losses:
-            number += has
-            self.steps.append(number if has else None)
-        self.source = "the number of the row"
-        self._notes.append(
-            f"there is no column of steps: the {plural(int(number), 'row')} with a loss are "
-            "numbered"
-        )
-
-    def _place_validation(self) -> None:
-        """Give a validation loss on a line without a step the step of the line before it."""
-        last, placed = None, 0
-        for i, row in enumerate(self.table.rows):
-            if self.steps[i] is not None:
-                last = self.steps[i]
-            elif self._value("val_loss", row) is not None and self._value("loss", row) is None:
-                self.steps[i] = last
-                placed += last is not None
-        if placed:
-            self._notes.append(
-                f"the step of the line before is taken for {placed:,} validation loss"
-                f"{'es' * (placed != 1)} without a step"
-            )
-
-    def _note_order(self) -> None:
-        known = [(row.line, s) for row, s in zip(self.table.rows, self.steps) if s is not None]
-        back = [(b[0], a[1], b[1]) for a, b in pairwise(known) if b[1] < a[1]]
-        if len(back) > len(known) / 2:
-            self._notes.append("the steps are not in order: they are sorted")
-        elif back:
-            line, before, after = back[0]
-            self._notes.append(
-                f"the steps go back {plural(len(back), 'time')}, first from {before:,g} to "
-                f"{after:,g} in line {line}: of a repeated step the last value counts"
-            )
+        self.steps = finder.find()
+        self._notes += self.steps.notes
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -255,7 +202,7 @@ class CurveTable:
         replaced: list[int] = []
         latest: float | None = None
         for i, row in enumerate(self.table.rows):
-            value, step = self._value(role, row), self.steps[i]
+            value, step = self._value(role, row), self.steps.values[i]
             if value is None:
                 continue
             if step is None:
@@ -278,7 +225,9 @@ class CurveTable:
         self._note_impossible_losses(role, list(values.values()))
         ordered = sorted(values.items())
         return Series(
-            np.array([step for step, _ in ordered], float), np.array([v for _, v in ordered], float)
+            np.array([step for step, _ in ordered], float),
+            np.array([value for _, value in ordered], float),
+            self.steps.unit,
         )
 
     def _note_impossible_losses(self, role: str, values: Sequence[float]) -> None:
@@ -293,13 +242,14 @@ class CurveTable:
                 "numbers with another decimal mark"
             )
 
-    def _has_loss(self, row: Row) -> bool:
-        return self._value("loss", row) is not None or self._value("val_loss", row) is not None
-
     def _value(self, role: str, row: Row) -> float | None:
         """The number of a row in the column of a role; None where it is missing or a word."""
         column = self.columns.get(role)
-        if column is None or column.name not in row.cells:
+        return None if column is None else self._number(column, row)
+
+    def _number(self, column: Column, row: Row) -> float | None:
+        """The number of a row in a column; None where it is missing or a word."""
+        if column.name not in row.cells:
             return None
         cell = row.cells[column.name]
         if isinstance(cell, bool):
@@ -313,7 +263,7 @@ class CurveTable:
 
     def unit(self, role: str) -> str:
         """The unit of the losses of a role, "loss" or "val_loss", which must have a column."""
-        return columns.loss_unit(self.columns[role])
+        return self.units[role].rpartition("converted to ")[2]
 
     # -- what is said ------------------------------------------------------------------------------
 
@@ -337,14 +287,15 @@ class CurveTable:
         taken = ", ".join(
             f"{words[role]} from {self.columns[role]}" for role in words if role in self.columns
         )
-        units = {words[role]: self.unit(role) for role in LOSS_ROLES if role in self.columns}
+        units = {words[role]: unit for role, unit in self.units.items()}
         if len(set(units.values())) == 1:
             unit = "losses taken as " + next(iter(units.values()))
         else:
             unit = ", ".join(f"{name} taken as {unit}" for name, unit in units.items())
-            unit += ", so that the two are not compared"
+            if len({self.unit(role) for role in self.units}) > 1:
+                unit += ", so that the two are not compared"
         first = (
-            f"{self.table.format}: steps from {self.source}, {taken}; {unit}; "
+            f"{self.table.format}: steps from {self.steps.source}, {taken}; {unit}; "
             f"{plural(self.rows_read, 'row')} read, "
             f"{self.rows_dropped:,} without a step or a value left out"
         )
@@ -366,3 +317,7 @@ class CurveTable:
             f"no training loss was found. It could be {', '.join(others[:5])} "
             f"(--columns 'loss={others[0]}')"
         ]
+
+
+def _has_validation_word(name: str) -> bool:
+    return bool(VALIDATION_WORDS.intersection(normalize_name(name).split("_")))

@@ -87,7 +87,8 @@ def _judge_nonfinite(curve: Curve) -> Finding:
             signal, "ok", f"all {len(curve.train):,} losses are finite", "nothing overflowed"
         )
     evidence = "; ".join(
-        f"{len(steps):,} of {len(series):,} values of the {name}, the first at step {steps[0]:,g}"
+        f"{len(steps):,} of {len(series):,} values of the {name}, the first at {series.unit} "
+        f"{steps[0]:,g}"
         for name, steps, series in bad
     )
     name, steps, series = bad[0]
@@ -102,8 +103,7 @@ def _judge_nonfinite(curve: Curve) -> Finding:
         )
     if name == "loss" and not ends_finite and len(series.finite):
         evidence += (
-            f"; the last finite loss was {series.finite.values[-1]:.4g} at step "
-            f"{series.finite.steps[-1]:,g}"
+            f"; the last finite loss was {series.finite.values[-1]:.4g} at {series.finite.at(-1)}"
         )
     return Finding(
         signal,
@@ -124,7 +124,7 @@ def _judge_divergence(curve: SmoothedCurve) -> Finding:
     lowest_step = curve.part_steps[int(curve.medians.argmin())]
     if curve.has_exploded:
         evidence = (
-            f"{curve.start:.4g} at first, {curve.lowest:.4g} near step {lowest_step:,g}, "
+            f"{curve.start:.4g} at first, {curve.lowest:.4g} near {curve.unit} {lowest_step:,g}, "
             f"{curve.end:.4g} at the end"
         )
         return Finding(signal, "bad", evidence, "the loss exploded and did not come back", advice)
@@ -132,7 +132,8 @@ def _judge_divergence(curve: SmoothedCurve) -> Finding:
     if curve.rise > 0.15 * gain:
         bad = curve.rise > 0.5 * gain or curve.end > curve.start + 8 * curve.end_error
         last = max(curve.end, curve.medians[-1])
-        evidence = f"from {curve.lowest:.4g} near step {lowest_step:,g} up to {last:.4g} at the end"
+        lowest = f"{curve.lowest:.4g} near {curve.unit} {lowest_step:,g}"
+        evidence = f"from {lowest} up to {last:.4g} at the end"
         meaning = (
             "the loss exploded and did not come back"
             if bad
@@ -142,7 +143,9 @@ def _judge_divergence(curve: SmoothedCurve) -> Finding:
     above = curve.medians - np.minimum.accumulate(curve.medians)
     if above.max() > max(0.3 * gain, 8 * curve.median_error) and len(above) > 4:
         peak = int(above.argmax())
-        evidence = f"up by {above[peak]:.3g} near step {curve.part_steps[peak]:,g}, and down again"
+        evidence = (
+            f"up by {above[peak]:.3g} near {curve.unit} {curve.part_steps[peak]:,g}, and down again"
+        )
         return Finding(signal, "watch", evidence, "the run was unstable for some steps", advice)
     evidence = f"{curve.start:.4g} at first, {curve.end:.4g} at the end"
     return Finding(signal, "ok", evidence, "the loss never rose for long")
@@ -180,7 +183,7 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
         )
     since = _stall_step(curve)
     if since is not None and curve.lowest > 0.1 * curve.start:
-        evidence = f"{curve.medians[-1]:.4g} at the end, no lower than near step {since:,g}"
+        evidence = f"{curve.medians[-1]:.4g} at the end, no lower than near {curve.unit} {since:,g}"
         meaning = (
             "no progress since: training converged, or it is stuck (rate too high or too low, "
             "model too small)"
@@ -252,7 +255,7 @@ def _list_spikes(series: Series, spikes: list[int]) -> str:
     """The count of spikes, and step and value of the first five."""
     where = ", ".join(f"{series.steps[i]:,g} ({series.values[i]:.4g})" for i in spikes[:5])
     more = f" and {len(spikes) - 5} more" if len(spikes) > 5 else ""
-    return f"{len(spikes)}, at step {where}{more}"
+    return f"{len(spikes)}, at {series.unit} {where}{more}"
 
 
 def curve_facts(curve: Curve) -> dict[str, object]:
@@ -272,6 +275,7 @@ def curve_facts(curve: Curve) -> dict[str, object]:
         "best": None
         if lowest is None
         else {"step": float(best.steps[lowest]), "loss": float(best.values[lowest])},
+        "step_unit": curve.step_unit,
         "rows_read": curve.rows_read,
         "rows_dropped": curve.rows_dropped,
     }
@@ -342,7 +346,7 @@ def _judge_final_slope(curve: SmoothedCurve) -> Finding:
 
 def _judge_initial_loss(train: Series, vocab_size: int) -> Finding:
     signal, uniform, first = "initial loss", math.log(vocab_size), train.values[0]
-    evidence = f"{first:.3f} at step {train.steps[0]:,g}; ln {vocab_size} = {uniform:.3f}"
+    evidence = f"{first:.3f} at {train.at(0)}; ln {vocab_size} = {uniform:.3f}"
     if train.steps[0] > 1 or first <= uniform + 0.1:
         return Finding(signal, "ok", evidence, "no worse than a uniform guess")
     verdict: Verdict = "bad" if first > uniform + 0.5 else "watch"

@@ -24,6 +24,7 @@ class SmoothedCurve:
     def __init__(self, series: Series) -> None:
         steps, values = series.steps, series.values
         self.steps, self.values = steps, values  # (N,)
+        self.unit = series.unit  # of the steps
         self.noise = noise_std(values)
         parts = np.array_split(np.arange(len(values)), min(MAX_PARTS, len(values) // 3))
         self.medians = np.array([np.median(values[part]) for part in parts])  # (parts,)

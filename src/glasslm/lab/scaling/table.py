@@ -15,98 +15,17 @@ import numpy as np
 from glasslm.errors import InputError
 from glasslm.lab.scaling.law import Observation, fit
 from glasslm.lab.scaling.plan import repetition_warning
+from glasslm.lab.scaling.table_columns import (
+    ROLES,
+    find_candidates,
+    other_columns,
+    read_sizes_in_names,
+)
 from glasslm.lab.tables import columns
-from glasslm.lab.tables.columns import Column, find_columns
+from glasslm.lab.tables.columns import Column
 from glasslm.lab.tables.rows import Row, Table, read_table
 from glasslm.text import plural
 
-# Names in lower case with underscores; earlier names are preferred.
-COLUMN_NAMES = {
-    "N": (
-        "n",
-        "params",
-        "parameters",
-        "parameter",
-        "n_params",
-        "num_params",
-        "n_parameters",
-        "num_parameters",
-        "total_params",
-        "params_total",
-        "total_parameters",
-        "parameter_count",
-        "param_count",
-        "model_size",
-        "model_params",
-        "model_parameters",
-        "size",
-        "non_embedding_params",
-        "n_non_embedding",
-        "non_embedding_parameters",
-        "params_non_embedding",
-        "non_embed_params",
-        "active_params",
-        "model_n",
-    ),
-    "D": (
-        "d",
-        "tokens",
-        "n_tokens",
-        "num_tokens",
-        "train_tokens",
-        "training_tokens",
-        "tokens_seen",
-        "total_tokens",
-        "tokens_trained",
-        "dataset_size",
-        "data",
-        "token_count",
-    ),
-    "C": (
-        "c",
-        "flops",
-        "flop",
-        "compute",
-        "training_flops",
-        "training_flop",
-        "train_flops",
-        "train_flop",
-        "total_flops",
-        "total_flop",
-        "training_compute",
-        "train_compute",
-        "compute_flops",
-    ),
-    "loss": (
-        "loss",
-        "val_loss",
-        "final_val_loss",
-        "final_loss",
-        "eval_loss",
-        "validation_loss",
-        "valid_loss",
-        "test_loss",
-        "final_eval_loss",
-        "best_val_loss",
-        "loss_val",
-        "cross_entropy",
-        "ce_loss",
-        "nll",
-        "l",
-        "train_loss",
-        "training_loss",
-        "final_train_loss",
-        "val_bpb",
-        "final_val_bpb",
-        "eval_bpb",
-        "bpb",
-        "train_bpb",
-        "bits_per_byte",
-    ),
-    "seed": ("seed", "random_seed", "run_seed"),
-    "unique": ("unique_tokens", "unique_d", "u", "corpus_tokens"),
-}
-ROLES = ("N", "D", "C", "loss", "seed", "unique")  # that --columns can name
 EXPECTED = (
     "N (parameters), D (training tokens) or C (training FLOPs), and a final loss, under these "
     "or usual names such as params, train_tokens, Training FLOP, val/loss"
@@ -118,6 +37,8 @@ UNIT_ROLES = {  # the lowest number that can be, and a usual unit
     "C": ("FLOPs", MIN_C, "1e18"),
 }
 C_TOLERANCE = 0.1  # of C / (6 N D) around 1
+SIZE_IN_NAME = "size in the name"
+FAILED_RUNS = {"diverged", "oom", "failed", "crashed", "killed", "running", "pending", "timeout"}
 
 
 @dataclass(frozen=True)
@@ -137,28 +58,77 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
     """
     table = read_table(path)
     named = columns.parse_mapping(mapping, ROLES, table)
-    found = {role: find_columns(table, names) for role, names in COLUMN_NAMES.items()}
+    found = find_candidates(table)
     chosen = {role: candidates[0] for role, candidates in found.items() if candidates} | named
-    if "N" not in chosen or "loss" not in chosen or not {"D", "C"} & chosen.keys():
+    notes = []
+    if "N" not in chosen:
+        name, sizes = read_sizes_in_names(table)
+        if name:
+            table = _with_sizes(table, sizes)
+            chosen["N"] = Column(SIZE_IN_NAME)
+            notes.append(f"N is the size in the names of `{name}`: rounded, and of unknown kind")
+    if "D" in chosen:
+        chosen.pop("ratio", None)
+    if "N" not in chosen or "loss" not in chosen or not {"D", "C", "ratio"} & chosen.keys():
         raise columns.unreadable(path, table, EXPECTED)
+    table, failed = _leave_out_failed(table, chosen["loss"])
+    notes += failed
+    others = other_columns(found["loss"], chosen["loss"]) if "loss" not in named else []
+    chosen["loss"], unit = columns.to_loss(chosen["loss"])
     _require_possible_units(table, chosen)
     runs, messages = _read_rows(table, chosen)
-    taken = ", ".join(f"{role} from {chosen[role]}" for role in ROLES if role in chosen)
-    first = f"{table.format}: {taken}; losses taken as {columns.loss_unit(chosen['loss'])}"
-    if "D" not in chosen:
-        first += "; D = C / (6 N)"
-    if table.dropped:
-        first += f"; {plural(len(table.dropped), 'other line')} left out"
+    if not runs:
+        reason = next(iter([*messages, *notes]), "it has no rows")
+        raise InputError(f"{path} ({table.format}) has no run that can be used: {reason}")
     messages = [
-        f"{first}; {plural(len(runs), 'run')}",
-        *_explain_other_sizes(
-            table, chosen, [c for c in found["N"] if c.name != chosen["N"].name], runs
-        ),
+        f"{_describe_columns(table, chosen, unit)}; {plural(len(runs), 'run')}",
+        *notes,
+        *_explain_other_sizes(table, chosen, other_columns(found["N"], chosen["N"]), runs),
+        *_name_other_losses(others),
         *messages,
         *_check_compute(runs),
         *_check_repetition(table, chosen, runs),
     ]
     return RunTable(runs, messages, {role: str(column) for role, column in chosen.items()})
+
+
+def _leave_out_failed(table: Table, loss: Column) -> tuple[Table, list[str]]:
+    """The table without runs whose loss is a word such as "diverged", and a message for each."""
+    words = {row.line: str(row.cells.get(loss.name)).strip().lower() for row in table.rows}
+    messages = [
+        f"line {line}: the loss is '{word}', so the run is left out"
+        for line, word in words.items()
+        if word in FAILED_RUNS
+    ]
+    rows = [row for row in table.rows if words[row.line] not in FAILED_RUNS]
+    return table._replace(rows=rows), messages
+
+
+def _with_sizes(table: Table, sizes: dict[int, str]) -> Table:
+    """The table with a column of the sizes that are in the names of its models."""
+    rows = [Row(row.line, {**row.cells, SIZE_IN_NAME: sizes[row.line]}) for row in table.rows]
+    return table._replace(rows=rows)
+
+
+def _describe_columns(table: Table, chosen: dict[str, Column], unit: str) -> str:
+    """What was taken for N, D, C and the loss, in which unit."""
+    taken = ", ".join(f"{role} from {chosen[role]}" for role in ROLES if role in chosen)
+    text = f"{table.format}: {taken}; losses taken as {unit}"
+    if "ratio" in chosen:
+        text += "; D = N times the ratio"
+    elif "D" not in chosen:
+        text += "; D = C / (6 N)"
+    if table.dropped:
+        text += f"; {plural(len(table.dropped), 'other line')} left out"
+    return text
+
+
+def _name_other_losses(others: Sequence[Column]) -> list[str]:
+    """A message where other columns could be the loss."""
+    if not others:
+        return []
+    listed = ", ".join(f"`{column.name}`" for column in others[:5])
+    return [f"the loss could also be {listed} (--columns 'loss={others[0].name}')"]
 
 
 def _read_rows(table: Table, chosen: dict[str, Column]) -> tuple[list[Observation], list[str]]:
@@ -193,8 +163,8 @@ def _find_reason_to_leave_out(values: dict[str, float | None]) -> str:
         return "the loss is not finite"
     if values["N"] is None:
         return "N is missing"
-    if values.get("D") is None and values.get("C") is None:
-        return "D is missing" if "D" in values else "C is missing"
+    if all(values.get(role) is None for role in ("D", "C", "ratio")):
+        return next(f"{role} is missing" for role in ("D", "ratio", "C") if role in values)
     return ""
 
 
@@ -202,6 +172,8 @@ def _make_run(values: dict[str, float | None], row: Row, path: Path) -> Observat
     N, D, C, loss = (values.get(role) for role in ("N", "D", "C", "loss"))
     assert N is not None
     assert loss is not None
+    if D is None and (ratio := values.get("ratio")) is not None:
+        D = ratio * N
     if D is None:
         assert C is not None
         D = C / (6 * N) if N else math.nan

@@ -27,7 +27,7 @@ VARIANT_NAMES = (
 SEED_NAMES = ("seed", "random_seed", "run_seed", "repeat", "replicate", "trial")
 LOSS_NAMES = (
     "final_val_loss", "val_loss", "loss", "eval_loss", "validation_loss", "final_loss", "test_loss",
-    "best_val_loss", "val_bpb", "bpb", "train_loss",
+    "best_val_loss", "val_bpb", "bpb", "train_loss", "val_ppl", "ppl", "perplexity",
 )  # fmt: skip
 BASELINE_NAMES = ("baseline", "base", "control", "default", "reference")
 ROLES = ("variant", "seed", "loss")  # that --columns can name
@@ -135,8 +135,9 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
     }
     variant, seed, loss = found["variant"], found["seed"], found["loss"]
     if variant and loss:
+        loss, unit = columns.to_loss(loss)
         losses = _read_rows(table, variant, seed, loss)
-        first = f"{table.format}: variants from {variant}, losses from {loss}"
+        first = f"{table.format}: variants from {variant}, losses from {loss} taken as {unit}"
     else:
         losses, others = _read_wide(table, seed)
         first = f"{table.format}: a column for each variant"

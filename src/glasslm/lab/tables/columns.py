@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,16 @@ UNITS = {
     "pflops": 1e15,
     "eflop": 1e18,
     "eflops": 1e18,
+    "zflop": 1e21,
+    "zflops": 1e21,
     "pf_days": 8.64e19,
     "pflop_s_days": 8.64e19,
     "petaflop_s_days": 8.64e19,
     "pfs_days": 8.64e19,
 }
 _PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
+_BITS = r"(?:^|_)(?:bits|bpt)(?:_|$)"  # but not bits per byte
+NATS = "nats per token"
 MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
 LOSS_UNITS = {"nats", "nats_per_token", "nats_token", "bits", "bits_per_token", "bits_token"}
 _MAPPING = re.compile(
@@ -52,10 +57,14 @@ _MAPPING = re.compile(
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table, and what its cells are multiplied with to get the unit wanted."""
+    """A column of a table, and what its cells are multiplied with to get the unit wanted.
+
+    Cells of `perplexity` become their natural logarithms.
+    """
 
     name: str
     factor: float = 1.0
+    perplexity: bool = False
 
     def number(self, row: Row, table: Table) -> float | None:
         """The number in a row; None where it is missing. Raises InputError for a word."""
@@ -73,9 +82,17 @@ class Column:
         word.
         """
         number = parse_number(cell, decimal_comma)
-        return number if number is None or has_suffix(cell) else number * self.factor
+        if number is None:
+            return None
+        if self.perplexity:
+            number = math.log(number) if number > 0 else math.nan
+        if self.factor == 1 or has_suffix(cell):
+            return number
+        return number * self.factor
 
     def __str__(self) -> str:
+        if self.perplexity:
+            return f"the logarithm of `{self.name}`"
         times = f" times {self.factor:g}" if self.factor != 1 else ""
         return f"`{self.name}`{times}"
 
@@ -100,6 +117,21 @@ def find_columns(table: Table, known: Sequence[str]) -> list[Column]:
         Column(name, factor) for word in known for (base, factor), name in columns if base == word
     ]
     return list(dict.fromkeys(found))
+
+
+def find_by_words(
+    table: Table, required: Collection[str], allowed: Collection[str]
+) -> list[Column]:
+    """The columns whose names have a word of `required`, and besides only words of `allowed`."""
+    found = []
+    for name in table.names:
+        base, factor = split_unit(name)
+        words = base.split("_")
+        if any(word in required for word in words) and all(
+            word in required or word in allowed or word.isdigit() for word in words
+        ):
+            found.append(Column(name, factor))
+    return found
 
 
 def split_unit(name: str) -> tuple[str, float]:
@@ -167,24 +199,32 @@ def list_names(table: Table) -> str:
     return (", ".join(names[:20]) or "none") + more
 
 
-def loss_unit(column: Column) -> str:
-    """The unit of losses by the name of their column; nats per token where it tells none."""
+def to_loss(column: Column) -> tuple[Column, str]:
+    """The column of losses in nats per token where that can be, and the unit of its numbers.
+
+    The name tells the unit: bits per token are converted, the logarithm of a perplexity is taken,
+    and bits per byte or character stay. A name without a unit means nats per token.
+    """
     name = normalize_name(column.name)
     if re.search(r"bpb|bits_per_byte", name):
-        return "bits per byte"
-    if re.search(r"bits|bpc|bpt", name):
-        return "bits"
-    return "nats per token"
+        return column, "bits per byte"
+    if re.search(r"bpc|bits_per_char", name):
+        return column, "bits per character"
+    if column.factor == 1 and re.search(_PERPLEXITY, name):
+        return replace(column, perplexity=True), NATS
+    if column.factor == 1 and re.search(_BITS, name):
+        return replace(column, factor=math.log(2)), f"bits per token, converted to {NATS}"
+    return column, NATS
+
+
+def find_perplexity(table: Table) -> list[Column]:
+    """The columns of perplexities."""
+    return [Column(name) for name in table.names if re.search(_PERPLEXITY, normalize_name(name))]
 
 
 def unreadable(path: Path, table: Table, expected: str) -> InputError:
     """The error for a table without a column that is needed."""
-    perplexity = next((n for n in table.names if re.search(_PERPLEXITY, normalize_name(n))), None)
-    has_loss = any("loss" in normalize_name(name) for name in table.names)
-    hint = ""
-    if perplexity and not has_loss:
-        hint = f". A loss is the logarithm of the perplexity in `{perplexity}`"
     return InputError(
         f"{path} ({table.format}) has the columns {list_names(table)}: expected {expected}. "
-        f"--columns says which is which{hint}"
+        "--columns says which is which"
     )

@@ -1,4 +1,4 @@
-"""Read a file of any program into rows of named cells: CSV, JSON, JSON lines or a text log.
+"""Read a file of any program into rows of named cells: a table, JSON, JSON lines or a text log.
 
 Nothing is interpreted here but the format: names stay as the file has them, cells are text or the
 values of JSON. lab/tables/columns.py knows which column is which.
@@ -14,16 +14,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glasslm.errors import InputError, explain_system_errors
-from glasslm.lab.tables.log_lines import parse_log_line, strip_terminal_codes
+from glasslm.lab.tables.latex import is_latex, latex_to_tabs
+from glasslm.lab.tables.log_lines import HELPERS, parse_log_line, strip_terminal_codes
 from glasslm.lab.tables.numbers import is_number, uses_decimal_commas
 
 DELIMITERS = "\t;,|"
 COMMENTS = ("#", "%", "//")
-_RULE = re.compile(r"\s*[+|:-]+(?:\s*[+|:=-]+)*\s*")  # under the names, as in |---|:--:|
+_RULE = re.compile(r"\s*[+|:=-]+(?:\s*[+|:=-]+)*\s*")  # under the names, as in |---|:--:|
 MAX_HEADER_LINES = 50  # lines before a table that may be something else
+KINDS = {
+    ",": "CSV",
+    "\t": "a table with tabs",
+    " ": "a table with blanks",
+    "|": "a table with bars",
+}
 ACCEPTED = (
-    "CSV with a line of names, JSON, JSON lines, a TensorBoard event file, or the log of a "
-    "training program with lines such as `step 100: loss 2.41`"
+    "CSV, Markdown or LaTeX with a line of names, JSON, JSON lines, a TensorBoard event file, or "
+    "the log of a training program with lines such as `step 100: loss 2.41`"
+)
+# The first bytes of other files, what they are, and the cure.
+OTHER_FILES = (
+    (b"PK\x03\x04", "an Excel workbook or another zip file", "save its table as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save its table as CSV"),
+    (b"PAR1", "a Parquet file", "write it as CSV: pandas.read_parquet(FILE).to_csv(CSV)"),
+    (b"\x1f\x8b", "a gzip file", "unpack it: gunzip FILE"),
+    (b"SQLite", "an SQLite database", "export its table as CSV"),
+    (b"%PDF", "a PDF", "copy its table into a text file"),
 )
 
 
@@ -46,7 +62,8 @@ class Table(NamedTuple):
     @property
     def names(self) -> list[str]:
         """The names of the columns, in the order in which they appear."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.cells))
+        names = dict.fromkeys(name for row in self.rows for name in row.cells)
+        return [name for name in names if name not in HELPERS]
 
 
 def read_table(path: Path) -> Table:
@@ -59,7 +76,21 @@ def read_table(path: Path) -> Table:
     text = _read_text(path)
     if not text.strip():
         raise InputError(f"{path} is empty: expected {ACCEPTED}")
-    table = _read_json(path, text) or _read_csv(path, text) or _read_log(path, text)
+    if is_latex(text):
+        table = _read_csv(path, latex_to_tabs(text))
+        if table is not None:
+            return table._replace(format="a LaTeX table")
+    table = (
+        _read_json(path, text)
+        or _read_csv(path, text)
+        or _read_metric_file(path, text)
+        or _read_log(path, text)
+    )
+    if not table.rows and is_number(text.split(maxsplit=1)[0].split(",")[0]):
+        raise InputError(
+            f"{path} begins with numbers and no names: expected a first line with the names of "
+            "the columns, such as `step,loss`"
+        )
     if not table.rows:
         raise InputError(
             f"{path} has no line with named numbers, such as `step 100: loss 2.41`: expected "
@@ -73,7 +104,14 @@ def _read_text(path: Path) -> str:
         path, lambda why: InputError(f"{path} cannot be read ({why}): expected {ACCEPTED}")
     ):
         content = path.read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    for start, kind, cure in OTHER_FILES:
+        if content.startswith(start):
+            raise InputError(f"{path} is {kind}: expected {ACCEPTED}. {cure[0].upper()}{cure[1:]}")
+    encoding = "utf-8-sig"
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif content[1:200:2].count(0) > 0.9 * len(content[1:200:2]):
+        encoding = "utf-16-le"  # as Windows writes it, without a byte order mark
     text = content.decode(encoding, errors="replace")
     if "\0" in text:
         raise InputError(f"{path} is not a text file: expected {ACCEPTED}")
@@ -120,6 +158,10 @@ def _find_records(value: Any) -> list[dict[str, Any]]:
         return records or [r for item in value for r in _find_records(item)]
     if not isinstance(value, dict):
         return []
+    entries = [item for item in value.values() if isinstance(item, dict)]
+    is_flat = not any(isinstance(x, (list, dict)) for entry in entries for x in entry.values())
+    if len(entries) == len(value) > 1 and len(set(map(frozenset, entries))) == 1 and is_flat:
+        return [{"name": name, **entry} for name, entry in value.items()]
     lists = [item for item in value.values() if isinstance(item, list) and item]
     nested = [_find_records(item) for item in value.values() if isinstance(item, (list, dict))]
     longest = max(nested, key=len, default=[])
@@ -157,6 +199,7 @@ def _read_csv(path: Path, text: str) -> Table | None:
         (i, _strip_borders(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()
     ]
     numbered = [pair for pair in numbered if not _RULE.fullmatch(pair[1])]
+    numbered = [(i, _join_names(line)) for i, line in numbered]
     comments = [(i, line) for i, line in numbered if line.lstrip().startswith(COMMENTS)]
     lines = [pair for pair in numbered if not pair[1].lstrip().startswith(COMMENTS)]
     if not lines:
@@ -185,7 +228,8 @@ def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
     """The delimiter with which line `first` is a line of names above rows; None if it is not."""
     header = lines[first][1]
     following = [line for _, line in lines[first + 1 : first + 21]]
-    if not following or re.search(r"[:=]\s*[+-]?\d", header):
+    named = header.replace("Unnamed: 0", "Unnamed")  # the index of pandas
+    if not following or re.search(r"[:=]\s*[+-]?\d", named) or _are_log_lines(header, following):
         return None
     for delimiter in [*sorted(DELIMITERS, key=header.count, reverse=True), " "]:
         names = _split(header, delimiter)
@@ -195,9 +239,9 @@ def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
             cells
             for line in following
             if len(cells := _split(line, delimiter)) >= min(2, len(names))
-            and (delimiter != " " or len(cells) == len(names))
+            and (delimiter != " " or len(cells) - len(names) in (0, 1))
             and any(is_number(cell) and cell.strip() for cell in cells)
-            and not any("=" in cell for cell in cells)
+            and sum("=" in cell for cell in cells) <= len(cells) / 3  # no pairs of a log
         ]
         if len(fitting) > len(following) / 2:
             return delimiter
@@ -205,6 +249,23 @@ def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
     if alone and len(header.split()) <= 2 and all(is_number(line) for line in following):
         return ","  # one column
     return None
+
+
+def _are_log_lines(header: str, following: Sequence[str]) -> bool:
+    """Whether the first line is one of a log, such as `iter 100 | loss 4.2`, and not of names."""
+    shape = re.compile(r"[+-]?\d[\d.,]*(?:e[+-]?\d+)?")
+    return "|" in header and any(
+        len(re.findall(r"[a-z]\w* [+-]?\d", header, re.I)) > 1
+        and shape.sub("0", line).split() == shape.sub("0", header).split()
+        for line in following
+    )
+
+
+def _join_names(line: str) -> str:
+    """A line of a table as a notebook shows it, with one blank between cells, not in them."""
+    if re.fullmatch(r"(?:Step|Epoch)(?:\s+(?:Training|Validation) Loss)+.*", line.strip()):
+        return line.replace("Training Loss", "Training_Loss").replace("tion Loss", "tion_Loss")
+    return line.replace("No log", "NA")
 
 
 def _has_numbers(cells: Sequence[str]) -> bool:
@@ -218,7 +279,12 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> Table:
+    kind = KINDS.get(delimiter, f"CSV with `{delimiter}`")
     if delimiter == " ":
+        if len(lines[1][1].split()) == len(lines[0][1].split()) + 1:  # the index of pandas
+            kind = "a table printed by pandas, whose NaN is a missing value"
+            rest = [(number, re.sub(r"(?<= )NaN\b", "-", line)) for number, line in lines[1:]]
+            lines = [(lines[0][0], f"index {lines[0][1]}"), *rest]
         cells_of_lines: Iterator[list[str]] = (line.split() for _, line in lines)
     else:
         text = (line for _, line in lines)
@@ -226,6 +292,9 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
     names = [name.strip() for name in next(cells_of_lines)]
     rows, dropped = [], []
     for (number, _), cells in zip(lines[1:], cells_of_lines):
+        if delimiter == " " and len(cells) != len(names):  # words around a printed table
+            dropped.append(number)
+            continue
         extra = cells[len(names) - 1 :]
         if len(cells) > len(names) and not any(map(is_number, extra[:1])):
             cells = [*cells[: len(names) - 1], delimiter.join(extra)]  # a note with commas
@@ -238,12 +307,6 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
             dropped.append(number)
             continue
         rows.append(Row(number, dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))))
-    kind = {
-        ",": "CSV",
-        "\t": "a table with tabs",
-        " ": "a table with blanks",
-        "|": "a table with bars",
-    }.get(delimiter, f"CSV with `{delimiter}`")
     cells = [cell for row in rows for cell in row.cells.values()]
     decimal_comma = uses_decimal_commas(cells, is_usual=delimiter == ";")
     if delimiter == ",":  # commas are quoted here: a note such as "1,2" must not turn 2.345 to 2345
@@ -251,6 +314,20 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
     if decimal_comma:
         kind += " and decimal commas" if " with " in kind else " with decimal commas"
     return Table(path, kind, rows, dropped, decimal_comma)
+
+
+def _read_metric_file(path: Path, text: str) -> Table | None:
+    """The rows of a file of MLflow: a time in milliseconds, a value and a step, without names."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if not lines or any(
+        len(cells) != 3 or not re.fullmatch(r"1\d{12}", cells[0]) for cells in lines
+    ):
+        return None
+    rows = [
+        Row(i, {"timestamp": when, "value": value, "step": step})
+        for i, (when, value, step) in enumerate(lines, 1)
+    ]
+    return Table(path, "a metric file of MLflow", rows, [])
 
 
 # -- text logs -------------------------------------------------------------------------------------
