@@ -37,6 +37,7 @@ COMMAND_GROUPS = {
         "corpus": "list, download or inspect training text",
     },
     "Understand": {
+        "look": "see inside a model: a page that shows how it reads and writes",
         "report": "write the report of a run again",
         "diagnose": "find faults of a run, a configuration or a loss curve",
         "compare": "compare runs: settings, results, loss curves",

@@ -9,6 +9,8 @@ import functools
 import logging
 import socket
 import sys
+import threading
+import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +40,7 @@ class ServerSettings:
     api_key: str | None = None
     allow_origins: tuple[str, ...] = ()
     follow: bool = False
+    open_browser: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -77,6 +80,8 @@ async def _serve(
         if loading.done():
             loading.result()
             print(f"serving: {address}", flush=True)
+            if settings.open_browser:
+                _open_browser(address)
             following = asyncio.create_task(service.follow()) if settings.follow else None
             await running
     finally:
@@ -86,6 +91,16 @@ async def _serve(
             if task is not None:
                 task.cancel()
         await service.close_thread()
+
+
+def _open_browser(address: str) -> None:
+    """Open the page. A browser in a terminal would return only at its end, hence the thread."""
+
+    def open_or_tell() -> None:
+        if not webbrowser.open(address):
+            notify(f"note: no browser was found: open {address}/ yourself")
+
+    threading.Thread(target=open_or_tell, name="browser", daemon=True).start()
 
 
 def make_config(service: Service, settings: ServerSettings) -> uvicorn.Config:

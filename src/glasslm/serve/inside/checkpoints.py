@@ -28,6 +28,7 @@ from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import checkpoint
 from glasslm.serve.api_error import ApiError
 from glasslm.serve.inside.texts import InsideText
+from glasslm.serve.logprobs import TokenNames
 from glasslm.serve.served_model import ModelSource
 
 MAX_MODELS, MAX_MODEL_BYTES = 8, 2 << 30  # loaded together; two are kept, whatever they need
@@ -55,6 +56,11 @@ class InsideModel:
         """The weights by the names of the parameter table, as the model computes with them."""
         loaded = checkpoint.load(self.name.source.path, self.name.step)
         return loaded.weights()
+
+    @cached_property
+    def token_names(self) -> TokenNames:
+        """How tokens are written."""
+        return TokenNames(self.model.tokenizer)
 
     @cached_property
     def step_engine(self) -> Engine:

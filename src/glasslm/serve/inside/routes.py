@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -16,7 +18,7 @@ from glasslm.serve.answers import AsciiJSONResponse, compact_json
 from glasslm.serve.api_error import ApiError, wrong_value
 from glasslm.serve.fields import Fields, as_integer
 from glasslm.serve.inside.binary import encode_arrays, finite_json
-from glasslm.serve.inside.checkpoints import CheckpointStore
+from glasslm.serve.inside.checkpoints import CheckpointStore, InsideModel
 from glasslm.serve.inside.query import Query
 from glasslm.serve.inside.runs import InsideRun
 from glasslm.serve.inside.texts import InsideText, TextStore, make_text
@@ -27,6 +29,7 @@ from glasslm.serve.request_body import read_request
 from glasslm.serve.service import Service
 
 # A view is a pure function of checkpoint, text and query, but not of the version of glasslm.
+ID_ARRAYS = ("ids", "top_ids")  # of all views
 VIEW_CACHE = "private, max-age=600"
 
 
@@ -100,11 +103,17 @@ class Inside:
             arrays, facts = VIEWS[name](subject)
         except GlasslmError as error:
             return encode_arrays({}, {"reason": str(error)})
-        return encode_arrays(arrays, facts)
+        return encode_arrays(arrays, {"tokens": name_tokens(loaded, arrays), **facts})
 
     def stop(self) -> None:
         """End the thread that computes."""
         self._worker.stop()
+
+
+def name_tokens(loaded: InsideModel, arrays: Mapping[str, NDArray[Any]]) -> dict[int, str]:
+    """The texts of the tokens in the arrays that hold ids."""
+    ids = {int(i) for name in ID_ARRAYS if name in arrays for i in np.unique(arrays[name])}
+    return {i: loaded.token_names.name(i) for i in sorted(ids)}
 
 
 class TextRequest:

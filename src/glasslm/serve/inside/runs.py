@@ -26,7 +26,7 @@ from glasslm.serve.served_model import ModelSource
 from glasslm.text import ignore_message
 
 MAX_CURVE_POINTS, MAX_FILES = 300, 8
-SAMPLE_TOKENS = 52
+SAMPLE_TOKENS = 46
 MAX_CHARACTERS = 400  # of which the sample text is made where there is no validation text
 SAMPLE_WAIT_S = 0.3  # for the sample text, before runs are listed without it
 LIVE_S = 120.0  # a run without an end whose metrics have changed in this time is in training

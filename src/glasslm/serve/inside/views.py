@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.inference.head_scores import SCORE_NAMES
-from glasslm.inference.microscope import attention, contributions, lens, reading
+from glasslm.inference.microscope import attention, contributions, lens, reading, writing
 from glasslm.inference.microscope.recorded_pass import RecordedPass, choose_candidates
 from glasslm.inference.sampling import Sampling
 from glasslm.serve.inside.binary import to_pixels
@@ -24,6 +24,7 @@ from glasslm.serve.inside.query import Query
 Arrays = dict[str, NDArray[Any]]
 Facts = dict[str, Any]
 
+MAX_WRITTEN_TOKENS = 64  # at once
 MAX_CANDIDATES = 8  # of contributions, beside the token of the text
 
 
@@ -73,16 +74,39 @@ def read(subject: Subject) -> tuple[Arrays, Facts]:
 
 def distribution(subject: Subject) -> tuple[Arrays, Facts]:
     """The candidates after t, before and after the filters of sampling."""
-    query = subject.query
-    sampling = Sampling(
+    result = reading.next_token_distribution(
+        subject.recorded, subject.position(), read_sampling(subject.query)
+    )
+    arrays = {"ids": i4(result.ids), "before": f4(result.before), "after": f4(result.after)}
+    return arrays, {"others": result.others}
+
+
+def read_sampling(query: Query) -> Sampling:
+    """The settings of sampling in a query; all filters are off unless they are given."""
+    return Sampling(
         temperature=query.number("temperature", 0, 100, 1.0),
         top_k=query.integer("top_k", 0, 1 << 30, 0),
         top_p=query.number("top_p", 0, 1, 1.0),
         min_p=query.number("min_p", 0, 1, 0.0),
+        seed=query.integer("seed", 0, 2**63, 42),
     )
-    result = reading.next_token_distribution(subject.recorded, subject.position(), sampling)
-    arrays = {"ids": i4(result.ids), "before": f4(result.before), "after": f4(result.after)}
-    return arrays, {"others": result.others}
+
+
+def write(subject: Subject) -> tuple[Arrays, Facts]:
+    """What the model writes after t and the tokens `then`, at most `count` tokens."""
+    query, tokenizer = subject.query, subject.loaded.model.tokenizer
+    then = query.integers("then", 0, tokenizer.vocab_size - 1)
+    ids = [*subject.recorded.ids[: subject.position() + 1].tolist(), *then]
+    count = query.integer("count", 1, MAX_WRITTEN_TOKENS, 16)
+    sampling, sample = read_sampling(query), then[0] if then else 0
+    result = writing.write_on(subject.loaded.model, ids, count, sampling, sample)
+    arrays = {
+        "ids": i4(result.ids),
+        "logprobs": f4(result.logprobs),
+        "top_ids": i4(result.top_ids),
+        "top_logprobs": f4(result.top_logprobs),
+    }
+    return arrays, {"is_finished": result.is_finished}
 
 
 def attention_row(subject: Subject) -> tuple[Arrays, Facts]:
@@ -185,6 +209,7 @@ def i4(array: Any) -> NDArray[np.int32]:
 VIEWS: dict[str, View] = {
     "read": read,
     "distribution": distribution,
+    "write": write,
     "attention": attention_row,
     "thumbnails": thumbnails,
     "head": head,

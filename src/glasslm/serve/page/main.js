@@ -15,13 +15,16 @@ import { readAddress, store } from "./state.js";
 import { drawStory, forgetDrawn } from "./story.js";
 import { drawTitle, drawWhen, moveStep } from "./top.js";
 import { attention } from "./views/attention.js";
+import { lens } from "./views/lens.js";
 import { read } from "./views/read.js";
-import { glyphs } from "./words.js";
+import { why } from "./views/why.js";
+import { write } from "./views/write.js";
+import { count, glyphs, plural } from "./words.js";
 
 /** @typedef {import("./scene.js").Run} Run */
 /** @typedef {import("./scene.js").Text} Text */
 
-const VIEWS = [read, attention];
+const VIEWS = [write, read, attention, lens, why];
 const POLL_MS = 3000; // while a run trains, or the server is away
 const REST_MS = 20000; // between two looks for new checkpoints otherwise
 const STARTING_SHARE = 0.84; // of the text is read at first
@@ -101,11 +104,24 @@ async function postText(runName, text) {
     special: Boolean(answer.pieces[i].special),
   }));
   /** @type {Text} */
-  const made = { id: answer.text, text, tokens, cut: answer.cut || null };
+  const made = {
+    id: answer.text,
+    text,
+    tokens,
+    cut: answer.cut ? cutWords(answer.cut, tokens.length) : null,
+  };
   texts.set(key, made);
   const names = namesOf(runName);
   for (const token of tokens) names.set(token.id, token.text);
   return made;
+}
+
+/** @param {number} cut @param {number} kept tokens */
+function cutWords(cut, kept) {
+  return (
+    `The text is longer than what is read at once: its first ${plural(cut, "token")} are left ` +
+    `out, the last ${count(kept)} are shown.`
+  );
 }
 
 /** @param {string} runName */
@@ -182,8 +198,9 @@ function wantedPaths(locked, shown) {
   const first = ["read", `attention?t=${locked.t}`];
   const asks = [
     ...first,
-    ...(shown.state.towards ? [towardsAsk(shown)] : []),
+    ...[towardsAsk(shown)].filter((ask) => ask !== null),
     ...open.flatMap((view) => [...view.sentenceAsks(locked), ...view.asks(locked)]),
+    ...open.flatMap((view) => view.wishes?.(locked) ?? []),
     SCORES,
     headAsk(shown),
     ...VIEWS.flatMap((view) => view.sentenceAsks(locked)),
@@ -261,7 +278,7 @@ function toggle(id) {
 function drawNotice() {
   const notice = byId("notice");
   const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
-  const words = [];
+  const words = [...unreadable];
   if (isAway)
     words.push("The server does not answer. What is here stays; start it again to go on.");
   if (run && !run.checkpoints.length) {
@@ -279,6 +296,15 @@ function drawNotice() {
 
 let isAway = false;
 
+/** The runs that can be shown; of the others the reason is said. @param {{runs: any[]}} answer */
+function readRuns(answer) {
+  unreadable = answer.runs.filter((run) => run.error).map((run) => `${run.name}: ${run.error}`);
+  return answer.runs.filter((run) => !run.error);
+}
+
+/** @type {string[]} */
+let unreadable = [];
+
 /** Looks for runs and checkpoints; what is new is drawn. */
 async function loadRuns() {
   try {
@@ -290,7 +316,7 @@ async function loadRuns() {
     isAway = false;
     if (response.status !== 304) {
       etag = response.headers.get("ETag") ?? "";
-      runs = await response.json();
+      runs = readRuns(await response.json());
       requestDraw();
     }
     if (wasAway) answers.forgetRefusals();

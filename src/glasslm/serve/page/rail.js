@@ -2,7 +2,7 @@
 
 import { byId, el, morph } from "./dom.js";
 import { number } from "./figure_parts.js";
-import { headDoes, KINDS, SCORES } from "./head_names.js";
+import { headDoes, headScore, KINDS, SCORES } from "./head_names.js";
 import { headPattern } from "./pattern.js";
 import { store } from "./state.js";
 import { count, fixed, glyphs, headName, percent } from "./words.js";
@@ -192,14 +192,10 @@ function headCard(scene) {
   const pattern = weight
     ? headPattern(scene, { weight, layer, head, side, id: "head-card" })
     : el("div", { class: "waiting-box", style: { height: `${side}px` } });
-  const scores = scene.answer(SCORES)?.arrays ?? {};
-  const facts = KINDS.filter(({ kind }) => scores[kind]).flatMap(({ kind, short }) => {
-    const value = scores[kind].at(layer, head);
-    const isNumber = Number.isFinite(value);
-    return fact(
-      short,
-      isNumber ? number(fixed(value), `attention.score.${kind}.${layer}.${head}`) : "–",
-    );
+  const facts = KINDS.flatMap((kind) => {
+    const value = headScore(scene, kind, layer, head);
+    const key = `attention.score.${kind.kind}.${layer}.${head}`;
+    return fact(kind.short, value === null ? "–" : number(fixed(value), key));
   });
   return [title, pattern, el("dl", { class: "facts four" }, facts)];
 }

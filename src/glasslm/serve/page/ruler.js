@@ -81,6 +81,12 @@ function crumb(name, value, what, move) {
   );
 }
 
+/** Words where there is room, a sign on a phone. @param {string} text @param {string} sign */
+const words = (text, sign) => [
+  el("span", { class: "wide-only" }, text),
+  el("span", { class: "phone-only", "aria-hidden": "true" }, sign),
+];
+
 /** @param {Tools} tools */
 function toolbar(tools) {
   const surprise = legend("cost", {
@@ -92,8 +98,11 @@ function toolbar(tools) {
   return [
     el("span", { class: "grow" }),
     el("span", { class: "soft wide-only" }, surprise),
-    tool("Edit text", tools.editText, { title: "Edit the text (/)" }),
-    tool("Save", tools.save, { title: "Save what is shown (s)" }),
+    tool(words("Edit text", "✎"), tools.editText, {
+      title: "Edit the text (/)",
+      "aria-label": "Edit text",
+    }),
+    tool(words("Save", "⤓"), tools.save, { title: "Save what is shown (s)", "aria-label": "Save" }),
     tool("◐", changeTheme, { "aria-label": "Light or dark" }),
     tool("?", tools.help, { "aria-label": "Keys (?)" }),
   ];
@@ -165,7 +174,8 @@ export function drawLane(scene) {
   const { columns } = scene;
   const { layer, head, towards } = scene.state;
   const weights = scene.answer(`attention?t=${scene.t}`)?.arrays.weights;
-  const pushes = towards ? scene.answer(towardsAsk(scene))?.arrays.pushes : undefined;
+  const ask = towards ? towardsAsk(scene) : null;
+  const pushes = ask ? scene.answer(ask)?.arrays.shares : undefined;
   const [canvas, context] = makeCanvas(columns.count * columns.width, LANE_PX);
   let most = 0.02;
   for (let t = 0; pushes && t <= scene.t; t++) most = Math.max(most, Math.abs(pushes.at(t)));
@@ -194,13 +204,18 @@ export function drawLane(scene) {
   );
 }
 
-/** What a head's reading of each position adds to the logit that Why explains. @param {Scene} scene */
+/**
+ * What a head's reading of each position adds to the difference of logits that Why explains; null
+ * where it explains one logit alone.
+ * @param {Scene} scene
+ */
 export function towardsAsk(scene) {
-  const { layer, head, candidate, rival } = scene.state;
-  const query = new URLSearchParams({ t: String(scene.t), layer: `${layer}`, head: `${head}` });
-  if (candidate !== null) query.set("candidate", String(candidate));
-  if (rival !== null) query.set("rival", String(rival));
-  return `why-source?${query}`;
+  const { layer, head, towards } = scene.state;
+  if (!towards) return null;
+  const [candidate, rival] = towards;
+  const query = { t: scene.t, layer, head, candidate, rival };
+  const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
+  return `why-source?${words.join("&")}`;
 }
 
 /** A strip of the whole text where a window shows only part of it; to drag. @param {Scene} scene */

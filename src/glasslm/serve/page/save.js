@@ -155,9 +155,9 @@ async function recordAnswers({ scene, views, tell, extraAsks }) {
     ...scene.run,
     checkpoints: [scene.checkpoint],
     is_training: false,
-    notes: [...scene.run.notes, note],
+    notes: [note],
   };
-  record["/inside/runs"] = encode([run]);
+  record["/inside/runs"] = encode({ runs: [run] });
   for (const text of [scene.text, scene.second]) {
     if (!text) continue;
     const key = text.text === scene.text.text ? (scene.state.text ?? run.sample_text) : text.text;

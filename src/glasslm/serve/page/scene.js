@@ -11,8 +11,9 @@
 /**
  * @typedef {object} Run one of /inside/runs
  * @property {string} name
- * @property {string} corpus
- * @property {string | null} preset
+ * @property {string} corpus its name; empty for files
+ * @property {string[]} files
+ * @property {string} preset
  * @property {{layers: number, heads: number, width: number, block_size: number, position: string}
  *   & Record<string, any>} config
  * @property {number} parameters
@@ -21,10 +22,11 @@
  * @property {string} tokenizer char, byte or bpe
  * @property {Checkpoint[]} checkpoints by their step
  * @property {number | string} keep
- * @property {[number, number][]} curve step and loss
+ * @property {[number, number][]} curve step and training loss
+ * @property {[number, number][]} val_curve step and validation loss
  * @property {boolean} is_training
  * @property {string} sample_text
- * @property {string[]} notes
+ * @property {string[]} [notes]
  */
 
 /** @typedef {{id: number, text: string, special: boolean}} Token */
@@ -56,6 +58,7 @@
  * @property {(scene: Scene) => Child[]} draw
  * @property {(scene: Scene) => Rows} rows all its numbers, for the table and for CSV
  * @property {(scene: Scene, key: string[]) => Origin | null} origin of its number with this key
+ * @property {(scene: Scene) => string[]} [wishes] answers that fill the figure in when they come
  * @property {(scene: Scene) => unknown} [extra] what it draws from beside the scene's state
  */
 
@@ -131,20 +134,36 @@ export class Scene {
   get unit() {
     return { char: "character", byte: "byte" }[this.run.tokenizer] ?? "token";
   }
+}
 
-  /** The places where the residual stream can be read, from the embedding on. */
-  get stages() {
-    const stages = [{ name: "embedding", short: "emb", long: "at the embedding" }];
-    for (let l = 0; l < this.layers; l++) {
-      stages.push(
-        { name: `${l} attention`, short: `${l} a`, long: `after the attention of layer ${l}` },
-        {
-          name: `${l} feed-forward`,
-          short: `${l} f`,
-          long: `after the feed-forward of layer ${l}`,
-        },
-      );
-    }
-    return stages;
+/**
+ * A place of the residual stream, by its name: `embedding`, `blocks.0.attention` (after it) or
+ * `blocks.0` (after its feed-forward).
+ * @param {string} place
+ * @returns {{name: string, short: string, long: string}}
+ */
+export function placeName(place) {
+  const [, layer, part] = place.split(".");
+  if (layer === undefined) return { name: "embedding", short: "emb", long: "at the embedding" };
+  if (part === "attention") {
+    const long = `after the attention of layer ${layer}`;
+    return { name: `${layer} attention`, short: `${layer} a`, long };
   }
+  const long = `after the feed-forward of layer ${layer}`;
+  return { name: `${layer} feed-forward`, short: `${layer} f`, long };
+}
+
+/**
+ * A part that writes into the stream: `embedding`, `3.2` (a head), `3.feedforward`, `3.attention`,
+ * `3.bias`, `3.n17` (a neuron) or `norm.bias`.
+ * @param {string} part
+ */
+export function partName(part) {
+  const [layer, rest] = part.split(".");
+  if (rest === undefined) return "the embedding";
+  if (rest === "feedforward") return `feed-forward ${layer}`;
+  if (rest === "attention") return `attention ${layer}`;
+  if (rest === "bias")
+    return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
+  return rest.startsWith("n") ? `neuron ${layer}.${rest.slice(1)}` : `head ${layer}.${rest}`;
 }

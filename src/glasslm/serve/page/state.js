@@ -94,7 +94,8 @@ export function writeAddress(state) {
   return `#${query}`;
 }
 
-/** @typedef {Partial<State> & {towards?: boolean}} Preview */
+/** `towards`: candidate and rival whose logits a head pushes apart. */
+/** @typedef {Partial<State> & {towards?: [number, number]}} Preview */
 
 /** The one state, and who is told of its changes. */
 export const store = {

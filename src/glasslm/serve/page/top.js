@@ -12,7 +12,7 @@ import { count, fixed, glyphs, plural } from "./words.js";
 export function drawTitle(run, runs) {
   const { layers, heads, width } = run.config;
   const facts = [
-    run.preset ? `${run.preset} on ${run.corpus}` : run.corpus,
+    [run.preset, corpusName(run)].filter(Boolean).join(" on "),
     `${plural(layers, "layer")} × ${plural(heads, "head")}`,
     `width ${count(width)}`,
     `${inMillions(run.parameters)} weights`,
@@ -37,9 +37,15 @@ export function drawTitle(run, runs) {
     el("small", {}, "glasslm · see inside"),
     el("h1", {}, name),
     el("small", {}, facts.join(" · ")),
-    run.notes.map((note) => el("small", { class: "note" }, note)),
+    (run.notes ?? []).map((note) => el("small", { class: "note" }, note)),
   );
   document.title = `${run.name} · see inside`;
+}
+
+/** @param {Run} run */
+function corpusName(run) {
+  if (run.corpus) return run.corpus;
+  return run.files.length > 2 ? `${run.files[0]} and others` : run.files.join(" and ");
 }
 
 /** @param {number} n */

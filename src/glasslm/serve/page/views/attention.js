@@ -4,7 +4,7 @@ import { alignedMatrix } from "../aligned_matrix.js";
 import { palette, tint } from "../colour.js";
 import { el } from "../dom.js";
 import { legend, number, segments, strong } from "../figure_parts.js";
-import { headDoes, KINDS, SCORES } from "../head_names.js";
+import { headDoes, headScore, KINDS, SCORES } from "../head_names.js";
 import { drawPattern, headPattern } from "../pattern.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
@@ -101,14 +101,15 @@ export const attention = {
 };
 
 /** @param {Scene} scene @param {string[]} key */
-function scoreOrigin(scene, [, kind, layer, head]) {
-  const scores = scene.answer(SCORES);
-  const value = scores?.arrays[kind]?.at(Number(layer), Number(head));
-  if (value === undefined) return null;
-  const words = KINDS.find((x) => x.kind === kind)?.long ?? kind;
+function scoreOrigin(scene, [, name, layer, head]) {
+  const kind = KINDS.find((other) => other.kind === name);
+  const value = kind ? headScore(scene, kind, Number(layer), Number(head)) : null;
+  if (!kind || value === null) return null;
+  const tokens = scene.answer(SCORES)?.header.repeated_tokens;
+  const text = kind.on === "text" ? "this text" : `${tokens} random tokens, the half repeated`;
   return {
     value: fixed(value, 4),
-    words: [`${words} score of head ${layer}.${head}: its mean weight on such positions`],
+    words: [`${kind.long} score of head ${layer}.${head}: its mean weight there, on ${text}`],
     name: `blocks.${layer}.attention.weights`,
   };
 }
@@ -256,7 +257,7 @@ function oneHead(scene) {
 
 /** Thumbnails of all heads; each chooses its head. @param {Scene} scene */
 function allPatterns(scene) {
-  const all = scene.answer("thumbnails")?.arrays.thumbnails;
+  const { weights: all, scale } = scene.answer("thumbnails")?.arrays ?? {};
   if (!all) return null;
   const size = all.shape[2];
   const { room, gutter, isWide } = scene.columns;
@@ -266,7 +267,7 @@ function allPatterns(scene) {
   const buttons = Array.from({ length: scene.layers * scene.heads }, (_, i) => {
     const [layer, head] = [Math.floor(i / scene.heads), i % scene.heads];
     const values = (/** @type {number} */ row, /** @type {number} */ column) =>
-      all.at(layer, head, row, column) / 255;
+      (all.at(layer, head, row, column) / 255) * scale.at(layer, head);
     const does = headDoes(scene, layer, head);
     return el(
       "button",
