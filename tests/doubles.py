@@ -28,6 +28,9 @@ class HistoryCache:
     def clear(self, row):
         self.read[row].clear()
 
+    def erase(self, row):
+        self.clear(row)
+
     def append(self, row, tokens):
         start = len(self.read[row])
         self.read[row] += tokens

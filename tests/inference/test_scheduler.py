@@ -488,3 +488,37 @@ def test_requests_wait_in_the_order_of_arrival_and_are_counted():
     assert ended == streams
     counts = scheduler.counts
     assert (counts.prompt_tokens, counts.completion_tokens) == (4, 12)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_numbers_of_a_failed_text_do_not_reach_the_next_one_in_its_row(engine):
+    """Hidden keys have the weight 0, and 0 times nan is nan."""
+    config = dataclasses.replace(MODELS["learned"], tie_embeddings=False).resolve()
+    built = build_engine(config, engine)
+    weights = {name: array for name, array in built.state() if name in built.table}
+    poison = LETTERS.encode("z").item()
+    weights["embedding.weight"][poison] = np.nan
+    built.load(weights.items())
+    scheduler = Scheduler(built, LETTERS, config, slots=16)
+    no_poison = {poison: -1e9}
+    good = Request([1, 2, 3], 20, GREEDY, logit_bias=no_poison)
+    expected = without_shown(answer_alone(scheduler, good))
+    bad = Request([1, poison, *[4] * 60], 20, GREEDY)
+    answers = answer(scheduler, [(0, bad)] * 16 + [(0, good)] * 16)
+    assert all(isinstance(events[-1].error, DivergedError) for events in answers[:16])
+    assert all(without_shown(events) == expected for events in answers[16:])
+
+
+def test_a_text_without_a_shared_prefix_marks_no_other_row_as_used():
+    """The row of the common prefix is the longest unused one, and a new text must not take it."""
+    config = MODELS["rope"].resolve()
+    rows = cache_rows.CacheRows(HistoryEngine(V), config, 3, config.block_size)
+    prompt = [1] * cache_rows.CHUNK_TOKENS
+    order = []
+    for ids in ([2], [3], [4], [5], [6], [7]):
+        index = rows.acquire()
+        rows.begin(index, [*ids, *prompt], share=True)
+        rows.release(index)
+        order.append(index)
+    assert order == [0, 1, 2, 0, 1, 2]

@@ -74,6 +74,13 @@ class Cache(Protocol):
         """Empty one row, to use it for another text."""
         ...
 
+    def erase(self, row: int) -> None:
+        """Empty one row and overwrite its keys and values, which may be nan or infinite.
+
+        The weight of a hidden key is 0, and 0 times nan is nan.
+        """
+        ...
+
     def part(self, rows: slice) -> Cache:
         """Some of the rows, in the same memory."""
         ...

@@ -65,10 +65,11 @@ class CacheRows:
         is the logits (V,) after the text, else None.
         """
         source, length, logits = self._find_prefix(ids) if share else (index, 0, None)
+        self._uses += 1
         if length:
             self.cache.copy_prefix(source, index, np.array(ids[:length]))
-        self._uses += 1
-        self._rows[source].last_use = self._rows[index].last_use = self._uses
+            self._rows[source].last_use = self._uses
+        self._rows[index].last_use = self._uses
         row = self._rows[index]
         row.chunk_ids = ids[: length - length % self.chunk]
         row.ids, row.logits = ([], None) if logits is None else (ids, logits)
@@ -112,6 +113,12 @@ class CacheRows:
         if self.cache.lengths[index] > self._size:
             self._forget(index)
         self.cache.clear(index)
+        self._rows[index].used = False
+
+    def erase(self, index: int) -> None:
+        """Free a row whose numbers may be nan."""
+        self._forget(index)
+        self.cache.erase(index)
         self._rows[index].used = False
 
     def _forget(self, index: int) -> None:

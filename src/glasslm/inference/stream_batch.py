@@ -50,11 +50,13 @@ class StreamBatch:
 
     def remove(self, stream: Stream) -> None:
         """Free the row of a stream that is finished or cancelled."""
-        if stream in self._reading:
+        if stream in self._reading:  # no logits have shown yet that its numbers are finite
             self._reading.remove(stream)
-        elif stream in self._decoding:
-            self._decoding.remove(stream)
-        self.rows.release(stream.row)
+            self.rows.erase(stream.row)
+        else:
+            if stream in self._decoding:
+                self._decoding.remove(stream)
+            self.rows.release(stream.row)
         stream.row = -1
 
     def step(self) -> StreamEvents:
@@ -200,5 +202,7 @@ class StreamBatch:
         self._reading.appendleft(stream)
 
     def _fail(self, stream: Stream, error: Exception) -> tuple[Stream, Event]:
+        row = stream.row
         self.remove(stream)
+        self.rows.erase(row)
         return stream, stream.finish("failed", error)

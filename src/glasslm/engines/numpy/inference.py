@@ -23,6 +23,7 @@ from glasslm.engines.cache_slots import CacheSlots
 from glasslm.engines.documents import continued_starts
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention
+from glasslm.engines.numpy.key_blocks import KeyBlocks, attend_by_blocks, fit_positions
 from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
@@ -50,9 +51,17 @@ class AttentionContext:
             cos, sin = self.rotation
             self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
         self.softmax = model.operations.softmax
+        has_own_attention = self.softmax is not None or model.operations.replaces_attention
+        self.blocks = None
+        self.key_count, key_positions = slots.key_count, slots.key_positions
+        if T == 1 and len(tokens) > 1 and not has_own_attention:
+            n_keys = np.where(counts > 0, np.minimum(slots.lengths + counts, cache.size), 0)
+            self.blocks = KeyBlocks(n_keys.tolist(), cache.block_size)
+            self.key_count = self.blocks.key_count
+            key_positions = fit_positions(key_positions, self.key_count)
         self.bias = self.hidden_mask = None
-        S = slots.key_count
-        bias = dense_bias(model.bias, slots.query_positions, slots.key_positions)
+        S = self.key_count
+        bias = dense_bias(model.bias, slots.query_positions, key_positions)
         if bias is not None:
             K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
             self.bias = bias.reshape(-1, K, G, T, S)
@@ -63,20 +72,13 @@ class AttentionContext:
                 window = c.window
             case _:
                 assert_never(c.mask)
-        # The rows that read a single token, and the number of their keys, all up to that token.
-        self.row_keys: list[tuple[int, int]] | None = None
-        if T == 1 and not slots.uniform:
-            n_keys = np.minimum(slots.lengths + counts, cache.size)
-            self.row_keys = [(int(b), int(n_keys[b])) for b in np.flatnonzero(counts)]
-            self.idle_rows = np.flatnonzero(counts == 0)
-        if T > 1 or 0 < window < S or starts is not None:
-            offset = slots.key_positions[..., None, :] - slots.query_positions[..., None]
-            hidden_mask = (offset > 0) | (slots.key_positions[..., None, :] < 0)
+        if T > 1 or len(tokens) > 1 or 0 < window < S or starts is not None:
+            offset = key_positions[..., None, :] - slots.query_positions[..., None]
+            hidden_mask = (offset > 0) | (key_positions[..., None, :] < 0)
             if window:
                 hidden_mask |= offset <= -window
             if starts is not None:
-                keys = slots.key_positions[..., None, :]
-                hidden_mask = hidden_mask | (keys < starts[..., None])
+                hidden_mask = hidden_mask | (key_positions[..., None, :] < starts[..., None])
                 cache._last_starts[...] = starts[:, -1]
             if not slots.uniform:
                 # A row that reads nothing may have no visible key: then none of its keys is hidden.
@@ -89,7 +91,7 @@ class AttentionContext:
         Overwrites cached. The result may be a view of it. Values are extended like keys.
         """
         slots, index = self.slots, self.slots.write_index
-        visible = cached[:, :, : slots.key_count]  # a view, which the new ones are written into
+        visible = cached[:, :, : self.key_count]  # a view, which the new ones are written into
         if slots.prefix is not None:
             visible = np.concatenate([cached[:, :, : slots.prefix], new.swapaxes(1, 2)], 2)
         if not isinstance(index, slice):
@@ -166,20 +168,12 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
 
 
 def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array:
-    """q (B, K, G, T, Q), keys and values (B, K, S, Q) -> (B, K, G, T, Q).
-
-    Where the texts of the rows have different lengths, the products and the sum of a row go over
-    its own keys: their rounding depends on the number of keys, and not on the other rows.
-    """
+    """q (B, K, G, T, Q), keys and values (B, K, S, Q) -> (B, K, G, T, Q)."""
+    if ctx.blocks is not None:
+        assert ctx.hidden_mask is not None
+        return attend_by_blocks(q, keys, values, ctx.blocks, ctx.bias, ctx.hidden_mask)
     keys, values = keys[:, :, None].swapaxes(-1, -2), values[:, :, None]
-    row_keys = ctx.row_keys
-    if row_keys is None:
-        scores = q @ keys  # (B, K, G, T, S)
-    else:
-        scores = np.full((*q.shape[:-1], keys.shape[-1]), -math.inf, q.dtype)
-        scores[ctx.idle_rows] = 0
-        for b, n in row_keys:
-            np.matmul(q[b], keys[b, ..., :n], scores[b, ..., :n])
+    scores = q @ keys  # (B, K, G, T, S)
     scores *= 1 / math.sqrt(q.shape[-1])
     if ctx.bias is not None:
         scores += ctx.bias
@@ -189,17 +183,8 @@ def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array
         return ctx.softmax(scores) @ values
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    if row_keys is None:
-        mixed = scores @ values
-        mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
-        return mixed
-    mixed = np.zeros(q.shape, q.dtype)
-    sums = np.ones((*q.shape[:-1], 1), q.dtype)
-    for b, n in row_keys:
-        weights = scores[b, ..., :n]
-        np.matmul(weights, values[b, ..., :n, :], mixed[b])
-        np.add.reduce(weights, axis=-1, out=sums[b], keepdims=True)
-    mixed /= sums
+    mixed = scores @ values
+    mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
     return mixed
 
 

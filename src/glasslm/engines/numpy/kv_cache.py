@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.documents import last_document_start
+from glasslm.engines.numpy.key_blocks import KEY_BLOCK
 
 
 class KVCache:
     """Keys and values of every layer, (layers, rows, K, size, Q) each, for `capacity` tokens a row.
+
+    The arrays hold whole blocks of keys (key_blocks.py), so they may be longer than `size`.
 
     A model with a rolling cache keeps the newest tokens of its window only. If the whole window
     fits, a text has no end.
@@ -25,7 +29,9 @@ class KVCache:
         self.config = c
         self.size = c.cache_length(capacity)
         self.is_unbounded = c.has_rolling_cache and c.window <= capacity
-        self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, self.size, c.head_size), dtype)
+        self.block_size = min(KEY_BLOCK, self.size)
+        n_slots = math.ceil(self.size / self.block_size) * self.block_size
+        self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, n_slots, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)
         # Attention of a file gets whole texts, so the queries of earlier tokens are kept for it.
         queries = (c.n_layers, rows, c.n_heads, self.size, c.head_size)
@@ -41,6 +47,13 @@ class KVCache:
     def clear(self, row: int) -> None:
         """Empty one row, to use it for another text."""
         self._lengths[row] = self._last_starts[row] = 0
+
+    def erase(self, row: int) -> None:
+        """Cache.erase."""
+        self.clear(row)
+        self.keys[:, row] = self.values[:, row] = 0
+        if self.queries.size:
+            self.queries[:, row] = 0
 
     def copy_prefix(self, source: int, row: int, tokens: NDArray[np.int64]) -> None:
         """Cache.copy_prefix: tokens (T,)."""

@@ -60,6 +60,13 @@ class KVCache:
         """Empty one row."""
         self._lengths[row] = self._last_starts[row] = 0
 
+    def erase(self, row: int) -> None:
+        """Cache.erase."""
+        self.clear(row)
+        for cached in (self.keys, self.values, self.queries):
+            if cached is not None:
+                cached[:, row] = 0
+
     def part(self, rows: slice) -> KVCache:
         """Cache.part."""
         view = copy.copy(self)
