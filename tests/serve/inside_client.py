@@ -53,7 +53,7 @@ class InsideClient:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(60)
 
     def get(self, path: str, **params: Any) -> httpx.Response:
-        return self.request("GET", path, params=params)
+        return self.request("GET", path, params=params or None)
 
     def runs(self) -> list[dict[str, Any]]:
         return self.get("/inside/runs").json()["runs"]
@@ -66,8 +66,8 @@ class InsideClient:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def view(self, name: str, checkpoint: str, text: str, **params: Any) -> View:
-        response = self.get(f"/inside/{name}/{checkpoint}/{text}", **params)
+    def view(self, view: str, checkpoint: str, text: str, **params: Any) -> View:
+        response = self.get(f"/inside/{view}/{checkpoint}/{text}", **params)
         assert response.status_code == 200, response.text
         return View(response.content)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -116,8 +116,15 @@ def witten_bell_probabilities(train: bytes, grams: Grams) -> Iterator[NDArray[np
     context without its oldest byte; without a context it is 1/256. The context of order 1 is empty.
     The probabilities of the 256 bytes add up to 1.
     """
+    return interpolated_probabilities(count_grams(train), grams)
+
+
+def interpolated_probabilities(
+    counts: Sequence[tuple[Grams, Counts]], grams: Grams
+) -> Iterator[NDArray[np.float64]]:
+    """`witten_bell_probabilities` by the `counts` of count_grams, or of its first orders."""
     p = np.full(len(grams), 1 / 256)
-    for order, (known_grams, count) in enumerate(count_grams(train), 1):
+    for order, (known_grams, count) in enumerate(counts, 1):
         contexts, begin = _unique(known_grams >> BITS_PER_BYTE)
         n, t = np.add.reduceat(count, begin), np.diff(begin, append=len(known_grams))
         target_grams = grams & _mask(order)

@@ -19,9 +19,10 @@ from glasslm.inference.trained_model import Model
 def make_step_engine(model: Model) -> Engine:
     """An engine like the model's, whose update is plain SGD: weights - lr x gradient.
 
-    It has no momentum, decay, clipping or average. Its weights are zero until `load`.
+    It has no momentum, decay, clipping, average or dropout. Its weights are zero until `load`.
     """
     engine = model.engine
+    architecture = dataclasses.replace(model.config.model, dropout=0.0, attention_dropout=0.0)
     optimizer = dataclasses.replace(
         model.config.optimizer,
         optimizer="sgd",
@@ -30,7 +31,7 @@ def make_step_engine(model: Model) -> Engine:
         grad_clip=0.0,
         ema=0.0,
     )
-    config = dataclasses.replace(model.config, optimizer=optimizer)
+    config = dataclasses.replace(model.config, model=architecture, optimizer=optimizer)
     compute = ComputeConfig(engine.name, engine.device, engine.precision)
     return make_engine(config, model.tokenizer.vocab_size, compute)
 

@@ -14,6 +14,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from glasslm.errors import GlasslmError
+from glasslm.inference.microscope.ngrams import ORDER, ngram_nats
+from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.serve.answers import AsciiJSONResponse, compact_json
 from glasslm.serve.api_error import ApiError, wrong_value
 from glasslm.serve.fields import Fields, as_integer
@@ -21,8 +23,9 @@ from glasslm.serve.inside.binary import encode_arrays, finite_json
 from glasslm.serve.inside.checkpoints import CheckpointStore, InsideModel
 from glasslm.serve.inside.query import Query
 from glasslm.serve.inside.runs import InsideRun
+from glasslm.serve.inside.subject import Subject
 from glasslm.serve.inside.texts import InsideText, TextStore, make_text
-from glasslm.serve.inside.views import VIEWS, Subject
+from glasslm.serve.inside.views import VIEWS
 from glasslm.serve.inside.worker import Worker
 from glasslm.serve.limits import Limits
 from glasslm.serve.request_body import read_request
@@ -41,6 +44,7 @@ class Inside:
         self._store = CheckpointStore(list(service.sources.values()))
         self._runs = {name: InsideRun(source) for name, source in service.sources.items()}
         self._texts, self._worker = TextStore(), Worker()
+        self._slow_worker = Worker()  # for what belongs to a run and takes seconds the first time
 
     async def runs(self, request: Request) -> Response:
         """GET /inside/runs: the served runs; 304 where nothing has changed."""
@@ -91,14 +95,32 @@ class Inside:
         body = await self._worker.compute(
             request, lambda: self._compute(name, checkpoint, text, query)
         )
-        headers = {"Cache-Control": VIEW_CACHE}
-        return Response(body, media_type="application/octet-stream", headers=headers)
+        return _binary_response(body)
+
+    async def ngram(self, request: Request) -> Response:
+        """GET /inside/ngram/CHECKPOINT/TEXT: the surprise of n-grams of the training text.
+
+        The first time they are counted, which takes seconds, so no other view waits for them.
+        """
+        text = self._texts.find(request.path_params["text"])
+        checkpoint = self._store.find(request.path_params["checkpoint"])
+        run = self._runs[checkpoint.source.name]
+        return _binary_response(
+            await self._slow_worker.compute(request, lambda: compute_ngrams(run, text))
+        )
 
     def _compute(self, name: str, checkpoint: str, text: InsideText, query: Query) -> bytes:
         """The body of a view; what a model does not have is answered by its reason."""
         loaded = self._store.load(checkpoint)
-        _require_vocabulary(loaded.model.tokenizer.vocab_size, text)
-        subject = Subject(loaded, self._store.record(loaded, text), query)
+        require_vocabulary(loaded.model.tokenizer.vocab_size, text)
+
+        def find_other(text_id: str) -> RecordedPass:
+            other = self._texts.find(text_id)
+            require_vocabulary(loaded.model.tokenizer.vocab_size, other)
+            return self._store.record(loaded, other)
+
+        run = self._runs[loaded.name.source.name]
+        subject = Subject(loaded, self._store.record(loaded, text), query, run, find_other)
         try:
             arrays, facts = VIEWS[name](subject)
         except GlasslmError as error:
@@ -106,8 +128,24 @@ class Inside:
         return encode_arrays(arrays, {"tokens": name_tokens(loaded, arrays), **facts})
 
     def stop(self) -> None:
-        """End the thread that computes."""
+        """End the threads that compute."""
         self._worker.stop()
+        self._slow_worker.stop()
+
+
+def _binary_response(body: bytes) -> Response:
+    headers = {"Cache-Control": VIEW_CACHE}
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def compute_ngrams(run: InsideRun, text: InsideText) -> bytes:
+    """The body of the view `ngram`; where the training text is missing, its reason."""
+    require_vocabulary(run.tokenizer.vocab_size, text)
+    try:
+        nats = ngram_nats(run.ngram_counts, run.tokenizer, np.array(text.ids))
+    except (GlasslmError, OSError) as error:
+        return encode_arrays({}, {"reason": str(error)})
+    return encode_arrays({"nats": nats.astype(np.float32)}, {"order": ORDER})
 
 
 def name_tokens(loaded: InsideModel, arrays: Mapping[str, NDArray[Any]]) -> dict[int, str]:
@@ -143,7 +181,7 @@ def _read_ids(value: object, limits: Limits) -> list[int] | None:
     return ids
 
 
-def _require_vocabulary(vocab_size: int, text: InsideText) -> None:
+def require_vocabulary(vocab_size: int, text: InsideText) -> None:
     if max(text.ids) >= vocab_size:
         raise ApiError(
             400,
@@ -157,5 +195,6 @@ def inside_routes(inside: Inside) -> Sequence[BaseRoute]:
     return [
         Route("/inside/runs", inside.runs, methods=["GET"]),
         Route("/inside/texts", inside.texts, methods=["POST"]),
+        Route("/inside/ngram/{checkpoint}/{text}", inside.ngram, methods=["GET"]),
         Route("/inside/{view}/{checkpoint}/{text}", inside.view, methods=["GET"]),
     ]

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from glasslm.data.dataset import Dataset
 from glasslm.data.file_stamp import FileStamp, read_stamp
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import GlasslmError
+from glasslm.inference.microscope.ngrams import MAX_TRAIN_BYTES, GramCounts, count_ngrams
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import metrics
 from glasslm.runs.history import History, read_history
@@ -41,7 +43,8 @@ class InsideRun:
         self.run = Run(source.path)
         self._sample = ""
         self._history: tuple[FileStamp | None, History, int] | None = None
-        self._lock = threading.Lock()
+        self._dataset: Dataset | None = None
+        self._sample_lock, self._dataset_lock = threading.Lock(), threading.Lock()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -108,24 +111,37 @@ class InsideRun:
 
     def sample_text(self) -> str:
         """Some validation text; empty while it is read for the first time, which may take long."""
-        if not self._sample and self._lock.acquire(blocking=False):
+        if not self._sample and self._sample_lock.acquire(blocking=False):
             thread = threading.Thread(target=self._read_sample, name="sample text", daemon=True)
             thread.start()
             thread.join(SAMPLE_WAIT_S)
         return self._sample
 
     def _read_sample(self) -> None:
-        self._sample = _validation_text(self.run, self.tokenizer)
+        try:
+            tokens = np.asarray(self.dataset().val.tokens[:SAMPLE_TOKENS])
+        except (GlasslmError, OSError):  # the text of the run is not on this machine
+            tokens = np.zeros(0, np.int64)
+        text = self.tokenizer.decode(tokens).rstrip("\ufffd")  # half a character at the end
+        self._sample = text or _any_text(self.run, self.tokenizer)
+
+    def dataset(self) -> Dataset:
+        """The tokens of the run's text. Raises the errors of Run.dataset."""
+        with self._dataset_lock:
+            if self._dataset is None:
+                self._dataset = self.run.dataset(ignore_message)
+            return self._dataset
+
+    @cached_property
+    def ngram_counts(self) -> GramCounts:
+        """The n-grams of the training text. Raises the errors of Run.dataset."""
+        tokens = self.dataset().train.tokens
+        text = b"".join(self.tokenizer.token_bytes[i] for i in tokens[:MAX_TRAIN_BYTES].tolist())
+        return count_ngrams(text)
 
 
-def _validation_text(run: Run, tokenizer: Tokenizer) -> str:
-    """The beginning of the validation text, or a sample of the run, or a text that it can read."""
-    try:
-        tokens = np.asarray(run.dataset(ignore_message).val.tokens[:SAMPLE_TOKENS])
-        if text := tokenizer.decode(tokens).rstrip("\ufffd"):  # half a character at the end
-            return text
-    except (GlasslmError, OSError):
-        pass  # the text of the run is not here, or is none of this machine
+def _any_text(run: Run, tokenizer: Tokenizer) -> str:
+    """The last sample of the run, or a text that it can read."""
     samples = metrics.sample_lines(run.metrics())
     for text in [line["prompt"] + line["text"] for line in samples[-1:]] + [FALLBACK_TEXT]:
         ids = [i for character in text[:MAX_CHARACTERS] for i in _encode(tokenizer, character)]

@@ -6,57 +6,19 @@ them. Letters: T positions, L layers, H heads, P places or parts, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from glasslm.inference.head_scores import SCORE_NAMES
 from glasslm.inference.microscope import attention, contributions, lens, reading, writing
-from glasslm.inference.microscope.recorded_pass import RecordedPass, choose_candidates
+from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.inference.sampling import Sampling
 from glasslm.serve.inside.binary import to_pixels
-from glasslm.serve.inside.checkpoints import InsideModel
+from glasslm.serve.inside.effects import EFFECTS
 from glasslm.serve.inside.query import Query
-
-Arrays = dict[str, NDArray[Any]]
-Facts = dict[str, Any]
+from glasslm.serve.inside.source import describe_source
+from glasslm.serve.inside.subject import Arrays, Facts, Subject, View, f4, i4
 
 MAX_WRITTEN_TOKENS = 64  # at once
-MAX_CANDIDATES = 8  # of contributions, beside the token of the text
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a view looks at."""
-
-    loaded: InsideModel
-    recorded: RecordedPass
-    query: Query
-
-    def position(self) -> int:
-        """The parameter t: the caret stands after this token."""
-        return self.query.integer("t", 0, self.recorded.length - 1)
-
-    def layer(self) -> int:
-        return self.query.integer("layer", 0, self.recorded.config.n_layers - 1)
-
-    def head(self) -> int:
-        return self.query.integer("head", 0, self.recorded.config.n_heads - 1)
-
-    def token(self, name: str) -> int:
-        return self.query.integer(name, 0, self.loaded.model.tokenizer.vocab_size - 1)
-
-    def candidates(self, t: int) -> NDArray[np.int64]:
-        """(C,): the likeliest tokens after t and the one of the text, for comparisons."""
-        recorded = self.recorded
-        target = int(recorded.targets[t])
-        return choose_candidates(recorded.log_probabilities[t], MAX_CANDIDATES, target)
-
-
-View = Callable[[Subject], tuple[Arrays, Facts]]
 
 
 def read(subject: Subject) -> tuple[Arrays, Facts]:
@@ -196,14 +158,13 @@ def why_source(subject: Subject) -> tuple[Arrays, Facts]:
     return {"shares": f4(shares[0] - shares[1])}, {}
 
 
-def f4(array: Any) -> NDArray[np.float32]:
-    """An array (any shape) in float32."""
-    return np.asarray(array, np.float32)
-
-
-def i4(array: Any) -> NDArray[np.int32]:
-    """An array (any shape) of integers in 32 bits."""
-    return np.asarray(array, np.int32)
+def source(subject: Subject) -> tuple[Arrays, Facts]:
+    """The lines that computed the values of a name, and Python that repeats them."""
+    query = subject.query
+    t = query.integer("t", -1, subject.recorded.length - 1, default=-1)
+    name = query.text("name")
+    at = subject.loaded.name
+    return {}, describe_source(subject.recorded, name, at, None if t < 0 else t)
 
 
 VIEWS: dict[str, View] = {
@@ -219,4 +180,6 @@ VIEWS: dict[str, View] = {
     "lens-at": lens_at,
     "why": why,
     "why-source": why_source,
+    "source": source,
+    **EFFECTS,
 }

@@ -1,0 +1,59 @@
+"""What a checkpoint has learnt: its best heads of each kind, and its loss by position.
+
+Letters: L layers, H heads, K kinds of scores, N rows, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glasslm.inference.microscope.attention import repeated_tokens, score_heads
+from glasslm.inference.microscope.recorded_pass import RecordedPass
+from glasslm.inference.trained_model import Model
+
+PROBE_ROWS, MAX_PROBE_LENGTH = 8, 256
+SMOOTHING = 0.12  # of a position, the half width of the mean around it; at least one position
+
+
+class BestHeads(NamedTuple):
+    """The head with the highest score of each kind."""
+
+    scores: NDArray[np.float64]  # (K,) nan where no position has such a key
+    layers: NDArray[np.int64]  # (K,)
+    heads: NDArray[np.int64]  # (K,)
+
+
+def best_heads(recorded: RecordedPass) -> BestHeads:
+    """The best heads, on random tokens that are repeated once: equal for every checkpoint."""
+    probe = RecordedPass(recorded.model, repeated_tokens(recorded.model))
+    scores = score_heads(probe)
+    flat = np.nan_to_num(scores.reshape(len(scores), -1), nan=-1)
+    best = flat.argmax(-1)
+    layers, heads = np.unravel_index(best, scores.shape[1:])
+    return BestHeads(scores[np.arange(len(scores)), layers, heads], layers, heads)
+
+
+def loss_by_position(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(T,): the mean loss (nats) of the token after each position, over windows of `tokens`.
+
+    At most PROBE_ROWS windows of at most MAX_PROBE_LENGTH, evenly over the tokens.
+    """
+    length = min(model.config.model.block_size, MAX_PROBE_LENGTH, len(tokens) - 1)
+    rows = max(1, min(PROBE_ROWS, (len(tokens) - 1) // length))
+    starts = np.linspace(0, len(tokens) - 1 - length, rows).astype(int)
+    windows = np.stack([tokens[start : start + length + 1] for start in starts])
+    losses = model.engine.losses(windows[:, :-1], windows[:, 1:])
+    return np.asarray(losses, np.float64).mean(0)
+
+
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T,): the mean of values (T,) around each position, wider where positions are later."""
+    sums = np.concatenate([[0.0], values.cumsum()])
+    positions = np.arange(len(values))
+    reach = np.maximum(1, (SMOOTHING * positions).astype(int))
+    first, last = np.maximum(0, positions - reach), np.minimum(len(values), positions + reach + 1)
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means
