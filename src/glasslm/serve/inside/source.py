@@ -7,14 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import glasslm
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.serve.api_error import ApiError
 from glasslm.serve.inside.checkpoints import CheckpointName
 from glasslm.serve.inside.source_places import Place, find_kind
 
-ENGINES = Path(glasslm.__file__).parent / "engines"
+ENGINES = Path(__file__).parents[2] / "engines"
 
 
 def describe_source(
