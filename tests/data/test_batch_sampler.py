@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm.data.batch_sampler import FEISTEL_ROUNDS, BatchSampler, permute_indices
+from glasslm.data.batch_sampler import BatchSampler
 
 
 @given(

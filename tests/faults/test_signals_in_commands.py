@@ -112,7 +112,7 @@ def endless_evaluation(after: int) -> Callable[[Ready], None]:
     def prepare(ready: Ready) -> None:
         from glasslm.inference import evaluation
 
-        original, calls = evaluation.windows, [0]
+        original, calls = evaluation.iterate_windows, [0]
 
         def windows(*arguments: Any) -> Any:
             calls[0] += 1
@@ -123,7 +123,7 @@ def endless_evaluation(after: int) -> Callable[[Ready], None]:
                     time.sleep(0.01)
                     yield from original(*arguments)
 
-        evaluation.windows = windows
+        evaluation.iterate_windows = windows
 
     return prepare
 

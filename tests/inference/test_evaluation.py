@@ -18,7 +18,7 @@ from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
-from glasslm.inference.evaluation import evaluate, windows
+from glasslm.inference.evaluation import TextWindows, evaluate, iterate_windows
 
 
 class UniformEngine:
@@ -112,7 +112,10 @@ def test_a_sample_is_fixed_evenly_spaced_and_says_so():
     assert (score.whole, score.tokens) == (False, 200)
     assert evaluate(UniformEngine(n), text, np.ones(n, np.int64), block_size, max_windows=100).whole
     uneven = np.concatenate(
-        [i[:, 0] for i, _ in windows(np.arange(72), 10, np.arange(3) * 8 // 3, 2)]
+        [
+            i[:, 0]
+            for i, _ in iterate_windows(TextWindows(np.arange(72), 10), np.arange(3) * 8 // 3, 2)
+        ]
     )
     assert uneven.tolist() == [0, 20, 50]
 

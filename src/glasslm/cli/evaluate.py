@@ -12,7 +12,7 @@ from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DataConfig, DeviceConfig
 from glasslm.data.baselines import simple_baselines
-from glasslm.data.dataset import Dataset, tokenize_source
+from glasslm.data.dataset import Dataset, Split, tokenize_source
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         **vars(flags.compute),
         ops=flags.ops,
     )
-    domain = None
+    domain = split = None
     if flags.text_file:
         trained_on, tokenizer = model.config.data, model.tokenizer
         errors = trained_on.encoding_errors
@@ -97,10 +97,13 @@ def main(argv: list[str]) -> int:
     else:
         name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
         dataset = run.dataset(notify)
-        ids = _split_tokens(dataset, name)
+        split = _find_split(dataset, name)
+        ids = split.tokens
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
-    notify(f"evaluating {max(0, len(ids) - 1):,} tokens with the {model.engine.name} engine")
-    score = model.score(ids, notify) if flags.text_file else score_own_text(model, ids, notify)
+    is_chat = split is not None and split.conversations is not None
+    what = f"the answers in {len(ids):,}" if is_chat else f"{max(0, len(ids) - 1):,}"
+    notify(f"evaluating {what} tokens with the {model.engine.name} engine")
+    score = score_own_text(model, split, notify) if split else model.score(ids, notify)
     hidden = ("stderr", "accuracy", "train_accuracy")
     facts = {name: value for name, value in score._asdict().items() if name not in hidden}
     result: dict[str, Any] = {**facts, "text": name, "step": model.step}
@@ -109,7 +112,7 @@ def main(argv: list[str]) -> int:
         result["no_bpb"] = (
             explain_lossy_tokenizer(why) if why else "the predicted tokens have no text"
         )
-    elif score.bytes <= MAX_BASELINE_BYTES:
+    elif score.bytes <= MAX_BASELINE_BYTES and not is_chat:
         result |= simple_baselines(
             b"".join(model.tokenizer.token_bytes[token] for token in ids[:].tolist())
         )
@@ -127,14 +130,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _split_tokens(data: Dataset, name: str) -> Tokens:
-    """The tokens of a split of the run's own text, (N,)."""
+def _find_split(data: Dataset, name: str) -> Split:
+    """A split of the run's own text."""
     split = data.val if name == "val" else data.test
     if split is None:
         raise InputError(
             f"this run has no {name} split: it was trained with --test-fraction 0. Use --split val"
         )
-    return split.tokens
+    return split
 
 
 def _format_scores(result: dict[str, Any]) -> str:

@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     if not flags.data.has_source:
-        raise InputError("no text to learn was given: give --text-file PATH, or --corpus NAME")
+        raise InputError(
+            "no text to learn was given: give --text-file PATH, --corpus NAME or --chat FILE"
+        )
     config = flags.config
     command = shlex.join(["glasslm", "finetune", *argv])
     if flags.study and flags.track:

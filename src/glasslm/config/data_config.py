@@ -69,6 +69,13 @@ class DataConfig:
         None
     )
     """Column of --hf-dataset that holds the text."""
+    chat: Annotated[str | None, optional_flag("FILE.jsonl|dialogues", "none")] = None
+    """Fine-tune on conversations instead of a text: one JSON object of messages a line.
+    Only the assistant's turns are learnt. The word dialogues stands for made-up ones."""
+    chat_template: Annotated[
+        str | None, optional_flag("chatml|llama3|plain|FILE", "the model's own, or chatml")
+    ] = None
+    """How --chat writes conversations: a name, or a file with a Jinja template."""
     max_bytes: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "50MB"
     """Size of the text taken from the start of --corpus wikipedia or --hf-dataset, such as 2GB."""
     tokenizer: Annotated[str, tyro.conf.arg(metavar="char|byte|bpe|gpt2|PATH")] = "char"
@@ -131,6 +138,7 @@ class DataConfig:
             "--corpus": self.corpus,
             "--text-file": self.text_file,
             "--hf-dataset": self.hf_dataset,
+            "--chat": self.chat,
         }
         flags = [flag for flag, value in sources.items() if value]
         if len(flags) > 1:
@@ -139,6 +147,11 @@ class DataConfig:
             is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
             expected = "OWNER/NAME, as on https://huggingface.co/datasets"
             require(is_name, "hf_dataset", self.hf_dataset, expected)
+        require(self.chat != "", "chat", "empty", "a file of JSON lines, or dialogues")
+        if self.chat_template is not None and self.chat is None:
+            raise InputError("--chat-template needs --chat: give both, or leave out the template")
+        if self.chat is not None and self.document_separator:
+            raise InputError("--chat has conversations, which need no --document-separator")
         require(self.json_field != "", "json_field", "empty", "the name of a field")
         if self.json_field is not None and not self.text_file:
             raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
@@ -192,7 +205,7 @@ class DataConfig:
     @property
     def has_source(self) -> bool:
         """Whether a source of text is named; if not, data.sources.corpora takes the default one."""
-        return bool(self.corpus or self.text_file or self.hf_dataset)
+        return bool(self.corpus or self.text_file or self.hf_dataset or self.chat)
 
 
 def _is_token(text: str) -> bool:

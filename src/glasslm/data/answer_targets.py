@@ -75,8 +75,13 @@ def require_whole_examples(data: DataConfig, block_size: int) -> None:
         )
 
 
-def first_question(dataset: Dataset, answers: AnswerFormat | None) -> str:
-    """The first question of the validation part of a task, with its "="; empty for other texts."""
+def first_question(dataset: Dataset, answers: AnswerFormat | None) -> str | list[int]:
+    """The first question of the validation part: of a task with its "=", of a conversation as tokens.
+
+    It is empty for other texts.
+    """
+    if dataset.val.conversations is not None:
+        return dataset.val.conversations.first_question(dataset.val.tokens)
     if answers is None:
         return ""
     line = dataset.tokenizer.decode(dataset.val.tokens[: answers.line_length])

@@ -13,13 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RunConfig
 from glasslm.data.answer_targets import AnswerFormat, answer_format
+from glasslm.data.chat.conversation_rows import ConversationRows, RowSampler
 from glasslm.data.dataset import Dataset
+from glasslm.data.permutation import FEISTEL_ROUNDS, draw_keys, make_philox, permute_indices
 from glasslm.data.token_file import Tokens, read_windows
-
-FEISTEL_ROUNDS = 6
-GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its high bits mix well
-SPLITMIX64_FACTOR = 0xBF58476D1CE4E5B9  # the second factor of splitmix64
-
 
 class BatchSampler:
     """Batches of training windows, as a pure function of (seed, step, row).
@@ -68,22 +65,19 @@ class BatchSampler:
     def _draw_starts(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(len(rows),) positions in the whole text, anywhere inside a line."""
         if not self.epochs:
-            draws = np.random.Generator(self._philox(step)).random(self.batch_size)
+            draws = np.random.Generator(make_philox(self.seed, step)).random(self.batch_size)
             random_starts = (draws * (self.n_tokens - self.block_size)).astype(np.int64)
             chosen: NDArray[np.int64] = random_starts[rows]
             return chosen
         epochs, windows = np.divmod(step * self.batch_size + rows, self.windows_per_epoch)
         starts = np.empty(len(rows), np.int64)
         for epoch in np.unique(epochs):
-            keys = self._philox(int(epoch)).random_raw(FEISTEL_ROUNDS + 1)
+            keys = draw_keys(self.seed, int(epoch), FEISTEL_ROUNDS + 1)
             phase = int(keys[-1]) % ((self.n_tokens - 1) % self.block_size + 1)
             in_epoch = epochs == epoch
             shuffled = permute_indices(windows[in_epoch], self.windows_per_epoch, keys[:-1])
             starts[in_epoch] = phase + self.block_size * shuffled
         return starts
-
-    def _philox(self, index: int) -> np.random.Philox:
-        return np.random.Philox(key=np.array([self.seed, index], np.uint64))
 
     def epoch(self, step: int) -> float:
         """Passes over the training tokens after `step` steps."""
@@ -94,34 +88,15 @@ class BatchSampler:
         return math.ceil(Fraction(str(epochs)) * self.windows_per_epoch / self.batch_size)
 
 
-def permute_indices(
-    indices: NDArray[np.int64], n: int, keys: NDArray[np.uint64]
-) -> NDArray[np.int64]:
-    """The images of `indices`, same shape (B,), under a random bijection of range(n).
-
-    `keys` is (FEISTEL_ROUNDS,) and selects the bijection. Time and memory do not depend on n. A
-    Feistel network permutes the least power of four that holds n. An image outside range(n) is
-    permuted again until it falls inside, which keeps the map a bijection (Black and Rogaway 2002,
-    "cycle walking").
-    """
-    half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    result = indices.astype(np.uint64)
-    outside = np.ones(len(result), bool)
-    while outside.any():
-        left, right = result[outside] >> half_bits, result[outside] & mask
-        for key in keys:
-            mixed = (right ^ key) * np.uint64(GOLDEN_RATIO_64)
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(SPLITMIX64_FACTOR)
-            left, right = right, left ^ (mixed >> np.uint64(40)) & mask
-        result[outside] = left << half_bits | right
-        outside = result >= n
-    return result.astype(np.int64)
+Sampler = BatchSampler | RowSampler
 
 
-def make_sampler(config: RunConfig, dataset: Dataset) -> BatchSampler:
+def make_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
     """The batch sampler of a run over the training tokens of `dataset`."""
-    train = config.train
+    train, conversations = config.train, dataset.train.conversations
+    if conversations is not None:
+        rows = ConversationRows(conversations, config.model)
+        return RowSampler(rows, train.batch_size, train.seed)
     return BatchSampler(
         len(dataset.train.tokens),
         config.model.block_size,

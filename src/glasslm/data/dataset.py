@@ -25,6 +25,7 @@ from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
 from glasslm.data import dataset_notes, tokenizers
 from glasslm.data.cache import cache_dir, explain_write_errors
+from glasslm.data.chat.conversation_rows import Conversations, read_conversations
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
 from glasslm.data.special_tokens import TokenPattern
@@ -47,6 +48,7 @@ class Split:
 
     tokens: Tokens  # (N,)
     bytes: int  # of its text
+    conversations: Conversations | None = None  # of a chat: what of the tokens is predicted
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def prepare_dataset(
     unused = _unused_special_tokens(data, tokenizer)
     folder = cache_dir("tokens")
     recipe = folder / f"{_recipe_name(data, source)}.json" if tokenizer is None else None
-    with explain_write_errors(folder), _lock_folder(folder, notify):
+    with explain_write_errors(folder), lock_folder(folder, notify):
         dataset = None
         if tokenizer is not None:
             dataset = reopen_dataset(_identity(data, source, tokenizer))
@@ -102,15 +104,21 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
     try:
         files.verify_folder(folder)
         tokenizer = tokenizers.read_tokenizer(folder / "tokenizer.json")
-        facts, dtype = files.read_json(folder / "facts.json"), _token_dtype(tokenizer)
+        facts, dtype = files.read_json(folder / "facts.json"), token_dtype(tokenizer)
         parts = {
-            name: Split(TokenFile(folder / f"{name}.bin", dtype), facts[f"{name}_bytes"])
+            name: Split(
+                TokenFile(folder / f"{name}.bin", dtype),
+                facts[f"{name}_bytes"],
+                read_conversations(folder, name, facts["chat"]) if "chat" in facts else None,
+            )
             for name in ("train", "val", "test")
             if f"{name}_tokens" in facts
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_if_exhausted(error, folder)
         return None  # It is missing or damaged. DamagedError is an OSError.
+    if "chat" in facts:
+        tokenizer.other_end_ids = frozenset([facts["chat"]["turn_end"]])
     tokenizer.compare_bytes(parts["val"].tokens, parts["val"].bytes)
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
 
@@ -140,7 +148,7 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenA
 
     The file has no name, so no other program can cut it.
     """
-    folder, dtype = cache_dir(), _token_dtype(tokenizer)
+    folder, dtype = cache_dir(), token_dtype(tokenizer)
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         special = TokenPattern(tuple(tokenizer.special_tokens))
         for text in cut_between_words(source.text(errors), PIECE_CHARACTERS, special):
@@ -191,7 +199,7 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
         tokenizer.append(data.vocab_size)
     elif data.tokenizer not in tokenizers.TOKENIZER_KINDS:
         tokenizer = [tokenizers.read_tokenizer(data.tokenizer).sha256]
-    return _digest(
+    return hash_values(
         RECIPE_FORMAT,
         source.sha256,
         data.encoding_errors,
@@ -205,7 +213,7 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
 
 def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
     """Hash of text, split and tokenizer, which names the folder of a dataset."""
-    return _digest(
+    return hash_values(
         source.sha256,
         data.encoding_errors,
         data.val_fraction,
@@ -237,12 +245,13 @@ def _unused_special_tokens(data: DataConfig, tokenizer: Tokenizer | None) -> tup
     return tokenizer.unused_special_tokens if tokenizer else ()
 
 
-def _digest(*values: Any) -> str:
+def hash_values(*values: Any) -> str:
+    """The SHA-256 of values that JSON can hold."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @contextmanager
-def _lock_folder(folder: Path, notify: Notify) -> Iterator[None]:
+def lock_folder(folder: Path, notify: Notify) -> Iterator[None]:
     """Let one process at a time build; remove what an interrupted one left behind."""
     lock = filelock.FileLock(folder / ".lock")
     try:
@@ -330,7 +339,7 @@ def _tokenize_part(
     assert next_name == name
     special = TokenPattern(tuple(tokenizer.special_tokens))
     for text in cut_between_words((text for _, text in pieces), PIECE_CHARACTERS, special):
-        ids = tokenizer.encode(text).astype(_token_dtype(tokenizer))
+        ids = tokenizer.encode(text).astype(token_dtype(tokenizer))
         yield ids
         facts[f"{name}_tokens"] += len(ids)
         facts[f"{name}_bytes"] += len(text.encode()) - _special_bytes(tokenizer, ids)
@@ -392,5 +401,6 @@ def _sample_for_bpe(
     yield from subsample(cut_between_words(training, PIECE_CHARACTERS), share)
 
 
-def _token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The type of the ids in a file of tokens."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)

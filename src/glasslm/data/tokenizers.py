@@ -92,7 +92,7 @@ class Tokenizer(Protocol):
         return next(iter(self.special_tokens.values()), None)
 
     def with_special_tokens(self, tokens: Iterable[str]) -> Tokenizer:
-        """The same tokenizer with special tokens, whose new ids follow the others."""
+        """The same tokenizer with special tokens, whose new ids follow the others; or without."""
         ...
 
     @functools.cached_property
@@ -239,7 +239,7 @@ class SubwordTokenizer(Tokenizer):
 
         tokens, library = list(tokens), Library.from_str(self._json)
         library.add_special_tokens(tokens)
-        return SubwordTokenizer(mark_end(json.loads(library.to_str()), tokens[0]))
+        return SubwordTokenizer(mark_end(json.loads(library.to_str()), *tokens[:1] or [""]))
 
     def encode(self, text: str) -> TokenIds:
         _refuse_surrogates(text)

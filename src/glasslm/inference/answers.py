@@ -8,11 +8,14 @@ pass decides and nothing is generated. Letters: B rows, T positions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.answer_targets import AnswerFormat, answer_format, require_whole_examples
+from glasslm.data.answer_targets import answer_format, require_whole_examples
+from glasslm.data.dataset import Split
 from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import Engine
 from glasslm.inference import evaluation
@@ -32,91 +35,69 @@ def likeliest_tokens(engine: Engine, tokens: NDArray[np.int64]) -> NDArray[np.in
 
 def measure_accuracy(
     engine: Engine,
-    tokens: Tokens,
-    answers: AnswerFormat,
-    block_size: int,
+    windows: evaluation.TextWindows,
     *,
     rows: int,
     max_windows: int | None = None,
     check_interrupt: Callable[[], None] = lambda: None,
 ) -> Proportion:
-    """The examples in tokens (N,) that are answered right, of all or of `max_windows` windows.
+    """The examples of a task that are answered right, of all or of `max_windows` windows.
 
     The windows are those of `evaluation.evaluate`. The last window may be shorter.
     """
+    assert windows.answers is not None
     n_right = n_examples = 0
-    indices = evaluation.choose_windows(len(tokens), block_size, max_windows)
-    for inputs, targets in evaluation.windows(tokens, block_size, indices, rows, answers):
+    indices = evaluation.choose_windows(len(windows), max_windows)
+    for inputs, targets in evaluation.iterate_windows(windows, indices, rows):
         check_interrupt()
-        right, examples = answers.count_right(likeliest_tokens(engine, inputs), targets)
+        right, examples = windows.answers.count_right(likeliest_tokens(engine, inputs), targets)
         n_right, n_examples = n_right + right, n_examples + examples
     return Proportion(n_right, n_examples)
 
 
-def score_split(
+def score_windows(
     engine: Engine,
-    tokens: Tokens,
+    windows: evaluation.Windows,
     byte_lengths: NDArray[np.int64],
-    block_size: int,
     *,
-    answers: AnswerFormat | None,
     train_tokens: Tokens | None = None,
     rows: int,
     max_windows: int | None = None,
     check_interrupt: Callable[[], None] = lambda: None,
     notify: Notify = ignore_message,
 ) -> evaluation.Score:
-    """`evaluation.evaluate` of a part of a run's text, with the accuracy where it is a task's.
+    """`evaluation.evaluate_windows` of a run's own text, with the accuracy where it is a task's.
 
     As many windows of `train_tokens` are measured for `train_accuracy`.
     """
-    score = evaluation.evaluate(
-        engine,
-        tokens,
-        byte_lengths,
-        block_size,
-        rows=rows,
-        max_windows=max_windows,
-        answers=answers,
-        check_interrupt=check_interrupt,
-        notify=notify,
-    )
-    if answers is None:
+    score = evaluation.evaluate_windows(
+        engine, windows, byte_lengths, rows=rows, max_windows=max_windows,
+        check_interrupt=check_interrupt, notify=notify,
+    )  # fmt: skip
+    if not isinstance(windows, evaluation.TextWindows) or windows.answers is None:
         return score
-
-    def accuracy(part: Tokens, n_windows: int | None) -> Proportion:
-        return measure_accuracy(
-            engine,
-            part,
-            answers,
-            block_size,
-            rows=rows,
-            max_windows=n_windows,
-            check_interrupt=check_interrupt,
-        )
-
-    score = score._replace(accuracy=accuracy(tokens, max_windows))
+    accuracy = partial(measure_accuracy, engine, rows=rows, check_interrupt=check_interrupt)
+    score = score._replace(accuracy=accuracy(windows, max_windows=max_windows))
     if train_tokens is None:
         return score
-    n_windows = len(evaluation.choose_windows(len(tokens), block_size, max_windows))
-    return score._replace(train_accuracy=accuracy(train_tokens, n_windows))
+    n_windows = len(evaluation.choose_windows(len(windows), max_windows))
+    train_windows = replace(windows, tokens=train_tokens)
+    return score._replace(train_accuracy=accuracy(train_windows, max_windows=n_windows))
 
 
 def score_own_text(
-    model: Model, tokens: Tokens, notify: Notify = ignore_message
+    model: Model, split: Split, notify: Notify = ignore_message
 ) -> evaluation.Score:
-    """The score of a part (N,) of the run's own text, as training measures it.
+    """The score of a split of the run's own text, as training measures it.
 
     Raises InputError where the context does not hold a whole number of examples of the task.
     """
-    block_size = model.config.model.block_size
-    require_whole_examples(model.config.data, block_size)
-    return score_split(
+    data, c = model.config.data, model.config.model
+    require_whole_examples(data, c.block_size)
+    return score_windows(
         model.engine,
-        tokens,
+        evaluation.split_windows(split, c, answer_format(data, model.tokenizer)),
         model.tokenizer.scored_bytes,
-        block_size,
-        answers=answer_format(model.config.data, model.tokenizer),
         rows=WINDOWS_PER_CALL,
         notify=notify,
     )

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.config.schema import ModelConfig
 from glasslm.data.answer_targets import AnswerFormat
+from glasslm.data.chat.conversation_rows import ConversationRows
+from glasslm.data.dataset import Split
 from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import NO_TARGET, Engine
 from glasslm.errors import InputError
@@ -42,6 +46,80 @@ class Score(NamedTuple):
     train_accuracy: Proportion | None = None
 
 
+class Windows(Protocol):
+    """The windows over which a text is scored; each target is in one of them."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def n_targets(self) -> int:
+        """The predictions of all windows together, or more."""
+        ...
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and targets, both (len(indices), T); NO_TARGET where nothing is predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """The windows of a text (N,): number i predicts the tokens i T + 1 to i T + T.
+
+    The last window is padded. With `answers`, the format of a synthetic task, answers alone are
+    predicted. Reading raises DamagedError where the file of the tokens was cut.
+    """
+
+    tokens: Tokens
+    block_size: int
+    answers: AnswerFormat | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(self.n_targets / self.block_size)
+
+    @property
+    def n_targets(self) -> int:
+        """All tokens but the first."""
+        return len(self.tokens) - 1
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As in Windows; T <= `block_size`."""
+        width = min(self.block_size, len(self.tokens) - 1)
+        inputs = np.zeros((len(indices), width), np.int64)
+        targets = np.full((len(indices), width), NO_TARGET, np.int64)
+        for row, index in enumerate(indices.tolist()):
+            first = index * self.block_size
+            ids = self.tokens[first : first + width + 1]
+            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+        return inputs, self.answers.mask(inputs, targets) if self.answers else targets
+
+
+@dataclass(frozen=True)
+class AnswerWindows:
+    """Rows of conversations, in which the answers are predicted."""
+
+    tokens: Tokens  # (N,)
+    rows: ConversationRows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_targets(self) -> int:
+        """The tokens of answers; a few of them may lie behind the context."""
+        return int(np.count_nonzero(self.rows.conversations.answers[:]))
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As in Windows."""
+        return self.rows.read(self.tokens, indices)
+
+
+def split_windows(split: Split, c: ModelConfig, answers: AnswerFormat | None = None) -> Windows:
+    """The windows of a split: of its text, or of the answers in its conversations."""
+    if split.conversations is None:
+        return TextWindows(split.tokens, c.block_size, answers)
+    return AnswerWindows(split.tokens, ConversationRows(split.conversations, c))
+
+
 def evaluate(
     engine: Engine,
     tokens: Tokens,
@@ -69,13 +147,36 @@ def evaluate(
             f"the text has {len(tokens)} token(s): at least 2 are needed, one to read and one to "
             "predict"
         )
-    n_windows = math.ceil((len(tokens) - 1) / block_size)
-    window_indices = choose_windows(len(tokens), block_size, max_windows)
+    return evaluate_windows(
+        engine, TextWindows(tokens, block_size, answers), byte_lengths, rows=rows,
+        max_windows=max_windows, check_interrupt=check_interrupt, notify=notify,
+    )  # fmt: skip
+
+
+def evaluate_windows(
+    engine: Engine,
+    windows: Windows,
+    byte_lengths: NDArray[np.int64],
+    *,
+    rows: int = 16,
+    max_windows: int | None = None,
+    check_interrupt: Callable[[], None] = lambda: None,
+    notify: Notify = ignore_message,
+) -> Score:
+    """The score of the targets in `windows`, predicted from the tokens before them in their window.
+
+    The engine gets `rows` windows at a time. With `max_windows`, that many evenly spaced windows
+    are taken, always the same. `byte_lengths` (V,) holds the size of each token's text. Nats are
+    summed in float64. `check_interrupt` is called before each batch; its exception ends the
+    evaluation. `notify` receives the progress of a long one.
+    """
+    n_windows = len(windows)
+    window_indices = choose_windows(n_windows, max_windows)
     n_scored = len(window_indices)
     nats, n_predicted, n_bytes = 0.0, 0, 0
     window_losses: list[NDArray[np.float64]] = []
     progress = Progress(notify)
-    for inputs, targets in windows(tokens, block_size, window_indices, rows, answers):
+    for inputs, targets in iterate_windows(windows, window_indices, rows):
         check_interrupt()
         is_predicted = targets >= 0
         losses = engine.losses(inputs, targets)
@@ -85,7 +186,7 @@ def evaluate(
             window_losses.append(sums / np.count_nonzero(is_predicted, axis=1))
         n_predicted += int(np.count_nonzero(is_predicted))
         n_bytes += int(byte_lengths[targets[is_predicted]].sum())
-        n_total = min(n_scored * block_size, len(tokens) - 1)
+        n_total = max(n_predicted, windows.n_targets * n_scored // n_windows)
         progress.count(n_predicted, n_total, "evaluating", "tokens")
     loss = nats / n_predicted
     stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None
@@ -93,11 +194,18 @@ def evaluate(
     return Score(loss, perplexity(loss), bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
 
 
-def choose_windows(n_tokens: int, block_size: int, max_windows: int | None) -> NDArray[np.int64]:
+def choose_windows(n_windows: int, max_windows: int | None) -> NDArray[np.int64]:
     """The indices of all windows of a text, or of `max_windows` evenly spaced ones."""
-    n_windows = math.ceil((n_tokens - 1) / block_size)
     n_scored = min(n_windows, max_windows or n_windows)
     return np.arange(n_scored) * n_windows // n_scored
+
+
+def iterate_windows(
+    windows: Windows, indices: NDArray[np.int64], rows: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Inputs and targets of the windows with these indices, up to `rows` of them at a time."""
+    for first in range(0, len(indices), rows):
+        yield windows.read(indices[first : first + rows])
 
 
 def perplexity(loss: float) -> float:
@@ -122,27 +230,3 @@ def standard_error(window_losses: NDArray[np.float64], n_windows: int) -> float 
     with np.errstate(invalid="ignore"):  # a non-finite loss gives a non-finite error
         deviation = float(np.std(window_losses, ddof=1))
     return deviation * math.sqrt((1 - n / n_windows) / n)
-
-
-def windows(
-    tokens: Tokens,
-    block_size: int,
-    window_indices: NDArray[np.int64],
-    rows: int,
-    answers: AnswerFormat | None = None,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Inputs and targets, both (up to `rows`, T), of the windows of tokens (N,); T <= `block_size`.
-
-    Window i, of `window_indices`, predicts the tokens i T + 1 to i T + T. The last window is padded
-    with the target -1, which is not predicted; with `answers`, all targets but answers are -1.
-    Raises DamagedError where the file of the tokens was cut.
-    """
-    width = min(block_size, len(tokens) - 1)
-    for first in range(0, len(window_indices), rows):
-        indices = window_indices[first : first + rows].tolist()
-        inputs = np.zeros((len(indices), width), np.int64)
-        targets = np.full((len(indices), width), NO_TARGET, np.int64)
-        for row, index in enumerate(indices):
-            ids = tokens[index * block_size : index * block_size + width + 1]
-            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        yield inputs, answers.mask(inputs, targets) if answers else targets

@@ -281,12 +281,11 @@ class Model:
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
             return np.zeros(0)
-        block_size = self.config.model.block_size
-        all_windows = np.arange(-(-(len(tokens) - 1) // block_size))
+        windows = evaluation.TextWindows(tokens, self.config.model.block_size)
         parts = [
             np.asarray(self.engine.losses(inputs, targets), np.float64)[targets >= 0]
-            for inputs, targets in evaluation.windows(
-                tokens, block_size, all_windows, WINDOWS_PER_CALL
+            for inputs, targets in evaluation.iterate_windows(
+                windows, np.arange(len(windows)), WINDOWS_PER_CALL
             )
         ]
         return np.concatenate(parts)

@@ -54,6 +54,7 @@ class DataRecord(TypedDict):
     val_bytes: Count
     test_tokens: NotRequired[Count]
     test_bytes: NotRequired[Count]
+    chat: NotRequired[dict[str, Any]]  # of conversations (data/chat/chat_dataset.py)
 
 
 class SourceRun(TypedDict):
@@ -212,4 +213,6 @@ def _now() -> str:
 def text_name(data: DataConfig) -> str:
     """The name of a text: its corpus, its Hugging Face dataset, or its file names."""
     names = ["standard input" if path == "-" else Path(path).name for path in data.text_file]
+    if data.chat is not None:
+        return f"conversations of {Path(data.chat).name}"
     return data.corpus or data.hf_dataset or ", ".join(names) or "the default corpus"

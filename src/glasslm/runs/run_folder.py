@@ -261,6 +261,13 @@ class Run:
         from glasslm.data.dataset import load_run_dataset
 
         facts = cast(dict[str, Any], self.record["data"])
+        if self.config.data.chat is not None:
+            from glasslm.data.chat.chat_dataset import load_chat_dataset
+            from glasslm.data.chat.chat_vocabulary import ChatVocabulary
+
+            settings = self.record["tokenizer"].get("transformers", {})
+            vocabulary = ChatVocabulary(self.tokenizer, settings)
+            return load_chat_dataset(self.config.data, facts, vocabulary, notify)
         return load_run_dataset(self.config.data, facts, self.tokenizer, notify)
 
     def metrics(self) -> Iterator[metrics.Line]:

@@ -68,9 +68,8 @@ def prepare_chat(loaded: LoadedModel, request: ChatRequest, limits: Limits) -> l
             param="messages",
             code="no_chat_template",
         )
-    text = template.render(request.messages)
     try:
-        ids = [int(token) for token in template.tokenizer.encode(text)]
+        ids = template.encode_prompt(request.messages)
     except GlasslmError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     if not ids or len(ids) > limits.prompt_tokens:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.config.schema import DeviceConfig
+from glasslm.data.chat.chat_template import ChatTemplate
 from glasslm.errors import DamagedError, InputError
 from glasslm.inference.request import Grammar
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import CheckpointSelector
-from glasslm.serve.chat_template import ChatTemplate
 from glasslm.serve.json_schema import SchemaGrammar
 from glasslm.serve.logprobs import TokenNames
 

@@ -16,8 +16,11 @@ SHORT_FLOPS = 5e11  # of a final measurement that takes 5 to 15 s on two cores: 
 def evaluation_windows(config: RunConfig, val_tokens: int) -> int | None:
     """The number of validation windows of an evaluation during training; None for the whole split.
 
-    The whole split is used where its forward pass, a third of a training step's FLOPs, is cheap.
+    The whole split is used where its forward pass, a third of a training step's FLOPs, is cheap,
+    and always for the answers of conversations.
     """
+    if config.data.chat is not None:
+        return None
     max_windows = max_evaluation_windows(config)
     return None if val_tokens - 1 <= max_windows * config.model.block_size else max_windows
 

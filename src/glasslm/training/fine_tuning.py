@@ -14,10 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
-from glasslm.data.token_file import Tokens
+from glasslm.data.dataset import Split
+from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
 from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.model.vocabulary_growth import add_token_rows
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.record import SourceRun
@@ -58,10 +60,14 @@ class BaseRun:
         """The weights by name, in the shapes of the parameter table, with adapters merged."""
         return merge_adapters(self.checkpoint.weights(), self.run.config.model)
 
-    def first_weights(self, config: RunConfig) -> Weights:
+    def weights_for(self, tokenizer: Tokenizer, seed: int) -> dict[str, NDArray[Any]]:
+        """`weights` with rows for the tokens that `tokenizer` has beyond those of the base."""
+        return add_token_rows(self.weights(), new_tokens(tokenizer, self.run.tokenizer), seed)
+
+    def first_weights(self, config: RunConfig, tokenizer: Tokenizer) -> Weights:
         """The first weights of a run of this config: those of the base, and initial adapters."""
-        base_weights = self.weights()
-        table = parameter_table(config.model, self.run.tokenizer.vocab_size)
+        base_weights = self.weights_for(tokenizer, config.train.seed)
+        table = parameter_table(config.model, tokenizer.vocab_size)
         yield from base_weights.items()
         new_rows = {name: row for name, row in table.items() if name not in base_weights}
         yield from initial_weights(new_rows, config.train.seed)
@@ -96,17 +102,17 @@ class BaseRun:
             )
         tokens = config.data.used_special_tokens
         base_tokens = self.run.config.data.used_special_tokens
-        if tokens != base_tokens:
+        if tokens != base_tokens and config.data.chat is None:  # a chat adds those of its template
             raise InputError(
                 f"the special tokens are {' '.join(tokens) or 'none'}, but {self.run.path} was "
                 f"trained with {' '.join(base_tokens) or 'none'}: leave out --special-tokens and "
                 "--document-separator, or train a new model"
             )
 
-    def old_text(self, notify: Notify) -> Tokens | None:
-        """The base run's validation tokens (N,); None, with a note, where its text is missing."""
+    def old_text(self, notify: Notify) -> Split | None:
+        """The base run's validation split; None, with a note, where its text is missing."""
         try:
-            return self.run.dataset(notify).val.tokens
+            return self.run.dataset(notify).val
         except (DamagedError, InputError) as error:
             notify(
                 f"note: forgetting of the text of {self.run.path} is not measured, because the "
@@ -137,6 +143,12 @@ def fine_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
             init_from=str(base.run.path),
         ),
     )  # fmt: skip
+
+
+def new_tokens(tokenizer: Tokenizer, base_tokenizer: Tokenizer) -> dict[int, str]:
+    """The special tokens by id that a tokenizer has beyond those of the base."""
+    special = {i: token for token, i in tokenizer.special_tokens.items()}
+    return {i: special[i] for i in range(base_tokenizer.vocab_size, tokenizer.vocab_size)}
 
 
 def load_best_checkpoint(run: Run, warn: Notify | None = None) -> Checkpoint:

@@ -43,6 +43,7 @@ from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
 from glasslm.training import step_timer, trackers
+from glasslm.training.chat_run import require_rows
 from glasslm.training.display import Display
 from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
@@ -99,7 +100,7 @@ def train(
     config = admit_operations(config)
     inputs = open_run_inputs(config, notify, dataset)
     preparation.end_stage("reading the text")
-    config = with_document_end(config, inputs.dataset.tokenizer)
+    config = with_document_end(config, inputs.dataset)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})
@@ -240,6 +241,8 @@ def _choose_training_compute(
     tokenizer = inputs.dataset.tokenizer
     notify("choosing the engine and the device")
     compute, reasons = _choose_compute(config, tokenizer.vocab_size, compute)
+    if inputs.chat:
+        reasons += require_rows(config, inputs.dataset)
     if why := tokenizer.lossy_reason:
         reasons.append(explain_lossy_tokenizer(why))
     warn_of_shortage(config, tokenizer.vocab_size, compute, notify)
@@ -320,11 +323,12 @@ def _create_run(
         record["final_windows"] = length.final_windows
     if base:
         record["base"] = base.source
-        if settings := base.run.record["tokenizer"].get("transformers"):
+        settings = base.run.record["tokenizer"].get("transformers")
+        if settings := inputs.chat.settings if inputs.chat else settings:
             record["tokenizer"]["transformers"] = settings
     run_folder.create_run(run_dir, record, dataset.tokenizer.to_json())
     if base and config.model.lora_rank:
-        checkpoint.save_base(run_dir, base.weights())
+        checkpoint.save_base(run_dir, base.weights_for(dataset.tokenizer, config.train.seed))
     return Run(run_dir)
 
 

@@ -12,23 +12,22 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from glasslm.data.answer_targets import first_question
 from glasslm.data.batch_sampler import make_sampler
-from glasslm.data.dataset import Dataset
-from glasslm.data.token_file import Tokens
-from glasslm.engines.protocol import NO_TARGET, Batch, Engine, Losses, Update
+from glasslm.data.dataset import Dataset, Split
+from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.inference import evaluation
-from glasslm.inference.answers import score_split
+from glasslm.inference.answers import score_windows
+from glasslm.inference.evaluation import split_windows
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, TrainingPosition
-from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Split, Status, StepLine, Timing
+from glasslm.runs.metrics import Split as SplitName
+from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
+from glasslm.training import evaluation_windows as windows
 from glasslm.training import guard
 from glasslm.training.display import Display
 from glasslm.training.eval_line import eval_line
-from glasslm.training.evaluation_windows import evaluation_windows, second_measurement_windows
 from glasslm.training.final_measurement import TOO_SLOW, load_checkpoint, score_last_and_best
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interruption, SignalEvent, catch_signals
@@ -40,7 +39,7 @@ from glasslm.training.run_files import RunFiles
 from glasslm.training.sample_line import sample_line
 from glasslm.training.spikes import write_spike
 from glasslm.training.time_limit import TimeLimit, no_limit
-from glasslm.training.training_batch import require_known_tokens, training_batch
+from glasslm.training.training_batch import count_targets, require_known_tokens, training_batch
 
 SKIP_ALL = -1.0  # every gradient norm is above it
 EVALUATION_BATCH = 16  # micro-batches that one call of Engine.losses gets
@@ -57,10 +56,10 @@ class Loop:
         metrics: MetricsLog,
         display: Display,
         position: TrainingPosition | None = None,
-        old_text: Tokens | None = None,
+        old_text: Split | None = None,
         limit: TimeLimit | None = None,
     ) -> None:
-        """`old_text`: validation tokens (N,) of the base run, to measure forgetting."""
+        """`old_text`: the validation split of the base run, to measure forgetting."""
         self.limit = limit or no_limit()
         self.old_text = old_text
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
@@ -69,10 +68,9 @@ class Loop:
         self.engine_calls = EngineCalls(engine, self.config, dataset.tokenizer.vocab_size)
         self.max_steps = self.config.train.max_steps
         self.sampler = make_sampler(self.config, dataset)
-        val_tokens = len(dataset.val.tokens)
-        self.max_windows = evaluation_windows(self.config, val_tokens)
-        n_final = run.record.get("final_windows")
-        self.final_windows = second_measurement_windows(self.config, val_tokens, n_final)
+        n_tokens, n_final = len(dataset.val.tokens), run.record.get("final_windows")
+        self.max_windows = windows.evaluation_windows(self.config, n_tokens)
+        self.final_windows = windows.second_measurement_windows(self.config, n_tokens, n_final)
         self.step = position.step if position else 0
         self.tokens = position.tokens if position else 0
         self.best = position.best if position else None
@@ -144,8 +142,7 @@ class Loop:
         require_known_tokens(batch, self.dataset.tokenizer.vocab_size)
         limits = self.guard.limits
         n_tokens = batch.targets.size
-        n_targets = np.count_nonzero(batch.targets != NO_TARGET)
-        accumulate = partial(self.engine.accumulate, batch, 1 / max(1, int(n_targets)))
+        accumulate = partial(self.engine.accumulate, batch, 1 / count_targets(batch))
         losses = self.engine_calls.run(accumulate, n_tokens, self.interrupt.check)
         enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
         loss = losses.cross_entropy
@@ -190,10 +187,9 @@ class Loop:
     def evaluate(self) -> None:
         """Measure and log the validation loss."""
         self.run_files.require_unchanged()
-        score, old_score = self.score(self.dataset.val.tokens, self.max_windows), None
+        score, old_score = self.score(self.dataset.val, self.max_windows), None
         if self.old_text is not None:
-            windows = evaluation_windows(self.config, len(self.old_text))
-            old_score = self.score(self.old_text, windows)
+            old_score = self.score(self.old_text, windows.max_evaluation_windows(self.config))
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
         self.log(self._eval_line(self.step, score, is_best))
         if old_score is not None:
@@ -246,7 +242,7 @@ class Loop:
 
         A time limit has reduced the windows; it ends a measurement that takes even longer.
         """
-        score = partial(self.score, self.dataset.val.tokens, n_windows, self.limit.require_time)
+        score = partial(self.score, self.dataset.val, n_windows, self.limit.require_time)
         scores: dict[int, evaluation.Score] = {}
         if n_windows > (self.max_windows or 0):
             scores = score_last_and_best(
@@ -266,20 +262,21 @@ class Loop:
 
     def score(
         self,
-        tokens: Tokens,
+        split: Split,
         max_windows: int | None,
         require_time: Callable[[], None] = lambda: None,
     ) -> evaluation.Score:
-        """The loss of tokens (N,) over at most `max_windows` windows; None takes all."""
+        """The loss of a split over at most `max_windows` windows; None takes all."""
 
         def check_interrupt() -> None:
             self.interrupt.check()
             require_time()
 
         T, rows = self.config.model.block_size, self.engine.micro_batch_size * EVALUATION_BATCH
+        answers = None if split is self.old_text else self.sampler.answers
         score = partial(
-            score_split, self.engine, tokens, self.dataset.tokenizer.scored_bytes, T,
-            answers=None if tokens is self.old_text else self.sampler.answers,
+            score_windows, self.engine, split_windows(split, self.config.model, answers),
+            self.dataset.tokenizer.scored_bytes,
             train_tokens=self.dataset.train.tokens, rows=rows, max_windows=max_windows,
             check_interrupt=check_interrupt, notify=self.display.note,
         )  # fmt: skip
@@ -374,7 +371,7 @@ class Loop:
         return line
 
     def _eval_line(
-        self, step: int, score: evaluation.Score, is_best: bool, split: Split = "val"
+        self, step: int, score: evaluation.Score, is_best: bool, split: SplitName = "val"
     ) -> EvalLine:
         """The metrics line of an evaluation."""
         line = eval_line(step, score, is_best, split)

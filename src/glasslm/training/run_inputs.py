@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from glasslm.config.schema import RunConfig
 from glasslm.data.answer_targets import require_whole_examples
+from glasslm.data.chat.chat_vocabulary import ChatVocabulary
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
-from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import State
 from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
+from glasslm.training.chat_run import open_chat, with_conversations
 from glasslm.training.fine_tuning import BaseRun
 
 
@@ -25,17 +26,20 @@ class RunInputs:
     dataset: Dataset
     source: Source | None  # None: the caller has prepared the dataset
     base: BaseRun | None  # None: training starts from random weights
+    chat: ChatVocabulary | None = None  # of a run that learns conversations
 
     def first_weights(self, config: RunConfig) -> State:
         """The first weights of a run of this config, by name."""
         if self.base:
-            return self.base.first_weights(config)
+            return self.base.first_weights(config, self.dataset.tokenizer)
         table = parameter_table(config.model, self.dataset.tokenizer.vocab_size)
         return initial_weights(table, config.train.seed)
 
 
 def require_documents(config: RunConfig) -> None:
     """Raise InputError where attention is kept inside documents that have no end."""
+    if config.data.chat is not None:
+        return  # its template marks where conversations begin
     if config.model.document_attention and not config.data.used_special_tokens:
         raise InputError(
             "--document-attention needs documents that end with a token: give --special-tokens "
@@ -43,13 +47,16 @@ def require_documents(config: RunConfig) -> None:
         )
 
 
-def with_document_end(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+def with_document_end(config: RunConfig, dataset: Dataset) -> RunConfig:
     """`config` with the token that ends documents, where attention is kept inside them."""
+    if dataset.train.conversations is not None:
+        return with_conversations(config, dataset)
     if not config.model.document_attention:
         return config
     require_documents(config)
-    assert tokenizer.end_id is not None, "the tokenizer is not that of the config"
-    model = dataclasses.replace(config.model, document_end_id=tokenizer.end_id)
+    end_id = dataset.tokenizer.end_id
+    assert end_id is not None, "the tokenizer is not that of the config"
+    model = dataclasses.replace(config.model, document_end_id=end_id)
     return dataclasses.replace(config, model=model)
 
 
@@ -69,6 +76,9 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
             "LoRA adapters need trained weights to adapt: give --init-from RUN, or use "
             "`glasslm finetune RUN`"
         )
+    if config.data.chat is not None and dataset is None:
+        dataset, chat = open_chat(config, base, notify)
+        return RunInputs(dataset, None, base, chat)
     source = None
     if dataset is None:
         source = corpora.find_source(config.data, notify)

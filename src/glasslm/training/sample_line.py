@@ -20,11 +20,12 @@ def sample_line(
     tokenizer: Tokenizer,
     config: RunConfig,
     check_interrupt: Callable[[], None],
-    prompt: str = "",
+    prompt: str | list[int] = "",
 ) -> SampleLine:
     """The line of a text of SAMPLE_TOKENS, generated from the same random numbers each time.
 
-    It continues `prompt`; of a synthetic task that is a question, and the answer ends the text.
+    It continues `prompt`; of a synthetic task or a conversation that is a question, and the answer
+    ends the text.
     `check_interrupt` is called before each token; its exception ends the sample.
     """
     seed = config.train.seed
@@ -44,7 +45,7 @@ def sample_line(
     return {
         "kind": "sample",
         "step": step,
-        "prompt": prompt,
+        "prompt": prompt if isinstance(prompt, str) else tokenizer.decode(prompt),
         "text": text,
         "temperature": SAMPLE_TEMPERATURE,
         "seed": seed,

@@ -36,7 +36,7 @@ from glasslm.training.evaluation_windows import (
 from glasslm.training.long_call import EngineCalls
 from glasslm.training.preparation import TOLERANCE, Preparation, explain_refusal
 from glasslm.training.sample_line import SAMPLE_TOKENS
-from glasslm.training.training_batch import training_batch
+from glasslm.training.training_batch import count_targets, training_batch
 
 TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
 DISK_BYTES_PER_S = 100e6  # a slow disk
@@ -74,7 +74,7 @@ def time_steps(
     rows = min(config.train.batch_size, engine.rows_at_once)
     sampler = make_sampler(config, dataset)
     batch = training_batch(sampler, dataset.train.tokens, step=0, rows=rows)
-    accumulate = partial(engine.accumulate, batch, 1 / batch.targets.size)
+    accumulate = partial(engine.accumulate, batch, 1 / count_targets(batch))
     engine_calls = EngineCalls(engine, config, dataset.tokenizer.vocab_size)
 
     def sample() -> None:

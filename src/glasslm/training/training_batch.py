@@ -1,16 +1,15 @@
-"""The batch of a training step."""
+"""The batch of a training step: windows of a text, or rows of conversations."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from glasslm.data.batch_sampler import BatchSampler
+from glasslm.data.batch_sampler import Sampler
 from glasslm.data.token_file import Tokens
-from glasslm.engines.protocol import Batch
+from glasslm.engines.protocol import NO_TARGET, Batch
 from glasslm.errors import DamagedError
 
-
-def training_batch(sampler: BatchSampler, tokens: Tokens, step: int, rows: int) -> Batch:
+def training_batch(sampler: Sampler, tokens: Tokens, step: int, rows: int) -> Batch:
     """The first `rows` rows of the batch of `step` from tokens (N,). Steps count from 0.
 
     Raises DamagedError where the file of the tokens was cut.
@@ -20,9 +19,14 @@ def training_batch(sampler: BatchSampler, tokens: Tokens, step: int, rows: int) 
     return Batch(inputs, targets, step, indices)
 
 
+def count_targets(batch: Batch) -> int:
+    """The number of targets that are predicted, at least 1."""
+    return max(1, int(np.count_nonzero(batch.targets != NO_TARGET)))
+
+
 def require_known_tokens(batch: Batch, vocab_size: int) -> None:
     """Raise DamagedError for a token outside the vocabulary: it has no embedding."""
-    largest = int(batch.targets.max())
+    largest = int(max(batch.tokens.max(), batch.targets.max()))
     if largest >= vocab_size:
         raise DamagedError(
             f"the batch of step {batch.step + 1} holds token {largest}, of {vocab_size}: the "

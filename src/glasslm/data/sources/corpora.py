@@ -42,6 +42,8 @@ def find_source(data: DataConfig, notify: Notify) -> Source:
     The default is Shakespeare. If it cannot be downloaded within 5 seconds, a warning is sent and
     the standard library of Python is used. Raises InputError when a requested text is missing.
     """
+    if data.chat is not None:
+        raise InputError("--chat is for `glasslm finetune RUN`: give a text, or leave it out")
     if (
         data.max_bytes != DataConfig.max_bytes
         and data.corpus != "wikipedia"

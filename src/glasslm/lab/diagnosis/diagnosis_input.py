@@ -114,7 +114,7 @@ def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify)
     """
     config = admit_operations(config.resolve())
     inputs = open_run_inputs(config, notify)
-    config = with_document_end(config, inputs.dataset.tokenizer)
+    config = with_document_end(config, inputs.dataset)
 
     def first_weights() -> State:
         return inputs.first_weights(config)

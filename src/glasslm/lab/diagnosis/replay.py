@@ -23,7 +23,7 @@ from glasslm.config.schema import ComputeConfig
 from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import GRADIENT_PREFIX, backward_names
-from glasslm.engines.protocol import Batch, Engine
+from glasslm.engines.protocol import NO_TARGET, Batch, Engine
 from glasslm.errors import DamagedError, InputError, explain_system_errors
 from glasslm.model.parameters import parameter_table
 from glasslm.report.findings import HEADER, Finding
@@ -179,7 +179,8 @@ def _train_until(loop: Loop, step: int, notify: Notify) -> None:
 def _inspect_step(run: Run, loop: Loop, resumed_from: int) -> ReplayedStep:
     """Measure the next step of the loop, train it, and compare it with the logged one."""
     batch = loop.batch(loop.step)
-    nats = loop.engine.losses(batch.tokens, batch.targets).mean(1)
+    n_targets = np.count_nonzero(batch.targets != NO_TARGET, axis=1)
+    nats = loop.engine.losses(batch.tokens, batch.targets).sum(1) / n_targets
     starts = loop.sampler.window_starts(loop.step, batch.rows)
     texts = [run.tokenizer.decode(row) for row in batch.tokens]
     rows = [

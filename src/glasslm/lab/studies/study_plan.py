@@ -66,7 +66,7 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
         base = with_flags(base, {"text_file": tuple(str(file.path) for file in source.files)})
     dataset = prepare_dataset(base.data, source, notify)
     require_enough_tokens(dataset, base.model.block_size, train.batch_size)
-    return with_document_end(base.resolve(), dataset.tokenizer), dataset
+    return with_document_end(base.resolve(), dataset), dataset
 
 
 def resolve_compute(

@@ -79,4 +79,4 @@ def _loss_on_test(path: Path, compute: ComputeConfig, notify: Notify) -> float:
         precision=compute.precision,
         threads=compute.threads,
     )
-    return score_own_text(model, dataset.test.tokens).loss
+    return score_own_text(model, dataset.test).loss

@@ -1,0 +1,96 @@
+"""Where the conversations of --chat come from: a file of JSON lines, or the made-up dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glasslm import files
+from glasslm.config.schema import DataConfig
+from glasslm.data.chat import dialogues
+from glasslm.data.chat.conversations import Conversation, read_conversations
+from glasslm.data.sources.text_files import SourceFile
+from glasslm.errors import InputError, explain_system_errors
+
+BYTES_PER_CONVERSATION = 500  # for the progress of reading a file
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """The conversations of --chat, and the identity of their file or generator.
+
+    `self_facts`: what a model that learns the dialogues knows of itself (dialogues.py).
+    """
+
+    name: str
+    files: tuple[SourceFile, ...]
+    self_facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, data: DataConfig, self_facts: Mapping[str, str]) -> ChatSource:
+        """The source that `data` names. Raises InputError where its file cannot be read."""
+        assert data.chat is not None
+        if data.chat == dialogues.NAME:
+            identity = dialogues.identity(self_facts)
+            return cls(dialogues.NAME, (SourceFile(dialogues.NAME, 0, identity),), self_facts)
+        path = Path(data.chat).absolute()
+        with explain_system_errors(
+            path, lambda why: InputError(f"--chat {data.chat} cannot be read: {why}")
+        ):
+            size, digest = path.stat().st_size, files.file_sha256(path)
+        return cls(path.name, (SourceFile(str(path), size, digest),))
+
+    @classmethod
+    def reopen(cls, data: DataConfig, facts: Mapping[str, Any]) -> ChatSource:
+        """The source of a run; `facts` is the "data" of its run.json."""
+        return cls.open(data, facts["chat"].get("self_facts", {}))
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the conversations."""
+        return self.files[0].sha256
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json keeps to make the conversations again."""
+        return {"self_facts": dict(self.self_facts)} if self.self_facts else {}
+
+    @property
+    def estimated(self) -> int:
+        """About how many conversations there are."""
+        if self.name == dialogues.NAME:
+            return dialogues.N_CONVERSATIONS
+        return self.files[0].bytes // BYTES_PER_CONVERSATION
+
+    def conversations(self, data: DataConfig) -> Iterator[tuple[str, Conversation]]:
+        """Each conversation with its place for messages, the validation part last.
+
+        Raises InputError for a bad line, and for a file that has changed since it was hashed.
+        """
+        if self.name == dialogues.NAME:
+            n_training, *held_out = count_splits(dialogues.N_CONVERSATIONS, data)
+            made = dialogues.generate(self.self_facts, n_training, sum(held_out))
+            for number, dialogue in enumerate(made, 1):
+                yield f"dialogue {number}", dialogue.messages
+            return
+        path = Path(self.files[0].path)
+        yield from read_conversations(path)
+        if files.file_sha256(path) != self.sha256:
+            raise InputError(f"{path} was changed while it was read: start the command again")
+
+
+def count_splits(n: int, data: DataConfig) -> tuple[int, int, int]:
+    """How many of n conversations are training, validation and test ones.
+
+    Raises InputError where there is not one for training and one for validation.
+    """
+    n_test = round(n * data.test_fraction)
+    n_val = max(1, round(n * data.val_fraction))
+    if n - n_val - n_test < 1:
+        raise InputError(
+            f"--chat has {n} conversations: expected at least one to train on and one for "
+            "validation; add some, or lower --val-fraction and --test-fraction"
+        )
+    return n - n_val - n_test, n_val, n_test

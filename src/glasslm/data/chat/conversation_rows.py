@@ -1,0 +1,180 @@
+"""Rows of whole conversations: what a chat run trains on and is measured on.
+
+No conversation is cut at its beginning, so no answer is learnt without its question. Several share
+a row where attention is kept inside each (engines/documents.py); the rest of a row is padded.
+Shapes: N tokens, C conversations, B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from glasslm.config.schema import RELATIVE_POSITIONS, ModelConfig
+from glasslm.data.permutation import draw_keys, permute_indices
+from glasslm.data.token_file import NO_TARGET, TokenFile, Tokens
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Where the conversations of a split are, and which of its tokens (N,) are answers."""
+
+    starts: NDArray[np.int64]  # (C + 1,); the last one is N
+    answers: Tokens  # (N,) 1 where the token is part of an answer, else 0
+    begin_id: int  # the token that begins every conversation and occurs only there; -1: none
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def first_question(self, tokens: Tokens) -> list[int]:
+        """The tokens of the first conversation up to its first answer."""
+        stop = int(self.starts[1])
+        answers = np.asarray(self.answers[0:stop], bool)
+        return [int(token) for token in tokens[0 : int(answers.argmax())]]
+
+    def can_share_rows(self, c: ModelConfig) -> bool:
+        """Whether a model computes the same for a conversation alone and in a row with others.
+
+        Attention must see where conversations begin, and positions must not count from the row's
+        beginning.
+        """
+        return self.begin_id >= 0 and c.position in RELATIVE_POSITIONS
+
+
+def read_conversations(folder: Path, name: str, facts: Mapping[str, Any]) -> Conversations:
+    """The conversations of a split in its files beside NAME.bin.
+
+    `facts`: "chat" of the dataset's facts. Raises OSError for a missing file.
+    """
+    starts = np.fromfile(folder / f"{name}.starts.bin", "<i8")
+    answers = TokenFile(folder / f"{name}.answers.bin", np.dtype(np.uint8))
+    return Conversations(starts, answers, facts["begin_id"])
+
+
+class ConversationRows:
+    """The conversations in rows of T + 1 tokens; of a longer one its beginning is taken."""
+
+    def __init__(self, conversations: Conversations, c: ModelConfig) -> None:
+        """`c`: the model, whose attention must be kept inside conversations that share rows."""
+        self.conversations, self.block_size = conversations, c.block_size
+        lengths = np.diff(conversations.starts)
+        self._lengths = np.minimum(lengths, self.block_size + 1)
+        is_cut = lengths > self._lengths
+        self.n_cut = int(np.count_nonzero(is_cut))
+        unanswered = [i for i in np.flatnonzero(is_cut).tolist() if not self._marks(i).any()]
+        self.n_unanswered = len(unanswered)  # their answers lie behind the context
+        kept = np.setdiff1d(np.arange(len(conversations)), unanswered)
+        shares = conversations.can_share_rows(c) and c.document_end_id == conversations.begin_id
+        if shares and c.document_attention:
+            self.rows = _pack(self._lengths, kept, self.block_size + 1)
+        else:
+            self.rows = [[int(i)] for i in kept]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """The tokens in the rows, without padding."""
+        return int(sum(self._lengths[row].sum() for row in self.rows))
+
+    def read(
+        self, tokens: Tokens, indices: ArrayLike
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and targets of some rows, both (B, T); NO_TARGET where no answer follows.
+
+        `tokens` (N,) are those of the split.
+        """
+        chosen = np.asarray(indices, np.int64).tolist()
+        width = self.block_size + 1
+        ids, marks = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width), bool)
+        for row, index in enumerate(chosen):
+            end = 0
+            for i in self.rows[index]:
+                begin, end = end, end + int(self._lengths[i])
+                first = int(self.conversations.starts[i])
+                ids[row, begin:end] = tokens[first : first + end - begin]
+                marks[row, begin:end] = self._marks(i)
+        targets = np.where(marks[:, 1:], ids[:, 1:], NO_TARGET)
+        return np.ascontiguousarray(ids[:, :-1]), targets
+
+    def _marks(self, i: int) -> NDArray[np.bool_]:
+        """Which of the tokens of conversation i that its row has are answers."""
+        first = int(self.conversations.starts[i])
+        return np.asarray(self.conversations.answers[first : first + int(self._lengths[i])], bool)
+
+
+class RowSampler:
+    """Batches of rows, as a pure function of (seed, step, row).
+
+    Each pass visits every row once, in an order of its own.
+    """
+
+    answers = None  # those of a synthetic task
+
+    def __init__(self, rows: ConversationRows, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+
+    def batch(
+        self, tokens: Tokens, step: int, rows: ArrayLike
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and targets, each (len(rows), T), of some rows of the batch of `step`."""
+        return self.rows.read(tokens, self._indices(step, rows))
+
+    def window_starts(self, step: int, rows: ArrayLike) -> NDArray[np.int64]:
+        """(len(rows),) position in the split of the first token of each row."""
+        first = [self.rows.rows[index][0] for index in self._indices(step, rows).tolist()]
+        starts: NDArray[np.int64] = self.rows.conversations.starts[first]
+        return starts
+
+    def _indices(self, step: int, rows: ArrayLike) -> NDArray[np.int64]:
+        positions = step * self.batch_size + np.asarray(rows, np.int64)
+        epochs, indices = np.divmod(positions, len(self.rows))
+        for epoch in np.unique(epochs).tolist():
+            keys = draw_keys(self.seed, epoch)
+            in_epoch = epochs == epoch
+            indices[in_epoch] = permute_indices(indices[in_epoch], len(self.rows), keys)
+        return indices
+
+    def epoch(self, step: int) -> float:
+        """Passes over the conversations after `step` steps."""
+        return step * self.batch_size / len(self.rows)
+
+    def steps_for(self, epochs: float) -> int:
+        """Number of steps that visit every row `epochs` times."""
+        return math.ceil(Fraction(str(epochs)) * len(self.rows) / self.batch_size)
+
+
+def _pack(
+    lengths: NDArray[np.int64], conversations: NDArray[np.int64], capacity: int
+) -> list[list[int]]:
+    """The conversations in few rows of at most `capacity` tokens, by best fit, longest first.
+
+    Each goes to the fullest row that has room for it.
+    """
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by their free tokens
+    rooms = 0  # bit r: a row has r tokens free
+    for i in conversations[np.argsort(-lengths[conversations], kind="stable")].tolist():
+        length = int(lengths[i])
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                rooms &= ~(1 << room)
+            rows[row].append(i)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([i])
+        with_room[room - length].append(row)
+        rooms |= 1 << (room - length)
+    return rows

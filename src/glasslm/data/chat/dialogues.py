@@ -1,0 +1,323 @@
+"""Made-up dialogues with one right answer each: arithmetic, facts of the run, small talk.
+
+Every exchange has a key, and a hash of the key decides whether it is held out: a sum, a pair of
+words and a name, a way to ask. Training dialogues have no held-out exchange, the others have no
+other one. So an exact answer is not a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from glasslm.data.chat.conversations import Conversation
+
+NAME = "dialogues"
+VERSION = 1  # part of the identity: another generator, other dialogues
+N_CONVERSATIONS = 12_000
+MAX_EXCHANGES = 2  # in one dialogue, which then fits into 128 characters and a template
+HELD_OUT_SHARE = 10  # one key of so many is held out
+MAX_TERM = 30  # of a sum
+SEED = 20_261_129
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+KINDS = ("addition", "comparison", "itself", "greeting", "memory", "spelling")
+NAMES = [
+    "Ada",
+    "Alan",
+    "Amir",
+    "Anna",
+    "Ben",
+    "Carl",
+    "Chen",
+    "Clara",
+    "Dana",
+    "David",
+    "Elena",
+    "Emil",
+    "Eva",
+    "Felix",
+    "Grace",
+    "Hana",
+    "Hugo",
+    "Ida",
+    "Ines",
+    "Ivan",
+    "Jan",
+    "Jana",
+    "Joel",
+    "Jonas",
+    "Julia",
+    "Karim",
+    "Lea",
+    "Leo",
+    "Lena",
+    "Lina",
+    "Luca",
+    "Maja",
+    "Marie",
+    "Max",
+    "Mira",
+    "Nadia",
+    "Nils",
+    "Nina",
+    "Noah",
+    "Nora",
+    "Olga",
+    "Omar",
+    "Oscar",
+    "Paul",
+    "Petra",
+    "Rosa",
+    "Ruth",
+    "Sara",
+    "Selma",
+    "Sofia",
+    "Theo",
+    "Tim",
+    "Uma",
+    "Vera",
+    "Viktor",
+    "Wei",
+    "Yara",
+    "Yuki",
+    "Zoe",
+]
+WORDS = [
+    "apple",
+    "arrow",
+    "bank",
+    "bear",
+    "bell",
+    "bird",
+    "boat",
+    "book",
+    "box",
+    "bread",
+    "bridge",
+    "cake",
+    "cat",
+    "chair",
+    "city",
+    "clock",
+    "cloud",
+    "coat",
+    "corn",
+    "cup",
+    "dog",
+    "door",
+    "duck",
+    "egg",
+    "farm",
+    "field",
+    "fire",
+    "fish",
+    "flag",
+    "fox",
+    "game",
+    "gate",
+    "glass",
+    "gold",
+    "hand",
+    "hat",
+    "hill",
+    "home",
+    "horse",
+    "ice",
+    "ink",
+    "iron",
+    "key",
+    "king",
+    "kite",
+    "lake",
+    "lamp",
+    "leaf",
+    "lion",
+    "map",
+    "milk",
+    "moon",
+    "mouse",
+    "nest",
+    "night",
+    "oak",
+    "owl",
+    "pan",
+    "paper",
+    "pen",
+    "pig",
+    "plant",
+    "rain",
+    "ring",
+    "river",
+    "road",
+    "rock",
+    "rose",
+    "salt",
+    "sand",
+    "ship",
+    "shoe",
+    "snow",
+    "song",
+    "star",
+    "stone",
+    "sun",
+    "table",
+    "tea",
+    "tent",
+    "tree",
+    "wall",
+    "wave",
+    "wind",
+    "wolf",
+    "wood",
+    "wool",
+    "yard",
+]
+SUMS = ("What is {} plus {}?", "How much is {} plus {}?", "Add {} and {}.", "{} plus {}?")
+COMPARISONS = ("Which is larger, {} or {}?", "Tell me the larger one: {} or {}.")
+GREETINGS = {
+    "Hello, I am {}.": "Hello {}, nice to meet you.",
+    "Hi, my name is {}.": "Hi {}, how can I help you?",
+    "Good morning, {} here.": "Good morning, {}.",
+    "This is {}. Good evening.": "Good evening, {}.",
+}
+REMINDERS = ("What is my name?", "Do you know my name?", "Who am I?")
+SPELLINGS = ("Spell {}.", "How do you spell {}?", "Please spell the word {}.")
+# What a model knows of itself, by the name of the fact (training/chat_run.py has the values).
+FACTS = {
+    "layers": ("layers do you have", "I have {} layers."),
+    "heads": ("heads do you have", "I have {} heads."),
+    "width": ("numbers hold each token", "{} numbers hold each token."),
+    "context": ("tokens can you read", "I can read {} tokens."),
+    "vocabulary": ("tokens do you know", "I know {} tokens."),
+}
+QUESTIONS = (
+    "How many {}?", "Tell me how many {}.", "Say, how many {}?", "Please, how many {}?",
+    "Hey, how many {}?", "Do you know how many {}?", "So how many {}?", "And how many {}?",
+)  # fmt: skip
+
+
+class Dialogue(NamedTuple):
+    """Messages, and the kind of each answer ("" for a message that is no answer)."""
+
+    messages: Conversation
+    kinds: list[str]
+
+
+class Exchange(NamedTuple):
+    """A question with its answer; `before`: an exchange that must come first."""
+
+    kind: str
+    question: str
+    answer: str
+    before: Exchange | None = None
+
+
+def identity(self_facts: Mapping[str, str]) -> str:
+    """The SHA-256 that identifies the dialogues of a model with these facts."""
+    values = [NAME, VERSION, N_CONVERSATIONS, sorted(self_facts.items())]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def generate(self_facts: Mapping[str, str], n_training: int, n_held_out: int) -> Iterator[Dialogue]:
+    """Training dialogues, then held-out ones; the same each time.
+
+    `self_facts` has values of FACTS; without them no question is about the model itself.
+    """
+    exchanges = all_exchanges(self_facts)
+    for index, (count, held_out) in enumerate(((n_training, False), (n_held_out, True))):
+        rng = np.random.Generator(np.random.Philox(key=np.array([SEED, index], np.uint64)))
+        pools = [
+            pool
+            for kind in KINDS
+            if (pool := [e for e in exchanges[kind] if _is_held_out(e) == held_out])
+        ]
+        for _ in range(count):
+            yield _dialogue(pools, rng)
+
+
+def _dialogue(pools: list[list[Exchange]], rng: np.random.Generator) -> Dialogue:
+    """One or two exchanges of different kinds."""
+    messages: Conversation = []
+    kinds: list[str] = []
+    n = int(rng.integers(1, MAX_EXCHANGES + 1))
+    for pool in rng.permutation(len(pools))[:n].tolist():
+        exchange = pools[pool][int(rng.integers(len(pools[pool])))]
+        if len(messages) and exchange.before:  # a dialogue of two exchanges is full
+            continue
+        for part in filter(None, (exchange.before, exchange)):
+            messages += [
+                {"role": "user", "content": part.question},
+                {"role": "assistant", "content": part.answer},
+            ]
+            kinds += ["", part.kind if part is exchange else ""]
+        if exchange.before:
+            break
+    return Dialogue(messages, kinds)
+
+
+def all_exchanges(self_facts: Mapping[str, str]) -> dict[str, list[Exchange]]:
+    """All exchanges by their kind."""
+    numbers = range(MAX_TERM + 1)
+    pairs = [(a, b) for a in numbers for b in numbers]
+    greetings = [
+        Exchange("greeting", ask.format(name), reply.format(name))
+        for ask, reply in GREETINGS.items()
+        for name in NAMES
+    ]
+    return {
+        "addition": [
+            Exchange("addition", ask.format(a, b), f"{a} plus {b} is {a + b}.")
+            for ask in SUMS
+            for a, b in pairs
+        ],
+        "comparison": [
+            Exchange("comparison", ask.format(a, b), f"{max(a, b)} is larger.")
+            for ask in COMPARISONS
+            for a, b in pairs
+            if a != b
+        ],
+        "itself": [
+            Exchange("itself", ask.format(FACTS[fact][0]), FACTS[fact][1].format(value))
+            for fact, value in self_facts.items()
+            for ask in QUESTIONS
+        ],
+        "greeting": greetings,
+        "memory": [
+            Exchange("memory", ask, f"Your name is {name}.", greeting)
+            for ask in REMINDERS
+            for greeting, name in zip(greetings, NAMES * len(GREETINGS))
+        ],
+        "spelling": [
+            Exchange("spelling", ask.format(word), f"{' '.join(word)}.")
+            for ask in SPELLINGS
+            for word in WORDS
+        ],
+    }
+
+
+def _is_held_out(exchange: Exchange) -> bool:
+    """Whether an exchange is held out: by its answer, its question, or both.
+
+    A sum and its mirror image have one key, and so do all ways to ask for it. A word is held out in
+    all ways to spell it. A greeting and what the model knows of itself are held out by the way to
+    ask: without having met the answer nobody could know it.
+    """
+    kind, question, answer, before = exchange
+    if kind in ("addition", "comparison"):
+        numbers = "".join(c if c.isdigit() else " " for c in question).split()
+        key = " ".join(sorted(numbers))
+    elif kind == "spelling":
+        key = answer
+    else:
+        key = f"{question} {answer} {before.question if before else ''}"
+    digest = hashlib.sha256(f"{kind}: {key}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") % HELD_OUT_SHARE == 0
