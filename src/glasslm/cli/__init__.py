@@ -32,6 +32,7 @@ COMMAND_GROUPS = {
     },
     "Use": {
         "generate": "generate text with a trained model",
+        "chat": "talk to a model that was fine-tuned on conversations",
         "evaluate": "loss, perplexity and bits per byte on a text",
         "serve": "serve trained models over HTTP, with OpenAI's API",
         "corpus": "list, download or inspect training text",
@@ -63,7 +64,8 @@ COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in gr
 
 # Commands that finish early, with exit code 0, when the reader of their output (head, less) closes.
 COMMANDS_THAT_PRINT = {
-    "generate", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale", "learn",
+    "generate", "chat", "evaluate", "corpus", "report", "diagnose", "compare", "verify", "scale",
+    "learn",
 }  # fmt: skip
 COMMANDS_UNDER_TORCHRUN = ("train", "finetune", "resume")
 

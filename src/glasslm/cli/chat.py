@@ -1,0 +1,214 @@
+"""glasslm chat: a conversation with a model in the terminal or through pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGINT
+from typing import Annotated
+
+import tyro
+
+from glasslm import files
+from glasslm.cli.flag_groups import CheckpointFlag, RunOpsFlag
+from glasslm.cli.parsing import parse
+from glasslm.config.config_fields import optional_flag
+from glasslm.config.schema import DeviceConfig
+from glasslm.errors import InputError
+from glasslm.inference.chat_session import (
+    AnswerSource,
+    ChatSession,
+    LocalAnswers,
+    read_chat_template,
+)
+from glasslm.inference.context_config import ContextConfig
+from glasslm.inference.sampling import Sampling
+from glasslm.text import escape_control_chars, notify, suggest_name
+from glasslm.training.interruption import signal_number
+
+DESCRIPTION = """Talk to a model that was fine-tuned on conversations.
+
+Examples:
+  glasslm chat RUN
+  echo "What is 12 plus 7?" | glasslm chat RUN --temperature 0
+  glasslm chat RUN --server http://127.0.0.1:8000
+
+Each line is a turn. Ctrl-C stops an answer. /help lists the commands."""
+
+COMMANDS = {
+    "/help": "list the commands",
+    "/quit": "end, as Ctrl-D does",
+    "/reset": "forget the conversation",
+    "/retry": "another answer to the last question",
+    "/save FILE": "write the conversation as a line of JSON, which finetune --chat reads",
+    "/system TEXT": "set the message of the system and forget the conversation",
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The model, and how its answers are sampled."""
+
+    run: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="RUN",
+            help="Folder of a run, or its name under ./runs; with --server the name of a model.",
+        ),
+    ]
+    server: Annotated[str, optional_flag("URL", "none: the model is loaded here")] = ""
+    """Ask a running `glasslm serve`, or another server with OpenAI's API."""
+    api_key: Annotated[str, optional_flag("KEY", "none")] = ""
+    """Key of the server."""
+    system: Annotated[str, optional_flag("TEXT", "none")] = ""
+    """Message of the system, which stands before the conversation."""
+    max_new_tokens: int = 200
+    """Largest number of tokens of an answer."""
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    checkpoint: CheckpointFlag = "best"
+    ops: RunOpsFlag = ""
+    reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
+    compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
+    json: bool = False
+    """Print one JSON object for each turn: question, answer."""
+
+
+def main(argv: list[str]) -> int:
+    flags = parse(Flags, argv, "glasslm chat", DESCRIPTION)
+    if flags.max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {flags.max_new_tokens}: expected 1 or more")
+    session = ChatSession(_open_source(flags), flags.sampling.seed, notify)
+    session.system = flags.system
+    for line in _read_lines():
+        if not line.strip():
+            continue
+        try:
+            if line.startswith("/"):
+                if not _run_command(session, line, flags.json):
+                    break
+            else:
+                _answer(session, line, flags.json)
+        except InputError as error:  # of one turn
+            notify(f"glasslm chat: {error}")
+    return 0
+
+
+def _open_source(flags: Flags) -> AnswerSource:
+    """What answers: the server, or the model of the run."""
+    if flags.server:
+        from glasslm.cli.chat_client import RemoteAnswers
+
+        return RemoteAnswers(
+            flags.server, flags.run, flags.api_key, flags.sampling, flags.max_new_tokens
+        )
+    from glasslm.inference.trained_model import load_model, parse_checkpoint
+    from glasslm.runs.run_folder import Run, find_run
+
+    template = read_chat_template(Run(find_run(flags.run)))
+    model = load_model(
+        flags.run,
+        parse_checkpoint(flags.checkpoint),
+        **vars(flags.reading),
+        **vars(flags.compute),
+        ops=flags.ops,
+    )
+    return LocalAnswers(model, template, flags.sampling, flags.max_new_tokens)
+
+
+def _read_lines() -> Iterator[str]:
+    """The lines that a person types, or those of a pipe.
+
+    At the prompt, Ctrl-C and Ctrl-D end the conversation.
+    """
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):  # Windows has a history of its own
+            import readline  # noqa: F401 - gives input() arrow keys and a history
+        notify("Each line is a turn. Ctrl-C stops an answer, Ctrl-D ends, /help lists commands.")
+    while True:
+        try:
+            if is_terminal:
+                yield input("> ")
+                continue
+            line = sys.stdin.readline()
+            if not line:
+                return
+            yield line.rstrip("\r\n")
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input is not UTF-8 (byte {error.start}): write it in UTF-8"
+            ) from None
+        except KeyboardInterrupt as interrupt:
+            if signal_number(interrupt) != SIGINT or not is_terminal:
+                raise
+            print()
+            return
+
+
+def _answer(session: ChatSession, question: str, as_json: bool) -> None:
+    """Print the answer as it is generated; Ctrl-C stops it."""
+    pieces = session.ask(question)
+    answer = ""
+    try:
+        for piece in pieces:
+            answer += piece
+            if not as_json:
+                # What a model writes must not steer the terminal, also behind a pipe.
+                sys.stdout.write(escape_control_chars(piece))
+                sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        if signal_number(interrupt) != SIGINT:
+            raise
+        notify("\n(stopped)")
+    print(json.dumps({"question": question, "answer": answer}) if as_json else "", flush=True)
+
+
+def _run_command(session: ChatSession, line: str, as_json: bool) -> bool:
+    """Run a command of the conversation; False where it ends the conversation."""
+    name, _, argument = line.strip().partition(" ")
+    argument = argument.strip()
+    match name:
+        case "/quit" | "/exit":
+            return False
+        case "/help":
+            notify("\n".join(f"{command:<13} {text}" for command, text in COMMANDS.items()))
+        case "/reset":
+            session.reset()
+            notify("the conversation is forgotten")
+        case "/retry":
+            if not session.turns:
+                raise InputError("there is no question yet: ask one")
+            _answer(session, session.retract(), as_json)
+        case "/save":
+            _save(session, argument)
+        case "/system":
+            session.system = argument
+            session.reset()
+            notify("the message of the system is set" if argument else "no message of the system")
+        case _:
+            known = [command.partition(" ")[0] for command in COMMANDS]
+            raise InputError(f"there is no {name}{suggest_name(name, known)}: /help lists commands")
+    return True
+
+
+def _save(session: ChatSession, path: str) -> None:
+    """Write the conversation to a new file."""
+    if not path:
+        raise InputError("/save needs the name of a file: /save talk.jsonl")
+    if not session.turns:
+        raise InputError("there is nothing to save yet: ask a question")
+    if Path(path).exists():
+        raise InputError(f"{path} exists: choose another name")
+    line = json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n"
+    try:
+        files.write_atomic(Path(path), line.encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    notify(f"saved: {path}")
