@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glasslm.data.batch_sampler import BatchSampler
+from glasslm.data.permutation import FEISTEL_ROUNDS, permute_indices
 
 
 @given(

@@ -76,9 +76,9 @@ def require_whole_examples(data: DataConfig, block_size: int) -> None:
 
 
 def first_question(dataset: Dataset, answers: AnswerFormat | None) -> str | list[int]:
-    """The first question of the validation part: of a task with its "=", of a conversation as tokens.
+    """The first question of the validation part; empty for texts that have none.
 
-    It is empty for other texts.
+    That of a task has its "="; that of a conversation is in tokens.
     """
     if dataset.val.conversations is not None:
         return dataset.val.conversations.first_question(dataset.val.tokens)

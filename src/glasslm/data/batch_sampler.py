@@ -18,6 +18,7 @@ from glasslm.data.dataset import Dataset
 from glasslm.data.permutation import FEISTEL_ROUNDS, draw_keys, make_philox, permute_indices
 from glasslm.data.token_file import Tokens, read_windows
 
+
 class BatchSampler:
     """Batches of training windows, as a pure function of (seed, step, row).
 

@@ -32,7 +32,7 @@ from glasslm.data.special_tokens import TokenPattern
 from glasslm.data.tasks.catalogue import line_length
 from glasslm.data.text_pieces import cut_between_words, subsample
 from glasslm.data.text_split import TextSurvey, split_text, survey_text
-from glasslm.data.token_file import TokenArray, TokenFile, Tokens
+from glasslm.data.token_file import TokenArray, TokenFile, Tokens, token_dtype
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError, raise_if_exhausted
 from glasslm.text import Notify, Progress
@@ -48,7 +48,7 @@ class Split:
 
     tokens: Tokens  # (N,)
     bytes: int  # of its text
-    conversations: Conversations | None = None  # of a chat: what of the tokens is predicted
+    conversations: Conversations | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
     try:
         files.verify_folder(folder)
         tokenizer = tokenizers.read_tokenizer(folder / "tokenizer.json")
-        facts, dtype = files.read_json(folder / "facts.json"), token_dtype(tokenizer)
+        facts, dtype = files.read_json(folder / "facts.json"), token_dtype(tokenizer.vocab_size)
         parts = {
             name: Split(
                 TokenFile(folder / f"{name}.bin", dtype),
                 facts[f"{name}_bytes"],
-                read_conversations(folder, name, facts["chat"]) if "chat" in facts else None,
+                read_conversations(folder, name, facts),
             )
             for name in ("train", "val", "test")
             if f"{name}_tokens" in facts
@@ -117,8 +117,7 @@ def reopen_dataset(data_sha256: str) -> Dataset | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_if_exhausted(error, folder)
         return None  # It is missing or damaged. DamagedError is an OSError.
-    if "chat" in facts:
-        tokenizer.other_end_ids = frozenset([facts["chat"]["turn_end"]])
+    tokenizer.other_end_ids = frozenset(facts.get("chat", {}).get("end_ids", ()))
     tokenizer.compare_bytes(parts["val"].tokens, parts["val"].bytes)
     return Dataset(tokenizer, parts["train"], parts["val"], parts.get("test"), facts, data_sha256)
 
@@ -148,7 +147,7 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenA
 
     The file has no name, so no other program can cut it.
     """
-    folder, dtype = cache_dir(), token_dtype(tokenizer)
+    folder, dtype = cache_dir(), token_dtype(tokenizer.vocab_size)
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         special = TokenPattern(tuple(tokenizer.special_tokens))
         for text in cut_between_words(source.text(errors), PIECE_CHARACTERS, special):
@@ -339,7 +338,7 @@ def _tokenize_part(
     assert next_name == name
     special = TokenPattern(tuple(tokenizer.special_tokens))
     for text in cut_between_words((text for _, text in pieces), PIECE_CHARACTERS, special):
-        ids = tokenizer.encode(text).astype(token_dtype(tokenizer))
+        ids = tokenizer.encode(text).astype(token_dtype(tokenizer.vocab_size))
         yield ids
         facts[f"{name}_tokens"] += len(ids)
         facts[f"{name}_bytes"] += len(text.encode()) - _special_bytes(tokenizer, ids)
@@ -399,8 +398,3 @@ def _sample_for_bpe(
             f"{share:.0%} of the training text"
         )
     yield from subsample(cut_between_words(training, PIECE_CHARACTERS), share)
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """The type of the ids in a file of tokens."""
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)

@@ -76,6 +76,11 @@ Tokens = NDArray[Any] | TokenFile  # (N,) token ids
 NO_TARGET = -1  # a target that is not predicted
 
 
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type of the ids in a file of tokens."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 def read_windows(tokens: Tokens, starts: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     """The `width` tokens from each of `starts` (B,) as (B, width); all must exist.
 

@@ -85,9 +85,7 @@ def score_windows(
     return score._replace(train_accuracy=accuracy(train_windows, max_windows=n_windows))
 
 
-def score_own_text(
-    model: Model, split: Split, notify: Notify = ignore_message
-) -> evaluation.Score:
+def score_own_text(model: Model, split: Split, notify: Notify = ignore_message) -> evaluation.Score:
     """The score of a split of the run's own text, as training measures it.
 
     Raises InputError where the context does not hold a whole number of examples of the task.

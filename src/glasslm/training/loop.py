@@ -21,8 +21,8 @@ from glasslm.inference.answers import score_windows
 from glasslm.inference.evaluation import split_windows
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, TrainingPosition
-from glasslm.runs.metrics import Split as SplitName
 from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Status, StepLine, Timing
+from glasslm.runs.metrics import Split as SplitName
 from glasslm.runs.run_folder import Run
 from glasslm.training import evaluation_windows as windows
 from glasslm.training import guard

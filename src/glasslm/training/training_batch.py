@@ -9,6 +9,7 @@ from glasslm.data.token_file import Tokens
 from glasslm.engines.protocol import NO_TARGET, Batch
 from glasslm.errors import DamagedError
 
+
 def training_batch(sampler: Sampler, tokens: Tokens, step: int, rows: int) -> Batch:
     """The first `rows` rows of the batch of `step` from tokens (N,). Steps count from 0.
 

@@ -20,7 +20,8 @@ from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.chat.chat_source import ChatSource, count_splits
 from glasslm.data.chat.chat_template import PROBE, EncodedConversation
 from glasslm.data.chat.chat_vocabulary import ChatVocabulary
-from glasslm.data.dataset import Dataset, hash_values, lock_folder, reopen_dataset, token_dtype
+from glasslm.data.dataset import Dataset, hash_values, lock_folder, reopen_dataset
+from glasslm.data.token_file import token_dtype
 from glasslm.errors import DamagedError, InputError
 from glasslm.text import Notify, Progress
 
@@ -87,11 +88,10 @@ def _encode(
             raise InputError(f"{place}: {error}") from None
         message = f"tokenizing conversations: {len(encoded):,}"
         progress.update(len(encoded) / max(len(encoded) + 1, source.estimated), message)
-    settings = vocabulary.settings
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
     facts["chat"] = {
         "begin_id": _find_begin(encoded, vocabulary),
-        "turn_end": settings["generation_eos_ids"][0],
+        "end_ids": vocabulary.settings["generation_eos_ids"],
         "template_sha256": sha256(template.source.encode()).hexdigest(),
         **source.facts,
     }
@@ -131,7 +131,7 @@ def _split_files(
         f"{name}_answer_tokens": int(answers.sum()),
     }
     return {
-        f"{name}.bin": [ids.astype(token_dtype(vocabulary.tokenizer))],
+        f"{name}.bin": [ids.astype(token_dtype(vocabulary.tokenizer.vocab_size))],
         f"{name}.answers.bin": [answers.astype(np.uint8)],
         f"{name}.starts.bin": [starts.astype("<i8")],
     }

@@ -49,14 +49,16 @@ class Conversations:
         return self.begin_id >= 0 and c.position in RELATIVE_POSITIONS
 
 
-def read_conversations(folder: Path, name: str, facts: Mapping[str, Any]) -> Conversations:
-    """The conversations of a split in its files beside NAME.bin.
+def read_conversations(folder: Path, name: str, facts: Mapping[str, Any]) -> Conversations | None:
+    """The conversations of a split in its files beside NAME.bin; None in a dataset of text.
 
-    `facts`: "chat" of the dataset's facts. Raises OSError for a missing file.
+    `facts` are those of the dataset. Raises OSError for a missing file.
     """
+    if "chat" not in facts:
+        return None
     starts = np.fromfile(folder / f"{name}.starts.bin", "<i8")
     answers = TokenFile(folder / f"{name}.answers.bin", np.dtype(np.uint8))
-    return Conversations(starts, answers, facts["begin_id"])
+    return Conversations(starts, answers, facts["chat"]["begin_id"])
 
 
 class ConversationRows:

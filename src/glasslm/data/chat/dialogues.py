@@ -1,8 +1,8 @@
 """Made-up dialogues with one right answer each: arithmetic, facts of the run, small talk.
 
-Every exchange has a key, and a hash of the key decides whether it is held out: a sum, a pair of
-words and a name, a way to ask. Training dialogues have no held-out exchange, the others have no
-other one. So an exact answer is not a copy.
+Every exchange has a key, such as the terms of a sum, and a hash of the key decides whether it is
+held out. No training dialogue has a held-out exchange, and all questions that are scored are held
+out. So an exact answer is no copy of one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glasslm.data.chat.conversations import Conversation
 NAME = "dialogues"
 VERSION = 1  # part of the identity: another generator, other dialogues
 N_CONVERSATIONS = 12_000
-MAX_EXCHANGES = 2  # in one dialogue, which then fits into 128 characters and a template
+MAX_EXCHANGES, MAX_CHARACTERS = 2, 86  # of a dialogue, which with chatml fits into 128 tokens
 HELD_OUT_SHARE = 10  # one key of so many is held out
 MAX_TERM = 30  # of a sum
 SEED = 20_261_129
@@ -182,26 +182,26 @@ WORDS = [
     "yard",
 ]
 SUMS = ("What is {} plus {}?", "How much is {} plus {}?", "Add {} and {}.", "{} plus {}?")
-COMPARISONS = ("Which is larger, {} or {}?", "Tell me the larger one: {} or {}.")
+COMPARISONS = ("Which is larger, {} or {}?", "The larger of {} and {}?")
 GREETINGS = {
-    "Hello, I am {}.": "Hello {}, nice to meet you.",
-    "Hi, my name is {}.": "Hi {}, how can I help you?",
+    "Hello, I am {}.": "Nice to meet you, {}.",
+    "Hi, my name is {}.": "Hi {}, how are you?",
     "Good morning, {} here.": "Good morning, {}.",
-    "This is {}. Good evening.": "Good evening, {}.",
+    "{} here. Good evening.": "Good evening, {}.",
 }
 REMINDERS = ("What is my name?", "Do you know my name?", "Who am I?")
-SPELLINGS = ("Spell {}.", "How do you spell {}?", "Please spell the word {}.")
+SPELLINGS = ("Spell {}.", "How do you spell {}?", "Please spell {}.")
 # What a model knows of itself, by the name of the fact (training/chat_run.py has the values).
 FACTS = {
     "layers": ("layers do you have", "I have {} layers."),
     "heads": ("heads do you have", "I have {} heads."),
-    "width": ("numbers hold each token", "{} numbers hold each token."),
+    "width": ("numbers are in a vector", "{} numbers."),
     "context": ("tokens can you read", "I can read {} tokens."),
     "vocabulary": ("tokens do you know", "I know {} tokens."),
 }
 QUESTIONS = (
     "How many {}?", "Tell me how many {}.", "Say, how many {}?", "Please, how many {}?",
-    "Hey, how many {}?", "Do you know how many {}?", "So how many {}?", "And how many {}?",
+    "Hey, how many {}?", "And how many {}?", "So how many {}?", "Now, how many {}?",
 )  # fmt: skip
 
 
@@ -236,9 +236,7 @@ def generate(self_facts: Mapping[str, str], n_training: int, n_held_out: int) ->
     for index, (count, held_out) in enumerate(((n_training, False), (n_held_out, True))):
         rng = np.random.Generator(np.random.Philox(key=np.array([SEED, index], np.uint64)))
         pools = [
-            pool
-            for kind in KINDS
-            if (pool := [e for e in exchanges[kind] if _is_held_out(e) == held_out])
+            pool for kind in KINDS if (pool := [e for e in exchanges[kind] if _fits(e, held_out)])
         ]
         for _ in range(count):
             yield _dialogue(pools, rng)
@@ -251,16 +249,17 @@ def _dialogue(pools: list[list[Exchange]], rng: np.random.Generator) -> Dialogue
     n = int(rng.integers(1, MAX_EXCHANGES + 1))
     for pool in rng.permutation(len(pools))[:n].tolist():
         exchange = pools[pool][int(rng.integers(len(pools[pool])))]
-        if len(messages) and exchange.before:  # a dialogue of two exchanges is full
-            continue
-        for part in filter(None, (exchange.before, exchange)):
+        parts = [part for part in (exchange.before, exchange) if part]
+        size = sum(len(message["content"]) for message in messages)
+        size += sum(len(part.question) + len(part.answer) for part in parts)
+        if messages and (size > MAX_CHARACTERS or len(messages) + 2 * len(parts) > 4):
+            break
+        for part in parts:
             messages += [
                 {"role": "user", "content": part.question},
                 {"role": "assistant", "content": part.answer},
             ]
             kinds += ["", part.kind if part is exchange else ""]
-        if exchange.before:
-            break
     return Dialogue(messages, kinds)
 
 
@@ -302,6 +301,17 @@ def all_exchanges(self_facts: Mapping[str, str]) -> dict[str, list[Exchange]]:
             for word in WORDS
         ],
     }
+
+
+def _fits(exchange: Exchange, held_out: bool) -> bool:
+    """Whether an exchange belongs to the held-out dialogues, or to the training ones.
+
+    A training dialogue has no held-out exchange before another one either.
+    """
+    before = exchange.before
+    if not held_out and before is not None and _is_held_out(before):
+        return False
+    return _is_held_out(exchange) == held_out
 
 
 def _is_held_out(exchange: Exchange) -> bool:
