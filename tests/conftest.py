@@ -38,6 +38,7 @@ MAY_SKIP: tuple[str, ...] = (
     "no /dev/full here",
     "root may read everything",
     "needs curl",
+    "needs chromium",
     "Ray is an extra",
     "llama.cpp is an extra",
     "lm-evaluation-harness is installed by hand",
@@ -57,6 +58,7 @@ if os.environ.get("GLASSLM_WITHOUT_TORCH"):  # .ci/run sets it where only core d
         "llguidance",
         "openai",
         "httpx",
+        "playwright",
     )
     MAY_SKIP += tuple(f"could not import '{name}'" for name in (*extras, "tensorboard"))
     MAY_SKIP += ("needs the extra [hub]",)

@@ -19,7 +19,10 @@ let isUp = false; // the sheet of a phone
 export const headAsk = (scene) => `head?layer=${scene.state.layer}&head=${scene.state.head}`;
 
 /** The answer about the lines that computed a number. @param {Scene} scene @param {string} name */
-export const sourceAsk = (scene, name) => scene.path(`source?name=${encodeURIComponent(name)}`);
+export function sourceAsk(scene, name) {
+  const t = name.startsWith("gradient/") ? `&t=${scene.t}` : "";
+  return scene.path(`source?name=${encodeURIComponent(name)}${t}`);
+}
 
 /**
  * @param {Scene} scene
@@ -165,7 +168,8 @@ function sourceLines(source, origin) {
       hot.size < lines.length ? whole : null,
     ];
   });
-  const python = source.python ? `${source.python}${origin.index ?? ""}` : "";
+  const repeat = origin.python ?? ((code) => `${code}${origin.index ?? ""}`);
+  const python = source.python ? repeat(source.python) : "";
   return [
     ...parts,
     source.derivation ? el("p", {}, "derived in ", el("b", {}, source.derivation)) : null,

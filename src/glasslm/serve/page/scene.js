@@ -43,7 +43,9 @@
  * @property {string} value
  * @property {Child[]} words what the number is
  * @property {string} name in engines/inspection
- * @property {string} [index] of the number in that array, as in Python: "[0, 2, 37, 24]"
+ * @property {string} [index] of the number in that array, as in Python: "[2, 37, 24]"
+ * @property {(code: string) => string} [python] makes Python that gives the number of `code`, which
+ *   gives the array; without it the index follows the code
  * @property {string} [shape]
  */
 

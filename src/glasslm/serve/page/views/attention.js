@@ -94,8 +94,8 @@ export const attention = {
         `${quoted(scene.text.tokens[t].text)} at ${t}`,
       ],
       name: `blocks.${layer}.attention.weights`,
-      index: `[0, ${head}, ${scene.t}, ${t}]`,
-      shape: `(1, ${scene.heads}, ${scene.length}, ${scene.length})`,
+      index: `[${head}, ${scene.t}, ${t}]`,
+      shape: `(${scene.heads}, ${scene.length}, ${scene.length})`,
     };
   },
 };
@@ -111,6 +111,7 @@ function scoreOrigin(scene, [, name, layer, head]) {
     value: fixed(value, 4),
     words: [`${kind.long} score of head ${layer}.${head}: its mean weight there, on ${text}`],
     name: `blocks.${layer}.attention.weights`,
+    python: () => "",
   };
 }
 

@@ -114,8 +114,15 @@ export const lens = {
         `position ${t}${stream}`,
       ],
       name: places[i],
-      index: `[0, ${t}]`,
-      shape: `(1, ${scene.length}, ${scene.run.config.width})`,
+      python: (code) => {
+        const model = code.slice(0, code.indexOf(".inspect("));
+        const inside = isInside ? ` + ${code.replaceAll(places[i], before)}[${t}]` : "";
+        return (
+          `x = ${code}[${t}]${inside}\nx = ${model}.engine.readout(x[None])[0]\n` +
+          `np.exp(x - np.logaddexp.reduce(x))[${ids.at(i, t)}]`
+        );
+      },
+      shape: `(${scene.length}, ${scene.run.config.width})`,
     };
   },
 };

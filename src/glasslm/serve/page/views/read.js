@@ -123,23 +123,30 @@ export const read = {
 
   origin(scene, [kind, at]) {
     const { header, nats } = readings(scene);
+    const shape = `(${scene.length - 1},)`;
     if (kind === "mean") {
-      const words = ["the mean surprise of the tokens after the first"];
-      return { value: `${fixed(meanNats(scene), 4)} nats`, words, name: "logits" };
+      const words = [`the mean surprise of the ${scene.unit}s after the first`];
+      const value = `${fixed(meanNats(scene), 4)} nats`;
+      return { value, words, name: "nats", index: ".mean()", shape };
     }
     if (kind === "bits") {
-      const words = ["surprise in bits, over the bytes of the text after its first token"];
-      return { value: fixed(header.bits_per_byte, 4), words, name: "logits" };
+      const bits = (meanNats(scene) * (scene.length - 1)) / Math.LN2;
+      const bytes = Math.round(bits / header.bits_per_byte);
+      const words = [
+        `surprise in bits over the ${count(bytes)} bytes after the first ${scene.unit}`,
+      ];
+      const index = `.sum() / np.log(2) / ${bytes}`;
+      return { value: fixed(header.bits_per_byte, 4), words, name: "nats", index, shape };
     }
     const t = Number(at);
     if (!(t > 0 && t < scene.length)) return null;
-    const { id, text } = scene.text.tokens[t];
+    const { text } = scene.text.tokens[t];
     return {
       value: `${fixed(nats.at(t), 4)} nats`,
       words: [`−log softmax of the logits after position ${t - 1}, for ${quoted(text)}`],
-      name: "logits",
-      index: `[0, ${t - 1}, ${id}]`,
-      shape: `(1, ${scene.length}, ${scene.run.vocab_size})`,
+      name: "nats",
+      index: `[${t - 1}]`,
+      shape,
     };
   },
 };

@@ -102,7 +102,7 @@ export const why = {
         `${less}, the last norm’s scale held`,
       ],
       name: activationName(part),
-      index: activationIndex(part, scene.t),
+      python: () => "", // a share is a product of several arrays
     };
   },
 };
@@ -340,12 +340,4 @@ function activationName(part) {
   if (layer === "norm") return "norm";
   if (rest === "feedforward") return `blocks.${layer}.feedforward`;
   return rest === "bias" ? `blocks.${layer}.attention` : `blocks.${layer}.attention.heads`;
-}
-
-/** @param {string} part @param {number} t */
-function activationIndex(part, t) {
-  const [layer, rest] = part.split(".");
-  return rest !== undefined && /^\d+$/.test(rest) && /^\d+$/.test(layer)
-    ? `[0, ${t}, ${rest}]`
-    : `[0, ${t}]`;
 }

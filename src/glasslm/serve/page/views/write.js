@@ -172,8 +172,9 @@ export const write = {
       value: fixed(candidate.before, 4),
       words: [`softmax of the logits, ${place}, before the dials`],
       name: "logits",
-      index: `[0, ${scene.t}, ${candidate.id}]`,
-      shape: `(1, ${scene.length}, ${scene.run.vocab_size})`,
+      python: (code) =>
+        `x = ${code}[${scene.t}]\nnp.exp(x - np.logaddexp.reduce(x))[${candidate.id}]`,
+      shape: `(${scene.length}, ${scene.run.vocab_size})`,
     };
   },
 };

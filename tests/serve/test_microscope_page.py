@@ -1,0 +1,219 @@
+"""The microscope page in a browser: its numbers are those of glasslm.load(RUN)."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+pytest.importorskip("playwright")
+
+from browser_page import PageDriver, open_page, running_browser
+from server_process import ServerProcess, serving
+
+import glasslm
+from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
+from glasslm.inference.trained_model import Model
+from small_runs import train, write_text
+
+TEXT = "the cat sees a dog.\nthe old"
+FLAGS: dict[str, Any] = {
+    "max_steps": 40, "sample_interval": 0, "checkpoint_interval": 20, "eval_interval": 20
+}  # fmt: skip
+MAX_PAGE_BYTES = 250_000
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return train(write_text(folder / "text.txt"), folder / "run", **FLAGS).run_dir
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[ServerProcess]:
+    with serving(run) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return glasslm.load(run)
+
+
+@pytest.fixture
+def page(browser: Any, server: ServerProcess) -> Iterator[PageDriver]:
+    with open_page(browser, server.url, accept_downloads=True) as page:
+        yield page
+
+
+def set_text(page: PageDriver, text: str) -> None:
+    """Type a text as a person does."""
+    page.page.keyboard.press("/")
+    page.page.locator("dialog textarea").fill(text)
+    page.page.wait_for_function("() => !document.querySelector('dialog .main').disabled")
+    page.page.keyboard.press("Control+Enter")
+    page.page.wait_for_function("() => !document.querySelector('dialog').open")
+    page.wait()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_typing_reading_and_writing(page: PageDriver, model: Model) -> None:
+    page.open()
+    set_text(page, TEXT)
+    page.page.keyboard.press("2")  # opens Read
+    page.wait()
+    losses = model.losses(TEXT)
+    said = re.findall(r"\d+\.\d+", page.sentence("read"))
+    np.testing.assert_allclose(float(said[0]), losses.mean(), atol=0.006)
+    np.testing.assert_allclose(float(said[1]), losses.mean() / np.log(2), atol=0.006)
+
+    t = int(page.text(".crumb.after b").split()[0])
+    ids = model.tokenizer.encode(TEXT)
+    logits = model.inspect(TEXT, ["logits"])["logits"]
+    logprobs = log_probabilities(logits[t])
+    best = model.tokenizer.decode([int(logprobs.argmax())])
+    shown = {" ": "·", "\n": "↵"}.get(best, best)
+    assert page.sentence("write").startswith(f"It expects “{shown}”")
+    value, python = page.choose_number("#write header .n")
+    np.testing.assert_allclose(float(value), np.exp(logprobs.max()), atol=6e-5)
+    np.testing.assert_allclose(evaluate(python), float(value), atol=6e-5)
+
+    page.page.keyboard.press("ArrowLeft")
+    page.wait()
+    assert int(page.text(".crumb.after b").split()[0]) == t - 1
+    assert page.state()["t"] == str(t - 1)
+    surprise = page.text(".rail .facts dd:nth-of-type(2)").split()[0]
+    np.testing.assert_allclose(float(surprise), losses[t - 1], atol=0.006)
+    assert len(ids) == page.page.locator(".tok").count()
+    page.require_silence()
+
+
+def evaluate(python: str) -> float:
+    """The value of the last line."""
+    *before, last = python.strip().splitlines()
+    names: dict[str, Any] = {"glasslm": glasslm, "np": np}
+    exec("\n".join(before), names)
+    return float(eval(last, names))
+
+
+def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path: Path) -> None:
+    page.open("open=write,read,attention,lens,why&t=11&temperature=0.5&topK=4")
+    set_text(page, TEXT)
+    page.page.locator(".tok").nth(11).click()
+    page.wait()
+    files = page.save("CSV", tmp_path)
+    tables = {path.stem.rsplit("-", 1)[1]: read_table(path) for path in files}
+    assert set(tables) == {"write", "read", "attention", "lens", "why"}
+
+    losses = model.losses(TEXT)
+    found = [float(row["surprise, nats"]) for row in tables["read"]]
+    np.testing.assert_allclose(found, losses, atol=1e-4)
+
+    logits = model.inspect(TEXT, ["logits"])["logits"]
+    before = np.exp(log_probabilities(logits[11]))
+    after = probabilities(logits[11], Sampling(temperature=0.5, top_k=4))
+    for row in tables["write"]:
+        token = int(row["token"])
+        np.testing.assert_allclose(float(row["probability"]), before[token], atol=1e-5)
+        np.testing.assert_allclose(float(row["after the dials"]), after[token], atol=1e-5)
+
+    weights = model.inspect(TEXT, ["blocks.1.attention.weights"])["blocks.1.attention.weights"]
+    row = next(row for row in tables["attention"] if row["head"] == "head 1.0")
+    found = [float(row[name]) for name in list(row)[2:]]
+    np.testing.assert_allclose(found, weights[0, 11, :12], atol=1e-5)
+
+    last = [row for row in tables["lens"] if row["after"] == "blocks.1"]
+    best = np.exp(log_probabilities(logits).max(-1))
+    np.testing.assert_allclose([float(r["its probability"]) for r in last], best, atol=1e-4)
+
+    *parts, logit_row = tables["why"]
+    for name in list(logit_row)[1:]:
+        total = sum(float(row[name]) for row in parts)
+        np.testing.assert_allclose(total, float(logit_row[name]), atol=1e-4)
+    assert "✓" in page.text("#why .proof")
+
+
+def test_a_keyboard_alone_reaches_a_number_and_its_origin(page: PageDriver, model: Model) -> None:
+    page.open("open=attention&t=9")
+    page.page.keyboard.press("3")  # closes Attention, and its title has the focus
+    page.page.keyboard.press("3")
+    page.wait()
+    for _ in range(12):
+        page.page.keyboard.press("Tab")
+        if page.page.evaluate("() => document.activeElement.matches('#attention .cells')"):
+            break
+    page.page.keyboard.press("ArrowDown")
+    page.page.keyboard.press("ArrowLeft")
+    assert "head 0.1" in page.page.locator("#announcement").text_content()
+    page.page.keyboard.press("Enter")
+    page.wait()
+    state = page.state()
+    assert (state["n"], state["head"]) == ("attention.0.1.8", "0.1")
+    page.page.wait_for_selector(".where .python")
+    name = "blocks.0.attention.weights"
+    text = page.page.evaluate("() => [...document.querySelectorAll('.tok')].length")
+    assert text > 9
+    value = float(page.text(".where .big"))
+    np.testing.assert_allclose(evaluate(page.text(".where .python")), value, atol=6e-5)
+    assert page.text(".where .name").startswith(name)
+    assert "softmax" in page.text(".where") or "weights" in page.text(".where .src")
+    assert page.page.evaluate("() => document.activeElement.matches('#attention .cells')")
+
+
+@pytest.mark.slow
+def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: Path) -> None:
+    page.open("open=attention,why&t=9&head=1.1")
+    sentence, row = page.sentence("attention"), page.text(".crumb.head b")
+    (path,) = page.save("HTML", tmp_path)
+    with open_page(browser, path.as_uri(), offline=True) as saved:
+        saved.page.goto(saved.url)
+        saved.wait()
+        assert saved.sentence("attention") == sentence
+        assert saved.text(".crumb.head b") == row
+        saved.page.keyboard.press("ArrowLeft")
+        saved.wait()
+        assert saved.sentence("attention") != sentence
+        assert "✓" in saved.text("#why .proof")
+        saved.require_silence()
+
+
+def test_what_the_server_sends(server: ServerProcess) -> None:
+    response = server.client.get("/")
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    total, waiting, files = 0, ["/page/main.js", "/page/style.css"], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in files:
+            continue
+        files.add(path)
+        response = server.client.get(path)
+        assert response.status_code == 200, path
+        assert response.headers["x-content-type-options"] == "nosniff"
+        total += len(response.content)
+        for name in re.findall(r'(?:from|import) "(\.[^"]+)"', response.text):
+            waiting.append(str(response.url.join(name).path))
+    assert total + len(server.client.get("/").content) <= MAX_PAGE_BYTES
+    etag = server.client.get("/page/main.js").headers["etag"]
+    again = server.client.get("/page/main.js", headers={"If-None-Match": etag})
+    assert again.status_code == 304
+    assert server.client.get("/page/nothing.js").status_code == 404
+    assert server.client.get("/page/../access.py").status_code == 404
