@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument, RunOpsFlag
 from glasslm.cli.parsing import parse
@@ -20,7 +20,8 @@ from glasslm.data.token_file import Tokens
 from glasslm.errors import InputError
 from glasslm.inference.answers import score_own_text
 from glasslm.inference.context_config import ContextConfig
-from glasslm.inference.trained_model import load_model, parse_checkpoint
+from glasslm.inference.suites.suite_result import SuiteName, SuiteResult, save_result
+from glasslm.inference.trained_model import Model, load_model, parse_checkpoint
 from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder
@@ -32,12 +33,14 @@ MAX_BASELINE_BYTES = 4 << 20  # gzip takes about a second
 DESCRIPTION = """Loss, perplexity and bits per byte of a trained model on a whole text.
 
 Without --text-file the text is the validation part of the run's own text. For
-Python code and lists of names, generated samples are checked as well.
+Python code and lists of names, generated samples are checked as well; the
+answers of a synthetic task are counted.
 
 Examples:
   glasslm evaluate RUN
   glasslm evaluate RUN --text-file other.txt
-  glasslm evaluate RUN --context 512 --rope-scaling ntk"""
+  glasslm evaluate RUN --context 512 --rope-scaling ntk
+  glasslm evaluate RUN --suite grammar"""
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,18 @@ class Flags:
     """Read --text-file as JSON lines: this field of each line is a document."""
     split: Annotated[Literal["val", "test"] | None, optional_flag("val|test", "val")] = None
     """Part of the run's own text."""
+    suite: Annotated[
+        SuiteName | None, optional_flag("|".join(get_args(SuiteName)), "none: a text")
+    ] = None
+    """Measure what the model can do instead of the loss of a text.
+    The result also stands in the run's report."""
     checkpoint: CheckpointFlag = "best"
     ops: RunOpsFlag = ""
     reading: ContextConfig = field(default_factory=ContextConfig)
     compute: DeviceConfig = field(default_factory=DeviceConfig)
     json: bool = False
     """Print one JSON object: loss, perplexity, bpb, tokens, bytes, whole, text, step.
-    Short texts add unigram_bpb and gzip_bpb; code and lists of names add domain."""
+    Short texts add unigram_bpb and gzip_bpb; code, lists of names and tasks add domain."""
 
 
 def main(argv: list[str]) -> int:
@@ -66,6 +74,8 @@ def main(argv: list[str]) -> int:
         raise InputError("--json-field needs --text-file: give both, or leave out --json-field")
     if flags.text_file and flags.split:
         raise InputError("both --text-file and --split were given: choose one of them")
+    if flags.suite is not None and (flags.text_file or flags.split):
+        raise InputError("--suite makes its own texts: leave out --text-file and --split")
     run_folder.find_run(flags.run)  # an unknown run is an error before the first message
     notify("reading the model and the text")
     model = load_model(
@@ -75,6 +85,8 @@ def main(argv: list[str]) -> int:
         **vars(flags.compute),
         ops=flags.ops,
     )
+    if flags.suite is not None:
+        return _evaluate_suite(model, flags.suite, flags)
     domain = split = None
     if flags.text_file:
         trained_on, tokenizer = model.config.data, model.tokenizer
@@ -128,6 +140,28 @@ def main(argv: list[str]) -> int:
         else "\n".join([_format_scores(result), *_format_domain(domain)])
     )
     return 0
+
+
+def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:
+    """Measure a suite, print its result, and save it in the run for its report."""
+    from glasslm.inference.suites.catalogue import SUITES
+
+    run = run_folder.Run(run_folder.find_run(flags.run))
+    result = SUITES[name](model, run.dataset(notify))
+    path = save_result(result, run.path)
+    notify(f"saved in {path}; `glasslm report {run.path}` shows it")
+    facts = {"suite": name, "step": result.step, **result.facts}
+    print_escaped(json.dumps(to_json_types(facts)) if flags.json else _format_suite(result))
+    return 0
+
+
+def _format_suite(result: SuiteResult) -> str:
+    """The table of a suite with its method."""
+    table = align_columns([result.header, *result.rows], indent="  ")
+    notes = [note for note in (result.remark, result.method) if note]
+    return "\n".join(
+        [result.question, *table, *(line for note in notes for line in wrap_lines(note, "  "))]
+    )
 
 
 def _find_split(data: Dataset, name: str) -> Split:

@@ -7,21 +7,25 @@ pass decides and nothing is generated. Letters: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.answer_targets import answer_format, require_whole_examples
+from glasslm.data.answer_targets import AnswerFormat, answer_format, require_whole_examples
 from glasslm.data.dataset import Split
-from glasslm.data.token_file import Tokens
+from glasslm.data.tasks.task import Example
+from glasslm.data.token_file import NO_TARGET, Tokens
 from glasslm.engines.protocol import Engine
+from glasslm.errors import InputError
 from glasslm.inference import evaluation
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.trained_model import WINDOWS_PER_CALL, Model
 from glasslm.text import Notify, ignore_message
+
+EXAMPLES_PER_CALL = 256
 
 
 def likeliest_tokens(engine: Engine, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,3 +103,30 @@ def score_own_text(model: Model, split: Split, notify: Notify = ignore_message) 
         rows=WINDOWS_PER_CALL,
         notify=notify,
     )
+
+
+def judge_examples(model: Model, examples: Sequence[Example]) -> NDArray[np.bool_]:
+    """(N,): whether the model answers each example exactly; each is read alone, from position 0.
+
+    Raises InputError where the longest example does not fit into the context, or the tokenizer does
+    not know a character.
+    """
+    length = max(len(example.text) for example in examples)
+    block_size = model.config.model.block_size
+    if length - 1 > block_size:
+        raise InputError(
+            f"an example has {length} tokens, but the context is {block_size}: give --context"
+        )
+    mark, line_end = (int(token) for token in model.tokenizer.encode("=\n"))
+    answers = AnswerFormat(mark, line_end, length - 1)
+    results = []
+    for first in range(0, len(examples), EXAMPLES_PER_CALL):
+        texts = [
+            example.text.ljust(length, "\n")
+            for example in examples[first : first + EXAMPLES_PER_CALL]
+        ]
+        rows = np.stack([model.tokenizer.encode(text).astype(np.int64) for text in texts])
+        inputs, targets = rows[:, :-1], answers.mask(rows[:, :-1], rows[:, 1:])
+        predictions = likeliest_tokens(model.engine, inputs)
+        results.append(((predictions == targets) | (targets == NO_TARGET)).all(1))
+    return np.concatenate(results)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from glasslm.data.dataset import Dataset, reopen_dataset
 from glasslm.errors import DamagedError, DivergedError, GlasslmError, InputError
 from glasslm.inference import trained_model
+from glasslm.inference.suites.suite_result import read_results
 from glasslm.report import (
     curves,
     data_checks,
@@ -195,6 +196,7 @@ def _model_sections(
         "by_checkpoint": [],
         "pieces": [],
         "domain": None,
+        "suites": read_results(run.path),
     }
     try:
         model = trained_model.load_model(run.path)

@@ -1,4 +1,4 @@
-"""Measures for some kinds of text: generated Python that parses, and invented names.
+"""Measures for some kinds of text: Python that parses, invented names, answers of a task.
 
 The model generates a fixed number of texts from a fixed seed. A proportion of
 generated texts is compared with the same proportion of natural text, so nothing is measured if the
@@ -16,17 +16,18 @@ from glasslm.data.dataset import Dataset
 from glasslm.errors import DivergedError
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
-from glasslm.report import generated_names, python_syntax
+from glasslm.report import generated_names, python_syntax, task_answers
 from glasslm.report.data_checks import MAX_SEARCHED_BYTES, MAX_VALIDATION_BYTES, decode_bytes
 from glasslm.runs.run_folder import Run
 from glasslm.text import format_bytes
 
-Kind = Literal["python", "names"]
+Kind = Literal["python", "names", "task"]
 Row = tuple[str, str, str]  # label, of the model's texts, of natural texts
 
 QUESTIONS: dict[Kind, str] = {
     "python": "Does the model write valid Python?",
     "names": "Which names does the model invent?",
+    "task": "Does the model solve the task?",
 }
 TEMPERATURE, SEED = 0.8, 42  # the defaults of `glasslm generate`
 PYTHON_TEXTS = 20
@@ -69,6 +70,8 @@ def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
     Python is the corpus of that name, and a text with more than half of its bytes in .py files.
     Names are detected from the tokens in the cache.
     """
+    if run.config.data.task:
+        return "task"
     if run.config.data.corpus == "python":
         return "python"
     files = run.record.get("data", {}).get("files", [])
@@ -97,7 +100,7 @@ def measure_domain(
             "The run's tokens are not in the cache, so there is no natural text for a comparison. "
             "`glasslm evaluate` on this run prepares them again.",
         )
-    measure = _measure_python if kind == "python" else _measure_names
+    measure = {"python": _measure_python, "names": _measure_names, "task": _measure_task}[kind]
     try:
         domain = measure(dataset, model, start + seconds)
     except DivergedError as error:  # a model with logits that are not finite cannot generate
@@ -219,6 +222,33 @@ def _measure_names(dataset: Dataset, model: Model, deadline: float) -> Domain:
         rows=rows,
         examples=statistics.examples,
         measured=_settings(len(generated), MAX_NAME_TOKENS) | statistics.facts,
+    )
+
+
+def _measure_task(dataset: Dataset, model: Model, deadline: float) -> Domain:
+    groups = task_answers.measure_answers(dataset, model, deadline)
+    if not groups:
+        return Domain("task", QUESTIONS["task"], task_answers.TOO_SLOW)
+    task = task_answers.task_of(model)
+    frequent = task_answers.measure_most_frequent(dataset)
+    return Domain(
+        "task",
+        QUESTIONS["task"],
+        method=f"The answer is {task.rule}. An answer is right if greedy decoding writes all of "
+        "it. No question of the training text occurs among those that are held out or longer. "
+        "N-grams of bytes, counted in the training text, answer in the same way; their order is "
+        f"the best of 8 for each row. The most frequent answer of the training text would be right "
+        f"in {frequent}. 95% intervals are in parentheses.",
+        header=("examples", "model", "n-grams"),
+        rows=tuple((group.label, str(group.model), str(group.ngrams)) for group in groups),
+        remark=task.phenomenon,
+        measured={
+            "most_frequent_answer": frequent.facts,
+            "groups": [
+                {"examples": group.label, "model": group.model.facts, "ngrams": group.ngrams.facts}
+                for group in groups
+            ],
+        },
     )
 
 

@@ -12,9 +12,9 @@ NOUNS = {
     "dog": "dogs", "cat": "cats", "king": "kings", "girl": "girls", "tree": "trees",
     "ship": "ships", "house": "houses", "boy": "boys",
 }  # fmt: skip
-PREPOSITIONS = ("near", "behind", "with")
-ADJECTIVES = ("old", "red", "tall", "sad")
-NOUN_PHRASE = len("the tall houses")  # characters of the longest
+PREPOSITIONS = ("near", "by", "with")
+ADJECTIVES = ("old", "red", "sad", "big")
+NOUN_PHRASE = len("the old houses")  # characters of the longest
 
 
 def draw_dyck(random: Random, size: int) -> Example:
@@ -94,7 +94,7 @@ GRAMMAR = Task(
     size=2,
     max_size=6,
     size_unit="nouns after the subject",
-    longest=lambda size: NOUN_PHRASE + size * (len(" behind ") + NOUN_PHRASE) + len("=are\n"),
+    longest=lambda size: NOUN_PHRASE + size * (len(" near ") + NOUN_PHRASE) + len("=are\n"),
     rule="is or are, by the number of the first noun",
     phenomenon="Nouns between subject and verb mislead n-grams and small models "
     "(arXiv:1611.01368).",
