@@ -72,8 +72,8 @@ def _article(v: Vocabulary) -> Iterator[Pair]:
 def _order(v: Vocabulary) -> Iterator[Pair]:
     for noun in v.nouns:
         for preposition in ("of", "in", "to"):
-            if v.knows(preposition):
-                yield Pair(f"{preposition} the {noun} ", f"the {preposition} {noun} ")
+            if v.knows(preposition, "and"):
+                yield Pair(f"and {preposition} the {noun} ", f"and the {preposition} {noun} ")
 
 
 def _pronouns(v: Vocabulary) -> Iterator[Pair]:
@@ -115,7 +115,7 @@ CATEGORIES = (
     Category("attraction", "the king of the lords is / are", NOUN_FORMS, _attraction),
     Category("number", "this king / this kings", NOUN_FORMS, _number),
     Category("article", "an eye / a eye", 'nouns after "the"', _article),
-    Category("order", "of the king / the of king", 'nouns after "the"', _order),
+    Category("order", "and of the king / and the of king", 'nouns after "the"', _order),
     Category("pronouns", "he will / him will", "pronouns in both cases", _pronouns),
     Category("brackets", "x = len(name) / x = len(name]", CALLS, _brackets),
     Category("quotes", "open('name') / open('name\")", CALLS, _quotes),
