@@ -8,6 +8,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from glasslm.data.name_list import is_name_list
 from glasslm.inference.proportions import Proportion
 from glasslm.report import generated_names
 
@@ -20,29 +21,29 @@ def test_what_a_list_of_names_is() -> None:
         for a in ("Ann", "Jo", "Li", "Per", "Zo\u00eb")
         for b in ("", "a", "ette", "-Mae", " O'Neill")
     ]
-    assert generated_names.is_name_list("\n".join(people * 8) + "\n")
-    assert generated_names.is_name_list("\r\n".join(people * 8) + "\r\n")
-    assert generated_names.is_name_list("\u738b\u5c0f\u660e\n\u674e\u96ea\n" * 60)
-    assert generated_names.is_name_list(
+    assert is_name_list("\n".join(people * 8) + "\n")
+    assert is_name_list("\r\n".join(people * 8) + "\r\n")
+    assert is_name_list("\u738b\u5c0f\u660e\n\u674e\u96ea\n" * 60)
+    assert is_name_list(
         "Names of people in alphabetical order:\n" + "\n".join(people * 8) + "\n"
     )
-    assert not generated_names.is_name_list("\n".join(people * 3))  # too few to say
-    assert not generated_names.is_name_list(
+    assert not is_name_list("\n".join(people * 3))  # too few to say
+    assert not is_name_list(
         "Floccinaucinihilipilification Honorificabilitudinitatibus\n" * 120
     )
-    assert not generated_names.is_name_list("3.14\n2.72\n1.41\n" * 60)
-    assert not generated_names.is_name_list("x = y\nreturn x\n" * 90)
-    assert not generated_names.is_name_list("ann,1\njo,2\n" * 90)
-    assert not generated_names.is_name_list("To be, or not to be\n" * 120)
-    assert not generated_names.is_name_list(
+    assert not is_name_list("3.14\n2.72\n1.41\n" * 60)
+    assert not is_name_list("x = y\nreturn x\n" * 90)
+    assert not is_name_list("ann,1\njo,2\n" * 90)
+    assert not is_name_list("To be, or not to be\n" * 120)
+    assert not is_name_list(
         ("We show that this holds in all cases that matter to us. " * 20 + "\n\n") * 120
     )
-    assert not any(generated_names.is_name_list(code) for code in CODE)
+    assert not any(is_name_list(code) for code in CODE)
 
 
 def test_lists_among_well_known_texts(data_dir: Path) -> None:
     name_lists_by_file = {
-        path.name: generated_names.is_name_list(path.read_text(encoding="utf-8")[: 64 << 10])
+        path.name: is_name_list(path.read_text(encoding="utf-8")[: 64 << 10])
         for path in data_dir.glob("*.txt")
     }
     assert {name for name, is_list in name_lists_by_file.items() if is_list} == {"names.txt"}

@@ -14,6 +14,7 @@ from glasslm.config.schema import (
     ModelConfig,
     OperationsConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RunConfig,
     TrainConfig,
 )
@@ -53,11 +54,17 @@ class ConfigFlags:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     operations: OperationsConfig = field(default_factory=OperationsConfig)
+    # `glasslm finetune` alone has these flags.
+    preference: tyro.conf.Fixed[tyro.conf.Suppress[PreferenceConfig]] = field(
+        default_factory=PreferenceConfig
+    )
 
     @property
     def config(self) -> RunConfig:
         """The run that the flags describe."""
-        return RunConfig(self.model, self.data, self.optimizer, self.train, self.operations)
+        return RunConfig(
+            self.model, self.data, self.optimizer, self.train, self.operations, self.preference
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,11 +70,14 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 def to_dict(config: RunConfig | ComputeConfig | ModelConfig) -> dict[str, Any]:
     """The nested dictionaries of a config, as run.json has them.
 
-    The part `operations` is there only if a file replaces operations.
+    The part `operations` is there only if a file replaces operations, and `preference` only if the
+    run is tuned to preferences.
     """
     values = dataclasses.asdict(config)
     if isinstance(config, RunConfig) and not config.operations.ops:
         del values["operations"]
+    if isinstance(config, RunConfig) and not config.preference.is_active:
+        del values["preference"]
     return values
 
 

@@ -29,14 +29,15 @@ from glasslm.config.model_config import (
     Position,
     RopeScaling,
 )
+from glasslm.config.preference_config import PreferenceConfig, RewardName
 from glasslm.config.training_config import OptimizerConfig, OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
     "ADAPTABLE_MATRICES", "ALIASES", "GATED", "MAX_BLOCKS", "MAX_WIDTH", "RELATIVE_POSITIONS",
     "AttentionName", "ComputeConfig", "Corpus", "DataConfig", "DeviceConfig", "DeviceName",
     "EngineName", "FeedForward", "ModelConfig", "Norm", "NormPosition", "OperationsConfig",
-    "OptimizerConfig", "OptimizerName", "Position", "Precision", "RopeScaling", "RunConfig",
-    "ScheduleName", "TextCorpus", "TrainConfig",
+    "OptimizerConfig", "OptimizerName", "Position", "Precision", "PreferenceConfig", "RewardName",
+    "RopeScaling", "RunConfig", "ScheduleName", "TextCorpus", "TrainConfig",
 ]  # fmt: skip
 
 EngineName = Literal["auto", "numpy", "torch"]
@@ -70,6 +71,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     operations: OperationsConfig = field(default_factory=OperationsConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,30 +1,15 @@
-"""Statistics of generated names: known, unseen, invented, well formed.
-
-A text is a list of names when nearly all its lines are short, of a few words without digits and
-signs: people, places, plants, words. Prose, verse and code have longer lines, and abstracts have
-one line per paragraph.
-"""
+"""Statistics of generated names: known, unseen, invented, well formed."""
 
 from __future__ import annotations
 
-import re
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glasslm.data.name_list import list_lines, trigrams
 from glasslm.inference.proportions import Proportion
 
-MIN_LINES = 100
-MAX_MEDIAN_CHARACTERS = 20  # of a line
-MAX_WORDS = 3  # of a line
-MIN_NAME_SHARE = 0.99  # of the lines; allows a heading or a stray line
 MAX_EXAMPLES = 12
-
-NAME = re.compile(
-    r"""[^\d_<>(){}\[\]=+*/\\|#@!?;:"$%^&~`]+"""
-)  # apostrophes, hyphens, dots and commas are allowed
-
 
 @dataclass(frozen=True)
 class NameStatistics:
@@ -53,21 +38,6 @@ class NameStatistics:
         return generated | {"examples": list(self.examples), "natural": natural}
 
 
-def is_name_list(text: str) -> bool:
-    """Whether `text`, or the start of a longer text, is a list of names.
-
-    >>> is_name_list("emma\\nolivia\\nMary Ann\\n" * 40)
-    True
-    >>> is_name_list("To be, or not to be, that is the question\\n" * 120)
-    False
-    """
-    lines = [stripped for line in text.split("\n")[:-1] if (stripped := line.strip())]
-    if len(lines) < MIN_LINES or statistics.median(map(len, lines)) > MAX_MEDIAN_CHARACTERS:
-        return False
-    names = sum(bool(NAME.fullmatch(line)) and len(line.split()) <= MAX_WORDS for line in lines)
-    return names >= MIN_NAME_SHARE * len(lines)
-
-
 def compare_names(generated: Sequence[str | None], train: str, val: str) -> NameStatistics:
     """Statistics of the `generated` names (None for one without an end).
 
@@ -75,14 +45,14 @@ def compare_names(generated: Sequence[str | None], train: str, val: str) -> Name
     between two characters, so the line that is split there belongs to neither part.
     """
     split_at_line = train.endswith("\n")
-    train_names = set(_names(train if split_at_line else train.rpartition("\n")[0]))
-    val_names = list(_names(val if split_at_line else val.partition("\n")[2]))
+    train_names = set(list_lines(train if split_at_line else train.rpartition("\n")[0]))
+    val_names = list(list_lines(val if split_at_line else val.partition("\n")[2]))
     names = [name for text in generated if (name := (text or "").strip())]
     unseen = set(val_names) - train_names
     invented = [name for name in names if name not in train_names and name not in unseen]
     count = min(len(names), len(val_names))
     spaced_names = [val_names[i * len(val_names) // count] for i in range(count)]
-    trigrams = {trigram for name in train_names for trigram in _trigrams(name)}
+    known_trigrams = {trigram for name in train_names for trigram in trigrams(name)}
     unknown_names = [name for name in val_names if name not in train_names]
     return NameStatistics(
         known=Proportion(sum(name in train_names for name in names), len(generated)),
@@ -90,23 +60,13 @@ def compare_names(generated: Sequence[str | None], train: str, val: str) -> Name
         invented=Proportion(len(invented), len(generated)),
         nothing=Proportion(len(generated) - len(names), len(generated)),
         distinct=Proportion(len(set(names)), len(names)),
-        well_formed=_well_formed_share(invented, trigrams),
+        well_formed=_well_formed_share(invented, known_trigrams),
         examples=tuple(dict.fromkeys(invented))[:MAX_EXAMPLES],
         natural_known=Proportion(len(val_names) - len(unknown_names), len(val_names)),
         natural_distinct=Proportion(len(set(spaced_names)), len(spaced_names)),
-        natural_well_formed=_well_formed_share(unknown_names, trigrams),
+        natural_well_formed=_well_formed_share(unknown_names, known_trigrams),
     )
 
 
-def _names(text: str) -> Iterator[str]:
-    return (stripped for line in text.split("\n") if (stripped := line.strip()))
-
-
-def _well_formed_share(names: Sequence[str], trigrams: set[str]) -> Proportion:
-    return Proportion(sum(trigrams.issuperset(_trigrams(name)) for name in names), len(names))
-
-
-def _trigrams(name: str) -> Iterable[str]:
-    """All sequences of three characters, start and end included: ^em, emm, mma, ma$."""
-    marked = f"\n{name}\n"  # no name contains a line break
-    return (marked[i : i + 3] for i in range(len(marked) - 2))
+def _well_formed_share(names: Sequence[str], known: set[str]) -> Proportion:
+    return Proportion(sum(known.issuperset(trigrams(name)) for name in names), len(names))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glasslm.data.dataset import Dataset
+from glasslm.data.name_list import is_name_list
 from glasslm.errors import DivergedError
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
@@ -80,7 +81,7 @@ def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
         return "python"
     if dataset:
         text = _decode(dataset.train.tokens[:MAX_KIND_TOKENS], dataset, MAX_SEARCHED_BYTES)
-        if generated_names.is_name_list(text):
+        if is_name_list(text):
             return "names"
     return None
 
