@@ -24,13 +24,9 @@ def test_what_a_list_of_names_is() -> None:
     assert is_name_list("\n".join(people * 8) + "\n")
     assert is_name_list("\r\n".join(people * 8) + "\r\n")
     assert is_name_list("\u738b\u5c0f\u660e\n\u674e\u96ea\n" * 60)
-    assert is_name_list(
-        "Names of people in alphabetical order:\n" + "\n".join(people * 8) + "\n"
-    )
+    assert is_name_list("Names of people in alphabetical order:\n" + "\n".join(people * 8) + "\n")
     assert not is_name_list("\n".join(people * 3))  # too few to say
-    assert not is_name_list(
-        "Floccinaucinihilipilification Honorificabilitudinitatibus\n" * 120
-    )
+    assert not is_name_list("Floccinaucinihilipilification Honorificabilitudinitatibus\n" * 120)
     assert not is_name_list("3.14\n2.72\n1.41\n" * 60)
     assert not is_name_list("x = y\nreturn x\n" * 90)
     assert not is_name_list("ann,1\njo,2\n" * 90)

@@ -1,4 +1,4 @@
-"""glasslm finetune: continue a trained model on other text, with adapters or with all weights."""
+"""glasslm finetune: continue a trained model on other text, or tune it to preferences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 from glasslm.cli.flag_groups import ConfigFlags, JsonFlag, RunArgument, TrackFlag
 from glasslm.cli.outcome import report_outcome
 from glasslm.config.config_fields import optional_flag
-from glasslm.config.schema import ComputeConfig
+from glasslm.config.schema import ComputeConfig, PreferenceConfig
 from glasslm.errors import InputError
 from glasslm.text import print_result
 
@@ -22,6 +22,11 @@ Examples:
   glasslm finetune shakespeare-tiny --text-file names.txt --lora-rank 4
   glasslm finetune shakespeare-tiny --text-file names.txt --full
   glasslm finetune shakespeare-tiny --text-file names.txt --study rank
+  glasslm finetune additions --reward addition --full
+  glasslm finetune shakespeare-tiny --preferences pairs.jsonl
+
+With --preferences or --reward no text is learned, but which answers are
+better than others.
 
 All flags of `glasslm train` work here, with other defaults. The loss on the
 old text is measured as well as the loss on the new one. `glasslm merge` makes
@@ -41,6 +46,7 @@ class Flags(ConfigFlags):
     """Folder of the new run or study, which must not contain one yet."""
     json: JsonFlag = False
     track: TrackFlag = ""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -50,7 +56,14 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     if not flags.data.has_source:
         raise InputError(
-            "no text to learn was given: give --text-file PATH, --corpus NAME or --chat FILE"
+            f"{flags.run} has no text of its own, on which forgetting is measured: give some text "
+            "like that which it learned as --text-file PATH"
+            if flags.preference.is_active
+            else "no text to learn was given: give --text-file PATH, --corpus NAME or --chat FILE"
+        )
+    if flags.study and flags.preference.is_active:
+        raise InputError(
+            "--study compares adapters on a text: leave it out, or --preferences and --reward"
         )
     config = flags.config
     command = shlex.join(["glasslm", "finetune", *argv])
@@ -62,6 +75,8 @@ def main(argv: list[str]) -> int:
         print_result(str(run_study(flags.study, config, flags.compute, flags.run_dir, command)))
         return 0
     name = "full" if flags.full else f"lora-{config.model.lora_rank}"
+    if flags.preference.is_active:
+        name += "-grpo" if flags.preference.reward else "-dpo"
     outcome = launch.train(
         config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track
     )
@@ -71,11 +86,17 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> Flags:
     """The flags, over the recipe that follows from the trained model."""
     from glasslm.cli import parsing
-    from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
+    from glasslm.training import fine_tuning
 
     default = None
     if argv and not argv[0].startswith("-"):
-        config = fine_tuning_config(BaseRun(argv[0]), with_adapters="--full" not in argv)
+        words = {word.partition("=")[0] for word in argv}
+        make_config = (
+            fine_tuning.preference_tuning_config
+            if words & {"--reward", "--preferences"}
+            else fine_tuning.fine_tuning_config
+        )
+        config = make_config(fine_tuning.BaseRun(argv[0]), with_adapters="--full" not in argv)
         default = Flags(
             run=argv[0],
             model=config.model,

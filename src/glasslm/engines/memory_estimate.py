@@ -243,14 +243,20 @@ def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, r
 
     `compute` comes from choose_engine: nothing in it is `auto`, apart from `compile`.
     """
+    first_weights = 0  # of preference tuning, in a second engine
+    if config.preference.is_active:
+        master_bytes, _ = _widths(compute.precision)
+        first_weights = parameter_table(config.model, vocab_size).total * master_bytes
     if compute.engine == "torch":
         sharded = compute.parallel == "fsdp"
-        return torch_memory_bytes(
+        return first_weights + torch_memory_bytes(
             config, vocab_size, rows, compute.precision, compute.device,
             ranks=count_ranks(), sharded=sharded,
         )  # fmt: skip
     bytes_per_number = PRECISION_BYTES[compute.precision]
-    return numpy_memory_bytes(config, vocab_size, rows, compute.threads, bytes_per_number)
+    return first_weights + numpy_memory_bytes(
+        config, vocab_size, rows, compute.threads, bytes_per_number
+    )
 
 
 def memory_saving_flags(engine: EngineName) -> list[str]:

@@ -24,7 +24,7 @@ from glasslm.report.figures import (
     windowed_mean,
 )
 from glasslm.runs.history import History, loss_range
-from glasslm.runs.metrics import Line, eval_lines, step_lines
+from glasslm.runs.metrics import EvalLine, Line, StepLine, eval_lines, step_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,8 +59,13 @@ class Panel:
     has_zero: bool = False  # the axis begins at 0
 
 
-def training_panels(history: History, grad_clip: float) -> list[Panel]:
-    """Training loss, validation loss, learning rate and gradient norm of a run."""
+def training_panels(
+    history: History, grad_clip: float, unit: str = "nats per token"
+) -> list[Panel]:
+    """Training loss, validation loss, learning rate and gradient norm of a run.
+
+    `unit` is that of the losses.
+    """
     steps, losses = as_array(history.steps), as_array(history.train_losses)
     norms = as_array(history.grad_norms)
     window = max([0, *history.steps]) / 50
@@ -78,7 +83,7 @@ def training_panels(history: History, grad_clip: float) -> list[Panel]:
     return [
         Panel(
             "Training loss",
-            "nats per token",
+            unit,
             [
                 Curve(raw, steps, losses, "train", "raw"),
                 Curve("smoothed", steps, smoothed, "train"),
@@ -86,7 +91,7 @@ def training_panels(history: History, grad_clip: float) -> list[Panel]:
         ),
         Panel(
             "Validation loss",
-            "nats per token",
+            unit,
             [
                 Curve("training, smoothed", steps, smoothed, "train", "raw"),
                 *_validation_curves(history),
@@ -129,8 +134,46 @@ def forgetting_panels(lines: Sequence[Line]) -> list[Panel]:
         evals = eval_lines(lines, split)
         bpb = dict(zip([line["step"] for line in evals], as_array([line["bpb"] for line in evals])))
         steps, values = np.array(list(bpb), float), np.array(list(bpb.values()))
+        if not np.isfinite(values).any():  # preference tuning learns no new text
+            continue
         curves.append(Curve(label, steps, values, colour, "points"))
     return [Panel("Learning and forgetting", "bits per byte", curves)]
+
+
+REWARD_PANELS = (  # measure, title, unit; a run has those of its objective
+    ("reward", "Reward", "mean of the answers"),
+    ("accuracy", "Pairs with the preferred order", "share of the pairs"),
+    ("margin", "Margin between the answers of a pair", "nats x beta"),
+    ("kl", "Divergence from the first weights", "nats per token of the answers"),
+    ("entropy", "Entropy of the answers", "nats per token"),
+    ("distinct", "Different answers", "share"),
+    ("length", "Length of the answers", "tokens"),
+)
+
+
+def preference_panels(lines: Sequence[Line]) -> list[Panel]:
+    """The measures of preference tuning, in training and held out; none in other runs."""
+    tuned = [line for line in step_lines(lines) if "preference" in line]
+    held_out = [line for line in eval_lines(lines) if "preference" in line]
+    sources: tuple[tuple[str, Sequence[StepLine | EvalLine], Colour, Style], ...] = (
+        ("training", tuned, "train", "line"),
+        ("held out", held_out, "validation", "points"),
+    )
+    panels = []
+    for name, title, unit in REWARD_PANELS:
+        curves = []
+        for label, source, colour, style in sources:
+            points = [(line["step"], line["preference"][name]) for line in source
+                      if name in line["preference"]]  # fmt: skip
+            if points:
+                steps, values = (
+                    np.array([step for step, _ in points], float),
+                    as_array([value for _, value in points]),
+                )
+                curves.append(Curve(label, steps, values, colour, style))
+        if curves:
+            panels.append(Panel(title, unit, curves, has_zero=name != "margin"))
+    return panels
 
 
 def expert_panels(lines: Sequence[Line]) -> list[Panel]:

@@ -11,6 +11,7 @@ from glasslm.inference.proportions import Proportion
 
 MAX_EXAMPLES = 12
 
+
 @dataclass(frozen=True)
 class NameStatistics:
     """Proportions of generated names, and of the names of the validation text (natural_*)."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from glasslm.config.presets import PRESETS, preset_config
-from glasslm.config.schema import ModelConfig, RunConfig
+from glasslm.config.schema import ModelConfig, PreferenceConfig, RunConfig
 from glasslm.model import parameters
 from glasslm.runs.metrics import (
     ENDED_STATUSES,
@@ -47,7 +47,14 @@ def headline_tiles(
     """Label, value and note of the most important numbers."""
     timing = [timing_of(line) for line in lines if line.get("timing")]
     tiles = []
-    if best is not None:
+    if best is not None and "preference" in best:
+        note = f"at step {best['step']:,}"
+        tiles = [("best held-out loss", format_number(best["loss"], ".4f"), note)]
+        tiles += [
+            (f"held-out {name}", format_number(value, ".3f"), note)
+            for name, value in best["preference"].items()
+        ]
+    elif best is not None:
         bpb = best.get("bpb")
         tiles += [
             (
@@ -87,10 +94,19 @@ def headline_tiles(
     return tiles
 
 
+def loss_unit(settings: PreferenceConfig) -> str:
+    """The unit of the losses of a run."""
+    if settings.reward:
+        return "1 - reward"
+    return "nats per pair" if settings.preferences else "nats per token"
+
+
 def describe_best_eval(best: EvalLine | None) -> str:
     """A sentence: on how much text the best loss was measured."""
     if best is None:
         return "No finite validation loss was recorded."
+    if "preference" in best:
+        return f"The best loss was measured on {best['tokens']:,} tokens of held-out answers."
     extent = "all" if best.get("whole") else "an evenly spaced sample of"
     error = best.get("stderr")
     exactness = "" if error is None else f", with a standard error of {error:.4f} nats per token"
@@ -141,6 +157,8 @@ def configuration_parts(
     parts = []
     for part in dataclasses.fields(config):
         if part.name == "operations" and not config.operations.ops:
+            continue
+        if part.name == "preference" and not config.preference.is_active:
             continue
         values, preset_values = (
             dataclasses.asdict(getattr(owner, part.name)) for owner in (config, base)

@@ -53,6 +53,7 @@ CHECKPOINT_TEMPERATURE = 0.7
 CAPTIONS = {  # of the figures, by the name of their file
     "training.png": "Losses are cross-entropy. The validation plot leaves out the steep start.",
     "forgetting.png": "Bits per byte of the new text and of the old text.",
+    "preference.png": "Preference tuning: each step before its update, and what is held out.",
     "experts.png": "Share of the tokens that each expert computes; dashed: an even share.",
 }
 
@@ -70,9 +71,14 @@ def write(run_dir: Path, time_share: float = 1.0) -> Path:
     context = _context(run, time_share)
     lines = list(run.metrics())
     panels = {
-        "training.png": curves.training_panels(run.history, run.config.optimizer.grad_clip),
+        "training.png": curves.training_panels(
+            run.history,
+            run.config.optimizer.grad_clip,
+            report_tables.loss_unit(run.config.preference),
+        ),
         "forgetting.png": curves.forgetting_panels(lines),
         "experts.png": curves.expert_panels(lines),
+        "preference.png": curves.preference_panels(lines),
     }
     panels = {name: drawn for name, drawn in panels.items() if drawn}
     images = {

@@ -3,10 +3,9 @@
 A checkpoint is the folder checkpoints/000500: model.safetensors (names of the parameter table;
 float32, or float64 when the engine computes in float64), optimizer.safetensors (moments as
 `adamw.m/NAME`), state.json (TrainingPosition and RunIdentity) and manifest.json. A run that trains
-adapters has only those in its checkpoints; its frozen weights are in base/model.safetensors. No
-file points to another: the latest checkpoint is the highest step that verifies, and its state names
-the best.
-The same state gives the same bytes.
+adapters has only those in its checkpoints; its frozen weights are in base/model.safetensors. So are
+the first weights of preference tuning. No file points to another: the latest checkpoint is the
+highest step that verifies, and its state names the best. The same state gives the same bytes.
 """
 
 from __future__ import annotations
@@ -209,8 +208,14 @@ def state_without_moments(
 
 
 def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:
-    """Write the frozen weights of a run with adapters, once, to base/model.safetensors."""
+    """Write frozen weights once: those under adapters, or the first ones of preference tuning."""
     files.write_folder(run_dir / BASE, {_MODEL: safetensors_chunks(frozen)})
+
+
+def read_base(run_dir: Path) -> dict[str, Array]:
+    """The weights of base/ by name; DamagedError where they are missing or were altered."""
+    files.verify_folder(run_dir / BASE)
+    return read_arrays(run_dir / BASE / _MODEL)
 
 
 def list_steps(run_dir: Path) -> list[int]:

@@ -57,6 +57,7 @@ class StepLine(TypedDict):
     skipped: NotRequired[bool]  # the update was not applied
     auxiliary: NotRequired[Mapping[str, float | None]]  # other terms, without coefficients
     experts: NotRequired[list[list[float | None]]]  # (layers, E) each expert's share of the choices
+    preference: NotRequired[Mapping[str, float | None]]  # of DPO or GRPO, before the update
     timing: NotRequired[Timing]
 
 
@@ -85,6 +86,7 @@ class EvalLine(TypedDict):
     stderr: NotRequired[float | None]  # nats per token, of a sample's loss
     accuracy: NotRequired[ProportionFacts]  # of a synthetic task: held-out answers that are exact
     train_accuracy: NotRequired[ProportionFacts]  # the same of examples of the training text
+    preference: NotRequired[Mapping[str, float | None]]  # of DPO or GRPO, on what is held out
     best: bool
     timing: NotRequired[Timing]
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -184,9 +184,14 @@ def _line_parts(line: Line) -> list[str]:
             f"norm {format_number(line.get('grad_norm'), '6.3f')}",
             f"{format_number(timing.get('tokens_per_s'), '9,.0f')} tok/s",
         ]
+        parts[1:1] = measure_parts(line.get("preference", {}))
         if timing.get("remaining_s") is not None:
             parts.append(f"{format_duration(timing['remaining_s'])} left")
         return parts
+    if line["kind"] == "eval" and "preference" in line:
+        parts = [f"held-out loss {format_number(line.get('loss'), '.4f')}"]
+        parts += measure_parts(line["preference"])
+        return parts + (["best"] if line.get("best") else [])
     if line["kind"] == "eval":
         parts = [
             f"{line.get('split', 'val')} loss {format_number(line.get('loss'), '.4f')}",
@@ -213,6 +218,19 @@ def _line_parts(line: Line) -> list[str]:
             parts.append(f"best val loss {best_loss} at step {line['best_step']}")
         return parts
     return []
+
+
+def measure_parts(measures: Mapping[str, float | None]) -> list[str]:
+    """The measures of preference tuning that a line has room for.
+
+    >>> measure_parts({"reward": 0.5, "kl": 0.01, "entropy": 0.7, "length": 3.0})
+    ['reward 0.500', 'kl 0.010', 'entropy 0.700']
+    """
+    return [
+        f"{name} {format_number(measures[name], '.3f')}"
+        for name in ("reward", "accuracy", "margin", "kl", "entropy", "distinct")
+        if name in measures
+    ]
 
 
 # -- summary ---------------------------------------------------------------------------------------
@@ -245,6 +263,11 @@ def summary_text(
             f"best validation loss {loss} on {tokens}, at step {best.get('step', 0):,}",
             f"perplexity {perplexity}, {bpb} bits per byte",
         ]
+        if measures := best.get("preference"):
+            lines[-2:] = [
+                f"best held-out loss {loss} at step {best.get('step', 0):,}: "
+                + ", ".join(measure_parts(measures))
+            ]
         if (accuracy := best.get("accuracy")) is not None:
             lines += [
                 f"answers that are exactly right: {accuracy['share']:.1%} of {accuracy['of']:,} "

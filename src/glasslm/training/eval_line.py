@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from glasslm.inference.evaluation import Score
-from glasslm.runs.metrics import EvalLine, Split
+from glasslm.runs.metrics import EvalLine, Split, Timing
+
+NO_MEASURES: Mapping[str, float] = {}  # those of preference tuning, where there is none
 
 
-def eval_line(step: int, score: Score, is_best: bool, split: Split) -> EvalLine:
-    """The line of a score, without its timing; a sample's line has its standard error."""
+def eval_line(
+    step: int,
+    score: Score,
+    is_best: bool,
+    split: Split,
+    timing: Timing,
+    measures: Mapping[str, float] = NO_MEASURES,
+) -> EvalLine:
+    """The line of a score; a sample's line has its standard error.
+
+    `measures` are those of preference tuning.
+    """
     line: EvalLine = {
         "kind": "eval",
         "step": step,
@@ -26,4 +40,7 @@ def eval_line(step: int, score: Score, is_best: bool, split: Split) -> EvalLine:
         line["accuracy"] = score.accuracy.facts
     if score.train_accuracy is not None:
         line["train_accuracy"] = score.train_accuracy.facts
+    if measures:
+        line["preference"] = measures
+    line["timing"] = timing
     return line

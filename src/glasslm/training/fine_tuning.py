@@ -30,6 +30,8 @@ Weights = Iterator[tuple[str, NDArray[Any]]]
 
 DEFAULT_RANK = 8
 LORA_LR, FULL_LR = 1e-2, 3e-3  # peak learning rates; the experiments are in docs/log.md
+# The same of preference tuning: after a step that is too large, no answer has a reward.
+PREFERENCE_LORA_LR, PREFERENCE_FULL_LR = 3e-3, 5e-4
 # Fields of ModelConfig that may differ from those of the base. block_size may not where positions
 # are learned.
 OVERRIDABLE_FIELDS = {
@@ -149,6 +151,27 @@ def new_tokens(tokenizer: Tokenizer, base_tokenizer: Tokenizer) -> dict[int, str
     """The special tokens by id that a tokenizer has beyond those of the base."""
     special = {i: token for token, i in tokenizer.special_tokens.items()}
     return {i: special[i] for i in range(base_tokenizer.vocab_size, tokenizer.vocab_size)}
+
+
+def preference_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
+    """The default config of preference tuning, on the text of the base.
+
+    Dropout and the auxiliary terms are off. The text is that on which forgetting is measured.
+    """
+    config = fine_tuning_config(base, with_adapters)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0),
+        data=base.run.config.data,
+        optimizer=dataclasses.replace(
+            config.optimizer, lr=PREFERENCE_LORA_LR if with_adapters else PREFERENCE_FULL_LR,
+            warmup_steps=10, weight_decay=0.0, ema=0.0, label_smoothing=0.0, z_loss=0.0,
+        ),
+        train=dataclasses.replace(
+            config.train, batch_size=128, micro_batch_size=0, max_steps=200, eval_interval=25,
+            log_interval=1, checkpoint_interval=50,
+        ),
+    )  # fmt: skip
 
 
 def load_best_checkpoint(run: Run, warn: Notify | None = None) -> Checkpoint:

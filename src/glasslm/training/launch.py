@@ -50,6 +50,7 @@ from glasslm.training.loop import Loop
 from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
 from glasslm.training.outcome import Outcome, make_outcome
 from glasslm.training.plan import describe_preparation, format_plan, length_notes, make_plan
+from glasslm.training.preference.opening import with_pairs_hash
 from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
@@ -97,7 +98,7 @@ def train(
     config = config.resolve()
     if run_dir is not None:
         run_folder.require_new(run_dir)
-    config = admit_operations(config)
+    config = with_pairs_hash(admit_operations(config))
     inputs = open_run_inputs(config, notify, dataset)
     preparation.end_stage("reading the text")
     config = with_document_end(config, inputs.dataset)
@@ -303,7 +304,10 @@ def _create_run(
     preset: str,
     command: str,
 ) -> Run:
-    """Create the run folder with run.json, the tokenizer and, with LoRA, the frozen weights."""
+    """Create the run folder with run.json and the tokenizer.
+
+    base/ has the frozen weights under adapters, or the first weights of preference tuning.
+    """
     dataset, base = inputs.dataset, inputs.base
     computed_by: ComputeRecord = {
         "engine": engine.name,
@@ -327,7 +331,7 @@ def _create_run(
         if settings := inputs.chat.settings if inputs.chat else settings:
             record["tokenizer"]["transformers"] = settings
     run_folder.create_run(run_dir, record, dataset.tokenizer.to_json())
-    if base and config.model.lora_rank:
+    if base and (config.model.lora_rank or config.preference.is_active):
         checkpoint.save_base(run_dir, base.weights_for(dataset.tokenizer, config.train.seed))
     return Run(run_dir)
 

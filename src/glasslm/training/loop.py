@@ -21,13 +21,12 @@ from glasslm.inference.answers import score_windows
 from glasslm.inference.evaluation import split_windows
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, TrainingPosition
-from glasslm.runs.metrics import EvalLine, Line, MetricsLog, Status, StepLine, Timing
-from glasslm.runs.metrics import Split as SplitName
+from glasslm.runs.metrics import Line, MetricsLog, Status, StepLine, Timing
 from glasslm.runs.run_folder import Run
 from glasslm.training import evaluation_windows as windows
 from glasslm.training import guard
 from glasslm.training.display import Display
-from glasslm.training.eval_line import eval_line
+from glasslm.training.eval_line import NO_MEASURES, eval_line
 from glasslm.training.final_measurement import TOO_SLOW, load_checkpoint, score_last_and_best
 from glasslm.training.guard import Guard, Limits
 from glasslm.training.interruption import Interruption, SignalEvent, catch_signals
@@ -35,9 +34,12 @@ from glasslm.training.learning_rate import lr_at
 from glasslm.training.long_call import EngineCalls
 from glasslm.training.loop_state import LoopState
 from glasslm.training.memory import peak_memory_bytes
+from glasslm.training.preference.opening import open_objective
+from glasslm.training.preference.warning_signs import PreferenceMonitor
 from glasslm.training.run_files import RunFiles
 from glasslm.training.sample_line import sample_line
-from glasslm.training.spikes import write_spike
+from glasslm.training.spikes import record_spike
+from glasslm.training.step_line import step_line
 from glasslm.training.time_limit import TimeLimit, no_limit
 from glasslm.training.training_batch import count_targets, require_known_tokens, training_batch
 
@@ -71,8 +73,14 @@ class Loop:
         n_tokens, n_final = len(dataset.val.tokens), run.record.get("final_windows")
         self.max_windows = windows.evaluation_windows(self.config, n_tokens)
         self.final_windows = windows.second_measurement_windows(self.config, n_tokens, n_final)
+        # Of preference tuning; None: the text is learned.
+        self.objective = open_objective(run, engine, dataset)
+        self.measures = NO_MEASURES  # of the last step
+        if self.objective:
+            self.final_windows = None  # an evaluation takes all that is held out
+        self.monitor = PreferenceMonitor(run.metrics() if position else ())
         self.step = position.step if position else 0
-        self.tokens = position.tokens if position else 0
+        self.tokens = self.tokens_logged = position.tokens if position else 0
         self.best = position.best if position else None
         state = LoopState.from_json(position.loop if position else {})
         self.patience_used, self.evaluated_at = state.patience_used, state.evaluated_at
@@ -138,12 +146,14 @@ class Loop:
         A non-finite loss or gradient never reaches the weights; a spike does unless --on-spike says
         otherwise.
         """
-        batch = self.batch(self.step)
+        batch, loss = self._next_batch()
         require_known_tokens(batch, self.dataset.tokenizer.vocab_size)
         limits = self.guard.limits
         n_tokens = batch.targets.size
         accumulate = partial(self.engine.accumulate, batch, 1 / count_targets(batch))
         losses = self.engine_calls.run(accumulate, n_tokens, self.interrupt.check)
+        if loss is not None:
+            losses = losses._replace(cross_entropy=loss)
         enforced_limits = guard.NO_LIMITS if self.config.train.on_spike == "log" else limits
         loss = losses.cross_entropy
         skip = not math.isfinite(loss) or loss > enforced_limits.loss
@@ -152,6 +162,14 @@ class Loop:
         self.step += 1
         self.tokens += n_tokens
         return batch, losses, update, limits
+
+    def _next_batch(self) -> tuple[Batch, float | None]:
+        """The next batch, and what it minimizes where that is not the cross-entropy."""
+        if self.objective is None:
+            return self.batch(self.step), None
+        prepared = self.objective.prepare_step(self.step, self.interrupt.check)
+        self.measures = prepared.measures
+        return prepared.batch, prepared.loss
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, counted from 0."""
@@ -164,36 +182,29 @@ class Loop:
         if verdict == "nonfinite" and self.guard.nonfinite == 1:
             self.warn("nonfinite", self.guard.nonfinite_warning(self.engine, batch))
         if verdict == "spike":
-            self._handle_spike(batch, losses.cross_entropy, update.norm, limits)
-
-    def _handle_spike(self, batch: Batch, loss: float, norm: float, limits: Limits) -> None:
-        """Log a spike and write its batch to spikes/.
-
-        With --on-spike rollback, load older weights.
-        """
-        action = self.config.train.on_spike
-        outcome = {
-            "log": "",
-            "skip": ": it was skipped",
-            "rollback": f": back to the weights of step {self.rollback_step}",
-        }
-        self.warn("spike", guard.spike_warning(self.step, loss, norm, limits, outcome[action]))
-        write_spike(
-            self.run_dir, self.step, batch, self.dataset.tokenizer, loss, norm, limits, action
-        )
-        if action == "rollback":
-            load_checkpoint(self.engine, self.run_dir, self.rollback_step)
+            action = self.config.train.on_spike
+            message = record_spike(
+                self.run_dir, self.step, batch, self.dataset.tokenizer, losses.cross_entropy,
+                update.norm, limits, action, self.rollback_step,
+            )  # fmt: skip
+            self.warn("spike", message)
+            if action == "rollback":
+                load_checkpoint(self.engine, self.run_dir, self.rollback_step)
 
     def evaluate(self) -> None:
         """Measure and log the validation loss."""
         self.run_files.require_unchanged()
-        score, old_score = self.score(self.dataset.val, self.max_windows), None
+        measures, old_score = NO_MEASURES, None
+        if self.objective:
+            score, measures = self.objective.evaluate(self.interrupt.check)
+        else:
+            score = self.score(self.dataset.val, self.max_windows)
         if self.old_text is not None:
             old_score = self.score(self.old_text, windows.max_evaluation_windows(self.config))
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
-        self.log(self._eval_line(self.step, score, is_best))
+        self.log(eval_line(self.step, score, is_best, "val", self._clock(), measures))
         if old_score is not None:
-            self.log(self._eval_line(self.step, old_score, is_best=False, split="old"))
+            self.log(eval_line(self.step, old_score, False, "old", self._clock()))
         self.evaluated_at, self.saved_at = self.step, -1
         if is_best:
             self.best, self.patience_used = Best(self.step, score.loss), 0
@@ -204,6 +215,8 @@ class Loop:
             self.step, score.loss, self.best, self.patience_used, is_last
         ):
             self.warn("overfit", warning)
+        for code, message in self.monitor.new_signs():
+            self.warn(code, message)
 
     def _is_best(self) -> bool:
         """Whether the current step has the best validation loss."""
@@ -256,7 +269,7 @@ class Loop:
             self.best = Best(*min(finite.items(), key=lambda pair: pair[1]))
         best_step = self.best.step if finite and self.best else None
         for step in sorted(scores, key=lambda step: step == best_step):
-            self.log(self._eval_line(step, scores[step], is_best=step == best_step))
+            self.log(eval_line(step, scores[step], step == best_step, "val", self._clock()))
         self.full_split_measured = True
         self.save(again=True)  # state.json names the best step of this measurement
 
@@ -341,46 +354,24 @@ class Loop:
 
     def _step_line(self, losses: Losses, update: Update) -> StepLine:
         """The metrics line of the step just made; its speed is the mean since the line before."""
-        clip = self.config.optimizer.grad_clip
-        seconds_per_step = self.seconds_training / self.steps_timed
-        self.seconds_training, self.steps_timed = 0.0, 0
-        timing: Timing = {
+        line = step_line(
+            self.step, losses, update, self.config.optimizer, self.max_steps, self.measures
+        )
+        line["tokens"] = self.tokens
+        line["epoch"] = (self.objective or self.sampler).epoch(self.step)
+        line["timing"] = {
             **self._clock(),
-            "tokens_per_s": self.config.tokens_per_step / seconds_per_step,
-            "remaining_s": seconds_per_step * (self.max_steps - self.step),
+            "tokens_per_s": (self.tokens - self.tokens_logged) / self.seconds_training,
+            "remaining_s": self.seconds_training / self.steps_timed * (self.max_steps - self.step),
             "memory_bytes": peak_memory_bytes(),
         }
-        line: StepLine = {
-            "kind": "step",
-            "step": self.step,
-            "loss": losses.cross_entropy,
-            "lr": lr_at(self.step - 1, self.config.optimizer, self.max_steps),
-            "grad_norm": update.norm,
-            "clipped": bool(clip and update.norm > clip),
-            "tokens": self.tokens,
-            "epoch": self.sampler.epoch(self.step),
-            "timing": timing,
-        }
-        if not update.applied:
-            line["skipped"] = True
-        if losses.auxiliary:
-            line["auxiliary"] = losses.auxiliary
-        if losses.experts is not None:  # (layers, E): each expert's share of its layer's choices
-            shares = losses.experts / losses.experts.sum(-1, keepdims=True)
-            line["experts"] = shares.round(4).tolist()
-        return line
-
-    def _eval_line(
-        self, step: int, score: evaluation.Score, is_best: bool, split: SplitName = "val"
-    ) -> EvalLine:
-        """The metrics line of an evaluation."""
-        line = eval_line(step, score, is_best, split)
-        line["timing"] = self._clock()
+        self.seconds_training, self.steps_timed, self.tokens_logged = 0.0, 0, self.tokens
         return line
 
     def log(self, line: Line) -> None:
         """Write a line to metrics.jsonl, then show it."""
         self.metrics.write(line)
+        self.monitor.add(line)
         self.display.show(line)
 
     def warn(self, code: str, message: str) -> None:

@@ -17,6 +17,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training.chat_run import open_chat, with_conversations
 from glasslm.training.fine_tuning import BaseRun
+from glasslm.training.preference.opening import require_tunable
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     """
     require_documents(config)
     require_whole_examples(config.data, config.model.block_size)
+    require_tunable(config)
     base = BaseRun(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)
@@ -83,5 +85,7 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     if dataset is None:
         source = corpora.find_source(config.data, notify)
         dataset = prepare_dataset(config.data, source, notify, base.run.tokenizer if base else None)
-    require_enough_tokens(dataset, config.model.block_size, config.train.batch_size)
+    # The text of preference tuning is only measured.
+    rows = 1 if config.preference.is_active else config.train.batch_size
+    require_enough_tokens(dataset, config.model.block_size, rows)
     return RunInputs(dataset, source, base)

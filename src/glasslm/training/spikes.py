@@ -7,13 +7,13 @@ from pathlib import Path
 from glasslm import files
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Batch
-from glasslm.training.guard import Limits
+from glasslm.training.guard import Limits, spike_warning
 
 FOLDER = "spikes"
 MAX_SPIKE_RECORDS = 100  # files in the folder
 
 
-def write_spike(
+def record_spike(
     run_dir: Path,
     step: int,
     batch: Batch,
@@ -22,9 +22,32 @@ def write_spike(
     norm: float,
     limits: Limits,
     action: str,
+    rollback_step: int,
+) -> str:
+    """Write the batch of a spike, unless the folder is full, and return the warning.
+
+    `action` is the value of --on-spike, and `rollback_step` the checkpoint of a rollback.
+    """
+    outcome = {
+        "log": "",
+        "skip": ": it was skipped",
+        "rollback": f": back to the weights of step {rollback_step}",
+    }
+    _write_spike(run_dir / FOLDER, step, batch, tokenizer, loss, norm, limits, action)
+    return spike_warning(step, loss, norm, limits, outcome[action])
+
+
+def _write_spike(
+    folder: Path,
+    step: int,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    loss: float,
+    norm: float,
+    limits: Limits,
+    action: str,
 ) -> None:
-    """Write the batch of a spike, its loss, gradient norm and limits, unless the folder is full."""
-    folder = run_dir / FOLDER
+    """Write the batch of a spike, its loss, gradient norm and limits."""
     if len(list(folder.glob("*.json"))) >= MAX_SPIKE_RECORDS:
         return
     files.make_folder(folder)

@@ -34,6 +34,8 @@ from glasslm.training.evaluation_windows import (
     second_measurement_windows,
 )
 from glasslm.training.long_call import EngineCalls
+from glasslm.training.preference.objective import Objective
+from glasslm.training.preference.opening import make_objective
 from glasslm.training.preparation import TOLERANCE, Preparation, explain_refusal
 from glasslm.training.sample_line import SAMPLE_TOKENS
 from glasslm.training.training_batch import count_targets, training_batch
@@ -59,6 +61,7 @@ class StepTimer(NamedTuple):
     sample: float
     checkpoint: float
     report: float = REPORT_S
+    held_out: float | None = None  # one evaluation of preference tuning; None: of windows
 
 
 def time_steps(
@@ -90,7 +93,13 @@ def time_steps(
             for _ in pieces:
                 pass
 
+    objective = None
+    if config.preference.is_active:  # the first weights are the current ones here
+        objective = make_objective(config, engine, lambda: engine, dataset)
+
     def step() -> float:
+        if objective:
+            return time_call(lambda: _tune(engine, objective, config))
         turn = time_call(lambda: engine_calls.run(accumulate, config.tokens_per_step))
         return turns * turn + time_call(lambda: engine.update(config.optimizer.lr))
 
@@ -108,9 +117,18 @@ def time_steps(
     require_time(timer)
     windows = [time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)]
     require_time(timer := timer._replace(window=min(windows) / rows))
+    if objective:
+        timer = timer._replace(held_out=time_call(lambda: objective.evaluate(lambda: None)))
     if config.train.sample_interval:
         timer = timer._replace(sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS)
     return timer._replace(report=REPORT_FACTOR * time_call(_sort_numbers))
+
+
+def _tune(engine: Engine, objective: Objective, config: RunConfig) -> None:
+    """One step of preference tuning."""
+    batch = objective.prepare_step(0, lambda: None).batch
+    engine.accumulate(batch, 1 / batch.targets.size)
+    engine.update(config.optimizer.lr)
 
 
 def _sort_numbers() -> None:
@@ -147,8 +165,12 @@ def run_seconds(
     steps = train.max_steps
     evaluations = 1 + math.ceil(steps / train.eval_interval)
     sampled_windows = evaluation_windows(config, val_tokens)
-    windows = evaluations * (sampled_windows or count_windows(config, val_tokens))
-    windows += FINAL_PASSES * (second_measurement_windows(config, val_tokens, n_final) or 0)
+    windows, held_out_s = 0, 0.0
+    if timer.held_out is None:
+        windows = evaluations * (sampled_windows or count_windows(config, val_tokens))
+        windows += FINAL_PASSES * (second_measurement_windows(config, val_tokens, n_final) or 0)
+    else:
+        held_out_s = evaluations * timer.held_out
     if train.init_from:  # the old text is evaluated too
         windows += evaluations * max_evaluation_windows(config)
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
@@ -156,6 +178,7 @@ def run_seconds(
     return (
         steps * timer.step
         + windows * timer.window
+        + held_out_s
         + samples * timer.sample
         + checkpoints * timer.checkpoint
     )

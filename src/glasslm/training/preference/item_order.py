@@ -15,7 +15,5 @@ def items_of_step(seed: int, step: int, count: int, total: int) -> NDArray[np.in
     for number in np.unique(passes):
         philox = np.random.Philox(key=np.array([seed, number], np.uint64))
         in_pass = passes == number
-        items[in_pass] = permute_indices(
-            places[in_pass], total, philox.random_raw(FEISTEL_ROUNDS)
-        )
+        items[in_pass] = permute_indices(places[in_pass], total, philox.random_raw(FEISTEL_ROUNDS))
     return items

@@ -33,6 +33,7 @@ from glasslm.training.preference.rollouts import Sampler
 
 Floats = NDArray[np.float64]
 CheckInterrupt = Callable[[], None]
+FirstEngine = Callable[[], Engine]  # makes an engine with the first weights
 
 HELD_OUT_SAMPLE = 1 << 63  # the first number of the answers of evaluations: no step reaches it
 HELD_OUT_ROWS = 64  # rows of pairs that an evaluation computes at once
@@ -64,6 +65,10 @@ class Objective(Protocol):
         """Measure the current weights on what is held out."""
         ...
 
+    def epoch(self, step: int) -> float:
+        """Passes over the pairs or prompts after `step` steps."""
+        ...
+
 
 class PairObjective:
     """DPO: the batch of a step has B / 2 pairs, the chosen answers before the rejected ones."""
@@ -72,7 +77,7 @@ class PairObjective:
         self,
         config: RunConfig,
         engine: Engine,
-        first: Callable[[], Engine],
+        first: FirstEngine,
         tokenizer: Tokenizer,
         train: Sequence[PreferencePair],
         held_out: Sequence[PreferencePair],
@@ -113,6 +118,10 @@ class PairObjective:
             Score(loss, math.nan, math.nan, tokens, 0, whole=True), pair_measures(losses)
         )
 
+    def epoch(self, step: int) -> float:
+        """Objective.epoch."""
+        return step * (self.config.train.batch_size // 2) / len(self.train)
+
     def _compare(
         self, pairs: Sequence[tuple[Answer, Answer]]
     ) -> tuple[AnswerRows, PairLosses, dict[str, float]]:
@@ -121,7 +130,9 @@ class PairObjective:
         nats = token_nats(self.engine, rows).sum(1)
         first_nats = token_nats(self.first_engine, rows).sum(1)
         chosen, rejected = np.split(nats, 2)
-        losses = pair_losses(chosen, rejected, *np.split(first_nats, 2), self.config.preference.beta)
+        first_chosen, first_rejected = np.split(first_nats, 2)
+        beta = self.config.preference.beta
+        losses = pair_losses(chosen, rejected, first_chosen, first_rejected, beta)
         means = {"chosen_nats": float(chosen.mean()), "rejected_nats": float(rejected.mean())}
         return rows, losses, means
 
@@ -164,14 +175,21 @@ class RewardObjective:
         self,
         config: RunConfig,
         engine: Engine,
-        first: Callable[[], Engine],
+        first: FirstEngine,
         tokenizer: Tokenizer,
         reward: Reward,
     ) -> None:
         """`first()` returns an engine with the first weights."""
         self.config, self.engine, self._first, self.reward = config, engine, first, reward
-        settings = config.preference
-        self.sampler = Sampler(engine, tokenizer, config.model, settings.answer_tokens)
+        self.sampler = Sampler(engine, tokenizer, config.model, config.preference.answer_tokens)
+        prompts = (*reward.prompts[-1:], *reward.held_out_prompts[-1:])  # the longest ones
+        longest = max(len(self.sampler.prompt_ids(prompt)) for prompt in prompts)
+        if longest + config.preference.answer_tokens > config.model.block_size:
+            raise InputError(
+                f"prompts of {longest} tokens and --answer-tokens "
+                f"{config.preference.answer_tokens} do not fit into the context of "
+                f"{config.model.block_size} tokens: give fewer --answer-tokens"
+            )
 
     @cached_property
     def first_engine(self) -> Engine:
@@ -183,7 +201,7 @@ class RewardObjective:
         train, settings = self.config.train, self.config.preference
         B, G = train.batch_size, settings.group_size
         items = items_of_step(train.seed, step, B // G, len(self.reward.prompts))
-        prompts = [self.reward.prompts[item] for item in np.repeat(items, G)]
+        prompts = [self.reward.prompts[item] for item in np.repeat(items, G).tolist()]
         sampling = Sampling(temperature=1.0, seed=train.seed)  # the distribution that is trained
         rollouts = self.sampler.sample(prompts, sampling, step * B, check_interrupt)
         texts = [rollout.text for rollout in rollouts]
@@ -200,9 +218,7 @@ class RewardObjective:
             "distinct": self.reward.distinct_share(prompts, texts),
             "length": float(rows.lengths.mean()),
         }
-        return ObjectiveStep(
-            weighted_batch(rows, slopes, step), 1 - measures["reward"], measures
-        )
+        return ObjectiveStep(weighted_batch(rows, slopes, step), 1 - measures["reward"], measures)
 
     def evaluate(self, check_interrupt: CheckInterrupt) -> HeldOutScore:
         """Objective.evaluate: 1 - the held-out score, which training does not see."""
@@ -218,6 +234,11 @@ class RewardObjective:
             Score(1 - held_out, math.nan, math.nan, tokens, 0, whole=True),
             {"reward": held_out, "distinct": self.reward.distinct_share(prompts, texts)},
         )
+
+    def epoch(self, step: int) -> float:
+        """Objective.epoch."""
+        prompts = self.config.train.batch_size // self.config.preference.group_size
+        return step * prompts / len(self.reward.prompts)
 
 
 def weighted_batch(rows: AnswerRows, slopes: Floats, step: int) -> Batch:

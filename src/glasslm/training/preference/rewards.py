@@ -25,9 +25,20 @@ Text = str | None  # an answer; None: it has no end
 class Reward(Protocol):
     """A checkable reward: its prompts, its rule, and what measures it from outside."""
 
-    prompts: Sequence[str]  # of training
-    held_out_prompts: Sequence[str]  # never trained on; evaluations take all of them
-    held_out_temperature: float  # of the answers to them; 0: the likeliest answer
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts of training, the longest last."""
+        ...
+
+    @property
+    def held_out_prompts(self) -> Sequence[str]:
+        """Prompts that are never trained on; evaluations take all of them."""
+        ...
+
+    @property
+    def held_out_temperature(self) -> float:
+        """The temperature of the answers to them; 0: the likeliest answer."""
+        ...
 
     def score(self, prompt: str, answer: Text) -> float:
         """The reward of an answer, 0 or 1."""
