@@ -221,7 +221,7 @@ def test_pairs_that_changed_or_are_too_long_are_refused(
         launch.resume(tmp_path / "run", COMPUTE, notify=ignore_message)
     line = {"prompt": "1" * 30, "chosen": "1", "rejected": "2"}
     copy.write_text("\n".join(json.dumps(line | {"prompt": p}) for p in ("1" * 30, "2")))
-    with pytest.raises(InputError, match="a pair has 31 tokens.*at most 25"):
+    with pytest.raises(InputError, match=r"a pair has 31 tokens.*at most 25"):
         tune(additions, tmp_path / "other", preferences=str(copy))
 
 

@@ -14,7 +14,7 @@ from glasslm.config.preference_config import RewardName
 from glasslm.data.name_list import is_name_list, list_lines, trigrams
 from glasslm.errors import InputError
 
-LARGEST_ADDEND = 99
+LARGEST_ADDEND = 49
 HELD_OUT_PARTS = 10  # one of them is held out
 HELD_OUT_PROMPTS = 200
 END = "\n"  # ends each answer
