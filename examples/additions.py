@@ -2,9 +2,9 @@
 
     python examples/additions.py [additions.txt [LINES [NOISE]]]
 
-Each answer is the sum plus a whole number drawn evenly from -NOISE to NOISE, so a model of this text
-answers right with a probability of 1 / (2 NOISE + 1). No line has a sum that `--reward addition`
-holds out.
+Each answer is the sum plus a whole number drawn evenly from -NOISE to NOISE. So a model that has
+learned this text is right with a probability of 1 / (2 NOISE + 1). No line has a sum that
+`--reward addition` holds out.
 """
 
 import sys
@@ -16,7 +16,8 @@ from glasslm.training.preference.rewards import LARGEST_ADDEND, is_held_out
 
 def noisy_sums(lines: int, noise: int, seed: int = 0) -> str:
     """`lines` lines such as "12+34=47"."""
-    random, sums = Random(seed), []
+    random = Random(seed)
+    sums: list[str] = []
     while len(sums) < lines:
         a, b = (random.randrange(LARGEST_ADDEND + 1) for _ in range(2))
         if not is_held_out(a, b):
