@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -92,22 +92,24 @@ class CurveComparison:
         }
 
 
-def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComparison:
-    """Compare two groups of curves; the validation losses where all curves have them.
+class CommonEnd(NamedTuple):
+    """The losses of curves near the last step that all of them have."""
 
-    Raises InputError where the curves have no steps in common.
+    column: str  # "validation loss" or "training loss"
+    step: float
+    step_unit: str
+    losses: list[float]  # the mean over the last END_SHARE of the common steps
+
+
+def common_end(curves: Sequence[Curve]) -> CommonEnd:
+    """The losses at the last common step; the validation losses where all curves have them.
+
+    Raises InputError where units differ, or the curves have no steps in common.
     """
-    both = [*first, *second]
-    step_units = {curve.step_unit: curve.name for curve in both}
-    if len(step_units) > 1:
-        listed = ", ".join(f"{unit}s ({name})" for unit, name in step_units.items())
-        raise InputError(
-            f"the curves have different steps, {listed}: name columns of the same kind with "
-            "--columns step=COLUMN"
-        )
-    has_validation = all(len(curve.validation.finite) for curve in both)
-    series = [(curve.validation if has_validation else curve.train).finite for curve in both]
-    for curve, values in zip(both, series):
+    _require_one_step_unit(curves)
+    has_validation = all(len(curve.validation.finite) for curve in curves)
+    series = [(curve.validation if has_validation else curve.train).finite for curve in curves]
+    for curve, values in zip(curves, series):
         if not len(values):
             raise InputError(f"{curve.name} has no finite loss: leave it out of the comparison")
     begin = max(float(values.steps[0]) for values in series)
@@ -118,11 +120,27 @@ def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComp
             f"{end:,g}. --columns step=tokens compares them at equal tokens"
         )
     ends = [_mean_before(values, end, (end - begin) * END_SHARE) for values in series]
-    sides = ends[: len(first)], ends[len(first) :]
-    estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
-    _require_one_unit(both, has_validation)
+    _require_one_unit(curves, has_validation)
     column = "validation loss" if has_validation else "training loss"
-    return CurveComparison(first, second, column, end, sides, estimate, both[0].step_unit)
+    return CommonEnd(column, end, curves[0].step_unit, ends)
+
+
+def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComparison:
+    """Compare two groups of curves at their last common step. Raises InputError as that does."""
+    end = common_end([*first, *second])
+    sides = end.losses[: len(first)], end.losses[len(first) :]
+    estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
+    return CurveComparison(first, second, end.column, end.step, sides, estimate, end.step_unit)
+
+
+def _require_one_step_unit(curves: Sequence[Curve]) -> None:
+    units = {curve.step_unit: curve.name for curve in curves}
+    if len(units) > 1:
+        listed = ", ".join(f"{unit}s ({name})" for unit, name in units.items())
+        raise InputError(
+            f"the curves have different steps, {listed}: name columns of the same kind with "
+            "--columns step=COLUMN"
+        )
 
 
 def _require_one_unit(curves: Sequence[Curve], of_validation: bool) -> None:
