@@ -15,7 +15,7 @@ from glasslm import cli
 from glasslm.errors import InputError
 from glasslm.lab.scaling import fit_report
 from glasslm.lab.scaling.analysis import Analysis, analyse_runs
-from glasslm.lab.scaling.fixed_law import compare_law, parse_law
+from glasslm.lab.scaling.fixed_law import compare_law, compare_tie, parse_law
 from glasslm.lab.scaling.law import Observation, fit, merge_sizes
 
 CELLS = [(N, D) for N in np.geomspace(1e5, 1e7, 6) for D in np.geomspace(1e6, 1e8, 5)]
@@ -88,6 +88,20 @@ def test_one_exponent_for_both() -> None:
     assert tied.alpha == tied.beta
     assert tied.objective >= fit(runs(SMALL, CELLS, noise=0.002)).objective
     assert tied.method.endswith("; alpha and beta are equal")
+    C, M = 1e16, 30.0  # the form in compute and tokens per parameter is the same law
+    a, b = tied.A * 6**tied.eta, tied.B * 6**tied.eta
+    N = math.sqrt(C / (6 * M))
+    form = tied.E + (a * M**tied.eta + b * M**-tied.eta) * C**-tied.eta
+    assert form == pytest.approx(tied.loss(N, M * N))
+
+
+def test_equal_exponents_are_accepted_where_they_hold() -> None:
+    equal, unequal = replace(SMALL, alpha=0.3, beta=0.3), replace(SMALL, alpha=0.5, beta=0.25)
+    tests = [compare_tie(runs(equal, CELLS, noise=0.003, seed=seed)) for seed in range(20)]
+    assert sum(test.accepted for test in tests) >= 16
+    rejected = compare_tie(runs(unequal, CELLS, noise=0.003))
+    assert not rejected.accepted
+    assert rejected.sentence.startswith("The runs reject alpha = beta (F test against two")
 
 
 def test_a_known_law_is_accepted_and_a_wrong_one_rejected() -> None:
@@ -126,12 +140,14 @@ def test_the_command_says_the_verdict_first_and_exits_by_it(
     assert "N = 1e+06, D = 2e+07: a loss of " in output
     rng = np.random.default_rng(0)
     noise = [Observation(N, D, 3 + 0.1 * float(rng.standard_normal())) for N, D in CELLS]
-    argv = ["scale", "--fit", write("noise.csv", noise), "--json", "--tie", "alpha=beta"]
+    argv = ["scale", "--fit", write("noise.csv", noise), "--json", "--tie", "eta"]
     assert cli.main(argv) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["verdict"] == "worthless"
     assert facts["r2"] < 0.5
     assert "alpha and beta are equal" in facts["method"]
+    assert facts["eta"]["value"] == pytest.approx(facts["alpha"]["value"] / 2)
+    assert facts["tie"].keys() == {"accepted", "p"}
     assert folders == ["scaling-good-csv", "scaling-noise-csv"]
     for words in (["--predict", "1,x"], ["--predict", "5"], ["--law", "1,2"]):
         assert cli.main(["scale", "--fit", good, *words]) == 2

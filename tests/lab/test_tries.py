@@ -14,9 +14,11 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import DamagedError, InputError, InUseError
+from glasslm.lab.studies import sweep
 from glasslm.lab.tries import attempt
 from glasslm.lab.tries.attempt import Change, TryPlan, TryResult, TrySpec
 from glasslm.lab.tries.ledger import Ledger, open_ledger
+from glasslm.runs.run_folder import Run
 from glasslm.text import ignore_message
 from small_runs import small_config, train, write_text
 
@@ -184,6 +186,33 @@ def test_an_operation_of_a_file_and_a_copy_of_the_source_are_tried(
     assert facts["delta"] == 0  # the same code
     assert cli.main([*argv, "--source", "no-such-commit"]) == 2
     assert "neither a folder nor a commit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--budget=9m", "--seeds=5", "--lr=1", "--change=--bias"])
+def test_final_refuses_flags_that_it_would_ignore(
+    tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = str(tmp_path / "tries.jsonl")
+    assert cli.main(["try", "--final", "--ledger", ledger, flag]) == 2
+    assert f"so {flag.partition('=')[0]} has no effect: leave it out" in capsys.readouterr().err
+    assert cli.main(["try", "--final", "--ledger", ledger, "--engine", "numpy"]) == 2
+    assert "was accepted: --final measures the last one" in capsys.readouterr().err
+
+
+def test_a_failed_try_counts_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(study: Path, trials: Sequence[Any], *_: object) -> dict[str, Any]:
+        return {trial.name: sweep.TrialOutcome("failed", Run(study), "no disk") for trial in trials}
+
+    monkeypatch.setattr(sweep, "run_all", fail)
+    text, ledger = write_text(tmp_path / "text.txt"), tmp_path / "tries.jsonl"
+    argv = ["try", "--text-file", str(text), "--ledger", str(ledger), "--change", "--bias"]
+    assert cli.main([*argv, "--max-steps", "20"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "runs failed, and all of them are needed (base-s" in error
+    assert "no disk). This try has ended and counts" in error
+    assert [event["kind"] for event in Ledger(ledger).events] == ["begin", "failed"]
 
 
 def test_changes_that_cannot_be_compared_are_refused(

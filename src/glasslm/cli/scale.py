@@ -57,8 +57,9 @@ class Flags(RecipeFlags):
     """Columns of --fit: N, D, C, loss, seed or unique (tokens), as in N=size*1e6."""
     delta: float = 1e-3
     """Delta of the Huber loss of --fit; inf is least squares."""
-    tie: Literal["alpha=beta"] | None = None
-    """Fit one exponent for size and tokens."""
+    tie: Literal["alpha=beta", "eta"] | None = None
+    """Fit one exponent for size and tokens, and test it. eta is half of it, the exponent of compute
+    in L = E + (a M^eta + b M^-eta) C^-eta with M = D/N (Gadre et al. 2024)."""
     law: Annotated[str | None, optional_flag("A,B,E,alpha,beta", "none")] = None
     """Test whether the runs of --fit accept this law."""
     predict: Annotated[tuple[str, ...], optional_flag("N,D...", "none")] = ()
@@ -106,7 +107,9 @@ def main(argv: list[str]) -> int:
     if analysis:
         facts |= to_json(analysis) | {"report": str(page)}
         paragraphs += [fit_report.summary(analysis)]
-        further_facts, further = _further_questions(analysis, law, predictions)
+        further_facts, further = _further_questions(
+            analysis, law, predictions, flags.tie is not None
+        )
         facts |= further_facts
         paragraphs += [*further, f"report: {page}"]
     if flags.plan is not None:
@@ -123,14 +126,18 @@ def main(argv: list[str]) -> int:
 
 
 def _further_questions(
-    analysis: Analysis, law: Law | None, predictions: Sequence[tuple[float, float]]
+    analysis: Analysis, law: Law | None, predictions: Sequence[tuple[float, float]], is_tied: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The answers to --law and --predict: for JSON, and as paragraphs."""
+    """The answers to --law, --tie and --predict: for JSON, and as paragraphs."""
     from glasslm.lab.scaling import fit_report, fixed_law
     from glasslm.lab.scaling.plan import extrapolation_warning
 
     facts: dict[str, Any] = {}
     paragraphs = []
+    if is_tied:
+        tie = fixed_law.compare_tie(analysis.runs)
+        facts["tie"] = {"accepted": tie.accepted, "p": tie.p}
+        paragraphs.append(tie.sentence)
     if law is not None:
         test = fixed_law.compare_law(law, analysis.runs)
         facts["law"] = {"accepted": test.accepted, "p": test.p, "mean_error": test.mean_error}

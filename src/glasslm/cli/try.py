@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
     require(flags.seeds >= 3, "seeds", flags.seeds, "at least 3")
     require(flags.detect > 0, "detect", flags.detect, "nats above 0")
     if flags.final:
+        _refuse_unread(argv)
         return _measure_final(flags)
     if not flags.change and flags.source is None and not flags.operations.ops:
         raise InputError('nothing to try: give --change "FLAGS", --ops FILE or --source DIR')
@@ -205,8 +206,6 @@ def _measure_final(flags: Flags) -> int:
     from glasslm.lab.tries.hidden_text import measure_final
     from glasslm.lab.tries.ledger import open_ledger
 
-    if flags.change or flags.source:
-        raise InputError("--final takes no --change: it measures the last accepted try")
     with open_ledger(flags.ledger) as ledger:
         facts = measure_final(ledger, compute_config(flags.compute), notify)
         ledger.append("final", {**facts, "time": _now()})
@@ -216,6 +215,20 @@ def _measure_final(flags: Flags) -> int:
     else:
         print_result(f"{facts['change']} on the hidden text: {facts['words']}\npage: {page}")
     return 0 if facts["verdict"] == "better" else 1
+
+
+def _refuse_unread(argv: Sequence[str]) -> None:
+    """Raise InputError for a flag that --final would ignore: its runs are trained already."""
+    read_flags = {"--final", "--ledger", "--json", *(
+        "--" + field.name.replace("_", "-") for field in dataclasses.fields(DeviceConfig)
+    )}  # fmt: skip
+    typed = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    ignored = [flag for flag in typed if flag.replace("--no-", "--") not in read_flags]
+    if ignored:
+        raise InputError(
+            f"--final measures the runs of the last accepted try, so {ignored[0]} has no effect: "
+            "leave it out"
+        )
 
 
 def _write_page(flags: Flags, ledger: Ledger) -> Path:

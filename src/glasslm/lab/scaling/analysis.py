@@ -138,6 +138,9 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
                 for o in quality.outliers
             ],
             **{name: _interval_json(interval) for name, interval in intervals.items()},
+            "eta": _interval_json(analysis.bootstrap.interval(lambda law: law.alpha / 2, log=True))
+            if fit.equal_exponents
+            else None,
             "objective": fit.objective,
             "method": fit.method,
             "delta": fit.delta,

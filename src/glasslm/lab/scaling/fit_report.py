@@ -77,6 +77,8 @@ def sentences(analysis: Analysis) -> list[str]:
         f"beta {format_interval(p['beta'])}, E {format_interval(p['E'])} (95%). Fitted by "
         f"{fit.method}."
     )
+    if fit.equal_exponents:
+        result.append(_over_training_form(analysis))
     ratio = analysis.bootstrap.interval(
         lambda law: law.tokens_per_parameter(fit.largest_C), log=True
     )
@@ -100,6 +102,17 @@ def sentences(analysis: Analysis) -> list[str]:
             "(without embeddings, with more tokens than the models could use, on other text)."
         )
     return result + analysis.notes
+
+
+def _over_training_form(analysis: Analysis) -> str:
+    """The law with equal exponents in compute and tokens per parameter, as a sentence."""
+    fit = analysis.bootstrap.fit
+    eta = analysis.bootstrap.interval(lambda law: law.alpha / 2, log=True)
+    a, b = (term * 6**fit.eta for term in (fit.A, fit.B))
+    return (
+        f"In C and M = D / N: L = {fit.E:.4g} + ({a:.4g} M^eta + {b:.4g} M^-eta) C^-eta with eta = "
+        f"alpha / 2 = {format_interval(eta)} (Gadre et al. 2024, arXiv:2403.08540)."
+    )
 
 
 def _shorter_backtests(analysis: Analysis) -> str:

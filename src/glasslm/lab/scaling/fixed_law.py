@@ -39,6 +39,22 @@ class LawTest(NamedTuple):
         )
 
 
+class TieTest(NamedTuple):
+    """The F test of equal exponents against two of their own."""
+
+    p: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the runs agree with equal exponents, as far as they can tell."""
+        return self.p >= SIGNIFICANCE
+
+    @property
+    def sentence(self) -> str:
+        verdict = "accept" if self.accepted else "reject"
+        return f"The runs {verdict} alpha = beta (F test against two exponents, p = {self.p:.3g})."
+
+
 def parse_law(text: str) -> Law:
     """The law of "A,B,E,alpha,beta". Raises InputError for anything else."""
     try:
@@ -73,3 +89,15 @@ def compare_law(law: Law, observations: Sequence[Observation]) -> LawTest:
     return LawTest(
         law, float(f.sf(ratio, 5, freedom)), math.expm1(float(fixed.mean())), float(fixed.std())
     )
+
+
+def compare_tie(observations: Sequence[Observation]) -> TieTest:
+    """The F test of one exponent against two, both fitted by least squares. Cells count."""
+    from scipy.stats import f
+
+    free = fit(observations, math.inf)
+    tied = fit(observations, math.inf, equal_exponents=True)
+    freedom = free.degrees_of_freedom
+    unexplained = max(free.objective, 1e-24 * len(observations))
+    ratio = max(tied.objective - unexplained, 0.0) / (unexplained / freedom)
+    return TieTest(float(f.sf(ratio, 1, freedom)))

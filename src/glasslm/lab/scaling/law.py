@@ -126,7 +126,7 @@ class Fit(Law):
     delta: float
     n: int  # runs
     cells: int  # different (N, D)
-    residual_sd: float  # of the log loss, five parameters subtracted: noise of seeds and misfit
+    residual_sd: float  # of the log loss, fitted parameters subtracted: noise of seeds and misfit
     largest_C: float
     warnings: tuple[str, ...]  # parameters that the runs do not determine
     equal_exponents: bool = False  # alpha and beta were fitted as one
@@ -144,7 +144,20 @@ class Fit(Law):
 
         Seeds of one cell count once, because they share the misfit of the law.
         """
-        return self.cells - 5
+        return self.cells - self.n_parameters
+
+    @property
+    def n_parameters(self) -> int:
+        """The fitted parameters: five, or four with equal exponents."""
+        return 4 if self.equal_exponents else 5
+
+    @property
+    def eta(self) -> float:
+        """The exponent of C in L = E + (a M^eta + b M^-eta) C^-eta, M = D / N.
+
+        That is the form of Gadre et al. 2024 (arXiv:2403.08540) for equal exponents.
+        """
+        return self.alpha / 2
 
 
 def fit(
@@ -188,7 +201,7 @@ def fit(
         delta=delta,
         n=len(observations),
         cells=cells,
-        residual_sd=math.sqrt(squares / (len(observations) - 5)),
+        residual_sd=math.sqrt(squares / (len(observations) - (4 if equal_exponents else 5))),
         largest_C=float(max(o.C for o in observations)),
         warnings=_undetermined_warnings(theta[best], problem.y),
         equal_exponents=equal_exponents,

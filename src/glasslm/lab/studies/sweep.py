@@ -76,6 +76,9 @@ class Runner:
         )
 
 
+TRY_AGAIN = "Remove the cause and give the same command again: it tries them again"
+
+
 class TrialOutcome(NamedTuple):
     """The end of a trial."""
 
@@ -155,15 +158,14 @@ def read_outcomes(study: Path, trials: Sequence[Trial]) -> dict[str, TrialOutcom
     return {trial.name: _read_outcome(study, trial, None) for trial in trials}
 
 
-def require_results(outcomes: dict[str, TrialOutcome]) -> None:
+def require_results(outcomes: dict[str, TrialOutcome], cure: str = TRY_AGAIN) -> None:
     """Raise InputError if any trial failed: what follows depends on the result of each."""
     errors = {name: end.error for name, end in outcomes.items() if end.status == "failed"}
     if errors:
         name, error = next(iter(errors.items()))
         raise InputError(
-            f"{len(errors)} of {len(outcomes)} runs failed, and the study needs all of them "
-            f"({name}: {error}). Remove the cause and give the same command again: it tries them "
-            "again"
+            f"{len(errors)} of {len(outcomes)} runs failed, and all of them are needed ({name}: "
+            f"{error}). {cure}"
         )
 
 

@@ -39,6 +39,7 @@ TryVerdict = Literal["better", "worse", "not_distinguishable", "diverged"]
 HIDDEN_FRACTION = 0.1  # of the text, that only --final touches
 PLANNED_PAIRS = 8  # for which a budget should suffice
 MIN_STEPS = 20
+FAILED_TRY = "This try has ended and counts; remove the cause, and the same command is a new try"
 BUDGET_SHARE = 0.85  # of the budget, for training; the remainder is for starts and the page
 
 
@@ -213,7 +214,7 @@ def run_try(plan: TryPlan, study: Path, runner: Runner, command: str, notify: No
         outcomes = sweep.run_all(
             study, [*sides[0], *sides[1]], runner, plan.vocab_size, notify, command
         )
-        sweep.require_results(outcomes)
+        sweep.require_results(outcomes, FAILED_TRY)
         base, change = (
             [read_trial(seed, outcomes[trial.name]) for seed, trial in zip(seeds, side)]
             for side in sides
