@@ -183,6 +183,33 @@ def test_a_parabola_takes_more_sizes_only_with_a_reason() -> None:
         assert "around the lowest loss" in parabola.widened
 
 
+def test_many_close_sizes_do_not_drown_the_curvature_in_noise() -> None:
+    """Two neighbours of 40 sizes in two decades span a factor of 1.3: noise alone."""
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(run, loss=run.loss * math.exp(0.003 * float(rng.standard_normal())))
+        for C in (1e13, 4e13, 1.6e14, 6.4e14)
+        for N in LAW.N_opt(C) * np.geomspace(0.1, 10, 40)
+        for run in [Observation(N, C / 6 / N, LAW.loss(N, C / 6 / N))]
+    ]
+    fitted = fit_parabolas(noisy)
+    assert all(parabola.sizes[-1] / parabola.sizes[0] > 3.9 for parabola in fitted)
+    assert "span less than a factor of 2 on a side" in fitted[0].widened
+    frontier = isoflop.isoflop_frontier(fitted)
+    assert frontier.a.value == pytest.approx(LAW.a, abs=0.05)
+    assert LAW.a in frontier.a
+
+
+def test_losses_are_not_interpolated_over_wide_gaps() -> None:
+    """Over a factor of 40 in tokens, an interpolated loss is 3% too high."""
+    close = [Observation(N, D, LAW.loss(N, D)) for N in (1e5, 1e6, 1e7) for D in (2e6, 6e6)]
+    wide = [Observation(3e6, D, LAW.loss(3e6, D)) for D in (5e5, 2e7)]
+    at_equal = isoflop.interpolate_equal_tokens([*close, *wide])
+    assert [run.N for run in at_equal] == [1e5, 1e6, 1e7]
+    for run in at_equal:
+        assert run.loss == pytest.approx(LAW.loss(run.N, run.D), rel=1e-9)
+
+
 def test_optima_with_errors_weigh_the_line() -> None:
     """One compute with a scatter of its own moves the line less than it does without weights."""
     rng = np.random.default_rng(0)

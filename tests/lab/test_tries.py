@@ -15,7 +15,7 @@ import pytest
 from glasslm import cli
 from glasslm.errors import DamagedError, InputError, InUseError
 from glasslm.lab.studies import sweep
-from glasslm.lab.tries import attempt
+from glasslm.lab.tries import attempt, tries_page
 from glasslm.lab.tries.attempt import Change, TryPlan, TryResult, TrySpec
 from glasslm.lab.tries.ledger import Ledger, open_ledger
 from glasslm.runs.run_folder import Run
@@ -113,6 +113,40 @@ def test_the_ledger_counts_every_try_and_notices_each_edit(tmp_path: Path) -> No
         path.write_bytes(changed)
         with pytest.raises(DamagedError, match="was changed, cut or removed"):
             Ledger(path)
+
+
+def test_the_page_has_every_try_and_the_path_of_the_best(tmp_path: Path) -> None:
+    end = {
+        "ci_low": -0.1,
+        "ci_high": 0.0,
+        "seeds": 3,
+        "seeds_needed": 4,
+        "seconds": 9.0,
+        "steps": 20,
+    }
+    tried = [  # two alternatives to one base, then a change of the better one
+        ("better", [3.0, 3.2], [2.9, 3.1]),
+        ("better", [3.0, 3.2], [2.8, 3.0]),
+        ("worse", [2.8, 3.0], [2.9, 3.1]),
+        ("better", [2.8, 3.0], [2.7, 2.9]),
+        ("diverged", [2.8, 3.0], [None, None]),
+    ]
+    with open_ledger(tmp_path / "tries.jsonl") as ledger:
+        for number, (verdict, base, change) in enumerate(tried, 1):
+            ledger.append("begin", {"number": number})
+            losses = {"base_losses": base, "change_losses": change, "delta": None}
+            ledger.append(
+                "end", end | losses | {"number": number, "verdict": verdict, "change": "--x"}
+            )
+        ledger.append("begin", {"number": 6})
+        ledger.append("failed", {"number": 6, "change": "--y", "reason": "no disk"})
+        path = tries_page.best_path(ledger.results)
+        tries_page.write(tmp_path / "page", ledger)
+    assert [x for x, _ in path] == [0, 1, 2, 3, 4, 5]
+    assert [y for _, y in path] == pytest.approx([0, -0.1, -0.2, -0.2, -0.3, -0.3])
+    text = (tmp_path / "page" / "tries.md").read_text(encoding="utf-8")
+    assert "| 6 | --y | failed: no disk |" in text
+    assert "nan" not in text
 
 
 FLAGS = {"d-model": 16, "n-layers": 1, "n-heads": 2, "block-size": 16, "batch-size": 4,

@@ -157,3 +157,15 @@ def test_backtests_reach_as_far_as_the_table_allows() -> None:
         assert test.fit.largest_C < min(forecast.run.C for forecast in test.forecasts)
         assert test.error < 0.02
         assert 0 < test.width < 0.2
+
+
+def test_rounded_computes_are_one_level_of_a_backtest() -> None:
+    """A level at a quarter of the largest compute, give or take its rounding, is one level."""
+    observations = [
+        Observation(N, D, SMALL.loss(N, D), 6 * N * D * (1 + 1e-5 * (-1) ** i))
+        for C in 1e12 * 4.0 ** np.arange(6)
+        for i, N in enumerate(SMALL.N_opt(C) * np.geomspace(0.3, 3, 5))
+        for D in [C / (6 * N)]
+    ]
+    factors = [test.factor for test in backtests(observations, fit(observations))]
+    assert factors == pytest.approx([4, 16, 64], rel=1e-3)

@@ -15,6 +15,7 @@ from glasslm.lab.diagnosis.curve_table import Series
 from glasslm.lab.statistics import ALPHA, Estimate, independent_difference
 from glasslm.report import figures
 from glasslm.report.figures import Palette
+from glasslm.runs.history import loss_range
 from glasslm.text import plural
 
 if TYPE_CHECKING:
@@ -171,12 +172,16 @@ def draw_comparison(comparison: CurveComparison, colours: Palette) -> Figure:
     axes = figure.add_subplot()
     figures.style_axes(axes, comparison.column.capitalize(), "", colours)
     sides = ((comparison.first, colours.train, "-"), (comparison.second, colours.validation, "--"))
+    points: list[tuple[float, float]] = []
     for letter, (side, colour, style) in zip("AB", sides):
+        names = ", ".join(curve.name for curve in side[:3]) + ", ..." * (len(side) > 3)
         for i, curve in enumerate(side):
             is_validation = comparison.column == "validation loss"
             values = (curve.validation if is_validation else curve.train).finite
-            label = letter if i == 0 else None
+            label = f"{letter}: {names}" if i == 0 else None
+            points += zip(values.steps.tolist(), values.values.tolist())
             axes.plot(values.steps, values.values, style, color=colour, linewidth=1.2, label=label)
+    axes.set_ylim(*loss_range(points))  # the fall at the start would hide the difference
     axes.axvline(comparison.step, color=colours.ink, linewidth=0.6, linestyle=":")
     label = f"{comparison.step_unit}; the dotted line is the last that all curves have"
     axes.set_xlabel(label, color=colours.ink)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glasslm.lab.diagnosis.curve_files import Curve
-from glasslm.lab.diagnosis.smoothed_curve import find_spikes
+from glasslm.lab.diagnosis.smoothed_curve import find_norm_spikes, find_spikes
 from glasslm.report import figures
 from glasslm.report.figures import Palette
 
@@ -29,7 +29,8 @@ def draw_curve(curve: Curve, colours: Palette) -> Figure:
         _draw_norms(panels[1], curve, colours)
     panels[-1].set_xlabel(curve.step_unit, color=colours.ink)
     for axes in panels:
-        figures.add_legend(axes, colours)
+        if axes.get_legend_handles_labels()[0]:
+            figures.add_legend(axes, colours)
     return figure
 
 
@@ -86,6 +87,15 @@ def _draw_norms(axes: Axes, curve: Curve, colours: Palette) -> None:
     norms = curve.grad_norm.finite
     figures.style_axes(axes, "Gradient norm", "", colours)
     axes.plot(norms.steps, norms.values, color=colours.third, linewidth=0.9)
+    if spikes := find_norm_spikes(norms):
+        axes.plot(
+            norms.steps[spikes],
+            norms.values[spikes],
+            "v",
+            color=colours.validation,
+            markersize=7,
+            label="spike",
+        )
     if (norms.values > 0).all():
         axes.set_yscale("log")
         within_a_decade = np.ptp(np.log10(norms.values)) < 1

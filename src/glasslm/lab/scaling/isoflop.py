@@ -23,6 +23,9 @@ from glasslm.lab.scaling.uncertainty import Bootstrap
 # The exponent of L(N) in Kaplan et al. 2020 (arXiv:2001.08361), N without embeddings.
 KAPLAN_EXPONENT = 0.076
 ENVELOPE_POINTS = 1500  # of compute, as in the paper
+MAX_TOKEN_GAP = (
+    5.0  # between two runs of a size; over a wider one, interpolated losses are too high
+)
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,7 @@ def interpolate_equal_tokens(observations: Sequence[Observation]) -> list[Observ
             ]
             if close:
                 result[size] = close[-1]
-            elif D[0] < tokens < D[-1]:
+            elif any(a < tokens < b < MAX_TOKEN_GAP * a for a, b in pairwise(D)):
                 result[size] = math.exp(
                     float(PchipInterpolator(np.log(D), np.log(means))(math.log(tokens)))
                 )

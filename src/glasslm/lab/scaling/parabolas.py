@@ -17,6 +17,7 @@ from glasslm.lab.scaling.law import Observation, levels
 from glasslm.lab.scaling.power_terms import Array
 
 NEIGHBOURS = 2  # sizes on each side of the lowest one
+MIN_REACH = 2.0  # factor of size that these span at least; over less, noise hides the curvature
 MAX_OFF_CENTRE = 0.5  # of a parabola's minimum, in half widths of its sizes
 MIN_SIZES = 3
 
@@ -50,8 +51,8 @@ def fit_parabolas(observations: Sequence[Observation]) -> list[Parabola]:
     """A parabola of ln loss in ln N, by least squares, for each compute with at least 3 sizes.
 
     It is fitted to the size with the lowest mean loss and two on each side; to more where these
-    have no minimum among them. The verdict tells where the minimum is: one off the centre of its
-    sizes is biased even without noise.
+    have no minimum among them, or are closer to each other than MIN_REACH. The verdict tells where
+    the minimum is: one off the centre of its sizes is biased even without noise.
     """
     result, squares = [], []
     groups = levels([o.C for o in observations])
@@ -80,9 +81,21 @@ def _fit_around_lowest(runs: Sequence[Observation]) -> tuple[Parabola, Array]:
         first, last = max(lowest - reach, 0), min(lowest + reach, len(sizes) - 1)
         chosen = [o for o in runs if sizes[first] <= o.N <= sizes[last]]
         parabola, residuals = _fit(chosen)
-        if parabola.is_inside or (first, last) == (0, len(sizes) - 1):
+        is_wide = all(
+            ratio >= MIN_REACH * (1 - 1e-6) or end in (sizes[0], sizes[-1])
+            for end, ratio in (
+                (sizes[first], sizes[lowest] / sizes[first]),
+                (sizes[last], sizes[last] / sizes[lowest]),
+            )
+        )
+        if (parabola.is_inside and is_wide) or (first, last) == (0, len(sizes) - 1):
             return replace(parabola, widened=widened if parabola.is_inside else ""), residuals
-        widened = f"{parabola.verdict} among the {last - first + 1} sizes around the lowest loss"
+        count = f"{last - first + 1} sizes around the lowest loss"
+        widened = (
+            f"the {count} span less than a factor of {MIN_REACH:g} on a side"
+            if parabola.is_inside
+            else f"{parabola.verdict} among the {count}"
+        )
         reach += 1
 
 

@@ -281,7 +281,8 @@ def backtests(observations: Sequence[Observation], whole: Fit) -> list[Backtest]
     """
     largest = max((o.C for o in observations), default=0.0)
     tests: list[Backtest] = []
-    for horizon in (SAME_LEVEL_RATIO, *HORIZONS):
+    # Computes are rounded: a level 4 times below the largest is at most 4 times below it.
+    for horizon in (SAME_LEVEL_RATIO, *(factor / SAME_LEVEL_RATIO for factor in HORIZONS)):
         smaller = [o for o in observations if largest / o.C >= horizon]
         held_out = [o for o in observations if largest / o.C < horizon]
         is_first = horizon == SAME_LEVEL_RATIO
