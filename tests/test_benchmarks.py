@@ -26,6 +26,7 @@ SMALLEST_FLAGS = {
     "grading_speed": "--students 4",
     "matmul": "--preset tiny --seconds 0.1",
     "moe_speed": "--d-model 64 --batch-size 2 --seconds 0.1",
+    "no_op_tries": "--text-file text.txt --tries 1 --seeds 3 --max-steps 4",
     "overhead": "--preset tiny --steps 8 --text-file text.txt",
     "same_bits": "--only sgd-numpy",
     "serve_engine_speed": "--presets tiny --rounds 1 --tokens 64",

@@ -170,6 +170,50 @@ LOGS: dict[str, tuple[str, Points, Points]] = {
         {0: 4.1, 1000: 3.6},
     ),
     "errors after the losses": ("step,loss\n1,4.52 ± 0.01\n2,4.3+-0.1\n", {1: 4.52, 2: 4.3}, {}),
+    "rows of training and validation": (
+        "split,step,loss\ntrain,10,4\nval,10,4.1\ntest,10,9\ntrain,20,3.5\nval,20,3.6\n",
+        {10: 4, 20: 3.5},
+        {10: 4.1, 20: 3.6},
+    ),
+    "lines of training and validation in epochs": (
+        '{"mode":"train","epoch":1,"iter":10,"loss":4}\n{"mode":"train","epoch":1,"iter":20,"loss":3}'
+        '\n{"mode":"val","epoch":1,"iter":20,"loss":3.6}\n{"mode":"train","epoch":2,"iter":10,"loss":2}',
+        {10: 4, 20: 3, 30: 2},
+        {20: 3.6},
+    ),
+    "a count of iterations": (
+        "After 100 iterations: loss 4.0\nstep_200: loss=3.5\niter-300 | loss=[3.0]\n",
+        {100: 4, 200: 3.5, 300: 3},
+        {},
+    ),
+    "an epoch and a batch in brackets": (
+        "[1,  2000] loss: 2.2\n[1,  4000] loss: 1.9\n[2,  2000] loss: 1.5\n",
+        {2000: 2.2, 4000: 1.9, 6000: 1.5},
+        {},
+    ),
+    "thin spaces between thousands": (
+        "Step: 1\u202f000 Loss: 4.0\nStep: 2\u00a0000 Loss: 3.5\n",
+        {1000: 4, 2000: 3.5},
+        {},
+    ),
+    "a table in a frame of boxes": (
+        "┏━━━━━━┳━━━━━━┓\n┃ step ┃ loss ┃\n┡━━━━━━╇━━━━━━┩\n"
+        "│ 10   │ 4.0  │\n│ 20   │ 3.5  │\n└──────┴──────┘\n",
+        {10: 4, 20: 3.5},
+        {},
+    ),
+    "delimiters at the end": ("step;loss;\n1;4;\n2;3;\n", {1: 4, 2: 3}, {}),
+    "JSON with a comma too many": (
+        '[{"step":1,"loss":4.0},{"step":2,"loss":3.5},]',
+        {1: 4, 2: 3.5},
+        {},
+    ),
+    "a dictionary that Python printed": (
+        "{'losses': [4.0, 3.5], 'val_losses': [4.1, 3.6]}",
+        {1: 4, 2: 3.5},
+        {1: 4.1, 2: 3.6},
+    ),
+    "objects by step": ('{"100":{"loss":4.0},"200":{"loss":3.5}}', {100: 4, 200: 3.5}, {}),
     "tokens": ("tokens,loss\n1000000,4\n2000000,3.5\n", {1e6: 4, 2e6: 3.5}, {}),
     "an index of pandas": ("Unnamed: 0,step,loss\n0,10,4\n1,20,3.5\n", {10: 4, 20: 3.5}, {}),
 }
@@ -196,6 +240,7 @@ def test_logs_of_any_program(tmp_path: Path, kind: str) -> None:
         ("step,ppl,loss\n1,16,4\n2,8,3\n", "step", "`ppl` is 2 to the power of `loss`"),
         ("step,ppl\n1,16\n2,8\n", "step", "loss from the logarithm of `ppl`"),
         ("step,loss (bits)\n1,6\n2,5\n", "step", "bits per token, converted to nats per token"),
+        ('{"loss": [4, 3, 2], "val_loss": [4, 3]}', "row", "JSON without val_loss, whose length"),
         ("step,value\n1,6\n2,5\n", "step", "neither the column nor the name of the file says"),
     ],
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from glasslm.errors import InputError
 from glasslm.lab.diagnosis.curve_table import ROLES, CurveTable, Series
 from glasslm.lab.tables import columns
-from glasslm.lab.tables.long_tables import widen
+from glasslm.lab.tables.long_tables import separate_splits, widen
 from glasslm.lab.tables.rows import Row, Table, read_table
 
 EXPECTED = (
@@ -51,7 +51,7 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
     and, with the names of its columns, when none of them is a loss.
     """
     path = path / "metrics.jsonl" if path.is_dir() else path
-    table = _without_other_kinds(widen(read_table(path)))
+    table = _without_other_kinds(separate_splits(widen(read_table(path))))
     reader = CurveTable(table, columns.parse_mapping(mapping, ROLES, table))
     if "loss" not in reader.columns and "val_loss" not in reader.columns:
         raise columns.unreadable(path, table, EXPECTED)

@@ -100,7 +100,7 @@ TOKEN_NAMES = (
 
 # Other names are recognized by their words: one of the role, and beside it only words that change
 # nothing, as in "metrics/train/LanguageCrossEntropy" or "optim/total grad norm".
-LOSS_WORDS = {"loss", "nll", "entropy", "crossentropy", "ce", "xent", "bpb", "bpc"}
+LOSS_WORDS = {"loss", "losses", "nll", "entropy", "crossentropy", "ce", "xent", "bpb", "bpc"}
 VALIDATION_WORDS = {
     "val", "valid", "validation", "validate", "validating", "eval", "evaluation", "dev", "test",
     "heldout",

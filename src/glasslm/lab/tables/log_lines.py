@@ -38,6 +38,12 @@ _BARS = (
     re.compile(r"(?<![\w.])(?P<done>\d+)\s*/\s*(?P<total>\d+)\s+(?:batches|steps|iters)\b"),
     re.compile(r"\b(?P<done>[\d.]+[kM]?)it/(?P<total>[\d.]+[kM]?)it\b"),
 )
+# A step without a name before it and a colon: "after 100 iterations", "step_100:".
+_COUNTED = re.compile(
+    r"(?<![\w./])(\d+)\s+(?:iterations|steps|updates|iters)\b|\b(?:step|iter|iteration)[_-]?(\d+)\b",
+    re.I,
+)
+_EPOCH_AND_BATCH = re.compile(r"^\s*\[\s*(\d+)\s*,\s*(\d+)\s*\]")  # of PyTorch's tutorials
 _LEADING = re.compile(r"\s*(?:\[(\d+)\]|(\d+)(?=\s*/\s*\d+\b|\s*\||\s+[a-z]))", re.I)
 # What a logging library writes before its message, with the level as its last word.
 _PREFIX = re.compile(
@@ -45,13 +51,14 @@ _PREFIX = re.compile(
     r"(?:[\w./]+[.:]\w*:?\d+[\s:|\])-]*)?"
 )
 _GLOG_PREFIX = re.compile(r"^[IWEF]\d{4} [\d:.]+\s+\d+ [\w./]+:\d+\]")  # of absl
+_THIN_SPACES = re.compile("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3})")  # between thousands
 _VALIDATION = re.compile(r"\b(?:val|valid\w*|eval\w*|dev|test\w*)\b", re.I)
 _BARE_LOSS = re.compile(r"(?:(?:average|avg|mean) )?loss", re.I)
 _EPOCH = re.compile(r"\bepoch:?\s*\[\s*(?P<epoch>\d+)\s*(?P<total>/\s*\d+\s*)?\]", re.I)
 _DICTIONARY = re.compile(r"\{[^{}]{1,20000}\}")
 # Numbers as NumPy, PyTorch and JAX print them.
 _SCALAR = re.compile(
-    r"(?:\b\w+\.)?(?:float|int|bfloat)\d*\(([^()]*)\)"
+    r"(?:\b\w+\.)?(?:float|int|bfloat)\d*\(([^()]*)\)|(?<=[:=])\s*\[\s*([-+.\de]+)\s*\]"
     r"|(?:\b\w+\.)?(?:tensor|array|devicearray)\(\[?([^(),\[\]]+)\]?(?:,[^()]*(?:\([^()]*\))?)*\)",
     re.I,
 )
@@ -76,19 +83,22 @@ def parse_log_line(line: str) -> dict[str, Any]:
     """
     if _CODE.search(line):
         return {}
-    line = _SCALAR.sub(lambda match: match[1] or match[2], line)
-    line, dictionary = _read_dictionary(line)
+    if "(" in line or "=[" in line:
+        line = _SCALAR.sub(lambda match: " " + next(filter(None, match.groups())), line)
+    line, dictionary = _read_dictionary(line) if "{" in line else (line, {})
     cells = _read_words(line, is_beside_dictionary=bool(dictionary))
     return cells | dictionary
 
 
 def _read_words(line: str, is_beside_dictionary: bool) -> dict[str, Any]:
     """The named numbers of a line without its dictionary."""
-    line = _GLOG_PREFIX.sub("", _PREFIX.sub("", line))
+    line = _GLOG_PREFIX.sub("", _PREFIX.sub("", _THIN_SPACES.sub("", line)))
     cells: dict[str, Any] = {}
     leading = _LEADING.match(line)
-    line = _EPOCH.sub(_write_epoch, line)
-    bar = next(filter(None, (bar.search(line) for bar in _BARS)), None)
+    bar = None
+    if "[" in line or "/" in line:
+        line = _EPOCH.sub(_write_epoch, line)
+        bar = next(filter(None, (bar.search(line) for bar in _BARS)), None)
     if bar:
         line = line[: bar.start()] + " " + line[bar.end() :]
     for match in _PAIR.finditer(line):
@@ -104,6 +114,11 @@ def _read_words(line: str, is_beside_dictionary: bool) -> dict[str, Any]:
         cells[PROGRESS] = bar["done"]
     elif bar and losses and STEP not in map(str.lower, cells):
         cells = {STEP: bar["done"], STEPS_PER_EPOCH: bar["total"], **cells}
+    elif losses and not any(re.search("step|iter|update", name, re.I) for name in cells):
+        if counted := _COUNTED.search(line):
+            cells[STEP] = counted[1] or counted[2]
+        elif pair := _EPOCH_AND_BATCH.match(line):
+            cells |= {EPOCH: pair[1], STEP: pair[2]}
     if leading and cells:
         cells.setdefault(LEADING_NUMBER, leading[1] or leading[2])
     return cells
@@ -111,6 +126,8 @@ def _read_words(line: str, is_beside_dictionary: bool) -> dict[str, Any]:
 
 def _is_validation(line: str, names: Iterable[str]) -> bool:
     """Whether a line with one loss is about validation, apart from other values such as val_acc."""
+    if _VALIDATION.search(line) is None:
+        return False
     for name in names:
         if not re.search("loss|step|iter|epoch", name, re.I):
             line = re.sub(r"\s+".join(map(re.escape, name.split())), " ", line)

@@ -1,4 +1,4 @@
-"""Tables with a row for each value of a metric, as trackers export them, made wide."""
+"""Tables with a row for each value of a metric, or for each split of the text, made wide."""
 
 from __future__ import annotations
 
@@ -13,6 +13,44 @@ METRIC_NAMES = {"metric", "metricname", "key", "name", "tag", "variable", "serie
 VALUE_NAMES = {"value", "metricvalue", "y", "scalar"}
 STEP_NAMES = {"step", "x", "iteration", "epoch"}
 RUN_NAMES = {"run", "runid", "runhash", "runname", "experiment", "experimentkey", "id"}
+
+
+SPLIT_NAMES = ("split", "mode", "phase", "stage", "subset", "partition", "set")
+TRAIN_WORDS = {"train", "training"}
+VALIDATION_WORDS = {"val", "valid", "validation", "eval", "evaluation", "dev", "test"}
+SHARED_NAMES = re.compile(
+    r"(?:^|_)(?:step|iter|iteration|epoch|batch|tokens|samples|update)s?(?:_|$)"
+)
+
+
+def separate_splits(table: Table) -> Table:
+    """A table in which the values of validation rows have "val" before their names.
+
+    A column such as `split` or `mode` tells which rows these are. Rows of a test text are left out
+    if there are validation rows. Any other table is returned as it is.
+    """
+    for name in table.names:
+        if name.strip().lower() not in SPLIT_NAMES:
+            continue
+        words = {str(row.cells.get(name)).strip().lower() for row in table.rows}
+        if not words & TRAIN_WORDS or not words & VALIDATION_WORDS:
+            continue
+        validation = words & (VALIDATION_WORDS - {"test"}) or {"test"}
+        rows, dropped = [], list(table.dropped)
+        for row in table.rows:
+            split = str(row.cells.get(name)).strip().lower()
+            cells = {key: cell for key, cell in row.cells.items() if key != name}
+            if split in validation:
+                cells = {
+                    key if SHARED_NAMES.search(key.lower()) else f"val {key}": cell
+                    for key, cell in cells.items()
+                }
+            elif split not in TRAIN_WORDS:
+                dropped.append(row.line)
+                continue
+            rows.append(Row(row.line, cells))
+        return table._replace(rows=rows, dropped=dropped, format=f"{table.format} by `{name}`")
+    return table
 
 
 def widen(table: Table) -> Table:

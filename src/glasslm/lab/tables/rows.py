@@ -6,6 +6,7 @@ values of JSON. lab/tables/columns.py knows which column is which.
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -20,7 +21,8 @@ from glasslm.lab.tables.numbers import is_number, uses_decimal_commas
 
 DELIMITERS = "\t;,|"
 COMMENTS = ("#", "%", "//")
-_RULE = re.compile(r"\s*[+|:=-]+(?:\s*[+|:=-]+)*\s*")  # under the names, as in |---|:--:|
+_RULE = re.compile(r"\s*[+|:=\u2500-\u257f-]+(?:\s*[+|:=\u2500-\u257f-]+)*\s*")  # |---|:--:|
+_BARS = str.maketrans("┃│║", "|||")  # of tables in a frame
 MAX_HEADER_LINES = 50  # lines before a table that may be something else
 KINDS = {
     ",": "CSV",
@@ -126,11 +128,40 @@ def _read_json(path: Path, text: str) -> Table | None:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
+        whole = _parse_object(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return _read_json_lines(path, text)
     rows = [Row(i, _flatten(record)) for i, record in enumerate(_find_records(whole), 1)]
-    return Table(path, "JSON", rows, [])
+    kind = "JSON"
+    if shorter := _list_shorter_columns(whole):
+        kind += f" without {shorter}, whose length differs"
+    return Table(path, kind, rows, [])
+
+
+def _parse_object(text: str) -> Any:
+    """The value of JSON, also with a comma too many, or of a dictionary that Python printed."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        if len(text.splitlines()) > 1 and text.count("\n{") > 0:  # JSON lines
+            raise
+        text = re.sub(r",(\s*[\]}])", r"\1", text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return ast.literal_eval(text.strip())
+
+
+def _list_shorter_columns(value: Any) -> str:
+    """The names of lists that are shorter than the longest one beside them."""
+    if not isinstance(value, dict):
+        return ""
+    lengths = {
+        name: len(item)
+        for name, item in value.items()
+        if isinstance(item, list) and item and isinstance(item[0], (int, float))
+    }
+    return ", ".join(name for name, n in lengths.items() if n < max(lengths.values()))
 
 
 def _read_json_lines(path: Path, text: str) -> Table | None:
@@ -161,7 +192,8 @@ def _find_records(value: Any) -> list[dict[str, Any]]:
     entries = [item for item in value.values() if isinstance(item, dict)]
     is_flat = not any(isinstance(x, (list, dict)) for entry in entries for x in entry.values())
     if len(entries) == len(value) > 1 and len(set(map(frozenset, entries))) == 1 and is_flat:
-        return [{"name": name, **entry} for name, entry in value.items()]
+        key = "step" if all(is_number(name) for name in value) else "name"
+        return [{key: name, **entry} for name, entry in value.items()]
     lists = [item for item in value.values() if isinstance(item, list) and item]
     nested = [_find_records(item) for item in value.values() if isinstance(item, (list, dict))]
     longest = max(nested, key=len, default=[])
@@ -196,7 +228,9 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_csv(path: Path, text: str) -> Table | None:
     """The rows of a table with a line of names; None where no line of names is found."""
     numbered = [
-        (i, _strip_borders(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()
+        (i, _strip_borders(line.translate(_BARS)))
+        for i, line in enumerate(text.splitlines(), 1)
+        if line.strip()
     ]
     numbered = [pair for pair in numbered if not _RULE.fullmatch(pair[1])]
     numbered = [(i, _join_names(line)) for i, line in numbered]
@@ -232,7 +266,7 @@ def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
     if not following or re.search(r"[:=]\s*[+-]?\d", named) or _are_log_lines(header, following):
         return None
     for delimiter in [*sorted(DELIMITERS, key=header.count, reverse=True), " "]:
-        names = _split(header, delimiter)
+        names = _split(header.rstrip().rstrip(delimiter), delimiter)
         if len(names) < 2 or any(not name.strip() for name in names[1:]) or _has_numbers(names):
             continue
         fitting = [
@@ -263,7 +297,7 @@ def _are_log_lines(header: str, following: Sequence[str]) -> bool:
 
 def _join_names(line: str) -> str:
     """A line of a table as a notebook shows it, with one blank between cells, not in them."""
-    if re.fullmatch(r"(?:Step|Epoch)(?:\s+(?:Training|Validation) Loss)+.*", line.strip()):
+    if re.fullmatch(r"(?:Step|Epoch)(?: +(?:Training|Validation) Loss)+[^\t,;]*", line.strip()):
         return line.replace("Training Loss", "Training_Loss").replace("tion Loss", "tion_Loss")
     return line.replace("No log", "NA")
 
@@ -290,6 +324,8 @@ def _parse_csv(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> 
         text = (line for _, line in lines)
         cells_of_lines = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
     names = [name.strip() for name in next(cells_of_lines)]
+    while not names[-1]:  # a delimiter at the end of the line
+        names.pop()
     rows, dropped = [], []
     for (number, _), cells in zip(lines[1:], cells_of_lines):
         if delimiter == " " and len(cells) != len(names):  # words around a printed table

@@ -6,7 +6,7 @@ said, and what cannot be compared is named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from glasslm.report.figures import Palette
 
-RESULTS = {
+RESULTS: dict[str, Callable[[Any], str]] = {  # the name of a result -> its format
     "best validation loss": "{:.4f}".format,
     "at": str,
     "last validation loss": "{:.4f}".format,
