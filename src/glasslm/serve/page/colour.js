@@ -5,6 +5,11 @@
 const NAMES = ["ink", "soft", "faint", "line", "card", "sink", "on", "paper"];
 const QUANTITIES = ["look", "cost", "slope"];
 
+const TINTS = 200; // alphas that are told apart
+
+/** @type {Map<string, {background: string, text: string}>} */
+const textTints = new Map();
+
 /** @type {Record<string, string>} */
 export const palette = {};
 
@@ -13,6 +18,7 @@ export function readPalette() {
   const style = getComputedStyle(document.documentElement);
   for (const name of NAMES) palette[name] = style.getPropertyValue(`--${name}`).trim();
   for (const name of QUANTITIES) palette[name] = style.getPropertyValue(`--${name}-rgb`).trim();
+  textTints.clear();
 }
 
 /**
@@ -50,7 +56,15 @@ const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
  * @returns {{background: string, text: string}}
  */
 export function textTint(quantity, alpha) {
-  const bounded = Math.max(0, Math.min(1, alpha || 0));
+  const bounded = Math.round(Math.max(0, Math.min(1, alpha || 0)) * TINTS) / TINTS;
+  const key = `${quantity} ${bounded}`;
+  const known = textTints.get(key) ?? findTextTint(quantity, bounded);
+  textTints.set(key, known);
+  return known;
+}
+
+/** @param {Quantity} quantity @param {number} bounded */
+function findTextTint(quantity, bounded) {
   for (let step = 0; step <= 50; step++) {
     for (const a of [bounded - step / 50, bounded + step / 50]) {
       if (a < 0 || a > 1) continue;

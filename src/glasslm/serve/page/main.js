@@ -4,6 +4,7 @@ import { Answers, asRequestError, post, recorded, request } from "./api.js";
 import { readPalette } from "./colour.js";
 import { layColumns } from "./columns.js";
 import { byId, el, morph } from "./dom.js";
+import { drawIfChanged, forgetDrawn } from "./drawn.js";
 import { askForKey, chooseSaving, editText, showKeys } from "./dialogs.js";
 import { SCORES } from "./head_names.js";
 import { listenToKeys } from "./keys.js";
@@ -12,11 +13,11 @@ import { drawLane, drawRuler, towardsAsk } from "./ruler.js";
 import { saveAs } from "./save.js";
 import { Scene } from "./scene.js";
 import { readAddress, store } from "./state.js";
-import { drawStory, forgetDrawn } from "./story.js";
+import { drawStory } from "./story.js";
 import { drawTitle, drawWhen, moveStep } from "./top.js";
 import { attention } from "./views/attention.js";
 import { lens } from "./views/lens.js";
-import { read } from "./views/read.js";
+import { NGRAM, read } from "./views/read.js";
 import { why } from "./views/why.js";
 import { write } from "./views/write.js";
 import { count, glyphs, plural } from "./words.js";
@@ -163,7 +164,10 @@ function makeScenes() {
   const checkpoint =
     run.checkpoints.find(({ step }) => step === store.state.step) ??
     run.checkpoints[run.checkpoints.length - 1];
-  const text = textOf(run, store.state.text ?? run.sample_text) ?? scene?.text;
+  const wanted = store.state.text ?? run.sample_text;
+  const isRefused = Boolean(refusedTexts.get(`${run.name}\0${wanted}`));
+  const sample = isRefused && !scene ? textOf(run, run.sample_text) : null;
+  const text = textOf(run, wanted) ?? scene?.text ?? sample;
   if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
   const second = store.state.other === null ? null : textOf(run, store.state.other);
   const length = text.tokens.length;
@@ -189,7 +193,7 @@ function makeScenes() {
 
 /** What the ruler and the rail ask for, beside the views. @param {Scene} of */
 function extraAsks(of) {
-  return ["read", `attention?t=${of.t}`, SCORES, headAsk(of)];
+  return ["read", NGRAM, `attention?t=${of.t}`, SCORES, headAsk(of)];
 }
 
 /** The addresses of all that is wanted, the most urgent first. @param {Scene} locked @param {Scene} shown */
@@ -200,10 +204,11 @@ function wantedPaths(locked, shown) {
     ...first,
     ...[towardsAsk(shown)].filter((ask) => ask !== null),
     ...open.flatMap((view) => [...view.sentenceAsks(locked), ...view.asks(locked)]),
-    ...open.flatMap((view) => view.wishes?.(locked) ?? []),
     SCORES,
     headAsk(shown),
     ...VIEWS.flatMap((view) => view.sentenceAsks(locked)),
+    NGRAM,
+    ...open.flatMap((view) => view.wishes?.(locked) ?? []),
   ];
   const paths = asks.map((ask) => locked.path(ask));
   const origin = originOf(locked, viewsById);
@@ -219,13 +224,7 @@ function wantedPaths(locked, shown) {
 }
 
 function draw() {
-  const { theme } = store.state;
-  if ((document.documentElement.dataset.theme ?? null) !== theme) {
-    if (theme) document.documentElement.dataset.theme = theme;
-    else delete document.documentElement.dataset.theme;
-    forgetDrawn();
-  }
-  readPalette();
+  useTheme(store.state.theme);
   const scenes = makeScenes();
   drawNotice();
   if (!scenes) return;
@@ -234,14 +233,38 @@ function draw() {
   answers.want(wantedPaths(locked, shown));
   learnNames(locked);
   document.documentElement.style.setProperty("--column", `${locked.columns.width}px`);
-  drawTitle(locked.run, runs);
-  drawWhen(locked);
-  drawRuler(locked, tools);
-  drawLane(shown);
-  const { offsetHeight } = byId("ruler");
-  document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);
+  const { run, checkpoint, columns } = locked;
+  drawIfChanged("title", [run, runs.map(({ name }) => name)], () => drawTitle(run, runs));
+  drawIfChanged("when", [run, checkpoint, columns], () => drawWhen(locked));
+  const ruler = [locked.inputs, locked.present(["read", SCORES])];
+  drawIfChanged("ruler", ruler, () => drawRuler(locked, tools));
   drawStory(locked, VIEWS, { toggle, save: openSaving });
-  drawRail(shown, viewsById);
+  drawBeside(shown);
+}
+
+/** The lane and the rail, which follow the pointer. @param {Scene} shown */
+function drawBeside(shown) {
+  const towards = towardsAsk(shown);
+  const lane = [`attention?t=${shown.t}`, ...(towards ? [towards] : [])];
+  drawIfChanged("lane", [shown.inputs, shown.present(lane)], () => drawLane(shown));
+  const origin = originOf(shown, viewsById);
+  const asks = [...extraAsks(shown), ...(origin ? [sourceAsk(shown, origin.name)] : [])];
+  const refused = asks.map((ask) => answers.refused.has(shown.path(ask)));
+  const inputs = [shown.inputs, store.state, shown.present(asks), refused, origin?.value];
+  drawIfChanged("rail", inputs, () => drawRail(shown, viewsById));
+}
+
+/** @type {string | null | undefined} */
+let usedTheme;
+
+/** @param {string | null} theme */
+function useTheme(theme) {
+  if (theme === usedTheme) return;
+  usedTheme = theme;
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+  readPalette();
+  forgetDrawn();
 }
 
 /** Keeps the texts of tokens that answers bring. @param {Scene} of */
@@ -261,8 +284,7 @@ function drawPreview() {
     const scenes = makeScenes();
     if (!scenes) return;
     answers.want(wantedPaths(...scenes));
-    drawLane(scenes[1]);
-    drawRail(scenes[1], viewsById);
+    drawBeside(scenes[1]);
   });
 }
 
@@ -285,7 +307,7 @@ function drawNotice() {
     words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
   }
   const refused = run && refusedTexts.get(`${run.name}\0${store.state.text ?? run.sample_text}`);
-  if (refused) words.push(`${refused} The text before it is shown.`);
+  if (refused) words.push(refused, "This page goes on with the text before it.");
   else if (scene?.text.cut) words.push(scene.text.cut);
   notice.hidden = !words.length;
   morph(
@@ -341,8 +363,12 @@ addEventListener("hashchange", () => {
 });
 addEventListener("resize", requestDraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  forgetDrawn();
+  usedTheme = undefined;
   requestDraw();
 });
+new ResizeObserver(([{ target }]) => {
+  const { offsetHeight } = /** @type {HTMLElement} */ (target);
+  document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);
+}).observe(byId("ruler"));
 listenToKeys({ scene: () => scene, toggle, views: VIEWS.map((view) => view.id), tools });
 void loadRuns();

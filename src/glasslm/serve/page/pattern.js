@@ -12,6 +12,7 @@ import { fixed, glyphs, headName, quoted } from "./words.js";
 
 const POWER = 0.75; // of a weight, which gives its alpha
 const VISIBLE_WEIGHT = 0.01;
+const LARGEST_CELL_PX = 28;
 const LABEL_PX = 14; // the smallest column that has room for a token's first character
 
 /**
@@ -26,11 +27,7 @@ export function drawPattern(values, size, side) {
   context.fillStyle = palette.card;
   context.fillRect(0, 0, side, side);
   context.fillStyle = palette.sink;
-  context.beginPath();
-  context.moveTo(0, 0);
-  context.lineTo(side, 0);
-  context.lineTo(side, side);
-  context.fill();
+  for (let row = 0; row < size; row++) context.fillRect((row + 1) * z, row * z, side, z);
   const space = z > 5 ? 0.5 : 0;
   for (let row = 0; row < size; row++) {
     for (let column = 0; column <= row; column++) {
@@ -53,7 +50,7 @@ export function drawPattern(values, size, side) {
 export function headPattern(scene, { weight, layer, head, side, withTokens = false, id }) {
   const T = scene.length;
   const whole = Math.max(1, Math.floor((side / T) * 2) / 2); // half pixels keep cells equal
-  const z = whole * T <= side ? whole : side / T;
+  const z = Math.min(LARGEST_CELL_PX, whole * T <= side ? whole : side / T);
   const values = (/** @type {number} */ i, /** @type {number} */ j) => weight?.at(i, j) ?? 0;
   const canvas = drawPattern(values, T, z * T);
   const frame = el("span", {

@@ -85,9 +85,10 @@ function place(scene) {
     return [said, el("p", { class: "soft" }, end)];
   }
   said.append(el("b", {}, glyphs(scene.token(target), 24)));
-  const { nats, rank, ngram_nats: ngram } = scene.answer("read")?.arrays ?? {};
+  const { nats, rank } = scene.answer("read")?.arrays ?? {};
   if (!nats) return [said];
-  const order = scene.answer("read")?.header.ngram_order ?? 5;
+  const ngram = scene.answer("ngram")?.arrays.nats;
+  const order = scene.answer("ngram")?.header.order ?? 5;
   const key = `read.nats.${t + 1}`;
   const facts = el(
     "dl",

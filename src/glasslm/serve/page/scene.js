@@ -117,6 +117,17 @@ export class Scene {
     return null;
   }
 
+  /** What everything is drawn from, beside the answers: the same inputs give the same picture. */
+  get inputs() {
+    const { run, checkpoint, text, second, columns, state } = this;
+    return [run.name, checkpoint.hash, text.id, second?.id, columns, state];
+  }
+
+  /** Which of these answers are here. @param {string[]} asks */
+  present(asks) {
+    return asks.map((ask) => this.answers.kept.has(this.path(ask)));
+  }
+
   /** Whether all these answers are here. @param {string[]} asks */
   has(asks) {
     return asks.every((ask) => this.answers.kept.has(this.path(ask)));

@@ -1,13 +1,11 @@
 // The views: each has a title, a sentence with numbers, and a figure when it is open.
 
 import { byId, el, morph } from "./dom.js";
+import { drawIfChanged, isDrawn } from "./drawn.js";
 import { empty } from "./figure_parts.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
 /** @typedef {import("./scene.js").View} View */
-
-/** What each part was drawn from, so that only what changed is drawn. @type {Map<string, string>} */
-const drawn = new Map();
 
 /**
  * @param {Scene} scene with the locked selection
@@ -30,11 +28,6 @@ export function drawStory(scene, views, tools) {
   });
 }
 
-/** Draws everything again at the next call: the theme has changed. */
-export function forgetDrawn() {
-  drawn.clear();
-}
-
 /**
  * @param {Scene} scene
  * @param {View} view
@@ -51,19 +44,19 @@ function drawPart(scene, view, part, asks, isOpen, draw) {
   part.toggleAttribute("data-waiting", !isReady);
   part.setAttribute("aria-busy", String(!isReady));
   if (!isReady) {
-    if (drawn.has(key)) return; // what was there stays until the new numbers come
+    if (isDrawn(key)) return; // what was there stays until the new numbers come
     morph(part, isSentence ? view.purpose : el("div", { class: "waiting-box" }));
     return;
   }
-  const { run, checkpoint, text, second, columns, state } = scene;
-  const signature = JSON.stringify([
-    [run.name, checkpoint.hash, text.id, second?.id, columns, state, isOpen, problem],
+  const { run, columns } = scene;
+  const inputs = [
+    [scene.inputs, columns.room, isOpen, problem],
     [run.checkpoints.length, run.curve.length, view.extra?.(scene)],
-  ]);
-  if (drawn.get(key) === signature) return;
-  drawn.set(key, signature);
-  if (problem !== null) morph(part, isSentence ? view.purpose : empty("No numbers here.", problem));
-  else morph(part, ...draw());
+  ];
+  drawIfChanged(key, inputs, () => {
+    if (problem === null) morph(part, ...draw());
+    else morph(part, isSentence ? view.purpose : empty("No numbers here.", problem));
+  });
 }
 
 /** @param {View} view @param {number} i @param {{toggle: (id: string) => void, save: (id: string) => void}} tools */

@@ -20,10 +20,16 @@ export function asTable(makeRows) {
   return details;
 }
 
+/** Four significant digits of a number. @param {string | number} x */
+function shown(x) {
+  if (typeof x !== "number" || Number.isInteger(x) || !Number.isFinite(x)) return x;
+  return Math.abs(x) < 1e-4 ? x.toExponential(1) : Number(x.toPrecision(4));
+}
+
 /** @param {import("./scene.js").Rows} rows */
 function table([head, ...rows]) {
-  const shown = rows.slice(0, MOST_ROWS);
-  const more = rows.length - shown.length;
+  const first = rows.slice(0, MOST_ROWS);
+  const more = rows.length - first.length;
   return el(
     "table",
     {},
@@ -39,12 +45,12 @@ function table([head, ...rows]) {
     el(
       "tbody",
       {},
-      shown.map(([first, ...rest]) =>
+      first.map(([name, ...rest]) =>
         el(
           "tr",
           {},
-          el("th", { scope: "row" }, first),
-          rest.map((x) => el("td", {}, x)),
+          el("th", { scope: "row" }, shown(name)),
+          rest.map((x) => el("td", {}, shown(x))),
         ),
       ),
     ),
@@ -58,7 +64,7 @@ function table([head, ...rows]) {
  */
 export function toCsv(rows) {
   const field = (/** @type {string | number} */ x) => {
-    if (typeof x === "number") return String(x);
+    if (typeof x === "number") return Number.isFinite(x) ? String(Number(x.toPrecision(8))) : "";
     const number = x.replace("−", "-");
     if (number !== "" && Number.isFinite(Number(number))) return number;
     const safe = /^[=+\-@\t\r]/.test(x) ? `'${x}` : x;

@@ -1,6 +1,7 @@
 // Numbers and tokens as they are shown.
 
 const MINUS = "−";
+const THOUSANDS = new Intl.NumberFormat("en-US");
 const MAX_GLYPHS = 24; // of a token in a sentence
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/u;
 
@@ -40,7 +41,7 @@ export function percent(p) {
 }
 
 /** A count with its thousands. @param {number} n */
-export const count = (n) => n.toLocaleString("en-US");
+export const count = (n) => THOUSANDS.format(n);
 
 /**
  * `one` or `many`, after the count.

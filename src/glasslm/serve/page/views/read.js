@@ -3,7 +3,7 @@
 import { alignedMatrix } from "../aligned_matrix.js";
 import { palette, tint } from "../colour.js";
 import { el } from "../dom.js";
-import { number, strong } from "../figure_parts.js";
+import { empty, number, strong } from "../figure_parts.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, quoted } from "../words.js";
@@ -11,14 +11,17 @@ import { count, fixed, glyphs, quoted } from "../words.js";
 /** @typedef {import("../scene.js").Scene} Scene */
 
 const ASK = "read";
+export const NGRAM = "ngram"; // counted once, which takes seconds: what is here is drawn before it
 const MARGIN_NATS = 0.05; // by which the 5-gram must be better to be marked
 const HEIGHT = 92; // of the bars, in pixels
 
 /** @param {Scene} scene */
 function readings(scene) {
   const answer = scene.answer(ASK);
-  const { nats, rank, entropy, ngram_nats: ngram } = answer?.arrays ?? {};
-  return { header: answer?.header ?? {}, nats, rank, entropy, ngram };
+  const { nats, rank, entropy } = answer?.arrays ?? {};
+  const ngram = scene.answer(NGRAM)?.arrays.nats;
+  const order = scene.answer(NGRAM)?.header.order ?? 5;
+  return { header: answer?.header ?? {}, nats, rank, entropy, ngram, order };
 }
 
 /** The positions at which the 5-gram is better. @param {Scene} scene */
@@ -45,10 +48,12 @@ export const read = {
   purpose: "How much each token surprises the model.",
   sentenceAsks: () => [ASK],
   asks: () => [ASK],
+  wishes: () => [NGRAM],
+  extra: (scene) => scene.answers.kept.has(scene.path(NGRAM)),
 
   sentence(scene) {
     if (scene.length < 2) return ["One token alone is predicted by nothing: add more text."];
-    const { header, ngram } = readings(scene);
+    const { header, ngram, order } = readings(scene);
     const better = losses(scene).length;
     return [
       number(fixed(meanNats(scene)), "read.mean"),
@@ -57,17 +62,18 @@ export const read = {
       " bits per byte. ",
       ...(ngram
         ? [
-            `A ${header.ngram_order ?? 5}-gram does better at `,
+            `A ${order}-gram does better at `,
             strong(`${count(better)} of ${count(scene.length - 1)}`),
             ` ${scene.unit}s.`,
           ]
-        : [header.ngram_reason ?? ""]),
+        : []),
     ];
   },
 
   draw(scene) {
-    const { header, nats, ngram } = readings(scene);
-    const order = header.ngram_order ?? 5;
+    if (scene.length < 2) return [empty("Nothing is predicted yet.", "Edit the text to add more.")];
+    const { nats, ngram, order } = readings(scene);
+    const why = scene.problem([NGRAM]);
     const most = Math.max(6, Math.ceil(largest(scene)));
     const y = (/** @type {number} */ x) => HEIGHT - 2 - Math.min(1, x / most) * (HEIGHT - 14);
     const figure = alignedMatrix(scene, {
@@ -103,7 +109,7 @@ export const read = {
             ),
             `▲ where the ${order}-gram is better by ${MARGIN_NATS} nats or more`,
           ]
-        : []),
+        : [why ? `no 5-gram to compare with: ${why}` : "5-grams are being counted …"]),
     );
     return [figure, caption, asTable(() => read.rows(scene))];
   },
@@ -153,9 +159,9 @@ export const read = {
 
 /** @param {Scene} scene */
 function largest(scene) {
-  const { nats, ngram } = readings(scene);
+  const { nats } = readings(scene);
   let most = 0;
-  for (let t = 1; t < scene.length; t++) most = Math.max(most, nats.at(t), ngram ? ngram.at(t) : 0);
+  for (let t = 1; t < scene.length; t++) most = Math.max(most, nats.at(t));
   return Number.isFinite(most) ? most : 6;
 }
 
