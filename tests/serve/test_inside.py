@@ -326,10 +326,12 @@ def test_a_wrong_address_is_refused(
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
-def test_a_text_of_another_vocabulary_is_refused(client: InsideClient, newest: str) -> None:
-    text = client.post_text("\xff\xfe", "byte-run")["text"]
-    response = client.get(f"/inside/read/{newest}/{text}")
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "unknown_text")
+def test_a_text_of_another_tokenizer_is_refused(client: InsideClient, newest: str) -> None:
+    """Its ids would be read as other characters, without a word."""
+    text = client.post_text("\x01\x02", "byte-run")["text"]
+    for address in (f"read/{newest}/{text}", f"ngram/{newest}/{text}"):
+        response = client.get(f"/inside/{address}")
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "other_tokenizer")
 
 
 def test_looking_changes_no_file(trained: Path, byte_run: Path) -> None:

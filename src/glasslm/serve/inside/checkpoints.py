@@ -58,6 +58,11 @@ class InsideModel:
         return loaded.weights()
 
     @cached_property
+    def tokenizer_sha256(self) -> str:
+        """The identity of the tokenizer."""
+        return self.model.tokenizer.sha256
+
+    @cached_property
     def token_names(self) -> TokenNames:
         """How tokens are written."""
         return TokenNames(self.model.tokenizer)

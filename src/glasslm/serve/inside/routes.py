@@ -112,11 +112,11 @@ class Inside:
     def _compute(self, name: str, checkpoint: str, text: InsideText, query: Query) -> bytes:
         """The body of a view; what a model does not have is answered by its reason."""
         loaded = self._store.load(checkpoint)
-        require_vocabulary(loaded.model.tokenizer.vocab_size, text)
+        text.require_tokenizer(loaded.tokenizer_sha256)
 
         def find_other(text_id: str) -> RecordedPass:
             other = self._texts.find(text_id)
-            require_vocabulary(loaded.model.tokenizer.vocab_size, other)
+            other.require_tokenizer(loaded.tokenizer_sha256)
             return self._store.record(loaded, other)
 
         run = self._runs[loaded.name.source.name]
@@ -140,7 +140,7 @@ def _binary_response(body: bytes) -> Response:
 
 def compute_ngrams(run: InsideRun, text: InsideText) -> bytes:
     """The body of the view `ngram`; where the training text is missing, its reason."""
-    require_vocabulary(run.tokenizer.vocab_size, text)
+    text.require_tokenizer(run.tokenizer_sha256)
     try:
         nats = ngram_nats(run.ngram_counts, run.tokenizer, np.array(text.ids))
     except (GlasslmError, OSError) as error:
@@ -179,15 +179,6 @@ def _read_ids(value: object, limits: Limits) -> list[int] | None:
     if len(ids) < len(value):
         raise wrong_value("ids", value, expected)
     return ids
-
-
-def require_vocabulary(vocab_size: int, text: InsideText) -> None:
-    if max(text.ids) >= vocab_size:
-        raise ApiError(
-            400,
-            "this text belongs to a run with another tokenizer: post it again for this run",
-            code="unknown_text",
-        )
 
 
 def inside_routes(inside: Inside) -> Sequence[BaseRoute]:

@@ -50,6 +50,11 @@ class InsideRun:
     def tokenizer(self) -> Tokenizer:
         return self.run.tokenizer
 
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """The identity of the tokenizer: texts of equal ones are cut alike."""
+        return self.tokenizer.sha256
+
     def content(self, store: CheckpointStore) -> dict[str, Any]:
         """The JSON of the run in /inside/runs."""
         run, config = self.run, self.run.config
@@ -82,6 +87,7 @@ class InsideRun:
             "engine": run.record["engine"],
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer": self.tokenizer.kind,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "checkpoints": [checkpoint_content(name, history.best_step, losses) for name in names],
             "keep": config.train.keep,
             "checkpoint_interval": config.train.checkpoint_interval,

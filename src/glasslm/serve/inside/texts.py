@@ -21,8 +21,18 @@ class InsideText:
     """A text as tokens: the newest ones, as many as the model reads at once."""
 
     id: str
+    tokenizer_sha256: str
     ids: tuple[int, ...]
     cut: int  # tokens before them that are left out
+
+    def require_tokenizer(self, sha256: str) -> None:
+        """Raise ApiError where the tokens are those of another tokenizer than this one."""
+        if sha256 != self.tokenizer_sha256:
+            raise ApiError(
+                400,
+                "this text was cut by another tokenizer: post it to /inside/texts for this run",
+                code="other_tokenizer",
+            )
 
     def content(self, names: TokenNames, special: frozenset[int]) -> dict[str, Any]:
         """The JSON of the answer to POST /inside/texts."""
@@ -46,8 +56,9 @@ def make_text(model: Model, ids: list[int]) -> InsideText:
         )
     limit = min(model.config.model.block_size, MAX_TEXT_TOKENS)
     newest = tuple(ids[-limit:])
-    digest = hashlib.sha256(f"{tokenizer.sha256} {newest}".encode()).hexdigest()
-    return InsideText(digest[:32], newest, len(ids) - len(newest))
+    identity = tokenizer.sha256
+    digest = hashlib.sha256(f"{identity} {newest}".encode()).hexdigest()
+    return InsideText(digest[:32], identity, newest, len(ids) - len(newest))
 
 
 class TextStore:
