@@ -17,6 +17,7 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError, require
 from glasslm.lab.studies.ablation_axes import AXES, Match
+from glasslm.lab.studies.measures import MeasureName
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
 
@@ -66,6 +67,8 @@ class Flags(RecipeFlags):
     """Columns of --fit: variant, seed or loss, as in loss=final."""
     baseline: Annotated[str | None, optional_flag("NAME", "baseline, or the first")] = None
     """Variant of --fit with which the others are compared."""
+    measure: MeasureName = "loss"
+    """What is compared: the loss, or the wrong answers of a task (--corpus task:NAME)."""
     margin: Annotated[float | None, optional_flag("NATS", "none")] = None
     """Largest difference that counts as equal (TOST)."""
     out: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
@@ -81,6 +84,7 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     if flags.fit is not None:
+        require(flags.measure == "loss", "measure", flags.measure, "loss with --fit")
         return _judge_table(flags, flags.fit)
     for name in ("columns", "baseline"):
         if getattr(flags, name):
@@ -98,6 +102,7 @@ def main(argv: list[str]) -> int:
         _parse_rates(flags.rates),
         flags.budget,
         None if flags.against is None else str(flags.against),
+        flags.measure,
     )
     runner = flags.runner.make_runner(flags.compute)
     plan = ablation.plan(flags.config, spec, runner, study, notify)
@@ -114,7 +119,8 @@ def main(argv: list[str]) -> int:
                 "axis": result.axis,
                 "value": result.value,
                 "parameters": result.parameters,
-                "losses": result.losses,
+                "losses": [trial.final_loss for trial in result.trials],
+                **({"wrong_answers": result.losses} if flags.measure == "accuracy" else {}),
                 "delta": result.comparison.delta if result.comparison else None,
                 "p_holm": result.verdict.p_holm if result.verdict else None,
                 "verdict": result.verdict.words if result.verdict else "the baseline",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev, variance
 from typing import Literal
 
@@ -215,12 +215,14 @@ def compare_losses(
     alpha: float = ALPHA,
     paired: bool = True,
     unit: str = "nats",
+    min_se: float = 0.0,
 ) -> Comparison:
     """The paired t test of a variant's losses against the baseline's.
 
     Both are in the order of their common seeds. `margin`, chosen before the runs, is the largest
     difference that does not matter. `family` is the number of comparisons that the study declares.
-    Without `paired` the seeds differ, and the test is Welch's. Raises InputError where there are no
+    Without `paired` the seeds differ, and the test is Welch's. The standard error is at least
+    `min_se`, that of the measurement itself. Raises InputError where there are no
     runs, or, for pairs, not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
@@ -242,6 +244,7 @@ def compare_losses(
     if n == 1:
         return Comparison(*declared, delta=fmean(a) - fmean(b), reason=ONE_RUN)
     estimate = paired_difference(a, b) if paired else independent_difference(a, b)
+    estimate = replace(estimate, se=max(estimate.se, min_se))
     if estimate.se == 0 and estimate.value != 0:  # a difference of 0 means that the pairs are equal
         return Comparison(*declared, delta=estimate.value, reason=IDENTICAL_RUNS)
     low, high = estimate.confidence_interval(alpha)

@@ -18,8 +18,8 @@ from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration, round_up_duration
 from glasslm.errors import InputError
-from glasslm.lab.statistics import ALPHA, Comparison, Verdict, compare_losses, judge_family
-from glasslm.lab.studies import sweep
+from glasslm.lab.statistics import Comparison, Verdict, judge_family
+from glasslm.lab.studies import measures, sweep
 from glasslm.lab.studies.ablation_axes import (
     AXES,
     Match,
@@ -70,6 +70,13 @@ class AblationSpec:
     rates: tuple[float, ...] = ()  # multiples of a variant's learning rate to try; (): no tuning
     budget: str | None = None  # time for the whole study
     against: str | None = None  # a checkout of another version of glasslm, as one more variant
+    measure: measures.MeasureName = "loss"
+
+    @property
+    def settings(self) -> list[Any]:
+        """The fields for plan.json; the last ones are left out where 0.1.0 did not have them."""
+        settings = list(dataclasses.astuple(self))
+        return settings if self.measure != "loss" else settings[: -1 if self.against else -2]
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ class VariantResult:
     trials: list[TrialResult]
     comparison: Comparison | None  # None for the baseline
     verdict: Verdict | None
+    measure: measures.MeasureName = "loss"
 
     @property
     def name(self) -> str:
@@ -126,7 +134,8 @@ class VariantResult:
 
     @property
     def losses(self) -> list[float | None]:
-        return [trial.final_loss for trial in self.trials]
+        """What the study measures of each run: its loss, or its share of wrong answers."""
+        return [measures.measured_value(trial, self.measure) for trial in self.trials]
 
 
 def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notify: Notify) -> Plan:
@@ -135,9 +144,8 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     Times are measured once: a study that is resumed reads its plan. Raises InputError if that plan
     has other flags.
     """
-    settings = dataclasses.astuple(spec)
-    # A study without --against has the settings that 0.1.0 wrote.
-    flags = to_json_types([to_dict(base), settings if spec.against else settings[:-1]])
+    measures.require_measure(spec.measure, base)
+    flags = to_json_types([to_dict(base), spec.settings])
     if saved := load_or_extend(study, flags, notify):
         return _restore_plan(saved, spec)
     if spec.against is not None:
@@ -322,8 +330,9 @@ def judge_variants(
     The keys of `trials` and `rates` are "baseline" and the names of the variants; a rate comes with
     whether it is the largest or smallest that was tried.
     """
+    declared = plan.spec.measure, plan.spec.margin, plan.family_size
     comparisons = [
-        _compare_with_baseline(plan, trials[_run_stem(variant)], trials[BASELINE])
+        measures.compare_trials(trials[_run_stem(variant)], trials[BASELINE], *declared)
         for variant in plan.variants
     ]
     judged: list[tuple[Comparison | None, Verdict | None]] = [(None, None)]
@@ -344,23 +353,10 @@ def judge_variants(
                 trials=trials[stem],
                 comparison=comparison,
                 verdict=verdict,
+                measure=plan.spec.measure,
             )
         )
     return results
-
-
-def _compare_with_baseline(
-    plan: Plan, variant: list[TrialResult], baseline: list[TrialResult]
-) -> Comparison:
-    """The paired comparison, without a test if a run failed: it is missing, not diverged."""
-    failed = sum(trial.status == "failed" for trial in (*variant, *baseline))
-    if failed:
-        n, reason = len(variant), f"{plural(failed, 'run')} failed: see logs/"
-        return Comparison(n, 0, 0, ALPHA, plan.family_size, plan.spec.margin, reason=reason)
-    losses, baseline_losses = (
-        [trial.final_loss for trial in trials] for trials in (variant, baseline)
-    )
-    return compare_losses(losses, baseline_losses, margin=plan.spec.margin, family=plan.family_size)
 
 
 def _tune_rates(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from glasslm.lab.studies.ablation import BASELINE, Plan, VariantResult
 from glasslm.lab.studies.ablation_axes import MATCH_LABELS
+from glasslm.lab.studies.measures import MEASURES
 from glasslm.report.figures import Palette, add_legend, style_axes
 from glasslm.text import plural
 
@@ -36,7 +37,8 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
     figure = Figure(figsize=(9, 1.4 + 0.32 * len(variant_results)), layout="constrained")
     axes = figure.add_subplot()
     label = f"{MATCH_LABELS[plan.spec.match]}, {plural(plan.spec.seeds, 'seed')}"
-    style_axes(axes, f"Final validation loss against the baseline's, {label}", "", colours)
+    measure = MEASURES[plan.spec.measure]
+    style_axes(axes, f"{measure.title} against the baseline's, {label}", "", colours)
     axes.axvline(0, color=colours.ink, linewidth=1)
     axis_colours = {axis: _line_style(i, colours)[0] for i, axis in enumerate(plan.axes)}
     for y, result in enumerate(variant_results):
@@ -53,7 +55,7 @@ def draw_bars(plan: Plan, results: Sequence[VariantResult], colours: Palette) ->
             [comparison.delta], [y], MARKERS[kind], color=colour, markerfacecolor=fill, markersize=7
         )
     axes.set_yticks(range(len(variant_results)), [result.name for result in variant_results])
-    axes.set_xlabel("nats per token, below zero is better (95% intervals)", color=colours.ink)
+    axes.set_xlabel(f"{measure.axis}, below zero is better (95% intervals)", color=colours.ink)
     axes.set_ylim(-0.7, len(variant_results) - 0.3)
     return figure
 

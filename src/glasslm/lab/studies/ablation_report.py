@@ -15,7 +15,15 @@ from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
 from glasslm.lab.studies.ablation_table import to_csv
 from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
 from glasslm.lab.studies.checkout import version_name
+from glasslm.lab.studies.measures import MEASURES, measured_value
 from glasslm.lab.studies.trial_results import describe_sample
+from glasslm.lab.studies.variant_numbers import (
+    delta,
+    format_interval,
+    format_loss,
+    loss_spread,
+    mean_loss,
+)
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.runs.record import text_name
@@ -63,13 +71,16 @@ def title(plan: Plan) -> str:
 def summary(plan: Plan, results: Sequence[VariantResult]) -> str:
     """The results as text for the terminal."""
     width = max(len(result.name) for result in results)
-    lines = [f"{'variant':<{width}}  parameters  loss    difference  verdict"]
+    lines = [
+        f"{'variant':<{width}}  parameters  {MEASURES[plan.spec.measure].column:<6}  "
+        "difference  verdict"
+    ]
     for result in results:
         comparison = result.comparison
         delta = f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else ""
         words = result.verdict.words if result.verdict else "the baseline"
         lines.append(
-            f"{result.name:<{width}}  {result.parameters:>10,}  {_format_loss(result):<6}  "
+            f"{result.name:<{width}}  {result.parameters:>10,}  {format_loss(result):<6}  "
             f"{delta:>10}  {words}"
         )
     listed = (f"- {finding}" for finding in findings(plan, results))
@@ -79,8 +90,9 @@ def summary(plan: Plan, results: Sequence[VariantResult]) -> str:
 def lead_paragraph(plan: Plan) -> str:
     """The design of the study."""
     spec, base, train = plan.spec, plan.base, plan.base.train
+    measure = MEASURES[spec.measure]
     model, n = base.model, spec.seeds
-    margin = f', "the same" means within {spec.margin:g} nats' if spec.margin else ""
+    margin = f', "the same" means within {spec.margin:g} {measure.unit}' if spec.margin else ""
     rate = (
         "each at its own best learning rate"
         if spec.rates
@@ -89,9 +101,9 @@ def lead_paragraph(plan: Plan) -> str:
     return (
         f"{len(plan.variants)} variants and the baseline, {n} seed{'s' * (n > 1)} each (paired), "
         f"{MATCH_LABELS[spec.match]}: {plural(train.max_steps, 'step')} of "
-        f"{base.tokens_per_step:,} tokens for the baseline, {rate}. Losses are "
-        "those of the last weights on the validation text, in nats per token. Verdicts are "
-        f"corrected for a family of {plan.family_size} comparisons{margin}. The baseline has "
+        f"{base.tokens_per_step:,} tokens for the baseline, {rate}. "
+        f"{measure.sentence} Verdicts are corrected for a family of {plan.family_size} "
+        f"comparisons{margin}. The baseline has "
         f"{plural(model.n_layers, 'layer')} of width {model.d_model}, "
         f"{plural(model.n_heads, 'head')}, "
         f"context {model.block_size}, {model.norm} ({model.norm_position}), {model.feedforward}, "
@@ -115,15 +127,15 @@ def findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
 
 def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
     """The variants by their verdicts."""
-    sentences = []
+    sentences, unit = list[str](), MEASURES[plan.spec.measure].unit
     by_kind = {
         kind: [result for result in others if result.verdict and result.verdict.kind == kind]
         for kind in MARKERS
     }
     for kind in ("better", "worse"):
-        if ranked := sorted(by_kind[kind], key=lambda result: -abs(_delta(result))):
+        if ranked := sorted(by_kind[kind], key=lambda result: -abs(delta(result))):
             listed = "; ".join(
-                f"{result.name} ({_delta(result):+.4f} nats, {_format_interval(result)})"
+                f"{result.name} ({delta(result):+.4f} {unit}, {format_interval(result)})"
                 for result in ranked[:MAX_LISTED]
             )
             remainder = f", and {len(ranked) - MAX_LISTED} more" if len(ranked) > MAX_LISTED else ""
@@ -140,7 +152,7 @@ def _verdict_findings(plan: Plan, others: Sequence[VariantResult]) -> list[str]:
         sentences.append(
             f"Not distinguishable from the baseline with {plural(plan.spec.seeds, 'seed')}: "
             f"{', '.join(result.name for result in unclear)}. 4 of 5 such studies would detect a "
-            f"difference of {detectable:.3g} nats (the median over these variants)."
+            f"difference of {detectable:.3g} {unit} (the median over these variants)."
         )
     return sentences
 
@@ -178,7 +190,7 @@ def _run_findings(plan: Plan, results: Sequence[VariantResult]) -> list[str]:
 
 def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list[str]:
     """The change of the loss by each step in depth and width, and where the gains drop."""
-    sentences = []
+    sentences, measure = list[str](), MEASURES[base.measure]
     for axis in ("depth", "width"):
         baseline_value = (
             base.config.model.n_layers if axis == "depth" else base.config.model.d_model
@@ -186,7 +198,7 @@ def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list
         results = [(int(result.value), result) for result in others if result.axis == axis]
         results = sorted([*results, (baseline_value, base)], key=lambda pair: pair[0])
         points = [
-            (value, loss) for value, result in results if (loss := _mean_loss(result)) is not None
+            (value, loss) for value, result in results if (loss := mean_loss(result)) is not None
         ]
         if len(points) < 3:
             continue
@@ -201,7 +213,9 @@ def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list
         tail = (
             f" From {bend} on, a doubling gains less than half of the one before." if bend else ""
         )
-        sentences.append(f"Change of the loss by {axis}, in nats: {', '.join(steps)}.{tail}")
+        sentences.append(
+            f"Change of the {measure.column} by {axis}, in {measure.unit}: {', '.join(steps)}.{tail}"
+        )
     return sentences
 
 
@@ -254,13 +268,14 @@ def _surprise_findings(others: Sequence[VariantResult], base: VariantResult) -> 
     spreads = {
         result.name: spread
         for result in [base, *others]
-        if (spread := _loss_spread(result)) is not None
+        if (spread := loss_spread(result)) is not None
     }
     median = statistics.median(spreads.values()) if spreads else 0.0
     unsteady = [name for name, spread in spreads.items() if spread > LARGE_SPREAD * median > 0]
     if unsteady:
         sentences.append(
-            f"More than four times the median spread over seeds ({median:.3g} nats): "
+            f"More than four times the median spread over seeds ({median:.3g} "
+            f"{MEASURES[base.measure].unit}): "
             f"{', '.join(unsteady)}."
         )
     return sentences
@@ -279,7 +294,7 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
             result.name,
             str(trial.seed),
             ": ".join(filter(None, (trial.status, trial.error))),
-            format_number(trial.final_loss, ".4f"),
+            format_number(measured_value(trial, plan.spec.measure), ".4f"),
             f"runs/{trial.run.path.name}",
         )
         for result in results
@@ -297,7 +312,7 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
             pictures=(
                 Picture(
                     "bars",
-                    f"Difference of each variant's final loss from the baseline's, {budget}",
+                    f"Difference of each variant from the baseline, {budget}",
                     lambda colours: draw_bars(plan, results, colours),
                 ),
             ),
@@ -319,7 +334,12 @@ def sections(plan: Plan, results: Sequence[VariantResult]) -> list[Section]:
             ("variant", "text"),
             samples,
         ),
-        Section("All runs", (), ("variant", "seed", "status", "loss", "folder"), runs),
+        Section(
+            "All runs",
+            (),
+            ("variant", "seed", "status", MEASURES[plan.spec.measure].column, "folder"),
+            runs,
+        ),
     ]
 
 
@@ -341,56 +361,26 @@ def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Se
             "the width)"
         ]
     text = [f"{note[0].upper()}{note[1:]}." for note in notes]
-    return Section(axis.capitalize(), text, HEADER, [_format_row(result) for result in rows])
+    header = [MEASURES[plan.spec.measure].column if name == "loss" else name for name in HEADER]
+    return Section(axis.capitalize(), text, header, [_format_row(result) for result in rows])
 
 
 def _format_row(result: VariantResult) -> tuple[str, ...]:
     comparison, verdict = result.comparison, result.verdict
-    spread, times = _loss_spread(result), [trial.wall_s for trial in result.trials]
+    spread, times = loss_spread(result), [trial.wall_s for trial in result.trials]
     steps = [trial.step_ms for trial in result.trials if trial.step_ms is not None]
     memory = [trial.peak_bytes for trial in result.trials if trial.peak_bytes]
     return (
         result.name,
         f"{result.parameters:,}",
         f"{result.flops:.3g}",
-        _format_loss(result),
+        format_loss(result),
         format_number(spread, ".4f") if spread is not None else "",
         f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else "",
-        _format_interval(result),
+        format_interval(result),
         format_number(verdict.p_holm, ".3g") if verdict and verdict.p_holm is not None else "",
         verdict.words if verdict else "the baseline",
         format_duration(statistics.mean(times)),
         f"{statistics.median(steps):.1f}" if steps else "",
         format_bytes(max(memory)) if memory else "",
     )
-
-
-def _format_loss(result: VariantResult) -> str:
-    mean = _mean_loss(result)
-    if mean is not None:
-        return f"{mean:.4f}"
-    return "failed" if any(trial.status == "failed" for trial in result.trials) else "diverged"
-
-
-def _mean_loss(result: VariantResult) -> float | None:
-    """The mean over all seeds; None if one has no loss: the mean of the others would be biased."""
-    losses = [loss for loss in result.losses if loss is not None]
-    return statistics.mean(losses) if len(losses) == len(result.losses) else None
-
-
-def _loss_spread(result: VariantResult) -> float | None:
-    """The standard deviation over seeds."""
-    losses = [loss for loss in result.losses if loss is not None]
-    return statistics.stdev(losses) if len(losses) > 1 else None
-
-
-def _delta(result: VariantResult) -> float:
-    comparison = result.comparison
-    return comparison.delta if comparison and comparison.delta is not None else 0.0
-
-
-def _format_interval(result: VariantResult) -> str:
-    comparison = result.comparison
-    if comparison is None or comparison.ci_low is None or comparison.ci_high is None:
-        return ""
-    return f"{comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"

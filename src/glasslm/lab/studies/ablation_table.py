@@ -17,11 +17,12 @@ COLUMNS = (
 def to_csv(results: Sequence[VariantResult]) -> str:
     """The content of ablation_table.csv: a row for each run.
 
-    The columns delta to verdict describe the whole variant.
+    The columns delta to verdict describe the whole variant. Runs of a task have a last column more.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    has_accuracy = any(trial.accuracy for result in results for trial in result.trials)
+    writer.writerow([*COLUMNS, "accuracy"] if has_accuracy else COLUMNS)
     for result in results:
         comparison, verdict = result.comparison, result.verdict
         shared: list[object] = [None] * 4
@@ -44,6 +45,7 @@ def to_csv(results: Sequence[VariantResult]) -> str:
                     trial.wall_s,
                     trial.step_ms,
                     trial.peak_bytes,
+                    *([trial.accuracy["share"]] if trial.accuracy else []),
                 )
             )
     return out.getvalue()

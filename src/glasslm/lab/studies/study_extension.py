@@ -14,7 +14,7 @@ from glasslm.lab.studies.study_plan import load_plan, read_plan, save_plan
 from glasslm.text import Notify, plural
 
 # The fields of AblationSpec, in their order in plan.json.
-SPEC_FIELDS = ("axes", "seeds", "match", "margin", "rates", "budget", "against")
+SPEC_FIELDS = ("axes", "seeds", "match", "margin", "rates", "budget", "against", "measure")
 
 
 def load_or_extend(study: Path, flags: Any, notify: Notify) -> dict[str, Any] | None:

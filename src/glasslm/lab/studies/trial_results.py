@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glasslm.lab.studies.sweep import TrialOutcome
-from glasslm.runs.metrics import elapsed_s, eval_lines, sample_lines, step_lines
+from glasslm.runs.metrics import ProportionFacts, elapsed_s, eval_lines, sample_lines, step_lines
 from glasslm.runs.run_folder import Run
 
 
@@ -28,6 +28,7 @@ class TrialResult:
     tokens: int = 0  # of the validation text, on which the final loss was measured
     stderr: float | None = None  # nats per token, if those are a sample
     is_sampled: bool = False
+    accuracy: ProportionFacts | None = None  # of a task: held-out examples answered exactly
 
 
 def describe_sample(trials: Iterable[TrialResult]) -> list[str]:
@@ -77,4 +78,5 @@ def read_trial(seed: int, outcome: TrialOutcome) -> TrialResult:
         tokens=last.get("tokens", 0) if last else 0,
         stderr=last.get("stderr") if last else None,
         is_sampled=last is not None and not last.get("whole", True),
+        accuracy=last.get("accuracy") if last else None,
     )
