@@ -16,7 +16,10 @@ import { readAddress, store } from "./state.js";
 import { drawStory } from "./story.js";
 import { drawTitle, drawWhen, moveStep } from "./top.js";
 import { attention } from "./views/attention.js";
+import { backward } from "./views/backward.js";
+import { learning } from "./views/learning.js";
 import { lens } from "./views/lens.js";
+import { patch } from "./views/patch.js";
 import { NGRAM, read } from "./views/read.js";
 import { why } from "./views/why.js";
 import { write } from "./views/write.js";
@@ -25,7 +28,7 @@ import { count, glyphs, plural } from "./words.js";
 /** @typedef {import("./scene.js").Run} Run */
 /** @typedef {import("./scene.js").Text} Text */
 
-const VIEWS = [write, read, attention, lens, why];
+const VIEWS = [write, read, attention, lens, why, patch, backward, learning];
 const POLL_MS = 3000; // while a run trains, or the server is away
 const REST_MS = 20000; // between two looks for new checkpoints otherwise
 const STARTING_SHARE = 0.84; // of the text is read at first

@@ -168,12 +168,12 @@ export function placeName(place) {
 
 /**
  * A part that writes into the stream: `embedding`, `3.2` (a head), `3.feedforward`, `3.attention`,
- * `3.bias`, `3.n17` (a neuron) or `norm.bias`.
+ * `3.bias`, `3.n17` (a neuron), `3` (a layer) or `norm.bias`.
  * @param {string} part
  */
 export function partName(part) {
   const [layer, rest] = part.split(".");
-  if (rest === undefined) return "the embedding";
+  if (rest === undefined) return layer === "embedding" ? "the embedding" : `layer ${layer}`;
   if (rest === "feedforward") return `feed-forward ${layer}`;
   if (rest === "attention") return `attention ${layer}`;
   if (rest === "bias")
