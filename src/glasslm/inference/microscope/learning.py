@@ -14,7 +14,8 @@ from glasslm.inference.microscope.attention import repeated_tokens, score_heads
 from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.inference.trained_model import Model
 
-PROBE_ROWS, MAX_PROBE_LENGTH = 8, 256
+MIN_PROBE_ROWS, MAX_PROBE_ROWS, MAX_PROBE_LENGTH = 8, 64, 256
+PROBE_FLOPS = 3e10  # about half a second
 SMOOTHING = 0.12  # of a position, the half width of the mean around it; at least one position
 
 
@@ -39,10 +40,12 @@ def best_heads(recorded: RecordedPass) -> BestHeads:
 def loss_by_position(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """(T,): the mean loss (nats) of the token after each position, over windows of `tokens`.
 
-    At most PROBE_ROWS windows of at most MAX_PROBE_LENGTH, evenly over the tokens.
+    The windows, of at most MAX_PROBE_LENGTH, lie evenly over the tokens; a large model reads fewer.
     """
     length = min(model.config.model.block_size, MAX_PROBE_LENGTH, len(tokens) - 1)
-    rows = max(1, min(PROBE_ROWS, (len(tokens) - 1) // length))
+    affordable = int(PROBE_FLOPS / (2 * model.parameters.total * length))
+    rows = max(MIN_PROBE_ROWS, min(MAX_PROBE_ROWS, affordable))
+    rows = max(1, min(rows, (len(tokens) - 1) // length))
     starts = np.linspace(0, len(tokens) - 1 - length, rows).astype(int)
     windows = np.stack([tokens[start : start + length + 1] for start in starts])
     losses = model.engine.losses(windows[:, :-1], windows[:, 1:])

@@ -172,7 +172,9 @@ function makeScenes() {
   const sample = isRefused && !scene ? textOf(run, run.sample_text) : null;
   const text = textOf(run, wanted) ?? scene?.text ?? sample;
   if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
-  const second = store.state.other === null ? null : textOf(run, store.state.other);
+  const { other } = store.state;
+  const second = other === null ? null : textOf(run, other);
+  const secondProblem = refusedTexts.get(`${run.name}\0${other}`) ?? "";
   const length = text.tokens.length;
   const startingT = Math.max(0, Math.min(length - 2, Math.round(STARTING_SHARE * length)));
   const t = Math.max(0, Math.min(length - 1, store.state.t ?? startingT));
@@ -187,7 +189,7 @@ function makeScenes() {
     first: firstColumn,
   });
   firstColumn = columns.first;
-  const given = { run, runs, checkpoint, text, second, columns, answers };
+  const given = { run, runs, checkpoint, text, second, secondProblem, columns, answers };
   const names = namesOf(run.name);
   const locked = new Scene({ ...given, names, shown: { ...store.state, t, layer, head } });
   const shown = { ...locked.state, ...store.preview };

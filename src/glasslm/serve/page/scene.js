@@ -68,16 +68,30 @@
 export class Scene {
   /**
    * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: Text, second: Text | null,
+   *   secondProblem: string,
    *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
    *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
    */
-  constructor({ shown, run, checkpoint, text, second, columns, answers, names, runs }) {
+  constructor({
+    shown,
+    run,
+    checkpoint,
+    text,
+    second,
+    secondProblem,
+    columns,
+    answers,
+    names,
+    runs,
+  }) {
     this.state = shown;
     this.run = run;
     this.runs = runs;
     this.checkpoint = checkpoint;
     this.text = text;
     this.second = second;
+    /** Why the second text cannot be read; empty where it can. */
+    this.secondProblem = secondProblem;
     this.columns = columns;
     this.answers = answers;
     this.names = names;
@@ -119,8 +133,8 @@ export class Scene {
 
   /** What everything is drawn from, beside the answers: the same inputs give the same picture. */
   get inputs() {
-    const { run, checkpoint, text, second, columns, state } = this;
-    return [run.name, checkpoint.hash, text.id, second?.id, columns, state];
+    const { run, checkpoint, text, second, secondProblem, columns, state } = this;
+    return [run.name, checkpoint.hash, text.id, second?.id, secondProblem, columns, state];
   }
 
   /** Which of these answers are here. @param {string[]} asks */

@@ -253,7 +253,7 @@ function matrices(scene) {
       : null,
     el(
       "p",
-      { class: "chips" },
+      { class: "chips indented" },
       others.map((i) => el("span", {}, `${names[i].replace(".weight", "")} `, cell(i))),
     ),
   ];

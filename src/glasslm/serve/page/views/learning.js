@@ -370,5 +370,5 @@ function firstChoices(scene, read) {
   return Array.from({ length: Math.min(SHOWN, ids.shape[1]) }, (_, k) => {
     const p = percent(Math.exp(logprobs.at(scene.t, k)));
     return `${glyphs(scene.token(ids.at(scene.t, k)), 8)} ${p}`;
-  }).join("  ");
+  }).join(", ");
 }

@@ -26,6 +26,7 @@ const CHANGED = 1e-4; // nats; smaller changes are rounding
 const SHOWN = 6; // candidates
 const ROW_PX = 22;
 const LANE_PX = 44;
+const MOST_LINES = 8; // of the field of the second text
 
 /** The cost of reading the text up to the caret once, in floating-point operations. @param {Scene} scene */
 const passFlops = (scene) => 2 * scene.run.parameters * (scene.t + 1);
@@ -66,7 +67,7 @@ export const patch = {
   sentence(scene) {
     if (!scene.answer(ablateAsk(scene))) return [patch.purpose];
     const { goal, parts, before, change } = ablations(scene);
-    const single = parts.map((part, i) => i).filter((i) => !parts[i].endsWith(".attention"));
+    const single = parts.map((_, i) => i).filter((i) => !parts[i].endsWith(".attention"));
     const best = single.reduce((a, i) => (Math.abs(change(i)) > Math.abs(change(a)) ? i : a));
     return [
       "Without ",
@@ -222,7 +223,7 @@ function switches(scene) {
     ),
     el(
       "p",
-      { class: "cap flush" },
+      { class: "cap" },
       divergingLegend(`−${fixed(most, 1)}`, `+${fixed(most, 1)} nats`),
       `change of the loss on ${quoted(scene.token(goal))} without the part; choose some to switch `,
       "them off together",
@@ -289,7 +290,12 @@ function neuronChips(scene) {
       return tool(`${neuron} ${signed(shares.at(i))}`, () => toggle(part), { ...pressed, title });
     });
   const words = `neurons of layer ${layer} that push hardest`;
-  return el("p", { class: "chips", role: "group", "aria-label": words }, `${words}: `, chips);
+  return el(
+    "p",
+    { class: "chips indented", role: "group", "aria-label": words },
+    `${words}: `,
+    chips,
+  );
 }
 
 /** The candidates with and without what is off. @param {Scene} scene */
@@ -310,7 +316,7 @@ function candidateBars(scene) {
         "span",
         { class: "bars" },
         el("i", { style: { width: `${p * 100}%` } }),
-        el("i", { style: { width: `${q * 100}%` } }),
+        after ? el("i", { style: { width: `${q * 100}%` } }) : null,
       ),
       el("span", {}, words),
     );
@@ -361,7 +367,7 @@ export function changeLane(scene, { id, label, short, change, describe }) {
     alignedMatrix(scene, {
       id,
       label,
-      rows: [{ label: [scene.columns.isWide ? `${short}, ±${fixed(most, 1)}` : "Δ"] }],
+      rows: [{ label: [scene.columns.isWide ? short : "Δ"] }],
       rowHeight: LANE_PX,
       paint: (context, _, t, { x, width }) => {
         context.fillStyle = palette.line;
@@ -375,28 +381,35 @@ export function changeLane(scene, { id, label, short, change, describe }) {
       describe: (_, t) => (t === 0 ? [`nothing predicts the first ${scene.unit}`] : describe(t)),
       choose: (_, t) => store.set({ t: Math.max(0, t - 1) }),
     }),
-    el("figcaption", {}, "up: worse, down: better (square-root scale)"),
+    el(
+      "figcaption",
+      {},
+      `nats; up: worse, down: better; the largest change is ${fixed(most)} (square-root scale)`,
+    ),
   );
 }
 
 /** The field of the second text, and its figure. @param {Scene} scene */
 function secondText(scene) {
-  const field = el("input", {
-    type: "text",
+  const field = el("textarea", {
+    rows: Math.min(MOST_LINES, scene.text.text.split("\n").length + 1),
     value: scene.state.other ?? scene.text.text,
-    "aria-label": "Second text",
     spellcheck: "false",
     on: {
-      change: (/** @type {any} */ event) => {
+      input: (/** @type {any} */ event) => {
         const other = event.target.value;
-        store.set({ other: other === scene.text.text || !other ? null : other });
+        store.set({ other: other === scene.text.text ? null : other });
       },
       keydown: (/** @type {any} */ event) => event.stopPropagation(),
     },
   });
   const hint = "change some of it: its stream is copied into this text, one place at a time";
-  const label = el("label", { class: "second" }, "second text ", field);
-  const box = el("div", { class: "dials" }, label, el("span", {}, hint));
+  const box = el(
+    "div",
+    { class: "second indented" },
+    el("label", {}, "Second text: ", hint, field),
+    scene.secondProblem ? el("p", { class: "note" }, scene.secondProblem) : null,
+  );
   return el("div", {}, box, scene.second ? copies(scene, scene.second) : null);
 }
 

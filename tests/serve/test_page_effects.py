@@ -1,0 +1,282 @@
+"""The views Patch, Backward and Learning in a browser, against glasslm.load(RUN) and real steps."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+pytest.importorskip("playwright")
+
+from browser_page import PageDriver, open_page, running_browser
+from server_process import ServerProcess, make_byte_run, serving
+
+import glasslm
+from glasslm.inference.sampling import log_probabilities
+from glasslm.inference.trained_model import Model
+from small_runs import train, write_text
+
+TEXT = "the cat sees a dog.\nthe old"
+OTHER = "the dog sees a cat.\nthe old"
+T = 21  # the caret stands after the second "t"
+FLAGS: dict[str, Any] = {
+    "max_steps": 40, "sample_interval": 0, "checkpoint_interval": 10, "eval_interval": 20
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("effects")
+    text = write_text(folder / "text.txt")
+    return [
+        train(text, folder / "first", **FLAGS).run_dir,
+        train(text, folder / "second", **FLAGS | {"seed": 7, "n_layers": 1}).run_dir,
+        make_byte_run(folder / "bytes"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def server(runs: list[Path]) -> Iterator[ServerProcess]:
+    with serving(*runs) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Any, server: ServerProcess) -> Iterator[PageDriver]:
+    with open_page(browser, server.url, accept_downloads=True) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def model(runs: list[Path]) -> Model:
+    return glasslm.load(runs[0], "latest")
+
+
+def address(view: str, **fields: Any) -> str:
+    words = {"open": view, "text": TEXT, "t": T} | fields
+    return str(httpx_query(words))
+
+
+def httpx_query(fields: dict[str, Any]) -> Any:
+    import httpx
+
+    return httpx.QueryParams(fields)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[+-]?\d*\.\d+", text)]
+
+
+def evaluate(python: str) -> float:
+    """The value of the last line."""
+    *before, last = python.strip().splitlines()
+    names: dict[str, Any] = {"glasslm": glasslm, "np": np}
+    exec("\n".join(before), names)
+    return float(eval(last, names))
+
+
+def read_table(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def loss_without(model: Model, name: str, index: Any) -> float:
+    logits = model.inspect(TEXT, ["logits"], [(name, index, 0.0)])["logits"]
+    return float(-log_probabilities(logits[T])[model.tokenizer.encode(TEXT)[T + 1]])
+
+
+def test_a_head_that_is_clicked_is_switched_off(
+    page: PageDriver, model: Model, tmp_path: Path
+) -> None:
+    page.open(address("patch"))
+    before = model.losses(TEXT)[T]
+    without = loss_without(model, "blocks.1.attention.heads", np.s_[:, :, 0])
+    button = page.page.locator("#patch .switches tbody tr").nth(1).locator("td button").nth(0)
+    np.testing.assert_allclose(numbers(page_text(button))[0], without - before, atol=0.006)
+    button.click()
+    page.wait()
+    assert page.state()["off"] == "1.0"
+    value, python = page.text(".where .big"), page.text(".where .python")
+    np.testing.assert_allclose(numbers(value)[0], without - before, atol=6e-5)
+    np.testing.assert_allclose(evaluate(python), without, atol=1e-5)
+    next_token = page.text("#patch .compared:has(.hit) > :last-child")
+    assert "→" in next_token
+    # A second part is switched off with it, and the table has every part.
+    page.page.locator("#patch .switches tbody tr").nth(0).locator("td button").last.click()
+    page.wait()
+    assert page.state()["off"] == "1.0,0.feedforward"
+    table = read_table(page.save("CSV", tmp_path, "patch")[0])
+    rows = {row[0]: float(row[1]) for row in table[1:] if row[0] != "nothing"}
+    np.testing.assert_allclose(rows["head 1.0"], without - before, atol=1e-5)
+    off = loss_without(model, "blocks.0.feedforward", np.s_[:])
+    np.testing.assert_allclose(rows["feed-forward 0"], off - before, atol=1e-5)
+    page.page.locator("#patch .framed", has_text="all on again").click()
+    page.wait()
+    assert "off" not in page.state()
+    page.require_silence()
+
+
+def page_text(locator: Any) -> str:
+    return str(locator.inner_text()).replace("−", "-")
+
+
+@pytest.mark.slow
+def test_neurons_can_be_switched_off(page: PageDriver, model: Model) -> None:
+    page.open(address("patch"))
+    page.page.wait_for_selector("#patch .chips .tool")
+    page.page.locator("#patch .chips .tool").first.click()
+    page.wait()
+    match = re.fullmatch(r"0\.n(\d+)", page.state()["off"])
+    assert match
+    python = page.text(".where .python")
+    name, neuron = "blocks.0.feedforward.activation", int(match[1])
+    without = loss_without(model, name, np.s_[:, :, neuron])
+    np.testing.assert_allclose(evaluate(python), without, atol=1e-5)
+
+
+def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
+    page.open(address("patch"))
+    field = page.page.locator("#patch .second textarea")
+    assert field.input_value() == TEXT
+    field.fill(OTHER)
+    page.wait()
+    page.page.wait_for_selector('[data-key="patch-copy"]')
+    page.page.wait_for_timeout(400)
+    # The keyboard walks to the place after layer 1 at position 16, which both texts have read.
+    cells = page.page.locator('[data-key="patch-copy"] .cells')
+    cells.focus()
+    for key in ["ArrowDown"] * 2 + ["ArrowLeft"] * 5 + ["Enter"]:
+        page.page.keyboard.press(key)
+    page.wait()
+    assert page.state()["n"] == f"patch.copy.2.{T - 5}"
+    stream = model.inspect(OTHER, ["blocks.1"])["blocks.1"][T - 5]
+    edits = [("blocks.1", np.s_[:, T - 5], stream)]
+    logits = model.inspect(TEXT, ["logits"], edits)["logits"]
+    after = -log_probabilities(logits[T])[model.tokenizer.encode(TEXT)[T + 1]]
+    change = numbers(page.text(".where .big"))[0]
+    np.testing.assert_allclose(change, after - model.losses(TEXT)[T], atol=6e-5)
+    field.fill("the cat 7")
+    page.page.wait_for_selector("#patch .second .note")
+    assert "7" in page.text("#patch .second .note")
+    assert all("400 (Bad Request)" in complaint for complaint in page.complaints)
+
+
+def test_the_step_that_is_promised_is_one_really_made(
+    page: PageDriver, model: Model, tmp_path: Path
+) -> None:
+    page.open(address("backward", lr=0.1))
+    said = numbers(page.sentence("backward"))
+    ids = model.tokenizer.encode(TEXT)
+    targets = np.where(np.arange(len(ids)) == T, np.append(ids[1:], -1), -1)
+    from glasslm.engines.protocol import Batch
+
+    batch = Batch(ids[None], targets[None], 0, np.zeros(1, int))
+    names = [name for name, spec in model.parameters.items() if spec.trained]
+    arrays = model.engine.inspect(batch, [f"gradient/{name}" for name in names])
+    stepped = {
+        name: array - 0.1 * arrays[f"gradient/{name}"]
+        for name, array in model.engine.state()
+        if name in model.parameters
+    }
+    moved = glasslm.load(Path(page_run(page)), "latest")
+    moved.engine.load(stepped.items())
+    after = moved.losses(TEXT)
+    np.testing.assert_allclose(said[1], model.losses(TEXT)[T], atol=0.006)
+    np.testing.assert_allclose(said[2], after[T], atol=0.006)
+    table = {row[0]: row[1:] for row in read_table(page.save("CSV", tmp_path, "backward")[0])}
+    np.testing.assert_allclose([float(x) for x in table["loss after, nats"][1:]], after, atol=1e-4)
+    for name in names:
+        norm = np.linalg.norm(arrays[f"gradient/{name}"])
+        np.testing.assert_allclose(float(table[name][0]), norm, rtol=1e-4, atol=1e-6)
+    page.page.locator("#backward .switches td button").first.click()
+    page.page.wait_for_selector(".where .python")
+    value, python = numbers(page.text(".where .big"))[0], page.text(".where .python")
+    np.testing.assert_allclose(evaluate(python), value, atol=1e-4)
+    assert "dw = np.matmul(dy.T, x" in page.text(".where .src")
+    page.require_silence()
+
+
+def page_run(page: PageDriver) -> str:
+    """The path of the run, from the line of Python of any number."""
+    page.page.locator("#backward header .n").first.click()
+    page.page.wait_for_selector(".where .python")
+    match = re.search(r"glasslm\.load\('([^']+)'", page.text(".where .python"))
+    assert match
+    return match[1]
+
+
+def test_the_end_of_the_text_has_no_gradient(page: PageDriver) -> None:
+    page.open(address("backward", t=len(TEXT) - 1))
+    assert "the text ends here" in page.text("#backward .empty")
+    page.require_silence()
+
+
+def test_two_runs_side_by_side(page: PageDriver, runs: list[Path], model: Model) -> None:
+    page.open(address("learning"))
+    options = page.page.locator("#learning .dials select option")
+    labels = options.all_inner_texts()
+    assert "second, step 40" in labels
+    assert any("another tokenizer" in label for label in labels)
+    page.page.locator("#learning .dials select").select_option("second@40")
+    page.wait()
+    rows = {
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
+        for row in page.page.locator("#learning .sides tbody tr").all()
+    }
+    other = glasslm.load(runs[1], "latest")
+    shown = [float(x) for x in rows["bits per byte of this text"]]
+    expected = [each.evaluate(TEXT).bpb for each in (model, other)]
+    np.testing.assert_allclose(shown, expected, atol=6e-4)
+    surprise = next(cells for name, cells in rows.items() if name.startswith("surprise"))
+    expected = [each.losses(TEXT)[T] for each in (model, other)]
+    np.testing.assert_allclose([float(x) for x in surprise], expected, atol=0.006)
+    assert page.page.locator('[data-key="learning-change"]').count() == 1
+    page.require_silence()
+
+
+@pytest.mark.slow
+def test_the_slider_moves_through_the_checkpoints(page: PageDriver, runs: list[Path]) -> None:
+    page.open(address("learning"))
+    steps = []
+    for key in ("", ",", ","):
+        if key:
+            page.page.keyboard.press(key)
+            page.wait()
+        steps.append(int(re.findall(r"step (\d+)", page.sentence("learning").lower())[0]))
+        nats = float(page.text(".rail .facts dd:nth-of-type(2)").split()[0])
+        expected = glasslm.load(runs[0], steps[-1]).losses(TEXT)[T]
+        np.testing.assert_allclose(nats, expected, atol=0.006)
+    assert steps == sorted(steps, reverse=True)
+    assert len(set(steps)) == 3
+
+
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "dark"),
+        pytest.param(1280, "light", marks=pytest.mark.slow),
+        pytest.param(360, "light", marks=pytest.mark.slow),
+        pytest.param(360, "dark", marks=pytest.mark.slow),
+    ],
+)
+def test_the_views_can_be_read_everywhere(page: PageDriver, width: int, theme: str) -> None:
+    page.page.set_viewport_size({"width": width, "height": 800})
+    views = "patch,backward,learning"
+    page.open(address(views, theme=theme, off="0.1", other=OTHER, against="second@40"))
+    page.page.wait_for_timeout(300)
+    assert page.faults() == []
+    assert page.page.evaluate("document.documentElement.scrollWidth") == width
+    page.require_silence()
