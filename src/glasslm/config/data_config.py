@@ -12,7 +12,7 @@ from glasslm.config.config_fields import optional_flag, require_fields
 from glasslm.config.units import parse_size
 from glasslm.errors import InputError, require
 
-TextCorpus = Literal["shakespeare", "python", "arxiv", "wikipedia"]
+TextCorpus = Literal["shakespeare", "python", "arxiv", "wikipedia", "dialogues"]
 TaskCorpus = Literal[
     "task:copy", "task:reverse", "task:sort", "task:addition", "task:addition-reversed",
     "task:modular-addition", "task:associative-recall", "task:induction", "task:dyck",

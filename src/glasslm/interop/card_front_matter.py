@@ -10,7 +10,13 @@ from glasslm.runs.metrics import EvalLine, Split
 from glasslm.runs.record import text_name
 from glasslm.text import collapse_whitespace
 
-LANGUAGES = {"shakespeare": "en", "arxiv": "en", "wikipedia": "en", "python": "code"}
+LANGUAGES = {
+    "shakespeare": "en",
+    "arxiv": "en",
+    "wikipedia": "en",
+    "python": "code",
+    "dialogues": "en",
+}
 HUB_DATASETS = {"wikipedia": "wikimedia/wikipedia"}
 TOKENIZER_LEVELS = {"char": "character-level", "byte": "byte-level"}
 HUB_SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}

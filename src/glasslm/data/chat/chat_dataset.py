@@ -18,7 +18,7 @@ from glasslm import files
 from glasslm.config.schema import DataConfig
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.chat.chat_source import ChatSource, count_splits
-from glasslm.data.chat.chat_template import PROBE, EncodedConversation
+from glasslm.data.chat.chat_template import EncodedConversation
 from glasslm.data.chat.chat_vocabulary import ChatVocabulary
 from glasslm.data.dataset import Dataset, hash_values, lock_folder, reopen_dataset
 from glasslm.data.token_file import token_dtype
@@ -139,7 +139,7 @@ def _split_files(
 
 def _find_begin(encoded: list[EncodedConversation], vocabulary: ChatVocabulary) -> int:
     """The special token that begins every conversation and is nowhere else in it; -1: none."""
-    begin = int(vocabulary.template.encode_conversation(PROBE).ids[0])
+    begin = int(encoded[0].ids[0])
     is_special = begin in vocabulary.tokenizer.special_tokens.values()
     if is_special and all(
         conversation.ids[0] == begin and np.count_nonzero(conversation.ids == begin) == 1

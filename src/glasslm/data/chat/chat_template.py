@@ -98,24 +98,13 @@ class ChatTemplate:
         """
         messages, sign = self._break_special_tokens(messages)
         text = self.render(messages, asks=False)
-        spans = self._answer_spans(messages, text)
-        if spans is None:
-            raise InputError(
-                "the chat template writes an answer differently when it is asked for, or when "
-                "another turn follows, so it cannot be learnt: give --chat-template chatml"
-            )
-        if not all(self._pattern.search(text, *span) for span in spans):
-            raise InputError(
-                "the chat template writes no special token after an answer, so the model would "
-                "not stop: name it with --special-tokens, or give --chat-template chatml"
-            )
-        return self._encode(text, spans, sign)
+        return self._encode(text, self._require_answer_spans(messages, text), sign)
 
     def turn_end(self) -> str:
         """The special token that the template writes after an answer. Raises InputError."""
-        ids, is_answer = self.encode_conversation(PROBE)
-        end = int(ids[is_answer][-1])
-        return next(token for token, i in self.tokenizer.special_tokens.items() if i == end)
+        text = self.render(PROBE, asks=False)
+        begin, end = self._require_answer_spans(PROBE, text)[0]
+        return str(self._pattern.findall(text[begin:end])[-1])
 
     def render(self, messages: Conversation, asks: bool = True) -> str:
         """The text of `messages`; with `asks` also the start of the assistant's answer.
@@ -138,6 +127,21 @@ class ChatTemplate:
                 f"the model's chat template cannot write these messages: {reason}"
             ) from None
         return text
+
+    def _require_answer_spans(self, messages: Conversation, text: str) -> list[tuple[int, int]]:
+        """`_answer_spans`; raises InputError where the template's answers cannot be learnt."""
+        spans = self._answer_spans(messages, text)
+        if spans is None:
+            raise InputError(
+                "the chat template writes an answer differently when it is asked for, or when "
+                "another turn follows, so it cannot be learnt: give --chat-template chatml"
+            )
+        if not all(self._pattern.search(text, *span) for span in spans):
+            raise InputError(
+                "the chat template writes no special token after an answer, so the model would "
+                "not stop: name it with --special-tokens, or give --chat-template chatml"
+            )
+        return spans
 
     def _answer_spans(self, messages: Conversation, text: str) -> list[tuple[int, int]] | None:
         """Begin and end of each answer in `text`, the rendered `messages`.

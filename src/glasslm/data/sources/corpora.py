@@ -13,6 +13,7 @@ from glasslm.config.schema import DataConfig, TextCorpus
 from glasslm.data.download import HURRIED_TIMEOUTS_S, DownloadError
 from glasslm.data.sources import (
     arxiv,
+    dialogue_text,
     hub,
     python_code,
     shakespeare,
@@ -33,6 +34,7 @@ CORPUS_FACTS: dict[TextCorpus, tuple[str, str, str]] = {
     "python": python_code.FACTS,
     "arxiv": arxiv.FACTS,
     "wikipedia": wikipedia.FACTS,
+    "dialogues": dialogue_text.FACTS,
 }
 
 
@@ -87,6 +89,8 @@ def _find_text(data: DataConfig, notify: Notify) -> Source:
         return catalogue.find_source(data, notify)
     if data.corpus == "wikipedia":
         return wikipedia.find_source(data.max_byte_count, notify, separator)
+    if data.corpus == "dialogues":
+        return dialogue_text.find_source(notify)
     if data.corpus == "python":
         return python_code.find_source(notify)
     if data.corpus == "arxiv":
