@@ -280,6 +280,8 @@ def _add_tokenizer(writer: Any, tokenizer: GGUFTokenizer) -> None:
         writer.add_token_merges(tokenizer.merges)
     if tokenizer.end is not None:
         writer.add_eos_token_id(tokenizer.end)
+    if tokenizer.turn_end is not None:
+        writer.add_eot_token_id(tokenizer.turn_end)
     if tokenizer.begin is not None:
         writer.add_bos_token_id(tokenizer.begin)
     if tokenizer.pad is not None:

@@ -56,6 +56,7 @@ class GGUFTokenizer:
     begin: int | None = None
     pad: int | None = None
     chat_template: str = ""
+    turn_end: int | None = None  # ends an answer, where another token ends the text
 
 
 def convert_tokenizer(tokenizer: Tokenizer, settings: TokenSettings | None = None) -> GGUFTokenizer:
@@ -65,18 +66,20 @@ def convert_tokenizer(tokenizer: Tokenizer, settings: TokenSettings | None = Non
     """
     settings = default_settings(tokenizer) if settings is None else settings
     ids = role_ids(settings, hf_tokenizer.token_ids(tokenizer))
+    eos = ids["eos_token_id"]
     if isinstance(tokenizer, SubwordTokenizer):
-        end = ids["eos_token_id"]
-        converted = _convert_bpe(json.loads(tokenizer.to_json()), tokenizer, end)
+        converted = _convert_bpe(json.loads(tokenizer.to_json()), tokenizer, eos)
     else:
         converted = _convert_trie(tokenizer)
     begin, pad = ids["bos_token_id"], ids["pad_token_id"]
-    template = settings.get("chat_template", "")
+    template, ends = settings.get("chat_template", ""), settings.get("generation_eos_ids", [])
     return dataclasses.replace(
         converted,
         begin=converted.end if begin is None else begin,
         pad=pad,
         chat_template=template,
+        end=converted.end if eos is None else eos,
+        turn_end=ends[0] if template and ends and ends[0] != eos else None,
     )
 
 
