@@ -88,7 +88,7 @@ def test_a_run_without_a_template_is_refused(run: Path, capsys: pytest.CaptureFi
 
 def test_control_characters_of_the_model_are_escaped(tmp_path: Path) -> None:
     made = make_random_chat(tmp_path / "run", 256)
-    out, _ = chat(made, "a\n", temperature="1.5")
+    out, _ = chat(made, "a\n" * 30, temperature="1.5")
     assert "␛" in out
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", out)
 

@@ -21,9 +21,10 @@ def report_outcome(outcome: Outcome, as_json: bool) -> int:
     from glasslm.training import display
 
     path = run_report.write_after_training(outcome, notify)
+    config = Run(outcome.run_dir).config
     text = display.summary_text(
         outcome.run_dir, outcome.status, outcome.best, outcome.sample, path, outcome.elapsed_s,
-        Run(outcome.run_dir).config.operations.ops,
+        config.operations.ops, config.data.chat is not None,
     )  # fmt: skip
     if as_json:
         notify(text)

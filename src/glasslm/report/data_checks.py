@@ -67,6 +67,12 @@ def check_data(
             "The run's tokens are not in the cache. `glasslm evaluate` on this run, then `glasslm "
             "report`, prepares them again if the text still exists."
         )
+    if dataset.train.conversations is not None:
+        return DataChecks(
+            "The loss is that of the answers alone, so it cannot be compared with that of n-grams "
+            "on a text. `glasslm evaluate --suite dialogues` counts exact answers to the made-up "
+            "dialogues."
+        )
     train = decode_bytes(dataset.train.tokens, dataset.tokenizer, MAX_SEARCHED_BYTES)
     val = decode_bytes(dataset.val.tokens, dataset.tokenizer, MAX_VALIDATION_BYTES)
     if not (train and val):

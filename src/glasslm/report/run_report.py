@@ -204,6 +204,9 @@ def _model_sections(
         "domain": None,
         "suites": read_results(run.path),
     }
+    if run.config.data.chat is not None:  # samples would lack the special tokens of its template
+        sections["no_model"] = f"talk to the model with `glasslm chat {quote_path(run.path)}`."
+        return sections
     try:
         model = trained_model.load_model(run.path)
         excerpt: NDArray[Any] = (

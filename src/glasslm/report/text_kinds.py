@@ -73,6 +73,8 @@ def domain_kind(run: Run, dataset: Dataset | None) -> Kind | None:
     """
     if run.config.data.task:
         return "task"
+    if run.config.data.chat is not None:
+        return None
     if run.config.data.corpus == "python":
         return "python"
     files = run.record.get("data", {}).get("files", [])

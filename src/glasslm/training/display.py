@@ -244,17 +244,18 @@ def summary_text(
     report: Path | str | None = None,
     elapsed_s: float | None = None,
     ops: str = "",
+    is_chat: bool = False,
 ) -> str:
     """The result of a run and the commands to try next, printed after it ended.
 
     `best` is the eval line with the lowest validation loss, `sample` the last sample line, `ops`
-    the file of operations that these commands need.
+    the file of operations that these commands need. `is_chat`: the run learned conversations.
     """
     run, ops = quote_path(run_dir), f" --ops {quote_path(ops)}" if ops else ""
     lines = [status if elapsed_s is None else f"{status} after {format_duration(elapsed_s)}"]
     if best is not None:
         loss = format_number(best.get("loss"), ".4f")
-        tokens = "the whole split"
+        tokens = "the answers of the whole split" if is_chat else "the whole split"
         if note := sample_note(best):
             tokens = f"{best.get('tokens', 0):,} tokens ({note})"
         perplexity = format_number(best.get("perplexity"), ".2f")
@@ -283,5 +284,6 @@ def summary_text(
         lines += ["Train again with a lower --lr or a longer --warmup-steps."]
     lines += ["try next:"]
     lines += [f"  glasslm resume {run}{ops}"] if status in ("interrupted", "failed") else []
-    lines += [f"  glasslm generate {run}{ops}", f"  glasslm evaluate {run}{ops} --text-file FILE"]
+    talk = f"  glasslm chat {run}{ops}" if is_chat else f"  glasslm generate {run}{ops}"
+    lines += [talk, f"  glasslm evaluate {run}{ops} --text-file FILE"]
     return escape_control_chars("\n".join(lines))

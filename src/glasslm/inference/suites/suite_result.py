@@ -11,7 +11,7 @@ from glasslm.errors import InputError, explain_system_errors
 from glasslm.runs.metrics import to_json_types
 from glasslm.runs.typed_json import Count, require_type
 
-SuiteName = Literal["grammar", "induction", "copying"]
+SuiteName = Literal["grammar", "induction", "copying", "dialogues"]
 SUITES_FOLDER = "suites"  # in a run folder
 
 
