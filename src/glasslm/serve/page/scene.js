@@ -194,3 +194,17 @@ export function partName(part) {
     return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
   return rest.startsWith("n") ? `neuron ${layer}.${rest.slice(1)}` : `head ${layer}.${rest}`;
 }
+
+const CHEAP_FLOPS = 4e10; // of what is computed for the sentence of a closed view
+
+/**
+ * Whether a view may be computed for its sentence alone: it is open, or `passes` over the text up to
+ * the caret cost little.
+ * @param {Scene} scene
+ * @param {string} id
+ * @param {number} passes
+ */
+export function isWorthIt(scene, id, passes) {
+  const flops = 2 * scene.run.parameters * (scene.t + 1) * passes;
+  return scene.state.open.includes(id) || flops < CHEAP_FLOPS;
+}

@@ -1,13 +1,15 @@
 // Backward: the gradient of one token's loss, and what one step against it would change.
 
-import { alignedMatrix } from "../aligned_matrix.js";
-import { palette, textTint, tint } from "../colour.js";
+import { changeLane } from "../change_lane.js";
+import { tint } from "../colour.js";
 import { el } from "../dom.js";
 import { legend, number, segments, strong } from "../figure_parts.js";
+import { isWorthIt } from "../scene.js";
 import { store } from "../state.js";
+import { streamFigure, streamWords } from "../stream_figure.js";
 import { asTable } from "../table.js";
+import { tintedCell, tintedTable } from "../tinted_table.js";
 import { count, fixed, glyphs, quoted, significant } from "../words.js";
-import { changeLane, isWorthIt } from "./patch.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */
 
@@ -15,7 +17,7 @@ const RATES = ["0.001", "0.01", "0.1"];
 const SPAN = 1000; // between the largest norm and the one that is drawn faintest
 const FAINTEST = 0.04;
 const POWER = 0.8; // of a matrix's norm
-const ROW_PX = 22;
+const MOST_COLUMNS = 12; // of the table of matrices
 const GAINS = 1e-6; // nats; smaller changes are rounding
 const STEP_PASSES = 8; // forward passes that cost as much as a step
 
@@ -59,7 +61,7 @@ export const backward = {
     const choose = (/** @type {string} */ rate) => store.set({ lr: Number(rate) });
     const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
     return [
-      ...streamFigure(scene),
+      ...norms(scene),
       el("div", { class: "wide" }, matrices(scene)),
       el(
         "p",
@@ -128,9 +130,7 @@ export const backward = {
     if (kind !== "stream" || !(i < places.length && t <= scene.t)) return null;
     return {
       value: significant(stream.at(i, t)),
-      words: [
-        `norm of the gradient ${placeWords(places[i])}, position ${t}, of the loss on ${goal}`,
-      ],
+      words: [`norm of the gradient ${streamWords(i)}, position ${t}, of the loss on ${goal}`],
       name: `gradient/${places[i]}`,
       python: (code) => withNorm(code, `[${t}]`),
       shape: `(${scene.length}, ${scene.run.config.width})`,
@@ -157,19 +157,8 @@ function gradients(scene) {
   };
 }
 
-/** @param {string} place */
-function placeWords(place) {
-  return place === "embedding" ? "at the embedding" : `after layer ${place.split(".")[1]}`;
-}
-
-/** @param {string} place @param {boolean} isWide */
-function placeLabel(place, isWide) {
-  if (place === "embedding") return isWide ? place : "emb";
-  return isWide ? placeWords(place) : place.split(".")[1];
-}
-
 /** The norm that reaches each place and position, on a log scale. @param {Scene} scene */
-function streamFigure(scene) {
+function norms(scene) {
   const { places, stream } = gradients(scene);
   let most = 0;
   for (let i = 0; i < places.length; i++) {
@@ -178,25 +167,15 @@ function streamFigure(scene) {
   const least = most / SPAN;
   const alpha = (/** @type {number} */ norm) =>
     norm > 0 ? Math.max(FAINTEST, Math.log(norm / least) / Math.log(SPAN)) : 0;
-  const figure = alignedMatrix(scene, {
-    id: "backward-stream",
+  const figure = streamFigure(scene, {
+    id: "backward.stream",
     label: "Norm of the gradient that reaches each layer and position",
-    rows: places.map((place) => ({ label: [placeLabel(place, scene.columns.isWide)] })),
-    rowHeight: ROW_PX,
-    paint: (context, i, t, { x, y, width, height }) => {
-      context.fillStyle = t > scene.t ? palette.sink : palette.card;
-      context.fillRect(x, y, t > scene.t ? width : width - 1, height - 1);
-      if (t > scene.t) return;
-      context.fillStyle = tint("slope", alpha(stream.at(i, t)));
-      context.fillRect(x, y, width - 1, height - 1);
-    },
-    describe: (i, t) =>
-      t > scene.t
-        ? ["0: what comes later gets no gradient"]
-        : [significant(stream.at(i, t)), `norm of the gradient ${placeWords(places[i])}, at ${t}`],
-    choose: (i, t) => {
-      if (t <= scene.t) store.set({ n: `backward.stream.${i}.${t}` });
-    },
+    colour: (place, t) => tint("slope", alpha(stream.at(place, t))),
+    describe: (place, t) => [
+      significant(stream.at(place, t)),
+      `norm of the gradient ${streamWords(place)}, at ${t}`,
+    ],
+    later: "0: what comes later gets no gradient",
   });
   const [low, high] = [significant(least), significant(most)];
   const caption = el(
@@ -227,52 +206,29 @@ function matrices(scene) {
     const rows = table.get(column) ?? new Map();
     table.set(column, rows.set(found[1], i));
   });
-  const columns = [...table.keys()].slice(0, 12);
-  const cell = (/** @type {number} */ i) => matrixCell(scene, names[i], weights.at(i), i, most);
-  const layers = Array.from({ length: scene.layers }, (_, layer) => String(layer));
-  const head = columns.map((column) => el("th", { scope: "col" }, column));
-  const body = layers.map((layer) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, scene.columns.isWide ? `layer ${layer}` : layer),
-      columns.map((column) => {
-        const i = table.get(column)?.get(layer);
-        return el("td", {}, i === undefined ? null : cell(i));
-      }),
-    ),
+  const columns = [...table.keys()].slice(0, MOST_COLUMNS);
+  const cell = (/** @type {number} */ i) => {
+    const key = `backward.matrix.${i}`;
+    return {
+      text: significant(weights.at(i)),
+      title: `gradient of ${names[i]}: ${significant(weights.at(i))}`,
+      quantity: /** @type {const} */ ("slope"),
+      alpha: most > 0 ? (weights.at(i) / most) ** POWER : 0,
+      isPressed: scene.state.n === key,
+      choose: () => store.set({ n: key }),
+    };
+  };
+  const rows = Array.from({ length: scene.layers }, (_, layer) => {
+    const indices = columns.map((column) => table.get(column)?.get(String(layer)));
+    const cells = indices.map((i) => (i === undefined ? null : cell(i)));
+    const label = scene.columns.isWide ? `layer ${layer}` : layer;
+    return /** @type {[string | number, ReturnType<typeof cell>[]]} */ ([label, cells]);
+  });
+  const single = others.map((i) =>
+    el("span", {}, `${names[i].replace(".weight", "")} `, tintedCell(cell(i))),
   );
   return [
-    columns.length
-      ? el(
-          "table",
-          { class: "switches", style: { "min-width": `${60 + columns.length * 48}px` } },
-          el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
-          el("tbody", {}, body),
-        )
-      : null,
-    el(
-      "p",
-      { class: "chips indented" },
-      others.map((i) => el("span", {}, `${names[i].replace(".weight", "")} `, cell(i))),
-    ),
+    columns.length ? tintedTable(columns, rows) : null,
+    el("p", { class: "chips indented" }, single),
   ];
-}
-
-/** @param {Scene} scene @param {string} name @param {number} norm @param {number} i @param {number} most */
-function matrixCell(scene, name, norm, i, most) {
-  const colour = textTint("slope", most > 0 ? (norm / most) ** POWER : 0);
-  const key = `backward.matrix.${i}`;
-  return el(
-    "button",
-    {
-      type: "button",
-      title: `gradient of ${name}: ${significant(norm)}`,
-      "aria-label": `${name} ${significant(norm)}`,
-      "aria-pressed": String(scene.state.n === key),
-      style: { background: colour.background, color: colour.text },
-      on: { click: () => store.set({ n: key }) },
-    },
-    significant(norm),
-  );
 }

@@ -1,14 +1,15 @@
 // Learning: a run over its steps, and two checkpoints or runs side by side on the same text.
 
+import { changeLane } from "../change_lane.js";
 import { palette } from "../colour.js";
 import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
 import { KINDS } from "../head_names.js";
 import { lineChart } from "../line_chart.js";
+import { isWorthIt } from "../scene.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, headName, percent, plural, quoted, score } from "../words.js";
-import { changeLane, isWorthIt } from "./patch.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */
 /** @typedef {import("../scene.js").Run} Run */
